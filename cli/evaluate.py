@@ -1,0 +1,49 @@
+"""`wsi evaluate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import labels_option, mask_values_options
+
+if TYPE_CHECKING:
+    from wsi_pipeline.evaluation import Evaluation
+
+
+@click.command()
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@labels_option
+@mask_values_options
+def evaluate(results: Path, labels: tuple[Path, ...], positive_value: int, negative_value: int) -> None:
+    """Compare the predictions in RESULTS with known labels, per slide and pooled.
+
+    Labels are those of the patch stores that were inferred, or label masks given with --labels. Writes RESULTS/evaluation.csv.
+    """
+    from wsi_pipeline.evaluation import EVALUATION_CSV, evaluate_results
+    from wsi_pipeline.labels.mask import MaskValues
+
+    evaluation = evaluate_results(results, labels, MaskValues(negative_value, positive_value))
+    click.echo(draw_evaluation(evaluation))
+    click.echo(f"→  {results / EVALUATION_CSV}")
+
+
+def draw_evaluation(evaluation: "Evaluation") -> str:
+    """The table of scores, the pooled confusion matrix, and what could not be scored."""
+    from wsi_pipeline.training.metrics import draw_confusion
+
+    rows: list[tuple[str, ...]] = [("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")]
+    for slide in (*evaluation.slides, evaluation.pooled):
+        scores = slide.scores
+        figures = (scores.auroc, scores.f1, scores.balanced_accuracy)
+        rows.append((slide.slide_id, str(slide.labelled), str(slide.not_assessed), *("–" if v is None else f"{v:.3f}" for v in figures)))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
+    lines += [
+        "",
+        f"all slides at threshold {evaluation.pooled.scores.threshold:.3f}:",
+        draw_confusion(evaluation.pooled.scores, evaluation.class_names),
+    ]
+    if evaluation.unlabelled:
+        lines.append(f"without labels: {', '.join(evaluation.unlabelled)}")
+    return "\n".join(lines)

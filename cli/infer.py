@@ -1,0 +1,78 @@
+"""`wsi infer`."""
+
+from pathlib import Path
+
+import click
+
+from .options import (
+    EXISTING,
+    FOLDER,
+    allow_upsample_option,
+    device_option,
+    force_option,
+    min_tissue_option,
+    scheduler_option,
+    slide_mpp_option,
+    workers_option,
+)
+
+
+@click.command()
+@click.option(
+    "--slides", "--wsi-dir", "-i", type=EXISTING, multiple=True, metavar="DIR", help="Slides, or folders of them. May be repeated."
+)
+@click.option("--stores", type=EXISTING, multiple=True, metavar="DIR", help="Patch stores, or folders of them, instead of slides.")
+@click.option("--model", "-m", type=click.Path(path_type=Path), required=True, help="A model.safetensors of `wsi train`.")
+@click.option("--results-dir", "-o", type=FOLDER, required=True, help="Folder for one folder per slide and the tables of the run.")
+@min_tissue_option
+@slide_mpp_option
+@allow_upsample_option
+@click.option("--batch-size", type=click.IntRange(1), default=32, help="Patches that the network takes at once.")
+@device_option
+@workers_option
+@scheduler_option
+@force_option
+def infer(
+    slides: tuple[Path, ...],
+    stores: tuple[Path, ...],
+    model: Path,
+    results_dir: Path,
+    min_tissue: float,
+    slide_mpp: float | None,
+    allow_upsample: bool,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+    scheduler: str | None,
+    force: bool,
+) -> None:
+    """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
+
+    Slides are cut at the model's own µm per pixel. A slide that fails does not stop the others; failures.csv says why. Run again, it
+    goes on where it stopped, and does nothing for slides that are done.
+    """
+    from wsi_pipeline.models.checkpoint import load_checkpoint
+    from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_slides, infer_stores
+    from wsi_pipeline.tiling import TileConfig
+    from wsi_pipeline.tissue import TissueParameters
+
+    from .progress import close_run, log_to, show_progress
+
+    if bool(slides) == bool(stores):
+        raise click.UsageError("give either --slides or --stores")
+    checkpoint = load_checkpoint(model)
+    click.echo(
+        f"model {checkpoint.architecture}: patches of {checkpoint.spec.side_px} px at {checkpoint.spec.mpp:g} µm/px, "
+        f"{checkpoint.positive_class} from probability {checkpoint.threshold:.3f} on ({checkpoint.threshold_source})"
+    )
+    config = InferConfig(
+        tiling=TileConfig(tissue=TissueParameters(min_tissue=min_tissue), slide_mpp=slide_mpp, allow_upsample=allow_upsample),
+        device=device,
+        batch_size=batch_size,
+        force=force,
+    )
+    crew = choose_workers(workers, scheduler, device)
+    run, places = (infer_slides, slides) if slides else (infer_stores, stores)
+    with log_to(results_dir), show_progress() as progress:
+        account = run(places, model, results_dir, config, workers=crew, progress=progress)
+    close_run(account, results_dir / "index.html")

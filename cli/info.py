@@ -1,0 +1,32 @@
+"""`wsi info`."""
+
+from pathlib import Path
+
+import click
+
+from .options import slide_mpp_option
+
+
+@click.command()
+@click.argument("slide", type=click.Path(path_type=Path))
+@slide_mpp_option
+def info(slide: Path, slide_mpp: float | None) -> None:
+    """Show a slide's size, scale and pyramid, as the other commands see them."""
+    from wsi_pipeline.slides import open_slide
+
+    reader = open_slide(slide, slide_mpp=slide_mpp)
+    facts = reader.info
+    width, height = facts.size_l0
+    click.echo(f"{slide}")
+    click.echo(f"  size           {width} × {height} px, {width * facts.mpp / 1000:.2f} × {height * facts.mpp / 1000:.2f} mm")
+    click.echo(f"  scale          {facts.mpp:g} µm/px (from: {facts.mpp_source})")
+    click.echo(f"  magnification  {'not stated' if facts.magnification is None else f'{facts.magnification:g}x, as written in the file'}")
+    click.echo(f"  vendor         {facts.vendor or 'not stated'}")
+    if facts.bounds_l0 != (0, 0, width, height):
+        click.echo(f"  scanned area   x, y, width, height = {facts.bounds_l0} px")
+    for level in reader.levels:
+        mpp = facts.mpp * float(level.downsample)
+        click.echo(
+            f"  level {level.number:<8} {level.size[0]} × {level.size[1]} px, {mpp:.4g} µm/px, reduced {float(level.downsample):g} times"
+        )
+    click.echo(f"  fingerprint    {facts.fingerprint[:16]}")

@@ -1,0 +1,45 @@
+"""`wsi ingest`."""
+
+from pathlib import Path
+
+import click
+
+from .options import force_option, out_option, patch_size_option, workers_option
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@click.option(
+    "--mpp",
+    type=float,
+    required=True,
+    metavar="UM_PER_PX",
+    help="µm per pixel of the patches. Image files do not say; the public IDC set is at 4, because its patches were cut from 40x scans "
+    "reduced 16 times (16 × 0.25).",
+)
+@out_option
+@patch_size_option
+@workers_option
+@force_option
+def ingest(folder: Path, mpp: float, out: Path, patch_size: int, workers: int | None, force: bool) -> None:
+    """Take in ready-cut labelled patches: one patch store per patient.
+
+    DIR holds files called <patient>_idx5_x<X>_y<Y>_class<0|1>.png at any depth, as in the public IDC set; X (column) and Y (row) count
+    from 1. Files that are no whole patch are left out, counted, and named in left_out.csv.
+    """
+    from wsi_pipeline.geometry import PatchSpec
+    from wsi_pipeline.pipeline import LEFT_OUT_CSV, ingest_patches
+    from wsi_pipeline.scheduling import Workers
+
+    from .progress import close_run, log_to, show_progress
+
+    crew = Workers(count=workers or 0)
+    with log_to(out), show_progress() as progress:
+        account = ingest_patches(folder, out, PatchSpec(patch_size, patch_size, mpp), workers=crew, force=force, progress=progress)
+    stores = f"{account.patches} patches of {patch_size}×{patch_size} in {len(account.run.outcomes)} stores"
+    click.echo(f"{stores}, {len(account.left_out)} files left out")
+    for entry in account.left_out:
+        click.echo(f"  left out: {entry.file}: {entry.reason}")
+    if account.left_out:
+        click.echo(f"  (also in {out / LEFT_OUT_CSV})")
+    close_run(account.run, out)

@@ -1,0 +1,85 @@
+"""`wsi`: the command group, and what every command shares: exit codes and one-line errors."""
+
+import importlib
+import logging
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from wsi_pipeline.errors import WsiError
+
+COMMANDS = ("demo", "evaluate", "infer", "info", "ingest", "tile", "train", "view")
+"""Each is a module of this package with a command of the same name."""
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised so that locks and worker processes are let go on the way out."""
+
+
+class WsiGroup(click.Group):
+    """Loads a command when it is called, and turns what goes wrong into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command's name."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name; None where there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"{__package__}.{cmd_name}"), cmd_name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; exit codes as in the README."""
+        signal.signal(signal.SIGTERM, _raise_terminated)
+        try:
+            return super().invoke(ctx)
+        except WsiError as error:
+            _stop(f"{error}", error.exit_code)
+        except KeyboardInterrupt:
+            _stop("interrupted; nothing finished is lost, run the same line again to go on", INTERRUPTED)
+        except Terminated:
+            _stop("terminated; nothing finished is lost, run the same line again to go on", TERMINATED)
+
+
+def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _stop(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"wsi: {printable(message)}", err=True)
+    sys.exit(exit_code)
+
+
+def printable(text: str) -> str:
+    """One line that cannot move the cursor: control characters and undecodable bytes of file names are escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text)
+
+
+@click.group(
+    cls=WsiGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "auto_envvar_prefix": "WSI", "max_content_width": 120},
+)
+@click.version_option(package_name="wsi-pipeline", prog_name="wsi")
+def wsi() -> None:
+    r"""Tile, train, infer and view whole-slide images.
+
+    \b
+    wsi demo                                                  the whole chain on drawn slides, in about two minutes
+    wsi tile slide.svs --out stores                           cut a slide into 50×50 patches at 0.25 µm/px
+    wsi train stores --out model                              train on labelled stores, split by patient
+    wsi infer --slides dir --model model/model.safetensors --results-dir results
+    wsi view results                                          heatmaps and counts in the browser
+
+    Exit codes: 0 all done · 1 this run could not go on · 2 usage · 3 some slides failed or are damaged, the others are done ·
+    4 no slide succeeded · 5 disk, lock or cluster: safe to run again · 130, 143 interrupted: safe to run again.
+    """
+    # Without a handler, logging prints records of libraries and tracebacks of slides to the terminal by itself.
+    logging.getLogger().addHandler(logging.NullHandler())

@@ -1,0 +1,130 @@
+"""Progress on the terminal: one line with rate and time left, and a line for every slide that ends."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState
+
+from .main import printable
+
+PLAIN_INTERVAL_S = 30.0
+"""Where the output is no terminal, a line of progress this often."""
+
+
+class RateColumn(ProgressColumn):
+    """Units per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """The rate, once there is one."""
+        rate = task.finished_speed or task.speed
+        return Text("–" if rate is None else f"{rate:,.0f} {self._unit}/s")
+
+
+def make_bar(console: Console, unit: str) -> Progress:
+    """A bar with amount, rate and time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}"),
+        RateColumn(unit),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+class RunProgress:
+    """The progress of a run over slides; use it with `show_progress`."""
+
+    def __init__(self, console: Console, bar: Progress) -> None:
+        self._console = console
+        self._bar = bar
+        self._task = bar.add_task("", total=0)
+        self._slides = self._ended = 0
+        self._started = self._last_line = time.monotonic()
+
+    def begin(self, slides: int) -> None:
+        """So many slides are to be gone through."""
+        self._slides, self._ended = slides, 0
+        self._started = self._last_line = time.monotonic()
+        self._bar.reset(self._task, total=0)
+        self._describe()
+
+    def add_patches(self, missing: int) -> None:
+        """So many more patches are known to be there to do."""
+        self._bar.update(self._task, total=(self._bar.tasks[self._task].total or 0) + missing)
+
+    def advance(self, patches: int) -> None:
+        """So many patches were done."""
+        self._bar.advance(self._task, patches)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_line >= PLAIN_INTERVAL_S:
+            self._last_line = now
+            click.echo(self._plain_line(now), err=True)
+
+    def end_slide(self, outcome: SlideOutcome) -> None:
+        """A slide is done, well or not."""
+        self._ended += 1
+        self._describe()
+        resumed = " (already done)" if outcome.is_resumed_whole else ""
+        line = f"{printable(outcome.slide_id)}: {outcome.state.value}: {printable(outcome.message)}{resumed}"
+        self._console.print(
+            line, markup=False, highlight=False, soft_wrap=True, style="red" if outcome.state is SlideState.FAILED else None
+        )
+
+    def _describe(self) -> None:
+        self._bar.update(self._task, description=f"slide {self._ended} of {self._slides}")
+
+    def _plain_line(self, now: float) -> str:
+        task = self._bar.tasks[self._task]
+        rate = task.completed / max(now - self._started, 1e-9)
+        left = max((task.total or 0) - task.completed, 0) / max(rate, 1e-9)
+        done = f"slide {self._ended} of {self._slides}, {task.completed:,.0f} patches, {rate:,.0f}/s"
+        return f"{done}, about {left / 60:.0f} min left in open slides"
+
+
+@contextmanager
+def show_progress() -> Iterator[RunProgress]:
+    """Progress on stderr while the block runs."""
+    console = Console(stderr=True)
+    with make_bar(console, "patches") as bar:
+        yield RunProgress(console, bar)
+
+
+def close_run(account: RunAccount, where: Path) -> None:
+    """Print the line that adds up, say where the products are, and leave with the account's exit code."""
+    already = sum(outcome.is_resumed_whole for outcome in account.outcomes)
+    if already == len(account.outcomes):
+        click.echo("nothing to do: every slide was already done by an earlier run")
+    elif already:
+        click.echo(f"{already} slides were already done by an earlier run")
+    click.echo(f"{account.closing_line}  →  {where}")
+    click.get_current_context().exit(account.exit_code)
+
+
+@contextmanager
+def log_to(folder: Path) -> Iterator[None]:
+    """Tracebacks of slides that fail go to wsi.log in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "wsi.log", delay=True, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("wsi_pipeline")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,1 @@
+"""Whole-slide pipeline: tile, train, infer and aggregate on one store."""

@@ -1,0 +1,1 @@
+"""The whole chain without any input: drawn slides whose tumour is known."""

@@ -1,0 +1,91 @@
+"""Phantoms: drawn slides that look like H&E from afar and whose tumour regions are known to the pixel.
+
+Light passes stain by Beer and Lambert: intensity = lamp · exp(-(haematoxylin + eosin)), with the stain colours of Ruifrok and
+Johnston (2001). Tumour is where nuclei are large, dark and crowded; clusters of small dark lymphocytes, which are benign, keep it from
+being a matter of colour alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.filters import gaussian
+from skimage.transform import resize
+
+PHANTOM_MPP = 2.0
+LAMP = 243.0
+HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
+EOSIN = np.array([0.07, 0.99, 0.11])
+
+LABEL_NONE, LABEL_BENIGN, LABEL_TUMOUR = 0, 100, 200
+"""Values of the truth image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phantom:
+    """A drawn slide."""
+
+    pixels: NDArray[np.uint8]
+    """RGB, (h, w, 3), at PHANTOM_MPP µm/px."""
+    truth: NDArray[np.uint8]
+    """(h, w) of LABEL_NONE, LABEL_BENIGN, LABEL_TUMOUR."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Nuclei:
+    """How nuclei of one kind look and how they are strewn."""
+
+    per_px: float
+    radius_px: float
+    darkness: float
+
+
+STROMAL = _Nuclei(per_px=1 / 350, radius_px=1.3, darkness=0.6)
+LYMPHOCYTE = _Nuclei(per_px=1 / 60, radius_px=1.2, darkness=0.7)
+TUMOUR = _Nuclei(per_px=1 / 75, radius_px=2.2, darkness=0.9)
+
+
+def draw_phantom(width: int, height: int, seed: int) -> Phantom:
+    """A slide of that size; another seed gives another patient, with its own tissue, tumour and staining."""
+    rng = np.random.default_rng(seed)
+    shape = (height, width)
+    tissue = _smooth_noise(rng, shape, scale=shape[0] // 4) - 1.4 * _distance_from_centre(shape) > -0.85
+    tumour = tissue & _top(_smooth_noise(rng, shape, scale=shape[0] // 7), share=0.35)
+    lymphoid = tissue & ~tumour & _top(_smooth_noise(rng, shape, scale=shape[0] // 14), share=0.12)
+    haematoxylin = 0.06 + _strew(rng, tissue & ~tumour, STROMAL) + _strew(rng, lymphoid, LYMPHOCYTE) + _strew(rng, tumour, TUMOUR)
+    eosin = 0.32 + 0.10 * _smooth_noise(rng, shape, scale=6) + 0.08 * _smooth_noise(rng, shape, scale=2)
+    eosin *= np.where(tumour, 0.85, 1.0)
+    strength = rng.uniform(0.85, 1.15, size=2)  # every laboratory stains a little differently
+    soft_tissue = gaussian(tissue.astype(np.float64), sigma=1.5)[..., None]
+    density = strength[0] * haematoxylin[..., None] * HAEMATOXYLIN + strength[1] * np.clip(eosin, 0, None)[..., None] * EOSIN
+    rgb = LAMP * np.exp(-density * soft_tissue) + rng.normal(0, 2.0, (*shape, 3))
+    truth = np.where(tumour, LABEL_TUMOUR, np.where(tissue, LABEL_BENIGN, LABEL_NONE)).astype(np.uint8)
+    return Phantom(np.clip(rgb, 0, 255).astype(np.uint8), truth)
+
+
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: int) -> NDArray[np.float64]:
+    """Noise of zero mean and unit deviation whose features are about `scale` pixels wide."""
+    coarse = rng.standard_normal((shape[0] // scale + 4, shape[1] // scale + 4))
+    smooth: NDArray[np.float64] = resize(coarse, shape, order=3, mode="reflect", anti_aliasing=False)
+    standardised: NDArray[np.float64] = (smooth - smooth.mean()) / smooth.std()
+    return standardised
+
+
+def _distance_from_centre(shape: tuple[int, int]) -> NDArray[np.float64]:
+    """0 at the centre, 1 in the middle of the nearest edges."""
+    y, x = (np.abs(np.linspace(-1, 1, extent)) for extent in shape)
+    return np.hypot(y[:, None], x[None, :])
+
+
+def _top(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+    return values > np.quantile(values, 1 - share)
+
+
+def _strew(rng: np.random.Generator, region: NDArray[np.bool_], kind: _Nuclei) -> NDArray[np.float64]:
+    """Optical density of nuclei strewn over a region: blurred points, as dark in the middle as `darkness`."""
+    points = np.zeros(region.shape)
+    hits = (rng.random(region.shape) < kind.per_px) & region
+    points[hits] = rng.uniform(0.7, 1.1, size=int(hits.sum()))
+    peak = 1 / (2 * np.pi * kind.radius_px**2)
+    density: NDArray[np.float64] = gaussian(points, sigma=kind.radius_px) * (kind.darkness / peak)
+    return density

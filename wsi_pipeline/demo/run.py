@@ -1,0 +1,79 @@
+"""The demo: draw slides, tile, train, infer on patients that training never saw, score against the truth."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_pipeline.demo.phantom import PHANTOM_MPP, draw_phantom
+from wsi_pipeline.evaluation import Evaluation, evaluate_results
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.outputs.index_page import INDEX_HTML
+from wsi_pipeline.pipeline import InferConfig, Progress, infer_slides, tile_slides
+from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.slides.image_writer import write_grey
+from wsi_pipeline.slides.tiff_writer import write_pyramid
+from wsi_pipeline.tiling import TileConfig
+from wsi_pipeline.training.loop import TrainConfig
+from wsi_pipeline.training.run import SplitChoice, TrainListener, train
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSize:
+    """How much the demo does."""
+
+    width_px: int = 1600
+    height_px: int = 1200
+    training_slides: int = 6
+    held_out_slides: int = 2
+    epochs: int = 6
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo came to."""
+
+    evaluation: Evaluation
+    """On the held-out slides."""
+    index: Path
+
+
+def run_demo(
+    out: Path,
+    size: DemoSize | None = None,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Progress | None = None,
+    listener: TrainListener | None = None,
+) -> DemoResult:
+    """Run the whole chain into `out`; run again, it goes on from what is there."""
+    size = size or DemoSize()
+    here = Workers(count=0)
+    say(f"1/5  drawing {size.training_slides + size.held_out_slides} slides at {PHANTOM_MPP:g} µm/px into {out / 'slides'}")
+    training = [_draw(out, f"patient-{number}", number, size) for number in range(1, size.training_slides + 1)]
+    held_out = [_draw(out, f"held-out-{number}", 100 + number, size) for number in range(1, size.held_out_slides + 1)]
+    labels = [out / "labels"]
+    say(f"2/5  tiling the {len(training)} training slides: wsi tile … --mpp {PHANTOM_MPP:g} --labels labels")
+    config = TileConfig(spec=PatchSpec(mpp=PHANTOM_MPP), class_names=("benign", "tumour"))
+    tile_slides(training, out / "stores", config, labels=labels, workers=here, progress=progress)
+    say("3/5  training idc_cnn on these patients, a third of them for validation: wsi train stores --arch idc_cnn")
+    trained = train(
+        [out / "stores"],
+        out / "model",
+        TrainConfig(epochs=size.epochs, patience=size.epochs),
+        SplitChoice(val_fraction=1 / 3),
+        listener=listener,
+    )
+    say(f"4/5  inferring {len(held_out)} slides of patients that training never saw: wsi infer --slides slides --model model")
+    infer_slides(held_out, trained.model, out / "results", InferConfig(), workers=here, progress=progress)
+    say("5/5  comparing with the truth: wsi evaluate results --labels labels")
+    return DemoResult(evaluate_results(out / "results", labels), out / "results" / INDEX_HTML)
+
+
+def _draw(out: Path, name: str, seed: int, size: DemoSize) -> Path:
+    slide = out / "slides" / f"{name}.tiff"
+    slide.parent.mkdir(parents=True, exist_ok=True)
+    (out / "labels").mkdir(exist_ok=True)
+    phantom = draw_phantom(size.width_px, size.height_px, seed)
+    write_pyramid(slide, phantom.pixels, PHANTOM_MPP)
+    write_grey(out / "labels" / f"{name}_labels.png", phantom.truth)
+    return slide

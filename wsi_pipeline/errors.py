@@ -1,0 +1,37 @@
+"""Every error that the pipeline raises on purpose.
+
+Each takes one finished message (`what: where: what to do`), so that it survives pickling between processes. Context gained on
+the way up is added with `add_note`. Foreign exceptions are translated in the one module that calls the library.
+"""
+
+
+class WsiError(Exception):
+    """This run or this slide cannot go on; the message is one line and names the remedy."""
+
+    exit_code = 1
+
+
+class SlideError(WsiError):
+    """A slide file cannot be opened, read, or placed on a scale."""
+
+
+class StoreError(WsiError):
+    """A store is missing, incomplete, damaged, or of another recipe."""
+
+
+class LabelError(WsiError):
+    """Labels cannot be read or do not belong to the slide."""
+
+
+class ModelError(WsiError):
+    """A checkpoint cannot be loaded or does not fit the pixels it is given."""
+
+
+class ConfigError(WsiError, ValueError):
+    """A parameter is out of its range, or parameters contradict each other."""
+
+
+class EnvironmentFault(WsiError):
+    """The machine, not the input, stopped the work (disk, lock, cluster): safe to run again."""
+
+    exit_code = 5

@@ -1,0 +1,152 @@
+"""Patches, grids and frames: where a cell lies on a slide, by integer arithmetic alone.
+
+Frames, from the outside in. *Level-0 pixels* (`_l0`) are those of the scan. *Patch pixels* (`_px`) are those of the virtual image
+that the slide would be at `PatchSpec.mpp`: one of them covers `Grid.downsample` level-0 pixels, a ratio of integers, so that
+no corner ever depends on floating-point rounding. A *cell* (row, col) is one patch of that image.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import ConfigError
+
+MIN_MPP = 0.05
+MAX_MPP = 10.0
+"""A slide whose scale lies outside MIN_MPP to MAX_MPP µm per pixel was mislabelled: no scanner makes one."""
+
+MAX_DENOMINATOR = 10_000
+"""Downsamples are rounded to a ratio with at most this denominator: off by less than 0.003 px over 250,000 px."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSpec:
+    """The size, pitch and scale of patches; a model and the pixels it sees must share it."""
+
+    side_px: int = 50
+    stride_px: int = 50
+    """Distance between neighbouring patches; equal to `side_px` where they neither overlap nor leave gaps."""
+    mpp: float = 0.25
+    """µm per patch pixel; 0.25 is what scanners call 40x."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.side_px <= 8192:
+            raise ConfigError(f"patch size is {self.side_px} px; it must lie between 1 and 8192")
+        if not 1 <= self.stride_px <= 8192:
+            raise ConfigError(f"stride is {self.stride_px} px; it must lie between 1 and 8192")
+        if not (math.isfinite(self.mpp) and MIN_MPP <= self.mpp <= 10 * MAX_MPP):
+            raise ConfigError(f"mpp is {self.mpp} µm/px; it must lie between {MIN_MPP} and {10 * MAX_MPP:g}")
+
+    @property
+    def field_um(self) -> float:
+        """Side of one patch in µm of tissue."""
+        return self.side_px * self.mpp
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The cells of one slide: `rows` × `cols` patches of `spec`, the first at `origin_xy_l0`."""
+
+    spec: PatchSpec
+    rows: int
+    cols: int
+    downsample: Fraction
+    """Level-0 pixels per patch pixel."""
+    origin_xy_l0: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        if self.rows < 0 or self.cols < 0:
+            raise ConfigError(f"a grid of {self.rows} × {self.cols} cells cannot be")
+        if self.spec.stride_px * self.downsample < 1:
+            raise ConfigError(f"stride {self.spec.stride_px} px is less than one pixel of the slide; raise it")
+
+    @property
+    def cell_area_mm2(self) -> float:
+        """Tissue area that one cell stands for, in mm²: its pitch squared, or its own area where cells leave gaps."""
+        side_um = min(self.spec.side_px, self.spec.stride_px) * self.spec.mpp
+        return (side_um / 1000) ** 2
+
+
+def downsample_between(slide_mpp: float, patch_mpp: float) -> Fraction:
+    """Level-0 pixels per patch pixel as a ratio of integers, from two decimal scales in µm/px."""
+    ratio = Fraction(repr(float(patch_mpp))) / Fraction(repr(float(slide_mpp)))
+    return ratio.limit_denominator(MAX_DENOMINATOR)
+
+
+def lay_grid(bounds_l0: tuple[int, int, int, int], downsample: Fraction, spec: PatchSpec) -> Grid:
+    """The cells that fit wholly into `bounds_l0` (x, y, width, height); a partial cell at an edge is no cell."""
+    x, y, width_l0, height_l0 = bounds_l0
+    cols = _count_cells(math.floor(width_l0 / downsample), spec)
+    rows = _count_cells(math.floor(height_l0 / downsample), spec)
+    return Grid(spec=spec, rows=rows, cols=cols, downsample=downsample, origin_xy_l0=(x, y))
+
+
+def _count_cells(extent_px: int, spec: PatchSpec) -> int:
+    return 0 if extent_px < spec.side_px else (extent_px - spec.side_px) // spec.stride_px + 1
+
+
+def cell_to_xy_l0(row: int, col: int, grid: Grid) -> tuple[int, int]:
+    """Top-left corner of a cell, as (x, y) in level-0 pixels, rounded down."""
+    step_l0 = grid.spec.stride_px * grid.downsample
+    x0, y0 = grid.origin_xy_l0
+    return x0 + math.floor(col * step_l0), y0 + math.floor(row * step_l0)
+
+
+def xy_l0_to_cell(x: int, y: int, grid: Grid) -> tuple[int, int]:
+    """The last cell (row, col) that begins at or before a level-0 pixel; it may lie outside the grid."""
+    step_l0 = grid.spec.stride_px * grid.downsample
+    x0, y0 = grid.origin_xy_l0
+    return math.ceil((y - y0 + 1) / step_l0) - 1, math.ceil((x - x0 + 1) / step_l0) - 1
+
+
+def cells_to_boxes_l0(cells: NDArray[np.int32], grid: Grid) -> NDArray[np.int64]:
+    """Level-0 boxes of cells (n, 2): int64 (n, 4) of x, y, width, height; edges rounded down as in `cell_to_xy_l0`."""
+    row_col = cells.astype(np.int64)
+    start_px = row_col[:, ::-1] * grid.spec.stride_px  # (n, 2) as x, y
+    numerator, denominator = grid.downsample.numerator, grid.downsample.denominator
+    start_l0 = start_px * numerator // denominator
+    stop_l0 = (start_px + grid.spec.side_px) * numerator // denominator
+    origin = np.array(grid.origin_xy_l0, dtype=np.int64)
+    return np.concatenate([start_l0 + origin, stop_l0 - start_l0], axis=1)
+
+
+def all_cells(grid: Grid) -> NDArray[np.int32]:
+    """Every cell of the grid in raster order, int32 (rows · cols, 2)."""
+    row_col = np.indices((grid.rows, grid.cols), dtype=np.int32)
+    return np.ascontiguousarray(row_col.reshape(2, -1).T)
+
+
+def order_by_macro_tile(cells: NDArray[np.int32], tile_cells: int) -> NDArray[np.int32]:
+    """The same cells, macro-tile by macro-tile (`tile_cells` cells square), in raster order within each.
+
+    Patches of one block then lie close together and share JPEG tiles.
+    """
+    tile = cells // np.int32(tile_cells)
+    order = np.lexsort((cells[:, 1], cells[:, 0], tile[:, 1], tile[:, 0]))
+    return np.ascontiguousarray(cells[order])
+
+
+BLOCK_PATCHES = 4096
+SMALL_BLOCK_PATCHES = 1024
+"""Patches per block; the smaller one where a slide has fewer than four large blocks, so that workers can share it.
+
+A slide with fewer patches than that is one block of them all: a chunk on disk is never longer than its slide.
+"""
+
+
+def choose_block_size(patches: int) -> int:
+    """Patches per block for a slide of that many patches; depends on nothing else, so every run agrees."""
+    return BLOCK_PATCHES if patches >= 4 * BLOCK_PATCHES else max(1, min(patches, SMALL_BLOCK_PATCHES))
+
+
+def count_blocks(patches: int, block_size: int) -> int:
+    """Number of blocks, the last one perhaps shorter."""
+    return -(-patches // block_size)
+
+
+def block_slice(block: int, block_size: int, patches: int) -> slice:
+    """The patches of block number `block`, counted from 0."""
+    return slice(block * block_size, min((block + 1) * block_size, patches))

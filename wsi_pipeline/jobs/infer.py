@@ -1,0 +1,139 @@
+"""The job that ends in a slide's results: its predictions, and everything that is made of them."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline import heatmap, inference, tiling
+from wsi_pipeline.jobs.plan import (
+    OPEN_SOURCES,
+    BlockReport,
+    SlidePlan,
+    finished_plan,
+    open_patches,
+    open_plan,
+    refuse_unreadable,
+    staged_table,
+)
+from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.models.device import choose_device
+from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.outcome import SlideOutcome
+from wsi_pipeline.outputs import WRITERS, SlideResult
+from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.sources import PatchSource, PatchTable
+from wsi_pipeline.store.commit import Staging, find_finished, hold_lock
+from wsi_pipeline.store.patches import PatchStore
+from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
+
+
+@lru_cache(OPEN_SOURCES)
+def _open_store(path: Path, digest: str) -> PatchStore:
+    return PatchStore(path)
+
+
+@lru_cache(1)
+def _load_predictor(model: Path, digest: str, device: str, batch_size: int) -> Predictor:
+    return Predictor(load_checkpoint(model), choose_device(device), batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """Which checkpoint runs, and on what."""
+
+    path: Path
+    digest: str
+    device: str
+    batch_size: int
+
+    def load(self) -> Predictor:
+        """The predictor, loaded once per process."""
+        return _load_predictor(self.path, self.digest, self.device, self.batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class InferJob:
+    """Predict one slide, read directly or from its patch store, and write everything that is made of the predictions."""
+
+    slide: FoundSlide
+    """A slide file, or a patch store where `is_store`."""
+    out: Path
+    model: ModelChoice
+    config: tiling.TileConfig
+    is_store: bool = False
+    force: bool = False
+
+    @property
+    def _target(self) -> Path:
+        return self.out / self.slide.slide_id
+
+    def hold(self) -> AbstractContextManager[None]:
+        """The result's lock."""
+        return hold_lock(self._target)
+
+    def prepare(self) -> SlidePlan:
+        """Choose the patches, lay out the predictions."""
+        return self._prepare_from_store() if self.is_store else self._prepare_from_slide()
+
+    def _prepare_from_slide(self) -> SlidePlan:
+        reader = open_slide(self.slide.path, self.slide.slide_id, self.config.slide_mpp)
+        staging = self._stage(tiling.tile_recipe(reader.info, self.config))
+        if manifest := find_finished(staging, self.force):
+            return finished_plan(staging, manifest)
+        if not staging.is_prepared:
+            self._begin(staging, tiling.plan_patches(reader, self.config))
+        reader.close()
+        return open_plan(staging, staged_table(staging.product / FOLDER))
+
+    def _prepare_from_store(self) -> SlidePlan:
+        store = PatchStore(self.slide.path)
+        staging = self._stage({"store": store.manifest.digest})
+        if manifest := find_finished(staging, self.force):
+            return finished_plan(staging, manifest)
+        if not staging.is_prepared:
+            self._begin(staging, store.table)
+        return open_plan(staging, staged_table(staging.product / FOLDER))
+
+    def _stage(self, source_recipe: dict[str, Any]) -> Staging:
+        return Staging(self._target, inference.inference_recipe(source_recipe, self.model.load().checkpoint))
+
+    def _begin(self, staging: Staging, table: PatchTable) -> None:
+        inference.begin_predictions(staging, table, self.model.load().checkpoint)
+
+    def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
+        """Read, predict and write one block."""
+        folder = plan.staging.product / FOLDER
+        if self.is_store:
+            source: PatchSource = _open_store(self.slide.path, plan.staging.folder.name)
+        else:
+            source = open_patches(self.slide, self.config.slide_mpp, folder)
+        return BlockReport(**inference.predict_block(source, self.model.load(), plan.staging, staged_table(folder), block))
+
+    def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
+        """Aggregate, write every output, commit them together."""
+        if not plan.is_finished:
+            refuse_unreadable(self.slide.path, plan)
+            self._write_outputs(plan.staging)
+        summary = read_summary(self._target)
+        return SlideOutcome(
+            slide_id=self.slide.slide_id,
+            path=str(self.slide.path),
+            state=summary.state,
+            message=heatmap.describe_summary(summary),
+            patches=summary.patches,
+            is_resumed_whole=plan.is_finished,
+        )
+
+    def _write_outputs(self, staging: Staging) -> None:
+        predictions = Predictions(staging.product / FOLDER)
+        picture = heatmap.draw_heatmap(predictions)
+        summary = heatmap.summarise(predictions, picture)
+        result = SlideResult(predictions.table, picture, summary)
+        for write in WRITERS.values():
+            write(result, staging.product)
+        staging.commit(RESULT_KIND, {"patches": summary.patches, "unreadable": summary.unreadable, "positives": summary.positives})

@@ -1,0 +1,90 @@
+"""What every job has: the plan of a slide's blocks, reports of them, and slides that stay open between blocks."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.geometry import count_blocks
+from wsi_pipeline.outcome import SlideState, state_of
+from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.slides.patches import SlidePatches
+from wsi_pipeline.sources import PatchSource, PatchTable
+from wsi_pipeline.store.arrays import read_attributes
+from wsi_pipeline.store.commit import Manifest, Staging
+from wsi_pipeline.store.schema import read_table
+
+OPEN_SOURCES = 4
+"""Slides or stores that one process keeps open."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlidePlan:
+    """What is to be done for one slide."""
+
+    staging: Staging
+    patches: int
+    blocks: tuple[int, ...]
+    """Those that are missing."""
+    block_size: int
+    is_finished: bool = False
+    """An earlier run committed this very product."""
+
+    @property
+    def missing_patches(self) -> int:
+        """Patches in the missing blocks."""
+        last = count_blocks(self.patches, self.block_size) - 1
+        shorter = self.block_size * (last + 1) - self.patches if last in self.blocks else 0
+        return len(self.blocks) * self.block_size - shorter
+
+
+@dataclass(frozen=True, slots=True)
+class BlockReport:
+    """What one block came to."""
+
+    patches: int
+    unreadable: int
+    seconds_read: float = 0.0
+    seconds_compute: float = 0.0
+    seconds_write: float = 0.0
+
+
+def finished_plan(staging: Staging, manifest: Manifest) -> SlidePlan:
+    """The plan where nothing is left to do."""
+    return SlidePlan(staging, int(manifest.counts["patches"]), (), 1, is_finished=True)
+
+
+def open_plan(staging: Staging, table: PatchTable) -> SlidePlan:
+    """The plan of a product under way."""
+    done = staging.block_reports()
+    missing = (block for block in range(count_blocks(table.patches, table.block_size)) if block not in done)
+    return SlidePlan(staging, table.patches, tuple(missing), table.block_size)
+
+
+@lru_cache(OPEN_SOURCES)
+def staged_table(folder: Path) -> PatchTable:
+    """The patch table of a product under way; its folder's name holds the recipe, so it never changes."""
+    return read_table(folder, read_attributes(folder))
+
+
+@lru_cache(OPEN_SOURCES)
+def open_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path) -> PatchSource:
+    """The patches of a product under way, read from the slide. Raises SlideError where the slide was changed meanwhile."""
+    table = staged_table(folder)
+    reader = open_slide(slide.path, slide.slide_id, slide_mpp)
+    if reader.info.fingerprint != table.slide.fingerprint:
+        raise SlideError(f"{slide.path}: changed while it was read; run the same line again")
+    return SlidePatches(reader, table.grid, table.cells, table.block_size)
+
+
+def refuse_unreadable(path: Path, plan: SlidePlan) -> None:
+    """Raise SlideError where not a single patch could be read; nothing is kept of such a slide."""
+    unreadable = sum(_count(report["unreadable"]) for report in plan.staging.block_reports().values())
+    if state_of(plan.patches, unreadable) is SlideState.FAILED:
+        plan.staging.discard()
+        raise SlideError(f"{path}: none of its {plan.patches} patches can be decoded; scan or copy it again")
+
+
+def _count(unreadable: int | list[int]) -> int:
+    return unreadable if isinstance(unreadable, int) else len(unreadable)

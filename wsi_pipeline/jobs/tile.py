@@ -1,0 +1,131 @@
+"""Jobs that end in a patch store: tile a slide, take in a patient's patches."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_pipeline import ingestion, tiling
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.jobs.plan import (
+    BlockReport,
+    SlidePlan,
+    finished_plan,
+    open_patches,
+    open_plan,
+    refuse_unreadable,
+    staged_table,
+)
+from wsi_pipeline.outcome import SlideOutcome, state_of
+from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.sources import PatchSource, PatchTable
+from wsi_pipeline.store.arrays import read_attributes
+from wsi_pipeline.store.commit import Staging, find_finished, hold_lock, read_manifest
+from wsi_pipeline.store.patches import SUFFIX, finish_patch_store, prepare_patch_store
+
+
+@dataclass(frozen=True, slots=True)
+class TileJob:
+    """Cut one slide into a patch store."""
+
+    slide: FoundSlide
+    out: Path
+    config: tiling.TileConfig
+    label_mask: Path | None = None
+    force: bool = False
+
+    @property
+    def target(self) -> Path:
+        """The store to be made."""
+        return self.out / f"{self.slide.slide_id}{SUFFIX}"
+
+    def hold(self) -> AbstractContextManager[None]:
+        """The store's lock."""
+        return hold_lock(self.target)
+
+    def prepare(self) -> SlidePlan:
+        """Open the slide, choose its patches, lay out the store."""
+        reader = open_slide(self.slide.path, self.slide.slide_id, self.config.slide_mpp)
+        staging = Staging(self.target, tiling.tile_recipe(reader.info, self.config, self.label_mask))
+        if manifest := find_finished(staging, self.force):
+            return finished_plan(staging, manifest)
+        if not staging.is_prepared:
+            table = tiling.plan_patches(reader, self.config, self.label_mask)
+            prepare_patch_store(staging, table, tiling.describe_tiling(self.config))
+        reader.close()
+        return open_plan(staging, staged_table(staging.product))
+
+    def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
+        """Cut and store one block."""
+        table = staged_table(plan.staging.product)
+        source = open_patches(self.slide, self.config.slide_mpp, plan.staging.product)
+        return _store_block(source, table, plan, block)
+
+    def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
+        """Commit the store."""
+        return _finish_store(plan, self.slide.slide_id, self.slide.path)
+
+
+@dataclass(frozen=True, slots=True)
+class IngestJob:
+    """Take one patient's patches into a store."""
+
+    patient: ingestion.PatientPatches
+    out: Path
+    spec: PatchSpec
+    force: bool = False
+
+    def hold(self) -> AbstractContextManager[None]:
+        """The store's lock."""
+        return hold_lock(self._target)
+
+    @property
+    def _target(self) -> Path:
+        return self.out / f"{self.patient.patient_id}{SUFFIX}"
+
+    def prepare(self) -> SlidePlan:
+        """Look into the files, lay out the store."""
+        recipe = ingestion.ingest_recipe(self.patient, self.spec)
+        staging = Staging(self._target, recipe)
+        if manifest := find_finished(staging, self.force):
+            return finished_plan(staging, manifest)
+        if not staging.is_prepared:
+            files, left_out = ingestion.sort_files(self.patient, self.spec)
+            table = ingestion.plan_ingestion(self.patient, files, recipe["slide"], self.spec)
+            prepare_patch_store(staging, table, ingestion.describe_ingestion(files, left_out))
+        return open_plan(staging, staged_table(staging.product))
+
+    def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
+        """Read and store one block."""
+        table = staged_table(plan.staging.product)
+        files = read_attributes(plan.staging.product)["files"]
+        return _store_block(ingestion.PatchFiles(table, self.patient.folder, files), table, plan, block)
+
+    def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
+        """Commit the store."""
+        return _finish_store(plan, self.patient.patient_id, self.patient.folder)
+
+
+def _store_block(source: PatchSource, table: PatchTable, plan: SlidePlan, block: int) -> BlockReport:
+    unreadable = tiling.store_block(source, table, plan.staging, block)
+    return BlockReport(min(plan.block_size, plan.patches - block * plan.block_size), unreadable)
+
+
+def _finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
+    if plan.is_finished:
+        manifest = read_manifest(plan.staging.target)
+    else:
+        refuse_unreadable(path, plan)
+        manifest = finish_patch_store(plan.staging, staged_table(plan.staging.product))
+    counts = manifest.counts
+    unreadable = f", {counts['unreadable']} unreadable" if counts["unreadable"] else ""
+    labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
+    return SlideOutcome(
+        slide_id=slide_id,
+        path=str(path),
+        state=state_of(counts["patches"], counts["unreadable"]),
+        message=f"{counts['patches']} patches{labelled}{unreadable}" if counts["patches"] else "no tissue, no patches",
+        patches=counts["patches"],
+        is_resumed_whole=plan.is_finished,
+    )

@@ -1,0 +1,1 @@
+"""Where labels come from when they do not come with the patches."""

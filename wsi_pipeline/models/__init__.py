@@ -1,0 +1,1 @@
+"""Networks, and everything needed to use a trained one."""

@@ -1,0 +1,161 @@
+"""Checkpoints: weights as safetensors, and in the same file a JSON card with everything needed to use them.
+
+No pickle is written or read. The card carries a SHA-256 over the weights, so that a flipped bit is found before use.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.provenance import canonical_json, file_sha256
+
+CARD_KEY = "wsi"
+CARD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network and its terms of use."""
+
+    architecture: str
+    spec: PatchSpec
+    """The patches that it was trained on; it must see no others."""
+    class_names: tuple[str, str]
+    """(negative, positive)"""
+    normalisation: Normalisation
+    threshold: float
+    """Probability from which on a patch counts as positive."""
+    threshold_source: str
+    """How the threshold was chosen, and on whom."""
+    weights: Mapping[str, Tensor] = field(repr=False)
+    temperature: float = 1.0
+    """Logits are divided by it before the sigmoid."""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    """Figures on the validation patients."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters, patients and tool versions of the training run."""
+    digest: str = ""
+    """SHA-256 of the file that it was loaded from."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ModelError(f"a threshold of {self.threshold} is no probability; train or export the model again")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ModelError(f"a temperature of {self.temperature} is not positive; train or export the model again")
+
+    @property
+    def positive_class(self) -> str:
+        """Name of the class whose probability is predicted."""
+        return self.class_names[1]
+
+    def build(self) -> nn.Module:
+        """The network with these weights, ready for inference. Raises ModelError where they do not fit."""
+        network = build_network(self.architecture, self.spec.side_px)
+        try:
+            network.load_state_dict(dict(self.weights), strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"weights do not fit {self.architecture}: {reason}") from error
+        return network.eval()
+
+    def to_json(self) -> dict[str, Any]:
+        """What results record about the model that made them."""
+        return {
+            "digest": self.digest,
+            "architecture": self.architecture,
+            "patch": _spec_to_json(self.spec),
+            "class_names": list(self.class_names),
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            "threshold_source": self.threshold_source,
+        }
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the checkpoint; the same content always gives the same bytes."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    card = {
+        "format": CARD_FORMAT,
+        "architecture": checkpoint.architecture,
+        "patch": _spec_to_json(checkpoint.spec),
+        "class_names": list(checkpoint.class_names),
+        "mean": list(checkpoint.normalisation.mean),
+        "std": list(checkpoint.normalisation.std),
+        "temperature": checkpoint.temperature,
+        "threshold": checkpoint.threshold,
+        "threshold_source": checkpoint.threshold_source,
+        "scores": dict(checkpoint.scores),
+        "training": dict(checkpoint.training),
+        "weights_sha256": _weights_sha256(weights),
+    }
+    save_file(weights, path, metadata={CARD_KEY: canonical_json(card)})
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint and check it through. Raises ModelError, naming the file and the fault."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file; train one with `wsi train`")
+    card, weights = _read_safetensors(path)
+    if card.get("format") != CARD_FORMAT:
+        raise ModelError(f"{path}: card format {card.get('format')}, this version of wsi reads {CARD_FORMAT}; export it again")
+    if card.get("weights_sha256") != _weights_sha256(weights):
+        raise ModelError(f"{path}: its weights are damaged (checksum); copy it again or train anew")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+        raise ModelError(f"{path}: has weights that are not finite; train anew with a lower --lr")
+    try:
+        checkpoint = Checkpoint(
+            architecture=str(card["architecture"]),
+            spec=PatchSpec(**card["patch"]),
+            class_names=(str(card["class_names"][0]), str(card["class_names"][1])),
+            normalisation=Normalisation(mean=tuple(card["mean"]), std=tuple(card["std"])),
+            threshold=float(card["threshold"]),
+            threshold_source=str(card["threshold_source"]),
+            temperature=float(card["temperature"]),
+            scores=card["scores"],
+            training=card["training"],
+            weights=weights,
+            digest=file_sha256(path),
+        )
+        checkpoint.build()
+    except (ModelError, ConfigError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ModelError(f"{path}: its card is damaged ({error}); train or export it again") from error
+    return checkpoint
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as stored:
+            card = json.loads((stored.metadata() or {})[CARD_KEY])
+            return card, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    except KeyError as error:
+        raise ModelError(f"{path}: no checkpoint of wsi (it has no card); give a model.safetensors of `wsi train`") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file ({error}); copy it again or train anew") from error
+
+
+def _weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _spec_to_json(spec: PatchSpec) -> dict[str, Any]:
+    return {"side_px": spec.side_px, "stride_px": spec.stride_px, "mpp": spec.mpp}

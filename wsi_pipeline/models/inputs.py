@@ -1,0 +1,42 @@
+"""From stored pixels to what a network takes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsi_pipeline.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Mean and standard deviation per RGB channel, of pixels scaled to 0–1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ModelError(f"normalisation {self.mean} / {self.std} is not three means and three positive deviations")
+
+
+def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:
+    """uint8 (b, side, side, 3) → float32 (b, 3, side, side), zero mean and unit deviation per channel, on the same device."""
+    mean = torch.tensor(normalisation.mean, device=pixels.device) * 255
+    std = torch.tensor(normalisation.std, device=pixels.device) * 255
+    x = (pixels.float() - mean) / std  # (b, side, side, 3)
+    return x.permute(0, 3, 1, 2)  # (b, 3, side, side), channels last in memory
+
+
+def measure_normalisation(pixels: Tensor) -> Normalisation:
+    """Mean and deviation of uint8 patches (n, side, side, 3), by the histogram of each channel, so exactly."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(3):
+        counts = torch.bincount(pixels[..., channel].reshape(-1), minlength=256).double()
+        share = counts / counts.sum()
+        mean = float((share * levels).sum())
+        variance = float((share * (levels - mean) ** 2).sum())
+        means.append(mean)
+        deviations.append(max(variance**0.5, 1 / 255))
+    return Normalisation(mean=(means[0], means[1], means[2]), std=(deviations[0], deviations[1], deviations[2]))

@@ -1,0 +1,113 @@
+"""What became of each slide, and the account that a run gives of all of them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from wsi_pipeline.errors import EnvironmentFault, WsiError
+
+
+class SlideState(StrEnum):
+    """The four ends that a slide can come to."""
+
+    OK = "ok"
+    ZERO = "zero"
+    """No tissue: a valid result."""
+    DAMAGED = "damaged"
+    """Done, but some patches could not be read; they count as unreadable, never as negative."""
+    FAILED = "failed"
+
+
+def state_of(patches: int, unreadable: int) -> SlideState:
+    """The state of a slide that was gone through to its end; nothing readable at all is a failure."""
+    if patches == 0:
+        return SlideState.ZERO
+    if unreadable == patches:
+        return SlideState.FAILED
+    return SlideState.DAMAGED if unreadable else SlideState.OK
+
+
+@dataclass(frozen=True, slots=True)
+class SlideSummary:
+    """The figures of one slide's heatmap. Fractions and probabilities lie in 0–1; None where nothing was assessed."""
+
+    slide_id: str
+    state: SlideState
+    patches: int
+    """Cells with tissue, readable or not."""
+    unreadable: int
+    positives: int
+    positive_fraction: float | None
+    """Of the assessed patches."""
+    assessed_mm2: float
+    positive_mm2: float
+    mean_probability: float | None
+    p95_probability: float | None
+    largest_positive_region_mm2: float
+    """Area of the largest group of positive cells that touch, diagonals included."""
+    threshold: float
+    positive_class: str
+    mpp: float
+    """µm per patch pixel that was really read."""
+    slide_mpp: float
+    slide_mpp_source: str
+    model_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlideOutcome:
+    """How one slide of a run ended."""
+
+    slide_id: str
+    path: str
+    state: SlideState
+    message: str
+    """One line: figures where it went well, the reason where it did not."""
+    patches: int = 0
+    is_resumed_whole: bool = False
+    """True where an earlier run had already finished this slide."""
+    is_environment_fault: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunAccount:
+    """Every slide that went in, each in exactly one state."""
+
+    outcomes: tuple[SlideOutcome, ...]
+
+    def count(self, state: SlideState) -> int:
+        """Number of slides that ended in `state`."""
+        return Counter(outcome.state for outcome in self.outcomes)[state]
+
+    @property
+    def closing_line(self) -> str:
+        """The line that adds up: `in 4 = ok 2 + zero 0 + damaged 1 + failed 1`."""
+        return f"in {len(self.outcomes)} = " + " + ".join(f"{state.value} {self.count(state)}" for state in SlideState)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all well · 3 some failed or damaged · 4 none succeeded · 5 stopped by the machine, run again."""
+        if any(outcome.is_environment_fault for outcome in self.outcomes):
+            return EnvironmentFault.exit_code
+        failed = self.count(SlideState.FAILED)
+        if failed and failed == len(self.outcomes):
+            return 4
+        return 3 if failed or self.count(SlideState.DAMAGED) else 0
+
+
+def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOutcome:
+    """The outcome of a slide whose work raised `error`; foreign errors are named by their type."""
+    message = str(error) if isinstance(error, WsiError) else f"{type(error).__name__}: {error}"
+    return SlideOutcome(
+        slide_id=slide_id,
+        path=path,
+        state=SlideState.FAILED,
+        message=" ".join(message.split()),
+        is_environment_fault=isinstance(error, EnvironmentFault),
+    )
+
+
+def find_failures(outcomes: Sequence[SlideOutcome]) -> list[SlideOutcome]:
+    """The outcomes that a person should look at: failed, or done with unreadable patches."""
+    return [outcome for outcome in outcomes if outcome.state in (SlideState.FAILED, SlideState.DAMAGED)]

@@ -1,0 +1,123 @@
+"""Figures in millimetres of slide: axes, colour scale and scale bar, the same for every map."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+from wsi_pipeline.heatmap import Heatmap
+from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.sources import PatchTable, Thumbnail
+
+COLORMAP = "viridis"
+"""Readable with every kind of colour blindness, and in grey."""
+NOT_ASSESSED = "#e6e6e6"
+LONG_SIDE_INCH = 9.0
+DPI = 120
+SCALE_BARS_MM = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+Extent = tuple[float, float, float, float]
+"""left, right, bottom, top in mm; y grows downwards as on the slide."""
+
+
+def grid_extent_mm(table: PatchTable) -> Extent:
+    """Where the grid lies on the slide."""
+    grid, mpp = table.grid, table.slide.mpp
+    x, y = (origin * mpp / 1000 for origin in grid.origin_xy_l0)
+    pitch_mm = grid.spec.stride_px * float(grid.downsample) * mpp / 1000
+    return x, x + max(grid.cols, 1) * pitch_mm, y + max(grid.rows, 1) * pitch_mm, y
+
+
+def thumbnail_extent_mm(thumbnail: Thumbnail, slide_mpp: float) -> Extent:
+    """Where the thumbnail lies on the slide."""
+    pixel_mm = float(thumbnail.downsample) * slide_mpp / 1000
+    x, y = (origin * slide_mpp / 1000 for origin in thumbnail.origin_xy_l0)
+    height, width = thumbnail.pixels.shape[:2]
+    return x, x + width * pixel_mm, y + height * pixel_mm, y
+
+
+def open_canvas(result: SlideResult) -> tuple[Figure, Axes]:
+    """An empty figure of the slide's shape, titled with its figures."""
+    left, right, bottom, top = thumbnail_extent_mm(result.table.thumbnail, result.table.slide.mpp)
+    width, height = right - left, bottom - top
+    scale = LONG_SIDE_INCH / max(width, height)
+    figure = Figure(figsize=(max(width * scale, 3.5) + 1.6, max(height * scale, 2.0) + 0.9), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
+    axes.set_title(_title(result), fontsize=10)
+    axes.add_artist(_scale_bar(axes, width))
+    return figure, axes
+
+
+def _title(result: SlideResult) -> str:
+    summary = result.summary
+    share = "" if summary.positive_fraction is None else f", {summary.positives} positive ({summary.positive_fraction:.1%})"
+    # A dollar sign would begin a formula.
+    name = summary.slide_id.replace("$", r"\$")
+    return f"{name}\n{summary.patches - summary.unreadable} patches assessed{share}"
+
+
+def _scale_bar(axes: Axes, width_mm: float) -> AnchoredSizeBar:
+    length = max((bar for bar in SCALE_BARS_MM if bar <= width_mm / 4), default=SCALE_BARS_MM[0])
+    text = f"{length:g} mm" if length >= 1 else f"{length * 1000:g} µm"
+    return AnchoredSizeBar(axes.transData, length, text, loc="lower left", frameon=True, sep=3, size_vertical=width_mm / 300, borderpad=0.6)
+
+
+def draw_probability(axes: Axes, heatmap: Heatmap, extent: Extent, alpha: float) -> AxesImage:
+    """The map on its fixed 0–1 scale; cells not assessed stay transparent."""
+    return axes.imshow(
+        np.ma.masked_invalid(heatmap.probability) if heatmap.probability.size else np.ma.masked_all((1, 1)),
+        extent=extent,
+        cmap=colormaps[COLORMAP],
+        vmin=0,
+        vmax=1,
+        alpha=alpha,
+        interpolation="nearest",
+        zorder=1,
+    )
+
+
+def draw_color_bar(figure: Figure, axes: Axes, image: AxesImage, heatmap: Heatmap) -> None:
+    """The colour bar, with the threshold marked."""
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, label=f"probability of {heatmap.positive_class}")
+    bar.ax.axhline(heatmap.threshold, color="black", linewidth=2.5)
+    bar.ax.axhline(heatmap.threshold, color="white", linewidth=1)
+    bar.ax.annotate(
+        f"threshold {heatmap.threshold:.2f}",
+        xy=(0, heatmap.threshold),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=7,
+        rotation=90,
+    )
+
+
+def outline_positive(axes: Axes, heatmap: Heatmap, extent: Extent, color: str) -> None:
+    """The border between positive cells and all others, along the cells' edges."""
+    positive = np.pad(heatmap.positive, 1)
+    left, right, bottom, top = extent
+    rows, cols = heatmap.positive.shape
+    if not positive.any():
+        return
+    x = left + (right - left) / cols * np.arange(-1, cols + 2)
+    y = top + (bottom - top) / rows * np.arange(-1, rows + 2)
+    segments: list[Any] = []
+    for row, col in np.argwhere(positive[:, 1:] != positive[:, :-1]):
+        segments.append([(x[col + 1], y[row]), (x[col + 1], y[row + 1])])
+    for row, col in np.argwhere(positive[1:] != positive[:-1]):
+        segments.append([(x[col], y[row + 1]), (x[col + 1], y[row + 1])])
+    axes.add_collection(LineCollection(segments, colors=color, linewidths=0.8, zorder=3), autolim=False)
+
+
+def save_canvas(figure: Figure, path: Path) -> None:
+    """Write a PNG whose bytes depend on nothing but the picture."""
+    figure.savefig(path, format="png", metadata={"Software": None})

@@ -1,0 +1,29 @@
+"""overlay.png: the probability map laid over the slide."""
+
+from pathlib import Path
+
+from wsi_pipeline.outputs.canvas import (
+    draw_color_bar,
+    draw_probability,
+    grid_extent_mm,
+    open_canvas,
+    outline_positive,
+    save_canvas,
+    thumbnail_extent_mm,
+)
+from wsi_pipeline.outputs.result import SlideResult
+
+FILE_NAME = "overlay.png"
+ALPHA = 0.45
+
+
+def write_overlay(result: SlideResult, folder: Path) -> None:
+    """The slide's thumbnail with the map half transparent on it, positive areas outlined."""
+    figure, axes = open_canvas(result)
+    thumbnail = result.table.thumbnail
+    axes.imshow(thumbnail.pixels, extent=thumbnail_extent_mm(thumbnail, result.table.slide.mpp), interpolation="antialiased", zorder=0)
+    extent = grid_extent_mm(result.table)
+    image = draw_probability(axes, result.heatmap, extent, alpha=ALPHA)
+    outline_positive(axes, result.heatmap, extent, color="#c00000")
+    draw_color_bar(figure, axes, image, result.heatmap)
+    save_canvas(figure, folder / FILE_NAME)

@@ -1,0 +1,25 @@
+"""summary.json: the figures of one slide."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.outcome import SlideState, SlideSummary
+from wsi_pipeline.outputs.result import SlideResult
+
+FILE_NAME = "summary.json"
+
+
+def write_summary(result: SlideResult, folder: Path) -> None:
+    """The summary as JSON; null where nothing was assessed, never NaN."""
+    (folder / FILE_NAME).write_text(json.dumps(asdict(result.summary), indent=1, allow_nan=False) + "\n")
+
+
+def read_summary(folder: Path) -> SlideSummary:
+    """The summary of a slide's folder. Raises StoreError."""
+    try:
+        value = json.loads((folder / FILE_NAME).read_bytes())
+        return SlideSummary(**value | {"state": SlideState(value["state"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder / FILE_NAME}: missing or damaged ({error}); make it again with --force") from error

@@ -1,0 +1,272 @@
+"""Runs over many slides: one outcome per slide whatever happens, and the tables that people read.
+
+Everything here is callable from Python; the command line adds nothing but options and printing. Scripts that use worker processes
+need the usual `if __name__ == "__main__":` guard.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.ingestion import LeftOut, find_patients
+from wsi_pipeline.jobs.infer import InferJob, ModelChoice
+from wsi_pipeline.jobs.plan import BlockReport, SlidePlan
+from wsi_pipeline.jobs.tile import IngestJob, TileJob
+from wsi_pipeline.labels.mask import list_masks, match_mask
+from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.models.device import choose_device, count_gpus
+from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
+from wsi_pipeline.outcome import RunAccount, SlideOutcome, describe_failure
+from wsi_pipeline.outputs.index_page import write_index
+from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv, write_run_json, write_slides_csv
+from wsi_pipeline.provenance import describe_tool
+from wsi_pipeline.scheduling import Job, Workers, run_jobs
+from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
+from wsi_pipeline.store.arrays import read_attributes
+from wsi_pipeline.store.patches import SUFFIX, find_stores
+from wsi_pipeline.tiling import TileConfig
+
+LEFT_OUT_CSV = "left_out.csv"
+
+logger = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """Is told how a run gets on."""
+
+    def begin(self, slides: int) -> None: ...
+
+    def add_patches(self, missing: int) -> None:
+        """So many more patches are known to be there to do."""
+        ...
+
+    def advance(self, patches: int) -> None: ...
+
+    def end_slide(self, outcome: SlideOutcome) -> None: ...
+
+
+class SilentProgress:
+    """Says nothing."""
+
+    def begin(self, slides: int) -> None:
+        """Nothing."""
+
+    def add_patches(self, missing: int) -> None:
+        """Nothing."""
+
+    def advance(self, patches: int) -> None:
+        """Nothing."""
+
+    def end_slide(self, outcome: SlideOutcome) -> None:
+        """Nothing."""
+
+
+SlideJob = Job[SlidePlan, BlockReport, SlideOutcome]
+
+
+@dataclass
+class _Batch:
+    """Jobs on their way, their outcomes, and the seconds they took."""
+
+    slides: Sequence[FoundSlide]
+    progress: Progress
+    outcomes: dict[int, SlideOutcome] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "compute": 0.0, "write": 0.0})
+    patches_done: int = 0
+
+    def prepared(self, job: int, plan: SlidePlan) -> None:
+        """A slide's patches are known."""
+        self.progress.add_patches(plan.missing_patches)
+
+    def block_done(self, job: int, report: BlockReport) -> None:
+        """A block is on disk."""
+        self.patches_done += report.patches
+        self.seconds["read"] += report.seconds_read
+        self.seconds["compute"] += report.seconds_compute
+        self.seconds["write"] += report.seconds_write
+        self.progress.advance(report.patches)
+
+    def ended(self, job: int, result: SlideOutcome | Exception) -> None:
+        """A slide has come to its end."""
+        slide = self.slides[job]
+        if isinstance(result, Exception):
+            logger.error("slide %s failed", slide.slide_id, exc_info=result)
+        outcome = describe_failure(slide.slide_id, str(slide.path), result) if isinstance(result, Exception) else result
+        self.outcomes[job] = outcome
+        self.progress.end_slide(outcome)
+
+    @property
+    def account(self) -> RunAccount:
+        """Every slide's outcome, in the order they were given."""
+        return RunAccount(tuple(self.outcomes[job] for job in range(len(self.slides))))
+
+
+def _run(slides: Sequence[FoundSlide], jobs: Sequence[SlideJob], workers: Workers, progress: Progress) -> _Batch:
+    batch = _Batch(slides, progress)
+    progress.begin(len(slides))
+    run_jobs(jobs, workers, batch)
+    return batch
+
+
+def choose_workers(count: int | None = None, scheduler: str | None = None, device: str = "cpu") -> Workers:
+    """The cluster at `scheduler`, or `count` processes here, or one per GPU where `device` is one, or one."""
+    gpus = count_gpus() if choose_device(device).type == "cuda" else 0
+    return Workers(count=count, gpus=gpus, threads=max(2, available_cores()), scheduler=scheduler)
+
+
+def tile_slides(
+    places: Sequence[Path],
+    out: Path,
+    config: TileConfig,
+    *,
+    labels: Sequence[Path] = (),
+    workers: Workers | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> RunAccount:
+    """Cut every slide among `places` into a patch store in `out`; `labels` are mask images or folders of them."""
+    slides = find_slides(places)
+    masks = list_masks(labels) if labels else []
+    _make_folder(out)
+    jobs = [TileJob(slide, out, config, match_mask(slide.slide_id, masks), force) for slide in slides]
+    batch = _run(slides, jobs, workers or choose_workers(), progress or SilentProgress())
+    write_failures_csv(out, batch.account.outcomes)
+    return batch.account
+
+
+@dataclass(frozen=True, slots=True)
+class IngestAccount:
+    """How taking in a folder of patches ended."""
+
+    run: RunAccount
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def patches(self) -> int:
+        """Patches in the stores."""
+        return sum(outcome.patches for outcome in self.run.outcomes)
+
+
+def ingest_patches(
+    folder: Path,
+    out: Path,
+    spec: PatchSpec,
+    *,
+    workers: Workers | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> IngestAccount:
+    """Take the patches of every patient below `folder` into stores in `out`, and list what was left out, with the reason."""
+    patients = find_patients(folder)
+    _make_folder(out)
+    slides = [FoundSlide(patient.patient_id, patient.folder) for patient in patients]
+    jobs = [IngestJob(patient, out, spec, force) for patient in patients]
+    batch = _run(slides, jobs, workers or Workers(count=0), progress or SilentProgress())
+    stores = [out / f"{slide.slide_id}{SUFFIX}" for slide in slides]
+    left_out = [LeftOut(*entry) for store in stores if store.exists() for entry in read_attributes(store)["left_out"]]
+    write_csv(out / LEFT_OUT_CSV, ["file", "reason"], left_out)
+    write_failures_csv(out, batch.account.outcomes)
+    return IngestAccount(batch.account, tuple(left_out))
+
+
+@dataclass(frozen=True, slots=True)
+class InferConfig:
+    """How slides are inferred, apart from the model."""
+
+    tiling: TileConfig = field(default_factory=TileConfig)
+    """Its patch size, stride and scale are those of the model, whatever is said here."""
+    device: str = "auto"
+    batch_size: int = DEFAULT_BATCH_SIZE
+    force: bool = False
+
+
+def infer_slides(
+    places: Sequence[Path],
+    model: Path,
+    results: Path,
+    config: InferConfig | None = None,
+    *,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> RunAccount:
+    """Run a model over every slide among `places` and write the results of each, and the tables of the run."""
+    return _infer(find_slides(places), False, model, results, config or InferConfig(), workers, progress)
+
+
+def infer_stores(
+    places: Sequence[Path],
+    model: Path,
+    results: Path,
+    config: InferConfig | None = None,
+    *,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> RunAccount:
+    """Run a model over patch stores instead of slides; labels in the stores go along, for `wsi evaluate`."""
+    stores = find_stores(list(places))
+    names = name_slides([store.with_name(store.name.removesuffix(SUFFIX) + ".zarr") for store in stores])
+    slides = [FoundSlide(name, store) for name, store in zip(names, stores, strict=True)]
+    return _infer(slides, True, model, results, config or InferConfig(), workers, progress)
+
+
+def _infer(
+    slides: Sequence[FoundSlide],
+    are_stores: bool,
+    model: Path,
+    results: Path,
+    config: InferConfig,
+    workers: Workers | None,
+    progress: Progress | None,
+) -> RunAccount:
+    started = time.perf_counter()
+    checkpoint = load_checkpoint(model)
+    choose_device(config.device)
+    _make_folder(results)
+    choice = ModelChoice(model.resolve(), checkpoint.digest, config.device, config.batch_size)
+    tiling = TileConfig(
+        spec=checkpoint.spec,
+        tissue=config.tiling.tissue,
+        slide_mpp=config.tiling.slide_mpp,
+        allow_upsample=config.tiling.allow_upsample,
+        class_names=checkpoint.class_names,
+    )
+    jobs = [InferJob(slide, results, choice, tiling, are_stores, config.force) for slide in slides]
+    crew = workers or choose_workers(device=config.device)
+    batch = _run(slides, jobs, crew, progress or SilentProgress())
+    write_slides_csv(results)
+    write_failures_csv(results, batch.account.outcomes)
+    record = _describe_run(batch, checkpoint.to_json(), tiling, config, crew, time.perf_counter() - started)
+    write_run_json(results, record)
+    write_index(results)
+    return batch.account
+
+
+def _describe_run(
+    batch: _Batch, model: dict[str, Any], tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float
+) -> dict[str, Any]:
+    return {
+        "account": batch.account.closing_line,
+        "outcomes": [asdict(outcome) for outcome in batch.account.outcomes],
+        "model": model,
+        "parameters": {
+            "tiling": asdict(tiling),
+            "device": config.device,
+            "batch_size": config.batch_size,
+            "workers": asdict(workers),
+        },
+        "patches_predicted": batch.patches_done,
+        "seconds": {"total": seconds} | batch.seconds,
+        "tool": describe_tool(),
+    }
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be made ({error.strerror}); name a folder that you may write to") from error

@@ -1,0 +1,151 @@
+"""What a slide reader is, and the facts about a slide that every reader settles in the same way."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.geometry import MAX_DENOMINATOR, MAX_MPP, MIN_MPP
+from wsi_pipeline.sources import SlideInfo
+
+
+class Level(NamedTuple):
+    """One level of a slide's pyramid."""
+
+    number: int
+    """As the file counts its levels."""
+    size: tuple[int, int]
+    """(width, height) in this level's own pixels."""
+    downsample: Fraction
+    """Level-0 pixels per pixel of this level."""
+
+
+class SlideReader(Protocol):
+    """An open slide."""
+
+    @property
+    def info(self) -> SlideInfo: ...
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Finest first."""
+        ...
+
+    def read(self, level: Level, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels are white. Raises SlideError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class DeclaredScale(NamedTuple):
+    """What a file says of its own scale, as text."""
+
+    source: str
+    mpp_x: str | None
+    mpp_y: str | None
+
+
+MAX_ANISOTROPY = 0.05
+"""Scales in x and y may differ by this much before the slide is refused."""
+
+
+def settle_mpp(path: Path, declared: DeclaredScale, slide_mpp: float | None) -> tuple[float, str]:
+    """The slide's µm per pixel and who said so; what the user says has authority over the file."""
+    if slide_mpp is not None:
+        return _check_mpp(path, slide_mpp, "user"), "user"
+    if declared.mpp_x is None or declared.mpp_y is None:
+        raise SlideError(f"{path}: the file states no µm per pixel; give it with --slide-mpp")
+    mpp_x = _parse_mpp(path, declared.mpp_x)
+    mpp_y = _parse_mpp(path, declared.mpp_y)
+    _check_mpp(path, mpp_x, declared.source)
+    _check_mpp(path, mpp_y, declared.source)
+    if abs(mpp_x - mpp_y) > MAX_ANISOTROPY * min(mpp_x, mpp_y):
+        raise SlideError(f"{path}: {mpp_x:g} µm/px in x but {mpp_y:g} in y; give the true scale with --slide-mpp")
+    return (mpp_x if mpp_x == mpp_y else (mpp_x + mpp_y) / 2), declared.source
+
+
+def _parse_mpp(path: Path, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise SlideError(f"{path}: µm per pixel is {text!r}, which is no number; give it with --slide-mpp") from error
+
+
+def _check_mpp(path: Path, mpp: float, source: str) -> float:
+    if not (math.isfinite(mpp) and MIN_MPP <= mpp <= MAX_MPP):
+        raise SlideError(
+            f"{path}: {mpp:g} µm per pixel (from: {source}) is impossible for a slide, which has {MIN_MPP:g} to {MAX_MPP:g}; "
+            "give the true scale with --slide-mpp"
+        )
+    return float(mpp)
+
+
+MAX_ASPECT_ERROR = 0.02
+"""A level whose width and height disagree by more than this about its downsample is not a level of this image."""
+
+
+def settle_levels(sizes: Sequence[tuple[int, int]]) -> tuple[Level, ...]:
+    """The usable levels, finest first, each with an exact downsample; levels of another aspect are left out."""
+    levels = [Level(0, sizes[0], Fraction(1))]
+    for index, size in enumerate(sizes[1:], start=1):
+        downsample = _settle_downsample(sizes[0], size)
+        if downsample is not None:
+            levels.append(Level(index, size, downsample))
+    return tuple(sorted(levels, key=lambda level: level.downsample))
+
+
+def _settle_downsample(size_l0: tuple[int, int], size: tuple[int, int]) -> Fraction | None:
+    if min(size) < 1:
+        return None
+    ratio_x, ratio_y = size_l0[0] / size[0], size_l0[1] / size[1]
+    whole = round((ratio_x * ratio_y) ** 0.5)
+    if whole >= 1 and all(_is_reduced_by(whole, *pair) for pair in zip(size_l0, size, strict=True)):
+        return Fraction(whole)
+    # A very small level is off by a pixel of rounding; only larger disagreement means another image.
+    allowed = MAX_ASPECT_ERROR + 1 / min(size)
+    if abs(ratio_x - ratio_y) > allowed * min(ratio_x, ratio_y):
+        return None
+    return Fraction((ratio_x + ratio_y) / 2).limit_denominator(MAX_DENOMINATOR)
+
+
+def _is_reduced_by(factor: int, extent_l0: int, extent: int) -> bool:
+    return extent_l0 // factor <= extent <= -(-extent_l0 // factor)
+
+
+def choose_level(levels: Sequence[Level], downsample: Fraction) -> Level:
+    """The coarsest level that is not coarser than `downsample`; the finest where all are."""
+    finer = [level for level in levels if level.downsample <= downsample]
+    return finer[-1] if finer else levels[0]
+
+
+FINGERPRINT_WINDOWS = 18
+FINGERPRINT_WINDOW_BYTES = 128 * 1024
+
+
+def fingerprint_file(path: Path, extra: str = "") -> str:
+    """SHA-256 over the file's size, 18 windows of 128 KiB spread over it, and `extra`: 2 MiB read, whatever the size."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size}:{extra}:".encode())
+    last_start = max(0, size - FINGERPRINT_WINDOW_BYTES)
+    starts = sorted({last_start * k // (FINGERPRINT_WINDOWS - 1) for k in range(FINGERPRINT_WINDOWS)})
+    with path.open("rb") as stream:
+        for start in starts:
+            stream.seek(start)
+            digest.update(stream.read(FINGERPRINT_WINDOW_BYTES))
+    return digest.hexdigest()
+
+
+def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGBA (h, w, 4) laid on white: RGB (h, w, 3). Absent pixels are background, never black tissue."""
+    alpha = rgba[..., 3:]
+    if int(alpha.min(initial=255)) == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    weighted = rgba[..., :3].astype(np.uint16) * alpha + np.uint16(255) * (255 - alpha.astype(np.uint16))
+    return ((weighted + 127) // 255).astype(np.uint8)

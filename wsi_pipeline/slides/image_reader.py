@@ -1,0 +1,112 @@
+"""Plain images (PNG, JPEG, BMP, flat TIFF) as slides of one level: small exports, and the second reader that tests rely on."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.slides.base import DeclaredScale, Level, composite_on_white, fingerprint_file, settle_levels, settle_mpp
+from wsi_pipeline.sources import SlideInfo
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+MODES = ("RGB", "RGBA", "L", "LA")
+MAX_PIXELS = 200_000_000
+"""A plain image is decoded whole; one larger than this belongs in a pyramid."""
+
+UM_PER_INCH = 25_400
+IMAGE_FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+class ImageReader:
+    """A plain image as a slide; decoded once, when it is opened."""
+
+    def __init__(self, path: Path, slide_id: str, slide_mpp: float | None = None) -> None:
+        self._pixels, declared = _load(path)
+        height, width = self._pixels.shape[:2]
+        mpp, mpp_source = settle_mpp(path, declared, slide_mpp)
+        self.levels = settle_levels([(width, height)])
+        self.info = SlideInfo(
+            slide_id=slide_id,
+            path=str(path),
+            size_l0=(width, height),
+            mpp=mpp,
+            mpp_source=mpp_source,
+            level_downsamples=(self.levels[0].downsample,),
+            bounds_l0=(0, 0, width, height),
+            fingerprint=fingerprint_file(path),
+        )
+
+    def read(self, level: Level, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """RGB (height, width, 3) at (x, y); pixels outside the image are white."""
+        region = np.full((height, width, 3), 255, dtype=np.uint8)
+        x0, y0 = max(x, 0), max(y, 0)
+        inside = self._pixels[y0 : max(y + height, 0), x0 : max(x + width, 0)]
+        region[y0 - y : y0 - y + inside.shape[0], x0 - x : x0 - x + inside.shape[1]] = inside
+        return region
+
+    def close(self) -> None:
+        """Nothing to release: the pixels go with the object."""
+
+
+def recognises(path: Path) -> bool:
+    """Whether Pillow knows the file as one of FORMATS."""
+    try:
+        with _open(path):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except IMAGE_FAULTS:
+        return True  # known but broken: opening it names the fault
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """The pixels of a plain image on white, RGB (height, width, 3). Raises SlideError."""
+    return _load(path)[0]
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(width, height) from an image's header, without decoding it. Raises SlideError."""
+    try:
+        with _open(path) as image:
+            return image.size
+    except IMAGE_FAULTS as error:
+        raise SlideError(f"{path}: not an image ({error}); copy it again") from error
+
+
+def _open(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow warns of large images; MAX_PIXELS below is the limit that counts.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=FORMATS)
+
+
+def _load(path: Path) -> tuple[NDArray[np.uint8], DeclaredScale]:
+    try:
+        with _open(path) as image:
+            _check_decodable(path, image)
+            declared = _declared_scale(image)
+            return composite_on_white(np.asarray(image.convert("RGBA"))), declared
+    except IMAGE_FAULTS as error:
+        raise SlideError(f"{path}: not a whole image ({error}); copy it again") from error
+
+
+def _check_decodable(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise SlideError(
+            f"{path}: {width} × {height} px is too large for a plain image (limit {MAX_PIXELS:,} px); convert it to a pyramidal TIFF"
+        )
+    if image.mode not in MODES:
+        raise SlideError(f"{path}: pixels of type {image.mode!r} are no 8-bit grey or RGB; convert it to 8-bit RGB")
+
+
+def _declared_scale(image: Image.Image) -> DeclaredScale:
+    dpi = image.info.get("dpi")
+    if dpi is None or not all(float(value) > 0 for value in dpi):
+        return DeclaredScale("image header", None, None)
+    # Headers keep whole dots per metre, so that 4 µm/px comes back as 3.99999…: six digits are what they hold.
+    mpp_x, mpp_y = (f"{UM_PER_INCH / float(value):.5g}" for value in dpi)
+    return DeclaredScale("image header", mpp_x, mpp_y)

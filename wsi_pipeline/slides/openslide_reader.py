@@ -1,0 +1,136 @@
+"""The one door to OpenSlide: every format that it opens."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.slides.base import (
+    DeclaredScale,
+    Level,
+    composite_on_white,
+    fingerprint_file,
+    settle_levels,
+    settle_mpp,
+)
+from wsi_pipeline.sources import SlideInfo
+
+OPENSLIDE_FAULTS = (openslide.OpenSlideError, OSError, ValueError)
+
+
+class OpenSlideReader:
+    """A slide read by OpenSlide; safe to share between threads."""
+
+    def __init__(self, path: Path, slide_id: str, slide_mpp: float | None = None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._handle: openslide.OpenSlide | None = None
+        handle = self._open()
+        self._handle = handle
+        self._level_downsamples = handle.level_downsamples
+        self.levels = settle_levels(handle.level_dimensions)
+        properties = handle.properties
+        mpp, mpp_source = settle_mpp(path, _declared_scale(properties), slide_mpp)
+        self.info = SlideInfo(
+            slide_id=slide_id,
+            path=str(path),
+            size_l0=handle.dimensions,
+            mpp=mpp,
+            mpp_source=mpp_source,
+            level_downsamples=tuple(level.downsample for level in self.levels),
+            bounds_l0=_bounds(properties, handle.dimensions),
+            fingerprint=fingerprint_file(path, extra=properties.get("openslide.quickhash-1", "")),
+            magnification=_float_or_none(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
+            vendor=properties.get(openslide.PROPERTY_NAME_VENDOR),
+        )
+
+    def read(self, level: Level, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels are white."""
+        handle = self._open()
+        try:
+            return self._read_with(handle, level, x, y, width, height)
+        except OPENSLIDE_FAULTS:
+            # After one failed read a handle answers every read with that error (openslide#689), and another thread's
+            # failure may have been the first: only a fresh handle can tell whether these pixels are at fault.
+            handle = self._replace(handle)
+        try:
+            return self._read_with(handle, level, x, y, width, height)
+        except OPENSLIDE_FAULTS as error:
+            self._replace(handle)
+            raise SlideError(
+                f"{self._path}: level {level.number} at {x},{y}: cannot be decoded ({error}); scan or copy it again"
+            ) from error
+
+    def close(self) -> None:
+        """Release the file; a later read opens it again."""
+        with self._lock:
+            if self._handle is not None:
+                self._handle.close()
+                self._handle = None
+
+    def _read_with(self, handle: openslide.OpenSlide, level: Level, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        # OpenSlide divides the location by its own downsample, which differs from ours in the fourth digit.
+        downsample = self._level_downsamples[level.number]
+        location = (round(x * downsample), round(y * downsample))
+        rgba = np.asarray(handle.read_region(location, level.number, (width, height)))
+        return composite_on_white(rgba)
+
+    def _open(self) -> openslide.OpenSlide:
+        with self._lock:
+            if self._handle is None:
+                self._handle = _open_handle(self._path)
+            return self._handle
+
+    def _replace(self, dead: openslide.OpenSlide) -> openslide.OpenSlide:
+        # The dead handle is not closed here: another thread may be inside it. It is freed with its last reference.
+        with self._lock:
+            if self._handle is dead or self._handle is None:
+                self._handle = _open_handle(self._path)
+            return self._handle
+
+
+def recognises(path: Path) -> bool:
+    """Whether OpenSlide claims the file."""
+    return openslide.OpenSlide.detect_format(path) is not None
+
+
+def _open_handle(path: Path) -> openslide.OpenSlide:
+    try:
+        return openslide.OpenSlide(path)
+    except OPENSLIDE_FAULTS as error:
+        raise SlideError(f"{path}: OpenSlide cannot open it ({error}); copy it again or convert it to a pyramidal TIFF") from error
+
+
+def _declared_scale(properties: Mapping[str, str]) -> DeclaredScale:
+    from_tags = properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff"
+    return DeclaredScale(
+        source="TIFF tag" if from_tags else "property",
+        mpp_x=properties.get(openslide.PROPERTY_NAME_MPP_X),
+        mpp_y=properties.get(openslide.PROPERTY_NAME_MPP_Y),
+    )
+
+
+def _bounds(properties: Mapping[str, str], size_l0: tuple[int, int]) -> tuple[int, int, int, int]:
+    names = (
+        openslide.PROPERTY_NAME_BOUNDS_X,
+        openslide.PROPERTY_NAME_BOUNDS_Y,
+        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+    )
+    try:
+        x, y, width, height = (int(properties[name]) for name in names)
+    except (KeyError, ValueError):
+        return (0, 0, *size_l0)
+    is_inside = x >= 0 and y >= 0 and width > 0 and height > 0 and x + width <= size_l0[0] and y + height <= size_l0[1]
+    return (x, y, width, height) if is_inside else (0, 0, *size_l0)
+
+
+def _float_or_none(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

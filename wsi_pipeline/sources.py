@@ -1,0 +1,97 @@
+"""What a slide is to the stages, and where patches come from."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.geometry import Grid
+
+
+@dataclass(frozen=True, slots=True)
+class SlideInfo:
+    """All that ever leaves a slide file besides pixels: nothing of a patient, nothing of the scanner's log."""
+
+    slide_id: str
+    path: str
+    size_l0: tuple[int, int]
+    """(width, height) of the scan in pixels."""
+    mpp: float
+    """µm per level-0 pixel."""
+    mpp_source: str
+    """Who says so: "property" (the slide's own), "TIFF tag", "image header" or "user"."""
+    level_downsamples: tuple[Fraction, ...]
+    """Level-0 pixels per pixel of each pyramid level, finest first."""
+    bounds_l0: tuple[int, int, int, int]
+    """(x, y, width, height) of the scanned area."""
+    fingerprint: str
+    """Names the file's content; equal for copies, different after any edit that matters."""
+    magnification: float | None = None
+    """Objective power as written in the file; shown to people, never computed with."""
+    vendor: str | None = None
+
+
+class PatchBlock(NamedTuple):
+    """The pixels of consecutive patches, and which of them could be read."""
+
+    pixels: NDArray[np.uint8]
+    """RGB, (b, side, side, 3); a patch that could not be read is white."""
+    readable: NDArray[np.bool_]
+    """(b,)"""
+
+
+class Thumbnail(NamedTuple):
+    """A small picture of the whole slide, kept so that nobody reads the slide again to draw."""
+
+    pixels: NDArray[np.uint8]
+    """RGB, (height, width, 3)."""
+    downsample: Fraction
+    """Level-0 pixels per thumbnail pixel."""
+    origin_xy_l0: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchTable:
+    """Everything known of a slide's patches but their pixels: patch stores and predictions both carry it."""
+
+    slide: SlideInfo
+    grid: Grid
+    cells: NDArray[np.int32]
+    """(n, 2) row, col of each patch, in storing order."""
+    labels: NDArray[np.int8]
+    """(n,) index into `class_names`, -1 unknown."""
+    tissue_fraction: NDArray[np.float32]
+    """(n,) 0 to 1, NaN where nobody looked."""
+    thumbnail: Thumbnail
+    block_size: int
+    patient_id: str
+    """Whom the tissue is from; patients, never patches, are divided between training and validation."""
+    class_names: tuple[str, str]
+    """(negative, positive)"""
+
+    @property
+    def patches(self) -> int:
+        """Number of patches."""
+        return len(self.cells)
+
+
+class PatchSource(Protocol):
+    """Patches of one slide in a fixed order, read block by block: a patch store, or the slide itself."""
+
+    @property
+    def slide(self) -> SlideInfo: ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def cells(self) -> NDArray[np.int32]:
+        """(n, 2) row, col."""
+        ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    def read_block(self, block: int) -> PatchBlock: ...

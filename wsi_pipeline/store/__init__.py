@@ -1,0 +1,1 @@
+"""Products on disk: complete, or not there."""

@@ -1,0 +1,298 @@
+"""The commit rule: a product is written aside, described by a manifest, flushed, and renamed into place once.
+
+A product is complete if and only if its final name exists and its manifest verifies. Beside every product lies a hidden folder
+`.wsi` with the staging of products under way and the locks of their writers:
+
+    <out>/<name>/                       the product, with manifest.json
+    <out>/.wsi/staging/<name>.<recipe>/ product/ (becomes <out>/<name>) and blocks/ (one small file per finished block)
+    <out>/.wsi/locks/<name>.lock        held by `flock` while somebody writes the product
+
+Staging is named by its recipe, so a killed run is taken up where it stopped and work of another recipe never mixes in.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from wsi_pipeline.errors import EnvironmentFault, StoreError
+from wsi_pipeline.provenance import file_sha256, recipe_digest
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+HIDDEN = ".wsi"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a product consists of and what it was made from."""
+
+    kind: str
+    recipe: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    files: Mapping[str, tuple[int, str]]
+    """Relative path → size in bytes, SHA-256."""
+
+    @property
+    def digest(self) -> str:
+        """Name of the recipe."""
+        return recipe_digest(self.recipe)
+
+    @property
+    def content_digest(self) -> str:
+        """Name of the content: of every file's checksum."""
+        return recipe_digest({name: list(entry) for name, entry in self.files.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A product under way; any number of processes may write different blocks of it."""
+
+    target: Path
+    recipe: Mapping[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this product under way lies."""
+        return self.target.parent / HIDDEN / "staging" / f"{self.target.name}.{recipe_digest(self.recipe)[:16]}"
+
+    @property
+    def product(self) -> Path:
+        """The folder that becomes the target."""
+        return self.folder / "product"
+
+    @property
+    def _blocks(self) -> Path:
+        return self.folder / "blocks"
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether an earlier run prepared this product to the end, so that only blocks may be missing."""
+        return (self.folder / "prepared").exists()
+
+    def begin(self) -> None:
+        """Start anew, throwing away what an unprepared attempt left."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.product.mkdir(parents=True)
+        self._blocks.mkdir()
+
+    def mark_prepared(self) -> None:
+        """Say that the product's layout is on disk and its blocks may be written."""
+        flush_tree(self.product)
+        write_file(self.folder / "prepared", b"")
+
+    def mark_block(self, block: int, report: Mapping[str, Any]) -> None:
+        """Say that a block is on disk, and what came of it; called after the block's own files are flushed."""
+        write_file(self._blocks / f"{block}.json", json.dumps(report).encode())
+
+    def block_reports(self) -> dict[int, dict[str, Any]]:
+        """Reports of the finished blocks."""
+        return {int(path.stem): json.loads(path.read_bytes()) for path in self._blocks.glob("*.json")}
+
+    def commit(self, kind: str, counts: Mapping[str, Any]) -> Manifest:
+        """Write the manifest, flush, and put the product under its final name, in place of an older one."""
+        _check_replaceable(self.target)
+        manifest = Manifest(kind=kind, recipe=self.recipe, counts=counts, files=flush_tree(self.product))
+        write_file(self.product / MANIFEST, _manifest_to_json(manifest))
+        flush_folder(self.product)
+        _publish(self.product, self.target)
+        self.discard()
+        return manifest
+
+    def discard(self) -> None:
+        """Throw the staging away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _publish(product: Path, target: Path) -> None:
+    """Rename into place; an older product steps aside first and is removed last."""
+    retired = product.parent / "retired"
+    if target.exists():
+        target.rename(retired)
+    product.rename(target)
+    flush_folder(target.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def hold_lock(target: Path) -> Iterator[None]:
+    """Be the only writer of a product. Raises EnvironmentFault where another process is, naming it."""
+    path = target.parent / HIDDEN / "locks" / f"{target.name}.lock"
+    stream = _lock_file(path, target)
+    try:
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        yield
+    finally:
+        path.unlink()  # while it is still held: whoever opened it meanwhile sees that it is gone and tries again
+        stream.close()
+        _remove_empty(path.parent)
+
+
+def _lock_file(path: Path, target: Path) -> TextIO:
+    """The lock file, locked, and still the one that lies at its path."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("a+")
+        except FileNotFoundError:
+            continue  # the folder was removed by a writer that just ended
+        except OSError as error:
+            raise EnvironmentFault(f"{path}: cannot be written ({error.strerror}); name a folder that you may write to") from error
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            owner = stream.read().strip() or "another process"
+            stream.close()
+            raise EnvironmentFault(f"{target}: is being written by {owner}; wait for it, then run the same line again") from error
+        if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
+            stream.truncate(0)
+            return stream
+        stream.close()
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the hidden folders that hold nothing any more."""
+    for empty in (folder, folder.parent / "staging", folder.parent):
+        with suppress(OSError):
+            empty.rmdir()
+
+
+def read_manifest(product: Path) -> Manifest:
+    """The manifest of a product, every file present with its recorded size. Raises StoreError naming the first fault."""
+    try:
+        manifest = _manifest_from_json((product / MANIFEST).read_bytes())
+    except FileNotFoundError as error:
+        raise StoreError(f"{product}: not a finished product of wsi (no {MANIFEST}); make it again") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{product}: its {MANIFEST} is damaged or of another version of wsi ({error}); make it again with --force"
+        ) from error
+    for name, (size, _) in manifest.files.items():
+        found = _size_or_none(product / name)
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise StoreError(f"{product}: {name} {state}; make it again with --force")
+    return manifest
+
+
+def find_finished(staging: Staging, force: bool) -> Manifest | None:
+    """The manifest of the product where this very recipe made it; None where it is to be made.
+
+    Raises StoreError where another recipe made what is there and `force` does not allow replacing it.
+    """
+    _check_replaceable(staging.target)
+    if force or not is_product(staging.target):
+        return None
+    manifest = read_manifest(staging.target)
+    if manifest.recipe != staging.recipe:
+        changed = sorted(key for key in {*manifest.recipe, *staging.recipe} if manifest.recipe.get(key) != staging.recipe.get(key))
+        raise StoreError(f"{staging.target}: was made from another {' and '.join(changed)}; use --force to replace it, or another folder")
+    return manifest
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raise StoreError where something that is no product of ours stands in the product's place."""
+    if not target.exists() or is_product(target):
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+        return
+    raise StoreError(f"{target}: exists and was not made by wsi; move it away or name another place")
+
+
+def find_damage(product: Path) -> list[str]:
+    """Every file whose content is not what the manifest says, by size and SHA-256; empty where the product is whole."""
+    manifest = read_manifest(product)
+    return [name for name, (_, digest) in manifest.files.items() if file_sha256(product / name) != digest]
+
+
+def check_whole(product: Path) -> Manifest:
+    """The manifest, after every checksum was compared. Raises StoreError naming the damaged files."""
+    manifest = read_manifest(product)
+    if damaged := find_damage(product):
+        raise StoreError(f"{product}: damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}; make it again with --force")
+    return manifest
+
+
+def is_product(path: Path) -> bool:
+    """Whether a folder claims to be a finished product."""
+    return (path / MANIFEST).is_file()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all: aside, flushed, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:
+    """Flush every file and folder below to disk: relative path → size in bytes, SHA-256, in sorted order."""
+    files: dict[str, tuple[int, str]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            flush_folder(path)
+        else:
+            files[path.relative_to(folder).as_posix()] = (flush_file(path), file_sha256(path))
+    flush_folder(folder)
+    return files
+
+
+def flush_file(path: Path) -> int:
+    """Flush a file to disk; returns its size in bytes."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        return os.fstat(stream.fileno()).st_size
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries (renames, new names) to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _size_or_none(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _manifest_to_json(manifest: Manifest) -> bytes:
+    value = {
+        "format": MANIFEST_FORMAT,
+        "kind": manifest.kind,
+        "recipe": manifest.recipe,
+        "counts": manifest.counts,
+        "files": {name: list(entry) for name, entry in manifest.files.items()},
+    }
+    return json.dumps(value, indent=1, allow_nan=False).encode()
+
+
+def _manifest_from_json(content: bytes) -> Manifest:
+    value = json.loads(content)
+    if value["format"] != MANIFEST_FORMAT:
+        raise ValueError(f"manifest format {value['format']}")
+    files = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        raise ValueError("a file outside the product")
+    return Manifest(kind=value["kind"], recipe=value["recipe"], counts=value["counts"], files=files)

@@ -1,0 +1,127 @@
+"""How slides, grids and patch tables are written down: the format of every store, and the checks on reading it back."""
+
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_pipeline.errors import ConfigError, StoreError
+from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.sources import PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.store.arrays import create_group, put_array, read_attributes, read_rows
+
+FORMAT_VERSION = 1
+
+
+def slide_to_json(slide: SlideInfo) -> dict[str, Any]:
+    """A slide as JSON values."""
+    return asdict(slide) | {"level_downsamples": [str(ratio) for ratio in slide.level_downsamples]}
+
+
+def slide_from_json(value: dict[str, Any]) -> SlideInfo:
+    """The slide that `slide_to_json` wrote."""
+    return SlideInfo(
+        **value
+        | {
+            "size_l0": tuple(value["size_l0"]),
+            "bounds_l0": tuple(value["bounds_l0"]),
+            "level_downsamples": tuple(Fraction(ratio) for ratio in value["level_downsamples"]),
+        }
+    )
+
+
+def grid_to_json(grid: Grid) -> dict[str, Any]:
+    """A grid as JSON values; the downsample as an exact ratio."""
+    return asdict(grid) | {"downsample": str(grid.downsample)}
+
+
+def grid_from_json(value: dict[str, Any]) -> Grid:
+    """The grid that `grid_to_json` wrote."""
+    return Grid(
+        spec=PatchSpec(**value["spec"]),
+        rows=int(value["rows"]),
+        cols=int(value["cols"]),
+        downsample=Fraction(value["downsample"]),
+        origin_xy_l0=(int(value["origin_xy_l0"][0]), int(value["origin_xy_l0"][1])),
+    )
+
+
+def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, Any]) -> None:
+    """Make a group that holds a patch table; `attributes` are added to its own."""
+    create_group(
+        path,
+        {
+            "kind": kind,
+            "format_version": FORMAT_VERSION,
+            "slide": slide_to_json(table.slide),
+            "grid": grid_to_json(table.grid),
+            "block_size": table.block_size,
+            "patient_id": table.patient_id,
+            "class_names": list(table.class_names),
+            "thumbnail": {
+                "downsample": str(table.thumbnail.downsample),
+                "origin_xy_l0": list(table.thumbnail.origin_xy_l0),
+            },
+        }
+        | attributes,
+    )
+    put_array(path, "cells", table.cells)
+    put_array(path, "labels", table.labels)
+    put_array(path, "tissue_fraction", table.tissue_fraction)
+    put_array(path, "thumbnail", table.thumbnail.pixels)
+
+
+def check_kind(path: Path, kind: str) -> dict[str, Any]:
+    """The attributes of a group of this kind and format. Raises StoreError where it is another."""
+    attributes = read_attributes(path)
+    if attributes.get("kind") != kind:
+        raise StoreError(f"{path}: holds {attributes.get('kind', 'something else')!r}, not {kind!r}; give another path")
+    if attributes.get("format_version") != FORMAT_VERSION:
+        raise StoreError(
+            f"{path}: has format {attributes.get('format_version')}, this version of wsi reads {FORMAT_VERSION}; make it again"
+        )
+    return attributes
+
+
+def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
+    """The patch table of a group. Raises StoreError where it contradicts itself."""
+    try:
+        thumbnail = attributes["thumbnail"]
+        table = PatchTable(
+            slide=slide_from_json(attributes["slide"]),
+            grid=grid_from_json(attributes["grid"]),
+            cells=read_rows(path, "cells"),
+            labels=read_rows(path, "labels"),
+            tissue_fraction=read_rows(path, "tissue_fraction"),
+            thumbnail=Thumbnail(
+                pixels=read_rows(path, "thumbnail"),
+                downsample=Fraction(thumbnail["downsample"]),
+                origin_xy_l0=(int(thumbnail["origin_xy_l0"][0]), int(thumbnail["origin_xy_l0"][1])),
+            ),
+            block_size=int(attributes["block_size"]),
+            patient_id=str(attributes["patient_id"]),
+            class_names=(str(attributes["class_names"][0]), str(attributes["class_names"][1])),
+        )
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, ConfigError) as error:
+        raise StoreError(f"{path}: its attributes are damaged ({error}); make it again with --force") from error
+    _check_table(path, table)
+    return table
+
+
+def _check_table(path: Path, table: PatchTable) -> None:
+    cells, grid = table.cells, table.grid
+    faults = {
+        "cells are not (n, 2) int32": cells.ndim != 2 or cells.shape[1:] != (2,) or cells.dtype != np.int32,
+        "labels do not match the cells": table.labels.shape != cells.shape[:1] or table.labels.dtype != np.int8,
+        "tissue fractions do not match the cells": table.tissue_fraction.shape != cells.shape[:1],
+        "the block size is not positive": table.block_size < 1,
+    }
+    for fault, is_so in faults.items():
+        if is_so:
+            raise StoreError(f"{path}: damaged: {fault}; make it again with --force")
+    if len(cells) and (cells.min() < 0 or (cells >= [grid.rows, grid.cols]).any()):
+        raise StoreError(f"{path}: damaged: a cell lies outside the grid; make it again with --force")
+    if len(np.unique(cells.astype(np.int64) @ [max(grid.cols, 1), 1])) != len(cells):
+        raise StoreError(f"{path}: damaged: a cell occurs twice; make it again with --force")

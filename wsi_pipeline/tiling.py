@@ -1,0 +1,138 @@
+"""Cutting a slide: which patches to take, at which scale, and writing them to a store."""
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import ConfigError, SlideError
+from wsi_pipeline.geometry import (
+    MAX_MPP,
+    MIN_MPP,
+    Grid,
+    PatchSpec,
+    all_cells,
+    choose_block_size,
+    downsample_between,
+    lay_grid,
+    order_by_macro_tile,
+)
+from wsi_pipeline.labels.mask import UNKNOWN, MaskValues, label_cells
+from wsi_pipeline.provenance import describe_tool, file_sha256
+from wsi_pipeline.slides.base import SlideReader
+from wsi_pipeline.slides.patches import macro_tile_cells, view_grid
+from wsi_pipeline.slides.thumbnail import read_thumbnail
+from wsi_pipeline.sources import PatchSource, PatchTable, SlideInfo
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.patches import write_patch_block
+from wsi_pipeline.tissue import TissueParameters, find_tissue, tissue_fraction
+
+LEVEL_TOLERANCE = 0.02
+"""A pyramid level this close to the wanted scale is read as it is; its true scale is recorded."""
+
+DEFAULT_CLASS_NAMES = ("negative", "positive")
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """How a slide is cut."""
+
+    spec: PatchSpec = field(default_factory=PatchSpec)
+    tissue: TissueParameters = field(default_factory=TissueParameters)
+    slide_mpp: float | None = None
+    """Overrules what the slides say of their own scale."""
+    allow_upsample: bool = False
+    """Cut finer than the scan, which adds pixels but no detail."""
+    class_names: tuple[str, str] = DEFAULT_CLASS_NAMES
+    label_values: MaskValues = field(default_factory=MaskValues)
+
+    def __post_init__(self) -> None:
+        if self.slide_mpp is not None and not (math.isfinite(self.slide_mpp) and MIN_MPP <= self.slide_mpp <= MAX_MPP):
+            raise ConfigError(f"slide mpp is {self.slide_mpp} µm/px; it must lie between {MIN_MPP:g} and {MAX_MPP:g}")
+
+
+def tile_recipe(slide: SlideInfo, config: TileConfig, label_mask: Path | None = None) -> dict[str, Any]:
+    """Everything that decides which patches a slide gives, and with which labels."""
+    return {
+        "slide": slide.fingerprint,
+        "slide_mpp": slide.mpp,
+        "patch": {"side_px": config.spec.side_px, "stride_px": config.spec.stride_px, "mpp": config.spec.mpp},
+        "tissue": config.tissue.to_json(),
+        "allow_upsample": config.allow_upsample,
+        "class_names": list(config.class_names),
+        "labels": None
+        if label_mask is None
+        else {"sha256": file_sha256(label_mask), "negative": config.label_values.negative, "positive": config.label_values.positive},
+    }
+
+
+def plan_patches(reader: SlideReader, config: TileConfig, label_mask: Path | None = None) -> PatchTable:
+    """Choose the cells of a slide that hold enough tissue. Raises SlideError, or LabelError for a mask that does not fit."""
+    slide = reader.info
+    spec, downsample = settle_scale(reader, config)
+    grid = lay_grid(slide.bounds_l0, downsample, spec)
+    thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
+    mask = find_tissue(thumbnail.pixels, slide.mpp * float(thumbnail.downsample), config.tissue)
+    # What cannot be seen may be tissue: such cells are tried, and counted as unreadable if they are.
+    fraction = tissue_fraction(mask | unreadable, thumbnail, grid)
+    cells = _take_cells(reader, grid, fraction, config.tissue.min_tissue)
+    return PatchTable(
+        slide=slide,
+        grid=grid,
+        cells=cells,
+        labels=_label(label_mask, cells, grid, slide, config),
+        tissue_fraction=fraction[cells[:, 0], cells[:, 1]],
+        thumbnail=thumbnail,
+        block_size=choose_block_size(len(cells)),
+        patient_id=slide.slide_id,
+        class_names=config.class_names,
+    )
+
+
+def settle_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, Fraction]:
+    """The scale that is really cut, and level-0 pixels per patch pixel.
+
+    A level within 2 % of the wanted scale is taken as it is. Raises SlideError where the scan is too coarse.
+    """
+    slide, spec = reader.info, config.spec
+    near = [level for level in reader.levels if _is_near(slide.mpp * float(level.downsample), spec.mpp)]
+    if near:
+        level = min(near, key=lambda level: abs(slide.mpp * float(level.downsample) - spec.mpp))
+        return PatchSpec(spec.side_px, spec.stride_px, slide.mpp * float(level.downsample)), level.downsample
+    if spec.mpp < slide.mpp and not config.allow_upsample:
+        raise SlideError(
+            f"{slide.path}: scanned at {slide.mpp:g} µm/px, patches at {spec.mpp:g} µm/px would be made up; "
+            f"use --mpp {slide.mpp:g} or more, or --allow-upsample"
+        )
+    return spec, downsample_between(slide.mpp, spec.mpp)
+
+
+def _is_near(mpp: float, wanted_mpp: float) -> bool:
+    return abs(mpp - wanted_mpp) <= LEVEL_TOLERANCE * wanted_mpp
+
+
+def _take_cells(reader: SlideReader, grid: Grid, fraction: NDArray[np.float32], min_tissue: float) -> NDArray[np.int32]:
+    cells = all_cells(grid)
+    tissue = fraction[cells[:, 0], cells[:, 1]]
+    kept = cells[(tissue >= min_tissue) & (tissue > 0) if min_tissue > 0 else np.ones(len(cells), dtype=np.bool_)]
+    return order_by_macro_tile(kept, macro_tile_cells(view_grid(reader, grid), grid))
+
+
+def _label(label_mask: Path | None, cells: NDArray[np.int32], grid: Grid, slide: SlideInfo, config: TileConfig) -> NDArray[np.int8]:
+    if label_mask is None:
+        return np.full(len(cells), UNKNOWN, dtype=np.int8)
+    return label_cells(label_mask, cells, grid, slide.size_l0, config.label_values)
+
+
+def describe_tiling(config: TileConfig) -> dict[str, Any]:
+    """What stores and predictions record about how their patches were chosen."""
+    return {"tissue": config.tissue.to_json(), "provenance": describe_tool()}
+
+
+def store_block(source: PatchSource, table: PatchTable, staging: Staging, block: int) -> int:
+    """Read one block and write it to the store; returns how many patches were unreadable."""
+    return write_patch_block(staging, table, block, source.read_block(block))

@@ -1,0 +1,101 @@
+"""Where the tissue is: a mask on a thumbnail, and how much of each cell it covers.
+
+Method: median filter, Otsu's threshold on HSV saturation, then removal of small objects and filling of small holes, with
+scikit-image. Glass is grey and unsaturated however bright the lamp; haematoxylin and eosin are not.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.color import rgb2hsv
+from skimage.filters import median, threshold_otsu
+from skimage.morphology import disk, remove_small_holes, remove_small_objects
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.geometry import Grid
+from wsi_pipeline.sources import Thumbnail
+
+
+@dataclass(frozen=True, slots=True)
+class TissueParameters:
+    """How tissue is told from glass."""
+
+    mask_mpp: float = 8.0
+    """µm per mask pixel."""
+    median_radius_px: int = 2
+    min_saturation: float = 0.03
+    max_saturation: float = 0.12
+    """Otsu's threshold is held between these: on bare glass it would find noise, in a slide full of tissue the darker half."""
+    min_object_um2: float = 20_000.0
+    """Smaller specks are dust."""
+    max_hole_um2: float = 20_000.0
+    """Smaller holes belong to the tissue."""
+    min_tissue: float = 0.5
+    """Keep a patch if at least this fraction of it is tissue, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_tissue <= 1:
+            raise ConfigError(f"min_tissue is {self.min_tissue}; it must lie between 0 and 1")
+        if not 0.5 <= self.mask_mpp <= 64:
+            raise ConfigError(f"mask_mpp is {self.mask_mpp} µm/px; it must lie between 0.5 and 64")
+
+    def to_json(self) -> dict[str, Any]:
+        """The parameters as they are recorded in stores and recipes."""
+        return asdict(self)
+
+
+def find_tissue(rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters) -> NDArray[np.bool_]:
+    """Tissue mask (h, w) of a thumbnail (h, w, 3) at `mpp` µm/px."""
+    saturation = np.round(rgb2hsv(rgb)[..., 1] * 255).astype(np.uint8)
+    smooth = median(saturation, disk(parameters.median_radius_px), mode="nearest")
+    mask = smooth > 255 * _saturation_threshold(smooth, parameters)
+    pixel_um2 = mpp * mpp
+    mask = remove_small_objects(mask, max_size=int(parameters.min_object_um2 / pixel_um2))
+    filled: NDArray[np.bool_] = remove_small_holes(mask, max_size=int(parameters.max_hole_um2 / pixel_um2))
+    return filled
+
+
+def _saturation_threshold(saturation: NDArray[np.uint8], parameters: TissueParameters) -> float:
+    """Otsu's threshold as a fraction 0–1, held within the plausible range."""
+    if int(saturation.min()) == int(saturation.max()):
+        return parameters.min_saturation
+    otsu = float(threshold_otsu(saturation)) / 255
+    return min(max(otsu, parameters.min_saturation), parameters.max_saturation)
+
+
+def tissue_fraction(mask: NDArray[np.bool_], thumbnail: Thumbnail, grid: Grid) -> NDArray[np.float32]:
+    """Fraction of every cell of the grid that is tissue, float32 (rows, cols), 0 to 1, by exact area."""
+    scale = float(grid.downsample / thumbnail.downsample)
+    offset_x, offset_y = (
+        (origin - other) / float(thumbnail.downsample) for origin, other in zip(grid.origin_xy_l0, thumbnail.origin_xy_l0, strict=True)
+    )
+    rows = offset_y + scale * grid.spec.stride_px * np.arange(grid.rows)
+    cols = offset_x + scale * grid.spec.stride_px * np.arange(grid.cols)
+    side = scale * grid.spec.side_px
+    return area_fractions(mask, rows, cols, side)
+
+
+def area_fractions(
+    mask: NDArray[np.bool_], tops: NDArray[np.floating[Any]], lefts: NDArray[np.floating[Any]], side: float
+) -> NDArray[np.float32]:
+    """Share of True in the squares of `side` mask pixels at every (top, left): float32 (len(tops), len(lefts))."""
+    integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.float64)
+    integral[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    bands = _between(integral, tops, side)
+    area = _between(bands.T, lefts, side).T
+    return np.clip(area / (side * side), 0, 1).astype(np.float32)
+
+
+def _between(integral: NDArray[np.float64], starts: NDArray[np.floating[Any]], side: float) -> NDArray[np.float64]:
+    """Differences of the integral along axis 0 over [start, start + side], linear between mask pixels."""
+    return _at(integral, starts + side) - _at(integral, starts)
+
+
+def _at(integral: NDArray[np.float64], places: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    places = np.clip(places, 0, len(integral) - 1)
+    below = np.minimum(places.astype(np.int64), max(len(integral) - 2, 0))
+    weight = (places - below)[:, None]
+    between: NDArray[np.float64] = integral[below] * (1 - weight) + integral[np.minimum(below + 1, len(integral) - 1)] * weight
+    return between
