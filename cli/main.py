@@ -47,6 +47,13 @@ class WsiGroup(click.Group):
             _stop("interrupted; nothing finished is lost, run the same line again to go on", INTERRUPTED)
         except Terminated:
             _stop("terminated; nothing finished is lost, run the same line again to go on", TERMINATED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params["is_debugging"]:
+                raise
+            logging.getLogger("wsi_pipeline").exception("internal error")
+            _stop(f"internal error: {type(error).__name__}: {error}; `wsi --debug …` shows where", WsiError.exit_code)
 
 
 def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -68,7 +75,8 @@ def printable(text: str) -> str:
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "auto_envvar_prefix": "WSI", "max_content_width": 120},
 )
 @click.version_option(package_name="wsi-pipeline", prog_name="wsi")
-def wsi() -> None:
+@click.option("--debug", "is_debugging", is_flag=True, help="Show where an internal error came from.")
+def wsi(is_debugging: bool) -> None:
     r"""Tile, train, infer and view whole-slide images.
 
     \b

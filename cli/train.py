@@ -60,7 +60,8 @@ def train(
     """Train a network on labelled patch stores, split by patient.
 
     No patient is on both sides of the split. The best epoch by AUROC on the validation patients is kept, and the threshold with the
-    highest F1 on them goes into the checkpoint. OUT gets model.safetensors, history.csv, loss_curve.png, metrics.json and split.json.
+    highest balanced accuracy on them goes into the checkpoint. OUT gets model.safetensors, history.csv, loss_curve.png, metrics.json and
+    split.json.
     """
     from rich.console import Console
 
@@ -99,7 +100,9 @@ def train(
     if trained.scores is None:
         click.echo(f"nothing to do: {trained.model} was already trained from these stores with these parameters")
         return
-    click.echo(f"validation patients: {describe_scores(trained.scores)} at threshold {trained.scores.threshold:.3f} (highest F1)")
+    click.echo(
+        f"validation patients: {describe_scores(trained.scores)} at threshold {trained.scores.threshold:.3f} (highest balanced accuracy)"
+    )
     click.echo(draw_confusion(trained.scores, names[0]))
     click.echo(f"→  {trained.model}")
 

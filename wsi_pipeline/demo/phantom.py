@@ -65,8 +65,9 @@ def draw_phantom(width: int, height: int, seed: int) -> Phantom:
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: int) -> NDArray[np.float64]:
     """Noise of zero mean and unit deviation whose features are about `scale` pixels wide."""
-    coarse = rng.standard_normal((shape[0] // scale + 4, shape[1] // scale + 4))
-    smooth: NDArray[np.float64] = resize(coarse, shape, order=3, mode="reflect", anti_aliasing=False)
+    factor = max(1, scale // 4)  # broad features are drawn small and enlarged
+    coarse = gaussian(rng.standard_normal((shape[0] // factor + 1, shape[1] // factor + 1)), sigma=scale / factor / 2)
+    smooth: NDArray[np.float64] = resize(coarse, shape, order=1, mode="edge", anti_aliasing=False) if factor > 1 else coarse[:-1, :-1]
     standardised: NDArray[np.float64] = (smooth - smooth.mean()) / smooth.std()
     return standardised
 

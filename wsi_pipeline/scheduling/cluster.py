@@ -16,6 +16,7 @@ from wsi_pipeline.errors import EnvironmentFault
 from wsi_pipeline.scheduling.jobs import Step, Workers
 
 LOOPBACK = "127.0.0.1"
+CONNECT_TIMEOUT_S = 30
 
 
 class DaskExecutor:
@@ -24,7 +25,7 @@ class DaskExecutor:
     def __init__(self, client: Any, processes: int) -> None:
         self.processes = processes
         self._client = client
-        self._done = as_completed([])
+        self._done = as_completed([], loop=client.loop)
         self._pending: dict[str, tuple[Step, Any]] = {}
         self._dropped: set[int] = set()
         self._run_id = os.urandom(4).hex()
@@ -87,7 +88,7 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
 
 def _join(address: str, stack: ExitStack) -> DaskExecutor:
     """A running cluster; its TLS files are those of Dask's own configuration."""
-    client = stack.enter_context(Client(address, set_as_default=False, timeout="30s"))
+    client = stack.enter_context(Client(address, set_as_default=False, timeout=CONNECT_TIMEOUT_S))
     return DaskExecutor(client, processes=len(client.scheduler_info(n_workers=-1)["workers"]))
 
 
@@ -102,10 +103,8 @@ def _start_cluster(workers: Workers) -> Any:
     """Worker processes on this machine, one per GPU where there are GPUs; TLS, loopback only, no dashboard."""
     security = Security.temporary()
     common = {"security": security, "host": LOOPBACK, "dashboard": False}
-    specification = {
-        index: {"cls": Nanny, "options": common | {"nthreads": workers.threads, "memory_limit": 0, "env": _environment(workers, index)}}
-        for index in range(workers.processes)
-    }
+    worker = common | {"nthreads": workers.threads, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+    specification = {index: {"cls": Nanny, "options": worker | {"env": _environment(workers, index)}} for index in range(workers.processes)}
     scheduler = {
         "cls": Scheduler,
         "options": common | {"protocol": "tls://", "dashboard_address": f"{LOOPBACK}:0"},

@@ -55,15 +55,18 @@ class OpenSlideReader:
             return self._read_with(handle, level, x, y, width, height)
         except OPENSLIDE_FAULTS:
             # After one failed read a handle answers every read with that error (openslide#689), and another thread's
-            # failure may have been the first: only a fresh handle can tell whether these pixels are at fault.
-            handle = self._replace(handle)
+            # failure may have been the first: only a handle of our own can tell whether these pixels are at fault.
+            self._forget(handle)
+        private = _open_handle(self._path)
         try:
-            return self._read_with(handle, level, x, y, width, height)
+            pixels = self._read_with(private, level, x, y, width, height)
         except OPENSLIDE_FAULTS as error:
-            self._replace(handle)
+            private.close()
             raise SlideError(
                 f"{self._path}: level {level.number} at {x},{y}: cannot be decoded ({error}); scan or copy it again"
             ) from error
+        self._share(private)
+        return pixels
 
     def close(self) -> None:
         """Release the file; a later read opens it again."""
@@ -85,12 +88,16 @@ class OpenSlideReader:
                 self._handle = _open_handle(self._path)
             return self._handle
 
-    def _replace(self, dead: openslide.OpenSlide) -> openslide.OpenSlide:
-        # The dead handle is not closed here: another thread may be inside it. It is freed with its last reference.
+    def _forget(self, dead: openslide.OpenSlide) -> None:
+        # It is not closed: another thread may be inside it. It goes with its last reference.
         with self._lock:
-            if self._handle is dead or self._handle is None:
-                self._handle = _open_handle(self._path)
-            return self._handle
+            if self._handle is dead:
+                self._handle = None
+
+    def _share(self, handle: openslide.OpenSlide) -> None:
+        with self._lock:
+            if self._handle is None:
+                self._handle = handle
 
 
 def recognises(path: Path) -> bool:

@@ -36,8 +36,9 @@ def read_thumbnail(reader: SlideReader, mpp: float) -> ThumbnailRead:
     x0, y0, width_l0, height_l0 = reader.info.bounds_l0
     finest = max(mpp, reader.info.mpp, reader.info.mpp * max(width_l0, height_l0) / MAX_SIDE_PX)
     downsample = downsample_between(reader.info.mpp, finest)
-    width = max(1, math.floor(width_l0 / downsample))
-    height = max(1, math.floor(height_l0 / downsample))
+    # Rounded up, so that no cell at the right or bottom edge reaches beyond what is seen.
+    width = math.ceil(width_l0 / downsample)
+    height = math.ceil(height_l0 / downsample)
     view = ScaledView(reader, choose_level(reader.levels, downsample), downsample, (x0, y0))
     pixels = np.full((height, width, 3), 255, dtype=np.uint8)
     unreadable = np.zeros((height, width), dtype=np.bool_)

@@ -193,9 +193,21 @@ def find_finished(staging: Staging, force: bool) -> Manifest | None:
         return None
     manifest = read_manifest(staging.target)
     if manifest.recipe != staging.recipe:
-        changed = sorted(key for key in {*manifest.recipe, *staging.recipe} if manifest.recipe.get(key) != staging.recipe.get(key))
-        raise StoreError(f"{staging.target}: was made from another {' and '.join(changed)}; use --force to replace it, or another folder")
+        changed = " and ".join(_find_changes(manifest.recipe, staging.recipe))
+        raise StoreError(f"{staging.target}: was made from another {changed}; use --force to replace it, or another folder")
     return manifest
+
+
+def _find_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the entries in which two recipes differ."""
+    changes: list[str] = []
+    for key in sorted({*old, *new}):
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            changes += _find_changes(one, other, f"{prefix}{key}.")
+        elif one != other:
+            changes.append(f"{prefix}{key}")
+    return changes
 
 
 def _check_replaceable(target: Path) -> None:

@@ -1,11 +1,11 @@
-"""Scores of probabilities against labels, by scikit-learn."""
+"""Scores of probabilities against labels, and the threshold that divides them best."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,7 @@ class Scores:
 def score(labels: NDArray[np.int8], probability: NDArray[np.float32], threshold: float) -> Scores:
     """Scores of (n,) probabilities of the positive class against (n,) labels 0 or 1; neither may hold unknowns."""
     predicted = probability >= np.float32(threshold)
-    matrix = confusion_matrix(labels, predicted, labels=[0, 1])
-    tn, fp, fn, tp = (int(count) for count in matrix.ravel())
+    tn, fp, fn, tp = (int(count) for count in np.bincount(2 * labels + predicted, minlength=4))
     sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
     both = sensitivity is not None and specificity is not None
     return Scores(
@@ -56,15 +55,17 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def choose_threshold(labels: NDArray[np.int8], probability: NDArray[np.float32]) -> float:
-    """The threshold with the highest F1 for the positive class; of several, the one halfway to the next probability below.
+    """The threshold with the highest balanced accuracy (Youden's J), halfway between two probabilities that occur.
 
-    Halfway, because a threshold that is exactly some patch's probability turns on that patch's last bit.
+    Balanced accuracy, because it does not turn on the share of positives, which among hand-picked training patches is another than
+    on whole slides; F1 does. Halfway, because a threshold that is exactly some patch's probability turns on that patch's last bit.
     """
-    precision, recall, thresholds = precision_recall_curve(labels, probability)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    best = int(np.argmax(f1[:-1]))
-    below = float(thresholds[best - 1]) if best else 0.0
-    return round((float(thresholds[best]) + below) / 2, 6)
+    false_positive_rate, true_positive_rate, thresholds = roc_curve(labels, probability, drop_intermediate=False)
+    best = int(np.argmax(true_positive_rate - false_positive_rate))
+    lowest_called = float(thresholds[best])
+    below = probability[probability < np.float32(lowest_called)]
+    highest_spared = float(below.max()) if len(below) else 0.0
+    return round((min(lowest_called, 1.0) + highest_spared) / 2, 6)
 
 
 def describe_scores(scores: Scores) -> str:

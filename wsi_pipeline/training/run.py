@@ -23,7 +23,7 @@ from wsi_pipeline.training.split import PatientSplit, split_patients
 
 KIND = "wsi training"
 MODEL_FILE = "model.safetensors"
-THRESHOLD_SOURCE = "highest F1 on the validation patients"
+THRESHOLD_SOURCE = "highest balanced accuracy on the validation patients"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,170 @@
+"""Small real things for tests: slides, tables, stores, checkpoints, all of known content."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.slides.tiff_writer import write_pyramid
+from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.patches import finish_patch_store, prepare_patch_store, write_patch_block
+
+PINK = (225, 120, 190)
+WHITE = (255, 255, 255)
+
+
+def paint(width: int, height: int, color: tuple[int, int, int] = PINK) -> NDArray[np.uint8]:
+    """One colour everywhere: RGB (height, width, 3)."""
+    return np.full((height, width, 3), color, dtype=np.uint8)
+
+
+def paint_coordinates(width: int, height: int) -> NDArray[np.uint8]:
+    """Every pixel tells where it is: red = x mod 251, green = y mod 251, blue 60 (so that it counts as tissue)."""
+    y, x = np.indices((height, width))
+    return np.stack([x % 251, y % 251, np.full_like(x, 60)], axis=-1).astype(np.uint8)
+
+
+def paint_noise(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Random colours from a seed."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_slide(path: Path, pixels: NDArray[np.uint8], mpp: float = 0.5) -> Path:
+    """A pyramidal TIFF that OpenSlide reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_pyramid(path, pixels, mpp)
+    return path
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8], mpp: float | None = None) -> Path:
+    """A PNG, with its scale in the header where one is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if mpp is None:
+        Image.fromarray(pixels).save(path)
+    else:
+        Image.fromarray(pixels).save(path, dpi=(25_400 / mpp, 25_400 / mpp))
+    return path
+
+
+def break_tile(slide: Path, page: int, tile: int) -> None:
+    """Overwrite one tile's data in a TIFF with noise."""
+    import tifffile
+
+    with tifffile.TiffFile(slide) as tiff:
+        offset, count = tiff.pages[page].dataoffsets[tile], tiff.pages[page].databytecounts[tile]
+    with slide.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(bytes(255 - i % 251 for i in range(count)))
+
+
+def make_slide_info(slide_id: str = "slide", size_l0: tuple[int, int] = (100, 100), mpp: float = 0.5) -> SlideInfo:
+    """A slide that exists on paper."""
+    return SlideInfo(
+        slide_id=slide_id,
+        path=f"/slides/{slide_id}.tiff",
+        size_l0=size_l0,
+        mpp=mpp,
+        mpp_source="property",
+        level_downsamples=(Fraction(1),),
+        bounds_l0=(0, 0, *size_l0),
+        fingerprint=f"fingerprint of {slide_id}",
+    )
+
+
+def make_table(
+    cells: Sequence[tuple[int, int]],
+    *,
+    labels: Sequence[int] | None = None,
+    slide_id: str = "slide",
+    patient_id: str | None = None,
+    side_px: int = 50,
+    mpp: float = 0.5,
+    block_size: int = 4,
+    rows: int | None = None,
+    cols: int | None = None,
+) -> PatchTable:
+    """A patch table on a grid just large enough for the cells."""
+    array = np.array(cells, dtype=np.int32).reshape(-1, 2)
+    rows = rows if rows is not None else int(array[:, 0].max(initial=-1)) + 1
+    cols = cols if cols is not None else int(array[:, 1].max(initial=-1)) + 1
+    return PatchTable(
+        slide=make_slide_info(slide_id, (max(cols, 1) * side_px, max(rows, 1) * side_px), mpp),
+        grid=Grid(PatchSpec(side_px, side_px, mpp), rows, cols, Fraction(1)),
+        cells=array,
+        labels=np.array(labels if labels is not None else [-1] * len(array), dtype=np.int8),
+        tissue_fraction=np.ones(len(array), dtype=np.float32),
+        thumbnail=Thumbnail(paint(max(cols, 1) * 5, max(rows, 1) * 5), Fraction(side_px, 5), (0, 0)),
+        block_size=block_size,
+        patient_id=patient_id or slide_id,
+        class_names=("negative", "positive"),
+    )
+
+
+def make_patches(count: int, side_px: int = 50, seed: int = 0) -> NDArray[np.uint8]:
+    """Random patches (count, side, side, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, side_px, side_px, 3), dtype=np.uint8)
+
+
+def make_store(path: Path, table: PatchTable, pixels: NDArray[np.uint8] | None = None, unreadable: Sequence[int] = ()) -> Path:
+    """A committed patch store."""
+    pixels = make_patches(table.patches, table.grid.spec.side_px) if pixels is None else pixels
+    readable = np.ones(table.patches, dtype=np.bool_)
+    readable[list(unreadable)] = False
+    staging = Staging(path, {"slide": table.slide.fingerprint, "labels": table.labels.tolist()})
+    prepare_patch_store(staging, table, {})
+    for block in range(-(-table.patches // table.block_size)):
+        rows = slice(block * table.block_size, (block + 1) * table.block_size)
+        write_patch_block(staging, table, block, PatchBlock(pixels[rows], readable[rows]))
+    finish_patch_store(staging, table)
+    return path
+
+
+def make_training_stores(folder: Path, patients: int = 4, patches: int = 24) -> Path:
+    """Stores of patients whose positive patches are dark and whose negative ones are bright: a network learns that at once."""
+    for number in range(patients):
+        rng = np.random.default_rng(number)
+        labels = np.arange(patches) % 2
+        level = np.where(labels == 1, 60, 200)[:, None, None, None]
+        pixels = (level + rng.integers(-25, 26, (patches, 50, 50, 3))).astype(np.uint8)
+        table = make_table([(k // 6, k % 6) for k in range(patches)], labels=labels.tolist(), slide_id=f"p{number}", block_size=16)
+        make_store(folder / f"p{number}.patches.zarr", table, pixels)
+    return folder
+
+
+def make_checkpoint(*, mpp: float = 0.5, threshold: float = 0.5, bias: float | None = None, side_px: int = 50, seed: int = 0) -> Checkpoint:
+    """An idc_cnn with seeded random weights; with `bias`, one whose logit is `bias` for every patch."""
+    torch.manual_seed(seed)
+    weights = build_network("idc_cnn", side_px).state_dict()
+    if bias is not None:
+        weights["classifier.6.weight"] = torch.zeros_like(weights["classifier.6.weight"])
+        weights["classifier.6.bias"] = torch.full_like(weights["classifier.6.bias"], bias)
+    return Checkpoint(
+        architecture="idc_cnn",
+        spec=PatchSpec(side_px, side_px, mpp),
+        class_names=("negative", "positive"),
+        normalisation=Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        threshold=threshold,
+        threshold_source="set by a test",
+        weights=weights,
+    )
+
+
+def write_model(path: Path, checkpoint: Checkpoint | None = None) -> Path:
+    """A checkpoint on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(checkpoint or make_checkpoint(), path)
+    return path
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

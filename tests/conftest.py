@@ -1,0 +1,16 @@
+"""What tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(os.environ.get("WSI_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real slides and patches, which are not part of the project; WSI_TEST_DATA names another place."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real data are not at {SHARED_DATA}; set WSI_TEST_DATA to where they are")
+    return SHARED_DATA

@@ -1,0 +1,225 @@
+import json
+import multiprocessing
+import os
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_pipeline.errors import EnvironmentFault, StoreError
+from wsi_pipeline.store.commit import (
+    MANIFEST,
+    Staging,
+    check_whole,
+    find_damage,
+    find_finished,
+    hold_lock,
+    is_product,
+    read_manifest,
+    write_file,
+)
+
+RECIPE = {"slide": "s", "mpp": 0.5}
+
+
+def make_product(target: Path, content: bytes = b"content", recipe: dict[str, object] = RECIPE) -> Path:
+    staging = Staging(target, recipe)
+    staging.begin()
+    (staging.product / "sub").mkdir()
+    (staging.product / "sub" / "a.bin").write_bytes(content)
+    (staging.product / "b.txt").write_bytes(b"b")
+    staging.mark_prepared()
+    staging.commit("test product", {"patches": 3})
+    return target
+
+
+def test_a_product_appears_under_its_name_with_a_manifest(tmp_path: Path) -> None:
+    manifest = read_manifest(make_product(tmp_path / "p"))
+    assert manifest.kind == "test product"
+    assert manifest.recipe == RECIPE
+    assert manifest.counts == {"patches": 3}
+    assert manifest.files["sub/a.bin"][0] == 7
+    assert set(manifest.files) == {"sub/a.bin", "b.txt"}
+
+
+def test_nothing_is_there_before_the_commit(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    (staging.product / "a").write_bytes(b"half")
+    assert not (tmp_path / "p").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".wsi"]
+
+
+def test_nothing_is_left_after_the_commit(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "p"):
+        make_product(tmp_path / "p")
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    one, two = make_product(tmp_path / "x" / "p"), make_product(tmp_path / "y" / "p")
+    assert (one / MANIFEST).read_bytes() == (two / MANIFEST).read_bytes()
+
+
+def test_finished_blocks_are_remembered(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    staging.mark_prepared()
+    staging.mark_block(4, {"unreadable": 2})
+    again = Staging(tmp_path / "p", RECIPE)
+    assert again.is_prepared
+    assert again.block_reports() == {4: {"unreadable": 2}}
+
+
+def test_another_recipe_sees_none_of_them(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    staging.mark_prepared()
+    assert not Staging(tmp_path / "p", {"slide": "s", "mpp": 0.25}).is_prepared
+
+
+def test_the_same_recipe_is_found_finished(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    assert find_finished(Staging(target, RECIPE), force=False) is not None
+    assert find_finished(Staging(target, RECIPE), force=True) is None
+
+
+def test_another_recipe_is_refused_unless_forced(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    other = Staging(target, {"slide": "s", "mpp": 0.25})
+    with pytest.raises(StoreError, match="made from another mpp; use --force"):
+        find_finished(other, force=False)
+    assert find_finished(other, force=True) is None
+
+
+def test_force_replaces_the_old_product(tmp_path: Path) -> None:
+    make_product(tmp_path / "p", b"old")
+    make_product(tmp_path / "p", b"new", {"slide": "other"})
+    assert (tmp_path / "p" / "sub" / "a.bin").read_bytes() == b"new"
+
+
+def test_what_was_not_made_by_us_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "thesis.doc").write_text("ten years of work")
+    with pytest.raises(StoreError, match="not made by wsi"):
+        find_finished(Staging(tmp_path / "p", RECIPE), force=True)
+    with pytest.raises(StoreError, match="not made by wsi"):
+        make_product(tmp_path / "p")
+    assert (tmp_path / "p" / "thesis.doc").exists()
+
+
+def test_an_empty_folder_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    assert find_finished(Staging(tmp_path / "p", RECIPE), force=False) is None
+
+
+def test_a_folder_without_a_manifest_is_no_product(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    assert not is_product(tmp_path / "p")
+    with pytest.raises(StoreError, match="not a finished product"):
+        read_manifest(tmp_path / "p")
+
+
+def test_a_missing_file_is_found_at_once(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    (target / "b.txt").unlink()
+    with pytest.raises(StoreError, match=r"b\.txt is missing"):
+        read_manifest(target)
+
+
+def test_a_truncated_file_is_found_at_once(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    (target / "sub" / "a.bin").write_bytes(b"cont")
+    with pytest.raises(StoreError, match=r"has 4 bytes instead of 7"):
+        read_manifest(target)
+
+
+def test_a_flipped_bit_is_found_by_checksum(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    (target / "sub" / "a.bin").write_bytes(b"contenu")
+    assert find_damage(target) == ["sub/a.bin"]
+    with pytest.raises(StoreError, match=r"damaged: sub/a\.bin"):
+        check_whole(target)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10_000), st.integers(0, 7))
+def test_any_damage_to_the_manifest_is_harmless_or_found(place: int, bit: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = make_product(Path(folder) / "p")
+        content = bytearray((target / MANIFEST).read_bytes())
+        content[place % len(content)] ^= 1 << bit
+        (target / MANIFEST).write_bytes(content)
+        try:
+            manifest = check_whole(target)
+        except StoreError:
+            return
+        assert {"sub/a.bin", "b.txt"} >= set(manifest.files)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd"])
+def test_a_manifest_that_points_outside_is_refused(name: str, tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    value = json.loads((target / MANIFEST).read_text())
+    value["files"][name] = [1, "0"]
+    (target / MANIFEST).write_text(json.dumps(value))
+    with pytest.raises(StoreError, match="outside the product"):
+        read_manifest(target)
+
+
+def test_a_future_manifest_is_refused(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    value = json.loads((target / MANIFEST).read_text()) | {"format": 99}
+    (target / MANIFEST).write_text(json.dumps(value))
+    with pytest.raises(StoreError, match="another version"):
+        read_manifest(target)
+
+
+def hold_until(target: Path, held: Event, release: Event) -> None:
+    with hold_lock(target):
+        held.set()
+        release.wait(30)
+
+
+def test_the_second_writer_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=hold_until, args=(tmp_path / "p", held, release))
+    holder.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(EnvironmentFault, match=f"being written by process {holder.pid} on"), hold_lock(tmp_path / "p"):
+            pass
+    finally:
+        release.set()
+        holder.join(30)
+
+
+def test_a_dead_writers_lock_does_not_stop_the_next(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=hold_until, args=(tmp_path / "p", held, release))
+    holder.start()
+    assert held.wait(60)
+    holder.kill()
+    holder.join(30)
+    with hold_lock(tmp_path / "p"):
+        pass
+
+
+def test_writing_a_file_leaves_the_old_one_where_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f"
+    write_file(path, b"old")
+
+    def fail(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]

@@ -1,0 +1,142 @@
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.geometry import (
+    Grid,
+    PatchSpec,
+    all_cells,
+    block_slice,
+    cell_to_xy_l0,
+    cells_to_boxes_l0,
+    choose_block_size,
+    count_blocks,
+    downsample_between,
+    lay_grid,
+    order_by_macro_tile,
+    xy_l0_to_cell,
+)
+
+specs = st.builds(PatchSpec, side_px=st.integers(1, 300), stride_px=st.integers(1, 300), mpp=st.just(0.25))
+ratios = st.builds(Fraction, st.integers(1, 400), st.integers(1, 20)).filter(lambda ratio: ratio >= Fraction(1, 2))
+bounds = st.tuples(st.integers(0, 500), st.integers(0, 500), st.integers(1, 5000), st.integers(1, 5000))
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[Grid, tuple[int, int, int, int]]:
+    spec = draw(specs)
+    downsample = draw(ratios.filter(lambda ratio: ratio * spec.stride_px >= 1))
+    area = draw(bounds)
+    return lay_grid(area, downsample, spec), area
+
+
+@given(grids(), st.data())
+def test_a_cell_and_its_corner_round_trip(grid_and_area: tuple[Grid, tuple[int, int, int, int]], data: st.DataObject) -> None:
+    grid, _ = grid_and_area
+    row = data.draw(st.integers(0, max(grid.rows - 1, 0)))
+    col = data.draw(st.integers(0, max(grid.cols - 1, 0)))
+    assert xy_l0_to_cell(*cell_to_xy_l0(row, col, grid), grid) == (row, col)
+
+
+@given(grids())
+def test_no_cell_lies_outside_the_slide(grid_and_area: tuple[Grid, tuple[int, int, int, int]]) -> None:
+    grid, (x, y, width, height) = grid_and_area
+    if grid.rows * grid.cols == 0:
+        return
+    corners = np.array([[0, 0], [grid.rows - 1, grid.cols - 1]], dtype=np.int32)
+    boxes = cells_to_boxes_l0(corners, grid)
+    assert (boxes[:, 0] >= x).all()
+    assert (boxes[:, 1] >= y).all()
+    assert (boxes[:, 0] + boxes[:, 2] <= x + width).all()
+    assert (boxes[:, 1] + boxes[:, 3] <= y + height).all()
+
+
+@given(grids())
+def test_one_more_column_would_lie_outside(grid_and_area: tuple[Grid, tuple[int, int, int, int]]) -> None:
+    grid, (_, _, width, _) = grid_and_area
+    end_px = grid.cols * grid.spec.stride_px + grid.spec.side_px
+    assert end_px * grid.downsample > math.floor(width / grid.downsample) * grid.downsample
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 12))
+def test_ordering_keeps_every_cell_once(rows: int, cols: int, tile_cells: int) -> None:
+    grid = Grid(PatchSpec(), rows, cols, Fraction(1))
+    ordered = order_by_macro_tile(all_cells(grid), tile_cells)
+    assert sorted(map(tuple, ordered.tolist())) == [(row, col) for row in range(rows) for col in range(cols)]
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 9))
+def test_macro_tiles_come_one_after_another(rows: int, cols: int, tile_cells: int) -> None:
+    ordered = order_by_macro_tile(all_cells(Grid(PatchSpec(), rows, cols, Fraction(1))), tile_cells)
+    tiles = list(map(tuple, (ordered // tile_cells).tolist()))
+    changes = sum(one != other for one, other in itertools.pairwise(tiles))
+    assert changes == len(set(tiles)) - 1
+
+
+@given(st.integers(0, 20_000), st.integers(1, 5000))
+def test_blocks_cover_every_patch_once(patches: int, block_size: int) -> None:
+    taken = [
+        index for block in range(count_blocks(patches, block_size)) for index in range(patches)[block_slice(block, block_size, patches)]
+    ]
+    assert taken == list(range(patches))
+
+
+def test_boxes_by_hand() -> None:
+    # 1 µm/px from 0.499 µm/px: 1000/499 level-0 pixels per patch pixel; the second column begins at 50 · 1000/499 = 100.2.
+    grid = lay_grid((0, 0, 2220, 2967), downsample_between(0.499, 1.0), PatchSpec(50, 50, 1.0))
+    assert (grid.rows, grid.cols, grid.downsample) == (29, 22, Fraction(1000, 499))
+    boxes = cells_to_boxes_l0(np.array([[0, 0], [2, 1]], dtype=np.int32), grid)
+    assert boxes.tolist() == [[0, 0, 100, 100], [100, 200, 100, 100]]
+
+
+def test_a_partial_cell_is_no_cell() -> None:
+    assert lay_grid((0, 0, 149, 99), Fraction(1), PatchSpec()).cols == 2
+    assert lay_grid((0, 0, 149, 99), Fraction(1), PatchSpec()).rows == 1
+
+
+def test_a_slide_smaller_than_a_patch_has_no_cells() -> None:
+    grid = lay_grid((0, 0, 49, 500), Fraction(1), PatchSpec())
+    assert len(all_cells(grid)) == 0
+
+
+def test_the_grid_begins_at_the_scanned_area() -> None:
+    grid = lay_grid((1000, 2000, 400, 400), Fraction(2), PatchSpec())
+    assert cell_to_xy_l0(1, 3, grid) == (1300, 2100)
+
+
+def test_overlapping_cells() -> None:
+    grid = lay_grid((0, 0, 100, 50), Fraction(1), PatchSpec(50, 25))
+    assert grid.cols == 3
+    assert cell_to_xy_l0(0, 2, grid) == (50, 0)
+
+
+def test_cell_area_is_the_field_in_mm2() -> None:
+    assert Grid(PatchSpec(50, 50, 4.0), 1, 1, Fraction(1)).cell_area_mm2 == pytest.approx(0.04)
+    assert Grid(PatchSpec(50, 25, 4.0), 1, 1, Fraction(1)).cell_area_mm2 == pytest.approx(0.01)
+
+
+def test_decimal_scales_give_exact_ratios() -> None:
+    assert downsample_between(0.25, 4.0) == 16
+    assert downsample_between(0.2528, 0.5) == Fraction(625, 316)
+
+
+@pytest.mark.parametrize(("patches", "size"), [(0, 1), (7, 7), (1024, 1024), (16_383, 1024), (16_384, 4096), (3_000_000, 4096)])
+def test_block_size(patches: int, size: int) -> None:
+    assert choose_block_size(patches) == size
+
+
+@pytest.mark.parametrize("wrong", [{"side_px": 0}, {"stride_px": 0}, {"mpp": 0.0}, {"mpp": float("nan")}, {"mpp": -1.0}, {"mpp": 1e9}])
+def test_impossible_patches_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        PatchSpec(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_stride_below_one_slide_pixel_is_refused() -> None:
+    with pytest.raises(ConfigError, match="stride"):
+        Grid(PatchSpec(4, 1), 2, 2, Fraction(1, 2))

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.builders import make_table
+from wsi_pipeline.heatmap import Heatmap, count_largest_region, describe_summary, draw_heatmap, find_positive, summarise
+from wsi_pipeline.outcome import SlideState, SlideSummary
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.predictions import FOLDER, Predictions, prepare_predictions, write_prediction_block
+
+NAN = float("nan")
+
+
+def predicted(tmp_path: Path, cells: list[tuple[int, int]], probability: list[float], threshold: float = 0.5) -> Predictions:
+    """Predictions of patches of 50 px at 4 µm/px: 0.04 mm² each."""
+    staging = Staging(tmp_path / "slide", {})
+    table = make_table(cells, mpp=4.0, block_size=100, rows=4, cols=5)
+    prepare_predictions(staging, table, {"model": {"threshold": threshold, "digest": "d"}})
+    if cells:
+        write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
+    return Predictions(staging.product / FOLDER)
+
+
+def summary_of(predictions: Predictions) -> SlideSummary:
+    return summarise(predictions, draw_heatmap(predictions))
+
+
+def test_probabilities_lie_in_their_cells(tmp_path: Path) -> None:
+    heatmap = draw_heatmap(predicted(tmp_path, [(0, 4), (3, 1)], [0.25, 0.75]))
+    assert heatmap.probability.shape == (4, 5)
+    assert heatmap.probability[0, 4] == 0.25
+    assert heatmap.probability[3, 1] == 0.75
+    assert np.isnan(heatmap.probability).sum() == 18
+
+
+def test_nan_cells_are_not_positive() -> None:
+    assert find_positive(np.array([0.9, NAN, 0.5, 0.1], dtype=np.float32), 0.5).tolist() == [True, False, True, False]
+
+
+def test_a_threshold_is_reached_by_its_own_float32() -> None:
+    assert find_positive(np.array([0.3], dtype=np.float32), 0.3).all()
+
+
+def test_figures_by_hand(tmp_path: Path) -> None:
+    cells = [(0, 0), (0, 1), (1, 2), (3, 4), (2, 0)]
+    summary = summary_of(predicted(tmp_path, cells, [0.9, 0.5, 0.6, 0.8, 0.2]))
+    assert (summary.patches, summary.positives, summary.unreadable) == (5, 4, 0)
+    assert summary.positive_fraction == 0.8
+    assert summary.assessed_mm2 == pytest.approx(0.2)
+    assert summary.positive_mm2 == pytest.approx(0.16)
+    assert summary.mean_probability == pytest.approx(0.6)
+    assert summary.p95_probability == pytest.approx(0.88)  # between 0.8 and 0.9, four fifths of the way
+    assert summary.largest_positive_region_mm2 == pytest.approx(0.12)  # (0,0) (0,1) and, across the corner, (1,2)
+    assert summary.state is SlideState.OK
+
+
+def test_unreadable_patches_are_neither_negative_nor_assessed(tmp_path: Path) -> None:
+    summary = summary_of(predicted(tmp_path, [(0, 0), (0, 1), (0, 2), (0, 3)], [0.9, NAN, NAN, 0.1]))
+    assert (summary.patches, summary.unreadable, summary.positives) == (4, 2, 1)
+    assert summary.positive_fraction == 0.5
+    assert summary.assessed_mm2 == pytest.approx(0.08)
+    assert summary.state is SlideState.DAMAGED
+
+
+def test_no_tissue_is_a_valid_result(tmp_path: Path) -> None:
+    summary = summary_of(predicted(tmp_path, [], []))
+    assert summary.state is SlideState.ZERO
+    assert (summary.positive_fraction, summary.mean_probability, summary.assessed_mm2) == (None, None, 0.0)
+    assert describe_summary(summary) == "no tissue, no patches"
+
+
+def test_nothing_readable_is_a_failure(tmp_path: Path) -> None:
+    assert summary_of(predicted(tmp_path, [(0, 0)], [NAN])).state is SlideState.FAILED
+
+
+def test_one_line_of_figures(tmp_path: Path) -> None:
+    line = describe_summary(summary_of(predicted(tmp_path, [(0, 0), (0, 1), (0, 2)], [0.9, 0.1, NAN])))
+    assert line == "3 patches, 1 positive (50.0%), 0.04 of 0.08 mm², 1 unreadable"
+
+
+def test_regions_touch_at_corners() -> None:
+    positive = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1]], dtype=np.bool_)
+    assert count_largest_region(positive) == 3
+    assert count_largest_region(np.zeros((2, 2), dtype=np.bool_)) == 0
+    assert count_largest_region(np.zeros((0, 0), dtype=np.bool_)) == 0
+
+
+def test_another_threshold_may_be_drawn(tmp_path: Path) -> None:
+    heatmap: Heatmap = draw_heatmap(predicted(tmp_path, [(0, 0), (0, 1)], [0.4, 0.6]), threshold=0.3)
+    assert heatmap.positive.sum() == 2

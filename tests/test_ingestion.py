@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.builders import make_patches, write_png
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.ingestion import find_patients, fingerprint_patches, sort_files
+from wsi_pipeline.pipeline import ingest_patches
+from wsi_pipeline.store.patches import PatchStore
+
+SPEC = PatchSpec(50, 50, 4.0)
+
+
+def write_patch(folder: Path, patient: str, x: int, y: int, label: int, pixels: np.ndarray | None = None) -> Path:
+    name = f"{patient}_idx5_x{x}_y{y}_class{label}.png"
+    return write_png(folder / patient / str(label) / name, make_patches(1, seed=x * 7 + y)[0] if pixels is None else pixels)
+
+
+def test_one_store_per_patient_with_every_patch_in_its_place(tmp_path: Path) -> None:
+    pixels = make_patches(3)
+    write_patch(tmp_path / "in", "8863", 101, 51, 0, pixels[0])
+    write_patch(tmp_path / "in", "8863", 1, 201, 1, pixels[1])
+    write_patch(tmp_path / "in", "9000", 1, 1, 1, pixels[2])
+    account = ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
+    store = PatchStore(tmp_path / "out" / "8863.patches.zarr")
+    assert account.patches == 3
+    assert store.cells.tolist() == [[1, 2], [4, 0]]  # row from y, column from x, both counted from 1 in steps of 50
+    assert store.table.labels.tolist() == [0, 1]
+    assert np.array_equal(store.read_block(0).pixels, pixels[:2])
+    assert (store.grid.rows, store.grid.cols, store.grid.spec.mpp) == (5, 3, 4.0)
+    assert (store.table.patient_id, store.slide.mpp_source) == ("8863", "user")
+    assert (tmp_path / "out" / "9000.patches.zarr").is_dir()
+
+
+def test_odd_files_are_left_out_by_name_and_reason(tmp_path: Path) -> None:
+    write_patch(tmp_path, "7", 1, 1, 0)
+    write_patch(tmp_path, "7", 51, 1, 0, make_patches(1)[0][:, :31])
+    write_patch(tmp_path, "7", 60, 1, 0)
+    write_patch(tmp_path, "7", 1, 1, 1)
+    write_patch(tmp_path, "7", 50 * 30_000 + 1, 1, 0)
+    (tmp_path / "7" / "0" / "7_idx5_x101_y1_class0.png").write_bytes(b"no image")
+    files, left_out = sort_files(find_patients(tmp_path)[0], SPEC)
+    assert [(file.row, file.col, file.label) for file in files] == [(0, 0, 0)]
+    reasons = {Path(entry.file).name: entry.reason for entry in left_out}
+    assert reasons == {
+        "7_idx5_x51_y1_class0.png": "31 × 50 px instead of 50 × 50",
+        "7_idx5_x60_y1_class0.png": "x and y are not 1 plus a multiple of 50",
+        "7_idx5_x1_y1_class1.png": "lies where 7/0/7_idx5_x1_y1_class0.png lies",
+        "7_idx5_x1500001_y1_class0.png": "lies beyond any slide",
+        "7_idx5_x101_y1_class0.png": "cannot be decoded",
+    }
+
+
+def test_what_is_left_out_is_in_the_report(tmp_path: Path) -> None:
+    write_patch(tmp_path / "in", "7", 1, 1, 0)
+    write_patch(tmp_path / "in", "7", 51, 1, 0, make_patches(1)[0][:, :31])
+    account = ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
+    assert [entry.file for entry in account.left_out] == ["7/0/7_idx5_x51_y1_class0.png"]
+    assert (tmp_path / "out" / "left_out.csv").read_text().splitlines() == [
+        "file,reason",
+        "7/0/7_idx5_x51_y1_class0.png,31 × 50 px instead of 50 × 50",
+    ]
+
+
+def test_again_does_nothing_and_reports_the_same(tmp_path: Path) -> None:
+    write_patch(tmp_path / "in", "7", 1, 1, 0)
+    write_patch(tmp_path / "in", "7", 51, 1, 0, make_patches(1)[0][:, :31])
+    first = ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
+    again = ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
+    assert again.left_out == first.left_out
+    assert all(outcome.is_resumed_whole for outcome in again.run.outcomes)
+
+
+def test_the_thumbnail_shows_the_patches_in_place(tmp_path: Path) -> None:
+    write_patch(tmp_path / "in", "7", 51, 1, 0, np.full((50, 50, 3), 90, dtype=np.uint8))
+    ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
+    thumbnail = PatchStore(tmp_path / "out" / "7.patches.zarr").table.thumbnail
+    half = thumbnail.pixels.shape[1] // 2
+    assert (thumbnail.pixels[:, :half] == 255).all()
+    assert (thumbnail.pixels[:, half:] == 90).all()
+
+
+def test_a_changed_file_changes_the_fingerprint(tmp_path: Path) -> None:
+    path = write_patch(tmp_path, "7", 1, 1, 0)
+    before = fingerprint_patches(find_patients(tmp_path)[0])
+    write_png(path, make_patches(1, seed=99)[0])
+    assert fingerprint_patches(find_patients(tmp_path)[0]) != before
+
+
+def test_a_folder_without_patches_is_an_error(tmp_path: Path) -> None:
+    write_png(tmp_path / "holiday.png", make_patches(1)[0])
+    with pytest.raises(ConfigError, match="no files called"):
+        find_patients(tmp_path)

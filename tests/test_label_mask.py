@@ -1,0 +1,103 @@
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.builders import write_png
+from wsi_pipeline.errors import ConfigError, LabelError
+from wsi_pipeline.geometry import Grid, PatchSpec, all_cells
+from wsi_pipeline.labels.mask import MaskValues, label_cells, list_masks, match_mask, read_mask
+
+VALUES = MaskValues()
+GRID = Grid(PatchSpec(50, 50, 1.0), 2, 2, Fraction(1))
+
+
+def label(path: Path, size: tuple[int, int] = (100, 100), values: MaskValues = VALUES) -> list[int]:
+    labels: list[int] = label_cells(path, all_cells(GRID), GRID, size, values).tolist()
+    return labels
+
+
+def test_each_value_is_its_class_and_all_others_are_unknown(tmp_path: Path) -> None:
+    mask = np.zeros((100, 100), dtype=np.uint8)
+    mask[:50, 50:] = 100
+    mask[50:, :50] = 200
+    mask[50:, 50:] = 37
+    assert label(write_png(tmp_path / "m.png", mask)) == [-1, 0, 1, -1]
+
+
+def test_half_a_cell_is_enough_and_less_is_not(tmp_path: Path) -> None:
+    mask = np.zeros((100, 100), dtype=np.uint8)
+    mask[:50, :25] = 200
+    mask[:50, 50:74] = 200
+    assert label(write_png(tmp_path / "m.png", mask)) == [1, -1, -1, -1]
+
+
+def test_a_smaller_mask_lies_over_the_whole_slide(tmp_path: Path) -> None:
+    mask = np.array([[0, 100], [200, 200]], dtype=np.uint8)
+    assert label(write_png(tmp_path / "m.png", mask)) == [-1, 0, 1, 1]
+
+
+def test_other_values_may_be_named(tmp_path: Path) -> None:
+    mask = np.array([[1, 2], [0, 200]], dtype=np.uint8)
+    assert label(write_png(tmp_path / "m.png", mask), values=MaskValues(1, 2)) == [0, 1, -1, -1]
+
+
+def test_palette_images_are_read_by_index(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[100, 200]], dtype=np.uint8)).convert("L")
+    image.putpalette([0] * 768)
+    image.save(tmp_path / "p.png")
+    assert read_mask(tmp_path / "p.png").tolist() == [[100, 200]]
+
+
+def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="does not lie over a slide of 100 × 100 px"):
+        label(write_png(tmp_path / "m.png", np.zeros((50, 80), dtype=np.uint8)))
+
+
+def test_a_mask_larger_than_the_slide_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="does not lie over"):
+        label(write_png(tmp_path / "m.png", np.zeros((200, 200), dtype=np.uint8)))
+
+
+def test_a_colour_image_is_no_mask(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="8-bit grey"):
+        read_mask(write_png(tmp_path / "c.png", np.zeros((9, 9, 3), dtype=np.uint8)))
+
+
+def test_a_text_file_is_no_mask(tmp_path: Path) -> None:
+    (tmp_path / "m.png").write_text("no image")
+    with pytest.raises(LabelError, match="not a readable label image"):
+        read_mask(tmp_path / "m.png")
+
+
+def test_two_classes_need_two_values() -> None:
+    with pytest.raises(ConfigError):
+        MaskValues(100, 100)
+
+
+def test_masks_are_matched_by_name() -> None:
+    masks = [Path("idc_8863_labels.png"), Path("idc_8865_labels.png"), Path("a_labels.png"), Path("a_b_labels.png")]
+    assert match_mask("idc_8863_mosaic", masks) == masks[0]
+    assert match_mask("idc_8865", masks) == masks[1]
+    assert match_mask("a_b_c", masks) == masks[3]
+    assert match_mask("a_c", masks) == masks[2]
+    assert match_mask("idc_88639", masks) is None
+    assert match_mask("ab", masks) is None
+
+
+def test_two_masks_for_one_slide_are_refused() -> None:
+    with pytest.raises(LabelError, match="could be its labels"):
+        match_mask("a", [Path("x/a_labels.png"), Path("y/a_labels.tif")])
+
+
+def test_a_folder_gives_its_label_images_only(tmp_path: Path) -> None:
+    for name in ("a_labels.png", "b.png", "c_labels.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_masks([tmp_path])] == ["a_labels.png"]
+
+
+def test_a_folder_without_masks_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="name the label images"):
+        list_masks([tmp_path])

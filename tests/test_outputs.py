@@ -1,0 +1,161 @@
+"""Every writer is read back."""
+
+import csv
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.builders import make_table
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.heatmap import draw_heatmap, summarise
+from wsi_pipeline.outcome import SlideOutcome, SlideState
+from wsi_pipeline.outputs import WRITERS, SlideResult
+from wsi_pipeline.outputs.canvas import grid_extent_mm, thumbnail_extent_mm
+from wsi_pipeline.outputs.index_page import write_index
+from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv, write_slides_csv
+from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions, prepare_predictions, write_prediction_block
+
+NAN = float("nan")
+CASES = {
+    "mixed": [0.9, 0.1, NAN, 0.6],
+    "nothing positive": [0.1, 0.2, 0.0, 0.3],
+    "everything positive": [1.0, 1.0, 0.9, 0.8],
+    "all unreadable": [NAN] * 4,
+    "one patch": [0.7],
+    "no patches": [],
+}
+
+
+def make_result(results: Path, slide_id: str, probability: list[float]) -> Path:
+    """A committed slide folder, written by every writer."""
+    staging = Staging(results / slide_id, {"slide": slide_id})
+    cells = [(0, 0), (0, 1), (1, 2), (2, 2)][: len(probability)]
+    table = make_table(cells, slide_id=slide_id, mpp=4.0, block_size=10, rows=3, cols=3)
+    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d" * 64}})
+    if probability:
+        write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
+    predictions = Predictions(staging.product / FOLDER)
+    heatmap = draw_heatmap(predictions)
+    for write in WRITERS.values():
+        write(SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product)
+    staging.commit(RESULT_KIND, {})
+    return results / slide_id
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_picture_opens_whatever_the_result(case: str, tmp_path: Path) -> None:
+    folder = make_result(tmp_path, "s", CASES[case])
+    for name in ("heatmap.png", "overlay.png"):
+        with Image.open(folder / name) as image:
+            image.load()
+            assert min(image.size) > 200
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_summary_comes_back_and_is_json(case: str, tmp_path: Path) -> None:
+    folder = make_result(tmp_path, "s", CASES[case])
+    text = (folder / "summary.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["patches"] == len(CASES[case])
+    assert read_summary(folder).patches == len(CASES[case])
+
+
+def test_pictures_have_the_same_bytes_every_time(tmp_path: Path) -> None:
+    one, two = (make_result(tmp_path / name, "s", CASES["mixed"]) for name in "ab")
+    for name in ("heatmap.png", "overlay.png"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_high_probability_is_yellow_and_low_is_violet(tmp_path: Path) -> None:
+    make_result(tmp_path, "high", [1.0])
+    make_result(tmp_path, "low", [0.0])
+    colors = {}
+    for name in ("high", "low"):
+        with Image.open(tmp_path / name / "heatmap.png") as image:
+            pixels = np.asarray(image.convert("RGB"))
+        colors[name] = pixels[pixels.shape[0] // 4, pixels.shape[1] // 6].tolist()
+    assert colors == {"high": [253, 231, 36], "low": [68, 1, 84]}  # the ends of viridis
+
+
+def test_grid_and_thumbnail_lie_over_each_other() -> None:
+    table = make_table([(0, 0)], mpp=4.0, rows=3, cols=5)
+    assert grid_extent_mm(table) == pytest.approx((0, 1.0, 0.6, 0))  # 5 · 50 px · 4 µm = 1 mm
+    assert thumbnail_extent_mm(table.thumbnail, 4.0) == pytest.approx((0, 1.0, 0.6, 0))
+
+
+def test_a_slide_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
+    make_result(tmp_path, "$cost_{", CASES["mixed"])
+
+
+def test_slides_csv_has_a_row_per_finished_slide(tmp_path: Path) -> None:
+    make_result(tmp_path, "b", CASES["mixed"])
+    make_result(tmp_path, "a", CASES["no patches"])
+    write_slides_csv(tmp_path)
+    with (tmp_path / "slides.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["slide_id"] for row in rows] == ["a", "b"]
+    assert (rows[1]["patches"], rows[1]["positives"], rows[1]["unreadable"], rows[1]["state"]) == ("4", "2", "1", "damaged")
+    assert (rows[0]["positive_fraction"], rows[0]["mean_probability"], rows[0]["state"]) == ("", "", "zero")
+
+
+def test_failures_csv_names_the_failures_only(tmp_path: Path) -> None:
+    outcomes = [SlideOutcome("a", "a.svs", SlideState.OK, "fine"), SlideOutcome("b", "b.svs", SlideState.FAILED, "broken, badly")]
+    write_failures_csv(tmp_path, outcomes)
+    with (tmp_path / "failures.csv").open(newline="") as stream:
+        assert list(csv.DictReader(stream)) == [{"slide_id": "b", "path": "b.svs", "state": "failed", "reason": "broken, badly"}]
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_no_cell_is_run_by_a_spreadsheet(name: str, tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ["name", "number"], [[name, -1]])
+    with (tmp_path / "t.csv").open(newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert rows[1] == [f"'{name}", "-1"]
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.targets += [value for name, value in attrs if name in ("href", "src") and value]
+
+
+def test_every_link_of_the_page_leads_to_a_file(tmp_path: Path) -> None:
+    from urllib.parse import unquote
+
+    for name in ("a b", "ü-50%"):
+        make_result(tmp_path, name, CASES["mixed"])
+    write_slides_csv(tmp_path)
+    links = Links()
+    links.feed(write_index(tmp_path).read_text())
+    files = [unquote(target) for target in links.targets if not target.startswith("#")]
+    assert len(files) == 9
+    assert all((tmp_path / name).is_file() for name in files)
+
+
+def test_names_cannot_smuggle_markup_into_the_page(tmp_path: Path) -> None:
+    make_result(tmp_path, "<script>alert(1)<", CASES["mixed"])
+    links = Links()
+    links.feed(write_index(tmp_path).read_text())
+    assert "script" not in links.tags
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    make_result(tmp_path, "a", CASES["mixed"])
+    assert "://" not in write_index(tmp_path).read_text()
+
+
+def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
+    folder = make_result(tmp_path, "a", CASES["mixed"])
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(StoreError, match=r"summary\.json: missing or damaged"):
+        read_summary(folder)

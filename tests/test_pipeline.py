@@ -1,0 +1,313 @@
+"""Whole runs: every slide has one outcome, nothing is done twice, nothing depends on how it was done."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.builders import (
+    PINK,
+    break_tile,
+    folder_bytes,
+    make_checkpoint,
+    make_store,
+    make_table,
+    paint,
+    paint_noise,
+    write_model,
+    write_png,
+    write_slide,
+)
+from wsi_pipeline.errors import LabelError, ModelError, StoreError
+from wsi_pipeline.evaluation import evaluate_results
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.outcome import SlideState
+from wsi_pipeline.pipeline import InferConfig, infer_slides, infer_stores, tile_slides
+from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.store.commit import find_damage
+from wsi_pipeline.store.patches import PatchStore
+from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.tiling import TileConfig
+
+HERE = Workers(count=0)
+MPP_HALF = TileConfig(spec=PatchSpec(mpp=0.5))
+
+
+def tissue(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """Pink tissue with texture."""
+    noise = paint_noise(width, height, seed).astype(np.int16) // 8 - 16
+    return np.clip(np.array(PINK) + noise, 0, 255).astype(np.uint8)
+
+
+def infer(slides: Path, model: Path, results: Path, **options: object) -> object:
+    return infer_slides([slides], model, results, InferConfig(device="cpu"), **({"workers": HERE} | options))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model" / "model.safetensors")
+
+
+def test_a_store_holds_the_pixels_of_the_slide(tmp_path: Path) -> None:
+    pixels = tissue(600, 500)
+    account = tile_slides([write_slide(tmp_path / "s.tiff", pixels)], tmp_path / "out", MPP_HALF, workers=HERE)
+    store = PatchStore(tmp_path / "out" / "s.patches.zarr")
+    assert account.outcomes[0].patches == store.table.patches == 120
+    block = store.read_block(0)
+    for index, (row, col) in enumerate(store.cells.tolist()):
+        assert np.array_equal(block.pixels[index], pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50])
+
+
+def test_broken_slides_do_not_stop_the_others(tmp_path: Path, model: Path) -> None:
+    slides = tmp_path / "slides"
+    write_slide(slides / "good.tiff", tissue(300, 300))
+    write_slide(slides / "glass.tiff", paint(300, 300, (243, 243, 243)))
+    (slides / "notes.txt").write_text("not a slide")
+    (slides / "empty.svs").touch()
+    write_slide(slides / "bad.tiff", tissue(512, 512))
+    break_tile(slides / "bad.tiff", page=0, tile=0)
+    account = infer(slides, model, tmp_path / "results")
+    states = {outcome.slide_id: outcome.state.value for outcome in account.outcomes}  # type: ignore[attr-defined]
+    assert states == {"bad": "damaged", "empty": "failed", "glass": "zero", "good": "ok", "notes": "failed"}
+    assert account.exit_code == 3  # type: ignore[attr-defined]
+    assert account.closing_line == "in 5 = ok 1 + zero 1 + damaged 1 + failed 2"  # type: ignore[attr-defined]
+    with (tmp_path / "results" / "failures.csv").open(newline="") as stream:
+        assert {row["slide_id"]: row["state"] for row in csv.DictReader(stream)} == {"bad": "damaged", "empty": "failed", "notes": "failed"}
+    assert not (tmp_path / "results" / "empty").exists()
+
+
+def test_unreadable_patches_are_nan(tmp_path: Path, model: Path) -> None:
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(512, 512))
+    break_tile(tmp_path / "slides" / "s.tiff", page=0, tile=0)
+    infer(tmp_path / "slides", model, tmp_path / "results")
+    predictions = open_result(tmp_path / "results" / "s")
+    under_it = (predictions.table.cells < 6).all(axis=1)  # 6 · 50 = 300 > 256
+    assert np.array_equal(np.isnan(predictions.probability), under_it)
+
+
+def test_a_slide_of_which_nothing_can_be_read_has_failed(tmp_path: Path, model: Path) -> None:
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(200, 200))
+    break_tile(tmp_path / "slides" / "s.tiff", page=0, tile=0)
+    account = infer(tmp_path / "slides", model, tmp_path / "results")
+    assert account.exit_code == 4  # type: ignore[attr-defined]
+    assert not (tmp_path / "results" / "s").exists()
+
+
+def test_running_again_does_no_work(tmp_path: Path, model: Path) -> None:
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
+    infer(tmp_path / "slides", model, tmp_path / "results")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "s").rglob("*")}
+    account = infer(tmp_path / "slides", model, tmp_path / "results")
+    assert all(outcome.is_resumed_whole for outcome in account.outcomes)  # type: ignore[attr-defined]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "s").rglob("*")} == before
+    assert json.loads((tmp_path / "results" / "run.json").read_text())["patches_predicted"] == 0
+
+
+def test_another_model_does_not_mix_in(tmp_path: Path, model: Path) -> None:
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
+    infer(tmp_path / "slides", model, tmp_path / "results")
+    before = folder_bytes(tmp_path / "results" / "s")
+    other = write_model(tmp_path / "other.safetensors", make_checkpoint(seed=1))
+    account = infer(tmp_path / "slides", other, tmp_path / "results")
+    assert "made from another model; use --force" in account.outcomes[0].message  # type: ignore[attr-defined]
+    assert folder_bytes(tmp_path / "results" / "s") == before
+
+
+def test_force_makes_it_anew(tmp_path: Path, model: Path) -> None:
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
+    infer(tmp_path / "slides", model, tmp_path / "results")
+    other = write_model(tmp_path / "other.safetensors", make_checkpoint(seed=1))
+    config = InferConfig(device="cpu", force=True)
+    account = infer_slides([tmp_path / "slides"], other, tmp_path / "results", config, workers=HERE)
+    assert account.exit_code == 0
+    assert open_result(tmp_path / "results" / "s").model_digest == load_checkpoint(other).digest
+
+
+def test_a_changed_slide_is_not_taken_for_the_old_one(tmp_path: Path, model: Path) -> None:
+    slide = write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
+    infer(tmp_path / "slides", model, tmp_path / "results")
+    write_slide(slide, tissue(300, 300, seed=5))
+    account = infer(tmp_path / "slides", model, tmp_path / "results")
+    assert "made from another source.slide" in account.outcomes[0].message  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_bytes(workers: int, tmp_path: Path, model: Path) -> None:
+    for number in range(3):
+        write_slide(tmp_path / "slides" / f"s{number}.tiff", tissue(900, 800 + 100 * number, seed=number))
+    infer(tmp_path / "slides", model, tmp_path / "plain")
+    infer(tmp_path / "slides", model, tmp_path / "dask", workers=Workers(count=workers, threads=2))
+    for number in range(3):
+        assert folder_bytes(tmp_path / "plain" / f"s{number}") == folder_bytes(tmp_path / "dask" / f"s{number}")
+    assert (tmp_path / "plain" / "slides.csv").read_bytes() == (tmp_path / "dask" / "slides.csv").read_bytes()
+
+
+def test_a_slide_and_its_store_give_the_same_probabilities(tmp_path: Path, model: Path) -> None:
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(1500, 1300))
+    infer(tmp_path / "slides", model, tmp_path / "direct")
+    tile_slides([tmp_path / "slides"], tmp_path / "stores", MPP_HALF, workers=HERE)
+    infer_stores([tmp_path / "stores"], model, tmp_path / "stored", InferConfig(device="cpu"), workers=HERE)
+    direct, stored = (open_result(tmp_path / name / "s") for name in ("direct", "stored"))
+    assert np.array_equal(direct.table.cells, stored.table.cells)
+    assert np.array_equal(direct.probability, stored.probability)
+
+
+def test_a_store_of_another_scale_is_refused_with_both_numbers(tmp_path: Path, model: Path) -> None:
+    make_store(tmp_path / "s.patches.zarr", make_table([(0, 0)], mpp=4.0))
+    account = infer_stores([tmp_path / "s.patches.zarr"], model, tmp_path / "results", InferConfig(device="cpu"), workers=HERE)
+    assert "at 4 µm/px, the model was trained at 0.5 µm/px" in account.outcomes[0].message
+
+
+def test_a_store_within_five_percent_is_taken(tmp_path: Path, model: Path) -> None:
+    make_store(tmp_path / "s.patches.zarr", make_table([(0, 0)], mpp=0.52))
+    account = infer_stores([tmp_path / "s.patches.zarr"], model, tmp_path / "results", InferConfig(device="cpu"), workers=HERE)
+    assert account.exit_code == 0
+
+
+def test_a_broken_model_is_refused_before_any_slide(tmp_path: Path) -> None:
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
+    (tmp_path / "m.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError):
+        infer(tmp_path / "slides", tmp_path / "m.safetensors", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_products_verify(tmp_path: Path, model: Path) -> None:
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
+    infer(tmp_path / "slides", model, tmp_path / "results")
+    assert find_damage(tmp_path / "results" / "s") == []
+
+
+def test_only_the_allow_list_leaves_a_slide(tmp_path: Path, model: Path) -> None:
+    import tifffile
+
+    path = tmp_path / "slides" / "s.tiff"
+    path.parent.mkdir()
+    with tifffile.TiffWriter(path) as writer:
+        options = {"tile": (256, 256), "photometric": "rgb", "resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+        writer.write(tissue(512, 512), description="SECRET Jane Doe", software="SECRET software", **options)  # type: ignore[arg-type]
+    account = infer(tmp_path / "slides", model, tmp_path / "results")
+    assert account.exit_code == 0  # type: ignore[attr-defined]
+    tile_slides([path], tmp_path / "stores", MPP_HALF, workers=HERE)
+    for folder in ("results", "stores"):
+        assert not [name for name, content in folder_bytes(tmp_path / folder).items() if b"SECRET" in content or b"Jane" in content]
+
+
+def run_wsi(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def wait_for_blocks(results: Path, process: subprocess.Popen[bytes], blocks: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(results.glob(".wsi/staging/*/blocks/*.json"))) < blocks:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def quiet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a slide of 2,070 patches in three blocks, a model, and the results of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("quiet")
+    write_slide(folder / "slides" / "s.tiff", tissue(2300, 2250))
+    infer(folder / "slides", write_model(folder / "m.safetensors"), folder / "results")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "exit_code", "workers"),
+    [(signal.SIGKILL, -9, 0), (signal.SIGKILL, -9, 2), (signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 2)],
+)
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(
+    signal_number: signal.Signals, exit_code: int, workers: int, tmp_path: Path, quiet_run: Path
+) -> None:
+    places = ("--slides", quiet_run / "slides", "--model", quiet_run / "m.safetensors", "--results-dir", tmp_path / "killed")
+    arguments = ("infer", *places, "--workers", workers)
+    process = run_wsi(*arguments)
+    wait_for_blocks(tmp_path / "killed", process, 1)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    assert b"Traceback" not in errors
+    assert not (tmp_path / "killed" / "s").exists()
+    again = run_wsi(*arguments)
+    again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["patches_predicted"] < 2070
+    assert folder_bytes(tmp_path / "killed" / "s") == folder_bytes(quiet_run / "results" / "s")
+    assert (tmp_path / "killed" / "slides.csv").read_bytes() == (quiet_run / "results" / "slides.csv").read_bytes()
+
+
+def test_two_runs_into_one_folder_do_not_disturb_each_other(tmp_path: Path, quiet_run: Path) -> None:
+    places = ("--slides", quiet_run / "slides", "--model", quiet_run / "m.safetensors", "--results-dir", tmp_path / "results")
+    arguments = ("infer", *places, "--workers", 0)
+    first = run_wsi(*arguments)
+    wait_for_blocks(tmp_path / "results", first, 1)
+    second = run_wsi(*arguments)
+    _, errors = second.communicate(timeout=60)
+    first.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (0, 5)
+    assert b"is being written by process" in errors
+
+
+def evaluate_setup(tmp_path: Path) -> Path:
+    """Two slides of 2 × 2 patches, left half dark; a model that calls everything positive with probability 0.73."""
+    for name in ("a_mosaic", "b"):
+        write_slide(tmp_path / "slides" / f"{name}.tiff", tissue(100, 100, seed=len(name)), mpp=8.0)
+    model = write_model(tmp_path / "m.safetensors", make_checkpoint(mpp=8.0, bias=1.0))
+    infer(tmp_path / "slides", model, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_evaluation_by_hand(tmp_path: Path) -> None:
+    results = evaluate_setup(tmp_path)
+    mask = np.full((100, 100), 200, dtype=np.uint8)
+    mask[:, 50:] = 100
+    mask[50:, 50:] = 0
+    write_png(tmp_path / "labels" / "a_labels.png", mask)
+    evaluation = evaluate_results(results, [tmp_path / "labels"])
+    assert evaluation.unlabelled == ("b",)
+    only = evaluation.slides[0]
+    assert (only.slide_id, only.labelled, only.not_assessed) == ("a_mosaic", 3, 0)
+    scores = only.scores
+    assert (scores.true_positives, scores.false_positives, scores.true_negatives, scores.false_negatives) == (2, 1, 0, 0)
+    assert scores.f1 == pytest.approx(0.8)
+    assert evaluation.pooled.scores == scores
+    with (results / "evaluation.csv").open(newline="") as stream:
+        assert [row["slide_id"] for row in csv.DictReader(stream)] == ["a_mosaic", "all slides"]
+
+
+def test_labels_of_stores_are_used_without_being_asked_for(tmp_path: Path) -> None:
+    make_store(tmp_path / "s.patches.zarr", make_table([(0, 0), (0, 1), (1, 0)], labels=[0, 1, -1]), unreadable=[1])
+    model = write_model(tmp_path / "m.safetensors", make_checkpoint(bias=1.0))
+    infer_stores([tmp_path / "s.patches.zarr"], model, tmp_path / "results", InferConfig(device="cpu"), workers=HERE)
+    only = evaluate_results(tmp_path / "results").slides[0]
+    assert (only.labelled, only.not_assessed, only.scores.patches) == (2, 1, 1)
+
+
+def test_evaluation_without_labels_says_so(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="name label masks with --labels"):
+        evaluate_results(evaluate_setup(tmp_path))
+
+
+def test_evaluation_of_an_empty_folder_says_so(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    with pytest.raises(StoreError, match="holds no finished slide"):
+        evaluate_results(tmp_path / "results")
+
+
+def test_a_state_is_kept_when_a_damaged_slide_is_found_done(tmp_path: Path, model: Path) -> None:
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(512, 512))
+    break_tile(tmp_path / "slides" / "s.tiff", page=0, tile=0)
+    for _ in range(2):
+        account = infer(tmp_path / "slides", model, tmp_path / "results")
+        assert account.outcomes[0].state is SlideState.DAMAGED  # type: ignore[attr-defined]

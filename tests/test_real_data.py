@@ -1,0 +1,164 @@
+"""Real slides and patches, where they are at hand."""
+
+import shutil
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from wsi_cli.main import wsi
+
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.ingestion import IDC_NAME
+from wsi_pipeline.pipeline import IngestAccount, ingest_patches, tile_slides
+from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.slides import open_slide
+from wsi_pipeline.store.patches import PatchStore
+from wsi_pipeline.tiling import TileConfig
+from wsi_pipeline.tissue import TissueParameters
+
+HERE = Workers(count=0)
+EVERY_CELL = TissueParameters(min_tissue=0.0)
+
+
+@pytest.fixture(scope="module")
+def ingested(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[IngestAccount, Path]:
+    out = tmp_path_factory.mktemp("stores")
+    return ingest_patches(shared_data / "idc", out, PatchSpec(50, 50, 4.0)), out
+
+
+@pytest.mark.slow
+def test_the_idc_set_gives_82_stores(ingested: tuple[IngestAccount, Path]) -> None:
+    account, out = ingested
+    assert (account.patches, len(account.left_out), len(list(out.glob("*.patches.zarr")))) == (7130, 20, 82)
+    assert all("instead of 50 × 50" in entry.reason for entry in account.left_out)
+
+
+@pytest.mark.slow
+def test_store_8863_holds_its_pngs_pixel_for_pixel(ingested: tuple[IngestAccount, Path], shared_data: Path) -> None:
+    store = PatchStore(ingested[1] / "8863.patches.zarr")
+    stored = dict(zip(map(tuple, store.cells.tolist()), store.read_block(0).pixels, strict=True))
+    compared = 0
+    for path in (shared_data / "idc" / "8863").glob("*/*.png"):
+        match = IDC_NAME.fullmatch(path.name)
+        assert match
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        if pixels.shape == (50, 50, 3):
+            assert np.array_equal(stored[int(match["y"]) // 50, int(match["x"]) // 50], pixels)
+            compared += 1
+    assert compared == len(stored) == 975
+
+
+@pytest.mark.slow
+def test_the_mosaic_and_the_patches_are_the_same_tissue(ingested: tuple[IngestAccount, Path], shared_data: Path, tmp_path: Path) -> None:
+    config = TileConfig(spec=PatchSpec(mpp=4.0), tissue=EVERY_CELL)
+    tile_slides([shared_data / "slides" / "idc_8865_mosaic.tiff"], tmp_path, config, workers=HERE)
+    cut = PatchStore(tmp_path / "idc_8865_mosaic.patches.zarr")
+    place = {cell: index for index, cell in enumerate(map(tuple, cut.cells.tolist()))}
+    pixels = np.concatenate([cut.read_block(block).pixels for block in range(cut.blocks)])
+    patches = PatchStore(ingested[1] / "8865.patches.zarr")
+    for cell, patch in zip(map(tuple, patches.cells.tolist()), patches.read_block(0).pixels, strict=True):
+        assert np.array_equal(pixels[place[cell]], patch)
+
+
+@pytest.fixture
+def cmu(shared_data: Path) -> Path:
+    return shared_data / "slides" / "CMU-1-Small-Region.svs"
+
+
+def tile_cmu(cmu: Path, out: Path, mpp: float, **options: object) -> PatchStore:
+    config = TileConfig(spec=PatchSpec(mpp=mpp), tissue=EVERY_CELL, **options)  # type: ignore[arg-type]
+    tile_slides([cmu], out, config, workers=HERE)
+    return PatchStore(out / "CMU-1-Small-Region.patches.zarr")
+
+
+def patch_at(store: PatchStore, row: int, col: int) -> np.ndarray:
+    index = int(np.flatnonzero((store.cells == (row, col)).all(axis=1))[0])
+    pixels: np.ndarray = store.read_block(index // store.block_size).pixels[index % store.block_size]
+    return pixels
+
+
+@pytest.fixture
+def region(cmu: Path) -> Iterator[np.ndarray]:
+    """All pixels of the slide, from OpenSlide itself."""
+    with openslide.OpenSlide(cmu) as slide:
+        yield np.asarray(slide.read_region((0, 0), 0, slide.dimensions))[..., :3]
+
+
+def test_cmu_at_half_a_micrometre_is_level_0_as_it_is(cmu: Path, region: np.ndarray, tmp_path: Path) -> None:
+    store = tile_cmu(cmu, tmp_path, 0.5)
+    assert store.grid.spec.mpp == 0.499
+    assert (store.grid.cols, store.grid.rows, store.table.patches) == (2220 // 50, 2967 // 50, 44 * 59)
+    for row, col in ((0, 0), (17, 31), (58, 43)):
+        assert np.array_equal(patch_at(store, row, col), region[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50])
+
+
+def test_cmu_at_one_micrometre_is_averaged_exactly(cmu: Path, region: np.ndarray, tmp_path: Path) -> None:
+    store = tile_cmu(cmu, tmp_path, 1.0)
+    assert store.grid.downsample == Fraction(1000, 499)
+    assert (store.grid.cols, store.grid.rows) == (22, 29)  # 1107.78 and 1480.53 px of 1 µm
+    for row, col in ((0, 0), (13, 9), (28, 21)):
+        patch = patch_at(store, row, col)
+        for y, x in ((0, 0), (24, 31), (49, 49)):
+            assert patch[y, x].tolist() == mean_under(region, row * 50 + y, col * 50 + x, Fraction(1000, 499))
+
+
+def mean_under(region: np.ndarray, y: int, x: int, step: Fraction) -> list[int]:
+    """The area mean of the level-0 pixels under one patch pixel, by the definition."""
+    shares = []
+    for start in (y * step, x * step):
+        stop = start + step
+        shares.append({k: min(stop, Fraction(k + 1)) - max(start, Fraction(k)) for k in range(int(start), -int(-stop // 1))})
+    total = [sum(sy * sx * int(region[ky, kx, c]) for ky, sy in shares[0].items() for kx, sx in shares[1].items()) for c in range(3)]
+    return [int(value / step**2 + Fraction(1, 2)) for value in total]
+
+
+def test_cmu_at_a_quarter_is_refused_unless_upsampling_is_allowed(cmu: Path, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(wsi, ["tile", str(cmu), "--out", str(tmp_path / "a"), "--workers", "0"])
+    assert refused.exit_code == 4
+    assert "scanned at 0.499 µm/px, patches at 0.25 µm/px" in refused.stderr
+    assert tile_cmu(cmu, tmp_path / "b", 0.25, allow_upsample=True).grid.cols == 88  # 2220 · 0.499 / 0.25 = 4431 px
+
+
+def test_a_folder_with_one_good_slide(shared_data: Path, cmu: Path, tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for path in (cmu, shared_data / "slides" / "broken.svs", shared_data / "slides" / "openslide-python_unreadable.svs"):
+        shutil.copy(path, slides)
+    (slides / "readme.txt").write_text("copied on Monday")
+    result = CliRunner().invoke(wsi, ["tile", str(slides), "--out", str(tmp_path / "out"), "--mpp", "0.5", "--workers", "0"])
+    assert result.exit_code == 3
+    assert "in 4 = ok 1 + zero 0 + damaged 0 + failed 3" in result.stdout
+    failures = (tmp_path / "out" / "failures.csv").read_text()
+    for name in ("broken", "openslide-python_unreadable", "readme"):
+        assert f"{name}," in failures
+
+
+def test_other_scanners_slides_open(shared_data: Path) -> None:
+    ndpi = open_slide(shared_data / "slides" / "test3-DAPI-2-387.ndpi").info
+    assert (ndpi.size_l0, ndpi.magnification, ndpi.vendor) == ((3968, 4864), 40.0, "hamamatsu")
+    assert ndpi.mpp == pytest.approx(0.2282, abs=1e-4)
+    dicom = open_slide(shared_data / "slides" / "openslide-python_boxes_dcm" / "boxes_0.dcm").info
+    assert (dicom.vendor, dicom.mpp) == ("dicom", 0.499)
+
+
+def test_an_impossible_scale_is_refused_and_may_be_corrected(shared_data: Path) -> None:
+    boxes = shared_data / "slides" / "openslide-python_boxes.tiff"
+    with pytest.raises(SlideError, match=r"352\.778 µm per pixel"):
+        open_slide(boxes)
+    assert [level.downsample for level in open_slide(boxes, slide_mpp=0.5).levels] == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("broken.svs", "not a slide"), ("openslide-python_unopenable.tiff", "OpenSlide cannot open it")],
+)
+def test_broken_files_are_named(name: str, fault: str, shared_data: Path) -> None:
+    with pytest.raises(SlideError, match=fault) as caught:
+        open_slide(shared_data / "slides" / name)
+    assert name in str(caught.value)

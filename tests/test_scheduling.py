@@ -1,0 +1,173 @@
+"""The plain loop and real worker processes keep the same contract."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from wsi_pipeline.errors import ConfigError, EnvironmentFault, SlideError
+from wsi_pipeline.scheduling import Workers, run_jobs
+
+
+@dataclass(frozen=True)
+class CountPlan:
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CountJob:
+    """Writes one file per block and adds the blocks' numbers up."""
+
+    folder: Path
+    blocks: int
+    fails_in: str = ""
+    is_locked: bool = False
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        if self.is_locked:
+            raise EnvironmentFault("held by another")
+        (self.folder / "lock").touch(exist_ok=False)
+        yield
+        (self.folder / "lock").unlink()
+
+    def prepare(self) -> CountPlan:
+        self._fail("prepare")
+        return CountPlan(tuple(range(self.blocks)))
+
+    def run_block(self, plan: CountPlan, block: int) -> int:
+        if block == 1:
+            self._fail("block")
+            if self.fails_in == "kill":
+                os.kill(os.getpid(), 9)
+        (self.folder / str(block)).write_text(str(os.getpid()))
+        return block
+
+    def finish(self, plan: CountPlan, reports: Sequence[int]) -> int:
+        self._fail("finish")
+        assert (self.folder / "lock").exists()
+        return sum(reports)
+
+    def _fail(self, place: str) -> None:
+        if self.fails_in == place:
+            raise SlideError(f"broken in {place}")
+
+
+class Notes:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.blocks: list[tuple[int, int]] = []
+        self.ends: dict[int, object] = {}
+
+    def prepared(self, job: int, plan: CountPlan) -> None:
+        assert plan.blocks is not None
+
+    def block_done(self, job: int, report: int) -> None:
+        self.blocks.append((job, report))
+
+    def ended(self, job: int, result: object) -> None:
+        assert job not in self.ends
+        self.ends[job] = result
+
+
+CREWS = {"plain loop": Workers(count=0), "two processes": Workers(count=2)}
+
+
+@pytest.fixture(params=CREWS)
+def crew(request: pytest.FixtureRequest) -> Workers:
+    return CREWS[request.param]
+
+
+def make_jobs(tmp_path: Path, count: int, **special: dict[str, object]) -> list[CountJob]:
+    jobs = []
+    for index in range(count):
+        folder = tmp_path / f"job{index}"
+        folder.mkdir()
+        jobs.append(CountJob(folder, blocks=4, **special.get(f"job{index}", {})))  # type: ignore[arg-type]
+    return jobs
+
+
+def test_every_job_is_done(crew: Workers, tmp_path: Path) -> None:
+    notes = Notes()
+    assert run_jobs(make_jobs(tmp_path, 5), crew, notes) == [6] * 5
+    assert sorted(notes.blocks) == [(job, block) for job in range(5) for block in range(4)]
+    assert notes.ends == dict.fromkeys(range(5), 6)
+
+
+def test_a_failing_job_does_not_stop_the_others(crew: Workers, tmp_path: Path) -> None:
+    special: dict[str, dict[str, object]] = {f"job{k}": {"fails_in": place} for k, place in enumerate(("prepare", "block", "finish"))}
+    results = run_jobs(make_jobs(tmp_path, 5, **special), crew, Notes())
+    assert [str(result) for result in results] == ["broken in prepare", "broken in block", "broken in finish", "6", "6"]
+
+
+def test_locks_are_let_go_whatever_happens(crew: Workers, tmp_path: Path) -> None:
+    run_jobs(make_jobs(tmp_path, 3, job1={"fails_in": "block"}), crew, Notes())
+    assert list(tmp_path.glob("*/lock")) == []
+
+
+def test_a_job_held_by_another_is_reported_and_the_rest_go_on(crew: Workers, tmp_path: Path) -> None:
+    results = run_jobs(make_jobs(tmp_path, 3, job0={"is_locked": True}), crew, Notes())
+    assert isinstance(results[0], EnvironmentFault)
+    assert results[1:] == [6, 6]
+
+
+def test_a_job_without_blocks_is_finished(crew: Workers, tmp_path: Path) -> None:
+    assert run_jobs([CountJob(tmp_path, blocks=0)], crew, Notes()) == [0]
+
+
+def test_no_jobs_at_all(crew: Workers) -> None:
+    assert run_jobs([], crew, Notes()) == []
+
+
+def test_the_plain_loop_works_here_and_workers_elsewhere(crew: Workers, tmp_path: Path) -> None:
+    run_jobs(make_jobs(tmp_path, 2), crew, Notes())
+    pids = {int((tmp_path / f"job{job}" / str(block)).read_text()) for job in range(2) for block in range(4)}
+    assert (pids == {os.getpid()}) is (crew.processes == 0)
+
+
+def test_a_step_that_kills_its_worker_fails_its_own_job_only(tmp_path: Path) -> None:
+    results = run_jobs(make_jobs(tmp_path, 3, job1={"fails_in": "kill"}), Workers(count=2), Notes())
+    assert "worker process died" in str(results[1])
+    assert [results[0], results[2]] == [6, 6]
+
+
+def test_a_scheduler_that_is_not_there_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsi_pipeline.scheduling.cluster.CONNECT_TIMEOUT_S", 1)
+    with pytest.raises(EnvironmentFault, match="cannot be reached"):
+        run_jobs([CountJob(tmp_path, 1)], Workers(scheduler="tcp://127.0.0.1:1"), Notes())
+
+
+def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
+    from wsi_pipeline.scheduling.cluster import connect
+
+    with connect(Workers(count=1)) as executor:
+        client = executor._client
+        assert client.scheduler.address.startswith("tls://127.0.0.1:")
+        assert all(address.startswith("tls://127.0.0.1:") for address in client.scheduler_info(n_workers=-1)["workers"])
+        assert client.cluster.scheduler.http_application.applications == []
+
+
+def test_task_names_hold_no_slide_names(tmp_path: Path) -> None:
+    from wsi_pipeline.scheduling.cluster import connect
+    from wsi_pipeline.scheduling.jobs import Step
+
+    with connect(Workers(count=1)) as executor:
+        executor.submit(Step(0, "prepare"), CountJob(tmp_path / "Jane Doe", 1).prepare)
+        assert not any("Jane" in key for key in executor._pending)
+        executor.next_done()
+
+
+def test_negative_workers_are_refused() -> None:
+    with pytest.raises(ConfigError):
+        Workers(count=-1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "processes"), [(Workers(), 1), (Workers(gpus=4), 4), (Workers(count=3, gpus=4), 3), (Workers(count=0, gpus=4), 0)]
+)
+def test_one_process_per_gpu_unless_said_otherwise(workers: Workers, processes: int) -> None:
+    assert workers.processes == processes

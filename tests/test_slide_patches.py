@@ -1,0 +1,70 @@
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.builders import break_tile, paint_coordinates, paint_noise, write_png, write_slide
+from wsi_pipeline.geometry import Grid, PatchSpec, all_cells, order_by_macro_tile
+from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.patches import SlidePatches
+
+
+def cut(path: Path, grid: Grid, cells: np.ndarray | None = None, block_size: int = 1000) -> SlidePatches:
+    return SlidePatches(open_slide(path), grid, all_cells(grid) if cells is None else cells, block_size)
+
+
+def test_each_patch_is_its_piece_of_the_slide(tmp_path: Path) -> None:
+    pixels = paint_noise(600, 400)
+    grid = Grid(PatchSpec(50, 50, 0.5), 8, 12, Fraction(1))
+    patches = cut(write_slide(tmp_path / "s.tiff", pixels), grid).read_block(0)
+    for index, (row, col) in enumerate(all_cells(grid).tolist()):
+        assert np.array_equal(patches.pixels[index], pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50])
+    assert patches.readable.all()
+
+
+@pytest.mark.parametrize("stride", [30, 50, 70])
+def test_overlaps_and_gaps(stride: int, tmp_path: Path) -> None:
+    pixels = paint_noise(400, 300)
+    grid = Grid(PatchSpec(50, stride, 0.5), 3, 4, Fraction(1))
+    patches = cut(write_png(tmp_path / "s.png", pixels, mpp=0.5), grid).read_block(0)
+    for index, (row, col) in enumerate(all_cells(grid).tolist()):
+        assert np.array_equal(patches.pixels[index], pixels[row * stride : row * stride + 50, col * stride : col * stride + 50])
+
+
+def test_coordinates_read_back_at_downsample_4(tmp_path: Path) -> None:
+    # Red is x mod 251; the mean over x … x+3 of a ramp that does not wrap is x + 1.5, rounded up to x + 2.
+    grid = Grid(PatchSpec(50, 50, 2.0), 1, 1, Fraction(4))
+    patches = cut(write_png(tmp_path / "s.png", paint_coordinates(240, 240), mpp=0.5), grid).read_block(0)
+    assert patches.pixels[0, 0, :, 0].tolist() == [4 * x + 2 for x in range(50)]
+    assert patches.pixels[0, :, 0, 1].tolist() == [4 * y + 2 for y in range(50)]
+
+
+def test_blocks_and_order_do_not_change_pixels(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "s.tiff", paint_noise(1500, 1300))
+    grid = Grid(PatchSpec(50, 50, 1.2), 10, 12, Fraction(12, 5))
+    whole = cut(path, grid).read_block(0).pixels
+    cells = order_by_macro_tile(all_cells(grid), 3)
+    split = cut(path, grid, cells, block_size=7)
+    got = np.concatenate([split.read_block(block).pixels for block in range(-(-len(cells) // 7))])
+    assert np.array_equal(got, whole[cells[:, 0] * 12 + cells[:, 1]])
+
+
+def test_a_bad_tile_costs_only_the_patches_over_it(tmp_path: Path) -> None:
+    pixels = paint_noise(600, 600)
+    path = write_slide(tmp_path / "s.tiff", pixels)
+    break_tile(path, page=0, tile=0)  # the tile from (0, 0) to (256, 256)
+    grid = Grid(PatchSpec(50, 50, 0.5), 12, 12, Fraction(1))
+    block = cut(path, grid).read_block(0)
+    cells = all_cells(grid)
+    under_it = (cells[:, 0] * 50 < 256) & (cells[:, 1] * 50 < 256)
+    assert np.array_equal(block.readable, ~under_it)
+    assert (block.pixels[~block.readable] == 255).all()
+    row, col = 11, 11
+    assert np.array_equal(block.pixels[row * 12 + col], pixels[550:600, 550:600])
+
+
+def test_an_empty_block(tmp_path: Path) -> None:
+    grid = Grid(PatchSpec(50, 50, 0.5), 2, 2, Fraction(1))
+    source = cut(write_png(tmp_path / "s.png", paint_noise(100, 100), mpp=0.5), grid, np.empty((0, 2), np.int32))
+    assert source.read_block(0).pixels.shape == (0, 50, 50, 3)

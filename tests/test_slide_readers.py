@@ -1,0 +1,170 @@
+"""Every reader keeps the same contract; the plain-image reader is the one that the others are held against."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.builders import WHITE, break_tile, paint_coordinates, paint_noise, write_png, write_slide
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.slides import READERS, open_slide
+from wsi_pipeline.slides.image_reader import ImageReader
+from wsi_pipeline.slides.openslide_reader import OpenSlideReader
+
+
+def write_for(kind: str, folder: Path, pixels: np.ndarray) -> Path:
+    if kind == "openslide":
+        return write_slide(folder / "slide.tiff", pixels, mpp=0.5)
+    return write_png(folder / "slide.png", pixels, mpp=0.5)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_pixels_come_back_as_they_were(kind: str, tmp_path: Path) -> None:
+    pixels = paint_noise(700, 600)
+    reader = open_slide(write_for(kind, tmp_path, pixels))
+    assert np.array_equal(reader.read(reader.levels[0], 130, 240, 300, 200), pixels[240:440, 130:430])
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_size_and_scale_are_known(kind: str, tmp_path: Path) -> None:
+    info = open_slide(write_for(kind, tmp_path, paint_noise(700, 600))).info
+    assert info.size_l0 == (700, 600)
+    assert info.mpp == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_outside_the_slide_is_white(kind: str, tmp_path: Path) -> None:
+    reader = open_slide(write_for(kind, tmp_path, paint_coordinates(300, 280)))
+    region = reader.read(reader.levels[0], 290, 270, 20, 20)
+    assert (region[10:] == WHITE).all()
+    assert (region[:, 10:] == WHITE).all()
+    assert region[0, 0].tolist() == [290 % 251, 270 % 251, 60]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_closed_reader_harms_nobody(kind: str, tmp_path: Path) -> None:
+    reader = open_slide(write_for(kind, tmp_path, paint_noise(300, 280)))
+    reader.close()
+    reader.close()
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_the_users_scale_wins(kind: str, tmp_path: Path) -> None:
+    info = open_slide(write_for(kind, tmp_path, paint_noise(300, 280)), slide_mpp=2.0).info
+    assert (info.mpp, info.mpp_source) == (2.0, "user")
+
+
+def test_openslide_reads_our_pyramids(tmp_path: Path) -> None:
+    reader = open_slide(write_slide(tmp_path / "s.tiff", paint_noise(2100, 1500)))
+    assert isinstance(reader, OpenSlideReader)
+    assert [level.size for level in reader.levels] == [(2100, 1500), (1050, 750), (525, 375)]
+
+
+def test_a_bad_tile_is_an_error_and_its_neighbours_still_read(tmp_path: Path) -> None:
+    pixels = paint_noise(512, 512)
+    path = write_slide(tmp_path / "s.tiff", pixels)
+    break_tile(path, page=0, tile=3)
+    reader = open_slide(path)
+    with pytest.raises(SlideError, match="cannot be decoded"):
+        reader.read(reader.levels[0], 300, 300, 50, 50)
+    assert np.array_equal(reader.read(reader.levels[0], 0, 0, 256, 256), pixels[:256, :256])
+
+
+def test_grey_images_become_rgb(tmp_path: Path) -> None:
+    reader = open_slide(write_png(tmp_path / "g.png", np.full((20, 30), 77, dtype=np.uint8), mpp=1))
+    assert reader.read(reader.levels[0], 0, 0, 2, 1).tolist() == [[[77, 77, 77], [77, 77, 77]]]
+
+
+def test_transparent_pixels_of_an_image_are_white(tmp_path: Path) -> None:
+    rgba = np.zeros((10, 10, 4), dtype=np.uint8)
+    reader = open_slide(write_png(tmp_path / "t.png", rgba, mpp=1))
+    assert (reader.read(reader.levels[0], 0, 0, 10, 10) == 255).all()
+
+
+def test_an_image_without_a_scale_needs_one(tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match="--slide-mpp"):
+        open_slide(write_png(tmp_path / "n.png", paint_noise(20, 20)))
+
+
+@pytest.mark.parametrize("mode", ["P", "I;16", "F", "CMYK"])
+def test_other_kinds_of_pixels_are_refused(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.tif"
+    Image.new(mode, (60, 60)).save(path)
+    with pytest.raises(SlideError, match="convert it to 8-bit RGB"):
+        ImageReader(path, "odd", slide_mpp=1.0)
+
+
+def test_a_truncated_image_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "cut.png", paint_noise(200, 200), mpp=1)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(SlideError, match=r"cut\.png: not a whole image"):
+        open_slide(path)
+
+
+def test_a_truncated_tiff_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "cut.tiff", paint_noise(1024, 1024))
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        end = tiff.pages[0].dataoffsets[-1]
+    content = path.read_bytes()
+    path.write_bytes(content[:end])
+    with pytest.raises(SlideError, match=r"cut\.tiff"):
+        open_slide(path)
+
+
+def test_a_text_file_is_no_slide(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a slide")
+    with pytest.raises(SlideError, match=r"notes\.txt: not a slide"):
+        open_slide(path)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.svs"
+    path.touch()
+    with pytest.raises(SlideError, match="empty"):
+        open_slide(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match="no such file"):
+        open_slide(tmp_path / "missing.svs")
+
+
+def test_a_fifo_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.svs")
+    with pytest.raises(SlideError, match="not a regular file"):
+        open_slide(tmp_path / "pipe.svs")
+
+
+def test_a_folder_is_no_slide(tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match="not a regular file"):
+        open_slide(tmp_path)
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop.svs").symlink_to(tmp_path / "loop.svs")
+    with pytest.raises(SlideError):
+        open_slide(tmp_path / "loop.svs")
+
+
+def test_the_same_slide_opens_from_many_threads(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    pixels = paint_noise(1024, 1024)
+    path = write_slide(tmp_path / "s.tiff", pixels)
+    break_tile(path, page=0, tile=0)
+    reader = open_slide(path)
+
+    def read(index: int) -> bool:
+        x, y = 256 * (index % 4), 256 * (index // 4 % 4)
+        try:
+            return np.array_equal(reader.read(reader.levels[0], x, y, 256, 256), pixels[y : y + 256, x : x + 256])
+        except SlideError:
+            return (x, y) == (0, 0)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(64)))

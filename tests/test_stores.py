@@ -1,0 +1,206 @@
+"""Patch stores and predictions on disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.builders import make_patches, make_store, make_table
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.sources import PatchTable
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.patches import PatchStore, find_stores
+from wsi_pipeline.store.predictions import FOLDER, Predictions, find_results, prepare_predictions, write_prediction_block
+
+CELLS = [(row, col) for row in range(3) for col in range(3)]
+
+
+def rewrite_attribute(store: Path, **changes: object) -> None:
+    value = json.loads((store / "zarr.json").read_text())
+    value["attributes"] |= changes
+    (store / "zarr.json").write_text(json.dumps(value))
+
+
+def forget_manifest_sizes(store: Path) -> None:
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["files"] = {}
+    (store / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_patches_come_back_block_by_block(tmp_path: Path) -> None:
+    pixels = make_patches(9)
+    store = PatchStore(make_store(tmp_path / "s.patches.zarr", make_table(CELLS), pixels))
+    assert store.blocks == 3
+    assert np.array_equal(np.concatenate([store.read_block(block).pixels for block in range(3)]), pixels)
+
+
+def test_the_table_comes_back(tmp_path: Path) -> None:
+    table = make_table(CELLS, labels=[0, 1, -1] * 3, patient_id="patient 7", mpp=0.4537)
+    stored = PatchStore(make_store(tmp_path / "s.patches.zarr", table)).table
+    assert stored.slide == table.slide
+    assert stored.grid == table.grid
+    assert np.array_equal(stored.cells, table.cells)
+    assert np.array_equal(stored.labels, table.labels)
+    assert np.array_equal(stored.thumbnail.pixels, table.thumbnail.pixels)
+    assert (stored.patient_id, stored.class_names, stored.block_size) == ("patient 7", ("negative", "positive"), 4)
+
+
+def test_unreadable_patches_are_remembered(tmp_path: Path) -> None:
+    store = PatchStore(make_store(tmp_path / "s.patches.zarr", make_table(CELLS), unreadable=[1, 8]))
+    assert np.flatnonzero(~store.readable).tolist() == [1, 8]
+    assert store.read_block(2).readable.tolist() == [False]
+    assert store.manifest.counts == {"patches": 9, "unreadable": 2, "labelled": 0}
+
+
+def test_a_store_without_patches_is_a_store(tmp_path: Path) -> None:
+    store = PatchStore(make_store(tmp_path / "s.patches.zarr", make_table([])))
+    assert (store.table.patches, store.blocks) == (0, 0)
+
+
+def test_white_patches_are_written_out(tmp_path: Path) -> None:
+    make_store(tmp_path / "s.patches.zarr", make_table(CELLS), np.zeros((9, 50, 50, 3), dtype=np.uint8))
+    assert len(list((tmp_path / "s.patches.zarr" / "patches" / "c").iterdir())) == 3
+
+
+def test_one_file_per_block(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    sizes = {path.stat().st_size for path in (store / "patches" / "c").rglob("*") if path.is_file()}
+    assert sizes == {4 * 50 * 50 * 3 + 4}  # a chunk and its checksum
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 23), st.integers(1, 9), st.integers(0, 1000))
+def test_any_number_of_patches_round_trips(tmp_path: Path, count: int, block_size: int, seed: int) -> None:
+    import tempfile
+
+    pixels = make_patches(count, side_px=6, seed=seed)
+    table = make_table([(k // 5, k % 5) for k in range(count)], side_px=6, block_size=block_size)
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        store = PatchStore(make_store(Path(folder) / "s.patches.zarr", table, pixels))
+        blocks = [store.read_block(block).pixels for block in range(store.blocks)]
+        assert np.array_equal(np.concatenate([np.empty((0, 6, 6, 3), np.uint8), *blocks]), pixels)
+
+
+def test_a_flipped_bit_in_a_chunk_raises_on_reading(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    chunk = path / "patches" / "c" / "1" / "0" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[1000] ^= 1
+    chunk.write_bytes(content)
+    store = PatchStore(path)
+    with pytest.raises(StoreError, match="damaged"):
+        store.read_block(1)
+
+
+def test_a_missing_chunk_is_found_at_opening(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    (path / "patches" / "c" / "1" / "0" / "0" / "0").unlink()
+    with pytest.raises(StoreError, match="is missing"):
+        PatchStore(path)
+
+
+def test_predictions_are_no_patch_store(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    rewrite_attribute(path, kind="something new")
+    forget_manifest_sizes(path)
+    with pytest.raises(StoreError, match="holds 'something new'"):
+        PatchStore(path)
+
+
+def test_a_future_format_is_refused(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    rewrite_attribute(path, format_version=99)
+    forget_manifest_sizes(path)
+    with pytest.raises(StoreError, match="format 99"):
+        PatchStore(path)
+
+
+def broken_tables() -> list[tuple[str, PatchTable]]:
+    outside = make_table(CELLS, rows=3, cols=3)
+    outside.cells[0] = (7, 7)
+    twice = make_table(CELLS, rows=3, cols=3)
+    twice.cells[1] = twice.cells[0]
+    return [("outside the grid", outside), ("occurs twice", twice)]
+
+
+@pytest.mark.parametrize(("fault", "table"), broken_tables(), ids=["outside", "twice"])
+def test_a_table_that_contradicts_itself_is_refused(fault: str, table: PatchTable, tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", table)
+    with pytest.raises(StoreError, match=fault):
+        PatchStore(path)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"grid": {}}, {"slide": None}, {"block_size": 0}, {"class_names": []}, {"thumbnail": {"downsample": "1/0"}}]
+)
+def test_damaged_attributes_are_named(attributes: dict[str, object], tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    rewrite_attribute(path, **attributes)
+    forget_manifest_sizes(path)
+    with pytest.raises(StoreError, match="damaged"):
+        PatchStore(path)
+
+
+def test_stores_are_found_in_folders_and_by_name(tmp_path: Path) -> None:
+    one = make_store(tmp_path / "a.patches.zarr", make_table(CELLS))
+    two = make_store(tmp_path / "b.patches.zarr", make_table(CELLS))
+    assert find_stores([tmp_path]) == [one, two]
+    assert find_stores([two, tmp_path]) == [two, one]
+
+
+def test_a_folder_without_stores_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no patch stores"):
+        find_stores([tmp_path])
+
+
+def prepare(staging: Staging, cells: list[tuple[int, int]] = CELLS) -> PatchTable:
+    table = make_table(cells)
+    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d"}})
+    return table
+
+
+def test_predictions_begin_as_not_assessed(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "slide", {})
+    prepare(staging)
+    assert np.isnan(Predictions(staging.product / FOLDER).probability).all()
+
+
+def test_predictions_come_back(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "slide", {})
+    table = prepare(staging)
+    write_prediction_block(staging, table, 1, np.array([0.25, np.nan, 1.0, 0.0], dtype=np.float32), {})
+    probability = Predictions(staging.product / FOLDER).probability
+    assert np.array_equal(probability[4:8], np.array([0.25, np.nan, 1.0, 0.0], dtype=np.float32), equal_nan=True)
+    assert np.isnan(probability[[0, 1, 2, 3, 8]]).all()
+
+
+def test_a_block_of_nan_is_written_out(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "slide", {})
+    table = prepare(staging)
+    write_prediction_block(staging, table, 0, np.full(4, np.nan, dtype=np.float32), {})
+    assert (staging.product / FOLDER / "probability" / "c" / "0").is_file()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, np.inf])
+def test_a_probability_that_is_none_is_refused(value: float, tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "slide", {})
+    table = prepare(staging, CELLS[:1])
+    write_prediction_block(staging, table, 0, np.array([value], dtype=np.float32), {})
+    with pytest.raises(StoreError, match="outside 0 to 1"):
+        _ = Predictions(staging.product / FOLDER).probability
+
+
+def test_only_finished_results_are_found(tmp_path: Path) -> None:
+    prepare(Staging(tmp_path / "under way", {}))
+    staging = Staging(tmp_path / "done", {})
+    prepare(staging)
+    staging.commit("wsi slide result", {})
+    assert [folder.name for folder in find_results([tmp_path])] == ["done"]
+
+
+def test_a_results_folder_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such results folder"):
+        find_results([tmp_path / "nowhere"])

@@ -1,0 +1,105 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import PINK, paint
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.sources import Thumbnail
+from wsi_pipeline.tissue import TissueParameters, area_fractions, find_tissue, tissue_fraction
+
+PARAMETERS = TissueParameters()
+
+
+def glass(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """Bare glass under a lamp, with the noise of a camera."""
+    noise = np.random.default_rng(seed).normal(0, 1.5, (height, width, 3))
+    return np.clip(242 + noise, 0, 255).astype(np.uint8)
+
+
+def test_stained_tissue_is_found_and_glass_is_not() -> None:
+    picture = glass(200, 200)
+    picture[60:140, 40:160] = PINK
+    mask = find_tissue(picture, 8.0, PARAMETERS)
+    assert mask[70:130, 50:150].all()
+    assert not mask[:50].any()
+    assert not mask[:, 170:].any()
+
+
+def test_bare_glass_holds_no_tissue() -> None:
+    assert not find_tissue(glass(300, 300), 8.0, PARAMETERS).any()
+
+
+def test_a_slide_full_of_tissue_is_tissue_everywhere() -> None:
+    picture = paint(200, 200, (235, 195, 220))
+    picture[:, 100:] = (170, 90, 160)  # Otsu alone would keep this half only
+    assert find_tissue(picture, 8.0, PARAMETERS).all()
+
+
+def test_one_colour_everywhere_does_not_fail() -> None:
+    assert not find_tissue(paint(50, 50, (255, 255, 255)), 8.0, PARAMETERS).any()
+
+
+def test_a_picture_of_one_pixel_does_not_fail() -> None:
+    assert find_tissue(paint(1, 1), 8.0, PARAMETERS).shape == (1, 1)
+
+
+def test_dust_is_removed_and_small_holes_are_filled() -> None:
+    picture = glass(300, 300)
+    picture[100:250, 100:250] = PINK
+    picture[170:178, 170:178] = 243  # 64 px = 4,096 µm²
+    picture[20:30, 20:30] = PINK  # 100 px = 6,400 µm²
+    mask = find_tissue(picture, 8.0, PARAMETERS)
+    assert mask[165:185, 165:185].all()
+    assert not mask[10:40, 10:40].any()
+
+
+def test_what_counts_as_dust_is_an_area_not_a_number_of_pixels() -> None:
+    fine = glass(300, 300)
+    fine[100:180, 100:180] = PINK  # 80 px at 2 µm/px = 25,600 µm², above the limit
+    assert find_tissue(fine, 2.0, PARAMETERS).any()
+
+
+def test_black_has_no_saturation() -> None:
+    assert not find_tissue(paint(100, 100, (0, 0, 0)), 8.0, PARAMETERS).any()
+
+
+def test_area_fractions_by_hand() -> None:
+    mask = np.zeros((4, 4), dtype=np.bool_)
+    mask[1:3, 1:3] = True
+    assert area_fractions(mask, np.array([0.0]), np.array([0.0]), 4.0).tolist() == [[0.25]]
+    assert area_fractions(mask, np.array([1.5]), np.array([0.5]), 1.0).tolist() == [[0.5]]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 6), st.floats(0, 6), st.floats(0.3, 4))
+def test_area_fractions_agree_with_a_fine_raster(seed: int, top: float, left: float, side: float) -> None:
+    mask = np.random.default_rng(seed).random((10, 10)) < 0.5
+    places = (np.arange(200) + 0.5) / 200 * side
+    fine = mask[np.ix_((top + places).astype(int), (left + places).astype(int))].mean()
+    assert area_fractions(mask, np.array([top]), np.array([left]), side)[0, 0] == pytest.approx(fine, abs=0.03)
+
+
+def test_fractions_follow_the_grid_over_the_thumbnail() -> None:
+    # Mask pixels of 16 level-0 px; cells of 100 level-0 px = 6.25 mask pixels. Tissue right of mask column 8 = level-0 px 128.
+    mask = np.zeros((20, 20), dtype=np.bool_)
+    mask[:, 8:] = True
+    grid = Grid(PatchSpec(50, 50, 1.0), 3, 3, Fraction(2))
+    fractions = tissue_fraction(mask, Thumbnail(paint(20, 20), Fraction(16), (0, 0)), grid)
+    assert fractions[0].tolist() == pytest.approx([0.0, 0.72, 1.0])  # column 1 spans 100 to 200: 72 of it
+
+
+def test_a_shifted_origin_shifts_the_cells() -> None:
+    mask = np.zeros((20, 20), dtype=np.bool_)
+    mask[:, 10:] = True
+    grid = Grid(PatchSpec(50, 50, 1.0), 1, 1, Fraction(2), origin_xy_l0=(1160, 1000))
+    fractions = tissue_fraction(mask, Thumbnail(paint(20, 20), Fraction(16), (1000, 1000)), grid)
+    assert fractions[0, 0] == 1.0
+
+
+@pytest.mark.parametrize("wrong", [{"min_tissue": -0.1}, {"min_tissue": 1.1}, {"mask_mpp": 0.1}, {"min_tissue": float("nan")}])
+def test_impossible_parameters_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        TissueParameters(**wrong)  # type: ignore[arg-type]
