@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline: on a busy machine a slow example is no fault.
+settings.register_profile("wsi", deadline=None)
+settings.load_profile("wsi")
 
 SHARED_DATA = Path(os.environ.get("WSI_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

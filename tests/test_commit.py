@@ -15,11 +15,11 @@ from wsi_pipeline.store.commit import (
     check_whole,
     find_damage,
     find_finished,
-    hold_lock,
     is_product,
     read_manifest,
     write_file,
 )
+from wsi_pipeline.store.lock import hold_lock
 
 RECIPE = {"slide": "s", "mpp": 0.5}
 

@@ -50,7 +50,7 @@ def mean_of_area(x0: Fraction, y0: Fraction, side: Fraction) -> list[int]:
 ratios = st.builds(Fraction, st.integers(1, 60), st.integers(1, 20)).filter(lambda ratio: Fraction(1, 3) <= ratio <= 12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ratios, st.integers(0, 10), st.integers(0, 10), st.data())
 def test_every_pixel_is_the_mean_of_the_area_under_it(ratio: Fraction, ox: int, oy: int, data: st.DataObject) -> None:
     columns, rows = int((WIDTH - ox) / ratio), int((HEIGHT - oy) / ratio)
@@ -60,7 +60,7 @@ def test_every_pixel_is_the_mean_of_the_area_under_it(ratio: Fraction, ox: int, 
     assert got == mean_of_area(ox + x * ratio, oy + y * ratio, ratio)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ratios, st.data())
 def test_a_pixel_does_not_depend_on_how_the_read_is_split(ratio: Fraction, data: st.DataObject) -> None:
     columns, rows = int(WIDTH / ratio), int(HEIGHT / ratio)

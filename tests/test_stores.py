@@ -71,7 +71,7 @@ def test_one_file_per_block(tmp_path: Path) -> None:
     assert sizes == {4 * 50 * 50 * 3 + 4}  # a chunk and its checksum
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 23), st.integers(1, 9), st.integers(0, 1000))
 def test_any_number_of_patches_round_trips(tmp_path: Path, count: int, block_size: int, seed: int) -> None:
     import tempfile

@@ -28,7 +28,7 @@ def labelled(**patients: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return names, np.array([label for labels in patients.values() for label in labels], dtype=np.int8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(4, 12), st.integers(0, 10_000), st.floats(0.1, 0.5))
 def test_no_patient_is_on_two_sides(count: int, seed: int, fraction: float) -> None:
     rng = np.random.default_rng(seed)

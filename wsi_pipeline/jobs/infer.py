@@ -27,7 +27,8 @@ from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.sources import PatchSource, PatchTable
-from wsi_pipeline.store.commit import Staging, find_finished, hold_lock
+from wsi_pipeline.store.commit import Staging, find_finished
+from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
 

@@ -21,7 +21,8 @@ from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.sources import PatchSource, PatchTable
 from wsi_pipeline.store.arrays import read_attributes
-from wsi_pipeline.store.commit import Staging, find_finished, hold_lock, read_manifest
+from wsi_pipeline.store.commit import Staging, find_finished, read_manifest
+from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import SUFFIX, finish_patch_store, prepare_patch_store
 
 

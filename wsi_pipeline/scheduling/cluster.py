@@ -2,9 +2,10 @@
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster, as_completed
@@ -17,6 +18,8 @@ from wsi_pipeline.scheduling.jobs import Step, Workers
 
 LOOPBACK = "127.0.0.1"
 CONNECT_TIMEOUT_S = 30
+ALLOWED_DEATHS = 1
+"""Workers that may die over a step before it is held back to be tried alone."""
 
 
 class DaskExecutor:
@@ -26,49 +29,73 @@ class DaskExecutor:
         self.processes = processes
         self._client = client
         self._done = as_completed([], loop=client.loop)
-        self._pending: dict[str, tuple[Step, Any]] = {}
+        self._pending: dict[str, _Submitted] = {}
+        self._suspects: deque[_Submitted] = deque()
         self._dropped: set[int] = set()
         self._run_id = os.urandom(4).hex()
 
     def submit(self, step: Step, function: Callable[..., Any], *arguments: Any) -> None:
         """Send the step off. Earlier jobs come first, so that slides are finished one after another."""
-        key = f"{step.kind}-{self._run_id}-{step.job}-{step.block}"
+        self._send(_Submitted(step, function, arguments))
+
+    def _send(self, work: "_Submitted") -> None:
+        step = work.step
+        key = f"{step.kind}-{self._run_id}-{step.job}-{step.block}{'-alone' if work.is_alone else ''}"
         priority = -step.job if step.kind != "prepare" else 1
-        future = self._client.submit(function, *arguments, key=key, pure=False, priority=priority)
-        self._pending[key] = (step, future)
+        future = self._client.submit(work.function, *work.arguments, key=key, pure=False, priority=priority)
+        self._pending[key] = work._replace(future=future)
         self._done.add(future)
 
     def drop(self, job: int) -> None:
         """Cancel what has not begun, and ignore what has."""
         self._dropped.add(job)
-        if stale := [future for step, future in self._pending.values() if step.job == job]:
+        if stale := [work.future for work in self._pending.values() if work.step.job == job]:
             self._client.cancel(stale)
 
     def next_done(self) -> tuple[Step, Any]:
-        """Wait for the next step. Raises EnvironmentFault where the cluster is lost."""
+        """Wait for the next step. Raises EnvironmentFault where the cluster is lost.
+
+        A step whose worker died is tried again when nothing else is running: what runs beside a deadly step dies with it, and must
+        not be taken for its cause.
+        """
         while True:
+            if not self._pending and self._suspects:
+                self._send(self._suspects.popleft()._replace(is_alone=True))
             future = next(self._done)
-            step, _ = self._pending.pop(future.key)
-            if step.job not in self._dropped:
-                return step, _result_of(future)
+            work = self._pending.pop(future.key)
+            if work.step.job in self._dropped:
+                continue
+            result = _result_of(future)
+            if isinstance(result, KilledWorker) and not work.is_alone:
+                self._suspects.append(work)
+                continue
+            return work.step, _in_words(result)
+
+
+class _Submitted(NamedTuple):
+    """A step under way."""
+
+    step: Step
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    future: Any = None
+    is_alone: bool = False
 
 
 def _result_of(future: Any) -> Any:
-    """What a step returned or raised."""
-    if future.status == "finished":
+    """What a step returned or raised; a result that was lost with its worker is computed again."""
+    try:
         return future.result()
-    if future.status == "error":
-        error = future.exception()
-        if not isinstance(error, FutureCancelledError):
-            return _plain_exception(error)
-    raise EnvironmentFault("the Dask cluster was lost; what is finished stays on disk, run the same line again")
+    except FutureCancelledError as error:
+        raise EnvironmentFault("the Dask cluster was lost; what is finished stays on disk, run the same line again") from error
+    except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the job's result, its neighbours go on
+        return error
 
 
-def _plain_exception(error: Any) -> Exception:
-    """A worker that died several times over the same step, in words."""
-    if isinstance(error, KilledWorker):
-        return RuntimeError("a worker process died several times over it (out of memory, or a crash in a decoder)")
-    return error if isinstance(error, Exception) else RuntimeError(str(error))
+def _in_words(result: Any) -> Any:
+    if isinstance(result, KilledWorker):
+        return RuntimeError("a worker process died over it, also when it ran alone (out of memory, or a crash in a decoder)")
+    return result
 
 
 @contextmanager
@@ -77,7 +104,7 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
     # With the dashboard off an HTTP port would still list tasks to every local user.
     routes: dict[str, list[str]] = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker", "nanny")}
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set(routes))
+        stack.enter_context(dask.config.set(routes | {"distributed.scheduler.allowed-failures": ALLOWED_DEATHS}))
         try:
             executor = _join(workers.scheduler, stack) if workers.scheduler is not None else _start(workers, stack)
         except (OSError, TimeoutError, RuntimeError) as error:

@@ -1,17 +1,15 @@
-"""Running jobs in this process, in local worker processes, or on a cluster.
+"""What a job is: a slide's work in steps that can travel between processes.
 
-A job is a slide's work in three kinds of step: `prepare` once, `run_block` for every block that is missing, `finish` once. Steps
-travel as small picklable objects and read and write by path: no pixels pass through the scheduler. The plain loop, which runs
-every step here and now, defines what all of this means.
+There are three kinds of step: `prepare` once, `run_block` for every block that is missing, `finish` once. Steps travel as small
+picklable objects and read and write by path: no pixels pass through the scheduler.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from wsi_pipeline.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.errors import ConfigError
 
 
 class Plan(Protocol):
@@ -100,132 +98,3 @@ class Executor(Protocol):
     def next_done(self) -> tuple[Step, Any]:
         """The next finished step with its result, or the exception it raised."""
         ...
-
-
-@dataclass
-class PlainLoop:
-    """Every step here and now, in the order of submission."""
-
-    _queue: deque[tuple[Step, Callable[..., Any], tuple[Any, ...]]] = field(default_factory=deque)
-
-    def submit(self, step: Step, function: Callable[..., Any], *arguments: Any) -> None:
-        """Put the step at the end of the queue."""
-        self._queue.append((step, function, arguments))
-
-    def drop(self, job: int) -> None:
-        """Forget the job's queued steps."""
-        self._queue = deque(entry for entry in self._queue if entry[0].job != job)
-
-    def next_done(self) -> tuple[Step, Any]:
-        """Take the first step of the queue."""
-        step, function, arguments = self._queue.popleft()
-        try:
-            return step, function(*arguments)
-        except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the job's result, its neighbours go on
-            return step, error
-
-
-@dataclass
-class _Active:
-    """A job under way."""
-
-    job: Job[Any, Any, Any]
-    lock: ExitStack
-    plan: Any = None
-    outstanding: int = 0
-    reports: list[Any] = field(default_factory=list)
-
-
-def run_jobs(
-    jobs: Sequence[Job[PlanT, ReportT, ResultT]], workers: Workers, listener: Listener[PlanT, ReportT, ResultT]
-) -> list[ResultT | Exception]:
-    """Run every job; the result or the exception of each, in their order. One job's fault never stops the others.
-
-    Raises EnvironmentFault where the cluster is lost: what is on disk stays, and the same call goes on from there.
-    """
-    if workers.scheduler is None and workers.processes == 0:
-        return _Run(jobs, PlainLoop(), listener, window=1).results()
-    from wsi_pipeline.scheduling.cluster import connect  # Dask takes a second to import
-
-    with connect(workers) as executor:
-        return _Run(jobs, executor, listener, window=2 * max(executor.processes, 1)).results()
-
-
-class _Run(Generic[PlanT, ReportT, ResultT]):
-    """Moves jobs from step to step."""
-
-    def __init__(
-        self,
-        jobs: Sequence[Job[PlanT, ReportT, ResultT]],
-        executor: Executor,
-        listener: Listener[PlanT, ReportT, ResultT],
-        window: int,
-    ) -> None:
-        self._jobs = jobs
-        self._executor = executor
-        self._listener = listener
-        self._window = window
-        """Jobs under way at a time: the next slides are prepared while the device is busy with the first."""
-        self._active: dict[int, _Active] = {}
-        self._results: dict[int, ResultT | Exception] = {}
-
-    def results(self) -> list[ResultT | Exception]:
-        """Run to the end."""
-        waiting = deque(range(len(self._jobs)))
-        try:
-            while waiting or self._active:
-                while waiting and len(self._active) < self._window:
-                    self._start(waiting.popleft())
-                if self._active:
-                    self._advance(*self._executor.next_done())
-        finally:
-            for active in self._active.values():
-                active.lock.close()
-        return [self._results[index] for index in range(len(self._jobs))]
-
-    def _start(self, index: int) -> None:
-        active = _Active(self._jobs[index], ExitStack())
-        try:
-            active.lock.enter_context(active.job.hold())
-        except EnvironmentFault as error:
-            self._conclude(index, error)
-            return
-        self._active[index] = active
-        self._executor.submit(Step(index, "prepare"), active.job.prepare)
-
-    def _advance(self, step: Step, value: Any) -> None:
-        active = self._active.get(step.job)
-        if active is None:
-            return  # a step of a job that has already failed
-        if isinstance(value, Exception) or step.kind == "finish":
-            self._executor.drop(step.job)
-            self._conclude(step.job, value)
-        elif step.kind == "prepare":
-            self._plan_blocks(step.job, active, value)
-        else:
-            self._take_report(step.job, active, value)
-
-    def _plan_blocks(self, index: int, active: _Active, plan: PlanT) -> None:
-        active.plan = plan
-        active.outstanding = len(plan.blocks)
-        self._listener.prepared(index, plan)
-        for block in plan.blocks:
-            self._executor.submit(Step(index, "block", block), active.job.run_block, plan, block)
-        self._finish_when_complete(index, active)
-
-    def _take_report(self, index: int, active: _Active, report: ReportT) -> None:
-        active.reports.append(report)
-        active.outstanding -= 1
-        self._listener.block_done(index, report)
-        self._finish_when_complete(index, active)
-
-    def _finish_when_complete(self, index: int, active: _Active) -> None:
-        if active.outstanding == 0:
-            self._executor.submit(Step(index, "finish"), active.job.finish, active.plan, active.reports)
-
-    def _conclude(self, index: int, result: ResultT | Exception) -> None:
-        active = self._active.pop(index, None)
-        if active is not None:
-            active.lock.close()
-        self._results[index] = result
-        self._listener.ended(index, result)

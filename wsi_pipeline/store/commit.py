@@ -10,23 +10,20 @@ A product is complete if and only if its final name exists and its manifest veri
 Staging is named by its recipe, so a killed run is taken up where it stopped and work of another recipe never mixes in.
 """
 
-import fcntl
 import json
 import os
 import shutil
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from wsi_pipeline.errors import EnvironmentFault, StoreError
+from wsi_pipeline.errors import StoreError
 from wsi_pipeline.provenance import file_sha256, recipe_digest
+from wsi_pipeline.store.lock import HIDDEN
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
-HIDDEN = ".wsi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,51 +115,6 @@ def _publish(product: Path, target: Path) -> None:
     product.rename(target)
     flush_folder(target.parent)
     shutil.rmtree(retired, ignore_errors=True)
-
-
-@contextmanager
-def hold_lock(target: Path) -> Iterator[None]:
-    """Be the only writer of a product. Raises EnvironmentFault where another process is, naming it."""
-    path = target.parent / HIDDEN / "locks" / f"{target.name}.lock"
-    stream = _lock_file(path, target)
-    try:
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        yield
-    finally:
-        path.unlink()  # while it is still held: whoever opened it meanwhile sees that it is gone and tries again
-        stream.close()
-        _remove_empty(path.parent)
-
-
-def _lock_file(path: Path, target: Path) -> TextIO:
-    """The lock file, locked, and still the one that lies at its path."""
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("a+")
-        except FileNotFoundError:
-            continue  # the folder was removed by a writer that just ended
-        except OSError as error:
-            raise EnvironmentFault(f"{path}: cannot be written ({error.strerror}); name a folder that you may write to") from error
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            owner = stream.read().strip() or "another process"
-            stream.close()
-            raise EnvironmentFault(f"{target}: is being written by {owner}; wait for it, then run the same line again") from error
-        if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
-            stream.truncate(0)
-            return stream
-        stream.close()
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the hidden folders that hold nothing any more."""
-    for empty in (folder, folder.parent / "staging", folder.parent):
-        with suppress(OSError):
-            empty.rmdir()
 
 
 def read_manifest(product: Path) -> Manifest:

@@ -13,7 +13,8 @@ from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation, measure_normalisation
 from wsi_pipeline.provenance import describe_tool
-from wsi_pipeline.store.commit import Staging, find_finished, hold_lock
+from wsi_pipeline.store.commit import Staging, find_finished
+from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.dataset import LabelledPatches, load_labelled
 from wsi_pipeline.training.loop import Batches, Epoch, TrainConfig, fit, sigmoid
