@@ -1,11 +1,11 @@
 """`wsi evaluate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import labels_option, mask_values_options
+from .options import label_rules_options, labels_option, read_rules
 
 if TYPE_CHECKING:
     from wsi_pipeline.evaluation import Evaluation
@@ -14,16 +14,15 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @labels_option
-@mask_values_options
-def evaluate(results: Path, labels: tuple[Path, ...], positive_value: int, negative_value: int) -> None:
+@label_rules_options
+def evaluate(results: Path, labels: tuple[Path, ...], **rules: Any) -> None:
     """Compare the predictions in RESULTS with known labels, per slide and pooled.
 
-    Labels are those of the patch stores that were inferred, or label masks given with --labels. Writes RESULTS/evaluation.csv.
+    Labels are those of the patch stores that were inferred, or files given with --labels. Writes RESULTS/evaluation.csv.
     """
-    from wsi_pipeline.evaluation import EVALUATION_CSV, evaluate_results
-    from wsi_pipeline.labels.mask import MaskValues
+    from wsi_pipeline.evaluation import EVALUATION_CSV, evaluate_results, find_class_names
 
-    evaluation = evaluate_results(results, labels, MaskValues(negative_value, positive_value))
+    evaluation = evaluate_results(results, labels, read_rules(rules, find_class_names(results)))
     click.echo(draw_evaluation(evaluation))
     click.echo(f"→  {results / EVALUATION_CSV}")
 

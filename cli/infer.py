@@ -12,6 +12,7 @@ from .options import (
     force_option,
     min_tissue_option,
     scheduler_option,
+    sheet_option,
     slide_mpp_option,
     workers_option,
 )
@@ -22,6 +23,7 @@ from .options import (
     "--slides", "--wsi-dir", "-i", type=EXISTING, multiple=True, metavar="DIR", help="Slides, or folders of them. May be repeated."
 )
 @click.option("--stores", type=EXISTING, multiple=True, metavar="DIR", help="Patch stores, or folders of them, instead of slides.")
+@sheet_option
 @click.option("--model", "-m", type=click.Path(path_type=Path), required=True, help="A model.safetensors of `wsi train`.")
 @click.option("--results-dir", "-o", type=FOLDER, required=True, help="Folder for one folder per slide and the tables of the run.")
 @min_tissue_option
@@ -35,6 +37,7 @@ from .options import (
 def infer(
     slides: tuple[Path, ...],
     stores: tuple[Path, ...],
+    sheet: Path | None,
     model: Path,
     results_dir: Path,
     min_tissue: float,
@@ -52,14 +55,15 @@ def infer(
     goes on where it stopped, and does nothing for slides that are done.
     """
     from wsi_pipeline.models.checkpoint import load_checkpoint
-    from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_slides, infer_stores
+    from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_found, infer_slides, infer_stores
+    from wsi_pipeline.slides.sheet import read_sheet
     from wsi_pipeline.tiling import TileConfig
     from wsi_pipeline.tissue import TissueParameters
 
     from .progress import close_run, log_to, show_progress
 
-    if bool(slides) == bool(stores):
-        raise click.UsageError("give either --slides or --stores")
+    if [bool(slides), bool(stores), bool(sheet)].count(True) != 1:
+        raise click.UsageError("give one of --slides, --stores and --sheet")
     checkpoint = load_checkpoint(model)
     click.echo(
         f"model {checkpoint.architecture}: patches of {checkpoint.spec.side_px} px at {checkpoint.spec.mpp:g} µm/px, "
@@ -72,7 +76,12 @@ def infer(
         force=force,
     )
     crew = choose_workers(workers, scheduler, device)
-    run, places = (infer_slides, slides) if slides else (infer_stores, stores)
     with log_to(results_dir), show_progress() as progress:
-        account = run(places, model, results_dir, config, workers=crew, progress=progress)
+        if sheet is not None:
+            found = [row.slide for row in read_sheet(sheet)]
+            account = infer_found(found, model, results_dir, config, workers=crew, progress=progress)
+        elif slides:
+            account = infer_slides(slides, model, results_dir, config, workers=crew, progress=progress)
+        else:
+            account = infer_stores(stores, model, results_dir, config, workers=crew, progress=progress)
     close_run(account, results_dir / "index.html")

@@ -8,7 +8,7 @@ from .options import force_option, out_option, patch_size_option, workers_option
 
 
 @click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@click.argument("place", type=click.Path(exists=True, path_type=Path), metavar="DIR")
 @click.option(
     "--mpp",
     type=float,
@@ -18,16 +18,37 @@ from .options import force_option, out_option, patch_size_option, workers_option
     "reduced 16 times (16 × 0.25).",
 )
 @out_option
+@click.option("--layout", type=click.Choice(["idc", "folders", "stacks", "csv"]), default="idc", help="How the data set lies on disk.")
+@click.option(
+    "--patient-regex", metavar="REGEX", help="Layout folders: where the patient stands in a file's path; the part in parentheses."
+)
+@click.option("--class-names", nargs=2, metavar="NEGATIVE POSITIVE", help="What the classes are called; for folders, the folders' names.")
 @patch_size_option
 @workers_option
 @force_option
-def ingest(folder: Path, mpp: float, out: Path, patch_size: int, workers: int | None, force: bool) -> None:
-    """Take in ready-cut labelled patches: one patch store per patient.
+def ingest(
+    place: Path,
+    mpp: float,
+    out: Path,
+    layout: str,
+    patient_regex: str | None,
+    class_names: tuple[str, str] | None,
+    patch_size: int,
+    workers: int | None,
+    force: bool,
+) -> None:
+    r"""Take in ready-cut labelled patches: one patch store per patient.
 
-    DIR holds files called <patient>_idx5_x<X>_y<Y>_class<0|1>.png at any depth, as in the public IDC set; X (column) and Y (row) count
-    from 1. Files that are no whole patch are left out, counted, and named in left_out.csv.
+    \b
+    idc      <patient>_idx5_x<X>_y<Y>_class<0|1>.png at any depth of DIR, as in the public set; X (column) and Y (row) count from 1
+    folders  <class>/<image>; --patient-regex says where the patient stands in the path
+    stacks   NPZ files with images, labels and perhaps patients; or X.npy and Y.npy, or <name>_images.npy and <name>_labels.npy
+    csv      DIR is a CSV with the columns path, patient, label and perhaps x, y (top-left pixel, from 0)
+
+    Files that are no whole patch are left out, counted, and named in left_out.csv.
     """
     from wsi_pipeline.geometry import PatchSpec
+    from wsi_pipeline.ingestion.layouts import LayoutOptions
     from wsi_pipeline.pipeline import LEFT_OUT_CSV, ingest_patches
     from wsi_pipeline.scheduling import Workers
 
@@ -35,7 +56,16 @@ def ingest(folder: Path, mpp: float, out: Path, patch_size: int, workers: int | 
 
     crew = Workers(count=workers or 0)
     with log_to(out), show_progress() as progress:
-        account = ingest_patches(folder, out, PatchSpec(patch_size, patch_size, mpp), workers=crew, force=force, progress=progress)
+        account = ingest_patches(
+            place,
+            out,
+            PatchSpec(patch_size, patch_size, mpp),
+            layout=layout,
+            options=LayoutOptions(patient_regex, class_names),
+            workers=crew,
+            force=force,
+            progress=progress,
+        )
     stores = f"{account.patches} patches of {patch_size}×{patch_size} in {len(account.run.outcomes)} stores"
     click.echo(f"{stores}, {len(account.left_out)} files left out")
     for entry in account.left_out:

@@ -11,7 +11,7 @@ import click
 
 from wsi_pipeline.errors import WsiError
 
-COMMANDS = ("demo", "evaluate", "infer", "info", "ingest", "tile", "train", "view")
+COMMANDS = ("demo", "evaluate", "infer", "info", "ingest", "label", "tile", "train", "view")
 """Each is a module of this package with a command of the same name."""
 
 INTERRUPTED = 130

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from wsi_pipeline.labels.rules import LabelRules
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -35,22 +38,63 @@ scheduler_option = click.option(
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where networks run; auto: a GPU where there is one."
 )
+sheet_option = click.option(
+    "--sheet",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="CSV",
+    help="Sample sheet: a slide per line with the columns wsi, mpp, patient_id, labels, split, label.",
+)
 labels_option = click.option(
     "--labels",
     type=EXISTING,
     multiple=True,
-    metavar="PNG|DIR",
-    help="Label masks over the slides: images, or folders with <slide>_labels.png. May be given several times.",
+    metavar="FILE|DIR",
+    help="What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or folders of them, matched by name.",
+)
+LABEL_RULES: tuple[Callable[[Command], Command], ...] = (
+    click.option("--label-map", type=EXISTING, metavar="YAML", help="Which drawn class means what; see docs/labels.md."),
+    click.option(
+        "--min-label-area", type=float, default=0.5, help="A patch has a class if at least this share of its area has it, above 0 to 1."
+    ),
+    click.option(
+        "--outside", type=click.Choice(["unknown", "negative"]), help="What tissue means over which nothing is drawn. [default: unknown]"
+    ),
+    click.option(
+        "--priority", type=click.Choice(["positive", "negative"]), help="Which class wins where both are drawn. [default: positive]"
+    ),
+    click.option(
+        "--label-origin",
+        type=click.Choice(["auto", "slide", "bounds"]),
+        default="auto",
+        help="Where coordinates count from: the slide's corner or the scanned area's; auto: as the format has it.",
+    ),
+    click.option("--strict", is_flag=True, help="Refuse invalid polygons instead of mending and counting them."),
+    click.option(
+        "--class-names", nargs=2, metavar="NEGATIVE POSITIVE", help="What the two classes are called. [default: negative positive]"
+    ),
+    click.option("--positive-value", type=click.IntRange(0, 255), default=200, help="Pixel value of the positive class in label images."),
+    click.option("--negative-value", type=click.IntRange(0, 255), default=100, help="Pixel value of the negative class in label images."),
 )
 
 
-def mask_values_options(command: Command) -> Command:
-    """Add the options that say what a label mask's pixel values mean."""
-    for option in (
-        click.option("--positive-value", type=click.IntRange(0, 255), default=200, help="Pixel value of the positive class."),
-        click.option(
-            "--negative-value", type=click.IntRange(0, 255), default=100, help="Pixel value of the negative class; others: unknown."
-        ),
-    ):
+def label_rules_options(command: Command) -> Command:
+    """Add the options that say how drawn regions and label images become labels; they arrive together as `**rules`."""
+    for option in reversed(LABEL_RULES):
         command = option(command)
     return command
+
+
+def read_rules(rules: dict[str, Any], class_names: tuple[str, str] | None = None) -> "LabelRules":
+    """The rules that the options ask for; an option overrules the label map, which overrules the defaults."""
+    from wsi_pipeline.labels.rules import LabelRules, MaskValues, read_label_map
+
+    settings: dict[str, Any] = {} if class_names is None else {"class_names": class_names}
+    settings |= read_label_map(rules["label_map"]) if rules["label_map"] else {}
+    settings |= {name: rules[name] for name in ("outside", "priority", "class_names") if rules[name]}
+    return LabelRules(
+        **settings,
+        min_area=rules["min_label_area"],
+        mask_values=MaskValues(rules["negative_value"], rules["positive_value"]),
+        origin=rules["label_origin"],
+        is_strict=rules["strict"],
+    )

@@ -1,6 +1,7 @@
 """`wsi tile`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -8,19 +9,21 @@ from .options import (
     EXISTING,
     allow_upsample_option,
     force_option,
-    labels_option,
-    mask_values_options,
+    label_rules_options,
     min_tissue_option,
     out_option,
     patch_size_option,
+    read_rules,
     scheduler_option,
+    sheet_option,
     slide_mpp_option,
     workers_option,
 )
 
 
 @click.command()
-@click.argument("slides", nargs=-1, required=True, type=EXISTING, metavar="SLIDE_OR_FOLDER…")
+@click.argument("slides", nargs=-1, type=EXISTING, metavar="SLIDE_OR_FOLDER…")
+@sheet_option
 @out_option
 @click.option("--mpp", type=float, default=0.25, metavar="UM_PER_PX", help="µm per patch pixel; 0.25 is what scanners call 40x.")
 @patch_size_option
@@ -28,14 +31,20 @@ from .options import (
 @min_tissue_option
 @slide_mpp_option
 @allow_upsample_option
-@labels_option
-@mask_values_options
-@click.option("--class-names", nargs=2, default=("negative", "positive"), metavar="NEGATIVE POSITIVE", help="What the labels mean.")
+@click.option(
+    "--labels",
+    multiple=True,
+    metavar="auto|FILE|DIR",
+    help="What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or folders of them, matched by name; "
+    "auto: the label file beside each slide.",
+)
+@label_rules_options
 @workers_option
 @scheduler_option
 @force_option
 def tile(
     slides: tuple[Path, ...],
+    sheet: Path | None,
     out: Path,
     mpp: float,
     patch_size: int,
@@ -43,13 +52,11 @@ def tile(
     min_tissue: float,
     slide_mpp: float | None,
     allow_upsample: bool,
-    labels: tuple[Path, ...],
-    positive_value: int,
-    negative_value: int,
-    class_names: tuple[str, str],
+    labels: tuple[str, ...],
     workers: int | None,
     scheduler: str | None,
     force: bool,
+    **rules: Any,
 ) -> None:
     """Cut slides into patches: one patch store per slide.
 
@@ -57,22 +64,28 @@ def tile(
     2 % of the wanted scale is read as it is and its true scale recorded. Run again, it goes on where it stopped.
     """
     from wsi_pipeline.geometry import PatchSpec
-    from wsi_pipeline.labels.mask import MaskValues
-    from wsi_pipeline.pipeline import choose_workers, tile_slides
+    from wsi_pipeline.pipeline import choose_workers, tile_found, tile_slides
+    from wsi_pipeline.slides.sheet import read_sheet
     from wsi_pipeline.tiling import TileConfig
     from wsi_pipeline.tissue import TissueParameters
 
     from .progress import close_run, log_to, show_progress
 
+    if bool(slides) == bool(sheet) or (sheet and labels):
+        raise click.UsageError("give either slides, with or without --labels, or --sheet")
     config = TileConfig(
         spec=PatchSpec(patch_size, stride or patch_size, mpp),
         tissue=TissueParameters(min_tissue=min_tissue),
         slide_mpp=slide_mpp,
         allow_upsample=allow_upsample,
-        class_names=class_names,
-        label_values=MaskValues(negative_value, positive_value),
+        rules=read_rules(rules),
     )
     crew = choose_workers(workers, scheduler)
     with log_to(out), show_progress() as progress:
-        account = tile_slides(slides, out, config, labels=labels, workers=crew, force=force, progress=progress)
+        if sheet is not None:
+            found = [row.slide for row in read_sheet(sheet)]
+            account = tile_found(found, out, config, workers=crew, force=force, progress=progress)
+        else:
+            files = None if labels == ("auto",) else [Path(place) for place in labels]
+            account = tile_slides(slides, out, config, labels=files, workers=crew, force=force, progress=progress)
     close_run(account, out)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import EXISTING, FOLDER, device_option, force_option
+from .options import EXISTING, FOLDER, device_option, force_option, sheet_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.training.dataset import LabelledPatches
@@ -27,6 +27,7 @@ def read_patients(_ctx: click.Context, _option: click.Parameter, value: str | No
 @click.option("--out", "-o", type=FOLDER, required=True, help="Folder to make, with model.safetensors and the report.")
 @click.option("--arch", default="idc_cnn", help="Network: idc_cnn.")
 @click.option("--val-patients", metavar="FILE|ID,ID…", callback=read_patients, help="Validation patients by name. [default: drawn]")
+@sheet_option
 @click.option("--val-fraction", type=float, default=0.2, help="Share of patches whose patients are drawn for validation.")
 @click.option(
     "--test-patients", metavar="FILE|ID,ID…", callback=read_patients, help="Patients kept out of training and validation altogether."
@@ -45,6 +46,7 @@ def train(
     out: Path,
     arch: str,
     val_patients: tuple[str, ...],
+    sheet: Path | None,
     val_fraction: float,
     test_patients: tuple[str, ...],
     epochs: int,
@@ -72,6 +74,10 @@ def train(
 
     from .progress import make_bar
 
+    if sheet is not None:
+        if val_patients or test_patients:
+            raise click.UsageError("--sheet says who is on which side; leave out --val-patients and --test-patients")
+        val_patients, test_patients = read_sides(sheet)
     config = TrainConfig(
         architecture=arch,
         epochs=epochs,
@@ -105,6 +111,15 @@ def train(
     )
     click.echo(draw_confusion(trained.scores, names[0]))
     click.echo(f"→  {trained.model}")
+
+
+def read_sides(sheet: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The validation and the test patients of a sample sheet."""
+    from wsi_pipeline.slides.sheet import read_sheet
+
+    rows = read_sheet(sheet)
+    val, test = (tuple(sorted({row.patient_id for row in rows if row.split == side})) for side in ("val", "test"))
+    return val, test
 
 
 def describe_split(patches: "LabelledPatches", split: "PatientSplit") -> str:

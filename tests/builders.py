@@ -101,6 +101,7 @@ def make_table(
         grid=Grid(PatchSpec(side_px, side_px, mpp), rows, cols, Fraction(1)),
         cells=array,
         labels=np.array(labels if labels is not None else [-1] * len(array), dtype=np.int8),
+        label_fraction=np.full(len(array), np.nan, dtype=np.float32),
         tissue_fraction=np.ones(len(array), dtype=np.float32),
         thumbnail=Thumbnail(paint(max(cols, 1) * 5, max(rows, 1) * 5), Fraction(side_px, 5), (0, 0)),
         block_size=block_size,

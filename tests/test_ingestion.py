@@ -6,7 +6,8 @@ import pytest
 from tests.builders import make_patches, write_png
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import PatchSpec
-from wsi_pipeline.ingestion import find_patients, fingerprint_patches, sort_files
+from wsi_pipeline.ingestion.layouts import LayoutOptions, find_patches
+from wsi_pipeline.ingestion.placing import fingerprint_patches, sort_files
 from wsi_pipeline.pipeline import ingest_patches
 from wsi_pipeline.store.patches import PatchStore
 
@@ -41,12 +42,12 @@ def test_odd_files_are_left_out_by_name_and_reason(tmp_path: Path) -> None:
     write_patch(tmp_path, "7", 1, 1, 1)
     write_patch(tmp_path, "7", 50 * 30_000 + 1, 1, 0)
     (tmp_path / "7" / "0" / "7_idx5_x101_y1_class0.png").write_bytes(b"no image")
-    files, left_out = sort_files(find_patients(tmp_path)[0], SPEC)
-    assert [(file.row, file.col, file.label) for file in files] == [(0, 0, 0)]
+    files, left_out = sort_files(find_patches(tmp_path, "idc", LayoutOptions()).patients[0], SPEC)
+    assert [(file.row, file.col, file.entry.label) for file in files] == [(0, 0, 0)]
     reasons = {Path(entry.file).name: entry.reason for entry in left_out}
     assert reasons == {
         "7_idx5_x51_y1_class0.png": "31 × 50 px instead of 50 × 50",
-        "7_idx5_x60_y1_class0.png": "x and y are not 1 plus a multiple of 50",
+        "7_idx5_x60_y1_class0.png": "its place 59,0 (from 0) is no multiple of 50",
         "7_idx5_x1_y1_class1.png": "lies where 7/0/7_idx5_x1_y1_class0.png lies",
         "7_idx5_x1500001_y1_class0.png": "lies beyond any slide",
         "7_idx5_x101_y1_class0.png": "cannot be decoded",
@@ -84,12 +85,12 @@ def test_the_thumbnail_shows_the_patches_in_place(tmp_path: Path) -> None:
 
 def test_a_changed_file_changes_the_fingerprint(tmp_path: Path) -> None:
     path = write_patch(tmp_path, "7", 1, 1, 0)
-    before = fingerprint_patches(find_patients(tmp_path)[0])
+    before = fingerprint_patches(find_patches(tmp_path, "idc", LayoutOptions()).patients[0])
     write_png(path, make_patches(1, seed=99)[0])
-    assert fingerprint_patches(find_patients(tmp_path)[0]) != before
+    assert fingerprint_patches(find_patches(tmp_path, "idc", LayoutOptions()).patients[0]) != before
 
 
 def test_a_folder_without_patches_is_an_error(tmp_path: Path) -> None:
     write_png(tmp_path / "holiday.png", make_patches(1)[0])
     with pytest.raises(ConfigError, match="no files called"):
-        find_patients(tmp_path)
+        find_patches(tmp_path, "idc", LayoutOptions())

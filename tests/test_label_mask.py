@@ -5,17 +5,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.builders import write_png
+from tests.builders import make_slide_info, write_png
 from wsi_pipeline.errors import ConfigError, LabelError
 from wsi_pipeline.geometry import Grid, PatchSpec, all_cells
-from wsi_pipeline.labels.mask import MaskValues, label_cells, list_masks, match_mask, read_mask
+from wsi_pipeline.labels import label_cells
+from wsi_pipeline.labels.discovery import list_label_files, match_labels
+from wsi_pipeline.labels.mask import read_mask
+from wsi_pipeline.labels.rules import LabelRules, MaskValues
 
 VALUES = MaskValues()
 GRID = Grid(PatchSpec(50, 50, 1.0), 2, 2, Fraction(1))
 
 
-def label(path: Path, size: tuple[int, int] = (100, 100), values: MaskValues = VALUES) -> list[int]:
-    labels: list[int] = label_cells(path, all_cells(GRID), GRID, size, values).tolist()
+def label(path: Path, size: tuple[int, int] = (100, 100), values: MaskValues = VALUES, **options: object) -> list[int]:
+    rules = LabelRules(mask_values=values, **options)  # type: ignore[arg-type]
+    labels: list[int] = label_cells(path, make_slide_info(size_l0=size, mpp=1.0), GRID, all_cells(GRID), rules).labels.tolist()
     return labels
 
 
@@ -48,7 +52,7 @@ def test_palette_images_are_read_by_index(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[100, 200]], dtype=np.uint8)).convert("L")
     image.putpalette([0] * 768)
     image.save(tmp_path / "p.png")
-    assert read_mask(tmp_path / "p.png").tolist() == [[100, 200]]
+    assert read_mask(tmp_path / "p.png").values.tolist() == [[100, 200]]
 
 
 def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -79,25 +83,25 @@ def test_two_classes_need_two_values() -> None:
 
 def test_masks_are_matched_by_name() -> None:
     masks = [Path("idc_8863_labels.png"), Path("idc_8865_labels.png"), Path("a_labels.png"), Path("a_b_labels.png")]
-    assert match_mask("idc_8863_mosaic", masks) == masks[0]
-    assert match_mask("idc_8865", masks) == masks[1]
-    assert match_mask("a_b_c", masks) == masks[3]
-    assert match_mask("a_c", masks) == masks[2]
-    assert match_mask("idc_88639", masks) is None
-    assert match_mask("ab", masks) is None
+    assert match_labels("idc_8863_mosaic", masks) == masks[0]
+    assert match_labels("idc_8865", masks) == masks[1]
+    assert match_labels("a_b_c", masks) == masks[3]
+    assert match_labels("a_c", masks) == masks[2]
+    assert match_labels("idc_88639", masks) is None
+    assert match_labels("ab", masks) is None
 
 
 def test_two_masks_for_one_slide_are_refused() -> None:
     with pytest.raises(LabelError, match="could be its labels"):
-        match_mask("a", [Path("x/a_labels.png"), Path("y/a_labels.tif")])
+        match_labels("a", [Path("x/a_labels.png"), Path("y/a_labels.tif")])
 
 
 def test_a_folder_gives_its_label_images_only(tmp_path: Path) -> None:
     for name in ("a_labels.png", "b.png", "c_labels.txt"):
         (tmp_path / name).touch()
-    assert [path.name for path in list_masks([tmp_path])] == ["a_labels.png"]
+    assert [path.name for path in list_label_files([tmp_path])] == ["a_labels.png"]
 
 
 def test_a_folder_without_masks_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(LabelError, match="name the label images"):
-        list_masks([tmp_path])
+    with pytest.raises(LabelError, match="name the label files"):
+        list_label_files([tmp_path])

@@ -14,7 +14,7 @@ from wsi_cli.main import wsi
 
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import PatchSpec
-from wsi_pipeline.ingestion import IDC_NAME
+from wsi_pipeline.ingestion.layouts import IDC_NAME
 from wsi_pipeline.pipeline import IngestAccount, ingest_patches, tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide

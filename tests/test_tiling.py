@@ -55,13 +55,13 @@ def test_an_upsampled_patch_repeats_the_pixels_of_the_scan(tmp_path: Path) -> No
     from wsi_pipeline.slides.patches import SlidePatches
 
     reader = open_slide(pyramid(tmp_path))
-    table = plan_patches(reader, config(0.25, allow_upsample=True))
+    table, _ = plan_patches(reader, config(0.25, allow_upsample=True))
     block = SlidePatches(reader, table.grid, table.cells[:1], 1).read_block(0)
     assert (block.pixels == PINK).all()
 
 
 def test_cells_are_those_with_tissue(tmp_path: Path) -> None:
-    table = plan_patches(open_slide(pyramid(tmp_path)), config(0.5))
+    table, _ = plan_patches(open_slide(pyramid(tmp_path)), config(0.5))
     assert table.grid.cols == 40
     # Tissue begins at 1024 px: column 20 spans 1000 to 1050, and half of it or more is tissue; a mask pixel is 16 px wide.
     assert table.cells[:, 1].min() in (20, 21)
@@ -70,12 +70,12 @@ def test_cells_are_those_with_tissue(tmp_path: Path) -> None:
 
 
 def test_every_cell_is_kept_where_no_tissue_is_asked_for(tmp_path: Path) -> None:
-    table = plan_patches(open_slide(pyramid(tmp_path)), config(0.5, tissue=TissueParameters(min_tissue=0.0)))
+    table, _ = plan_patches(open_slide(pyramid(tmp_path)), config(0.5, tissue=TissueParameters(min_tissue=0.0)))
     assert table.patches == 20 * 40
 
 
 def test_a_slide_of_glass_has_no_patches(tmp_path: Path) -> None:
-    table = plan_patches(open_slide(write_slide(tmp_path / "g.tiff", paint(600, 600, (243, 243, 243)))), config(0.5))
+    table, _ = plan_patches(open_slide(write_slide(tmp_path / "g.tiff", paint(600, 600, (243, 243, 243)))), config(0.5))
     assert table.patches == 0
 
 
@@ -84,7 +84,7 @@ def test_unreadable_areas_are_tried_rather_than_taken_for_glass(tmp_path: Path) 
     pixels[256:, 256:] = PINK
     path = write_slide(tmp_path / "s.tiff", pixels, mpp=8.0)
     break_tile(path, page=0, tile=0)
-    table = plan_patches(open_slide(path), config(8.0))
+    table, _ = plan_patches(open_slide(path), config(8.0))
     assert [0, 0] in table.cells.tolist()
     assert [0, 8] not in table.cells.tolist()
 
@@ -93,14 +93,14 @@ def test_labels_are_taken_from_a_mask(tmp_path: Path) -> None:
     mask = np.zeros((1024, 2048), dtype=np.uint8)
     mask[:512] = 100
     mask[512:] = 200
-    table = plan_patches(open_slide(pyramid(tmp_path)), config(0.5), write_png(tmp_path / "s_labels.png", mask))
+    table, _ = plan_patches(open_slide(pyramid(tmp_path)), config(0.5), write_png(tmp_path / "s_labels.png", mask))
     rows = table.cells[:, 0]
     assert (table.labels[rows < 10] == 0).all()
     assert (table.labels[rows > 10] == 1).all()
 
 
 def test_without_a_mask_nothing_is_known(tmp_path: Path) -> None:
-    assert (plan_patches(open_slide(pyramid(tmp_path)), config(0.5)).labels == -1).all()
+    assert (plan_patches(open_slide(pyramid(tmp_path)), config(0.5))[0].labels == -1).all()
 
 
 def test_the_recipe_changes_with_whatever_changes_the_patches(tmp_path: Path) -> None:

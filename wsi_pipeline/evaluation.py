@@ -1,4 +1,4 @@
-"""Predictions against known labels: those of the stores that were inferred, or label masks."""
+"""Predictions against known labels: those of the stores that were inferred, or label files."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import LabelError, StoreError
 from wsi_pipeline.geometry import all_cells
 from wsi_pipeline.heatmap import draw_heatmap
-from wsi_pipeline.labels.mask import MaskValues, label_cells, list_masks, match_mask
+from wsi_pipeline.labels import label_cells
+from wsi_pipeline.labels.discovery import list_label_files, match_labels
+from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.run_tables import write_csv
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 from wsi_pipeline.training.metrics import Scores, score
@@ -50,22 +52,22 @@ class _Compared:
     probability: NDArray[np.float32]
 
 
-def evaluate_results(results: Path, labels: Sequence[Path] = (), values: MaskValues | None = None) -> Evaluation:
+def evaluate_results(results: Path, labels: Sequence[Path] = (), rules: LabelRules | None = None) -> Evaluation:
     """Score every finished slide in `results` and write evaluation.csv there.
 
-    Labels are the mask images or folders given, else those that came with the stores. Raises LabelError where no slide has any,
+    Labels are the label files or folders given, else those that came with the stores. Raises LabelError where no slide has any,
     StoreError where the slides were predicted by different models.
     """
     predictions = [open_result(folder) for folder in find_results([results])]
     if not predictions:
         raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
     _check_one_model(results, predictions)
-    masks = list_masks(labels) if labels else []
+    files = list_label_files(labels) if labels else []
     compared: list[_Compared] = []
     unlabelled: list[str] = []
     for prediction in predictions:
         slide_id = prediction.path.parent.name
-        truth = _find_truth(slide_id, prediction, masks, values or MaskValues())
+        truth = _find_truth(slide_id, prediction, files, rules or LabelRules(class_names=prediction.table.class_names))
         if truth is None or len(truth.labels) == 0:
             unlabelled.append(slide_id)
         else:
@@ -82,22 +84,30 @@ def evaluate_results(results: Path, labels: Sequence[Path] = (), values: MaskVal
     return evaluation
 
 
+def find_class_names(results: Path) -> tuple[str, str]:
+    """(negative, positive) as the model of the results calls them. Raises StoreError where there are no results."""
+    folders = find_results([results])
+    if not folders:
+        raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
+    return open_result(folders[0]).table.class_names
+
+
 def _check_one_model(results: Path, predictions: Sequence[Predictions]) -> None:
     if len({prediction.model_digest for prediction in predictions}) > 1:
         raise StoreError(f"{results}: its slides were predicted by different models; evaluate each model in a folder of its own")
 
 
-def _find_truth(slide_id: str, predictions: Predictions, masks: Sequence[Path], values: MaskValues) -> _Compared | None:
+def _find_truth(slide_id: str, predictions: Predictions, files: Sequence[Path], rules: LabelRules) -> _Compared | None:
     table = predictions.table
-    if not masks:
+    if not files:
         known = table.labels >= 0
         return _Compared(slide_id, table.labels[known], predictions.probability[known])
-    mask = match_mask(slide_id, masks)
-    if mask is None:
+    label_file = match_labels(slide_id, files)
+    if label_file is None:
         return None
     # Every cell of the grid, so that labelled tissue which was never assessed is counted too.
     cells = all_cells(table.grid)
-    labels = label_cells(mask, cells, table.grid, table.slide.size_l0, values)
+    labels = label_cells(label_file, table.slide, table.grid, cells, rules).labels
     probability = draw_heatmap(predictions).probability[cells[:, 0], cells[:, 1]]
     return _Compared(slide_id, labels[labels >= 0], probability[labels >= 0])
 

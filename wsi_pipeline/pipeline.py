@@ -7,17 +7,18 @@ need the usual `if __name__ == "__main__":` guard.
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from wsi_pipeline.errors import EnvironmentFault
 from wsi_pipeline.geometry import PatchSpec
-from wsi_pipeline.ingestion import LeftOut, find_patients
+from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, find_patches
 from wsi_pipeline.jobs.infer import InferJob, ModelChoice
 from wsi_pipeline.jobs.plan import BlockReport, SlidePlan
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
-from wsi_pipeline.labels.mask import list_masks, match_mask
+from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
+from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.device import choose_device, count_gpus
 from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
@@ -124,19 +125,40 @@ def tile_slides(
     out: Path,
     config: TileConfig,
     *,
-    labels: Sequence[Path] = (),
+    labels: Sequence[Path] | None = (),
     workers: Workers | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> RunAccount:
-    """Cut every slide among `places` into a patch store in `out`; `labels` are mask images or folders of them."""
-    slides = find_slides(places)
-    masks = list_masks(labels) if labels else []
+    """Cut every slide among `places` into a patch store in `out`.
+
+    `labels` are label files or folders of them, matched to slides by name; None takes the label file that lies beside each slide.
+    """
+    return tile_found(_add_labels(find_slides(places), labels), out, config, workers=workers, force=force, progress=progress)
+
+
+def tile_found(
+    slides: Sequence[FoundSlide],
+    out: Path,
+    config: TileConfig,
+    *,
+    workers: Workers | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> RunAccount:
+    """Cut slides that are already listed, as by a sample sheet."""
     _make_folder(out)
-    jobs = [TileJob(slide, out, config, match_mask(slide.slide_id, masks), force) for slide in slides]
+    jobs = [TileJob(slide, out, config, force) for slide in slides]
     batch = _run(slides, jobs, workers or choose_workers(), progress or SilentProgress())
     write_failures_csv(out, batch.account.outcomes)
     return batch.account
+
+
+def _add_labels(slides: Sequence[FoundSlide], labels: Sequence[Path] | None) -> list[FoundSlide]:
+    """The slides with their label files; a file that the sample sheet names stays."""
+    files = list_label_files(labels) if labels else []
+    found = [find_beside(slide.path) if labels is None else match_labels(slide.slide_id, files) for slide in slides]
+    return [replace(slide, label_file=slide.label_file or file) for slide, file in zip(slides, found, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,22 +175,26 @@ class IngestAccount:
 
 
 def ingest_patches(
-    folder: Path,
+    place: Path,
     out: Path,
     spec: PatchSpec,
     *,
+    layout: str = "idc",
+    options: LayoutOptions | None = None,
     workers: Workers | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> IngestAccount:
-    """Take the patches of every patient below `folder` into stores in `out`, and list what was left out, with the reason."""
-    patients = find_patients(folder)
+    """Take the patches of every patient of a data set into stores in `out`, and list what was left out, with the reason."""
+    found = find_patches(place, layout, options or LayoutOptions())
     _make_folder(out)
-    slides = [FoundSlide(patient.patient_id, patient.folder) for patient in patients]
-    jobs = [IngestJob(patient, out, spec, force) for patient in patients]
+    names = name_slides([Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in found.patients])
+    slides = [FoundSlide(name, patient.folder) for name, patient in zip(names, found.patients, strict=True)]
+    jobs = [IngestJob(patient, name, out, spec, force) for name, patient in zip(names, found.patients, strict=True)]
     batch = _run(slides, jobs, workers or Workers(count=0), progress or SilentProgress())
-    stores = [out / f"{slide.slide_id}{SUFFIX}" for slide in slides]
+    stores = [out / f"{name}{SUFFIX}" for name in names]
     left_out = [LeftOut(*entry) for store in stores if store.exists() for entry in read_attributes(store)["left_out"]]
+    left_out = found.left_out + left_out
     write_csv(out / LEFT_OUT_CSV, ["file", "reason"], left_out)
     write_failures_csv(out, batch.account.outcomes)
     return IngestAccount(batch.account, tuple(left_out))
@@ -195,7 +221,20 @@ def infer_slides(
     progress: Progress | None = None,
 ) -> RunAccount:
     """Run a model over every slide among `places` and write the results of each, and the tables of the run."""
-    return _infer(find_slides(places), False, model, results, config or InferConfig(), workers, progress)
+    return infer_found(find_slides(places), model, results, config, workers=workers, progress=progress)
+
+
+def infer_found(
+    slides: Sequence[FoundSlide],
+    model: Path,
+    results: Path,
+    config: InferConfig | None = None,
+    *,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> RunAccount:
+    """Run a model over slides that are already listed, as by a sample sheet."""
+    return _infer(slides, False, model, results, config or InferConfig(), workers, progress)
 
 
 def infer_stores(
@@ -233,7 +272,7 @@ def _infer(
         tissue=config.tiling.tissue,
         slide_mpp=config.tiling.slide_mpp,
         allow_upsample=config.tiling.allow_upsample,
-        class_names=checkpoint.class_names,
+        rules=LabelRules(class_names=checkpoint.class_names),
     )
     jobs = [InferJob(slide, results, choice, tiling, are_stores, config.force) for slide in slides]
     crew = workers or choose_workers(device=config.device)

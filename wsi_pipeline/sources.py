@@ -62,6 +62,8 @@ class PatchTable:
     """(n, 2) row, col of each patch, in storing order."""
     labels: NDArray[np.int8]
     """(n,) index into `class_names`, -1 unknown."""
+    label_fraction: NDArray[np.float32]
+    """(n,) share of the patch that has its label's class, 0 to 1; NaN where nobody looked."""
     tissue_fraction: NDArray[np.float32]
     """(n,) 0 to 1, NaN where nobody looked."""
     thumbnail: Thumbnail

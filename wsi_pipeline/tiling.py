@@ -21,8 +21,9 @@ from wsi_pipeline.geometry import (
     lay_grid,
     order_by_macro_tile,
 )
-from wsi_pipeline.labels.mask import UNKNOWN, MaskValues, label_cells
-from wsi_pipeline.provenance import describe_tool, file_sha256
+from wsi_pipeline.labels import label_patches, label_recipe
+from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.provenance import describe_tool
 from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.patches import macro_tile_cells, view_grid
 from wsi_pipeline.slides.thumbnail import read_thumbnail
@@ -33,8 +34,6 @@ from wsi_pipeline.tissue import TissueParameters, find_tissue, tissue_fraction
 
 LEVEL_TOLERANCE = 0.02
 """A pyramid level this close to the wanted scale is read as it is; its true scale is recorded."""
-
-DEFAULT_CLASS_NAMES = ("negative", "positive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +46,35 @@ class TileConfig:
     """Overrules what the slides say of their own scale."""
     allow_upsample: bool = False
     """Cut finer than the scan, which adds pixels but no detail."""
-    class_names: tuple[str, str] = DEFAULT_CLASS_NAMES
-    label_values: MaskValues = field(default_factory=MaskValues)
+    rules: LabelRules = field(default_factory=LabelRules)
+    """What labels mean, and what the two classes are called."""
 
     def __post_init__(self) -> None:
         if self.slide_mpp is not None and not (math.isfinite(self.slide_mpp) and MIN_MPP <= self.slide_mpp <= MAX_MPP):
             raise ConfigError(f"slide mpp is {self.slide_mpp} µm/px; it must lie between {MIN_MPP:g} and {MAX_MPP:g}")
 
 
-def tile_recipe(slide: SlideInfo, config: TileConfig, label_mask: Path | None = None) -> dict[str, Any]:
-    """Everything that decides which patches a slide gives, and with which labels."""
+def tile_recipe(slide: SlideInfo, config: TileConfig, label_file: Path | None = None, patient_id: str | None = None) -> dict[str, Any]:
+    """Everything that decides which patches a slide gives, with which labels, and whose they are."""
     return {
         "slide": slide.fingerprint,
         "slide_mpp": slide.mpp,
         "patch": {"side_px": config.spec.side_px, "stride_px": config.spec.stride_px, "mpp": config.spec.mpp},
         "tissue": config.tissue.to_json(),
         "allow_upsample": config.allow_upsample,
-        "class_names": list(config.class_names),
-        "labels": None
-        if label_mask is None
-        else {"sha256": file_sha256(label_mask), "negative": config.label_values.negative, "positive": config.label_values.positive},
+        "class_names": list(config.rules.class_names),
+        "labels": label_recipe(config.rules, label_file),
+        "patient_id": patient_id,
     }
 
 
-def plan_patches(reader: SlideReader, config: TileConfig, label_mask: Path | None = None) -> PatchTable:
-    """Choose the cells of a slide that hold enough tissue. Raises SlideError, or LabelError for a mask that does not fit."""
+def plan_patches(
+    reader: SlideReader, config: TileConfig, label_file: Path | None = None, patient_id: str | None = None
+) -> tuple[PatchTable, dict[str, Any]]:
+    """Choose the cells of a slide that hold enough tissue, and label them; also what is to be recorded about it.
+
+    Raises SlideError, or LabelError for labels that do not fit the slide.
+    """
     slide = reader.info
     spec, downsample = settle_scale(reader, config)
     grid = lay_grid(slide.bounds_l0, downsample, spec)
@@ -80,17 +83,20 @@ def plan_patches(reader: SlideReader, config: TileConfig, label_mask: Path | Non
     # What cannot be seen may be tissue: such cells are tried, and counted as unreadable if they are.
     fraction = tissue_fraction(mask | unreadable, thumbnail, grid)
     cells = _take_cells(reader, grid, fraction, config.tissue.min_tissue)
-    return PatchTable(
+    labels = label_patches(label_file, slide, grid, cells, config.rules)
+    table = PatchTable(
         slide=slide,
         grid=grid,
         cells=cells,
-        labels=_label(label_mask, cells, grid, slide, config),
+        labels=labels.labels,
+        label_fraction=labels.fraction,
         tissue_fraction=fraction[cells[:, 0], cells[:, 1]],
         thumbnail=thumbnail,
         block_size=choose_block_size(len(cells)),
-        patient_id=slide.slide_id,
-        class_names=config.class_names,
+        patient_id=patient_id or slide.slide_id,
+        class_names=config.rules.class_names,
     )
+    return table, {"tissue": config.tissue.to_json(), "labels": labels.description, "provenance": describe_tool()}
 
 
 def settle_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, Fraction]:
@@ -120,17 +126,6 @@ def _take_cells(reader: SlideReader, grid: Grid, fraction: NDArray[np.float32], 
     tissue = fraction[cells[:, 0], cells[:, 1]]
     kept = cells[(tissue >= min_tissue) & (tissue > 0) if min_tissue > 0 else np.ones(len(cells), dtype=np.bool_)]
     return order_by_macro_tile(kept, macro_tile_cells(view_grid(reader, grid), grid))
-
-
-def _label(label_mask: Path | None, cells: NDArray[np.int32], grid: Grid, slide: SlideInfo, config: TileConfig) -> NDArray[np.int8]:
-    if label_mask is None:
-        return np.full(len(cells), UNKNOWN, dtype=np.int8)
-    return label_cells(label_mask, cells, grid, slide.size_l0, config.label_values)
-
-
-def describe_tiling(config: TileConfig) -> dict[str, Any]:
-    """What stores and predictions record about how their patches were chosen."""
-    return {"tissue": config.tissue.to_json(), "provenance": describe_tool()}
 
 
 def store_block(source: PatchSource, table: PatchTable, staging: Staging, block: int) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from wsi_pipeline.demo.phantom import PHANTOM_MPP, draw_phantom
 from wsi_pipeline.evaluation import Evaluation, evaluate_results
 from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.index_page import INDEX_HTML
 from wsi_pipeline.pipeline import InferConfig, Progress, infer_slides, tile_slides
 from wsi_pipeline.scheduling import Workers
@@ -53,7 +54,7 @@ def run_demo(
     held_out = [_draw(out, f"held-out-{number}", 100 + number, size) for number in range(1, size.held_out_slides + 1)]
     labels = [out / "labels"]
     say(f"2/5  tiling the {len(training)} training slides: wsi tile … --mpp {PHANTOM_MPP:g} --labels labels")
-    config = TileConfig(spec=PatchSpec(mpp=PHANTOM_MPP), class_names=("benign", "tumour"))
+    config = TileConfig(spec=PatchSpec(mpp=PHANTOM_MPP), rules=LabelRules(class_names=("benign", "tumour")))
     tile_slides(training, out / "stores", config, labels=labels, workers=here, progress=progress)
     say("3/5  training idc_cnn on these patients, a third of them for validation: wsi train stores --arch idc_cnn")
     trained = train(

@@ -73,6 +73,10 @@ class InferJob:
     def _target(self) -> Path:
         return self.out / self.slide.slide_id
 
+    @property
+    def _slide_mpp(self) -> float | None:
+        return self.slide.slide_mpp or self.config.slide_mpp
+
     def hold(self) -> AbstractContextManager[None]:
         """The result's lock."""
         return hold_lock(self._target)
@@ -82,12 +86,12 @@ class InferJob:
         return self._prepare_from_store() if self.is_store else self._prepare_from_slide()
 
     def _prepare_from_slide(self) -> SlidePlan:
-        reader = open_slide(self.slide.path, self.slide.slide_id, self.config.slide_mpp)
-        staging = self._stage(tiling.tile_recipe(reader.info, self.config))
+        reader = open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp)
+        staging = self._stage(tiling.tile_recipe(reader.info, self.config, patient_id=self.slide.patient_id))
         if manifest := find_finished(staging, self.force):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
-            self._begin(staging, tiling.plan_patches(reader, self.config))
+            self._begin(staging, tiling.plan_patches(reader, self.config, patient_id=self.slide.patient_id)[0])
         reader.close()
         return open_plan(staging, staged_table(staging.product / FOLDER))
 
@@ -112,7 +116,7 @@ class InferJob:
         if self.is_store:
             source: PatchSource = _open_store(self.slide.path, plan.staging.folder.name)
         else:
-            source = open_patches(self.slide, self.config.slide_mpp, folder)
+            source = open_patches(self.slide, self._slide_mpp, folder)
         return BlockReport(**inference.predict_block(source, self.model.load(), plan.staging, staged_table(folder), block))
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:

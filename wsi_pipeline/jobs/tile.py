@@ -5,8 +5,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline import ingestion, tiling
+from wsi_pipeline import tiling
 from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.ingestion import placing
+from wsi_pipeline.ingestion.layouts import PatchEntry, PatientPatches
 from wsi_pipeline.jobs.plan import (
     BlockReport,
     SlidePlan,
@@ -17,13 +19,15 @@ from wsi_pipeline.jobs.plan import (
     staged_table,
 )
 from wsi_pipeline.outcome import SlideOutcome, state_of
+from wsi_pipeline.outputs.label_preview import SUFFIX as PREVIEW_SUFFIX
+from wsi_pipeline.outputs.label_preview import write_label_preview
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.sources import PatchSource, PatchTable
 from wsi_pipeline.store.arrays import read_attributes
 from wsi_pipeline.store.commit import Staging, find_finished, read_manifest
 from wsi_pipeline.store.lock import hold_lock
-from wsi_pipeline.store.patches import SUFFIX, finish_patch_store, prepare_patch_store
+from wsi_pipeline.store.patches import SUFFIX, PatchStore, finish_patch_store, prepare_patch_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,6 @@ class TileJob:
     slide: FoundSlide
     out: Path
     config: tiling.TileConfig
-    label_mask: Path | None = None
     force: bool = False
 
     @property
@@ -47,32 +50,43 @@ class TileJob:
 
     def prepare(self) -> SlidePlan:
         """Open the slide, choose its patches, lay out the store."""
-        reader = open_slide(self.slide.path, self.slide.slide_id, self.config.slide_mpp)
-        staging = Staging(self.target, tiling.tile_recipe(reader.info, self.config, self.label_mask))
+        slide = self.slide
+        reader = open_slide(slide.path, slide.slide_id, self._slide_mpp)
+        staging = Staging(self.target, tiling.tile_recipe(reader.info, self.config, slide.label_file, slide.patient_id))
         if manifest := find_finished(staging, self.force):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
-            table = tiling.plan_patches(reader, self.config, self.label_mask)
-            prepare_patch_store(staging, table, tiling.describe_tiling(self.config))
+            table, record = tiling.plan_patches(reader, self.config, slide.label_file, slide.patient_id)
+            prepare_patch_store(staging, table, record)
         reader.close()
         return open_plan(staging, staged_table(staging.product))
+
+    @property
+    def _slide_mpp(self) -> float | None:
+        return self.slide.slide_mpp or self.config.slide_mpp
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Cut and store one block."""
         table = staged_table(plan.staging.product)
-        source = open_patches(self.slide, self.config.slide_mpp, plan.staging.product)
+        source = open_patches(self.slide, self._slide_mpp, plan.staging.product)
         return _store_block(source, table, plan, block)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
-        """Commit the store."""
-        return _finish_store(plan, self.slide.slide_id, self.slide.path)
+        """Commit the store, and draw its labels where it has any."""
+        outcome = _finish_store(plan, self.slide.slide_id, self.slide.path)
+        preview = self.out / f"{self.slide.slide_id}{PREVIEW_SUFFIX}"
+        if self.slide.label_file is not None and not (plan.is_finished and preview.exists()):
+            write_label_preview(PatchStore(self.target).table, preview)
+        return outcome
 
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
     """Take one patient's patches into a store."""
 
-    patient: ingestion.PatientPatches
+    patient: PatientPatches
+    store_name: str
+    """The patient's name, safe as a file name."""
     out: Path
     spec: PatchSpec
     force: bool = False
@@ -83,29 +97,29 @@ class IngestJob:
 
     @property
     def _target(self) -> Path:
-        return self.out / f"{self.patient.patient_id}{SUFFIX}"
+        return self.out / f"{self.store_name}{SUFFIX}"
 
     def prepare(self) -> SlidePlan:
         """Look into the files, lay out the store."""
-        recipe = ingestion.ingest_recipe(self.patient, self.spec)
+        recipe = placing.ingest_recipe(self.patient, self.spec)
         staging = Staging(self._target, recipe)
         if manifest := find_finished(staging, self.force):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
-            files, left_out = ingestion.sort_files(self.patient, self.spec)
-            table = ingestion.plan_ingestion(self.patient, files, recipe["slide"], self.spec)
-            prepare_patch_store(staging, table, ingestion.describe_ingestion(files, left_out))
+            files, left_out = placing.sort_files(self.patient, self.spec)
+            table = placing.plan_ingestion(self.patient, files, recipe["slide"], self.spec)
+            prepare_patch_store(staging, table, placing.describe_ingestion(files, left_out))
         return open_plan(staging, staged_table(staging.product))
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Read and store one block."""
         table = staged_table(plan.staging.product)
         files = read_attributes(plan.staging.product)["files"]
-        return _store_block(ingestion.PatchFiles(table, self.patient.folder, files), table, plan, block)
+        return _store_block(placing.PatchFiles(table, self.patient.folder, [PatchEntry(*entry) for entry in files]), table, plan, block)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store."""
-        return _finish_store(plan, self.patient.patient_id, self.patient.folder)
+        return _finish_store(plan, self.store_name, self.patient.folder)
 
 
 def _store_block(source: PatchSource, table: PatchTable, plan: SlidePlan, block: int) -> BlockReport:

@@ -1,1 +1,83 @@
 """Where labels come from when they do not come with the patches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import LabelError
+from wsi_pipeline.geometry import Grid
+from wsi_pipeline.labels.annotation import Annotation
+from wsi_pipeline.labels.asap_xml import ROOT as ASAP_ROOT
+from wsi_pipeline.labels.asap_xml import read_asap
+from wsi_pipeline.labels.assignment import CellLabels, assign_regions
+from wsi_pipeline.labels.geojson import read_geojson
+from wsi_pipeline.labels.imagescope_xml import ROOT as IMAGESCOPE_ROOT
+from wsi_pipeline.labels.imagescope_xml import read_imagescope
+from wsi_pipeline.labels.mask import assign_mask
+from wsi_pipeline.labels.rules import UNKNOWN, LabelRules
+from wsi_pipeline.labels.xml_file import peek_root
+from wsi_pipeline.provenance import file_sha256
+from wsi_pipeline.sources import SlideInfo
+
+JSON_SUFFIXES = (".geojson", ".json")
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
+LABEL_SUFFIXES = (*JSON_SUFFIXES, ".xml", *IMAGE_SUFFIXES)
+
+Assign = Callable[[Path, SlideInfo, Grid, NDArray[np.int32], LabelRules], CellLabels]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSource:
+    """One way to say which class a patch has."""
+
+    recognises: Callable[[Path], bool]
+    assign: Assign
+
+
+def _assign_annotation(
+    read: Callable[[Path, bool], Annotation],
+    is_from_bounds: bool,
+    path: Path,
+    slide: SlideInfo,
+    grid: Grid,
+    cells: NDArray[np.int32],
+    rules: LabelRules,
+) -> CellLabels:
+    return assign_regions(path, read(path, rules.is_strict), is_from_bounds, slide, grid, cells, rules)
+
+
+LABEL_SOURCES: dict[str, LabelSource] = {
+    # QuPath shows the scanned area only, so its coordinates begin there; the others count from the slide's corner.
+    "geojson": LabelSource(lambda path: path.suffix.lower() in JSON_SUFFIXES, partial(_assign_annotation, read_geojson, True)),
+    "asap": LabelSource(lambda path: peek_root(path) == ASAP_ROOT, partial(_assign_annotation, read_asap, False)),
+    "imagescope": LabelSource(lambda path: peek_root(path) == IMAGESCOPE_ROOT, partial(_assign_annotation, read_imagescope, False)),
+    "mask": LabelSource(lambda path: path.suffix.lower() in IMAGE_SUFFIXES, assign_mask),
+}
+"""Asked in this order; the first that recognises a file reads it."""
+
+
+def label_cells(path: Path, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules) -> CellLabels:
+    """The labels of cells (n, 2) by an annotation file or a label image. Raises LabelError."""
+    for source in LABEL_SOURCES.values():
+        if source.recognises(path):
+            return source.assign(path, slide, grid, cells, rules)
+    raise LabelError(f"{path}: not QuPath GeoJSON, ASAP or ImageScope XML, nor a label image; export the annotation as one of them")
+
+
+def label_recipe(rules: LabelRules, label_file: Path | None) -> dict[str, Any] | None:
+    """Everything that decides a store's labels; None where it has none."""
+    return None if label_file is None else {"sha256": file_sha256(label_file), "rules": rules.to_json()}
+
+
+def label_patches(label_file: Path | None, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules) -> CellLabels:
+    """Labels of cells by a file, with its digest in the description; all unknown where there is no file. Raises LabelError."""
+    if label_file is None:
+        return CellLabels(np.full(len(cells), UNKNOWN, np.int8), np.full(len(cells), np.nan, np.float32), {})
+    labels = label_cells(label_file, slide, grid, cells, rules)
+    source = {"file": label_file.name, "sha256": file_sha256(label_file)}
+    return labels._replace(description=source | labels.description)

@@ -1,75 +1,87 @@
-"""Label masks: images that lie over a slide and say of each pixel which class it is."""
+"""Label images: pictures that lie over a slide and say of each pixel which class it is."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from wsi_pipeline.errors import ConfigError, LabelError
-from wsi_pipeline.geometry import Grid, cells_to_boxes_l0
+from wsi_pipeline.errors import LabelError
+from wsi_pipeline.geometry import MAX_MPP, Grid, cells_to_boxes_l0
+from wsi_pipeline.labels.assignment import CellLabels, decide
+from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.sources import SlideInfo
 
-UNKNOWN = -1
-NEGATIVE = 0
-POSITIVE = 1
-
-LABEL_SUFFIX = "_labels"
 MAX_PIXELS = 400_000_000
+UM_PER_INCH = 25_400
+IMAGE_DESCRIPTION_TAG = 270
+PHYSICAL_SIZE = re.compile(r'PhysicalSizeX="([0-9.eE+-]+)"')
+"""OME-TIFF's µm per pixel."""
 
 
-@dataclass(frozen=True, slots=True)
-class MaskValues:
-    """Which pixel value means which class; every other value means unknown."""
+class LabelImage(NamedTuple):
+    """A label image and the scale that its file states."""
 
-    negative: int = 100
-    positive: int = 200
-
-    def __post_init__(self) -> None:
-        if self.negative == self.positive or not (0 <= self.negative <= 255 and 0 <= self.positive <= 255):
-            raise ConfigError(
-                f"mask values {self.negative} and {self.positive} do not tell two classes apart; give two numbers from 0 to 255"
-            )
+    values: NDArray[np.uint8]
+    """(h, w)"""
+    mpp: float | None
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """An 8-bit grey image as uint8 (h, w). Raises LabelError."""
+def read_mask(path: Path) -> LabelImage:
+    """An 8-bit grey or palette image; of a palette image, the indices. Raises LabelError."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise LabelError(f"{path}: {image.width} × {image.height} px is too large for a label mask; reduce it")
+                raise LabelError(f"{path}: {image.width} × {image.height} px is too large for a label image; reduce it")
             if image.mode not in ("L", "P", "1"):
-                raise LabelError(f"{path}: a label mask holds one 8-bit value per pixel, this has {image.mode!r}; save it as 8-bit grey")
-            return np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
+                raise LabelError(f"{path}: a label image holds one 8-bit value per pixel, this has {image.mode!r}; save it as 8-bit grey")
+            values = np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
+            return LabelImage(values, _stated_mpp(image))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise LabelError(f"{path}: not a readable label image ({error}); give a PNG or TIFF") from error
 
 
-def label_cells(path: Path, cells: NDArray[np.int32], grid: Grid, size_l0: tuple[int, int], values: MaskValues) -> NDArray[np.int8]:
-    """Label of each cell, int8 (n,): the class that covers at least half of it, else -1 (unknown).
-
-    The mask is registered by size: it shows the whole slide of `size_l0`, at any whole or broken reduction. Raises LabelError.
-    """
-    mask = read_mask(path)
-    scale = _register(path, mask.shape, size_l0)
-    boxes = cells_to_boxes_l0(cells, grid) / scale
-    labels = np.full(len(cells), UNKNOWN, dtype=np.int8)
-    for label, value in ((NEGATIVE, values.negative), (POSITIVE, values.positive)):
-        labels[_covered(mask == value, boxes) >= 0.5] = label
-    return labels
+def _stated_mpp(image: Image.Image) -> float | None:
+    """µm per pixel by OME-XML or the resolution tags; None where nothing plausible is stated."""
+    tags = getattr(image, "tag_v2", {})
+    described = PHYSICAL_SIZE.search(str(tags.get(IMAGE_DESCRIPTION_TAG, "")))
+    dpi = image.info.get("dpi")
+    mpp = float(described[1]) if described else (UM_PER_INCH / float(dpi[0]) if dpi and float(dpi[0]) > 0 else 0.0)
+    return mpp if 0 < mpp <= 100 * MAX_MPP else None
 
 
-def _register(path: Path, shape: tuple[int, ...], size_l0: tuple[int, int]) -> float:
-    """Level-0 pixels per mask pixel."""
-    height, width = shape
-    scale = size_l0[0] / width
-    if scale < 1 or abs(size_l0[1] / scale - height) > 1:
-        raise LabelError(
-            f"{path}: a mask of {width} × {height} px does not lie over a slide of {size_l0[0]} × {size_l0[1]} px; "
-            "it must show the whole slide, at the same or a smaller size"
-        )
-    return scale
+def assign_mask(path: Path, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules) -> CellLabels:
+    """Label cells (n, 2) by the share of each class's pixels under them. Raises LabelError where the image does not fit the slide."""
+    image = read_mask(path)
+    boxes = cells_to_boxes_l0(cells, grid) / _register(path, image, slide)
+    values = rules.mask_values
+    negative, positive = (_covered(image.values == value, boxes) for value in (values.negative, values.positive))
+    if rules.outside == "negative":
+        negative = 1 - positive
+    labels, fraction = decide((negative, positive), rules)
+    counts = {str(value): int(np.count_nonzero(image.values == value)) for value in (values.negative, values.positive)}
+    return CellLabels(labels, fraction, {"mask_pixels": counts})
+
+
+def _register(path: Path, image: LabelImage, slide: SlideInfo) -> float:
+    """Level-0 pixels per image pixel: the image shows the whole slide, or states its own µm per pixel."""
+    height, width = image.values.shape
+    scale: float = slide.size_l0[0] / width
+    if scale >= 1 and abs(slide.size_l0[1] / scale - height) <= 1:
+        return scale
+    if image.mpp is not None and _fits_within(image.mpp / slide.mpp, image, slide):
+        return image.mpp / slide.mpp
+    raise LabelError(
+        f"{path}: an image of {width} × {height} px does not lie over a slide of {slide.size_l0[0]} × {slide.size_l0[1]} px; "
+        "it must show the whole slide, at the same or a smaller size, or state its µm per pixel"
+    )
+
+
+def _fits_within(scale: float, image: LabelImage, slide: SlideInfo) -> bool:
+    height, width = image.values.shape
+    return scale >= 0.5 and (width - 1) * scale <= slide.size_l0[0] and (height - 1) * scale <= slide.size_l0[1]
 
 
 def _covered(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -80,41 +92,9 @@ def _covered(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.
     x0, y0 = np.floor(boxes[:, 0] + 0.5).astype(np.int64), np.floor(boxes[:, 1] + 0.5).astype(np.int64)
     x1 = np.clip(np.floor(boxes[:, 0] + boxes[:, 2] + 0.5).astype(np.int64), x0 + 1, None)
     y1 = np.clip(np.floor(boxes[:, 1] + boxes[:, 3] + 0.5).astype(np.int64), y0 + 1, None)
+    area = (x1 - x0) * (y1 - y0)  # what lies beyond the image belongs to no class
     x0, x1 = np.clip(x0, 0, width), np.clip(x1, 0, width)
     y0, y1 = np.clip(y0, 0, height), np.clip(y1, 0, height)
     inside = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
-    return inside / np.maximum((x1 - x0) * (y1 - y0), 1)
-
-
-def list_masks(places: Iterable[Path]) -> list[Path]:
-    """The label images of files and folders: of a folder, every `*_labels.png` or `.tif`. Raises LabelError where there is none."""
-    masks: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            masks += sorted(p for p in place.iterdir() if p.stem.endswith(LABEL_SUFFIX) and p.suffix.lower() in (".png", ".tif", ".tiff"))
-        elif place.exists():
-            masks.append(place)
-        else:
-            raise LabelError(f"{place}: no such file or folder; check the path")
-    if not masks:
-        raise LabelError(f"{', '.join(map(str, places))}: no *{LABEL_SUFFIX}.png among them; name the label images")
-    return masks
-
-
-def match_mask(slide_id: str, masks: Sequence[Path]) -> Path | None:
-    """The mask of a slide: its stem without `_labels` is the slide's name, or the name's beginning up to `_`, `-` or `.`.
-
-    So `idc_8863_labels.png` belongs to `idc_8863_mosaic`. The longest match wins; raises LabelError where two are as long.
-    """
-    fitting = [(len(stem), mask) for mask in masks if _belongs(stem := mask.stem.removesuffix(LABEL_SUFFIX), slide_id)]
-    if not fitting:
-        return None
-    longest = max(length for length, _ in fitting)
-    best = [mask for length, mask in fitting if length == longest]
-    if len(best) > 1:
-        raise LabelError(f"{slide_id}: both {best[0]} and {best[1]} could be its labels; name one of them")
-    return best[0]
-
-
-def _belongs(stem: str, slide_id: str) -> bool:
-    return stem != "" and (slide_id == stem or (slide_id.startswith(stem) and slide_id[len(stem)] in "_-."))
+    shares: NDArray[np.float64] = inside / area
+    return shares

@@ -44,23 +44,43 @@ def thumbnail_extent_mm(thumbnail: Thumbnail, slide_mpp: float) -> Extent:
 
 def open_canvas(result: SlideResult) -> tuple[Figure, Axes]:
     """An empty figure of the slide's shape, titled with its figures."""
-    left, right, bottom, top = thumbnail_extent_mm(result.table.thumbnail, result.table.slide.mpp)
+    return _frame(result.table, _title(result))
+
+
+def frame_slide(table: PatchTable, title: str) -> tuple[Figure, Axes]:
+    """A figure with the slide's thumbnail in it."""
+    figure, axes = _frame(table, _plain(title))
+    show_thumbnail(axes, table)
+    return figure, axes
+
+
+def show_thumbnail(axes: Axes, table: PatchTable) -> None:
+    """Draw the slide beneath everything else."""
+    extent = thumbnail_extent_mm(table.thumbnail, table.slide.mpp)
+    axes.imshow(table.thumbnail.pixels, extent=extent, interpolation="antialiased", zorder=0)
+
+
+def _frame(table: PatchTable, title: str) -> tuple[Figure, Axes]:
+    left, right, bottom, top = thumbnail_extent_mm(table.thumbnail, table.slide.mpp)
     width, height = right - left, bottom - top
     scale = LONG_SIDE_INCH / max(width, height)
     figure = Figure(figsize=(max(width * scale, 3.5) + 1.6, max(height * scale, 2.0) + 0.9), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
-    axes.set_title(_title(result), fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.add_artist(_scale_bar(axes, width))
     return figure, axes
+
+
+def _plain(text: str) -> str:
+    """A dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def _title(result: SlideResult) -> str:
     summary = result.summary
     share = "" if summary.positive_fraction is None else f", {summary.positives} positive ({summary.positive_fraction:.1%})"
-    # A dollar sign would begin a formula.
-    name = summary.slide_id.replace("$", r"\$")
-    return f"{name}\n{summary.patches - summary.unreadable} patches assessed{share}"
+    return f"{_plain(summary.slide_id)}\n{summary.patches - summary.unreadable} patches assessed{share}"
 
 
 def _scale_bar(axes: Axes, width_mm: float) -> AnchoredSizeBar:

@@ -9,7 +9,7 @@ from wsi_pipeline.outputs.canvas import (
     open_canvas,
     outline_positive,
     save_canvas,
-    thumbnail_extent_mm,
+    show_thumbnail,
 )
 from wsi_pipeline.outputs.result import SlideResult
 
@@ -20,8 +20,7 @@ ALPHA = 0.45
 def write_overlay(result: SlideResult, folder: Path) -> None:
     """The slide's thumbnail with the map half transparent on it, positive areas outlined."""
     figure, axes = open_canvas(result)
-    thumbnail = result.table.thumbnail
-    axes.imshow(thumbnail.pixels, extent=thumbnail_extent_mm(thumbnail, result.table.slide.mpp), interpolation="antialiased", zorder=0)
+    show_thumbnail(axes, result.table)
     extent = grid_extent_mm(result.table)
     image = draw_probability(axes, result.heatmap, extent, alpha=ALPHA)
     outline_positive(axes, result.heatmap, extent, color="#c00000")

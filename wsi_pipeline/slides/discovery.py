@@ -22,6 +22,10 @@ class FoundSlide:
 
     slide_id: str
     path: Path
+    slide_mpp: float | None = None
+    """µm per level-0 pixel by the sample sheet; overrules the file and every other word on it."""
+    patient_id: str | None = None
+    label_file: Path | None = None
 
 
 def find_slides(places: Sequence[Path]) -> list[FoundSlide]:

@@ -57,8 +57,8 @@ class PatchStore:
         """Raises StoreError where the store is incomplete, of another kind, or contradicts its manifest."""
         self.path = path
         self.manifest = read_manifest(path)
-        self._attributes = check_kind(path, KIND)
-        self.table = read_table(path, self._attributes)
+        self.attributes = check_kind(path, KIND)
+        self.table = read_table(path, self.attributes)
         if self.manifest.counts.get("patches") != self.table.patches:
             raise StoreError(f"{path}: damaged: its patches and its manifest disagree; make it again with --force")
 

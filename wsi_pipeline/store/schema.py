@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.geometry import Grid, PatchSpec
@@ -68,9 +69,23 @@ def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, 
         | attributes,
     )
     put_array(path, "cells", table.cells)
-    put_array(path, "labels", table.labels)
+    _put_labels(path, table.labels, table.label_fraction)
     put_array(path, "tissue_fraction", table.tissue_fraction)
     put_array(path, "thumbnail", table.thumbnail.pixels)
+
+
+LABEL_ARRAYS = ("labels", "label_fraction")
+
+
+def write_labels(path: Path, attributes: dict[str, Any], labels: NDArray[np.int8], fraction: NDArray[np.float32]) -> None:
+    """Give a group, whose other arrays lie there already, its attributes and labels."""
+    create_group(path, attributes)
+    _put_labels(path, labels, fraction)
+
+
+def _put_labels(path: Path, labels: NDArray[np.int8], fraction: NDArray[np.float32]) -> None:
+    put_array(path, "labels", labels)
+    put_array(path, "label_fraction", fraction)
 
 
 def check_kind(path: Path, kind: str) -> dict[str, Any]:
@@ -94,6 +109,7 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
             grid=grid_from_json(attributes["grid"]),
             cells=read_rows(path, "cells"),
             labels=read_rows(path, "labels"),
+            label_fraction=read_rows(path, "label_fraction"),
             tissue_fraction=read_rows(path, "tissue_fraction"),
             thumbnail=Thumbnail(
                 pixels=read_rows(path, "thumbnail"),
@@ -115,6 +131,7 @@ def _check_table(path: Path, table: PatchTable) -> None:
     faults = {
         "cells are not (n, 2) int32": cells.ndim != 2 or cells.shape[1:] != (2,) or cells.dtype != np.int32,
         "labels do not match the cells": table.labels.shape != cells.shape[:1] or table.labels.dtype != np.int8,
+        "label fractions do not match the cells": table.label_fraction.shape != cells.shape[:1],
         "tissue fractions do not match the cells": table.tissue_fraction.shape != cells.shape[:1],
         "the block size is not positive": table.block_size < 1,
     }

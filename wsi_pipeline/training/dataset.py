@@ -40,12 +40,12 @@ class LabelledPatches:
 
 
 def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
-    """Every labelled, readable patch of the stores.
+    """Every labelled, readable patch of the stores, by patient, slide and place, whatever order they were given or stored in.
 
     Raises StoreError where a checksum fails, and ConfigError where the stores differ in patch size, scale or classes, or nothing is
     labelled: all before a pixel is used.
     """
-    stores = [PatchStore(path) for path in paths]
+    stores = sorted((PatchStore(path) for path in paths), key=lambda store: (store.table.patient_id, store.slide.slide_id))
     _check_alike(stores)
     digests = tuple(check_whole(store.path).content_digest for store in stores)
     usable = [(store.table.labels >= 0) & store.readable for store in stores]
@@ -54,14 +54,17 @@ def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
         raise ConfigError(f"none of the {len(stores)} stores has a labelled patch; make labelled ones with `wsi ingest` or --labels")
     side = stores[0].grid.spec.side_px
     pixels = np.empty((total, side, side, 3), dtype=np.uint8)
+    labels = np.empty(total, dtype=np.int8)
     filled = 0
     for store, mask in zip(stores, usable, strict=True):
         count = int(mask.sum())
-        _fill(pixels[filled : filled + count], store, mask)
+        places = _raster_places(store, mask)
+        _fill(pixels[filled : filled + count], store, mask, places)
+        labels[filled + places] = store.table.labels[mask]
         filled += count
     return LabelledPatches(
         pixels=pixels,
-        labels=np.concatenate([store.table.labels[mask] for store, mask in zip(stores, usable, strict=True)]),
+        labels=labels,
         patients=np.concatenate([np.full(mask.sum(), store.table.patient_id) for store, mask in zip(stores, usable, strict=True)]),
         spec=stores[0].grid.spec,
         class_names=stores[0].table.class_names,
@@ -70,7 +73,16 @@ def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
     )
 
 
-def _fill(target: NDArray[np.uint8], store: PatchStore, mask: NDArray[np.bool_]) -> None:
+def _raster_places(store: PatchStore, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """For each chosen patch of a store, its place among them in raster order: the same however the store was cut."""
+    cells = store.cells[mask]
+    order = np.lexsort((cells[:, 1], cells[:, 0]))
+    places = np.empty(len(cells), dtype=np.intp)
+    places[order] = np.arange(len(cells))
+    return places
+
+
+def _fill(target: NDArray[np.uint8], store: PatchStore, mask: NDArray[np.bool_], places: NDArray[np.intp]) -> None:
     filled = 0
     for block in range(store.blocks):
         start = block * store.block_size
@@ -78,7 +90,7 @@ def _fill(target: NDArray[np.uint8], store: PatchStore, mask: NDArray[np.bool_])
         if not chosen.any():
             continue
         patches = store.read_block(block).pixels[chosen]
-        target[filled : filled + len(patches)] = patches
+        target[places[filled : filled + len(patches)]] = patches
         filled += len(patches)
 
 

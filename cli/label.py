@@ -1,0 +1,35 @@
+"""`wsi label`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import EXISTING, FOLDER, label_rules_options, labels_option, read_rules
+
+
+@click.command()
+@click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
+@labels_option
+@label_rules_options
+@click.option("--export", type=FOLDER, help="Write the labels that the stores have as QuPath GeoJSON into this folder, and change nothing.")
+def label(stores: tuple[Path, ...], labels: tuple[Path, ...], export: Path | None, **rules: Any) -> None:
+    """Give existing patch stores new labels, without reading the slides again.
+
+    Each store becomes a new generation of itself; its pixels stay as they are. A store without a label file of its name is left alone.
+    Beside each store, <slide>.labels.png shows the labelled patches with counts per class and mm².
+    """
+    from wsi_pipeline.jobs.relabel import export_labels, relabel_stores
+
+    if bool(labels) == bool(export):
+        raise click.UsageError("give either --labels or --export")
+    if export is not None:
+        for path in export_labels(stores, export):
+            click.echo(f"→  {path}")
+        return
+    account = relabel_stores(stores, labels, read_rules(rules))
+    for outcome in account.outcomes:
+        already = " (already so)" if outcome.is_resumed_whole else ""
+        click.echo(f"{outcome.slide_id}: {outcome.state.value}: {outcome.message}{already}", err=True)
+    click.echo(account.closing_line)
+    click.get_current_context().exit(account.exit_code)

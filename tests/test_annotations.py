@@ -1,0 +1,361 @@
+"""Drawn regions: read, counted, measured and turned into labels."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+from shapely.geometry import Polygon
+
+from tests.builders import make_slide_info
+from wsi_pipeline.errors import ConfigError, LabelError
+from wsi_pipeline.geometry import Grid, PatchSpec, all_cells, cells_to_boxes_l0
+from wsi_pipeline.labels import LABEL_SOURCES, label_cells
+from wsi_pipeline.labels.areas import covered_shares
+from wsi_pipeline.labels.asap_xml import close_spline, read_asap
+from wsi_pipeline.labels.geojson import read_geojson
+from wsi_pipeline.labels.imagescope_xml import inscribe_ellipse, read_imagescope
+from wsi_pipeline.labels.rules import LabelRules, read_label_map
+from wsi_pipeline.sources import SlideInfo
+
+GRID = Grid(PatchSpec(50, 50, 0.5), 4, 4, Fraction(1))
+SLIDE = make_slide_info(size_l0=(200, 200))
+CELLS = all_cells(GRID)
+RULES = LabelRules(class_names=("benign", "tumour"))
+
+SQUARE = [[0, 0], [100, 0], [100, 100], [0, 100]]
+
+
+def feature(coordinates: object, name: str | None = "tumour", kind: str = "Polygon", **properties: object) -> dict[str, object]:
+    properties |= {} if name is None else {"classification": {"name": name, "color": [1, 2, 3]}}
+    return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": properties}
+
+
+def write_json(path: Path, value: object) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def write_asap(path: Path, *annotations: tuple[str, str, list[list[float]]]) -> Path:
+    body = "".join(
+        f'<Annotation Name="a{k}" Type="{kind}" PartOfGroup="{group}"><Coordinates>'
+        + "".join(f'<Coordinate Order="{n}" X="{x}" Y="{y}"/>' for n, (x, y) in enumerate(corners))
+        + "</Coordinates></Annotation>"
+        for k, (kind, group, corners) in enumerate(annotations)
+    )
+    path.write_text(f"<?xml version='1.0'?><ASAP_Annotations><Annotations>{body}</Annotations></ASAP_Annotations>")
+    return path
+
+
+def write_imagescope(path: Path, *regions: tuple[str, str, list[list[float]]], name: str = "tumour", mpp: str = "0.5") -> Path:
+    body = "".join(
+        f'<Region Id="{k}" Type="{kind}" NegativeROA="{negative}"><Vertices>'
+        + "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in corners)
+        + "</Vertices></Region>"
+        for k, (kind, negative, corners) in enumerate(regions)
+    )
+    layer = f'<Annotation Id="1" Name="{name}"><Regions>{body}</Regions></Annotation>'
+    path.write_text(f'<Annotations MicronsPerPixel="{mpp}">{layer}</Annotations>')
+    return path
+
+
+def label(path: Path, slide: SlideInfo = SLIDE, **rules: object) -> list[list[int]]:
+    settings = {"class_names": ("benign", "tumour")} | rules
+    labels: list[list[int]] = label_cells(path, slide, GRID, CELLS, LabelRules(**settings)).labels.reshape(4, 4).tolist()  # type: ignore[arg-type]
+    return labels
+
+
+TOP_LEFT = [[1, 1, -1, -1], [1, 1, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, -1]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "FeatureCollection", "features": [feature([SQUARE])]},
+        [feature([SQUARE])],
+        feature([SQUARE]),
+        feature([[SQUARE]], kind="MultiPolygon"),
+        feature([[*SQUARE, SQUARE[0]]]),
+        feature([SQUARE], name=None, classification={"names": ["tumour"]}),
+        feature([SQUARE], name=None, classification="tumour"),
+        feature([SQUARE], name="TUMOUR"),
+    ],
+    ids=["collection", "list", "single", "multipolygon", "closed", "names", "plain string", "other case"],
+)
+def test_every_form_of_geojson_labels_the_same_patches(value: object, tmp_path: Path) -> None:
+    assert label(write_json(tmp_path / "a.geojson", value)) == TOP_LEFT
+
+
+def test_asap_polygons_label_patches(tmp_path: Path) -> None:
+    assert label(write_asap(tmp_path / "a.xml", ("Polygon", "tumour", SQUARE))) == TOP_LEFT
+
+
+def test_imagescope_regions_label_patches(tmp_path: Path) -> None:
+    assert label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE))) == TOP_LEFT
+
+
+def test_an_imagescope_rectangle_may_have_two_corners(tmp_path: Path) -> None:
+    assert label(write_imagescope(tmp_path / "a.xml", ("1", "0", [[0, 0], [100, 100]]))) == TOP_LEFT
+
+
+def test_a_hole_in_a_polygon_is_no_tumour(tmp_path: Path) -> None:
+    hole = [[0, 0], [50, 0], [50, 50], [0, 50]]
+    assert label(write_json(tmp_path / "a.geojson", feature([SQUARE, hole])))[0] == [-1, 1, -1, -1]
+
+
+def test_a_negative_roa_is_a_hole(tmp_path: Path) -> None:
+    hole = [[0, 0], [50, 0], [50, 50], [0, 50]]
+    assert label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), ("0", "1", hole)))[0] == [-1, 1, -1, -1]
+
+
+def test_a_group_may_be_mapped_to_a_hole(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", ("Polygon", "_0", SQUARE), ("Polygon", "_2", [[0, 0], [50, 0], [50, 50], [0, 50]]))
+    assert label(path, meanings={"_0": "tumour", "_2": "hole"})[0] == [-1, 1, -1, -1]
+
+
+def test_points_lines_and_detections_are_counted_not_used(tmp_path: Path) -> None:
+    features = [
+        feature([1, 2], kind="Point"),
+        feature([[1, 2], [3, 4]], kind="LineString"),
+        feature([SQUARE], objectType="cell"),
+        feature([SQUARE], objectType="annotation"),
+    ]
+    annotation = read_geojson(write_json(tmp_path / "a.geojson", features), is_strict=False)
+    assert annotation.ignored == {"Point": 1, "LineString": 1, "cell": 1}
+    assert len(annotation.regions) == 1
+
+
+def test_tissue_outside_is_unknown_unless_said_otherwise(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.geojson", feature([SQUARE]))
+    assert label(path, outside="negative") == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_a_hole_stays_unknown_where_the_rest_is_negative(tmp_path: Path) -> None:
+    value = [feature([SQUARE]), feature([[[100, 0], [150, 0], [150, 50], [100, 50]]], name="artefact")]
+    assert label(write_json(tmp_path / "a.geojson", value), outside="negative", meanings={"artefact": "hole"})[0] == [1, 1, -1, 0]
+
+
+@pytest.mark.parametrize(("priority", "expected"), [("positive", 1), ("negative", 0)])
+def test_priority_decides_where_both_are_drawn(priority: str, expected: int, tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.geojson", [feature([SQUARE]), feature([SQUARE], name="benign")])
+    assert label(path, priority=priority)[0][0] == expected
+
+
+@pytest.mark.parametrize(("min_area", "expected"), [(0.5, 1), (0.51, -1)])
+def test_half_a_patch_is_enough_unless_more_is_asked_for(min_area: float, expected: int, tmp_path: Path) -> None:
+    half = [[0, 0], [25, 0], [25, 50], [0, 50]]
+    assert label(write_json(tmp_path / "a.geojson", feature([half])), min_area=min_area)[0][0] == expected
+
+
+def test_qupath_counts_from_the_scanned_area_and_asap_from_the_slide(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    slide = replace(SLIDE, size_l0=(300, 300), bounds_l0=(100, 100, 200, 200))
+    grid = Grid(GRID.spec, 4, 4, Fraction(1), origin_xy_l0=(100, 100))
+    qupath = write_json(tmp_path / "a.geojson", feature([SQUARE]))
+    shifted = [[x + 100, y + 100] for x, y in SQUARE]
+    asap = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", shifted))
+    for path in (qupath, asap):
+        assert label_cells(path, slide, grid, CELLS, RULES).labels.reshape(4, 4).tolist() == TOP_LEFT
+    from_slide = LabelRules(class_names=("benign", "tumour"), origin="slide")
+    assert label_cells(write_json(qupath, feature([shifted])), slide, grid, CELLS, from_slide).labels.reshape(4, 4).tolist() == TOP_LEFT
+
+
+def shares(geometry: shapely.Geometry) -> np.ndarray:
+    return covered_shares(geometry, cells_to_boxes_l0(CELLS, GRID)).reshape(4, 4)
+
+
+def test_shares_of_a_square_by_hand() -> None:
+    got = shares(shapely.box(25, 10, 75, 40))
+    assert got[0].tolist() == pytest.approx([0.3, 0.3, 0, 0])
+    assert got[1:].sum() == 0
+
+
+def test_shares_of_a_ring_by_hand() -> None:
+    got = shares(shapely.box(0, 0, 200, 200).difference(shapely.box(50, 60, 150, 140)))
+    assert got[0].tolist() == [1, 1, 1, 1]
+    assert got[1].tolist() == pytest.approx([1, 0.2, 0.2, 1])
+
+
+def test_shares_of_a_triangle_across_patches_by_hand() -> None:
+    got = shares(Polygon([(0, 0), (100, 0), (0, 100)]))
+    assert got[:2, :2].tolist() == [[pytest.approx(1), pytest.approx(0.5)], [pytest.approx(0.5), pytest.approx(0)]]
+
+
+def test_shares_of_a_multipolygon_add_up() -> None:
+    got = shares(shapely.union_all([shapely.box(0, 0, 10, 50), shapely.box(40, 0, 60, 50)]))
+    assert got[0].tolist() == pytest.approx([0.4, 0.2, 0, 0])
+
+
+def test_shares_of_a_rotated_ellipse_agree_with_a_fine_raster() -> None:
+    ellipse = shapely.affinity.rotate(shapely.affinity.scale(shapely.Point(100, 100).buffer(1, quad_segs=200), 80, 35), 30)
+    angle = np.deg2rad(30)
+    y, x = np.mgrid[0:2000, 0:2000] / 10 + 0.05 - 100
+    u, v = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
+    raster = ((u / 80) ** 2 + (v / 35) ** 2 <= 1).reshape(4, 500, 4, 500).mean(axis=(1, 3))
+    assert shares(ellipse) == pytest.approx(raster, abs=1e-3)
+
+
+@given(st.lists(st.tuples(st.floats(-50, 250), st.floats(-50, 250)), min_size=3, max_size=9))
+def test_shares_add_up_to_the_area_on_the_slide(corners: list[tuple[float, float]]) -> None:
+    geometry = shapely.make_valid(Polygon(corners))
+    inside = shapely.area(shapely.intersection(geometry, shapely.box(0, 0, 200, 200)))
+    assert shares(geometry).sum() * 2500 == pytest.approx(inside, abs=1e-6)
+
+
+def test_a_hundred_thousand_corners_are_measured_exactly() -> None:
+    grid = Grid(PatchSpec(), 800, 800, Fraction(1))
+    angle = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
+    circle = Polygon(20_000 + 15_000 * np.stack([np.cos(angle), np.sin(angle)], axis=1))
+    got = covered_shares(circle, cells_to_boxes_l0(all_cells(grid), grid))
+    assert got.sum() * 2500 == pytest.approx(circle.area, rel=1e-9)
+
+
+def test_an_ellipse_keeps_its_area() -> None:
+    assert Polygon(inscribe_ellipse([(0, 0), (80, 40)])).area == pytest.approx(np.pi * 40 * 20, rel=1e-9)
+
+
+def test_a_spline_goes_through_its_knots() -> None:
+    knots = [(0.0, 0.0), (100.0, 0.0), (100.0, 80.0), (0.0, 80.0)]
+    curve = Polygon(close_spline(knots))
+    assert max(curve.exterior.distance(shapely.Point(knot)) for knot in knots) < 1e-9
+    assert curve.area > 8000  # rounder than the rectangle
+
+
+def test_a_polygon_that_crosses_itself_is_mended_and_counted(tmp_path: Path) -> None:
+    bow_tie = [[0, 0], [100, 100], [100, 0], [0, 100]]
+    annotation = read_geojson(write_json(tmp_path / "a.geojson", feature([bow_tie])), is_strict=False)
+    assert annotation.repaired == 1
+    assert annotation.regions[0].geometry.area == pytest.approx(5000)
+    with pytest.raises(LabelError, match="Self-intersection"):
+        read_geojson(tmp_path / "a.geojson", is_strict=True)
+
+
+BOMB = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><ASAP_Annotations>&b;</ASAP_Annotations>'
+ENTITY = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passwd">]><ASAP_Annotations>&x;</ASAP_Annotations>'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.xml", BOMB, "declares a document type or entities"),
+        ("a.xml", ENTITY, "declares a document type or entities"),
+        ("a.xml", "<ASAP_Annotations><broken", "not whole XML"),
+        ("a.xml", "<Other/>", "not QuPath GeoJSON"),
+        ("a.xml", "<ASAP_Annotations/>", "holds no annotation"),
+        ("a.geojson", "", "file is empty"),
+        ("a.geojson", "{", "not JSON"),
+        ("a.geojson", "[1, 2]", "not GeoJSON Features"),
+        ("a.geojson", '{"type": "Feature", "geometry": null}', "type None"),
+        ("a.geojson", json.dumps(feature([[[0, 0], [1, 1], ["x", 2]]])), "no pair of numbers"),
+        ("a.geojson", json.dumps(feature([[[0, 0], [1, float("nan")], [2, 2]]])), "not finite"),
+        ("a.geojson", json.dumps(feature([SQUARE], name="stroma")), "class 'stroma' is unknown; map it"),
+        ("a.geojson", json.dumps(feature([[[x + 5000, y] for x, y in SQUARE]])), "looks like another slide's annotation"),
+        ("a.txt", "x", "not QuPath GeoJSON"),
+    ],
+)
+def test_bad_annotations_are_refused_by_name(name: str, content: str, fault: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(LabelError, match=fault) as caught:
+        label(path)
+    assert name in str(caught.value)
+
+
+def test_another_slides_scale_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"drawn on a slide of 0\.25 µm/px, slide has 0\.5"):
+        label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp="0.25"))
+
+
+def test_a_polygon_of_two_points_is_counted_or_refused(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", [[0, 0], [9, 9]]), ("Polygon", "tumour", SQUARE))
+    assert read_asap(path, is_strict=False).ignored == {"polygon of 2 points": 1}
+    with pytest.raises(LabelError, match="polygon of 2 points"):
+        read_asap(path, is_strict=True)
+
+
+def test_a_label_map_is_read(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("classes: [benign, tumour]\nmap: {Tumor: tumour, _2: hole, 3: ignore}\noutside: negative\n")
+    rules = LabelRules(**read_label_map(tmp_path / "m.yaml"))
+    assert rules.meanings == {"Tumor": "tumour", "_2": "hole", "3": "ignore"}
+    assert (rules.class_names, rules.outside) == (("benign", "tumour"), "negative")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a: [", "not YAML"),
+        ("- a", "has the entries"),
+        ("colour: red", "has the entries"),
+        ("classes: [a]", "two names"),
+        ("map: [a]", "must hold lines"),
+    ],
+)
+def test_a_broken_label_map_is_refused(text: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(LabelError, match=fault):
+        read_label_map(tmp_path / "m.yaml")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"min_area": 0.0}, {"min_area": 1.5}, {"outside": "x"}, {"class_names": ("a", "a")}, {"meanings": {"x": "y"}}]
+)
+def test_rules_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        LabelRules(**wrong)  # type: ignore[arg-type]
+
+
+def real_files(folder: Path, kind: str) -> list[Path]:
+    return sorted((folder / "annotations" / kind).iterdir())
+
+
+def test_qupath_files_agree_with_geopandas(shared_data: Path) -> None:
+    import geopandas
+
+    for path in real_files(shared_data, "qupath"):
+        annotation = read_geojson(path, is_strict=False)
+        value = json.loads(path.read_text())
+        collection = value if isinstance(value, list) else [value]
+        for one in collection:  # geopandas wants properties everywhere, QuPath's are not always objects of strings
+            one["properties"] = {}
+        frame = geopandas.GeoDataFrame.from_features(collection)
+        areas = frame[frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"])]
+        assert len(annotation.regions) == len(areas), path.name
+        assert sum(annotation.ignored.values()) == len(frame) - len(areas)
+        vertices = sum(int(shapely.get_num_coordinates(region.geometry)) for region in annotation.regions)
+        assert vertices == int(areas.geometry.count_coordinates().sum()), path.name
+        assert sum(region.geometry.area for region in annotation.regions) == pytest.approx(areas.geometry.area.sum())
+
+
+def test_asap_files_agree_with_a_count_by_hand(shared_data: Path) -> None:
+    from xml.etree import ElementTree
+
+    for path in real_files(shared_data, "asap"):
+        annotations = list(ElementTree.parse(path).getroot().iter("Annotation"))
+        annotation = read_asap(path, is_strict=False)
+        assert len(annotation.regions) == len(annotations), path.name
+        assert set(annotation.class_names) == {element.attrib["PartOfGroup"] for element in annotations}
+        if annotation.repaired == 0:
+            corners = sum(
+                len(list(element.iter("Coordinate"))) * (16 if element.attrib["Type"] == "Spline" else 1) + 1 for element in annotations
+            )
+            assert sum(int(shapely.get_num_coordinates(region.geometry)) for region in annotation.regions) == corners
+
+
+def test_the_imagescope_file_agrees_with_its_own_areas(shared_data: Path) -> None:
+    from xml.etree import ElementTree
+
+    (path,) = real_files(shared_data, "imagescope")
+    annotation = read_imagescope(path, is_strict=False)
+    stated = sorted(float(region.attrib["Area"]) for region in ElementTree.parse(path).getroot().iter("Region"))
+    measured = sorted(region.geometry.area for region in annotation.regions)
+    assert annotation.mpp == 0.252
+    assert measured == pytest.approx(stated, rel=0.01)
+
+
+def test_every_label_source_is_tried_by_a_test() -> None:
+    assert set(LABEL_SOURCES) == {"geojson", "asap", "imagescope", "mask"}

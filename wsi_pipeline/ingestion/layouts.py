@@ -1,0 +1,214 @@
+"""How data sets of patches lie on disk. A layout is one function and one line in LAYOUTS."""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.ingestion.stacks import STACK_SUFFIXES, read_stack_table
+
+IDC_NAME = re.compile(r"(?P<patient>[^_]+)_idx\d+_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])\.png", re.IGNORECASE)
+IDC_CLASS_NAMES = ("non_idc", "idc")
+DEFAULT_CLASS_NAMES = ("negative", "positive")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+TABLE_COLUMNS = ("path", "patient", "label", "x", "y")
+
+
+class PatchEntry(NamedTuple):
+    """A patch of a data set, not looked into yet."""
+
+    file: str
+    """Relative to the data set's folder."""
+    label: int
+    x: int | None = None
+    """Column of its top-left pixel in the scan it was cut from, from 0; None where nobody knows."""
+    y: int | None = None
+    stack_index: int = -1
+    """Which patch of a stack; -1 where the file is one image."""
+
+
+class LeftOut(NamedTuple):
+    """A file that did not become a patch, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PatientPatches:
+    """The patches of one patient."""
+
+    patient_id: str
+    folder: Path
+    entries: tuple[PatchEntry, ...]
+    class_names: tuple[str, str] = DEFAULT_CLASS_NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutOptions:
+    """What cannot be seen from the files."""
+
+    patient_regex: str | None = None
+    """Applied to each file's path below the folder; its group `patient`, or its first, names the patient."""
+    class_names: tuple[str, str] | None = None
+    """(negative, positive)"""
+
+    def __post_init__(self) -> None:
+        if self.patient_regex is None:
+            return
+        try:
+            groups = re.compile(self.patient_regex).groups
+        except re.error as error:
+            raise ConfigError(f"patient regex {self.patient_regex!r} is no regular expression ({error})") from error
+        if groups < 1:
+            raise ConfigError(f"patient regex {self.patient_regex!r} has no group; put the patient's part in parentheses")
+
+
+class Found(NamedTuple):
+    """A data set."""
+
+    patients: list[PatientPatches]
+    left_out: list[LeftOut]
+
+
+def find_idc(folder: Path, options: LayoutOptions) -> Found:
+    """The public IDC set: `<patient>_idx5_x<X>_y<Y>_class<C>.png` at any depth; X is the column and Y the row, counted from 1."""
+    by_patient: defaultdict[str, list[PatchEntry]] = defaultdict(list)
+    for path in sorted(folder.rglob("*")):
+        if match := IDC_NAME.fullmatch(path.name):
+            entry = PatchEntry(_relative(path, folder), int(match["label"]), int(match["x"]) - 1, int(match["y"]) - 1)
+            by_patient[match["patient"]].append(entry)
+    if not by_patient:
+        raise ConfigError(
+            f"{folder}: no files called <patient>_idx5_x<X>_y<Y>_class<0|1>.png below it; give the data set's folder or another --layout"
+        )
+    return _gather(folder, by_patient, options.class_names or IDC_CLASS_NAMES, [])
+
+
+def find_folders(folder: Path, options: LayoutOptions) -> Found:
+    """One folder per class, images in it at any depth; the patient is in the path, where `patient_regex` says."""
+    if options.patient_regex is None:
+        raise ConfigError(f"{folder}: class folders do not name patients; say where they stand with --patient-regex")
+    class_names = options.class_names or _class_folders(folder)
+    by_patient: defaultdict[str, list[PatchEntry]] = defaultdict(list)
+    left_out: list[LeftOut] = []
+    for label, name in enumerate(class_names):
+        for path in sorted((folder / name).rglob("*")):
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            relative = _relative(path, folder)
+            patient = _find_patient(options.patient_regex, relative)
+            if patient is None:
+                left_out.append(LeftOut(relative, "its path does not match --patient-regex"))
+            else:
+                by_patient[patient].append(PatchEntry(relative, label))
+    if not by_patient:
+        raise ConfigError(f"{folder}: no image of {' or '.join(class_names)} matches --patient-regex; check both")
+    return _gather(folder, by_patient, class_names, left_out)
+
+
+def find_stacks(folder: Path, options: LayoutOptions) -> Found:
+    """NPZ files with `images` and `labels`, or pairs `<name>_images.npy` and `<name>_labels.npy`, or `X.npy` and `Y.npy`.
+
+    `patients`, a third array, names the patient of each patch; without it each file is one patient.
+    """
+    by_patient: defaultdict[str, list[PatchEntry]] = defaultdict(list)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in STACK_SUFFIXES and (table := read_stack_table(path)) is not None:
+            for index, (patient, label) in enumerate(zip(table.patients, table.labels, strict=True)):
+                by_patient[patient].append(PatchEntry(_relative(path, folder), label, stack_index=index))
+    if not by_patient:
+        raise ConfigError(f"{folder}: no NPZ with images and labels, nor a pair of NPY files; see `wsi ingest --help`")
+    return _gather(folder, by_patient, options.class_names or DEFAULT_CLASS_NAMES, [])
+
+
+def find_table(table: Path, options: LayoutOptions) -> Found:
+    """A CSV with the columns path (relative to it), patient, label (0 or 1, or a class name), and perhaps x and y, counted from 0."""
+    class_names = options.class_names or DEFAULT_CLASS_NAMES
+    by_patient: defaultdict[str, list[PatchEntry]] = defaultdict(list)
+    for number, line in _read_table(table):
+        by_patient[line["patient"]].append(_read_line(table, number, line, class_names))
+    return _gather(table.parent, by_patient, class_names, [])
+
+
+LAYOUTS: dict[str, Callable[[Path, LayoutOptions], Found]] = {
+    "idc": find_idc,
+    "folders": find_folders,
+    "stacks": find_stacks,
+    "csv": find_table,
+}
+
+
+def find_patches(place: Path, layout: str, options: LayoutOptions) -> Found:
+    """Every patient of a data set, sorted by name. Raises ConfigError where the place does not have this layout."""
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+    if not (place.is_file() if layout == "csv" else place.is_dir()):
+        raise ConfigError(f"{place}: not a {'CSV file' if layout == 'csv' else 'folder'}; the layout {layout!r} needs one")
+    return LAYOUTS[layout](place, options)
+
+
+def _gather(folder: Path, by_patient: Mapping[str, Sequence[PatchEntry]], class_names: tuple[str, str], left_out: list[LeftOut]) -> Found:
+    patients = [PatientPatches(patient, folder, tuple(entries), class_names) for patient, entries in sorted(by_patient.items())]
+    return Found(patients, left_out)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _class_folders(folder: Path) -> tuple[str, str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(names) != 2:
+        raise ConfigError(
+            f"{folder}: has {len(names)} folders ({', '.join(names[:5])}), two classes are needed; name two with --class-names"
+        )
+    return names[0], names[1]
+
+
+def _find_patient(regex: str, relative: str) -> str | None:
+    match = re.search(regex, relative)
+    if match is None:
+        return None
+    found: str | None = match.groupdict().get("patient") or match.group(1)
+    return found
+
+
+def _read_table(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            header = reader.fieldnames or []
+            lines = [(reader.line_num, line) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{table}: not a readable CSV file ({error}); save it as CSV in UTF-8") from error
+    if not {"path", "patient", "label"} <= set(header) <= set(TABLE_COLUMNS):
+        raise ConfigError(
+            f"{table}: line 1: the columns are {', '.join(header) or 'none'}; path, patient and label are needed, x and y allowed"
+        )
+    if not lines:
+        raise ConfigError(f"{table}: names no patch; add a line for each")
+    for number, line in lines:
+        if None in line or None in line.values():
+            raise ConfigError(f"{table}: line {number}: has another number of cells than the header; mend it")
+        yield number, line
+
+
+def _read_line(table: Path, number: int, line: dict[str, str], class_names: tuple[str, str]) -> PatchEntry:
+    if not (line["path"] and line["patient"]):
+        raise ConfigError(f"{table}: line {number}: path or patient is empty; fill both in")
+    text = line["label"].strip()
+    if text not in ("0", "1", *class_names):
+        raise ConfigError(f"{table}: line {number}: label is {text!r}; it must be 0, 1, {class_names[0]} or {class_names[1]}")
+    label = int(text) if text in ("0", "1") else class_names.index(text)
+    try:
+        x, y = (int(line[name]) if line.get(name, "").strip() else None for name in ("x", "y"))
+    except ValueError as error:
+        raise ConfigError(f"{table}: line {number}: x or y is no whole number ({error})") from error
+    if (x is None) != (y is None):
+        raise ConfigError(f"{table}: line {number}: x and y must both be there, or neither")
+    return PatchEntry(line["path"], label, x, y)

@@ -1,0 +1,208 @@
+"""From the patches of a patient to a patch table and its pixels."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import ConfigError, SlideError
+from wsi_pipeline.geometry import Grid, PatchSpec, block_slice, choose_block_size
+from wsi_pipeline.ingestion.layouts import LeftOut, PatchEntry, PatientPatches
+from wsi_pipeline.ingestion.stacks import open_images, stack_shape
+from wsi_pipeline.provenance import describe_tool
+from wsi_pipeline.slides.image_reader import read_rgb, read_size
+from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo, Thumbnail
+
+MAX_CELLS_PER_SIDE = 20_000
+"""Coordinates beyond this many patches are no place on a slide."""
+
+MAX_THUMBNAIL_PX = 1500
+
+
+class PatchFile(NamedTuple):
+    """An entry that becomes a patch, and where."""
+
+    entry: PatchEntry
+    row: int
+    col: int
+
+
+def ingest_recipe(patient: PatientPatches, spec: PatchSpec) -> dict[str, Any]:
+    """Everything that decides a patient's store."""
+    return {
+        "slide": fingerprint_patches(patient),
+        "patch": {"side_px": spec.side_px, "stride_px": spec.stride_px, "mpp": spec.mpp},
+        "class_names": list(patient.class_names),
+    }
+
+
+def fingerprint_patches(patient: PatientPatches) -> str:
+    """SHA-256 over a patient's patches: names, places, labels, and the content of every file."""
+    digest = hashlib.sha256()
+    contents: dict[str, bytes] = {}
+    for entry in patient.entries:
+        if entry.file not in contents:
+            contents[entry.file] = _content_digest(patient.folder / entry.file)
+        digest.update(f"{entry}\0".encode(errors="surrogateescape"))
+        digest.update(contents[entry.file])
+    return digest.hexdigest()
+
+
+def _content_digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b"unreadable"  # it will be left out, with the reason
+
+
+def sort_files(patient: PatientPatches, spec: PatchSpec) -> tuple[list[PatchFile], list[LeftOut]]:
+    """The patches that are whole and on the grid, in raster order, and the others with the reason.
+
+    Where nobody knows the places, the patches stand in their order on a square.
+    """
+    taken: dict[tuple[int, int], PatchFile] = {}
+    left_out: list[LeftOut] = []
+    columns = max(1, math.isqrt(max(len(patient.entries) - 1, 0)) + 1)
+    for number, entry in enumerate(patient.entries):
+        place = divmod(number, columns)
+        if reason := _find_fault(patient.folder, entry, spec):
+            left_out.append(LeftOut(_name(entry), reason))
+            continue
+        if entry.x is not None and entry.y is not None:
+            place = entry.y // spec.stride_px, entry.x // spec.stride_px
+        found = PatchFile(entry, *place)
+        if (earlier := taken.setdefault(place, found)) is not found:
+            left_out.append(LeftOut(_name(entry), f"lies where {_name(earlier.entry)} lies"))
+    return [taken[cell] for cell in sorted(taken)], left_out
+
+
+def _find_fault(folder: Path, entry: PatchEntry, spec: PatchSpec) -> str | None:
+    """Why an entry cannot become a patch; None where it can."""
+    try:
+        width, height = _size_of(folder, entry)
+    except (SlideError, ConfigError):
+        return "cannot be decoded"
+    if (width, height) != (spec.side_px, spec.side_px):
+        return f"{width} × {height} px instead of {spec.side_px} × {spec.side_px}"
+    if entry.x is None or entry.y is None:
+        return None
+    if entry.x < 0 or entry.y < 0 or entry.x % spec.stride_px or entry.y % spec.stride_px:
+        return f"its place {entry.x},{entry.y} (from 0) is no multiple of {spec.stride_px}"
+    if max(entry.x, entry.y) // spec.stride_px >= MAX_CELLS_PER_SIDE:
+        return "lies beyond any slide"
+    return None
+
+
+def _size_of(folder: Path, entry: PatchEntry) -> tuple[int, int]:
+    """(width, height) of a patch."""
+    if entry.stack_index < 0:
+        return read_size(folder / entry.file)
+    shape = stack_shape(folder / entry.file)
+    if shape is None:
+        raise ConfigError(f"{folder / entry.file}: holds no images any more")
+    return shape[2], shape[1]
+
+
+def _name(entry: PatchEntry) -> str:
+    return entry.file if entry.stack_index < 0 else f"{entry.file}#{entry.stack_index}"
+
+
+def plan_ingestion(patient: PatientPatches, files: Sequence[PatchFile], fingerprint: str, spec: PatchSpec) -> PatchTable:
+    """The patch table of one patient; the slide is the reduced scan, as far as the patches reach."""
+    cells = np.array([(file.row, file.col) for file in files], dtype=np.int32).reshape(-1, 2)
+    rows, cols = (int(extent) for extent in cells.max(axis=0, initial=-1) + 1)
+    grid = Grid(spec=spec, rows=rows, cols=cols, downsample=Fraction(1))
+    size = (max(cols - 1, 0) * spec.stride_px + spec.side_px, max(rows - 1, 0) * spec.stride_px + spec.side_px)
+    slide = SlideInfo(
+        slide_id=patient.patient_id,
+        path=str(patient.folder),
+        size_l0=size,
+        mpp=spec.mpp,
+        mpp_source="user",
+        level_downsamples=(Fraction(1),),
+        bounds_l0=(0, 0, *size),
+        fingerprint=fingerprint,
+    )
+    return PatchTable(
+        slide=slide,
+        grid=grid,
+        cells=cells,
+        labels=np.array([file.entry.label for file in files], dtype=np.int8),
+        label_fraction=np.ones(len(files), dtype=np.float32),
+        tissue_fraction=np.full(len(files), np.nan, dtype=np.float32),
+        thumbnail=_draw_thumbnail(patient.folder, files, grid),
+        block_size=choose_block_size(len(files)),
+        patient_id=patient.patient_id,
+        class_names=patient.class_names,
+    )
+
+
+def describe_ingestion(files: Sequence[PatchFile], left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    """What the store records about where its patches came from."""
+    return {
+        "files": [list(file.entry) for file in files],
+        "left_out": [list(entry) for entry in left_out],
+        "provenance": describe_tool(),
+    }
+
+
+class PatchFiles:
+    """Patch files as a patch source, in the order of a store's table."""
+
+    def __init__(self, table: PatchTable, folder: Path, entries: Sequence[PatchEntry]) -> None:
+        self._folder = folder
+        self._entries = entries
+        self.slide = table.slide
+        self.grid = table.grid
+        self.cells = table.cells
+        self.block_size = table.block_size
+
+    def read_block(self, block: int) -> PatchBlock:
+        """The pixels of one block; a file that went bad since the table was made is unreadable."""
+        entries = self._entries[block_slice(block, self.block_size, len(self._entries))]
+        side = self.grid.spec.side_px
+        pixels = np.full((len(entries), side, side, 3), 255, dtype=np.uint8)
+        readable = np.ones(len(entries), dtype=np.bool_)
+        for index, patch in enumerate(_read_patches(self._folder, entries, side)):
+            if patch is None:
+                readable[index] = False
+            else:
+                pixels[index] = patch
+        return PatchBlock(pixels, readable)
+
+
+def _read_patches(folder: Path, entries: Sequence[PatchEntry], side: int) -> Iterator[NDArray[np.uint8] | None]:
+    for entry in entries:
+        try:
+            patch = read_rgb(folder / entry.file) if entry.stack_index < 0 else _read_from_stack(folder, entry)
+        except (SlideError, ConfigError):
+            yield None
+        else:
+            yield patch if patch is not None and patch.shape == (side, side, 3) else None
+
+
+def _read_from_stack(folder: Path, entry: PatchEntry) -> NDArray[np.uint8] | None:
+    images = open_images(folder / entry.file)
+    return None if images is None else np.asarray(images[entry.stack_index])
+
+
+def _draw_thumbnail(folder: Path, files: Sequence[PatchFile], grid: Grid) -> Thumbnail:
+    """The patches in their places, white between them, each reduced by a divisor of its side."""
+    side = grid.spec.side_px
+    extent = max(grid.rows, grid.cols, 1)
+    factors = [factor for factor in range(1, side + 1) if side % factor == 0]
+    factor = next((f for f in factors if extent * side // f <= MAX_THUMBNAIL_PX), side)
+    small = side // factor
+    picture = np.full((max(grid.rows, 1) * small, max(grid.cols, 1) * small, 3), 255, dtype=np.uint8)
+    if grid.spec.stride_px != side:  # overlapping or scattered patches make no picture
+        return Thumbnail(picture, Fraction(factor), (0, 0))
+    for file, patch in zip(files, _read_patches(folder, [file.entry for file in files], side), strict=True):
+        if patch is not None:
+            reduced = patch.reshape(small, factor, small, factor, 3).mean(axis=(1, 3))
+            picture[file.row * small : (file.row + 1) * small, file.col * small : (file.col + 1) * small] = reduced.round()
+    return Thumbnail(picture, Fraction(factor), (0, 0))

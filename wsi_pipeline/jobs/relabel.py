@@ -1,0 +1,53 @@
+"""New labels for many stores: one outcome per store, whatever happens to it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from wsi_pipeline.errors import WsiError
+from wsi_pipeline.labels.discovery import list_label_files, match_labels
+from wsi_pipeline.labels.export import write_labels_geojson
+from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure, state_of
+from wsi_pipeline.outputs.label_preview import SUFFIX as PREVIEW_SUFFIX
+from wsi_pipeline.outputs.label_preview import write_label_preview
+from wsi_pipeline.relabelling import relabel_store
+from wsi_pipeline.store.patches import SUFFIX, PatchStore, find_stores
+
+
+def relabel_stores(places: Sequence[Path], labels: Sequence[Path], rules: LabelRules) -> RunAccount:
+    """Relabel every store among `places` for which `labels` hold a file of its slide's name."""
+    files = list_label_files(labels)
+    outcomes: list[SlideOutcome] = []
+    for store in find_stores(list(places)):
+        slide_id = store.name.removesuffix(SUFFIX)
+        try:
+            outcomes.append(_relabel(store, slide_id, match_labels(slide_id, files), rules))
+        except WsiError as error:
+            outcomes.append(describe_failure(slide_id, str(store), error))
+    return RunAccount(tuple(outcomes))
+
+
+def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRules) -> SlideOutcome:
+    if label_file is None:
+        return SlideOutcome(slide_id, str(path), SlideState.OK, "no label file of its name, left as it was", is_resumed_whole=True)
+    is_new = relabel_store(path, label_file, rules)
+    store = PatchStore(path)
+    write_label_preview(store.table, path.with_name(f"{slide_id}{PREVIEW_SUFFIX}"))
+    counts = np.bincount(store.table.labels + 1, minlength=3).tolist()
+    names = ("unknown", *store.table.class_names)
+    message = ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
+    unreadable = int(np.count_nonzero(~store.readable))
+    return SlideOutcome(slide_id, str(path), state_of(store.table.patches, unreadable), message, store.table.patches, not is_new)
+
+
+def export_labels(places: Sequence[Path], folder: Path) -> list[Path]:
+    """Write the labels of every store among `places` as GeoJSON into a folder; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for store in find_stores(list(places)):
+        path = folder / f"{store.name.removesuffix(SUFFIX)}.geojson"
+        write_labels_geojson(PatchStore(store).table, path)
+        written.append(path)
+    return written

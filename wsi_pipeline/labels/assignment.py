@@ -1,0 +1,101 @@
+"""From drawn regions, or a label image, to the label of every patch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely.affinity import translate
+from shapely.geometry import MultiPolygon
+from shapely.geometry.base import BaseGeometry
+
+from wsi_pipeline.errors import LabelError
+from wsi_pipeline.geometry import Grid, cells_to_boxes_l0
+from wsi_pipeline.labels.annotation import Annotation, describe
+from wsi_pipeline.labels.areas import covered_shares
+from wsi_pipeline.labels.rules import HOLE, IGNORE, NEGATIVE, POSITIVE, UNKNOWN, LabelRules
+from wsi_pipeline.sources import SlideInfo
+
+MPP_TOLERANCE = 0.05
+
+
+class CellLabels(NamedTuple):
+    """The labels of a slide's patches."""
+
+    labels: NDArray[np.int8]
+    """(n,) 0 negative, 1 positive, -1 unknown."""
+    fraction: NDArray[np.float32]
+    """(n,) share of the patch that has its label's class; of an unknown patch, the larger share of either class."""
+    description: dict[str, Any]
+    """What was drawn, passed over and mended."""
+
+
+def decide(shares: Sequence[NDArray[np.float64]], rules: LabelRules) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Labels and fractions from the (negative, positive) shares (n,) of every patch; the larger share that suffices wins."""
+    both = np.stack(shares)  # (2, n)
+    order = (NEGATIVE, POSITIVE) if rules.priority == "negative" else (POSITIVE, NEGATIVE)
+    winner = np.where(both[order[0]] >= both[order[1]], order[0], order[1])
+    fraction = np.take_along_axis(both, winner[None], axis=0)[0]
+    # The share is a quotient of areas: half a patch must not fail by the last bit.
+    labels = np.where(fraction >= rules.min_area - 1e-9, winner, UNKNOWN)
+    return labels.astype(np.int8), fraction.astype(np.float32)
+
+
+def assign_regions(
+    path: Path, annotation: Annotation, is_from_bounds: bool, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules
+) -> CellLabels:
+    """Label cells (n, 2) by the regions over them. Raises LabelError where they belong to another slide or a class is unknown."""
+    offset = slide.bounds_l0[:2] if _counts_from_bounds(is_from_bounds, rules) else (0, 0)
+    _check_slide(path, annotation, offset, slide)
+    negative, positive, hole = _merge(path, annotation, offset, rules)
+    boxes = cells_to_boxes_l0(cells, grid)
+    positive_share, negative_share = covered_shares(positive, boxes), covered_shares(negative, boxes)
+    if rules.outside == "negative":
+        negative_share = np.clip(1 - positive_share - covered_shares(hole, boxes), 0, 1)
+    labels, fraction = decide((negative_share, positive_share), rules)
+    return CellLabels(labels, fraction, describe(annotation))
+
+
+def _counts_from_bounds(is_from_bounds: bool, rules: LabelRules) -> bool:
+    return is_from_bounds if rules.origin == "auto" else rules.origin == "bounds"
+
+
+def _merge(
+    path: Path, annotation: Annotation, offset: tuple[int, int], rules: LabelRules
+) -> tuple[BaseGeometry, BaseGeometry, BaseGeometry]:
+    """All negative, all positive and all hole area, without overlap, in level-0 pixels of the whole slide."""
+    by_meaning: dict[str, list[BaseGeometry]] = {name: [] for name in (*rules.class_names, HOLE, IGNORE)}
+    for region in annotation.regions:
+        by_meaning[rules.meaning_of(path, region.class_name)].append(translate(region.geometry, *offset))
+    hole = _union(by_meaning[HOLE])
+    negative, positive = (shapely.difference(_union(by_meaning[name]), hole) for name in rules.class_names)
+    if rules.priority == "positive":
+        negative = shapely.difference(negative, positive)
+    else:
+        positive = shapely.difference(positive, negative)
+    return negative, positive, hole
+
+
+def _union(geometries: list[BaseGeometry]) -> BaseGeometry:
+    return shapely.union_all(geometries) if geometries else MultiPolygon()
+
+
+def _check_slide(path: Path, annotation: Annotation, offset: tuple[int, int], slide: SlideInfo) -> None:
+    """Raise LabelError where the annotation cannot be of this slide: another scale, or regions beyond its edges."""
+    if annotation.mpp is not None and abs(annotation.mpp - slide.mpp) > MPP_TOLERANCE * slide.mpp:
+        raise LabelError(
+            f"{path}: drawn on a slide of {annotation.mpp:g} µm/px, {slide.slide_id} has {slide.mpp:g}; name its own annotation"
+        )
+    if not annotation.regions:
+        return
+    width, height = slide.size_l0
+    bounds = np.array([region.geometry.bounds for region in annotation.regions]) + np.array([*offset, *offset])
+    is_beyond = (bounds[:, 2] <= 0) | (bounds[:, 3] <= 0) | (bounds[:, 0] >= width) | (bounds[:, 1] >= height)
+    if is_beyond.any():
+        x0, y0, x1, y1 = bounds[is_beyond][0]
+        raise LabelError(
+            f"{path}: {int(is_beyond.sum())} of {len(bounds)} regions lie beyond the slide of {width} × {height} px "
+            f"(one from {x0:.0f},{y0:.0f} to {x1:.0f},{y1:.0f}); this looks like another slide's annotation"
+        )

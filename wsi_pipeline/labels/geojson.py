@@ -1,0 +1,72 @@
+"""QuPath GeoJSON: a FeatureCollection, a list of Features, or a single Feature."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shapely.geometry import MultiPolygon, Polygon, shape
+from shapely.geometry.base import BaseGeometry
+
+from wsi_pipeline.errors import LabelError
+from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder, read_text
+
+WITHOUT_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
+NOT_REGIONS = ("cell", "detection", "tile", "tma_core")
+"""Objects of QuPath that have outlines but are no annotation of a region; a file may hold thousands of them."""
+
+
+def read_geojson(path: Path, is_strict: bool) -> Annotation:
+    """The regions of a QuPath export, in pixels of the image as QuPath shows it. Raises LabelError."""
+    try:
+        value = json.loads(read_text(path))
+    except ValueError as error:
+        raise LabelError(f"{path}: not JSON ({error}); export it again from QuPath as GeoJSON") from error
+    builder = AnnotationBuilder(path, is_strict)
+    for feature in _list_features(path, value):
+        _add_feature(path, builder, feature)
+    return builder.finish()
+
+
+def _list_features(path: Path, value: Any) -> Iterator[dict[str, Any]]:
+    features = value.get("features") if isinstance(value, dict) and value.get("type") == "FeatureCollection" else value
+    for feature in features if isinstance(features, list) else [features]:
+        if not isinstance(feature, dict) or feature.get("type") != "Feature":
+            raise LabelError(f"{path}: not GeoJSON Features; export it again from QuPath as GeoJSON")
+        yield feature
+
+
+def _add_feature(path: Path, builder: AnnotationBuilder, feature: dict[str, Any]) -> None:
+    properties = feature.get("properties") or {}
+    geometry = feature.get("geometry") or {}
+    kind = geometry.get("type")
+    if properties.get("objectType") in NOT_REGIONS:
+        builder.ignore(str(properties["objectType"]))
+    elif kind in WITHOUT_AREA:
+        builder.ignore(kind)
+    elif kind == "Polygon":
+        shell, *holes = geometry.get("coordinates") or [[]]
+        builder.add_polygon(_class_of(properties), shell, holes)
+    elif kind == "MultiPolygon":
+        builder.add_geometry(_class_of(properties), _read_shape(path, geometry))
+    else:
+        raise LabelError(f"{path}: a Feature of type {kind!r}; only polygons, lines and points are known")
+
+
+def _read_shape(path: Path, geometry: dict[str, Any]) -> BaseGeometry:
+    try:
+        read = shape(geometry)
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        raise LabelError(f"{path}: a broken MultiPolygon ({error}); export it again from QuPath") from error
+    return read if isinstance(read, Polygon | MultiPolygon) else MultiPolygon()
+
+
+def _class_of(properties: dict[str, Any]) -> str:
+    """QuPath's class: `{"name": …}`, or `{"names": […]}` where classes are derived from one another."""
+    classification = properties.get("classification")
+    if isinstance(classification, str):
+        return classification
+    if isinstance(classification, dict):
+        names = classification.get("names")
+        return str(classification.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else ""))
+    return ""

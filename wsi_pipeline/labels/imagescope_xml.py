@@ -1,0 +1,86 @@
+"""Aperio ImageScope XML: layers of regions; a region with NegativeROA is a hole in its layer."""
+
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+import numpy as np
+import shapely
+
+from wsi_pipeline.errors import LabelError
+from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder, keep_areas
+from wsi_pipeline.labels.xml_file import read_corners, read_xml
+
+ROOT = "Annotations"
+ELLIPSE = "2"
+LINES = {"3": "arrow", "4": "ruler", "5": "counter"}
+ELLIPSE_CORNERS = 256
+
+
+def read_imagescope(path: Path, is_strict: bool) -> Annotation:
+    """The regions of an ImageScope file; the class of each is its layer's name. Raises LabelError."""
+    root = read_xml(path, ROOT)
+    builder = AnnotationBuilder(path, is_strict)
+    for layer in root.iter("Annotation"):
+        _add_layer(path, builder, layer, is_strict)
+    return builder.finish(_read_mpp(path, root))
+
+
+def _add_layer(path: Path, builder: AnnotationBuilder, layer: Element, is_strict: bool) -> None:
+    drawn = AnnotationBuilder(path, is_strict)
+    holes = AnnotationBuilder(path, is_strict)
+    for region in layer.iter("Region"):
+        kind = region.attrib.get("Type", "0")
+        if kind in LINES:
+            builder.ignore(LINES[kind])
+            continue
+        corners = read_corners(path, list(region.iter("Vertex")))
+        if kind == ELLIPSE and 2 <= len(corners) <= 4:
+            corners = inscribe_ellipse(corners)
+        elif len(corners) == 2:
+            corners = _rectangle(corners)
+        is_hole = region.attrib.get("NegativeROA", "0") == "1"
+        (holes if is_hole else drawn).add_polygon(_name_of(layer), corners)
+    _merge(builder, drawn, holes)
+
+
+def _merge(builder: AnnotationBuilder, drawn: AnnotationBuilder, holes: AnnotationBuilder) -> None:
+    """Add a layer's regions without its holes, and what was counted on the way."""
+    cut = shapely.union_all([region.geometry for region in holes.regions])
+    for region in drawn.regions:
+        rest = keep_areas(shapely.difference(region.geometry, cut)) if holes.regions else region.geometry
+        builder.add_geometry(region.class_name, rest)
+    builder.take_counts(drawn)
+    builder.take_counts(holes)
+
+
+def _name_of(layer: Element) -> str:
+    """The layer's name, else what its attributes say, else its number."""
+    for attribute in layer.iter("Attribute"):
+        value, name = attribute.attrib.get("Value", ""), attribute.attrib.get("Name", "")
+        if named := value or ("" if name == "Description" else name):
+            return layer.attrib.get("Name") or named
+    return layer.attrib.get("Name") or f"layer {layer.attrib.get('Id', '?')}"
+
+
+def _rectangle(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    (x0, y0), (x1, y1) = corners
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def inscribe_ellipse(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The ellipse in the box around the corners, as a polygon of 256 corners and of the same area."""
+    box = np.array(corners, dtype=np.float64)
+    centre, radii = (box.max(axis=0) + box.min(axis=0)) / 2, (box.max(axis=0) - box.min(axis=0)) / 2
+    angle = 2 * np.pi * np.arange(ELLIPSE_CORNERS) / ELLIPSE_CORNERS
+    # A polygon with its corners on the ellipse is smaller by sin(2π/n) / (2π/n).
+    step = 2 * np.pi / ELLIPSE_CORNERS
+    grown = radii * np.sqrt(step / np.sin(step))
+    return [(float(x), float(y)) for x, y in centre + np.stack([np.cos(angle), np.sin(angle)], axis=1) * grown]
+
+
+def _read_mpp(path: Path, root: Element) -> float | None:
+    text = root.attrib.get("MicronsPerPixel")
+    try:
+        return float(text) if text else None
+    except ValueError as error:
+        raise LabelError(f"{path}: MicronsPerPixel is {text!r}, which is no number; export it again") from error

@@ -1,0 +1,109 @@
+"""How what was drawn becomes labels of patches: which class means what, and which wins."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsi_pipeline.errors import ConfigError, LabelError
+from wsi_pipeline.labels.annotation import read_text
+
+UNKNOWN = -1
+NEGATIVE = 0
+POSITIVE = 1
+
+IGNORE = "ignore"
+"""Meaning of regions that are passed over."""
+HOLE = "hole"
+"""Meaning of regions that are cut out of all others: what lies there is unknown."""
+
+DEFAULT_CLASS_NAMES = ("negative", "positive")
+OUTSIDE = ("unknown", "negative")
+ORIGINS = ("auto", "slide", "bounds")
+MAP_KEYS = {"classes", "map", "outside", "priority"}
+
+
+@dataclass(frozen=True, slots=True)
+class MaskValues:
+    """Which pixel value of a label image means which class; every other value means unknown."""
+
+    negative: int = 100
+    positive: int = 200
+
+    def __post_init__(self) -> None:
+        if self.negative == self.positive or not (0 <= self.negative <= 255 and 0 <= self.positive <= 255):
+            raise ConfigError(
+                f"mask values {self.negative} and {self.positive} do not tell two classes apart; give two numbers from 0 to 255"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRules:
+    """How regions become labels."""
+
+    class_names: tuple[str, str] = DEFAULT_CLASS_NAMES
+    """(negative, positive)"""
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    """Class as drawn → one of `class_names`, "ignore" or "hole". A class that is called like one of `class_names` means it."""
+    outside: str = "unknown"
+    """What tissue means over which nothing was drawn: "unknown" or "negative"."""
+    priority: str = "positive"
+    """Which class wins where both were drawn: "positive" or "negative"."""
+    min_area: float = 0.5
+    """A patch has a class if at least this share of its area has it, above 0 to 1."""
+    mask_values: MaskValues = field(default_factory=MaskValues)
+    origin: str = "auto"
+    """Where coordinates are counted from: the slide's corner, the scanned area's, or as the format has it."""
+    is_strict: bool = False
+    """Refuse invalid polygons instead of mending them."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_area <= 1:
+            raise ConfigError(f"min_label_area is {self.min_area}; it must be above 0 and at most 1")
+        if self.outside not in OUTSIDE or self.priority not in ("positive", "negative") or self.origin not in ORIGINS:
+            raise ConfigError(f"outside {self.outside!r}, priority {self.priority!r} or origin {self.origin!r} is none of the choices")
+        if self.class_names[0] == self.class_names[1]:
+            raise ConfigError(f"both classes are called {self.class_names[0]!r}; give two names")
+        for drawn, meaning in self.meanings.items():
+            if meaning not in (*self.class_names, IGNORE, HOLE):
+                choices = ", ".join((*self.class_names, IGNORE, HOLE))
+                raise ConfigError(f"class {drawn!r} is mapped to {meaning!r}; it must be one of {choices}")
+
+    def meaning_of(self, path: Path, drawn: str) -> str:
+        """What a drawn class means. Raises LabelError for a class that nobody mapped."""
+        if drawn in self.meanings:
+            return self.meanings[drawn]
+        for name in self.class_names:
+            if name.casefold() == drawn.casefold():
+                return name
+        raise LabelError(f"{path}: class {drawn!r} is unknown; map it in --label-map to {', '.join((*self.class_names, IGNORE, HOLE))}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The rules as they are recorded in recipes."""
+        return asdict(self) | {"class_names": list(self.class_names), "meanings": dict(self.meanings)}
+
+
+def read_label_map(path: Path) -> dict[str, Any]:
+    """The entries of a label map as keyword arguments of LabelRules. Raises LabelError naming the entry.
+
+    A YAML file with `classes: [negative, positive]` and `map: {drawn class: meaning}`; `outside` and `priority` may be set too.
+    """
+    try:
+        value = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise LabelError(f"{path}: not YAML ({' '.join(str(error).split())[:120]}); see the README for a label map") from error
+    if not isinstance(value, dict) or not set(value) <= MAP_KEYS:
+        raise LabelError(f"{path}: a label map has the entries {', '.join(sorted(MAP_KEYS))} and no others")
+    found: dict[str, Any] = {key: str(value[key]) for key in ("outside", "priority") if key in value}
+    if "classes" in value:
+        classes = value["classes"]
+        if not (isinstance(classes, list) and len(classes) == 2):
+            raise LabelError(f"{path}: `classes` must be a list of two names, the negative class first")
+        found["class_names"] = (str(classes[0]), str(classes[1]))
+    if "map" in value:
+        if not isinstance(value["map"], dict):
+            raise LabelError(f"{path}: `map` must hold lines of `drawn class: meaning`")
+        found["meanings"] = {str(drawn): str(meaning) for drawn, meaning in value["map"].items()}
+    return found

@@ -1,0 +1,115 @@
+"""Sample sheets: one CSV for a whole cohort, a slide per line.
+
+Columns, of which only `wsi` is required: wsi (path, relative to the sheet), mpp (µm per level-0 pixel, overrules the file), patient_id,
+labels (path of a label file), split (train, val or test), label (of the whole slide, kept for later).
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.geometry import MAX_MPP, MIN_MPP
+from wsi_pipeline.slides.discovery import FoundSlide, name_slides
+
+COLUMNS = ("wsi", "mpp", "patient_id", "labels", "split", "label")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class SheetRow:
+    """One slide of a cohort."""
+
+    slide: FoundSlide
+    split: str | None
+    label: str | None
+
+    @property
+    def patient_id(self) -> str:
+        """The patient; where none is named, every slide counts as a patient of its own."""
+        return self.slide.patient_id or self.slide.slide_id
+
+
+def read_sheet(path: Path) -> list[SheetRow]:
+    """The rows of a sample sheet. Raises ConfigError naming the line and the fault."""
+    lines = _read_lines(path)
+    paths = [_find_file(path, number, line, "wsi") for number, line in lines]
+    if missing := [str(number) for (number, _), found in zip(lines, paths, strict=True) if found is None]:
+        raise ConfigError(f"{path}: line {missing[0]}: the column wsi is empty; name the slide")
+    slides = [found for found in paths if found is not None]
+    twice = {slide for slide in slides if slides.count(slide) > 1}
+    if twice:
+        number = next(number for (number, _), slide in zip(lines, slides, strict=True) if slide in twice)
+        raise ConfigError(f"{path}: line {number}: {sorted(map(str, twice))[0]} is named more than once; keep one line")
+    rows = [
+        _read_row(path, number, line, slide, name) for (number, line), slide, name in zip(lines, slides, name_slides(slides), strict=True)
+    ]
+    _check_splits(path, rows)
+    return rows
+
+
+def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line number, cells) of every line that is not empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            header = reader.fieldnames or []
+            lines = [(reader.line_num, line) for line in reader if any(line.values())]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: not a readable CSV file ({error}); save it as CSV in UTF-8") from error
+    if "wsi" not in header or not set(header) <= set(COLUMNS):
+        raise ConfigError(
+            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; they may be {', '.join(COLUMNS)}, and wsi must be one"
+        )
+    if not lines:
+        raise ConfigError(f"{path}: names no slide; add a line for each")
+    for number, line in lines:
+        if None in line or None in line.values():
+            raise ConfigError(f"{path}: line {number}: has another number of cells than the header; mend it")
+    return lines
+
+
+def _read_row(path: Path, number: int, line: dict[str, str], slide: Path, name: str) -> SheetRow:
+    split = line.get("split", "").strip() or None
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"{path}: line {number}: split is {split!r}; it must be one of {', '.join(SPLITS)}, or empty")
+    found = FoundSlide(
+        slide_id=name,
+        path=slide,
+        slide_mpp=_read_mpp(path, number, line.get("mpp", "")),
+        patient_id=line.get("patient_id", "").strip() or None,
+        label_file=_find_file(path, number, line, "labels"),
+    )
+    return SheetRow(found, split, line.get("label", "").strip() or None)
+
+
+def _read_mpp(path: Path, number: int, text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        mpp = float(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: line {number}: mpp is {text!r}, which is no number; write it with a point") from error
+    if not (math.isfinite(mpp) and MIN_MPP <= mpp <= MAX_MPP):
+        raise ConfigError(f"{path}: line {number}: mpp is {text}; a slide has {MIN_MPP:g} to {MAX_MPP:g} µm per pixel")
+    return mpp
+
+
+def _find_file(path: Path, number: int, line: dict[str, str], column: str) -> Path | None:
+    text = line.get(column, "").strip()
+    if not text:
+        return None
+    found = path.parent / text
+    if not found.exists():
+        raise ConfigError(f"{path}: line {number}: {column}: {text}: no such file; paths are relative to the sheet")
+    return found
+
+
+def _check_splits(path: Path, rows: Sequence[SheetRow]) -> None:
+    """Raise ConfigError where a patient stands on two sides."""
+    sides: dict[str, str | None] = {}
+    for row in rows:
+        if sides.setdefault(row.patient_id, row.split) != row.split:
+            raise ConfigError(f"{path}: patient {row.patient_id} stands on two sides of the split; each belongs on one")
