@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from .main import printable
 from .options import slide_mpp_option
 
 
@@ -17,7 +18,7 @@ def info(slide: Path, slide_mpp: float | None) -> None:
     reader = open_slide(slide, slide_mpp=slide_mpp)
     facts = reader.info
     width, height = facts.size_l0
-    click.echo(f"{slide}")
+    click.echo(printable(str(slide)))
     click.echo(f"  size           {width} × {height} px, {width * facts.mpp / 1000:.2f} × {height * facts.mpp / 1000:.2f} mm")
     click.echo(f"  scale          {facts.mpp:g} µm/px (from: {facts.mpp_source})")
     click.echo(f"  magnification  {'not stated' if facts.magnification is None else f'{facts.magnification:g}x, as written in the file'}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import force_option, out_option, patch_size_option, workers_option
+from .options import force_option, out_option, patch_size_option
 
 
 @click.command()
@@ -24,7 +24,7 @@ from .options import force_option, out_option, patch_size_option, workers_option
 )
 @click.option("--class-names", nargs=2, metavar="NEGATIVE POSITIVE", help="What the classes are called; for folders, the folders' names.")
 @patch_size_option
-@workers_option
+@click.option("--workers", type=click.IntRange(0), default=0, metavar="N", help="Worker processes; 0: a plain loop in this one.")
 @force_option
 def ingest(
     place: Path,
@@ -34,7 +34,7 @@ def ingest(
     patient_regex: str | None,
     class_names: tuple[str, str] | None,
     patch_size: int,
-    workers: int | None,
+    workers: int,
     force: bool,
 ) -> None:
     r"""Take in ready-cut labelled patches: one patch store per patient.
@@ -52,9 +52,10 @@ def ingest(
     from wsi_pipeline.pipeline import LEFT_OUT_CSV, ingest_patches
     from wsi_pipeline.scheduling import Workers
 
+    from .main import printable
     from .progress import close_run, log_to, show_progress
 
-    crew = Workers(count=workers or 0)
+    crew = Workers(count=workers)
     with log_to(out), show_progress() as progress:
         account = ingest_patches(
             place,
@@ -69,7 +70,7 @@ def ingest(
     stores = f"{account.patches} patches of {patch_size}×{patch_size} in {len(account.run.outcomes)} stores"
     click.echo(f"{stores}, {len(account.left_out)} files left out")
     for entry in account.left_out:
-        click.echo(f"  left out: {entry.file}: {entry.reason}")
+        click.echo(f"  left out: {printable(entry.file)}: {printable(entry.reason)}")
     if account.left_out:
         click.echo(f"  (also in {out / LEFT_OUT_CSV})")
     close_run(account.run, out)

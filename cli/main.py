@@ -1,6 +1,7 @@
 """`wsi`: the command group, and what every command shares: exit codes and one-line errors."""
 
 import importlib
+import io
 import logging
 import signal
 import sys
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from wsi_pipeline.errors import WsiError
+from wsi_pipeline.errors import WsiError, machine_fault
 
 COMMANDS = ("demo", "evaluate", "infer", "info", "ingest", "label", "tile", "train", "view")
 """Each is a module of this package with a command of the same name."""
@@ -47,8 +48,11 @@ class WsiGroup(click.Group):
             _stop("interrupted; nothing finished is lost, run the same line again to go on", INTERRUPTED)
         except Terminated:
             _stop("terminated; nothing finished is lost, run the same line again to go on", TERMINATED)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except OSError as error:
+            fault = machine_fault(error.filename or "disk", error)
+            _stop(str(fault or error), (fault or WsiError).exit_code)
         except Exception as error:
             if ctx.params["is_debugging"]:
                 raise
@@ -89,5 +93,8 @@ def wsi(is_debugging: bool) -> None:
     Exit codes: 0 all done · 1 this run could not go on · 2 usage · 3 some slides failed or are damaged, the others are done ·
     4 no slide succeeded · 5 disk, lock or cluster: safe to run again · 130, 143 interrupted: safe to run again.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without → or µ is no reason to fail
     # Without a handler, logging prints records of libraries and tracebacks of slides to the terminal by itself.
     logging.getLogger().addHandler(logging.NullHandler())

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState
+from wsi_pipeline.store.files import make_folder
 
 from .main import printable
 
@@ -117,14 +118,20 @@ def close_run(account: RunAccount, where: Path) -> None:
 
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
-    """Tracebacks of slides that fail go to wsi.log in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "wsi.log", delay=True, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    """Tracebacks of slides that fail go to wsi.log in `folder`, warnings also to stderr."""
+    make_folder(folder)
+    log = logging.FileHandler(folder / "wsi.log", delay=True, encoding="utf-8", errors="backslashreplace")
+    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    log.handleError = lambda record: None  # type: ignore[method-assign]  # a log that cannot be written stops no run
+    warnings = logging.StreamHandler()
+    warnings.addFilter(lambda record: record.levelno == logging.WARNING)
+    warnings.setFormatter(logging.Formatter("wsi: %(message)s"))
     logger = logging.getLogger("wsi_pipeline")
-    logger.addHandler(handler)
+    for handler in (log, warnings):
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        handler.close()
+        for handler in (log, warnings):
+            logger.removeHandler(handler)
+            handler.close()

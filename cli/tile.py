@@ -39,6 +39,11 @@ from .options import (
     "auto: the label file beside each slide.",
 )
 @label_rules_options
+@click.option(
+    "--patient-regex",
+    metavar="REGEX",
+    help="Where the patient stands in a slide's file name; the part in parentheses. [default: every slide is a patient of its own]",
+)
 @workers_option
 @scheduler_option
 @force_option
@@ -53,6 +58,7 @@ def tile(
     slide_mpp: float | None,
     allow_upsample: bool,
     labels: tuple[str, ...],
+    patient_regex: str | None,
     workers: int | None,
     scheduler: str | None,
     force: bool,
@@ -87,5 +93,7 @@ def tile(
             account = tile_found(found, out, config, workers=crew, force=force, progress=progress)
         else:
             files = None if labels == ("auto",) else [Path(place) for place in labels]
-            account = tile_slides(slides, out, config, labels=files, workers=crew, force=force, progress=progress)
+            account = tile_slides(
+                slides, out, config, labels=files, patient_regex=patient_regex, workers=crew, force=force, progress=progress
+            )
     close_run(account, out)

@@ -14,12 +14,21 @@ if TYPE_CHECKING:
 
 
 def read_patients(_ctx: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Patients from a comma-separated list, or from a file with one per line."""
+    """Patients from a comma-separated list, or from a file with one per line, or several between commas."""
     if value is None:
         return ()
-    path = Path(value)
-    text = path.read_text() if path.is_file() else value.replace(",", "\n")
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    try:
+        text = Path(value).read_text(encoding="utf-8") if _is_file(value) else value
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{value}: not a readable list in UTF-8 ({error})") from error
+    return tuple(name.strip() for name in text.replace(",", "\n").splitlines() if name.strip())
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return Path(value).is_file()
+    except OSError:  # longer than any file's name
+        return False
 
 
 @click.command()

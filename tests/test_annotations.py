@@ -1,6 +1,7 @@
 """Drawn regions: read, counted, measured and turned into labels."""
 
 import json
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from wsi_pipeline.labels.imagescope_xml import inscribe_ellipse, read_imagescope
 from wsi_pipeline.labels.rules import LabelRules, read_label_map
 from wsi_pipeline.sources import SlideInfo
 
+Corners = Sequence[Sequence[float]]
+
 GRID = Grid(PatchSpec(50, 50, 0.5), 4, 4, Fraction(1))
 SLIDE = make_slide_info(size_l0=(200, 200))
 CELLS = all_cells(GRID)
@@ -40,7 +43,7 @@ def write_json(path: Path, value: object) -> Path:
     return path
 
 
-def write_asap(path: Path, *annotations: tuple[str, str, list[list[float]]]) -> Path:
+def write_asap(path: Path, *annotations: tuple[str, str, Corners]) -> Path:
     body = "".join(
         f'<Annotation Name="a{k}" Type="{kind}" PartOfGroup="{group}"><Coordinates>'
         + "".join(f'<Coordinate Order="{n}" X="{x}" Y="{y}"/>' for n, (x, y) in enumerate(corners))
@@ -51,7 +54,7 @@ def write_asap(path: Path, *annotations: tuple[str, str, list[list[float]]]) -> 
     return path
 
 
-def write_imagescope(path: Path, *regions: tuple[str, str, list[list[float]]], name: str = "tumour", mpp: str = "0.5") -> Path:
+def write_imagescope(path: Path, *regions: tuple[str, str, Corners], name: str = "tumour", mpp: str = "0.5") -> Path:
     body = "".join(
         f'<Region Id="{k}" Type="{kind}" NegativeROA="{negative}"><Vertices>'
         + "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in corners)

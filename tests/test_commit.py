@@ -17,8 +17,8 @@ from wsi_pipeline.store.commit import (
     find_finished,
     is_product,
     read_manifest,
-    write_file,
 )
+from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.lock import hold_lock
 
 RECIPE = {"slide": "s", "mpp": 0.5}
@@ -67,10 +67,70 @@ def test_finished_blocks_are_remembered(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "p", RECIPE)
     staging.begin()
     staging.mark_prepared()
-    staging.mark_block(4, {"unreadable": 2})
+    chunk = staging.product / "4"
+    chunk.write_bytes(b"pixels")
+    staging.mark_block(4, {"unreadable": 2}, chunk)
     again = Staging(tmp_path / "p", RECIPE)
     assert again.is_prepared
-    assert again.block_reports() == {4: {"unreadable": 2}}
+    assert again.block_reports()[4]["unreadable"] == 2
+
+
+def begin_with_block(target: Path) -> Staging:
+    staging = Staging(target, RECIPE)
+    staging.begin()
+    staging.mark_prepared()
+    (staging.product / "0").write_bytes(b"pixels")
+    staging.mark_block(0, {}, staging.product / "0")
+    return staging
+
+
+@pytest.mark.parametrize("content", [None, b"", b"pix"])
+def test_a_block_whose_pixels_are_gone_is_not_finished(content: bytes | None, tmp_path: Path) -> None:
+    staging = begin_with_block(tmp_path / "p")
+    (staging.product / "0").unlink()
+    if content is not None:
+        (staging.product / "0").write_bytes(content)
+    assert staging.block_reports() == {}
+    with pytest.raises(EnvironmentFault, match="have vanished"):
+        staging.check_complete(1)
+
+
+def test_an_empty_report_is_none(tmp_path: Path) -> None:
+    staging = begin_with_block(tmp_path / "p")
+    next(staging.folder.glob("blocks/0.json")).write_bytes(b"")
+    assert staging.block_reports() == {}
+
+
+def test_a_run_killed_while_it_committed_is_taken_up(tmp_path: Path) -> None:
+    staging = begin_with_block(tmp_path / "p")
+    (staging.product / MANIFEST).write_text("half a manifest")
+    (staging.product / "chunk.partial").write_bytes(b"half a chunk")
+    staging.commit("test product", {})
+    assert set(read_manifest(tmp_path / "p").files) == {"0"}
+
+
+def test_a_run_killed_between_two_renames_is_taken_up(tmp_path: Path) -> None:
+    make_product(tmp_path / "p", b"old", {"slide": "other"})
+    staging = begin_with_block(tmp_path / "p")
+    (tmp_path / "p").rename(staging.folder / "retired")
+    staging.commit("test product", {})
+    assert set(read_manifest(tmp_path / "p").files) == {"0"}
+
+
+def test_force_throws_begun_work_away(tmp_path: Path) -> None:
+    staging = begin_with_block(tmp_path / "p")
+    find_finished(staging, force=True)
+    assert not staging.is_prepared
+
+
+def test_a_commit_removes_what_other_recipes_left(tmp_path: Path) -> None:
+    other = Staging(tmp_path / "p", {"slide": "other"})
+    other.begin()
+    neighbour = Staging(tmp_path / "p.b", {"slide": "other"})
+    neighbour.begin()
+    begin_with_block(tmp_path / "p").commit("test product", {})
+    assert not other.folder.exists()
+    assert neighbour.folder.exists()
 
 
 def test_another_recipe_sees_none_of_them(tmp_path: Path) -> None:
@@ -219,7 +279,7 @@ def test_writing_a_file_leaves_the_old_one_where_it_fails(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(EnvironmentFault, match="No space"):
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]

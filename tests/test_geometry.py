@@ -128,7 +128,11 @@ def test_decimal_scales_give_exact_ratios() -> None:
 
 @pytest.mark.parametrize(("patches", "size"), [(0, 1), (7, 7), (1024, 1024), (16_383, 1024), (16_384, 4096), (3_000_000, 4096)])
 def test_block_size(patches: int, size: int) -> None:
-    assert choose_block_size(patches) == size
+    assert choose_block_size(patches, 50) == size
+
+
+def test_a_block_of_large_patches_is_small() -> None:
+    assert choose_block_size(100_000, 512) == 85  # 64 MiB of 786,432 bytes each
 
 
 @pytest.mark.parametrize("wrong", [{"side_px": 0}, {"stride_px": 0}, {"mpp": 0.0}, {"mpp": float("nan")}, {"mpp": -1.0}, {"mpp": 1e9}])

@@ -16,7 +16,7 @@ def predicted(tmp_path: Path, cells: list[tuple[int, int]], probability: list[fl
     """Predictions of patches of 50 px at 4 µm/px: 0.04 mm² each."""
     staging = Staging(tmp_path / "slide", {})
     table = make_table(cells, mpp=4.0, block_size=100, rows=4, cols=5)
-    prepare_predictions(staging, table, {"model": {"threshold": threshold, "digest": "d"}})
+    prepare_predictions(staging, table, {"model": {"threshold": threshold, "digest": "d", "class_names": ["negative", "positive"]}})
     if cells:
         write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
     return Predictions(staging.product / FOLDER)

@@ -15,6 +15,7 @@ from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation, measure_normalisation, normalise
 from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.provenance import recipe_digest
 
 CPU = torch.device("cpu")
 
@@ -86,6 +87,7 @@ def rewrite_card(path: Path, **changes: object) -> None:
 
     with safe_open(path, framework="pt") as stored:
         card = json.loads(stored.metadata()["wsi"]) | changes
+    card["card_sha256"] = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
     save_file(load_file(path), path, metadata={"wsi": json.dumps(card)})
 
 
@@ -102,6 +104,7 @@ def rewrite_card(path: Path, **changes: object) -> None:
         ({"temperature": 0}, "not positive"),
         ({"std": [0, 1, 1]}, "three positive deviations"),
         ({"mean": [0.5]}, "three means"),
+        ({"mean": ["a", "b", "c"]}, "three means"),
         ({"weights_sha256": "0"}, "weights are damaged"),
     ],
 )
@@ -111,6 +114,13 @@ def test_a_card_that_cannot_be_is_refused_by_name(changes: dict[str, object], fa
     with pytest.raises(ModelError, match=fault) as caught:
         load_checkpoint(path)
     assert str(path) in str(caught.value)
+
+
+def test_an_edited_card_is_found(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.safetensors")
+    path.write_bytes(path.read_bytes().replace(b'\\"threshold\\":0.5', b'\\"threshold\\":0.1'))
+    with pytest.raises(ModelError, match="damaged or was edited"):
+        load_checkpoint(path)
 
 
 def test_a_flipped_bit_in_the_weights_is_found(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def make_result(results: Path, slide_id: str, probability: list[float]) -> Path:
     staging = Staging(results / slide_id, {"slide": slide_id})
     cells = [(0, 0), (0, 1), (1, 2), (2, 2)][: len(probability)]
     table = make_table(cells, slide_id=slide_id, mpp=4.0, block_size=10, rows=3, cols=3)
-    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d" * 64}})
+    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d" * 64, "class_names": ["negative", "positive"]}})
     if probability:
         write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
     predictions = Predictions(staging.product / FOLDER)

@@ -106,3 +106,19 @@ def test_a_level_cut_short_by_a_pixel_goes_on_with_its_last_column() -> None:
     # The last of 14 pixels covers level columns 42.25 to 45.5: 0.75 · 42 + 43 + 44 + 0.5 · 44 … over 3.25, the last half-column as 44.
     expected = (Fraction(3, 4) * 42 + 43 + 44 + Fraction(1, 2) * 44) / Fraction(13, 4)
     assert shown.read(13, 0, 1, 1)[0, 0, 0] == int(expected + Fraction(1, 2))
+
+
+@given(st.integers(300, 2000), st.integers(300, 2000), st.integers(2, 60), st.integers(0, 5000), st.floats(0.05, 1.0))
+def test_one_colour_stays_one_colour_whatever_the_level(width: int, height: int, reduced: int, origin: int, mpp: float) -> None:
+    """Levels of padded slides have downsamples such as 4.002: the sums must not run over."""
+    from wsi_pipeline.geometry import downsample_between
+    from wsi_pipeline.slides.base import settle_levels
+
+    level = settle_levels([(width * reduced, height * reduced), (width, height + 1)])[-1]
+
+    class Uniform(ArrayReader):
+        def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
+            return np.full((height, width, 3), 200, dtype=np.uint8)
+
+    shown = ScaledView(Uniform(), level, level.downsample * downsample_between(mpp, mpp * 1.37), (origin, origin))  # type: ignore[arg-type]
+    assert (shown.read(3, 5, 20, 10) == 200).all()

@@ -168,3 +168,12 @@ def test_the_same_slide_opens_from_many_threads(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(64)))
+
+
+def test_a_level_of_a_broken_downsample_reads_the_same_however_it_is_split(tmp_path: Path) -> None:
+    reader = open_slide(write_slide(tmp_path / "s.tiff", paint_noise(2057, 1801)))
+    level = reader.levels[2]
+    assert level.size == (514, 450)  # 2057 / 514 is 4.002: OpenSlide blends by what is left over
+    whole = reader.read(level, 0, 0, 514, 450)
+    for x, y, width, height in ((0, 0, 10, 10), (37, 211, 100, 57), (500, 440, 14, 10), (255, 1, 3, 449)):
+        assert np.array_equal(reader.read(level, x, y, width, height), whole[y : y + height, x : x + width])

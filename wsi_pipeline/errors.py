@@ -4,6 +4,12 @@ Each takes one finished message (`what: where: what to do`), so that it survives
 the way up is added with `add_note`. Foreign exceptions are translated in the one module that calls the library.
 """
 
+import errno
+from pathlib import Path
+
+MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE})
+"""Full or read-only disks, forbidden places, too many open files."""
+
 
 class WsiError(Exception):
     """This run or this slide cannot go on; the message is one line and names the remedy."""
@@ -35,3 +41,10 @@ class EnvironmentFault(WsiError):
     """The machine, not the input, stopped the work (disk, lock, cluster): safe to run again."""
 
     exit_code = 5
+
+
+def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
+    """The fault of the machine that an error tells of; None where the input is to blame."""
+    if error.errno not in MACHINE_ERRNOS:
+        return None
+    return EnvironmentFault(f"{path}: {error.strerror}; mend that (see df -h, df -i and permissions) and run the same line again")

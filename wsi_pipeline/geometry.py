@@ -137,9 +137,14 @@ A slide with fewer patches than that is one block of them all: a chunk on disk i
 """
 
 
-def choose_block_size(patches: int) -> int:
-    """Patches per block for a slide of that many patches; depends on nothing else, so every run agrees."""
-    return BLOCK_PATCHES if patches >= 4 * BLOCK_PATCHES else max(1, min(patches, SMALL_BLOCK_PATCHES))
+MAX_BLOCK_BYTES = 64 * 1024 * 1024
+"""Pixels of a block of large patches: a process holds a few blocks at a time."""
+
+
+def choose_block_size(patches: int, side_px: int) -> int:
+    """Patches per block for a slide of that many patches of that size; depends on nothing else, so every run agrees."""
+    wanted = BLOCK_PATCHES if patches >= 4 * BLOCK_PATCHES else min(patches, SMALL_BLOCK_PATCHES)
+    return max(1, min(wanted, MAX_BLOCK_BYTES // (3 * side_px * side_px)))
 
 
 def count_blocks(patches: int, block_size: int) -> int:

@@ -43,7 +43,7 @@ def draw_heatmap(predictions: Predictions, threshold: float | None = None) -> He
         grid=table.grid,
         probability=probability,
         threshold=predictions.threshold if threshold is None else threshold,
-        positive_class=table.class_names[1],
+        positive_class=predictions.positive_class,
     )
 
 

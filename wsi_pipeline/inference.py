@@ -40,6 +40,12 @@ def inference_recipe(source_recipe: Mapping[str, Any], checkpoint: Checkpoint) -
 def begin_predictions(staging: Staging, table: PatchTable, checkpoint: Checkpoint) -> None:
     """Lay out the predictions of a slide. Raises ModelError where its patches do not fit the model."""
     check_fit(table.slide.path, table.grid.spec, checkpoint)
+    if (table.labels >= 0).any() and table.class_names != checkpoint.class_names:
+        raise ModelError(
+            f"{table.slide.path}: its labels mean {' and '.join(table.class_names)}, "
+            f"the model tells {' from '.join(checkpoint.class_names)}; "
+            "label the store with the model's --class-names"
+        )
     attributes = {"model": checkpoint.to_json(), "provenance": describe_tool()}
     prepare_predictions(staging, table, attributes)
 

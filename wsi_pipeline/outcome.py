@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from wsi_pipeline.errors import EnvironmentFault, WsiError
+from wsi_pipeline.errors import EnvironmentFault, WsiError, machine_fault
 
 
 class SlideState(StrEnum):
@@ -98,6 +98,8 @@ class RunAccount:
 
 def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOutcome:
     """The outcome of a slide whose work raised `error`; foreign errors are named by their type."""
+    if isinstance(error, OSError) and (fault := machine_fault(path, error)):
+        error = fault
     message = str(error) if isinstance(error, WsiError) else f"{type(error).__name__}: {error}"
     return SlideOutcome(
         slide_id=slide_id,

@@ -6,29 +6,31 @@ need the usual `if __name__ == "__main__":` guard.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.errors import EnvironmentFault, LabelError
 from wsi_pipeline.geometry import PatchSpec
-from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, find_patches
+from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
 from wsi_pipeline.jobs.infer import InferJob, ModelChoice
 from wsi_pipeline.jobs.plan import BlockReport, SlidePlan
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.device import choose_device, count_gpus
 from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
-from wsi_pipeline.outcome import RunAccount, SlideOutcome, describe_failure
+from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.outputs.index_page import write_index
-from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv, write_run_json, write_slides_csv
+from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_csv
 from wsi_pipeline.provenance import describe_tool
 from wsi_pipeline.scheduling import Job, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
 from wsi_pipeline.store.arrays import read_attributes
+from wsi_pipeline.store.files import make_folder
 from wsi_pipeline.store.patches import SUFFIX, find_stores
 from wsi_pipeline.tiling import TileConfig
 
@@ -67,7 +69,13 @@ class SilentProgress:
         """Nothing."""
 
 
-SlideJob = Job[SlidePlan, BlockReport, SlideOutcome]
+class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
+    """A job that ends in a product."""
+
+    @property
+    def target(self) -> Path:
+        """Where the product will be."""
+        ...
 
 
 @dataclass
@@ -111,7 +119,19 @@ def _run(slides: Sequence[FoundSlide], jobs: Sequence[SlideJob], workers: Worker
     batch = _Batch(slides, progress)
     progress.begin(len(slides))
     run_jobs(jobs, workers, batch)
+    for job, outcome in zip(jobs, batch.account.outcomes, strict=True):
+        if outcome.state is not SlideState.FAILED and not job.target.exists():
+            raise EnvironmentFault(
+                f"{job.target}: was made by a worker but is not here; give a folder that this machine and the workers share"
+            )
     return batch
+
+
+def _absolute(slides: Sequence[FoundSlide]) -> list[FoundSlide]:
+    """The slides by paths that mean the same in every process."""
+    return [
+        replace(slide, path=slide.path.absolute(), label_file=slide.label_file.absolute() if slide.label_file else None) for slide in slides
+    ]
 
 
 def choose_workers(count: int | None = None, scheduler: str | None = None, device: str = "cpu") -> Workers:
@@ -126,6 +146,7 @@ def tile_slides(
     config: TileConfig,
     *,
     labels: Sequence[Path] | None = (),
+    patient_regex: str | None = None,
     workers: Workers | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -133,8 +154,13 @@ def tile_slides(
     """Cut every slide among `places` into a patch store in `out`.
 
     `labels` are label files or folders of them, matched to slides by name; None takes the label file that lies beside each slide.
+    `patient_regex` says where the patient stands in a slide's file name; without it every slide counts as a patient of its own.
     """
-    return tile_found(_add_labels(find_slides(places), labels), out, config, workers=workers, force=force, progress=progress)
+    slides = _add_labels(find_slides(places), labels)
+    if patient_regex is not None:
+        check_regex(patient_regex)
+        slides = [replace(slide, patient_id=find_patient(patient_regex, slide.path.name)) for slide in slides]
+    return tile_found(slides, out, config, workers=workers, force=force, progress=progress)
 
 
 def tile_found(
@@ -147,18 +173,26 @@ def tile_found(
     progress: Progress | None = None,
 ) -> RunAccount:
     """Cut slides that are already listed, as by a sample sheet."""
-    _make_folder(out)
-    jobs = [TileJob(slide, out, config, force) for slide in slides]
+    make_folder(out)
+    slides = _absolute(slides)
+    jobs = [TileJob(slide, out.absolute(), config, force) for slide in slides]
     batch = _run(slides, jobs, workers or choose_workers(), progress or SilentProgress())
     write_failures_csv(out, batch.account.outcomes)
     return batch.account
 
 
 def _add_labels(slides: Sequence[FoundSlide], labels: Sequence[Path] | None) -> list[FoundSlide]:
-    """The slides with their label files; a file that the sample sheet names stays."""
+    """The slides with their label files, by the names of the files. Raises LabelError where one file could belong to several slides."""
     files = list_label_files(labels) if labels else []
-    found = [find_beside(slide.path) if labels is None else match_labels(slide.slide_id, files) for slide in slides]
-    return [replace(slide, label_file=slide.label_file or file) for slide, file in zip(slides, found, strict=True)]
+    found = [find_beside(slide.path) if labels is None else match_labels(slide.path.stem, files) for slide in slides]
+    for path, count in Counter(found).items():
+        if path is not None and count > 1:
+            names = ", ".join(str(slide.path) for slide, file in zip(slides, found, strict=True) if file == path)
+            raise LabelError(f"{path}: could be the labels of {count} slides ({names}); say which in a sample sheet, with --sheet")
+    without = [slide.slide_id for slide, file in zip(slides, found, strict=True) if file is None]
+    if without and (labels is None or labels):
+        logger.warning("no label file for %d of %d slides: %s", len(without), len(slides), ", ".join(without[:5]))
+    return [replace(slide, label_file=file) for slide, file in zip(slides, found, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +220,15 @@ def ingest_patches(
     progress: Progress | None = None,
 ) -> IngestAccount:
     """Take the patches of every patient of a data set into stores in `out`, and list what was left out, with the reason."""
-    found = find_patches(place, layout, options or LayoutOptions())
-    _make_folder(out)
+    found = find_patches(place.absolute(), layout, options or LayoutOptions())
+    make_folder(out)
+    out = out.absolute()
     names = name_slides([Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in found.patients])
     slides = [FoundSlide(name, patient.folder) for name, patient in zip(names, found.patients, strict=True)]
     jobs = [IngestJob(patient, name, out, spec, force) for name, patient in zip(names, found.patients, strict=True)]
     batch = _run(slides, jobs, workers or Workers(count=0), progress or SilentProgress())
-    stores = [out / f"{name}{SUFFIX}" for name in names]
-    left_out = [LeftOut(*entry) for store in stores if store.exists() for entry in read_attributes(store)["left_out"]]
-    left_out = found.left_out + left_out
+    made = [job.target for job, outcome in zip(jobs, batch.account.outcomes, strict=True) if outcome.state is not SlideState.FAILED]
+    left_out = found.left_out + [LeftOut(*entry) for store in made for entry in read_attributes(store)["left_out"]]
     write_csv(out / LEFT_OUT_CSV, ["file", "reason"], left_out)
     write_failures_csv(out, batch.account.outcomes)
     return IngestAccount(batch.account, tuple(left_out))
@@ -265,7 +299,8 @@ def _infer(
     started = time.perf_counter()
     checkpoint = load_checkpoint(model)
     choose_device(config.device)
-    _make_folder(results)
+    make_folder(results)
+    slides = _absolute(slides)
     choice = ModelChoice(model.resolve(), checkpoint.digest, config.device, config.batch_size)
     tiling = TileConfig(
         spec=checkpoint.spec,
@@ -274,24 +309,26 @@ def _infer(
         allow_upsample=config.tiling.allow_upsample,
         rules=LabelRules(class_names=checkpoint.class_names),
     )
-    jobs = [InferJob(slide, results, choice, tiling, are_stores, config.force) for slide in slides]
+    jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force) for slide in slides]
     crew = workers or choose_workers(device=config.device)
     batch = _run(slides, jobs, crew, progress or SilentProgress())
-    write_slides_csv(results)
-    write_failures_csv(results, batch.account.outcomes)
-    record = _describe_run(batch, checkpoint.to_json(), tiling, config, crew, time.perf_counter() - started)
+    _, damaged = read_summaries(results)
+    write_failures_csv(results, [*batch.account.outcomes, *damaged])
+    record = _describe_run(batch, checkpoint, tiling, config, crew, time.perf_counter() - started)
     write_run_json(results, record)
+    write_slides_csv(results)
     write_index(results)
     return batch.account
 
 
 def _describe_run(
-    batch: _Batch, model: dict[str, Any], tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float
+    batch: _Batch, checkpoint: Checkpoint, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float
 ) -> dict[str, Any]:
     return {
         "account": batch.account.closing_line,
         "outcomes": [asdict(outcome) for outcome in batch.account.outcomes],
-        "model": model,
+        "model": checkpoint.to_json(),
+        "seed": dict(checkpoint.training).get("parameters", {}).get("seed"),
         "parameters": {
             "tiling": asdict(tiling),
             "device": config.device,
@@ -302,10 +339,3 @@ def _describe_run(
         "seconds": {"total": seconds} | batch.seconds,
         "tool": describe_tool(),
     }
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(f"{folder}: cannot be made ({error.strerror}); name a folder that you may write to") from error

@@ -27,7 +27,7 @@ from wsi_pipeline.provenance import describe_tool
 from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.patches import macro_tile_cells, view_grid
 from wsi_pipeline.slides.thumbnail import read_thumbnail
-from wsi_pipeline.sources import PatchSource, PatchTable, SlideInfo
+from wsi_pipeline.sources import PatchSource, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import write_patch_block
 from wsi_pipeline.tissue import TissueParameters, find_tissue, tissue_fraction
@@ -83,6 +83,7 @@ def plan_patches(
     # What cannot be seen may be tissue: such cells are tried, and counted as unreadable if they are.
     fraction = tissue_fraction(mask | unreadable, thumbnail, grid)
     cells = _take_cells(reader, grid, fraction, config.tissue.min_tissue)
+    _refuse_lost_tissue(slide, mask, thumbnail, cells, config)
     labels = label_patches(label_file, slide, grid, cells, config.rules)
     table = PatchTable(
         slide=slide,
@@ -92,11 +93,24 @@ def plan_patches(
         label_fraction=labels.fraction,
         tissue_fraction=fraction[cells[:, 0], cells[:, 1]],
         thumbnail=thumbnail,
-        block_size=choose_block_size(len(cells)),
+        block_size=choose_block_size(len(cells), spec.side_px),
         patient_id=patient_id or slide.slide_id,
         class_names=config.rules.class_names,
     )
     return table, {"tissue": config.tissue.to_json(), "labels": labels.description, "provenance": describe_tool()}
+
+
+def _refuse_lost_tissue(
+    slide: SlideInfo, mask: NDArray[np.bool_], thumbnail: Thumbnail, cells: NDArray[np.int32], config: TileConfig
+) -> None:
+    """Raise SlideError where there is tissue but no patch takes it in: that must not look like a slide without tissue."""
+    if len(cells) or not mask.any():
+        return
+    tissue_mm2 = float(mask.sum()) * (slide.mpp * float(thumbnail.downsample) / 1000) ** 2
+    raise SlideError(
+        f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of {config.spec.field_um:g} µm lies in it by "
+        f"{config.tissue.min_tissue:.0%} or more; lower --min-tissue or use smaller patches"
+    )
 
 
 def settle_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, Fraction]:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_pipeline.demo.phantom import PHANTOM_MPP, draw_phantom
+from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation import Evaluation, evaluate_results
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.outcome import RunAccount, find_failures
 from wsi_pipeline.outputs.index_page import INDEX_HTML
 from wsi_pipeline.pipeline import InferConfig, Progress, infer_slides, tile_slides
 from wsi_pipeline.scheduling import Workers
@@ -55,7 +57,7 @@ def run_demo(
     labels = [out / "labels"]
     say(f"2/5  tiling the {len(training)} training slides: wsi tile … --mpp {PHANTOM_MPP:g} --labels labels")
     config = TileConfig(spec=PatchSpec(mpp=PHANTOM_MPP), rules=LabelRules(class_names=("benign", "tumour")))
-    tile_slides(training, out / "stores", config, labels=labels, workers=here, progress=progress)
+    _check(tile_slides(training, out / "stores", config, labels=labels, workers=here, progress=progress))
     say("3/5  training idc_cnn on these patients, a third of them for validation: wsi train stores --arch idc_cnn")
     trained = train(
         [out / "stores"],
@@ -65,9 +67,16 @@ def run_demo(
         listener=listener,
     )
     say(f"4/5  inferring {len(held_out)} slides of patients that training never saw: wsi infer --slides slides --model model")
-    infer_slides(held_out, trained.model, out / "results", InferConfig(), workers=here, progress=progress)
+    _check(infer_slides(held_out, trained.model, out / "results", InferConfig(), workers=here, progress=progress))
     say("5/5  comparing with the truth: wsi evaluate results --labels labels")
     return DemoResult(evaluate_results(out / "results", labels), out / "results" / INDEX_HTML)
+
+
+def _check(account: RunAccount) -> None:
+    """Raise StoreError with the first failure of a run: a demo in which something failed shows nothing."""
+    failures = find_failures(account.outcomes)
+    if failures:
+        raise StoreError(f"{failures[0].message} (or give the demo another folder with --out)")
 
 
 def _draw(out: Path, name: str, seed: int, size: DemoSize) -> Path:

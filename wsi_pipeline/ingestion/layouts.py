@@ -58,14 +58,8 @@ class LayoutOptions:
     """(negative, positive)"""
 
     def __post_init__(self) -> None:
-        if self.patient_regex is None:
-            return
-        try:
-            groups = re.compile(self.patient_regex).groups
-        except re.error as error:
-            raise ConfigError(f"patient regex {self.patient_regex!r} is no regular expression ({error})") from error
-        if groups < 1:
-            raise ConfigError(f"patient regex {self.patient_regex!r} has no group; put the patient's part in parentheses")
+        if self.patient_regex is not None:
+            check_regex(self.patient_regex)
 
 
 class Found(NamedTuple):
@@ -101,7 +95,7 @@ def find_folders(folder: Path, options: LayoutOptions) -> Found:
             if path.suffix.lower() not in IMAGE_SUFFIXES:
                 continue
             relative = _relative(path, folder)
-            patient = _find_patient(options.patient_regex, relative)
+            patient = find_patient(options.patient_regex, relative)
             if patient is None:
                 left_out.append(LeftOut(relative, "its path does not match --patient-regex"))
             else:
@@ -170,7 +164,18 @@ def _class_folders(folder: Path) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def _find_patient(regex: str, relative: str) -> str | None:
+def check_regex(regex: str) -> None:
+    """Raise ConfigError where an expression is none, or has no group for the patient."""
+    try:
+        groups = re.compile(regex).groups
+    except re.error as error:
+        raise ConfigError(f"patient regex {regex!r} is no regular expression ({error})") from error
+    if groups < 1:
+        raise ConfigError(f"patient regex {regex!r} has no group; put the patient's part in parentheses")
+
+
+def find_patient(regex: str, relative: str) -> str | None:
+    """The patient whom the expression's group `patient`, or its first, finds in a path; None where it does not match."""
     match = re.search(regex, relative)
     if match is None:
         return None

@@ -136,7 +136,7 @@ def plan_ingestion(patient: PatientPatches, files: Sequence[PatchFile], fingerpr
         label_fraction=np.ones(len(files), dtype=np.float32),
         tissue_fraction=np.full(len(files), np.nan, dtype=np.float32),
         thumbnail=_draw_thumbnail(patient.folder, files, grid),
-        block_size=choose_block_size(len(files)),
+        block_size=choose_block_size(len(files), spec.side_px),
         patient_id=patient.patient_id,
         class_names=patient.class_names,
     )

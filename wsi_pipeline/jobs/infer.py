@@ -1,13 +1,15 @@
 """The job that ends in a slide's results: its predictions, and everything that is made of them."""
 
+import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline import heatmap, inference, tiling
+from wsi_pipeline.geometry import count_blocks
 from wsi_pipeline.jobs.plan import (
     OPEN_SOURCES,
     BlockReport,
@@ -15,6 +17,7 @@ from wsi_pipeline.jobs.plan import (
     finished_plan,
     open_patches,
     open_plan,
+    refuse_changed,
     refuse_unreadable,
     staged_table,
 )
@@ -38,6 +41,10 @@ def _open_store(path: Path, digest: str) -> PatchStore:
     return PatchStore(path)
 
 
+_loading = threading.Lock()
+"""Several steps run side by side in one process, and the model is to be loaded once."""
+
+
 @lru_cache(1)
 def _load_predictor(model: Path, digest: str, device: str, batch_size: int) -> Predictor:
     return Predictor(load_checkpoint(model), choose_device(device), batch_size)
@@ -54,7 +61,8 @@ class ModelChoice:
 
     def load(self) -> Predictor:
         """The predictor, loaded once per process."""
-        return _load_predictor(self.path, self.digest, self.device, self.batch_size)
+        with _loading:
+            return _load_predictor(self.path, self.digest, self.device, self.batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,8 @@ class InferJob:
     force: bool = False
 
     @property
-    def _target(self) -> Path:
+    def target(self) -> Path:
+        """The slide's folder of results."""
         return self.out / self.slide.slide_id
 
     @property
@@ -79,25 +88,25 @@ class InferJob:
 
     def hold(self) -> AbstractContextManager[None]:
         """The result's lock."""
-        return hold_lock(self._target)
+        return hold_lock(self.target)
 
     def prepare(self) -> SlidePlan:
         """Choose the patches, lay out the predictions."""
         return self._prepare_from_store() if self.is_store else self._prepare_from_slide()
 
     def _prepare_from_slide(self) -> SlidePlan:
-        reader = open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp)
-        staging = self._stage(tiling.tile_recipe(reader.info, self.config, patient_id=self.slide.patient_id))
-        if manifest := find_finished(staging, self.force):
-            return finished_plan(staging, manifest)
-        if not staging.is_prepared:
-            self._begin(staging, tiling.plan_patches(reader, self.config, patient_id=self.slide.patient_id)[0])
-        reader.close()
-        return open_plan(staging, staged_table(staging.product / FOLDER))
+        slide = self.slide
+        with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
+            staging = self._stage(tiling.tile_recipe(reader.info, self.config, patient_id=slide.patient_id))
+            if manifest := find_finished(staging, self.force):
+                return finished_plan(staging, manifest)
+            if not staging.is_prepared:
+                self._begin(staging, tiling.plan_patches(reader, self.config, patient_id=slide.patient_id)[0])
+        return open_plan(staging, staged_table(staging.product / FOLDER), slide.path)
 
     def _prepare_from_store(self) -> SlidePlan:
         store = PatchStore(self.slide.path)
-        staging = self._stage({"store": store.manifest.digest})
+        staging = self._stage({"store": store.manifest.content_digest})
         if manifest := find_finished(staging, self.force):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
@@ -105,7 +114,7 @@ class InferJob:
         return open_plan(staging, staged_table(staging.product / FOLDER))
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
-        return Staging(self._target, inference.inference_recipe(source_recipe, self.model.load().checkpoint))
+        return Staging(self.target, inference.inference_recipe(source_recipe, self.model.load().checkpoint))
 
     def _begin(self, staging: Staging, table: PatchTable) -> None:
         inference.begin_predictions(staging, table, self.model.load().checkpoint)
@@ -122,9 +131,12 @@ class InferJob:
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Aggregate, write every output, commit them together."""
         if not plan.is_finished:
+            if not self.is_store:
+                refuse_changed(self.slide.path, plan)
             refuse_unreadable(self.slide.path, plan)
+            plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
             self._write_outputs(plan.staging)
-        summary = read_summary(self._target)
+        summary = read_summary(self.target)
         return SlideOutcome(
             slide_id=self.slide.slide_id,
             path=str(self.slide.path),

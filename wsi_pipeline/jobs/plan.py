@@ -1,5 +1,6 @@
 """What every job has: the plan of a slide's blocks, reports of them, and slides that stay open between blocks."""
 
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,8 @@ class SlidePlan:
     block_size: int
     is_finished: bool = False
     """An earlier run committed this very product."""
+    slide_mark: tuple[int, int] | None = None
+    """Size and time of change of the slide's file when it was opened."""
 
     @property
     def missing_patches(self) -> int:
@@ -55,26 +58,55 @@ def finished_plan(staging: Staging, manifest: Manifest) -> SlidePlan:
     return SlidePlan(staging, int(manifest.counts["patches"]), (), 1, is_finished=True)
 
 
-def open_plan(staging: Staging, table: PatchTable) -> SlidePlan:
+def open_plan(staging: Staging, table: PatchTable, slide: Path | None = None) -> SlidePlan:
     """The plan of a product under way."""
     done = staging.block_reports()
-    missing = (block for block in range(count_blocks(table.patches, table.block_size)) if block not in done)
-    return SlidePlan(staging, table.patches, tuple(missing), table.block_size)
+    missing = tuple(block for block in range(count_blocks(table.patches, table.block_size)) if block not in done)
+    return SlidePlan(staging, table.patches, missing, table.block_size, slide_mark=None if slide is None else mark_slide(slide))
+
+
+def mark_slide(path: Path) -> tuple[int, int]:
+    """What changes whenever somebody writes to the file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def refuse_changed(path: Path, plan: SlidePlan) -> None:
+    """Raise SlideError where the slide was written to while it was read; nothing is kept of such a mixture."""
+    if plan.slide_mark is not None and mark_slide(path) != plan.slide_mark:
+        plan.staging.discard()
+        raise SlideError(f"{path}: changed while it was read; run the same line again when it is complete")
+
+
+_opening = threading.Lock()
+"""Several steps run side by side in one process, and each slide is to be opened once."""
+
+
+def staged_table(folder: Path) -> PatchTable:
+    """The patch table of a product under way; its folder's name holds the recipe, so it never changes."""
+    with _opening:
+        return _read_staged_table(folder)
 
 
 @lru_cache(OPEN_SOURCES)
-def staged_table(folder: Path) -> PatchTable:
-    """The patch table of a product under way; its folder's name holds the recipe, so it never changes."""
+def _read_staged_table(folder: Path) -> PatchTable:
     return read_table(folder, read_attributes(folder))
 
 
-@lru_cache(OPEN_SOURCES)
 def open_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path) -> PatchSource:
     """The patches of a product under way, read from the slide. Raises SlideError where the slide was changed meanwhile."""
     table = staged_table(folder)
+    with _opening:
+        return _open_slide_patches(slide, slide_mpp, folder, table.slide.fingerprint)
+
+
+@lru_cache(OPEN_SOURCES)
+def _open_slide_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path, fingerprint: str) -> PatchSource:
+    table = _read_staged_table(folder)
     reader = open_slide(slide.path, slide.slide_id, slide_mpp)
-    if reader.info.fingerprint != table.slide.fingerprint:
-        raise SlideError(f"{slide.path}: changed while it was read; run the same line again")
+    if reader.info.fingerprint != fingerprint:
+        reader.close()
+        raise SlideError(f"{slide.path}: changed while it was read; run the same line again when it is complete")
     return SlidePatches(reader, table.grid, table.cells, table.block_size)
 
 

@@ -1,11 +1,12 @@
 """Jobs that end in a patch store: tile a slide, take in a patient's patches."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_pipeline import tiling
+from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion import placing
 from wsi_pipeline.ingestion.layouts import PatchEntry, PatientPatches
@@ -15,6 +16,7 @@ from wsi_pipeline.jobs.plan import (
     finished_plan,
     open_patches,
     open_plan,
+    refuse_changed,
     refuse_unreadable,
     staged_table,
 )
@@ -51,15 +53,14 @@ class TileJob:
     def prepare(self) -> SlidePlan:
         """Open the slide, choose its patches, lay out the store."""
         slide = self.slide
-        reader = open_slide(slide.path, slide.slide_id, self._slide_mpp)
-        staging = Staging(self.target, tiling.tile_recipe(reader.info, self.config, slide.label_file, slide.patient_id))
-        if manifest := find_finished(staging, self.force):
-            return finished_plan(staging, manifest)
-        if not staging.is_prepared:
-            table, record = tiling.plan_patches(reader, self.config, slide.label_file, slide.patient_id)
-            prepare_patch_store(staging, table, record)
-        reader.close()
-        return open_plan(staging, staged_table(staging.product))
+        with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
+            staging = Staging(self.target, tiling.tile_recipe(reader.info, self.config, slide.label_file, slide.patient_id))
+            if manifest := find_finished(staging, self.force):
+                return finished_plan(staging, manifest)
+            if not staging.is_prepared:
+                table, record = tiling.plan_patches(reader, self.config, slide.label_file, slide.patient_id)
+                prepare_patch_store(staging, table, record)
+        return open_plan(staging, staged_table(staging.product), slide.path)
 
     @property
     def _slide_mpp(self) -> float | None:
@@ -73,6 +74,7 @@ class TileJob:
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store, and draw its labels where it has any."""
+        refuse_changed(self.slide.path, plan)
         outcome = _finish_store(plan, self.slide.slide_id, self.slide.path)
         preview = self.out / f"{self.slide.slide_id}{PREVIEW_SUFFIX}"
         if self.slide.label_file is not None and not (plan.is_finished and preview.exists()):
@@ -93,20 +95,24 @@ class IngestJob:
 
     def hold(self) -> AbstractContextManager[None]:
         """The store's lock."""
-        return hold_lock(self._target)
+        return hold_lock(self.target)
 
     @property
-    def _target(self) -> Path:
+    def target(self) -> Path:
+        """The store to be made."""
         return self.out / f"{self.store_name}{SUFFIX}"
 
     def prepare(self) -> SlidePlan:
         """Look into the files, lay out the store."""
         recipe = placing.ingest_recipe(self.patient, self.spec)
-        staging = Staging(self._target, recipe)
+        staging = Staging(self.target, recipe)
         if manifest := find_finished(staging, self.force):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
             files, left_out = placing.sort_files(self.patient, self.spec)
+            if not files:
+                reason = f"{left_out[0].file}: {left_out[0].reason}" if left_out else "it has none"
+                raise SlideError(f"{self.patient.patient_id}: none of its {len(left_out)} files is a whole patch ({reason})")
             table = placing.plan_ingestion(self.patient, files, recipe["slide"], self.spec)
             prepare_patch_store(staging, table, placing.describe_ingestion(files, left_out))
         return open_plan(staging, staged_table(staging.product))

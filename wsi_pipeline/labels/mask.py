@@ -1,6 +1,7 @@
 """Label images: pictures that lie over a slide and say of each pixel which class it is."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from wsi_pipeline.labels.assignment import CellLabels, decide
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.sources import SlideInfo
 
-MAX_PIXELS = 400_000_000
+MAX_PIXELS = 170_000_000
 UM_PER_INCH = 25_400
 IMAGE_DESCRIPTION_TAG = 270
 PHYSICAL_SIZE = re.compile(r'PhysicalSizeX="([0-9.eE+-]+)"')
@@ -32,15 +33,22 @@ class LabelImage(NamedTuple):
 def read_mask(path: Path) -> LabelImage:
     """An 8-bit grey or palette image; of a palette image, the indices. Raises LabelError."""
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise LabelError(f"{path}: {image.width} × {image.height} px is too large for a label image; reduce it")
             if image.mode not in ("L", "P", "1"):
                 raise LabelError(f"{path}: a label image holds one 8-bit value per pixel, this has {image.mode!r}; save it as 8-bit grey")
             values = np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
             return LabelImage(values, _stated_mpp(image))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise LabelError(f"{path}: not a readable label image ({error}); give a PNG or TIFF") from error
+
+
+def _open(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow warns of large images; MAX_PIXELS is the limit that counts.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
 
 
 def _stated_mpp(image: Image.Image) -> float | None:

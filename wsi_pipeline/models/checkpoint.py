@@ -20,7 +20,7 @@ from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.inputs import Normalisation
-from wsi_pipeline.provenance import canonical_json, file_sha256
+from wsi_pipeline.provenance import canonical_json, file_sha256, recipe_digest
 
 CARD_KEY = "wsi"
 CARD_FORMAT = 1
@@ -101,6 +101,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "training": dict(checkpoint.training),
         "weights_sha256": _weights_sha256(weights),
     }
+    card["card_sha256"] = recipe_digest(card)
     save_file(weights, path, metadata={CARD_KEY: canonical_json(card)})
 
 
@@ -111,6 +112,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     card, weights = _read_safetensors(path)
     if card.get("format") != CARD_FORMAT:
         raise ModelError(f"{path}: card format {card.get('format')}, this version of wsi reads {CARD_FORMAT}; export it again")
+    if card.get("card_sha256") != recipe_digest({key: value for key, value in card.items() if key != "card_sha256"}):
+        raise ModelError(f"{path}: its card is damaged or was edited (checksum); copy it again or train anew")
     if card.get("weights_sha256") != _weights_sha256(weights):
         raise ModelError(f"{path}: its weights are damaged (checksum); copy it again or train anew")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
@@ -141,6 +144,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as stored:
             card = json.loads((stored.metadata() or {})[CARD_KEY])
+            if not isinstance(card, dict):
+                raise ValueError("its card is no JSON object")
             return card, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
     except KeyError as error:
         raise ModelError(f"{path}: no checkpoint of wsi (it has no card); give a model.safetensors of `wsi train`") from error

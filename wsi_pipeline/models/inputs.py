@@ -1,5 +1,6 @@
 """From stored pixels to what a network takes."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ class Normalisation:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        is_finite = all(isinstance(value, int | float) and math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not is_finite or min(self.std) <= 0:
             raise ModelError(f"normalisation {self.mean} / {self.std} is not three means and three positive deviations")
 
 

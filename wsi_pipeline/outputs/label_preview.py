@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from wsi_pipeline.outputs.canvas import frame_slide, grid_extent_mm
 from wsi_pipeline.sources import PatchTable
-from wsi_pipeline.store.commit import write_file
+from wsi_pipeline.store.files import write_file
 
 COLORS = ("#bbbbbb", "#2c7fb8", "#d95f0e")
 """Unknown, negative, positive: told apart with every kind of colour blindness."""

@@ -8,9 +8,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.outcome import SlideOutcome, SlideSummary, find_failures
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.outcome import SlideOutcome, SlideSummary, describe_failure, find_failures
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.store.commit import read_manifest, write_file
+from wsi_pipeline.store.commit import read_manifest
+from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.predictions import find_results
 
 SLIDES_CSV = "slides.csv"
@@ -21,18 +23,23 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 def write_slides_csv(results: Path) -> list[SlideSummary]:
     """One row for every finished slide in the results folder, from this run or an earlier one; returns them."""
-    summaries = read_summaries(results)
+    summaries, _ = read_summaries(results)
     names = [field.name for field in fields(SlideSummary)]
     write_csv(results / SLIDES_CSV, names, ([row[name] for name in names] for row in map(asdict, summaries)))
     return summaries
 
 
-def read_summaries(results: Path) -> list[SlideSummary]:
-    """The figures of every finished slide in the results folder, by name."""
-    folders = find_results([results])
-    for folder in folders:
-        read_manifest(folder)
-    return [read_summary(folder) for folder in folders]
+def read_summaries(results: Path) -> tuple[list[SlideSummary], list[SlideOutcome]]:
+    """The figures of every whole slide in the results folder, by name, and a failure for every slide whose results are damaged."""
+    summaries: list[SlideSummary] = []
+    damaged: list[SlideOutcome] = []
+    for folder in find_results([results]):
+        try:
+            read_manifest(folder)
+            summaries.append(read_summary(folder))
+        except StoreError as error:
+            damaged.append(describe_failure(folder.name, str(folder), error))
+    return summaries, damaged
 
 
 def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome]) -> None:

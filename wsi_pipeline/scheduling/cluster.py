@@ -107,15 +107,17 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
         stack.enter_context(dask.config.set(routes | {"distributed.scheduler.allowed-failures": ALLOWED_DEATHS}))
         try:
             executor = _join(workers.scheduler, stack) if workers.scheduler is not None else _start(workers, stack)
-        except (OSError, TimeoutError, RuntimeError) as error:
+        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
             place = workers.scheduler or "the local cluster"
-            raise EnvironmentFault(f"{place}: cannot be reached ({error}); check it, then run the same line again") from error
+            hint = "check it" if workers.scheduler else "a script needs the guard `if __name__ == '__main__':`; else check the machine"
+            raise EnvironmentFault(f"{place}: cannot be reached ({error}); {hint}, then run the same line again") from error
         yield executor
 
 
 def _join(address: str, stack: ExitStack) -> DaskExecutor:
     """A running cluster; its TLS files are those of Dask's own configuration."""
     client = stack.enter_context(Client(address, set_as_default=False, timeout=CONNECT_TIMEOUT_S))
+    client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
     return DaskExecutor(client, processes=len(client.scheduler_info(n_workers=-1)["workers"]))
 
 
@@ -140,4 +142,8 @@ def _start_cluster(workers: Workers) -> Any:
 
 
 def _environment(workers: Workers, index: int) -> dict[str, str]:
-    return {"CUDA_VISIBLE_DEVICES": str(index % workers.gpus)} if workers.gpus else {}
+    """Each process sees one GPU, out of those that this process may see."""
+    if not workers.gpus:
+        return {}
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return {"CUDA_VISIBLE_DEVICES": visible[index % len(visible)] if visible else str(index % workers.gpus)}

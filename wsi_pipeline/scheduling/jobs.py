@@ -4,6 +4,7 @@ There are three kinds of step: `prepare` once, `run_block` for every block that 
 picklable objects and read and write by path: no pixels pass through the scheduler.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class Workers:
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 0:
             raise ConfigError(f"{self.count} workers cannot be; give 0 for a plain loop, or more")
+        if self.scheduler is not None and not re.fullmatch(r"(tcp|tls|ws|wss|ucx|inproc)://\S+", self.scheduler):
+            raise ConfigError(f"scheduler {self.scheduler!r} is no address; give one such as tls://host:8786")
 
     @property
     def processes(self) -> int:

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
-from wsi_pipeline.errors import EnvironmentFault
 from wsi_pipeline.scheduling.jobs import Executor, Job, Listener, PlanT, ReportT, ResultT, Step, Workers
 
 
@@ -98,7 +97,7 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
         active = _Active(self._jobs[index], ExitStack())
         try:
             active.lock.enter_context(active.job.hold())
-        except EnvironmentFault as error:
+        except Exception as error:  # noqa: BLE001 - a lock that cannot be had is the job's result, its neighbours go on
             self._conclude(index, error)
             return
         self._active[index] = active
@@ -140,3 +139,12 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
             active.lock.close()
         self._results[index] = result
         self._listener.ended(index, result)
+        if isinstance(result, Exception):
+            forget_frames(result)
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Let go of the frames that an error was raised through, and of the slides and pixels in them."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

@@ -12,6 +12,9 @@ from wsi_pipeline.errors import ConfigError
 SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
 """Files that lie beside slides (annotations, tables, MIRAX data) and are passed over in a folder."""
 
+RESERVED = frozenset({"slides.csv", "failures.csv", "run.json", "index.html", "evaluation.csv", "left_out.csv", "wsi.log"})
+"""Names that the tables of a run carry."""
+
 MAX_ID_BYTES = 120
 UNSAFE = re.compile(r"[^\w.+() -]")
 
@@ -53,6 +56,7 @@ def _list_place(place: Path) -> Iterable[Path]:
 def name_slides(paths: Sequence[Path]) -> list[str]:
     """One unique name per path, safe as a folder name on any file system, the same whenever the same paths are given."""
     stems = [safe_name(path.stem) for path in paths]
+    stems = [f"{stem}_" if stem.casefold() in RESERVED else stem for stem in stems]
     folded = [stem.casefold() for stem in stems]
     seen = Counter(folded)
     common = _common_folder(paths)

@@ -24,9 +24,9 @@ class ImageReader:
     """A plain image as a slide; decoded once, when it is opened."""
 
     def __init__(self, path: Path, slide_id: str, slide_mpp: float | None = None) -> None:
-        self._pixels, declared = _load(path)
+        mpp, mpp_source = settle_mpp(path, _read_scale(path), slide_mpp)  # before anything is decoded
+        self._pixels = read_rgb(path)
         height, width = self._pixels.shape[:2]
-        mpp, mpp_source = settle_mpp(path, declared, slide_mpp)
         self.levels = settle_levels([(width, height)])
         self.info = SlideInfo(
             slide_id=slide_id,
@@ -64,7 +64,21 @@ def recognises(path: Path) -> bool:
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
     """The pixels of a plain image on white, RGB (height, width, 3). Raises SlideError."""
-    return _load(path)[0]
+    try:
+        with _open(path) as image:
+            _check_decodable(path, image)
+            return composite_on_white(np.asarray(image.convert("RGBA")))
+    except IMAGE_FAULTS as error:
+        raise SlideError(f"{path}: not a whole image ({error}); copy it again") from error
+
+
+def _read_scale(path: Path) -> DeclaredScale:
+    try:
+        with _open(path) as image:
+            _check_decodable(path, image)
+            return _declared_scale(image)
+    except IMAGE_FAULTS as error:
+        raise SlideError(f"{path}: not a whole image ({error}); copy it again") from error
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -81,16 +95,6 @@ def _open(path: Path) -> Image.Image:
         # Pillow warns of large images; MAX_PIXELS below is the limit that counts.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=FORMATS)
-
-
-def _load(path: Path) -> tuple[NDArray[np.uint8], DeclaredScale]:
-    try:
-        with _open(path) as image:
-            _check_decodable(path, image)
-            declared = _declared_scale(image)
-            return composite_on_white(np.asarray(image.convert("RGBA"))), declared
-    except IMAGE_FAULTS as error:
-        raise SlideError(f"{path}: not a whole image ({error}); copy it again") from error
 
 
 def _check_decodable(path: Path, image: Image.Image) -> None:

@@ -19,6 +19,9 @@ from wsi_pipeline.slides.base import (
 )
 from wsi_pipeline.sources import SlideInfo
 
+LATTICE_PX = 512
+"""Side of the pieces in which levels of a broken downsample are read."""
+
 OPENSLIDE_FAULTS = (openslide.OpenSlideError, OSError, ValueError)
 
 
@@ -76,11 +79,18 @@ class OpenSlideReader:
                 self._handle = None
 
     def _read_with(self, handle: openslide.OpenSlide, level: Level, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        # OpenSlide divides the location by its own downsample, which differs from ours in the fourth digit.
         downsample = self._level_downsamples[level.number]
-        location = (round(x * downsample), round(y * downsample))
-        rgba = np.asarray(handle.read_region(location, level.number, (width, height)))
-        return composite_on_white(rgba)
+        if float(downsample).is_integer():
+            return _read_region(handle, level, round(downsample), x, y, width, height)
+        # OpenSlide divides the level-0 location by a downsample such as 4.0021 and blends pixels by what is left over. Reading
+        # whole cells of a fixed lattice makes that blend, of an eighth of a pixel at most, the same in whatever piece a pixel is read.
+        x0, y0 = x // LATTICE_PX * LATTICE_PX, y // LATTICE_PX * LATTICE_PX
+        region = np.empty((-(-(y + height - y0) // LATTICE_PX) * LATTICE_PX, -(-(x + width - x0) // LATTICE_PX) * LATTICE_PX, 3), np.uint8)
+        for row in range(0, region.shape[0], LATTICE_PX):
+            for col in range(0, region.shape[1], LATTICE_PX):
+                cell = _read_region(handle, level, downsample, x0 + col, y0 + row, LATTICE_PX, LATTICE_PX)
+                region[row : row + LATTICE_PX, col : col + LATTICE_PX] = cell
+        return region[y - y0 : y - y0 + height, x - x0 : x - x0 + width]
 
     def _open(self) -> openslide.OpenSlide:
         with self._lock:
@@ -98,6 +108,13 @@ class OpenSlideReader:
         with self._lock:
             if self._handle is None:
                 self._handle = handle
+
+
+def _read_region(
+    handle: openslide.OpenSlide, level: Level, downsample: float, x: int, y: int, width: int, height: int
+) -> NDArray[np.uint8]:
+    location = (round(x * downsample), round(y * downsample))
+    return composite_on_white(np.asarray(handle.read_region(location, level.number, (width, height))))
 
 
 def recognises(path: Path) -> bool:

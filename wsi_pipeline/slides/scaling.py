@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.slides.base import Level, SlideReader
 
+MAX_STEP_DENOMINATOR = 4096
+MAX_ORIGIN_DENOMINATOR = 16
+"""Steps and origins are rounded to ratios with at most these denominators: off by less than 0.02 px over 250,000 px, and all sums of
+areas times 255 stay below 2⁶³ for reductions of up to 1,280 times."""
+
 
 class Edges(NamedTuple):
     """Boundaries of consecutive virtual pixels along one axis, in level pixels, as integers over `unit`."""
@@ -54,8 +59,8 @@ class ScaledView(NamedTuple):
         return average_areas(source, _relative(y_edges), _relative(x_edges))
 
     def _edges(self, origin_l0: int, start: int, count: int) -> Edges:
-        step = self.reduction
-        origin = Fraction(origin_l0) / self.level.downsample
+        step = self.reduction.limit_denominator(MAX_STEP_DENOMINATOR)
+        origin = (Fraction(origin_l0) / self.level.downsample).limit_denominator(MAX_ORIGIN_DENOMINATOR)
         unit = math.lcm(step.denominator, origin.denominator)
         places = np.arange(start, start + count + 1, dtype=np.int64)
         return Edges(int(origin * unit) + places * int(step * unit), unit)

@@ -10,10 +10,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
-from wsi_pipeline.errors import EnvironmentFault, StoreError
-
-FULL_DISK = (28, 122)
-"""errno of ENOSPC and EDQUOT."""
+from wsi_pipeline.errors import StoreError, machine_fault
+from wsi_pipeline.store.files import flush_file, flush_folder
 
 
 @contextmanager
@@ -24,8 +22,8 @@ def zarr_errors_named(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:  # zarr's not-found errors are subclasses
         raise StoreError(f"{path}: not a store of wsi, or parts of it are missing; make it again") from error
     except OSError as error:
-        if error.errno in FULL_DISK:
-            raise EnvironmentFault(f"{path}: no space left on the disk; free some and run the same line again") from error
+        if fault := machine_fault(path, error):
+            raise fault from error
         raise StoreError(f"{path}: cannot be read or written ({error}); check the disk and its permissions") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:  # checksums, broken JSON, wrong shapes
         raise StoreError(f"{path}: damaged ({error}); make it again with --force") from error
@@ -47,6 +45,7 @@ def create_array(path: Path, name: str, shape: tuple[int, ...], chunks: tuple[in
             dtype=dtype,
             fill_value=fill_value,
             compressors=[Crc32cCodec()],
+            overwrite=True,  # a killed run may have begun it
         )
 
 
@@ -82,6 +81,17 @@ def read_attributes(path: Path) -> dict[str, Any]:
     """The attributes of a group."""
     with zarr_errors_named(path):
         return dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
+
+
+def flush_chunk(path: Path, name: str, block: int, dimensions: int) -> Path:
+    """Flush chunk `block` of an array and every folder on the way to it; returns its file."""
+    chunk = chunk_file(path, name, block, dimensions)
+    flush_file(chunk)
+    for folder in chunk.parents:
+        flush_folder(folder)
+        if folder == path:
+            break
+    return chunk
 
 
 def chunk_file(path: Path, name: str, block: int, dimensions: int) -> Path:

@@ -11,15 +11,16 @@ Staging is named by its recipe, so a killed run is taken up where it stopped and
 """
 
 import json
-import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.errors import StoreError
-from wsi_pipeline.provenance import file_sha256, recipe_digest
+from wsi_pipeline.errors import EnvironmentFault, StoreError
+from wsi_pipeline.provenance import TOOL, file_sha256, recipe_digest, tool_version
+from wsi_pipeline.store.files import flush_folder, flush_tree, make_folder, write_file
 from wsi_pipeline.store.lock import HIDDEN
 
 MANIFEST = "manifest.json"
@@ -76,35 +77,66 @@ class Staging:
     def begin(self) -> None:
         """Start anew, throwing away what an unprepared attempt left."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.product.mkdir(parents=True)
-        self._blocks.mkdir()
+        make_folder(self.product)
+        make_folder(self._blocks)
 
     def mark_prepared(self) -> None:
         """Say that the product's layout is on disk and its blocks may be written."""
         flush_tree(self.product)
         write_file(self.folder / "prepared", b"")
 
-    def mark_block(self, block: int, report: Mapping[str, Any]) -> None:
-        """Say that a block is on disk, and what came of it; called after the block's own files are flushed."""
-        write_file(self._blocks / f"{block}.json", json.dumps(report).encode())
+    def mark_block(self, block: int, report: Mapping[str, Any], chunk: Path) -> None:
+        """Say that a block is on disk, in `chunk`, and what came of it; called after the chunk and its folders are flushed."""
+        place = {"file": chunk.relative_to(self.product).as_posix(), "bytes": chunk.stat().st_size}
+        write_file(self._blocks / f"{block}.json", json.dumps(dict(report) | {"chunk": place}).encode())
 
     def block_reports(self) -> dict[int, dict[str, Any]]:
-        """Reports of the finished blocks."""
-        return {int(path.stem): json.loads(path.read_bytes()) for path in self._blocks.glob("*.json")}
+        """Reports of the finished blocks; one whose chunk is gone or has another size is not finished."""
+        found = {int(path.stem): self._read_report(path) for path in sorted(self._blocks.glob("*.json"))}
+        return {block: report for block, report in found.items() if report is not None}
+
+    def _read_report(self, path: Path) -> dict[str, Any] | None:
+        try:
+            report: dict[str, Any] = json.loads(path.read_bytes())
+            place = report["chunk"]
+            return report if (self.product / place["file"]).stat().st_size == place["bytes"] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def check_complete(self, blocks: int) -> dict[int, dict[str, Any]]:
+        """The reports of all blocks. Raises EnvironmentFault where one has vanished since it was written."""
+        reports = self.block_reports()
+        if len(reports) != blocks:
+            raise EnvironmentFault(f"{self.target}: {blocks - len(reports)} finished blocks have vanished; run the same line again")
+        return reports
 
     def commit(self, kind: str, counts: Mapping[str, Any]) -> Manifest:
         """Write the manifest, flush, and put the product under its final name, in place of an older one."""
         _check_replaceable(self.target)
+        _sweep(self.product)
         manifest = Manifest(kind=kind, recipe=self.recipe, counts=counts, files=flush_tree(self.product))
         write_file(self.product / MANIFEST, _manifest_to_json(manifest))
         flush_folder(self.product)
         _publish(self.product, self.target)
-        self.discard()
+        self._discard_all()
         return manifest
 
     def discard(self) -> None:
         """Throw the staging away."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _discard_all(self) -> None:
+        """Throw away what other recipes left of the same product; its lock is ours."""
+        name = re.compile(re.escape(self.target.name) + r"\.[0-9a-f]{16}")
+        for folder in self.folder.parent.iterdir():
+            if name.fullmatch(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(product: Path) -> None:
+    """Remove what a killed writer left: a manifest that was not published, and files of Zarr and ours that were never renamed."""
+    for path in [product / MANIFEST, *product.rglob("*.partial"), *product.rglob(".*")]:
+        path.unlink(missing_ok=True)
 
 
 def _publish(product: Path, target: Path) -> None:
@@ -138,10 +170,14 @@ def read_manifest(product: Path) -> Manifest:
 def find_finished(staging: Staging, force: bool) -> Manifest | None:
     """The manifest of the product where this very recipe made it; None where it is to be made.
 
-    Raises StoreError where another recipe made what is there and `force` does not allow replacing it.
+    Raises StoreError where another recipe made what is there and `force` does not allow replacing it;
+    with `force`, work that was begun is thrown away too.
     """
     _check_replaceable(staging.target)
-    if force or not is_product(staging.target):
+    if force:
+        staging.discard()
+        return None
+    if not is_product(staging.target):
         return None
     manifest = read_manifest(staging.target)
     if manifest.recipe != staging.recipe:
@@ -191,49 +227,6 @@ def is_product(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all: aside, flushed, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    flush_folder(path.parent)
-
-
-def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:
-    """Flush every file and folder below to disk: relative path → size in bytes, SHA-256, in sorted order."""
-    files: dict[str, tuple[int, str]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            flush_folder(path)
-        else:
-            files[path.relative_to(folder).as_posix()] = (flush_file(path), file_sha256(path))
-    flush_folder(folder)
-    return files
-
-
-def flush_file(path: Path) -> int:
-    """Flush a file to disk; returns its size in bytes."""
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-        return os.fstat(stream.fileno()).st_size
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush a folder's entries (renames, new names) to disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _size_or_none(path: Path) -> int | None:
     try:
         return path.stat().st_size
@@ -244,6 +237,7 @@ def _size_or_none(path: Path) -> int | None:
 def _manifest_to_json(manifest: Manifest) -> bytes:
     value = {
         "format": MANIFEST_FORMAT,
+        "tool": f"{TOOL} {tool_version()}",
         "kind": manifest.kind,
         "recipe": manifest.recipe,
         "counts": manifest.counts,

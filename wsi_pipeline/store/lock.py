@@ -24,7 +24,7 @@ def hold_lock(target: Path) -> Iterator[None]:
         stream.flush()
         yield
     finally:
-        path.unlink()  # while it is still held: whoever opened it meanwhile sees that it is gone and tries again
+        path.unlink(missing_ok=True)  # while it is still held: whoever opened it meanwhile sees that it is gone and tries again
         stream.close()
         _remove_empty(path.parent)
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import Grid, block_slice, count_blocks
 from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo
-from wsi_pipeline.store.arrays import chunk_file, create_array, put_array, read_rows, write_rows
-from wsi_pipeline.store.commit import Manifest, Staging, flush_file, is_product, read_manifest
+from wsi_pipeline.store.arrays import create_array, flush_chunk, put_array, read_rows, write_rows
+from wsi_pipeline.store.commit import Manifest, Staging, is_product, read_manifest
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi patch store"
@@ -30,16 +30,16 @@ def prepare_patch_store(staging: Staging, table: PatchTable, attributes: dict[st
 def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: PatchBlock) -> int:
     """Write one block; returns how many of its patches were unreadable."""
     write_rows(staging.product, "patches", block_slice(block, table.block_size, table.patches), patches.pixels)
-    flush_file(chunk_file(staging.product, "patches", block, dimensions=4))
+    chunk = flush_chunk(staging.product, "patches", block, dimensions=4)
     unreadable = np.flatnonzero(~patches.readable).tolist()
-    staging.mark_block(block, {"patches": len(patches.readable), "unreadable": unreadable})
+    staging.mark_block(block, {"patches": len(patches.readable), "unreadable": unreadable}, chunk)
     return len(unreadable)
 
 
 def finish_patch_store(staging: Staging, table: PatchTable) -> Manifest:
     """Write what the blocks reported and commit the store."""
     readable = np.ones(table.patches, dtype=np.bool_)
-    for block, report in staging.block_reports().items():
+    for block, report in staging.check_complete(count_blocks(table.patches, table.block_size)).items():
         readable[block_slice(block, table.block_size, table.patches)][report["unreadable"]] = False
     put_array(staging.product, "readable", readable)
     counts = {
@@ -110,4 +110,4 @@ def find_stores(places: list[Path]) -> list[Path]:
             raise StoreError(f"{place}: no such store or folder; make stores with `wsi tile` or `wsi ingest`")
     if not stores:
         raise StoreError(f"{', '.join(map(str, places))}: no patch stores (*{SUFFIX}); make some with `wsi tile` or `wsi ingest`")
-    return list(dict.fromkeys(stores))
+    return list({store.resolve(): store for store in stores}.values())

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import block_slice
 from wsi_pipeline.sources import PatchTable
-from wsi_pipeline.store.arrays import chunk_file, create_array, read_rows, write_rows
-from wsi_pipeline.store.commit import Staging, flush_file, is_product, read_manifest
+from wsi_pipeline.store.arrays import create_array, flush_chunk, read_rows, write_rows
+from wsi_pipeline.store.commit import Staging, is_product, read_manifest
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi predictions"
@@ -35,8 +35,7 @@ def write_prediction_block(
     """Write the probabilities (b,) of one block, and what came of it."""
     path = staging.product / FOLDER
     write_rows(path, "probability", block_slice(block, table.block_size, table.patches), probability)
-    flush_file(chunk_file(path, "probability", block, dimensions=1))
-    staging.mark_block(block, report)
+    staging.mark_block(block, report, flush_chunk(path, "probability", block, dimensions=1))
 
 
 class Predictions:
@@ -52,6 +51,11 @@ class Predictions:
     def threshold(self) -> float:
         """Probability from which on a patch counts as positive."""
         return float(self.attributes["model"]["threshold"])
+
+    @property
+    def positive_class(self) -> str:
+        """What the model calls the class whose probability it predicts."""
+        return str(self.attributes["model"]["class_names"][1])
 
     @property
     def model_digest(self) -> str:
@@ -75,7 +79,7 @@ def open_result(folder: Path) -> Predictions:
 
 
 def find_results(places: Sequence[Path]) -> list[Path]:
-    """The finished slide results in result folders, sorted. Raises StoreError where there is none."""
+    """The finished slide results in result folders, sorted; none is an answer. Raises StoreError where a place is no folder."""
     found: list[Path] = []
     for place in places:
         if not place.is_dir():

@@ -12,8 +12,8 @@ from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.store.commit import check_whole
 from wsi_pipeline.store.patches import PatchStore
 
-SCALE_TOLERANCE = 0.02
-"""Stores whose scales differ by more than this share are not trained on together."""
+SCALE_TOLERANCE = 0.05
+"""Stores whose scales differ by more than this share are not trained on together; `wsi tile` itself may be 2 % off either way."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,9 @@ def choose_threshold(labels: NDArray[np.int8], probability: NDArray[np.float32])
     lowest_called = float(thresholds[best])
     below = probability[probability < np.float32(lowest_called)]
     highest_spared = float(below.max()) if len(below) else 0.0
-    return round((min(lowest_called, 1.0) + highest_spared) / 2, 6)
+    lowest_called = min(lowest_called, 1.0)
+    halfway = (lowest_called + highest_spared) / 2
+    return halfway if np.float32(highest_spared) < np.float32(halfway) else lowest_called
 
 
 def describe_scores(scores: Scores) -> str:

@@ -64,7 +64,11 @@ def _draw_patients(patients: NDArray[np.str_], labels: NDArray[np.int8], val_fra
         raise ConfigError(f"{count} patient with labelled patches; training needs at least two, one of them for validation")
     if min(np.bincount(labels, minlength=2)) == 0:
         raise ConfigError("all labelled patches are of one class; add stores that hold the other")
-    splitter = StratifiedGroupKFold(n_splits=min(folds, count, *np.bincount(labels).tolist()), shuffle=True, random_state=seed)
+    if min(np.bincount(labels)) < folds:
+        raise ConfigError(
+            f"{min(np.bincount(labels))} patches of the rarer class are too few to draw patients by; name them with --val-patients"
+        )
+    splitter = StratifiedGroupKFold(n_splits=min(folds, count), shuffle=True, random_state=seed)
     _, val = next(splitter.split(np.zeros(len(labels)), labels, groups=patients))
     return tuple(sorted({*patients[val].tolist()}))
 

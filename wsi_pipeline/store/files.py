@@ -1,0 +1,62 @@
+"""Files and folders that are really on disk when a function returns."""
+
+import os
+from pathlib import Path
+
+from wsi_pipeline.errors import EnvironmentFault, machine_fault
+from wsi_pipeline.provenance import file_sha256
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all: aside, flushed, renamed. Raises EnvironmentFault where the disk does not take it."""
+    make_folder(path.parent)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            with aside.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise machine_fault(path, error) or error from error
+    flush_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises EnvironmentFault where the machine does not let us."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EnvironmentFault(f"{folder}: cannot be made ({reason}); name a folder that you may write to") from error
+
+
+def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:
+    """Flush every file and folder below to disk: relative path → size in bytes, SHA-256, in sorted order."""
+    files: dict[str, tuple[int, str]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            flush_folder(path)
+        else:
+            files[path.relative_to(folder).as_posix()] = (flush_file(path), file_sha256(path))
+    flush_folder(folder)
+    return files
+
+
+def flush_file(path: Path) -> int:
+    """Flush a file to disk; returns its size in bytes."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        return os.fstat(stream.fileno()).st_size
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries (renames, new names) to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
