@@ -252,8 +252,10 @@ def test_two_runs_into_one_folder_do_not_disturb_each_other(tmp_path: Path, quie
     arguments = ("infer", *places, "--workers", 0)
     first = run_wsi(*arguments)
     wait_for_blocks(tmp_path / "results", first, 1)
+    first.send_signal(signal.SIGSTOP)
     second = run_wsi(*arguments)
-    _, errors = second.communicate(timeout=60)
+    _, errors = second.communicate(timeout=120)
+    first.send_signal(signal.SIGCONT)
     first.communicate(timeout=120)
     assert (first.returncode, second.returncode) == (0, 5)
     assert b"is being written by process" in errors
