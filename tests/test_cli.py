@@ -227,3 +227,42 @@ def test_run_json_says_what_was_done(slides: Path, tmp_path: Path) -> None:
     assert set(record["seconds"]) == {"total", "read", "compute", "write"}
     assert len(record["model"]["digest"]) == 64
     assert record["tool"]["tool"] == "wsi-pipeline"
+
+
+def test_view_makes_no_page_where_there_are_no_results(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("mine")
+    result = run("view", tmp_path, "--no-open")
+    assert result.exit_code == 1
+    assert "holds no results" in result.stderr
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_a_long_list_of_patients_is_no_file_name(tmp_path: Path) -> None:
+    stores = make_training_stores(tmp_path / "stores", patients=2)
+    result = run("train", stores, "--out", tmp_path / "model", "--val-patients", ",".join(f"patient{k}" for k in range(100)))
+    assert result.exit_code == 1
+    assert "patients without a labelled patch" in result.stderr
+
+
+def test_a_list_that_is_no_text_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"\xff\xfe\x00")
+    stores = make_training_stores(tmp_path / "stores", patients=2)
+    assert run("train", stores, "--out", tmp_path / "model", "--val-patients", tmp_path / "list").exit_code == 2
+
+
+def test_a_sheet_gives_train_its_split(tmp_path: Path) -> None:
+    stores = make_training_stores(tmp_path / "stores")
+    for name in ("p0", "p1", "p2", "p3"):
+        (tmp_path / f"{name}.svs").touch()
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("wsi,patient_id,split\np0.svs,p0,train\np1.svs,p1,val\np2.svs,p2,train\np3.svs,p3,test\n")
+    result = run("train", stores, "--out", tmp_path / "model", "--sheet", sheet, "--epochs", 1, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "model" / "split.json").read_text()) == {"train": ["p0", "p2"], "val": ["p1"], "test": ["p3"]}
+
+
+def test_an_output_folder_that_is_a_file_is_the_machines_fault(slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("tile", slides, "--out", tmp_path / "file" / "out", "--mpp", 0.5, "--workers", 0)
+    assert result.exit_code == 5
+    assert "cannot be made" in result.stderr

@@ -313,3 +313,131 @@ def test_a_state_is_kept_when_a_damaged_slide_is_found_done(tmp_path: Path, mode
     for _ in range(2):
         account = infer(tmp_path / "slides", model, tmp_path / "results")
         assert account.outcomes[0].state is SlideState.DAMAGED  # type: ignore[attr-defined]
+
+
+def test_a_slide_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline import inference
+
+    slide = write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
+    predict = inference.predict_block
+
+    def predict_and_rewrite(*arguments: object) -> object:
+        report = predict(*arguments)  # type: ignore[arg-type]
+        write_slide(slide, tissue(300, 300, seed=9))
+        return report
+
+    monkeypatch.setattr(inference, "predict_block", predict_and_rewrite)
+    account = infer(tmp_path / "slides", model, tmp_path / "results")
+    assert "changed while it was read" in account.outcomes[0].message  # type: ignore[attr-defined]
+    assert not (tmp_path / "results" / "s").exists()
+
+
+def test_tissue_that_no_patch_takes_in_is_not_a_slide_without_tissue(tmp_path: Path) -> None:
+    pixels = paint(800, 400, (255, 255, 255))
+    pixels[180:220] = PINK  # a core 80 µm thick, of patches of 400 µm
+    write_slide(tmp_path / "slides" / "core.tiff", pixels, mpp=2.0)
+    config = TileConfig(spec=PatchSpec(mpp=8.0))
+    account = tile_slides([tmp_path / "slides"], tmp_path / "out", config, workers=HERE)
+    assert account.outcomes[0].state is SlideState.FAILED
+    assert "no patch of 400 µm lies in it by 50% or more; lower --min-tissue" in account.outcomes[0].message
+
+
+def test_labels_of_other_classes_than_the_models_are_refused(tmp_path: Path, model: Path) -> None:
+    from dataclasses import replace
+
+    table = replace(make_table([(0, 0)], labels=[1]), class_names=("tumour", "benign"))
+    make_store(tmp_path / "s.patches.zarr", table)
+    account = infer_stores([tmp_path / "s.patches.zarr"], model, tmp_path / "results", InferConfig(device="cpu"), workers=HERE)
+    assert "its labels mean tumour and benign, the model tells negative from positive" in account.outcomes[0].message
+
+
+def test_one_damaged_result_does_not_stop_the_tables(tmp_path: Path, model: Path) -> None:
+    write_slide(tmp_path / "slides" / "a.tiff", tissue(100, 100))
+    infer(tmp_path / "slides", model, tmp_path / "results")
+    (tmp_path / "results" / "a" / "overlay.png").unlink()
+    write_slide(tmp_path / "other" / "b.tiff", tissue(100, 100))
+    account = infer(tmp_path / "other", model, tmp_path / "results")
+    assert account.exit_code == 0  # type: ignore[attr-defined]
+    with (tmp_path / "results" / "slides.csv").open(newline="") as stream:
+        assert [row["slide_id"] for row in csv.DictReader(stream)] == ["b"]
+    assert "overlay.png is missing" in (tmp_path / "results" / "failures.csv").read_text()
+    assert "overlay.png is missing" in (tmp_path / "results" / "index.html").read_text()
+
+
+def test_a_store_made_anew_is_inferred_anew(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "s.patches.zarr"
+    make_store(path, make_table([(0, 0), (0, 1)]), unreadable=[0])
+    config = InferConfig(device="cpu")
+    infer_stores([path], model, tmp_path / "results", config, workers=HERE)
+    make_store(path, make_table([(0, 0), (0, 1)]))
+    account = infer_stores([path], model, tmp_path / "results", config, workers=HERE)
+    assert "made from another source.store" in account.outcomes[0].message
+
+
+def test_a_full_disk_is_the_machines_fault(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline.outputs import WRITERS
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(100, 100))
+    monkeypatch.setitem(WRITERS, "heatmap", fail)
+    account = infer(tmp_path / "slides", model, tmp_path / "results")
+    assert account.exit_code == 5  # type: ignore[attr-defined]
+    assert "No space left on device; mend that" in account.outcomes[0].message  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert infer(tmp_path / "slides", model, tmp_path / "results").exit_code == 0  # type: ignore[attr-defined]
+
+
+def test_failed_slides_are_let_go(tmp_path: Path, model: Path) -> None:
+    import gc
+
+    from wsi_pipeline.slides.openslide_reader import OpenSlideReader
+
+    for number in range(5):
+        write_slide(tmp_path / "slides" / f"{number}.tiff", tissue(60, 60), mpp=2.0)  # too coarse for the model
+    account = infer(tmp_path / "slides", model, tmp_path / "results")
+    gc.collect()
+    readers = [entry for entry in gc.get_objects() if type(entry) is OpenSlideReader]
+    mine = [reader for reader in readers if reader.info.path.startswith(str(tmp_path))]
+    assert account.exit_code == 4  # type: ignore[attr-defined]
+    assert all(reader._handle is None for reader in mine)
+
+
+@pytest.mark.parametrize("place", ["flush_tree", "_publish"])
+def test_a_kill_while_a_slide_is_committed_loses_nothing(place: str, tmp_path: Path, quiet_run: Path) -> None:
+    """The real command, killed inside the commit of its first slide."""
+    code = (
+        f"import os; from wsi_pipeline.store import commit; real = commit.{place}\n"
+        f"def kill(*a):\n    real(*a) if '{place}' == 'flush_tree' else None\n    "
+        "(os.kill(os.getpid(), 9) if commit.MANIFEST in os.listdir(a[0]) or 'summary.json' in os.listdir(a[0]) else None)\n    return real(*a)\n"
+        f"commit.{place} = kill\n"
+        "from wsi_cli.main import wsi; wsi()"
+    )
+    places = ["--slides", quiet_run / "slides", "--model", quiet_run / "m.safetensors", "--results-dir", tmp_path / "killed"]
+    arguments = ["infer", *map(str, places), "--workers", "0", "--device", "cpu"]
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False)
+    assert killed.returncode == -9
+    assert not (tmp_path / "killed" / "s").exists()
+    again = run_wsi(*arguments)
+    again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["patches_predicted"] == 0
+    assert folder_bytes(tmp_path / "killed" / "s") == folder_bytes(quiet_run / "results" / "s")
+
+
+def test_a_kill_while_a_store_is_finished_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline.store.commit import Staging
+
+    write_slide(tmp_path / "s.tiff", tissue(300, 300))
+    tile_slides([tmp_path / "s.tiff"], tmp_path / "quiet", MPP_HALF, workers=HERE)
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Staging, "commit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tile_slides([tmp_path / "s.tiff"], tmp_path / "killed", MPP_HALF, workers=HERE)
+    monkeypatch.undo()
+    assert tile_slides([tmp_path / "s.tiff"], tmp_path / "killed", MPP_HALF, workers=HERE).exit_code == 0
+    assert folder_bytes(tmp_path / "killed" / "s.patches.zarr") == folder_bytes(tmp_path / "quiet" / "s.patches.zarr")

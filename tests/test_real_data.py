@@ -162,3 +162,44 @@ def test_broken_files_are_named(name: str, fault: str, shared_data: Path) -> Non
     with pytest.raises(SlideError, match=fault) as caught:
         open_slide(shared_data / "slides" / name)
     assert name in str(caught.value)
+
+
+@pytest.mark.slow
+def test_slides_labelled_by_regions_train_like_the_patches_they_came_from(
+    ingested: tuple[IngestAccount, Path], shared_data: Path, tmp_path: Path
+) -> None:
+    """Labels of 8863 and 8865 → joined GeoJSON → cut from the slides and labelled by it: the same labels, the same weights."""
+    import torch
+
+    from wsi_pipeline.labels.export import write_labels_geojson
+    from wsi_pipeline.models.checkpoint import load_checkpoint
+    from wsi_pipeline.training.loop import TrainConfig
+    from wsi_pipeline.training.run import SplitChoice, train
+
+    patients = ("8863", "8865")
+    stores = [ingested[1] / f"{patient}.patches.zarr" for patient in patients]
+    lines = ["wsi,patient_id,labels"]
+    for patient, store in zip(patients, stores, strict=True):
+        write_labels_geojson(PatchStore(store).table, tmp_path / f"{patient}.geojson")
+        shutil.copy(shared_data / "slides" / f"idc_{patient}_mosaic.tiff", tmp_path)
+        lines.append(f"idc_{patient}_mosaic.tiff,{patient},{patient}.geojson")
+    (tmp_path / "sheet.csv").write_text("\n".join(lines) + "\n")
+    places = ["--sheet", tmp_path / "sheet.csv", "--out", tmp_path / "cut"]
+    options = ["--mpp", 4, "--min-tissue", 0, "--class-names", "non_idc", "idc", "--workers", 0]
+    result = CliRunner().invoke(wsi, ["tile", *map(str, [*places, *options])])
+    assert result.exit_code == 0, result.output
+    cut = [tmp_path / "cut" / f"idc_{patient}_mosaic.patches.zarr" for patient in patients]
+    for one, other in zip(stores, cut, strict=True):
+        assert labels_by_cell(one) == labels_by_cell(other)
+    config, choice = TrainConfig(epochs=1, device="cpu"), SplitChoice(val_patients=("8865",))
+    weights = [
+        load_checkpoint(train(paths, tmp_path / name, config, choice).model).weights
+        for name, paths in (("ingested", stores), ("regions", cut))
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def labels_by_cell(store: Path) -> dict[tuple[int, ...], int]:
+    table = PatchStore(store).table
+    labels = zip(map(tuple, table.cells.tolist()), table.labels.tolist(), strict=True)
+    return {cell: label for cell, label in labels if label >= 0}

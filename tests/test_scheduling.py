@@ -171,3 +171,42 @@ def test_negative_workers_are_refused() -> None:
 )
 def test_one_process_per_gpu_unless_said_otherwise(workers: Workers, processes: int) -> None:
     assert workers.processes == processes
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, ["0", "1"]), ("2,3", ["2", "3"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])])
+def test_processes_keep_to_the_gpus_that_we_may_use(visible: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline.scheduling.cluster import _environment
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [_environment(Workers(gpus=2), index)["CUDA_VISIBLE_DEVICES"] for index in range(2)] == expected
+
+
+def test_a_scheduler_without_an_address_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is no address"):
+        Workers(scheduler="foo")
+
+
+@pytest.mark.timeout(120)
+def test_a_product_that_is_not_here_is_not_called_done(tmp_path: Path) -> None:
+    """A cluster whose workers see other folders: what they made is not where this machine looks."""
+    from tests.builders import paint
+    from tests.builders import write_slide as write
+    from wsi_pipeline.geometry import PatchSpec
+    from wsi_pipeline.jobs.tile import TileJob
+    from wsi_pipeline.pipeline import tile_slides
+    from wsi_pipeline.tiling import TileConfig
+
+    write(tmp_path / "s.tiff", paint(60, 60))
+    finish = TileJob.finish
+
+    def finish_elsewhere(job: TileJob, plan: object, reports: object) -> object:
+        outcome = finish(job, plan, reports)  # type: ignore[arg-type]
+        job.target.rename(tmp_path / "elsewhere")
+        return outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TileJob, "finish", finish_elsewhere)
+        with pytest.raises(EnvironmentFault, match="is not here; give a folder that this machine and the workers share"):
+            tile_slides([tmp_path / "s.tiff"], tmp_path / "out", TileConfig(spec=PatchSpec(mpp=0.5)), workers=Workers(count=0))

@@ -80,6 +80,12 @@ def test_one_class_cannot_be_learnt() -> None:
         split_patients(names, labels)
 
 
+def test_a_class_too_rare_to_draw_by_is_refused() -> None:
+    names, labels = labelled(a=[0, 0, 0], b=[0, 0, 1], c=[0, 0])
+    with pytest.raises(ConfigError, match="too few to draw patients by"):
+        split_patients(names, labels)
+
+
 def test_a_side_with_one_class_is_refused() -> None:
     names, labels = labelled(a=[0, 1], b=[0, 0], c=[0, 1])
     with pytest.raises(ConfigError, match="validation patients have 0 positive and 2 negative"):
@@ -188,6 +194,12 @@ def test_no_patches_have_no_scores() -> None:
 def test_the_threshold_lies_halfway_between_the_classes() -> None:
     labels = np.array([0, 0, 1, 1], dtype=np.int8)
     assert choose_threshold(labels, np.array([0.1, 0.3, 0.5, 0.9], dtype=np.float32)) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("probability", [[1e-7, 4e-7], [0.9999997, 0.9999999], [0.0, 1e-45], [0.5, 0.50000006]])
+def test_the_threshold_divides_even_neighbouring_numbers(probability: list[float]) -> None:
+    labels, values = np.array([0, 1], dtype=np.int8), np.array(probability, dtype=np.float32)
+    assert score(labels, values, choose_threshold(labels, values)).balanced_accuracy == 1.0
 
 
 def test_the_threshold_does_not_turn_on_the_share_of_positives() -> None:
