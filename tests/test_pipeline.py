@@ -407,13 +407,21 @@ def test_failed_slides_are_let_go(tmp_path: Path, model: Path) -> None:
 @pytest.mark.parametrize("place", ["flush_tree", "_publish"])
 def test_a_kill_while_a_slide_is_committed_loses_nothing(place: str, tmp_path: Path, quiet_run: Path) -> None:
     """The real command, killed inside the commit of its first slide."""
-    code = (
-        f"import os; from wsi_pipeline.store import commit; real = commit.{place}\n"
-        f"def kill(*a):\n    real(*a) if '{place}' == 'flush_tree' else None\n    "
-        "(os.kill(os.getpid(), 9) if commit.MANIFEST in os.listdir(a[0]) or 'summary.json' in os.listdir(a[0]) else None)\n    return real(*a)\n"
-        f"commit.{place} = kill\n"
-        "from wsi_cli.main import wsi; wsi()"
-    )
+    code = f"""
+import os
+from wsi_pipeline.store import commit
+from wsi_cli.main import wsi
+
+real = commit.{place}
+
+def die(folder, *others):
+    if "summary.json" in os.listdir(folder):  # the outputs are written: this is the commit
+        os.kill(os.getpid(), 9)
+    return real(folder, *others)
+
+commit.{place} = die
+wsi()
+"""
     places = ["--slides", quiet_run / "slides", "--model", quiet_run / "m.safetensors", "--results-dir", tmp_path / "killed"]
     arguments = ["infer", *map(str, places), "--workers", "0", "--device", "cpu"]
     killed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False)
