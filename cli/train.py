@@ -8,8 +8,11 @@ import click
 from .options import EXISTING, FOLDER, device_option, force_option, sheet_option
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from wsi_pipeline.training.dataset import LabelledPatches
     from wsi_pipeline.training.loop import Epoch
+    from wsi_pipeline.training.run import TrainListener
     from wsi_pipeline.training.split import PatientSplit
 
 
@@ -76,9 +79,10 @@ def train(
     """
     from rich.console import Console
 
+    from wsi_pipeline.models.checkpoint import load_checkpoint
     from wsi_pipeline.training.loop import TrainConfig
     from wsi_pipeline.training.metrics import describe_scores, draw_confusion
-    from wsi_pipeline.training.run import SplitChoice, TrainListener
+    from wsi_pipeline.training.run import SplitChoice
     from wsi_pipeline.training.run import train as train_network
 
     from .progress import make_bar
@@ -98,28 +102,33 @@ def train(
         seed=seed,
         device=device,
     )
+    choice = SplitChoice(val_patients, val_fraction, test_patients)
     with make_bar(Console(stderr=True), "patches") as bar:
-        task = bar.add_task("training", total=0)
-        names: list[tuple[str, str]] = []
-
-        def on_start(patches: "LabelledPatches", split: "PatientSplit") -> None:
-            names.append(patches.class_names)
-            bar.update(task, total=len(patches.of(split.train)[1]) * epochs)
-            click.echo(describe_split(patches, split))
-
-        def on_epoch(epoch: "Epoch") -> None:
-            click.echo(describe_epoch(epoch, epochs))
-
-        listener = TrainListener(on_start, on_epoch, lambda done: bar.advance(task, done))
-        trained = train_network(stores, out, config, SplitChoice(val_patients, val_fraction, test_patients), force=force, listener=listener)
+        trained = train_network(stores, out, config, choice, force=force, listener=report_to(bar, epochs))
     if trained.scores is None:
         click.echo(f"nothing to do: {trained.model} was already trained from these stores with these parameters")
         return
     click.echo(
         f"validation patients: {describe_scores(trained.scores)} at threshold {trained.scores.threshold:.3f} (highest balanced accuracy)"
     )
-    click.echo(draw_confusion(trained.scores, names[0]))
+    click.echo(draw_confusion(trained.scores, load_checkpoint(trained.model).class_names))
     click.echo(f"→  {trained.model}")
+
+
+def report_to(bar: "Progress", epochs: int) -> "TrainListener":
+    """A listener that moves a bar and prints the split and every epoch."""
+    from wsi_pipeline.training.run import TrainListener
+
+    task = bar.add_task("training", total=0)
+
+    def on_start(patches: "LabelledPatches", split: "PatientSplit") -> None:
+        bar.update(task, total=len(patches.of(split.train)[1]) * epochs)
+        click.echo(describe_split(patches, split))
+
+    def on_epoch(epoch: "Epoch") -> None:
+        click.echo(describe_epoch(epoch, epochs))
+
+    return TrainListener(on_start, on_epoch, lambda done: bar.advance(task, done))
 
 
 def read_sides(sheet: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -13,8 +13,9 @@ FLOORS: dict[str, int] = {
     "heatmap": 2, "inference": 2, "ingestion": 2, "relabelling": 2, "tiling": 2, "training": 2,
     "outputs": 3,
     "evaluation": 4, "jobs": 4,
-    "pipeline": 5,
-    "demo": 6,
+    "batch": 5,
+    "pipeline": 6,
+    "demo": 7,
 }  # fmt: skip
 """Every part of wsi_pipeline with its floor; a part imports only from floors below its own, except on floor 0."""
 

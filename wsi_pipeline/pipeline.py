@@ -10,24 +10,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from wsi_pipeline.errors import EnvironmentFault, LabelError
+from wsi_pipeline.batch import Batch, Progress, SilentProgress, make_absolute, run_batch
+from wsi_pipeline.errors import LabelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
 from wsi_pipeline.jobs.infer import InferJob, ModelChoice
-from wsi_pipeline.jobs.plan import BlockReport, SlidePlan
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.device import choose_device, count_gpus
 from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
-from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
+from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_csv
 from wsi_pipeline.provenance import describe_tool
-from wsi_pipeline.scheduling import Job, Workers, run_jobs
+from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
 from wsi_pipeline.store.arrays import read_attributes
 from wsi_pipeline.store.files import make_folder
@@ -37,101 +37,6 @@ from wsi_pipeline.tiling import TileConfig
 LEFT_OUT_CSV = "left_out.csv"
 
 logger = logging.getLogger(__name__)
-
-
-class Progress(Protocol):
-    """Is told how a run gets on."""
-
-    def begin(self, slides: int) -> None: ...
-
-    def add_patches(self, missing: int) -> None:
-        """So many more patches are known to be there to do."""
-        ...
-
-    def advance(self, patches: int) -> None: ...
-
-    def end_slide(self, outcome: SlideOutcome) -> None: ...
-
-
-class SilentProgress:
-    """Says nothing."""
-
-    def begin(self, slides: int) -> None:
-        """Nothing."""
-
-    def add_patches(self, missing: int) -> None:
-        """Nothing."""
-
-    def advance(self, patches: int) -> None:
-        """Nothing."""
-
-    def end_slide(self, outcome: SlideOutcome) -> None:
-        """Nothing."""
-
-
-class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
-    """A job that ends in a product."""
-
-    @property
-    def target(self) -> Path:
-        """Where the product will be."""
-        ...
-
-
-@dataclass
-class _Batch:
-    """Jobs on their way, their outcomes, and the seconds they took."""
-
-    slides: Sequence[FoundSlide]
-    progress: Progress
-    outcomes: dict[int, SlideOutcome] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "compute": 0.0, "write": 0.0})
-    patches_done: int = 0
-
-    def prepared(self, job: int, plan: SlidePlan) -> None:
-        """A slide's patches are known."""
-        self.progress.add_patches(plan.missing_patches)
-
-    def block_done(self, job: int, report: BlockReport) -> None:
-        """A block is on disk."""
-        self.patches_done += report.patches
-        self.seconds["read"] += report.seconds_read
-        self.seconds["compute"] += report.seconds_compute
-        self.seconds["write"] += report.seconds_write
-        self.progress.advance(report.patches)
-
-    def ended(self, job: int, result: SlideOutcome | Exception) -> None:
-        """A slide has come to its end."""
-        slide = self.slides[job]
-        if isinstance(result, Exception):
-            logger.error("slide %s failed", slide.slide_id, exc_info=result)
-        outcome = describe_failure(slide.slide_id, str(slide.path), result) if isinstance(result, Exception) else result
-        self.outcomes[job] = outcome
-        self.progress.end_slide(outcome)
-
-    @property
-    def account(self) -> RunAccount:
-        """Every slide's outcome, in the order they were given."""
-        return RunAccount(tuple(self.outcomes[job] for job in range(len(self.slides))))
-
-
-def _run(slides: Sequence[FoundSlide], jobs: Sequence[SlideJob], workers: Workers, progress: Progress) -> _Batch:
-    batch = _Batch(slides, progress)
-    progress.begin(len(slides))
-    run_jobs(jobs, workers, batch)
-    for job, outcome in zip(jobs, batch.account.outcomes, strict=True):
-        if outcome.state is not SlideState.FAILED and not job.target.exists():
-            raise EnvironmentFault(
-                f"{job.target}: was made by a worker but is not here; give a folder that this machine and the workers share"
-            )
-    return batch
-
-
-def _absolute(slides: Sequence[FoundSlide]) -> list[FoundSlide]:
-    """The slides by paths that mean the same in every process."""
-    return [
-        replace(slide, path=slide.path.absolute(), label_file=slide.label_file.absolute() if slide.label_file else None) for slide in slides
-    ]
 
 
 def choose_workers(count: int | None = None, scheduler: str | None = None, device: str = "cpu") -> Workers:
@@ -174,9 +79,9 @@ def tile_found(
 ) -> RunAccount:
     """Cut slides that are already listed, as by a sample sheet."""
     make_folder(out)
-    slides = _absolute(slides)
+    slides = make_absolute(slides)
     jobs = [TileJob(slide, out.absolute(), config, force) for slide in slides]
-    batch = _run(slides, jobs, workers or choose_workers(), progress or SilentProgress())
+    batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress())
     write_failures_csv(out, batch.account.outcomes)
     return batch.account
 
@@ -226,7 +131,7 @@ def ingest_patches(
     names = name_slides([Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in found.patients])
     slides = [FoundSlide(name, patient.folder) for name, patient in zip(names, found.patients, strict=True)]
     jobs = [IngestJob(patient, name, out, spec, force) for name, patient in zip(names, found.patients, strict=True)]
-    batch = _run(slides, jobs, workers or Workers(count=0), progress or SilentProgress())
+    batch = run_batch(slides, jobs, workers or Workers(count=0), progress or SilentProgress())
     made = [job.target for job, outcome in zip(jobs, batch.account.outcomes, strict=True) if outcome.state is not SlideState.FAILED]
     left_out = found.left_out + [LeftOut(*entry) for store in made for entry in read_attributes(store)["left_out"]]
     write_csv(out / LEFT_OUT_CSV, ["file", "reason"], left_out)
@@ -300,7 +205,7 @@ def _infer(
     checkpoint = load_checkpoint(model)
     choose_device(config.device)
     make_folder(results)
-    slides = _absolute(slides)
+    slides = make_absolute(slides)
     choice = ModelChoice(model.resolve(), checkpoint.digest, config.device, config.batch_size)
     tiling = TileConfig(
         spec=checkpoint.spec,
@@ -311,7 +216,7 @@ def _infer(
     )
     jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force) for slide in slides]
     crew = workers or choose_workers(device=config.device)
-    batch = _run(slides, jobs, crew, progress or SilentProgress())
+    batch = run_batch(slides, jobs, crew, progress or SilentProgress())
     _, damaged = read_summaries(results)
     write_failures_csv(results, [*batch.account.outcomes, *damaged])
     record = _describe_run(batch, checkpoint, tiling, config, crew, time.perf_counter() - started)
@@ -322,7 +227,7 @@ def _infer(
 
 
 def _describe_run(
-    batch: _Batch, checkpoint: Checkpoint, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float
+    batch: Batch, checkpoint: Checkpoint, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float
 ) -> dict[str, Any]:
     return {
         "account": batch.account.closing_line,
