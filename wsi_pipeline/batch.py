@@ -12,7 +12,7 @@ from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_
 from wsi_pipeline.scheduling import Job, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
 
-logger = logging.getLogger("wsi_pipeline.batch")
+logger = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
