@@ -43,6 +43,19 @@ def test_a_smaller_mask_lies_over_the_whole_slide(tmp_path: Path) -> None:
     assert label(write_png(tmp_path / "m.png", mask)) == [-1, 0, 1, 1]
 
 
+def test_a_mask_of_a_part_is_registered_by_its_own_scale(tmp_path: Path) -> None:
+    mask = np.full((25, 25), 200, dtype=np.uint8)  # 2 µm/px over a slide of 1 µm/px: its top left quarter
+    assert label(write_png(tmp_path / "m.png", mask, mpp=2.0), size=(100, 120)) == [1, -1, -1, -1]
+
+
+def test_an_ome_tiff_states_its_scale(tmp_path: Path) -> None:
+    import tifffile
+
+    metadata = {"axes": "YX", "PhysicalSizeX": 2.0, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 2.0, "PhysicalSizeYUnit": "µm"}
+    tifffile.imwrite(tmp_path / "m.ome.tif", np.full((25, 25), 100, dtype=np.uint8), ome=True, metadata=metadata)
+    assert label(tmp_path / "m.ome.tif", size=(100, 120)) == [0, -1, -1, -1]
+
+
 def test_other_values_may_be_named(tmp_path: Path) -> None:
     mask = np.array([[1, 2], [0, 200]], dtype=np.uint8)
     assert label(write_png(tmp_path / "m.png", mask), values=MaskValues(1, 2)) == [0, 1, -1, -1]

@@ -180,3 +180,30 @@ def test_a_slide_without_its_labels_is_named(tmp_path: Path) -> None:
     write_mask(tmp_path / "labels" / "other_labels.png", [1] * 9)
     result = run("tile", tmp_path / "slides", "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0, "--labels", tmp_path / "labels")
     assert "no label file for 1 of 1 slides: s" in result.stderr
+
+
+def test_mended_and_ignored_objects_are_counted_where_people_look(tmp_path: Path) -> None:
+    write_slide(tmp_path / "slides" / "s.tiff", paint(150, 150), mpp=0.5)
+    bow_tie = [[[0, 0], [100, 100], [100, 0], [0, 100]]]
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": bow_tie},
+            "properties": {"classification": {"name": "positive"}},
+        },
+        {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 1]}, "properties": {}},
+    ]
+    (tmp_path / "slides" / "s.geojson").write_text(json.dumps(features))
+    options = ("--mpp", 0.5, "--workers", 0, "--labels", "auto")
+    result = run("tile", tmp_path / "slides", "-o", tmp_path / "out", *options)
+    assert "1 invalid regions mended, 1 objects without area passed over" in result.stderr
+    refused = run("tile", tmp_path / "slides", "-o", tmp_path / "strict", *options, "--strict")
+    assert refused.exit_code == 4
+    assert "an invalid region of class 'positive'" in refused.stderr
+
+
+def test_the_label_of_a_whole_slide_stays_with_its_store(tmp_path: Path) -> None:
+    write_slide(tmp_path / "a.tiff", paint(60, 60), mpp=0.5)
+    (tmp_path / "sheet.csv").write_text("wsi,label\na.tiff,IDC grade 2\n")
+    run("tile", "--sheet", tmp_path / "sheet.csv", "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0)
+    assert PatchStore(tmp_path / "out" / "a.patches.zarr").attributes["slide_label"] == "IDC grade 2"

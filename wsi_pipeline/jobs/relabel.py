@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_pipeline.errors import WsiError
+from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.export import write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
@@ -38,6 +39,7 @@ def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRul
     counts = np.bincount(store.table.labels + 1, minlength=3).tolist()
     names = ("unknown", *store.table.class_names)
     message = ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
+    message += describe_oddities(store.attributes["labels"])
     unreadable = int(np.count_nonzero(~store.readable))
     return SlideOutcome(slide_id, str(path), state_of(store.table.patches, unreadable), message, store.table.patches, not is_new)
 

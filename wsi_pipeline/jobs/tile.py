@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_pipeline import tiling
@@ -20,6 +20,7 @@ from wsi_pipeline.jobs.plan import (
     refuse_unreadable,
     staged_table,
 )
+from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.outcome import SlideOutcome, state_of
 from wsi_pipeline.outputs.label_preview import SUFFIX as PREVIEW_SUFFIX
 from wsi_pipeline.outputs.label_preview import write_label_preview
@@ -59,7 +60,7 @@ class TileJob:
                 return finished_plan(staging, manifest)
             if not staging.is_prepared:
                 table, record = tiling.plan_patches(reader, self.config, slide.label_file, slide.patient_id)
-                prepare_patch_store(staging, table, record)
+                prepare_patch_store(staging, table, record | {"slide_label": slide.slide_label})
         return open_plan(staging, staged_table(staging.product), slide.path)
 
     @property
@@ -76,10 +77,13 @@ class TileJob:
         """Commit the store, and draw its labels where it has any."""
         refuse_changed(self.slide.path, plan)
         outcome = _finish_store(plan, self.slide.slide_id, self.slide.path)
+        if self.slide.label_file is None:
+            return outcome
+        store = PatchStore(self.target)
         preview = self.out / f"{self.slide.slide_id}{PREVIEW_SUFFIX}"
-        if self.slide.label_file is not None and not (plan.is_finished and preview.exists()):
-            write_label_preview(PatchStore(self.target).table, preview)
-        return outcome
+        if not (plan.is_finished and preview.exists()):
+            write_label_preview(store.table, preview)
+        return replace(outcome, message=outcome.message + describe_oddities(store.attributes["labels"]))
 
 
 @dataclass(frozen=True, slots=True)

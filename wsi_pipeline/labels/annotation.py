@@ -149,3 +149,10 @@ def describe(annotation: Annotation) -> dict[str, Any]:
         "ignored": dict(annotation.ignored),
         "repaired": annotation.repaired,
     }
+
+
+def describe_oddities(description: Mapping[str, Any]) -> str:
+    """What a person should know of an annotation that was used, from `describe`: nothing, or how much was mended and passed over."""
+    repaired, ignored = description.get("repaired", 0), sum(description.get("ignored", {}).values())
+    mended = f", {repaired} invalid regions mended" if repaired else ""
+    return mended + (f", {ignored} objects without area passed over" if ignored else "")

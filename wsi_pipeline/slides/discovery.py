@@ -29,6 +29,8 @@ class FoundSlide:
     """µm per level-0 pixel by the sample sheet; overrules the file and every other word on it."""
     patient_id: str | None = None
     label_file: Path | None = None
+    slide_label: str | None = None
+    """What the sample sheet says of the whole slide."""
 
 
 def find_slides(places: Sequence[Path]) -> list[FoundSlide]:

@@ -1,7 +1,7 @@
 """Sample sheets: one CSV for a whole cohort, a slide per line.
 
 Columns, of which only `wsi` is required: wsi (path, relative to the sheet), mpp (µm per level-0 pixel, overrules the file), patient_id,
-labels (path of a label file), split (train, val or test), label (of the whole slide, kept for later).
+labels (path of a label file), split (train, val or test), label (of the whole slide, kept in its store).
 """
 
 import csv
@@ -24,7 +24,6 @@ class SheetRow:
 
     slide: FoundSlide
     split: str | None
-    label: str | None
 
     @property
     def patient_id(self) -> str:
@@ -81,8 +80,9 @@ def _read_row(path: Path, number: int, line: dict[str, str], slide: Path, name: 
         slide_mpp=_read_mpp(path, number, line.get("mpp", "")),
         patient_id=line.get("patient_id", "").strip() or None,
         label_file=_find_file(path, number, line, "labels"),
+        slide_label=line.get("label", "").strip() or None,
     )
-    return SheetRow(found, split, line.get("label", "").strip() or None)
+    return SheetRow(found, split)
 
 
 def _read_mpp(path: Path, number: int, text: str) -> float | None:
