@@ -1,5 +1,7 @@
 """Which share of every patch lies in drawn regions, by exact area."""
 
+from typing import Any
+
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -22,7 +24,7 @@ def covered_shares(geometry: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[
     while pending:
         piece, members = pending.pop()
         around = _frame(boxes[members])
-        piece = shapely.intersection(piece, around)
+        piece = _intersect(piece, around)
         if piece.is_empty:
             continue
         if shapely.area(piece) >= WHOLE * shapely.area(around):
@@ -40,10 +42,16 @@ def _frame(boxes: NDArray[np.int64]) -> BaseGeometry:
     return shapely.box(float(x.min()), float(y.min()), float((x + width).max()), float((y + height).max()))
 
 
+def _intersect(one: Any, other: Any) -> Any:
+    """Their common area. Corners that differ by denormal numbers make GEOS divide by zero on its way to a right answer."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        return shapely.intersection(one, other)
+
+
 def _measure(piece: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[np.float64]:
     x, y, width, height = boxes.astype(np.float64).T
     squares = shapely.box(x, y, x + width, y + height)
-    shares: NDArray[np.float64] = shapely.area(shapely.intersection(piece, squares)) / (width * height)
+    shares: NDArray[np.float64] = shapely.area(_intersect(piece, squares)) / (width * height)
     return shares
 
 
