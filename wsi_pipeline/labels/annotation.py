@@ -1,6 +1,5 @@
 """Drawn regions of a slide, whatever program drew them: named polygons in level-0 pixels."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,11 +134,6 @@ def read_text(path: Path) -> bytes:
     if not content.strip():
         raise LabelError(f"{path}: the file is empty; export the annotation again")
     return content
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of an annotation file."""
-    return hashlib.sha256(read_text(path)).hexdigest()
 
 
 def describe(annotation: Annotation) -> dict[str, Any]:
