@@ -121,7 +121,7 @@ def test_an_export_that_differs_is_not_kept(model: Path, tmp_path: Path, monkeyp
     with pytest.raises(ModelError, match="differ from the checkpoint's by"):
         export_model(model, ["torchscript"], tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()
-    assert list((tmp_path / ".wsi" / "staging").iterdir()) == []
+    assert list(tmp_path.rglob("torchscript_model.pt")) == []
 
 
 def test_no_number_is_no_agreement() -> None:
