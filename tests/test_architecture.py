@@ -29,6 +29,8 @@ DOORS: dict[str, set[str]] = {
     "distributed": {"scheduling"},
     "torch": {"models", "training"},
     "torchvision": {"models", "training"},
+    "timm": {"models"},
+    "onnxruntime": {"models"},
     "safetensors": {"models", "training"},
     "lightning_fabric": {"training"},
     "tensorboard": {"training"},
