@@ -101,6 +101,7 @@ def test_a_network_that_is_twice_too_sure_gets_temperature_two() -> None:
     assert fit_temperature(labels, logits) == pytest.approx(2, rel=1e-6)
 
 
+@settings(max_examples=30)
 @given(st.floats(0.1, 15))
 def test_the_temperature_undoes_any_scale(factor: float) -> None:
     true = math.log(3)
@@ -138,6 +139,7 @@ def test_no_temperature_of_logits_that_are_no_numbers() -> None:
         fit_temperature(ints(0, 1), floats(0, math.nan))
 
 
+@settings(max_examples=30)
 @given(patches(), st.integers(0, 99))
 def test_the_order_of_patches_does_not_change_the_temperature(item: tuple[NDArray[np.int8], ...], seed: int) -> None:
     labels, logits = item[0], undo_temperature(item[1].astype(np.float32), 1.0)
@@ -145,14 +147,16 @@ def test_the_order_of_patches_does_not_change_the_temperature(item: tuple[NDArra
     assert fit_temperature(labels, logits) == fit_temperature(labels[order], logits[order])
 
 
+@settings(max_examples=30)
 @given(patches(), st.floats(0.25, 20))  # below, logits of ±4 reach 1 within float32
 def test_no_temperature_changes_the_ranking(item: tuple[NDArray[np.int8], ...], temperature: float) -> None:
     labels, logits = item[0], (item[1].astype(np.float32) - np.float32(0.5)) * 8
     before, after = (score(labels, apply_temperature(logits, t), 0.5) for t in (1.0, temperature))
-    assert after.auroc == before.auroc
-    assert after.average_precision == before.average_precision
+    assert after.auroc == pytest.approx(before.auroc, abs=1e-12)
+    assert after.average_precision == pytest.approx(before.average_precision, abs=1e-12)
 
 
+@settings(max_examples=30)
 @given(st.floats(-15, 15, width=32), st.floats(0.5, 10))
 def test_a_temperature_can_be_undone(logit: float, temperature: float) -> None:
     again = undo_temperature(apply_temperature(floats(logit), temperature), temperature)
@@ -214,6 +218,7 @@ def test_rules_need_both_classes(text: str) -> None:
         parse_threshold_rule(text).choose(ints(0, 0), floats(0.1, 0.2))
 
 
+@settings(max_examples=30)
 @given(patches(), st.floats(0.01, 1))
 def test_a_promised_sensitivity_is_reached_and_no_higher_threshold_reaches_it(item: tuple[NDArray[np.int8], ...], value: float) -> None:
     labels, probability = item[0], item[1].astype(np.float32)
@@ -227,6 +232,7 @@ def test_a_promised_sensitivity_is_reached_and_no_higher_threshold_reaches_it(it
         assert missed < value or not (labels[probability == np.float32(called)] == 1).any()
 
 
+@settings(max_examples=30)
 @given(patches())
 def test_no_threshold_has_a_higher_f1(item: tuple[NDArray[np.int8], ...]) -> None:
     labels, probability = item[0], item[1].astype(np.float32)
@@ -234,15 +240,16 @@ def test_no_threshold_has_a_higher_f1(item: tuple[NDArray[np.int8], ...]) -> Non
     assert chosen == pytest.approx(max(score(labels, probability, float(p)).f1 or 0 for p in probability))
 
 
+@settings(max_examples=30)
 @given(patches())
 def test_no_threshold_has_a_higher_balanced_accuracy(item: tuple[NDArray[np.int8], ...]) -> None:
     labels, probability = item[0], item[1].astype(np.float32)
     chosen = score(labels, probability, ThresholdRule("youden").choose(labels, probability)).balanced_accuracy or 0
     others = max(score(labels, probability, float(p)).balanced_accuracy or 0 for p in probability)
-    assert chosen == pytest.approx(max(others, 0.5))  # 0.5: nothing is called
+    assert chosen == pytest.approx(max(others, 0.5))  # 0.5: everything is called
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(patches(), st.integers(0, 99))
 def test_figures_of_a_draw_are_those_of_the_patches_copied_out(item: tuple[NDArray[np.int8], ...], seed: int) -> None:
     labels, probability, codes = item[0], item[1].astype(np.float32), item[2].astype(np.intp)
@@ -343,6 +350,7 @@ def test_the_sweep_counts_from_the_threshold_on() -> None:
     assert (points[2].f1, points[2].balanced_accuracy) == (0.0, 0.5)
 
 
+@settings(max_examples=30)
 @given(patches(), st.floats(0, 1))
 def test_sweep_and_scores_agree(item: tuple[NDArray[np.int8], ...], threshold: float) -> None:
     labels, probability = item[0], item[1].astype(np.float32)

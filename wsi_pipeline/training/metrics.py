@@ -137,7 +137,8 @@ def choose_threshold(labels: NDArray[np.int8], probability: NDArray[np.float32])
     on whole slides; F1 does.
     """
     false_positive_rate, true_positive_rate, thresholds = roc_curve(labels, probability, drop_intermediate=False)
-    best = int(np.argmax(true_positive_rate - false_positive_rate))
+    # Without the first point, which calls nothing: no threshold up to 1 does that where a probability is 1.
+    best = 1 + int(np.argmax((true_positive_rate - false_positive_rate)[1:]))
     return cut_below(probability, float(thresholds[best]))
 
 
