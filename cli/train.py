@@ -10,11 +10,11 @@ from .training_options import read_config, read_split, training_options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from wsi_pipeline.training.judgement import Judgement
 
     from wsi_pipeline.training.config import TrainConfig
     from wsi_pipeline.training.dataset import LabelledPatches
     from wsi_pipeline.training.folds import FoldsResult
+    from wsi_pipeline.training.judgement import Judgement
     from wsi_pipeline.training.loop import Epoch
     from wsi_pipeline.training.run import TrainListener
     from wsi_pipeline.training.split import Division
@@ -66,9 +66,9 @@ def train(
     TensorBoard events. Killed, it goes on where it stopped when the same line is given again.
     """
     from rich.console import Console
-    from wsi_pipeline.training.calibration import parse_threshold_rule
 
     from wsi_pipeline.models.checkpoint import load_checkpoint
+    from wsi_pipeline.training.calibration import parse_threshold_rule
     from wsi_pipeline.training.folds import train_folds
     from wsi_pipeline.training.run import train as train_network
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from wsi_cli.main import wsi
 
 from tests.builders import make_checkpoint, make_store, make_table, make_training_stores, write_model
 from wsi_pipeline.errors import LabelError, StoreError
@@ -19,7 +20,6 @@ from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.training.calibration import ThresholdRule
 from wsi_pipeline.training.comparison import compare
 from wsi_pipeline.training.metrics import FIGURES
-from wsi_cli.main import wsi
 
 CELLS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 

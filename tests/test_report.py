@@ -12,7 +12,7 @@ import pytest
 from tests.builders import make_patches
 from wsi_pipeline.training.comparison import compare
 from wsi_pipeline.training.judgement import judge
-from wsi_pipeline.training.report_page import (
+from wsi_pipeline.training.report import (
     ComparisonSection,
     ReportContent,
     WorstPatch,
