@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .evaluate import draw_calibration, draw_intervals
 from .options import EXISTING, FOLDER, device_option, force_option, sheet_option
 from .training_options import read_config, read_split, training_options
 
@@ -153,7 +154,8 @@ def describe_judgement(judgement: "Judgement", class_names: tuple[str, str], is_
     from wsi_pipeline.training.metrics import draw_confusion
 
     lines = ["LEAKY: patients are on both sides of this split; these figures are inflated"] if is_leaky else []
-    lines += [f"validation patients, threshold {judgement.scores.threshold:.3f}:", draw_confusion(judgement.scores, class_names)]
+    lines += [*draw_intervals(judgement, "validation patients"), "", *draw_calibration(judgement)]
+    lines += ["", f"at threshold {judgement.scores.threshold:.3f}:", draw_confusion(judgement.scores, class_names)]
     return "\n".join(lines)
 
 

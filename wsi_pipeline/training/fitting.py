@@ -11,7 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException, get_context
+from torch.multiprocessing import get_context
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from wsi_pipeline.errors import EnvironmentFault, ModelError
 from wsi_pipeline.models.architectures import build_network, load_pretrained
@@ -155,7 +156,7 @@ def _fit_in_processes(job: FitJob, watch: Watch) -> Fitted:
     listening.start()
     fabric = make_fabric(job.config)
     try:
-        normalisation = fabric.launch(_fit_rank, job, messages)
+        normalisation = fabric.launch(partial(_fit_rank, job=job, messages=messages))
     except ProcessRaisedException as error:
         raise ModelError(f"training on {job.config.devices} devices: {str(error).strip().splitlines()[-1]}") from error
     finally:
