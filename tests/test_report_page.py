@@ -13,7 +13,7 @@ from tests.builders import make_patches
 from wsi_pipeline.training.calibration import apply_temperature
 from wsi_pipeline.training.comparison import compare
 from wsi_pipeline.training.judgement import judge
-from wsi_pipeline.training.report import (
+from wsi_pipeline.training.report_page import (
     ComparisonSection,
     ReportContent,
     WorstPatch,
