@@ -121,7 +121,7 @@ def test_xavier_and_he_have_their_deviations() -> None:
     assert float(layer[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / (200 + 300)), rel=0.02)
     assert float(layer[0].bias.detach().abs().max()) == 0
     initialise(layer, "he")
-    assert float(layer[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / 300), rel=0.02)
+    assert float(layer[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / 200), rel=0.02)
 
 
 def test_the_layers_own_weights_are_kept_by_default() -> None:

@@ -10,7 +10,7 @@ from wsi_pipeline.evaluation.pixels import PixelFinder
 from wsi_pipeline.evaluation.truth import LabelledResults, LabelledSlide
 from wsi_pipeline.training.calibration import undo_temperature
 from wsi_pipeline.training.judgement import Judgement
-from wsi_pipeline.training.report import (
+from wsi_pipeline.training.report_page import (
     ComparisonSection,
     ReportContent,
     WorstPatch,

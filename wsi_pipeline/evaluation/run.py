@@ -17,7 +17,7 @@ from wsi_pipeline.training.calibration import ThresholdRule
 from wsi_pipeline.training.comparison import Comparison, compare
 from wsi_pipeline.training.judgement import Judgement, judge_probability
 from wsi_pipeline.training.metrics import FIGURES, Scores, score
-from wsi_pipeline.training.report import LEAK_WARNING, ComparisonSection
+from wsi_pipeline.training.report_page import LEAK_WARNING, ComparisonSection
 
 EVALUATION_CSV = "evaluation.csv"
 EVALUATION_JSON = "evaluation.json"

@@ -121,7 +121,7 @@ def _xavier(weight: Tensor) -> None:
 
 
 def _he(weight: Tensor) -> None:
-    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+    nn.init.kaiming_normal_(weight, mode="fan_in", nonlinearity="relu")
 
 
 INITIALISATIONS: dict[str, Callable[[Tensor], None]] = {"default": _keep, "xavier": _xavier, "he": _he}

@@ -15,7 +15,7 @@ from wsi_pipeline.training.dataset import LabelledPatches, read_pixels
 from wsi_pipeline.training.history import HISTORY_CSV, write_history
 from wsi_pipeline.training.judgement import Judgement
 from wsi_pipeline.training.loop import Course
-from wsi_pipeline.training.report import REPORT_HTML, ReportContent, WorstPatch, describe_worst, pick_worst, write_report_page
+from wsi_pipeline.training.report_page import REPORT_HTML, ReportContent, WorstPatch, describe_worst, pick_worst, write_report_page
 from wsi_pipeline.training.split import Division
 
 METRICS_JSON = "metrics.json"

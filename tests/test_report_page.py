@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tests.builders import make_patches
+from wsi_pipeline.training.calibration import apply_temperature
 from wsi_pipeline.training.comparison import compare
 from wsi_pipeline.training.judgement import judge
-from wsi_pipeline.training.report import (
+from wsi_pipeline.training.report_page import (
     ComparisonSection,
     ReportContent,
     WorstPatch,
@@ -154,7 +155,7 @@ def test_one_class_has_no_curves_but_a_sweep(tmp_path: Path) -> None:
 
 def test_another_model_stands_beside(tmp_path: Path) -> None:
     content = make_content()
-    probability = 1 / (1 + np.exp(-content.logits))
+    probability = apply_temperature(content.logits, 1.0)
     comparison = compare(content.labels, probability, 1 - probability, content.patients, thresholds=(0.5, 0.6), draws=20)
     write_report_page(tmp_path / "report.html", replace(content, comparison=ComparisonSection("net A", "net <B>", comparison)))
     text = (tmp_path / "report.html").read_text()
