@@ -106,7 +106,12 @@ def test_few_blocks_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
     source = StorePixels(patches, np.arange(len(patches)), CPU, buffer_bytes=4 * 4 * 7500)
     read: list[int] = []
     original = StorePixels._read
-    monkeypatch.setattr(StorePixels, "_read", lambda self, block: (read.append(block), original(self, block))[1])
+
+    def count(self: StorePixels, block: int) -> np.ndarray:
+        read.append(block)
+        return original(self, block)
+
+    monkeypatch.setattr(StorePixels, "_read", count)
     order = source.arrange(torch.arange(len(patches)), draws())
     for _ in source.stream(cut_batches(order, 5)):
         pass

@@ -116,12 +116,12 @@ def test_biases_and_normalisations_have_no_weight_decay() -> None:
 
 
 def test_xavier_and_he_have_their_deviations() -> None:
-    layer = nn.Sequential(nn.Linear(200, 300))
+    layer = nn.Linear(200, 300)
     initialise(layer, "xavier")
-    assert float(layer[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / (200 + 300)), rel=0.02)
-    assert float(layer[0].bias.detach().abs().max()) == 0
+    assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(2 / (200 + 300)), rel=0.02)
+    assert float(layer.bias.detach().abs().max()) == 0
     initialise(layer, "he")
-    assert float(layer[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / 200), rel=0.02)
+    assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(2 / 200), rel=0.02)
 
 
 def test_the_layers_own_weights_are_kept_by_default() -> None:
