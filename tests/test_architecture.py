@@ -30,7 +30,7 @@ DOORS: dict[str, set[str]] = {
     "torch": {"models", "training"},
     "torchvision": {"models", "training"},
     "safetensors": {"models"},
-    "shapely": {"labels"},
+    "shapely": {"labels", "outputs"},
     "scipy": {"labels"},
     "defusedxml": {"labels"},
     "yaml": {"labels"},

@@ -77,9 +77,14 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
 
 def count_largest_region(positive: NDArray[np.bool_]) -> int:
     """Cells in the largest group of positive cells that touch, diagonals included; 0 where none is positive."""
-    regions = label(positive, connectivity=2)
-    sizes = np.bincount(regions.ravel())[1:]
+    sizes = np.bincount(number_groups(positive, corners=True).ravel())[1:]
     return int(sizes.max()) if len(sizes) else 0
+
+
+def number_groups(mask: NDArray[np.bool_], corners: bool) -> NDArray[np.int64]:
+    """Groups of True cells that touch along an edge, or also at a corner, numbered from 1 in raster order; 0 elsewhere."""
+    groups: NDArray[np.int64] = label(mask, connectivity=2 if corners else 1).astype(np.int64)
+    return groups
 
 
 def describe_summary(summary: SlideSummary) -> str:
