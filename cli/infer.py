@@ -1,6 +1,7 @@
 """`wsi infer`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,9 +12,11 @@ from .options import (
     device_option,
     force_option,
     min_tissue_option,
+    read_view,
     scheduler_option,
     sheet_option,
     slide_mpp_option,
+    view_options,
     workers_option,
 )
 
@@ -34,6 +37,7 @@ from .options import (
 @workers_option
 @scheduler_option
 @force_option
+@view_options
 def infer(
     slides: tuple[Path, ...],
     stores: tuple[Path, ...],
@@ -48,11 +52,12 @@ def infer(
     workers: int | None,
     scheduler: str | None,
     force: bool,
+    **view: Any,
 ) -> None:
     """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
 
     Slides are cut at the model's own µm per pixel. A slide that fails does not stop the others; failures.csv says why. Run again, it
-    goes on where it stopped, and does nothing for slides that are done.
+    goes on where it stopped, and does nothing for slides that are done; with other --outputs it makes those from the predictions it has.
     """
     from wsi_pipeline.models.checkpoint import load_checkpoint
     from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_found, infer_slides, infer_stores
@@ -74,6 +79,7 @@ def infer(
         device=device,
         batch_size=batch_size,
         force=force,
+        view=read_view(view),
     )
     crew = choose_workers(workers, scheduler, device)
     with log_to(results_dir), show_progress() as progress:
