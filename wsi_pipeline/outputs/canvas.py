@@ -122,12 +122,11 @@ def draw_color_bar(figure: Figure, axes: Axes, image: AxesImage, heatmap: Heatma
 
 def outline_positive(axes: Axes, result: SlideResult, color: str) -> None:
     """The borders of the positive regions that count; none where they are so many that they would hide the map."""
-    corners = shapely.get_coordinates([region.outline for region in result.regions])
-    if not 0 < len(corners) <= MAX_CORNERS:
+    polygons = shapely.get_parts([region.outline for region in result.regions])
+    if not 0 < shapely.get_num_coordinates(polygons).sum() <= MAX_CORNERS:
         return
-    rings = shapely.get_rings([region.outline for region in result.regions])
     scale_mm = result.table.slide.mpp / 1000
-    lines = [shapely.get_coordinates(ring) * scale_mm for ring in rings]
+    lines = [shapely.get_coordinates(ring) * scale_mm for ring in shapely.get_rings(polygons)]
     axes.add_collection(LineCollection(lines, colors=color, linewidths=0.8, zorder=3), autolim=False)
 
 
