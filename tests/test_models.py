@@ -42,7 +42,7 @@ def test_every_network_refuses_patches_that_are_too_small(name: str) -> None:
 
 
 def test_an_unknown_network_is_named() -> None:
-    with pytest.raises(ModelError, match="no such architecture; there are idc_cnn"):
+    with pytest.raises(ModelError, match="no such architecture; there are idc_cnn, wide_resnet"):
         build_network("resnet9000", 50)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from wsi_pipeline.training.judgement import Judgement
 from wsi_pipeline.training.loop import Epoch
 from wsi_pipeline.training.metrics import Scores
 from wsi_pipeline.training.split import PatientSplit
@@ -19,11 +20,11 @@ METRICS_JSON = "metrics.json"
 SPLIT_JSON = "split.json"
 
 
-def write_report(folder: Path, history: Sequence[Epoch], scores: Scores, split: PatientSplit) -> None:
+def write_report(folder: Path, history: Sequence[Epoch], figures: Scores | Judgement, split: PatientSplit) -> None:
     """Every file of the report."""
     _write_history(folder / HISTORY_CSV, history)
     _draw_loss_curve(folder / LOSS_CURVE_PNG, history)
-    (folder / METRICS_JSON).write_text(json.dumps(scores.to_json(), indent=1, allow_nan=False) + "\n")
+    (folder / METRICS_JSON).write_text(json.dumps(figures.to_json(), indent=1, allow_nan=False) + "\n")
     (folder / SPLIT_JSON).write_text(json.dumps(asdict(split), indent=1) + "\n")
 
 
