@@ -6,7 +6,7 @@ patches = slide.to_frame()                       # pandas, a row per patch
 image = slide.to_xarray().sel(x=1200, y=800, method="nearest")     # µm of the slide
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,7 +91,7 @@ class Slide:
 def open_slide_result(folder: Path) -> Slide:
     """The results of one slide's folder. Raises StoreError."""
     open_result(folder)
-    return Slide(folder, read_summary(folder))
+    return Slide(folder, replace(read_summary(folder), slide_id=folder.absolute().name))
 
 
 def open_results(results: Path) -> list[Slide]:

@@ -14,7 +14,7 @@ from wsi_pipeline.store.commit import MANIFEST, is_product
 from wsi_pipeline.store.files import write_file
 
 INDEX_HTML = "index.html"
-RUN_FILES = (SLIDES_CSV, SLIDES_PARQUET, FAILURES_CSV, RUN_JSON, "aggregate.json", "evaluation.csv")
+RUN_FILES = (SLIDES_CSV, SLIDES_PARQUET, FAILURES_CSV, RUN_JSON, "aggregate.json", "evaluation.html", "evaluation.csv", "comparison.csv")
 PICTURES = {
     overlay_png.FILE_NAME: "on the slide",
     heatmap_png.FILE_NAME: "probability; grey: not assessed",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def read_summaries(results: Path) -> tuple[list[SlideSummary], list[SlideOutcome
     for folder in find_results([results]):
         try:
             read_manifest(folder)
-            summaries.append(read_summary(folder))
+            # By the folder's name, which is unique where stores of one slide were inferred side by side.
+            summaries.append(replace(read_summary(folder), slide_id=folder.name))
         except StoreError as error:
             damaged.append(describe_failure(folder.name, str(folder), error))
     return summaries, damaged
