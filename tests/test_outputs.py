@@ -146,7 +146,7 @@ def test_every_link_of_the_page_leads_to_a_file(tmp_path: Path) -> None:
     links = Links()
     links.feed(write_index(tmp_path).read_text())
     files = [unquote(target) for target in links.targets if not target.startswith("#")]
-    # slides.csv and slides.parquet; per slide three pictures twice each (shown, and opened by a click), and a list of all four and the predictions.
+    # slides.csv and slides.parquet; per slide three pictures twice each (shown, opened by a click), and a list of all.
     assert len(files) == 2 + 2 * (6 + 5)
     assert all((tmp_path / name).exists() for name in files)
 
