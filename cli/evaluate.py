@@ -54,7 +54,7 @@ def draw_evaluation(evaluation: "Evaluation") -> str:
     scores = evaluation.pooled.scores
     lines = [f"WARNING: {warning}" for warning in evaluation.warnings]
     lines += _draw_slides([*evaluation.slides, evaluation.pooled])
-    lines += ["", *_draw_intervals(evaluation.judgement), "", *_draw_calibration(evaluation.judgement)]
+    lines += ["", *draw_intervals(evaluation.judgement, "all slides"), "", *draw_calibration(evaluation.judgement)]
     lines += ["", f"all slides at threshold {scores.threshold:.3f}:", draw_confusion(scores, evaluation.class_names)]
     if evaluation.unlabelled:
         lines.append(f"without labels: {', '.join(evaluation.unlabelled)}")
@@ -76,16 +76,17 @@ def _draw_slides(slides: "list[SlideEvaluation]") -> list[str]:
     return [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
 
 
-def _draw_intervals(judgement: "Judgement") -> list[str]:
+def draw_intervals(judgement: "Judgement", what: str) -> list[str]:
+    """Every figure with its 95 % interval, under a line that says of what."""
     from wsi_pipeline.training.bootstrap import FEW_PATIENTS
     from wsi_pipeline.training.metrics import FIGURES
 
     count = len(judgement.patients)
     if count < 2:
-        head = "all slides; one patient only, so no intervals:"
+        head = f"{what}; one patient only, so no intervals:"
     else:
         hint = ": so few that the intervals are a hint at most" if count < FEW_PATIENTS else ""
-        head = f"all slides, with 95 % intervals from {judgement.draws} samples of {count} patients{hint}:"
+        head = f"{what}, with 95 % intervals from {judgement.draws} samples of {count} patients{hint}:"
     lines = [head]
     for key, name in FIGURES.items():
         interval = judgement.intervals.get(key)
@@ -94,7 +95,8 @@ def _draw_intervals(judgement: "Judgement") -> list[str]:
     return lines
 
 
-def _draw_calibration(judgement: "Judgement") -> list[str]:
+def draw_calibration(judgement: "Judgement") -> list[str]:
+    """What the temperature did, in one line."""
     before, after = judgement.before, judgement.after
     if after.temperature == 1.0:
         return ["calibration: the model's temperature is 1, nothing was changed"]

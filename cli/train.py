@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .evaluate import draw_calibration, draw_intervals
 from .options import EXISTING, FOLDER, device_option, force_option, sheet_option
 from .training_options import read_config, read_split, training_options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from wsi_pipeline.training.judgement import Judgement
 
     from wsi_pipeline.training.config import TrainConfig
     from wsi_pipeline.training.dataset import LabelledPatches
     from wsi_pipeline.training.folds import FoldsResult
+    from wsi_pipeline.training.judgement import Judgement
     from wsi_pipeline.training.loop import Epoch
     from wsi_pipeline.training.run import TrainListener
     from wsi_pipeline.training.split import Division
@@ -66,9 +67,9 @@ def train(
     TensorBoard events. Killed, it goes on where it stopped when the same line is given again.
     """
     from rich.console import Console
-    from wsi_pipeline.training.calibration import parse_threshold_rule
 
     from wsi_pipeline.models.checkpoint import load_checkpoint
+    from wsi_pipeline.training.calibration import parse_threshold_rule
     from wsi_pipeline.training.folds import train_folds
     from wsi_pipeline.training.run import train as train_network
 
@@ -153,7 +154,8 @@ def describe_judgement(judgement: "Judgement", class_names: tuple[str, str], is_
     from wsi_pipeline.training.metrics import draw_confusion
 
     lines = ["LEAKY: patients are on both sides of this split; these figures are inflated"] if is_leaky else []
-    lines += [f"validation patients, threshold {judgement.scores.threshold:.3f}:", draw_confusion(judgement.scores, class_names)]
+    lines += [*draw_intervals(judgement, "validation patients"), "", *draw_calibration(judgement)]
+    lines += ["", f"at threshold {judgement.scores.threshold:.3f}:", draw_confusion(judgement.scores, class_names)]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: dict[str, int] = {
     "__init__": 0, "errors": 0, "geometry": 0, "outcome": 0, "provenance": 0, "sources": 0,
     "labels": 1, "models": 1, "scheduling": 1, "slides": 1, "store": 1, "tissue": 1,
-    "heatmap": 2, "inference": 2, "ingestion": 2, "relabelling": 2, "tiling": 2, "training": 2,
+    "exporting": 2, "heatmap": 2, "inference": 2, "ingestion": 2, "relabelling": 2, "tiling": 2, "training": 2,
     "outputs": 3,
     "evaluation": 4, "jobs": 4, "results": 4,
     "batch": 5,
@@ -31,6 +31,7 @@ DOORS: dict[str, set[str]] = {
     "torchvision": {"models", "training"},
     "timm": {"models"},
     "onnxruntime": {"models"},
+    "onnxscript": {"models"},
     "safetensors": {"models", "training"},
     "lightning_fabric": {"training"},
     "tensorboard": {"training"},

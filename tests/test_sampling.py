@@ -46,12 +46,20 @@ def test_patient_sampling_shows_patients_alike() -> None:
     assert counts.max() < 390
 
 
+def test_class_and_patient_sampling_shows_classes_alike_and_within_a_class_its_patients() -> None:
+    patients = np.array(["a"] * 700 + ["b"] * 200 + ["c"] * 100)
+    labels = np.array([0] * 700 + [0] * 100 + [1] * 100 + [1] * 100, dtype=np.int8)  # a has no positives, c no negatives
+    drawn = draw_epoch("class-patient", labels, patients, draws()).numpy()
+    counts = {key: int(((labels[drawn] == key[0]) & (patients[drawn] == key[1])).sum()) for key in ((0, "a"), (0, "b"), (1, "b"), (1, "c"))}
+    assert all(200 < count < 300 for count in counts.values()), counts
+
+
 def test_class_weights_give_both_classes_the_same_sum() -> None:
     assert weigh_classes(np.array([0, 0, 0, 1], dtype=np.int8)) == pytest.approx((4 / 6, 4 / 2))
 
 
 def test_an_unknown_sampling_is_refused() -> None:
-    with pytest.raises(ConfigError, match="shuffle, class, patient"):
+    with pytest.raises(ConfigError, match="shuffle, class, patient, class-patient"):
         draw_epoch("best", np.zeros(2, dtype=np.int8), np.array(["a", "b"]), draws())
 
 
@@ -66,7 +74,7 @@ def two_stores(folder: Path) -> tuple[LabelledPatches, np.ndarray]:
 
 
 @settings(max_examples=25)
-@given(seed=st.integers(0, 999), blocks_held=st.integers(1, 9), how=st.sampled_from(["shuffle", "class", "patient"]))
+@given(seed=st.integers(0, 999), blocks_held=st.integers(1, 9), how=st.sampled_from(["shuffle", "class", "patient", "class-patient"]))
 def test_the_stores_give_the_pixels_that_memory_gives(
     seed: int, blocks_held: int, how: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -98,7 +106,12 @@ def test_few_blocks_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
     source = StorePixels(patches, np.arange(len(patches)), CPU, buffer_bytes=4 * 4 * 7500)
     read: list[int] = []
     original = StorePixels._read
-    monkeypatch.setattr(StorePixels, "_read", lambda self, block: (read.append(block), original(self, block))[1])
+
+    def count(self: StorePixels, block: int) -> np.ndarray:
+        read.append(block)
+        return original(self, block)
+
+    monkeypatch.setattr(StorePixels, "_read", count)
     order = source.arrange(torch.arange(len(patches)), draws())
     for _ in source.stream(cut_batches(order, 5)):
         pass

@@ -109,13 +109,19 @@ def test_the_head_has_its_own_rate() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))
 
 
+def test_biases_and_normalisations_have_no_weight_decay() -> None:
+    optimizer = make_optimizer(build_network("wide_resnet_10_1", 50), Optimisation(weight_decay=0.3))
+    decays = {(parameter.ndim > 1, group["weight_decay"]) for group in optimizer.param_groups for parameter in group["params"]}
+    assert decays == {(True, 0.3), (False, 0.0)}
+
+
 def test_xavier_and_he_have_their_deviations() -> None:
-    layer = nn.Sequential(nn.Linear(200, 300))
+    layer = nn.Linear(200, 300)
     initialise(layer, "xavier")
-    assert float(layer[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / (200 + 300)), rel=0.02)
-    assert float(layer[0].bias.detach().abs().max()) == 0
+    assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(2 / (200 + 300)), rel=0.02)
+    assert float(layer.bias.detach().abs().max()) == 0
     initialise(layer, "he")
-    assert float(layer[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / 300), rel=0.02)
+    assert float(layer.weight.detach().std()) == pytest.approx(math.sqrt(2 / 200), rel=0.02)
 
 
 def test_the_layers_own_weights_are_kept_by_default() -> None:

@@ -1,7 +1,9 @@
 """Whole training runs: what they leave, that they repeat themselves, and that a killed one goes on."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +15,33 @@ from wsi_pipeline.errors import ConfigError, EnvironmentFault, ModelError, Store
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.dataset import load_labelled, read_pixels
-from wsi_pipeline.training.loop import Epoch
+from wsi_pipeline.training.dataset import LabelledPatches, load_labelled, read_pixels
+from wsi_pipeline.training.fitting import FitJob, run_fit
+from wsi_pipeline.training.loop import Epoch, Watch
 from wsi_pipeline.training.optimisation import Optimisation
-from wsi_pipeline.training.run import SplitChoice, TrainListener, train
+from wsi_pipeline.training.run import SplitChoice, Trained, TrainListener, train
 from wsi_pipeline.training.schedule import Schedule
 from wsi_pipeline.training.split import PatientSplit
 from wsi_pipeline.training.split_file import read_split_file
 
 QUICK = TrainConfig(architecture="wide_resnet_10_1", epochs=2, batch_size=16, device="cpu")
 FIXED = SplitChoice(val_patients=("p1",))
+HELD_OUT = SplitChoice(val_patients=("p1",), test_patients=("p3",))
 
 
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_training_stores(tmp_path_factory.mktemp("training") / "stores")
+
+
+@pytest.fixture(scope="session")
+def finished(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
+    """A finished run that tests look at and leave as it is: its folder, and what it returned."""
+    out = tmp_path_factory.mktemp("finished") / "model"
+    return out, train([stores], out, QUICK, HELD_OUT)
 
 
 class Stopped(Exception):
@@ -63,74 +75,68 @@ def test_a_network_learns_dark_from_bright(stores: Path, tmp_path: Path) -> None
     assert trained.judgement.scores.f1 == 1.0
 
 
-def test_a_run_leaves_a_checkpoint_and_a_report(stores: Path, tmp_path: Path) -> None:
-    train([stores], tmp_path / "model", QUICK, SplitChoice(val_patients=("p1",), test_patients=("p3",)))
-    assert {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*") if path.is_file()} == {
+def test_a_run_leaves_a_checkpoint_and_a_report(finished: tuple[Path, Trained]) -> None:
+    model, _ = finished
+    assert {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()} == {
         "model.safetensors", "history.csv", "metrics.json", "split.json", "validation.csv", "report.html", "manifest.json",
         "tensorboard/events.out.tfevents.0.wsi",
     }  # fmt: skip
-    split = json.loads((tmp_path / "model" / "split.json").read_text())
+    split = json.loads((model / "split.json").read_text())
     assert split == {"train": ["p0", "p2"], "val": ["p1"], "test": ["p3"], "is_leaky": False}
-    assert len((tmp_path / "model" / "history.csv").read_text().splitlines()) == 3
+    assert len((model / "history.csv").read_text().splitlines()) == 3
 
 
-def test_the_split_json_of_a_run_repeats_its_split(stores: Path, tmp_path: Path) -> None:
-    train([stores], tmp_path / "model", QUICK, SplitChoice(val_patients=("p1",), test_patients=("p3",)))
-    assert read_split_file(tmp_path / "model" / "split.json") == PatientSplit(("p0", "p2"), ("p1",), ("p3",))
+def test_the_split_json_of_a_run_repeats_its_split(finished: tuple[Path, Trained]) -> None:
+    assert read_split_file(finished[0] / "split.json") == PatientSplit(("p0", "p2"), ("p1",), ("p3",))
 
 
-def test_tensorboard_reads_the_events(stores: Path, tmp_path: Path) -> None:
+def test_tensorboard_reads_the_events(finished: tuple[Path, Trained]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train([stores], tmp_path / "model", QUICK, FIXED)
-    events = EventAccumulator(str(tmp_path / "model" / "tensorboard"))
+    model, _ = finished
+    events = EventAccumulator(str(model / "tensorboard"))
     events.Reload()
-    rows = (tmp_path / "model" / "history.csv").read_text().splitlines()
+    rows = (model / "history.csv").read_text().splitlines()
     losses = [float(row.split(",")[rows[0].split(",").index("val_loss")]) for row in rows[1:]]
     assert [event.value for event in events.Scalars("loss/validation")] == pytest.approx(losses)
     assert [event.step for event in events.Scalars("auroc/validation")] == [1, 2]
 
 
-def test_the_checkpoint_knows_its_terms_of_use(stores: Path, tmp_path: Path) -> None:
-    trained = train([stores], tmp_path / "model", QUICK, FIXED)
-    checkpoint = load_checkpoint(trained.model)
+def test_the_checkpoint_knows_its_terms_of_use(finished: tuple[Path, Trained], stores: Path) -> None:
+    checkpoint = load_checkpoint(finished[1].model)
     assert checkpoint.spec.mpp == 0.5
-    assert checkpoint.training["split"]["val"] == ["p1"]
-    assert trained.judgement is not None
-    assert checkpoint.threshold == trained.judgement.scores.threshold
+    assert checkpoint.training["split"] == {"train": ["p0", "p2"], "val": ["p1"], "test": ["p3"]}
+    assert finished[1].judgement is not None
+    assert checkpoint.threshold == finished[1].judgement.scores.threshold
     assert "on 1 validation patients, 24 patches" in checkpoint.threshold_source
-    patches = load_labelled([stores / f"p{k}.patches.zarr" for k in (0, 2, 3)])
+    patches = load_labelled([stores / f"p{k}.patches.zarr" for k in (0, 2)])
     pixels = read_pixels(patches, np.arange(len(patches)))
     assert checkpoint.normalisation.mean == pytest.approx((pixels.reshape(-1, 3) / 255).mean(axis=0), abs=1e-6)
 
 
-def test_the_checkpoint_gives_the_probabilities_that_were_judged(stores: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_gives_the_probabilities_that_were_judged(finished: tuple[Path, Trained], stores: Path) -> None:
     """Weights, normalisation and temperature of the file, run by the predictor, against what training wrote down."""
-    trained = train([stores], tmp_path / "model", QUICK, FIXED)
-    checkpoint = load_checkpoint(trained.model)
+    checkpoint = load_checkpoint(finished[1].model)
     patches = load_labelled([stores / "p1.patches.zarr"])
     probability = Predictor(checkpoint, torch.device("cpu"))(read_pixels(patches, np.arange(len(patches))))
-    written = [float(row.split(",")[-1]) for row in (tmp_path / "model" / "validation.csv").read_text().splitlines()[1:]]
+    written = [float(row.split(",")[-1]) for row in (finished[0] / "validation.csv").read_text().splitlines()[1:]]
     assert probability == pytest.approx(written, abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_folder(stores: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        train([stores], tmp_path / name, QUICK, FIXED)
-    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "two")
+def test_the_same_seed_gives_the_same_folder(finished: tuple[Path, Trained], stores: Path, tmp_path: Path) -> None:
+    train([stores], tmp_path / "again", QUICK, HELD_OUT)
+    assert folder_bytes(tmp_path / "again") == folder_bytes(finished[0])
 
 
-def test_training_again_does_nothing(stores: Path, tmp_path: Path) -> None:
-    first = train([stores], tmp_path / "model", QUICK, FIXED)
+def test_training_again_does_nothing(finished: tuple[Path, Trained], stores: Path) -> None:
     epochs: list[object] = []
-    again = train([stores], tmp_path / "model", QUICK, FIXED, listener=TrainListener(on_epoch=epochs.append))
-    assert (again.model, again.judgement, epochs) == (first.model, None, [])
+    again = train([stores], finished[0], QUICK, HELD_OUT, listener=TrainListener(on_epoch=epochs.append))
+    assert (again.model, again.judgement, epochs) == (finished[1].model, None, [])
 
 
-def test_other_parameters_do_not_overwrite_a_model(stores: Path, tmp_path: Path) -> None:
-    train([stores], tmp_path / "model", QUICK, FIXED)
+def test_other_parameters_do_not_overwrite_a_model(finished: tuple[Path, Trained], stores: Path) -> None:
     with pytest.raises(StoreError, match=r"another parameters\.seed; use --force"):
-        train([stores], tmp_path / "model", replace(QUICK, seed=1), FIXED)
+        train([stores], finished[0], replace(QUICK, seed=1), HELD_OUT)
 
 
 def test_training_stops_when_it_no_longer_gets_better(stores: Path, tmp_path: Path) -> None:
@@ -170,28 +176,49 @@ VARIANTS: dict[str, TrainConfig] = {
 
 
 @pytest.fixture(scope="session")
-def plain_weights(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    trained = train([stores], tmp_path_factory.mktemp("plain") / "model", replace(QUICK, epochs=1), FIXED)
-    return weights_of(trained.model)
+def patches(stores: Path) -> LabelledPatches:
+    return load_labelled(find_stores([stores]))
 
 
-def weights_of(model: Path) -> bytes:
-    weights = load_checkpoint(model).weights
+def fit_once(patches: LabelledPatches, config: TrainConfig) -> bytes:
+    """The weights that one epoch comes to."""
+    division = FIXED.divide(patches, config.seed)
+    weights = run_fit(FitJob(replace(config, epochs=1), patches, division), Watch()).course.best_weights
     return b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
 
 
+@pytest.fixture(scope="session")
+def plain_weights(patches: LabelledPatches) -> bytes:
+    return fit_once(patches, QUICK)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_parameter_changes_the_weights(name: str, stores: Path, plain_weights: bytes, tmp_path: Path) -> None:
-    trained = train([stores], tmp_path / "model", replace(VARIANTS[name], epochs=1), FIXED)
-    assert weights_of(trained.model) != plain_weights
+def test_every_parameter_changes_the_weights(name: str, patches: LabelledPatches, plain_weights: bytes) -> None:
+    assert fit_once(patches, VARIANTS[name]) != plain_weights
+
+
+def test_the_same_parameters_give_the_same_weights(patches: LabelledPatches, plain_weights: bytes) -> None:
+    assert fit_once(patches, QUICK) == plain_weights
 
 
 def test_class_weights_change_the_weights_where_classes_differ_in_number(tmp_path: Path) -> None:
-    stores = make_training_stores(tmp_path / "stores", patches=23)
-    choice = SplitChoice(val_patients=("p1",))
-    one = train([stores], tmp_path / "one", replace(QUICK, epochs=1), choice)
-    other = train([stores], tmp_path / "other", replace(QUICK, epochs=1, optimisation=Optimisation(class_weights=True)), choice)
-    assert weights_of(one.model) != weights_of(other.model)
+    patches = load_labelled(find_stores([make_training_stores(tmp_path / "stores", patches=23)]))
+    weighted = replace(QUICK, optimisation=Optimisation(class_weights=True))
+    assert fit_once(patches, weighted) != fit_once(patches, QUICK)
+
+
+@pytest.fixture(scope="session")
+def quiet_runs(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrainConfig], Path]:
+    """Folders of runs that nobody disturbed, one per configuration."""
+    folder = tmp_path_factory.mktemp("quiet")
+
+    @cache
+    def run(config: TrainConfig) -> Path:
+        out = folder / str(abs(hash(config))) / "model"
+        train([stores], out, config, FIXED)
+        return out
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -203,10 +230,12 @@ def test_class_weights_change_the_weights_where_classes_differ_in_number(tmp_pat
     ],
     ids=["plain", "averaged", "from the stores"],
 )
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_a_stopped_run_ends_in_the_same_bytes(config: TrainConfig, epoch: int, stores: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_stopped_run_ends_in_the_same_bytes(
+    config: TrainConfig, epoch: int, stores: Path, quiet_runs: Callable[[TrainConfig], Path], tmp_path: Path
+) -> None:
     config = replace(config, epochs=3)
-    train([stores], tmp_path / "quiet", config, FIXED)
+    quiet = quiet_runs(config)
     with pytest.raises(Stopped):
         train([stores], tmp_path / "stopped", config, FIXED, listener=stop_after(epoch))
     assert not (tmp_path / "stopped").exists()
@@ -215,7 +244,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(config: TrainConfig, epoch: int, s
     listener = TrainListener(on_resume=resumed.append, on_epoch=lambda one: done.append(one.epoch))
     train([stores], tmp_path / "stopped", config, FIXED, listener=listener)
     assert (resumed, done) == ([epoch], list(range(epoch + 1, 4)))
-    assert folder_bytes(tmp_path / "stopped") == folder_bytes(tmp_path / "quiet")
+    assert folder_bytes(tmp_path / "stopped") == folder_bytes(quiet)
 
 
 def test_not_resuming_begins_anew(stores: Path, tmp_path: Path) -> None:
@@ -238,9 +267,8 @@ def test_a_damaged_state_is_refused_with_the_remedy(stores: Path, tmp_path: Path
     assert train([stores], tmp_path / "model", QUICK, FIXED, force=True).judgement is not None
 
 
-def test_nothing_of_a_finished_run_is_left_in_staging(stores: Path, tmp_path: Path) -> None:
-    train([stores], tmp_path / "model", QUICK, FIXED)
-    assert list((tmp_path / ".wsi" / "staging").iterdir()) == []
+def test_nothing_of_a_finished_run_is_left_in_staging(finished: tuple[Path, Trained]) -> None:
+    assert list(finished[0].parent.rglob("state.safetensors")) == []
 
 
 def test_a_random_split_marks_model_and_report(stores: Path, tmp_path: Path) -> None:

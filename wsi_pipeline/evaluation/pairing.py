@@ -53,9 +53,7 @@ def _pair_slides(one: LabelledSlide, other: LabelledSlide) -> PairedCells:
         raise StoreError(
             f"{one.slide_id}: of patient {one.table.patient_id} here, of {other.table.patient_id} there; infer both with the same patients"
         )
-    cols = max(one.table.grid.cols, 1)
-    places = [slide.cells[:, 0].astype(np.int64) * cols + slide.cells[:, 1] for slide in (one, other)]
-    _, first, second = np.intersect1d(*places, assume_unique=True, return_indices=True)
+    _, first, second = np.intersect1d(_number_cells(one), _number_cells(other), assume_unique=True, return_indices=True)
     differing = int(np.count_nonzero(one.labels[first] != other.labels[second]))
     if differing:
         raise LabelError(
@@ -64,6 +62,11 @@ def _pair_slides(one: LabelledSlide, other: LabelledSlide) -> PairedCells:
     both = ~np.isnan(one.probability[first]) & ~np.isnan(other.probability[second])
     first, second = first[both], second[both]
     return PairedCells(one.labels[first], one.probability[first], other.probability[second], one.patients[first], 1, 0)
+
+
+def _number_cells(slide: LabelledSlide) -> NDArray[np.int64]:
+    """The place of each cell in raster order."""
+    return slide.cells[:, 0].astype(np.int64) * slide.table.grid.cols + slide.cells[:, 1]
 
 
 def _pool(pairs: Sequence[PairedCells], labelled: int) -> PairedCells:

@@ -23,8 +23,8 @@ from wsi_pipeline.jobs.plan import (
 )
 from wsi_pipeline.jobs.publish import publish, take_over
 from wsi_pipeline.jobs.samples import choose_samples, read_from_slide, read_from_store
-from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.device import choose_device
+from wsi_pipeline.models.loading import ForeignTerms, load_same
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outcome import SlideOutcome
 from wsi_pipeline.outputs.result import Sample
@@ -49,23 +49,25 @@ _loading = threading.Lock()
 
 
 @lru_cache(1)
-def _load_predictor(model: Path, digest: str, device: str, batch_size: int) -> Predictor:
-    return Predictor(load_checkpoint(model), choose_device(device), batch_size)
+def _load_predictor(model: Path, digest: str, device: str, batch_size: int, terms: ForeignTerms) -> Predictor:
+    return Predictor(load_same(model, digest, terms), choose_device(device), batch_size)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which checkpoint runs, and on what."""
+    """Which model runs, and on what."""
 
     path: Path
     digest: str
     device: str
     batch_size: int
+    terms: ForeignTerms = field(default_factory=ForeignTerms)
+    """A worker trusts a foreign model by these alone, and checks its digest itself."""
 
     def load(self) -> Predictor:
         """The predictor, loaded once per process."""
         with _loading:
-            return _load_predictor(self.path, self.digest, self.device, self.batch_size)
+            return _load_predictor(self.path, self.digest, self.device, self.batch_size, self.terms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class InferJob:
         return open_plan(staging, staged_table(staging.product / FOLDER))
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
-        return Staging(self.target, inference.inference_recipe(source_recipe, self.model.load().checkpoint))
+        return Staging(self.target, inference.inference_recipe(source_recipe, self.model.load().model))
 
     def _reuse(self, staging: Staging, manifest: Manifest) -> SlidePlan:
         """The plan where the predictions are there; outputs that are not as asked for are made anew from them."""
@@ -128,7 +130,7 @@ class InferJob:
         return SlidePlan(staging, int(manifest.counts["patches"]), (), 1, is_predicted=True)
 
     def _begin(self, staging: Staging, table: PatchTable) -> None:
-        inference.begin_predictions(staging, table, self.model.load().checkpoint)
+        inference.begin_predictions(staging, table, self.model.load().model)
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Read, predict and write one block."""

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
-from wsi_pipeline.models.inputs import Normalisation
-from wsi_pipeline.models.network import NetworkOptions
+from wsi_pipeline.models.inputs import Normalisation, normalise
+from wsi_pipeline.models.model import Score, spec_to_json
+from wsi_pipeline.models.network import NetworkOptions, positive_logit
 from wsi_pipeline.provenance import canonical_json, file_sha256, recipe_digest
 
 CARD_KEY = "wsi"
@@ -76,13 +77,23 @@ class Checkpoint:
             raise ModelError(f"weights do not fit {self.architecture}: {reason}") from error
         return network.eval()
 
+    def place(self, device: torch.device) -> Score:
+        """The calibrated probability of the positive class, computed on `device`."""
+        network = self.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def score(pixels: Tensor) -> Tensor:
+            logit = positive_logit(network(normalise(pixels, self.normalisation)))  # (b,)
+            return torch.sigmoid(logit.float() / self.temperature)
+
+        return score
+
     def to_json(self) -> dict[str, Any]:
         """What results record about the model that made them."""
         return {
             "digest": self.digest,
             "architecture": self.architecture,
             "options": self.options.to_json(),
-            "patch": _spec_to_json(self.spec),
+            "patch": spec_to_json(self.spec),
             "class_names": list(self.class_names),
             "temperature": self.temperature,
             "threshold": self.threshold,
@@ -98,7 +109,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "format": CARD_FORMAT,
         "architecture": checkpoint.architecture,
         "options": checkpoint.options.to_json(),
-        "patch": _spec_to_json(checkpoint.spec),
+        "patch": spec_to_json(checkpoint.spec),
         "class_names": list(checkpoint.class_names),
         "mean": list(checkpoint.normalisation.mean),
         "std": list(checkpoint.normalisation.std),
@@ -178,7 +189,3 @@ def _weights_sha256(weights: Mapping[str, Tensor]) -> str:
         # Flat first: a channels-last tensor with a side of 1 counts as contiguous and yet cannot be viewed as bytes.
         digest.update(tensor.flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _spec_to_json(spec: PatchSpec) -> dict[str, Any]:
-    return {"side_px": spec.side_px, "stride_px": spec.stride_px, "mpp": spec.mpp}

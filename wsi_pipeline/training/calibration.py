@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
@@ -51,8 +50,11 @@ def fit_temperature(labels: NDArray[np.int8], logits: NDArray[np.float32]) -> fl
 
 
 def apply_temperature(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Probabilities (n,) of uncalibrated logits (n,), computed as the predictor computes them."""
-    return np.asarray(torch.sigmoid(torch.from_numpy(np.ascontiguousarray(logits)) / temperature).numpy(), dtype=np.float32)
+    """Probabilities (n,) of uncalibrated logits (n,): the predictor's, but for the last bit.
+
+    In float64, because torch's float32 gives equal logits different last bits by their place in the array, which unties ties.
+    """
+    return np.asarray(expit(logits.astype(np.float64) / temperature), dtype=np.float32)
 
 
 def undo_temperature(probability: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:

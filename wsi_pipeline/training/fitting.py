@@ -11,7 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException, get_context
+from torch.multiprocessing import get_context
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from wsi_pipeline.errors import EnvironmentFault, ModelError
 from wsi_pipeline.models.architectures import build_network, load_pretrained
@@ -97,7 +98,8 @@ def _fit_here(fabric: Fabric, job: FitJob, watch: Watch) -> Fitted:
         course = unpack_course(state)
         learner.restore(state.tensors, state.plain["learner"])
         watch.on_resume(len(course.history))
-    fit(learner, train, val, job.config, fabric, course, job.state_file, {"cache": cache}, watch)
+    notes = {"cache": cache, "mean": normalisation.mean, "std": normalisation.std}
+    fit(learner, train, val, job.config, fabric, course, job.state_file, notes, watch)
     return Fitted(course, normalisation)
 
 
@@ -155,7 +157,7 @@ def _fit_in_processes(job: FitJob, watch: Watch) -> Fitted:
     listening.start()
     fabric = make_fabric(job.config)
     try:
-        normalisation = fabric.launch(_fit_rank, job, messages)
+        fabric.launch(partial(_fit_rank, job=job, messages=messages))
     except ProcessRaisedException as error:
         raise ModelError(f"training on {job.config.devices} devices: {str(error).strip().splitlines()[-1]}") from error
     finally:
@@ -164,15 +166,15 @@ def _fit_in_processes(job: FitJob, watch: Watch) -> Fitted:
     state = load_state(job.state_file)
     if state is None:
         raise EnvironmentFault(f"{job.state_file}: the state of this training has vanished; run the same line again")
-    return Fitted(unpack_course(state), normalisation)
+    return Fitted(unpack_course(state), Normalisation(tuple(state.plain["mean"]), tuple(state.plain["std"])))
 
 
-def _fit_rank(fabric: Fabric, job: FitJob, messages: Any) -> Normalisation:
+def _fit_rank(fabric: Fabric, job: FitJob, messages: Any) -> None:
     """One of several processes; runs where it was spawned."""
     watch = Watch()
     if fabric.is_global_zero:
         watch = Watch(*(partial(_post, messages, name) for name in ("on_resume", "on_epoch", "on_batch")))
-    return _fit_here(fabric, job, watch).normalisation
+    _fit_here(fabric, job, watch)
 
 
 def _post(messages: Any, name: str, value: Any) -> None:

@@ -42,8 +42,9 @@ class Learner:
             self._average = AveragedModel(self._network, multi_avg_fn=get_ema_multi_avg_fn(self._choice.ema), use_buffers=True)
         self._optimizer = make_optimizer(self._network, self._choice)
         self._scheduler = make_scheduler(self._optimizer, steps, config.schedule)
-        runnable = torch.compile(self._network) if config.is_compiled else self._network
-        self._run, self._stepper = fabric.setup(runnable, self._optimizer)
+        if config.is_compiled:
+            self._network.compile()  # in place: the weights keep their names
+        self._run, self._stepper = fabric.setup(self._network, self._optimizer)
 
     @property
     def judged(self) -> nn.Module:

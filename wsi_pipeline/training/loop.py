@@ -129,7 +129,7 @@ def _train_epoch(learner: Learner, train: Side, config: TrainConfig, number: int
         loss = learner.learn(pixels, labels[indices].to(fabric.device), augmentation_draws)
         total += loss * len(indices)
         on_batch(len(indices) * ranks)
-    mean = float(fabric.all_reduce(total, reduce_op="sum")) / len(drawn)
+    mean = float(torch.as_tensor(fabric.all_reduce(total, reduce_op="sum"))) / len(drawn)
     if not math.isfinite(mean):
         raise ModelError("the training loss is no longer a number; train again with a lower --lr")
     return mean

@@ -27,7 +27,7 @@ class Optimisation:
     momentum: float | None = None
     """Of sgd and rmsprop; the first beta of adam and adamw. None: 0.9, but 0 for rmsprop."""
     weight_decay: float = 1e-4
-    """L2 penalty; decoupled for adamw."""
+    """L2 penalty on weights, not on biases and normalisations; decoupled for adamw."""
     l1: float = 0.0
     """Weight of the sum of absolute weights in the loss."""
     clip_norm: float | None = None
@@ -101,12 +101,14 @@ OPTIMIZERS: dict[str, Callable[[ParameterGroups, Optimisation], Optimizer]] = {
 
 
 def make_optimizer(network: nn.Module, choice: Optimisation) -> Optimizer:
-    """The optimiser over the network's parameters, in two groups where the head has a rate of its own."""
-    head = [parameter for parameter in find_head(network).parameters() if parameter.requires_grad]
-    known = {id(parameter) for parameter in head}
-    body = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in known]
-    head_rate = choice.head_learning_rate or choice.learning_rate
-    groups = [{"params": body, "lr": choice.learning_rate}, {"params": head, "lr": head_rate}]
+    """The optimiser over the network's parameters: body and head at their rates, biases and normalisations without weight decay."""
+    head = {id(parameter) for parameter in find_head(network).parameters()}
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for is_head, rate in ((False, choice.learning_rate), (True, choice.head_learning_rate or choice.learning_rate)):
+        part = [parameter for parameter in trained if (id(parameter) in head) == is_head]
+        groups.append({"params": [parameter for parameter in part if parameter.ndim > 1], "lr": rate})
+        groups.append({"params": [parameter for parameter in part if parameter.ndim <= 1], "lr": rate, "weight_decay": 0.0})
     return OPTIMIZERS[choice.optimizer]([group for group in groups if group["params"]], choice)
 
 
@@ -119,7 +121,7 @@ def _xavier(weight: Tensor) -> None:
 
 
 def _he(weight: Tensor) -> None:
-    nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+    nn.init.kaiming_normal_(weight, mode="fan_in", nonlinearity="relu")
 
 
 INITIALISATIONS: dict[str, Callable[[Tensor], None]] = {"default": _keep, "xavier": _xavier, "he": _he}

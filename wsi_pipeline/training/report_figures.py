@@ -20,6 +20,7 @@ from wsi_pipeline.training.judgement import CalibrationFigures, Judgement
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#888888"
 SIZE_INCH = (4.6, 4.1)
+NO_METADATA: Any = {"Software": None}  # typed as strings only, but None is what leaves an entry out
 MAX_CURVE_POINTS = 2000
 MIN_PATIENT_PATCHES = 20
 MAX_PATIENT_CURVES = 60
@@ -84,23 +85,12 @@ def draw_reliability(figures: CalibrationFigures, title: str) -> bytes:
     figure, axes = _square("promised: mean probability in the bin", "came true: share of positives")
     filled = [item for item in figures.reliability if item.patches]
     total = sum(item.patches for item in filled)
-    axes.bar(
-        [item.low for item in filled],
-        [item.patches / total for item in filled],
-        width=1 / len(figures.reliability),
-        align="edge",
-        color="#d5dde8",
-        label="share of patches",
-    )
+    heights = [item.patches / total for item in filled]
+    width = 1 / len(figures.reliability)
+    axes.bar([item.low for item in filled], heights, width=width, align="edge", color="#d5dde8", label="share of patches")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    axes.plot(
-        [item.mean_probability for item in filled],
-        [item.positive_share for item in filled],
-        "o-",
-        color=BLUE,
-        markersize=4,
-        label="came true",
-    )
+    points = [(item.mean_probability or 0.0, item.positive_share or 0.0) for item in filled]
+    axes.plot(*zip(*points, strict=True), "o-", color=BLUE, markersize=4, label="came true")
     axes.set_title(f"{title}: calibration error {figures.expected_calibration_error or 0:.3f}", fontsize=10)
     axes.legend(loc="upper left", fontsize=8)
     return _save(figure)
@@ -129,7 +119,7 @@ def draw_sweep(judgement: Judgement) -> bytes:
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """An RGB picture (height, width, 3) as PNG."""
     stream = io.BytesIO()
-    imsave(stream, pixels, format="png", metadata={"Software": None})
+    imsave(stream, pixels, format="png", metadata=NO_METADATA)
     return stream.getvalue()
 
 

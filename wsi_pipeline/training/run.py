@@ -13,13 +13,13 @@ from wsi_pipeline.provenance import describe_tool, file_sha256
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
-from wsi_pipeline.training.calibration import ThresholdRule, fit_temperature, parse_threshold_rule
+from wsi_pipeline.training.calibration import ThresholdRule, apply_temperature, fit_temperature, parse_threshold_rule
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.dataset import LabelledPatches, load_labelled
 from wsi_pipeline.training.fitting import FitJob, Fitted, make_fabric, make_network, run_fit
 from wsi_pipeline.training.history import EVENTS, append_events, write_events
 from wsi_pipeline.training.judgement import Judgement, judge
-from wsi_pipeline.training.loop import Epoch, Watch, sigmoid
+from wsi_pipeline.training.loop import Epoch, Watch
 from wsi_pipeline.training.run_folder import TrainingRecord, write_run_folder
 from wsi_pipeline.training.split import Division, PatientSplit, split_at_random, split_patients
 
@@ -162,7 +162,7 @@ def _finish(staging: Staging, job: FitJob, fitted: Fitted, rule: ThresholdRule) 
     val = job.division.val
     labels, patients, logits = job.patches.labels[val], job.patches.patients[val], fitted.course.best_logits
     temperature = fit_temperature(labels, logits)
-    threshold = rule.choose(labels, sigmoid(logits / np.float32(temperature)))
+    threshold = rule.choose(labels, apply_temperature(logits, temperature))
     judgement = judge(labels, logits, patients, temperature=temperature, threshold=threshold, seed=job.config.seed)
     checkpoint = _describe(job, fitted, judgement, temperature, threshold, rule)
     save_checkpoint(checkpoint, staging.product / MODEL_FILE)

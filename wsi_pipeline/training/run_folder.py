@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import StoreError
 from wsi_pipeline.models.checkpoint import Checkpoint
+from wsi_pipeline.training.calibration import apply_temperature
 from wsi_pipeline.training.dataset import LabelledPatches, read_pixels
 from wsi_pipeline.training.history import HISTORY_CSV, write_history
 from wsi_pipeline.training.judgement import Judgement
-from wsi_pipeline.training.loop import Course, sigmoid
-from wsi_pipeline.training.report import ReportContent, WorstPatch, pick_worst, write_report_page
+from wsi_pipeline.training.loop import Course
+from wsi_pipeline.training.report_page import REPORT_HTML, ReportContent, WorstPatch, describe_worst, pick_worst, write_report_page
 from wsi_pipeline.training.split import Division
 
 METRICS_JSON = "metrics.json"
 SPLIT_JSON = "split.json"
 VALIDATION_CSV = "validation.csv"
-REPORT_HTML = "report.html"
 WORST_PATCHES = 24
 
 
@@ -34,15 +33,6 @@ class TrainingRecord:
     division: Division
     course: Course
     judgement: Judgement
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationLogits:
-    """Uncalibrated logits of the best epoch on the validation patches, (n,) each."""
-
-    patients: NDArray[np.str_]
-    labels: NDArray[np.int8]
-    logits: NDArray[np.float32]
 
 
 def write_run_folder(folder: Path, record: TrainingRecord) -> None:
@@ -60,7 +50,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _write_validation(path: Path, record: TrainingRecord) -> None:
     val = record.division.val
-    probability = sigmoid(record.course.best_logits / np.float32(record.checkpoint.temperature))
+    probability = apply_temperature(record.course.best_logits, record.checkpoint.temperature)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["patient_id", "store", "patch", "label", "logit", "probability"])
@@ -68,20 +58,6 @@ def _write_validation(path: Path, record: TrainingRecord) -> None:
             store, patch = record.patches.places[index].tolist()
             row = [record.patches.patients[index], record.patches.paths[store].name, patch, int(record.patches.labels[index])]
             writer.writerow([*row, str(logit), str(value)])
-
-
-def read_validation(folder: Path) -> ValidationLogits:
-    """The validation logits of a finished run. Raises StoreError where the file is not what we wrote."""
-    try:
-        with (folder / VALIDATION_CSV).open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-        return ValidationLogits(
-            np.array([row["patient_id"] for row in rows], dtype=np.str_),
-            np.array([row["label"] for row in rows], dtype=np.int8),
-            np.array([row["logit"] for row in rows], dtype=np.float32),
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{folder}: its {VALIDATION_CSV} cannot be read ({error}); train again with --force") from error
 
 
 def _describe(record: TrainingRecord) -> ReportContent:
@@ -97,7 +73,7 @@ def _describe(record: TrainingRecord) -> ReportContent:
         history=[asdict(epoch) for epoch in record.course.history],
         facts=_list_facts(record),
         is_leaky=record.division.is_leaky,
-        worst=_show_worst(record, labels, sigmoid(logits / np.float32(record.checkpoint.temperature))),
+        worst=_show_worst(record, labels, apply_temperature(logits, record.checkpoint.temperature)),
     )
 
 
@@ -129,7 +105,7 @@ def _show_worst(record: TrainingRecord, labels: NDArray[np.int8], probability: N
     members = record.division.val[worst]
     names = record.checkpoint.class_names
     captions = [
-        f"{patient}: {names[label]}, probability {value:.2f}"
+        describe_worst(label, value, names, patient)
         for patient, label, value in zip(record.patches.patients[members], labels[worst], probability[worst], strict=True)
     ]
     return tuple(WorstPatch(*shown) for shown in zip(read_pixels(record.patches, members), captions, strict=True))
