@@ -107,15 +107,12 @@ def drop_small_groups(positive: NDArray[np.bool_], min_cells: float) -> NDArray[
 
 
 def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
-    """The figures of one slide."""
+    """The figures of one slide: of the map as it is drawn, smoothed or not."""
     table = predictions.table
     known = heatmap.probability[~np.isnan(heatmap.probability)].astype(np.float64)
     unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
     positive = heatmap.positive
     positives = int(np.count_nonzero(positive))
-    cell_mm2 = table.grid.cell_area_mm2
-    sizes = np.bincount(number_groups(positive, corners=True).ravel())[1:]
-    spot = find_hot_spot(positive, table.grid)
     return SlideSummary(
         slide_id=table.slide.slide_id,
         state=state_of(table.patches, unreadable),
@@ -123,17 +120,8 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         unreadable=unreadable,
         positives=positives,
         positive_fraction=positives / len(known) if len(known) else None,
-        assessed_mm2=len(known) * cell_mm2,
-        positive_mm2=positives * cell_mm2,
-        mean_probability=float(known.mean()) if len(known) else None,
-        p95_probability=float(np.percentile(known, 95)) if len(known) else None,
-        max_probability=float(known.max()) if len(known) else None,
-        positive_regions=len(sizes),
-        mean_positive_region_mm2=float(sizes.mean() * cell_mm2) if len(sizes) else None,
-        largest_positive_region_mm2=float(sizes.max(initial=0) * cell_mm2),
-        hot_spot_positive_mm2=None if spot is None else spot.positives * cell_mm2,
-        hot_spot_x_l0=None if spot is None else spot.x_l0,
-        hot_spot_y_l0=None if spot is None else spot.y_l0,
+        assessed_mm2=len(known) * table.grid.cell_area_mm2,
+        positive_mm2=positives * table.grid.cell_area_mm2,
         unreadable_fraction=unreadable / table.patches if table.patches else None,
         unassessed_fraction=1 - len(known) / heatmap.probability.size if heatmap.probability.size else None,
         positives_left_out=int(np.count_nonzero(find_positive(heatmap.probability, heatmap.threshold))) - positives,
@@ -146,7 +134,30 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         slide_mpp=table.slide.mpp,
         slide_mpp_source=table.slide.mpp_source,
         model_digest=predictions.model_digest,
+        **_describe_probabilities(known),
+        **_describe_regions(positive, table.grid),
     )
+
+
+def _describe_probabilities(known: NDArray[np.float64]) -> dict[str, Any]:
+    return {
+        "mean_probability": float(known.mean()) if len(known) else None,
+        "p95_probability": float(np.percentile(known, 95)) if len(known) else None,
+        "max_probability": float(known.max()) if len(known) else None,
+    }
+
+
+def _describe_regions(positive: NDArray[np.bool_], grid: Grid) -> dict[str, Any]:
+    sizes = np.bincount(number_groups(positive, corners=True).ravel())[1:]
+    spot = find_hot_spot(positive, grid)
+    return {
+        "positive_regions": len(sizes),
+        "mean_positive_region_mm2": float(sizes.mean() * grid.cell_area_mm2) if len(sizes) else None,
+        "largest_positive_region_mm2": float(sizes.max(initial=0) * grid.cell_area_mm2),
+        "hot_spot_positive_mm2": None if spot is None else spot.positives * grid.cell_area_mm2,
+        "hot_spot_x_l0": None if spot is None else spot.x_l0,
+        "hot_spot_y_l0": None if spot is None else spot.y_l0,
+    }
 
 
 @dataclass(frozen=True, slots=True)
