@@ -106,7 +106,10 @@ def test_the_segmentation_lies_where_the_marked_patch_is(folder: Path) -> None:
 def test_objects_refer_to_the_slide(folder: Path) -> None:
     for name in ("annotations.dcm", "segmentation.dcm"):
         written = pydicom.dcmread(folder / name)
-        assert (written.StudyInstanceUID, written.FrameOfReferenceUID) == ("1.2.3.1", "1.2.3.3")
+        series = written.ReferencedSeriesSequence[0]
+        assert (written.StudyInstanceUID, series.SeriesInstanceUID) == ("1.2.3.1", "1.2.3.2")
+        assert series.ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == "1.2.3.0"
+    assert pydicom.dcmread(folder / "segmentation.dcm").FrameOfReferenceUID == "1.2.3.3"
 
 
 def test_nothing_of_the_patient_leaves_the_slide(folder: Path) -> None:

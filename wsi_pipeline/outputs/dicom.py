@@ -18,8 +18,8 @@ SEGMENTATION = "segmentation.dcm"
 TILE = 512
 LABEL_LENGTH = 64
 """Longest label that DICOM allows."""
-NO_DATE, NO_TIME = "19700101", "000000"
-"""DICOM demands a date; when a slide was worked on is nobody's business, and the bytes must not change."""
+FIXED = {"DA": "19700101", "TM": "000000", "DT": "19700101000000"}
+"""Dates and times by type: DICOM demands a date; when a slide was worked on is nobody's business, and the bytes must not change."""
 
 
 def check_installed() -> None:
@@ -37,9 +37,10 @@ def write_dicom(result: SlideResult, folder: Path) -> None:
     source = dicom_source.find_source(result, folder)
     if source is None:
         return
+    dimensions = _uid(result, "dimensions")
     if result.regions:
-        _save(_annotate(result, source), folder / ANNOTATIONS)
-    _save(_segment(result, source), folder / SEGMENTATION)
+        _save(_annotate(result, source), folder / ANNOTATIONS, dimensions)
+    _save(_segment(result, source), folder / SEGMENTATION, dimensions)
 
 
 def _annotate(result: SlideResult, source: Any) -> Any:
@@ -175,10 +176,14 @@ def _uid(result: SlideResult, *parts: Any) -> Any:
     return hd.UID.from_uuid(str(uuid.UUID(result.name_uuid(*parts))))
 
 
-def _save(dataset: Any, path: Path) -> None:
-    for date, time in (("ContentDate", "ContentTime"), ("InstanceCreationDate", "InstanceCreationTime"), ("SeriesDate", "SeriesTime")):
-        if date in dataset:
-            setattr(dataset, date, NO_DATE)
-        if time in dataset:
-            setattr(dataset, time, NO_TIME)
+def _save(dataset: Any, path: Path, dimensions_uid: Any) -> None:
+    """Write with fixed dates and names: the libraries fill in the clock and random UIDs, also deep inside."""
+
+    def settle(_: Any, element: Any) -> None:
+        if element.VR in FIXED and element.value:
+            element.value = FIXED[element.VR]
+        if element.keyword == "DimensionOrganizationUID":
+            element.value = dimensions_uid
+
+    dataset.walk(settle)
     dataset.save_as(path)
