@@ -20,7 +20,7 @@ NAN = float("nan")
 def heatmap_of(rows: list[list[float]], *, downsample: Fraction = Fraction(1), origin: tuple[int, int] = (0, 0)) -> Heatmap:
     """Cells of 10 px at 10 µm/px: 0.01 mm² each."""
     probability = np.array(rows, dtype=np.float32)
-    grid = Grid(PatchSpec(10, 10, 10.0), *probability.shape, downsample, origin)
+    grid = Grid(PatchSpec(10, 10, 10.0), len(rows), len(rows[0]), downsample, origin)
     return Heatmap(grid, probability, 0.5, "tumour")
 
 
@@ -66,7 +66,7 @@ def test_small_regions_are_left_out_and_one_of_exactly_the_size_is_kept() -> Non
 
 @pytest.mark.parametrize("probability", [np.array([[0.1, 0.2]]), np.array([[NAN, NAN]]), np.zeros((0, 0)), np.zeros((2, 0))])
 def test_nothing_positive_is_no_region(probability: NDArray[np.float64]) -> None:
-    grid = Grid(PatchSpec(), *probability.shape, Fraction(1))
+    grid = Grid(PatchSpec(), probability.shape[0], probability.shape[1], Fraction(1))
     assert find_regions(Heatmap(grid, probability.astype(np.float32), 0.5, "t"), 0.5) == ()
 
 
@@ -81,7 +81,7 @@ RATIOS = st.sampled_from([Fraction(1), Fraction(7, 3), Fraction(4003, 1000)])
 
 @given(MASKS, RATIOS)
 def test_outlines_are_valid_and_cover_exactly_the_positive_cells(mask: NDArray[np.bool_], ratio: Fraction) -> None:
-    grid = Grid(PatchSpec(10, 10, 1.0), *mask.shape, ratio, (3, 5))
+    grid = Grid(PatchSpec(10, 10, 1.0), mask.shape[0], mask.shape[1], ratio, (3, 5))
     regions = find_regions(Heatmap(grid, mask.astype(np.float32), 0.5, "t"), 0.5)
     x, y = grid_lines(grid)
     row, col = np.nonzero(mask)
