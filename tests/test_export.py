@@ -18,9 +18,10 @@ from wsi_pipeline.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.exporting import export_model
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models import exported
-from wsi_pipeline.models.architectures import NetworkOptions, build_network
+from wsi_pipeline.models.architectures import NetworkOptions, build_network, positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.foreign import load_foreign
+from wsi_pipeline.models.inputs import normalise
 from wsi_pipeline.models.loading import ForeignTerms, load_model, load_same
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.zoo_config import parse_zoo_config
@@ -32,13 +33,25 @@ from wsi_pipeline.store.predictions import open_result
 CPU = torch.device("cpu")
 
 
+def varied() -> np.ndarray:
+    """Patches of noise, from black to bright."""
+    return (make_patches(40) * np.linspace(0, 1, 40)[:, None, None, None]).astype(np.uint8)
+
+
 def lively(logits: int = 1, temperature: float = 1.7) -> Checkpoint:
-    """A checkpoint whose probabilities differ from patch to patch."""
+    """A checkpoint whose probabilities differ from patch to patch: its logits of `varied` have a mean of 0 and a deviation of 4."""
     torch.manual_seed(3)
-    weights = build_network("wide_resnet_10_1", 50, NetworkOptions(logits=logits)).state_dict()
-    weights["classifier.weight"] *= 30
+    plain = make_checkpoint()
+    network = build_network("wide_resnet_10_1", 50, NetworkOptions(logits=logits)).eval()
+    weights = network.state_dict()
+    weights["classifier.bias"].zero_()
+    with torch.inference_mode():
+        logit = positive_logit(network(normalise(torch.from_numpy(varied()), plain.normalisation)))
+    scale = 4 / float(logit.std())
+    weights["classifier.weight"] *= scale
+    weights["classifier.bias"][-1] = -scale * float(logit.mean())
     changes = {"architecture": "wide_resnet_10_1", "weights": weights, "temperature": temperature, "options": NetworkOptions(logits=logits)}
-    return Checkpoint(**make_checkpoint().__dict__ | changes)
+    return Checkpoint(**plain.__dict__ | changes)
 
 
 @pytest.fixture
@@ -48,11 +61,6 @@ def model(tmp_path: Path) -> Path:
 
 def trust(folder: Path) -> str:
     return "sha256:" + hashlib.sha256((folder / "torchscript_model.pt").read_bytes()).hexdigest()
-
-
-def varied() -> np.ndarray:
-    """Patches of noise, from black to bright."""
-    return (make_patches(40) * np.linspace(0, 1, 40)[:, None, None, None]).astype(np.uint8)
 
 
 def probabilities(model: Path, terms: ForeignTerms | None = None) -> np.ndarray:
@@ -121,7 +129,7 @@ def test_an_export_that_differs_is_not_kept(model: Path, tmp_path: Path, monkeyp
     with pytest.raises(ModelError, match="differ from the checkpoint's by"):
         export_model(model, ["torchscript"], tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()
-    assert list((tmp_path / ".wsi" / "staging").iterdir()) == []
+    assert list(tmp_path.rglob("torchscript_model.pt")) == []
 
 
 def test_no_number_is_no_agreement() -> None:

@@ -133,7 +133,13 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(signal_number: sign
     stores = make_training_stores(tmp_path / "stores", patients=3, patches=40)
     options = ["--val-patients", "p1", "--arch", "wide_resnet_10_1", "--epochs", 6, "--patience", 6, "--device", "cpu", "--batch-size", 16]
     line = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", "train", str(stores), *map(str, options)]
-    killed = subprocess.Popen([*line, "--out", str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    killed = subprocess.Popen(
+        [*line, "--out", str(tmp_path / "killed")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    )
     wait_for_state(killed, tmp_path)
     killed.send_signal(signal_number)
     killed.communicate()

@@ -21,6 +21,7 @@ from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.foreign import TORCHSCRIPT, load_torchscript
 from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.models.network import positive_logit
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.zoo_config import ZooConfig
 
@@ -47,10 +48,9 @@ class ExportedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.has_normalisation:
             x = (x - self.mean) / self.std
-        output: Tensor = self.network(x) / self.temperature
-        if output.ndim == 1:  # one logit of the positive class: half of it each way has the same softmax as its sigmoid
-            output = torch.stack([-output / 2, output / 2], dim=1)
-        return output  # (b, 2)
+        logit = positive_logit(self.network(x)) / self.temperature  # (b,)
+        # Half of it each way: the softmax of the two is the sigmoid of the one, to the last bits also where both logits were large.
+        return torch.stack([-logit / 2, logit / 2], dim=1)  # (b, 2)
 
 
 @dataclass(frozen=True, slots=True)

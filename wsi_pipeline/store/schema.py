@@ -128,9 +128,8 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
 
 def _read_class_names(path: Path, names: list[str]) -> tuple[str, str]:
     if len(names) != 2:
-        raise StoreError(
-            f"{path}: has {len(names)} classes ({', '.join(map(str, names))}), and wsi handles two only; label it anew with two"
-        )
+        listed = ", ".join(map(str, names))
+        raise StoreError(f"{path}: has {len(names)} classes ({listed}), and wsi handles two only; label it anew with two")
     return str(names[0]), str(names[1])
 
 
