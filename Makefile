@@ -19,6 +19,7 @@ lint: $(VENV)/installed-dev
 
 benchmark: $(VENV)/installed-test
 	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/outputs.py
 	$(BIN)/python benchmarks/training.py
 
 $(VENV)/bin/python:

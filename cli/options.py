@@ -8,6 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from wsi_pipeline.labels.rules import LabelRules
+    from wsi_pipeline.outputs.view import View
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -105,4 +106,38 @@ def read_rules(rules: dict[str, Any], class_names: tuple[str, str] | None = None
         mask_values=MaskValues(rules["negative_value"], rules["positive_value"]),
         origin=rules["label_origin"],
         is_strict=rules["strict"],
+    )
+
+
+COLORMAPS = ["viridis", "cividis", "magma", "inferno", "plasma", "gray"]
+VIEW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--outputs",
+        default="all",
+        metavar="NAMES",
+        help="Formats, with commas: png (heatmap, overlay, gallery), summary, csv, parquet, regions, geojson, ome-zarr, ome-tiff; all: all "
+        "of these. Only where named: geojson-patches (huge), dicom (slides in DICOM; needs the extra of that name).",
+    ),
+    click.option("--colormap", type=click.Choice(COLORMAPS), default=COLORMAPS[0], help="Colours of heatmap and overlay."),
+    click.option("--alpha", type=click.FloatRange(0, 1), default=0.45, help="Opacity of the map in overlay.png, 0 to 1."),
+)
+
+
+def view_options(command: Command) -> Command:
+    """Add the options that say which outputs are made and how they look; they arrive together as `**view`."""
+    for option in reversed(VIEW_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_view(view: dict[str, Any], threshold: float | None = None, smooth_um: float = 0.0, min_region_mm2: float = 0.0) -> "View":
+    """The view that the options ask for."""
+    from wsi_pipeline.heatmap import Aggregation
+    from wsi_pipeline.outputs.result import Look
+    from wsi_pipeline.outputs.view import View, choose_formats
+
+    return View(
+        formats=choose_formats([name.strip() for name in view["outputs"].split(",") if name.strip()]),
+        aggregation=Aggregation(threshold, smooth_um, min_region_mm2),
+        look=Look(view["colormap"], view["alpha"]),
     )

@@ -26,7 +26,8 @@ from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
 from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.index_page import write_index
-from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_csv
+from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_tables
+from wsi_pipeline.outputs.view import View
 from wsi_pipeline.provenance import describe_tool
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
@@ -149,6 +150,8 @@ class InferConfig:
     device: str = "auto"
     batch_size: int = DEFAULT_BATCH_SIZE
     force: bool = False
+    view: View = field(default_factory=View)
+    """What is made of the predictions."""
     terms: ForeignTerms = field(default_factory=ForeignTerms)
     """For models that wsi did not train."""
 
@@ -217,14 +220,14 @@ def _infer(
         allow_upsample=config.tiling.allow_upsample,
         rules=LabelRules(class_names=loaded.class_names),
     )
-    jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force) for slide in slides]
+    jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force, config.view) for slide in slides]
     crew = workers or choose_workers(device=config.device)
     batch = run_batch(slides, jobs, crew, progress or SilentProgress())
     _, damaged = read_summaries(results)
     write_failures_csv(results, [*batch.account.outcomes, *damaged])
     record = _describe_run(batch, loaded, tiling, config, crew, time.perf_counter() - started)
     write_run_json(results, record)
-    write_slides_csv(results)
+    write_slides_tables(results)
     write_index(results)
     return batch.account
 
@@ -239,6 +242,7 @@ def _describe_run(batch: Batch, model: Model, tiling: TileConfig, config: InferC
             "tiling": asdict(tiling),
             "device": config.device,
             "batch_size": config.batch_size,
+            "view": config.view.to_json(),
             "workers": asdict(workers),
         },
         "patches_predicted": batch.patches_done,

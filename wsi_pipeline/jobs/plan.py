@@ -31,6 +31,8 @@ class SlidePlan:
     block_size: int
     is_finished: bool = False
     """An earlier run committed this very product."""
+    is_predicted: bool = False
+    """An earlier run made these very predictions; only other outputs are asked for."""
     slide_mark: tuple[int, int] | None = None
     """Size and time of change of the slide's file when it was opened."""
 

@@ -56,6 +56,25 @@ def put_array(path: Path, name: str, values: NDArray[Any]) -> None:
     write_rows(path, name, slice(0, len(values)), values)
 
 
+IMAGE_CHUNK = 1024
+"""Side of an image's chunks in pixels."""
+
+
+def put_image(path: Path, name: str, values: NDArray[Any], dimension_names: tuple[str, ...]) -> None:
+    """Make an array that viewers read as an image: named dimensions, square chunks, a checksum in each."""
+    with zarr_errors_named(path):
+        array = zarr.open_group(path, mode="r+").create_array(
+            name,
+            shape=values.shape,
+            chunks=tuple(min(extent, IMAGE_CHUNK) for extent in values.shape),
+            dtype=values.dtype.name,
+            fill_value=float("nan") if values.dtype.kind == "f" else 0,
+            compressors=[Crc32cCodec()],
+            dimension_names=dimension_names,
+        )
+        array.with_config({"write_empty_chunks": True})[...] = values
+
+
 def write_rows(path: Path, name: str, rows: slice, values: NDArray[Any]) -> None:
     """Write whole chunks along axis 0. The caller keeps to chunk boundaries, so that nobody shares a chunk."""
     with zarr_errors_named(path):

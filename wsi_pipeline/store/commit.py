@@ -25,6 +25,8 @@ from wsi_pipeline.store.lock import HIDDEN
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+VIEW = "view"
+"""Entry of a product's recipe that says how its content is shown; it may be made anew without doing the work again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +112,12 @@ class Staging:
             raise EnvironmentFault(f"{self.target}: {blocks - len(reports)} finished blocks have vanished; run the same line again")
         return reports
 
-    def commit(self, kind: str, counts: Mapping[str, Any]) -> Manifest:
+    def commit(self, kind: str, counts: Mapping[str, Any], view: Mapping[str, Any] | None = None) -> Manifest:
         """Write the manifest, flush, and put the product under its final name, in place of an older one."""
         _check_replaceable(self.target)
         _sweep(self.product)
-        manifest = Manifest(kind=kind, recipe=self.recipe, counts=counts, files=flush_tree(self.product))
+        recipe = self.recipe if view is None else {**self.recipe, VIEW: view}
+        manifest = Manifest(kind=kind, recipe=recipe, counts=counts, files=flush_tree(self.product))
         write_file(self.product / MANIFEST, _manifest_to_json(manifest))
         flush_folder(self.product)
         _publish(self.product, self.target)
@@ -168,7 +171,7 @@ def read_manifest(product: Path) -> Manifest:
 
 
 def find_finished(staging: Staging, force: bool) -> Manifest | None:
-    """The manifest of the product where this very recipe made it; None where it is to be made.
+    """The manifest of the product where this very recipe made it, whatever its view; None where it is to be made.
 
     Raises StoreError where another recipe made what is there and `force` does not allow replacing it;
     with `force`, work that was begun is thrown away too.
@@ -180,8 +183,9 @@ def find_finished(staging: Staging, force: bool) -> Manifest | None:
     if not is_product(staging.target):
         return None
     manifest = read_manifest(staging.target)
-    if manifest.recipe != staging.recipe:
-        changed = " and ".join(_find_changes(manifest.recipe, staging.recipe))
+    made_from = {name: entry for name, entry in manifest.recipe.items() if name != VIEW}
+    if made_from != staging.recipe:
+        changed = " and ".join(_find_changes(made_from, staging.recipe))
         raise StoreError(f"{staging.target}: was made from another {changed}; use --force to replace it, or another folder")
     return manifest
 
