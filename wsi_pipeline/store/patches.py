@@ -1,5 +1,8 @@
 """Patch stores: the pixels of a slide's patches in Zarr, one chunk per block."""
 
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -7,23 +10,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import StoreError
+from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.geometry import Grid, block_slice, count_blocks
 from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo
-from wsi_pipeline.store.arrays import create_array, flush_chunk, put_array, read_rows, write_rows
+from wsi_pipeline.store.arrays import AS_THEY_ARE, create_array, flush_chunk, map_chunk, put_array, read_rows, write_rows
+from wsi_pipeline.store.codecs import PixelCodec, read_codec
 from wsi_pipeline.store.commit import Manifest, Staging, is_product, read_manifest
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi patch store"
 SUFFIX = ".patches.zarr"
+MAX_MAPS = 1024
+"""Chunks that a store keeps mapped; they take address space, not memory."""
 
 
-def prepare_patch_store(staging: Staging, table: PatchTable, attributes: dict[str, Any]) -> None:
+def prepare_patch_store(staging: Staging, table: PatchTable, attributes: dict[str, Any], codec: PixelCodec = AS_THEY_ARE) -> None:
     """Lay out an empty store for the table's patches."""
     staging.begin()
     side = table.grid.spec.side_px
-    write_table(staging.product, KIND, table, attributes)
-    create_array(staging.product, "patches", (table.patches, side, side, 3), (table.block_size, side, side, 3), "uint8")
+    write_table(staging.product, KIND, table, attributes | {"codec": codec.to_json()})
+    shape = (table.patches, side, side, 3)
+    create_array(staging.product, "patches", shape, (table.block_size, side, side, 3), "uint8", codec=codec)
     staging.mark_prepared()
 
 
@@ -32,7 +39,8 @@ def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: 
     write_rows(staging.product, "patches", block_slice(block, table.block_size, table.patches), patches.pixels)
     chunk = flush_chunk(staging.product, "patches", block, dimensions=4)
     unreadable = np.flatnonzero(~patches.readable).tolist()
-    staging.mark_block(block, {"patches": len(patches.readable), "unreadable": unreadable}, chunk)
+    report = {"patches": len(patches.readable), "unreadable": unreadable, "fallbacks": patches.fallbacks}
+    staging.mark_block(block, report, chunk)
     return len(unreadable)
 
 
@@ -61,6 +69,12 @@ class PatchStore:
         self.table = read_table(path, self.attributes)
         if self.manifest.counts.get("patches") != self.table.patches:
             raise StoreError(f"{path}: damaged: its patches and its manifest disagree; make it again with --force")
+        try:
+            self.codec = read_codec(self.attributes)
+        except (ConfigError, AttributeError) as error:
+            raise StoreError(f"{path}: its codec is unknown to this version of wsi ({error}); make it again") from error
+        self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._mapping = threading.Lock()
 
     @property
     def slide(self) -> SlideInfo:
@@ -96,6 +110,35 @@ class PatchStore:
         """Pixels of one block. Raises StoreError where a checksum fails."""
         rows = block_slice(block, self.block_size, self.table.patches)
         return PatchBlock(read_rows(self.path, "patches", rows), self.readable[rows])
+
+    def read_patches(self, numbers: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """Any patches in any order, (b, side, side, 3). Raises StoreError, or IndexError for numbers that are none.
+
+        Where pixels are stored as they are, only those bytes are touched, by way of the memory map of a chunk; checksums are then not
+        looked at (`wsi train` does so for whole stores before it begins). Of a compressed store whole chunks are decoded.
+        """
+        wanted = np.asarray(numbers, dtype=np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.table.patches):
+            raise IndexError(f"{self.path}: patches are numbered 0 to {self.table.patches - 1}")
+        side = self.grid.spec.side_px
+        pixels = np.empty((len(wanted), side, side, 3), dtype=np.uint8)
+        blocks, rows = np.divmod(wanted, self.block_size)
+        for block in np.unique(blocks).tolist():
+            members = np.flatnonzero(blocks == block)
+            source = self._map_block(block) if self.codec.name == "none" else self.read_block(block).pixels
+            pixels[members] = source[rows[members]]
+        return pixels
+
+    def _map_block(self, block: int) -> NDArray[np.uint8]:
+        with self._mapping:
+            mapped = self._maps.pop(block, None)
+            if mapped is None:
+                side = self.grid.spec.side_px
+                mapped = map_chunk(self.path, "patches", block, (self.block_size, side, side, 3))
+            self._maps[block] = mapped
+            while len(self._maps) > MAX_MAPS:
+                self._maps.popitem(last=False)
+            return mapped
 
 
 def find_stores(places: list[Path]) -> list[Path]:
