@@ -12,7 +12,7 @@ import click
 
 from wsi_pipeline.errors import WsiError, machine_fault
 
-COMMANDS = ("demo", "evaluate", "infer", "info", "ingest", "label", "tile", "train", "view")
+COMMANDS = ("demo", "evaluate", "infer", "info", "ingest", "label", "store", "tile", "train", "view")
 """Each is a module of this package with a command of the same name."""
 
 INTERRUPTED = 130

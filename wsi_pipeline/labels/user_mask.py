@@ -22,7 +22,9 @@ ROWS_AT_ONCE = 256
 
 
 def list_masks(folder: Path) -> list[Path]:
-    """The masks in a folder: PNG, TIFF and GeoJSON files. Raises LabelError where there is none."""
+    """The masks in a folder, PNG, TIFF and GeoJSON files, or the one mask that is named. Raises LabelError where there is none."""
+    if folder.is_file():
+        return [folder]
     found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in (*IMAGE_SUFFIXES, *JSON_SUFFIXES))
     if not found:
         raise LabelError(f"{folder}: no masks; give a folder of PNG, TIFF or GeoJSON files that are named like the slides")

@@ -52,3 +52,13 @@ def _check_direct(path: Path, reader: SlideReader) -> SlideReader:
         reader.close()
         raise SlideError(f"{path}: its tiles cannot be decoded as OpenSlide decodes them; leave the choice to --reader auto")
     return reader
+
+
+def describe_reader(reader: SlideReader) -> str:
+    """Who reads the slide, for a person."""
+    if not isinstance(reader, tiff_reader.TiffReader):
+        return "image" if isinstance(reader, image_reader.ImageReader) else "openslide"
+    direct = [str(level.number) for level in reader.levels if level.number in reader.direct_levels]
+    others = [str(level.number) for level in reader.levels if level.number not in reader.direct_levels]
+    parts = [f"{name} (level {', '.join(numbers)})" for name, numbers in (("tiff", direct), ("openslide", others)) if numbers]
+    return " and ".join(parts)

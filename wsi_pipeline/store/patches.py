@@ -154,3 +154,30 @@ def find_stores(places: list[Path]) -> list[Path]:
     if not stores:
         raise StoreError(f"{', '.join(map(str, places))}: no patch stores (*{SUFFIX}); make some with `wsi tile` or `wsi ingest`")
     return list({store.resolve(): store for store in stores}.values())
+
+
+def describe_store(store: PatchStore) -> dict[str, str]:
+    """What a store holds, as name and text for a person, from its tables alone."""
+    table, spec, counts = store.table, store.grid.spec, store.manifest.counts
+    labels = np.bincount(table.labels.astype(np.int64) + 1, minlength=3).tolist()
+    names = ("unknown", *table.class_names)
+    lossy = f", lossy, quality {store.codec.quality}" if store.codec.is_lossy else ""
+    described = {
+        "patches": f"{table.patches}, {counts.get('unreadable', 0)} of them unreadable",
+        "patch": f"{spec.side_px} × {spec.side_px} px, every {spec.stride_px} px",
+        "scale": f"{spec.mpp:g} µm/px, one patch is {spec.field_um:g} µm wide",
+        "slide": f"{table.slide.slide_id}, {table.slide.size_l0[0]} × {table.slide.size_l0[1]} px",
+        "slide's scale": f"{table.slide.mpp:g} µm/px (from: {table.slide.mpp_source})",
+        "patient": table.patient_id,
+        "grid": f"{store.grid.rows} rows × {store.grid.cols} columns",
+        "labels": ", ".join(f"{count} {name}" for count, name in zip(labels, names, strict=True)),
+        "tissue": f"{float(np.nanmean(table.tissue_fraction)):.0%} of the patches' area" if table.patches else "none",
+        "codec": f"{store.codec.name}{lossy}",
+        "blocks": f"{store.blocks} of at most {store.block_size} patches",
+        "size": f"{sum(size for size, _ in store.manifest.files.values()) / 1e6:,.1f} MB in {len(store.manifest.files)} files",
+        "made by": str(store.attributes.get("provenance", {}).get("version", "unknown")),
+    }
+    if table.quality is not None:
+        flags = {"pen": 1, "blur": 2}
+        described["flags"] = ", ".join(f"{int(np.count_nonzero(table.quality.flags & bit))} {name}" for name, bit in flags.items())
+    return described
