@@ -48,7 +48,8 @@ def test_every_option_in_readme_exists() -> None:
     known = {"--version", "--help"}
     for name in COMMANDS:
         command = wsi.get_command(None, name)
-        known |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for part in (command, *getattr(command, "commands", {}).values()):
+            known |= {option for parameter in part.params for option in (*parameter.opts, *parameter.secondary_opts)}
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert used <= known
 

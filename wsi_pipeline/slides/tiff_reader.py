@@ -66,7 +66,7 @@ class TiffReader:
     @property
     def direct_levels(self) -> tuple[int, ...]:
         """Numbers of the levels that are decoded here."""
-        return tuple(level.number for level in self.levels if self._layout(level) is not None)
+        return tuple(level.number for level in self.levels if self.layout_of(level) is not None)
 
     @property
     def fallbacks(self) -> int:
@@ -75,7 +75,7 @@ class TiffReader:
 
     def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels, and those under no box of `only`, are white."""
-        layout = self._layout(level)
+        layout = self.layout_of(level)
         if layout is None:
             return self._openslide.read(level, x, y, width, height, only)
         try:
@@ -90,7 +90,7 @@ class TiffReader:
 
     def cut(self, level: Level, cut: Cut, pixels: NDArray[np.uint8]) -> bool:
         """Fill `pixels` (b, side, side, 3) straight from the tiles; False where the level is not decoded here. Raises SlideError."""
-        layout = self._layout(level)
+        layout = self.layout_of(level)
         x, y, width, height = box = cut.box
         if layout is None or x < 0 or y < 0 or x + width > layout.size[0] or y + height > layout.size[1]:
             return False
@@ -122,8 +122,8 @@ class TiffReader:
         if getattr(self, "_file", None) is not None:
             self.close()
 
-    def _layout(self, level: Level) -> LevelLayout | None:
-        """The level's layout, once a few of its tiles were found equal to OpenSlide's."""
+    def layout_of(self, level: Level) -> LevelLayout | None:
+        """Where the level's tiles lie; None where OpenSlide reads it. A few tiles are held against OpenSlide's the first time."""
         if level.number not in self._probed:
             layout = self._layouts.get(level.number)
             is_equal = layout is not None and all(self._is_equal(level, layout, index) for index in _choose_probes(layout))
