@@ -18,7 +18,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 benchmark: $(VENV)/installed-test
-	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/tiling.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,7 +1,7 @@
 """How fast slides become patches and stores, against the bare decoding of the same JPEG tiles and the bare writing of the same bytes.
 
 All ways take turns, block by block, in one run; medians over blocks; ratios are of the ways in the same turn, so that whatever else the
-machine does meets all of them alike. Seconds are CPU seconds of the thread (--clock cpu) or of the clock on the wall.
+machine does meets all of them alike. Seconds are CPU seconds of the process (--clock cpu) or of the clock on the wall.
 
     python benchmarks/tiling.py SLIDE… [--blocks 12] [--clock cpu] [--threads 2] [--store-patches 100000] [--memory]
 
@@ -42,7 +42,7 @@ from wsi_pipeline.tiling import TileConfig, plan_patches
 SIDE = 50
 MPP = 0.25
 SAMPLE = 800
-"""Patches of each block that are read one by one: the slow way needs no more to be measured."""
+"""Patches that are read one by one in each turn: the slow way needs no more to be measured."""
 BATCH = 256
 
 
@@ -86,7 +86,7 @@ def compare_reading(slide: Path, blocks: int, threads: int, clock: str, folder: 
     tiles = TilesOnce(slide, reader, table)
     handle = openslide.OpenSlide(slide)
     staging = begin_store(folder / "store", table, reader)
-    now = time.thread_time if clock == "cpu" else time.perf_counter
+    now = time.process_time if clock == "cpu" else time.perf_counter
     rates: dict[str, list[float]] = {}
 
     def measure(name: str, patches: int, way: Callable[[], object]) -> None:
@@ -94,9 +94,11 @@ def compare_reading(slide: Path, blocks: int, threads: int, clock: str, folder: 
         way()
         rates.setdefault(name, []).append(patches / (now() - started))
 
+    # A naive reader goes through the slide row by row; here from the middle on.
+    in_rows = table.cells[np.lexsort((table.cells[:, 1], table.cells[:, 0]))][table.patches // 2 :]
     for block in chosen:
         cells = table.cells[block_slice(block, table.block_size, table.patches)]
-        raster = cells[np.lexsort((cells[:, 1], cells[:, 0]))][len(cells) // 4 :][:SAMPLE]
+        raster, in_rows = in_rows[:SAMPLE], in_rows[SAMPLE:]
         streams = tiles.take(cells)
         measure("a  one read_region per patch", len(raster), lambda raster=raster: read_singly(handle, raster))  # type: ignore[misc]
         measure("b  our OpenSlide reader", len(cells), lambda block=block: by_openslide.read_block(block))  # type: ignore[misc]
@@ -107,7 +109,7 @@ def compare_reading(slide: Path, blocks: int, threads: int, clock: str, folder: 
     for block in chosen:
         measure("   writing the store", table.block_size, lambda block=block: write_patch_block(staging, table, block, pixels))  # type: ignore[misc]
         measure("   writing a plain file", table.block_size, lambda block=block: write_plainly(folder / f"{block}.raw", pixels.pixels))  # type: ignore[misc]
-    end_to_end = measure_end_to_end(slide, table, chosen, threads, folder)
+    end_to_end = measure_end_to_end(slide, table, chosen, threads, folder, now)
     report(slide, reader, table, rates, end_to_end)
 
 
@@ -158,7 +160,7 @@ def begin_store(path: Path, table: PatchTable, reader: TiffReader) -> Staging:
     return staging
 
 
-def measure_end_to_end(slide: Path, table: PatchTable, blocks: range, threads: int, folder: Path) -> float:
+def measure_end_to_end(slide: Path, table: PatchTable, blocks: range, threads: int, folder: Path, now: Callable[[], float]) -> float:
     """Patches per second into a store, two blocks under way, from the end of the first to the end of the last."""
     reader = TiffReader(slide, "slide", decode_threads=threads)
     source = SlidePatches(reader, table.grid, table.cells, table.block_size)
@@ -167,7 +169,7 @@ def measure_end_to_end(slide: Path, table: PatchTable, blocks: range, threads: i
 
     def store(block: int) -> None:
         write_patch_block(staging, table, block, source.read_block(block))
-        ends.append(time.perf_counter())
+        ends.append(now())
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(store, blocks))
@@ -180,7 +182,7 @@ def report(slide: Path, reader: TiffReader, table: PatchTable, rates: dict[str, 
     print(f"\n{slide.name}: {width} × {height} px, {table.patches:,} tissue patches of {SIDE} px at {MPP} µm/px")
     for name, found in rates.items():
         print(f"  {name:<30} {statistics.median(found):>9,.0f} patches/s")
-    print(f"  {'e  end to end into the store':<30} {end_to_end:>9,.0f} patches/s (clock on the wall)")
+    print(f"  {'e  end to end into the store':<30} {end_to_end:>9,.0f} patches/s")
 
     def ratio(one: str, other: str) -> float:
         pairs = zip(pick(rates, one), pick(rates, other), strict=True)

@@ -167,7 +167,6 @@ def test_blur_cannot_be_dropped_unmeasured(slide: Path, tmp_path: Path) -> None:
 def test_every_reader_gives_the_same_store(slide: Path, tmp_path: Path) -> None:
     stores = [folder_bytes(tile(slide, tmp_path / name, "--reader", name).path) for name in ("auto", "tiff", "openslide")]
     assert stores[0] == stores[1] == stores[2]
-    assert run("tile", slide, "-o", tmp_path / "x", "--reader", "image", "--mpp", 4, "--workers", 0).exit_code in (0, 4)
 
 
 def test_a_reader_that_does_not_know_the_file_says_so(tmp_path: Path) -> None:
@@ -248,7 +247,7 @@ def test_a_preview_shows_which_patches_were_taken(slide: Path, tmp_path: Path) -
     assert preview.shape == (200, thumbnail_width, 3)
     assert preview[100, 100].tolist() == list(PINK)
     assert preview[100, 300].tolist() == list(WHITE)
-    assert preview[0, 100].tolist() == [0, 120, 60]  # the outline
+    assert preview[100, 199].tolist() == [0, 120, 60]  # the outline
 
 
 def test_zero_tissue_is_a_result(tmp_path: Path) -> None:

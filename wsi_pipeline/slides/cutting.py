@@ -84,6 +84,7 @@ class TileCutter:
         self._rows = pixels.reshape(len(cut.cells), cut.side, cut.side * 3)
         self._item = np.dtype((np.void, cut.side * 3))
         self._whole_rows = self._rows.view(self._item)[..., 0]  # (b, side)
+        self._known: dict[tuple[int, int], list[Overlap]] = {}
 
     @cached_property
     def _places(self) -> list[list[int]]:
@@ -98,8 +99,8 @@ class TileCutter:
     def take(self, tile: NDArray[np.uint8], left: int, top: int) -> None:
         """Copy what a tile, RGB (height, width, 3) whose corner is at (left, top) of the level, has of the patches."""
         height, width = tile.shape[:2]
-        rows = self._overlaps(top - self._cut.y, height, int(self._first[0]), len(self._places))
-        cols = self._overlaps(left - self._cut.x, width, int(self._first[1]), len(self._places[0]))
+        rows = self._overlaps(0, top - self._cut.y, height)
+        cols = self._overlaps(1, left - self._cut.x, width)
         whole = [overlap for overlap in cols if overlap.length == self._cut.side]
         parts = [overlap for overlap in cols if overlap.length != self._cut.side]
         lines = tile.reshape(height, width * 3)
@@ -112,16 +113,18 @@ class TileCutter:
                 if place >= 0:
                     self._take_part(lines, row, col, place)
 
-    def _overlaps(self, start: int, length: int, first: int, count: int) -> list[Overlap]:
-        """What pixels from `start` on, counted from cell 0, share with `count` cells from the cell `first` on."""
-        side, stride = self._cut.side, self._cut.stride
-        low = max(first, -((side - 1 - start) // stride))
-        high = min(first + count - 1, (start + length - 1) // stride)
-        overlaps = []
-        for cell in range(low, high + 1):
-            begin, end = max(cell * stride, start), min(cell * stride + side, start + length)
-            overlaps.append(Overlap(cell - first, begin - start, begin - cell * stride, end - begin))
-        return overlaps
+    def _overlaps(self, axis: int, start: int, length: int) -> list[Overlap]:
+        """What pixels from `start` on, counted from cell 0, share with the cells of rows (axis 0) or columns; the same for many tiles."""
+        if (axis, start) not in self._known:
+            first, last = int(self._first[axis]), int(self._cut.cells[:, axis].max())
+            side, stride = self._cut.side, self._cut.stride
+            overlaps = []
+            for cell in range(max(first, -((side - 1 - start) // stride)), min(last, (start + length - 1) // stride) + 1):
+                begin, end = max(cell * stride, start), min(cell * stride + side, start + length)
+                if begin < end:  # else the tile lies in a gap between cells
+                    overlaps.append(Overlap(cell - first, begin - start, begin - cell * stride, end - begin))
+            self._known[axis, start] = overlaps
+        return self._known[axis, start]
 
     def _take_whole(self, tile: NDArray[np.uint8], row: Overlap, col: Overlap, places: Sequence[int]) -> None:
         """Copy patches of a row whose width lies within the tile; those of a run are one copy."""

@@ -17,7 +17,6 @@ from wsi_pipeline.slides.base import (
     fingerprint_file,
     settle_levels,
     settle_mpp,
-    tiles_touched,
 )
 from wsi_pipeline.sources import SlideInfo
 
@@ -26,6 +25,9 @@ LATTICE_PX = 512
 
 Box = tuple[int, int, int, int]
 """x, y, width, height in a level's own pixels."""
+
+CACHE_BYTES = 96 * 1024 * 1024
+"""Decoded tiles that OpenSlide keeps: those that macro-tiles close together share. Its own 32 MB are 130 tiles of 256 px."""
 
 OPENSLIDE_FAULTS = (openslide.OpenSlideError, OSError, ValueError)
 
@@ -66,7 +68,7 @@ class OpenSlideReader:
     def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels are white."""
         box = (x, y, width, height)
-        parts = [box] if only is None or level.tile is None else find_parts(box, only, level.tile)
+        parts = [box] if only is None else merge_boxes(only)
         handle = self._open()
         try:
             return self._read_with(handle, level, box, parts)
@@ -134,21 +136,28 @@ class OpenSlideReader:
                 self._handle = handle
 
 
-def find_parts(box: Box, only: NDArray[np.int64], tile: tuple[int, int]) -> list[Box]:
-    """The parts of a box (x, y, width, height) that boxes of `only` (n, 4) touch: runs of whole tiles, cut off at the box's sides."""
-    x, y, width, height = box
-    first_row, first_col = y // tile[1], x // tile[0]
-    shape = ((y + height - 1) // tile[1] - first_row + 1, (x + width - 1) // tile[0] - first_col + 1)
-    corner = np.array([first_col * tile[0], first_row * tile[1], 0, 0], dtype=np.int64)
-    touched = tiles_touched(only - corner, tile, shape)
-    parts = []
-    for row, tiles in enumerate(touched):
-        top, bottom = max(y, (first_row + row) * tile[1]), min(y + height, (first_row + row + 1) * tile[1])
-        edges = np.flatnonzero(np.diff(tiles.astype(np.int8), prepend=0, append=0)).tolist()
-        for start, stop in zip(edges[::2], edges[1::2], strict=True):
-            left, right = max(x, (first_col + start) * tile[0]), min(x + width, (first_col + stop) * tile[0])
-            parts.append((left, top, right - left, bottom - top))
-    return parts
+def merge_boxes(boxes: NDArray[np.int64]) -> list[Box]:
+    """Few rectangles that cover the same pixels as boxes (n, 4: x, y, width, height): neighbours in a row are joined, then equal rows.
+
+    OpenSlide's time goes by the pixel, so that no pixel beside the boxes may be read.
+    """
+    runs: list[Box] = []
+    for x, y, width, height in sorted(map(tuple, boxes.tolist()), key=lambda box: (box[1], box[0])):
+        left, top, reach, tall = runs[-1] if runs else (0, 0, 0, 0)
+        if runs and (top, tall) == (y, height) and x <= left + reach:
+            runs[-1] = (left, top, max(reach, x + width - left), tall)
+        else:
+            runs.append((x, y, width, height))
+    joined: dict[tuple[int, int], Box] = {}
+    done: list[Box] = []
+    for left, top, reach, tall in runs:
+        above = joined.pop((left, reach), None)
+        if above is not None and top <= above[1] + above[3]:
+            joined[left, reach] = (left, above[1], reach, top + tall - above[1])
+            continue
+        done += [above] if above is not None else []
+        joined[left, reach] = (left, top, reach, tall)
+    return done + list(joined.values())
 
 
 def _read_region(
@@ -174,7 +183,9 @@ def detect_vendor(path: Path) -> str | None:
 
 def _open_handle(path: Path) -> openslide.OpenSlide:
     try:
-        return openslide.OpenSlide(path)
+        handle = openslide.OpenSlide(path)
+        handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+        return handle
     except OPENSLIDE_FAULTS as error:
         raise SlideError(f"{path}: OpenSlide cannot open it ({error}); copy it again or convert it to a pyramidal TIFF") from error
 

@@ -14,8 +14,10 @@ from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.tiff_reader import CutsPatches
 from wsi_pipeline.sources import PatchBlock, SlideInfo
 
-MACRO_TILE_LEVEL_PX = 1024
-"""About the side of a macro-tile in pixels of the level that is read: 3 MB of RGB, and large against any JPEG tile."""
+MACRO_TILE_LEVEL_PX = 2048
+"""About the side of a macro-tile in pixels of the level that is read: 12 MB of RGB, and large against any JPEG tile."""
+REDUCED_MACRO_TILE_LEVEL_PX = 1024
+"""The same where pixels are averaged, which takes several times the memory."""
 
 
 class SlidePatches:
@@ -90,12 +92,6 @@ def macro_tiles_per_cell(view: ScaledView, grid: Grid) -> tuple[Fraction, Fracti
     It depends on the slide alone and not on who reads it, for it decides the order of patches in a store.
     """
     step = grid.spec.stride_px * view.reduction
-    width, height = view.level.tile or (MACRO_TILE_LEVEL_PX, MACRO_TILE_LEVEL_PX)
-    return step / _macro_tile_px(height), step / _macro_tile_px(width)
-
-
-def _macro_tile_px(tile_px: int) -> int:
-    """The multiple of a tile's side nearest to MACRO_TILE_LEVEL_PX; just that where tiles are larger."""
-    if tile_px > MACRO_TILE_LEVEL_PX:
-        return MACRO_TILE_LEVEL_PX
-    return round(MACRO_TILE_LEVEL_PX / tile_px) * tile_px
+    wanted = MACRO_TILE_LEVEL_PX if view.reduction == 1 else REDUCED_MACRO_TILE_LEVEL_PX
+    width, height = (wanted // side * side or wanted for side in view.level.tile or (1, 1))
+    return step / height, step / width
