@@ -74,6 +74,14 @@ scheduler_option = click.option(
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where networks run; auto: a GPU where there is one."
 )
+trust_option = click.option(
+    "--trust-model",
+    metavar="sha256:…",
+    help="Run a model folder of others, whose torchscript_model.pt is code, where that file has this digest.",
+)
+positive_class_option = click.option(
+    "--positive-class", metavar="NAME", help="Which class of a model folder of others is positive. [default: the last of two]"
+)
 sheet_option = click.option(
     "--sheet",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -21,8 +21,9 @@ from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import list_masks
-from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.device import choose_device, count_gpus
+from wsi_pipeline.models.loading import ForeignTerms, load_model
+from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
 from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.index_page import write_index
@@ -175,6 +176,8 @@ class InferConfig:
     device: str = "auto"
     batch_size: int = DEFAULT_BATCH_SIZE
     force: bool = False
+    terms: ForeignTerms = field(default_factory=ForeignTerms)
+    """For models that wsi did not train."""
 
 
 def infer_slides(
@@ -229,38 +232,36 @@ def _infer(
     progress: Progress | None,
 ) -> RunAccount:
     started = time.perf_counter()
-    checkpoint = load_checkpoint(model)
+    loaded = load_model(model, config.terms)
     choose_device(config.device)
     make_folder(results)
     slides = make_absolute(slides)
-    choice = ModelChoice(model.resolve(), checkpoint.digest, config.device, config.batch_size)
+    choice = ModelChoice(model.resolve(), loaded.digest, config.device, config.batch_size, config.terms)
     tiling = TileConfig(
-        spec=checkpoint.spec,
+        spec=loaded.spec,
         tissue=config.tiling.tissue,
         slide_mpp=config.tiling.slide_mpp,
         allow_upsample=config.tiling.allow_upsample,
-        rules=LabelRules(class_names=checkpoint.class_names),
+        rules=LabelRules(class_names=loaded.class_names),
     )
     jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force) for slide in slides]
     crew = workers or choose_workers(device=config.device)
     batch = run_batch(slides, jobs, crew, progress or SilentProgress())
     _, damaged = read_summaries(results)
     write_failures_csv(results, [*batch.account.outcomes, *damaged])
-    record = _describe_run(batch, checkpoint, tiling, config, crew, time.perf_counter() - started)
+    record = _describe_run(batch, loaded, tiling, config, crew, time.perf_counter() - started)
     write_run_json(results, record)
     write_slides_csv(results)
     write_index(results)
     return batch.account
 
 
-def _describe_run(
-    batch: Batch, checkpoint: Checkpoint, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float
-) -> dict[str, Any]:
+def _describe_run(batch: Batch, model: Model, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float) -> dict[str, Any]:
     return {
         "account": batch.account.closing_line,
         "outcomes": [asdict(outcome) for outcome in batch.account.outcomes],
-        "model": checkpoint.to_json(),
-        "seed": dict(checkpoint.training).get("parameters", {}).get("seed"),
+        "model": model.to_json(),
+        "seed": dict(model.training).get("parameters", {}).get("seed"),
         "parameters": {
             "tiling": asdict(tiling),
             "device": config.device,

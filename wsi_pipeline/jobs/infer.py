@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from wsi_pipeline.jobs.plan import (
     refuse_unreadable,
     staged_table,
 )
-from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.device import choose_device
+from wsi_pipeline.models.loading import ForeignTerms, load_same
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outcome import SlideOutcome
 from wsi_pipeline.outputs import WRITERS, SlideResult
@@ -46,23 +46,25 @@ _loading = threading.Lock()
 
 
 @lru_cache(1)
-def _load_predictor(model: Path, digest: str, device: str, batch_size: int) -> Predictor:
-    return Predictor(load_checkpoint(model), choose_device(device), batch_size)
+def _load_predictor(model: Path, digest: str, device: str, batch_size: int, terms: ForeignTerms) -> Predictor:
+    return Predictor(load_same(model, digest, terms), choose_device(device), batch_size)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which checkpoint runs, and on what."""
+    """Which model runs, and on what."""
 
     path: Path
     digest: str
     device: str
     batch_size: int
+    terms: ForeignTerms = field(default_factory=ForeignTerms)
+    """A worker trusts a foreign model by these alone, and checks its digest itself."""
 
     def load(self) -> Predictor:
         """The predictor, loaded once per process."""
         with _loading:
-            return _load_predictor(self.path, self.digest, self.device, self.batch_size)
+            return _load_predictor(self.path, self.digest, self.device, self.batch_size, self.terms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +116,10 @@ class InferJob:
         return open_plan(staging, staged_table(staging.product / FOLDER))
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
-        return Staging(self.target, inference.inference_recipe(source_recipe, self.model.load().checkpoint))
+        return Staging(self.target, inference.inference_recipe(source_recipe, self.model.load().model))
 
     def _begin(self, staging: Staging, table: PatchTable) -> None:
-        inference.begin_predictions(staging, table, self.model.load().checkpoint)
+        inference.begin_predictions(staging, table, self.model.load().model)
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Read, predict and write one block."""

@@ -12,7 +12,20 @@ from wsi_pipeline.errors import ConfigError
 SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
 """Files that lie beside slides (annotations, tables, MIRAX data) and are passed over in a folder."""
 
-RESERVED = frozenset({"slides.csv", "failures.csv", "run.json", "index.html", "evaluation.csv", "left_out.csv", "wsi.log"})
+RESERVED = frozenset(
+    {
+        "slides.csv",
+        "failures.csv",
+        "run.json",
+        "index.html",
+        "evaluation.csv",
+        "evaluation.json",
+        "evaluation.html",
+        "comparison.csv",
+        "left_out.csv",
+        "wsi.log",
+    }
+)
 """Names that the tables of a run carry."""
 
 MAX_ID_BYTES = 120

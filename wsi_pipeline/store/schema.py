@@ -123,13 +123,20 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
             ),
             block_size=int(attributes["block_size"]),
             patient_id=str(attributes["patient_id"]),
-            class_names=(str(attributes["class_names"][0]), str(attributes["class_names"][1])),
+            class_names=_read_class_names(path, attributes["class_names"]),
             quality=PatchQuality(*(read_rows(path, name) for name in PatchQuality._fields)) if attributes.get("has_quality") else None,
         )
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, ConfigError) as error:
         raise StoreError(f"{path}: its attributes are damaged ({error}); make it again with --force") from error
     _check_table(path, table)
     return table
+
+
+def _read_class_names(path: Path, names: list[str]) -> tuple[str, str]:
+    if len(names) != 2:
+        listed = ", ".join(map(str, names))
+        raise StoreError(f"{path}: has {len(names)} classes ({listed}), and wsi handles two only; label it anew with two")
+    return str(names[0]), str(names[1])
 
 
 def _check_table(path: Path, table: PatchTable) -> None:
