@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS: dict[str, int] = {
     "__init__": 0, "errors": 0, "geometry": 0, "outcome": 0, "provenance": 0, "sources": 0,
-    "labels": 1, "models": 1, "scheduling": 1, "slides": 1, "store": 1, "tissue": 1,
+    "labels": 1, "models": 1, "quality": 1, "scheduling": 1, "slides": 1, "store": 1, "tissue": 1,
     "exporting": 2, "heatmap": 2, "inference": 2, "ingestion": 2, "relabelling": 2, "tiling": 2, "training": 2,
     "outputs": 3,
     "evaluation": 4, "jobs": 4, "results": 4,
@@ -22,9 +22,10 @@ FLOORS: dict[str, int] = {
 DOORS: dict[str, set[str]] = {
     "openslide": {"slides"},
     "tifffile": {"outputs", "slides"},
-    "imagecodecs": {"slides"},
+    "imagecodecs": {"slides", "store"},
     "PIL": {"slides", "labels"},
     "zarr": {"store"},
+    "xxhash": {"store"},
     "dask": {"scheduling"},
     "distributed": {"scheduling"},
     "torch": {"models", "training"},
@@ -40,7 +41,7 @@ DOORS: dict[str, set[str]] = {
     "defusedxml": {"labels"},
     "yaml": {"labels"},
     "sklearn": {"training"},
-    "skimage": {"tissue", "heatmap", "demo"},
+    "skimage": {"tissue", "quality", "heatmap", "demo"},
     "matplotlib": {"outputs", "training"},
     "mpl_toolkits": {"outputs"},
     "jinja2": {"outputs", "training"},
