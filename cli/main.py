@@ -12,7 +12,9 @@ import click
 
 from wsi_pipeline.errors import WsiError, machine_fault
 
-COMMANDS = ("demo", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "tile", "train", "view")
+COMMANDS = (
+    "aggregate", "demo", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "store", "tile", "train", "view",
+)  # fmt: skip
 """Each is a module of this package with a command of the same name, - written _."""
 
 INTERRUPTED = 130
