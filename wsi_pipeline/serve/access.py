@@ -160,8 +160,8 @@ class Guard:
         if len(tokens) != 1 or not self._door.accepts(tokens[0]):
             return None
         rest = urlencode(query, doseq=True)
-        path = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else scope["path"]
-        path = path.replace("\\", "%5C")  # browsers take a backslash for a slash, and two slashes for another host
+        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        path = raw.decode("latin-1").replace("\\", "%5C")  # browsers take a backslash for a slash, and two slashes for another host
         return "/" + path.lstrip("/") + (f"?{rest}" if rest else "")
 
 

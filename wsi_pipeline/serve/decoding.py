@@ -8,6 +8,7 @@ import resource
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from wsi_pipeline.errors import SlideError, WsiError
+from wsi_pipeline.geometry import Grid, PatchSpec
 from wsi_pipeline.serve.frames import BrokenFrame, Message, pack_message, read_message
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.slides import open_slide
@@ -23,7 +25,6 @@ from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.picture import decode_sent, encode_jpeg, encode_png, read_sent_size
 from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.thumbnail import read_thumbnail
-from wsi_pipeline.store.schema import grid_from_json, slide_to_json
 
 OPEN_SLIDES = 8
 OPEN_FILES = 256
@@ -54,7 +55,8 @@ class SlidePool:
 
 def describe(reader: SlideReader, request: dict[str, Any]) -> Message:
     """The facts of a slide that may leave it: nothing of a patient, no label, no macro image."""
-    return Message({"slide": slide_to_json(reader.info), "finest_first": [str(level.downsample) for level in reader.levels]})
+    downsamples = [str(level.downsample) for level in reader.levels]
+    return Message({"slide": asdict(reader.info) | {"level_downsamples": downsamples}})
 
 
 def read_tile(reader: SlideReader, request: dict[str, Any]) -> Message:
@@ -79,12 +81,18 @@ def read_overview(reader: SlideReader, request: dict[str, Any]) -> Message:
 
 def read_patch(reader: SlideReader, request: dict[str, Any]) -> Message:
     """One patch as PNG, pixel by pixel what the model saw."""
-    grid = grid_from_json(request["grid"])
+    grid = _read_grid(request["grid"])
     cells = np.array([[request["row"], request["col"]]], dtype=np.int32)
     block = SlidePatches(reader, grid, cells, block_size=1).read_block(0)
     if not block.readable[0]:
         raise SlideError("patch: cannot be decoded; the file is damaged there")
     return Message({}, encode_png(block.pixels[0]))
+
+
+def _read_grid(value: dict[str, Any]) -> Grid:
+    # As in store/schema.py, whose Zarr would make every start of this process three times as long.
+    x, y = value["origin_xy_l0"]
+    return Grid(PatchSpec(**value["spec"]), value["rows"], value["cols"], Fraction(value["downsample"]), (x, y))
 
 
 SLIDE_REQUESTS: dict[str, Callable[[SlideReader, dict[str, Any]], Message]] = {

@@ -122,7 +122,8 @@ class PredictionService:
             reply = self._pool.ask({"do": "decode", "max_pixels": self._limits.decoded_px}, image, self._limits.read_s)
         except DecodingError as error:
             raise Refusal(422, f"image {number}: cannot be decoded") from error
-        return np.frombuffer(reply.payload, dtype=np.uint8).reshape(reply.header["height"], reply.header["width"], 3)
+        shape = (int(reply.header["height"]), int(reply.header["width"]), 3)
+        return np.frombuffer(bytearray(reply.payload), dtype=np.uint8).reshape(shape)  # writable, as torch wants it
 
     def _predict_image(self, number: int, image: bytes, plan: ImagePlan) -> dict[str, Any]:
         pixels = self._decode(number, image)

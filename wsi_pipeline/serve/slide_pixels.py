@@ -3,7 +3,6 @@
 import logging
 import time
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +90,7 @@ class SlidePixels:
         if fingerprint is not None and info.fingerprint != fingerprint:
             raise Refusal(404, "the slide's file is not the one that was inferred; infer it again")
         pyramid = Pyramid(info.size_l0, self._limits.tile_px)
-        downsamples = [float(Fraction(ratio)) for ratio in header["finest_first"]]
-        coarsest = pyramid.coarsest_level(downsamples, self._limits.region_px)
+        coarsest = pyramid.coarsest_level([float(ratio) for ratio in info.level_downsamples], self._limits.region_px)
         return OpenedSlide(path, mark, slide_mpp, info, pyramid, coarsest)
 
     def tile(self, entry: SlideEntry, level: int, col: int, row: int) -> bytes:

@@ -52,8 +52,7 @@ async def predict(
 
 
 def _describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
-    scores = {name: value for name, value in checkpoint.scores.items() if isinstance(value, int | float)}
-    return checkpoint.to_json() | {"scores": scores}
+    return checkpoint.to_json() | {"scores": dict(checkpoint.scores)}  # figures only; who was trained on stays here
 
 
 @router.post("/jobs", status_code=202, tags=["jobs"])

@@ -62,7 +62,7 @@ class SlideView {
     this._isAsked = true;
     requestAnimationFrame(() => {
       this._isAsked = false;
-      this._draw();
+      if (this.scene) this._draw();
     });
   }
 
