@@ -75,7 +75,8 @@ def make_run(root: Path, slides: Sequence[str] = ("one", "two"), name: str = "re
 def replace_probabilities(results: Path, slide_id: str, probability: NDArray[np.float32]) -> None:
     """Put known probabilities (rows, cols) in the place of a slide's predictions, by the commit rule; NaN leaves a cell out."""
     from wsi_pipeline.heatmap import draw_heatmap, summarise
-    from wsi_pipeline.outputs import WRITERS, SlideResult
+    from wsi_pipeline.outputs import SlideResult
+    from wsi_pipeline.outputs.summary_json import write_summary
     from wsi_pipeline.store.predictions import Predictions, open_result
 
     old = open_result(results / slide_id)
@@ -86,8 +87,7 @@ def replace_probabilities(results: Path, slide_id: str, probability: NDArray[np.
     write_prediction_block(staging, table, 0, probability[cells[:, 0], cells[:, 1]], {})
     predictions = Predictions(staging.product / FOLDER)
     heatmap = draw_heatmap(predictions)
-    for write in WRITERS.values():
-        write(SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product)
+    write_summary(SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product)  # no pictures: nobody looks at them
     staging.commit(RESULT_KIND, {"patches": len(cells)})
 
 

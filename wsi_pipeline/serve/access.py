@@ -98,7 +98,7 @@ class Guard:
         except Refusal as refusal:
             await _reply(answer, refusal)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = getattr(scope.get("endpoint"), "__name__", "none")
             method = scope["method"] if scope["method"] in (*READING, "POST", "DELETE", "PUT", "PATCH") else "other"
             self._metrics.count_request(route, method, answer.status, time.perf_counter() - started)
 

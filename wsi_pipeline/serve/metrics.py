@@ -1,4 +1,4 @@
-"""Figures for Prometheus: requests by route (never by path, which may hold a slide's name), tiles, decoding, jobs."""
+"""Figures for Prometheus: requests by what answers them (never by path, which holds slide names), tiles, decoding, jobs."""
 
 from collections.abc import Callable
 

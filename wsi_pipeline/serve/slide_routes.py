@@ -25,6 +25,7 @@ from wsi_pipeline.slides.picture import encode_jpeg, encode_png
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": Fault} for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 503)
 }
+DEFAULT_REGIONS = 500
 REPORT_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; sandbox allow-scripts"
 
 router = APIRouter(prefix="/slides", tags=["slides"], responses=FAULTS)
@@ -123,18 +124,19 @@ def show_regions(
     request: Request,
     threshold: Threshold = None,
     min_area_mm2: Annotated[float, Query(ge=0, le=1e6)] = 0.0,
-    limit: Annotated[int, Query(ge=0)] = 500,
+    limit: Annotated[int | None, Query(ge=0, description="So many of the strongest; 500 unless said otherwise.")] = None,
 ) -> Response:
     """Positive cells that touch, corners included, strongest first."""
     result, loaded = found
     headers: dict[str, str] = {}
-    if limit > services.settings.limits.regions:
-        raise Refusal(413, f"at most {services.settings.limits.regions:,} regions at a time")
+    most = services.settings.limits.regions
+    if limit is not None and limit > most:
+        raise Refusal(413, f"at most {most:,} regions at a time")
     if unchanged := match_etag(request, headers, result.digest):
         return unchanged
     at = loaded.heatmap.threshold if threshold is None else threshold
     regions = services.results.regions(result, at, min_area_mm2)
-    shown = [describe_region(region) for region in order_regions(regions)[:limit]]
+    shown = [describe_region(region) for region in order_regions(regions)[: min(DEFAULT_REGIONS, most) if limit is None else limit]]
     return JSONResponse({"threshold": at, "found": len(regions), "regions": shown}, headers=headers)
 
 
