@@ -19,6 +19,7 @@ lint: $(VENV)/installed-dev
 
 benchmark: $(VENV)/installed-test
 	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/serve.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

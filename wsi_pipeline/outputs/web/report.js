@@ -36,7 +36,7 @@ function showRegion(step) {
   reportView.currentRegion = region.number;
   reportPort.fit(regionBox(region, report.grid), reportView.width, reportView.height, 1.5);
   byId("region").textContent =
-    `${reportRegion + 1} of ${report.regions.length}: ${region.area_mm2.toFixed(3)} mm², mean ${region.mean_probability.toFixed(2)}, highest ${region.max_probability.toFixed(2)}`;
+    `${reportRegion + 1} of ${report.regions.length}: ${formatMm2(region.area_mm2)} mm², mean ${region.mean_probability.toFixed(2)}, highest ${region.max_probability.toFixed(2)}`;
 }
 
 function bindSlider(id, name) {

@@ -254,6 +254,10 @@ function formatUm(um) {
   return um >= 1000 ? `${+(um / 1000).toPrecision(4)} mm` : `${+um.toPrecision(4)} µm`;
 }
 
+function formatMm2(area) {
+  return area >= 1 ? area.toFixed(2) : (+area.toPrecision(3)).toString();
+}
+
 /** What stands under the pointer, in words. */
 function describePlace(slide, map, x, y) {
   if (Number.isNaN(x)) return "";
@@ -268,8 +272,8 @@ function describePlace(slide, map, x, y) {
 function describeCount(map, threshold) {
   const positives = map.countPositive(threshold);
   const share = map.assessed ? ` (${((100 * positives) / map.assessed).toFixed(1)} %)` : "";
-  const area = (positives * map.grid.cell_area_mm2).toFixed(2);
-  return { positives, patches: `${positives} of ${map.assessed} patches positive${share}`, area: `${area} of ${(map.assessed * map.grid.cell_area_mm2).toFixed(2)} mm²` };
+  const area = [positives, map.assessed].map((cells) => formatMm2(cells * map.grid.cell_area_mm2)).join(" of ");
+  return { positives, patches: `${positives} of ${map.assessed} patches positive${share}`, area: `${area} mm²` };
 }
 
 /** A place for a region on the screen: its box with room around it, and never closer than a few patches. */

@@ -98,7 +98,7 @@ class Panel {
     const items = viewer.regions.slice(0, SHOWN_REGIONS).map((region, index) => {
       const item = document.createElement("li");
       const button = document.createElement("button");
-      button.textContent = `${region.area_mm2.toFixed(3)} mm² · mean ${region.mean_probability.toFixed(2)} · max ${region.max_probability.toFixed(2)}`;
+      button.textContent = `${formatMm2(region.area_mm2)} mm² · mean ${region.mean_probability.toFixed(2)} · max ${region.max_probability.toFixed(2)}`;
       button.addEventListener("click", () => viewer.showRegion(index));
       item.className = index === viewer.regionIndex ? "current" : "";
       item.append(button);
