@@ -81,7 +81,8 @@ def compare(slide: Path, count: int, rounds: int) -> None:
             for name, part in (("cold", tiles[:count]), ("warm", tiles[count:]), ("repeated", tiles[count:])):
                 record(results, seconds, name, asyncio.run(ask_server(server, slide.stem, part)))
     print(
-        f"{pyramid.size_l0[0]:,} × {pyramid.size_l0[1]:,} px, {count} tiles of {TILE_PX} px of every level, {CLIENTS} clients, median of {rounds}"
+        f"{pyramid.size_l0[0]:,} × {pyramid.size_l0[1]:,} px, {count} tiles of {TILE_PX} px of every level, "
+        f"{CLIENTS} clients, median of {rounds}"
     )
     print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     direct = count / statistics.median(seconds["direct"])

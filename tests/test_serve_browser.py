@@ -132,7 +132,9 @@ def test_from_the_list_to_a_restored_view(watched: Watched) -> None:
 def test_the_pointer_tells_probability_and_place(watched: Watched) -> None:
     page = open_viewer(watched)
     x, y = page.evaluate(
-        "(() => { const box = byId('first').getBoundingClientRect(); const [x, y] = viewer.views[0].toScreen(325, 330); return [box.x + x, box.y + y]; })()"
+        """(() => { const box = byId('first').getBoundingClientRect();
+        const [x, y] = viewer.views[0].toScreen(325, 330);
+        return [box.x + x, box.y + y]; })()"""
     )
     page.mouse.move(x, y)
     expect(page.locator("#place")).to_have_text(re.compile(r"probability 0\.900 · x 16[23] µm, y 16[45] µm"))
@@ -215,7 +217,8 @@ def test_two_results_stand_side_by_side_and_move_together(watched: Watched) -> N
     page = open_viewer(watched)
     page.select_option("#with", label="other")
     expect(page.locator("#second")).to_be_visible()
-    expect(page.locator("#count")).to_have_text("results: 8 of 119 patches positive (6.7 %)\nother: 120 of 120 patches positive (100.0 %)")
+    both = "results: 8 of 119 patches positive (6.7 %)\nother: 120 of 120 patches positive (100.0 %)"
+    expect(page.locator("#count")).to_have_text(both)
     assert page.evaluate("viewer.views[0].viewport === viewer.views[1].viewport")
     assert page.evaluate("viewer.views.every((view) => view.width > 300)")
     link = page.url
