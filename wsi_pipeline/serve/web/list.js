@@ -97,7 +97,7 @@ function drawRow(slide) {
   if (slide.summary || slide.has_file) picture.src = `/api/v1/slides/${encodeURIComponent(slide.slide_id)}/thumbnail.jpg?side=224`;
   const state = document.createElement("span");
   state.className = `state ${slide.state}`;
-  state.textContent = slide.state;
+  state.textContent = slide.state === "none" ? "not inferred" : slide.state;
   const cells = [picture, link, state, ...COLUMNS.slice(3).map((column) => (column.text ? column.text(slide) : drawShare(slide)))];
   for (const content of cells) {
     const cell = document.createElement("td");
