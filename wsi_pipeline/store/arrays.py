@@ -79,7 +79,7 @@ def put_image(path: Path, name: str, values: NDArray[Any], dimension_names: tupl
             chunks=tuple(min(extent, IMAGE_CHUNK) for extent in values.shape),
             dtype=values.dtype.name,
             fill_value=float("nan") if values.dtype.kind == "f" else 0,
-            compressors=[Crc32cCodec()],
+            **AS_THEY_ARE.for_zarr(),
             dimension_names=dimension_names,
         )
         array.with_config({"write_empty_chunks": True})[...] = values
