@@ -24,6 +24,42 @@ allow_upsample_option = click.option("--allow-upsample", is_flag=True, help="Cut
 min_tissue_option = click.option(
     "--min-tissue", type=click.FloatRange(0, 1), default=0.5, help="Keep a patch if at least this fraction of it is tissue (0: keep all)."
 )
+reader_option = click.option(
+    "--reader",
+    type=click.Choice(["auto", "tiff", "openslide", "image"]),
+    default="auto",
+    help="Who reads slides: tiff decodes the tiles of TIFF and SVS itself, several times as fast and with the same pixels; auto: the "
+    "fastest that knows the file.",
+)
+TISSUE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    min_tissue_option,
+    click.option("--mask-mpp", type=float, default=8.0, metavar="UM_PER_PX", help="Scale at which tissue is looked for."),
+    click.option("--min-object", type=float, default=20_000.0, metavar="UM2", help="Smaller pieces of tissue are dust, in µm²."),
+    click.option("--max-hole", type=float, default=20_000.0, metavar="UM2", help="Smaller holes belong to the tissue, in µm²."),
+    click.option(
+        "--mask",
+        type=EXISTING,
+        metavar="DIR",
+        help="Where the tissue is, by your own word: PNG or TIFF (above 0 is tissue) or QuPath GeoJSON, named like the slides.",
+    ),
+    click.option("--max-pen", type=click.FloatRange(0, 1), default=0.1, help="Flag a patch if more than this fraction of it is pen ink."),
+    click.option(
+        "--min-sharpness",
+        type=float,
+        metavar="VARIANCE",
+        help="Flag patches below this variance of the Laplacian (brightness 0 to 255, at 1 µm/px) as blurred. [default: not measured]",
+    ),
+    click.option("--drop", type=click.Choice(["pen", "blur"]), multiple=True, help="Leave out patches with this flag. May be repeated."),
+)
+
+
+def tissue_options(command: Command) -> Command:
+    """Add the options that say where tissue is and what is wrong with it; they arrive together by their names."""
+    for option in reversed(TISSUE_OPTIONS):
+        command = option(command)
+    return command
+
+
 patch_size_option = click.option("--patch-size", type=click.IntRange(1), default=50, metavar="PX", help="Side of a patch in pixels.")
 workers_option = click.option(
     "--workers",

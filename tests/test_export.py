@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -285,7 +286,7 @@ def test_patches_are_resized_as_the_configuration_says(tmp_path: Path) -> None:
         ({"transform": [{"name": "ToTensor"}, {"name": "Normalize", "arguments": {"mean": [0, 0, 0], "std": [1, 0, 1]}}]}, "positive dev"),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused_by_name(changes: dict[str, object], fault: str, tmp_path: Path) -> None:
+def test_a_configuration_that_cannot_be_is_refused_by_name(changes: dict[str, Any], fault: str, tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"], **changes)
     with pytest.raises(ModelError, match=fault) as caught:
         load_foreign(folder, trust(folder))

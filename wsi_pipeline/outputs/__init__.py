@@ -11,6 +11,7 @@ from wsi_pipeline.outputs.patches_geojson import write_patches_geojson
 from wsi_pipeline.outputs.patches_parquet import write_patches_parquet
 from wsi_pipeline.outputs.regions_csv import write_regions_csv
 from wsi_pipeline.outputs.regions_geojson import write_regions_geojson
+from wsi_pipeline.outputs.report_html import write_report
 from wsi_pipeline.outputs.result import SlideResult, Writer
 from wsi_pipeline.outputs.summary_json import write_summary
 
@@ -20,6 +21,7 @@ WRITERS: dict[str, Writer] = {
     "heatmap": write_heatmap,
     "overlay": write_overlay,
     "gallery": write_gallery,
+    "report": write_report,
     "summary": write_summary,
     "csv": write_patches_csv,
     "parquet": write_patches_parquet,

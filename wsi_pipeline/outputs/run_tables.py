@@ -50,10 +50,11 @@ def read_summaries(results: Path) -> tuple[list[SlideSummary], list[SlideOutcome
     return summaries, damaged
 
 
-def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome]) -> None:
+def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome], suffix: str = "") -> None:
     """The slides of this run that failed or are damaged, with the reason."""
     rows = ([failure.slide_id, failure.path, failure.state, failure.message] for failure in find_failures(outcomes))
-    write_csv(results / FAILURES_CSV, ["slide_id", "path", "state", "reason"], rows)
+    path = results / FAILURES_CSV
+    write_csv(path.with_stem(path.stem + suffix), ["slide_id", "path", "state", "reason"], rows)
 
 
 def write_run_json(results: Path, record: Mapping[str, Any]) -> None:

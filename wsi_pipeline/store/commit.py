@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.errors import EnvironmentFault, StoreError
-from wsi_pipeline.provenance import TOOL, file_sha256, recipe_digest, tool_version
-from wsi_pipeline.store.files import flush_folder, flush_tree, make_folder, write_file
+from wsi_pipeline.provenance import TOOL, recipe_digest, tool_version
+from wsi_pipeline.store.files import file_checksum, flush_folder, flush_tree, make_folder, write_file
 from wsi_pipeline.store.lock import HIDDEN
 
 MANIFEST = "manifest.json"
@@ -37,7 +37,7 @@ class Manifest:
     recipe: Mapping[str, Any]
     counts: Mapping[str, Any]
     files: Mapping[str, tuple[int, str]]
-    """Relative path → size in bytes, SHA-256."""
+    """Relative path → size in bytes, checksum."""
 
     @property
     def digest(self) -> str:
@@ -213,9 +213,9 @@ def _check_replaceable(target: Path) -> None:
 
 
 def find_damage(product: Path) -> list[str]:
-    """Every file whose content is not what the manifest says, by size and SHA-256; empty where the product is whole."""
+    """Every file whose content is not what the manifest says, by size and checksum; empty where the product is whole."""
     manifest = read_manifest(product)
-    return [name for name, (_, digest) in manifest.files.items() if file_sha256(product / name) != digest]
+    return [name for name, (_, digest) in manifest.files.items() if file_checksum(product / name) != digest]
 
 
 def check_whole(product: Path) -> Manifest:
