@@ -18,7 +18,6 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Grid, PatchSpec
 from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.jobs.aggregate import aggregate_results
-from wsi_pipeline.outputs import dicom
 from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.sources import PatchTable
@@ -145,7 +144,7 @@ def test_other_slides_give_no_dicom(tmp_path: Path) -> None:
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicom.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'wsi-pipeline\[dicom\]'"):
         choose_formats(["dicom"])
 

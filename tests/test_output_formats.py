@@ -60,6 +60,14 @@ def write_result(folder: Path, probability: list[float], *, table: PatchTable | 
     return publish(staging, view or View(FORMATS), None, folder)
 
 
+def open_array(path: Path) -> Any:
+    return zarr.open_array(path, mode="r")
+
+
+def open_group(path: Path) -> Any:
+    return zarr.open_group(path, mode="r")
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
@@ -103,7 +111,7 @@ def test_csv_counts_as_the_summary(written: tuple[Path, SlideSummary]) -> None:
 
 def test_ome_zarr_labels_count_as_the_summary(written: tuple[Path, SlideSummary]) -> None:
     folder, summary = written
-    labels = zarr.open_array(folder / "heatmap.ome.zarr" / "labels" / "classes" / "0", mode="r")[:]
+    labels = open_array(folder / "heatmap.ome.zarr" / "labels" / "classes" / "0")[:]
     assert (labels == 2).sum() == summary.positives
     assert (labels > 0).sum() == summary.patches - summary.unreadable
 
@@ -126,8 +134,8 @@ def test_patch_geojson_counts_as_the_summary(written: tuple[Path, SlideSummary])
 
 def test_ome_zarr_is_valid(written: tuple[Path, SlideSummary]) -> None:
     path = written[0] / "heatmap.ome.zarr"
-    image = zarr.open_group(path, mode="r")
-    labels = zarr.open_group(path / "labels" / "classes", mode="r")
+    image = open_group(path)
+    labels = open_group(path / "labels" / "classes")
     Image.from_zarr(image)
     ImageLabel.from_zarr(labels)
     validate_ngff(dict(image.attrs), version="0.5", model="image")
@@ -257,14 +265,15 @@ def center_in_regions_csv(folder: Path) -> tuple[float, float]:
 
 def center_in_ome_zarr(folder: Path) -> tuple[float, float]:
     """By the metadata as ome-zarr-models reads them: index · scale + translation is the pixel's centre."""
-    group = zarr.open_group(folder / "heatmap.ome.zarr", mode="r")
-    scale, translation = Image.from_zarr(group).ome_attributes.multiscales[0].datasets[0].coordinateTransformations
+    group = open_group(folder / "heatmap.ome.zarr")
+    attributes: Any = Image.from_zarr(group).ome_attributes
+    scale, translation = attributes.multiscales[0].datasets[0].coordinateTransformations
     row, col = np.argwhere(group["0"][:] == 1)[0]
     return col * scale.scale[1] + translation.translation[1], row * scale.scale[0] + translation.translation[0]
 
 
 def center_in_ome_zarr_labels(folder: Path) -> tuple[float, float]:
-    group = zarr.open_group(folder / "heatmap.ome.zarr" / "labels" / "classes", mode="r")
+    group = open_group(folder / "heatmap.ome.zarr" / "labels" / "classes")
     scale, translation = group.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
     row, col = np.argwhere(group["0"][:] == 2)[0]
     return col * scale["scale"][1] + translation["translation"][1], row * scale["scale"][0] + translation["translation"][0]
@@ -321,7 +330,7 @@ def test_reductions_halve_until_they_are_small() -> None:
 def test_reduced_levels_keep_their_place(tmp_path: Path) -> None:
     table = make_table([(0, 0)], mpp=1.0, rows=130, cols=1)
     write_result(tmp_path / "slide", [0.9], table=table, view=View(("summary", "ome-zarr")))
-    datasets = zarr.open_group(tmp_path / "slide" / "heatmap.ome.zarr", mode="r").attrs["ome"]["multiscales"][0]["datasets"]
+    datasets = open_group(tmp_path / "slide" / "heatmap.ome.zarr").attrs["ome"]["multiscales"][0]["datasets"]
     found = [(level["coordinateTransformations"][0]["scale"], level["coordinateTransformations"][1]["translation"]) for level in datasets]
     assert found == [([50, 50], [25, 25]), ([100, 100], [50, 50]), ([200, 200], [100, 100])]
 
@@ -358,7 +367,7 @@ def test_small_regions_are_positive_in_no_format(tmp_path: Path) -> None:
     summary = write_result(tmp_path / "s", CASES["mixed"], view=View(FORMATS, Aggregation(min_region_mm2=0.1)))
     assert (summary.positives, summary.positives_left_out) == (3, 1)
     table = pyarrow.parquet.read_table(tmp_path / "s" / "patches.parquet").to_pandas()
-    labels = zarr.open_array(tmp_path / "s" / "heatmap.ome.zarr" / "labels" / "classes" / "0", mode="r")[:]
+    labels = open_array(tmp_path / "s" / "heatmap.ome.zarr" / "labels" / "classes" / "0")[:]
     (feature,) = read_json(tmp_path / "s" / "regions.geojson")["features"]
     assert ((table["positive"] == True).sum(), (labels == 2).sum()) == (3, 3)  # noqa: E712
     assert feature["properties"]["measurements"]["patches"] == 3

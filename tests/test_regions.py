@@ -30,8 +30,8 @@ def test_figures_of_a_region_by_hand() -> None:
     assert region.area_mm2 == pytest.approx(0.03)
     assert region.mean_probability == pytest.approx(0.7)
     assert region.max_probability == pytest.approx(0.9)
-    assert region.bounds_l0 == (110, 200, 130, 220)
-    assert region.peak_xy_l0 == (125, 205)
+    assert region.bounds_l0 == pytest.approx((110, 200, 130, 220))
+    assert region.peak_xy_l0 == pytest.approx((125, 205))
     assert region.outline.equals(shapely.Polygon([(110, 200), (130, 200), (130, 210), (120, 210), (120, 220), (110, 220)]))
 
 
