@@ -18,7 +18,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 benchmark: $(VENV)/installed-test
-	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/outputs.py
+	$(BIN)/python benchmarks/tiling.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/serve.py
 
 $(VENV)/bin/python:

@@ -8,7 +8,9 @@ import click
 from .options import FOLDER
 
 if TYPE_CHECKING:
+    from wsi_pipeline.training.dataset import LabelledPatches
     from wsi_pipeline.training.loop import Epoch
+    from wsi_pipeline.training.split import Division
 
 
 @click.command()
@@ -31,7 +33,10 @@ def demo(out: Path) -> None:
     def on_epoch(epoch: "Epoch") -> None:
         click.echo(describe_epoch(epoch, size.epochs))
 
-    listener = TrainListener(lambda patches, split: click.echo(describe_split(patches, split)), on_epoch)
+    def on_start(patches: "LabelledPatches", division: "Division", _events: Path) -> None:
+        click.echo(describe_split(patches, division))
+
+    listener = TrainListener(on_start, on_epoch=on_epoch)
     with show_progress() as progress:
         result = run_demo(out, size, say=click.echo, progress=progress, listener=listener)
     click.echo(draw_evaluation(result.evaluation))

@@ -9,40 +9,115 @@ from .options import label_rules_options, labels_option, read_rules
 
 if TYPE_CHECKING:
     from wsi_pipeline.evaluation import Evaluation
+    from wsi_pipeline.evaluation.run import Compared, SlideEvaluation
+    from wsi_pipeline.training.judgement import Judgement
+
+RESULTS = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("results", type=RESULTS)
 @labels_option
 @label_rules_options
-def evaluate(results: Path, labels: tuple[Path, ...], **rules: Any) -> None:
+@click.option(
+    "--threshold",
+    metavar="RULE|NUMBER",
+    help="Judge at another threshold than the model's: a number, or chosen here by youden, f1 or sensitivity=NUMBER, which flatters.",
+)
+@click.option(
+    "--compare", type=RESULTS, metavar="OTHER_RESULTS", help="Another model's results: both on the patients and patches they share."
+)
+def evaluate(results: Path, labels: tuple[Path, ...], threshold: str | None, compare: Path | None, **rules: Any) -> None:
     """Compare the predictions in RESULTS with known labels, per slide and pooled.
 
-    Labels are those of the patch stores that were inferred, or files given with --labels. Writes RESULTS/evaluation.csv.
+    Labels are those of the patch stores that were inferred, or files given with --labels. Writes evaluation.html, evaluation.csv
+    and evaluation.json into RESULTS, with 95 % intervals from resampling patients; with --compare also comparison.csv.
     """
-    from wsi_pipeline.evaluation import EVALUATION_CSV, evaluate_results, find_class_names
+    from wsi_pipeline.evaluation import EVALUATION_CSV, EVALUATION_HTML, evaluate_results, find_class_names
+    from wsi_pipeline.training.calibration import parse_threshold_rule
 
-    evaluation = evaluate_results(results, labels, read_rules(rules, find_class_names(results)))
+    evaluation = evaluate_results(
+        results,
+        labels,
+        read_rules(rules, find_class_names(results)),
+        threshold=None if threshold is None else parse_threshold_rule(threshold),
+        compare_with=compare,
+    )
     click.echo(draw_evaluation(evaluation))
-    click.echo(f"→  {results / EVALUATION_CSV}")
+    click.echo(f"→  {results / EVALUATION_CSV}  {results / EVALUATION_HTML}")
 
 
 def draw_evaluation(evaluation: "Evaluation") -> str:
-    """The table of scores, the pooled confusion matrix, and what could not be scored."""
+    """The table of scores, intervals, calibration, the pooled confusion matrix, and what could not be scored."""
     from wsi_pipeline.training.metrics import draw_confusion
 
-    rows: list[tuple[str, ...]] = [("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")]
-    for slide in (*evaluation.slides, evaluation.pooled):
-        scores = slide.scores
-        figures = (scores.auroc, scores.f1, scores.balanced_accuracy)
-        rows.append((slide.slide_id, str(slide.labelled), str(slide.not_assessed), *("–" if v is None else f"{v:.3f}" for v in figures)))
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
-    lines += [
-        "",
-        f"all slides at threshold {evaluation.pooled.scores.threshold:.3f}:",
-        draw_confusion(evaluation.pooled.scores, evaluation.class_names),
-    ]
+    scores = evaluation.pooled.scores
+    lines = [f"WARNING: {warning}" for warning in evaluation.warnings]
+    lines += _draw_slides([*evaluation.slides, evaluation.pooled])
+    lines += ["", *draw_intervals(evaluation.judgement, "all slides"), "", *draw_calibration(evaluation.judgement)]
+    lines += ["", f"all slides at threshold {scores.threshold:.3f}:", draw_confusion(scores, evaluation.class_names)]
     if evaluation.unlabelled:
         lines.append(f"without labels: {', '.join(evaluation.unlabelled)}")
+    if evaluation.compared is not None:
+        lines += ["", *_draw_comparison(evaluation.compared)]
     return "\n".join(lines)
+
+
+def _show(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _draw_slides(slides: "list[SlideEvaluation]") -> list[str]:
+    rows: list[tuple[str, ...]] = [("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")]
+    for slide in slides:
+        figures = (slide.scores.auroc, slide.scores.f1, slide.scores.balanced_accuracy)
+        rows.append((slide.slide_id, str(slide.labelled), str(slide.not_assessed), *map(_show, figures)))
+    width = max(len(row[0]) for row in rows)
+    return [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
+
+
+def draw_intervals(judgement: "Judgement", what: str) -> list[str]:
+    """Every figure with its 95 % interval, under a line that says of what."""
+    from wsi_pipeline.training.bootstrap import FEW_PATIENTS
+    from wsi_pipeline.training.metrics import FIGURES
+
+    count = len(judgement.patients)
+    if count < 2:
+        head = f"{what}; one patient only, so no intervals:"
+    else:
+        hint = ": so few that the intervals are a hint at most" if count < FEW_PATIENTS else ""
+        head = f"{what}, with 95 % intervals from {judgement.draws} samples of {count} patients{hint}:"
+    lines = [head]
+    for key, name in FIGURES.items():
+        interval = judgement.intervals.get(key)
+        ends = "" if interval is None else f"   {interval[0]:.3f} to {interval[1]:.3f}"
+        lines.append(f"  {name:<28}{_show(getattr(judgement.scores, key))}{ends}")
+    return lines
+
+
+def draw_calibration(judgement: "Judgement") -> list[str]:
+    """What the temperature did, in one line."""
+    before, after = judgement.before, judgement.after
+    if after.temperature == 1.0:
+        return ["calibration: the model's temperature is 1, nothing was changed"]
+    return [
+        f"calibration: expected calibration error {_show(before.expected_calibration_error)} before, "
+        f"{_show(after.expected_calibration_error)} after temperature {after.temperature:.3f}; "
+        f"Brier score {_show(before.brier)}, {_show(after.brier)}"
+    ]
+
+
+def _draw_comparison(compared: "Compared") -> list[str]:
+    from wsi_pipeline.training.metrics import FIGURES
+
+    figures = compared.figures
+    lines = [
+        f"{compared.one} (one) against {compared.other} (other): {figures.patches} patches of {figures.patients} patients on "
+        f"{compared.slides} slides paired, {compared.left_out} labelled patches left out",
+        f"  {'':<28}{'one':>8}{'other':>8}{'one − other':>13}   95 % interval",
+    ]
+    for item in figures.differences:
+        ends = "–" if item.interval is None else f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
+        difference = "–" if item.difference is None else f"{item.difference:+.3f}"
+        lines.append(f"  {FIGURES[item.figure]:<28}{_show(item.one):>8}{_show(item.other):>8}{difference:>13}   {ends}")
+    return lines

@@ -1,9 +1,11 @@
 """`wsi infer`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from .main import printable
 from .options import (
     EXISTING,
     FOLDER,
@@ -11,9 +13,13 @@ from .options import (
     device_option,
     force_option,
     min_tissue_option,
+    positive_class_option,
+    read_view,
     scheduler_option,
     sheet_option,
     slide_mpp_option,
+    trust_option,
+    view_options,
     workers_option,
 )
 
@@ -24,7 +30,9 @@ from .options import (
 )
 @click.option("--stores", type=EXISTING, multiple=True, metavar="DIR", help="Patch stores, or folders of them, instead of slides.")
 @sheet_option
-@click.option("--model", "-m", type=click.Path(path_type=Path), required=True, help="A model.safetensors of `wsi train`.")
+@click.option("--model", "-m", type=click.Path(path_type=Path), required=True, help="A model.safetensors of `wsi train`, or a folder.")
+@trust_option
+@positive_class_option
 @click.option("--results-dir", "-o", type=FOLDER, required=True, help="Folder for one folder per slide and the tables of the run.")
 @min_tissue_option
 @slide_mpp_option
@@ -34,11 +42,14 @@ from .options import (
 @workers_option
 @scheduler_option
 @force_option
+@view_options
 def infer(
     slides: tuple[Path, ...],
     stores: tuple[Path, ...],
     sheet: Path | None,
     model: Path,
+    trust_model: str | None,
+    positive_class: str | None,
     results_dir: Path,
     min_tissue: float,
     slide_mpp: float | None,
@@ -48,13 +59,16 @@ def infer(
     workers: int | None,
     scheduler: str | None,
     force: bool,
+    **view: Any,
 ) -> None:
     """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
 
+    A folder with config.json and torchscript_model.pt, as in the WSInfer zoo, needs --trust-model: TorchScript is code.
     Slides are cut at the model's own µm per pixel. A slide that fails does not stop the others; failures.csv says why. Run again, it
-    goes on where it stopped, and does nothing for slides that are done.
+    goes on where it stopped, and does nothing for slides that are done; with other --outputs it makes those from the predictions it has.
     """
-    from wsi_pipeline.models.checkpoint import load_checkpoint
+    from wsi_pipeline.models.description import LEAK
+    from wsi_pipeline.models.loading import ForeignTerms, load_model
     from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_found, infer_slides, infer_stores
     from wsi_pipeline.slides.sheet import read_sheet
     from wsi_pipeline.tiling import TileConfig
@@ -64,16 +78,20 @@ def infer(
 
     if [bool(slides), bool(stores), bool(sheet)].count(True) != 1:
         raise click.UsageError("give one of --slides, --stores and --sheet")
-    checkpoint = load_checkpoint(model)
+    terms = ForeignTerms(trust_model, positive_class)
+    loaded = load_model(model, terms)
     click.echo(
-        f"model {checkpoint.architecture}: patches of {checkpoint.spec.side_px} px at {checkpoint.spec.mpp:g} µm/px, "
-        f"{checkpoint.positive_class} from probability {checkpoint.threshold:.3f} on ({checkpoint.threshold_source})"
+        f"model {printable(loaded.architecture)}: patches of {loaded.spec.side_px} px at {loaded.spec.mpp:g} µm/px, "
+        f"{printable(loaded.positive_class)} from probability {loaded.threshold:.3f} on ({loaded.threshold_source})"
+        f"{f'; LEAKY: {LEAK}' if loaded.is_leaky else ''}"
     )
     config = InferConfig(
         tiling=TileConfig(tissue=TissueParameters(min_tissue=min_tissue), slide_mpp=slide_mpp, allow_upsample=allow_upsample),
         device=device,
         batch_size=batch_size,
         force=force,
+        view=read_view(view),
+        terms=terms,
     )
     crew = choose_workers(workers, scheduler, device)
     with log_to(results_dir), show_progress() as progress:

@@ -12,8 +12,11 @@ import click
 
 from wsi_pipeline.errors import WsiError, machine_fault
 
-COMMANDS = ("demo", "evaluate", "infer", "info", "ingest", "label", "serve", "tile", "train", "view")
-"""Each is a module of this package with a command of the same name."""
+COMMANDS = (
+    "aggregate", "demo", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "serve", "store", "tile", "train",
+    "view",
+)  # fmt: skip
+"""Each is a module of this package with a command of the same name, - written _."""
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -34,7 +37,8 @@ class WsiGroup(click.Group):
         """The command of that name; None where there is none."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"{__package__}.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"{__package__}.{name}"), name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

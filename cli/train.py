@@ -1,152 +1,140 @@
 """`wsi train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .evaluate import draw_calibration, draw_intervals
 from .options import EXISTING, FOLDER, device_option, force_option, sheet_option
+from .training_options import read_config, read_split, training_options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from wsi_pipeline.training.config import TrainConfig
     from wsi_pipeline.training.dataset import LabelledPatches
+    from wsi_pipeline.training.folds import FoldsResult
+    from wsi_pipeline.training.judgement import Judgement
     from wsi_pipeline.training.loop import Epoch
     from wsi_pipeline.training.run import TrainListener
-    from wsi_pipeline.training.split import PatientSplit
-
-
-def read_patients(_ctx: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Patients from a comma-separated list, or from a file with one per line, or several between commas."""
-    if value is None:
-        return ()
-    try:
-        text = Path(value).read_text(encoding="utf-8") if _is_file(value) else value
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{value}: not a readable list in UTF-8 ({error})") from error
-    return tuple(name.strip() for name in text.replace(",", "\n").splitlines() if name.strip())
-
-
-def _is_file(value: str) -> bool:
-    try:
-        return Path(value).is_file()
-    except OSError:  # longer than any file's name
-        return False
+    from wsi_pipeline.training.split import Division
 
 
 @click.command()
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
 @click.option("--out", "-o", type=FOLDER, required=True, help="Folder to make, with model.safetensors and the report.")
-@click.option("--arch", default="idc_cnn", help="Network: idc_cnn.")
-@click.option("--val-patients", metavar="FILE|ID,ID…", callback=read_patients, help="Validation patients by name. [default: drawn]")
 @sheet_option
-@click.option("--val-fraction", type=float, default=0.2, help="Share of patches whose patients are drawn for validation.")
-@click.option(
-    "--test-patients", metavar="FILE|ID,ID…", callback=read_patients, help="Patients kept out of training and validation altogether."
-)
+@click.option("--folds", type=click.IntRange(2), help="Cross-validate: train once per fold, every patient validates once.")
 @click.option("--epochs", type=click.IntRange(1), default=20, help="Passes over the training patches, at most.")
-@click.option("--patience", type=click.IntRange(1), default=5, help="Stop after so many epochs without a better validation AUROC.")
-@click.option("--batch-size", type=click.IntRange(2), default=64, help="Patches per step.")
-@click.option("--lr", type=float, default=3e-4, help="Learning rate of AdamW.")
-@click.option("--weight-decay", type=float, default=1e-4, help="Weight decay of AdamW.")
-@click.option("--augment/--no-augment", default=True, help="Turn and mirror patches, shift brightness and contrast.")
-@click.option("--seed", type=int, default=0, help="Of the split, the weights, the order and the augmentation.")
+@click.option("--patience", type=click.IntRange(1), default=5, help="Stop after so many epochs that are not better by --stop-on.")
+@click.option(
+    "--stop-on",
+    type=click.Choice(["auroc", "average_precision", "balanced_accuracy", "f1", "loss"]),
+    default="auroc",
+    help="What the best epoch is best at, on the validation patients.",
+)
+@click.option(
+    "--threshold",
+    default="youden",
+    metavar="RULE",
+    help="Chosen on the validation patients: f1, youden (highest balanced accuracy), sensitivity=0.95, or a number such as 0.5.",
+)
+@training_options
+@click.option("--devices", type=click.IntRange(1), default=1, help="GPUs (or processes on the CPU) that share every batch.")
 @device_option
+@click.option("--resume/--no-resume", default=True, help="Go on after the last whole epoch of the same run that was killed.")
 @force_option
 def train(
     stores: tuple[Path, ...],
     out: Path,
-    arch: str,
-    val_patients: tuple[str, ...],
     sheet: Path | None,
-    val_fraction: float,
-    test_patients: tuple[str, ...],
+    folds: int | None,
     epochs: int,
     patience: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    augment: bool,
-    seed: int,
+    stop_on: str,
+    threshold: str,
+    devices: int,
     device: str,
+    resume: bool,
     force: bool,
+    **options: Any,
 ) -> None:
     """Train a network on labelled patch stores, split by patient.
 
-    No patient is on both sides of the split. The best epoch by AUROC on the validation patients is kept, and the threshold with the
-    highest balanced accuracy on them goes into the checkpoint. OUT gets model.safetensors, history.csv, loss_curve.png, metrics.json and
-    split.json.
+    No patient is on both sides of the split. The best epoch on the validation patients is kept; temperature and threshold are fitted
+    on them and go into the checkpoint. OUT gets model.safetensors, report.html, history.csv, metrics.json, split.json, validation.csv and
+    TensorBoard events. Killed, it goes on where it stopped when the same line is given again.
     """
     from rich.console import Console
 
     from wsi_pipeline.models.checkpoint import load_checkpoint
-    from wsi_pipeline.training.loop import TrainConfig
-    from wsi_pipeline.training.metrics import describe_scores, draw_confusion
-    from wsi_pipeline.training.run import SplitChoice
+    from wsi_pipeline.training.calibration import parse_threshold_rule
+    from wsi_pipeline.training.folds import train_folds
     from wsi_pipeline.training.run import train as train_network
 
     from .progress import make_bar
 
-    if sheet is not None:
-        if val_patients or test_patients:
-            raise click.UsageError("--sheet says who is on which side; leave out --val-patients and --test-patients")
-        val_patients, test_patients = read_sides(sheet)
-    config = TrainConfig(
-        architecture=arch,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        weight_decay=weight_decay,
-        patience=patience,
-        augment=augment,
-        seed=seed,
-        device=device,
-    )
-    choice = SplitChoice(val_patients, val_fraction, test_patients)
+    config = read_config(options, epochs=epochs, patience=patience, stop_on=stop_on, devices=devices, device=device)
+    choice = read_split(options, sheet)
+    common: dict[str, Any] = {
+        "pretrained": options["weights"], "rule": parse_threshold_rule(threshold), "force": force, "resume": resume,
+    }  # fmt: skip
     with make_bar(Console(stderr=True), "patches") as bar:
-        trained = train_network(stores, out, config, choice, force=force, listener=report_to(bar, epochs))
-    if trained.scores is None:
+        if folds is not None:
+            if choice.val_patients or choice.is_random:
+                raise click.UsageError("--folds draws the validation patients itself, by patient; leave out what names them")
+            listener = report_to(bar, config)
+            result = train_folds(stores, out, config, folds, test_patients=choice.test_patients, listener=listener, **common)
+        else:
+            trained = train_network(stores, out, config, choice, listener=report_to(bar, config), **common)
+    if folds is not None:
+        click.echo(describe_folds(result))
+        click.echo(f"→  {result.folder}")
+    elif trained.judgement is None:
         click.echo(f"nothing to do: {trained.model} was already trained from these stores with these parameters")
-        return
-    click.echo(
-        f"validation patients: {describe_scores(trained.scores)} at threshold {trained.scores.threshold:.3f} (highest balanced accuracy)"
-    )
-    click.echo(draw_confusion(trained.scores, load_checkpoint(trained.model).class_names))
-    click.echo(f"→  {trained.model}")
+    else:
+        checkpoint = load_checkpoint(trained.model)
+        click.echo(describe_judgement(trained.judgement, checkpoint.class_names, checkpoint.is_leaky))
+        click.echo(f"→  {trained.model}  {trained.model.parent / 'report.html'}")
 
 
-def report_to(bar: "Progress", epochs: int) -> "TrainListener":
+def report_to(bar: "Progress", config: "TrainConfig") -> "TrainListener":
     """A listener that moves a bar and prints the split and every epoch."""
     from wsi_pipeline.training.run import TrainListener
 
     task = bar.add_task("training", total=0)
+    per_epoch = 0
 
-    def on_start(patches: "LabelledPatches", split: "PatientSplit") -> None:
-        bar.update(task, total=len(patches.of(split.train)[1]) * epochs)
-        click.echo(describe_split(patches, split))
+    def on_start(patches: "LabelledPatches", division: "Division", events: Path) -> None:
+        nonlocal per_epoch
+        per_epoch = len(division.train)
+        bar.reset(task, total=per_epoch * config.epochs)
+        click.echo(describe_split(patches, division))
+        click.echo(f"to watch: tensorboard --logdir {events}")
+
+    def on_resume(epoch: int) -> None:
+        bar.update(task, completed=per_epoch * epoch)
+        click.echo(f"going on after epoch {epoch}, where this run was stopped")
 
     def on_epoch(epoch: "Epoch") -> None:
-        click.echo(describe_epoch(epoch, epochs))
+        bar.update(task, completed=per_epoch * epoch.epoch)
+        click.echo(describe_epoch(epoch, config.epochs))
 
-    return TrainListener(on_start, on_epoch, lambda done: bar.advance(task, done))
-
-
-def read_sides(sheet: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The validation and the test patients of a sample sheet."""
-    from wsi_pipeline.slides.sheet import read_sheet
-
-    rows = read_sheet(sheet)
-    val, test = (tuple(sorted({row.patient_id for row in rows if row.split == side})) for side in ("val", "test"))
-    return val, test
+    return TrainListener(on_start, on_resume, on_epoch, lambda done: bar.advance(task, done))
 
 
-def describe_split(patches: "LabelledPatches", split: "PatientSplit") -> str:
+def describe_split(patches: "LabelledPatches", division: "Division") -> str:
     """Who is on which side, in one line per side."""
     lines = []
-    for side, members in (("training", split.train), ("validation", split.val), ("held out", split.test)):
-        if members:
-            labels = patches.of(members)[1]
-            lines.append(f"{side}: {len(members)} patients, {len(labels)} patches, {int((labels == 1).sum())} {patches.class_names[1]}")
+    for side, members in (("training", division.train), ("validation", division.val)):
+        count, positive = len({*patches.patients[members].tolist()}), int((patches.labels[members] == 1).sum())
+        lines.append(f"{side}: {count} patients, {len(members)} patches, {positive} {patches.class_names[1]}")
+    if division.record["test"]:
+        lines.append(f"held out: {len(division.record['test'])} patients")
+    if division.is_leaky:
+        both = len(division.record["patients_on_both_sides"])
+        lines.append(f"LEAKY: patches were divided at random, {both} patients are on both sides; every figure is inflated")
     if patches.skipped:
         lines.append(f"skipped: {patches.skipped} patches without a label or unreadable")
     return "\n".join(lines)
@@ -159,3 +147,21 @@ def describe_epoch(epoch: "Epoch", epochs: int) -> str:
         f"epoch {epoch.epoch:>3} of {epochs}  loss {epoch.train_loss:.4f}  validation loss {epoch.val_loss:.4f}  "
         f"AUROC {epoch.val_auroc:.4f}  {epoch.seconds:.0f} s{best}"
     )
+
+
+def describe_judgement(judgement: "Judgement", class_names: tuple[str, str], is_leaky: bool) -> str:
+    """Figures on the validation patients with their intervals, calibration before and after, and the confusion matrix."""
+    from wsi_pipeline.training.metrics import draw_confusion
+
+    lines = ["LEAKY: patients are on both sides of this split; these figures are inflated"] if is_leaky else []
+    lines += [*draw_intervals(judgement, "validation patients"), "", *draw_calibration(judgement)]
+    lines.append("epoch, temperature and threshold were chosen on these patients; for figures to publish, run infer and evaluate on others")
+    lines += ["", f"at threshold {judgement.scores.threshold:.3f}:", draw_confusion(judgement.scores, class_names)]
+    return "\n".join(lines)
+
+
+def describe_folds(result: "FoldsResult") -> str:
+    """Every figure as mean ± standard deviation between folds."""
+    lines = ["validation patients of all folds, mean ± standard deviation between folds:"]
+    lines += [f"  {name.replace('_', ' '):<30} {spread.mean:.3f} ± {spread.deviation:.3f}" for name, spread in result.figures.items()]
+    return "\n".join(lines)

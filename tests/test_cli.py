@@ -163,7 +163,7 @@ def test_an_internal_error_is_one_line_unless_debugging(slides: Path, tmp_path: 
     def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("wsi_pipeline.pipeline.find_slides", fail)
+    monkeypatch.setattr("wsi_pipeline.pipeline.select_slides", fail)
     result = run("tile", slides, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "internal error: ZeroDivisionError" in result.stderr
@@ -258,7 +258,9 @@ def test_a_sheet_gives_train_its_split(tmp_path: Path) -> None:
     sheet.write_text("wsi,patient_id,split\np0.svs,p0,train\np1.svs,p1,val\np2.svs,p2,train\np3.svs,p3,test\n")
     result = run("train", stores, "--out", tmp_path / "model", "--sheet", sheet, "--epochs", 1, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert json.loads((tmp_path / "model" / "split.json").read_text()) == {"train": ["p0", "p2"], "val": ["p1"], "test": ["p3"]}
+    assert json.loads((tmp_path / "model" / "split.json").read_text()) == {
+        "train": ["p0", "p2"], "val": ["p1"], "test": ["p3"], "is_leaky": False,
+    }  # fmt: skip
 
 
 def test_an_output_folder_that_is_a_file_is_the_machines_fault(slides: Path, tmp_path: Path) -> None:

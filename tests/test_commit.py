@@ -283,3 +283,9 @@ def test_writing_a_file_leaves_the_old_one_where_it_fails(tmp_path: Path, monkey
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="this machine has no /proc, where folders never come to be")
+def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
+    with pytest.raises(EnvironmentFault, match="name a folder that you may write to"), hold_lock(Path("/proc/nowhere/product")):
+        pass

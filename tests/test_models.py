@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.builders import make_checkpoint, make_patches, write_model
 from wsi_pipeline.errors import EnvironmentFault, ModelError
-from wsi_pipeline.models.architectures import ARCHITECTURES, build_network
+from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation, measure_normalisation, normalise
@@ -20,29 +20,8 @@ from wsi_pipeline.provenance import recipe_digest
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("side", [50, 64])
-def test_every_network_gives_one_logit_per_patch(name: str, side: int) -> None:
-    assert build_network(name, side)(torch.zeros(3, 3, side, side)).shape == (3,)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_network_learns_from_its_first_step(name: str) -> None:
-    torch.manual_seed(0)
-    network = build_network(name, 50)
-    network(torch.randn(4, 3, 50, 50)).sum().backward()
-    assert all(parameter.grad is not None and bool(parameter.grad.abs().sum() > 0) for parameter in network.parameters())
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_network_refuses_patches_that_are_too_small(name: str) -> None:
-    with pytest.raises(ModelError, match="cut larger ones"):
-        build_network(name, ARCHITECTURES[name].min_side_px - 1)
-    build_network(name, ARCHITECTURES[name].min_side_px)
-
-
 def test_an_unknown_network_is_named() -> None:
-    with pytest.raises(ModelError, match="no such architecture; there are idc_cnn"):
+    with pytest.raises(ModelError, match="no such architecture; there are idc_cnn, wide_resnet"):
         build_network("resnet9000", 50)
 
 
@@ -95,6 +74,14 @@ def rewrite_card(path: Path, **changes: object) -> None:
     ("changes", "fault"),
     [
         ({"format": 99}, "card format 99"),
+        ({"format": 1}, "card format 1, this version of wsi reads 2; train it again"),
+        ({"class_names": ["a", "b", "c"]}, "models of two classes only"),
+        ({"options": {"dropout": 2}}, "dropout is 2"),
+        ({"options": {"colour": 2}}, "options colour are unknown"),
+        ({"options": {"head": "dense20"}}, "has no head"),
+        ({"architecture": "timm:resnet10t"}, "weights do not fit timm:resnet10t"),
+        ({"patch": {"side_px": 1_000_000, "stride_px": 50, "mpp": 0.5}}, "patch size is 1000000 px"),
+        ({"patch": {"side_px": 2000, "stride_px": 50, "mpp": 0.5}}, "more than 1,000,000,000; cut smaller"),
         ({"architecture": "unknown"}, "no such architecture"),
         ({"patch": {"side_px": 64, "stride_px": 64, "mpp": 0.5}}, "weights do not fit idc_cnn"),
         ({"patch": {"side_px": 50, "stride_px": 50, "mpp": -1}}, "mpp is -1"),

@@ -173,7 +173,7 @@ def test_slides_labelled_by_regions_train_like_the_patches_they_came_from(
 
     from wsi_pipeline.labels.export import write_labels_geojson
     from wsi_pipeline.models.checkpoint import load_checkpoint
-    from wsi_pipeline.training.loop import TrainConfig
+    from wsi_pipeline.training.config import TrainConfig
     from wsi_pipeline.training.run import SplitChoice, train
 
     patients = ("8863", "8865")

@@ -8,7 +8,7 @@ import numpy as np
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.geometry import PatchSpec
-from wsi_pipeline.models.checkpoint import Checkpoint
+from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.provenance import describe_tool
 from wsi_pipeline.sources import PatchSource, PatchTable
@@ -19,9 +19,9 @@ SCALE_TOLERANCE = 0.05
 """A model sees patches whose scale differs from its own by at most this share."""
 
 
-def check_fit(name: str, spec: PatchSpec, checkpoint: Checkpoint) -> None:
+def check_fit(name: str, spec: PatchSpec, model: Model) -> None:
     """Raise ModelError where patches of `spec` are not what the model was trained on."""
-    wanted = checkpoint.spec
+    wanted = model.spec
     if spec.side_px != wanted.side_px:
         raise ModelError(
             f"{name}: patches of {spec.side_px} px, the model takes {wanted.side_px} px; tile with --patch-size {wanted.side_px}"
@@ -32,21 +32,21 @@ def check_fit(name: str, spec: PatchSpec, checkpoint: Checkpoint) -> None:
         )
 
 
-def inference_recipe(source_recipe: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+def inference_recipe(source_recipe: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Everything that decides a slide's predictions and what is drawn of them."""
-    return {"source": dict(source_recipe), "model": checkpoint.digest}
+    return {"source": dict(source_recipe), "model": model.digest}
 
 
-def begin_predictions(staging: Staging, table: PatchTable, checkpoint: Checkpoint) -> None:
+def begin_predictions(staging: Staging, table: PatchTable, model: Model) -> None:
     """Lay out the predictions of a slide. Raises ModelError where its patches do not fit the model."""
-    check_fit(table.slide.path, table.grid.spec, checkpoint)
-    if (table.labels >= 0).any() and table.class_names != checkpoint.class_names:
+    check_fit(table.slide.path, table.grid.spec, model)
+    if (table.labels >= 0).any() and table.class_names != model.class_names:
         raise ModelError(
             f"{table.slide.path}: its labels mean {' and '.join(table.class_names)}, "
-            f"the model tells {' from '.join(checkpoint.class_names)}; "
+            f"the model tells {' from '.join(model.class_names)}; "
             "label the store with the model's --class-names"
         )
-    attributes = {"model": checkpoint.to_json(), "provenance": describe_tool()}
+    attributes = {"model": model.to_json(), "provenance": describe_tool()}
     prepare_predictions(staging, table, attributes)
 
 

@@ -48,3 +48,8 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def bytes_sha256(content: bytes) -> str:
+    """SHA-256 of some bytes, as hex."""
+    return hashlib.sha256(content).hexdigest()

@@ -2,33 +2,127 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import torch
 from torch import nn
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.models.idc_cnn import MIN_SIDE_PX, IdcCnn
+from wsi_pipeline.models import idc_cnn, timm_networks, torchvision_networks, wide_resnet
+from wsi_pipeline.models.network import HEADS, Network, NetworkOptions, count_parameters, find_head, fits_patches, positive_logit
+from wsi_pipeline.models.pretrained import fit_weights, read_weights
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "NetworkOptions",
+    "build_network",
+    "find_architecture",
+    "find_head",
+    "load_pretrained",
+    "positive_logit",
+]
+
+MAX_SIDE_PX = 2048
+MAX_PARAMETERS = 1_000_000_000
+"""Four gigabytes of weights: more is a mistake, or a card that was made to fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How to build a network that maps (b, 3, side, side) normalised patches to (b,) logits of the positive class."""
+    """How to build a network that maps normalised patches (b, 3, side, side) to logits."""
 
-    build: Callable[[int], nn.Module]
-    """Takes `side_px`."""
+    build: Callable[[int, NetworkOptions], Network]
+    """Takes `side_px` and the options."""
     min_side_px: int
     summary: str
+    heads: tuple[str, ...] = ("linear",)
+    """Heads that it can have, as in `NetworkOptions`."""
+    may_lack_batch_norm: bool = False
+    """Whether `batch_norm` is a choice."""
+
+
+def _wide_resnet(depth: int, widening: int) -> Architecture:
+    def build(side_px: int, options: NetworkOptions) -> Network:
+        return wide_resnet.WideResNet(depth, widening, options)
+
+    return Architecture(build, wide_resnet.MIN_SIDE_PX, f"WRN-{depth}-{widening} after Zagoruyko & Komodakis", HEADS)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "idc_cnn": Architecture(IdcCnn, MIN_SIDE_PX, "3 convolutions and 3 linear layers, 4.9 M parameters at 50 px"),
+    "idc_cnn": Architecture(
+        idc_cnn.IdcCnn, idc_cnn.MIN_SIDE_PX, "3 convolutions and 3 linear layers, 5.1 M parameters at 50 px", may_lack_batch_norm=True
+    ),
+    "wide_resnet": _wide_resnet(16, 4),
+    "wide_resnet_16_2": _wide_resnet(16, 2),
+    "wide_resnet_16_4": _wide_resnet(16, 4),
+    "wide_resnet_16_8": _wide_resnet(16, 8),
+    "wide_resnet_28_10": _wide_resnet(28, 10),
+    "wide_resnet50_2": Architecture(
+        lambda side_px, options: torchvision_networks.WideResNet50(options),
+        torchvision_networks.MIN_SIDE_PX,
+        "torchvision's wide ResNet-50, 66.8 M parameters",
+        HEADS,
+    ),
 }
+"""Networks by name; there are also every `wide_resnet_<depth>_<widening>` and, with timm installed, every `timm:NAME`."""
 
 
-def build_network(name: str, side_px: int) -> nn.Module:
-    """A network with fresh weights. Raises ModelError where the name or the patch size does not fit."""
-    architecture = ARCHITECTURES.get(name)
-    if architecture is None:
-        raise ModelError(f"{name}: no such architecture; there are {', '.join(sorted(ARCHITECTURES))}")
+def find_architecture(name: str) -> Architecture:
+    """The architecture of that name. Raises ModelError where there is none."""
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    if shape := wide_resnet.parse_name(name):
+        return _wide_resnet(*shape)
+    if name.startswith(timm_networks.PREFIX):
+        short = name.removeprefix(timm_networks.PREFIX)
+        return Architecture(partial(timm_networks.build_timm, short), 1, f"{short} of timm")
+    raise ModelError(
+        f"{name}: no such architecture; there are {', '.join(sorted(ARCHITECTURES))}, wide_resnet_<depth>_<widening> and timm:NAME"
+    )
+
+
+def build_network(name: str, side_px: int, options: NetworkOptions | None = None) -> nn.Module:
+    """A network with fresh weights: (b, 3, side, side) → (b,) for one logit, (b, 2) for two.
+
+    Raises ModelError where the name, the patch size or an option does not fit, or the network would be absurdly large: all before
+    memory is taken for it.
+    """
+    architecture = find_architecture(name)
+    options = options or NetworkOptions()
+    _check_options(name, architecture, options)
     if side_px < architecture.min_side_px:
         raise ModelError(f"{name}: needs patches of at least {architecture.min_side_px} px, these have {side_px}; cut larger ones")
-    return architecture.build(side_px)
+    if side_px > MAX_SIDE_PX:
+        raise ModelError(f"{name}: patches of {side_px} px are beyond the {MAX_SIDE_PX} that networks take; cut smaller ones")
+    with torch.device("meta"):  # shapes without memory
+        outline = architecture.build(side_px, options)
+    if (parameters := count_parameters(outline)) > MAX_PARAMETERS:
+        raise ModelError(
+            f"{name}: would have {parameters:,} parameters for patches of {side_px} px, more than {MAX_PARAMETERS:,}; cut smaller patches"
+        )
+    if fault := fits_patches(outline, side_px):
+        raise ModelError(f"{name}: does not take patches of {side_px} px ({fault}); cut others or choose another network")
+    return architecture.build(side_px, options)
+
+
+def _check_options(name: str, architecture: Architecture, options: NetworkOptions) -> None:
+    if options.head not in architecture.heads:
+        raise ModelError(f"{name}: has no head {options.head!r}; leave it {' or '.join(architecture.heads)}")
+    if options.batch_norm and not architecture.may_lack_batch_norm:
+        raise ModelError(f"{name}: batch normalisation is no choice here, for it has its own; leave it out")
+
+
+def load_pretrained(network: nn.Module, name: str, source: Path | None, download: bool) -> None:
+    """Start a network of `build_network(name, …)` from trained weights: those in `source`, or published ones with `download`.
+
+    The head keeps fresh weights where the others do not have its shape. Raises ModelError naming what does not fit, and
+    EnvironmentFault where the download fails. Without a source and a download, does nothing.
+    """
+    if not isinstance(network, Network):
+        raise ModelError(f"{type(network).__name__}: not a network of wsi; build it with build_network")
+    if source is not None:
+        fit_weights(network, read_weights(source), str(source))
+    elif download:
+        fit_weights(network, network.download_weights(), name)

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
-from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.models.inputs import Normalisation, normalise
+from wsi_pipeline.models.model import Score, spec_to_json
+from wsi_pipeline.models.network import NetworkOptions, positive_logit
 from wsi_pipeline.provenance import canonical_json, file_sha256, recipe_digest
 
 CARD_KEY = "wsi"
-CARD_FORMAT = 1
+CARD_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Checkpoint:
     """Figures on the validation patients."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Parameters, patients and tool versions of the training run."""
+    options: NetworkOptions = field(default_factory=NetworkOptions)
+    """How the network was chosen to be, beyond its architecture."""
+    is_leaky: bool = False
+    """Split at random: patients on both sides; its figures are inflated."""
     digest: str = ""
     """SHA-256 of the file that it was loaded from."""
 
@@ -63,7 +69,7 @@ class Checkpoint:
 
     def build(self) -> nn.Module:
         """The network with these weights, ready for inference. Raises ModelError where they do not fit."""
-        network = build_network(self.architecture, self.spec.side_px)
+        network = build_network(self.architecture, self.spec.side_px, self.options)
         try:
             network.load_state_dict(dict(self.weights), strict=True)
         except RuntimeError as error:
@@ -71,16 +77,28 @@ class Checkpoint:
             raise ModelError(f"weights do not fit {self.architecture}: {reason}") from error
         return network.eval()
 
+    def place(self, device: torch.device) -> Score:
+        """The calibrated probability of the positive class, computed on `device`."""
+        network = self.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def score(pixels: Tensor) -> Tensor:
+            logit = positive_logit(network(normalise(pixels, self.normalisation)))  # (b,)
+            return torch.sigmoid(logit.float() / self.temperature)
+
+        return score
+
     def to_json(self) -> dict[str, Any]:
         """What results record about the model that made them."""
         return {
             "digest": self.digest,
             "architecture": self.architecture,
-            "patch": _spec_to_json(self.spec),
+            "options": self.options.to_json(),
+            "patch": spec_to_json(self.spec),
             "class_names": list(self.class_names),
             "temperature": self.temperature,
             "threshold": self.threshold,
             "threshold_source": self.threshold_source,
+            "is_leaky": self.is_leaky,
         }
 
 
@@ -90,7 +108,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     card = {
         "format": CARD_FORMAT,
         "architecture": checkpoint.architecture,
-        "patch": _spec_to_json(checkpoint.spec),
+        "options": checkpoint.options.to_json(),
+        "patch": spec_to_json(checkpoint.spec),
         "class_names": list(checkpoint.class_names),
         "mean": list(checkpoint.normalisation.mean),
         "std": list(checkpoint.normalisation.std),
@@ -99,6 +118,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "threshold_source": checkpoint.threshold_source,
         "scores": dict(checkpoint.scores),
         "training": dict(checkpoint.training),
+        "is_leaky": checkpoint.is_leaky,
         "weights_sha256": _weights_sha256(weights),
     }
     card["card_sha256"] = recipe_digest(card)
@@ -111,7 +131,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"{path}: no such model file; train one with `wsi train`")
     card, weights = _read_safetensors(path)
     if card.get("format") != CARD_FORMAT:
-        raise ModelError(f"{path}: card format {card.get('format')}, this version of wsi reads {CARD_FORMAT}; export it again")
+        raise ModelError(f"{path}: card format {card.get('format')}, this version of wsi reads {CARD_FORMAT}; train it again with this one")
     if card.get("card_sha256") != recipe_digest({key: value for key, value in card.items() if key != "card_sha256"}):
         raise ModelError(f"{path}: its card is damaged or was edited (checksum); copy it again or train anew")
     if card.get("weights_sha256") != _weights_sha256(weights):
@@ -122,13 +142,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(
             architecture=str(card["architecture"]),
             spec=PatchSpec(**card["patch"]),
-            class_names=(str(card["class_names"][0]), str(card["class_names"][1])),
+            options=NetworkOptions.from_json(card["options"]),
+            class_names=_read_class_names(card["class_names"]),
             normalisation=Normalisation(mean=tuple(card["mean"]), std=tuple(card["std"])),
             threshold=float(card["threshold"]),
             threshold_source=str(card["threshold_source"]),
             temperature=float(card["temperature"]),
             scores=card["scores"],
             training=card["training"],
+            is_leaky=bool(card["is_leaky"]),
             weights=weights,
             digest=file_sha256(path),
         )
@@ -138,6 +160,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: its card is damaged ({error}); train or export it again") from error
     return checkpoint
+
+
+def _read_class_names(value: Any) -> tuple[str, str]:
+    if not (isinstance(value, list) and len(value) == 2):
+        raise ModelError(f"classes {value} are not two, and wsi handles models of two classes only; use another model")
+    return str(value[0]), str(value[1])
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -158,9 +186,6 @@ def _weights_sha256(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         tensor = weights[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes())
+        # Flat first: a channels-last tensor with a side of 1 counts as contiguous and yet cannot be viewed as bytes.
+        digest.update(tensor.flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _spec_to_json(spec: PatchSpec) -> dict[str, Any]:
-    return {"side_px": spec.side_px, "stride_px": spec.stride_px, "mpp": spec.mpp}

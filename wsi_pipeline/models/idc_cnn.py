@@ -2,23 +2,30 @@
 
 from torch import Tensor, nn
 
+from wsi_pipeline.models.network import Network, NetworkOptions, squeeze_logits
+
 WIDTHS = (64, 128, 256)
 MIN_SIDE_PX = 22
+DROPOUT = 0.5
 
 
-class IdcCnn(nn.Module):
+class IdcCnn(Network):
     """Three 3×3 convolutions (3→64→128→256), each with ReLU and 2×2 max-pooling, then 4096→1024→512→1.
 
-    The figures are those of 50-px patches; other sides change the first linear layer. Input (b, 3, side, side) normalised
-    float; output (b,) logits.
+    The figures are those of 50-px patches; other sides change the first linear layer. With `batch_norm`, each convolution is followed
+    by batch normalisation and has no bias of its own, which that would cancel.
     """
 
-    def __init__(self, side_px: int = 50, dropout: float = 0.5) -> None:
+    def __init__(self, side_px: int = 50, options: NetworkOptions | None = None) -> None:
         super().__init__()
+        options = options or NetworkOptions()
+        dropout = DROPOUT if options.dropout is None else options.dropout
         layers: list[nn.Module] = []
         channels, side = 3, side_px
         for width in WIDTHS:
-            layers += [nn.Conv2d(channels, width, kernel_size=3), nn.ReLU(), nn.MaxPool2d(2)]
+            layers.append(nn.Conv2d(channels, width, kernel_size=3, bias=not options.batch_norm))
+            layers += [nn.BatchNorm2d(width)] if options.batch_norm else []
+            layers += [nn.ReLU(), nn.MaxPool2d(2)]
             channels, side = width, (side - 2) // 2
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
@@ -28,10 +35,14 @@ class IdcCnn(nn.Module):
             nn.Linear(1024, 512),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(512, 1),
+            nn.Linear(512, options.logits),
         )
+
+    @property
+    def head(self) -> nn.Module:
+        return self.classifier
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)  # (b, 256, 4, 4) for 50-px patches
-        x = self.classifier(x.flatten(1))  # (b, 1)
-        return x.squeeze(1)
+        x = self.classifier(x.flatten(1))  # (b, logits)
+        return squeeze_logits(x)

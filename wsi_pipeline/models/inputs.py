@@ -31,12 +31,21 @@ def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:
 
 
 def measure_normalisation(pixels: Tensor) -> Normalisation:
-    """Mean and deviation of uint8 patches (n, side, side, 3), by the histogram of each channel, so exactly."""
+    """Mean and deviation of uint8 patches (n, side, side, 3), exactly."""
+    return normalisation_of(count_levels(pixels))
+
+
+def count_levels(pixels: Tensor) -> Tensor:
+    """How often each value 0 … 255 occurs in each channel of uint8 patches (n, side, side, 3): int64 (3, 256) on the CPU."""
+    return torch.stack([torch.bincount(pixels[..., channel].reshape(-1), minlength=256).cpu() for channel in range(3)])
+
+
+def normalisation_of(counts: Tensor) -> Normalisation:
+    """Mean and deviation per channel of pixels whose values were counted (3, 256)."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
-    for channel in range(3):
-        counts = torch.bincount(pixels[..., channel].reshape(-1), minlength=256).double()
-        share = counts / counts.sum()
+    for channel in counts.double():
+        share = channel / channel.sum()
         mean = float((share * levels).sum())
         variance = float((share * (levels - mean) ** 2).sum())
         means.append(mean)

@@ -1,4 +1,4 @@
-"""Running a checkpoint over patches."""
+"""Running a model over patches."""
 
 import os
 import threading
@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.models.checkpoint import Checkpoint
-from wsi_pipeline.models.inputs import normalise
+from wsi_pipeline.models.model import Model
 
 DEFAULT_BATCH_SIZE = 32
 """Small batches stay in the CPU's cache: 32 was a third faster than 64 for idc_cnn on two cores."""
@@ -19,11 +18,11 @@ DEFAULT_BATCH_SIZE = 32
 class Predictor:
     """Patches in, calibrated probabilities out; may be shared between threads, computes for one at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, model: Model, device: torch.device, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+        self.model = model
         self._device = device
         self._batch_size = batch_size
-        self._network = checkpoint.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._score = model.place(device)
         self._lock = threading.Lock()
         # On the CPU each batch is computed by one thread, several batches side by side: the order of additions, and with it
         # the last bit of a result, would otherwise depend on the number of cores.
@@ -33,9 +32,9 @@ class Predictor:
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (b, side, side, 3) → float32 (b,) probability of the positive class, NaN where the network gave no number.
 
-        Raises ModelError for patches of another size than the checkpoint's.
+        Raises ModelError for patches of another size than the model's.
         """
-        side = self.checkpoint.spec.side_px
+        side = self.model.spec.side_px
         if pixels.shape[1:] != (side, side, 3) or pixels.dtype != np.uint8:
             raise ModelError(f"the model takes uint8 patches of {side} × {side} px, these are {pixels.dtype} {pixels.shape[1:]}")
         starts = range(0, len(pixels), self._batch_size)
@@ -46,8 +45,7 @@ class Predictor:
     @torch.inference_mode()
     def _predict_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
-        logit = self._network(normalise(x, self.checkpoint.normalisation))  # (b,)
-        probability = torch.sigmoid(logit.float() / self.checkpoint.temperature).cpu().numpy()
+        probability = self._score(x).cpu().numpy()
         probability[~np.isfinite(probability)] = np.nan
         return np.asarray(probability, dtype=np.float32)
 

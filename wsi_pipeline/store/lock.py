@@ -12,6 +12,7 @@ from wsi_pipeline.errors import EnvironmentFault
 
 HIDDEN = ".wsi"
 """Folder beside products that holds locks and work under way."""
+MOST_ATTEMPTS = 100
 
 
 @contextmanager
@@ -31,13 +32,15 @@ def hold_lock(target: Path) -> Iterator[None]:
 
 def _lock_file(path: Path, target: Path) -> TextIO:
     """The lock file, locked, and still the one that lies at its path."""
+    attempt = 0
     while True:
+        attempt += 1
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = path.open("a+")
-        except FileNotFoundError:
-            continue  # the folder was removed by a writer that just ended
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
+                continue  # the folder was removed by a writer that just ended; in /proc and the like it never comes to be
             raise EnvironmentFault(f"{path}: cannot be written ({error.strerror}); name a folder that you may write to") from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,23 +1,70 @@
-"""Changes to training patches that leave their class as it is, made in batches on the device."""
+"""Changes to training patches that leave their class as it is, made in batches on the device.
+
+All work on (b, 3, side, side) float32 RGB from 0 to 1, and draw from a generator on the CPU, so that a seed gives the same changes on
+every device.
+"""
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
-BRIGHTNESS = 0.1
-CONTRAST = 0.1
+from wsi_pipeline.errors import ConfigError
+
+STAINS_TO_RGB = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+"""Absorption of red, green and blue by haematoxylin, eosin and DAB (Ruifrok & Johnston 2001)."""
+DARKEST = 1 / 255
+AFFINE_DEGREES = 15.0
+AFFINE_SCALE = 0.1
+AFFINE_SHIFT = 0.05
 
 
-def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each patch of (b, 3, side, side) turned and mirrored at random (8 ways), brightness and contrast shifted a little.
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """Which changes are made, and how strong they are; 0 or False leaves one out."""
 
-    `generator` lives on the CPU, so that a seed gives the same changes on every device.
-    """
-    return shift_tone(turn(x, generator), generator)
+    flips: bool = True
+    """Mirror half of the patches."""
+    turns: bool = True
+    """Turn by 0, 90, 180 or 270 degrees; tissue has no up."""
+    affine: float = 0.0
+    """Turn by up to ±15°, scale by up to ±10 % and shift by up to ±5 % of the side, all times this."""
+    brightness: float = 0.1
+    """Add up to ± this to all channels alike."""
+    contrast: float = 0.1
+    """Stretch about the patch's mean by 1 ± this."""
+    hed: float = 0.0
+    """Stain jitter: haematoxylin, eosin and DAB each times 1 ± this, plus ± this in optical density (Tellez et al. 2018)."""
+
+    def __post_init__(self) -> None:
+        for name in ("affine", "brightness", "contrast", "hed"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 <= value <= 1):
+                raise ConfigError(f"augmentation: {name} is {value}; it must lie between 0 and 1")
+
+    def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Every change that is switched on, one draw per patch; values stay within 0 to 1."""
+        if self.flips or self.turns:
+            x = turn(x, generator, flips=self.flips, turns=self.turns)
+        if self.affine:
+            x = warp(x, self.affine, generator)
+        if self.hed:
+            x = jitter_stains(x, self.hed, generator)
+        if self.brightness or self.contrast:
+            x = shift_tone(x, self.brightness, self.contrast, generator)
+        return x
 
 
-def turn(x: Tensor, generator: torch.Generator) -> Tensor:
-    """One of the eight symmetries of the square for each patch; tissue has no up."""
-    ways = torch.randint(0, 8, (len(x),), generator=generator).to(x.device)
+NO_AUGMENTATION = Augmentation(flips=False, turns=False, brightness=0.0, contrast=0.0)
+
+
+def turn(x: Tensor, generator: torch.Generator, *, flips: bool = True, turns: bool = True) -> Tensor:
+    """One of the eight symmetries of the square for each patch, or of the four turns, or of two mirror images."""
+    quarters = torch.randint(0, 4 if turns else 1, (len(x),), generator=generator)
+    mirrored = torch.randint(0, 2 if flips else 1, (len(x),), generator=generator)
+    ways = (quarters + 4 * mirrored).to(x.device)
     turned = torch.empty_like(x)
     for way in range(8):
         chosen = ways == way
@@ -26,7 +73,35 @@ def turn(x: Tensor, generator: torch.Generator) -> Tensor:
     return turned
 
 
-def shift_tone(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Normalised values times 1 ± CONTRAST plus ± BRIGHTNESS, one draw per patch."""
-    draws = torch.rand((2, len(x), 1, 1, 1), generator=generator).to(x.device) * 2 - 1
-    return x * (1 + CONTRAST * draws[0]) + BRIGHTNESS * draws[1]
+def warp(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Small turns, scalings and shifts about the centre; what comes in from outside is the patch mirrored at its edge."""
+    draws = _draw((4, len(x)), generator) * strength  # turn, scale, shift x, shift y
+    angle = draws[0] * math.radians(AFFINE_DEGREES)
+    scale = 1 + draws[1] * AFFINE_SCALE
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    shift = draws[2:] * 2 * AFFINE_SHIFT  # the grid runs from -1 to 1
+    theta = torch.stack([torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1)  # (b, 2, 3)
+    grid = affine_grid(theta.to(x), list(x.shape), align_corners=False)
+    return grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+def jitter_stains(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Colour deconvolution, each stain made stronger or weaker, and back to RGB."""
+    to_rgb = torch.tensor(STAINS_TO_RGB, device=x.device, dtype=x.dtype)
+    density = -torch.log(x.clamp_min(DARKEST))  # (b, 3, side, side), natural logarithm
+    stains = torch.einsum("bchw,cs->bshw", density, torch.linalg.inv(to_rgb))
+    draws = _draw((2, len(x), 3, 1, 1), generator).to(x) * strength
+    stains = stains * (1 + draws[0]) + draws[1]
+    return torch.exp(-torch.einsum("bshw,sc->bchw", stains, to_rgb)).clamp(0, 1)
+
+
+def shift_tone(x: Tensor, brightness: float, contrast: float, generator: torch.Generator) -> Tensor:
+    """Stretched about each patch's mean by 1 ± contrast, and ± brightness added."""
+    draws = _draw((2, len(x), 1, 1, 1), generator).to(x)
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    return ((x - mean) * (1 + contrast * draws[0]) + mean + brightness * draws[1]).clamp(0, 1)
+
+
+def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Evenly from -1 to 1."""
+    return torch.rand(shape, generator=generator) * 2 - 1

@@ -1,4 +1,4 @@
-"""Labelled patches from stores, in memory."""
+"""Labelled patches of many stores: who they are from, what they are, and where their pixels lie."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,29 +18,35 @@ SCALE_TOLERANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class LabelledPatches:
-    """Patches whose class is known, with the patient that each is from."""
+    """Patches whose class is known, by patient, slide and place on the slide; pixels stay in the stores until they are read."""
 
-    pixels: NDArray[np.uint8]
-    """RGB, (n, side, side, 3)."""
     labels: NDArray[np.int8]
     """(n,) 0 negative, 1 positive."""
     patients: NDArray[np.str_]
     """(n,)"""
+    places: NDArray[np.int64]
+    """(n, 2) index into `paths`, index within that store."""
     spec: PatchSpec
     class_names: tuple[str, str]
+    paths: tuple[Path, ...]
+    block_sizes: NDArray[np.int64]
+    """Patches per block of each store."""
     stores: tuple[str, ...]
-    """Content digest of each store they are from."""
+    """Content digest of each store."""
     skipped: int
     """Patches without a label, or unreadable."""
 
-    def of(self, patients: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-        """Pixels and labels of some patients."""
-        members = np.isin(self.patients, list(patients))
-        return self.pixels[members], self.labels[members]
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of one patch's pixels."""
+        return self.spec.side_px**2 * 3
 
 
 def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
-    """Every labelled, readable patch of the stores, by patient, slide and place, whatever order they were given or stored in.
+    """Every labelled, readable patch of the stores, in one order whatever order the stores were given or cut in.
 
     Raises StoreError where a checksum fails, and ConfigError where the stores differ in patch size, scale or classes, or nothing is
     labelled: all before a pixel is used.
@@ -48,50 +54,46 @@ def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
     stores = sorted((PatchStore(path) for path in paths), key=lambda store: (store.table.patient_id, store.slide.slide_id))
     _check_alike(stores)
     digests = tuple(check_whole(store.path).content_digest for store in stores)
-    usable = [(store.table.labels >= 0) & store.readable for store in stores]
-    total = sum(int(mask.sum()) for mask in usable)
-    if total == 0:
+    chosen = [_choose_in_raster_order(store) for store in stores]
+    if not any(len(indices) for indices in chosen):
         raise ConfigError(f"none of the {len(stores)} stores has a labelled patch; make labelled ones with `wsi ingest` or --labels")
-    side = stores[0].grid.spec.side_px
-    pixels = np.empty((total, side, side, 3), dtype=np.uint8)
-    labels = np.empty(total, dtype=np.int8)
-    filled = 0
-    for store, mask in zip(stores, usable, strict=True):
-        count = int(mask.sum())
-        places = _raster_places(store, mask)
-        _fill(pixels[filled : filled + count], store, mask, places)
-        labels[filled + places] = store.table.labels[mask]
-        filled += count
     return LabelledPatches(
-        pixels=pixels,
-        labels=labels,
-        patients=np.concatenate([np.full(mask.sum(), store.table.patient_id) for store, mask in zip(stores, usable, strict=True)]),
+        labels=np.concatenate([store.table.labels[indices] for store, indices in zip(stores, chosen, strict=True)]),
+        patients=np.concatenate([np.full(len(indices), store.table.patient_id) for store, indices in zip(stores, chosen, strict=True)]),
+        places=np.concatenate([_place(number, indices) for number, indices in enumerate(chosen)]),
         spec=stores[0].grid.spec,
         class_names=stores[0].table.class_names,
+        paths=tuple(store.path for store in stores),
+        block_sizes=np.array([store.block_size for store in stores], dtype=np.int64),
         stores=digests,
-        skipped=sum(int(np.count_nonzero(~mask)) for mask in usable),
+        skipped=sum(store.table.patches - len(indices) for store, indices in zip(stores, chosen, strict=True)),
     )
 
 
-def _raster_places(store: PatchStore, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """For each chosen patch of a store, its place among them in raster order: the same however the store was cut."""
-    cells = store.cells[mask]
-    order = np.lexsort((cells[:, 1], cells[:, 0]))
-    places = np.empty(len(cells), dtype=np.intp)
-    places[order] = np.arange(len(cells))
-    return places
+def read_pixels(patches: LabelledPatches, members: NDArray[np.intp]) -> NDArray[np.uint8]:
+    """Pixels (k, side, side, 3) of some patches, each block of a store read once. Raises StoreError where a checksum fails."""
+    side = patches.spec.side_px
+    pixels = np.empty((len(members), side, side, 3), dtype=np.uint8)
+    places = patches.places[members]
+    for number in np.unique(places[:, 0]):
+        store = PatchStore(patches.paths[number])
+        wanted = np.flatnonzero(places[:, 0] == number)
+        inside = places[wanted, 1]
+        for block in np.unique(inside // store.block_size):
+            here = inside // store.block_size == block
+            pixels[wanted[here]] = store.read_block(int(block)).pixels[inside[here] - block * store.block_size]
+    return pixels
 
 
-def _fill(target: NDArray[np.uint8], store: PatchStore, mask: NDArray[np.bool_], places: NDArray[np.intp]) -> None:
-    filled = 0
-    for block in range(store.blocks):
-        start = block * store.block_size
-        chosen = mask[start : start + store.block_size]
-        if not chosen.any():
-            continue
-        patches = store.read_block(block).pixels[chosen]
-        target[places[filled : filled + len(patches)]] = patches
-        filled += len(patches)
+def _choose_in_raster_order(store: PatchStore) -> NDArray[np.intp]:
+    """The store's labelled, readable patches from top left to bottom right: the same however the store was cut."""
+    usable = np.flatnonzero((store.table.labels >= 0) & store.readable)
+    cells = store.cells[usable]
+    return usable[np.lexsort((cells[:, 1], cells[:, 0]))]
+
+
+def _place(number: int, indices: NDArray[np.intp]) -> NDArray[np.int64]:
+    return np.stack([np.full(len(indices), number), indices], axis=1).astype(np.int64)
 
 
 def _check_alike(stores: Sequence[PatchStore]) -> None:
@@ -102,11 +104,25 @@ def _check_alike(stores: Sequence[PatchStore]) -> None:
             raise ConfigError(
                 f"{store.path}: patches of {other.side_px} px, {first.path} has {one.side_px} px; train on stores of one patch size"
             )
-        if abs(one.mpp - other.mpp) > SCALE_TOLERANCE * one.mpp:
+        if one.stride_px != other.stride_px:
             raise ConfigError(
-                f"{store.path}: patches at {other.mpp:g} µm/px, {first.path} has {one.mpp:g} µm/px; train on stores of one scale"
+                f"{store.path}: patches every {other.stride_px} px, {first.path} has them every {one.stride_px}; train on stores cut alike"
             )
         if first.table.class_names != store.table.class_names:
             raise ConfigError(
                 f"{store.path}: classes {store.table.class_names}, {first.path} has {first.table.class_names}; train on stores of the same"
             )
+    finest, coarsest = (pick(stores, key=lambda store: store.grid.spec.mpp) for pick in (min, max))
+    low, high = finest.grid.spec.mpp, coarsest.grid.spec.mpp
+    if high - low > SCALE_TOLERANCE * low:
+        raise ConfigError(f"{coarsest.path}: patches at {high:g} µm/px, {finest.path} has {low:g} µm/px; train on stores of one scale")
+    _check_distinct(stores)
+
+
+def _check_distinct(stores: Sequence[PatchStore]) -> None:
+    """Raise ConfigError where a slide is there twice: its patches would count double, or stand on two sides of the split."""
+    seen: dict[str, PatchStore] = {}
+    for store in stores:
+        twin = seen.setdefault(store.slide.fingerprint, store)
+        if twin is not store:
+            raise ConfigError(f"{store.path}: holds the same slide as {twin.path}; leave one of them out")

@@ -1,52 +1,30 @@
-"""The training loop: epochs over patches in memory, judged on validation patches after each."""
+"""The training loop: epochs over patches, judged on validation patches after each, its state on disk after each."""
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.models.inputs import Normalisation, normalise
-from wsi_pipeline.training.augment import augment
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.training.calibration import apply_temperature
+from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.metrics import score
+from wsi_pipeline.training.pixels import PixelSource
+from wsi_pipeline.training.sampling import cut_batches, draw_epoch
+from wsi_pipeline.training.saved_state import SavedState, save_state
 
 VALIDATION_BATCH = 256
-
-
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """How a network is trained."""
-
-    architecture: str = "idc_cnn"
-    epochs: int = 20
-    batch_size: int = 64
-    learning_rate: float = 3e-4
-    weight_decay: float = 1e-4
-    patience: int = 5
-    """Stop after this many epochs without a better AUROC on the validation patients."""
-    augment: bool = True
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.patience < 1:
-            raise ConfigError(f"epochs {self.epochs}, batch size {self.batch_size} and patience {self.patience} must be at least 1")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(f"learning rate is {self.learning_rate}; it must be above 0")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigError(f"weight decay is {self.weight_decay}; it must be 0 or more")
-
-    def to_json(self) -> dict[str, Any]:
-        """The parameters as they are recorded."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,129 +32,180 @@ class Epoch:
     """One row of the history."""
 
     epoch: int
+    learning_rate: float
     train_loss: float
     val_loss: float
     val_auroc: float
+    val_average_precision: float
+    val_balanced_accuracy_at_half: float
     val_f1_at_half: float
     seconds: float
     is_best: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Batches:
-    """Patches and their labels, with how they are normalised."""
+class Side:
+    """Training or validation patches: their labels, whom they are from, and their pixels."""
 
-    pixels: NDArray[np.uint8]
     labels: NDArray[np.int8]
-    normalisation: Normalisation
-    device: torch.device
+    patients: NDArray[np.str_]
+    pixels: PixelSource
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised patches (b, 3, side, side) and labels (b,) as float32, on the device."""
-        chosen = indices.numpy()
-        pixels = torch.from_numpy(self.pixels[chosen]).to(self.device)
-        labels = torch.from_numpy(self.labels[chosen].astype(np.float32)).to(self.device)
-        return normalise(pixels, self.normalisation), labels
+
+@dataclass
+class Course:
+    """How far training has come: what is kept from epoch to epoch beside the learner's own state."""
+
+    history: list[Epoch] = field(default_factory=list)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best_logits: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    """Of the best epoch, on the validation patches."""
+
+    @property
+    def best_epoch(self) -> int:
+        """Number of the best epoch; 0 before the first."""
+        return max((epoch.epoch for epoch in self.history if epoch.is_best), default=0)
+
+    def is_over(self, config: TrainConfig) -> bool:
+        """Whether there are no epochs left, or too many went by without a better one."""
+        done = len(self.history)
+        return done >= config.epochs or (done > 0 and done - self.best_epoch >= config.patience)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Functions that are told how the loop gets on."""
+
+    on_resume: Callable[[int], None] = field(default=lambda epoch: None)
+    on_epoch: Callable[[Epoch], None] = field(default=lambda epoch: None)
+    on_batch: Callable[[int], None] = field(default=lambda patches: None)
 
 
 def fit(
-    network: nn.Module,
-    train: Batches,
-    val: Batches,
+    learner: Learner,
+    train: Side,
+    val: Side,
     config: TrainConfig,
-    on_epoch: Callable[[Epoch], None],
-    on_batch: Callable[[int], None],
-) -> tuple[dict[str, Tensor], NDArray[np.float32], list[Epoch]]:
-    """Train; the best weights by validation AUROC, their logits on the validation patches, and the history.
+    fabric: Fabric,
+    course: Course,
+    state_file: Path | None,
+    notes: Mapping[str, Any],
+    watch: Watch,
+) -> None:
+    """Train to the end from where `course` stands, carrying it on; saves the state and `notes` after every epoch where a file is named.
 
     Raises ModelError where the loss stops being a number.
     """
-    generator = torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    history: list[Epoch] = []
-    best_weights: dict[str, Tensor] = {}
-    best_logits = np.empty(0, dtype=np.float32)
-    best_epoch = 0
-    for number in range(1, config.epochs + 1):
+    while not course.is_over(config):
+        number = len(course.history) + 1
         started = time.perf_counter()
-        train_loss = _train_epoch(network, train, optimizer, config, generator, on_batch)
-        logits = predict_logits(network, val)
-        epoch = _judge(number, train_loss, logits, val.labels, history, time.perf_counter() - started)
-        history.append(epoch)
-        on_epoch(epoch)
+        learning_rate = learner.learning_rate
+        train_loss = _train_epoch(learner, train, config, number, fabric, watch.on_batch)
+        logits = predict_logits(learner, val)
+        epoch = _judge(number, learning_rate, train_loss, logits, val.labels, course, config, time.perf_counter() - started)
+        epoch = fabric.broadcast(epoch)  # all processes go by what the first one saw
+        course.history.append(epoch)
         if epoch.is_best:
-            best_weights, best_logits, best_epoch = copy.deepcopy(network.state_dict()), logits, number
-        elif number - best_epoch >= config.patience:
-            break
-    return best_weights, best_logits, history
+            course.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in learner.judged.state_dict().items()}
+            course.best_logits = logits
+        if state_file is not None and fabric.is_global_zero:
+            save_state(state_file, pack_course(learner, course, notes))
+        watch.on_epoch(epoch)
 
 
-def _train_epoch(
-    network: nn.Module,
-    train: Batches,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    generator: torch.Generator,
-    on_batch: Callable[[int], None],
-) -> float:
-    """One pass over the training patches in random order; returns the mean loss."""
-    network.train()
-    total = 0.0
-    for indices in shuffle_batches(len(train), config.batch_size, generator):
-        x, labels = train.take(indices)
-        if config.augment:
-            x = augment(x, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss = binary_cross_entropy_with_logits(network(x), labels)
-        loss.backward()
-        optimizer.step()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ModelError("the training loss is no longer a number; train again with a lower --lr")
-        total += value * len(indices)
-        on_batch(len(indices))
-    return total / len(train)
+def _train_epoch(learner: Learner, train: Side, config: TrainConfig, number: int, fabric: Fabric, on_batch: Callable[[int], None]) -> float:
+    """One pass over the training patches; returns the mean loss."""
+    order_draws = torch.Generator().manual_seed(derive_seed(config.seed, number, 0))
+    rank, ranks = fabric.global_rank, fabric.world_size
+    drawn = draw_epoch(config.sampling, train.labels, train.patients, order_draws)
+    batches = cut_batches(train.pixels.arrange(drawn, order_draws), config.batch_size, ranks)
+    mine = [batch[rank::ranks] for batch in batches]
+    augmentation_draws = torch.Generator().manual_seed(derive_seed(config.seed, number, 1 + rank))
+    torch.manual_seed(derive_seed(config.seed, number, -1 - rank))  # dropout
+    labels = torch.from_numpy(train.labels.astype(np.float32))
+    total = torch.zeros((), device=fabric.device)
+    for indices, pixels in zip(mine, train.pixels.stream(mine), strict=True):
+        loss = learner.learn(pixels, labels[indices].to(fabric.device), augmentation_draws)
+        total += loss * len(indices)
+        on_batch(len(indices) * ranks)
+    mean = float(torch.as_tensor(fabric.all_reduce(total, reduce_op="sum"))) / len(drawn)
+    if not math.isfinite(mean):
+        raise ModelError("the training loss is no longer a number; train again with a lower --lr")
+    return mean
 
 
-def shuffle_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices 0 … count-1 in random order, in batches; a last batch of one joins its neighbour."""
-    order = torch.randperm(count, generator=generator)
-    batches = list(order.split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    yield from batches
+def derive_seed(seed: int, epoch: int, stream: int) -> int:
+    """A seed for one stream of draws of one epoch: nothing of it depends on what was drawn before, so that any epoch can be resumed."""
+    return int(np.random.SeedSequence([seed, epoch, stream % 2**32]).generate_state(1, np.uint64)[0] >> 1)
 
 
-@torch.inference_mode()
-def predict_logits(network: nn.Module, patches: Batches) -> NDArray[np.float32]:
+def predict_logits(learner: Learner, side: Side) -> NDArray[np.float32]:
     """Logits (n,) of patches, float32."""
-    network.eval()
-    parts = [network(patches.take(indices)[0]) for indices in torch.arange(len(patches)).split(VALIDATION_BATCH)]
-    return torch.cat(parts).float().cpu().numpy()
+    order = side.pixels.order_for_reading()
+    batches = list(order.split(VALIDATION_BATCH))
+    logits = np.empty(len(side), dtype=np.float32)
+    for batch, pixels in zip(batches, side.pixels.stream(batches), strict=True):
+        logits[batch.numpy()] = learner.predict(pixels).cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise ModelError("the network's output is no longer a number; train again with a lower --lr")
+    return logits
 
 
 def _judge(
     number: int,
+    learning_rate: float,
     train_loss: float,
     logits: NDArray[np.float32],
     labels: NDArray[np.int8],
-    history: list[Epoch],
+    course: Course,
+    config: TrainConfig,
     seconds: float,
 ) -> Epoch:
-    if not np.isfinite(logits).all():
-        raise ModelError("the network's output is no longer a number; train again with a lower --lr")
-    probability = sigmoid(logits)
-    scores = score(labels, probability, threshold=0.5)
+    scores = score(labels, apply_temperature(logits, 1.0), threshold=0.5)
     target = torch.from_numpy(labels.astype(np.float32))
-    val_loss = float(binary_cross_entropy_with_logits(torch.from_numpy(logits), target))
-    val_auroc = scores.auroc if scores.auroc is not None else math.nan
-    best_so_far = max((epoch.val_auroc for epoch in history), default=-math.inf)
-    return Epoch(number, train_loss, val_loss, val_auroc, scores.f1 or 0.0, seconds, is_best=val_auroc > best_so_far)
+    epoch = Epoch(
+        epoch=number,
+        learning_rate=learning_rate,
+        train_loss=train_loss,
+        val_loss=float(binary_cross_entropy_with_logits(torch.from_numpy(logits), target)),
+        val_auroc=float(roc_auc_score(labels, logits)),  # of logits: probabilities of a sure network tie at 1
+        val_average_precision=float(average_precision_score(labels, logits)),
+        val_balanced_accuracy_at_half=_or_nan(scores.balanced_accuracy),
+        val_f1_at_half=_or_nan(scores.f1),
+        seconds=seconds,
+        is_best=False,
+    )
+    best_so_far = max((measure(past, config.stop_on) for past in course.history), default=-math.inf)
+    return Epoch(**asdict(epoch) | {"is_best": measure(epoch, config.stop_on) > best_so_far})
 
 
-def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities of logits, computed as the predictor computes them."""
-    return torch.sigmoid(torch.from_numpy(logits)).numpy()
+def measure(epoch: Epoch, metric: str) -> float:
+    """The figure that epochs are compared by; more is better."""
+    if metric == "loss":
+        return -epoch.val_loss
+    name = f"val_{metric}_at_half" if metric in ("f1", "balanced_accuracy") else f"val_{metric}"
+    return float(getattr(epoch, name))
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def pack_course(learner: Learner, course: Course, notes: Mapping[str, Any]) -> SavedState:
+    """Learner, course and notes as one state to save."""
+    tensors = learner.tensors() | {f"best.{name}": tensor for name, tensor in course.best_weights.items()}
+    tensors["best_logits"] = torch.from_numpy(course.best_logits)
+    plain: dict[str, Any] = {**notes, "learner": learner.plain(), "history": [asdict(epoch) for epoch in course.history]}
+    return SavedState(tensors, plain)
+
+
+def unpack_course(state: SavedState) -> Course:
+    """The course that `pack_course` put down."""
+    return Course(
+        history=[Epoch(**row) for row in state.plain["history"]],
+        best_weights=state.under("best"),
+        best_logits=state.tensors["best_logits"].numpy(),
+    )

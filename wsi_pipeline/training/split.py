@@ -1,13 +1,21 @@
-"""Dividing patients between training, validation and test. Patches of one patient never stand on two sides."""
+"""Dividing patients between training, validation and test. Patches of one patient never stand on two sides.
+
+`split_at_random` is the exception: it exists to measure how much a leak inflates the figures, and marks what it returns.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from wsi_pipeline.errors import ConfigError
+
+FINEST_FOLDS = 20
+Labels = NDArray[np.int8]
+Names = NDArray[np.str_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +32,53 @@ class PatientSplit:
             if both := sorted({*one} & {*other}):
                 raise ConfigError(f"patients on two sides of the split: {', '.join(both[:5])}; each belongs on one")
 
+    def keep_present(self, patients: Names) -> "PatientSplit":
+        """Only those who have patches. Raises ConfigError where of a side that was named nobody is left."""
+        present = {*patients.tolist()}
+        train, val, test = (tuple(name for name in side if name in present) for side in (self.train, self.val, self.test))
+        for side, listed, kept in (("training", self.train, train), ("validation", self.val, val)):
+            if listed and not kept:
+                raise ConfigError(f"none of the {len(listed)} listed {side} patients has a labelled patch; check the names")
+        return PatientSplit(train, val, test)
+
+    def divide(self, patients: Names) -> "Division":
+        """The patches (n,) of these patients, each on its patient's side."""
+        return Division(
+            train=np.flatnonzero(np.isin(patients, self.train)),
+            val=np.flatnonzero(np.isin(patients, self.val)),
+            record={"train": list(self.train), "val": list(self.val), "test": list(self.test)},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Which patches are trained on and which judge."""
+
+    train: NDArray[np.intp]
+    """Indices of training patches, rising."""
+    val: NDArray[np.intp]
+    """Indices of validation patches, rising."""
+    record: dict[str, Any]
+    """What the checkpoint and the report say about it."""
+    is_leaky: bool = False
+    """Patients stand on both sides: the figures are inflated."""
+
+    def check_classes(self, labels: Labels) -> None:
+        """Raise ConfigError where a side lacks one of the classes."""
+        for side, members in (("training", self.train), ("validation", self.val)):
+            negatives, positives = np.bincount(labels[members], minlength=2)[:2]
+            if not (negatives and positives):
+                raise ConfigError(
+                    f"the {side} patients have {positives} positive and {negatives} negative patches; both are needed: "
+                    "choose other patients with --val-patients or --seed"
+                )
+
 
 def split_patients(
-    patients: NDArray[np.str_],
-    labels: NDArray[np.int8],
+    patients: Names,
+    labels: Labels,
     *,
+    train_patients: Sequence[str] = (),
     val_patients: Sequence[str] = (),
     val_fraction: float = 0.2,
     test_patients: Sequence[str] = (),
@@ -36,29 +86,74 @@ def split_patients(
 ) -> PatientSplit:
     """Divide the patients of labelled patches (n,) (n,); named validation patients, or about `val_fraction` of the others.
 
-    The drawn ones have about the same share of positive patches (StratifiedGroupKFold). Raises ConfigError where a side is empty or
-    has only one class, or a named patient has no patches.
+    Without named training patients everybody else is trained on. The drawn ones have about the same share of positive patches
+    (StratifiedGroupKFold). Raises ConfigError where a side is empty or has only one class, or a named patient has no patches.
     """
-    _check_known(patients, [*val_patients, *test_patients])
+    _check_known(patients, [*train_patients, *val_patients, *test_patients])
     rest = ~np.isin(patients, list(test_patients))
     named = tuple(sorted({*val_patients}))
-    val = named or _draw_patients(patients[rest], labels[rest], val_fraction, seed)
-    train = tuple(sorted({*patients[rest].tolist()} - {*val}))
+    val = named or _draw_share(patients[rest], labels[rest], val_fraction, seed)
+    train = tuple(sorted({*train_patients} or {*patients[rest].tolist()} - {*val}))
     split = PatientSplit(train=train, val=val, test=tuple(sorted({*test_patients})))
-    for side, members in (("training", split.train), ("validation", split.val)):
-        _check_both_classes(side, labels[np.isin(patients, list(members))])
+    split.divide(patients).check_classes(labels)
     return split
 
 
-def _check_known(patients: NDArray[np.str_], named: Sequence[str]) -> None:
+def split_folds(patients: Names, labels: Labels, folds: int, *, test_patients: Sequence[str] = (), seed: int = 0) -> list[PatientSplit]:
+    """Every patient but the held-out ones in exactly one of `folds` validation sides. Raises ConfigError as `split_patients` does."""
+    _check_known(patients, test_patients)
+    rest = ~np.isin(patients, list(test_patients))
+    count = len(np.unique(patients[rest]))
+    if not 2 <= folds <= count:
+        raise ConfigError(f"{folds} folds of {count} patients; there must be at least 2 folds and a patient for each")
+    return [
+        split_patients(patients, labels, val_patients=val, test_patients=test_patients)
+        for val in _draw_folds(patients[rest], labels[rest], folds, seed)
+    ]
+
+
+def split_at_random(
+    patients: Names, labels: Labels, *, val_fraction: float = 0.2, test_patients: Sequence[str] = (), seed: int = 0
+) -> Division:
+    """Patches drawn without regard to patients, as published code does: the same patient stands on both sides, and it leaks.
+
+    For measuring the leak only; the result says that it leaks, and so do checkpoint and report.
+    """
+    _check_known(patients, test_patients)
+    _check_share(val_fraction)
+    rest = np.flatnonzero(~np.isin(patients, list(test_patients)))
+    rarer = min(np.bincount(labels[rest], minlength=2))
+    if rarer * val_fraction < 1 or rarer < 2:
+        raise ConfigError(f"{rarer} patches of the rarer class cannot be divided at {val_fraction}; add stores or raise --val-fraction")
+    train, val = train_test_split(rest, test_size=val_fraction, random_state=seed, stratify=labels[rest])
+    both = sorted({*patients[train].tolist()} & {*patients[val].tolist()})
+    record = {"random": True, "seed": seed, "val_fraction": val_fraction, "patients_on_both_sides": both, "test": sorted({*test_patients})}
+    division = Division(np.sort(train), np.sort(val), record, is_leaky=True)
+    division.check_classes(labels)
+    return division
+
+
+def _check_known(patients: Names, named: Sequence[str]) -> None:
     if missing := sorted({*named} - {*patients.tolist()}):
         raise ConfigError(f"patients without a labelled patch: {', '.join(missing[:5])}; check the list against the stores")
 
 
-def _draw_patients(patients: NDArray[np.str_], labels: NDArray[np.int8], val_fraction: float, seed: int) -> tuple[str, ...]:
+def _check_share(val_fraction: float) -> None:
     if not 0 < val_fraction <= 0.5:
         raise ConfigError(f"val_fraction is {val_fraction}; it must be above 0 and at most 0.5")
-    folds = round(1 / val_fraction)
+
+
+def _draw_share(patients: Names, labels: Labels, val_fraction: float, seed: int) -> tuple[str, ...]:
+    """The patients of as many twentieths (or fewer, larger folds) as come nearest to the share of patches wanted."""
+    _check_share(val_fraction)
+    parts = round(1 / val_fraction) if abs(1 / val_fraction - round(1 / val_fraction)) < 0.01 else FINEST_FOLDS
+    parts = min(parts, len(np.unique(patients)))
+    folds = _draw_folds(patients, labels, parts, seed)
+    taken = max(1, min(round(val_fraction * parts), parts - 1))
+    return tuple(sorted(name for fold in folds[:taken] for name in fold))
+
+
+def _draw_folds(patients: Names, labels: Labels, folds: int, seed: int) -> list[tuple[str, ...]]:
     count = len(np.unique(patients))
     if count < 2:
         raise ConfigError(f"{count} patient with labelled patches; training needs at least two, one of them for validation")
@@ -66,17 +161,9 @@ def _draw_patients(patients: NDArray[np.str_], labels: NDArray[np.int8], val_fra
         raise ConfigError("all labelled patches are of one class; add stores that hold the other")
     if min(np.bincount(labels)) < folds:
         raise ConfigError(
-            f"{min(np.bincount(labels))} patches of the rarer class are too few to draw patients by; name them with --val-patients"
+            f"{min(np.bincount(labels))} patches of the rarer class are too few to draw {folds} parts of patients by; "
+            "ask for fewer --folds, or name patients with --val-patients"
         )
     splitter = StratifiedGroupKFold(n_splits=min(folds, count), shuffle=True, random_state=seed)
-    _, val = next(splitter.split(np.zeros(len(labels)), labels, groups=patients))
-    return tuple(sorted({*patients[val].tolist()}))
-
-
-def _check_both_classes(side: str, labels: NDArray[np.int8]) -> None:
-    negatives, positives = np.bincount(labels, minlength=2)[:2]
-    if not (negatives and positives):
-        raise ConfigError(
-            f"the {side} patients have {positives} positive and {negatives} negative patches; both are needed: "
-            "choose other patients with --val-patients or --seed"
-        )
+    parts = splitter.split(np.zeros(len(labels)), labels, groups=patients)
+    return [tuple(sorted({*patients[val].tolist()})) for _, val in parts]

@@ -1,0 +1,47 @@
+"""`wsi model`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from .main import printable
+from .options import positive_class_option, trust_option
+
+MODEL = click.Path(exists=True, path_type=Path)
+
+
+@click.group()
+def model() -> None:
+    """What a model is, and whether it is whole."""
+
+
+@model.command()
+@click.argument("model", type=MODEL)
+@click.option("--json", "is_json", is_flag=True, help="As JSON, with everything that the model's card holds.")
+def info(model: Path, is_json: bool) -> None:
+    """Show what MODEL takes and tells, how it was trained and how well it did; of a zoo folder, the digest to trust it by."""
+    from wsi_pipeline.models.description import describe_lines, describe_model
+
+    facts = describe_model(model)
+    if is_json:
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    click.echo(printable(str(model)))
+    for name, text in describe_lines(facts):
+        click.echo(f"  {printable(name):<24} {printable(text)}")
+
+
+@model.command()
+@click.argument("model", type=MODEL)
+@trust_option
+@positive_class_option
+def check(model: Path, trust_model: str | None, positive_class: str | None) -> None:
+    """Load MODEL, verify its checksums and run a batch: says ok, or the fault, with exit code 1."""
+    from wsi_pipeline.models.description import check_model
+    from wsi_pipeline.models.loading import ForeignTerms
+
+    found = check_model(model, ForeignTerms(trust_model, positive_class))
+    click.echo(
+        printable(f"{model}: ok: {found.architecture}, {found.spec.side_px} px at {found.spec.mpp:g} µm/px, digest {found.digest[:16]}")
+    )

@@ -1,0 +1,157 @@
+"""Options that decide how a network is trained, shared by `train` and `lr-find`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import Command
+
+if TYPE_CHECKING:
+    from wsi_pipeline.training.config import TrainConfig
+    from wsi_pipeline.training.run import SplitChoice
+
+Option = Callable[[Command], Command]
+
+
+def read_patients(_ctx: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Patients from a comma-separated list, or from a file with one per line, or several between commas."""
+    if value is None:
+        return ()
+    try:
+        text = Path(value).read_text(encoding="utf-8") if _is_file(value) else value
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{value}: not a readable list in UTF-8 ({error})") from error
+    return tuple(name.strip() for name in text.replace(",", "\n").splitlines() if name.strip())
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return Path(value).is_file()
+    except OSError:  # longer than any file's name
+        return False
+
+
+SPLIT: tuple[Option[Any], ...] = (
+    click.option("--split-file", type=click.Path(exists=True, path_type=Path), metavar="DIR|JSON",
+                 help="A published split: a folder with the patients of …train.txt, …val.txt and …test.txt, or a split.json of ours."),
+    click.option("--val-patients", metavar="FILE|ID,ID…", callback=read_patients, help="Validation patients by name. [default: drawn]"),
+    click.option("--val-fraction", type=float, default=0.2, help="Share of patches whose patients are drawn for validation."),
+    click.option("--test-patients", metavar="FILE|ID,ID…", callback=read_patients,
+                 help="Patients kept out of training and validation altogether."),
+    click.option("--split", type=click.Choice(["patient", "random"]), default="patient",
+                 help="random puts patches of one patient on both sides: only to measure that leak."),
+    click.option("--i-know-this-leaks", "knows_leak", is_flag=True, help="Needed for --split random; model and report are marked."),
+)  # fmt: skip
+NETWORK: tuple[Option[Any], ...] = (
+    click.option("--arch", default="idc_cnn", help="Network: idc_cnn, wide_resnet (also wide_resnet_<depth>_<width>), wide_resnet50_2, "
+                 "or timm:NAME; docs/models.md lists them."),
+    click.option("--dropout", type=float, help="Share of values dropped. [default: the network's own]"),
+    click.option("--head", type=click.Choice(["linear", "dense20"]), default="linear",
+                 help="Of wide_resnet: one linear layer, or 20 ReLU units before it."),
+    click.option("--batch-norm", is_flag=True, help="Of idc_cnn: batch normalisation after each convolution."),
+    click.option("--logits", type=click.IntRange(1, 2), default=1, help="Outputs of the network: one, or one per class."),
+    click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+                 help="Start from the weights in this file (safetensors, or a state dict of torch)."),
+    click.option("--download-weights", is_flag=True, help="Start from the library's own weights, downloaded."),
+    click.option("--init", type=click.Choice(["default", "xavier", "he"]), default="default", help="Initial weights."),
+)  # fmt: skip
+OPTIMISATION: tuple[Option[Any], ...] = (
+    click.option("--batch-size", type=click.IntRange(2), default=64, help="Patches per step."),
+    click.option("--optimizer", type=click.Choice(["sgd", "adam", "adamw", "rmsprop", "adagrad"]), default="adamw", help="Who steps."),
+    click.option("--lr", type=float, default=3e-4, help="Highest learning rate of the schedule."),
+    click.option("--head-lr", type=float, help="Learning rate of the network's head. [default: --lr]"),
+    click.option("--schedule", type=click.Choice(["constant", "step", "exponential", "1/t", "cosine", "sgdr", "one-cycle"]),
+                 default="constant", help="Course of the learning rate."),
+    click.option("--step-epochs", type=click.IntRange(1), default=10, help="Of step: epochs between falls; of sgdr: the first cycle."),
+    click.option("--gamma", type=float, default=0.1, help="Of step: the factor of each fall."),
+    click.option("--momentum", type=float, help="Of sgd and rmsprop; first beta of adam and adamw. [default: 0.9, rmsprop 0]"),
+    click.option("--weight-decay", type=float, default=1e-4, help="L2 penalty on weights, not on biases; decoupled for adamw."),
+    click.option("--l1", type=float, default=0.0, help="Weight of the sum of absolute weights in the loss."),
+    click.option("--label-smoothing", type=float, default=0.0, help="Targets become s/2 and 1 - s/2."),
+    click.option("--class-weights", is_flag=True, help="Give both classes the same weight in the loss."),
+    click.option("--sampling", type=click.Choice(["shuffle", "class", "patient", "class-patient"]), default="shuffle",
+                 help="Show every patch once an epoch, or draw evenly between classes, patients, or classes and in each its patients."),
+    click.option("--clip-norm", type=float, help="Shorten longer gradients to this. [default: no]"),
+    click.option("--ema", type=float, metavar="SHARE", help="Judge and keep a running average of the weights, such as 0.99. [default: no]"),
+)  # fmt: skip
+AUGMENTATION: tuple[Option[Any], ...] = (
+    click.option("--augment/--no-augment", default=True, help="All changes of patches at once."),
+    click.option("--flips/--no-flips", default=True, help="Mirror patches."),
+    click.option("--turns/--no-turns", default=True, help="Turn patches by quarters."),
+    click.option("--affine", type=float, default=0.0, help="Small turns (15°), scalings (10 %) and shifts (5 %), times this."),
+    click.option("--brightness", type=float, default=0.1, help="Shift brightness by up to this."),
+    click.option("--contrast", type=float, default=0.1, help="Stretch contrast by up to this."),
+    click.option("--hed", type=float, default=0.0, help="Stain jitter in haematoxylin, eosin and DAB by up to this."),
+)  # fmt: skip
+MACHINE: tuple[Option[Any], ...] = (
+    click.option("--seed", type=int, default=0, help="Of the split, the weights, the order and the augmentation."),
+    click.option("--cache", type=click.Choice(["auto", "device", "memory", "stores"]), default="auto",
+                 help="Where pixels are kept: on the GPU, in memory, or in the stores, read block by block; auto: where they fit."),
+    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto",
+                 help="auto: bf16 on a GPU that has it, else fp32."),
+    click.option("--compile", "is_compiled", is_flag=True, help="Compile the network first."),
+)  # fmt: skip
+
+
+def training_options(command: Command) -> Command:
+    """Add every option above; they arrive together as `**options`."""
+    for option in reversed((*SPLIT, *NETWORK, *OPTIMISATION, *AUGMENTATION, *MACHINE)):
+        command = option(command)
+    return command
+
+
+def read_config(options: dict[str, Any], **others: Any) -> "TrainConfig":
+    """The configuration that the options ask for; `others` are fields that only one command has."""
+    from wsi_pipeline.models.architectures import NetworkOptions
+    from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
+    from wsi_pipeline.training.config import TrainConfig
+    from wsi_pipeline.training.optimisation import Optimisation
+    from wsi_pipeline.training.schedule import Schedule
+
+    if options["weights"] and options["download_weights"]:
+        raise click.UsageError("give --weights or --download-weights, not both")
+    changes = {name: options[name] for name in ("flips", "turns", "affine", "brightness", "contrast", "hed")}
+    return TrainConfig(
+        architecture=options["arch"],
+        network=NetworkOptions(options["dropout"], options["head"], options["batch_norm"], options["logits"]),
+        pretrained="download" if options["download_weights"] else "file" if options["weights"] else None,
+        batch_size=options["batch_size"],
+        sampling=options["sampling"],
+        optimisation=Optimisation(
+            optimizer=options["optimizer"],
+            learning_rate=options["lr"],
+            head_learning_rate=options["head_lr"],
+            momentum=options["momentum"],
+            initialisation=options["init"],
+            **{name: options[name] for name in ("weight_decay", "l1", "label_smoothing", "class_weights", "clip_norm", "ema")},
+        ),
+        schedule=Schedule(options["schedule"], step_epochs=options["step_epochs"], gamma=options["gamma"]),
+        augmentation=Augmentation(**changes) if options["augment"] else NO_AUGMENTATION,
+        **{name: options[name] for name in ("seed", "cache", "precision", "is_compiled")},
+        **others,
+    )
+
+
+def read_split(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
+    """How the options, or a sample sheet, divide the patients. Raises click.UsageError where they contradict each other."""
+    from wsi_pipeline.slides.sheet import read_sheet
+    from wsi_pipeline.training.run import SplitChoice
+    from wsi_pipeline.training.split_file import read_split_file
+
+    named = bool(options["val_patients"] or options["test_patients"])
+    if [sheet is not None, options["split_file"] is not None, named].count(True) > 1:
+        raise click.UsageError("give one of --sheet, --split-file, and --val-patients with --test-patients")
+    if (options["split"] == "random") != options["knows_leak"]:
+        raise click.UsageError("--split random puts patients on both sides and needs --i-know-this-leaks, which is for nothing else")
+    if options["knows_leak"] and (sheet is not None or options["split_file"] is not None or options["val_patients"]):
+        raise click.UsageError("--split random draws patches, not patients; leave out --sheet, --split-file and --val-patients")
+    if options["split_file"] is not None:
+        lists = read_split_file(options["split_file"])
+        return SplitChoice(lists.val, options["val_fraction"], lists.test, lists.train, ignores_absent=True)
+    val, test = options["val_patients"], options["test_patients"]
+    if sheet is not None:
+        rows = read_sheet(sheet)
+        val, test = (tuple(sorted({row.patient_id for row in rows if row.split == side})) for side in ("val", "test"))
+    return SplitChoice(val, options["val_fraction"], test, ignores_absent=sheet is not None, is_random=options["knows_leak"])

@@ -1,0 +1,99 @@
+"""evaluation.html: the report of a model on labelled slides."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.evaluation.pixels import PixelFinder
+from wsi_pipeline.evaluation.truth import LabelledResults, LabelledSlide
+from wsi_pipeline.training.calibration import undo_temperature
+from wsi_pipeline.training.judgement import Judgement
+from wsi_pipeline.training.report_page import (
+    ComparisonSection,
+    ReportContent,
+    WorstPatch,
+    describe_worst,
+    pick_worst,
+    write_report_page,
+)
+
+WORST_PATCHES = 24
+
+
+def write_evaluation_page(
+    path: Path,
+    labelled: LabelledResults,
+    judgement: Judgement,
+    threshold_source: str,
+    section: ComparisonSection | None,
+    notes: Sequence[str],
+) -> None:
+    """Write the report of all labelled slides together."""
+    slides = [slide.keep_assessed() for slide in labelled.slides]
+    labels, probability, patients = pool_slides(slides)
+    worst, worst_note = _show_worst(labelled, slides, labels, probability)
+    content = ReportContent(
+        title=f"{labelled.model_name} on {len(slides)} labelled slide{'s' if len(slides) > 1 else ''}",
+        class_names=labelled.class_names,
+        judgement=judgement,
+        labels=labels,
+        logits=undo_temperature(probability, labelled.temperature),
+        patients=patients,
+        facts=_list_facts(labelled, judgement, threshold_source),
+        worst=worst,
+        worst_note=worst_note,
+        is_leaky=labelled.is_leaky,
+        comparison=section,
+        notes=notes,
+    )
+    write_report_page(path, content)
+
+
+def pool_slides(slides: Sequence[LabelledSlide]) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.str_]]:
+    """Labels, probabilities and patients of all slides, (n,) each."""
+    return (
+        np.concatenate([slide.labels for slide in slides]),
+        np.concatenate([slide.probability for slide in slides]),
+        np.concatenate([slide.patients for slide in slides]),
+    )
+
+
+def _list_facts(labelled: LabelledResults, judgement: Judgement, threshold_source: str) -> dict[str, str]:
+    model = labelled.model
+    patch = model.get("patch", {})
+    known = sum(len(slide.labels) for slide in labelled.slides)
+    return {
+        "model": f"{model.get('architecture', '–')}, digest {model.get('digest', '–')}",
+        "patches": f"{patch.get('side_px', '–')} px at {patch.get('mpp', '–')} µm/px",
+        "classes": " and ".join(labelled.class_names),
+        "temperature": f"{labelled.temperature:.4g}",
+        "threshold": f"{judgement.scores.threshold:.4g}: {threshold_source}",
+        "slides": ", ".join(slide.slide_id for slide in labelled.slides),
+        "labelled patches": f"{known}, of which {known - judgement.scores.patches} were not assessed and enter no figure",
+        "slides without labels": ", ".join(labelled.unlabelled) or "none",
+    }
+
+
+def _show_worst(
+    labelled: LabelledResults, slides: Sequence[LabelledSlide], labels: NDArray[np.int8], probability: NDArray[np.float32]
+) -> tuple[list[WorstPatch], str]:
+    """Pictures of the most confidently wrong patches, and a word on those that have none."""
+    finder = PixelFinder(labelled.path)
+    starts = np.cumsum([0, *(len(slide.labels) for slide in slides)])
+    chosen = pick_worst(labels, probability, WORST_PATCHES)
+    owners = np.searchsorted(starts, chosen, side="right") - 1
+    pictures: dict[int, WorstPatch] = {}
+    for owner in np.unique(owners):
+        slide, places = slides[owner], chosen[owners == owner]
+        block = finder.read(slide.slide_id, slide.table, slide.cells[places - starts[owner]])
+        if block is None:
+            continue
+        for place, pixels, readable in zip(places, block.pixels, block.readable, strict=True):
+            if readable:
+                caption = describe_worst(int(labels[place]), float(probability[place]), labelled.class_names, slide.table.patient_id)
+                pictures[int(place)] = WorstPatch(pixels, caption)
+    missing = len(chosen) - len(pictures)
+    note = f"{missing} more have no picture: the slide or store that they came from is gone, changed or unreadable." if missing else ""
+    return [pictures[int(place)] for place in chosen if int(place) in pictures], note

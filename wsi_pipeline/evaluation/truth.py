@@ -1,0 +1,130 @@
+"""What is known of the cells of inferred slides, beside what the model said of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import LabelError, StoreError
+from wsi_pipeline.geometry import all_cells
+from wsi_pipeline.heatmap import draw_heatmap
+from wsi_pipeline.labels import label_cells
+from wsi_pipeline.labels.discovery import list_label_files, match_labels
+from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.sources import PatchTable
+from wsi_pipeline.store.predictions import Predictions, find_results, open_result
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSlide:
+    """The cells of one slide whose class is known, (n,) each."""
+
+    slide_id: str
+    table: PatchTable
+    cells: NDArray[np.int32]
+    """(n, 2) row, col."""
+    labels: NDArray[np.int8]
+    """0 or 1."""
+    probability: NDArray[np.float32]
+    """NaN where not assessed."""
+
+    @property
+    def patients(self) -> NDArray[np.str_]:
+        """(n,) the slide's patient for each cell."""
+        return np.full(len(self.labels), self.table.patient_id)
+
+    def keep_assessed(self) -> "LabelledSlide":
+        """The same without cells that have no probability."""
+        known = ~np.isnan(self.probability)
+        return LabelledSlide(self.slide_id, self.table, self.cells[known], self.labels[known], self.probability[known])
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledResults:
+    """Every slide of a results folder that has labels."""
+
+    path: Path
+    model: Mapping[str, Any]
+    """What the results record about the model that made them."""
+    slides: tuple[LabelledSlide, ...]
+    unlabelled: tuple[str, ...]
+
+    @property
+    def threshold(self) -> float:
+        """The model's own."""
+        return float(self.model["threshold"])
+
+    @property
+    def temperature(self) -> float:
+        """What the logits were divided by; 1 where the record names none."""
+        return float(self.model.get("temperature", 1.0))
+
+    @property
+    def class_names(self) -> tuple[str, str]:
+        """As (negative, positive)."""
+        negative, positive = self.model["class_names"]
+        return str(negative), str(positive)
+
+    @property
+    def is_leaky(self) -> bool:
+        """Whether the model was trained with patients on both sides."""
+        return bool(self.model.get("is_leaky", False))
+
+    @property
+    def model_name(self) -> str:
+        """Network and the beginning of the digest: enough to tell two models apart."""
+        return f"{self.model.get('architecture', 'model')} {str(self.model.get('digest', ''))[:12]}"
+
+
+def label_results(results: Path, labels: Sequence[Path] = (), rules: LabelRules | None = None) -> LabelledResults:
+    """The labelled slides of `results`: by the label files or folders given, else by what came with the stores.
+
+    Raises LabelError where no slide has labels, StoreError where the slides were predicted by different models.
+    """
+    predictions = _open_all(results)
+    if len({prediction.model_digest for prediction in predictions}) > 1:
+        raise StoreError(f"{results}: its slides were predicted by different models; evaluate each model in a folder of its own")
+    files = list_label_files(labels) if labels else []
+    slides: list[LabelledSlide] = []
+    unlabelled: list[str] = []
+    for prediction in predictions:
+        slide_id = prediction.path.parent.name
+        slide = _label_slide(slide_id, prediction, files, rules or LabelRules(class_names=prediction.table.class_names))
+        if slide is None or len(slide.labels) == 0:
+            unlabelled.append(slide_id)
+        else:
+            slides.append(slide)
+    if not slides:
+        raise LabelError(f"{results}: no labels for any of {len(predictions)} slides; name label masks with --labels")
+    return LabelledResults(results, predictions[0].attributes["model"], tuple(slides), tuple(unlabelled))
+
+
+def find_class_names(results: Path) -> tuple[str, str]:
+    """(negative, positive) as the model of the results calls them. Raises StoreError where there are no results."""
+    return _open_all(results)[0].table.class_names
+
+
+def _open_all(results: Path) -> list[Predictions]:
+    predictions = [open_result(folder) for folder in find_results([results])]
+    if not predictions:
+        raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
+    return predictions
+
+
+def _label_slide(slide_id: str, predictions: Predictions, files: Sequence[Path], rules: LabelRules) -> LabelledSlide | None:
+    table = predictions.table
+    if not files:
+        known = table.labels >= 0
+        return LabelledSlide(slide_id, table, table.cells[known], table.labels[known], predictions.probability[known])
+    label_file = match_labels(slide_id, files)
+    if label_file is None:
+        return None
+    # Every cell of the grid, so that labelled tissue which was never assessed is counted too.
+    cells = all_cells(table.grid)
+    labels = label_cells(label_file, table.slide, table.grid, cells, rules).labels
+    probability = draw_heatmap(predictions).probability[cells[:, 0], cells[:, 1]]
+    known = labels >= 0
+    return LabelledSlide(slide_id, table, cells[known], labels[known], probability[known])

@@ -1,0 +1,75 @@
+"""Stage: a checkpoint as files that other programs run, committed only where they give the same probabilities."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.models.exported import FORMATS, compare_export, describe_export, write_export
+from wsi_pipeline.models.loading import find_checkpoint
+from wsi_pipeline.models.zoo_config import CONFIG_JSON, read_zoo_config
+from wsi_pipeline.provenance import describe_tool
+from wsi_pipeline.store.commit import Staging, find_finished
+from wsi_pipeline.store.lock import hold_lock
+
+KIND = "wsi export"
+MAX_DIFFERENCE = 1e-5
+"""Largest difference in probability that an export may have from its checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A finished export."""
+
+    files: tuple[Path, ...]
+    differences: dict[str, float]
+    """Format → largest difference in probability from the checkpoint on the compared batch, of this or an earlier run."""
+    is_resumed_whole: bool
+    """An earlier run had made these very files."""
+
+
+def export_model(model: Path, formats: Sequence[str], out: Path, *, is_normalised_inside: bool = False, force: bool = False) -> Exported:
+    """Commit `out` with the model in every format and `config.json` beside them.
+
+    Each file is read back and compared with the checkpoint first. Raises ModelError, leaving nothing, where a probability differs by
+    more than MAX_DIFFERENCE, and ConfigError for a format that there is not.
+    """
+    if unknown := sorted({*formats} - {*FORMATS}):
+        raise ConfigError(f"format {unknown[0]!r}; it must be one of {', '.join(FORMATS)}")
+    checkpoint = load_checkpoint(find_checkpoint(model))
+    recipe = {
+        "model": checkpoint.digest,
+        "formats": sorted({*formats}),
+        "is_normalised_inside": is_normalised_inside,
+        "torch": describe_tool()["packages"]["torch"],
+    }
+    staging = Staging(out, recipe)
+    files = tuple(out / FORMATS[name].file for name in recipe["formats"])
+    with hold_lock(out):
+        if manifest := find_finished(staging, force):
+            return Exported(files, dict(manifest.counts["largest_difference"]), is_resumed_whole=True)
+        staging.begin()
+        try:
+            config_path = staging.product / CONFIG_JSON
+            config = describe_export(checkpoint, is_normalised_inside=is_normalised_inside)
+            config_path.write_text(json.dumps(config.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+            differences = {}
+            for name in recipe["formats"]:
+                path = staging.product / FORMATS[name].file
+                write_export(checkpoint, name, path, is_normalised_inside=is_normalised_inside)
+                differences[name] = compare_export(checkpoint, name, path, read_zoo_config(config_path))
+                _check_difference(name, differences[name])
+            staging.commit(KIND, {"largest_difference": differences})
+        finally:
+            staging.discard()
+    return Exported(files, differences, is_resumed_whole=False)
+
+
+def _check_difference(name: str, difference: float) -> None:
+    if not difference <= MAX_DIFFERENCE:  # so that NaN does not pass
+        raise ModelError(
+            f"{name}: read back, its probabilities differ from the checkpoint's by {difference:.2g}, more than {MAX_DIFFERENCE:g}; "
+            "nothing was kept; choose another format"
+        )

@@ -1,0 +1,167 @@
+"""Networks in the formats of other programs: written, and read back as those programs do.
+
+An exported network takes prepared patches, float32 (b, 3, side, side) for any b, and gives two logits (b, 2), whose softmax is our
+calibrated probability: the temperature is folded in.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.checkpoint import Checkpoint
+from wsi_pipeline.models.foreign import TORCHSCRIPT, load_torchscript
+from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.models.network import positive_logit
+from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.models.zoo_config import ZooConfig
+
+Run = Callable[[Tensor], Tensor]
+INPUT, OUTPUT = "pixels", "logits"
+EXAMPLE_BATCH = 2
+BATCH = torch.export.Dim("batch")
+
+
+class ExportedNetwork(nn.Module):
+    """A checkpoint's network with its temperature, and where it is asked for its normalisation, inside."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, checkpoint: Checkpoint, inside: Normalisation | None) -> None:
+        super().__init__()
+        self.network = checkpoint.build()
+        self.temperature = checkpoint.temperature
+        self.has_normalisation = inside is not None
+        self.register_buffer("mean", torch.tensor(inside.mean if inside else (0.0, 0.0, 0.0)).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(inside.std if inside else (1.0, 1.0, 1.0)).view(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.has_normalisation:
+            x = (x - self.mean) / self.std
+        logit = positive_logit(self.network(x)) / self.temperature  # (b,)
+        # Half of it each way: the softmax of the two is the sigmoid of the one, to the last bits also where both logits were large.
+        return torch.stack([-logit / 2, logit / 2], dim=1)  # (b, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFormat:
+    """One format: its file, how it is written, and how it is read back."""
+
+    file: str
+    write: Callable[[nn.Module, Tensor, Path], None]
+    read: Callable[[Path], Run]
+
+
+def _write_torchscript(network: nn.Module, example: Tensor, path: Path) -> None:
+    with warnings.catch_warnings():
+        # torch would rather have torch.export, but QuPath and WSInfer read this; branches on shapes are the same for every batch.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        traced = torch.jit.trace(network, example)
+        torch.jit.save(traced, path)
+
+
+def _read_torchscript(path: Path) -> Run:
+    return load_torchscript(path.read_bytes(), path, torch.device("cpu"))
+
+
+def _write_pt2(network: nn.Module, example: Tensor, path: Path) -> None:
+    torch.export.save(_capture(network, example), path)
+
+
+def _read_pt2(path: Path) -> Run:
+    run: Run = torch.export.load(io.BytesIO(path.read_bytes())).module()
+    return run
+
+
+def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
+    _import_onnxruntime()  # before the work, where it is not there to check it
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports every step of its optimiser
+    torch.onnx.export(
+        _capture(network, example), f=path, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, external_data=False, verbose=False
+    )
+
+
+def _read_onnx(path: Path) -> Run:
+    session = _import_onnxruntime()(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
+
+
+def _capture(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(network, (example,), dynamic_shapes=({0: BATCH},))
+
+
+def _import_onnxruntime() -> Callable[..., Any]:
+    try:
+        import onnxscript  # noqa: F401 - what torch writes it with
+        from onnxruntime import InferenceSession
+    except ImportError as error:
+        raise ModelError(f"onnx: needs {error.name}, which is not installed; pip install 'wsi-pipeline[export]'") from error
+    session: Callable[..., Any] = InferenceSession
+    return session
+
+
+FORMATS: dict[str, ExportFormat] = {
+    "torchscript": ExportFormat(TORCHSCRIPT, _write_torchscript, _read_torchscript),
+    "onnx": ExportFormat("model.onnx", _write_onnx, _read_onnx),
+    "pt2": ExportFormat("model.pt2", _write_pt2, _read_pt2),
+}
+
+
+def describe_export(checkpoint: Checkpoint, *, is_normalised_inside: bool) -> ZooConfig:
+    """The configuration that goes beside an exported network."""
+    return ZooConfig(
+        architecture=checkpoint.architecture,
+        class_names=checkpoint.class_names,
+        spec=checkpoint.spec,
+        resized_px=checkpoint.spec.side_px,
+        normalisation=None if is_normalised_inside else checkpoint.normalisation,
+    )
+
+
+def write_export(checkpoint: Checkpoint, name: str, path: Path, *, is_normalised_inside: bool) -> None:
+    """Write a checkpoint's network in the format called `name`. Raises ModelError where that cannot be done."""
+    network = ExportedNetwork(checkpoint, checkpoint.normalisation if is_normalised_inside else None).eval()
+    side = checkpoint.spec.side_px
+    example = torch.rand((EXAMPLE_BATCH, 3, side, side), generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            FORMATS[name].write(network, example, path)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"{checkpoint.architecture}: cannot be written as {name} ({reason}); choose another format") from error
+
+
+def compare_export(checkpoint: Checkpoint, name: str, path: Path, config: ZooConfig) -> float:
+    """The largest difference in probability between a checkpoint and an exported file read back; NaN where it gives none.
+
+    Compared on patches of noise and of plain colours, in two batches of different size.
+    """
+    pixels = _compared_patches(checkpoint.spec.side_px)
+    try:
+        run = FORMATS[name].read(path)
+        with torch.no_grad():
+            batches = [run(config.prepare(torch.from_numpy(batch)).contiguous()) for batch in (pixels[:5], pixels[5:])]
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"{name}: the file was written, but does not run ({reason}); choose another format") from error
+    probability = torch.softmax(torch.cat(batches), dim=1)[:, 1].numpy()
+    expected = Predictor(checkpoint, torch.device("cpu"))(pixels)
+    return float(np.abs(probability - expected).max())
+
+
+def _compared_patches(side_px: int) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (8, side_px, side_px, 3), dtype=np.uint8)
+    plain = np.broadcast_to(rng.integers(0, 256, (8, 1, 1, 3), dtype=np.uint8), noise.shape)
+    return np.concatenate([noise, plain])

@@ -1,0 +1,62 @@
+"""What the pipeline knows of a trained model, whoever trained it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wsi_pipeline.geometry import PatchSpec
+
+Score = Callable[[Tensor], Tensor]
+"""uint8 patches (b, side, side, 3) on the device → probability (b,) of the positive class, float32."""
+
+
+class Model(Protocol):
+    """A trained network with its terms of use: a checkpoint of ours, or a folder as in the WSInfer zoo."""
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def spec(self) -> PatchSpec:
+        """The patches that it was trained on; it must see no others."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, str]:
+        """The negative and the positive one."""
+        ...
+
+    @property
+    def positive_class(self) -> str: ...
+
+    @property
+    def threshold(self) -> float: ...
+
+    @property
+    def threshold_source(self) -> str: ...
+
+    @property
+    def training(self) -> Mapping[str, Any]: ...
+
+    @property
+    def is_leaky(self) -> bool: ...
+
+    @property
+    def digest(self) -> str:
+        """Names everything that decides its probabilities."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What results record about the model that made them."""
+        ...
+
+    def place(self, device: torch.device) -> Score:
+        """Make it ready on a device. Raises ModelError where it cannot run."""
+        ...
+
+
+def spec_to_json(spec: PatchSpec) -> dict[str, Any]:
+    """A patch's size and scale as cards and results record them."""
+    return {"side_px": spec.side_px, "stride_px": spec.stride_px, "mpp": spec.mpp}

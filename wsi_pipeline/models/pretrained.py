@@ -1,0 +1,83 @@
+"""Weights that somebody else trained, as the start of a training run."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.network import Network
+
+PICKLED = (".pth", ".pt", ".bin")
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+"""Entries under which training programs keep a network's weights."""
+PARALLEL = "module."
+"""What data-parallel training puts before each name."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a .safetensors file, or in a .pth file that holds nothing but tensors. Raises ModelError for others."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file of weights; check the path")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in PICKLED:
+        return _read_pickled(path)
+    raise ModelError(f"{path}: weights are read from .safetensors and .pth files; give one of these")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)  # nothing but tensors: no code of the file is run
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"{path}: not a file of weights alone ({reason}); save the state_dict, best as .safetensors") from error
+    for name in WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not (isinstance(found, Mapping) and found and all(isinstance(tensor, Tensor) for tensor in found.values())):
+        raise ModelError(f"{path}: holds no table of tensors; save the network's state_dict")
+    return {str(name).removeprefix(PARALLEL): tensor for name, tensor in found.items()}
+
+
+def fit_weights(network: Network, weights: Mapping[str, Tensor], source: str) -> None:
+    """Put weights into a network; the head keeps its fresh ones where the others are absent or of another shape.
+
+    Raises ModelError naming what of the body is missing, too much, or of another shape; the network is then as it was.
+    """
+    own, head = network.state_dict(), _head_prefix(network)
+    given = network.rename_weights(weights)
+    fitting = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
+    # Counters of old files that a network may lack decide nothing.
+    wanted = [name for name in own if not name.startswith(head) and not name.endswith("num_batches_tracked")]
+    faults = {
+        "are missing": [name for name in wanted if name not in given],
+        "have another shape": [name for name in wanted if name in given and name not in fitting],
+        "are unknown to it": [name for name in given if name not in own and not name.startswith(head)],
+    }
+    for fault, names in faults.items():
+        if names:
+            listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ModelError(
+                f"{source}: weights do not fit this network: {listed} {fault}; give weights of this architecture and patch size"
+            )
+    if bad := [name for name, tensor in fitting.items() if not bool(torch.isfinite(tensor).all())]:
+        raise ModelError(f"{source}: weights {bad[0]} are not finite; give another file")
+    network.load_state_dict(own | fitting)
+
+
+def _head_prefix(network: Network) -> str:
+    """What the names of the head's weights begin with."""
+    head = network.head
+    return next(f"{name}." for name, module in network.named_modules() if module is head)

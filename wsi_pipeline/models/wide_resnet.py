@@ -1,0 +1,84 @@
+"""Wide residual networks after Zagoruyko and Komodakis (2016), made for small pictures."""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.network import Network, NetworkOptions, make_head, squeeze_logits
+
+STEM_WIDTH = 16
+MIN_SIDE_PX = 8
+MAX_DEPTH = 100
+MAX_WIDENING = 32
+NAME = re.compile(r"wide_resnet_(\d{1,4})_(\d{1,4})")
+
+
+class PreActivationBlock(nn.Module):
+    """BN-ReLU-conv-dropout-BN-ReLU-conv, added to its input; where the shape changes, to a 1×1 convolution of the activated input."""
+
+    def __init__(self, channels: int, width: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        is_same = channels == width and stride == 1
+        self.shortcut = None if is_same else nn.Conv2d(channels, width, kernel_size=1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = torch.relu(self.norm1(x))
+        residual: Tensor = self.conv2(self.dropout(torch.relu(self.norm2(self.conv1(activated)))))
+        return residual + (x if self.shortcut is None else self.shortcut(activated))
+
+
+class WideResNet(Network):
+    """WRN-d-k: three groups of n = (d - 4) / 6 blocks, 16k, 32k and 64k wide, the last two halving the sides, then a global average.
+
+    Without dropout unless the options ask for it, as the paper's on augmented pictures.
+    """
+
+    def __init__(self, depth: int, widening: int, options: NetworkOptions | None = None) -> None:
+        super().__init__()
+        options = options or NetworkOptions()
+        self.stem = nn.Conv2d(3, STEM_WIDTH, kernel_size=3, padding=1, bias=False)
+        blocks: list[nn.Module] = []
+        channels = STEM_WIDTH
+        for group, group_stride in enumerate((1, 2, 2)):
+            width = STEM_WIDTH * widening * 2**group
+            for stride in (group_stride, *[1] * ((depth - 4) // 6 - 1)):
+                blocks.append(PreActivationBlock(channels, width, stride, options.dropout or 0.0))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.BatchNorm2d(channels)
+        self.classifier = make_head(channels, options)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def head(self) -> nn.Module:
+        return self.classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x))  # (b, 64k, 13, 13) for 50-px patches
+        x = torch.relu(self.norm(x)).mean(dim=(2, 3))  # (b, 64k)
+        return squeeze_logits(self.classifier(x))
+
+
+def parse_name(name: str) -> tuple[int, int] | None:
+    """Depth and widening of `wide_resnet_<d>_<k>`; None for other names. Raises ModelError where there is no such network."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        return None
+    depth, widening = int(match[1]), int(match[2])
+    if depth < 10 or depth > MAX_DEPTH or (depth - 4) % 6:
+        raise ModelError(f"{name}: a depth of {depth} cannot be; it must be 10, 16, 22, 28 … up to {MAX_DEPTH}")
+    if not 1 <= widening <= MAX_WIDENING:
+        raise ModelError(f"{name}: {widening} times as wide cannot be; it must lie between 1 and {MAX_WIDENING}")
+    return depth, widening

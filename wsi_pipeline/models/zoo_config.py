@@ -1,0 +1,133 @@
+"""`config.json` of a model folder as in the WSInfer zoo (specification 1.0): what patches a model takes, and what it tells."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import resize
+
+from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.models.inputs import Normalisation
+
+CONFIG_JSON = "config.json"
+SPEC_VERSION = "1.0"
+MAX_BYTES = 1_000_000
+MAX_RESIZED_PX = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ZooConfig:
+    """The terms of use that a model folder states."""
+
+    architecture: str
+    class_names: tuple[str, ...]
+    """In the order of the network's outputs."""
+    spec: PatchSpec
+    resized_px: int | None = None
+    """Side that patches are resized to before the network sees them; None: as they are."""
+    normalisation: Normalisation | None = None
+    """None: the network takes pixels scaled to 0–1."""
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """uint8 (b, side, side, 3) → float32 (b, 3, side, side) as the network takes them, on the same device."""
+        x = pixels.permute(0, 3, 1, 2)  # (b, 3, side, side)
+        if self.resized_px is not None and self.resized_px != x.shape[-1]:
+            x = resize(x, [self.resized_px, self.resized_px], antialias=True)
+        x = x.float() / 255
+        if self.normalisation is None:
+            return x
+        mean = torch.tensor(self.normalisation.mean, device=x.device).view(3, 1, 1)
+        return (x - mean) / torch.tensor(self.normalisation.std, device=x.device).view(3, 1, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of config.json."""
+        transform: list[dict[str, Any]] = [
+            {"name": "Resize", "arguments": {"size": self.resized_px or self.spec.side_px}},
+            {"name": "ToTensor"},
+        ]
+        if self.normalisation is not None:
+            statistics = {"mean": list(self.normalisation.mean), "std": list(self.normalisation.std)}
+            transform.append({"name": "Normalize", "arguments": statistics})
+        return {
+            "spec_version": SPEC_VERSION,
+            "architecture": self.architecture,
+            "num_classes": len(self.class_names),
+            "class_names": list(self.class_names),
+            "patch_size_pixels": self.spec.side_px,
+            "spacing_um_px": self.spec.mpp,
+            "transform": transform,
+        }
+
+
+def read_zoo_config(path: Path) -> ZooConfig:
+    """Read and check a config.json. Raises ModelError naming the entry that is absent or cannot be."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ModelError(f"{path}: {path.stat().st_size} bytes are too many for a model's configuration; give another folder")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); a model folder needs it") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON ({' '.join(str(error).split())[:120]}); copy it again") from error
+    try:
+        return parse_zoo_config(value)
+    except (ModelError, ConfigError) as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def parse_zoo_config(value: Any) -> ZooConfig:
+    """The configuration in a JSON value. Raises ModelError or ConfigError naming the entry that is absent or cannot be."""
+    if not isinstance(value, Mapping):
+        raise ModelError("is no JSON object; see the WSInfer zoo for its entries")
+    if value.get("spec_version") != SPEC_VERSION:
+        raise ModelError(f"spec_version is {value.get('spec_version')!r}; this version of wsi reads {SPEC_VERSION!r}")
+    names = value.get("class_names")
+    if not (isinstance(names, list) and names and all(isinstance(name, str) and name for name in names) and len(names) == len({*names})):
+        raise ModelError("class_names must be a list of different names")
+    if value.get("num_classes") != len(names):
+        raise ModelError(f"num_classes is {value.get('num_classes')!r} and class_names has {len(names)}; they must agree")
+    architecture = value.get("architecture")
+    if not (isinstance(architecture, str) and architecture):
+        raise ModelError("architecture must be a name")
+    side_px, mpp = value.get("patch_size_pixels"), value.get("spacing_um_px")
+    if not _is_whole(side_px) or not _is_number(mpp):
+        raise ModelError("patch_size_pixels must be a whole number and spacing_um_px a number")
+    resized_px, normalisation = _parse_transform(value.get("transform"))
+    return ZooConfig(architecture, tuple(names), PatchSpec(side_px, side_px, float(mpp)), resized_px, normalisation)
+
+
+def _parse_transform(steps: Any) -> tuple[int | None, Normalisation | None]:
+    """What the steps do to patches: the side they are resized to, the normalisation."""
+    if not (isinstance(steps, list) and all(isinstance(step, Mapping) for step in steps)):
+        raise ModelError("transform must be a list of steps with a name each")
+    names = [step.get("name") for step in steps]
+    if names not in (["ToTensor"], ["Resize", "ToTensor"], ["ToTensor", "Normalize"], ["Resize", "ToTensor", "Normalize"]):
+        raise ModelError(f"transform is {names}; it must be ToTensor, with Resize before and Normalize after where they are needed")
+    arguments = {step["name"]: step.get("arguments") or {} for step in steps}
+    if not all(isinstance(entry, Mapping) for entry in arguments.values()):
+        raise ModelError("the arguments of a transform must be an object")
+    size = arguments["Resize"].get("size") if "Resize" in arguments else None
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    if "Resize" in arguments and not (_is_whole(size) and 1 <= size <= MAX_RESIZED_PX):
+        raise ModelError(f"Resize has the size {size}; it must be one side between 1 and {MAX_RESIZED_PX} px")
+    if "Normalize" not in arguments:
+        return size, None
+    mean, std = (arguments["Normalize"].get(name) for name in ("mean", "std"))
+    if not (isinstance(mean, list) and isinstance(std, list)):
+        raise ModelError("Normalize needs the lists mean and std")
+    return size, Normalisation(tuple(mean), tuple(std))  # which checks their length
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,151 @@
+"""Making a probability mean what it says (temperature scaling), and choosing the threshold: both on validation patients."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit
+from sklearn.metrics import precision_recall_curve
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.training.metrics import choose_threshold, cut_below
+
+MIN_TEMPERATURE = 0.05
+MAX_TEMPERATURE = 20.0
+"""A network that is off by more than a factor of twenty is not miscalibrated but broken; the temperature stops there."""
+
+LARGEST_LOGIT = 87.0
+"""exp(-87) is about the smallest ordinary float32."""
+
+
+def fit_temperature(labels: NDArray[np.int8], logits: NDArray[np.float32]) -> float:
+    """The temperature that logits (n,) are to be divided by, so that their likelihood for labels (n,) 0 or 1 is the highest.
+
+    Temperature scaling after Guo et al. (2017): one positive number, which changes no ranking. The likelihood is concave in its
+    inverse, so there is one optimum; it is kept within 0.05 to 20. Where no patch lies on the wrong side of logit 0, the likelihood
+    grows without end as the temperature falls: the patches do not say how sure one may be, and the answer is 1. Raises ConfigError
+    where a class is missing or a logit is no number.
+    """
+    if not np.isfinite(logits).all():
+        raise ConfigError("a logit is no number; the temperature cannot be fitted: train again with a lower --lr")
+    _check_both_classes(labels, "the temperature cannot be fitted")
+    z = logits.astype(np.float64)
+    if not np.where(labels == 1, z < 0, z > 0).any():
+        return 1.0
+    # Order of addition fixed, so that the same patches give the same bits in whatever order they come.
+    order = np.lexsort((z, labels))
+    z, y = z[order], labels[order].astype(np.float64)
+
+    def slope(sharpness: float) -> float:
+        return float(np.mean((expit(sharpness * z) - y) * z))
+
+    if slope(1 / MAX_TEMPERATURE) >= 0:
+        return MAX_TEMPERATURE
+    if slope(1 / MIN_TEMPERATURE) <= 0:
+        return MIN_TEMPERATURE
+    return float(1 / brentq(slope, 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, xtol=1e-12, rtol=1e-12))
+
+
+def apply_temperature(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Probabilities (n,) of uncalibrated logits (n,): the predictor's, but for the last bit.
+
+    In float64, because torch's float32 gives equal logits different last bits by their place in the array, which unties ties.
+    """
+    return np.asarray(expit(logits.astype(np.float64) / temperature), dtype=np.float32)
+
+
+def undo_temperature(probability: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+    """Uncalibrated logits (n,) of calibrated probabilities (n,); 0 and 1 become the last numbers that float32 tells from them."""
+    p = np.clip(probability.astype(np.float64), math.exp(-LARGEST_LOGIT), 1 - 2.0**-25)
+    return np.asarray((np.log(p) - np.log1p(-p)) * temperature, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdRule:
+    """How the threshold is chosen from validation patients; made by `parse_threshold_rule`."""
+
+    name: str
+    """youden, f1, sensitivity or fixed."""
+    value: float = 0.0
+    """The sensitivity to be reached, or the threshold itself; the other rules do not look at it."""
+
+    def __post_init__(self) -> None:
+        if self.name not in (*RULES, "fixed"):
+            raise ConfigError(f"threshold rule {self.name!r} is unknown; take {CHOICES}")
+        if self.name == "fixed" and not 0 <= self.value <= 1:
+            raise ConfigError(f"a threshold of {self.value} is no probability; it must lie between 0 and 1")
+        if self.name == "sensitivity" and not 0 < self.value <= 1:
+            raise ConfigError(f"a sensitivity of {self.value} cannot be reached; it must be above 0 and at most 1")
+
+    def describe(self) -> str:
+        """What the rule does, for people."""
+        return {
+            "youden": "highest balanced accuracy (Youden)",
+            "f1": "highest F1",
+            "sensitivity": f"highest threshold with a sensitivity of at least {self.value}",
+            "fixed": f"set to {self.value} by hand",
+        }[self.name]
+
+    def choose(self, labels: NDArray[np.int8], probability: NDArray[np.float32]) -> float:
+        """The threshold for labels (n,) 0 or 1 and probabilities (n,), halfway between two that occur.
+
+        Raises ConfigError where the rule needs both classes and one is missing.
+        """
+        if self.name == "fixed":
+            return self.value
+        _check_both_classes(labels, "a threshold cannot be chosen")
+        return RULES[self.name](labels, probability, self.value)
+
+
+CHOICES = "youden, f1, sensitivity=NUMBER or a number from 0 to 1"
+
+
+def parse_threshold_rule(text: str) -> ThresholdRule:
+    """The rule that a text such as youden, f1, sensitivity=0.95 or 0.5 asks for. Raises ConfigError for anything else."""
+    name, equals, number = text.strip().partition("=")
+    if name in ("youden", "f1") and not equals:
+        return ThresholdRule(name)
+    try:
+        return ThresholdRule("sensitivity", float(number)) if name == "sensitivity" and equals else ThresholdRule("fixed", float(text))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"threshold {text!r} is no rule; take {CHOICES}") from error
+
+
+def _choose_youden(labels: NDArray[np.int8], probability: NDArray[np.float32], _value: float) -> float:
+    return choose_threshold(labels, probability)
+
+
+def _choose_f1(labels: NDArray[np.int8], probability: NDArray[np.float32], _value: float) -> float:
+    """Of thresholds with the same F1 the highest."""
+    precision, sensitivity, thresholds = precision_recall_curve(labels, probability)
+    total = precision[:-1] + sensitivity[:-1]
+    f1 = 2 * precision[:-1] * sensitivity[:-1] / np.where(total > 0, total, 1)
+    return cut_below(probability, float(thresholds[len(f1) - 1 - int(np.argmax(f1[::-1]))]))
+
+
+def _choose_sensitivity(labels: NDArray[np.int8], probability: NDArray[np.float32], value: float) -> float:
+    """The highest threshold that calls enough of the positives."""
+    positives = np.sort(probability[labels == 1])[::-1]
+    needed = max(1, math.ceil(value * len(positives) - 1e-9))
+    return cut_below(probability, float(positives[needed - 1]))
+
+
+RULES: dict[str, Callable[[NDArray[np.int8], NDArray[np.float32], float], float]] = {
+    "youden": _choose_youden,
+    "f1": _choose_f1,
+    "sensitivity": _choose_sensitivity,
+}
+
+
+def _check_both_classes(labels: NDArray[np.int8], consequence: str) -> None:
+    positives = int(np.count_nonzero(labels == 1))
+    if positives == 0 or positives == len(labels):
+        raise ConfigError(
+            f"{len(labels)} validation patches, {positives} positive: {consequence} without both classes; "
+            "choose other patients with --val-patients"
+        )

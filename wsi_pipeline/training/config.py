@@ -1,0 +1,66 @@
+"""Everything that the user decides about a training run."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.models.architectures import NetworkOptions
+from wsi_pipeline.training.augment import Augmentation
+from wsi_pipeline.training.optimisation import Optimisation
+from wsi_pipeline.training.pixels import CACHES
+from wsi_pipeline.training.sampling import SAMPLINGS
+from wsi_pipeline.training.schedule import Schedule
+
+STOP_METRICS = ("auroc", "average_precision", "balanced_accuracy", "f1", "loss")
+"""What the best epoch is best at, on the validation patients; f1 and balanced accuracy at a threshold of 0.5."""
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+MAX_SEED = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How a network is trained. All of it but device, cache and compilation decides the weights, and makes up the recipe."""
+
+    architecture: str = "idc_cnn"
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    pretrained: str | None = None
+    """Where the first weights are from: `file`, `download` (the library's own, from the network), or None: fresh ones."""
+    epochs: int = 20
+    batch_size: int = 64
+    patience: int = 5
+    """Stop after this many epochs that are not better by `stop_on`."""
+    stop_on: str = "auroc"
+    sampling: str = "shuffle"
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    schedule: Schedule = field(default_factory=Schedule)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    precision: str = "auto"
+    """Of the computation; auto: bf16 on a GPU that has it, else fp32."""
+    seed: int = 0
+    devices: int = 1
+    """GPUs, or processes on the CPU, that share each batch."""
+    device: str = "auto"
+    cache: str = "auto"
+    is_compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.patience < 1:
+            raise ConfigError(f"epochs {self.epochs}, batch size {self.batch_size} and patience {self.patience} must be at least 1")
+        if self.devices < 1 or (self.devices > 1 and self.batch_size < 2 * self.devices):
+            raise ConfigError(f"a batch of {self.batch_size} on {self.devices} devices; each needs at least 2 patches of it")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ConfigError(f"seed is {self.seed}; it must be 0 or more, and below 2^63")
+        if self.pretrained not in (None, "file", "download"):
+            raise ConfigError(f"pretrained is {self.pretrained}; it must be file or download")
+        if self.optimisation.class_weights and self.sampling in ("class", "class-patient"):
+            raise ConfigError(f"class weights and sampling by {self.sampling} correct the same thing twice; choose one of them")
+        for name, table in (("stop_on", STOP_METRICS), ("sampling", SAMPLINGS), ("precision", PRECISIONS), ("cache", CACHES)):
+            if getattr(self, name) not in table:
+                raise ConfigError(f"{name} is {getattr(self, name)}; there are {', '.join(table)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The parameters that decide the weights, as they are recorded."""
+        value = asdict(self)
+        for name in ("device", "cache", "is_compiled"):
+            del value[name]
+        return value | {"network": self.network.to_json()}

@@ -1,0 +1,113 @@
+"""Cross-validation by patient: every fold a training run of its own, and one account of all."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wsi_pipeline.store.commit import Staging, is_product, read_manifest
+from wsi_pipeline.store.lock import hold_lock
+from wsi_pipeline.store.patches import find_stores
+from wsi_pipeline.training.calibration import ThresholdRule
+from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.dataset import load_labelled
+from wsi_pipeline.training.metrics import FIGURES
+from wsi_pipeline.training.run import MODEL_FILE, TrainListener, train_division
+from wsi_pipeline.training.run_folder import METRICS_JSON
+from wsi_pipeline.training.split import split_folds
+
+KIND = "wsi cross-validation"
+SUMMARY = "summary"
+FOLDS_CSV = "folds.csv"
+FOLDS_JSON = "folds.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure over the folds."""
+
+    mean: float
+    deviation: float
+    """Sample standard deviation between folds (n - 1)."""
+    folds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldsResult:
+    """A finished cross-validation."""
+
+    folder: Path
+    figures: dict[str, Spread]
+
+
+def train_folds(
+    stores: Sequence[Path],
+    out: Path,
+    config: TrainConfig,
+    folds: int,
+    *,
+    test_patients: Sequence[str] = (),
+    pretrained: Path | None = None,
+    rule: ThresholdRule | None = None,
+    force: bool = False,
+    resume: bool = True,
+    listener: TrainListener | None = None,
+) -> FoldsResult:
+    """Train once per fold into `out`/fold-1 …, and write the spread of every figure to `out`/summary.
+
+    Folds that are finished are not trained again. Raises as `train` does.
+    """
+    patches = load_labelled(find_stores(list(stores)))
+    splits = split_folds(patches.patients, patches.labels, folds, test_patients=test_patients, seed=config.seed)
+    runs = []
+    for number, split in enumerate(splits, start=1):
+        run = out / f"fold-{number}"
+        train_division(
+            patches,
+            split.divide(patches.patients),
+            run,
+            config,
+            pretrained=pretrained,
+            rule=rule,
+            force=force,
+            resume=resume,
+            listener=listener,
+        )
+        runs.append(run)
+    return _summarise(out / SUMMARY, runs)
+
+
+def _summarise(folder: Path, runs: Sequence[Path]) -> FoldsResult:
+    figures = measure_spread(runs)
+    staging = Staging(folder, {"folds": [read_manifest(run).content_digest for run in runs]})
+    with hold_lock(folder):
+        # Never refused: it says nothing that the folds do not say, so a stale one is written anew.
+        if not (is_product(folder) and read_manifest(folder).recipe == staging.recipe):
+            staging.begin()
+            _write_summary(staging.product, runs, figures)
+            staging.commit(KIND, {"folds": len(runs)})
+    return FoldsResult(folder, figures)
+
+
+def measure_spread(runs: Sequence[Path]) -> dict[str, Spread]:
+    """Every figure that all folds have, on each fold's validation patients at its own threshold."""
+    scores = [json.loads((run / METRICS_JSON).read_text(encoding="utf-8"))["scores"] for run in runs]
+    spreads = {}
+    for name in FIGURES:
+        values = [fold[name] for fold in scores]
+        if all(value is not None for value in values):
+            spreads[name] = Spread(float(np.mean(values)), float(np.std(values, ddof=1)), tuple(values))
+    return spreads
+
+
+def _write_summary(folder: Path, runs: Sequence[Path], figures: dict[str, Spread]) -> None:
+    with (folder / FOLDS_CSV).open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["figure", "mean", "standard_deviation", *(run.name for run in runs)])
+        writer.writerows([name, spread.mean, spread.deviation, *spread.folds] for name, spread in figures.items())
+    models = {run.name: f"../{run.name}/{MODEL_FILE}" for run in runs}
+    value = {"figures": {name: {"mean": s.mean, "standard_deviation": s.deviation} for name, s in figures.items()}, "models": models}
+    (folder / FOLDS_JSON).write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
