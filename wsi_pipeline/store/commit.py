@@ -24,7 +24,7 @@ from wsi_pipeline.store.files import file_checksum, flush_folder, flush_tree, ma
 from wsi_pipeline.store.lock import HIDDEN
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 VIEW = "view"
 """Entry of a product's recipe that says how its content is shown; it may be made anew without doing the work again."""
 
