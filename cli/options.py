@@ -151,7 +151,7 @@ VIEW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         "--outputs",
         default="all",
         metavar="NAMES",
-        help="Formats, with commas: png (heatmap, overlay, gallery), summary, csv, parquet, regions, geojson, ome-zarr, ome-tiff; all: all "
+        help="Formats, with commas: png (heatmap, overlay, gallery), report, summary, csv, parquet, regions, geojson, ome-zarr, ome-tiff; all: all "
         "of these. Only where named: geojson-patches (huge), dicom (slides in DICOM; needs the extra of that name).",
     ),
     click.option("--colormap", type=click.Choice(COLORMAPS), default=COLORMAPS[0], help="Colours of heatmap and overlay."),

@@ -307,7 +307,7 @@ def test_every_format_puts_the_marked_patch_at_the_same_place(format_name: str, 
 
 
 def test_every_format_is_tried_for_its_place() -> None:
-    assert {name.split()[0] for name in CENTERS} | {"summary", "heatmap", "overlay", "gallery", "dicom"} == set(WRITERS)
+    assert {name.split()[0] for name in CENTERS} | {"summary", "heatmap", "overlay", "gallery", "report", "dicom"} == set(WRITERS)
 
 
 # Reductions.

@@ -5,12 +5,12 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from wsi_pipeline.heatmap import find_positive
-from wsi_pipeline.outputs.canvas import COLORMAP
+from wsi_pipeline.outputs.result import COLORMAPS
 
 
 def colour_table() -> NDArray[np.uint8]:
     """RGB (256, 3): colour number k stands for probabilities from k/256 on."""
-    return np.asarray(colormaps[COLORMAP](np.arange(256), bytes=True), dtype=np.uint8)[:, :3]
+    return np.asarray(colormaps[COLORMAPS[0]](np.arange(256), bytes=True), dtype=np.uint8)[:, :3]
 
 
 def paint_map(probability: NDArray[np.float32], threshold: float | None = None) -> NDArray[np.uint8]:
