@@ -55,7 +55,7 @@ def write_tiles(path: Path, width: int, height: int, tile: int, aperio: bool = F
     return path
 
 
-JPEG_YCC = {"compression": "jpeg", "compressionargs": {"level": 87}, "photometric": "ycbcr"}
+JPEG_YCC: dict[str, Any] = {"compression": "jpeg", "compressionargs": {"level": 87}, "photometric": "ycbcr"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "420": {**JPEG_YCC, "subsampling": (2, 2), "tile": 256},
     "422": {**JPEG_YCC, "subsampling": (2, 1), "tile": 256},
@@ -117,7 +117,7 @@ def write_jpeg_2000(path: Path, compression: int, reversible: bool) -> Path:
 
 def overwrite_tag(path: Path, tag: str, values: dict[int, int]) -> Path:
     """Give some tiles of the first page other offsets or byte counts."""
-    with tifffile.TiffFile(path, mode="r+b") as tiff:
+    with tifffile.TiffFile(path, mode="r+") as tiff:
         entry = tiff.pages[0].aspage().tags[tag]
         entry.overwrite([values.get(index, old) for index, old in enumerate(entry.value)])
     return path
@@ -231,7 +231,7 @@ def test_a_page_that_lies_about_itself_has_no_layout(tag: str, values: dict[int,
     path = write_tiles(tmp_path / "s.tiff", *ODD_SIZE, tile=256, **JPEG_YCC)
     level = Level(0, ODD_SIZE, Fraction(1))
     assert list(find_layouts(path, [level])) == [0]
-    with tifffile.TiffFile(path, mode="r+b") as tiff:
+    with tifffile.TiffFile(path, mode="r+") as tiff:
         entry = tiff.pages[0].aspage().tags[tag]
         old = entry.value if isinstance(entry.value, tuple) else (entry.value,)
         new = [values.get(index, value) for index, value in enumerate(old)]
@@ -247,22 +247,22 @@ def test_a_file_that_is_no_tiff_has_no_layout(tmp_path: Path) -> None:
 def test_a_tile_that_claims_to_be_larger_is_a_fault() -> None:
     big = imagecodecs.jpeg8_encode(smooth_noise(512, 512))
     with pytest.raises(TileFault):
-        decode_tile(big, TileFormat(256, 256, 7, 6, 1, None))
+        decode_tile(bytes(big), TileFormat(256, 256, 7, 6, 1, None))
     wide = imagecodecs.jpeg2k_encode(smooth_noise(512, 512), codecformat="j2k")
     with pytest.raises(TileFault, match="another size"):
-        decode_tile(wide, TileFormat(256, 256, 33005, 2, 1, None))
+        decode_tile(bytes(wide), TileFormat(256, 256, 33005, 2, 1, None))
 
 
 @pytest.mark.parametrize("encode", [imagecodecs.lzw_encode, imagecodecs.zlib_encode])
 def test_a_tile_that_ends_early_is_a_fault(encode: Any) -> None:
     packed = encode(paint_noise(16, 16).tobytes())
     with pytest.raises(TileFault):
-        decode_tile(packed[: len(packed) // 2], TileFormat(16, 16, 5 if encode is imagecodecs.lzw_encode else 8, 2, 1, None))
+        decode_tile(bytes(packed[: len(packed) // 2]), TileFormat(16, 16, 5 if encode is imagecodecs.lzw_encode else 8, 2, 1, None))
 
 
 def test_a_tile_that_unpacks_to_more_than_it_may_is_a_fault() -> None:
     with pytest.raises(TileFault):
-        decode_tile(imagecodecs.zlib_encode(bytes(1_000_000)), TileFormat(16, 16, 8, 2, 1, None))
+        decode_tile(bytes(imagecodecs.zlib_encode(bytes(1_000_000))), TileFormat(16, 16, 8, 2, 1, None))
 
 
 def test_a_file_that_is_cut_short_while_it_is_read_is_a_fault(tmp_path: Path) -> None:

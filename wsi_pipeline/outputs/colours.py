@@ -8,9 +8,9 @@ from wsi_pipeline.heatmap import find_positive
 from wsi_pipeline.outputs.result import COLORMAPS
 
 
-def colour_table() -> NDArray[np.uint8]:
-    """RGB (256, 3): colour number k stands for probabilities from k/256 on."""
-    return np.asarray(colormaps[COLORMAPS[0]](np.arange(256), bytes=True), dtype=np.uint8)[:, :3]
+def colour_table(name: str = COLORMAPS[0]) -> NDArray[np.uint8]:
+    """RGB (256, 3) of a colormap: colour number k stands for probabilities from k/256 on."""
+    return np.asarray(colormaps[name](np.arange(256), bytes=True), dtype=np.uint8)[:, :3]
 
 
 def paint_map(probability: NDArray[np.float32], threshold: float | None = None) -> NDArray[np.uint8]:

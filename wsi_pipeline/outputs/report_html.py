@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.outputs.view_json import describe_result
+from wsi_pipeline.outputs.view_json import describe_result, order_regions
 from wsi_pipeline.slides.picture import encode_jpeg
 from wsi_pipeline.store.files import write_file
 
@@ -26,9 +26,7 @@ def write_report(result: SlideResult, folder: Path) -> None:
 
 def render_report(result: SlideResult) -> str:
     """The page as HTML."""
-    regions = result.regions
-    strongest = sorted(regions, key=lambda region: -region.mean_probability * region.area_mm2)[:MAX_REGIONS]
-    view = describe_result(result, strongest) | {"regions_found": len(regions)}
+    view = describe_result(result, order_regions(result.regions)[:MAX_REGIONS])
     view["overview"]["image"] = "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(result.table.thumbnail.pixels)).decode()
     environment = Environment(loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape())
     return environment.get_template("report.html").render(

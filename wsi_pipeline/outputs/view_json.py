@@ -11,7 +11,7 @@ from wsi_pipeline.geometry import Grid
 from wsi_pipeline.heatmap import Heatmap
 from wsi_pipeline.outputs.colours import colour_table
 from wsi_pipeline.outputs.regions import Region
-from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.outputs.result import COLORMAPS, SlideResult
 from wsi_pipeline.sources import SlideInfo, Thumbnail
 
 
@@ -77,9 +77,9 @@ def encode_map(heatmap: Heatmap) -> str:
     return base64.b64encode(np.ascontiguousarray(heatmap.probability, dtype="<f4").tobytes()).decode()
 
 
-def encode_colours() -> str:
+def encode_colours(colormap: str = COLORMAPS[0]) -> str:
     """The 256 colours as base64 of RGB."""
-    return base64.b64encode(colour_table().tobytes()).decode()
+    return base64.b64encode(colour_table(colormap).tobytes()).decode()
 
 
 def describe_result(result: SlideResult, regions: Sequence[Region]) -> dict[str, Any]:
@@ -92,6 +92,6 @@ def describe_result(result: SlideResult, regions: Sequence[Region]) -> dict[str,
         "threshold": result.heatmap.threshold,
         "positive_class": result.heatmap.positive_class,
         "map": encode_map(result.heatmap),
-        "colours": encode_colours(),
+        "colours": encode_colours(result.look.colormap),
         "regions": [describe_region(region) for region in order_regions(regions)],
     }

@@ -5,7 +5,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -149,7 +149,7 @@ class JobQueue:
             self._on_end()
 
     def _run_job(self, job: InferenceJob) -> None:
-        config = InferConfig(self._config.tiling, self._config.device, self._config.batch_size, job.force)
+        config = replace(self._config, force=job.force)
         try:
             infer_found([job.slide], self._model, self._results, config, workers=self._workers, progress=job)
         except Cancelled:

@@ -32,7 +32,12 @@ class SentImage:
         self.levels = (Level(0, (width, height), Fraction(1)),)
         self.info = SlideInfo("image", "image", (width, height), mpp, "user", (Fraction(1),), (0, 0, width, height), "")
 
-    def read(self, level: Level, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    @property
+    def fallbacks(self) -> int:
+        """No other reader is ever needed."""
+        return 0
+
+    def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """RGB (height, width, 3) at (x, y); grids never reach beyond the image."""
         return self._pixels[y : y + height, x : x + width]
 
@@ -93,7 +98,7 @@ class PredictionService:
         return sizes
 
     def _plan(self, number: int, size: tuple[int, int], mpp: float | None) -> ImagePlan:
-        spec = self.predictor.checkpoint.spec
+        spec = self.predictor.model.spec
         is_patch = size == (spec.side_px, spec.side_px)
         if is_patch and (mpp is None or abs(mpp - spec.mpp) <= SCALE_TOLERANCE * spec.mpp):
             return ImagePlan(size, None, spec.mpp)
@@ -127,7 +132,7 @@ class PredictionService:
 
     def _predict_image(self, number: int, image: bytes, plan: ImagePlan) -> dict[str, Any]:
         pixels = self._decode(number, image)
-        threshold = np.float32(self.predictor.checkpoint.threshold)
+        threshold = np.float32(self.predictor.model.threshold)
         probability = self.predictor(pixels[None]) if plan.grid is None else self._predict_grid(pixels, plan.grid, plan.mpp)
         values = [float(value) if np.isfinite(value) else None for value in probability]
         answer: dict[str, Any] = {"image": number, "size": list(plan.size), "positives": int((probability >= threshold).sum())}

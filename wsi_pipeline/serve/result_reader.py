@@ -13,8 +13,8 @@ from wsi_pipeline.heatmap import Heatmap, draw_heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.serve.catalogue import Result
 from wsi_pipeline.sources import PatchTable
-from wsi_pipeline.store.commit import read_manifest
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.commit import VIEW, read_manifest
+from wsi_pipeline.store.predictions import Predictions, open_result
 from wsi_pipeline.tissue import TissueParameters, find_tissue
 
 KEPT_RESULTS = 16
@@ -88,13 +88,23 @@ class ResultReader:
 
 def _load(result: Result) -> LoadedResult:
     predictions = open_result(result.folder)
-    recipe = read_manifest(result.folder).recipe.get("source", {})
-    parameters = TissueParameters(**recipe["tissue"]) if "tissue" in recipe else TissueParameters()
+    recipe = read_manifest(result.folder).recipe
+    parameters = TissueParameters(**recipe.get("source", {}).get("tissue", {}))
     table = predictions.table
     mpp = table.slide.mpp * float(table.thumbnail.downsample)
     return LoadedResult(
         table=table,
-        heatmap=draw_heatmap(predictions),
+        heatmap=_draw_as_published(predictions, recipe.get(VIEW, {})),
         model=dict(predictions.attributes["model"]),
         tissue=find_tissue(table.thumbnail.pixels, mpp, parameters),
+    )
+
+
+def _draw_as_published(predictions: Predictions, view: dict[str, Any]) -> Heatmap:
+    """The map with the threshold, smoothing and smallest region that the slide's outputs were made with."""
+    return draw_heatmap(
+        predictions,
+        view.get("threshold"),
+        smooth_um=view.get("smooth_um", 0.0),
+        min_region_mm2=view.get("min_region_mm2", 0.0),
     )

@@ -30,6 +30,18 @@ class SummaryBody(BaseModel):
     positive_mm2: float
     mean_probability: float | None
     p95_probability: float | None
+    max_probability: float | None
+    positive_regions: int
+    mean_positive_region_mm2: float | None
+    hot_spot_positive_mm2: float | None
+    hot_spot_x_l0: float | None
+    hot_spot_y_l0: float | None
+    unreadable_fraction: float | None
+    unassessed_fraction: float | None
+    positives_left_out: int
+    threshold_source: str
+    smooth_um: float
+    min_region_mm2: float
     largest_positive_region_mm2: float
     threshold: float
     positive_class: str

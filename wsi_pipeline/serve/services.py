@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.device import choose_device
+from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.pipeline import InferConfig, choose_workers
 from wsi_pipeline.serve.access import Door
@@ -76,7 +76,7 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
 def _open_predictions(settings: ServeSettings, uploads: DecoderPool) -> PredictionService | None:
     if settings.model is None:
         return None
-    predictor = Predictor(load_checkpoint(settings.model), choose_device(settings.device))
+    predictor = Predictor(load_model(settings.model), choose_device(settings.device))
     return PredictionService(predictor, uploads, settings.limits)
 
 

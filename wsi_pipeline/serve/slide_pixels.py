@@ -80,7 +80,7 @@ class SlidePixels:
         recorded = next((result.slide for result in entry.results.values() if result.slide is not None), None)
         if recorded is None:
             return self._slide_mpp
-        return recorded.mpp if recorded.mpp_source == "user" else None
+        return recorded.mpp  # whoever said so: the map was made at that scale
 
     def _open(self, entry: SlideEntry, key: tuple[Any, ...]) -> OpenedSlide:
         path, mark, slide_mpp, fingerprint = key

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Path, UploadFile
 from starlette.concurrency import run_in_threadpool
 
-from wsi_pipeline.models.checkpoint import Checkpoint
+from wsi_pipeline.models.model import Model
 from wsi_pipeline.serve.faults import Refusal
 from wsi_pipeline.serve.job_queue import InferenceJob, JobQueue
 from wsi_pipeline.serve.lookup import MAX_NAME, Here
@@ -22,7 +22,7 @@ JobName = Annotated[str, Path(max_length=MAX_NAME)]
 @router.get("/model", tags=["predict"])
 def show_model(services: Here) -> dict[str, Any]:
     """The model's card: what it was trained on, which patches it takes, its threshold and scores."""
-    return _describe_model(_predictions(services).predictor.checkpoint)
+    return _describe_model(_predictions(services).predictor.model)
 
 
 @router.post("/predict", tags=["predict"])
@@ -42,17 +42,17 @@ async def predict(
     services.metrics.patches.inc(
         sum(1 if answer["grid"] is None else answer["grid"]["rows"] * answer["grid"]["cols"] for answer in answers)
     )
-    checkpoint = service.predictor.checkpoint
+    model = service.predictor.model
     return PredictionBody(
-        positive_class=checkpoint.positive_class,
-        threshold=checkpoint.threshold,
-        model=_describe_model(checkpoint),
+        positive_class=model.positive_class,
+        threshold=model.threshold,
+        model=_describe_model(model),
         images=[ImagePrediction(**answer) for answer in answers],
     )
 
 
-def _describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
-    return checkpoint.to_json() | {"scores": dict(checkpoint.scores)}  # figures only; who was trained on stays here
+def _describe_model(model: Model) -> dict[str, Any]:
+    return model.to_json() | {"scores": dict(getattr(model, "scores", {}))}  # figures only; who was trained on stays here
 
 
 @router.post("/jobs", status_code=202, tags=["jobs"])

@@ -93,6 +93,7 @@ function drawRow(slide) {
   link.textContent = slide.slide_id;
   const picture = document.createElement("img");
   picture.loading = "lazy";
+  picture.decoding = "sync"; // small ones: shown with the row, not after it
   picture.alt = "";
   if (slide.summary || slide.has_file) picture.src = `/api/v1/slides/${encodeURIComponent(slide.slide_id)}/thumbnail.jpg?side=224`;
   const state = document.createElement("span");
