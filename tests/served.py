@@ -14,6 +14,7 @@ import uvicorn
 from numpy.typing import NDArray
 
 from tests.builders import PINK, paint_noise, write_model, write_slide
+from wsi_pipeline.outputs.view import View
 from wsi_pipeline.pipeline import InferConfig, infer_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.serve.server import base_url, bind, configure
@@ -68,7 +69,7 @@ def make_run(root: Path, slides: Sequence[str] = ("one", "two"), name: str = "re
         from tests.builders import make_checkpoint
 
         write_model(model, make_checkpoint(seed=seed))
-    infer_slides([root / "slides"], model, root / name, InferConfig(device="cpu"), workers=HERE)
+    infer_slides([root / "slides"], model, root / name, InferConfig(device="cpu", view=View(formats=("summary",))), workers=HERE)
     return root / name
 
 

@@ -46,10 +46,15 @@ class Watched:
 
     def watch(self) -> "Watched":
         allowed = (self.origin, "data:", "blob:")
-        self.page.on("request", lambda request: request.url.startswith(allowed) or self.faults.append(f"external: {request.url}"))
-        self.page.on("response", lambda answer: answer.status < 400 or self.faults.append(f"{answer.status}: {answer.url}"))
-        self.page.on("pageerror", lambda error: self.faults.append(f"script: {error}"))
-        self.page.on("console", lambda message: message.type != "error" or self.faults.append(f"console: {message.text}"))
+
+        def blame(is_fault: bool, words: str) -> None:
+            if is_fault:
+                self.faults.append(words)
+
+        self.page.on("request", lambda request: blame(not request.url.startswith(allowed), f"external: {request.url}"))
+        self.page.on("response", lambda answer: blame(answer.status >= 400, f"{answer.status}: {answer.url}"))
+        self.page.on("pageerror", lambda error: blame(True, f"script: {error}"))
+        self.page.on("console", lambda message: blame(message.type == "error", f"console: {message.text}"))
         return self
 
 

@@ -111,7 +111,8 @@ def write_jpeg_2000(path: Path, compression: int, reversible: bool) -> Path:
     description = APERIO.format(w=512, h=256, t=256)
     with tifffile.TiffWriter(path) as writer:
         options: dict[str, Any] = {"compression": compression, "photometric": "rgb", "tile": (256, 256)}
-        writer.write(iter(tiles), shape=(256, 512, 3), dtype="uint8", description=description, metadata=None, software=False, **options)
+        stream: Any = iter(tiles)
+        writer.write(stream, shape=(256, 512, 3), dtype="uint8", description=description, metadata=None, software=False, **options)
     return path
 
 
