@@ -151,8 +151,8 @@ VIEW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         "--outputs",
         default="all",
         metavar="NAMES",
-        help="Formats, with commas: png (heatmap, overlay, gallery), summary, csv, parquet, regions, geojson, ome-zarr, ome-tiff; all: all "
-        "of these. Only where named: geojson-patches (huge), dicom (slides in DICOM; needs the extra of that name).",
+        help="Formats, with commas: png (heatmap, overlay, gallery), report, summary, csv, parquet, regions, geojson, ome-zarr, "
+        "ome-tiff; all: all of these. Only where named: geojson-patches (huge), dicom (slides in DICOM; needs the extra of that name).",
     ),
     click.option("--colormap", type=click.Choice(COLORMAPS), default=COLORMAPS[0], help="Colours of heatmap and overlay."),
     click.option("--alpha", type=click.FloatRange(0, 1), default=0.45, help="Opacity of the map in overlay.png, 0 to 1."),
