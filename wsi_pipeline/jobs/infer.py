@@ -100,7 +100,7 @@ class InferJob:
         slide = self.slide
         with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
             staging = self._stage(tiling.tile_recipe(reader.info, self.config, patient_id=slide.patient_id))
-            if manifest := find_finished(staging, self.force):
+            if manifest := find_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]):
                 return finished_plan(staging, manifest)
             if not staging.is_prepared:
                 self._begin(staging, tiling.plan_patches(reader, self.config, patient_id=slide.patient_id)[0])
@@ -109,7 +109,7 @@ class InferJob:
     def _prepare_from_store(self) -> SlidePlan:
         store = PatchStore(self.slide.path)
         staging = self._stage({"store": store.manifest.content_digest})
-        if manifest := find_finished(staging, self.force):
+        if manifest := find_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
             self._begin(staging, store.table)

@@ -84,7 +84,7 @@ def _summarise(folder: Path, runs: Sequence[Path], force: bool) -> FoldsResult:
     figures = measure_spread(runs)
     staging = Staging(folder, {"folds": [read_manifest(run).content_digest for run in runs]})
     with hold_lock(folder):
-        if not find_finished(staging, force):
+        if not find_finished(staging, KIND, force, runs):
             staging.begin()
             _write_summary(staging.product, runs, figures)
             staging.commit(KIND, {"folds": len(runs)})
