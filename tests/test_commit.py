@@ -21,6 +21,7 @@ from wsi_pipeline.store.commit import (
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.lock import hold_lock
 
+KIND = "test product"
 RECIPE = {"slide": "s", "mpp": 0.5}
 
 
@@ -31,7 +32,7 @@ def make_product(target: Path, content: bytes = b"content", recipe: dict[str, ob
     (staging.product / "sub" / "a.bin").write_bytes(content)
     (staging.product / "b.txt").write_bytes(b"b")
     staging.mark_prepared()
-    staging.commit("test product", {"patches": 3})
+    staging.commit(KIND, {"patches": 3})
     return target
 
 
@@ -105,7 +106,7 @@ def test_a_run_killed_while_it_committed_is_taken_up(tmp_path: Path) -> None:
     staging = begin_with_block(tmp_path / "p")
     (staging.product / MANIFEST).write_text("half a manifest")
     (staging.product / "chunk.partial").write_bytes(b"half a chunk")
-    staging.commit("test product", {})
+    staging.commit(KIND, {})
     assert set(read_manifest(tmp_path / "p").files) == {"0"}
 
 
@@ -113,13 +114,13 @@ def test_a_run_killed_between_two_renames_is_taken_up(tmp_path: Path) -> None:
     make_product(tmp_path / "p", b"old", {"slide": "other"})
     staging = begin_with_block(tmp_path / "p")
     (tmp_path / "p").rename(staging.folder / "retired")
-    staging.commit("test product", {})
+    staging.commit(KIND, {})
     assert set(read_manifest(tmp_path / "p").files) == {"0"}
 
 
 def test_force_throws_begun_work_away(tmp_path: Path) -> None:
     staging = begin_with_block(tmp_path / "p")
-    find_finished(staging, force=True)
+    find_finished(staging, KIND, force=True)
     assert not staging.is_prepared
 
 
@@ -128,7 +129,7 @@ def test_a_commit_removes_what_other_recipes_left(tmp_path: Path) -> None:
     other.begin()
     neighbour = Staging(tmp_path / "p.b", {"slide": "other"})
     neighbour.begin()
-    begin_with_block(tmp_path / "p").commit("test product", {})
+    begin_with_block(tmp_path / "p").commit(KIND, {})
     assert not other.folder.exists()
     assert neighbour.folder.exists()
 
@@ -142,16 +143,16 @@ def test_another_recipe_sees_none_of_them(tmp_path: Path) -> None:
 
 def test_the_same_recipe_is_found_finished(tmp_path: Path) -> None:
     target = make_product(tmp_path / "p")
-    assert find_finished(Staging(target, RECIPE), force=False) is not None
-    assert find_finished(Staging(target, RECIPE), force=True) is None
+    assert find_finished(Staging(target, RECIPE), KIND, force=False) is not None
+    assert find_finished(Staging(target, RECIPE), KIND, force=True) is None
 
 
 def test_another_recipe_is_refused_unless_forced(tmp_path: Path) -> None:
     target = make_product(tmp_path / "p")
     other = Staging(target, {"slide": "s", "mpp": 0.25})
     with pytest.raises(StoreError, match="made from another mpp; use --force"):
-        find_finished(other, force=False)
-    assert find_finished(other, force=True) is None
+        find_finished(other, KIND, force=False)
+    assert find_finished(other, KIND, force=True) is None
 
 
 def test_force_replaces_the_old_product(tmp_path: Path) -> None:
@@ -164,15 +165,52 @@ def test_what_was_not_made_by_us_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "thesis.doc").write_text("ten years of work")
     with pytest.raises(StoreError, match="not made by wsi"):
-        find_finished(Staging(tmp_path / "p", RECIPE), force=True)
+        find_finished(Staging(tmp_path / "p", RECIPE), KIND, force=True)
     with pytest.raises(StoreError, match="not made by wsi"):
         make_product(tmp_path / "p")
     assert (tmp_path / "p" / "thesis.doc").exists()
 
 
+def test_force_never_replaces_a_product_of_another_kind(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    with pytest.raises(StoreError, match="is a test product, no model, and is never replaced"):
+        find_finished(Staging(target, {"model": 1}), "model", force=True)
+    staging = Staging(target, {"model": 1})
+    staging.begin()
+    with pytest.raises(StoreError, match="is a test product, no model"):
+        staging.commit("model", {})
+    assert find_damage(target) == []
+
+
+def test_a_manifest_of_other_programs_is_no_licence(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / MANIFEST).write_text('{"name": "an extension of a browser"}')
+    with pytest.raises(StoreError, match="was not made by wsi"):
+        find_finished(Staging(tmp_path / "p", RECIPE), KIND, force=True)
+
+
+def test_force_replaces_what_has_no_readable_manifest_any_more(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    (target / MANIFEST).write_text("{")
+    assert find_finished(Staging(target, RECIPE), KIND, force=True) is None
+
+
+@pytest.mark.parametrize("place", ["p/inside", "p/sub/deep/inside"])
+def test_nothing_is_written_into_a_finished_product(place: str, tmp_path: Path) -> None:
+    make_product(tmp_path / "p")
+    with pytest.raises(StoreError, match="lies inside a finished test product"):
+        find_finished(Staging(tmp_path / place, RECIPE), KIND, force=True)
+
+
+def test_force_spares_what_the_work_reads(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    with pytest.raises(StoreError, match=r"b\.txt, which this very work reads"):
+        find_finished(Staging(target, {"new": 1}), KIND, force=True, inputs=[None, target / "b.txt"])
+
+
 def test_an_empty_folder_may_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
-    assert find_finished(Staging(tmp_path / "p", RECIPE), force=False) is None
+    assert find_finished(Staging(tmp_path / "p", RECIPE), KIND, force=False) is None
 
 
 def test_a_folder_without_a_manifest_is_no_product(tmp_path: Path) -> None:

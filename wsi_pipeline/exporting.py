@@ -48,7 +48,7 @@ def export_model(model: Path, formats: Sequence[str], out: Path, *, is_normalise
     staging = Staging(out, recipe)
     files = tuple(out / FORMATS[name].file for name in recipe["formats"])
     with hold_lock(out):
-        if manifest := find_finished(staging, force):
+        if manifest := find_finished(staging, KIND, force, [model]):
             return Exported(files, dict(manifest.counts["largest_difference"]), is_resumed_whole=True)
         staging.begin()
         try:

@@ -25,7 +25,7 @@ def relabel_store(path: Path, label_file: Path, rules: LabelRules) -> bool:
         staging = Staging(path, dict(store.manifest.recipe) | {"labels": label_recipe(rules, label_file)})
         if staging.recipe == store.manifest.recipe:
             return False
-        find_finished(staging, force=True)
+        find_finished(staging, KIND, force=True, inputs=[label_file])
         check_whole(path)
         table = store.table
         labels = label_patches(label_file, table.slide, table.grid, table.cells, rules)

@@ -16,7 +16,7 @@ from wsi_pipeline.provenance import describe_tool
 from wsi_pipeline.store.commit import VIEW, Staging, check_whole, find_finished
 from wsi_pipeline.store.files import make_folder, write_file
 from wsi_pipeline.store.lock import hold_lock
-from wsi_pipeline.store.predictions import find_results
+from wsi_pipeline.store.predictions import RESULT_KIND, find_results
 
 AGGREGATE_JSON = "aggregate.json"
 
@@ -68,7 +68,7 @@ def _aggregate(folder: Path, target: Path, view: View, force: bool) -> bool:
     """Make one slide's outputs; False where they were there."""
     source = check_whole(folder)
     staging = Staging(target, {name: entry for name, entry in source.recipe.items() if name != VIEW})
-    manifest = find_finished(staging, force)
+    manifest = find_finished(staging, RESULT_KIND, force)
     if manifest is not None and manifest.recipe.get(VIEW) == view.to_json():
         return False
     take_over(staging, folder)

@@ -104,7 +104,7 @@ class InferJob:
         slide = self.slide
         with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
             staging = self._stage(tiling.tile_recipe(reader.info, self.config, patient_id=slide.patient_id))
-            if manifest := find_finished(staging, self.force):
+            if manifest := find_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]):
                 return self._reuse(staging, manifest)
             if not staging.is_prepared:
                 self._begin(staging, tiling.plan_patches(reader, self.config, patient_id=slide.patient_id)[0])
@@ -113,7 +113,7 @@ class InferJob:
     def _prepare_from_store(self) -> SlidePlan:
         store = PatchStore(self.slide.path)
         staging = self._stage({"store": store.manifest.content_digest})
-        if manifest := find_finished(staging, self.force):
+        if manifest := find_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]):
             return self._reuse(staging, manifest)
         if not staging.is_prepared:
             self._begin(staging, store.table)

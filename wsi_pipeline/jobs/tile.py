@@ -38,7 +38,7 @@ from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.commit import Staging, find_finished, read_manifest
 from wsi_pipeline.store.lock import hold_lock
-from wsi_pipeline.store.patches import SUFFIX, PatchStore, finish_patch_store, prepare_patch_store
+from wsi_pipeline.store.patches import KIND, SUFFIX, PatchStore, finish_patch_store, prepare_patch_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class TileJob:
         with closing(open_slide(slide.path, slide.slide_id, self._scale, self.config.reader)) as reader:
             recipe = tiling.tile_recipe(reader.info, self.config, slide.label_file, slide.patient_id, mask)
             staging = Staging(self.target, recipe | {"codec": self.codec.to_json()})
-            if manifest := find_finished(staging, self.force):
+            if manifest := find_finished(staging, KIND, self.force, [slide.path, slide.label_file]):
                 return finished_plan(staging, manifest)
             if not staging.is_prepared:
                 table, record = tiling.plan_patches(reader, self.config, slide.label_file, slide.patient_id, mask)
@@ -158,7 +158,7 @@ class IngestJob:
         """Look into the files, lay out the store."""
         recipe = placing.ingest_recipe(self.patient, self.spec)
         staging = Staging(self.target, recipe)
-        if manifest := find_finished(staging, self.force):
+        if manifest := find_finished(staging, KIND, self.force, [self.patient.folder]):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
             files, left_out = placing.sort_files(self.patient, self.spec)

@@ -13,7 +13,7 @@ Staging is named by its recipe, so a killed run is taken up where it stopped and
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class Staging:
 
     def commit(self, kind: str, counts: Mapping[str, Any], view: Mapping[str, Any] | None = None) -> Manifest:
         """Write the manifest, flush, and put the product under its final name, in place of an older one."""
-        _check_replaceable(self.target)
+        _check_replaceable(self.target, kind)
         _sweep(self.product)
         recipe = self.recipe if view is None else {**self.recipe, VIEW: view}
         manifest = Manifest(kind=kind, recipe=recipe, counts=counts, files=flush_tree(self.product))
@@ -170,13 +170,14 @@ def read_manifest(product: Path) -> Manifest:
     return manifest
 
 
-def find_finished(staging: Staging, force: bool) -> Manifest | None:
+def find_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()) -> Manifest | None:
     """The manifest of the product where this very recipe made it, whatever its view; None where it is to be made.
 
-    Raises StoreError where another recipe made what is there and `force` does not allow replacing it;
-    with `force`, work that was begun is thrown away too.
+    Raises StoreError where another recipe made what is there and `force` does not allow replacing it, and, whatever `force` says,
+    where a product of another kind or one of the `inputs` would go; with `force`, work that was begun is thrown away too.
     """
-    _check_replaceable(staging.target)
+    _check_replaceable(staging.target, kind)
+    _spare_inputs(staging.target, inputs)
     if force:
         staging.discard()
         return None
@@ -202,14 +203,47 @@ def _find_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = 
     return changes
 
 
-def _check_replaceable(target: Path) -> None:
-    """Raise StoreError where something that is no product of ours stands in the product's place."""
-    if not target.exists() or is_product(target):
+def _check_replaceable(target: Path, kind: str) -> None:
+    """Raise StoreError where something else than a product of this kind would be replaced, or another product written into."""
+    for folder in target.absolute().parents:
+        if (owner := _find_kind(folder)) is not None:
+            raise StoreError(f"{target}: lies inside a finished {owner}, {folder}; name another place")
+    if not target.exists():
         return
-    if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
-        return
-    raise StoreError(f"{target}: exists and was not made by wsi; move it away or name another place")
+    if not is_product(target):
+        if target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+            return
+        raise StoreError(f"{target}: exists and was not made by wsi; move it away or name another place")
+    if not _has_damaged_manifest(target) and (found := _find_kind(target)) != kind:
+        what = "was not made by wsi" if found is None else f"is a {found}, no {kind}"
+        raise StoreError(f"{target}: {what}, and is never replaced by one; name another place")
+
+
+def _spare_inputs(target: Path, inputs: Iterable[Path | None]) -> None:
+    """Raise StoreError where something that the work reads lies in the product's place and would go with an older one."""
+    for path in inputs:
+        if path is not None and path.resolve().is_relative_to(target.resolve()):
+            raise StoreError(f"{target}: holds {path}, which this very work reads; name another place")
+
+
+def _find_kind(folder: Path) -> str | None:
+    """What kind of product a folder is by its manifest; None where it is none of ours, or one that cannot tell any more."""
+    try:
+        value = json.loads((folder / MANIFEST).read_bytes())
+        kind = value["kind"]
+        return kind if isinstance(kind, str) and isinstance(value["files"], dict) and "recipe" in value else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _has_damaged_manifest(product: Path) -> bool:
+    """Whether a manifest is no JSON any more: nobody's kind can be told by it."""
+    try:
+        json.loads((product / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def find_damage(product: Path) -> list[str]:

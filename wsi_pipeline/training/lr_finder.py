@@ -155,7 +155,7 @@ def sweep_stores(
     recipe = make_recipe(patches, division, config, pretrained) | {"steps": steps, "highest": highest}
     staging = Staging(out, recipe)
     with hold_lock(out):
-        if find_finished(staging, force):
+        if find_finished(staging, KIND, force, [*patches.paths, pretrained]):
             return read_sweep(out)
         sweep = find_learning_rate(FitJob(config, patches, division, pretrained), steps, highest, on_step)
         staging.begin()

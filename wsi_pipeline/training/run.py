@@ -126,7 +126,7 @@ def train_division(
     listener = listener or TrainListener()
     staging = Staging(out, make_recipe(patches, division, config, pretrained) | {"threshold": rule.describe()})
     with hold_lock(out):
-        if find_finished(staging, force):
+        if find_finished(staging, KIND, force, [*patches.paths, pretrained]):
             return Trained(out / MODEL_FILE, None)
         job = FitJob(config, patches, division, pretrained, staging.folder / STATE_FILE)
         make_fabric(config)
