@@ -36,7 +36,7 @@ from wsi_pipeline.sources import PatchSource, PatchTable
 from wsi_pipeline.store.commit import VIEW, Manifest, Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import FOLDER, Predictions
+from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
 
 
 @lru_cache(OPEN_SOURCES)
