@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/wsi demo --out wsi-demo
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -18,8 +18,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 benchmark: $(VENV)/installed-test
-	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/outputs.py
+	$(BIN)/python benchmarks/tiling.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/serve.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

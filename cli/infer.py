@@ -1,6 +1,7 @@
 """`wsi infer`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,10 +14,12 @@ from .options import (
     force_option,
     min_tissue_option,
     positive_class_option,
+    read_view,
     scheduler_option,
     sheet_option,
     slide_mpp_option,
     trust_option,
+    view_options,
     workers_option,
 )
 
@@ -39,6 +42,7 @@ from .options import (
 @workers_option
 @scheduler_option
 @force_option
+@view_options
 def infer(
     slides: tuple[Path, ...],
     stores: tuple[Path, ...],
@@ -55,12 +59,13 @@ def infer(
     workers: int | None,
     scheduler: str | None,
     force: bool,
+    **view: Any,
 ) -> None:
     """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
 
     A folder with config.json and torchscript_model.pt, as in the WSInfer zoo, needs --trust-model: TorchScript is code.
     Slides are cut at the model's own µm per pixel. A slide that fails does not stop the others; failures.csv says why. Run again, it
-    goes on where it stopped, and does nothing for slides that are done.
+    goes on where it stopped, and does nothing for slides that are done; with other --outputs it makes those from the predictions it has.
     """
     from wsi_pipeline.models.description import LEAK
     from wsi_pipeline.models.loading import ForeignTerms, load_model
@@ -85,6 +90,7 @@ def infer(
         device=device,
         batch_size=batch_size,
         force=force,
+        view=read_view(view),
         terms=terms,
     )
     crew = choose_workers(workers, scheduler, device)

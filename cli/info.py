@@ -5,18 +5,19 @@ from pathlib import Path
 import click
 
 from .main import printable
-from .options import slide_mpp_option
+from .options import reader_option, slide_mpp_option
 
 
 @click.command()
 @click.argument("slide", type=click.Path(path_type=Path))
 @slide_mpp_option
-def info(slide: Path, slide_mpp: float | None) -> None:
+@reader_option
+def info(slide: Path, slide_mpp: float | None, reader: str) -> None:
     """Show a slide's size, scale and pyramid, as the other commands see them."""
-    from wsi_pipeline.slides import open_slide
+    from wsi_pipeline.slides import describe_reader, open_slide
 
-    reader = open_slide(slide, slide_mpp=slide_mpp)
-    facts = reader.info
+    opened = open_slide(slide, slide_mpp=slide_mpp, reader=reader)
+    facts = opened.info
     width, height = facts.size_l0
     click.echo(printable(str(slide)))
     click.echo(f"  size           {width} × {height} px, {width * facts.mpp / 1000:.2f} × {height * facts.mpp / 1000:.2f} mm")
@@ -25,9 +26,10 @@ def info(slide: Path, slide_mpp: float | None) -> None:
     click.echo(f"  vendor         {facts.vendor or 'not stated'}")
     if facts.bounds_l0 != (0, 0, width, height):
         click.echo(f"  scanned area   x, y, width, height = {facts.bounds_l0} px")
-    for level in reader.levels:
+    for level in opened.levels:
         mpp = facts.mpp * float(level.downsample)
         click.echo(
             f"  level {level.number:<8} {level.size[0]} × {level.size[1]} px, {mpp:.4g} µm/px, reduced {float(level.downsample):g} times"
         )
+    click.echo(f"  reader         {describe_reader(opened)}")
     click.echo(f"  fingerprint    {facts.fingerprint[:16]}")

@@ -46,8 +46,5 @@ def lr_find(
             force=force,
             on_step=lambda step: bar.update(task, completed=step),
         )
-    if sweep is None:
-        click.echo(f"nothing to do: {out} holds this very sweep")
-        return
     click.echo(f"the loss falls fastest at a learning rate of {sweep.suggestion:.2g}: a good --lr; for one-cycle or sgdr its highest")
     click.echo(f"→  {out / SWEEP_PNG}")

@@ -12,7 +12,10 @@ import click
 
 from wsi_pipeline.errors import WsiError, machine_fault
 
-COMMANDS = ("demo", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "tile", "train", "view")
+COMMANDS = (
+    "aggregate", "demo", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "serve", "store", "tile", "train",
+    "view",
+)  # fmt: skip
 """Each is a module of this package with a command of the same name, - written _."""
 
 INTERRUPTED = 130
@@ -89,7 +92,8 @@ def wsi(is_debugging: bool) -> None:
     wsi tile slide.svs --out stores                           cut a slide into 50×50 patches at 0.25 µm/px
     wsi train stores --out model                              train on labelled stores, split by patient
     wsi infer --slides dir --model model/model.safetensors --results-dir results
-    wsi view results                                          heatmaps and counts in the browser
+    wsi view results                                          slides with heatmaps in the browser
+    wsi serve --results results --model model/model.safetensors   the same, with REST and predictions
 
     Exit codes: 0 all done · 1 this run could not go on · 2 usage · 3 some slides failed or are damaged, the others are done ·
     4 no slide succeeded · 5 disk, lock or cluster: safe to run again · 130, 143 interrupted: safe to run again.

@@ -8,6 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from wsi_pipeline.labels.rules import LabelRules
+    from wsi_pipeline.outputs.view import View
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -23,6 +24,42 @@ allow_upsample_option = click.option("--allow-upsample", is_flag=True, help="Cut
 min_tissue_option = click.option(
     "--min-tissue", type=click.FloatRange(0, 1), default=0.5, help="Keep a patch if at least this fraction of it is tissue (0: keep all)."
 )
+reader_option = click.option(
+    "--reader",
+    type=click.Choice(["auto", "tiff", "openslide", "image"]),
+    default="auto",
+    help="Who reads slides: tiff decodes the tiles of TIFF and SVS itself, several times as fast and with the same pixels; auto: the "
+    "fastest that knows the file.",
+)
+TISSUE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    min_tissue_option,
+    click.option("--mask-mpp", type=float, default=8.0, metavar="UM_PER_PX", help="Scale at which tissue is looked for."),
+    click.option("--min-object", type=float, default=20_000.0, metavar="UM2", help="Smaller pieces of tissue are dust, in µm²."),
+    click.option("--max-hole", type=float, default=20_000.0, metavar="UM2", help="Smaller holes belong to the tissue, in µm²."),
+    click.option(
+        "--mask",
+        type=EXISTING,
+        metavar="DIR",
+        help="Where the tissue is, by your own word: PNG or TIFF (above 0 is tissue) or QuPath GeoJSON, named like the slides.",
+    ),
+    click.option("--max-pen", type=click.FloatRange(0, 1), default=0.1, help="Flag a patch if more than this fraction of it is pen ink."),
+    click.option(
+        "--min-sharpness",
+        type=float,
+        metavar="VARIANCE",
+        help="Flag patches below this variance of the Laplacian (brightness 0 to 255, at 1 µm/px) as blurred. [default: not measured]",
+    ),
+    click.option("--drop", type=click.Choice(["pen", "blur"]), multiple=True, help="Leave out patches with this flag. May be repeated."),
+)
+
+
+def tissue_options(command: Command) -> Command:
+    """Add the options that say where tissue is and what is wrong with it; they arrive together by their names."""
+    for option in reversed(TISSUE_OPTIONS):
+        command = option(command)
+    return command
+
+
 patch_size_option = click.option("--patch-size", type=click.IntRange(1), default=50, metavar="PX", help="Side of a patch in pixels.")
 workers_option = click.option(
     "--workers",
@@ -105,4 +142,38 @@ def read_rules(rules: dict[str, Any], class_names: tuple[str, str] | None = None
         mask_values=MaskValues(rules["negative_value"], rules["positive_value"]),
         origin=rules["label_origin"],
         is_strict=rules["strict"],
+    )
+
+
+COLORMAPS = ["viridis", "cividis", "magma", "inferno", "plasma", "gray"]
+VIEW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--outputs",
+        default="all",
+        metavar="NAMES",
+        help="Formats, with commas: png (heatmap, overlay, gallery), report, summary, csv, parquet, regions, geojson, ome-zarr, "
+        "ome-tiff; all: all of these. Only where named: geojson-patches (huge), dicom (slides in DICOM; needs the extra of that name).",
+    ),
+    click.option("--colormap", type=click.Choice(COLORMAPS), default=COLORMAPS[0], help="Colours of heatmap and overlay."),
+    click.option("--alpha", type=click.FloatRange(0, 1), default=0.45, help="Opacity of the map in overlay.png, 0 to 1."),
+)
+
+
+def view_options(command: Command) -> Command:
+    """Add the options that say which outputs are made and how they look; they arrive together as `**view`."""
+    for option in reversed(VIEW_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_view(view: dict[str, Any], threshold: float | None = None, smooth_um: float = 0.0, min_region_mm2: float = 0.0) -> "View":
+    """The view that the options ask for."""
+    from wsi_pipeline.heatmap import Aggregation
+    from wsi_pipeline.outputs.result import Look
+    from wsi_pipeline.outputs.view import View, choose_formats
+
+    return View(
+        formats=choose_formats([name.strip() for name in view["outputs"].split(",") if name.strip()]),
+        aggregation=Aggregation(threshold, smooth_um, min_region_mm2),
+        look=Look(view["colormap"], view["alpha"]),
     )

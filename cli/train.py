@@ -155,6 +155,7 @@ def describe_judgement(judgement: "Judgement", class_names: tuple[str, str], is_
 
     lines = ["LEAKY: patients are on both sides of this split; these figures are inflated"] if is_leaky else []
     lines += [*draw_intervals(judgement, "validation patients"), "", *draw_calibration(judgement)]
+    lines.append("epoch, temperature and threshold were chosen on these patients; for figures to publish, run infer and evaluate on others")
     lines += ["", f"at threshold {judgement.scores.threshold:.3f}:", draw_confusion(judgement.scores, class_names)]
     return "\n".join(lines)
 

@@ -83,7 +83,7 @@ AUGMENTATION: tuple[Option[Any], ...] = (
     click.option("--affine", type=float, default=0.0, help="Small turns (15°), scalings (10 %) and shifts (5 %), times this."),
     click.option("--brightness", type=float, default=0.1, help="Shift brightness by up to this."),
     click.option("--contrast", type=float, default=0.1, help="Stretch contrast by up to this."),
-    click.option("--hed", type=float, default=0.0, help="Stain jitter in haematoxylin, eosin and residual by up to this."),
+    click.option("--hed", type=float, default=0.0, help="Stain jitter in haematoxylin, eosin and DAB by up to this."),
 )  # fmt: skip
 MACHINE: tuple[Option[Any], ...] = (
     click.option("--seed", type=int, default=0, help="Of the split, the weights, the order and the augmentation."),
@@ -145,11 +145,13 @@ def read_split(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
         raise click.UsageError("give one of --sheet, --split-file, and --val-patients with --test-patients")
     if (options["split"] == "random") != options["knows_leak"]:
         raise click.UsageError("--split random puts patients on both sides and needs --i-know-this-leaks, which is for nothing else")
+    if options["knows_leak"] and (sheet is not None or options["split_file"] is not None or options["val_patients"]):
+        raise click.UsageError("--split random draws patches, not patients; leave out --sheet, --split-file and --val-patients")
     if options["split_file"] is not None:
         lists = read_split_file(options["split_file"])
-        return SplitChoice(lists.val, options["val_fraction"], lists.test, lists.train, True, options["knows_leak"])
+        return SplitChoice(lists.val, options["val_fraction"], lists.test, lists.train, ignores_absent=True)
     val, test = options["val_patients"], options["test_patients"]
     if sheet is not None:
         rows = read_sheet(sheet)
         val, test = (tuple(sorted({row.patient_id for row in rows if row.split == side})) for side in ("val", "test"))
-    return SplitChoice(val, options["val_fraction"], test, is_random=options["knows_leak"])
+    return SplitChoice(val, options["val_fraction"], test, ignores_absent=sheet is not None, is_random=options["knows_leak"])

@@ -6,13 +6,33 @@ import click
 
 
 @click.command()
-@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--open/--no-open", "is_opened", default=True, help="Open the page in the browser.")
-def view(results: Path, is_opened: bool) -> None:
-    """Build one page with every heatmap in RESULTS and the table of slides, and open it."""
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1, required=True)
+@click.option("--slides", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR", help="As in `wsi serve`.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine. [default: any free one]", show_default=False)
+@click.option("--open/--no-open", "is_opened", default=True, help="Serve and open the browser; else only write RESULTS/index.html.")
+def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: bool) -> None:
+    """Look at RESULTS in the browser: slides with their heatmaps at any zoom, two results side by side where two are given.
+
+    The server runs until Ctrl+C, for this machine and the browser that it opened. RESULTS/index.html, a page with every heatmap that
+    needs no server, is written in any case.
+    """
     from wsi_pipeline.outputs.index_page import write_index
 
-    page = write_index(results).resolve()
-    click.echo(f"→  {page}")
-    if is_opened:
-        click.launch(str(page))
+    pages = [write_index(folder).resolve() for folder in results]
+    if not is_opened:
+        for page in pages:
+            click.echo(f"→  {page}")
+        return
+    from wsi_pipeline.serve.server import base_url, log_to_stderr, run_server
+    from wsi_pipeline.serve.services import Services
+    from wsi_pipeline.serve.settings import ServeSettings
+
+    from .serve import announce
+
+    def open_browser(services: Services) -> None:
+        announce(services.settings)
+        # A ticket that works once: command lines of browsers can be read by every user of the machine.
+        click.launch(f"{base_url(services.settings)}/enter?ticket={services.door.issue_ticket()}")
+
+    log_to_stderr()
+    run_server(ServeSettings(results=results, slides=slides, port=port), open_browser)

@@ -19,3 +19,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real data are not at {SHARED_DATA}; set WSI_TEST_DATA to where they are")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def served_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slides `one` and `two` in `slides`, and what two random models made of them, in `results` and `other`; made once, to be copied."""
+    from tests.served import make_run
+
+    root = tmp_path_factory.mktemp("served")
+    make_run(root, name="results", seed=0)
+    make_run(root, name="other", seed=1)
+    return root

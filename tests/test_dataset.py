@@ -70,5 +70,5 @@ def test_some_patches_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
 def test_one_slide_of_two_patients_is_refused(tmp_path: Path) -> None:
     for patient in ("a", "b"):
         make_store(tmp_path / f"{patient}.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], patient_id=patient))
-    with pytest.raises(ConfigError, match="the same slide counts as patient a in another store"):
+    with pytest.raises(ConfigError, match=r"b\.patches\.zarr: holds the same slide as .*a\.patches\.zarr"):
         load_labelled([tmp_path / "a.patches.zarr", tmp_path / "b.patches.zarr"])

@@ -1,5 +1,6 @@
 """Every example runs as its first lines say, on small made data."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from tests.builders import write_png, write_slide
+from tests.test_output_formats import CASES, write_result
+from wsi_pipeline.outputs.view import View
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -41,3 +44,16 @@ def test_idc_end_to_end(tmp_path: Path) -> None:
     assert lines[0] == "72 patches of 6 patients, 0 files left out"
     assert "in 1 = ok 1 + zero 0 + damaged 0 + failed 0" in lines
     assert lines[-1].startswith("all slides: AUROC 1.000")
+
+
+def test_results_in_python(tmp_path: Path) -> None:
+    write_result(tmp_path / "results" / "a", CASES["mixed"], view=View(("summary",)))
+    write_result(tmp_path / "results" / "b", CASES["nothing positive"], view=View(("summary",)))
+    (tmp_path / "clinical.csv").write_text("slide_id,grade\na,3\n")
+    command = [sys.executable, EXAMPLES / "results_in_python.py", tmp_path / "results", tmp_path / "clinical.csv", tmp_path / "out"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "2 slides, 2 positive regions, 1 with clinical data"
+    with (tmp_path / "out" / "joined.csv").open(newline="") as stream:
+        assert {row["slide_id"]: row["grade"] for row in csv.DictReader(stream)} == {"a": "3.0", "b": ""}
+    assert (tmp_path / "out" / "a.png").stat().st_size > 10_000

@@ -87,7 +87,6 @@ def test_a_sweep_of_a_real_network_leaves_a_table_and_a_plot(stores: Path, tmp_p
     sweep = sweep_stores(
         [stores], tmp_path / "sweep", QUICK, SplitChoice(val_patients=("p1",)), steps=60, highest=10.0, on_step=done.append
     )
-    assert sweep is not None
     assert 1e-7 < sweep.suggestion < 10
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"lr_find.csv", "lr_find.png", "manifest.json"}
     rows = (tmp_path / "sweep" / "lr_find.csv").read_text().splitlines()
@@ -95,10 +94,26 @@ def test_a_sweep_of_a_real_network_leaves_a_table_and_a_plot(stores: Path, tmp_p
     assert float(rows[1].split(",")[0]) == pytest.approx(1e-7)
 
 
-def test_the_same_sweep_again_does_nothing(stores: Path, tmp_path: Path) -> None:
-    for expected in (True, False):
-        sweep = sweep_stores([stores], tmp_path / "sweep", QUICK, SplitChoice(val_patients=("p1",)), steps=60, highest=10.0)
-        assert (sweep is not None) == expected
+def test_the_same_sweep_again_reads_the_one_that_is_there(stores: Path, tmp_path: Path) -> None:
+    done: list[list[int]] = [[], []]
+    first, again = (
+        sweep_stores([stores], tmp_path / "sweep", QUICK, SplitChoice(val_patients=("p1",)), steps=40, highest=10.0, on_step=steps.append)
+        for steps in done
+    )
+    assert len(done[0]) > 30
+    assert done[1] == []
+    assert np.array_equal(first.losses, again.losses)
+
+
+@pytest.mark.parametrize("highest", [0.0, float("nan"), -1.0])
+def test_an_impossible_highest_rate_is_refused(highest: float, stores: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be above 0"):
+        sweep_stores([stores], tmp_path / "sweep", QUICK, SplitChoice(val_patients=("p1",)), steps=40, highest=highest)
+
+
+def test_a_sweep_that_ends_at_once_suggests_nothing() -> None:
+    with pytest.raises(ModelError, match="left at once"):
+        Sweep(np.geomspace(1e-8, 1e-6, 12), np.linspace(0.7, 3, 12)).suggestion  # noqa: B018 - the property raises
 
 
 def test_a_sweep_of_a_few_steps_is_refused(stores: Path, tmp_path: Path) -> None:

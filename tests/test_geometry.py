@@ -16,9 +16,11 @@ from wsi_pipeline.geometry import (
     cell_to_xy_l0,
     cells_to_boxes_l0,
     choose_block_size,
+    choose_store_block_size,
     count_blocks,
     downsample_between,
     lay_grid,
+    macro_tile_codes,
     order_by_macro_tile,
     xy_l0_to_cell,
 )
@@ -67,13 +69,14 @@ def test_one_more_column_would_lie_outside(grid_and_area: tuple[Grid, tuple[int,
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 12))
 def test_ordering_keeps_every_cell_once(rows: int, cols: int, tile_cells: int) -> None:
     grid = Grid(PatchSpec(), rows, cols, Fraction(1))
-    ordered = order_by_macro_tile(all_cells(grid), tile_cells)
+    ordered = order_by_macro_tile(all_cells(grid), (Fraction(1, tile_cells), Fraction(1, tile_cells)))
     assert sorted(map(tuple, ordered.tolist())) == [(row, col) for row in range(rows) for col in range(cols)]
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 9))
 def test_macro_tiles_come_one_after_another(rows: int, cols: int, tile_cells: int) -> None:
-    ordered = order_by_macro_tile(all_cells(Grid(PatchSpec(), rows, cols, Fraction(1))), tile_cells)
+    per_cell = (Fraction(1, tile_cells), Fraction(1, tile_cells))
+    ordered = order_by_macro_tile(all_cells(Grid(PatchSpec(), rows, cols, Fraction(1))), per_cell)
     tiles = list(map(tuple, (ordered // tile_cells).tolist()))
     changes = sum(one != other for one, other in itertools.pairwise(tiles))
     assert changes == len(set(tiles)) - 1
@@ -129,6 +132,28 @@ def test_decimal_scales_give_exact_ratios() -> None:
 @pytest.mark.parametrize(("patches", "size"), [(0, 1), (7, 7), (1024, 1024), (16_383, 1024), (16_384, 4096), (3_000_000, 4096)])
 def test_block_size(patches: int, size: int) -> None:
     assert choose_block_size(patches, 50) == size
+
+
+@pytest.mark.parametrize(("patches", "size"), [(0, 1), (7, 7), (4096, 4096), (10_000, 4096), (3_000_000, 4096)])
+def test_a_store_has_at_most_one_file_per_4096_patches(patches: int, size: int) -> None:
+    assert choose_store_block_size(patches, 50) == size
+
+
+def test_macro_tiles_follow_a_z() -> None:
+    # Macro-tiles of 2 × 2 cells; 4 × 4 cells are four of them: top left, top right, bottom left, bottom right.
+    ordered = order_by_macro_tile(all_cells(Grid(PatchSpec(), 4, 4, Fraction(1))), (Fraction(1, 2), Fraction(1, 2)))
+    assert ordered[::4].tolist() == [[0, 0], [0, 2], [2, 0], [2, 2]]
+
+
+def test_macro_tiles_need_not_be_whole_numbers_of_cells() -> None:
+    # Cells of 50 px over macro-tiles of 120 px: cells 0, 1 and 2 begin before 120, 3 and 4 before 240.
+    codes = macro_tile_codes(np.array([[0, col] for col in range(6)], dtype=np.int32), (Fraction(50, 120), Fraction(50, 120)))
+    assert codes.tolist() == [0, 0, 0, 1, 1, 4]
+
+
+def test_far_macro_tiles_have_codes_of_their_own() -> None:
+    cells = np.array([[0, 2**30], [2**30, 0], [2**30, 2**30]], dtype=np.int32)
+    assert macro_tile_codes(cells, (Fraction(1), Fraction(1))).tolist() == [2**60, 2**61, 2**60 + 2**61]
 
 
 def test_a_block_of_large_patches_is_small() -> None:

@@ -1,10 +1,23 @@
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.builders import make_table
-from wsi_pipeline.heatmap import Heatmap, count_largest_region, describe_summary, draw_heatmap, find_positive, summarise
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.heatmap import (
+    Aggregation,
+    Heatmap,
+    count_largest_region,
+    describe_summary,
+    draw_heatmap,
+    find_hot_spot,
+    find_positive,
+    smooth_map,
+    summarise,
+)
 from wsi_pipeline.outcome import SlideState, SlideSummary
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import FOLDER, Predictions, prepare_predictions, write_prediction_block
@@ -89,3 +102,60 @@ def test_regions_touch_at_corners() -> None:
 def test_another_threshold_may_be_drawn(tmp_path: Path) -> None:
     heatmap: Heatmap = draw_heatmap(predicted(tmp_path, [(0, 0), (0, 1)], [0.4, 0.6]), threshold=0.3)
     assert heatmap.positive.sum() == 2
+
+
+def test_smoothing_takes_nothing_from_cells_that_were_not_assessed() -> None:
+    smooth = smooth_map(np.array([[0.8, NAN, 0.8]], dtype=np.float32), 1.0)
+    assert smooth[0, 0] == pytest.approx(0.8)
+    assert np.isnan(smooth[0, 1])
+
+
+def test_smoothing_spreads_a_lone_peak() -> None:
+    smooth = smooth_map(np.array([[0, 0, 1, 0, 0]], dtype=np.float32), 1.0)
+    assert 0 < smooth[0, 1] < smooth[0, 2] < 1
+    assert smooth[0, 1] == smooth[0, 3]
+
+
+def test_no_smoothing_is_the_map_itself() -> None:
+    probability = np.array([[0.1, NAN]], dtype=np.float32)
+    assert smooth_map(probability, 0) is probability
+
+
+def test_positives_in_small_regions_are_left_out_and_counted(tmp_path: Path) -> None:
+    predictions = predicted(tmp_path, [(0, 0), (0, 1), (3, 4)], [0.9, 0.8, 0.7])
+    summary = summarise(predictions, draw_heatmap(predictions, min_region_mm2=0.08))
+    assert (summary.positives, summary.positives_left_out, summary.positive_regions) == (2, 1, 1)
+
+
+def test_regions_and_shares_by_hand(tmp_path: Path) -> None:
+    summary = summary_of(predicted(tmp_path, [(0, 0), (0, 1), (2, 2), (3, 4)], [0.9, 0.8, 0.7, NAN]))
+    assert summary.positive_regions == 2
+    assert summary.mean_positive_region_mm2 == pytest.approx(0.06)
+    assert summary.max_probability == pytest.approx(0.9)
+    assert summary.unreadable_fraction == 0.25
+    assert summary.unassessed_fraction == pytest.approx(17 / 20)
+
+
+def test_the_hot_spot_is_the_densest_square_millimetre() -> None:
+    positive = np.zeros((20, 20), dtype=np.bool_)
+    positive[0, 0] = True
+    positive[10:13, 8:12] = True  # windows of 5 × 5 cells hold all 12 from rows 8–10 and columns 7–8 on
+    spot = find_hot_spot(positive, Grid(PatchSpec(50, 50, 4.0), 20, 20, Fraction(1), (1000, 0)))
+    assert spot is not None
+    assert (spot.positives, spot.x_l0, spot.y_l0) == (12, 1000 + (7 + 2.5) * 50, (8 + 2.5) * 50)
+
+
+def test_a_slide_smaller_than_the_window_is_the_window() -> None:
+    spot = find_hot_spot(np.array([[True, False]]), Grid(PatchSpec(50, 50, 4.0), 1, 2, Fraction(1)))
+    assert spot is not None
+    assert (spot.positives, spot.x_l0, spot.y_l0) == (1, 50, 25)
+
+
+def test_without_positives_there_is_no_hot_spot() -> None:
+    assert find_hot_spot(np.zeros((3, 3), dtype=np.bool_), Grid(PatchSpec(), 3, 3, Fraction(1))) is None
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 1.5}, {"threshold": -0.1}, {"smooth_um": -1}, {"min_region_mm2": NAN}])
+def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        Aggregation(**wrong)

@@ -9,19 +9,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.builders import make_table
+from tests.builders import make_patches, make_table
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.heatmap import draw_heatmap, summarise
+from wsi_pipeline.jobs.publish import publish
 from wsi_pipeline.outcome import SlideOutcome, SlideState
-from wsi_pipeline.outputs import WRITERS, SlideResult
 from wsi_pipeline.outputs.canvas import grid_extent_mm, thumbnail_extent_mm
 from wsi_pipeline.outputs.index_page import write_index
-from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv, write_slides_csv
+from wsi_pipeline.outputs.result import Sample
+from wsi_pipeline.outputs.run_tables import write_failures_csv, write_slides_tables
 from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.outputs.tables import write_csv
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions, prepare_predictions, write_prediction_block
+from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block
 
 NAN = float("nan")
+PICTURES = ("heatmap", "overlay", "gallery", "summary")
 CASES = {
     "mixed": [0.9, 0.1, NAN, 0.6],
     "nothing positive": [0.1, 0.2, 0.0, 0.3],
@@ -32,26 +36,30 @@ CASES = {
 }
 
 
-def make_result(results: Path, slide_id: str, probability: list[float]) -> Path:
-    """A committed slide folder, written by every writer."""
+def make_result(results: Path, slide_id: str, probability: list[float], formats: tuple[str, ...] = ("summary",)) -> Path:
+    """A committed slide folder."""
     staging = Staging(results / slide_id, {"slide": slide_id})
     cells = [(0, 0), (0, 1), (1, 2), (2, 2)][: len(probability)]
     table = make_table(cells, slide_id=slide_id, mpp=4.0, block_size=10, rows=3, cols=3)
     prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d" * 64, "class_names": ["negative", "positive"]}})
     if probability:
         write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
-    predictions = Predictions(staging.product / FOLDER)
-    heatmap = draw_heatmap(predictions)
-    for write in WRITERS.values():
-        write(SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product)
-    staging.commit(RESULT_KIND, {})
+    publish(staging, View(formats), make_samples(table, probability), results / slide_id)
     return results / slide_id
+
+
+def make_samples(table: PatchTable, probability: list[float]) -> tuple[Sample, ...]:
+    """A gallery of two lines, of every patch that could be read and of none."""
+    known = np.flatnonzero(~np.isnan(np.array(probability, dtype=np.float32)))
+    pixels = make_patches(len(known))
+    some = Sample("most probable", table.cells[known], np.array(probability, dtype=np.float32)[known], pixels)
+    return some, Sample("least probable", table.cells[:0], np.empty(0, dtype=np.float32), pixels[:0])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_picture_opens_whatever_the_result(case: str, tmp_path: Path) -> None:
-    folder = make_result(tmp_path, "s", CASES[case])
-    for name in ("heatmap.png", "overlay.png"):
+    folder = make_result(tmp_path, "s", CASES[case], PICTURES)
+    for name in ("heatmap.png", "overlay.png", "gallery.png"):
         with Image.open(folder / name) as image:
             image.load()
             assert min(image.size) > 200
@@ -66,14 +74,14 @@ def test_the_summary_comes_back_and_is_json(case: str, tmp_path: Path) -> None:
 
 
 def test_pictures_have_the_same_bytes_every_time(tmp_path: Path) -> None:
-    one, two = (make_result(tmp_path / name, "s", CASES["mixed"]) for name in "ab")
-    for name in ("heatmap.png", "overlay.png"):
+    one, two = (make_result(tmp_path / name, "s", CASES["mixed"], PICTURES) for name in "ab")
+    for name in ("heatmap.png", "overlay.png", "gallery.png"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
 def test_high_probability_is_yellow_and_low_is_violet(tmp_path: Path) -> None:
-    make_result(tmp_path, "high", [1.0])
-    make_result(tmp_path, "low", [0.0])
+    make_result(tmp_path, "high", [1.0], PICTURES)
+    make_result(tmp_path, "low", [0.0], PICTURES)
     colors = {}
     for name in ("high", "low"):
         with Image.open(tmp_path / name / "heatmap.png") as image:
@@ -89,13 +97,13 @@ def test_grid_and_thumbnail_lie_over_each_other() -> None:
 
 
 def test_a_slide_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
-    make_result(tmp_path, "$cost_{", CASES["mixed"])
+    make_result(tmp_path, "$cost_{", CASES["mixed"], PICTURES)
 
 
 def test_slides_csv_has_a_row_per_finished_slide(tmp_path: Path) -> None:
     make_result(tmp_path, "b", CASES["mixed"])
     make_result(tmp_path, "a", CASES["no patches"])
-    write_slides_csv(tmp_path)
+    write_slides_tables(tmp_path)
     with (tmp_path / "slides.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["slide_id"] for row in rows] == ["a", "b"]
@@ -133,20 +141,21 @@ def test_every_link_of_the_page_leads_to_a_file(tmp_path: Path) -> None:
     from urllib.parse import unquote
 
     for name in ("a b", "ü-50%"):
-        make_result(tmp_path, name, CASES["mixed"])
-    write_slides_csv(tmp_path)
+        make_result(tmp_path, name, CASES["mixed"], PICTURES)
+    write_slides_tables(tmp_path)
     links = Links()
     links.feed(write_index(tmp_path).read_text())
     files = [unquote(target) for target in links.targets if not target.startswith("#")]
-    assert len(files) == 9
-    assert all((tmp_path / name).is_file() for name in files)
+    # slides.csv and slides.parquet; per slide three pictures twice each (shown, opened by a click), and a list of all.
+    assert len(files) == 2 + 2 * (6 + 5)
+    assert all((tmp_path / name).exists() for name in files)
 
 
 def test_names_cannot_smuggle_markup_into_the_page(tmp_path: Path) -> None:
     make_result(tmp_path, "<script>alert(1)<", CASES["mixed"])
     links = Links()
     links.feed(write_index(tmp_path).read_text())
-    assert "script" not in links.tags
+    assert links.tags.count("script") == 1  # the page's own
 
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:

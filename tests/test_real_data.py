@@ -18,6 +18,8 @@ from wsi_pipeline.ingestion.layouts import IDC_NAME
 from wsi_pipeline.pipeline import IngestAccount, ingest_patches, tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.openslide_reader import OpenSlideReader
+from wsi_pipeline.slides.tiff_reader import TiffReader
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.tiling import TileConfig
 from wsi_pipeline.tissue import TissueParameters
@@ -203,3 +205,21 @@ def labels_by_cell(store: Path) -> dict[tuple[int, ...], int]:
     table = PatchStore(store).table
     labels = zip(map(tuple, table.cells.tolist()), table.labels.tolist(), strict=True)
     return {cell: label for cell, label in labels if label >= 0}
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "idc_8863_mosaic.tiff", "idc_8865_mosaic.tiff", "openslide-python_boxes.tiff"])
+def test_the_direct_reader_gives_openslides_pixels(name: str, shared_data: Path) -> None:
+    path = shared_data / "slides" / name
+    ours, theirs = (open_slide(path, slide_mpp=0.5, reader=reader) for reader in ("tiff", "openslide"))
+    assert isinstance(ours, TiffReader)
+    assert 0 in ours.direct_levels
+    for level in ours.levels:
+        width, height = level.size
+        for box in ((0, 0, width, height), (width // 3, height // 2, 333, 222), (width - 30, height - 20, 60, 60)):
+            assert np.array_equal(ours.read(level, *box), theirs.read(level, *box))
+    assert ours.fallbacks == 0
+
+
+@pytest.mark.parametrize("name", ["test3-DAPI-2-387.ndpi", "openslide-python_boxes_dcm/boxes_0.dcm"])
+def test_other_formats_go_through_openslide(name: str, shared_data: Path) -> None:
+    assert isinstance(open_slide(shared_data / "slides" / name), OpenSlideReader)

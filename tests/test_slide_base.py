@@ -7,11 +7,13 @@ import pytest
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.slides.base import (
     DeclaredScale,
+    UserScale,
     choose_level,
     composite_on_white,
     fingerprint_file,
     settle_levels,
     settle_mpp,
+    tiles_touched,
 )
 
 PATH = Path("slide.svs")
@@ -26,7 +28,7 @@ def test_the_files_own_scale_is_taken() -> None:
 
 
 def test_the_user_has_authority_over_the_file() -> None:
-    assert settle_mpp(PATH, declared("0.499", "0.499"), 0.25) == (0.25, "user")
+    assert settle_mpp(PATH, declared("0.499", "0.499"), UserScale(0.25, "user (mpp.csv)")) == (0.25, "user (mpp.csv)")
 
 
 def test_slightly_different_scales_are_averaged() -> None:
@@ -101,3 +103,13 @@ def test_fingerprint_of_a_small_file_changes_with_any_byte(tmp_path: Path, place
     changed[place] = 1
     path.write_bytes(changed)
     assert fingerprint_file(path) != before
+
+
+def test_tiles_touched_by_hand() -> None:
+    # Tiles of 10 × 20 px (width × height); a box over x 5…14, y 19…20 touches two columns and two rows.
+    boxes = np.array([[5, 19, 10, 2], [30, 0, 1, 1]])
+    assert tiles_touched(boxes, (10, 20), (3, 4)).tolist() == [
+        [True, True, False, True],
+        [True, True, False, False],
+        [False, False, False, False],
+    ]

@@ -44,7 +44,7 @@ def test_blocks_and_order_do_not_change_pixels(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "s.tiff", paint_noise(1500, 1300))
     grid = Grid(PatchSpec(50, 50, 1.2), 10, 12, Fraction(12, 5))
     whole = cut(path, grid).read_block(0).pixels
-    cells = order_by_macro_tile(all_cells(grid), 3)
+    cells = order_by_macro_tile(all_cells(grid), (Fraction(1, 3), Fraction(1, 3)))
     split = cut(path, grid, cells, block_size=7)
     got = np.concatenate([split.read_block(block).pixels for block in range(-(-len(cells) // 7))])
     assert np.array_equal(got, whole[cells[:, 0] * 12 + cells[:, 1]])
@@ -62,6 +62,30 @@ def test_a_bad_tile_costs_only_the_patches_over_it(tmp_path: Path) -> None:
     assert (block.pixels[~block.readable] == 255).all()
     row, col = 11, 11
     assert np.array_equal(block.pixels[row * 12 + col], pixels[550:600, 550:600])
+
+
+def test_cells_in_any_order_give_their_own_pixels(tmp_path: Path) -> None:
+    pixels = paint_noise(1200, 1200)
+    grid = Grid(PatchSpec(50, 50, 0.5), 24, 24, Fraction(1))
+    cells = np.array([[23, 23], [0, 0], [23, 0], [0, 23], [1, 1]], dtype=np.int32)
+    block = cut(write_slide(tmp_path / "s.tiff", pixels), grid, cells).read_block(0)
+    for index, (row, col) in enumerate(cells.tolist()):
+        assert np.array_equal(block.pixels[index], pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50])
+
+
+def test_scattered_cells_read_the_same_as_all(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "s.tiff", paint_noise(1500, 1300))
+    grid = Grid(PatchSpec(40, 30, 0.9), 20, 25, Fraction(9, 5))
+    whole = cut(path, grid).read_block(0).pixels
+    cells = all_cells(grid)[np.random.default_rng(0).random(500) < 0.1]
+    assert np.array_equal(cut(path, grid, cells).read_block(0).pixels, whole[cells[:, 0] * 25 + cells[:, 1]])
+
+
+def test_a_slide_of_coordinates_reads_back_at_a_scale_between(tmp_path: Path) -> None:
+    # Over a ramp the mean under pixel k of step 3/2 is 1.5 k + 0.25, the mean of 0.5 … of the whole and half pixels under it.
+    grid = Grid(PatchSpec(50, 50, 0.75), 1, 1, Fraction(3, 2))
+    patches = cut(write_png(tmp_path / "s.png", paint_coordinates(100, 100), mpp=0.5), grid).read_block(0)
+    assert np.abs(patches.pixels[0, 0, :, 0] - (1.5 * np.arange(50) + 0.25)).max() <= 0.5
 
 
 def test_an_empty_block(tmp_path: Path) -> None:

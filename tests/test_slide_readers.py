@@ -10,12 +10,13 @@ from PIL import Image
 from tests.builders import WHITE, break_tile, paint_coordinates, paint_noise, write_png, write_slide
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.slides import READERS, open_slide
+from wsi_pipeline.slides.base import UserScale
 from wsi_pipeline.slides.image_reader import ImageReader
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 
 
 def write_for(kind: str, folder: Path, pixels: np.ndarray) -> Path:
-    if kind == "openslide":
+    if kind in ("openslide", "tiff"):
         return write_slide(folder / "slide.tiff", pixels, mpp=0.5)
     return write_png(folder / "slide.png", pixels, mpp=0.5)
 
@@ -23,20 +24,20 @@ def write_for(kind: str, folder: Path, pixels: np.ndarray) -> Path:
 @pytest.mark.parametrize("kind", READERS)
 def test_pixels_come_back_as_they_were(kind: str, tmp_path: Path) -> None:
     pixels = paint_noise(700, 600)
-    reader = open_slide(write_for(kind, tmp_path, pixels))
+    reader = open_slide(write_for(kind, tmp_path, pixels), reader=kind)
     assert np.array_equal(reader.read(reader.levels[0], 130, 240, 300, 200), pixels[240:440, 130:430])
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_size_and_scale_are_known(kind: str, tmp_path: Path) -> None:
-    info = open_slide(write_for(kind, tmp_path, paint_noise(700, 600))).info
+    info = open_slide(write_for(kind, tmp_path, paint_noise(700, 600)), reader=kind).info
     assert info.size_l0 == (700, 600)
     assert info.mpp == pytest.approx(0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_outside_the_slide_is_white(kind: str, tmp_path: Path) -> None:
-    reader = open_slide(write_for(kind, tmp_path, paint_coordinates(300, 280)))
+    reader = open_slide(write_for(kind, tmp_path, paint_coordinates(300, 280)), reader=kind)
     region = reader.read(reader.levels[0], 290, 270, 20, 20)
     assert (region[10:] == WHITE).all()
     assert (region[:, 10:] == WHITE).all()
@@ -44,20 +45,30 @@ def test_outside_the_slide_is_white(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", READERS)
+def test_what_boxes_touch_is_read_and_the_rest_may_be_white(kind: str, tmp_path: Path) -> None:
+    pixels = paint_noise(900, 800)
+    reader = open_slide(write_for(kind, tmp_path, pixels), reader=kind)
+    boxes = np.array([[30, 40, 50, 50], [600, 500, 50, 50], [250, 250, 20, 20]])
+    region = reader.read(reader.levels[0], 10, 20, 700, 600, boxes)
+    for x, y, width, height in boxes.tolist():
+        assert np.array_equal(region[y - 20 : y - 20 + height, x - 10 : x - 10 + width], pixels[y : y + height, x : x + width])
+
+
+@pytest.mark.parametrize("kind", READERS)
 def test_a_closed_reader_harms_nobody(kind: str, tmp_path: Path) -> None:
-    reader = open_slide(write_for(kind, tmp_path, paint_noise(300, 280)))
+    reader = open_slide(write_for(kind, tmp_path, paint_noise(300, 280)), reader=kind)
     reader.close()
     reader.close()
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_the_users_scale_wins(kind: str, tmp_path: Path) -> None:
-    info = open_slide(write_for(kind, tmp_path, paint_noise(300, 280)), slide_mpp=2.0).info
+    info = open_slide(write_for(kind, tmp_path, paint_noise(300, 280)), slide_mpp=2.0, reader=kind).info
     assert (info.mpp, info.mpp_source) == (2.0, "user")
 
 
 def test_openslide_reads_our_pyramids(tmp_path: Path) -> None:
-    reader = open_slide(write_slide(tmp_path / "s.tiff", paint_noise(2100, 1500)))
+    reader = open_slide(write_slide(tmp_path / "s.tiff", paint_noise(2100, 1500)), reader="openslide")
     assert isinstance(reader, OpenSlideReader)
     assert [level.size for level in reader.levels] == [(2100, 1500), (1050, 750), (525, 375)]
 
@@ -93,7 +104,7 @@ def test_other_kinds_of_pixels_are_refused(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.tif"
     Image.new(mode, (60, 60)).save(path)
     with pytest.raises(SlideError, match="convert it to 8-bit RGB"):
-        ImageReader(path, "odd", slide_mpp=1.0)
+        ImageReader(path, "odd", UserScale(1.0))
 
 
 def test_a_truncated_image_is_refused_by_name(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_one_class_cannot_be_learnt() -> None:
 
 def test_a_class_too_rare_to_draw_by_is_refused() -> None:
     names, labels = labelled(a=[0, 0, 0], b=[0, 0, 1], c=[0, 0])
-    with pytest.raises(ConfigError, match="too few to draw patients by"):
+    with pytest.raises(ConfigError, match="too few to draw 3 parts of patients by"):
         split_patients(names, labels)
 
 

@@ -60,6 +60,14 @@ def test_a_store_without_patches_is_a_store(tmp_path: Path) -> None:
     assert (store.table.patches, store.blocks) == (0, 0)
 
 
+def test_a_store_of_three_classes_is_refused_by_name(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    rewrite_attribute(path, class_names=["normal", "in situ", "invasive"])
+    forget_manifest_sizes(path)
+    with pytest.raises(StoreError, match=r"has 3 classes \(normal, in situ, invasive\)"):
+        PatchStore(path)
+
+
 def test_white_patches_are_written_out(tmp_path: Path) -> None:
     make_store(tmp_path / "s.patches.zarr", make_table(CELLS), np.zeros((9, 50, 50, 3), dtype=np.uint8))
     assert len(list((tmp_path / "s.patches.zarr" / "patches" / "c").iterdir())) == 3

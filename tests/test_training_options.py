@@ -31,12 +31,12 @@ def parse(*arguments: object) -> dict[str, Any]:
     """The options of a command that has the training options and no others."""
     seen: dict[str, Any] = {}
 
-    @click.command()
-    @training_options
     def command(**options: Any) -> None:
         seen.update(options)
 
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+    result = CliRunner().invoke(
+        click.command()(training_options(command)), [str(argument) for argument in arguments], catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     return seen
 
@@ -57,10 +57,9 @@ def test_every_option_reaches_the_configuration(option: str) -> None:
 
 
 def test_every_option_of_the_configuration_is_tried() -> None:
-    @training_options
-    @click.command()
-    def command(**options: Any) -> None: ...
+    def nothing(**options: Any) -> None: ...
 
+    command = click.command()(training_options(nothing))
     splits = {"--split-file", "--val-patients", "--val-fraction", "--test-patients", "--split", "--i-know-this-leaks", "--weights"}
     names = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     positive = {"--augment", "--flips", "--turns"}

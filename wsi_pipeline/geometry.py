@@ -119,13 +119,35 @@ def all_cells(grid: Grid) -> NDArray[np.int32]:
     return np.ascontiguousarray(row_col.reshape(2, -1).T)
 
 
-def order_by_macro_tile(cells: NDArray[np.int32], tile_cells: int) -> NDArray[np.int32]:
-    """The same cells, macro-tile by macro-tile (`tile_cells` cells square), in raster order within each.
+def macro_tile_codes(cells: NDArray[np.int32], per_cell: tuple[Fraction, Fraction]) -> NDArray[np.uint64]:
+    """The macro-tile of every cell, (n,), numbered along a Z-shaped curve: macro-tiles of near numbers lie near one another.
 
-    Patches of one block then lie close together and share JPEG tiles.
+    `per_cell` is how many macro-tiles one step to the next row, or column, is; a cell belongs to the one in which its corner lies.
     """
-    tile = cells // np.int32(tile_cells)
-    order = np.lexsort((cells[:, 1], cells[:, 0], tile[:, 1], tile[:, 0]))
+    row, col = (np.asarray(cells[:, axis], dtype=np.int64) * step.numerator // step.denominator for axis, step in enumerate(per_cell))
+    return _spread_bits(row) << np.uint64(1) | _spread_bits(col)
+
+
+def _spread_bits(values: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The lower 32 bits of each value, a zero before every one of them."""
+    spread = values.astype(np.uint64)
+    for shift, mask in (
+        (16, 0x0000FFFF0000FFFF),
+        (8, 0x00FF00FF00FF00FF),
+        (4, 0x0F0F0F0F0F0F0F0F),
+        (2, 0x3333333333333333),
+        (1, 0x5555555555555555),
+    ):
+        spread = (spread | spread << np.uint64(shift)) & np.uint64(mask)
+    return spread
+
+
+def order_by_macro_tile(cells: NDArray[np.int32], per_cell: tuple[Fraction, Fraction]) -> NDArray[np.int32]:
+    """The same cells, macro-tile by macro-tile as `macro_tile_codes` numbers them, in raster order within each.
+
+    Patches of one block, and of one block and the next, then lie close together and share JPEG tiles.
+    """
+    order = np.lexsort((cells[:, 1], cells[:, 0], macro_tile_codes(cells, per_cell)))
     return np.ascontiguousarray(cells[order])
 
 
@@ -145,6 +167,11 @@ def choose_block_size(patches: int, side_px: int) -> int:
     """Patches per block for a slide of that many patches of that size; depends on nothing else, so every run agrees."""
     wanted = BLOCK_PATCHES if patches >= 4 * BLOCK_PATCHES else min(patches, SMALL_BLOCK_PATCHES)
     return max(1, min(wanted, MAX_BLOCK_BYTES // (3 * side_px * side_px)))
+
+
+def choose_store_block_size(patches: int, side_px: int) -> int:
+    """Patches per block of a store on disk: as many as memory allows up to 4,096, so that stores are few files."""
+    return max(1, min(patches, BLOCK_PATCHES, MAX_BLOCK_BYTES // (3 * side_px * side_px)))
 
 
 def count_blocks(patches: int, block_size: int) -> int:

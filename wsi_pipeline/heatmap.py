@@ -1,14 +1,39 @@
 """Aggregation: from the probabilities of patches to a slide's map and its figures."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from skimage.measure import label
 
+from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.outcome import SlideState, SlideSummary, state_of
 from wsi_pipeline.store.predictions import Predictions
+
+HOT_SPOT_MM = 1.0
+"""Side of the window that a hot-spot is sought with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """How probabilities become a map with positive areas."""
+
+    threshold: float | None = None
+    """Probability from which on a patch counts as positive; None: the model's own."""
+    smooth_um: float = 0.0
+    """Standard deviation in µm of a Gaussian over the assessed patches; 0: the map as it was predicted."""
+    min_region_mm2: float = 0.0
+    """Positive cells in smaller groups than this do not count as positive."""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold is {self.threshold}; it must lie between 0 and 1")
+        for name, value in (("smooth", self.smooth_um), ("min_region_mm2", self.min_region_mm2)):
+            if not (np.isfinite(value) and value >= 0):
+                raise ConfigError(f"{name} is {value}; it must be 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +45,17 @@ class Heatmap:
     """(rows, cols), 0 to 1; NaN = not assessed: no tissue, or unreadable."""
     threshold: float
     positive_class: str
+    negative_class: str = "negative"
+    threshold_source: str = "model"
+    """Who chose the threshold: "model" or "user"."""
+    smooth_um: float = 0.0
+    min_region_mm2: float = 0.0
 
     @property
     def positive(self) -> NDArray[np.bool_]:
-        """(rows, cols) cells at or above the threshold; NaN never is."""
-        return find_positive(self.probability, self.threshold)
+        """(rows, cols) cells at or above the threshold, in groups that are large enough; NaN never is."""
+        positive = find_positive(self.probability, self.threshold)
+        return drop_small_groups(positive, self.min_region_mm2 / self.grid.cell_area_mm2) if self.min_region_mm2 else positive
 
 
 def find_positive(probability: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
@@ -34,26 +65,54 @@ def find_positive(probability: NDArray[np.float32], threshold: float) -> NDArray
     return positive
 
 
-def draw_heatmap(predictions: Predictions, threshold: float | None = None) -> Heatmap:
+def draw_heatmap(
+    predictions: Predictions, threshold: float | None = None, *, smooth_um: float = 0.0, min_region_mm2: float = 0.0
+) -> Heatmap:
     """The map of a slide's predictions, at the model's threshold unless another is given."""
     table = predictions.table
     probability = np.full((table.grid.rows, table.grid.cols), np.nan, dtype=np.float32)
     probability[table.cells[:, 0], table.cells[:, 1]] = predictions.probability
     return Heatmap(
         grid=table.grid,
-        probability=probability,
+        probability=smooth_map(probability, smooth_um / (table.grid.spec.stride_px * table.grid.spec.mpp)),
         threshold=predictions.threshold if threshold is None else threshold,
         positive_class=predictions.positive_class,
+        negative_class=predictions.negative_class,
+        threshold_source="model" if threshold is None else "user",
+        smooth_um=smooth_um,
+        min_region_mm2=min_region_mm2,
     )
 
 
+def smooth_map(probability: NDArray[np.float32], sigma_cells: float) -> NDArray[np.float32]:
+    """Each assessed cell as the Gaussian mean of the assessed cells around it; cells not assessed give nothing and stay NaN."""
+    if sigma_cells == 0:
+        return probability
+    known = ~np.isnan(probability)
+    values = np.where(known, probability, 0).astype(np.float64)
+    total = gaussian_filter(values, sigma_cells, mode="constant")
+    weight = gaussian_filter(known.astype(np.float64), sigma_cells, mode="constant")
+    smooth = np.divide(total, weight, out=np.full(probability.shape, np.nan), where=known)
+    smoothed: NDArray[np.float32] = np.clip(smooth, 0, 1).astype(np.float32)
+    return smoothed
+
+
+def drop_small_groups(positive: NDArray[np.bool_], min_cells: float) -> NDArray[np.bool_]:
+    """The mask without groups of touching cells (corners included) of fewer than `min_cells`."""
+    groups = number_groups(positive, corners=True)
+    is_kept = np.bincount(groups.ravel()) >= min_cells - 1e-9  # an area of exactly n cells must not fail by rounding
+    is_kept[:1] = False
+    kept: NDArray[np.bool_] = is_kept[groups]
+    return kept
+
+
 def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
-    """The figures of one slide."""
+    """The figures of one slide: of the map as it is drawn, smoothed or not."""
     table = predictions.table
-    known = predictions.probability[~np.isnan(predictions.probability)].astype(np.float64)
-    unreadable = table.patches - len(known)
-    positives = int(np.count_nonzero(heatmap.positive))
-    cell_mm2 = table.grid.cell_area_mm2
+    known = heatmap.probability[~np.isnan(heatmap.probability)].astype(np.float64)
+    unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
+    positive = heatmap.positive
+    positives = int(np.count_nonzero(positive))
     return SlideSummary(
         slide_id=table.slide.slide_id,
         state=state_of(table.patches, unreadable),
@@ -61,25 +120,80 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         unreadable=unreadable,
         positives=positives,
         positive_fraction=positives / len(known) if len(known) else None,
-        assessed_mm2=len(known) * cell_mm2,
-        positive_mm2=positives * cell_mm2,
-        mean_probability=float(known.mean()) if len(known) else None,
-        p95_probability=float(np.percentile(known, 95)) if len(known) else None,
-        largest_positive_region_mm2=count_largest_region(heatmap.positive) * cell_mm2,
+        assessed_mm2=len(known) * table.grid.cell_area_mm2,
+        positive_mm2=positives * table.grid.cell_area_mm2,
+        unreadable_fraction=unreadable / table.patches if table.patches else None,
+        unassessed_fraction=1 - len(known) / heatmap.probability.size if heatmap.probability.size else None,
+        positives_left_out=int(np.count_nonzero(find_positive(heatmap.probability, heatmap.threshold))) - positives,
         threshold=heatmap.threshold,
+        threshold_source=heatmap.threshold_source,
+        smooth_um=heatmap.smooth_um,
+        min_region_mm2=heatmap.min_region_mm2,
         positive_class=heatmap.positive_class,
         mpp=table.grid.spec.mpp,
         slide_mpp=table.slide.mpp,
         slide_mpp_source=table.slide.mpp_source,
         model_digest=predictions.model_digest,
+        **_describe_probabilities(known),
+        **_describe_regions(positive, table.grid),
     )
+
+
+def _describe_probabilities(known: NDArray[np.float64]) -> dict[str, Any]:
+    return {
+        "mean_probability": float(known.mean()) if len(known) else None,
+        "p95_probability": float(np.percentile(known, 95)) if len(known) else None,
+        "max_probability": float(known.max()) if len(known) else None,
+    }
+
+
+def _describe_regions(positive: NDArray[np.bool_], grid: Grid) -> dict[str, Any]:
+    sizes = np.bincount(number_groups(positive, corners=True).ravel())[1:]
+    spot = find_hot_spot(positive, grid)
+    return {
+        "positive_regions": len(sizes),
+        "mean_positive_region_mm2": float(sizes.mean() * grid.cell_area_mm2) if len(sizes) else None,
+        "largest_positive_region_mm2": float(sizes.max(initial=0) * grid.cell_area_mm2),
+        "hot_spot_positive_mm2": None if spot is None else spot.positives * grid.cell_area_mm2,
+        "hot_spot_x_l0": None if spot is None else spot.x_l0,
+        "hot_spot_y_l0": None if spot is None else spot.y_l0,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class HotSpot:
+    """The window of 1 mm² with the most positive cells."""
+
+    positives: int
+    x_l0: float
+    """Its centre, in level-0 pixels."""
+    y_l0: float
+
+
+def find_hot_spot(positive: NDArray[np.bool_], grid: Grid) -> HotSpot | None:
+    """The densest square of 1 mm² (in whole cells; the first in raster order of equals); None where nothing is positive."""
+    if not positive.any():
+        return None
+    side = max(1, round(HOT_SPOT_MM * 1000 / (grid.spec.stride_px * grid.spec.mpp)))
+    rows, cols = (min(side, extent) for extent in positive.shape)
+    integral = np.zeros((positive.shape[0] + 1, positive.shape[1] + 1), dtype=np.int64)
+    integral[1:, 1:] = positive.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    counts = integral[rows:, cols:] - integral[:-rows, cols:] - integral[rows:, :-cols] + integral[:-rows, :-cols]
+    row, col = (int(index) for index in np.unravel_index(int(counts.argmax()), counts.shape))
+    x0, y0 = grid.origin_xy_l0
+    step, inset = grid.spec.stride_px * float(grid.downsample), (grid.spec.side_px - grid.spec.stride_px) / 2 * float(grid.downsample)
+    return HotSpot(int(counts[row, col]), x0 + inset + (col + cols / 2) * step, y0 + inset + (row + rows / 2) * step)
 
 
 def count_largest_region(positive: NDArray[np.bool_]) -> int:
     """Cells in the largest group of positive cells that touch, diagonals included; 0 where none is positive."""
-    regions = label(positive, connectivity=2)
-    sizes = np.bincount(regions.ravel())[1:]
-    return int(sizes.max()) if len(sizes) else 0
+    return int(np.bincount(number_groups(positive, corners=True).ravel())[1:].max(initial=0))
+
+
+def number_groups(mask: NDArray[np.bool_], corners: bool) -> NDArray[Any]:
+    """Groups of True cells that touch along an edge, or also at a corner, numbered from 1 in raster order; 0 elsewhere."""
+    groups: NDArray[Any] = label(mask, connectivity=2 if corners else 1)
+    return groups
 
 
 def describe_summary(summary: SlideSummary) -> str:

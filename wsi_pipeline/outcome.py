@@ -44,9 +44,30 @@ class SlideSummary:
     positive_mm2: float
     mean_probability: float | None
     p95_probability: float | None
+    max_probability: float | None
+    positive_regions: int
+    """Groups of positive cells that touch, diagonals included."""
+    mean_positive_region_mm2: float | None
+    """None where there is none."""
     largest_positive_region_mm2: float
-    """Area of the largest group of positive cells that touch, diagonals included."""
+    hot_spot_positive_mm2: float | None
+    """Positive area within the densest window of 1 mm²; None where nothing is positive."""
+    hot_spot_x_l0: float | None
+    """The window's centre in level-0 pixels."""
+    hot_spot_y_l0: float | None
+    unreadable_fraction: float | None
+    """Of the patches."""
+    unassessed_fraction: float | None
+    """Of all cells of the slide's grid: without tissue, or unreadable."""
+    positives_left_out: int
+    """Patches that reach the threshold but lie in regions below the smallest that counts."""
     threshold: float
+    threshold_source: str
+    """Who chose it: "model" or "user"."""
+    smooth_um: float
+    """Standard deviation of the Gaussian that the map was smoothed with, in µm; 0: not at all."""
+    min_region_mm2: float
+    """Smaller positive regions do not count."""
     positive_class: str
     mpp: float
     """µm per patch pixel that was really read."""

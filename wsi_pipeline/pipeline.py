@@ -20,17 +20,21 @@ from wsi_pipeline.jobs.infer import InferJob, ModelChoice
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.labels.user_mask import list_masks
 from wsi_pipeline.models.device import choose_device, count_gpus
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
 from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.index_page import write_index
-from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_csv
+from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_tables
+from wsi_pipeline.outputs.view import View
 from wsi_pipeline.provenance import describe_tool
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
-from wsi_pipeline.store.arrays import read_attributes
+from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
+from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
+from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder
 from wsi_pipeline.store.patches import SUFFIX, find_stores
 from wsi_pipeline.tiling import TileConfig
@@ -46,27 +50,46 @@ def choose_workers(count: int | None = None, scheduler: str | None = None, devic
     return Workers(count=count, gpus=gpus, threads=max(2, available_cores()), scheduler=scheduler)
 
 
+@dataclass(frozen=True, slots=True)
+class TileOptions:
+    """Which slides are tiled and how their stores are written, apart from how a slide is cut."""
+
+    recursive: bool = False
+    """Go into folders within folders."""
+    mpp_csv: Path | None = None
+    """Table of slides' µm per pixel, which overrules the files."""
+    masks: Path | None = None
+    """Folder of masks (or one mask) that say where the tissue is."""
+    codec: PixelCodec = AS_THEY_ARE
+    shard: Shard | None = None
+    """The share of the slides that this run takes."""
+
+
 def tile_slides(
-    places: Sequence[Path],
+    places: Sequence[Path | str],
     out: Path,
     config: TileConfig,
     *,
     labels: Sequence[Path] | None = (),
     patient_regex: str | None = None,
+    options: TileOptions | None = None,
     workers: Workers | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> RunAccount:
-    """Cut every slide among `places` into a patch store in `out`.
+    """Cut every slide among `places` (files, folders, patterns, or one sample sheet) into a patch store in `out`.
 
     `labels` are label files or folders of them, matched to slides by name; None takes the label file that lies beside each slide.
     `patient_regex` says where the patient stands in a slide's file name; without it every slide counts as a patient of its own.
     """
-    slides = _add_labels(find_slides(places), labels)
+    options = options or TileOptions()
+    slides = select_slides(places, options.recursive)
+    if labels is None or labels:
+        slides = _add_labels(slides, labels)
     if patient_regex is not None:
         check_regex(patient_regex)
         slides = [replace(slide, patient_id=find_patient(patient_regex, slide.path.name)) for slide in slides]
-    return tile_found(slides, out, config, workers=workers, force=force, progress=progress)
+    return tile_found(slides, out, config, options=options, workers=workers, force=force, progress=progress)
 
 
 def tile_found(
@@ -74,16 +97,21 @@ def tile_found(
     out: Path,
     config: TileConfig,
     *,
+    options: TileOptions | None = None,
     workers: Workers | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> RunAccount:
     """Cut slides that are already listed, as by a sample sheet."""
+    options = options or TileOptions()
+    slides = slides if options.mpp_csv is None else scale_slides(slides, options.mpp_csv)
+    slides = slides if options.shard is None else options.shard.take(slides)
+    masks = () if options.masks is None else tuple(path.absolute() for path in list_masks(options.masks))
     make_folder(out)
     slides = make_absolute(slides)
-    jobs = [TileJob(slide, out.absolute(), config, force) for slide in slides]
+    jobs = [TileJob(slide, out.absolute(), config, force, options.codec, masks) for slide in slides]
     batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress())
-    write_failures_csv(out, batch.account.outcomes)
+    write_failures_csv(out, batch.account.outcomes, suffix="" if options.shard is None else options.shard.suffix)
     return batch.account
 
 
@@ -149,6 +177,8 @@ class InferConfig:
     device: str = "auto"
     batch_size: int = DEFAULT_BATCH_SIZE
     force: bool = False
+    view: View = field(default_factory=View)
+    """What is made of the predictions."""
     terms: ForeignTerms = field(default_factory=ForeignTerms)
     """For models that wsi did not train."""
 
@@ -217,14 +247,14 @@ def _infer(
         allow_upsample=config.tiling.allow_upsample,
         rules=LabelRules(class_names=loaded.class_names),
     )
-    jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force) for slide in slides]
+    jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force, config.view) for slide in slides]
     crew = workers or choose_workers(device=config.device)
     batch = run_batch(slides, jobs, crew, progress or SilentProgress())
     _, damaged = read_summaries(results)
     write_failures_csv(results, [*batch.account.outcomes, *damaged])
     record = _describe_run(batch, loaded, tiling, config, crew, time.perf_counter() - started)
     write_run_json(results, record)
-    write_slides_csv(results)
+    write_slides_tables(results)
     write_index(results)
     return batch.account
 
@@ -239,6 +269,7 @@ def _describe_run(batch: Batch, model: Model, tiling: TileConfig, config: InferC
             "tiling": asdict(tiling),
             "device": config.device,
             "batch_size": config.batch_size,
+            "view": config.view.to_json(),
             "workers": asdict(workers),
         },
         "patches_predicted": batch.patches_done,

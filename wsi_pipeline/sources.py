@@ -40,6 +40,19 @@ class PatchBlock(NamedTuple):
     """RGB, (b, side, side, 3); a patch that could not be read is white."""
     readable: NDArray[np.bool_]
     """(b,)"""
+    fallbacks: int = 0
+    """Regions that were read by another reader than the slide's own, because of a fault. It changes no pixel."""
+
+
+class PatchQuality(NamedTuple):
+    """What was measured of patches besides their tissue."""
+
+    pen_fraction: NDArray[np.float32]
+    """(n,) share of the patch that is pen ink, 0 to 1."""
+    sharpness: NDArray[np.float32]
+    """(n,) variance of the Laplacian; NaN where it was not measured."""
+    flags: NDArray[np.uint8]
+    """(n,) 1 pen, 2 blur, added up."""
 
 
 class Thumbnail(NamedTuple):
@@ -72,6 +85,8 @@ class PatchTable:
     """Whom the tissue is from; patients, never patches, are divided between training and validation."""
     class_names: tuple[str, str]
     """(negative, positive)"""
+    quality: PatchQuality | None = None
+    """None where nobody looked."""
 
     @property
     def patches(self) -> int:

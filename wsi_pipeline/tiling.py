@@ -1,6 +1,7 @@
 """Cutting a slide: which patches to take, at which scale, and writing them to a store."""
 
 import math
+import time
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ from wsi_pipeline.geometry import (
     MIN_MPP,
     Grid,
     PatchSpec,
-    all_cells,
+    cells_to_boxes_l0,
     choose_block_size,
     downsample_between,
     lay_grid,
@@ -23,11 +24,14 @@ from wsi_pipeline.geometry import (
 )
 from wsi_pipeline.labels import label_patches, label_recipe
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.provenance import describe_tool
-from wsi_pipeline.slides.base import SlideReader
-from wsi_pipeline.slides.patches import macro_tile_cells, view_grid
+from wsi_pipeline.labels.user_mask import MaskPicture
+from wsi_pipeline.provenance import describe_tool, file_sha256
+from wsi_pipeline.quality import SHARPNESS_MPP, QualityParameters, find_pen, is_kept, judge, measure_sharpness
+from wsi_pipeline.slides.base import SlideReader, choose_level
+from wsi_pipeline.slides.patches import macro_tiles_per_cell, view_grid
+from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.thumbnail import read_thumbnail
-from wsi_pipeline.sources import PatchSource, PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.sources import PatchQuality, PatchSource, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import write_patch_block
 from wsi_pipeline.tissue import TissueParameters, find_tissue, tissue_fraction
@@ -48,19 +52,31 @@ class TileConfig:
     """Cut finer than the scan, which adds pixels but no detail."""
     rules: LabelRules = field(default_factory=LabelRules)
     """What labels mean, and what the two classes are called."""
+    quality: QualityParameters = field(default_factory=QualityParameters)
+    """What is flagged as pen or blur, and whether such patches are left out."""
+    reader: str = "auto"
+    """Which reader opens the slides; it changes no pixel."""
 
     def __post_init__(self) -> None:
         if self.slide_mpp is not None and not (math.isfinite(self.slide_mpp) and MIN_MPP <= self.slide_mpp <= MAX_MPP):
             raise ConfigError(f"slide mpp is {self.slide_mpp} µm/px; it must lie between {MIN_MPP:g} and {MAX_MPP:g}")
 
 
-def tile_recipe(slide: SlideInfo, config: TileConfig, label_file: Path | None = None, patient_id: str | None = None) -> dict[str, Any]:
+def tile_recipe(
+    slide: SlideInfo,
+    config: TileConfig,
+    label_file: Path | None = None,
+    patient_id: str | None = None,
+    mask_file: Path | None = None,
+) -> dict[str, Any]:
     """Everything that decides which patches a slide gives, with which labels, and whose they are."""
     return {
         "slide": slide.fingerprint,
         "slide_mpp": slide.mpp,
         "patch": {"side_px": config.spec.side_px, "stride_px": config.spec.stride_px, "mpp": config.spec.mpp},
         "tissue": config.tissue.to_json(),
+        "mask": None if mask_file is None else file_sha256(mask_file),
+        "quality": config.quality.to_json(),
         "allow_upsample": config.allow_upsample,
         "class_names": list(config.rules.class_names),
         "labels": label_recipe(config.rules, label_file),
@@ -69,21 +85,27 @@ def tile_recipe(slide: SlideInfo, config: TileConfig, label_file: Path | None = 
 
 
 def plan_patches(
-    reader: SlideReader, config: TileConfig, label_file: Path | None = None, patient_id: str | None = None
+    reader: SlideReader,
+    config: TileConfig,
+    label_file: Path | None = None,
+    patient_id: str | None = None,
+    mask_file: Path | None = None,
 ) -> tuple[PatchTable, dict[str, Any]]:
     """Choose the cells of a slide that hold enough tissue, and label them; also what is to be recorded about it.
 
-    Raises SlideError, or LabelError for labels that do not fit the slide.
+    Raises SlideError, or LabelError for labels or a mask that do not fit the slide.
     """
     slide = reader.info
     spec, downsample = settle_scale(reader, config)
     grid = lay_grid(slide.bounds_l0, downsample, spec)
     thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
-    mask = find_tissue(thumbnail.pixels, slide.mpp * float(thumbnail.downsample), config.tissue)
-    # What cannot be seen may be tissue: such cells are tried, and counted as unreadable if they are.
-    fraction = tissue_fraction(mask | unreadable, thumbnail, grid)
+    if mask_file is None:
+        fraction, tissue_mm2 = _find_tissue(slide, thumbnail, unreadable, grid, config)
+    else:
+        fraction, tissue_mm2 = _take_mask(MaskPicture(mask_file, slide), slide, grid)
     cells = _take_cells(reader, grid, fraction, config.tissue.min_tissue)
-    _refuse_lost_tissue(slide, mask, thumbnail, cells, config)
+    _refuse_lost_tissue(slide, tissue_mm2, cells, config)
+    cells, quality = _judge_cells(reader, grid, cells, thumbnail, config.quality)
     labels = label_patches(label_file, slide, grid, cells, config.rules)
     table = PatchTable(
         slide=slide,
@@ -96,17 +118,60 @@ def plan_patches(
         block_size=choose_block_size(len(cells), spec.side_px),
         patient_id=patient_id or slide.slide_id,
         class_names=config.rules.class_names,
+        quality=quality,
     )
-    return table, {"tissue": config.tissue.to_json(), "labels": labels.description, "provenance": describe_tool()}
+    tissue = config.tissue.to_json() | {"mask": None if mask_file is None else mask_file.name, "tissue_mm2": tissue_mm2}
+    record = {"tissue": tissue, "quality": config.quality.to_json(), "labels": labels.description, "provenance": describe_tool()}
+    return table, record
 
 
-def _refuse_lost_tissue(
-    slide: SlideInfo, mask: NDArray[np.bool_], thumbnail: Thumbnail, cells: NDArray[np.int32], config: TileConfig
-) -> None:
+def _find_tissue(
+    slide: SlideInfo, thumbnail: Thumbnail, unreadable: NDArray[np.bool_], grid: Grid, config: TileConfig
+) -> tuple[NDArray[np.float32], float]:
+    """Share of tissue in every cell, by our own mask, and its area in mm²."""
+    mpp = slide.mpp * float(thumbnail.downsample)
+    mask = find_tissue(thumbnail.pixels, mpp, config.tissue)
+    # What cannot be seen may be tissue: such cells are tried, and counted as unreadable if they are.
+    return tissue_fraction(mask | unreadable, thumbnail, grid), float(mask.sum()) * (mpp / 1000) ** 2
+
+
+def _take_mask(mask: MaskPicture, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:
+    """Share of tissue in every cell, by the user's mask, and the area in mm² of the cells' tissue."""
+    picture = mask.thumbnail
+    fraction = mask.drawn_fraction(grid) if picture is None else tissue_fraction(picture.pixels[..., 0] > 0, picture, grid)
+    pitch_mm = grid.spec.stride_px * float(grid.downsample) * slide.mpp / 1000
+    return fraction, float(fraction.sum(dtype=np.float64)) * pitch_mm**2
+
+
+def _judge_cells(
+    reader: SlideReader, grid: Grid, cells: NDArray[np.int32], thumbnail: Thumbnail, parameters: QualityParameters
+) -> tuple[NDArray[np.int32], PatchQuality]:
+    """What is wrong with the patches of cells, and those that are kept."""
+    mpp = reader.info.mpp * float(thumbnail.downsample)
+    pen = tissue_fraction(find_pen(thumbnail.pixels, mpp), thumbnail, grid)[cells[:, 0], cells[:, 1]]
+    sharpness = np.full(len(cells), np.nan, dtype=np.float32)
+    if parameters.min_sharpness is not None and len(cells):
+        sharpness = _measure_sharpness(reader, grid, cells)
+    quality = judge(pen, sharpness, parameters)
+    kept = is_kept(quality, parameters)
+    return cells[kept], PatchQuality(quality.pen_fraction[kept], quality.sharpness[kept], quality.flags[kept])
+
+
+def _measure_sharpness(reader: SlideReader, grid: Grid, cells: NDArray[np.int32]) -> NDArray[np.float32]:
+    slide = reader.info
+    mpp = max(SHARPNESS_MPP, slide.mpp)
+    downsample = downsample_between(slide.mpp, mpp)
+    x, y, width, height = slide.bounds_l0
+    view = ScaledView(reader, choose_level(reader.levels, downsample), downsample, (x, y))
+    boxes = (cells_to_boxes_l0(cells, grid) - [x, y, 0, 0]) / float(downsample)
+    size = (max(1, math.floor(width / downsample)), max(1, math.floor(height / downsample)))
+    return measure_sharpness(view.read, size, boxes, mpp)
+
+
+def _refuse_lost_tissue(slide: SlideInfo, tissue_mm2: float, cells: NDArray[np.int32], config: TileConfig) -> None:
     """Raise SlideError where there is tissue but no patch takes it in: that must not look like a slide without tissue."""
-    if len(cells) or not mask.any():
+    if len(cells) or tissue_mm2 == 0:
         return
-    tissue_mm2 = float(mask.sum()) * (slide.mpp * float(thumbnail.downsample) / 1000) ** 2
     raise SlideError(
         f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of {config.spec.field_um:g} µm lies in it by "
         f"{config.tissue.min_tissue:.0%} or more; lower --min-tissue or use smaller patches"
@@ -136,12 +201,21 @@ def _is_near(mpp: float, wanted_mpp: float) -> bool:
 
 
 def _take_cells(reader: SlideReader, grid: Grid, fraction: NDArray[np.float32], min_tissue: float) -> NDArray[np.int32]:
-    cells = all_cells(grid)
-    tissue = fraction[cells[:, 0], cells[:, 1]]
-    kept = cells[(tissue >= min_tissue) & (tissue > 0) if min_tissue > 0 else np.ones(len(cells), dtype=np.bool_)]
-    return order_by_macro_tile(kept, macro_tile_cells(view_grid(reader, grid), grid))
+    is_kept = (fraction >= min_tissue) & (fraction > 0) if min_tissue > 0 else np.ones_like(fraction, dtype=np.bool_)
+    kept = np.argwhere(is_kept).astype(np.int32)
+    return order_by_macro_tile(kept, macro_tiles_per_cell(view_grid(reader, grid), grid))
 
 
-def store_block(source: PatchSource, table: PatchTable, staging: Staging, block: int) -> int:
-    """Read one block and write it to the store; returns how many patches were unreadable."""
-    return write_patch_block(staging, table, block, source.read_block(block))
+def store_block(source: PatchSource, table: PatchTable, staging: Staging, block: int) -> dict[str, Any]:
+    """Read one block and write it to the store; returns patches, unreadable ones, regions read otherwise, and seconds spent."""
+    started = time.perf_counter()
+    patches = source.read_block(block)
+    read = time.perf_counter()
+    unreadable = write_patch_block(staging, table, block, patches)
+    return {
+        "patches": len(patches.readable),
+        "unreadable": unreadable,
+        "fallbacks": patches.fallbacks,
+        "seconds_read": read - started,
+        "seconds_write": time.perf_counter() - read,
+    }

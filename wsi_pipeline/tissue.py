@@ -18,6 +18,8 @@ from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import Grid
 from wsi_pipeline.sources import Thumbnail
 
+STRIP_PX = 256
+
 
 @dataclass(frozen=True, slots=True)
 class TissueParameters:
@@ -43,6 +45,9 @@ class TissueParameters:
             raise ConfigError(f"min_tissue is {self.min_tissue}; it must lie between 0 and 1")
         if not 0.5 <= self.mask_mpp <= 64:
             raise ConfigError(f"mask_mpp is {self.mask_mpp} µm/px; it must lie between 0.5 and 64")
+        for name in ("min_object_um2", "max_hole_um2"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be an area of 0 µm² or more")
 
     def to_json(self) -> dict[str, Any]:
         """The parameters as they are recorded in stores and recipes."""
@@ -51,7 +56,7 @@ class TissueParameters:
 
 def find_tissue(rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters) -> NDArray[np.bool_]:
     """Tissue mask (h, w) of a thumbnail (h, w, 3) at `mpp` µm/px."""
-    saturation = np.round(rgb2hsv(rgb)[..., 1] * 255).astype(np.uint8)
+    saturation = _saturation(rgb)
     smooth = median(saturation, disk(parameters.median_radius_px), mode="nearest")
     mask = smooth > 255 * _saturation_threshold(smooth, parameters)
     mask = closing(mask, disk(round(parameters.closing_radius_um / mpp)))
@@ -59,6 +64,14 @@ def find_tissue(rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters
     mask = remove_small_objects(mask, max_size=int(parameters.min_object_um2 / pixel_um2))
     filled: NDArray[np.bool_] = remove_small_holes(mask, max_size=int(parameters.max_hole_um2 / pixel_um2))
     return filled
+
+
+def _saturation(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """HSV saturation (h, w), 0–255; in strips, for HSV takes eight times the memory of RGB."""
+    saturation = np.empty(rgb.shape[:2], dtype=np.uint8)
+    for top in range(0, len(rgb), STRIP_PX):
+        saturation[top : top + STRIP_PX] = np.round(rgb2hsv(rgb[top : top + STRIP_PX])[..., 1] * 255)
+    return saturation
 
 
 def _saturation_threshold(saturation: NDArray[np.uint8], parameters: TissueParameters) -> float:

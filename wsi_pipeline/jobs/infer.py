@@ -21,19 +21,22 @@ from wsi_pipeline.jobs.plan import (
     refuse_unreadable,
     staged_table,
 )
+from wsi_pipeline.jobs.publish import publish, take_over
+from wsi_pipeline.jobs.samples import choose_samples, read_from_slide, read_from_store
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.loading import ForeignTerms, load_same
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outcome import SlideOutcome
-from wsi_pipeline.outputs import WRITERS, SlideResult
+from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.outputs.view import View
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.sources import PatchSource, PatchTable
-from wsi_pipeline.store.commit import Staging, find_finished
+from wsi_pipeline.store.commit import VIEW, Manifest, Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
+from wsi_pipeline.store.predictions import FOLDER, Predictions
 
 
 @lru_cache(OPEN_SOURCES)
@@ -78,6 +81,7 @@ class InferJob:
     config: tiling.TileConfig
     is_store: bool = False
     force: bool = False
+    view: View = field(default_factory=View)
 
     @property
     def target(self) -> Path:
@@ -101,7 +105,7 @@ class InferJob:
         with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
             staging = self._stage(tiling.tile_recipe(reader.info, self.config, patient_id=slide.patient_id))
             if manifest := find_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]):
-                return finished_plan(staging, manifest)
+                return self._reuse(staging, manifest)
             if not staging.is_prepared:
                 self._begin(staging, tiling.plan_patches(reader, self.config, patient_id=slide.patient_id)[0])
         return open_plan(staging, staged_table(staging.product / FOLDER), slide.path)
@@ -110,13 +114,20 @@ class InferJob:
         store = PatchStore(self.slide.path)
         staging = self._stage({"store": store.manifest.content_digest})
         if manifest := find_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]):
-            return finished_plan(staging, manifest)
+            return self._reuse(staging, manifest)
         if not staging.is_prepared:
             self._begin(staging, store.table)
         return open_plan(staging, staged_table(staging.product / FOLDER))
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
         return Staging(self.target, inference.inference_recipe(source_recipe, self.model.load().model))
+
+    def _reuse(self, staging: Staging, manifest: Manifest) -> SlidePlan:
+        """The plan where the predictions are there; outputs that are not as asked for are made anew from them."""
+        if manifest.recipe.get(VIEW) == self.view.to_json():
+            return finished_plan(staging, manifest)
+        take_over(staging, self.target)
+        return SlidePlan(staging, int(manifest.counts["patches"]), (), 1, is_predicted=True)
 
     def _begin(self, staging: Staging, table: PatchTable) -> None:
         inference.begin_predictions(staging, table, self.model.load().model)
@@ -133,11 +144,9 @@ class InferJob:
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Aggregate, write every output, commit them together."""
         if not plan.is_finished:
-            if not self.is_store:
-                refuse_changed(self.slide.path, plan)
-            refuse_unreadable(self.slide.path, plan)
-            plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
-            self._write_outputs(plan.staging)
+            if not plan.is_predicted:
+                self._check_predictions(plan)
+            publish(plan.staging, self.view, self._choose_samples(plan.staging), previous=self.target)
         summary = read_summary(self.target)
         return SlideOutcome(
             slide_id=self.slide.slide_id,
@@ -148,11 +157,17 @@ class InferJob:
             is_resumed_whole=plan.is_finished,
         )
 
-    def _write_outputs(self, staging: Staging) -> None:
+    def _check_predictions(self, plan: SlidePlan) -> None:
+        if not self.is_store:
+            refuse_changed(self.slide.path, plan)
+        refuse_unreadable(self.slide.path, plan)
+        plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
+
+    def _choose_samples(self, staging: Staging) -> tuple[Sample, ...] | None:
+        if "gallery" not in self.view.formats:
+            return None
         predictions = Predictions(staging.product / FOLDER)
-        picture = heatmap.draw_heatmap(predictions)
-        summary = heatmap.summarise(predictions, picture)
-        result = SlideResult(predictions.table, picture, summary)
-        for write in WRITERS.values():
-            write(result, staging.product)
-        staging.commit(RESULT_KIND, {"patches": summary.patches, "unreadable": summary.unreadable, "positives": summary.positives})
+        if self.is_store:
+            return choose_samples(predictions, read_from_store(PatchStore(self.slide.path)))
+        with closing(open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp)) as reader:
+            return choose_samples(predictions, read_from_slide(reader, predictions))

@@ -8,7 +8,7 @@ from pathlib import Path
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import count_blocks
 from wsi_pipeline.outcome import SlideState, state_of
-from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides import AUTO, open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.sources import PatchSource, PatchTable
@@ -31,6 +31,8 @@ class SlidePlan:
     block_size: int
     is_finished: bool = False
     """An earlier run committed this very product."""
+    is_predicted: bool = False
+    """An earlier run made these very predictions; only other outputs are asked for."""
     slide_mark: tuple[int, int] | None = None
     """Size and time of change of the slide's file when it was opened."""
 
@@ -51,6 +53,8 @@ class BlockReport:
     seconds_read: float = 0.0
     seconds_compute: float = 0.0
     seconds_write: float = 0.0
+    fallbacks: int = 0
+    """Regions that another reader had to read because of a fault."""
 
 
 def finished_plan(staging: Staging, manifest: Manifest) -> SlidePlan:
@@ -93,21 +97,21 @@ def _read_staged_table(folder: Path) -> PatchTable:
     return read_table(folder, read_attributes(folder))
 
 
-def open_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path) -> PatchSource:
+def open_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path, reader: str = AUTO) -> PatchSource:
     """The patches of a product under way, read from the slide. Raises SlideError where the slide was changed meanwhile."""
     table = staged_table(folder)
     with _opening:
-        return _open_slide_patches(slide, slide_mpp, folder, table.slide.fingerprint)
+        return _open_slide_patches(slide, slide_mpp, folder, table.slide.fingerprint, reader)
 
 
 @lru_cache(OPEN_SOURCES)
-def _open_slide_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path, fingerprint: str) -> PatchSource:
+def _open_slide_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path, fingerprint: str, reader: str) -> PatchSource:
     table = _read_staged_table(folder)
-    reader = open_slide(slide.path, slide.slide_id, slide_mpp)
-    if reader.info.fingerprint != fingerprint:
-        reader.close()
+    opened = open_slide(slide.path, slide.slide_id, slide_mpp, reader)
+    if opened.info.fingerprint != fingerprint:
+        opened.close()
         raise SlideError(f"{slide.path}: changed while it was read; run the same line again when it is complete")
-    return SlidePatches(reader, table.grid, table.cells, table.block_size)
+    return SlidePatches(opened, table.grid, table.cells, table.block_size)
 
 
 def refuse_unreadable(path: Path, plan: SlidePlan) -> None:

@@ -5,9 +5,11 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from wsi_pipeline import tiling
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.geometry import PatchSpec, choose_store_block_size
 from wsi_pipeline.ingestion import placing
 from wsi_pipeline.ingestion.layouts import PatchEntry, PatientPatches
 from wsi_pipeline.jobs.plan import (
@@ -21,13 +23,19 @@ from wsi_pipeline.jobs.plan import (
     staged_table,
 )
 from wsi_pipeline.labels.annotation import describe_oddities
+from wsi_pipeline.labels.user_mask import match_mask
 from wsi_pipeline.outcome import SlideOutcome, state_of
 from wsi_pipeline.outputs.label_preview import SUFFIX as PREVIEW_SUFFIX
 from wsi_pipeline.outputs.label_preview import write_label_preview
+from wsi_pipeline.outputs.mask_preview import SUFFIX as MASK_SUFFIX
+from wsi_pipeline.outputs.mask_preview import write_mask_preview
+from wsi_pipeline.quality import FLAG_NAMES
 from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.base import UserScale
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.sources import PatchSource, PatchTable
-from wsi_pipeline.store.arrays import read_attributes
+from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
+from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.commit import Staging, find_finished, read_manifest
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import KIND, SUFFIX, PatchStore, finish_patch_store, prepare_patch_store
@@ -41,6 +49,9 @@ class TileJob:
     out: Path
     config: tiling.TileConfig
     force: bool = False
+    codec: PixelCodec = AS_THEY_ARE
+    masks: tuple[Path, ...] = ()
+    """The user's masks, one of which must be this slide's; empty where tissue is found by ourselves."""
 
     @property
     def target(self) -> Path:
@@ -54,36 +65,73 @@ class TileJob:
     def prepare(self) -> SlidePlan:
         """Open the slide, choose its patches, lay out the store."""
         slide = self.slide
-        with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
-            staging = Staging(self.target, tiling.tile_recipe(reader.info, self.config, slide.label_file, slide.patient_id))
+        mask = match_mask(slide.path.stem, self.masks) if self.masks else None
+        with closing(open_slide(slide.path, slide.slide_id, self._scale, self.config.reader)) as reader:
+            recipe = tiling.tile_recipe(reader.info, self.config, slide.label_file, slide.patient_id, mask)
+            staging = Staging(self.target, recipe | {"codec": self.codec.to_json()})
             if manifest := find_finished(staging, KIND, self.force, [slide.path, slide.label_file]):
                 return finished_plan(staging, manifest)
             if not staging.is_prepared:
-                table, record = tiling.plan_patches(reader, self.config, slide.label_file, slide.patient_id)
-                prepare_patch_store(staging, table, record | {"slide_label": slide.slide_label})
+                table, record = tiling.plan_patches(reader, self.config, slide.label_file, slide.patient_id, mask)
+                record |= {"slide_label": slide.slide_label}
+                prepare_patch_store(staging, in_large_blocks(table), record, self.codec)
         return open_plan(staging, staged_table(staging.product), slide.path)
 
     @property
     def _slide_mpp(self) -> float | None:
         return self.slide.slide_mpp or self.config.slide_mpp
 
+    @property
+    def _scale(self) -> UserScale | None:
+        if self.slide.slide_mpp is not None:
+            return UserScale(self.slide.slide_mpp, self.slide.mpp_source)
+        return None if self.config.slide_mpp is None else UserScale(self.config.slide_mpp)
+
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Cut and store one block."""
         table = staged_table(plan.staging.product)
-        source = open_patches(self.slide, self._slide_mpp, plan.staging.product)
+        source = open_patches(self.slide, self._slide_mpp, plan.staging.product, self.config.reader)
         return _store_block(source, table, plan, block)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
-        """Commit the store, and draw its labels where it has any."""
+        """Commit the store, and draw its patches, and its labels where it has any."""
         refuse_changed(self.slide.path, plan)
+        fallbacks = count_fallbacks(plan)
         outcome = _finish_store(plan, self.slide.slide_id, self.slide.path)
-        if self.slide.label_file is None:
-            return outcome
         store = PatchStore(self.target)
-        preview = self.out / f"{self.slide.slide_id}{PREVIEW_SUFFIX}"
-        if not (plan.is_finished and preview.exists()):
-            write_label_preview(store.table, preview)
-        return replace(outcome, message=outcome.message + describe_oddities(store.attributes["labels"]))
+        self._draw(plan, store)
+        message = outcome.message + (f", {fallbacks} regions read by OpenSlide after a fault" if fallbacks else "")
+        message += f", lossy (JPEG quality {self.codec.quality})" if self.codec.is_lossy else ""
+        if self.slide.label_file is not None:
+            message += describe_oddities(store.attributes["labels"])
+        return replace(outcome, message=message + describe_flags(store.table))
+
+    def _draw(self, plan: SlidePlan, store: PatchStore) -> None:
+        previews = {MASK_SUFFIX: write_mask_preview}
+        if self.slide.label_file is not None:
+            previews[PREVIEW_SUFFIX] = write_label_preview
+        for suffix, write in previews.items():
+            preview = self.out / f"{self.slide.slide_id}{suffix}"
+            if not (plan.is_finished and preview.exists()):
+                write(store.table, preview)
+
+
+def in_large_blocks(table: PatchTable) -> PatchTable:
+    """The table with blocks as large as a store's may be: at most one file per 4,096 patches, memory allowing."""
+    return replace(table, block_size=choose_store_block_size(table.patches, table.grid.spec.side_px))
+
+
+def count_fallbacks(plan: SlidePlan) -> int:
+    """Regions of a product under way that were read by another reader because of a fault, in this run and those before it."""
+    return 0 if plan.is_finished else sum(int(report.get("fallbacks", 0)) for report in plan.staging.block_reports().values())
+
+
+def describe_flags(table: PatchTable) -> str:
+    """How many patches are flagged, for a person: nothing where none is."""
+    if table.quality is None:
+        return ""
+    counts = {name: int(np.count_nonzero(table.quality.flags & np.uint8(flag))) for name, flag in FLAG_NAMES.items()}
+    return "".join(f", {count} flagged {name}" for name, count in counts.items() if count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +166,7 @@ class IngestJob:
                 reason = f"{left_out[0].file}: {left_out[0].reason}" if left_out else "it has none"
                 raise SlideError(f"{self.patient.patient_id}: none of its {len(left_out)} files is a whole patch ({reason})")
             table = placing.plan_ingestion(self.patient, files, recipe["slide"], self.spec)
-            prepare_patch_store(staging, table, placing.describe_ingestion(files, left_out))
+            prepare_patch_store(staging, in_large_blocks(table), placing.describe_ingestion(files, left_out))
         return open_plan(staging, staged_table(staging.product))
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
@@ -133,8 +181,8 @@ class IngestJob:
 
 
 def _store_block(source: PatchSource, table: PatchTable, plan: SlidePlan, block: int) -> BlockReport:
-    unreadable = tiling.store_block(source, table, plan.staging, block)
-    return BlockReport(min(plan.block_size, plan.patches - block * plan.block_size), unreadable)
+    report = tiling.store_block(source, table, plan.staging, block)
+    return BlockReport(**report)
 
 
 def _finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:

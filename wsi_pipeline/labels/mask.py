@@ -63,7 +63,7 @@ def _stated_mpp(image: Image.Image) -> float | None:
 def assign_mask(path: Path, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules) -> CellLabels:
     """Label cells (n, 2) by the share of each class's pixels under them. Raises LabelError where the image does not fit the slide."""
     image = read_mask(path)
-    boxes = cells_to_boxes_l0(cells, grid) / _register(path, image, slide)
+    boxes = cells_to_boxes_l0(cells, grid) / register_image(path, image, slide)
     values = rules.mask_values
     negative, positive = (_covered(image.values == value, boxes) for value in (values.negative, values.positive))
     if rules.outside == "negative":
@@ -73,8 +73,8 @@ def assign_mask(path: Path, slide: SlideInfo, grid: Grid, cells: NDArray[np.int3
     return CellLabels(labels, fraction, {"mask_pixels": counts})
 
 
-def _register(path: Path, image: LabelImage, slide: SlideInfo) -> float:
-    """Level-0 pixels per image pixel: the image shows the whole slide, or states its own µm per pixel."""
+def register_image(path: Path, image: LabelImage, slide: SlideInfo) -> float:
+    """Level-0 pixels per image pixel: the image shows the whole slide, or states its own µm per pixel. Raises LabelError."""
     height, width = image.values.shape
     scale: float = slide.size_l0[0] / width
     if scale >= 1 and abs(slide.size_l0[1] / scale - height) <= 1:

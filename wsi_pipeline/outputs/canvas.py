@@ -1,9 +1,9 @@
 """Figures in millimetres of slide: axes, colour scale and scale bar, the same for every map."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import shapely
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -15,11 +15,10 @@ from wsi_pipeline.heatmap import Heatmap
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.sources import PatchTable, Thumbnail
 
-COLORMAP = "viridis"
-"""Readable with every kind of colour blindness, and in grey."""
 NOT_ASSESSED = "#e6e6e6"
 LONG_SIDE_INCH = 9.0
 DPI = 120
+MAX_CORNERS = 200_000
 SCALE_BARS_MM = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 Extent = tuple[float, float, float, float]
@@ -49,7 +48,7 @@ def open_canvas(result: SlideResult) -> tuple[Figure, Axes]:
 
 def frame_slide(table: PatchTable, title: str) -> tuple[Figure, Axes]:
     """A figure with the slide's thumbnail in it."""
-    figure, axes = _frame(table, _plain(title))
+    figure, axes = _frame(table, plain_text(title))
     show_thumbnail(axes, table)
     return figure, axes
 
@@ -72,7 +71,7 @@ def _frame(table: PatchTable, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """A dollar sign would begin a formula."""
     return text.replace("$", r"\$")
 
@@ -80,7 +79,7 @@ def _plain(text: str) -> str:
 def _title(result: SlideResult) -> str:
     summary = result.summary
     share = "" if summary.positive_fraction is None else f", {summary.positives} positive ({summary.positive_fraction:.1%})"
-    return f"{_plain(summary.slide_id)}\n{summary.patches - summary.unreadable} patches assessed{share}"
+    return f"{plain_text(summary.slide_id)}\n{summary.patches - summary.unreadable} patches assessed{share}"
 
 
 def _scale_bar(axes: Axes, width_mm: float) -> AnchoredSizeBar:
@@ -89,12 +88,12 @@ def _scale_bar(axes: Axes, width_mm: float) -> AnchoredSizeBar:
     return AnchoredSizeBar(axes.transData, length, text, loc="lower left", frameon=True, sep=3, size_vertical=width_mm / 300, borderpad=0.6)
 
 
-def draw_probability(axes: Axes, heatmap: Heatmap, extent: Extent, alpha: float) -> AxesImage:
+def draw_probability(axes: Axes, heatmap: Heatmap, extent: Extent, colormap: str, alpha: float) -> AxesImage:
     """The map on its fixed 0–1 scale; cells not assessed stay transparent."""
     return axes.imshow(
         np.ma.masked_invalid(heatmap.probability) if heatmap.probability.size else np.ma.masked_all((1, 1)),
         extent=extent,
-        cmap=colormaps[COLORMAP],
+        cmap=colormaps[colormap],
         vmin=0,
         vmax=1,
         alpha=alpha,
@@ -121,21 +120,14 @@ def draw_color_bar(figure: Figure, axes: Axes, image: AxesImage, heatmap: Heatma
     )
 
 
-def outline_positive(axes: Axes, heatmap: Heatmap, extent: Extent, color: str) -> None:
-    """The border between positive cells and all others, along the cells' edges."""
-    positive = np.pad(heatmap.positive, 1)
-    left, right, bottom, top = extent
-    rows, cols = heatmap.positive.shape
-    if not positive.any():
+def outline_positive(axes: Axes, result: SlideResult, color: str) -> None:
+    """The borders of the positive regions that count; none where they are so many that they would hide the map."""
+    polygons = shapely.get_parts([region.outline for region in result.regions])
+    if not 0 < shapely.get_num_coordinates(polygons).sum() <= MAX_CORNERS:
         return
-    x = left + (right - left) / cols * np.arange(-1, cols + 2)
-    y = top + (bottom - top) / rows * np.arange(-1, rows + 2)
-    segments: list[Any] = []
-    for row, col in np.argwhere(positive[:, 1:] != positive[:, :-1]):
-        segments.append([(x[col + 1], y[row]), (x[col + 1], y[row + 1])])
-    for row, col in np.argwhere(positive[1:] != positive[:-1]):
-        segments.append([(x[col], y[row + 1]), (x[col + 1], y[row + 1])])
-    axes.add_collection(LineCollection(segments, colors=color, linewidths=0.8, zorder=3), autolim=False)
+    scale_mm = result.table.slide.mpp / 1000
+    lines = [shapely.get_coordinates(ring) * scale_mm for ring in shapely.get_rings(polygons)]
+    axes.add_collection(LineCollection(lines, colors=color, linewidths=0.8, zorder=3), autolim=False)
 
 
 def save_canvas(figure: Figure, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""index.html: one page with every heatmap and the table of slides; it opens from the file, without a network."""
+"""index.html: one page with every picture, every file and the table of slides; it opens from the file, without a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,19 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.outcome import SlideSummary
-from wsi_pipeline.outputs import heatmap_png, overlay_png
-from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON, SLIDES_CSV, read_summaries
-from wsi_pipeline.store.commit import is_product
+from wsi_pipeline.outputs import dicom_source, gallery_png, heatmap_png, overlay_png
+from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON, SLIDES_CSV, SLIDES_PARQUET, read_summaries
+from wsi_pipeline.store.commit import MANIFEST, is_product
 from wsi_pipeline.store.files import write_file
 
 INDEX_HTML = "index.html"
+RUN_FILES = (SLIDES_CSV, SLIDES_PARQUET, FAILURES_CSV, RUN_JSON, "aggregate.json", "evaluation.html", "evaluation.csv", "comparison.csv")
+PICTURES = {
+    overlay_png.FILE_NAME: "on the slide",
+    heatmap_png.FILE_NAME: "probability; grey: not assessed",
+    gallery_png.FILE_NAME: "most and least probable patches, and a random sample",
+}
+NOT_FOR_PEOPLE = (MANIFEST, dicom_source.SOURCE_JSON)
 
 
 def write_index(results: Path) -> Path:
@@ -27,14 +34,20 @@ def write_index(results: Path) -> Path:
     environment.filters["path"] = quote
     page = environment.get_template("index.html").render(
         name=results.resolve().name,
-        slides=_sort(summaries),
+        slides=[(summary, _list_outputs(results / summary.slide_id)) for summary in _sort(summaries)],
+        states=sorted({summary.state.value for summary in summaries}),
         damaged=damaged,
-        files=[name for name in (SLIDES_CSV, FAILURES_CSV, RUN_JSON) if (results / name).exists()],
-        overlay=overlay_png.FILE_NAME,
-        heatmap=heatmap_png.FILE_NAME,
+        files=[name for name in RUN_FILES if (results / name).exists()],
+        pictures=PICTURES,
     )
     write_file(results / INDEX_HTML, page.encode())
     return results / INDEX_HTML
+
+
+def _list_outputs(folder: Path) -> list[str]:
+    """Everything that a slide's folder holds for people: pictures first, then the rest by name."""
+    found = sorted(path.name for path in folder.iterdir() if path.name not in NOT_FOR_PEOPLE and not path.name.startswith("."))
+    return [name for name in PICTURES if name in found] + [name for name in found if name not in PICTURES]
 
 
 def _sort(summaries: Sequence[SlideSummary]) -> list[SlideSummary]:

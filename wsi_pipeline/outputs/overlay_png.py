@@ -14,7 +14,6 @@ from wsi_pipeline.outputs.canvas import (
 from wsi_pipeline.outputs.result import SlideResult
 
 FILE_NAME = "overlay.png"
-ALPHA = 0.45
 
 
 def write_overlay(result: SlideResult, folder: Path) -> None:
@@ -22,7 +21,7 @@ def write_overlay(result: SlideResult, folder: Path) -> None:
     figure, axes = open_canvas(result)
     show_thumbnail(axes, result.table)
     extent = grid_extent_mm(result.table)
-    image = draw_probability(axes, result.heatmap, extent, alpha=ALPHA)
-    outline_positive(axes, result.heatmap, extent, color="#c00000")
+    image = draw_probability(axes, result.heatmap, extent, result.look.colormap, result.look.alpha)
+    outline_positive(axes, result, color="#c00000")
     draw_color_bar(figure, axes, image, result.heatmap)
     save_canvas(figure, folder / FILE_NAME)

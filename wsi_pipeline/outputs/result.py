@@ -1,21 +1,103 @@
 """What a writer is given."""
 
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.heatmap import Heatmap
 from wsi_pipeline.outcome import SlideSummary
+from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.sources import PatchTable
+
+COLORMAPS = ("viridis", "cividis", "magma", "inferno", "plasma", "gray")
+"""Perceptually even, and readable with every kind of colour blindness and in grey."""
+NEGATIVE_COLOR = (44, 127, 184)
+POSITIVE_COLOR = (217, 95, 14)
+"""Told apart with every kind of colour blindness."""
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """How pictures are drawn."""
+
+    colormap: str = COLORMAPS[0]
+    alpha: float = 0.45
+    """Opacity of the map over the slide, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if self.colormap not in COLORMAPS:
+            raise ConfigError(f"colormap is {self.colormap!r}; choose from {', '.join(COLORMAPS)}")
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"alpha is {self.alpha}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Patches that a person should see."""
+
+    title: str
+    cells: NDArray[np.int32]
+    """(n, 2) row, col."""
+    probability: NDArray[np.float32]
+    """(n,) as predicted, never smoothed."""
+    pixels: NDArray[np.uint8]
+    """(n, side, side, 3)."""
+
+
+@dataclass(frozen=True)
 class SlideResult:
     """One slide's results, ready to be drawn and written."""
 
     table: PatchTable
     heatmap: Heatmap
     summary: SlideSummary
+    look: Look = field(default_factory=Look)
+    samples: tuple[Sample, ...] | None = None
+    """For the gallery; None where neither the slide nor its store is at hand."""
+    previous: Path | None = None
+    """The slide's folder as it stands, from which a writer may keep what cannot be made again without the slide."""
+
+    @cached_property
+    def positive(self) -> NDArray[np.bool_]:
+        """(rows, cols), as counted in the summary."""
+        return self.heatmap.positive
+
+    @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """The patches in raster order (n,): tables then do not depend on how the slide was cut into blocks."""
+        return np.lexsort((self.table.cells[:, 1], self.table.cells[:, 0]))
+
+    @cached_property
+    def cells(self) -> NDArray[np.int32]:
+        """(n, 2) row, col in raster order."""
+        return np.ascontiguousarray(self.table.cells[self.order])
+
+    @cached_property
+    def probability(self) -> NDArray[np.float32]:
+        """(n,) of the map, in raster order; NaN where a patch could not be read."""
+        values: NDArray[np.float32] = self.heatmap.probability[self.cells[:, 0], self.cells[:, 1]]
+        return values
+
+    @property
+    def class_names(self) -> tuple[str, str]:
+        """(negative, positive) as the model calls them."""
+        return self.heatmap.negative_class, self.heatmap.positive_class
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """The positive areas that count, largest first."""
+        return find_regions(self.heatmap, self.heatmap.threshold, self.heatmap.min_region_mm2)
+
+    def name_uuid(self, *parts: Any) -> str:
+        """A name for an object of this slide, the same on every run."""
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, "/".join(map(str, (self.table.slide.fingerprint, self.summary.model_digest, *parts)))))
 
 
 Writer = Callable[[SlideResult, Path], None]

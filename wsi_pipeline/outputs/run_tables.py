@@ -1,32 +1,39 @@
-"""slides.csv, failures.csv and run.json: what a run came to."""
+"""slides.csv, slides.parquet, failures.csv and run.json: what a run came to."""
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.outcome import SlideOutcome, SlideSummary, describe_failure, find_failures
 from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.outputs.tables import write_csv as write_csv  # tables of runs are written with it elsewhere too
+from wsi_pipeline.outputs.tables import write_parquet
 from wsi_pipeline.store.commit import read_manifest
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.predictions import find_results
 
 SLIDES_CSV = "slides.csv"
+SLIDES_PARQUET = "slides.parquet"
 FAILURES_CSV = "failures.csv"
 RUN_JSON = "run.json"
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_slides_csv(results: Path) -> list[SlideSummary]:
-    """One row for every finished slide in the results folder, from this run or an earlier one; returns them."""
+def write_slides_tables(results: Path) -> list[SlideSummary]:
+    """slides.csv and slides.parquet: one row for every finished slide in the folder, from this run or an earlier one; returns them."""
     summaries, _ = read_summaries(results)
-    names = [field.name for field in fields(SlideSummary)]
-    write_csv(results / SLIDES_CSV, names, ([row[name] for name in names] for row in map(asdict, summaries)))
+    rows = [asdict(summary) for summary in summaries]
+    types = {field.name: _plain_type(field.type) for field in fields(SlideSummary)}
+    write_csv(results / SLIDES_CSV, list(types), ([row[name] for name in types] for row in rows))
+    write_parquet(results / SLIDES_PARQUET, types, rows)
     return summaries
+
+
+def _plain_type(annotation: Any) -> type:
+    """int, float or str for the type of a figure, which may also be None."""
+    return next((kind for kind in (int, float) if annotation in (kind, kind | None)), str)
 
 
 def read_summaries(results: Path) -> tuple[list[SlideSummary], list[SlideOutcome]]:
@@ -36,33 +43,20 @@ def read_summaries(results: Path) -> tuple[list[SlideSummary], list[SlideOutcome
     for folder in find_results([results]):
         try:
             read_manifest(folder)
-            summaries.append(read_summary(folder))
+            # By the folder's name, which is unique where stores of one slide were inferred side by side.
+            summaries.append(replace(read_summary(folder), slide_id=folder.name))
         except StoreError as error:
             damaged.append(describe_failure(folder.name, str(folder), error))
     return summaries, damaged
 
 
-def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome]) -> None:
+def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome], suffix: str = "") -> None:
     """The slides of this run that failed or are damaged, with the reason."""
     rows = ([failure.slide_id, failure.path, failure.state, failure.message] for failure in find_failures(outcomes))
-    write_csv(results / FAILURES_CSV, ["slide_id", "path", "state", "reason"], rows)
+    path = results / FAILURES_CSV
+    write_csv(path.with_stem(path.stem + suffix), ["slide_id", "path", "state", "reason"], rows)
 
 
 def write_run_json(results: Path, record: Mapping[str, Any]) -> None:
     """What was asked for, by which versions, and how long each stage took."""
     write_file(results / RUN_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV table, whole or not at all; empty cells for None, and no cell that a spreadsheet would run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([[_plain_cell(value) for value in row] for row in rows])
-    write_file(path, text.getvalue().encode(errors="surrogateescape"))
-
-
-def _plain_cell(value: Any) -> Any:
-    if value is None:
-        return ""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value

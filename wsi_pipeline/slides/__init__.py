@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.errors import SlideError
-from wsi_pipeline.slides import image_reader, openslide_reader
-from wsi_pipeline.slides.base import SlideReader
+from wsi_pipeline.errors import ConfigError, SlideError
+from wsi_pipeline.slides import image_reader, openslide_reader, tiff_reader
+from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.preflight import check_slide_file
 
 
@@ -15,23 +15,50 @@ class ReaderKind:
     """One way to read slides."""
 
     recognises: Callable[[Path], bool]
-    open: Callable[[Path, str, float | None], SlideReader]
+    open: Callable[[Path, str, UserScale | None], SlideReader]
 
 
 READERS: dict[str, ReaderKind] = {
+    "tiff": ReaderKind(tiff_reader.recognises, tiff_reader.TiffReader),
     "openslide": ReaderKind(openslide_reader.recognises, openslide_reader.OpenSlideReader),
     "image": ReaderKind(image_reader.recognises, image_reader.ImageReader),
 }
 """Asked in this order; the first that recognises a file reads it."""
 
+AUTO = "auto"
 
-def open_slide(path: Path, slide_id: str | None = None, slide_mpp: float | None = None) -> SlideReader:
-    """Open a slide file with the first reader that recognises it.
+
+def open_slide(path: Path, slide_id: str | None = None, slide_mpp: float | UserScale | None = None, reader: str = AUTO) -> SlideReader:
+    """Open a slide file with the first reader that recognises it, or with the one that is named.
 
     `slide_mpp`, µm per level-0 pixel, overrules what the file says. Raises SlideError, naming the file and the remedy.
     """
     check_slide_file(path)
-    for kind in READERS.values():
-        if kind.recognises(path):
-            return kind.open(path, slide_id if slide_id is not None else path.stem, slide_mpp)
+    if reader not in (AUTO, *READERS):
+        raise ConfigError(f"reader is {reader!r}; it must be one of {', '.join((AUTO, *READERS))}")
+    scale = UserScale(slide_mpp) if isinstance(slide_mpp, int | float) else slide_mpp
+    for name, kind in READERS.items():
+        if reader in (AUTO, name) and kind.recognises(path):
+            opened = kind.open(path, slide_id if slide_id is not None else path.stem, scale)
+            return _check_direct(path, opened) if reader == "tiff" else opened
+    if reader != AUTO:
+        raise SlideError(f"{path}: the reader {reader!r} does not know this kind of file; leave the choice to --reader auto")
     raise SlideError(f"{path}: not a slide or image that any reader knows; move it out of the folder or convert it")
+
+
+def _check_direct(path: Path, reader: SlideReader) -> SlideReader:
+    """Raise SlideError where the direct reader was asked for by name, and would leave the scan itself to OpenSlide."""
+    if isinstance(reader, tiff_reader.TiffReader) and 0 not in reader.direct_levels:
+        reader.close()
+        raise SlideError(f"{path}: its tiles cannot be decoded as OpenSlide decodes them; leave the choice to --reader auto")
+    return reader
+
+
+def describe_reader(reader: SlideReader) -> str:
+    """Who reads the slide, for a person."""
+    if not isinstance(reader, tiff_reader.TiffReader):
+        return "image" if isinstance(reader, image_reader.ImageReader) else "openslide"
+    direct = [str(level.number) for level in reader.levels if level.number in reader.direct_levels]
+    others = [str(level.number) for level in reader.levels if level.number not in reader.direct_levels]
+    parts = [f"{name} (level {', '.join(numbers)})" for name, numbers in (("tiff", direct), ("openslide", others)) if numbers]
+    return " and ".join(parts)

@@ -24,6 +24,8 @@ class Level(NamedTuple):
     """(width, height) in this level's own pixels."""
     downsample: Fraction
     """Level-0 pixels per pixel of this level."""
+    tile: tuple[int, int] | None = None
+    """(width, height) of the tiles in which the level is stored, where that is known."""
 
 
 class SlideReader(Protocol):
@@ -37,8 +39,16 @@ class SlideReader(Protocol):
         """Finest first."""
         ...
 
-    def read(self, level: Level, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels are white. Raises SlideError."""
+    @property
+    def fallbacks(self) -> int:
+        """Reads of this thread that another reader had to do because of a fault."""
+        ...
+
+    def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels are white. Raises SlideError.
+
+        Where `only` names boxes, (n, 4) as x, y, width, height, pixels outside all of them need not be read.
+        """
         ...
 
     def close(self) -> None: ...
@@ -56,10 +66,19 @@ MAX_ANISOTROPY = 0.05
 """Scales in x and y may differ by this much before the slide is refused."""
 
 
-def settle_mpp(path: Path, declared: DeclaredScale, slide_mpp: float | None) -> tuple[float, str]:
+class UserScale(NamedTuple):
+    """What the user says of a slide's scale."""
+
+    mpp: float
+    """µm per level-0 pixel."""
+    source: str = "user"
+    """Where it was said."""
+
+
+def settle_mpp(path: Path, declared: DeclaredScale, scale: UserScale | None) -> tuple[float, str]:
     """The slide's µm per pixel and who said so; what the user says has authority over the file."""
-    if slide_mpp is not None:
-        return _check_mpp(path, slide_mpp, "user"), "user"
+    if scale is not None:
+        return _check_mpp(path, scale.mpp, scale.source), scale.source
     if declared.mpp_x is None or declared.mpp_y is None:
         raise SlideError(f"{path}: the file states no µm per pixel; give it with --slide-mpp")
     mpp_x = _parse_mpp(path, declared.mpp_x)
@@ -149,3 +168,17 @@ def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.ascontiguousarray(rgba[..., :3])
     weighted = rgba[..., :3].astype(np.uint16) * alpha + np.uint16(255) * (255 - alpha.astype(np.uint16))
     return ((weighted + 127) // 255).astype(np.uint8)
+
+
+def tiles_touched(boxes: NDArray[np.int64], tile: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which of `shape` (rows, cols) tiles of (width, height) pixels, the first at (0, 0), any box (n, 4: x, y, width, height) touches."""
+    rows, cols = shape
+    left, top = np.clip(boxes[:, 0] // tile[0], 0, cols), np.clip(boxes[:, 1] // tile[1], 0, rows)
+    right = np.clip((boxes[:, 0] + boxes[:, 2] - 1) // tile[0] + 1, 0, cols)
+    bottom = np.clip((boxes[:, 1] + boxes[:, 3] - 1) // tile[1] + 1, 0, rows)
+    # Corners as steps of a sum over rows and columns: where the sum is positive, boxes lie.
+    steps = np.zeros((rows + 1, cols + 1), dtype=np.int32)
+    for place, step in (((top, left), 1), ((bottom, right), 1), ((top, right), -1), ((bottom, left), -1)):
+        np.add.at(steps, place, step)
+    touched: NDArray[np.bool_] = steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
+    return touched

@@ -44,6 +44,8 @@ class FoundSlide:
     label_file: Path | None = None
     slide_label: str | None = None
     """What the sample sheet says of the whole slide."""
+    mpp_source: str = "user"
+    """Where `slide_mpp` was said."""
 
 
 def find_slides(places: Sequence[Path]) -> list[FoundSlide]:
@@ -61,11 +63,16 @@ def find_slides(places: Sequence[Path]) -> list[FoundSlide]:
 
 def _list_place(place: Path) -> Iterable[Path]:
     if place.is_dir():
-        visible = (entry for entry in place.iterdir() if not entry.name.startswith("."))
-        return sorted(entry for entry in visible if not entry.is_dir() and entry.suffix.lower() not in SIDECAR_SUFFIXES)
+        return sorted(entry for entry in place.iterdir() if is_candidate(entry, place))
     if not place.exists() and not place.is_symlink():
         raise ConfigError(f"{place}: no such file or folder; check the path")
     return [place]
+
+
+def is_candidate(path: Path, folder: Path) -> bool:
+    """Whether a path below a folder may be a slide: a visible file in visible folders, and no sidecar."""
+    is_visible = not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return is_visible and not path.is_dir() and path.suffix.lower() not in SIDECAR_SUFFIXES
 
 
 def name_slides(paths: Sequence[Path]) -> list[str]:

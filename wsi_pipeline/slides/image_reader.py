@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.slides.base import DeclaredScale, Level, composite_on_white, fingerprint_file, settle_levels, settle_mpp
+from wsi_pipeline.slides.base import DeclaredScale, Level, UserScale, composite_on_white, fingerprint_file, settle_levels, settle_mpp
 from wsi_pipeline.sources import SlideInfo
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -23,8 +23,11 @@ IMAGE_FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 class ImageReader:
     """A plain image as a slide; decoded once, when it is opened."""
 
-    def __init__(self, path: Path, slide_id: str, slide_mpp: float | None = None) -> None:
-        mpp, mpp_source = settle_mpp(path, _read_scale(path), slide_mpp)  # before anything is decoded
+    fallbacks = 0
+    """A plain image is decoded whole, or not at all."""
+
+    def __init__(self, path: Path, slide_id: str, scale: UserScale | None = None) -> None:
+        mpp, mpp_source = settle_mpp(path, _read_scale(path), scale)  # before anything is decoded
         self._pixels = read_rgb(path)
         height, width = self._pixels.shape[:2]
         self.levels = settle_levels([(width, height)])
@@ -39,7 +42,7 @@ class ImageReader:
             fingerprint=fingerprint_file(path),
         )
 
-    def read(self, level: Level, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """RGB (height, width, 3) at (x, y); pixels outside the image are white."""
         region = np.full((height, width, 3), 255, dtype=np.uint8)
         x0, y0 = max(x, 0), max(y, 0)

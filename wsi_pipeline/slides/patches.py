@@ -1,18 +1,23 @@
 """Patches cut straight from a slide: each macro-tile is read once and cut up in memory."""
 
-from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import Grid, block_slice
+from wsi_pipeline.geometry import Grid, block_slice, macro_tile_codes
 from wsi_pipeline.slides.base import SlideReader, choose_level
+from wsi_pipeline.slides.cutting import Cut, cut_region
 from wsi_pipeline.slides.scaling import ScaledView
+from wsi_pipeline.slides.tiff_reader import CutsPatches
 from wsi_pipeline.sources import PatchBlock, SlideInfo
 
-MACRO_TILE_LEVEL_PX = 1000
-"""Side of a macro-tile in pixels of the level that is read: 3 MB of RGB, and large against any JPEG tile."""
+MACRO_TILE_LEVEL_PX = 2048
+"""About the side of a macro-tile in pixels of the level that is read: 12 MB of RGB, and large against any JPEG tile."""
+REDUCED_MACRO_TILE_LEVEL_PX = 1024
+"""The same where pixels are averaged, which takes several times the memory."""
 
 
 class SlidePatches:
@@ -21,7 +26,7 @@ class SlidePatches:
     def __init__(self, reader: SlideReader, grid: Grid, cells: NDArray[np.int32], block_size: int) -> None:
         self._reader = reader
         self._view = view_grid(reader, grid)
-        self._tile_cells = macro_tile_cells(self._view, grid)
+        self._macro_tiles = macro_tiles_per_cell(self._view, grid)
         self.grid = grid
         self.cells = cells
         self.block_size = block_size
@@ -34,38 +39,45 @@ class SlidePatches:
     def read_block(self, block: int) -> PatchBlock:
         """The pixels of block number `block`; patches that cannot be decoded are white and marked unreadable."""
         cells = self.cells[block_slice(block, self.block_size, len(self.cells))]
+        codes = macro_tile_codes(cells, self._macro_tiles)
+        if (codes[1:] >= codes[:-1]).all():
+            return self._read_in_order(cells, codes)
+        order = np.argsort(codes, kind="stable")
+        place = np.argsort(order, kind="stable")
+        pixels, readable, fallbacks = self._read_in_order(cells[order], codes[order])
+        return PatchBlock(pixels[place], readable[place], fallbacks)
+
+    def _read_in_order(self, cells: NDArray[np.int32], codes: NDArray[np.uint64]) -> PatchBlock:
         side = self.grid.spec.side_px
-        result = PatchBlock(
-            pixels=np.full((len(cells), side, side, 3), 255, dtype=np.uint8),
-            readable=np.ones(len(cells), dtype=np.bool_),
-        )
-        for members in _group_by_macro_tile(cells, self._tile_cells):
+        pixels = np.empty((len(cells), side, side, 3), dtype=np.uint8)
+        readable = np.ones(len(cells), dtype=np.bool_)
+        fallbacks_before = self._reader.fallbacks
+        edges = [0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist(), len(cells)]
+        for start, stop in pairwise(edges if len(cells) else []):
             try:
-                result.pixels[members] = self._read_together(cells[members])
+                self._read_together(cells[start:stop], pixels[start:stop])
             except SlideError:
-                self._read_singly(cells, members, result)
-        return result
+                self._read_singly(cells[start:stop], pixels[start:stop], readable[start:stop])
+        return PatchBlock(pixels, readable, self._reader.fallbacks - fallbacks_before)
 
-    def _read_together(self, cells: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """One read of the rectangle around the cells, cut into patches (b, side, side, 3)."""
-        side, stride = self.grid.spec.side_px, self.grid.spec.stride_px
-        first, last = cells.min(axis=0), cells.max(axis=0)
-        rows, cols = (int(extent) for extent in last - first + 1)
-        y, x = (int(start) * stride for start in first)
-        region = self._view.read(x, y, (cols - 1) * stride + side, (rows - 1) * stride + side)
-        windows = np.lib.stride_tricks.sliding_window_view(region, (side, side), axis=(0, 1))
-        on_grid = windows[::stride, ::stride]  # (rows, cols, 3, side, side)
-        row, col = (cells - first).T
-        patches: NDArray[np.uint8] = on_grid[row, col].transpose(0, 2, 3, 1)  # (b, side, side, 3)
-        return patches
+    def _read_together(self, cells: NDArray[np.int32], pixels: NDArray[np.uint8]) -> None:
+        """Fill `pixels` (b, side, side, 3) with the patches of cells that lie close together."""
+        spec, view = self.grid.spec, self._view
+        if isinstance(self._reader, CutsPatches) and (corner := view.corner_on_level()) is not None:
+            cut = Cut(cells, *corner, spec.side_px, spec.stride_px)
+            if self._reader.cut(view.level, cut, pixels):
+                return
+        cut = Cut(cells, 0, 0, spec.side_px, spec.stride_px)
+        cut_region(view.read(*cut.box, None if cut.is_full else cut.boxes), cut, pixels)
 
-    def _read_singly(self, cells: NDArray[np.int32], members: NDArray[np.intp], result: PatchBlock) -> None:
+    def _read_singly(self, cells: NDArray[np.int32], pixels: NDArray[np.uint8], readable: NDArray[np.bool_]) -> None:
         """Read patch by patch, so that one bad JPEG tile costs only the patches that it lies under."""
-        for member in members:
+        for index in range(len(cells)):
             try:
-                result.pixels[member] = self._read_together(cells[member][None])[0]
+                self._read_together(cells[index : index + 1], pixels[index : index + 1])
             except SlideError:
-                result.readable[member] = False
+                pixels[index] = 255
+                readable[index] = False
 
 
 def view_grid(reader: SlideReader, grid: Grid) -> ScaledView:
@@ -74,17 +86,12 @@ def view_grid(reader: SlideReader, grid: Grid) -> ScaledView:
     return ScaledView(reader, level, grid.downsample, grid.origin_xy_l0)
 
 
-def macro_tile_cells(view: ScaledView, grid: Grid) -> int:
-    """Cells along one side of a macro-tile."""
-    return max(1, int(MACRO_TILE_LEVEL_PX / (grid.spec.stride_px * view.reduction)))
+def macro_tiles_per_cell(view: ScaledView, grid: Grid) -> tuple[Fraction, Fraction]:
+    """How much of a macro-tile one step down, and one to the right, is; macro-tiles are whole tiles of the level that is read.
 
-
-def _group_by_macro_tile(cells: NDArray[np.int32], tile_cells: int) -> Iterator[NDArray[np.intp]]:
-    """Indices of the cells of each macro-tile in turn."""
-    if len(cells) == 0:
-        return
-    tiles = cells // np.int32(tile_cells)
-    _, owner = np.unique(tiles, axis=0, return_inverse=True)
-    order = np.argsort(owner.ravel(), kind="stable")
-    starts = np.flatnonzero(np.diff(owner.ravel()[order])) + 1
-    yield from np.split(order, starts)
+    It depends on the slide alone and not on who reads it, for it decides the order of patches in a store.
+    """
+    step = grid.spec.stride_px * view.reduction
+    wanted = MACRO_TILE_LEVEL_PX if view.reduction == 1 else REDUCED_MACRO_TILE_LEVEL_PX
+    width, height = (wanted // side * side or wanted for side in view.level.tile or (1, 1))
+    return step / height, step / width

@@ -77,15 +77,17 @@ def _read_row(path: Path, number: int, line: dict[str, str], slide: Path, name: 
     found = FoundSlide(
         slide_id=name,
         path=slide,
-        slide_mpp=_read_mpp(path, number, line.get("mpp", "")),
+        slide_mpp=parse_mpp(path, number, line.get("mpp", "")),
         patient_id=line.get("patient_id", "").strip() or None,
         label_file=_find_file(path, number, line, "labels"),
         slide_label=line.get("label", "").strip() or None,
+        mpp_source=f"user ({path.name})",
     )
     return SheetRow(found, split)
 
 
-def _read_mpp(path: Path, number: int, text: str) -> float | None:
+def parse_mpp(path: Path, number: int, text: str) -> float | None:
+    """µm per pixel in a cell of a table; None where it is empty. Raises ConfigError naming the line."""
     if not text.strip():
         return None
     try:

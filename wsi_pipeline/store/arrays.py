@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
 
 from wsi_pipeline.errors import StoreError, machine_fault
+from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import flush_file, flush_folder
+
+AS_THEY_ARE = PixelCodec()
 
 
 @contextmanager
@@ -35,8 +37,16 @@ def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
         zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
 
 
-def create_array(path: Path, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, fill_value: float = 0) -> None:
-    """Make an array of `shape`, uncompressed (H&E gives 7–14 % at 3–10 times the CPU) and with a crc32c per chunk."""
+def create_array(
+    path: Path,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: str,
+    fill_value: float = 0,
+    codec: PixelCodec = AS_THEY_ARE,
+) -> None:
+    """Make an array of `shape` with a crc32c per chunk, uncompressed unless `codec` says otherwise."""
     with zarr_errors_named(path):
         zarr.open_group(path, mode="r+").create_array(
             name,
@@ -44,7 +54,7 @@ def create_array(path: Path, name: str, shape: tuple[int, ...], chunks: tuple[in
             chunks=tuple(max(1, extent) for extent in chunks),
             dtype=dtype,
             fill_value=fill_value,
-            compressors=[Crc32cCodec()],
+            **codec.for_zarr(),
             overwrite=True,  # a killed run may have begun it
         )
 
@@ -54,6 +64,25 @@ def put_array(path: Path, name: str, values: NDArray[Any]) -> None:
     fill_value = float("nan") if values.dtype.kind == "f" else 0
     create_array(path, name, values.shape, values.shape, values.dtype.name, fill_value)
     write_rows(path, name, slice(0, len(values)), values)
+
+
+IMAGE_CHUNK = 1024
+"""Side of an image's chunks in pixels."""
+
+
+def put_image(path: Path, name: str, values: NDArray[Any], dimension_names: tuple[str, ...]) -> None:
+    """Make an array that viewers read as an image: named dimensions, square chunks, a checksum in each."""
+    with zarr_errors_named(path):
+        array = zarr.open_group(path, mode="r+").create_array(
+            name,
+            shape=values.shape,
+            chunks=tuple(min(extent, IMAGE_CHUNK) for extent in values.shape),
+            dtype=values.dtype.name,
+            fill_value=float("nan") if values.dtype.kind == "f" else 0,
+            **AS_THEY_ARE.for_zarr(),
+            dimension_names=dimension_names,
+        )
+        array.with_config({"write_empty_chunks": True})[...] = values
 
 
 def write_rows(path: Path, name: str, rows: slice, values: NDArray[Any]) -> None:
@@ -97,3 +126,16 @@ def flush_chunk(path: Path, name: str, block: int, dimensions: int) -> Path:
 def chunk_file(path: Path, name: str, block: int, dimensions: int) -> Path:
     """The file that holds chunk `block` along axis 0."""
     return path.joinpath(name, "c", str(block), *["0"] * (dimensions - 1))
+
+
+CHECKSUM_BYTES = 4
+"""The crc32c at the end of every chunk."""
+
+
+def map_chunk(path: Path, name: str, block: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Chunk `block` of an uncompressed uint8 array as memory that is read when it is touched; no checksum is looked at."""
+    chunk = chunk_file(path, name, block, len(shape))
+    with zarr_errors_named(path):
+        if chunk.stat().st_size != int(np.prod(shape)) + CHECKSUM_BYTES:
+            raise ValueError(f"{chunk.name} is of another size than its array's chunks")
+        return np.memmap(chunk, dtype=np.uint8, mode="r", shape=shape)

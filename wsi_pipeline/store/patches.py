@@ -1,5 +1,8 @@
 """Patch stores: the pixels of a slide's patches in Zarr, one chunk per block."""
 
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -7,23 +10,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import StoreError
+from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.geometry import Grid, block_slice, count_blocks
 from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo
-from wsi_pipeline.store.arrays import create_array, flush_chunk, put_array, read_rows, write_rows
+from wsi_pipeline.store.arrays import AS_THEY_ARE, create_array, flush_chunk, map_chunk, put_array, read_rows, write_rows
+from wsi_pipeline.store.codecs import PixelCodec, read_codec
 from wsi_pipeline.store.commit import Manifest, Staging, is_product, read_manifest
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi patch store"
 SUFFIX = ".patches.zarr"
+MAX_MAPS = 1024
+"""Chunks that a store keeps mapped; they take address space, not memory."""
 
 
-def prepare_patch_store(staging: Staging, table: PatchTable, attributes: dict[str, Any]) -> None:
+def prepare_patch_store(staging: Staging, table: PatchTable, attributes: dict[str, Any], codec: PixelCodec = AS_THEY_ARE) -> None:
     """Lay out an empty store for the table's patches."""
     staging.begin()
     side = table.grid.spec.side_px
-    write_table(staging.product, KIND, table, attributes)
-    create_array(staging.product, "patches", (table.patches, side, side, 3), (table.block_size, side, side, 3), "uint8")
+    write_table(staging.product, KIND, table, attributes | {"codec": codec.to_json()})
+    shape = (table.patches, side, side, 3)
+    create_array(staging.product, "patches", shape, (table.block_size, side, side, 3), "uint8", codec=codec)
     staging.mark_prepared()
 
 
@@ -32,7 +39,8 @@ def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: 
     write_rows(staging.product, "patches", block_slice(block, table.block_size, table.patches), patches.pixels)
     chunk = flush_chunk(staging.product, "patches", block, dimensions=4)
     unreadable = np.flatnonzero(~patches.readable).tolist()
-    staging.mark_block(block, {"patches": len(patches.readable), "unreadable": unreadable}, chunk)
+    report = {"patches": len(patches.readable), "unreadable": unreadable, "fallbacks": patches.fallbacks}
+    staging.mark_block(block, report, chunk)
     return len(unreadable)
 
 
@@ -61,6 +69,12 @@ class PatchStore:
         self.table = read_table(path, self.attributes)
         if self.manifest.counts.get("patches") != self.table.patches:
             raise StoreError(f"{path}: damaged: its patches and its manifest disagree; make it again with --force")
+        try:
+            self.codec = read_codec(self.attributes)
+        except (ConfigError, AttributeError) as error:
+            raise StoreError(f"{path}: its codec is unknown to this version of wsi ({error}); make it again") from error
+        self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._mapping = threading.Lock()
 
     @property
     def slide(self) -> SlideInfo:
@@ -97,6 +111,35 @@ class PatchStore:
         rows = block_slice(block, self.block_size, self.table.patches)
         return PatchBlock(read_rows(self.path, "patches", rows), self.readable[rows])
 
+    def read_patches(self, numbers: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """Any patches in any order, (b, side, side, 3). Raises StoreError, or IndexError for numbers that are none.
+
+        Where pixels are stored as they are, only those bytes are touched, by way of the memory map of a chunk; checksums are then not
+        looked at (`wsi train` does so for whole stores before it begins). Of a compressed store whole chunks are decoded.
+        """
+        wanted = np.asarray(numbers, dtype=np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.table.patches):
+            raise IndexError(f"{self.path}: patches are numbered 0 to {self.table.patches - 1}")
+        side = self.grid.spec.side_px
+        pixels = np.empty((len(wanted), side, side, 3), dtype=np.uint8)
+        blocks, rows = np.divmod(wanted, self.block_size)
+        for block in np.unique(blocks).tolist():
+            members = np.flatnonzero(blocks == block)
+            source = self._map_block(block) if self.codec.name == "none" else self.read_block(block).pixels
+            pixels[members] = source[rows[members]]
+        return pixels
+
+    def _map_block(self, block: int) -> NDArray[np.uint8]:
+        with self._mapping:
+            mapped = self._maps.pop(block, None)
+            if mapped is None:
+                side = self.grid.spec.side_px
+                mapped = map_chunk(self.path, "patches", block, (self.block_size, side, side, 3))
+            self._maps[block] = mapped
+            while len(self._maps) > MAX_MAPS:
+                self._maps.popitem(last=False)
+            return mapped
+
 
 def find_stores(places: list[Path]) -> list[Path]:
     """The patch stores among files and folders, sorted; a store names itself, a folder means every store in it."""
@@ -111,3 +154,30 @@ def find_stores(places: list[Path]) -> list[Path]:
     if not stores:
         raise StoreError(f"{', '.join(map(str, places))}: no patch stores (*{SUFFIX}); make some with `wsi tile` or `wsi ingest`")
     return list({store.resolve(): store for store in stores}.values())
+
+
+def describe_store(store: PatchStore) -> dict[str, str]:
+    """What a store holds, as name and text for a person, from its tables alone."""
+    table, spec, counts = store.table, store.grid.spec, store.manifest.counts
+    labels = np.bincount(table.labels.astype(np.int64) + 1, minlength=3).tolist()
+    names = ("unknown", *table.class_names)
+    lossy = f", lossy, quality {store.codec.quality}" if store.codec.is_lossy else ""
+    described = {
+        "patches": f"{table.patches}, {counts.get('unreadable', 0)} of them unreadable",
+        "patch": f"{spec.side_px} × {spec.side_px} px, every {spec.stride_px} px",
+        "scale": f"{spec.mpp:g} µm/px, one patch is {spec.field_um:g} µm wide",
+        "slide": f"{table.slide.slide_id}, {table.slide.size_l0[0]} × {table.slide.size_l0[1]} px",
+        "slide's scale": f"{table.slide.mpp:g} µm/px (from: {table.slide.mpp_source})",
+        "patient": table.patient_id,
+        "grid": f"{store.grid.rows} rows × {store.grid.cols} columns",
+        "labels": ", ".join(f"{count} {name}" for count, name in zip(labels, names, strict=True)),
+        "tissue": f"{float(np.nanmean(table.tissue_fraction)):.0%} of the patches' area" if table.patches else "none",
+        "codec": f"{store.codec.name}{lossy}",
+        "blocks": f"{store.blocks} of at most {store.block_size} patches",
+        "size": f"{sum(size for size, _ in store.manifest.files.values()) / 1e6:,.1f} MB in {len(store.manifest.files)} files",
+        "made by": str(store.attributes.get("provenance", {}).get("version", "unknown")),
+    }
+    if table.quality is not None:
+        flags = {"pen": 1, "blur": 2}
+        described["flags"] = ", ".join(f"{int(np.count_nonzero(table.quality.flags & bit))} {name}" for name, bit in flags.items())
+    return described

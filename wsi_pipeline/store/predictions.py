@@ -58,6 +58,11 @@ class Predictions:
         return str(self.attributes["model"]["class_names"][1])
 
     @property
+    def negative_class(self) -> str:
+        """What the model calls the other class."""
+        return str(self.attributes["model"]["class_names"][0])
+
+    @property
     def model_digest(self) -> str:
         """Digest of the checkpoint that made them."""
         return str(self.attributes["model"]["digest"])

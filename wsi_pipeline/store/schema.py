@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.geometry import Grid, PatchSpec
-from wsi_pipeline.sources import PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.sources import PatchQuality, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.store.arrays import create_group, put_array, read_attributes, read_rows
 
 FORMAT_VERSION = 1
+MAX_MARKED_CELLS = 256 * 1024 * 1024
 
 
 def slide_to_json(slide: SlideInfo) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, 
                 "downsample": str(table.thumbnail.downsample),
                 "origin_xy_l0": list(table.thumbnail.origin_xy_l0),
             },
+            "has_quality": table.quality is not None,
         }
         | attributes,
     )
@@ -72,6 +74,9 @@ def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, 
     _put_labels(path, table.labels, table.label_fraction)
     put_array(path, "tissue_fraction", table.tissue_fraction)
     put_array(path, "thumbnail", table.thumbnail.pixels)
+    if table.quality is not None:
+        for name, values in table.quality._asdict().items():
+            put_array(path, name, values)
 
 
 LABEL_ARRAYS = ("labels", "label_fraction")
@@ -119,6 +124,7 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
             block_size=int(attributes["block_size"]),
             patient_id=str(attributes["patient_id"]),
             class_names=_read_class_names(path, attributes["class_names"]),
+            quality=PatchQuality(*(read_rows(path, name) for name in PatchQuality._fields)) if attributes.get("has_quality") else None,
         )
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, ConfigError) as error:
         raise StoreError(f"{path}: its attributes are damaged ({error}); make it again with --force") from error
@@ -127,7 +133,7 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
 
 
 def _read_class_names(path: Path, names: list[str]) -> tuple[str, str]:
-    if len(names) != 2:
+    if len(names) > 2:
         listed = ", ".join(map(str, names))
         raise StoreError(f"{path}: has {len(names)} classes ({listed}), and wsi handles two only; label it anew with two")
     return str(names[0]), str(names[1])
@@ -140,6 +146,8 @@ def _check_table(path: Path, table: PatchTable) -> None:
         "labels do not match the cells": table.labels.shape != cells.shape[:1] or table.labels.dtype != np.int8,
         "label fractions do not match the cells": table.label_fraction.shape != cells.shape[:1],
         "tissue fractions do not match the cells": table.tissue_fraction.shape != cells.shape[:1],
+        "measures of quality do not match the cells": table.quality is not None
+        and any(values.shape != cells.shape[:1] for values in table.quality),
         "the block size is not positive": table.block_size < 1,
     }
     for fault, is_so in faults.items():
@@ -147,5 +155,14 @@ def _check_table(path: Path, table: PatchTable) -> None:
             raise StoreError(f"{path}: damaged: {fault}; make it again with --force")
     if len(cells) and (cells.min() < 0 or (cells >= [grid.rows, grid.cols]).any()):
         raise StoreError(f"{path}: damaged: a cell lies outside the grid; make it again with --force")
-    if len(np.unique(cells.astype(np.int64) @ [max(grid.cols, 1), 1])) != len(cells):
+    if _count_distinct(cells, grid) != len(cells):
         raise StoreError(f"{path}: damaged: a cell occurs twice; make it again with --force")
+
+
+def _count_distinct(cells: NDArray[np.int32], grid: Grid) -> int:
+    """Number of different cells, without sorting: a store of millions of patches opens at once."""
+    if grid.rows * grid.cols > MAX_MARKED_CELLS:
+        return len(np.unique(cells.astype(np.int64) @ [max(grid.cols, 1), 1]))
+    is_there = np.zeros(grid.rows * grid.cols, dtype=np.bool_)
+    is_there[cells[:, 0].astype(np.int64) * grid.cols + cells[:, 1]] = True
+    return int(np.count_nonzero(is_there))

@@ -36,7 +36,7 @@ class Augmentation:
     contrast: float = 0.1
     """Stretch about the patch's mean by 1 ± this."""
     hed: float = 0.0
-    """Stain jitter: haematoxylin, eosin and residual each times 1 ± this, plus ± this in optical density (Tellez et al. 2018)."""
+    """Stain jitter: haematoxylin, eosin and DAB each times 1 ± this, plus ± this in optical density (Tellez et al. 2018)."""
 
     def __post_init__(self) -> None:
         for name in ("affine", "brightness", "contrast", "hed"):

@@ -24,7 +24,7 @@ class TrainConfig:
     architecture: str = "idc_cnn"
     network: NetworkOptions = field(default_factory=NetworkOptions)
     pretrained: str | None = None
-    """SHA-256 of the file whose weights training starts from, or `download`; None: fresh weights."""
+    """Where the first weights are from: `file`, `download` (the library's own, from the network), or None: fresh ones."""
     epochs: int = 20
     batch_size: int = 64
     patience: int = 5
@@ -50,6 +50,10 @@ class TrainConfig:
             raise ConfigError(f"a batch of {self.batch_size} on {self.devices} devices; each needs at least 2 patches of it")
         if not 0 <= self.seed < MAX_SEED:
             raise ConfigError(f"seed is {self.seed}; it must be 0 or more, and below 2^63")
+        if self.pretrained not in (None, "file", "download"):
+            raise ConfigError(f"pretrained is {self.pretrained}; it must be file or download")
+        if self.optimisation.class_weights and self.sampling in ("class", "class-patient"):
+            raise ConfigError(f"class weights and sampling by {self.sampling} correct the same thing twice; choose one of them")
         for name, table in (("stop_on", STOP_METRICS), ("sampling", SAMPLINGS), ("precision", PRECISIONS), ("cache", CACHES)):
             if getattr(self, name) not in table:
                 raise ConfigError(f"{name} is {getattr(self, name)}; there are {', '.join(table)}")

@@ -29,6 +29,8 @@ class LabelledPatches:
     spec: PatchSpec
     class_names: tuple[str, str]
     paths: tuple[Path, ...]
+    block_sizes: NDArray[np.int64]
+    """Patches per block of each store."""
     stores: tuple[str, ...]
     """Content digest of each store."""
     skipped: int
@@ -62,6 +64,7 @@ def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
         spec=stores[0].grid.spec,
         class_names=stores[0].table.class_names,
         paths=tuple(store.path for store in stores),
+        block_sizes=np.array([store.block_size for store in stores], dtype=np.int64),
         stores=digests,
         skipped=sum(store.table.patches - len(indices) for store, indices in zip(stores, chosen, strict=True)),
     )
@@ -95,22 +98,31 @@ def _place(number: int, indices: NDArray[np.intp]) -> NDArray[np.int64]:
 
 def _check_alike(stores: Sequence[PatchStore]) -> None:
     first = stores[0]
-    patient_of: dict[str, str] = {}
-    for store in stores:
-        patient = patient_of.setdefault(store.slide.fingerprint, store.table.patient_id)
-        if patient != store.table.patient_id:
-            raise ConfigError(f"{store.path}: the same slide counts as patient {patient} in another store; a slide is of one patient")
     for store in stores[1:]:
         one, other = first.grid.spec, store.grid.spec
         if one.side_px != other.side_px:
             raise ConfigError(
                 f"{store.path}: patches of {other.side_px} px, {first.path} has {one.side_px} px; train on stores of one patch size"
             )
-        if abs(one.mpp - other.mpp) > SCALE_TOLERANCE * one.mpp:
+        if one.stride_px != other.stride_px:
             raise ConfigError(
-                f"{store.path}: patches at {other.mpp:g} µm/px, {first.path} has {one.mpp:g} µm/px; train on stores of one scale"
+                f"{store.path}: patches every {other.stride_px} px, {first.path} has them every {one.stride_px}; train on stores cut alike"
             )
         if first.table.class_names != store.table.class_names:
             raise ConfigError(
                 f"{store.path}: classes {store.table.class_names}, {first.path} has {first.table.class_names}; train on stores of the same"
             )
+    finest, coarsest = (pick(stores, key=lambda store: store.grid.spec.mpp) for pick in (min, max))
+    low, high = finest.grid.spec.mpp, coarsest.grid.spec.mpp
+    if high - low > SCALE_TOLERANCE * low:
+        raise ConfigError(f"{coarsest.path}: patches at {high:g} µm/px, {finest.path} has {low:g} µm/px; train on stores of one scale")
+    _check_distinct(stores)
+
+
+def _check_distinct(stores: Sequence[PatchStore]) -> None:
+    """Raise ConfigError where a slide is there twice: its patches would count double, or stand on two sides of the split."""
+    seen: dict[str, PatchStore] = {}
+    for store in stores:
+        twin = seen.setdefault(store.slide.fingerprint, store)
+        if twin is not store:
+            raise ConfigError(f"{store.path}: holds the same slide as {twin.path}; leave one of them out")

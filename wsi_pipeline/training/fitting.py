@@ -1,8 +1,10 @@
 """One fit from patches to a finished course: network, pixels and loop put together, on one device or several."""
 
+import logging
+import multiprocessing
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 from torch.multiprocessing import get_context
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessException
 
-from wsi_pipeline.errors import EnvironmentFault, ModelError
+from wsi_pipeline.errors import ConfigError, EnvironmentFault, ModelError, WsiError
 from wsi_pipeline.models.architectures import build_network, load_pretrained
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation, count_levels, normalisation_of
@@ -31,6 +33,9 @@ from wsi_pipeline.training.split import Division
 
 PRECISION_NAMES = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Ours and Fabric's."""
+FAILED = "failed"
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its banner, also in the processes that import this module
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,11 @@ def run_fit(job: FitJob, watch: Watch) -> Fitted:
         fabric = make_fabric(job.config)
         fabric.launch()
         return _fit_here(fabric, job, watch)
-    return _fit_in_processes(job, watch)
+    if len(job.division.train) < 2 * job.config.devices:
+        raise ConfigError(f"{len(job.division.train)} training patches for {job.config.devices} devices; give fewer with --devices")
+    # Decided here, once: processes that looked for themselves could read in different orders.
+    cache = choose_cache(job.config.cache, job.patches, choose_device(job.config.device), copies=job.config.devices)
+    return _fit_in_processes(replace(job, config=replace(job.config, cache=cache)), watch)
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -80,7 +89,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
 def choose_precision(wanted: str, device: torch.device) -> str:
     """`auto`: bf16 on a GPU that has it, else fp32. Raises EnvironmentFault for fp16 without a GPU."""
     if wanted == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if wanted == "fp16" and device.type != "cuda":
         raise EnvironmentFault("fp16: only GPUs compute in it; use --precision bf16 or fp32")
     return wanted
@@ -89,16 +98,18 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 def _fit_here(fabric: Fabric, job: FitJob, watch: Watch) -> Fitted:
     """This process's part of the fit; all of it where there is one process."""
     state = None if job.state_file is None else load_state(job.state_file)
+    precision = choose_precision(job.config.precision, fabric.device)
     cache = _choose_cache(job, fabric.device, state)
     train, val = (open_side(job.patches, members, cache, fabric.device) for members in (job.division.train, job.division.val))
     normalisation = measure_source(train.pixels)
     learner = make_learner(job, fabric, normalisation)
     course = Course()
     if state is not None:
+        _check_precision(precision, str(state.plain["precision"]))
         course = unpack_course(state)
         learner.restore(state.tensors, state.plain["learner"])
         watch.on_resume(len(course.history))
-    notes = {"cache": cache, "mean": normalisation.mean, "std": normalisation.std}
+    notes = {"cache": cache, "precision": precision, "mean": normalisation.mean, "std": normalisation.std}
     fit(learner, train, val, job.config, fabric, course, job.state_file, notes, watch)
     return Fitted(course, normalisation)
 
@@ -109,6 +120,13 @@ def _choose_cache(job: FitJob, device: torch.device, state: SavedState | None) -
         return choose_cache(job.config.cache, job.patches, device)
     begun = str(state.plain["cache"])
     return "memory" if begun == "device" and device.type != "cuda" else begun
+
+
+def _check_precision(now: str, begun: str) -> None:
+    if now != begun:
+        raise ConfigError(
+            f"this run was begun in {begun} and would go on in {now}; give --precision {begun}, or begin anew with --no-resume"
+        )
 
 
 def open_side(patches: LabelledPatches, members: NDArray[Any], cache: str, device: torch.device) -> Side:
@@ -124,14 +142,14 @@ def measure_source(source: PixelSource) -> Normalisation:
     )
 
 
-def make_learner(job: FitJob, fabric: Fabric, normalisation: Normalisation) -> Learner:
-    """The job's network with fresh or given weights, and what trains it."""
+def make_learner(job: FitJob, fabric: Fabric, normalisation: Normalisation, steps: Steps | None = None) -> Learner:
+    """The job's network with fresh or given weights, and what trains it, for all its epochs or so many steps."""
     labels = job.patches.labels[job.division.train]
     per_epoch = len(cut_batches(torch.arange(len(labels)), job.config.batch_size, fabric.world_size))
     return Learner(
         make_network(job),
         job.config,
-        Steps(per_epoch, per_epoch * job.config.epochs),
+        steps or Steps(per_epoch, per_epoch * job.config.epochs),
         normalisation,
         fabric,
         weigh_classes(labels) if job.config.optimisation.class_weights else (1.0, 1.0),
@@ -153,14 +171,21 @@ def _fit_in_processes(job: FitJob, watch: Watch) -> Fitted:
     if job.state_file is None:
         raise ModelError("training on several devices needs a file for its state; give one")
     messages = get_context("spawn").SimpleQueue()
-    listening = threading.Thread(target=_pass_on, args=(messages.get, watch))
+    failures: list[WsiError] = []
+    listening = threading.Thread(target=_pass_on, args=(messages.get, watch, failures))
     listening.start()
-    fabric = make_fabric(job.config)
+    others = {*multiprocessing.active_children()}
     try:
-        fabric.launch(partial(_fit_rank, job=job, messages=messages))
-    except ProcessRaisedException as error:
-        raise ModelError(f"training on {job.config.devices} devices: {str(error).strip().splitlines()[-1]}") from error
+        make_fabric(job.config).launch(partial(_fit_rank, job=job, messages=messages))
+    except ProcessException as error:
+        reason = str(error).strip().splitlines()[-1]
+        fault = EnvironmentFault(f"training on {job.config.devices} devices: a process ended ({reason}); run the same line again")
+        raise (failures[0] if failures else fault) from error
     finally:
+        # Whatever ends this, nobody may go on writing once the lock is let go.
+        for process in {*multiprocessing.active_children()} - others:
+            process.kill()
+            process.join()
         messages.put(None)
         listening.join()
     state = load_state(job.state_file)
@@ -174,15 +199,22 @@ def _fit_rank(fabric: Fabric, job: FitJob, messages: Any) -> None:
     watch = Watch()
     if fabric.is_global_zero:
         watch = Watch(*(partial(_post, messages, name) for name in ("on_resume", "on_epoch", "on_batch")))
-    _fit_here(fabric, job, watch)
+    try:
+        _fit_here(fabric, job, watch)
+    except WsiError as error:
+        messages.put((FAILED, error))
+        raise
 
 
 def _post(messages: Any, name: str, value: Any) -> None:
     messages.put((name, value))
 
 
-def _pass_on(receive: Callable[[], tuple[str, Any] | None], watch: Watch) -> None:
-    """Messages of the first process to this process's listeners, until None comes."""
+def _pass_on(receive: Callable[[], tuple[str, Any] | None], watch: Watch, failures: list[WsiError]) -> None:
+    """Messages of the processes to this process's listeners, until None comes."""
     while (message := receive()) is not None:
         name, value = message
-        getattr(watch, name)(value)
+        if name == FAILED:
+            failures.append(value)
+        else:
+            getattr(watch, name)(value)

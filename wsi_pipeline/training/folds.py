@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_pipeline.store.commit import Staging, find_finished, read_manifest
+from wsi_pipeline.store.commit import Staging, is_product, read_manifest
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.calibration import ThresholdRule
@@ -77,14 +77,15 @@ def train_folds(
             listener=listener,
         )
         runs.append(run)
-    return _summarise(out / SUMMARY, runs, force)
+    return _summarise(out / SUMMARY, runs)
 
 
-def _summarise(folder: Path, runs: Sequence[Path], force: bool) -> FoldsResult:
+def _summarise(folder: Path, runs: Sequence[Path]) -> FoldsResult:
     figures = measure_spread(runs)
     staging = Staging(folder, {"folds": [read_manifest(run).content_digest for run in runs]})
     with hold_lock(folder):
-        if not find_finished(staging, KIND, force, runs):
+        # Never refused: it says nothing that the folds do not say, so a stale one is written anew.
+        if not (is_product(folder) and read_manifest(folder).recipe == staging.recipe):
             staging.begin()
             _write_summary(staging.product, runs, figures)
             staging.commit(KIND, {"folds": len(runs)})

@@ -81,10 +81,12 @@ class Learner:
 
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> Tensor:
-        """float32 logits (b,) of the positive class, by the network that is judged."""
+        """float32 logits (b,) of the positive class, by the network that is judged.
+
+        Always in float32, as inference computes: the threshold lies between two probabilities that must occur there.
+        """
         self.judged.eval()
-        with self._fabric.autocast():
-            return positive_logit(self.judged(self._standardise(_to_unit(pixels)))).float()
+        return positive_logit(self.judged(self._standardise(_to_unit(pixels))))
 
     def _standardise(self, x: Tensor) -> Tensor:
         return (x - self._mean) / self._std

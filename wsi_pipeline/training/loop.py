@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from wsi_pipeline.errors import ModelError
+from wsi_pipeline.training.calibration import apply_temperature
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.metrics import score
@@ -162,15 +164,15 @@ def _judge(
     config: TrainConfig,
     seconds: float,
 ) -> Epoch:
-    scores = score(labels, sigmoid(logits), threshold=0.5)
+    scores = score(labels, apply_temperature(logits, 1.0), threshold=0.5)
     target = torch.from_numpy(labels.astype(np.float32))
     epoch = Epoch(
         epoch=number,
         learning_rate=learning_rate,
         train_loss=train_loss,
         val_loss=float(binary_cross_entropy_with_logits(torch.from_numpy(logits), target)),
-        val_auroc=_or_nan(scores.auroc),
-        val_average_precision=_or_nan(scores.average_precision),
+        val_auroc=float(roc_auc_score(labels, logits)),  # of logits: probabilities of a sure network tie at 1
+        val_average_precision=float(average_precision_score(labels, logits)),
         val_balanced_accuracy_at_half=_or_nan(scores.balanced_accuracy),
         val_f1_at_half=_or_nan(scores.f1),
         seconds=seconds,
@@ -190,11 +192,6 @@ def measure(epoch: Epoch, metric: str) -> float:
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities of logits, computed as the predictor computes them."""
-    return torch.sigmoid(torch.from_numpy(logits)).numpy()
 
 
 def pack_course(learner: Learner, course: Course, notes: Mapping[str, Any]) -> SavedState:

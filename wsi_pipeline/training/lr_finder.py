@@ -2,24 +2,27 @@
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.dataset import load_labelled
-from wsi_pipeline.training.fitting import FitJob, make_fabric, make_network, measure_source, open_side
+from wsi_pipeline.training.fitting import FitJob, make_fabric, make_learner, measure_source, open_side
 from wsi_pipeline.training.learner import Learner
-from wsi_pipeline.training.loop import derive_seed
+from wsi_pipeline.training.loop import Side, derive_seed
 from wsi_pipeline.training.pixels import choose_cache
 from wsi_pipeline.training.run import SplitChoice, make_recipe
 from wsi_pipeline.training.sampling import cut_batches, draw_epoch
@@ -46,7 +49,7 @@ class Sweep:
     @property
     def suggestion(self) -> float:
         """The rate at which the loss falls fastest by the logarithm of the rate. Raises ModelError where it never falls."""
-        usable = slice(SKIPPED, max(SKIPPED + 2, len(self.rates) - SKIPPED))
+        usable = slice(SKIPPED, max(SKIPPED, len(self.rates) - SKIPPED))
         if len(self.rates[usable]) < 2:
             raise ModelError("the loss left at once; sweep again with a lower --high")
         slope = np.gradient(self.losses[usable], np.log(self.rates[usable]))
@@ -56,30 +59,46 @@ class Sweep:
 
 
 def find_learning_rate(job: FitJob, steps: int, highest: float, on_step: Callable[[int], None] = lambda step: None) -> Sweep:
-    """Sweep the rate over `steps` steps up to `highest`; ends early where the loss diverges."""
-    if steps < 4 * SKIPPED:
-        raise ConfigError(f"{steps} steps are too few for a sweep; take at least {4 * SKIPPED}")
-    config = replace(job.config, optimisation=replace(job.config.optimisation, learning_rate=highest), schedule=Schedule("rise"))
-    fabric = make_fabric(config)
+    """Sweep the rate over `steps` steps up to `highest`, a head's own rate in proportion; ends early where the loss diverges."""
+    optimisation = job.config.optimisation
+    head = optimisation.head_learning_rate
+    swept = replace(optimisation, learning_rate=highest, head_learning_rate=head and head * highest / optimisation.learning_rate)
+    job = replace(job, config=replace(job.config, optimisation=swept, schedule=Schedule("rise")))
+    fabric = make_fabric(job.config)
     fabric.launch()
-    cache = choose_cache(config.cache, job.patches, fabric.device)
-    side = open_side(job.patches, job.division.train, cache, fabric.device)
-    learner = Learner(make_network(job), config, Steps(steps, steps), measure_source(side.pixels), fabric)
-    draws = torch.Generator().manual_seed(derive_seed(config.seed, 0, 1))
-    labels = torch.from_numpy(side.labels.astype(np.float32))
-    order: list[torch.Tensor] = []
-    while len(order) < steps:
-        order += cut_batches(side.pixels.arrange(draw_epoch(config.sampling, side.labels, side.patients, draws), draws), config.batch_size)
-    rates, losses, mean = [], [], 0.0
-    for step, (indices, pixels) in enumerate(zip(order, side.pixels.stream(order[:steps]), strict=False), start=1):
-        rates.append(learner.learning_rate)
-        loss = float(learner.learn(pixels, labels[indices].to(fabric.device), draws))
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        losses.append(mean / (1 - SMOOTHING**step))
-        on_step(step)
-        if not math.isfinite(loss) or losses[-1] > DIVERGED * min(losses):
+    side = open_side(job.patches, job.division.train, choose_cache(job.config.cache, job.patches, fabric.device), fabric.device)
+    learner = make_learner(job, fabric, measure_source(side.pixels), Steps(steps, steps))
+    rates: list[float] = []
+    losses: list[float] = []
+    mean = 0.0
+    for loss in islice(_learn_for_ever(learner, side, job.config), steps):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss.value
+        smoothed = mean / (1 - SMOOTHING ** (len(rates) + 1))
+        if not math.isfinite(smoothed):
+            break
+        rates.append(loss.rate)
+        losses.append(smoothed)
+        on_step(len(rates))
+        if smoothed > DIVERGED * min(losses):
             break
     return Sweep(np.array(rates), np.array(losses))
+
+
+class _Loss(NamedTuple):
+    rate: float
+    value: float
+
+
+def _learn_for_ever(learner: Learner, side: Side, config: TrainConfig) -> Iterator[_Loss]:
+    """Epoch after epoch, the rate of each step and the loss before it."""
+    draws = torch.Generator().manual_seed(derive_seed(config.seed, 0, 1))
+    labels = torch.from_numpy(side.labels.astype(np.float32))
+    while True:
+        order = side.pixels.arrange(draw_epoch(config.sampling, side.labels, side.patients, draws), draws)
+        batches = cut_batches(order, config.batch_size)
+        for indices, pixels in zip(batches, side.pixels.stream(batches), strict=True):
+            rate = learner.learning_rate
+            yield _Loss(rate, float(learner.learn(pixels, labels[indices].to(pixels.device), draws)))
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:
@@ -91,14 +110,23 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
     draw_sweep(folder / SWEEP_PNG, sweep)
 
 
+def read_sweep(folder: Path) -> Sweep:
+    """The sweep that `write_sweep` put down. Raises StoreError where its table is not what we wrote."""
+    try:
+        table = np.loadtxt(folder / SWEEP_CSV, delimiter=",", skiprows=1, ndmin=2)
+        return Sweep(table[:, 0], table[:, 1])
+    except (OSError, ValueError, IndexError) as error:
+        raise StoreError(f"{folder}: its {SWEEP_CSV} cannot be read ({error}); sweep again with --force") from error
+
+
 def draw_sweep(path: Path, sweep: Sweep) -> None:
     """Smoothed loss over the rate on a logarithmic axis."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.semilogx(sweep.rates, sweep.losses, label="smoothed loss")
-    axes.axvline(sweep.suggestion, color="grey", linestyle=":", label=f"steepest fall: {sweep.suggestion:.2g}")
-    finite: Sequence[float] = sweep.losses[np.isfinite(sweep.losses)].tolist()
-    axes.set(xlabel="learning rate", ylabel="loss", ylim=(0, min(max(finite), DIVERGED * min(finite))))
+    with suppress(ModelError):  # a sweep without a suggestion is drawn all the same
+        axes.axvline(sweep.suggestion, color="grey", linestyle=":", label=f"steepest fall: {sweep.suggestion:.2g}")
+    axes.set(xlabel="learning rate", ylabel="loss", ylim=(0, 1.1 * max(sweep.losses, default=1.0)))
     axes.legend(fontsize=8)
     figure.savefig(path, metadata={"Software": None})
 
@@ -114,15 +142,21 @@ def sweep_stores(
     pretrained: Path | None = None,
     force: bool = False,
     on_step: Callable[[int], None] = lambda step: None,
-) -> Sweep | None:
-    """Sweep over the training patches of stores and commit `out` with table and plot; None where this very sweep is there already."""
+) -> Sweep:
+    """Sweep over the training patches of stores and commit `out` with table and plot; the one there where it is this very sweep."""
+    if steps < 4 * SKIPPED:
+        raise ConfigError(f"{steps} steps are too few for a sweep; take at least {4 * SKIPPED}")
+    if not (math.isfinite(highest) and highest > 0):
+        raise ConfigError(f"the highest rate is {highest}; it must be above 0")
+    with hold_lock(out):
+        pass  # a place that cannot be written to is said before the stores are read
     patches = load_labelled(find_stores(list(stores)))
     division = choice.divide(patches, config.seed)
     recipe = make_recipe(patches, division, config, pretrained) | {"steps": steps, "highest": highest}
     staging = Staging(out, recipe)
     with hold_lock(out):
         if find_finished(staging, KIND, force, [*patches.paths, pretrained]):
-            return None
+            return read_sweep(out)
         sweep = find_learning_rate(FitJob(config, patches, division, pretrained), steps, highest, on_step)
         staging.begin()
         write_sweep(staging.product, sweep)

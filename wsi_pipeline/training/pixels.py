@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.store.patches import PatchStore
+from wsi_pipeline.store.arrays import read_rows
 from wsi_pipeline.training.dataset import LabelledPatches, read_pixels
 
 CACHES = ("auto", "device", "memory", "stores")
@@ -20,7 +19,6 @@ MEMORY_SHARE = 0.5
 """Share of the free memory that pixels may take."""
 BUFFER_BYTES = 2**30
 """Pixels held at once when they are read from the stores."""
-OPEN_STORES = 32
 READ_THREADS = 2
 
 
@@ -43,11 +41,9 @@ class PixelSource(Protocol):
 class MemoryPixels:
     """All pixels in memory, or in the device's; any order is as good as another."""
 
-    def __init__(self, pixels: NDArray[np.uint8], device: torch.device, *, is_resident: bool) -> None:
+    def __init__(self, pixels: Tensor, device: torch.device) -> None:
         self._device = device
-        self._pixels = torch.from_numpy(pixels)
-        if is_resident:
-            self._pixels = self._pixels.to(device)
+        self._pixels = pixels
 
     def arrange(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
         return drawn
@@ -70,7 +66,8 @@ class StorePixels:
         self._paths = patches.paths
         self._device = device
         self._places = patches.places[members]
-        sizes = np.array([PatchStore(path).block_size for path in patches.paths])
+        sizes = patches.block_sizes
+        self._sizes = sizes
         keys = np.stack([self._places[:, 0], self._places[:, 1] // sizes[self._places[:, 0]]], axis=1)
         self._blocks, self._block_of = np.unique(keys, axis=0, return_inverse=True)
         self._block_of = self._block_of.reshape(-1)
@@ -108,8 +105,9 @@ class StorePixels:
             pool.shutdown(cancel_futures=True)
 
     def _read(self, block: int) -> NDArray[np.uint8]:
-        store = int(self._blocks[block, 0])
-        return _open_store(self._paths[store]).read_block(int(self._blocks[block, 1])).pixels
+        store, start = int(self._blocks[block, 0]), int(self._starts[block])
+        # Not by way of PatchStore, which reads the whole table: blocks come in random order from any number of stores.
+        return read_rows(self._paths[store], "patches", slice(start, start + int(self._sizes[store])))
 
     def _gather(self, batch: NDArray[np.int64], held: dict[int, "Future[NDArray[np.uint8]]"]) -> Tensor:
         blocks = self._block_of[batch]
@@ -122,13 +120,11 @@ class StorePixels:
         return torch.from_numpy(pixels).to(self._device)
 
 
-@lru_cache(maxsize=OPEN_STORES)
-def _open_store(path: Path) -> PatchStore:
-    return PatchStore(path)
+def choose_cache(wanted: str, patches: LabelledPatches, device: torch.device, copies: int = 1) -> str:
+    """`auto`: all on the device where half of its free memory is enough, else in memory likewise, else read from the stores.
 
-
-def choose_cache(wanted: str, patches: LabelledPatches, device: torch.device) -> str:
-    """`auto`: all on the device where half of its free memory is enough, else in memory likewise, else read from the stores."""
+    `copies` is how many processes of this machine will each hold them.
+    """
     if wanted not in CACHES:
         raise ConfigError(f"{wanted}: no such cache; there are {', '.join(CACHES)}")
     if wanted != "auto":
@@ -136,14 +132,25 @@ def choose_cache(wanted: str, patches: LabelledPatches, device: torch.device) ->
     total = len(patches) * patches.patch_bytes
     if device.type == "cuda" and total <= MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    return "memory" if total <= MEMORY_SHARE * free_memory() else "stores"
+    return "memory" if total * copies <= MEMORY_SHARE * free_memory() else "stores"
 
 
 def open_pixels(patches: LabelledPatches, members: NDArray[np.intp], cache: str, device: torch.device) -> PixelSource:
     """The pixels of some patches by a cache that `choose_cache` named."""
     if cache == "stores":
         return StorePixels(patches, members, device)
-    return MemoryPixels(read_pixels(patches, members), device, is_resident=cache == "device")
+    return MemoryPixels(load_pixels(patches, members, device if cache == "device" else torch.device("cpu")), device)
+
+
+def load_pixels(patches: LabelledPatches, members: NDArray[np.intp], place: torch.device) -> Tensor:
+    """Pixels uint8 (k, side, side, 3) of some patches on a device, store by store, so that a GPU's share never lies in memory whole."""
+    side = patches.spec.side_px
+    pixels = torch.empty((len(members), side, side, 3), dtype=torch.uint8, device=place)
+    numbers = patches.places[members, 0]
+    for number in np.unique(numbers):
+        wanted = np.flatnonzero(numbers == number)
+        pixels[torch.from_numpy(wanted).to(place)] = torch.from_numpy(read_pixels(patches, members[wanted])).to(place)
+    return pixels
 
 
 def free_memory() -> int:

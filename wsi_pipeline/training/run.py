@@ -102,6 +102,8 @@ def train(
     threads). `pretrained` is a file of weights to start from. Raises ConfigError, ModelError or StoreError before any training
     where the stores do not fit together, or the split cannot be made.
     """
+    with hold_lock(out):
+        pass  # a place that cannot be written to is said before the stores are read
     patches = load_labelled(find_stores(list(stores)))
     division = (choice or SplitChoice()).divide(patches, config.seed)
     return train_division(patches, division, out, config, pretrained=pretrained, rule=rule, force=force, resume=resume, listener=listener)

@@ -22,6 +22,10 @@ METRICS_JSON = "metrics.json"
 SPLIT_JSON = "split.json"
 VALIDATION_CSV = "validation.csv"
 WORST_PATCHES = 24
+IN_SAMPLE = (
+    "The best epoch, the temperature and the threshold were chosen on these validation patients, so these figures flatter a little. "
+    "For figures to publish, keep patients out with --test-patients, run wsi infer on them and wsi evaluate on the results."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ def _describe(record: TrainingRecord) -> ReportContent:
         history=[asdict(epoch) for epoch in record.course.history],
         facts=_list_facts(record),
         is_leaky=record.division.is_leaky,
+        notes=(IN_SAMPLE,),
         worst=_show_worst(record, labels, apply_temperature(logits, record.checkpoint.temperature)),
     )
 

@@ -1,4 +1,7 @@
-"""How the learning rate changes from step to step. Each schedule is one line in a table; all end where the last step ends."""
+"""How the learning rate changes from step to step. Each schedule is one line in a table.
+
+Exponential, cosine and one-cycle are stretched over all steps that training may have; the others go by epochs.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +24,8 @@ FINAL_SHARE = 1e-3
 """Share of the first rate at which the exponential schedule ends, and below which cosines do not fall."""
 
 
+MOMENTUM_SWING = 0.05
+"""One-cycle lowers the momentum by this while the rate is high, and raises it by this while it is low."""
 RISE_FROM = 1e-8
 """Share of the highest rate at which `rise` begins."""
 
@@ -83,8 +88,22 @@ def _warm_restarts(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LR
 
 def _one_cycle(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
     rates = [float(group["lr"]) for group in optimizer.param_groups]
-    has_momentum = any(("momentum" in group and group["momentum"] > 0) or "betas" in group for group in optimizer.param_groups)
-    return OneCycleLR(optimizer, max_lr=rates, total_steps=max(2, steps.total), pct_start=schedule.rise, cycle_momentum=has_momentum)
+    momentum = _momentum(optimizer)
+    return OneCycleLR(
+        optimizer,
+        max_lr=rates,
+        total_steps=max(2, steps.total),
+        pct_start=schedule.rise,
+        cycle_momentum=momentum > 0,
+        base_momentum=max(0.0, momentum - MOMENTUM_SWING),
+        max_momentum=min(0.99, momentum + MOMENTUM_SWING),
+    )
+
+
+def _momentum(optimizer: Optimizer) -> float:
+    """The optimiser's momentum, or first beta; 0 where it has neither."""
+    group = optimizer.param_groups[0]
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
 
 
 def _rise(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:

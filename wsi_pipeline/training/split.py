@@ -13,6 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from wsi_pipeline.errors import ConfigError
 
+FINEST_FOLDS = 20
 Labels = NDArray[np.int8]
 Names = NDArray[np.str_]
 
@@ -32,11 +33,11 @@ class PatientSplit:
                 raise ConfigError(f"patients on two sides of the split: {', '.join(both[:5])}; each belongs on one")
 
     def keep_present(self, patients: Names) -> "PatientSplit":
-        """Only those who have patches. Raises ConfigError where training or validation is left empty."""
+        """Only those who have patches. Raises ConfigError where of a side that was named nobody is left."""
         present = {*patients.tolist()}
         train, val, test = (tuple(name for name in side if name in present) for side in (self.train, self.val, self.test))
         for side, listed, kept in (("training", self.train, train), ("validation", self.val, val)):
-            if not kept:
+            if listed and not kept:
                 raise ConfigError(f"none of the {len(listed)} listed {side} patients has a labelled patch; check the names")
         return PatientSplit(train, val, test)
 
@@ -91,7 +92,7 @@ def split_patients(
     _check_known(patients, [*train_patients, *val_patients, *test_patients])
     rest = ~np.isin(patients, list(test_patients))
     named = tuple(sorted({*val_patients}))
-    val = named or _draw_folds(patients[rest], labels[rest], _count_folds(val_fraction), seed)[0]
+    val = named or _draw_share(patients[rest], labels[rest], val_fraction, seed)
     train = tuple(sorted({*train_patients} or {*patients[rest].tolist()} - {*val}))
     split = PatientSplit(train=train, val=val, test=tuple(sorted({*test_patients})))
     split.divide(patients).check_classes(labels)
@@ -119,10 +120,11 @@ def split_at_random(
     For measuring the leak only; the result says that it leaks, and so do checkpoint and report.
     """
     _check_known(patients, test_patients)
-    _count_folds(val_fraction)
+    _check_share(val_fraction)
     rest = np.flatnonzero(~np.isin(patients, list(test_patients)))
-    if len(rest) == 0 or min(np.bincount(labels[rest], minlength=2)) < 2:
-        raise ConfigError("each class needs at least two labelled patches to be divided; add stores")
+    rarer = min(np.bincount(labels[rest], minlength=2))
+    if rarer * val_fraction < 1 or rarer < 2:
+        raise ConfigError(f"{rarer} patches of the rarer class cannot be divided at {val_fraction}; add stores or raise --val-fraction")
     train, val = train_test_split(rest, test_size=val_fraction, random_state=seed, stratify=labels[rest])
     both = sorted({*patients[train].tolist()} & {*patients[val].tolist()})
     record = {"random": True, "seed": seed, "val_fraction": val_fraction, "patients_on_both_sides": both, "test": sorted({*test_patients})}
@@ -136,10 +138,19 @@ def _check_known(patients: Names, named: Sequence[str]) -> None:
         raise ConfigError(f"patients without a labelled patch: {', '.join(missing[:5])}; check the list against the stores")
 
 
-def _count_folds(val_fraction: float) -> int:
+def _check_share(val_fraction: float) -> None:
     if not 0 < val_fraction <= 0.5:
         raise ConfigError(f"val_fraction is {val_fraction}; it must be above 0 and at most 0.5")
-    return round(1 / val_fraction)
+
+
+def _draw_share(patients: Names, labels: Labels, val_fraction: float, seed: int) -> tuple[str, ...]:
+    """The patients of as many twentieths (or fewer, larger folds) as come nearest to the share of patches wanted."""
+    _check_share(val_fraction)
+    parts = round(1 / val_fraction) if abs(1 / val_fraction - round(1 / val_fraction)) < 0.01 else FINEST_FOLDS
+    parts = min(parts, len(np.unique(patients)))
+    folds = _draw_folds(patients, labels, parts, seed)
+    taken = max(1, min(round(val_fraction * parts), parts - 1))
+    return tuple(sorted(name for fold in folds[:taken] for name in fold))
 
 
 def _draw_folds(patients: Names, labels: Labels, folds: int, seed: int) -> list[tuple[str, ...]]:
@@ -150,7 +161,8 @@ def _draw_folds(patients: Names, labels: Labels, folds: int, seed: int) -> list[
         raise ConfigError("all labelled patches are of one class; add stores that hold the other")
     if min(np.bincount(labels)) < folds:
         raise ConfigError(
-            f"{min(np.bincount(labels))} patches of the rarer class are too few to draw patients by; name them with --val-patients"
+            f"{min(np.bincount(labels))} patches of the rarer class are too few to draw {folds} parts of patients by; "
+            "ask for fewer --folds, or name patients with --val-patients"
         )
     splitter = StratifiedGroupKFold(n_splits=min(folds, count), shuffle=True, random_state=seed)
     parts = splitter.split(np.zeros(len(labels)), labels, groups=patients)

@@ -1,0 +1,204 @@
+"""Tiles per second and 95th-percentile latency of `wsi serve`, against OpenSlide's own DeepZoomGenerator called directly.
+
+Both make the same JPEG tiles of the same slide in the same run, turn by turn. The server is a process of its own, asked by 8 clients (one
+process) over the loopback; DeepZoomGenerator is called by 8 threads of one process that does nothing else, encoding included, with no HTTP.
+
+cold      a fresh server: no process started, no slide open, no tile in memory (the file itself is in the page cache for both)
+warm      a server at work: processes started, slide open; no tile asked for before
+repeated  the same tiles once more: what panning back and forth costs, and what a second viewer of the slide sees
+
+python benchmarks/serve.py [--side 16000] [--tiles 600] [--rounds 3] [--memory 10000]
+"""
+
+import argparse
+import asyncio
+import io
+import os
+import platform
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openslide
+from openslide.deepzoom import DeepZoomGenerator
+
+from wsi_pipeline.demo.phantom import draw_phantom
+from wsi_pipeline.serve.pyramid import Pyramid
+from wsi_pipeline.slides.picture import JPEG_QUALITY
+from wsi_pipeline.slides.tiff_writer import write_pyramid
+
+CLIENTS = 8
+TILE_PX = 256
+Tile = tuple[int, int, int]
+"""level, column, row"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=16_000, help="side of the drawn slide in pixels")
+    parser.add_argument("--tiles", type=int, default=600, help="tiles per measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", type=int, default=10_000, help="tiles over which memory is watched; 0: not")
+    parser.add_argument("--slide", type=Path, help="a slide of your own instead of the drawn one")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        slide = Path(folder) / "slides" / "slide.tiff"
+        slide.parent.mkdir()
+        if options.slide:
+            slide = slide.with_suffix(options.slide.suffix)
+            slide.symlink_to(options.slide.resolve())
+        else:
+            draw(slide, options.side)
+        compare(slide, options.tiles, options.rounds)
+        if options.memory:
+            watch_memory(slide, options.memory)
+
+
+def draw(path: Path, side: int) -> None:
+    piece = draw_phantom(2000, 2000, seed=1).pixels
+    copies = -(-side // 2000)
+    write_pyramid(path, np.tile(piece, (copies, copies, 1))[:side, :side], 0.25, compression="jpeg")
+
+
+def compare(slide: Path, count: int, rounds: int) -> None:
+    with openslide.OpenSlide(slide) as opened:
+        pyramid = Pyramid(opened.dimensions, TILE_PX)
+    results: dict[str, list[list[float]]] = {"direct": [], "cold": [], "warm": [], "repeated": []}
+    seconds: dict[str, list[float]] = {name: [] for name in results}
+    for number in range(rounds):
+        tiles = choose_tiles(pyramid, 2 * count, seed=number)
+        record(results, seconds, "direct", call_directly(slide, tiles[count:]))
+        with Server(slide.parent) as server:
+            for name, part in (("cold", tiles[:count]), ("warm", tiles[count:]), ("repeated", tiles[count:])):
+                record(results, seconds, name, asyncio.run(ask_server(server, slide.stem, part)))
+    print(
+        f"{pyramid.size_l0[0]:,} × {pyramid.size_l0[1]:,} px, {count} tiles of {TILE_PX} px of every level, "
+        f"{CLIENTS} clients, median of {rounds}"
+    )
+    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
+    direct = count / statistics.median(seconds["direct"])
+    print(f"{'':<34}{'tiles/s':>9}{'of direct':>11}{'p95 ms':>9}")
+    names = {"direct": "DeepZoomGenerator, called directly", "cold": "server, cold", "warm": "server, warm", "repeated": "server, repeated"}
+    for name, text in names.items():
+        rate = count / statistics.median(seconds[name])
+        p95 = statistics.median(float(np.percentile(latencies, 95)) for latencies in results[name])
+        print(f"{text:<34}{rate:>9.0f}{rate / direct:>11.2f}{1000 * p95:>9.1f}")
+
+
+def record(results: dict[str, list[list[float]]], seconds: dict[str, list[float]], name: str, measured: tuple[float, list[float]]) -> None:
+    seconds[name].append(measured[0])
+    results[name].append(measured[1])
+
+
+def choose_tiles(pyramid: Pyramid, count: int, seed: int) -> list[Tile]:
+    """Different tiles, of every level in proportion to how many it has, coarse ones first as when a viewer opens."""
+    all_tiles = [
+        (level, col, row)
+        for level in range(pyramid.levels)
+        for row in range(pyramid.tile_count(level)[1])
+        for col in range(pyramid.tile_count(level)[0])
+    ]
+    if len(all_tiles) < count:
+        raise SystemExit(f"the slide has {len(all_tiles)} tiles, {count} are needed; take a larger one")
+    return random.Random(seed).sample(all_tiles, count)
+
+
+def call_directly(path: Path, tiles: Sequence[Tile]) -> tuple[float, list[float]]:
+    """Seconds for all, and for each tile, by OpenSlide's generator in 8 threads."""
+    with openslide.OpenSlide(path) as slide:
+        generator = DeepZoomGenerator(slide, TILE_PX, overlap=0)
+        last = generator.level_count - 1
+
+        def make(tile: Tile) -> float:
+            started = time.perf_counter()
+            level, col, row = tile
+            generator.get_tile(last - level, (col, row)).save(io.BytesIO(), "JPEG", quality=JPEG_QUALITY)
+            return time.perf_counter() - started
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            latencies = list(threads.map(make, tiles))
+        return time.perf_counter() - started, latencies
+
+
+class Server:
+    """`wsi serve` in a process of its own."""
+
+    def __init__(self, slides: Path, *options: str) -> None:
+        command = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", "serve", "--slides", str(slides), "--port", "0", *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self._process.stdout is not None
+        found = re.search(r"(http://\S+?)/\?token=(\S+)", self._process.stdout.readline())
+        if found is None:
+            raise SystemExit("the server did not start; run it by hand: wsi serve --slides …")
+        self.url, self.token = found.groups()
+        httpx.get(f"{self.url}/healthz", timeout=60).raise_for_status()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def memory_mib(self) -> float:
+        """Resident memory of the server and its decoding processes."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return sum(resident_mib(process) for process in (str(self._process.pid), *children))
+
+
+def resident_mib(process: str) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+async def ask_server(server: Server, slide_id: str, tiles: Sequence[Tile]) -> tuple[float, list[float]]:
+    """Seconds for all, and for each tile, by 8 clients that each ask for the next tile when they have one."""
+    waiting = list(reversed(tiles))
+    latencies: list[float] = []
+
+    async def work(client: httpx.AsyncClient) -> None:
+        while waiting:
+            level, col, row = waiting.pop()
+            started = time.perf_counter()
+            answer = await client.get(f"/api/v1/slides/{slide_id}/tiles/{level}/{col}/{row}.jpg")
+            answer.raise_for_status()
+            latencies.append(time.perf_counter() - started)
+
+    headers = {"Authorization": f"Bearer {server.token}"}
+    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as client:
+        started = time.perf_counter()
+        await asyncio.gather(*[work(client) for _ in range(CLIENTS)])
+        return time.perf_counter() - started, latencies
+
+
+def watch_memory(slide: Path, count: int) -> None:
+    """Resident memory while tiles are made, with a cache that is full after the first of them."""
+    with openslide.OpenSlide(slide) as opened:
+        pyramid = Pyramid(opened.dimensions, TILE_PX)
+    every = [
+        (level, col, row)
+        for level in range(2)
+        for row in range(pyramid.tile_count(level)[1])
+        for col in range(pyramid.tile_count(level)[0])
+    ]
+    step = count // 5
+    with Server(slide.parent, "--cache-mb", "8") as server:
+        print(f"memory of server and decoding processes over {count:,} tiles, cache of 8 MiB:")
+        for part in range(5):
+            tiles = [every[(part * step + number) % len(every)] for number in range(step)]
+            asyncio.run(ask_server(server, slide.stem, tiles))
+            print(f"  after {(part + 1) * step:>6,} tiles {server.memory_mib():>8.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""A real server in a thread of the tests, with results whose every number is known."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import uvicorn
+from numpy.typing import NDArray
+
+from tests.builders import PINK, paint_noise, write_model, write_slide
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.pipeline import InferConfig, infer_slides
+from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.serve.server import base_url, bind, configure
+from wsi_pipeline.serve.services import Services, open_services
+from wsi_pipeline.serve.settings import ServeSettings
+from wsi_pipeline.slides import open_slide
+from wsi_pipeline.sources import PatchTable
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, prepare_predictions, write_prediction_block
+
+TOKEN = "token-of-the-tests"
+ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
+HERE = Workers(count=0)
+
+
+@contextlib.contextmanager
+def run_server(settings: ServeSettings) -> Iterator[tuple[str, Services]]:
+    """A server on a free port until the block ends: its address, and what it works with."""
+    with bind(replace(settings, port=0)) as listener:
+        bound = replace(settings, port=listener.getsockname()[1])
+        with open_services(bound) as services:
+            server = uvicorn.Server(configure(services))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            try:
+                yield base_url(bound), services
+            finally:
+                server.should_exit = True
+                thread.join(20)
+                logging.getLogger("uvicorn.error").handlers.clear()
+
+
+def connect(url: str, **headers: str) -> httpx.Client:
+    """A client that shows the token."""
+    return httpx.Client(base_url=url, headers=ALLOWED | headers, timeout=30)
+
+
+def tissue(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Pink tissue with texture."""
+    noise = paint_noise(width, height, seed).astype(np.int16) // 8 - 16
+    return np.clip(np.array(PINK) + noise, 0, 255).astype(np.uint8)
+
+
+def make_run(root: Path, slides: Sequence[str] = ("one", "two"), name: str = "results", seed: int = 0) -> Path:
+    """Slides of 600 × 500 px at 0.5 µm/px in `root/slides`, inferred by a random model into `root/name`: 12 × 10 cells of 25 µm."""
+    for index, slide in enumerate(slides):
+        path = root / "slides" / f"{slide}.tiff"
+        if not path.exists():
+            write_slide(path, tissue(600, 500, seed=index))
+    model = root / f"{name}.safetensors"
+    if not model.exists():
+        from tests.builders import make_checkpoint
+
+        write_model(model, make_checkpoint(seed=seed))
+    infer_slides([root / "slides"], model, root / name, InferConfig(device="cpu", view=View(formats=("summary",))), workers=HERE)
+    return root / name
+
+
+def replace_probabilities(results: Path, slide_id: str, probability: NDArray[np.float32]) -> None:
+    """Put known probabilities (rows, cols) in the place of a slide's predictions, by the commit rule; NaN leaves a cell out."""
+    from wsi_pipeline.heatmap import draw_heatmap, summarise
+    from wsi_pipeline.outputs import SlideResult
+    from wsi_pipeline.outputs.summary_json import write_summary
+    from wsi_pipeline.store.predictions import Predictions, open_result
+
+    old = open_result(results / slide_id)
+    cells = np.argwhere(~np.isnan(probability)).astype(np.int32)
+    table = _take(old.table, cells)
+    staging = Staging(results / slide_id, {"made": "by a test", "values": probability.tobytes().hex()})
+    prepare_predictions(staging, table, {"model": old.attributes["model"], "provenance": {}})
+    write_prediction_block(staging, table, 0, probability[cells[:, 0], cells[:, 1]], {})
+    predictions = Predictions(staging.product / FOLDER)
+    heatmap = draw_heatmap(predictions)
+    write_summary(SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product)  # no pictures: nobody looks at them
+    staging.commit(RESULT_KIND, {"patches": len(cells)})
+
+
+def _take(table: PatchTable, cells: NDArray[np.int32]) -> PatchTable:
+    count = len(cells)
+    return replace(
+        table,
+        cells=cells,
+        labels=np.full(count, -1, dtype=np.int8),
+        label_fraction=np.full(count, np.nan, dtype=np.float32),
+        tissue_fraction=np.ones(count, dtype=np.float32),
+        block_size=max(count, 1),
+    )
+
+
+def read_level0(slide: Path) -> NDArray[np.uint8]:
+    """Every pixel of a slide."""
+    reader = open_slide(slide)
+    width, height = reader.info.size_l0
+    pixels = reader.read(reader.levels[0], 0, 0, width, height)
+    reader.close()
+    return pixels
+
+
+def wait_until(condition: object, seconds: float = 20) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)

@@ -1,0 +1,302 @@
+"""The pages in a real browser: what a person does, and that nothing is fetched from elsewhere and nothing fails."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.served import TOKEN, replace_probabilities, run_server, wait_until
+from wsi_pipeline.heatmap import draw_heatmap
+from wsi_pipeline.outputs import SlideResult
+from wsi_pipeline.outputs.report_html import write_report
+from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.serve.services import Services
+from wsi_pipeline.serve.settings import ServeSettings
+from wsi_pipeline.store.predictions import open_result
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; apt install chromium")
+PATIENCE_MS = 60_000
+
+
+def known_map() -> np.ndarray:
+    """12 × 10 cells of 0.025 mm: eight at or above 0.5, four at or above 0.7, one at or above 0.92; one not assessed."""
+    probability = np.full((10, 12), 0.1, dtype=np.float32)
+    probability[1:3, 1:3] = 0.6  # mean · area 2.4
+    probability[6, 5:8] = 0.9  # 2.7: the strongest region
+    probability[9, 11] = 0.95  # 0.95
+    probability[0, 11] = np.nan
+    return probability
+
+
+@dataclass
+class Watched:
+    """A page, and everything on it that should not have been."""
+
+    page: Page
+    origin: str
+    faults: list[str] = field(default_factory=list)
+
+    def watch(self) -> "Watched":
+        allowed = (self.origin, "data:", "blob:")
+
+        def blame(is_fault: bool, words: str) -> None:
+            if is_fault:
+                self.faults.append(words)
+
+        self.page.on("request", lambda request: blame(not request.url.startswith(allowed), f"external: {request.url}"))
+        self.page.on("response", lambda answer: blame(answer.status >= 400, f"{answer.status}: {answer.url}"))
+        self.page.on("pageerror", lambda error: blame(True, f"script: {error}"))
+        self.page.on("console", lambda message: blame(message.type == "error", f"console: {message.text}"))
+        return self
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(served_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Services]]:
+    root = tmp_path_factory.mktemp("browser") / "served"
+    shutil.copytree(served_root, root)
+    replace_probabilities(root / "results", "one", known_map())
+    replace_probabilities(root / "other", "one", np.full((10, 12), 0.8, dtype=np.float32))
+    settings = ServeSettings(results=(root / "results", root / "other"), slides=root / "slides", token=TOKEN, decoders=1)
+    with run_server(settings) as running:
+        yield running
+
+
+@pytest.fixture
+def watched(browser: Browser, server: tuple[str, Services]) -> Iterator[Watched]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
+    watched = Watched(context.new_page(), server[0]).watch()
+    watched.page.goto(f"{server[0]}/?token={TOKEN}")
+    yield watched
+    context.close()
+    assert watched.faults == []
+
+
+def open_viewer(watched: Watched, address: str = "/slides/one") -> Page:
+    watched.page.goto(watched.origin + address)
+    watched.page.wait_for_selector("body[data-ready=yes]")
+    return watched.page
+
+
+def set_slider(page: Page, name: str, value: float) -> None:
+    page.locator(f"#{name}").evaluate("(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", value)
+
+
+def wait_for(page: Page, expression: str) -> None:
+    """Wait until a script's expression is true; Playwright's own way polls with eval, which the content policy forbids."""
+    wait_until(lambda: page.evaluate(expression), PATIENCE_MS / 1000)
+
+
+def viewport(page: Page) -> list[float]:
+    place: list[float] = page.evaluate("[viewer.viewport.x, viewer.viewport.y, viewer.viewport.scale]")
+    return place
+
+
+def test_from_the_list_to_a_restored_view(watched: Watched) -> None:
+    page = watched.page
+    expect(page.locator("#rows tr")).to_have_count(2)
+    page.click("#rows a:text-is('one')")
+    page.wait_for_selector("body[data-ready=yes]")
+    expect(page.locator("#count")).to_have_text("8 of 119 patches positive (6.7 %)")
+    expect(page.locator("#area")).to_have_text("0.005 of 0.0744 mm²")  # 8 and 119 times 0.025²
+    scale = viewport(page)[2]
+    page.mouse.move(400, 400)
+    page.mouse.wheel(0, -400)
+    wait_for(page, f"viewer.viewport.scale > {1.5 * scale}")
+    set_slider(page, "threshold", 0.7)
+    expect(page.locator("#count")).to_have_text("4 of 119 patches positive (3.4 %)")
+    expect(page.locator("#region-count")).to_have_text("2 regions at 0.700, strongest first")
+    page.click("#next")
+    assert viewport(page)[:2] == [325, 325]  # columns 5 to 7, row 6, cells of 50 px
+    page.click("#next")
+    assert viewport(page)[:2] == [575, 475]
+    expect(page.locator("#patch-text")).to_contain_text("row 9, column 11: probability 0.9500, positive")
+    link = page.url
+    place = viewport(page)
+    page.goto("about:blank")
+    page.goto(link)
+    page.wait_for_selector("body[data-ready=yes]")
+    assert viewport(page) == pytest.approx(place, rel=1e-4)
+    expect(page.locator("#threshold-value")).to_have_text("0.700")
+    expect(page.locator("#count")).to_have_text("4 of 119 patches positive (3.4 %)")
+    expect(page.locator("#patch-text")).to_contain_text("row 9, column 11")
+
+
+def test_the_pointer_tells_probability_and_place(watched: Watched) -> None:
+    page = open_viewer(watched)
+    x, y = page.evaluate(
+        """(() => { const box = byId('first').getBoundingClientRect();
+        const [x, y] = viewer.views[0].toScreen(325, 330);
+        return [box.x + x, box.y + y]; })()"""
+    )
+    page.mouse.move(x, y)
+    expect(page.locator("#place")).to_have_text(re.compile(r"probability 0\.900 · x 16[23] µm, y 16[45] µm"))
+    page.mouse.click(x, y)
+    expect(page.locator("#patch-text")).to_contain_text("row 6, column 6: probability 0.9000, positive; 50 px at 0.5 µm/px")
+    wait_for(page, "byId('patch').naturalWidth === 50")
+
+
+def picture_of(page: Page) -> Any:
+    return page.evaluate("(async () => { await nextFrame(); await nextFrame(); return viewer.views[0].canvas.toDataURL(); })()")
+
+
+def test_keys_switch_every_layer_and_move(watched: Watched) -> None:
+    page = open_viewer(watched)
+    wait_for(page, "viewer.tiles.isIdle")
+    before = picture_of(page)
+    for key, box in (("h", "show-map"), ("r", "show-regions"), ("m", "show-tissue"), ("o", "only-positive")):
+        was = page.locator(f"#{box}").is_checked()
+        page.keyboard.press(key)
+        expect(page.locator(f"#{box}")).to_be_checked(checked=not was)
+        assert picture_of(page) != before, box
+        page.keyboard.press(key)
+        assert picture_of(page) == before, box
+    x, y, scale = viewport(page)
+    page.keyboard.press("ArrowRight")
+    assert viewport(page)[0] > x
+    page.keyboard.press("+")
+    assert viewport(page)[2] == pytest.approx(1.5 * scale)
+    page.keyboard.press("0")
+    assert viewport(page) == pytest.approx([x, y, scale])
+    page.keyboard.press("g")
+    assert viewport(page)[:2] == [325, 325]
+    page.keyboard.press(".")
+    expect(page.locator("#threshold-value")).to_have_text("0.510")
+    page.keyboard.press("t")
+    expect(page.locator("#threshold-value")).to_have_text("0.500")
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_be_visible()
+
+
+def test_the_map_lies_where_its_cells_are(watched: Watched) -> None:
+    page = open_viewer(watched)
+    set_slider(page, "opacity", 1)
+    page.keyboard.press("r")
+    wait_for(page, "viewer.tiles.isIdle")
+    picture_of(page)
+    colours = page.evaluate(
+        """[[325, 325], [75, 75], [575, 475], [425, 425]].map(([x, y]) => {
+            const [px, py] = viewer.views[0].toScreen(x, y);
+            return [...viewer.views[0].canvas.getContext('2d').getImageData(px, py, 1, 1).data].slice(0, 3);
+        })"""
+    )
+    from wsi_pipeline.outputs.colours import colour_table
+
+    wanted = [colour_table()[int(np.float32(value) * 256)].tolist() for value in (0.9, 0.6, 0.95, 0.1)]
+    assert colours == wanted
+
+
+def test_tiles_are_drawn_where_the_slide_has_them(watched: Watched, server: tuple[str, Services]) -> None:
+    from tests.served import read_level0
+
+    page = open_viewer(watched)
+    page.keyboard.press("h")
+    page.keyboard.press("r")
+    page.keyboard.press("1")
+    wait_for(page, "viewer.viewport.scale === 1 && viewer.tiles.isIdle && viewer.tiles.loaded.size > 3")
+    picture_of(page)
+    shown = np.array(
+        page.evaluate(
+            """(() => { const [px, py] = viewer.views[0].toScreen(200, 210).map(Math.round);
+            return [...viewer.views[0].canvas.getContext('2d').getImageData(px, py, 60, 60).data]; })()"""
+        )
+    ).reshape(60, 60, 4)[..., :3]
+    pixels = read_level0(server[1].settings.slides / "one.tiff").astype(int)  # type: ignore[operator]
+    errors = [np.abs(shown - pixels[210 + dy : 270 + dy, 200 + dx : 260 + dx]).mean() for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    assert min(errors) < 8
+
+
+def test_two_results_stand_side_by_side_and_move_together(watched: Watched) -> None:
+    page = open_viewer(watched)
+    page.select_option("#with", label="other")
+    expect(page.locator("#second")).to_be_visible()
+    both = "results: 8 of 119 patches positive (6.7 %)\nother: 120 of 120 patches positive (100.0 %)"
+    expect(page.locator("#count")).to_have_text(both)
+    assert page.evaluate("viewer.views[0].viewport === viewer.views[1].viewport")
+    assert page.evaluate("viewer.views.every((view) => view.width > 300)")
+    link = page.url
+    page.goto("about:blank")
+    open_viewer(watched, link.removeprefix(watched.origin))
+    expect(page.locator("#second")).to_be_visible()
+
+
+def test_the_view_is_saved_as_png(watched: Watched, tmp_path: Path) -> None:
+    page = open_viewer(watched)
+    with page.expect_download() as started:
+        page.click("#save")
+    started.value.save_as(tmp_path / "view.png")
+    with Image.open(tmp_path / "view.png") as image:
+        assert image.format == "PNG"
+        assert image.size[0] == page.evaluate("viewer.views[0].canvas.width")
+
+
+def test_results_that_change_on_disk_are_shown(watched: Watched, server: tuple[str, Services]) -> None:
+    results = server[1].settings.results[0]
+    page = open_viewer(watched, "/slides/two")
+    changed = np.full((10, 12), 0.3, dtype=np.float32)
+    changed[4, 4:9] = 0.9
+    replace_probabilities(results, "two", changed)
+    expect(page.locator("#count")).to_have_text("5 of 120 patches positive (4.2 %)")
+
+
+def test_the_list_is_searched_filtered_and_sorted(watched: Watched) -> None:
+    page = watched.page
+    expect(page.locator("#rows tr")).to_have_count(2)
+    page.fill("#search", "TW")
+    expect(page.locator("#rows a")).to_have_text(["two"])
+    page.fill("#search", "")
+    page.select_option("#state", "zero")
+    expect(page.locator("#empty")).to_be_visible()
+    page.select_option("#state", "")
+    page.click("th button:text-is('slide')")
+    expect(page.locator("#rows a")).to_have_text(["one", "two"])
+    page.click("th button:text-is('slide')")
+    expect(page.locator("#rows a")).to_have_text(["two", "one"])
+    wait_for(page, "[...document.images].every((image) => image.naturalWidth > 20)")
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_nothing_is_cut_off(watched: Watched, width: int) -> None:
+    watched.page.set_viewport_size({"width": width, "height": 800 if width == 1280 else 1080})
+    page = open_viewer(watched)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight")
+    assert page.evaluate("byId('first').clientWidth") > 0.7 * width
+
+
+def test_the_rest_page_opens_without_a_network(watched: Watched) -> None:
+    watched.page.goto(watched.origin + "/docs")
+    expect(watched.page.get_by_text("/api/v1/predict").first).to_be_visible()
+
+
+def test_the_report_opens_from_a_file_and_counts(browser: Browser, server: tuple[str, Services], tmp_path: Path) -> None:
+    folder = server[1].settings.results[0] / "one"
+    predictions = open_result(folder)
+    write_report(SlideResult(predictions.table, draw_heatmap(predictions), read_summary(folder)), tmp_path)
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    watched = Watched(page, "file:").watch()
+    page.goto((tmp_path / "report.html").as_uri())
+    expect(page.locator("#count")).to_have_text("8 of 119 patches positive (6.7 %)")
+    set_slider(page, "threshold", 0.92)
+    expect(page.locator("#count")).to_have_text("1 of 119 patches positive (0.8 %)")
+    page.click("#next")
+    expect(page.locator("#region")).to_have_text("1 of 3: 0.00188 mm², mean 0.90, highest 0.90")
+    assert page.evaluate("[reportPort.x, reportPort.y]") == [325, 325]
+    page.close()
+    assert watched.faults == []

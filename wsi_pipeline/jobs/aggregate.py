@@ -1,0 +1,76 @@
+"""Every slide's outputs anew from its stored probabilities, without model or slide."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from wsi_pipeline.errors import StoreError, WsiError
+from wsi_pipeline.heatmap import describe_summary
+from wsi_pipeline.jobs.publish import publish, take_over
+from wsi_pipeline.outcome import RunAccount, SlideOutcome, describe_failure
+from wsi_pipeline.outputs.index_page import write_index
+from wsi_pipeline.outputs.run_tables import write_failures_csv, write_slides_tables
+from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.provenance import describe_tool
+from wsi_pipeline.store.commit import VIEW, Staging, check_whole, find_finished
+from wsi_pipeline.store.files import make_folder, write_file
+from wsi_pipeline.store.lock import hold_lock
+from wsi_pipeline.store.predictions import RESULT_KIND, find_results
+
+AGGREGATE_JSON = "aggregate.json"
+
+
+def aggregate_results(
+    results: Path,
+    view: View,
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    say: Callable[[SlideOutcome], None] = lambda outcome: None,
+) -> RunAccount:
+    """Make the outputs of every finished slide in `results` anew, in place or in the results folder `out`.
+
+    One outcome per slide, whatever is raised; a slide whose outputs show this very view already is left alone.
+    Raises StoreError where `results` holds no finished slide.
+    """
+    folders = find_results([results])
+    if not folders:
+        raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
+    target = (out or results).absolute()
+    make_folder(target)
+    outcomes: list[SlideOutcome] = []
+    for folder in folders:
+        outcomes.append(_try_aggregate(folder.absolute(), target / folder.absolute().name, view, force))
+        say(outcomes[-1])
+    account = RunAccount(tuple(outcomes))
+    record = {"view": view.to_json(), "account": account.closing_line, "tool": describe_tool()}
+    write_file(target / AGGREGATE_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    if target != results.absolute():
+        write_failures_csv(target, outcomes)
+    write_slides_tables(target)
+    write_index(target)
+    return account
+
+
+def _try_aggregate(folder: Path, target: Path, view: View, force: bool) -> SlideOutcome:
+    try:
+        with hold_lock(target):
+            is_new = _aggregate(folder, target, view, force)
+        summary = read_summary(target)
+    except (WsiError, OSError) as error:
+        return describe_failure(folder.name, str(folder), error)
+    message = describe_summary(summary)
+    return SlideOutcome(folder.name, str(folder), summary.state, message, summary.patches, is_resumed_whole=not is_new)
+
+
+def _aggregate(folder: Path, target: Path, view: View, force: bool) -> bool:
+    """Make one slide's outputs; False where they were there."""
+    source = check_whole(folder)
+    staging = Staging(target, {name: entry for name, entry in source.recipe.items() if name != VIEW})
+    manifest = find_finished(staging, RESULT_KIND, force)
+    if manifest is not None and manifest.recipe.get(VIEW) == view.to_json():
+        return False
+    take_over(staging, folder)
+    publish(staging, view, None, previous=folder)
+    return True

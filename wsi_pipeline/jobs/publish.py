@@ -1,0 +1,32 @@
+"""From predictions in a staging to a committed slide's folder: every output of a view, published in one commit."""
+
+import shutil
+from pathlib import Path
+
+from wsi_pipeline.heatmap import draw_heatmap, summarise
+from wsi_pipeline.outcome import SlideSummary
+from wsi_pipeline.outputs import WRITERS, SlideResult
+from wsi_pipeline.outputs.result import Sample
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.store.commit import Staging, is_product
+from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
+
+
+def take_over(staging: Staging, folder: Path) -> None:
+    """Begin a product with the predictions of a finished slide's folder, so that only its outputs are made anew."""
+    staging.begin()
+    shutil.copytree(folder / FOLDER, staging.product / FOLDER)
+
+
+def publish(staging: Staging, view: View, samples: tuple[Sample, ...] | None, previous: Path) -> SlideSummary:
+    """Aggregate, write every format of the view, commit them together; `previous` is the slide's folder as it stood, if any."""
+    predictions = Predictions(staging.product / FOLDER)
+    aggregation = view.aggregation
+    heatmap = draw_heatmap(predictions, aggregation.threshold, smooth_um=aggregation.smooth_um, min_region_mm2=aggregation.min_region_mm2)
+    summary = summarise(predictions, heatmap)
+    result = SlideResult(predictions.table, heatmap, summary, view.look, samples, previous if is_product(previous) else None)
+    for name in view.formats:
+        WRITERS[name](result, staging.product)
+    counts = {"patches": summary.patches, "unreadable": summary.unreadable, "positives": summary.positives}
+    staging.commit(RESULT_KIND, counts, view.to_json())
+    return summary

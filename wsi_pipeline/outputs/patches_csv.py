@@ -1,0 +1,29 @@
+"""patches.csv: a row per patch with exactly WSInfer's columns, so that what reads its results reads ours."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from wsi_pipeline.geometry import cells_to_boxes_l0
+from wsi_pipeline.outputs.result import SlideResult
+
+FILE_NAME = "patches.csv"
+
+
+def write_patches_csv(result: SlideResult, folder: Path) -> None:
+    """minx, miny, width, height in level-0 pixels and a probability for each class; empty where a patch could not be read."""
+    boxes = cells_to_boxes_l0(result.cells, result.table.grid)
+    columns = {name: pa.array(boxes[:, index]) for index, name in enumerate(("minx", "miny", "width", "height"))}
+    is_missing = np.isnan(result.probability)
+    for name, probability in zip(result.class_names, (np.float32(1) - result.probability, result.probability), strict=True):
+        columns[f"prob_{name}"] = pa.array(probability, mask=is_missing)
+    header = io.StringIO()
+    csv.writer(header, lineterminator="\n").writerow(columns)
+    with (folder / FILE_NAME).open("wb") as stream:
+        stream.write(header.getvalue().encode())
+        options = pyarrow.csv.WriteOptions(include_header=False, batch_size=65_536)
+        pyarrow.csv.write_csv(pa.Table.from_pydict(columns), stream, options)

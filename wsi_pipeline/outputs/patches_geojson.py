@@ -1,0 +1,53 @@
+"""patches.geojson: one tile per patch for QuPath; only on request, for a large slide gives a file that no viewer enjoys."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from wsi_pipeline.geometry import cells_to_boxes_l0
+from wsi_pipeline.outputs.result import NEGATIVE_COLOR, POSITIVE_COLOR, SlideResult
+
+FILE_NAME = "patches.geojson"
+PATCHES_AT_ONCE = 10_000
+UNREADABLE = ("unreadable", (128, 128, 128))
+
+
+def write_patches_geojson(result: SlideResult, folder: Path) -> None:
+    """A Feature per patch in pixels from the scanned area's corner, as QuPath counts, written a few thousand at a time."""
+    with (folder / FILE_NAME).open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write('{"type": "FeatureCollection", "features": [')
+        separator = "\n"
+        for start in range(0, len(result.cells), PATCHES_AT_ONCE):
+            stream.write(separator + ",\n".join(_describe(result, slice(start, start + PATCHES_AT_ONCE))))
+            separator = ",\n"
+        stream.write("\n]}\n")
+
+
+def _describe(result: SlideResult, rows: slice) -> Iterator[str]:
+    cells = result.cells[rows]
+    left, top = result.table.slide.bounds_l0[:2]
+    boxes = cells_to_boxes_l0(cells, result.table.grid) - (left, top, 0, 0)
+    positive = result.positive[cells[:, 0], cells[:, 1]].tolist()
+    negative_name, positive_name = result.class_names
+    classes = [_classify(negative_name, NEGATIVE_COLOR), _classify(positive_name, POSITIVE_COLOR)]
+    keys = [json.dumps(f"prob_{name}") for name in result.class_names]
+    for (row, col), (x, y, width, height), is_positive, probability in zip(
+        cells.tolist(), boxes.tolist(), positive, result.probability[rows], strict=True
+    ):
+        right, bottom = x + width, y + height
+        if np.isnan(probability):
+            classification, measurements = _classify(*UNREADABLE), "{}"
+        else:
+            classification = classes[is_positive]
+            measurements = f"{{{keys[0]}: {np.float32(1) - probability!s}, {keys[1]}: {probability!s}}}"
+        yield (
+            f'{{"type": "Feature", "id": "{result.name_uuid("patch", row, col)}", "geometry": {{"type": "Polygon", "coordinates": '
+            f"[[[{x}, {y}], [{right}, {y}], [{right}, {bottom}], [{x}, {bottom}], [{x}, {y}]]]}}, "
+            f'"properties": {{"objectType": "tile", "classification": {classification}, "measurements": {measurements}}}}}'
+        )
+
+
+def _classify(name: str, color: tuple[int, int, int]) -> str:
+    return json.dumps({"name": name, "color": list(color)})

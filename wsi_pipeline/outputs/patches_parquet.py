@@ -1,0 +1,40 @@
+"""patches.parquet: a row per patch with everything known of it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from wsi_pipeline.geometry import cells_to_boxes_l0
+from wsi_pipeline.outputs.result import SlideResult
+
+FILE_NAME = "patches.parquet"
+METADATA_KEY = "wsi"
+
+
+def write_patches_parquet(result: SlideResult, folder: Path) -> None:
+    """The patches in raster order, compressed with zstd."""
+    pyarrow.parquet.write_table(tabulate_patches(result), folder / FILE_NAME, compression="zstd")
+
+
+def tabulate_patches(result: SlideResult) -> pa.Table:
+    """x, y, width, height in level-0 pixels and in µm, row, col, probability (null: unreadable), positive, readable, tissue fraction.
+
+    The slide's figures, with threshold and scale, lie as JSON under the metadata key `wsi`.
+    """
+    boxes = cells_to_boxes_l0(result.cells, result.table.grid)
+    columns = {name: pa.array(boxes[:, index].astype(np.int32)) for index, name in enumerate(("x", "y", "width", "height"))}
+    columns |= {"row": pa.array(result.cells[:, 0]), "col": pa.array(result.cells[:, 1])}
+    for index, name in enumerate(("x_um", "y_um", "width_um", "height_um")):
+        columns[name] = pa.array(boxes[:, index] * result.table.slide.mpp)
+    is_missing = np.isnan(result.probability)
+    columns["probability"] = pa.array(result.probability, mask=is_missing)
+    columns["positive"] = pa.array(result.positive[result.cells[:, 0], result.cells[:, 1]], mask=is_missing)
+    columns["readable"] = pa.array(~is_missing)
+    tissue = result.table.tissue_fraction[result.order]
+    columns["tissue_fraction"] = pa.array(tissue, mask=np.isnan(tissue))
+    metadata = {METADATA_KEY: json.dumps(asdict(result.summary), allow_nan=False)}
+    return pa.Table.from_pydict(columns).replace_schema_metadata(metadata)

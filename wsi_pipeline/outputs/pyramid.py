@@ -1,0 +1,81 @@
+"""The map as a picture with one pixel per patch: its place in µm, its reductions, its labels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.geometry import Grid
+from wsi_pipeline.outputs.result import SlideResult
+
+SMALLEST_SIDE = 64
+"""Reductions end when both sides are this small."""
+NOT_ASSESSED, NEGATIVE, POSITIVE = range(3)
+"""Values of the labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a picture's pixels lie on the slide, in µm from its corner."""
+
+    pixel_um: float
+    center_um: tuple[float, float]
+    """x, y of the centre of the first pixel."""
+
+    def reduce(self, factor: int) -> "Place":
+        """The place of the picture made of squares of `factor` pixels."""
+        shift = (factor - 1) / 2 * self.pixel_um
+        return Place(self.pixel_um * factor, (self.center_um[0] + shift, self.center_um[1] + shift))
+
+
+def find_place(grid: Grid, slide_mpp: float) -> Place:
+    """A pixel for each cell: as wide as the stride, its centre the patch's."""
+    patch_px_um = float(grid.downsample) * slide_mpp
+    x, y = (origin * slide_mpp + grid.spec.side_px / 2 * patch_px_um for origin in grid.origin_xy_l0)
+    return Place(grid.spec.stride_px * patch_px_um, (x, y))
+
+
+def image_of(result: SlideResult) -> NDArray[np.float32]:
+    """The probabilities (rows, cols); a slide without a cell is one pixel that was not assessed, for no format holds an empty image."""
+    probability = result.heatmap.probability
+    return probability if probability.size else np.full((1, 1), np.nan, dtype=np.float32)
+
+
+def labels_of(result: SlideResult) -> NDArray[np.uint8]:
+    """0 not assessed, 1 negative, 2 positive (rows, cols)."""
+    image = image_of(result)
+    labels = np.where(np.isnan(image), NOT_ASSESSED, NEGATIVE).astype(np.uint8)
+    if result.positive.size:
+        labels[result.positive] = POSITIVE
+    return labels
+
+
+def reduce_image(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Half the size: means of 2 × 2 pixels, of those that were assessed; NaN where none was."""
+    quads = _quads(image, np.nan)
+    known = ~np.isnan(quads)
+    count = known.sum(axis=0)
+    total = np.where(known, quads, 0).sum(axis=0, dtype=np.float64)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def reduce_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Half the size: the highest of 2 × 2 pixels, so that no positive patch vanishes."""
+    reduced: NDArray[np.uint8] = _quads(labels, 0).max(axis=0)
+    return reduced
+
+
+def _quads(image: NDArray[Any], fill: float) -> NDArray[Any]:
+    """The four pixels of each square of 2 × 2, (4, ⌈rows / 2⌉, ⌈cols / 2⌉)."""
+    rows, cols = image.shape
+    padded = np.pad(image, ((0, rows % 2), (0, cols % 2)), constant_values=fill)
+    return np.stack([padded[row::2, col::2] for row in (0, 1) for col in (0, 1)])
+
+
+def build_pyramid(image: NDArray[Any], reduce: Any) -> list[NDArray[Any]]:
+    """The image and its reductions, each half the size of the one before."""
+    levels = [image]
+    while max(levels[-1].shape) > SMALLEST_SIDE:
+        levels.append(reduce(levels[-1]))
+    return levels

@@ -1,0 +1,51 @@
+"""regions.geojson and regions.geojson.gz: positive areas as annotations that QuPath opens at once."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import shapely
+
+from wsi_pipeline.outputs.regions import Region
+from wsi_pipeline.outputs.result import POSITIVE_COLOR, SlideResult
+
+FILE_NAME = "regions.geojson"
+GZIP_NAME = "regions.geojson.gz"
+
+
+def write_regions_geojson(result: SlideResult, folder: Path) -> None:
+    """One annotation per region, in pixels from the scanned area's corner, as QuPath counts; plain and gzipped, the same text."""
+    text = "".join(_lines(result)).encode()
+    (folder / FILE_NAME).write_bytes(text)
+    with (folder / GZIP_NAME).open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream:
+        stream.write(text)
+
+
+def _lines(result: SlideResult) -> Iterator[str]:
+    yield '{"type": "FeatureCollection", "features": [\n'
+    for region in result.regions:
+        yield f"{_describe(result, region)}{',' if region.number < len(result.regions) else ''}\n"
+    yield "]}\n"
+
+
+def _describe(result: SlideResult, region: Region) -> str:
+    properties: dict[str, Any] = {
+        "objectType": "annotation",
+        "name": f"Region {region.number}",
+        "classification": {"name": result.heatmap.positive_class, "color": list(POSITIVE_COLOR)},
+        "isLocked": True,
+        "measurements": {
+            "area_mm2": region.area_mm2,
+            "patches": region.patches,
+            "mean_probability": region.mean_probability,
+            "max_probability": region.max_probability,
+        },
+    }
+    left, top = result.table.slide.bounds_l0[:2]
+    outline = region.outline if (left, top) == (0, 0) else shapely.transform(region.outline, lambda points: points - (left, top))
+    # Named by its first corner, not by its number: the same region keeps its name where others appear or vanish.
+    x, y = shapely.get_coordinates(region.outline)[0].tolist()
+    start = json.dumps({"type": "Feature", "id": result.name_uuid("region", x, y, region.patches)})
+    return f'{start[:-1]}, "geometry": {shapely.to_geojson(outline)}, "properties": {json.dumps(properties, allow_nan=False)}}}'

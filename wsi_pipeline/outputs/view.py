@@ -1,0 +1,40 @@
+"""What is to be made of a slide's predictions: at which threshold, in which formats, with which look."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.heatmap import Aggregation
+from wsi_pipeline.outputs import GROUPS, WRITERS
+from wsi_pipeline.outputs.dicom import check_installed
+from wsi_pipeline.outputs.result import Look
+
+ALWAYS = "summary"
+"""Without it a slide's folder does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything that decides a slide's outputs, given its predictions."""
+
+    formats: tuple[str, ...] = GROUPS["all"]
+    """Names in WRITERS, in their order; `choose_formats` makes them of what a user names."""
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    look: Look = field(default_factory=Look)
+
+    def to_json(self) -> dict[str, Any]:
+        """The view as it is recorded in manifests."""
+        return {"formats": list(self.formats), **asdict(self.aggregation), **asdict(self.look)}
+
+
+def choose_formats(names: Sequence[str]) -> tuple[str, ...]:
+    """The formats that names of formats and groups stand for. Raises ConfigError for an unknown one, or where an extra is missing."""
+    chosen = {ALWAYS}
+    for name in names:
+        if name not in WRITERS and name not in GROUPS:
+            raise ConfigError(f"--outputs {name}: no such format; choose from {', '.join([*GROUPS, *WRITERS])}")
+        chosen |= set(GROUPS.get(name, (name,)))
+    if "dicom" in chosen:
+        check_installed()
+    return tuple(name for name in WRITERS if name in chosen)

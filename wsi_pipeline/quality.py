@@ -1,0 +1,151 @@
+"""Pen marks and blur: measured, flagged, and left to the user to act upon.
+
+Ink is found on the thumbnail, by colours that are saturated as no stain is at that scale. Sharpness is the variance of the Laplacian of
+brightness (0–255) at a fixed scale, so that a threshold means the same for every patch size and scanner; it is looked at in a window of at
+least 64 µm, because a patch of 12.5 µm may be smooth and in focus.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.color import rgb2gray, rgb2hsv
+from skimage.filters import laplace
+from skimage.morphology import remove_small_objects
+
+from wsi_pipeline.errors import ConfigError, SlideError
+from wsi_pipeline.sources import PatchQuality
+
+INKS = (
+    (0.20, 0.47, 0.35),  # green
+    (0.47, 0.69, 0.45),  # cyan and blue; haematoxylin is paler and nearer to violet
+    (0.98, 1.02, 0.85),  # red; eosin and blood are paler
+)
+"""Ranges of hue, 0–1 and beyond 1 round again, each with the saturation from which on it is ink."""
+
+MIN_INK_VALUE = 0.15
+"""Darker pixels have no hue worth the name."""
+
+MIN_INK_UM2 = 40_000.0
+"""Smaller specks are pigment or dust."""
+
+SHARPNESS_MPP = 1.0
+"""µm per pixel at which sharpness is measured; coarser slides at their own scale."""
+
+MIN_WINDOW_UM = 64.0
+PIECE_PX = 1024
+
+
+class Flag(IntFlag):
+    """What may be wrong with a patch."""
+
+    PEN = 1
+    BLUR = 2
+
+
+FLAG_NAMES = {"pen": Flag.PEN, "blur": Flag.BLUR}
+
+
+@dataclass(frozen=True, slots=True)
+class QualityParameters:
+    """What is flagged, and what is left out."""
+
+    max_pen: float = 0.1
+    """Flag a patch if more than this fraction of it is pen ink, 0 to 1."""
+    min_sharpness: float | None = None
+    """Flag a patch as blurred below this variance of the Laplacian; None: sharpness is not measured."""
+    drop: tuple[str, ...] = ()
+    """Names of flags whose patches are left out."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_pen <= 1:
+            raise ConfigError(f"max_pen is {self.max_pen}; it must lie between 0 and 1")
+        if self.min_sharpness is not None and not (math.isfinite(self.min_sharpness) and self.min_sharpness > 0):
+            raise ConfigError(f"min_sharpness is {self.min_sharpness}; it must be above 0")
+        if unknown := set(self.drop) - set(FLAG_NAMES):
+            raise ConfigError(f"there is no flag {sorted(unknown)[0]!r}; flags are {', '.join(FLAG_NAMES)}")
+        if "blur" in self.drop and self.min_sharpness is None:
+            raise ConfigError("blurred patches can only be left out where a sharpness is asked for; give --min-sharpness")
+
+    def to_json(self) -> dict[str, Any]:
+        """The parameters as they are recorded in stores and recipes."""
+        return asdict(self) | {"drop": sorted(self.drop), "sharpness_mpp": SHARPNESS_MPP}
+
+
+def find_pen(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
+    """Where a thumbnail (h, w, 3) at `mpp` µm/px shows ink, (h, w)."""
+    mask = np.zeros(rgb.shape[:2], dtype=np.bool_)
+    for top in range(0, len(rgb), PIECE_PX):  # in strips: HSV takes eight times the memory of RGB
+        hue, saturation, value = np.moveaxis(rgb2hsv(rgb[top : top + PIECE_PX]), -1, 0)
+        for low, high, least in INKS:
+            is_hue = ((hue >= low) & (hue < high)) | (hue < high - 1)
+            mask[top : top + PIECE_PX] |= is_hue & (saturation >= least) & (value >= MIN_INK_VALUE)
+    cleaned: NDArray[np.bool_] = remove_small_objects(mask, max_size=int(MIN_INK_UM2 / mpp**2))
+    return cleaned
+
+
+ReadRegion = Callable[[int, int, int, int], NDArray[np.uint8]]
+"""RGB (height, width, 3) of x, y, width, height at the scale of sharpness."""
+
+
+def measure_sharpness(read: ReadRegion, size: tuple[int, int], boxes: NDArray[np.float64], mpp: float) -> NDArray[np.float32]:
+    """Variance of the Laplacian around every box (n, 4: x, y, width, height) of a picture of `size` at `mpp` µm/px.
+
+    NaN where nothing could be read. Pieces without a box are not read, and one piece is held at a time.
+    """
+    windows = _windows(boxes, size, MIN_WINDOW_UM / mpp)
+    sharpness = np.full(len(boxes), np.nan, dtype=np.float32)
+    centres = (boxes[:, :2] + boxes[:, 2:] / 2) // PIECE_PX
+    pieces, owner = np.unique(centres, axis=0, return_inverse=True)
+    for piece in range(len(pieces)):
+        members = np.flatnonzero(owner.ravel() == piece)
+        x0, y0 = windows[members, :2].min(axis=0).tolist()
+        x1, y1 = windows[members, 2:].max(axis=0).tolist()
+        try:
+            picture = read(x0, y0, x1 - x0, y1 - y0)
+        except SlideError:
+            continue
+        sharpness[members] = _variances(laplace(rgb2gray(picture) * 255), windows[members] - [x0, y0, x0, y0])
+    return sharpness
+
+
+def _windows(boxes: NDArray[np.float64], size: tuple[int, int], least_px: float) -> NDArray[np.int64]:
+    """The boxes as (n, 4) x0, y0, x1, y1, widened to `least_px` about their centres, within the picture."""
+    centre, extent = boxes[:, :2] + boxes[:, 2:] / 2, np.maximum(boxes[:, 2:], least_px)
+    low = np.clip(np.floor(centre - extent / 2), 0, np.array(size) - 1)
+    high = np.minimum(np.maximum(np.ceil(centre + extent / 2), low + 1), size)
+    return np.concatenate([low, high], axis=1).astype(np.int64)
+
+
+def _variances(values: NDArray[np.float64], windows: NDArray[np.int64]) -> NDArray[np.float64]:
+    x0, y0, x1, y1 = windows.T
+    count = (x1 - x0) * (y1 - y0)
+
+    def mean(of: NDArray[np.float64]) -> NDArray[np.float64]:
+        integral = np.zeros((of.shape[0] + 1, of.shape[1] + 1))
+        integral[1:, 1:] = of.cumsum(axis=0).cumsum(axis=1)
+        total: NDArray[np.float64] = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
+        average: NDArray[np.float64] = total / count
+        return average
+
+    variances: NDArray[np.float64] = np.maximum(mean(values**2) - mean(values) ** 2, 0)
+    return variances
+
+
+def judge(pen: NDArray[np.float32], sharpness: NDArray[np.float32], parameters: QualityParameters) -> PatchQuality:
+    """The flags of patches by the share of them that is ink, (n,), and by their sharpness, (n,), NaN where that is not known."""
+    flags = np.where(pen > parameters.max_pen, Flag.PEN, 0)
+    if parameters.min_sharpness is not None:
+        flags |= np.where(sharpness < parameters.min_sharpness, Flag.BLUR, 0)
+    return PatchQuality(pen.astype(np.float32), sharpness.astype(np.float32), flags.astype(np.uint8))
+
+
+def is_kept(quality: PatchQuality, parameters: QualityParameters) -> NDArray[np.bool_]:
+    """Which patches carry no flag that is to be dropped, (n,)."""
+    dropped = sum(FLAG_NAMES[name] for name in parameters.drop)
+    kept: NDArray[np.bool_] = (quality.flags & np.uint8(dropped)) == 0
+    return kept

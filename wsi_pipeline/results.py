@@ -1,0 +1,118 @@
+"""Results in Python: each slide's map and figures as numpy, pandas and xarray.
+
+for slide in open_results(Path("results")):
+    print(slide.summary.positive_mm2, slide.heatmap.probability.max())
+patches = slide.to_frame()                       # pandas, a row per patch
+image = slide.to_xarray().sel(x=1200, y=800, method="nearest")     # µm of the slide
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wsi_pipeline.errors import ConfigError, StoreError
+from wsi_pipeline.heatmap import Aggregation, Heatmap, draw_heatmap
+from wsi_pipeline.outcome import SlideSummary
+from wsi_pipeline.outputs.patches_parquet import tabulate_patches
+from wsi_pipeline.outputs.pyramid import find_place
+from wsi_pipeline.outputs.regions import Region
+from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.outputs.run_tables import read_summaries
+from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.store.predictions import Predictions, find_results, open_result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Slide:
+    """One slide's results, as its folder shows them."""
+
+    folder: Path
+    summary: SlideSummary
+
+    @property
+    def slide_id(self) -> str:
+        """Name of the slide's folder."""
+        return self.summary.slide_id
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Cells and probabilities of the patches as the model gave them, numpy arrays. Raises StoreError."""
+        return open_result(self.folder)
+
+    @cached_property
+    def heatmap(self) -> Heatmap:
+        """The map (rows, cols) with threshold, smoothing and smallest region as in the summary."""
+        summary = self.summary
+        return self.draw(Aggregation(summary.threshold, summary.smooth_um, summary.min_region_mm2))
+
+    def draw(self, aggregation: Aggregation) -> Heatmap:
+        """The map at any threshold, with any smoothing; nothing is written."""
+        return draw_heatmap(
+            self.predictions, aggregation.threshold, smooth_um=aggregation.smooth_um, min_region_mm2=aggregation.min_region_mm2
+        )
+
+    @cached_property
+    def _result(self) -> SlideResult:
+        return SlideResult(self.predictions.table, self.heatmap, self.summary)
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The positive areas that count, largest first, with outlines in level-0 pixels."""
+        return self._result.regions
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row per patch, with the columns of patches.parquet. Raises ConfigError where pandas is not installed."""
+        check_extra("pandas")
+        frame: pd.DataFrame = tabulate_patches(self._result).to_pandas()
+        return frame
+
+    def to_xarray(self) -> "xr.DataArray":
+        """The map as (y, x) with the patches' centres in µm of the slide as coordinates; NaN: not assessed. Raises ConfigError."""
+        check_extra("xarray")
+        import xarray as xr
+
+        grid = self.heatmap.grid
+        place = find_place(grid, self.summary.slide_mpp)
+        x, y = (start + place.pixel_um * np.arange(count) for start, count in zip(place.center_um, (grid.cols, grid.rows), strict=True))
+        attributes = {"units": "1", "threshold": self.summary.threshold, "slide_id": self.slide_id}
+        coordinates = {"y": ("y", y, {"units": "µm"}), "x": ("x", x, {"units": "µm"})}
+        name = f"prob_{self.summary.positive_class}"
+        return xr.DataArray(self.heatmap.probability, coords=coordinates, dims=("y", "x"), name=name, attrs=attributes)
+
+
+def open_slide_result(folder: Path) -> Slide:
+    """The results of one slide's folder. Raises StoreError."""
+    open_result(folder)
+    return Slide(folder, replace(read_summary(folder), slide_id=folder.absolute().name))
+
+
+def open_results(results: Path) -> list[Slide]:
+    """Every finished slide of a results folder, by name. Raises StoreError where there is none, or where one is damaged."""
+    slides = [open_slide_result(folder) for folder in find_results([results])]
+    if not slides:
+        raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
+    return slides
+
+
+def slides_frame(results: Path) -> "pd.DataFrame":
+    """slides.csv as pandas: a row per whole slide, with the slide's name as index. Raises ConfigError where pandas is not installed."""
+    check_extra("pandas")
+    import pandas as pd
+
+    summaries, _ = read_summaries(results)
+    columns = [field.name for field in fields(SlideSummary)]
+    return pd.DataFrame([asdict(summary) for summary in summaries], columns=columns).set_index("slide_id")
+
+
+def check_extra(library: str) -> None:
+    """Raise ConfigError where a library of the extra `analysis` is not installed."""
+    if find_spec(library) is None:
+        raise ConfigError(f"{library}: is not installed; install it with pip install 'wsi-pipeline[analysis]'")

@@ -1,0 +1,181 @@
+"""The table of what is served. Names in requests are looked up here and never become part of a path.
+
+Folders change underneath a long-lived server: every so often the table is compared with the disk, by the size and time of each
+manifest, and what changed is read anew.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_pipeline.errors import WsiError
+from wsi_pipeline.outcome import SlideSummary
+from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.slides.discovery import find_slides
+from wsi_pipeline.sources import SlideInfo
+from wsi_pipeline.store.arrays import read_attributes
+from wsi_pipeline.store.commit import MANIFEST, read_manifest
+from wsi_pipeline.store.predictions import FOLDER, find_results
+from wsi_pipeline.store.schema import slide_from_json
+
+REFRESH_S = 1.0
+
+Mark = tuple[int, int, int]
+"""Size, time of change and inode of a file: another after every replacement."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One results folder."""
+
+    run_id: str
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One slide's results in one run, as far as the list needs them."""
+
+    folder: Path
+    mark: Mark
+    digest: str
+    """Of the content, by its manifest."""
+    summary: SlideSummary | None = None
+    """None where the results are damaged."""
+    slide: SlideInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlideEntry:
+    """One slide, by whatever is known of it."""
+
+    slide_id: str
+    file: Path | None
+    """Where its pixels may be: in the served folder of slides, else where its results say."""
+    is_in_folder: bool
+    """Whether the file is one of the served folder of slides, so that jobs may run on it."""
+    results: Mapping[str, Result]
+    """By run."""
+
+    @property
+    def version(self) -> str:
+        """Changes whenever any of its results do."""
+        return "-".join(result.digest[:16] for _, result in sorted(self.results.items())) or "none"
+
+
+def mark_file(path: Path) -> Mark | None:
+    """The file's mark; None where there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+class Catalogue:
+    """Every slide and run that is served; safe to share between threads."""
+
+    def __init__(self, results: Sequence[Path], slides: Path | None) -> None:
+        self.runs = name_runs(results)
+        self._slides = slides
+        self._lock = threading.Lock()
+        self._known: dict[Path, Result] = {}
+        self._entries: dict[str, SlideEntry] = {}
+        self._checked = float("-inf")
+
+    def entries(self) -> list[SlideEntry]:
+        """Every slide, by name."""
+        return list(self._current().values())
+
+    def find(self, slide_id: str) -> SlideEntry | None:
+        """The slide of that name; None where there is none."""
+        return self._current().get(slide_id)
+
+    def find_run(self, run_id: str | None) -> Run | None:
+        """The run of that name, the first one where none is named; None where there is none."""
+        return next((run for run in self.runs if run_id is None or run.run_id == run_id), None)
+
+    def refresh(self) -> None:
+        """Compare with the disk now."""
+        self._checked = float("-inf")
+
+    def _current(self) -> dict[str, SlideEntry]:
+        if time.monotonic() - self._checked < REFRESH_S:
+            return self._entries
+        with self._lock:
+            if time.monotonic() - self._checked >= REFRESH_S:
+                self._entries = self._read_all()
+                self._checked = time.monotonic()
+            return self._entries
+
+    def _read_all(self) -> dict[str, SlideEntry]:
+        by_slide: dict[str, dict[str, Result]] = {}
+        known: dict[Path, Result] = {}
+        for run in self.runs:
+            for folder in _list_results(run):
+                if (result := self._read(folder)) is not None:
+                    known[folder] = result
+                    by_slide.setdefault(folder.name, {})[run.run_id] = result
+        self._known = known
+        files = _list_files(self._slides)
+        return {
+            slide_id: _make_entry(slide_id, files.get(slide_id), by_slide.get(slide_id, {})) for slide_id in sorted({*by_slide, *files})
+        }
+
+    def _read(self, folder: Path) -> Result | None:
+        """The result in a folder, read only where it changed."""
+        mark = mark_file(folder / MANIFEST)
+        if mark is None:
+            return None
+        old = self._known.get(folder)
+        return old if old is not None and old.mark == mark else read_result(folder, mark)
+
+
+def name_runs(results: Sequence[Path]) -> tuple[Run, ...]:
+    """A run per results folder, named after it; folders of the same name are numbered."""
+    names: list[str] = []
+    for folder in results:
+        name = folder.resolve().name or "results"
+        names.append(name if name not in names else f"{name} ({1 + sum(other.split(' (')[0] == name for other in names)})")
+    return tuple(Run(f"r{index}", name, folder.absolute()) for index, (name, folder) in enumerate(zip(names, results, strict=True)))
+
+
+def read_result(folder: Path, mark: Mark) -> Result | None:
+    """What the list shows of a result; None where it is being replaced this moment."""
+    try:
+        manifest = read_manifest(folder)
+        slide = slide_from_json(read_attributes(folder / FOLDER)["slide"])
+        return Result(folder, mark, manifest.content_digest, read_summary(folder), slide)
+    except (WsiError, KeyError, TypeError, ValueError) as error:
+        if mark_file(folder / MANIFEST) != mark:
+            return None
+        logger.warning("%s: damaged results: %s", folder.name, error)
+        return Result(folder, mark, f"damaged{mark[1]:x}")
+
+
+def _list_results(run: Run) -> list[Path]:
+    try:
+        return find_results([run.folder])
+    except (WsiError, OSError) as error:
+        logger.warning("%s: cannot be listed: %s", run.name, error)
+        return []
+
+
+def _list_files(slides: Path | None) -> dict[str, Path]:
+    if slides is None:
+        return {}
+    try:
+        return {found.slide_id: found.path.absolute() for found in find_slides([slides])}
+    except (WsiError, OSError):
+        return {}  # an empty folder, or one that is not there now
+
+
+def _make_entry(slide_id: str, file: Path | None, results: dict[str, Result]) -> SlideEntry:
+    recorded = next((Path(result.slide.path) for result in results.values() if result.slide is not None), None)
+    return SlideEntry(slide_id, file or recorded, file is not None, results)

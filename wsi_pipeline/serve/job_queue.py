@@ -1,0 +1,160 @@
+"""Inference on request: slides of the served folder, one after another, by the pipeline and on the workers that `wsi infer` uses."""
+
+import logging
+import queue
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from wsi_pipeline.errors import WsiError
+from wsi_pipeline.outcome import SlideOutcome, SlideState
+from wsi_pipeline.pipeline import InferConfig, infer_found
+from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.slides.discovery import FoundSlide
+
+KEPT_JOBS = 200
+
+logger = logging.getLogger(__name__)
+
+
+class JobState(StrEnum):
+    """Where a job is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+class Cancelled(Exception):
+    """Somebody asked for the job to stop; blocks that are finished stay on disk."""
+
+
+@dataclass
+class InferenceJob:
+    """One slide to be inferred; it is also the progress that the pipeline reports to."""
+
+    slide: FoundSlide
+    force: bool
+    job_id: str = field(default_factory=lambda: secrets.token_hex(6))
+    state: JobState = JobState.WAITING
+    patches_done: int = 0
+    patches_total: int = 0
+    message: str = ""
+
+    def begin(self, slides: int) -> None:
+        """The pipeline starts."""
+
+    def add_patches(self, missing: int) -> None:
+        """So many patches are to be done."""
+        self._stop_if_cancelled()
+        self.patches_total += missing
+
+    def advance(self, patches: int) -> None:
+        """So many were done."""
+        self._stop_if_cancelled()
+        self.patches_done += patches
+
+    def end_slide(self, outcome: SlideOutcome) -> None:
+        """The slide has come to its end."""
+        if outcome.state is SlideState.FAILED:
+            fault_id = secrets.token_hex(4)
+            logger.warning("%s: job %s failed: %s", fault_id, self.job_id, outcome.message)
+            self.state, self.message = JobState.FAILED, f"failed; the server's log has the reason under {fault_id}"
+        else:
+            self.state, self.message = JobState.DONE, outcome.message  # figures only, as in the slide list
+
+    def _stop_if_cancelled(self) -> None:
+        if self.state is JobState.CANCELLING:
+            raise Cancelled
+
+
+class JobQueue:
+    """Runs jobs in one thread; safe to ask from others."""
+
+    def __init__(
+        self, model: Path, results: Path, config: InferConfig, workers: Workers, capacity: int, on_end: Callable[[], None]
+    ) -> None:
+        self._model = model
+        self._results = results
+        self._config = config
+        self._workers = workers
+        self._capacity = capacity
+        self._on_end = on_end
+        self._lock = threading.Lock()
+        self._jobs: dict[str, InferenceJob] = {}
+        self._waiting: queue.SimpleQueue[InferenceJob | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+        self._thread.start()
+
+    def submit(self, slide: FoundSlide, force: bool = False) -> InferenceJob:
+        """Put a slide at the end of the queue. Raises Refusal where it is in it already or the queue is full."""
+        with self._lock:
+            under_way = [job for job in self._jobs.values() if job.state not in ENDED]
+            if len(under_way) >= self._capacity:
+                raise Refusal(429, f"{self._capacity} jobs are waiting already; try again when some have ended")
+            if any(job.slide.slide_id == slide.slide_id for job in under_way):
+                raise Refusal(409, "a job for this slide is under way already")
+            job = InferenceJob(slide, force)
+            self._jobs[job.job_id] = job
+            self._forget_old()
+        self._waiting.put(job)
+        return job
+
+    def list(self) -> list[InferenceJob]:
+        """Every job that is remembered, oldest first."""
+        with self._lock:
+            return list(self._jobs.values())
+
+    def find(self, job_id: str) -> InferenceJob | None:
+        """The job of that name; None where there is none."""
+        return self._jobs.get(job_id)
+
+    def cancel(self, job: InferenceJob) -> None:
+        """Stop a job: at once where it waits, after the block under way where it runs; ended ones stay as they are."""
+        with self._lock:
+            if job.state is JobState.WAITING:
+                job.state = JobState.CANCELLED
+            elif job.state is JobState.RUNNING:
+                job.state = JobState.CANCELLING
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Stop everything and wait for it."""
+        for job in self.list():
+            self.cancel(job)
+        self._waiting.put(None)
+        self._thread.join(timeout_s)
+
+    def _forget_old(self) -> None:
+        ended = [job_id for job_id, job in self._jobs.items() if job.state in ENDED]
+        for job_id in ended[: max(0, len(self._jobs) - KEPT_JOBS)]:
+            del self._jobs[job_id]
+
+    def _run(self) -> None:
+        while (job := self._waiting.get()) is not None:
+            with self._lock:
+                if job.state is not JobState.WAITING:
+                    continue
+                job.state = JobState.RUNNING
+            self._run_job(job)
+            self._on_end()
+
+    def _run_job(self, job: InferenceJob) -> None:
+        config = replace(self._config, force=job.force)
+        try:
+            infer_found([job.slide], self._model, self._results, config, workers=self._workers, progress=job)
+        except Cancelled:
+            job.state, job.message = JobState.CANCELLED, "cancelled; what is finished is kept for the next run"
+        except (WsiError, OSError, RuntimeError, ValueError) as error:
+            fault_id = secrets.token_hex(4)
+            logger.warning("%s: job %s failed", fault_id, job.job_id, exc_info=error)
+            job.state, job.message = JobState.FAILED, f"failed; the server's log has the reason under {fault_id}"

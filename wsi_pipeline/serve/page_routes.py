@@ -1,0 +1,121 @@
+"""The pages that people look at, the scripts that draw them, and what watches over the server."""
+
+import base64
+import hashlib
+import re
+from importlib import resources
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from wsi_pipeline.outputs.report_html import read_web_file
+from wsi_pipeline.serve import metrics as figures
+from wsi_pipeline.serve.access import Door
+from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.lookup import Here, NamedSlide
+
+router = APIRouter(include_in_schema=False)
+DOCS_FILES = "/static/docs"
+MAX_FORM_BYTES = 4096
+
+
+def _read_own(name: str) -> str:
+    return (resources.files("wsi_pipeline.serve") / "web" / name).read_text(encoding="utf-8")
+
+
+def load_web_files() -> dict[str, tuple[str, str]]:
+    """Every script and style sheet by name: content and media type. A table: no name in a request becomes a path."""
+    shared = {name: read_web_file(name) for name in ("map_layer.js", "slide_view.js", "slide_view.css")}
+    own = {name: _read_own(name) for name in ("tile_layer.js", "viewer.js", "viewer_panel.js", "list.js", "list.css")}
+    kinds = {"js": "text/javascript", "css": "text/css"}
+    return {name: (text, kinds[name.rpartition(".")[2]]) for name, text in (shared | own).items()}
+
+
+WEB_FILES = load_web_files()
+TEMPLATES = Environment(loader=PackageLoader("wsi_pipeline.serve"), autoescape=select_autoescape())
+
+
+def render(name: str, **values: object) -> HTMLResponse:
+    """A page from its template."""
+    return HTMLResponse(TEMPLATES.get_template(name).render(**values))
+
+
+@router.get("/")
+def show_list(services: Here) -> HTMLResponse:
+    """The slide list."""
+    return render("list.html", runs=services.catalogue.runs)
+
+
+@router.get("/slides/{slide_id}")
+def show_viewer(entry: NamedSlide) -> HTMLResponse:
+    """The viewer of one slide."""
+    return render("viewer.html", slide_id=entry.slide_id)
+
+
+@router.get("/static/{name}")
+def send_web_file(name: str) -> Response:
+    """A script or style sheet."""
+    found = WEB_FILES.get(name)
+    if found is None:
+        raise Refusal(404, "no such file")
+    return Response(found[0], media_type=found[1])
+
+
+@router.get("/docs")
+def show_docs() -> HTMLResponse:
+    """The REST endpoint, described and to be tried out; its one inline script is named in the policy by its hash."""
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="wsi serve",
+        swagger_js_url=f"{DOCS_FILES}/swagger-ui-bundle.js",
+        swagger_css_url=f"{DOCS_FILES}/swagger-ui.css",
+        swagger_favicon_url=f"{DOCS_FILES}/favicon.png",
+    )
+    scripts = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts)
+    page.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    )
+    return page
+
+
+@router.get("/enter")
+async def ask_token(services: Here, ticket: str | None = None) -> Response:
+    """Ask for the token; or take the ticket that the browser was started with, once."""
+    if ticket is not None and services.door.redeem(ticket):
+        return _let_in(services.door)
+    return render("enter.html", is_wrong=False)
+
+
+@router.post("/enter")
+async def take_token(request: Request, services: Here) -> Response:
+    """Check the token that was typed in."""
+    if int(request.headers.get("content-length", MAX_FORM_BYTES + 1)) > MAX_FORM_BYTES:
+        raise Refusal(413, "no token is that long")
+    fields = parse_qs((await request.body()).decode("latin-1"), max_num_fields=5)
+    token = fields.get("token", [""])[0].strip()
+    if not services.door.accepts(token):
+        page = render("enter.html", is_wrong=True)
+        page.status_code = 401
+        return page
+    return _let_in(services.door)
+
+
+def _let_in(door: Door) -> Response:
+    return Response(status_code=303, headers={"Location": "/", "Set-Cookie": door.cookie})
+
+
+@router.get("/healthz")
+def tell_health() -> dict[str, str]:
+    """Whether the server answers; needs no token and says nothing else."""
+    return {"status": "ok"}
+
+
+@router.get("/metrics")
+def tell_metrics(services: Here) -> Response:
+    """Figures for Prometheus."""
+    return Response(services.metrics.render(), media_type=figures.CONTENT_TYPE)

@@ -1,0 +1,110 @@
+"""Whole results in memory: maps, regions, masks. A few are kept, by the mark of their manifest."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.heatmap import Heatmap, draw_heatmap
+from wsi_pipeline.outputs.regions import Region, find_regions
+from wsi_pipeline.serve.catalogue import Result
+from wsi_pipeline.sources import PatchTable
+from wsi_pipeline.store.commit import VIEW, read_manifest
+from wsi_pipeline.store.predictions import Predictions, open_result
+from wsi_pipeline.tissue import TissueParameters, find_tissue
+
+KEPT_RESULTS = 16
+KEPT_REGIONS = 32
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedResult:
+    """One slide's results."""
+
+    table: PatchTable
+    heatmap: Heatmap
+    model: dict[str, Any]
+    """What the results say of the model that made them."""
+    tissue: NDArray[np.bool_]
+    """Tissue mask of the table's thumbnail, found again with the parameters on record."""
+
+
+class RecentlyUsed:
+    """The values last asked for, by key; each is made once, whoever asks at the same time."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._making: dict[Hashable, threading.Lock] = {}
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value of that key, made now where it is not here."""
+        with self._lock:
+            turn = self._making.setdefault(key, threading.Lock())
+        try:
+            with turn:
+                with self._lock:
+                    if key in self._values:
+                        self._values.move_to_end(key)
+                        return cast("Value", self._values[key])
+                value = make()
+                self._keep(key, value)
+                return value
+        finally:
+            with self._lock:
+                self._making.pop(key, None)
+
+    def _keep(self, key: Hashable, value: Any) -> None:
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > self._capacity:
+                self._values.popitem(last=False)
+
+
+class ResultReader:
+    """Loads results; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._results = RecentlyUsed(KEPT_RESULTS)
+        self._regions = RecentlyUsed(KEPT_REGIONS)
+
+    def load(self, result: Result) -> LoadedResult:
+        """The whole result. Raises StoreError where it is damaged or being replaced."""
+        return self._results.get((result.folder, result.mark), lambda: _load(result))
+
+    def regions(self, result: Result, threshold: float, min_area_mm2: float) -> tuple[Region, ...]:
+        """Regions at a threshold."""
+        loaded = self.load(result)
+        key = (result.folder, result.mark, threshold, min_area_mm2)
+        return self._regions.get(key, lambda: find_regions(loaded.heatmap, threshold, min_area_mm2))
+
+
+def _load(result: Result) -> LoadedResult:
+    predictions = open_result(result.folder)
+    recipe = read_manifest(result.folder).recipe
+    parameters = TissueParameters(**recipe.get("source", {}).get("tissue", {}))
+    table = predictions.table
+    mpp = table.slide.mpp * float(table.thumbnail.downsample)
+    return LoadedResult(
+        table=table,
+        heatmap=_draw_as_published(predictions, recipe.get(VIEW, {})),
+        model=dict(predictions.attributes["model"]),
+        tissue=find_tissue(table.thumbnail.pixels, mpp, parameters),
+    )
+
+
+def _draw_as_published(predictions: Predictions, view: dict[str, Any]) -> Heatmap:
+    """The map with the threshold, smoothing and smallest region that the slide's outputs were made with."""
+    return draw_heatmap(
+        predictions,
+        view.get("threshold"),
+        smooth_um=view.get("smooth_um", 0.0),
+        min_region_mm2=view.get("min_region_mm2", 0.0),
+    )

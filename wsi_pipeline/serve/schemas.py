@@ -1,0 +1,170 @@
+"""Bodies of requests and answers, as OpenAPI shows them."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wsi_pipeline.outcome import SlideState
+from wsi_pipeline.serve.job_queue import JobState
+
+
+class Fault(BaseModel):
+    """What could not be done."""
+
+    error: str
+    id: str = Field(description="The server's log says more under this id.")
+
+
+class SummaryBody(BaseModel):
+    """The figures of one slide in one run; null where nothing was assessed."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    slide_id: str
+    state: SlideState
+    patches: int
+    unreadable: int
+    positives: int
+    positive_fraction: float | None
+    assessed_mm2: float
+    positive_mm2: float
+    mean_probability: float | None
+    p95_probability: float | None
+    max_probability: float | None
+    positive_regions: int
+    mean_positive_region_mm2: float | None
+    hot_spot_positive_mm2: float | None
+    hot_spot_x_l0: float | None
+    hot_spot_y_l0: float | None
+    unreadable_fraction: float | None
+    unassessed_fraction: float | None
+    positives_left_out: int
+    threshold_source: str
+    smooth_um: float
+    min_region_mm2: float
+    largest_positive_region_mm2: float
+    threshold: float
+    positive_class: str
+    mpp: float
+    slide_mpp: float
+    slide_mpp_source: str
+    model_digest: str
+
+
+class RunBody(BaseModel):
+    """One results folder."""
+
+    run_id: str
+    name: str
+
+
+class SlideRow(BaseModel):
+    """One line of the slide list."""
+
+    slide_id: str
+    version: str = Field(description="Changes whenever the results on disk do.")
+    has_file: bool
+    can_run: bool = Field(description="Whether POST /jobs may run it.")
+    summaries: dict[str, SummaryBody | None] = Field(description="By run; null where the results are damaged.")
+
+
+class SlideList(BaseModel):
+    """Every slide that is served."""
+
+    runs: list[RunBody]
+    can_predict: bool
+    can_run_jobs: bool
+    slides: list[SlideRow]
+
+
+class TilesBody(BaseModel):
+    """How the slide is cut into tiles: level 0 is the scan, level k the scan reduced 2ᵏ times, tiles at the edges are smaller."""
+
+    tile_px: int
+    coarsest: int
+
+
+class ResultBody(BaseModel):
+    """One run's results on the slide."""
+
+    run_id: str
+    name: str
+    summary: SummaryBody
+    threshold: float
+    positive_class: str
+    grid: dict[str, Any] = Field(description="Rows, columns and where the cells lie, in level-0 pixels.")
+    model: dict[str, Any]
+
+
+class SlideBody(BaseModel):
+    """A slide and what is known of it."""
+
+    slide_id: str
+    version: str
+    slide: dict[str, Any] = Field(description="Size, bounds and scale: nothing else leaves the file.")
+    overview: dict[str, Any] = Field(description="Where the thumbnail lies, in level-0 pixels.")
+    tiles: TilesBody | None
+    tiles_note: str | None = Field(description="Why there are no tiles, where there are none.")
+    results: list[ResultBody]
+    colours: str = Field(description="The 256 colours of the map, base64 of RGB.")
+
+
+class RegionBody(BaseModel):
+    """Positive cells that touch."""
+
+    number: int
+    patches: int
+    area_mm2: float
+    mean_probability: float
+    max_probability: float
+    bounds_l0: list[float]
+    peak_xy_l0: list[float]
+    outline: list[list[list[list[float]]]] = Field(description="Polygons of rings of x, y in level-0 pixels; the first ring is the outer.")
+
+
+class RegionsBody(BaseModel):
+    """Regions at a threshold, strongest (mean probability × area) first."""
+
+    threshold: float
+    found: int
+    regions: list[RegionBody]
+
+
+class ImagePrediction(BaseModel):
+    """One image: `probability` where it is a patch, else `grid` and `probabilities` by row."""
+
+    image: int
+    size: list[int]
+    positives: int
+    probability: float | None
+    grid: dict[str, Any] | None
+    probabilities: list[list[float | None]] | None
+
+
+class PredictionBody(BaseModel):
+    """Probabilities of the positive class, with the threshold and the model's terms of use."""
+
+    positive_class: str
+    threshold: float
+    model: dict[str, Any]
+    images: list[ImagePrediction]
+
+
+class JobRequest(BaseModel):
+    """Which slide to infer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    slide_id: str = Field(max_length=200)
+    force: bool = Field(False, description="Make anew what another run or model has made.")
+
+
+class JobBody(BaseModel):
+    """One inference."""
+
+    job_id: str
+    slide_id: str
+    state: JobState
+    patches_done: int
+    patches_total: int
+    message: str

@@ -1,0 +1,105 @@
+"""What is served, to whom, and up to which limits."""
+
+import ipaddress
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.models.predictor import available_cores
+from wsi_pipeline.scheduling import Workers
+
+MIB = 1024 * 1024
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may ask for; each is checked before a slide or an image is touched."""
+
+    tile_px: int = 256
+    region_px: int = 16_000_000
+    """Pixels of a slide's level that one tile may read."""
+    upload_bytes: int = 32 * MIB
+    images: int = 256
+    """Images in one request."""
+    decoded_px: int = 25_000_000
+    """Pixels of all images of one request together, by their headers."""
+    grid_patches: int = 20_000
+    """Patches that all images of one request are cut into."""
+    regions: int = 5_000
+    read_s: float = 20.0
+    """Seconds for one read of a slide or one decoding; then the process that does it is ended."""
+    body_s: float = 60.0
+    """Seconds in which a request's body must have arrived."""
+    waiting_reads: int = 64
+    """Reads that wait for a free decoding process; more are turned away."""
+    predictions: int = 4
+    """Requests for predictions under way; more are turned away."""
+    connections: int = 256
+    jobs: int = 16
+    """Jobs that wait or run; more are turned away."""
+    slide_memory_bytes: int = 4096 * MIB
+    """Address space of a process that reads slides."""
+    upload_memory_bytes: int = 2048 * MIB
+    """Address space of the process that decodes what strangers send."""
+    cache_bytes: int = 256 * MIB
+    """Tiles kept in memory."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; a limit must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """One server."""
+
+    results: tuple[Path, ...]
+    """Results folders; one slide's results of several of them can be looked at side by side. Jobs write to the first."""
+    slides: Path | None = None
+    model: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8765
+    token: str | None = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    """What every request must show; None: none is asked for, on the loopback only."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names by which the server may be called, besides its own."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of other pages that may call the REST endpoint."""
+    slide_mpp: float | None = None
+    device: str = "auto"
+    workers: Workers | None = None
+    """Who runs jobs; None: worker processes of our own."""
+    decoders: int = field(default_factory=available_cores)
+    """Processes that read slides."""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not self.results and self.slides is None:
+            raise ConfigError("nothing to serve; give --results, or --slides, or both")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port {self.port} cannot be; give 0 (any free one) to 65535")
+        if self.decoders < 1:
+            raise ConfigError(f"{self.decoders} decoding processes cannot be; give 1 or more")
+        if self.token is None and not self.is_loopback:
+            raise ConfigError(f"host {self.host} is reachable from elsewhere; a token is needed there, leave out --no-token")
+        if self.token == "":
+            raise ConfigError("the token is empty; leave it out to have one made")
+        if "*" in (*self.allowed_hosts, *self.cors_origins):
+            raise ConfigError("'*' lets everybody in; name the hosts and origins that may call")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """Names that the Host header may carry, in lower case and without a port."""
+        named = {name.lower() for name in (*self.allowed_hosts, self.host)}
+        return frozenset(named | LOOPBACK_NAMES) - {"0.0.0.0", "::"}

@@ -1,0 +1,155 @@
+"""Pixels of the served slides: looked up, checked, read by the decoding processes, kept in the cache."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.geometry import Grid
+from wsi_pipeline.serve.catalogue import Mark, SlideEntry, mark_file
+from wsi_pipeline.serve.decoders import DecoderPool, DecodingError, TooSlow
+from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.pyramid import Pyramid
+from wsi_pipeline.serve.settings import Limits
+from wsi_pipeline.serve.tile_cache import TileCache
+from wsi_pipeline.sources import SlideInfo
+from wsi_pipeline.store.schema import grid_to_json, slide_from_json
+
+KEPT_FACTS = 4096
+FAILURE_S = 10.0
+"""A slide that could not be opened is not tried again before so many seconds."""
+OPEN_FACTOR = 3
+"""Opening takes longer than reading: the whole index of a slide is read and its fingerprint taken."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSlide:
+    """A slide file that can be read."""
+
+    path: Path
+    mark: Mark
+    slide_mpp: float | None
+    info: SlideInfo
+    pyramid: Pyramid
+    coarsest: int
+    """Coarsest level whose tiles stay within the region limit."""
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What names the slide to a decoding process."""
+        return {"path": str(self.path), "mark": list(self.mark), "slide_mpp": self.slide_mpp}
+
+
+class SlidePixels:
+    """Reads slides for the server; safe to share between threads."""
+
+    def __init__(self, pool: DecoderPool, cache: TileCache, limits: Limits, slide_mpp: float | None = None) -> None:
+        self._pool = pool
+        self._cache = cache
+        self._limits = limits
+        self._slide_mpp = slide_mpp
+        self._facts: dict[tuple[Any, ...], OpenedSlide] = {}
+        self._failures: dict[tuple[Any, ...], tuple[float, Exception]] = {}
+
+    def open(self, entry: SlideEntry) -> OpenedSlide:
+        """The slide's file. Raises Refusal where there is none or it is not the one that was inferred, DecodingError where it is broken."""
+        key = self._key(entry)
+        if (opened := self._facts.get(key)) is not None:
+            return opened
+        failed_at, failure = self._failures.get(key, (float("-inf"), None))
+        if failure is not None and time.monotonic() - failed_at < FAILURE_S:
+            raise failure
+        try:
+            opened = self._open(entry, key)
+        except (DecodingError, Refusal) as error:
+            _keep(self._failures, key, (time.monotonic(), error))
+            raise
+        _keep(self._facts, key, opened)
+        return opened
+
+    def _key(self, entry: SlideEntry) -> tuple[Any, ...]:
+        mark = None if entry.file is None else mark_file(entry.file)
+        if entry.file is None or mark is None:
+            raise Refusal(404, "the slide's file is not here; serve its folder with --slides")
+        return (entry.file, mark, self._mpp_of(entry), _fingerprint(entry))
+
+    def _mpp_of(self, entry: SlideEntry) -> float | None:
+        recorded = next((result.slide for result in entry.results.values() if result.slide is not None), None)
+        if recorded is None:
+            return self._slide_mpp
+        return recorded.mpp  # whoever said so: the map was made at that scale
+
+    def _open(self, entry: SlideEntry, key: tuple[Any, ...]) -> OpenedSlide:
+        path, mark, slide_mpp, fingerprint = key
+        request = {"do": "describe", "path": str(path), "mark": list(mark), "slide_mpp": slide_mpp}
+        header = self._pool.ask(request, timeout_s=OPEN_FACTOR * self._limits.read_s).header
+        info = slide_from_json(header["slide"])
+        if fingerprint is not None and info.fingerprint != fingerprint:
+            raise Refusal(404, "the slide's file is not the one that was inferred; infer it again")
+        pyramid = Pyramid(info.size_l0, self._limits.tile_px)
+        coarsest = pyramid.coarsest_level([float(ratio) for ratio in info.level_downsamples], self._limits.region_px)
+        return OpenedSlide(path, mark, slide_mpp, info, pyramid, coarsest)
+
+    def tile(self, entry: SlideEntry, level: int, col: int, row: int) -> bytes:
+        """One tile as JPEG. Raises Refusal where there is no such tile, before anything is read."""
+        slide = self.open(entry)
+        if not slide.pyramid.has_tile(level, col, row) or level > slide.coarsest:
+            raise Refusal(404, "no such tile")
+        key = (slide.path, slide.mark, level, col, row)
+        if (content := self._cache.get(key)) is None:
+            place = {"level": level, "col": col, "row": row, "tile_px": self._limits.tile_px, "region_px": self._limits.region_px}
+            content = self._read(slide, {"do": "tile"} | place)
+            self._cache.put(key, content)
+        return content
+
+    def cached_tile(self, entry: SlideEntry, level: int, col: int, row: int) -> bytes | None:
+        """The tile where it can be had without waiting for anything."""
+        try:
+            slide = self._facts.get(self._key(entry))
+        except Refusal:
+            return None
+        return None if slide is None else self._cache.get((slide.path, slide.mark, level, col, row))
+
+    def file_version(self, entry: SlideEntry) -> str:
+        """Changes whenever the slide's file does. Raises Refusal where there is none."""
+        size, changed_ns, inode = self._key(entry)[1]
+        return f"{size:x}-{changed_ns:x}-{inode:x}"
+
+    def overview(self, entry: SlideEntry) -> bytes:
+        """The scanned area as one small JPEG."""
+        slide = self.open(entry)
+        key = (slide.path, slide.mark, "overview")
+        if (content := self._cache.get(key)) is None:
+            content = self._read(slide, {"do": "overview"})
+            self._cache.put(key, content)
+        return content
+
+    def patch(self, entry: SlideEntry, grid: Grid, row: int, col: int) -> bytes:
+        """One patch as PNG, as the model saw it."""
+        if not (0 <= row < grid.rows and 0 <= col < grid.cols):
+            raise Refusal(404, "no such patch")
+        if (grid.spec.side_px * float(grid.downsample)) ** 2 > self._limits.region_px:
+            raise Refusal(413, "a patch of this grid covers more pixels than one read may take")
+        return self._read(self.open(entry), {"do": "patch", "grid": grid_to_json(grid), "row": row, "col": col})
+
+    def _read(self, slide: OpenedSlide, request: dict[str, Any]) -> bytes:
+        try:
+            return self._pool.ask(slide.request | request, timeout_s=self._limits.read_s).payload
+        except TooSlow:
+            raise
+        except DecodingError as error:
+            logger.info("read again after a failure: %s", error)  # the handle is dead or its process is; both are replaced
+            return self._pool.ask(slide.request | request, timeout_s=self._limits.read_s).payload
+
+
+def _fingerprint(entry: SlideEntry) -> str | None:
+    return next((result.slide.fingerprint for result in entry.results.values() if result.slide is not None), None)
+
+
+def _keep(known: dict[tuple[Any, ...], Any], key: tuple[Any, ...], value: Any) -> None:
+    known[key] = value
+    while len(known) > KEPT_FACTS:
+        known.pop(next(iter(known)), None)

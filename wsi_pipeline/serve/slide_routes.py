@@ -1,0 +1,223 @@
+"""/api/v1/slides: lists, figures, regions, maps, tiles."""
+
+import io
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from wsi_pipeline.errors import WsiError
+from wsi_pipeline.outputs.colours import paint_map
+from wsi_pipeline.outputs.report_html import render_report
+from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.outputs.view_json import describe_grid, describe_overview, describe_region, describe_slide, encode_colours, order_regions
+from wsi_pipeline.serve.catalogue import SlideEntry
+from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.lookup import Here, NamedResult, NamedSlide, RunName, find_result, match_etag
+from wsi_pipeline.serve.pictures import draw_tissue, shrink
+from wsi_pipeline.serve.schemas import Fault, RegionsBody, ResultBody, RunBody, SlideBody, SlideList, SlideRow, SummaryBody, TilesBody
+from wsi_pipeline.serve.services import Services
+from wsi_pipeline.slides.picture import encode_jpeg, encode_png
+
+FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Fault} for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 503)
+}
+DEFAULT_REGIONS = 500
+REPORT_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; sandbox allow-scripts"
+
+router = APIRouter(prefix="/slides", tags=["slides"], responses=FAULTS)
+Threshold = Annotated[float | None, Query(ge=0, le=1, description="Instead of the model's own.")]
+TileNumber = Annotated[int, Path(ge=0, le=10_000_000)]
+
+
+def picture(content: bytes, media_type: str, headers: dict[str, str]) -> Response:
+    """An encoded picture."""
+    return Response(content, media_type=media_type, headers=headers)
+
+
+PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}, 304: {"description": "Unchanged."}}
+JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}, 304: {"description": "Unchanged."}}
+
+
+@router.get("")
+def list_slides(services: Here) -> SlideList:
+    """Every slide with its figures in every run."""
+    runs = [RunBody(run_id=run.run_id, name=run.name) for run in services.catalogue.runs]
+    rows = [_describe_row(services, entry) for entry in services.catalogue.entries()]
+    return SlideList(runs=runs, can_predict=services.predictions is not None, can_run_jobs=services.jobs is not None, slides=rows)
+
+
+def _describe_row(services: Services, entry: SlideEntry) -> SlideRow:
+    summaries = {run_id: result.summary for run_id, result in entry.results.items()}
+    return SlideRow(
+        slide_id=entry.slide_id,
+        version=entry.version,
+        has_file=entry.file is not None and entry.file.is_file(),
+        can_run=services.jobs is not None and entry.is_in_folder,
+        summaries={run_id: None if one is None else SummaryBody.model_validate(one) for run_id, one in summaries.items()},
+    )
+
+
+@router.get("/{slide_id}", response_model=SlideBody, responses={304: {"description": "Unchanged."}})
+def describe_one(services: Here, entry: NamedSlide, request: Request) -> Response:
+    """A slide: where everything lies on it, and what each run found."""
+    headers: dict[str, str] = {}
+    if unchanged := match_etag(request, headers, entry.version):
+        return unchanged
+    loaded = [(run, services.results.load(entry.results[run.run_id])) for run in services.catalogue.runs if run.run_id in entry.results]
+    tiles, note, info = None, None, None
+    try:
+        opened = services.pixels.open(entry)
+        info, tiles = opened.info, TilesBody(tile_px=opened.pyramid.tile_px, coarsest=opened.coarsest)
+    except Refusal as refusal:
+        note = str(refusal.detail)
+    except WsiError:
+        note = "the slide's file cannot be read"
+    if not loaded and info is None:
+        raise Refusal(404, note or "no such slide")
+    slide = loaded[0][1].table.slide if loaded else info
+    assert slide is not None
+    results = [
+        ResultBody(
+            run_id=run.run_id,
+            name=run.name,
+            summary=SummaryBody.model_validate(entry.results[run.run_id].summary),
+            threshold=one.heatmap.threshold,
+            positive_class=one.heatmap.positive_class,
+            grid=describe_grid(one.table.grid),
+            model=one.model,
+        )
+        for run, one in loaded
+    ]
+    body = SlideBody(
+        slide_id=entry.slide_id,
+        version=entry.version,
+        slide=describe_slide(slide) | {"slide_id": entry.slide_id},
+        overview=describe_overview(loaded[0][1].table.thumbnail) if loaded else {"box_l0": list(slide.bounds_l0)},
+        tiles=tiles,
+        tiles_note=note,
+        results=results,
+        colours=encode_colours(),
+    )
+    return JSONResponse(body.model_dump(mode="json"), headers=headers)
+
+
+@router.get("/{slide_id}/summary", response_model=SummaryBody, responses={304: {"description": "Unchanged."}})
+def show_summary(services: Here, entry: NamedSlide, request: Request, run: RunName = None) -> Response:
+    """The figures of the slide, as in summary.json."""
+    _, result = find_result(services, entry, run)
+    headers: dict[str, str] = {}
+    if unchanged := match_etag(request, headers, result.digest):
+        return unchanged
+    if result.summary is None:
+        raise Refusal(422, "the results are damaged; infer the slide again")
+    return JSONResponse(asdict(result.summary), headers=headers)
+
+
+@router.get("/{slide_id}/regions", response_model=RegionsBody, responses={304: {"description": "Unchanged."}})
+def show_regions(
+    services: Here,
+    found: NamedResult,
+    request: Request,
+    threshold: Threshold = None,
+    min_area_mm2: Annotated[float, Query(ge=0, le=1e6)] = 0.0,
+    limit: Annotated[int | None, Query(ge=0, description="So many of the strongest; 500 unless said otherwise.")] = None,
+) -> Response:
+    """Positive cells that touch, corners included, strongest first."""
+    result, loaded = found
+    headers: dict[str, str] = {}
+    most = services.settings.limits.regions
+    if limit is not None and limit > most:
+        raise Refusal(413, f"at most {most:,} regions at a time")
+    if unchanged := match_etag(request, headers, result.digest):
+        return unchanged
+    at = loaded.heatmap.threshold if threshold is None else threshold
+    regions = services.results.regions(result, at, min_area_mm2)
+    shown = [describe_region(region) for region in order_regions(regions)[: min(DEFAULT_REGIONS, most) if limit is None else limit]]
+    return JSONResponse({"threshold": at, "found": len(regions), "regions": shown}, headers=headers)
+
+
+@router.get("/{slide_id}/map.npy", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
+def send_map(found: NamedResult, request: Request) -> Response:
+    """The map as a NumPy file: float32 (rows, cols), NaN where nothing was assessed."""
+    result, loaded = found
+    headers = {"Content-Disposition": 'attachment; filename="map.npy"'}
+    if unchanged := match_etag(request, headers, result.digest):
+        return unchanged
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(loaded.heatmap.probability, dtype="<f4"), allow_pickle=False)
+    return Response(stream.getvalue(), media_type="application/octet-stream", headers=headers)
+
+
+@router.get("/{slide_id}/map.png", response_class=Response, responses=PNG)
+def draw_map(found: NamedResult, request: Request, threshold: Threshold = None) -> Response:
+    """The map in colours, one pixel per cell, clear where nothing was assessed or, with a threshold, below it."""
+    result, loaded = found
+    headers: dict[str, str] = {}
+    if unchanged := match_etag(request, headers, result.digest):
+        return unchanged
+    pixels = paint_map(loaded.heatmap.probability, threshold)
+    if not pixels.size:
+        raise Refusal(404, "the slide has no cells")
+    return picture(encode_png(pixels), "image/png", headers)
+
+
+@router.get("/{slide_id}/tissue.png", response_class=Response, responses=PNG)
+def show_tissue(found: NamedResult, request: Request) -> Response:
+    """Where tissue was found, over the thumbnail's area."""
+    result, loaded = found
+    headers: dict[str, str] = {}
+    if unchanged := match_etag(request, headers, result.digest):
+        return unchanged
+    return picture(encode_png(draw_tissue(loaded.tissue)), "image/png", headers)
+
+
+@router.get("/{slide_id}/thumbnail.jpg", response_class=Response, responses=JPEG)
+def show_thumbnail(
+    services: Here, entry: NamedSlide, request: Request, side: Annotated[int | None, Query(ge=16, le=4096)] = None
+) -> Response:
+    """The scanned area as one picture, with at most `side` pixels along its longer side."""
+    headers: dict[str, str] = {}
+    if unchanged := match_etag(request, headers, entry.version):
+        return unchanged
+    if not any(result.summary for result in entry.results.values()):
+        return picture(services.pixels.overview(entry), "image/jpeg", headers)
+    key = ("thumbnail", entry.slide_id, entry.version, side)
+    if (content := services.cache.get(key)) is None:
+        _, result = find_result(services, entry, None)
+        pixels = services.results.load(result).table.thumbnail.pixels
+        content = encode_jpeg(pixels if side is None else shrink(pixels, side))
+        services.cache.put(key, content)
+    return picture(content, "image/jpeg", headers)
+
+
+@router.get("/{slide_id}/tiles/{level}/{col}/{row}.jpg", response_class=Response, responses=JPEG)
+async def show_tile(services: Here, entry: NamedSlide, request: Request, level: TileNumber, col: TileNumber, row: TileNumber) -> Response:
+    """One tile of the slide; level 0 is the scan, level k the scan reduced 2ᵏ times."""
+    headers: dict[str, str] = {}
+    if unchanged := match_etag(request, headers, services.pixels.file_version(entry)):
+        return unchanged
+    content = services.pixels.cached_tile(entry, level, col, row)
+    if content is None:
+        content = await run_in_threadpool(services.pixels.tile, entry, level, col, row)
+    return picture(content, "image/jpeg", headers)
+
+
+@router.get("/{slide_id}/patches/{row}/{col}.png", response_class=Response, responses=PNG)
+def show_patch(services: Here, entry: NamedSlide, found: NamedResult, row: TileNumber, col: TileNumber) -> Response:
+    """One patch, pixel by pixel as the model saw it."""
+    return picture(services.pixels.patch(entry, found[1].table.grid, row, col), "image/png", {})
+
+
+@router.get("/{slide_id}/report.html", response_class=Response, responses={200: {"content": {"text/html": {}}}})
+def send_report(entry: NamedSlide, found: NamedResult) -> Response:
+    """The slide's report as one file that opens by itself."""
+    result, loaded = found
+    if result.summary is None:
+        raise Refusal(422, "the results are damaged; infer the slide again")
+    page = render_report(SlideResult(loaded.table, loaded.heatmap, result.summary))
+    headers = {"Content-Disposition": 'attachment; filename="report.html"', "Content-Security-Policy": REPORT_POLICY}
+    return Response(page, media_type="text/html", headers=headers)

@@ -1,0 +1,264 @@
+"use strict";
+// The viewer of one slide: loads it, draws it once or, for two runs, twice side by side, and keeps the address up to date.
+
+const POLL_MS = 5000;
+const REGIONS_WAIT_MS = 150;
+const slideId = document.body.dataset.slide;
+const api = `/api/v1/slides/${encodeURIComponent(slideId)}`;
+const byId = (id) => document.getElementById(id);
+
+async function getJson(address) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error((await answer.json()).error);
+  return answer.json();
+}
+
+function loadImage(address) {
+  return new Promise((resolve) => {
+    const image = new Image();
+    image.onload = () => resolve(image);
+    image.onerror = () => resolve(null);
+    image.src = address;
+  });
+}
+
+class Viewer {
+  constructor() {
+    this.viewport = new Viewport();
+    this.display = { ...DEFAULT_DISPLAY };
+    this.views = [byId("first"), byId("second")].map((canvas) => new SlideView(canvas, this.viewport, this.display, null));
+    this.runs = [null, null]; // what stands in each view
+    this.selected = null;
+    this.regionIndex = -1;
+    this.version = null;
+    this.maps = new Map();
+    this.regionsAsked = 0;
+    this.body = null;
+  }
+
+  async start() {
+    this.body = await getJson(api);
+    this.version = this.body.version;
+    await this._loadPictures();
+    const state = readAddress(location.hash);
+    const runs = this.body.results.map((result) => result.run_id);
+    const first = runs.includes(state.run) ? state.run : runs[0] || null;
+    const second = runs.includes(state.with) && state.with !== first ? state.with : null;
+    Object.assign(this.display, { threshold: this.resultOf(first)?.threshold ?? 0.5 }, state.display);
+    await this.showRuns(first, second);
+    await nextFrame();
+    this.setSmallest();
+    if (state.place) this.viewport.set(...state.place);
+    else this.showWhole();
+    if (state.cell) this.select(state.cell);
+    this.viewport.listeners.push(() => this.keepAddress());
+    this.panel = new Panel(this);
+    this.keepAddress();
+    setInterval(() => this.poll(), POLL_MS);
+    document.body.dataset.ready = "yes";
+  }
+
+  async _loadPictures() {
+    const { body } = this;
+    const hasTissue = body.results.length > 0;
+    const [overview, tissue] = await Promise.all([loadImage(`${api}/thumbnail.jpg?side=4096`), hasTissue ? loadImage(`${api}/tissue.png`) : null]);
+    this.overview = { image: overview, box_l0: body.overview.box_l0 };
+    this.tissue = tissue && { image: tissue, box_l0: body.overview.box_l0 };
+    const address = (level, col, row) => `${api}/tiles/${level}/${col}/${row}.jpg`;
+    this.tiles = body.tiles && new TileLayer(address, body.tiles, body.slide.size_l0, () => this.redraw());
+    this.colours = decodeBase64(body.colours);
+  }
+
+  resultOf(runId) {
+    return this.body.results.find((result) => result.run_id === runId) || null;
+  }
+
+  async _mapOf(runId) {
+    const result = this.resultOf(runId);
+    if (!result) return null;
+    if (!this.maps.has(runId)) {
+      const answer = await fetch(`${api}/map.npy?run=${encodeURIComponent(runId)}`);
+      if (!answer.ok) throw new Error("the map cannot be loaded");
+      this.maps.set(runId, new MapLayer(decodeNpy(await answer.arrayBuffer()), result.grid, this.colours));
+    }
+    return this.maps.get(runId);
+  }
+
+  /** Show one run, or two side by side. */
+  async showRuns(first, second) {
+    this.runs = [first, second];
+    const maps = await Promise.all(this.runs.map((run) => this._mapOf(run)));
+    this.views.forEach((view, index) => {
+      view.canvas.hidden = index === 1 && !second;
+      const title = second ? this.resultOf(this.runs[index]).name : null;
+      view.scene = { slide: this.body.slide, overview: this.overview, tiles: this.tiles, tissue: this.tissue, map: maps[index], regions: [], title };
+    });
+    await this.loadRegions();
+    this.setSmallest();
+    this.redraw();
+  }
+
+  get shownViews() {
+    return this.views.filter((view) => !view.canvas.hidden);
+  }
+
+  get map() {
+    return this.views[0].scene?.map ?? null;
+  }
+
+  get regions() {
+    return this.views[0].scene?.regions ?? [];
+  }
+
+  /** Regions at the present threshold, for every view. */
+  async loadRegions() {
+    const asked = ++this.regionsAsked;
+    const { threshold } = this.display;
+    const found = await Promise.all(
+      this.runs.map((run) => (run ? getJson(`${api}/regions?run=${encodeURIComponent(run)}&threshold=${threshold}`) : { regions: [], found: 0 })),
+    );
+    if (asked !== this.regionsAsked) return; // the slider went on meanwhile
+    this.views.forEach((view, index) => view.scene && (view.scene.regions = found[index].regions));
+    this.regionsFound = found[0].found;
+    this.regionIndex = -1;
+    for (const view of this.views) view.currentRegion = null;
+    this.panel?.showRegions();
+    this.redraw();
+  }
+
+  redraw() {
+    for (const view of this.shownViews) if (view.scene) view.redraw();
+  }
+
+  setThreshold(value) {
+    this.display.threshold = value;
+    clearTimeout(this.regionsTimer);
+    this.regionsTimer = setTimeout(() => this.loadRegions(), REGIONS_WAIT_MS);
+    this.changed();
+  }
+
+  /** A setting was changed: draw, count, remember. */
+  changed() {
+    this.redraw();
+    this.panel?.showCounts();
+    this.keepAddress();
+  }
+
+  setSmallest() {
+    const [width, height] = this.body.slide.size_l0;
+    this.viewport.smallest = Math.min(this.views[0].width / width, this.views[0].height / height) / 4;
+  }
+
+  showWhole() {
+    this.viewport.fit(this.body.slide.bounds_l0, this.views[0].width, this.views[0].height);
+  }
+
+  /** Region number index in order of strength; wraps around. */
+  showRegion(index) {
+    if (!this.regions.length) return;
+    this.regionIndex = (index + this.regions.length) % this.regions.length;
+    const region = this.regions[this.regionIndex];
+    this.views[0].currentRegion = region.number;
+    const [view] = this.views;
+    this.viewport.fit(regionBox(region, this.map.grid), view.width, view.height, 1.4);
+    const cell = this.map.cellAt(...region.peak_xy_l0);
+    if (cell) this.select(cell);
+    this.panel.showRegions();
+  }
+
+  select(cell) {
+    this.selected = cell;
+    for (const view of this.views) view.selected = cell;
+    this.panel?.showPatch();
+    this.redraw();
+    this.keepAddress();
+  }
+
+  keepAddress() {
+    history.replaceState(null, "", writeAddress(this));
+  }
+
+  /** Notice that the results on disk were replaced. */
+  async poll() {
+    const answer = await fetch(api, { headers: { "If-None-Match": `"${this.version}"` } }).catch(() => null);
+    if (!answer || answer.status !== 200) return;
+    this.body = await answer.json();
+    if (this.body.version === this.version) return;
+    this.version = this.body.version;
+    this.maps.clear();
+    await this._loadPictures();
+    const [first, second] = this.runs;
+    await this.showRuns(this.resultOf(first) ? first : (this.body.results[0]?.run_id ?? null), this.resultOf(second) ? second : null);
+    this.panel.showAll();
+    this.panel.say("the results on disk changed and were loaded again");
+  }
+
+  /** What is in sight as one picture, with a line that says what it is. */
+  picture() {
+    const views = this.shownViews;
+    const ratio = window.devicePixelRatio || 1;
+    const caption = Math.round(30 * ratio);
+    const canvas = document.createElement("canvas");
+    canvas.width = views.reduce((sum, view) => sum + view.canvas.width, 0);
+    canvas.height = views[0].canvas.height + caption;
+    const context = canvas.getContext("2d");
+    context.fillStyle = "white";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    let x = 0;
+    for (const view of views) {
+      context.drawImage(view.canvas, x, 0);
+      x += view.canvas.width;
+    }
+    context.fillStyle = "black";
+    context.font = `${14 * ratio}px system-ui, sans-serif`;
+    const count = this.map ? ` · threshold ${this.display.threshold.toFixed(3)}: ${describeCount(this.map, this.display.threshold).patches}` : "";
+    context.fillText(`${slideId} · ${this.body.slide.mpp} µm/px${count}`, 10 * ratio, canvas.height - 10 * ratio);
+    return canvas;
+  }
+}
+
+function nextFrame() {
+  return new Promise((resolve) => requestAnimationFrame(() => resolve()));
+}
+
+/** The address holds the view: place, threshold, opacity, what is shown, runs, patch. */
+function writeAddress(viewer) {
+  const { viewport, display } = viewer;
+  const layers = ["showMap", "showRegions", "showTissue", "onlyPositive"].filter((name) => display[name]);
+  const parts = new URLSearchParams({
+    x: viewport.x.toFixed(1),
+    y: viewport.y.toFixed(1),
+    s: viewport.scale.toPrecision(7),
+    t: display.threshold,
+    o: display.opacity,
+    l: layers.join("."),
+  });
+  if (viewer.runs[0]) parts.set("run", viewer.runs[0]);
+  if (viewer.runs[1]) parts.set("with", viewer.runs[1]);
+  if (viewer.selected) parts.set("p", `${viewer.selected.row}.${viewer.selected.col}`);
+  return `#${parts}`;
+}
+
+function readAddress(hash) {
+  const parts = new URLSearchParams(hash.slice(1));
+  const number = (name) => (parts.has(name) && Number.isFinite(+parts.get(name)) ? +parts.get(name) : null);
+  const display = {};
+  if (number("t") !== null) display.threshold = Math.min(1, Math.max(0, number("t")));
+  if (number("o") !== null) display.opacity = Math.min(1, Math.max(0, number("o")));
+  if (parts.has("l")) {
+    const layers = parts.get("l").split(".");
+    for (const name of ["showMap", "showRegions", "showTissue", "onlyPositive"]) display[name] = layers.includes(name);
+  }
+  const place = ["x", "y", "s"].map(number);
+  const [row, col] = (parts.get("p") || "").split(".").map(Number);
+  return {
+    run: parts.get("run"),
+    with: parts.get("with"),
+    display,
+    place: place.includes(null) || place[2] <= 0 ? null : place,
+    cell: Number.isInteger(row) && Number.isInteger(col) ? { row, col } : null,
+  };
+}
+
+const viewer = new Viewer();
+window.addEventListener("load", () => viewer.start().catch((error) => (byId("message").textContent = `Cannot be shown: ${error.message}`)));

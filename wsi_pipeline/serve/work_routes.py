@@ -1,0 +1,115 @@
+"""/api/v1/predict, /api/v1/model and /api/v1/jobs: the model at work."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Path, UploadFile
+from starlette.concurrency import run_in_threadpool
+
+from wsi_pipeline.models.model import Model
+from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.job_queue import InferenceJob, JobQueue
+from wsi_pipeline.serve.lookup import MAX_NAME, Here
+from wsi_pipeline.serve.predicting import PredictionService
+from wsi_pipeline.serve.schemas import ImagePrediction, JobBody, JobRequest, PredictionBody
+from wsi_pipeline.serve.services import Services
+from wsi_pipeline.serve.slide_routes import FAULTS
+from wsi_pipeline.slides.discovery import FoundSlide
+
+router = APIRouter(responses=FAULTS)
+JobName = Annotated[str, Path(max_length=MAX_NAME)]
+
+
+@router.get("/model", tags=["predict"])
+def show_model(services: Here) -> dict[str, Any]:
+    """The model's card: what it was trained on, which patches it takes, its threshold and scores."""
+    return _describe_model(_predictions(services).predictor.model)
+
+
+@router.post("/predict", tags=["predict"])
+async def predict(
+    services: Here,
+    images: Annotated[list[UploadFile], File(description="PNG or JPEG: patches of the model's size, or larger images.")],
+    mpp: Annotated[
+        float | None, Form(description="µm per pixel of the images; needed for images that are not patches: these are cut on a grid.")
+    ] = None,
+) -> PredictionBody:
+    """Probabilities for images: one for a patch, one for every cell of the grid of a larger image."""
+    service = _predictions(services)
+    if len(images) > services.settings.limits.images:
+        raise Refusal(413, f"send 1 to {services.settings.limits.images} images at a time")
+    contents = [await image.read() for image in images]
+    answers = await run_in_threadpool(service.predict, contents, mpp)
+    services.metrics.patches.inc(
+        sum(1 if answer["grid"] is None else answer["grid"]["rows"] * answer["grid"]["cols"] for answer in answers)
+    )
+    model = service.predictor.model
+    return PredictionBody(
+        positive_class=model.positive_class,
+        threshold=model.threshold,
+        model=_describe_model(model),
+        images=[ImagePrediction(**answer) for answer in answers],
+    )
+
+
+def _describe_model(model: Model) -> dict[str, Any]:
+    return model.to_json() | {"scores": dict(getattr(model, "scores", {}))}  # figures only; who was trained on stays here
+
+
+@router.post("/jobs", status_code=202, tags=["jobs"])
+def start_job(services: Here, wanted: JobRequest) -> JobBody:
+    """Infer a slide of the served folder, as `wsi infer` does, into the first results folder."""
+    jobs = _jobs(services)
+    entry = services.catalogue.find(wanted.slide_id)
+    if entry is None or not entry.is_in_folder or entry.file is None:
+        raise Refusal(404, "no such slide in the served folder")
+    return _describe_job(jobs.submit(FoundSlide(entry.slide_id, entry.file), wanted.force))
+
+
+@router.get("/jobs", tags=["jobs"])
+def list_jobs(services: Here) -> list[JobBody]:
+    """Jobs, oldest first."""
+    return [_describe_job(job) for job in _jobs(services).list()]
+
+
+@router.get("/jobs/{job_id}", tags=["jobs"])
+def show_job(services: Here, job_id: JobName) -> JobBody:
+    """How far a job is."""
+    return _describe_job(_find_job(services, job_id))
+
+
+@router.delete("/jobs/{job_id}", tags=["jobs"])
+def cancel_job(services: Here, job_id: JobName) -> JobBody:
+    """Stop a job; blocks that are finished stay, and the next job for the slide goes on from there."""
+    job = _find_job(services, job_id)
+    _jobs(services).cancel(job)
+    return _describe_job(job)
+
+
+def _predictions(services: Services) -> PredictionService:
+    if services.predictions is None:
+        raise Refusal(404, "no model is served; start with --model")
+    return services.predictions
+
+
+def _jobs(services: Services) -> JobQueue:
+    if services.jobs is None:
+        raise Refusal(404, "no jobs here; start with --model, --slides and --results")
+    return services.jobs
+
+
+def _find_job(services: Services, job_id: str) -> InferenceJob:
+    job = _jobs(services).find(job_id)
+    if job is None:
+        raise Refusal(404, "no such job")
+    return job
+
+
+def _describe_job(job: InferenceJob) -> JobBody:
+    return JobBody(
+        job_id=job.job_id,
+        slide_id=job.slide.slide_id,
+        state=job.state,
+        patches_done=job.patches_done,
+        patches_total=job.patches_total,
+        message=job.message,
+    )

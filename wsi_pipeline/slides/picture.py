@@ -1,0 +1,56 @@
+"""Small pictures in memory: encoding what is shown, decoding what is sent."""
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.slides.base import composite_on_white
+from wsi_pipeline.slides.image_reader import IMAGE_FAULTS
+
+SENT_FORMATS = ("PNG", "JPEG")
+JPEG_QUALITY = 85
+
+
+def encode_jpeg(pixels: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
+    """RGB (h, w, 3) as JPEG."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Grey (h, w), RGB (h, w, 3) or RGBA (h, w, 4) as PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def read_sent_size(content: bytes) -> tuple[int, int]:
+    """(width, height) of a PNG or JPEG from its header, without decoding it. Raises SlideError."""
+    with _open(content) as image:
+        return image.size
+
+
+def decode_sent(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """The pixels of a PNG or JPEG on white, RGB (h, w, 3). Raises SlideError where it is none, broken, or larger than `max_pixels`."""
+    with _open(content) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise SlideError(f"image: {width} × {height} px is more than {max_pixels:,} px; send smaller pieces")
+        try:
+            return composite_on_white(np.asarray(image.convert("RGBA")))
+        except IMAGE_FAULTS as error:
+            raise SlideError(f"image: cannot be decoded ({type(error).__name__}); send a whole PNG or JPEG") from error
+
+
+def _open(content: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images and odd chunks: the limits here are what counts
+            return Image.open(io.BytesIO(content), formats=SENT_FORMATS)
+    except IMAGE_FAULTS as error:
+        raise SlideError("image: neither PNG nor JPEG; send one of these") from error

@@ -1,0 +1,104 @@
+"""Which slides a run takes: folders and patterns gone through, one share of an array job, scales from a table."""
+
+import csv
+import glob
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.slides.discovery import FoundSlide, is_candidate, name_slides
+from wsi_pipeline.slides.sheet import parse_mpp, read_sheet
+
+SHEET_SUFFIX = ".csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One share of a run that is divided among array jobs: every `count`-th slide, from the `number`-th on, counted from 1."""
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise ConfigError(f"shard {self.number}/{self.count} cannot be; give I/N with I from 1 to N")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The shard that `I/N` means. Raises ConfigError."""
+        if not (match := re.fullmatch(r"(\d+)/(\d+)", text.strip())):
+            raise ConfigError(f"shard {text!r} is not of the form I/N, such as 2/8")
+        return cls(int(match[1]), int(match[2]))
+
+    def take(self, slides: Sequence[FoundSlide]) -> list[FoundSlide]:
+        """This share's slides; all shares together are all slides, each once."""
+        return list(slides[self.number - 1 :: self.count])
+
+    @property
+    def suffix(self) -> str:
+        """What tells this share's tables from those of the others."""
+        return f".{self.number}-of-{self.count}"
+
+
+def select_slides(places: Sequence[Path | str], recursive: bool = False) -> list[FoundSlide]:
+    """The slides among files, folders, patterns such as `scans/*.svs`, and sample sheets (`.csv`).
+
+    Names are given as `find_slides` does; `recursive` goes into folders within folders. Raises ConfigError.
+    """
+    sheets = [Path(place) for place in places if str(place).lower().endswith(SHEET_SUFFIX)]
+    if sheets:
+        if len(places) > 1:
+            raise ConfigError(f"{sheets[0]}: a sample sheet names all slides of a run; give nothing beside it")
+        return [row.slide for row in read_sheet(sheets[0])]
+    paths = list(dict.fromkeys(path for place in places for path in _list_place(place, recursive)))
+    if not paths:
+        raise ConfigError(f"{', '.join(map(str, places))}: no slide files; name a folder that holds some")
+    return [FoundSlide(slide_id, path) for slide_id, path in zip(name_slides(paths), paths, strict=True)]
+
+
+def _list_place(place: Path | str, recursive: bool) -> list[Path]:
+    path = Path(place)
+    if path.is_dir():
+        entries = path.rglob("*") if recursive else path.iterdir()
+        return sorted(entry for entry in entries if is_candidate(entry, path))
+    if path.exists() or path.is_symlink():
+        return [path]
+    matching = sorted(Path(match) for match in glob.glob(str(place), recursive=recursive))  # noqa: PTH207 - patterns may be absolute
+    if not matching:
+        raise ConfigError(f"{place}: no such file or folder, and no pattern that anything matches; check the path")
+    return [found for match in matching for found in (_list_place(match, recursive) if match.is_dir() else [match])]
+
+
+def read_mpp_csv(path: Path) -> dict[str, float]:
+    """µm per pixel by slide, from a table with the columns wsi and mpp. Raises ConfigError naming the line."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            lines = [(reader.line_num, line) for line in reader if any(line.values())]
+            header = reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: not a readable CSV file ({error}); save it as CSV in UTF-8") from error
+    if not {"wsi", "mpp"} <= set(header):
+        raise ConfigError(f"{path}: line 1: the columns are {', '.join(header) or 'none'}; wsi and mpp must be among them")
+    scales: dict[str, float] = {}
+    for number, line in lines:
+        name, mpp = (line["wsi"] or "").strip(), parse_mpp(path, number, line["mpp"] or "")
+        if not name or mpp is None:
+            raise ConfigError(f"{path}: line {number}: names no slide or no mpp; fill in both or remove the line")
+        if scales.setdefault(Path(name).name, mpp) != mpp:
+            raise ConfigError(f"{path}: line {number}: {name} was given another mpp above; keep one line")
+    return scales
+
+
+def scale_slides(slides: Sequence[FoundSlide], path: Path) -> list[FoundSlide]:
+    """The slides with the scales of a table, found by file name, or by name without suffix; a sample sheet's word stands above it."""
+    scales = read_mpp_csv(path)
+    source = f"user ({path.name})"
+    scaled = []
+    for slide in slides:
+        mpp = scales.get(slide.path.name, scales.get(slide.path.stem))
+        scaled.append(slide if mpp is None or slide.slide_mpp is not None else replace(slide, slide_mpp=mpp, mpp_source=source))
+    return scaled

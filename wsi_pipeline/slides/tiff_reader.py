@@ -1,0 +1,257 @@
+"""Slides whose tiles are decoded here, without OpenSlide's compositing: pixel for pixel what OpenSlide gives, several times as fast.
+
+OpenSlide still says what the slide is (size, scale, levels, bounds), so that nothing but speed depends on the reader. It also reads
+whatever cannot be had here: levels of other formats; levels whose downsample is no whole number, because OpenSlide blends their pixels and
+a slide must give the same patches either way; and any region in which a tile cannot be decoded.
+"""
+
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import SlideError
+from wsi_pipeline.slides.base import Level, UserScale, tiles_touched
+from wsi_pipeline.slides.cutting import Cut, TileCutter, cut_region
+from wsi_pipeline.slides.openslide_reader import OpenSlideReader, detect_vendor
+from wsi_pipeline.slides.tiff_layout import VENDORS, LevelLayout, find_layouts
+from wsi_pipeline.slides.tile_cache import TILES
+from wsi_pipeline.slides.tile_codecs import TileFault, decode_tile
+
+logger = logging.getLogger(__name__)
+
+PROBED_TILES = 2
+"""Tiles of each level that are held against OpenSlide's before the level is read directly: libraries of other versions may differ."""
+
+_numbers = itertools.count()
+
+
+@runtime_checkable
+class CutsPatches(Protocol):
+    """A reader that cuts patches itself, where it can."""
+
+    def cut(self, level: Level, cut: Cut, pixels: NDArray[np.uint8]) -> bool:
+        """Fill `pixels` (b, side, side, 3); False where the level, or what lies beyond it, is to be read in the ordinary way.
+
+        Raises SlideError where a tile cannot be decoded by any reader.
+        """
+        ...
+
+
+class TiffReader:
+    """A TIFF or SVS slide of which at least some levels are decoded directly; safe to share between threads."""
+
+    def __init__(self, path: Path, slide_id: str, scale: UserScale | None = None, decode_threads: int | None = None) -> None:
+        self._path = path
+        self._openslide = OpenSlideReader(path, slide_id, scale)
+        self.info = self._openslide.info
+        self.levels = self._openslide.levels
+        whole = [level for level in self.levels if self._openslide.is_whole(level)]
+        self._layouts = find_layouts(path, whole) if self.info.vendor in VENDORS else {}
+        self._threads = decode_threads or len(os.sched_getaffinity(0))
+        self._key = next(_numbers)
+        self._opening = threading.Lock()
+        self._probed: dict[int, LevelLayout | None] = {}
+        self._file: int | None = None
+        self._here = threading.local()
+
+    @property
+    def direct_levels(self) -> tuple[int, ...]:
+        """Numbers of the levels that are decoded here."""
+        return tuple(level.number for level in self.levels if self.layout_of(level) is not None)
+
+    @property
+    def fallbacks(self) -> int:
+        """Regions that this thread had OpenSlide read because of a fault in a tile."""
+        return getattr(self._here, "fallbacks", 0)
+
+    def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels, and those under no box of `only`, are white."""
+        layout = self.layout_of(level)
+        if layout is None:
+            return self._openslide.read(level, x, y, width, height, only)
+        try:
+            return self._assemble(level, layout, (x, y, width, height), only)
+        except TileFault as fault:
+            self._note(level, (x, y, width, height), fault)
+            return self._openslide.read(level, x, y, width, height, only)
+
+    def _note(self, level: Level, box: tuple[int, int, int, int], fault: TileFault) -> None:
+        self._here.fallbacks = self.fallbacks + 1
+        logger.info("%s: level %d at %s: %s; OpenSlide is asked", self._path, level.number, box[:2], fault)
+
+    def cut(self, level: Level, cut: Cut, pixels: NDArray[np.uint8]) -> bool:
+        """Fill `pixels` (b, side, side, 3) straight from the tiles; False where the level is not decoded here. Raises SlideError."""
+        layout = self.layout_of(level)
+        x, y, width, height = box = cut.box
+        if layout is None or x < 0 or y < 0 or x + width > layout.size[0] or y + height > layout.size[1]:
+            return False
+        only = None if cut.is_full else cut.boxes
+        cutter = TileCutter(cut, pixels)
+
+        def take(index: int) -> None:
+            left, top = layout.corner(index)
+            is_inside = x <= left and y <= top and left + layout.form.width <= x + width and top + layout.form.height <= y + height
+            cutter.take(self._tile(level, layout, index, keep=not is_inside), left, top)
+
+        try:
+            self._share_out(_tiles_wanted(layout, box, only), take)
+        except TileFault as fault:
+            self._note(level, box, fault)
+            cut_region(self._openslide.read(level, *box, only), cut, pixels)
+        return True
+
+    def close(self) -> None:
+        """Release the file; a later read opens it again."""
+        self._openslide.close()
+        TILES.forget(self._key)
+        with self._opening:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.close()
+
+    def layout_of(self, level: Level) -> LevelLayout | None:
+        """Where the level's tiles lie; None where OpenSlide reads it. A few tiles are held against OpenSlide's the first time."""
+        if level.number not in self._probed:
+            layout = self._layouts.get(level.number)
+            is_equal = layout is not None and all(self._is_equal(level, layout, index) for index in _choose_probes(layout))
+            self._probed[level.number] = layout if is_equal else None
+        return self._probed[level.number]
+
+    def _is_equal(self, level: Level, layout: LevelLayout, index: int) -> bool:
+        x, y = layout.corner(index)
+        width, height = min(layout.form.width, level.size[0] - x), min(layout.form.height, level.size[1] - y)
+        try:
+            ours = self._assemble(level, layout, (x, y, width, height), None)
+        except TileFault:
+            return True  # nothing to compare; whoever wants this tile gets OpenSlide's answer
+        try:
+            theirs = self._openslide.read(level, x, y, width, height)
+        except SlideError:
+            return False
+        if not np.array_equal(ours, theirs):
+            logger.warning("%s: level %d is decoded otherwise than by OpenSlide, which therefore reads it", self._path, level.number)
+            return False
+        return True
+
+    def _assemble(
+        self, level: Level, layout: LevelLayout, box: tuple[int, int, int, int], only: NDArray[np.int64] | None
+    ) -> NDArray[np.uint8]:
+        """The tiles under a box, each decoded once, side by side. Raises TileFault."""
+        x, y, width, height = box
+        indices = _tiles_wanted(layout, box, only)
+        is_covered = _covers(layout, indices, box)
+        region = np.empty((height, width, 3), np.uint8) if is_covered else np.full((height, width, 3), 255, np.uint8)
+
+        def place(index: int) -> None:
+            self._place(level, layout, index, region, (x, y))
+
+        self._share_out(indices, place)
+        return region
+
+    def _share_out(self, indices: Sequence[int], work: Callable[[int], None]) -> None:
+        """Do the work for every tile, several at a time where there are threads. Raises TileFault."""
+        threads = min(self._threads, len(indices))
+
+        def do_part(part: int) -> None:
+            for index in indices[part::threads]:
+                work(index)
+
+        pending = [self._pool.submit(do_part, part) for part in range(1, threads)]
+        try:
+            if threads:
+                do_part(0)
+        finally:
+            wait(pending)
+        for future in pending:
+            future.result()
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+
+    def _place(self, level: Level, layout: LevelLayout, index: int, region: NDArray[np.uint8], corner: tuple[int, int]) -> None:
+        """Decode one tile and copy what lies within the region."""
+        left, top = layout.corner(index)
+        x, y = corner
+        x0, y0 = max(x, left), max(y, top)
+        x1 = min(x + region.shape[1], left + layout.form.width, layout.size[0])
+        y1 = min(y + region.shape[0], top + layout.form.height, layout.size[1])
+        is_whole = (x1 - x0, y1 - y0) == (layout.form.width, layout.form.height)
+        tile = self._tile(level, layout, index, keep=not is_whole)
+        region[y0 - y : y1 - y, x0 - x : x1 - x] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
+
+    def _tile(self, level: Level, layout: LevelLayout, index: int, keep: bool) -> NDArray[np.uint8]:
+        """One tile's pixels, white where it is missing. A tile of which a region takes a part is kept for the region beside it."""
+        key = (self._key, level.number, index)
+        kept = TILES.get(key)
+        if kept is not None:
+            return kept
+        count = int(layout.counts[index])
+        if count == 0:
+            if self.info.vendor == "aperio" and level.number > 0:
+                raise TileFault("a missing tile, which OpenSlide draws from a finer level")
+            return np.full((layout.form.height, layout.form.width, 3), 255, np.uint8)
+        tile = decode_tile(self._read_bytes(int(layout.offsets[index]), count), layout.form)
+        if keep:
+            TILES.put(key, tile)
+        return tile
+
+    def _read_bytes(self, offset: int, count: int) -> bytes:
+        # Read, not mapped: a file that is cut short meanwhile is a fault here and would kill the process there.
+        try:
+            content = os.pread(self._handle(), count, offset)
+        except OSError as error:
+            raise TileFault(f"cannot be read ({error.strerror})") from error
+        if len(content) != count:
+            raise TileFault("the file ends within a tile")
+        return content
+
+    def _handle(self) -> int:
+        if self._file is None:
+            with self._opening:
+                if self._file is None:
+                    self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._file
+
+
+def recognises(path: Path) -> bool:
+    """Whether the file is of a format whose tiles may be decoded here."""
+    return detect_vendor(path) in VENDORS
+
+
+def _choose_probes(layout: LevelLayout) -> list[int]:
+    """The tiles with the most bytes, which show most of what a decoder does."""
+    largest = np.argsort(layout.counts, kind="stable")[::-1][:PROBED_TILES]
+    return [int(index) for index in largest if layout.counts[index]]
+
+
+def _tiles_wanted(layout: LevelLayout, box: tuple[int, int, int, int], only: NDArray[np.int64] | None) -> list[int]:
+    """Numbers of the tiles under a box, or under those of `only` (n, 4: x, y, width, height), row by row."""
+    rows, cols = layout.tiles_under(*box)
+    if only is None or not rows or not cols:
+        return [row * layout.across + col for row in rows for col in cols]
+    corner = [cols.start * layout.form.width, rows.start * layout.form.height, 0, 0]
+    row, col = np.nonzero(tiles_touched(only - corner, (layout.form.width, layout.form.height), (len(rows), len(cols))))
+    wanted: list[int] = ((row + rows.start) * layout.across + col + cols.start).tolist()
+    return wanted
+
+
+def _covers(layout: LevelLayout, indices: Sequence[int], box: tuple[int, int, int, int]) -> bool:
+    """Whether those tiles fill the whole box."""
+    x, y, width, height = box
+    rows, cols = layout.tiles_under(*box)
+    is_inside = x >= 0 and y >= 0 and x + width <= layout.size[0] and y + height <= layout.size[1]
+    return is_inside and len(indices) == len(rows) * len(cols)

@@ -1,0 +1,107 @@
+"""A store's patches as files that other programs read: a folder of PNGs, or WebDataset tars."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import imagecodecs
+
+from wsi_pipeline.errors import StoreError, machine_fault
+from wsi_pipeline.store.files import make_folder
+from wsi_pipeline.store.patches import SUFFIX, PatchStore
+
+TAR_PATCHES = 10_000
+"""Patches per tar."""
+UNKNOWN = "unknown"
+
+
+class ExportedPatch(NamedTuple):
+    """One patch on its way out."""
+
+    name: str
+    """Store, row and column."""
+    class_name: str
+    png: bytes
+    row: int
+    col: int
+    label: int
+
+
+def export_png(store: PatchStore, out: Path) -> int:
+    """Write `<out>/<class>/<slide>_r<row>_c<col>.png`, unreadable ones left out; returns how many. Raises StoreError."""
+    count = 0
+    for patch in _patches(store):
+        folder = out / patch.class_name
+        make_folder(folder)
+        _write_whole(folder / f"{patch.name}.png", patch.png)
+        count += 1
+    return count
+
+
+def export_webdataset(store: PatchStore, out: Path) -> int:
+    """Write `<out>/<slide>-<number>.tar` of 10,000 patches each, as `<key>.png`, `.cls` and `.json`; returns how many patches.
+
+    Tars hold no dates or owners: the same store gives the same bytes.
+    """
+    make_folder(out)
+    count = 0
+    pending: list[ExportedPatch] = []
+    for patch in _patches(store):
+        pending.append(patch)
+        if len(pending) == TAR_PATCHES:
+            _write_tar(store, out, count // TAR_PATCHES, pending)
+            count += len(pending)
+            pending = []
+    if pending:
+        _write_tar(store, out, count // TAR_PATCHES, pending)
+    return count + len(pending)
+
+
+EXPORTS: dict[str, Callable[[PatchStore, Path], int]] = {"png": export_png, "webdataset": export_webdataset}
+
+
+def _patches(store: PatchStore) -> Iterator[ExportedPatch]:
+    name = store.path.name.removesuffix(SUFFIX)
+    for block in range(store.blocks):
+        first = block * store.block_size
+        pixels, readable = store.read_block(block)[:2]
+        for index in range(len(pixels)):
+            if readable[index]:
+                row, col = store.cells[first + index].tolist()
+                label = int(store.table.labels[first + index])
+                class_name = store.table.class_names[label] if label >= 0 else UNKNOWN
+                png = bytes(imagecodecs.png_encode(pixels[index]))
+                yield ExportedPatch(f"{name}_r{row:05d}_c{col:05d}", class_name.replace("/", "_"), png, row, col, label)
+
+
+def _write_tar(store: PatchStore, out: Path, number: int, patches: list[ExportedPatch]) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for patch in patches:
+            described = {
+                "slide_id": store.slide.slide_id,
+                "patient_id": store.table.patient_id,
+                "row": patch.row,
+                "col": patch.col,
+                "mpp": store.grid.spec.mpp,
+                "class": patch.class_name,
+            }
+            for suffix, content in (("png", patch.png), ("cls", str(patch.label).encode()), ("json", json.dumps(described).encode())):
+                entry = tarfile.TarInfo(f"{patch.name}.{suffix}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    _write_whole(out / f"{store.path.name.removesuffix(SUFFIX)}-{number:06d}.tar", stream.getvalue())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write aside and rename, so that what has the name is whole; not flushed to disk file by file, which would take all day."""
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise machine_fault(path, error) or StoreError(f"{path}: cannot be written ({error}); check the disk") from error
