@@ -141,6 +141,21 @@ def test_a_leaky_model_is_called_one_wherever_it_is_judged(place: Path, tmp_path
     assert 'class="leak"' in (tmp_path / "leaky" / "evaluation.html").read_text()
 
 
+def test_judging_a_model_on_the_patients_that_made_it_is_said(place: Path, tmp_path: Path) -> None:
+    split = {"split": {"train": ["p0"], "val": ["p2"], "test": ["p1"]}}
+    results = infer(place / "stores", replace(make_checkpoint(), training=split), tmp_path / "known")
+    evaluation = evaluate_results(results)
+    [warning] = evaluation.warnings
+    assert warning.endswith(": 2 of 3 patients judged here trained it or chose its threshold; figures are inflated")
+    assert warning in (results / "evaluation.html").read_text()
+    assert json.loads((results / "evaluation.json").read_text())["warnings"] == [warning]
+
+
+def test_patients_that_a_model_never_saw_give_no_warning(place: Path, tmp_path: Path) -> None:
+    strangers = {"split": {"train": ["a"], "val": ["b"], "test": ["p1"]}}
+    assert evaluate_results(infer(place / "stores", replace(make_checkpoint(), training=strangers), tmp_path / "new")).warnings == ()
+
+
 def _mark_leaky(folder: Path) -> None:
     """Write the mark into the results' record of the model, and mend the manifest's sizes."""
     path = folder / "predictions.zarr" / "zarr.json"
@@ -186,6 +201,25 @@ def test_what_only_one_of_them_saw_is_left_out(place: Path, tmp_path: Path) -> N
     assert compared is not None
     assert (compared.figures.patches, compared.figures.patients, compared.left_out) == (24, 1, 48)
     assert all(item.interval is None for item in compared.figures.differences)
+
+
+def test_a_model_has_one_threshold_in_one_report(place: Path, tmp_path: Path) -> None:
+    # By itself, p1 would get another threshold than all three together.
+    (tmp_path / "stores").mkdir()
+    shutil.copytree(place / "stores" / "p1.patches.zarr", tmp_path / "stores" / "p1.patches.zarr")
+    fewer = infer(tmp_path / "stores", make_checkpoint(seed=3), tmp_path / "fewer")
+    rule = ThresholdRule("f1")
+    alone = evaluate_results(fewer, threshold=rule).judgement.scores.threshold
+    evaluation = evaluate_results(place / "random", threshold=rule, compare_with=fewer)
+    assert evaluation.compared is not None
+    assert evaluation.compared.figures.thresholds == (evaluation.judgement.scores.threshold, alone)
+
+
+def test_an_older_comparison_goes_with_its_page(place: Path) -> None:
+    evaluate_results(place / "random", compare_with=place / "constant")
+    assert (place / "random" / "comparison.csv").exists()
+    evaluate_results(place / "random")
+    assert not (place / "random" / "comparison.csv").exists()
 
 
 def test_models_that_share_nothing_are_not_compared(place: Path, tmp_path: Path) -> None:

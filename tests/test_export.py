@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.zoo_config import parse_zoo_config
 from wsi_pipeline.pipeline import InferConfig, infer_slides
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.store.commit import find_damage
+from wsi_pipeline.store.commit import Staging, find_damage
 from wsi_pipeline.store.predictions import open_result
 
 CPU = torch.device("cpu")
@@ -103,6 +104,24 @@ def test_the_script_runs_without_this_package(model: Path, tmp_path: Path) -> No
     assert json.loads(done.stdout) == pytest.approx(Predictor(load_model(model), CPU)(make_patches(6)).tolist(), abs=1e-6)
 
 
+def read_everything(path: Path) -> bytes:
+    """A file's bytes, with those of its members where it is a zip."""
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return path.read_bytes() + b"".join(archive.read(name) for name in archive.namelist())
+
+
+@pytest.mark.parametrize("name", ["torchscript", "onnx", "pt2"])
+def test_an_export_does_not_tell_where_it_was_made_and_comes_out_the_same_again(name: str, model: Path, tmp_path: Path) -> None:
+    file = export_model(model, [name], tmp_path / "one").files[0]
+    content = read_everything(file)
+    for place in (Path.cwd(), Path(exported.__file__).parents[1], Path(torch.__file__).parents[1], Path(sys.prefix), tmp_path):
+        assert str(place).encode() not in content
+    if name != "torchscript":  # whose classes are numbered on within a process
+        assert export_model(model, [name], tmp_path / "two").files[0].read_bytes() == file.read_bytes()
+
+
 def test_the_configuration_is_the_zoos(model: Path, tmp_path: Path) -> None:
     export_model(model, ["torchscript"], tmp_path / "zoo")
     assert json.loads((tmp_path / "zoo" / "config.json").read_text()) == {
@@ -118,6 +137,22 @@ def test_the_configuration_is_the_zoos(model: Path, tmp_path: Path) -> None:
             {"name": "Normalize", "arguments": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}},
         ],
     }
+
+
+def test_an_export_keeps_the_mark_of_a_leak_and_the_hashes_of_its_patients(tmp_path: Path) -> None:
+    split = {"random": True, "patients_on_both_sides": ["anna"], "train": ["anna", "bert"], "val": ["carl"], "test": ["dora"]}
+    checkpoint = Checkpoint(**make_checkpoint().__dict__ | {"is_leaky": True, "training": {"split": split}})
+    export_model(write_model(tmp_path / "m.safetensors", checkpoint), ["torchscript"], tmp_path / "zoo")
+    foreign = load_foreign(tmp_path / "zoo", trust(tmp_path / "zoo"))
+    assert foreign.is_leaky
+    assert foreign.to_json()["is_leaky"] is True
+    assert foreign.to_json()["seen_patients"] == sorted(hashlib.sha256(name).hexdigest()[:16] for name in (b"anna", b"bert", b"carl"))
+    assert "anna" not in (tmp_path / "zoo" / "config.json").read_text()
+    assert "LEAKY" in call("model", "info", tmp_path / "zoo").output
+    write_slide(tmp_path / "slides" / "s.tiff", paint_noise(100, 100))
+    arguments = ("--slides", tmp_path / "slides", "--results-dir", tmp_path / "r", "--trust-model", trust(tmp_path / "zoo"), "--workers", 0)
+    assert "LEAKY: split at random" in call("infer", "--model", tmp_path / "zoo", *arguments).output
+    assert open_result(tmp_path / "r" / "s").attributes["model"]["is_leaky"] is True
 
 
 def test_an_export_that_differs_is_not_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +184,18 @@ def test_the_same_export_is_not_made_twice_and_another_does_not_mix_in(model: Pa
 def test_an_unknown_format_is_named(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="format 'pickle'"):
         export_model(model, ["pickle"], tmp_path / "zoo")
+
+
+def test_force_does_not_put_an_export_in_the_models_place(model: Path) -> None:
+    staging = Staging(model.parent, {"a": "training"})
+    staging.begin()
+    model.rename(staging.product / model.name)
+    staging.commit("wsi training", {})
+    with pytest.raises(StoreError, match="is a wsi training, no wsi export"):
+        export_model(model.parent, ["torchscript"], model.parent, force=True)
+    assert find_damage(model.parent) == []
+    with pytest.raises(StoreError, match="lies inside a finished wsi training"):
+        export_model(model.parent, ["torchscript"], model.parent / "exported", force=True)
 
 
 def test_without_onnx_the_remedy_is_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +327,8 @@ def test_patches_are_resized_as_the_configuration_says(tmp_path: Path) -> None:
         ({"patch_size_pixels": 10**6}, "patch size is 1000000"),
         ({"spacing_um_px": None}, "a number"),
         ({"spacing_um_px": -1}, "mpp is -1"),
+        ({"wsi": {"is_leaky": "no"}}, "wsi must hold is_leaky"),
+        ({"wsi": None}, "wsi must hold is_leaky"),
         ({"transform": None}, "list of steps"),
         ({"transform": [{"name": "CenterCrop"}]}, "it must be ToTensor"),
         ({"transform": [{"name": "Resize", "arguments": {"size": 10**6}}, {"name": "ToTensor"}]}, "Resize has the size 1000000"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_pipeline.evaluation.page import pool_slides, write_evaluation_page
-from wsi_pipeline.evaluation.pairing import PairedCells, pair_results
+from wsi_pipeline.evaluation.pairing import pair_results
 from wsi_pipeline.evaluation.truth import LabelledResults, LabelledSlide, label_results
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.run_tables import write_csv
@@ -83,7 +83,7 @@ def evaluate_results(
     other = None if compare_with is None else label_results(compare_with, labels, rules)
     assessed = [slide.keep_assessed() for slide in labelled.slides]
     known, probability, patients = pool_slides(assessed)
-    at = labelled.threshold if threshold is None else threshold.choose(known, probability)
+    at = _choose_threshold(labelled, threshold)
     judgement = judge_probability(known, probability, patients, temperature=labelled.temperature, threshold=at)
     evaluation = Evaluation(
         slides=tuple(_evaluate(slide, at) for slide in labelled.slides),
@@ -110,6 +110,7 @@ def _count_cells(slides: Sequence[LabelledSlide]) -> tuple[int, int]:
 
 def _warn(labelled: LabelledResults, other: LabelledResults | None, threshold: ThresholdRule | None) -> list[str]:
     warnings = [f"{item.model_name}: {LEAK_WARNING}" for item in (labelled, other) if item is not None and item.is_leaky]
+    warnings += [overlap for item in (labelled, other) if item is not None and (overlap := item.describe_overlap())]
     if threshold is not None and threshold.name != "fixed":
         warnings.append(
             "the threshold was chosen on the very patients that it is judged on: figures at it are better than they will be on others"
@@ -119,13 +120,17 @@ def _warn(labelled: LabelledResults, other: LabelledResults | None, threshold: T
 
 def _compare(one: LabelledResults, other: LabelledResults, rule: ThresholdRule | None) -> Compared:
     pairs = pair_results(one, other)
-    thresholds = (one.threshold, other.threshold) if rule is None else _choose_both(pairs, rule)
+    thresholds = (_choose_threshold(one, rule), _choose_threshold(other, rule))
     figures = compare(pairs.labels, pairs.one, pairs.other, pairs.patients, thresholds=thresholds)
     return Compared(one.model_name, other.model_name, pairs.slides, pairs.left_out, figures)
 
 
-def _choose_both(pairs: PairedCells, rule: ThresholdRule) -> tuple[float, float]:
-    return rule.choose(pairs.labels, pairs.one), rule.choose(pairs.labels, pairs.other)
+def _choose_threshold(labelled: LabelledResults, rule: ThresholdRule | None) -> float:
+    """The model's own threshold, or the rule's on all its labelled cells, whoever it is compared with."""
+    if rule is None:
+        return labelled.threshold
+    known, probability, _ = pool_slides([slide.keep_assessed() for slide in labelled.slides])
+    return rule.choose(known, probability)
 
 
 def _write(results: Path, labelled: LabelledResults, evaluation: Evaluation, threshold: ThresholdRule | None) -> None:
@@ -134,6 +139,7 @@ def _write(results: Path, labelled: LabelledResults, evaluation: Evaluation, thr
     write_file(results / EVALUATION_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     source = str(labelled.model.get("threshold_source", "the model's")) if threshold is None else threshold.describe()
     compared, section = evaluation.compared, None
+    (results / COMPARISON_CSV).unlink(missing_ok=True)  # of an earlier evaluation, which the page is no longer about
     if compared is not None:
         _write_comparison(results / COMPARISON_CSV, compared.figures)
         section = ComparisonSection(compared.one, compared.other, compared.figures)

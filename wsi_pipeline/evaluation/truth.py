@@ -14,6 +14,7 @@ from wsi_pipeline.heatmap import draw_heatmap
 from wsi_pipeline.labels import label_cells
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.models.model import hash_patient
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 
@@ -72,6 +73,21 @@ class LabelledResults:
     def is_leaky(self) -> bool:
         """Whether the model was trained with patients on both sides."""
         return bool(self.model.get("is_leaky", False))
+
+    def find_seen(self) -> list[str]:
+        """Patients among the slides whom the model was trained, or its threshold chosen, on; none where its record names none."""
+        seen = {*self.model.get("seen_patients", ())}
+        return [patient for patient in self._list_patients() if hash_patient(patient) in seen]
+
+    def describe_overlap(self) -> str:
+        """A warning that patients are judged whom the model knows; empty where there are none."""
+        known, judged = len(self.find_seen()), len(self._list_patients())
+        if not known:
+            return ""
+        return f"{self.model_name}: {known} of {judged} patients judged here trained it or chose its threshold; figures are inflated"
+
+    def _list_patients(self) -> list[str]:
+        return sorted({slide.table.patient_id for slide in self.slides})
 
     @property
     def model_name(self) -> str:

@@ -20,7 +20,7 @@ from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.inputs import Normalisation, normalise
-from wsi_pipeline.models.model import Score, spec_to_json
+from wsi_pipeline.models.model import Score, hash_patient, spec_to_json
 from wsi_pipeline.models.network import NetworkOptions, positive_logit
 from wsi_pipeline.provenance import canonical_json, file_sha256, recipe_digest
 
@@ -67,6 +67,13 @@ class Checkpoint:
         """Name of the class whose probability is predicted."""
         return self.class_names[1]
 
+    @property
+    def seen_patients(self) -> tuple[str, ...]:
+        """Hashes of the patients that it was trained, or its threshold chosen, on; none where its card names none."""
+        split = self.training.get("split", {})
+        sides = (split.get(side) for side in ("train", "val", "patients_on_both_sides"))
+        return tuple(sorted({hash_patient(str(name)) for side in sides if isinstance(side, list | tuple) for name in side}))
+
     def build(self) -> nn.Module:
         """The network with these weights, ready for inference. Raises ModelError where they do not fit."""
         network = build_network(self.architecture, self.spec.side_px, self.options)
@@ -99,6 +106,7 @@ class Checkpoint:
             "threshold": self.threshold,
             "threshold_source": self.threshold_source,
             "is_leaky": self.is_leaky,
+            "seen_patients": list(self.seen_patients),
         }
 
 

@@ -46,6 +46,7 @@ def _describe_foreign(folder: Path) -> dict[str, Any]:
         "patch": spec_to_json(config.spec),
         "class_names": list(config.class_names),
         "threshold": FOREIGN_THRESHOLD,
+        "is_leaky": config.is_leaky,
         "transform": config.to_json()["transform"],
         "torchscript_sha256": file_sha256(script) if script.is_file() else None,
     }
@@ -81,6 +82,7 @@ def _lines_of_foreign(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("transform", ", ".join(step["name"] for step in facts["transform"])),
         ("threshold", f"{facts['threshold']:g}, for its folder states none"),
         ("digest", f"sha256:{digest}" if digest else f"no {TORCHSCRIPT} beside the configuration"),
+        *([("LEAKY", LEAK)] if facts["is_leaky"] else []),
     ]
 
 

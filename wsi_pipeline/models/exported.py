@@ -1,12 +1,13 @@
 """Networks in the formats of other programs: written, and read back as those programs do.
 
 An exported network takes prepared patches, float32 (b, 3, side, side) for any b, and gives two logits (b, 2), whose softmax is our
-calibrated probability: the temperature is folded in.
+calibrated probability: the temperature is folded in. No file tells where on whose machine it was made.
 """
 
 import io
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,18 @@ def _write_torchscript(network: nn.Module, example: Tensor, path: Path) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         traced = torch.jit.trace(network, example)
-        torch.jit.save(traced, path)
+        written = io.BytesIO()
+        torch.jit.save(traced, written)
+    _write_without_origin(written, path)
+
+
+def _write_without_origin(script: io.BytesIO, path: Path) -> None:
+    """The same TorchScript without the records of which line of which file each operation came from."""
+    with zipfile.ZipFile(script) as full, zipfile.ZipFile(path, "w") as lean:
+        for member in full.infolist():
+            # The identity is a hash over the records too; it is optional, as they are.
+            if not member.filename.endswith((".debug_pkl", ".data/serialization_id")):
+                lean.writestr(zipfile.ZipInfo(member.filename), full.read(member))
 
 
 def _read_torchscript(path: Path) -> Run:
@@ -87,9 +99,16 @@ def _read_pt2(path: Path) -> Run:
 def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
     _import_onnxruntime()  # before the work, where it is not there to check it
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports every step of its optimiser
-    torch.onnx.export(
-        _capture(network, example), f=path, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, external_data=False, verbose=False
+    program = torch.onnx.export(
+        _capture(network, example), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, external_data=False, verbose=False
     )
+    if program is None:
+        raise TypeError("torch gave no ONNX program")
+    graph = program.model.graph
+    parts: list[Any] = [program.model, graph, *graph.all_nodes(), *graph.initializers.values()]
+    for part in parts:
+        part.metadata_props.clear()
+    program.save(path, external_data=False)
 
 
 def _read_onnx(path: Path) -> Run:
@@ -98,7 +117,14 @@ def _read_onnx(path: Path) -> Run:
 
 
 def _capture(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    return torch.export.export(network, (example,), dynamic_shapes=({0: BATCH},))
+    """The network's graph, without the lines of code that its operations came from."""
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: BATCH},))
+    for part in program.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.nodes:
+                for key in ("stack_trace", "from_node"):
+                    node.meta.pop(key, None)
+    return program
 
 
 def _import_onnxruntime() -> Callable[..., Any]:
@@ -126,6 +152,8 @@ def describe_export(checkpoint: Checkpoint, *, is_normalised_inside: bool) -> Zo
         spec=checkpoint.spec,
         resized_px=checkpoint.spec.side_px,
         normalisation=None if is_normalised_inside else checkpoint.normalisation,
+        is_leaky=checkpoint.is_leaky,
+        seen_patients=checkpoint.seen_patients,
     )
 
 

@@ -40,7 +40,6 @@ class ForeignModel:
 
     threshold: float = FOREIGN_THRESHOLD
     threshold_source: str = "one half, for its folder states none"
-    is_leaky: bool = False
 
     @property
     def architecture(self) -> str:
@@ -62,6 +61,10 @@ class ForeignModel:
         return self.config.class_names[self.positive_index]
 
     @property
+    def is_leaky(self) -> bool:
+        return self.config.is_leaky
+
+    @property
     def training(self) -> Mapping[str, Any]:
         return {}
 
@@ -80,6 +83,7 @@ class ForeignModel:
             "threshold": self.threshold,
             "threshold_source": self.threshold_source,
             "is_leaky": self.is_leaky,
+            "seen_patients": list(self.config.seen_patients),
         }
 
     def place(self, device: torch.device) -> Score:

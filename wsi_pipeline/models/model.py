@@ -1,5 +1,6 @@
 """What the pipeline knows of a trained model, whoever trained it."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -55,6 +56,11 @@ class Model(Protocol):
     def place(self, device: torch.device) -> Score:
         """Make it ready on a device. Raises ModelError where it cannot run."""
         ...
+
+
+def hash_patient(patient_id: str) -> str:
+    """A patient as results and exports remember them: enough to find them again, not to read their name."""
+    return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
 
 
 def spec_to_json(spec: PatchSpec) -> dict[str, Any]:

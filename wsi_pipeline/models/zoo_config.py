@@ -16,6 +16,7 @@ from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.inputs import Normalisation
 
 CONFIG_JSON = "config.json"
+OURS = "wsi"
 SPEC_VERSION = "1.0"
 MAX_BYTES = 1_000_000
 MAX_RESIZED_PX = 2048
@@ -33,6 +34,10 @@ class ZooConfig:
     """Side that patches are resized to before the network sees them; None: as they are."""
     normalisation: Normalisation | None = None
     """None: the network takes pixels scaled to 0–1."""
+    is_leaky: bool = False
+    """A model of ours that was split at random. What follows stands under `wsi`, which other programs pass over."""
+    seen_patients: tuple[str, ...] = ()
+    """Hashes of the patients that a model of ours was made with."""
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """uint8 (b, side, side, 3) → float32 (b, 3, side, side) as the network takes them, on the same device."""
@@ -54,6 +59,7 @@ class ZooConfig:
         if self.normalisation is not None:
             statistics = {"mean": list(self.normalisation.mean), "std": list(self.normalisation.std)}
             transform.append({"name": "Normalize", "arguments": statistics})
+        ours = {"is_leaky": self.is_leaky, "seen_patients": list(self.seen_patients)}
         return {
             "spec_version": SPEC_VERSION,
             "architecture": self.architecture,
@@ -62,6 +68,7 @@ class ZooConfig:
             "patch_size_pixels": self.spec.side_px,
             "spacing_um_px": self.spec.mpp,
             "transform": transform,
+            **({OURS: ours} if any(ours.values()) else {}),
         }
 
 
@@ -99,7 +106,16 @@ def parse_zoo_config(value: Any) -> ZooConfig:
     if not _is_whole(side_px) or not _is_number(mpp):
         raise ModelError("patch_size_pixels must be a whole number and spacing_um_px a number")
     resized_px, normalisation = _parse_transform(value.get("transform"))
-    return ZooConfig(architecture, tuple(names), PatchSpec(side_px, side_px, float(mpp)), resized_px, normalisation)
+    spec = PatchSpec(side_px, side_px, float(mpp))
+    return ZooConfig(architecture, tuple(names), spec, resized_px, normalisation, *_parse_ours(value.get(OURS, {})))
+
+
+def _parse_ours(value: Any) -> tuple[bool, tuple[str, ...]]:
+    """What an export of ours says of its making: whether it is leaky, the hashes of its patients."""
+    is_leaky, seen = (value.get("is_leaky", False), value.get("seen_patients", [])) if isinstance(value, Mapping) else (None, None)
+    if not (isinstance(is_leaky, bool) and isinstance(seen, list) and all(isinstance(name, str) for name in seen)):
+        raise ModelError(f"{OURS} must hold is_leaky, true or false, and the list seen_patients")
+    return is_leaky, tuple(seen)
 
 
 def _parse_transform(steps: Any) -> tuple[int | None, Normalisation | None]:
