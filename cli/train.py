@@ -130,8 +130,9 @@ def describe_split(patches: "LabelledPatches", division: "Division") -> str:
     for side, members in (("training", division.train), ("validation", division.val)):
         count, positive = len({*patches.patients[members].tolist()}), int((patches.labels[members] == 1).sum())
         lines.append(f"{side}: {count} patients, {len(members)} patches, {positive} {patches.class_names[1]}")
-    if division.record["test"]:
-        lines.append(f"held out: {len(division.record['test'])} patients")
+    if test := division.record["test"]:
+        labels = patches.labels[[name in test for name in patches.patients.tolist()]]
+        lines.append(f"held out: {len(test)} patients, {len(labels)} patches, {int((labels == 1).sum())} {patches.class_names[1]}")
     if division.is_leaky:
         both = len(division.record["patients_on_both_sides"])
         lines.append(f"LEAKY: patches were divided at random, {both} patients are on both sides; every figure is inflated")

@@ -101,6 +101,7 @@ def _take(table: PatchTable, cells: NDArray[np.int32]) -> PatchTable:
         label_fraction=np.full(count, np.nan, dtype=np.float32),
         tissue_fraction=np.ones(count, dtype=np.float32),
         block_size=max(count, 1),
+        quality=None,
     )
 
 

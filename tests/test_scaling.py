@@ -23,7 +23,7 @@ class ArrayReader:
 
     levels = (LEVEL,)
 
-    def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
+    def read(self, level: Level, x: int, y: int, width: int, height: int, only: np.ndarray | None = None) -> np.ndarray:
         assert x >= 0
         assert y >= 0
         assert x + width <= WIDTH
@@ -76,7 +76,7 @@ def test_two_by_two_means_by_hand() -> None:
     pixels = np.array([[[0] * 3, [1] * 3], [[1] * 3, [0] * 3]], dtype=np.uint8)
 
     class Tiny(ArrayReader):
-        def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
+        def read(self, level: Level, x: int, y: int, width: int, height: int, only: np.ndarray | None = None) -> np.ndarray:
             return pixels[y : y + height, x : x + width]
 
     tiny = ScaledView(Tiny(), Level(0, (2, 2), Fraction(1)), Fraction(2), (0, 0))  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def test_a_level_cut_short_by_a_pixel_goes_on_with_its_last_column() -> None:
     short = Level(1, (45, 35), Fraction(2))  # of a 91-px-wide slide: 45.5 level pixels
 
     class Short(ArrayReader):
-        def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
+        def read(self, level: Level, x: int, y: int, width: int, height: int, only: np.ndarray | None = None) -> np.ndarray:
             assert x + width <= 45
             return np.broadcast_to(np.arange(x, x + width, dtype=np.uint8)[None, :, None], (height, width, 3))
 
@@ -117,7 +117,7 @@ def test_one_colour_stays_one_colour_whatever_the_level(width: int, height: int,
     level = settle_levels([(width * reduced, height * reduced), (width, height + 1)])[-1]
 
     class Uniform(ArrayReader):
-        def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
+        def read(self, level: Level, x: int, y: int, width: int, height: int, only: np.ndarray | None = None) -> np.ndarray:
             return np.full((height, width, 3), 200, dtype=np.uint8)
 
     shown = ScaledView(Uniform(), level, level.downsample * downsample_between(mpp, mpp * 1.37), (origin, origin))  # type: ignore[arg-type]

@@ -92,3 +92,13 @@ def test_an_empty_block(tmp_path: Path) -> None:
     grid = Grid(PatchSpec(50, 50, 0.5), 2, 2, Fraction(1))
     source = cut(write_png(tmp_path / "s.png", paint_noise(100, 100), mpp=0.5), grid, np.empty((0, 2), np.int32))
     assert source.read_block(0).pixels.shape == (0, 50, 50, 3)
+
+
+def test_patches_come_in_any_order_that_is_asked_for(tmp_path: Path) -> None:
+    """Also from a reader that copies runs of neighbours: a gallery asks for cells by their probability."""
+    pixels = paint_noise(600, 600)
+    grid = Grid(PatchSpec(50, 50, 0.5), 12, 12, Fraction(1))
+    cells = np.random.default_rng(1).permutation(all_cells(grid))[:40]
+    read = cut(write_slide(tmp_path / "s.tiff", pixels), grid, cells).read_block(0).pixels
+    for (row, col), patch in zip(cells.tolist(), read, strict=True):
+        assert np.array_equal(patch, pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50])

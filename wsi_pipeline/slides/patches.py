@@ -40,9 +40,10 @@ class SlidePatches:
         """The pixels of block number `block`; patches that cannot be decoded are white and marked unreadable."""
         cells = self.cells[block_slice(block, self.block_size, len(self.cells))]
         codes = macro_tile_codes(cells, self._macro_tiles)
-        if (codes[1:] >= codes[:-1]).all():
+        # Macro-tile by macro-tile, and in each from top left to bottom right: a reader copies runs of neighbours at once.
+        order = np.lexsort((cells[:, 1], cells[:, 0], codes))
+        if (order[1:] > order[:-1]).all():
             return self._read_in_order(cells, codes)
-        order = np.argsort(codes, kind="stable")
         place = np.argsort(order, kind="stable")
         pixels, readable, fallbacks = self._read_in_order(cells[order], codes[order])
         return PatchBlock(pixels[place], readable[place], fallbacks)
