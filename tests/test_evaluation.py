@@ -208,7 +208,7 @@ def test_a_model_has_one_threshold_in_one_report(place: Path, tmp_path: Path) ->
     (tmp_path / "stores").mkdir()
     shutil.copytree(place / "stores" / "p1.patches.zarr", tmp_path / "stores" / "p1.patches.zarr")
     fewer = infer(tmp_path / "stores", make_checkpoint(seed=3), tmp_path / "fewer")
-    rule = ThresholdRule("f1")
+    rule = ThresholdRule("sensitivity", 0.5)
     alone = evaluate_results(fewer, threshold=rule).judgement.scores.threshold
     evaluation = evaluate_results(place / "random", threshold=rule, compare_with=fewer)
     assert evaluation.compared is not None
