@@ -3,7 +3,7 @@
 Data path: drawing an epoch, gathering batches (from memory, or from patch stores block by block), augmentation. Network: one whole step on
 a batch that is already there. Rounds are interleaved, medians are printed.
 
-    python benchmarks/training.py [--arch idc_cnn] [--patches 20000]
+    python benchmarks/training.py [--arch idc_cnn] [--patches 20000] [--rounds 5]
 """
 
 import argparse
@@ -29,7 +29,6 @@ from wsi_pipeline.training.sampling import cut_batches, draw_epoch
 from wsi_pipeline.training.schedule import Steps
 
 BATCH = 64
-ROUNDS = 5
 PATIENTS = 4
 STEPS = 20
 CPU = torch.device("cpu")
@@ -74,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", default="idc_cnn")
     parser.add_argument("--patches", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         patches = make_stores(Path(folder), options.patches)
@@ -92,7 +92,7 @@ def main() -> None:
             "from the stores, every augmentation": lambda: time_epoch(patches, stores, EVERYTHING),
         }
         figures: dict[str, list[float]] = {name: [] for name in rows}
-        for _ in range(ROUNDS):
+        for _ in range(options.rounds):
             for name, measure in rows.items():
                 figures[name].append(measure())
     consumed = statistics.median(next(iter(figures.values())))

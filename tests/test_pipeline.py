@@ -203,7 +203,13 @@ def test_only_the_allow_list_leaves_a_slide(tmp_path: Path, model: Path) -> None
 
 def run_wsi(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    )
 
 
 def wait_for_blocks(results: Path, process: subprocess.Popen[bytes], blocks: int) -> None:
