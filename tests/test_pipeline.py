@@ -435,8 +435,8 @@ wsi()
     assert killed.returncode == -9
     assert not (tmp_path / "killed" / "s").exists()
     again = run_wsi(*arguments)
-    again.communicate(timeout=120)
-    assert again.returncode == 0
+    told = again.communicate(timeout=120)
+    assert again.returncode == 0, told
     assert json.loads((tmp_path / "killed" / "run.json").read_text())["patches_predicted"] == 0
     assert folder_bytes(tmp_path / "killed" / "s") == folder_bytes(quiet_run / "results" / "s")
 

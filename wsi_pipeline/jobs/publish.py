@@ -18,6 +18,17 @@ def take_over(staging: Staging, folder: Path) -> None:
     shutil.copytree(folder / FOLDER, staging.product / FOLDER)
 
 
+def _clear_outputs(product: Path) -> None:
+    """Remove what a killed publication wrote: everything but the predictions."""
+    for path in product.iterdir():
+        if path.name == FOLDER:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def publish(staging: Staging, view: View, samples: tuple[Sample, ...] | None, previous: Path) -> SlideSummary:
     """Aggregate, write every format of the view, commit them together; `previous` is the slide's folder as it stood, if any."""
     predictions = Predictions(staging.product / FOLDER)
@@ -25,6 +36,7 @@ def publish(staging: Staging, view: View, samples: tuple[Sample, ...] | None, pr
     heatmap = draw_heatmap(predictions, aggregation.threshold, smooth_um=aggregation.smooth_um, min_region_mm2=aggregation.min_region_mm2)
     summary = summarise(predictions, heatmap)
     result = SlideResult(predictions.table, heatmap, summary, view.look, samples, previous if is_product(previous) else None)
+    _clear_outputs(staging.product)
     for name in view.formats:
         WRITERS[name](result, staging.product)
     counts = {"patches": summary.patches, "unreadable": summary.unreadable, "positives": summary.positives}
