@@ -16,15 +16,15 @@ from wsi_pipeline.batch import Batch, Progress, SilentProgress, make_absolute, r
 from wsi_pipeline.errors import LabelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
-from wsi_pipeline.jobs.infer import InferJob, ModelChoice
+from wsi_pipeline.jobs.infer import InferJob
+from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, settle_engine
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import list_masks
-from wsi_pipeline.models.device import choose_device, count_gpus
+from wsi_pipeline.models.device import available_cores, choose_device, count_gpus
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
 from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_tables
@@ -175,12 +175,20 @@ class InferConfig:
     tiling: TileConfig = field(default_factory=TileConfig)
     """Its patch size, stride and scale are those of the model, whatever is said here."""
     device: str = "auto"
-    batch_size: int = DEFAULT_BATCH_SIZE
+    engine: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    """None: as the device has it."""
     force: bool = False
     view: View = field(default_factory=View)
     """What is made of the predictions."""
     terms: ForeignTerms = field(default_factory=ForeignTerms)
     """For models that wsi did not train."""
+
+    @property
+    def wish(self) -> EngineWish:
+        """What is asked for of the computation."""
+        return EngineWish(self.device, self.engine, self.precision, self.batch_size)
 
 
 def infer_slides(
@@ -236,10 +244,9 @@ def _infer(
 ) -> RunAccount:
     started = time.perf_counter()
     loaded = load_model(model, config.terms)
-    choose_device(config.device)
+    choice = settle_engine(loaded, model, config.wish, config.terms).choice
     make_folder(results)
     slides = make_absolute(slides)
-    choice = ModelChoice(model.resolve(), loaded.digest, config.device, config.batch_size, config.terms)
     tiling = TileConfig(
         spec=loaded.spec,
         tissue=config.tiling.tissue,
@@ -252,14 +259,16 @@ def _infer(
     batch = run_batch(slides, jobs, crew, progress or SilentProgress())
     _, damaged = read_summaries(results)
     write_failures_csv(results, [*batch.account.outcomes, *damaged])
-    record = _describe_run(batch, loaded, tiling, config, crew, time.perf_counter() - started)
+    record = _describe_run(batch, loaded, choice, tiling, config, crew, time.perf_counter() - started)
     write_run_json(results, record)
     write_slides_tables(results)
     write_index(results)
     return batch.account
 
 
-def _describe_run(batch: Batch, model: Model, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float) -> dict[str, Any]:
+def _describe_run(
+    batch: Batch, model: Model, choice: ModelChoice, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float
+) -> dict[str, Any]:
     return {
         "account": batch.account.closing_line,
         "outcomes": [asdict(outcome) for outcome in batch.account.outcomes],
@@ -267,8 +276,8 @@ def _describe_run(batch: Batch, model: Model, tiling: TileConfig, config: InferC
         "seed": dict(model.training).get("parameters", {}).get("seed"),
         "parameters": {
             "tiling": asdict(tiling),
-            "device": config.device,
-            "batch_size": config.batch_size,
+            **choice.setting.to_json(),
+            "batch_size": config.batch_size or "auto",
             "view": config.view.to_json(),
             "workers": asdict(workers),
         },
