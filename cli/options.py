@@ -77,14 +77,9 @@ device_option = click.option(
 )
 
 
-class BatchSize(click.ParamType[int | None]):
-    """A whole number of patches from 1 on, or "auto", which arrives as None."""
-
-    name = "N|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """The number, or None."""
-        return None if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+def _read_batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    """A whole number of patches from 1 on; None for "auto"."""
+    return None if value == "auto" else int(click.IntRange(1)(value, parameter, context))
 
 
 ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
@@ -104,8 +99,9 @@ ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     ),
     click.option(
         "--batch-size",
-        type=BatchSize(),
+        metavar="N|auto",
         default="auto",
+        callback=_read_batch_size,
         help="Patches that the network takes at once; auto: a small number on a CPU, on a GPU what it computes fastest and has memory for.",
     ),
 )

@@ -73,6 +73,6 @@ def draw_patches(side_px: int) -> Tensor:
         cells = -(-side_px // grain) + 1
         blots = torch.rand(PATCHES, 2, cells, cells, generator=generator)
         stains += interpolate(blots, (side_px, side_px), mode="bilinear", align_corners=True) / len(GRAINS_PX)
-    strength = torch.linspace(0.2, 3.0, PATCHES).view(-1, 1, 1, 1)
+    strength = torch.linspace(0.2, 6.0, PATCHES).view(-1, 1, 1, 1)
     density = torch.einsum("bshw,sc->bhwc", strength * stains**2, torch.tensor([HAEMATOXYLIN, EOSIN]))
     return (torch.exp(-density) * 243).round().to(torch.uint8)  # (b, side, side, 3)
