@@ -102,6 +102,12 @@ def test_a_card_that_cannot_be_is_refused_by_name(changes: dict[str, object], fa
     assert str(path) in str(caught.value)
 
 
+def test_a_checkpoint_of_the_format_before_self_tests_is_still_read(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.safetensors")
+    rewrite_card(path, format=2)
+    assert load_checkpoint(path).self_test is None
+
+
 def test_an_edited_card_is_found(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.safetensors")
     path.write_bytes(path.read_bytes().replace(b'\\"threshold\\":0.5', b'\\"threshold\\":0.1'))

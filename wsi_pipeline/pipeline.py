@@ -17,7 +17,7 @@ from wsi_pipeline.errors import LabelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
 from wsi_pipeline.jobs.infer import InferJob
-from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, settle_engine
+from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, let_go, settle_engine
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
@@ -256,6 +256,8 @@ def _infer(
     )
     jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force, config.view) for slide in slides]
     crew = workers or choose_workers(device=config.device)
+    if crew.processes or crew.scheduler:
+        let_go()
     batch = run_batch(slides, jobs, crew, progress or SilentProgress())
     _, damaged = read_summaries(results)
     write_failures_csv(results, [*batch.account.outcomes, *damaged])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines.choosing import AUTO, list_candidates
 from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.loading import ForeignTerms, load_same
@@ -18,8 +19,15 @@ _loading = threading.Lock()
 
 @lru_cache(1)
 def _open(path: Path, digest: str, setting: EngineSetting, batch_size: int | None, terms: ForeignTerms) -> tuple[Predictor, Agreement]:
+    choose_device(setting.device)  # which refuses one that is not there
     predictor = Predictor(load_same(path, digest, terms), setting, batch_size)
     return predictor, check_answers(predictor)
+
+
+def let_go() -> None:
+    """Forget the model that this process has loaded, where only others will run it."""
+    with _loading:
+        _open.cache_clear()
 
 
 @dataclass(frozen=True, slots=True)
