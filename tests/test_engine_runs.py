@@ -103,7 +103,7 @@ def test_a_worker_checks_the_answers_itself(model: Path, monkeypatch: pytest.Mon
         return lambda pixels: run(pixels) + 0.1  # as if this machine computed something else
 
     monkeypatch.setitem(ENGINES, "torch", replace(ENGINES["torch"], load=load))
-    with pytest.raises(ModelError, match="those of its self-test"):
+    with pytest.raises(ModelError, match="those of its stored self-test"):
         replace(choice, batch_size=10).load()
 
 
@@ -138,7 +138,7 @@ def test_the_choice_is_printed(store: Path, model: Path, tmp_path: Path) -> None
     lines = [line for line in done.stdout.splitlines() if line.startswith("engine ")]
     assert len(lines) == 1
     assert lines[0].startswith("engine openvino ")
-    assert lines[0].endswith("of the stored self-test")
+    assert lines[0].endswith("of its stored self-test")
 
 
 @pytest.mark.parametrize(

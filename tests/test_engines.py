@@ -329,7 +329,7 @@ def test_answers_that_are_no_numbers_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "said"), [(True, "of the stored self-test"), (False, "of the plain network, for the model stores no self-test")]
+    ("stored", "said"), [(True, "of its stored self-test"), (False, "of its plain network, for the model stores no self-test")]
 )
 def test_the_line_says_what_the_answers_were_held_against(stored: bool, said: str) -> None:
     model = make_lively()

@@ -22,6 +22,11 @@ class Agreement:
     is_stored: bool
     """Whether the model brought its answers, or they were computed here by the plain network."""
 
+    @property
+    def against(self) -> str:
+        """What the engine was held against."""
+        return "stored self-test" if self.is_stored else "plain network, for the model stores no self-test"
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -77,12 +82,11 @@ def check_answers(predictor: Predictor) -> Agreement:
         remedy = "train or export it again" if setting == EngineSetting() else "use --engine torch --precision fp32 --device cpu"
         raise ModelError(
             f"{model.architecture} {model.digest[:12]}: {setting} gives probabilities that differ by {agreement.difference:.2g} from "
-            f"those of its self-test, at most {setting.bound:g} is allowed; {remedy}"
+            f"those of its {agreement.against}, at most {setting.bound:g} is allowed; {remedy}"
         )
     return agreement
 
 
 def _describe(predictor: Predictor, agreement: Agreement, reasons: Sequence[str]) -> str:
-    against = "stored self-test" if agreement.is_stored else "plain network, for the model stores no self-test"
     why = "; ".join(reason for reason in reasons if reason)
-    return f"engine {predictor.setting}{f' ({why})' if why else ''}: within {agreement.difference:.1g} of the {against}"
+    return f"engine {predictor.setting}{f' ({why})' if why else ''}: within {agreement.difference:.1g} of its {agreement.against}"
