@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.batch import Batch, Progress, SilentProgress, make_absolute, run_batch
-from wsi_pipeline.errors import LabelError
+from wsi_pipeline.errors import ConfigError, LabelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
 from wsi_pipeline.jobs.infer import InferJob, ModelChoice
@@ -21,7 +21,7 @@ from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import list_masks
-from wsi_pipeline.models.device import choose_device, count_gpus
+from wsi_pipeline.models.device import choose_device, list_gpus
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
@@ -44,10 +44,19 @@ LEFT_OUT_CSV = "left_out.csv"
 logger = logging.getLogger(__name__)
 
 
-def choose_workers(count: int | None = None, scheduler: str | None = None, device: str = "cpu") -> Workers:
-    """The cluster at `scheduler`, or `count` processes here, or one per GPU where `device` is one, or one."""
-    gpus = count_gpus() if choose_device(device).type == "cuda" else 0
-    return Workers(count=count, gpus=gpus, threads=max(2, available_cores()), scheduler=scheduler)
+def choose_workers(count: int | None = None, scheduler: str | None = None, device: str = "cpu", **settings: Any) -> Workers:
+    """The cluster at `scheduler`, or `count` processes here, or one per GPU where `device` is one, or one.
+
+    `settings` are further fields of Workers; `gpus` among them names the GPUs to use instead of all. Raises ConfigError.
+    """
+    gpus = tuple(settings.pop("gpus", ()))
+    crew = Workers(count=count, scheduler=scheduler, threads=max(2, available_cores()), wants_gpu=device != "cpu", **settings)
+    if crew.is_elsewhere:
+        return crew
+    has_gpus = choose_device(device).type == "cuda"
+    if gpus and not has_gpus:
+        raise ConfigError(f"--gpus {','.join(gpus)}: no usable GPU on this machine, or --device cpu; leave it out")
+    return replace(crew, gpus=(gpus or list_gpus()) if has_gpus else (), wants_gpu=has_gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +190,8 @@ class InferConfig:
     """What is made of the predictions."""
     terms: ForeignTerms = field(default_factory=ForeignTerms)
     """For models that wsi did not train."""
+    shard: Shard | None = None
+    """The share of the slides that this run takes."""
 
 
 def infer_slides(
@@ -236,9 +247,12 @@ def _infer(
 ) -> RunAccount:
     started = time.perf_counter()
     loaded = load_model(model, config.terms)
-    choose_device(config.device)
+    crew = workers or choose_workers(device=config.device)
+    if not crew.is_elsewhere:
+        choose_device(config.device)
     make_folder(results)
-    slides = make_absolute(slides)
+    slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
+    suffix = "" if config.shard is None else config.shard.suffix
     choice = ModelChoice(model.resolve(), loaded.digest, config.device, config.batch_size, config.terms)
     tiling = TileConfig(
         spec=loaded.spec,
@@ -248,12 +262,11 @@ def _infer(
         rules=LabelRules(class_names=loaded.class_names),
     )
     jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force, config.view) for slide in slides]
-    crew = workers or choose_workers(device=config.device)
     batch = run_batch(slides, jobs, crew, progress or SilentProgress())
     _, damaged = read_summaries(results)
-    write_failures_csv(results, [*batch.account.outcomes, *damaged])
+    write_failures_csv(results, [*batch.account.outcomes, *damaged], suffix)
     record = _describe_run(batch, loaded, tiling, config, crew, time.perf_counter() - started)
-    write_run_json(results, record)
+    write_run_json(results, record, suffix)
     write_slides_tables(results)
     write_index(results)
     return batch.account
@@ -270,7 +283,7 @@ def _describe_run(batch: Batch, model: Model, tiling: TileConfig, config: InferC
             "device": config.device,
             "batch_size": config.batch_size,
             "view": config.view.to_json(),
-            "workers": asdict(workers),
+            "workers": workers.to_json(),
         },
         "patches_predicted": batch.patches_done,
         "seconds": {"total": seconds} | batch.seconds,

@@ -53,7 +53,7 @@ def run_jobs(
 
     Raises EnvironmentFault where the cluster is lost: what is on disk stays, and the same call goes on from there.
     """
-    if workers.scheduler is None and workers.processes == 0:
+    if workers.scheduler is None and workers.processes == 0 and workers.cluster == "local":
         return _Run(jobs, PlainLoop(), listener, window=1).results()
     from wsi_pipeline.scheduling.cluster import connect  # here, because Dask takes a second to import and the plain loop needs none
 
