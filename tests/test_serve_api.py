@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.builders import break_tile, paint, write_slide
+from tests.builders import break_tile, paint, write_png, write_slide
 from tests.served import ALLOWED, HERE, TOKEN, connect, read_level0, replace_probabilities, run_server, tissue, wait_until
-from wsi_pipeline.pipeline import InferConfig
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.pipeline import InferConfig, TileOptions, infer_stores, tile_slides
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve import job_queue
 from wsi_pipeline.serve.faults import Refusal
@@ -28,6 +30,7 @@ from wsi_pipeline.serve.settings import Limits, ServeSettings
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.picture import encode_png
 from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.tiling import TileConfig
 
 LIMITS = Limits(upload_bytes=300_000, decoded_px=400_000, grid_patches=200, images=8, regions=50, body_s=1.0, region_px=200_000)
 
@@ -128,6 +131,54 @@ def test_regions_are_counted_by_hand_and_come_strongest_first(root: Path, client
     assert client.get("/api/v1/slides/two/regions", params={"threshold": 0.92}).json()["found"] == 1
     assert client.get("/api/v1/slides/two/regions", params={"threshold": 0.5, "min_area_mm2": 0.002}).json()["found"] == 1
     assert len(client.get("/api/v1/slides/two/regions", params={"threshold": 0.5, "limit": 1}).json()["regions"]) == 1
+
+
+def test_regions_are_those_that_the_summary_counts_unless_another_size_is_asked_for(root: Path, client: httpx.Client) -> None:
+    probability = np.full((10, 12), 0.1, dtype=np.float32)
+    probability[1:3, 1:3] = 0.6
+    probability[9, 11] = 0.95
+    replace_probabilities(root / "results", "two", probability, min_region_mm2=0.0012)  # two cells are 0.00125 mm²
+    body = client.get("/api/v1/slides/two/regions").json()
+    summary = client.get("/api/v1/slides/two/summary").json()
+    assert body["found"] == summary["positive_regions"] == 1
+    assert sum(region["patches"] for region in body["regions"]) == summary["positives"] == 4
+    assert body["min_area_mm2"] == summary["min_region_mm2"] == 0.0012
+    assert client.get("/api/v1/slides/two/regions", params={"min_area_mm2": 0}).json()["found"] == 2
+
+
+def test_the_map_is_the_smoothed_one_and_the_patches_own_where_asked_for(root: Path, client: httpx.Client) -> None:
+    probability = np.full((10, 12), 0.1, dtype=np.float32)
+    probability[5, 5] = 0.9
+    replace_probabilities(root / "results", "two", probability, smooth_um=25.0)
+    smoothed, own = (np.load(io.BytesIO(client.get("/api/v1/slides/two/map.npy", params=params).content)) for params in ({}, {"own": True}))
+    assert np.array_equal(own, probability)
+    assert smoothed[5, 5] < 0.3 < own[5, 5]
+
+
+def test_the_tissue_mask_is_the_one_that_the_patches_were_chosen_by(served_root: Path, tmp_path: Path) -> None:
+    # A slide full of tissue, of which the user's mask takes the left half.
+    mask = np.zeros((500, 600), dtype=np.uint8)
+    mask[:, :300] = 255
+    write_png(tmp_path / "masks" / "one.png", mask)
+    slide = served_root / "slides" / "one.tiff"
+    tile_slides(
+        [slide], tmp_path / "stores", TileConfig(PatchSpec(50, 50, 0.5)), options=TileOptions(masks=tmp_path / "masks"), workers=HERE
+    )
+    config = InferConfig(device="cpu", view=View(formats=("summary",)))
+    infer_stores([tmp_path / "stores"], served_root / "results.safetensors", tmp_path / "results", config, workers=HERE)
+    with run_server(ServeSettings(results=(tmp_path / "results",), token=TOKEN, decoders=1)) as (url, _), connect(url) as client:
+        assert client.get("/api/v1/slides/one/summary").json()["patches"] == 60
+        with Image.open(io.BytesIO(client.get("/api/v1/slides/one/tissue.png").content)) as image:
+            shown = np.asarray(image)[..., 3] > 0
+    assert shown[:, : shown.shape[1] // 2].all()
+    assert not shown[:, shown.shape[1] // 2 + 1 :].any()
+
+
+def test_results_that_hold_no_mask_have_none_to_show(root: Path, client: httpx.Client) -> None:
+    assert client.get("/api/v1/slides/one").json()["results"][0]["has_tissue"]
+    replace_probabilities(root / "results", "two", np.full((10, 12), 0.1, dtype=np.float32), has_tissue=False)  # as of ingested patches
+    assert not client.get("/api/v1/slides/two").json()["results"][0]["has_tissue"]
+    assert client.get("/api/v1/slides/two/tissue.png").status_code == 404
 
 
 def test_a_tile_is_the_slide_at_its_place(client: httpx.Client, root: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
-from wsi_pipeline.heatmap import draw_heatmap
+from wsi_pipeline.heatmap import draw_heatmap, smooth_map
 from wsi_pipeline.outputs import SlideResult
 from wsi_pipeline.outputs.report_html import write_report
 from wsi_pipeline.outputs.summary_json import read_summary
@@ -235,6 +235,35 @@ def test_two_results_stand_side_by_side_and_move_together(watched: Watched) -> N
     page.goto("about:blank")
     open_viewer(watched, link.removeprefix(watched.origin))
     expect(page.locator("#second")).to_be_visible()
+
+
+def test_small_groups_do_not_count_here_either(watched: Watched, server: tuple[str, Services]) -> None:
+    results = server[1].settings.results[0]
+    probability = np.full((10, 12), 0.1, dtype=np.float32)
+    probability[1:3, 1:3] = 0.6
+    probability[9, 11] = 0.95  # a cell of 0.000625 mm² by itself
+    replace_probabilities(results, "two", probability, min_region_mm2=0.0012)
+    summary = read_summary(results / "two")
+    assert (summary.positives, summary.positive_regions, summary.positives_left_out) == (4, 1, 1)
+    page = open_viewer(watched, "/slides/two#p=9.11")
+    expect(page.locator("#count")).to_have_text("4 of 120 patches positive (3.3 %)")
+    expect(page.locator("#area")).to_have_text("0.0025 of 0.075 mm²; 1 more in groups below 0.0012 mm² do not count")
+    expect(page.locator("#region-count")).to_have_text("1 region at 0.500, strongest first")
+    expect(page.locator("#patch-text")).to_contain_text("probability 0.9500, at the threshold, but in a group too small to count")
+    set_slider(page, "threshold", 0.7)
+    expect(page.locator("#count")).to_have_text("0 of 120 patches positive (0.0 %)")
+    expect(page.locator("#region-count")).to_have_text("no region reaches the threshold")
+
+
+def test_the_patch_shows_its_own_probability_beside_the_smoothed_one(watched: Watched, server: tuple[str, Services]) -> None:
+    probability = np.full((10, 12), 0.1, dtype=np.float32)
+    probability[5, 5] = 0.9
+    replace_probabilities(server[1].settings.results[0], "two", probability, smooth_um=25.0)
+    smoothed = float(smooth_map(probability, 1.0)[5, 5])
+    assert smoothed < 0.3
+    page = open_viewer(watched, "/slides/two#p=5.5")
+    wanted = f"its own probability 0.9000; {smoothed:.4f} on the smoothed map (25 µm), negative"
+    expect(page.locator("#patch-text")).to_contain_text(wanted)
 
 
 def test_the_view_is_saved_as_png(watched: Watched, tmp_path: Path) -> None:

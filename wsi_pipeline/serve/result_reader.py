@@ -15,7 +15,6 @@ from wsi_pipeline.serve.catalogue import Result
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.commit import VIEW, read_manifest
 from wsi_pipeline.store.predictions import Predictions, open_result
-from wsi_pipeline.tissue import TissueParameters, find_tissue
 
 KEPT_RESULTS = 16
 KEPT_REGIONS = 32
@@ -31,8 +30,8 @@ class LoadedResult:
     heatmap: Heatmap
     model: dict[str, Any]
     """What the results say of the model that made them."""
-    tissue: NDArray[np.bool_]
-    """Tissue mask of the table's thumbnail, found again with the parameters on record."""
+    own: NDArray[np.float32]
+    """(rows, cols) as predicted; the heatmap's values are smoothed where the results are."""
 
 
 class RecentlyUsed:
@@ -89,14 +88,12 @@ class ResultReader:
 def _load(result: Result) -> LoadedResult:
     predictions = open_result(result.folder)
     recipe = read_manifest(result.folder).recipe
-    parameters = TissueParameters(**recipe.get("source", {}).get("tissue", {}))
-    table = predictions.table
-    mpp = table.slide.mpp * float(table.thumbnail.downsample)
+    heatmap = _draw_as_published(predictions, recipe.get(VIEW, {}))
     return LoadedResult(
-        table=table,
-        heatmap=_draw_as_published(predictions, recipe.get(VIEW, {})),
+        table=predictions.table,
+        heatmap=heatmap,
         model=dict(predictions.attributes["model"]),
-        tissue=find_tissue(table.thumbnail.pixels, mpp, parameters),
+        own=draw_heatmap(predictions).probability if heatmap.smooth_um else heatmap.probability,
     )
 
 

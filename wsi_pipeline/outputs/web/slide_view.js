@@ -265,15 +265,20 @@ function describePlace(slide, map, x, y) {
   const cell = map && map.cellAt(x, y);
   if (!cell) return place;
   const value = map.valueAt(cell);
-  return `${Number.isNaN(value) ? "not assessed" : `probability ${value.toFixed(3)}`} · ${place}`;
+  return `${Number.isNaN(value) ? "not assessed" : `${map.smoothUm ? "smoothed " : ""}probability ${value.toFixed(3)}`} · ${place}`;
 }
 
-/** Positives and their area, in words. */
+/** Positives and their area, in words, and what is left out of them. */
 function describeCount(map, threshold) {
-  const positives = map.countPositive(threshold);
+  const { count: positives, leftOut } = map.positives(threshold);
   const share = map.assessed ? ` (${((100 * positives) / map.assessed).toFixed(1)} %)` : "";
   const area = [positives, map.assessed].map((cells) => formatMm2(cells * map.grid.cell_area_mm2)).join(" of ");
-  return { positives, patches: `${positives} of ${map.assessed} patches positive${share}`, area: `${area} mm²` };
+  return {
+    positives,
+    patches: `${positives} of ${map.assessed} patches positive${share}`,
+    area: `${area} mm²`,
+    leftOut: leftOut ? `; ${leftOut} more in groups below ${formatMm2(map.minRegionMm2)} mm² do not count` : "",
+  };
 }
 
 /** A place for a region on the screen: its box with room around it, and never closer than a few patches. */

@@ -86,15 +86,16 @@ class Panel {
     byId("threshold-value").textContent = display.threshold.toFixed(3);
     byId("opacity-value").textContent = `${Math.round(100 * display.opacity)} %`;
     for (const [id, name] of LAYERS) byId(id).checked = display[name];
+    byId("show-tissue").disabled = !viewer.shownViews.some((view) => view.scene?.tissue);
     const lines = viewer.shownViews.filter((view) => view.scene?.map).map((view) => ({ ...describeCount(view.scene.map, display.threshold), title: view.scene.title }));
     byId("count").textContent = lines.map((line) => (line.title ? `${line.title}: ` : "") + line.patches).join("\n");
-    byId("area").textContent = lines.map((line) => line.area).join("  |  ");
+    byId("area").textContent = lines.map((line) => (line.title ? `${line.title}: ` : "") + line.area + line.leftOut).join("\n");
   }
 
   showRegions() {
     const { viewer } = this;
     const found = viewer.regionsFound ?? 0;
-    byId("region-count").textContent = found ? `${found} regions at ${viewer.display.threshold.toFixed(3)}, strongest first` : "no region reaches the threshold";
+    byId("region-count").textContent = found ? `${found} ${found === 1 ? "region" : "regions"} at ${viewer.display.threshold.toFixed(3)}, strongest first` : "no region reaches the threshold";
     const items = viewer.regions.slice(0, SHOWN_REGIONS).map((region, index) => {
       const item = document.createElement("li");
       const button = document.createElement("button");
@@ -116,9 +117,7 @@ class Panel {
       byId("patch-text").textContent = "Click on the slide to see a patch as the model saw it.";
       return;
     }
-    const value = map.valueAt(selected);
-    const words = Number.isNaN(value) ? "not assessed" : `probability ${value.toFixed(4)}, ${value >= Math.fround(viewer.display.threshold) ? "positive" : "negative"}`;
-    byId("patch-text").textContent = `row ${selected.row}, column ${selected.col}: ${words}; ${map.grid.side_px} px at ${+map.grid.mpp.toPrecision(4)} µm/px`;
+    byId("patch-text").textContent = `row ${selected.row}, column ${selected.col}: ${describePatch(map, selected, viewer.display.threshold)}; ${map.grid.side_px} px at ${+map.grid.mpp.toPrecision(4)} µm/px`;
     if (viewer.tiles) byId("patch").src = `${api}/patches/${selected.row}/${selected.col}.png?run=${encodeURIComponent(viewer.runs[0])}`;
   }
 
@@ -139,6 +138,14 @@ class Panel {
 }
 
 const LAYERS = [["show-map", "showMap"], ["only-positive", "onlyPositive"], ["show-regions", "showRegions"], ["show-tissue", "showTissue"]];
+
+/** What the model said of a patch and how it counts, in words. */
+function describePatch(map, cell, threshold) {
+  const [own, value] = [map.ownAt(cell), map.valueAt(cell)];
+  if (Number.isNaN(value)) return "not assessed";
+  const smoothed = map.smoothUm ? `; ${value.toFixed(4)} on the smoothed map (${map.smoothUm} µm)` : "";
+  return `${map.smoothUm ? "its own " : ""}probability ${own.toFixed(4)}${smoothed}, ${map.judge(cell, threshold)}`;
+}
 
 function toggle(name) {
   return (viewer) => {
