@@ -170,8 +170,10 @@ def test_the_tissue_mask_is_the_one_that_the_patches_were_chosen_by(served_root:
         assert client.get("/api/v1/slides/one/summary").json()["patches"] == 60
         with Image.open(io.BytesIO(client.get("/api/v1/slides/one/tissue.png").content)) as image:
             shown = np.asarray(image)[..., 3] > 0
-    assert shown[:, : shown.shape[1] // 2].all()
-    assert not shown[:, shown.shape[1] // 2 + 1 :].any()
+    # A pixel is 16 × 16 of the slide's; the centre of column 18 lies at 296, left of 300, that of row 31 below the slide's end.
+    assert shown.shape == (32, 38)
+    assert shown[:31, :19].all()
+    assert not shown[:, 19:].any()
 
 
 def test_results_that_hold_no_mask_have_none_to_show(root: Path, client: httpx.Client) -> None:

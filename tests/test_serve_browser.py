@@ -1,7 +1,11 @@
 """The pages in a real browser: what a person does, and that nothing is fetched from elsewhere and nothing fails."""
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +119,7 @@ def test_from_the_list_to_a_restored_view(watched: Watched) -> None:
     page.click("#rows a:text-is('one')")
     page.wait_for_selector("body[data-ready=yes]")
     expect(page.locator("#count")).to_have_text("8 of 119 patches positive (6.7 %)")
-    expect(page.locator("#area")).to_have_text("0.005 of 0.0744 mm²")  # 8 and 119 times 0.025²
+    expect(page.locator("#area")).to_have_text("0.005 of 0.0744 mm² assessed")  # 8 and 119 times 0.025²
     scale = viewport(page)[2]
     page.mouse.move(400, 400)
     page.mouse.wheel(0, -400)
@@ -247,7 +251,7 @@ def test_small_groups_do_not_count_here_either(watched: Watched, server: tuple[s
     assert (summary.positives, summary.positive_regions, summary.positives_left_out) == (4, 1, 1)
     page = open_viewer(watched, "/slides/two#p=9.11")
     expect(page.locator("#count")).to_have_text("4 of 120 patches positive (3.3 %)")
-    expect(page.locator("#area")).to_have_text("0.0025 of 0.075 mm²; 1 more in groups below 0.0012 mm² do not count")
+    expect(page.locator("#area")).to_have_text("0.0025 of 0.075 mm² assessed; 1 more in groups below 0.0012 mm² do not count")
     expect(page.locator("#region-count")).to_have_text("1 region at 0.500, strongest first")
     expect(page.locator("#patch-text")).to_contain_text("probability 0.9500, at the threshold, but in a group too small to count")
     set_slider(page, "threshold", 0.7)
@@ -329,3 +333,21 @@ def test_the_report_opens_from_a_file_and_counts(browser: Browser, server: tuple
     assert page.evaluate("[reportPort.x, reportPort.y]") == [325, 325]
     page.close()
     assert watched.faults == []
+
+
+def test_view_opens_the_browser_and_lets_it_in(served_root: Path, tmp_path: Path) -> None:
+    # The browser that BROWSER names keeps whoever starts it waiting until it has ended, as some do.
+    shutil.copytree(served_root / "results", tmp_path / "results")
+    browser, seen = tmp_path / "browser", tmp_path / "seen.html"
+    options = f'--headless --no-sandbox --disable-gpu --user-data-dir="{tmp_path}/profile" --virtual-time-budget=5000 --dump-dom'
+    browser.write_text(f'#!/bin/sh\n"{CHROMIUM}" {options} "$1" > "{seen}.part" && mv "{seen}.part" "{seen}"\n')
+    browser.chmod(0o755)
+    command = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", "view", str(tmp_path / "results")]
+    with subprocess.Popen(command, env=os.environ | {"BROWSER": str(browser)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as view:
+        try:
+            wait_until(seen.exists, PATIENCE_MS / 1000)
+        finally:
+            view.send_signal(signal.SIGINT)
+        told = view.communicate(timeout=30)[1]
+    assert '<a href="/slides/one">one</a>' in seen.read_text()
+    assert (view.returncode, b"Traceback" in told) == (0, False)

@@ -104,11 +104,14 @@ class Viewer {
     this.runs = [first, second];
     const maps = await Promise.all(this.runs.map((run) => this._mapOf(run)));
     const masks = await Promise.all(this.runs.map((run) => this._tissueOf(run)));
+    const before = this.views[0].width;
     this.views.forEach((view, index) => {
       view.canvas.hidden = index === 1 && !second;
       const title = second ? this.resultOf(this.runs[index]).name : null;
       view.scene = { slide: this.body.slide, overview: this.overview, tiles: this.tiles, tissue: masks[index], map: maps[index], regions: [], title };
     });
+    const { x, y, scale } = this.viewport;
+    if (before && this.version) this.viewport.set(x, y, (scale * this.views[0].width) / before); // what was in sight stays in sight
     await this.loadRegions();
     this.setSmallest();
     this.redraw();
