@@ -1,5 +1,7 @@
 """REST over a real server on a real socket: what is answered, what is refused, and what never gets out."""
 
+import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -14,11 +16,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
+from wsi_cli.main import wsi
 
 from tests.builders import break_tile, paint, write_png, write_slide
 from tests.served import ALLOWED, HERE, TOKEN, connect, read_level0, replace_probabilities, run_server, tissue, wait_until
+from wsi_pipeline.exporting import export_model
 from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.models.loading import ForeignTerms
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.pipeline import InferConfig, TileOptions, infer_stores, tile_slides
 from wsi_pipeline.serve import catalogue as catalogue_module
@@ -386,6 +392,77 @@ def test_more_predictions_at_once_than_allowed_are_turned_away(client: httpx.Cli
             service._places.release()
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "2"
+
+
+def test_more_connections_than_allowed_are_turned_away(tmp_path: Path) -> None:
+    settings = ServeSettings(results=(tmp_path,), token=TOKEN, decoders=1, limits=Limits(connections=3))
+    with run_server(settings) as (url, _), contextlib.ExitStack() as held:
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range(3):
+            held.enter_context(socket.create_connection((host, int(port)), timeout=10))
+        wait_until(lambda: httpx.get(f"{url}/healthz").status_code == 503)
+        held.close()
+        wait_until(lambda: httpx.get(f"{url}/healthz").status_code == 200)
+
+
+def test_a_head_that_does_not_end_is_given_up(server: tuple[str, Services]) -> None:
+    host, port = server[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as stream:
+        stream.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 70_000)
+        assert stream.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_a_form_longer_than_any_token_is_refused(server: tuple[str, Services]) -> None:
+    headers = {"Origin": server[0], "Content-Type": "application/x-www-form-urlencoded"}
+    assert httpx.post(f"{server[0]}/enter", content=b"token=" + b"x" * 5000, headers=headers).status_code == 413
+    assert httpx.post(f"{server[0]}/enter", content=iter([b"token=x"]), headers=headers).status_code == 413  # of no stated length
+
+
+# -- models of others -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def zoo(served_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo") / "model"
+    export_model(served_root / "results.safetensors", ["torchscript"], folder)
+    return folder
+
+
+def test_a_model_of_others_is_served_where_it_is_trusted(zoo: Path, root: Path, tmp_path: Path) -> None:
+    script = (zoo / "torchscript_model.pt").read_bytes()
+    terms = ForeignTerms("sha256:" + hashlib.sha256(script).hexdigest())
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    shutil.copyfile(root / "slides" / "one.tiff", slides / "one.tiff")
+    (tmp_path / "results").mkdir()
+    settings = ServeSettings(
+        results=(tmp_path / "results",), slides=slides, model=zoo, terms=terms, token=TOKEN, device="cpu", workers=HERE, decoders=1
+    )
+    predictions = open_result(root / "results" / "one")
+    row, col = predictions.table.cells[5]
+    patch = read_level0(root / "slides" / "one.tiff")[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50]
+    with run_server(settings) as (url, _), connect(url) as client:
+        assert "seen_patients" not in client.get("/api/v1/model").json()
+        body = client.post("/api/v1/predict", files=files(encode_png(patch))).json()
+        assert body["images"][0]["probability"] == pytest.approx(float(predictions.probability[5]), abs=1e-6)
+        place = f"/api/v1/jobs/{client.post('/api/v1/jobs', json={'slide_id': 'one'}).json()['job_id']}"
+        wait_until(lambda: client.get(place).json()["state"] == "done", 60)
+        assert "seen_patients" not in client.get("/api/v1/slides/one").text
+
+
+@pytest.mark.parametrize(
+    ("trust", "fault"),
+    [((), "add --trust-model sha256:"), (("--trust-model", "sha256:" + "0" * 64), "not the one given")],
+    ids=["without a word", "another digest"],
+)
+def test_a_model_of_others_is_not_served_untrusted(
+    zoo: Path, root: Path, trust: tuple[str, ...], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi_pipeline.serve.server.log_to_stderr", lambda: None)  # it would go on writing there after the test
+    result = CliRunner().invoke(wsi, ["serve", "--slides", str(root / "slides"), "--model", str(zoo), "--port", "0", *trust])
+    assert result.exit_code == 1
+    assert fault in result.stderr
 
 
 # -- who may ask ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -92,9 +92,14 @@ def _load(result: Result) -> LoadedResult:
     return LoadedResult(
         table=predictions.table,
         heatmap=heatmap,
-        model=dict(predictions.attributes["model"]),
+        model=describe_model(predictions.attributes["model"]),
         own=draw_heatmap(predictions).probability if heatmap.smooth_um else heatmap.probability,
     )
+
+
+def describe_model(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What may be said of a model: everything but the patients that it has seen, whose hashes can be guessed from their names."""
+    return {name: value for name, value in recorded.items() if name != "seen_patients"}
 
 
 def _draw_as_published(predictions: Predictions, view: dict[str, Any]) -> Heatmap:

@@ -102,7 +102,7 @@ class Panel {
   showRegions() {
     const { viewer } = this;
     const found = viewer.regionsFound ?? 0;
-    byId("region-count").textContent = found ? `${found} ${found === 1 ? "region" : "regions"} at ${viewer.display.threshold.toFixed(3)}, strongest first` : "no region reaches the threshold";
+    byId("region-count").textContent = found ? `${viewer.runs[1] ? `${viewer.resultOf(viewer.runs[0]).name}: ` : ""}${found} ${found === 1 ? "region" : "regions"} at ${viewer.display.threshold.toFixed(3)}, strongest first` : "no region reaches the threshold";
     const items = viewer.regions.slice(0, SHOWN_REGIONS).map((region, index) => {
       const item = document.createElement("li");
       const button = document.createElement("button");
