@@ -124,7 +124,7 @@ class Panel {
       byId("patch-text").textContent = "Click on the slide to see a patch as the model saw it.";
       return;
     }
-    byId("patch-text").textContent = `row ${selected.row}, column ${selected.col}: ${this._describeSelected()}; ${map.grid.side_px} px at ${+map.grid.mpp.toPrecision(4)} µm/px`;
+    byId("patch-text").textContent = `row ${selected.row}, column ${selected.col}: ${this._describeSelected()}; ${map.grid.side_px} px at ${+map.grid.mpp.toPrecision(4)} µm/px, ${+(map.grid.side_px * map.grid.mpp).toPrecision(4)} µm wide`;
     if (viewer.tiles) byId("patch").src = `${api}/patches/${selected.row}/${selected.col}.png?run=${encodeURIComponent(viewer.runs[0])}`;
   }
 
