@@ -228,9 +228,16 @@ def test_tiles_are_drawn_where_the_slide_has_them(watched: Watched, server: tupl
 
 
 def test_two_results_stand_side_by_side_and_move_together(watched: Watched) -> None:
-    page = open_viewer(watched)
+    page = open_viewer(watched, "/slides/one#p=6.6")
+    width, scale = page.evaluate("[viewer.views[0].width, viewer.viewport.scale]")
     page.select_option("#with", label="other")
     expect(page.locator("#second")).to_be_visible()
+    expect(page.locator("#patch-text")).to_contain_text("results: probability 0.9000, positive")
+    expect(page.locator("#patch-text")).to_contain_text("other: probability 0.8000, positive")
+    wait_for(page, f"Math.abs(viewer.viewport.scale / {scale} - viewer.views[0].width / {width}) < 1e-6")  # what was in sight still is
+    set_slider(page, "threshold", 0.7)
+    page.click("#reset-second")
+    expect(page.locator("#threshold-value")).to_have_text("0.500")
     both = "results: 8 of 119 patches positive (6.7 %)\nother: 120 of 120 patches positive (100.0 %)"
     expect(page.locator("#count")).to_have_text(both)
     assert page.evaluate("viewer.views[0].viewport === viewer.views[1].viewport")
