@@ -76,7 +76,7 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
 def _open_predictions(settings: ServeSettings, uploads: DecoderPool) -> PredictionService | None:
     if settings.model is None:
         return None
-    predictor = Predictor(load_model(settings.model), choose_device(settings.device))
+    predictor = Predictor(load_model(settings.model, settings.terms), choose_device(settings.device))
     return PredictionService(predictor, uploads, settings.limits)
 
 
@@ -86,7 +86,7 @@ def _open_jobs(settings: ServeSettings, catalogue: Catalogue) -> JobQueue | None
     return JobQueue(
         model=settings.model,
         results=settings.results[0],
-        config=InferConfig(tiling=TileConfig(slide_mpp=settings.slide_mpp), device=settings.device),
+        config=InferConfig(tiling=TileConfig(slide_mpp=settings.slide_mpp), device=settings.device, terms=settings.terms),
         workers=settings.workers or choose_workers(device=settings.device),
         capacity=settings.limits.jobs,
         on_end=catalogue.refresh,
