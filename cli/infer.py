@@ -10,8 +10,10 @@ from .options import (
     EXISTING,
     FOLDER,
     allow_upsample_option,
+    choose_engine_name,
     crew_options,
     device_option,
+    engine_options,
     force_option,
     min_tissue_option,
     positive_class_option,
@@ -38,8 +40,8 @@ from .options import (
 @min_tissue_option
 @slide_mpp_option
 @allow_upsample_option
-@click.option("--batch-size", type=click.IntRange(1), default=32, help="Patches that the network takes at once.")
 @device_option
+@engine_options
 @shard_option
 @crew_options
 @force_option
@@ -55,8 +57,11 @@ def infer(
     min_tissue: float,
     slide_mpp: float | None,
     allow_upsample: bool,
-    batch_size: int,
     device: str,
+    engine: str,
+    compile_network: bool,
+    precision: str,
+    batch_size: int | None,
     shard: str | None,
     force: bool,
     **options: Any,
@@ -67,6 +72,7 @@ def infer(
     Slides are cut at the model's own µm per pixel. A slide that fails does not stop the others; failures.csv says why. Run again, it
     goes on where it stopped, and does nothing for slides that are done; with other --outputs it makes those from the predictions it has.
     """
+    from wsi_pipeline.jobs.model_choice import settle_engine
     from wsi_pipeline.models.description import LEAK
     from wsi_pipeline.models.loading import ForeignTerms, load_model
     from wsi_pipeline.pipeline import InferConfig, infer_found, infer_slides, infer_stores
@@ -90,12 +96,16 @@ def infer(
     config = InferConfig(
         tiling=TileConfig(tissue=TissueParameters(min_tissue=min_tissue), slide_mpp=slide_mpp, allow_upsample=allow_upsample),
         device=device,
+        engine=choose_engine_name(engine, compile_network),
+        precision=precision,
         batch_size=batch_size,
         force=force,
         view=read_view(options),
         shard=None if shard is None else Shard.parse(shard),
         terms=terms,
     )
+    if not crew.is_elsewhere:
+        click.echo(printable(settle_engine(loaded, model, config.wish, terms).line))
     with log_to(results_dir), show_progress() as progress:
         if sheet is not None:
             found = [row.slide for row in read_sheet(sheet)]

@@ -124,6 +124,52 @@ shard_option = click.option("--shard", metavar="I/N", help="Take only every N-th
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where networks run; auto: a GPU where there is one."
 )
+
+
+def _read_batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    """A whole number of patches from 1 on; None for "auto"."""
+    return None if value == "auto" else int(click.IntRange(1)(value, parameter, context))
+
+
+ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "torch", "torch-compile", "openvino"]),
+        default="auto",
+        help="What computes the network; auto: openvino on a CPU where it is installed (the extra called cpu), else torch. Results of "
+        "different engines are never mixed.",
+    ),
+    click.option("--compile", "compile_network", is_flag=True, help="The same as --engine torch-compile."),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        help="Numbers that it is computed in; auto: bf16 or fp16 where the device has units for it, else fp32.",
+    ),
+    click.option(
+        "--batch-size",
+        metavar="N|auto",
+        default="auto",
+        callback=_read_batch_size,
+        help="Patches that the network takes at once; auto: a small number on a CPU, on a GPU what it computes fastest and has memory for.",
+    ),
+)
+
+
+def engine_options(command: Command) -> Command:
+    """Add the options that say how a network is computed; they arrive by their names."""
+    for option in reversed(ENGINE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def choose_engine_name(engine: str, compile_network: bool) -> str:
+    """The engine that the options name. Raises UsageError where they name two."""
+    if compile_network and engine not in ("auto", "torch-compile"):
+        raise click.UsageError(f"--compile is --engine torch-compile, and --engine {engine} is another; give one of them")
+    return "torch-compile" if compile_network else engine
+
+
 trust_option = click.option(
     "--trust-model",
     metavar="sha256:…",

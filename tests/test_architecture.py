@@ -37,6 +37,7 @@ DOORS: dict[str, set[str]] = {
     "timm": {"models"},
     "onnxruntime": {"models"},
     "onnxscript": {"models"},
+    "openvino": {"models"},
     "safetensors": {"models", "training"},
     "lightning_fabric": {"training"},
     "tensorboard": {"training"},
@@ -165,7 +166,7 @@ def test_help_loads_no_heavy_library() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from wsi_cli.main import wsi; "
         "assert CliRunner().invoke(wsi, ['--help']).exit_code == 0; "
-        "print([name for name in ('torch', 'dask', 'zarr', 'numpy', 'matplotlib', 'skimage') if name in sys.modules])"
+        "print([name for name in ('torch', 'openvino', 'dask', 'zarr', 'numpy', 'matplotlib', 'skimage') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

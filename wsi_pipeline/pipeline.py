@@ -7,7 +7,7 @@ need the usual `if __name__ == "__main__":` guard.
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,21 @@ from wsi_pipeline.batch import Batch, Progress, SilentProgress, make_absolute, r
 from wsi_pipeline.errors import ConfigError, LabelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
-from wsi_pipeline.jobs.infer import InferJob, ModelChoice
+from wsi_pipeline.jobs.infer import InferJob
+from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, Settled, let_go, settle_engine, settle_engine_of
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import list_masks
-from wsi_pipeline.models.device import choose_device, list_gpus
+from wsi_pipeline.models.device import available_cores, choose_device, list_gpus
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
 from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_tables
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.provenance import describe_tool
-from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
 from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
@@ -184,7 +184,10 @@ class InferConfig:
     tiling: TileConfig = field(default_factory=TileConfig)
     """Its patch size, stride and scale are those of the model, whatever is said here."""
     device: str = "auto"
-    batch_size: int = DEFAULT_BATCH_SIZE
+    engine: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    """None: as the device has it."""
     force: bool = False
     view: View = field(default_factory=View)
     """What is made of the predictions."""
@@ -192,6 +195,11 @@ class InferConfig:
     """For models that wsi did not train."""
     shard: Shard | None = None
     """The share of the slides that this run takes."""
+
+    @property
+    def wish(self) -> EngineWish:
+        """What is asked for of the computation."""
+        return EngineWish(self.device, self.engine, self.precision, self.batch_size)
 
 
 def infer_slides(
@@ -247,13 +255,8 @@ def _infer(
 ) -> RunAccount:
     started = time.perf_counter()
     loaded = load_model(model, config.terms)
-    crew = workers or choose_workers(device=config.device)
-    if not crew.is_elsewhere:
-        choose_device(config.device)
-    make_folder(results)
+    workers = workers or choose_workers(device=config.device)
     slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
-    suffix = "" if config.shard is None else config.shard.suffix
-    choice = ModelChoice(model.resolve(), loaded.digest, config.device, config.batch_size, config.terms)
     tiling = TileConfig(
         spec=loaded.spec,
         tissue=config.tiling.tissue,
@@ -261,18 +264,39 @@ def _infer(
         allow_upsample=config.tiling.allow_upsample,
         rules=LabelRules(class_names=loaded.class_names),
     )
-    jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force, config.view) for slide in slides]
-    batch = run_batch(slides, jobs, crew, progress or SilentProgress())
-    _, damaged = read_summaries(results)
-    write_failures_csv(results, [*batch.account.outcomes, *damaged], suffix)
-    record = _describe_run(batch, loaded, tiling, config, crew, time.perf_counter() - started)
-    write_run_json(results, record, suffix)
-    write_slides_tables(results)
-    write_index(results)
+    with open_crew(workers) as crew:
+        settled = _settle(loaded, model, config, workers, crew)
+        make_folder(results)
+        jobs = [InferJob(slide, results.absolute(), settled.choice, tiling, are_stores, config.force, config.view) for slide in slides]
+        batch = run_batch(slides, jobs, crew, progress or SilentProgress())
+    record = _describe_run(batch, loaded, settled.choice, tiling, config, workers, time.perf_counter() - started)
+    _write_tables(results, batch, record, "" if config.shard is None else config.shard.suffix)
     return batch.account
 
 
-def _describe_run(batch: Batch, model: Model, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float) -> dict[str, Any]:
+def _settle(loaded: Model, model: Path, config: InferConfig, workers: Workers, crew: Crew) -> Settled:
+    """The engine of the whole run: chosen by the device here, or by a worker's where the workers are elsewhere."""
+    if not workers.is_elsewhere:
+        settled = settle_engine(loaded, model, config.wish, config.terms)
+        if workers.processes:
+            let_go()
+        return settled
+    answer: Settled = crew.ask(settle_engine_of, model.resolve(), config.wish, config.terms)
+    logger.warning("on the workers: %s", answer.line)
+    return answer
+
+
+def _write_tables(results: Path, batch: Batch, record: Mapping[str, Any], suffix: str) -> None:
+    _, damaged = read_summaries(results)
+    write_failures_csv(results, [*batch.account.outcomes, *damaged], suffix)
+    write_run_json(results, record, suffix)
+    write_slides_tables(results)
+    write_index(results)
+
+
+def _describe_run(
+    batch: Batch, model: Model, choice: ModelChoice, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float
+) -> dict[str, Any]:
     return {
         "account": batch.account.closing_line,
         "outcomes": [asdict(outcome) for outcome in batch.account.outcomes],
@@ -280,8 +304,8 @@ def _describe_run(batch: Batch, model: Model, tiling: TileConfig, config: InferC
         "seed": dict(model.training).get("parameters", {}).get("seed"),
         "parameters": {
             "tiling": asdict(tiling),
-            "device": config.device,
-            "batch_size": config.batch_size,
+            **choice.setting.to_json(),
+            "batch_size": config.batch_size or "auto",
             "view": config.view.to_json(),
             "workers": workers.to_json(),
         },

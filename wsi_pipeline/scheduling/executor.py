@@ -66,7 +66,7 @@ class DaskExecutor:
             key=key,
             pure=False,
             priority=-step.job if step.kind != "prepare" else 1,
-            resources={"GPU": self.gpu_share} if self.gpu_share and step.kind == "block" else None,
+            resources={"GPU": self.gpu_share} if self.gpu_share and step.kind in ("ask", "block") else None,
         )
         self._pending[key] = work._replace(future=future)
         self._done.add(future)

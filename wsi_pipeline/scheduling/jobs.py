@@ -150,7 +150,7 @@ class Step(NamedTuple):
 
     job: int
     kind: str
-    """"prepare", "block" or "finish"."""
+    """"prepare", "block", "finish", or "ask" for what belongs to no job."""
     block: int = 0
 
 
