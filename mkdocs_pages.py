@@ -83,8 +83,9 @@ def _describe(command: click.Command, called: str, parent: click.Context) -> lis
     context = click.Context(command, info_name=called.split()[-1], parent=parent, **command.context_settings)
     usage = " ".join(command.collect_usage_pieces(context))
     lines = [_format_help(command.help or ""), "", "```text", f"{called} {usage}", "```", ""]
-    records = [(parameter, parameter.get_help_record(context)) for parameter in command.get_params(context)]
-    rows = [f"| {_code(record[0])} | {_escape(record[1])} |" for _, record in records if record]
+    options = [parameter for parameter in command.get_params(context) if isinstance(parameter, click.Option)]
+    records = [record for record in (option.get_help_record(context) for option in options) if record]
+    rows = [f"| {_code(names)} | {_escape(text)} |" for names, text in records]
     lines += ["| option | |", "| --- | --- |", *rows, ""]
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -113,13 +114,18 @@ def _format_help(text: str) -> str:
 
 
 def _code(names: str) -> str:
-    return ", ".join(f"`{name.strip()}`" for name in names.replace("|", "&#124;").split(", ")).replace("&#124;", "\\|")
+    """`-o, --out DIR` as code, each name by itself."""
+    return ", ".join(f"`{name.strip()}`" for name in names.split(", "))
 
 
 def _escape(text: str) -> str:
-    """Text as Markdown shows it: `<`, `*`, `_` and `|` are themselves, except within backticks."""
+    """Text as Markdown and HTML show it: signs are themselves, also in a cell of a table; backticks still make code."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part.replace("|", "\\|") if part.startswith("`") else re.sub(r"([\\*_<\[\]|])", r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else _escape_prose(part) for part in parts)
+
+
+def _escape_prose(text: str) -> str:
+    return re.sub(r"([\\*_\[\]|])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def write_module_page(title: str, modules: tuple[str, ...]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from tests.builders import make_checkpoint, write_model, write_slide
 from wsi_pipeline.demo.phantom import draw_phantom
@@ -40,7 +41,6 @@ IN_A_HURRY = {
     "WSI_INFER_WORKERS": "0",
     "WSI_AGGREGATE_WORKERS": "0",
     "WSI_VIEW_IS_OPENED": "false",
-    "OMP_NUM_THREADS": "1",
 }
 """What the tests change about the blocks: one epoch, no worker processes, no browser."""
 MPP = 0.5
@@ -119,6 +119,8 @@ def test_blocks_of_code_run(page: str, slides_alone: Path, whole_chain: Path, tm
     world = tmp_path / "world"
     shutil.copytree(slides_alone if page in FROM_NOTHING else whole_chain, world)
     monkeypatch.chdir(world)
+    for name, value in IN_A_HURRY.items():
+        monkeypatch.setenv(name, value)
     names: dict[str, Any] = {}
     for block in BLOCKS[page]:
         if block.needs:
@@ -126,10 +128,18 @@ def test_blocks_of_code_run(page: str, slides_alone: Path, whole_chain: Path, tm
         if block.language == "python":
             exec(compile(block.text, f"{page}:{block.line}", "exec"), names)
         elif block.language == "bash":
-            environment = os.environ | IN_A_HURRY | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-            command = ["bash", "-euo", "pipefail", "-c", block.text]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-            assert done.returncode == 0, f"{page}:{block.line}\n{done.stdout}\n{done.stderr}"
+            run_lines(block)
+
+
+def run_lines(block: Block) -> None:
+    """Run the block's commands here, one after another: a process for each would spend most of the time loading torch."""
+    from wsi_cli.main import wsi
+
+    for line in block.text.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line, comments=True) or ["wsi", "--version"]
+        assert program == "wsi", f"{block.page}:{block.line}: only `wsi` lines can be run; say what `# needs` …"
+        done = CliRunner().invoke(wsi, arguments)
+        assert done.exit_code == 0, f"{block.page}:{block.line}: {line}\n{done.output}"
 
 
 def test_every_block_of_code_says_its_language() -> None:

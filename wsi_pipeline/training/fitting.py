@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from numpy.typing import NDArray
 from torch import nn
 from torch.multiprocessing import get_context
@@ -83,6 +84,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
         accelerator=device.type,
         devices=config.devices,
         strategy="auto" if config.devices == 1 else "ddp_spawn",
+        plugins=[LightningEnvironment()],  # processes are ours to start, also within a Slurm job
         precision=PRECISION_NAMES[choose_precision(config.precision, device)],  # type: ignore[arg-type]
     )
 
