@@ -25,6 +25,7 @@ DOORS: dict[str, set[str]] = {
     "imagecodecs": {"slides", "store"},
     "PIL": {"slides", "labels"},
     "zarr": {"store"},
+    "google_crc32c": {"store"},
     "xxhash": {"store"},
     "dask": {"scheduling"},
     "distributed": {"scheduling"},
