@@ -46,7 +46,7 @@ def test_every_option_in_readme_and_docs_exists() -> None:
     """Outside blocks of code, which test_docs.py looks at. An option of another program stands in backticks behind that program's name."""
     from wsi_cli.main import COMMANDS, wsi
 
-    known = {"--version", "--help"}
+    known = {"--version", "--help", *(option for parameter in wsi.params for option in parameter.opts)}
     for name in COMMANDS:
         command = wsi.get_command(None, name)
         for each in (command, *getattr(command, "commands", {}).values()):
