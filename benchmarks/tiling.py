@@ -44,6 +44,8 @@ MPP = 0.25
 SAMPLE = 800
 """Patches that are read one by one in each turn: the slow way needs no more to be measured."""
 BATCH = 256
+END_TO_END_TURNS = 3
+CORE_TURNS = 5
 
 
 def main() -> None:
@@ -60,6 +62,8 @@ def main() -> None:
         slides = options.slides or [draw(Path(folder) / "drawn.tiff")]
         for slide in slides:
             compare_reading(slide, options.blocks, options.threads, options.clock, Path(folder))
+            if len(os.sched_getaffinity(0)) > 1:
+                compare_cores(slide, options.blocks)
             if options.memory:
                 measure_memory(slide, Path(folder) / "tiled")
         if options.store_patches:
@@ -109,8 +113,8 @@ def compare_reading(slide: Path, blocks: int, threads: int, clock: str, folder: 
     for block in chosen:
         measure("   writing the store", table.block_size, lambda block=block: write_patch_block(staging, table, block, pixels))  # type: ignore[misc]
         measure("   writing a plain file", table.block_size, lambda block=block: write_plainly(folder / f"{block}.raw", pixels.pixels))  # type: ignore[misc]
-    end_to_end = measure_end_to_end(slide, table, chosen, threads, folder, now)
-    report(slide, reader, table, rates, end_to_end)
+    turns = [measure_end_to_end(slide, table, chosen, threads, folder, now) for _ in range(END_TO_END_TURNS)]
+    report(slide, reader, table, rates, turns)
 
 
 def read_singly(handle: openslide.OpenSlide, cells: NDArray[np.int32]) -> None:
@@ -160,10 +164,17 @@ def begin_store(path: Path, table: PatchTable, reader: TiffReader) -> Staging:
     return staging
 
 
-def measure_end_to_end(slide: Path, table: PatchTable, blocks: range, threads: int, folder: Path, now: Callable[[], float]) -> float:
-    """Patches per second into a store, two blocks under way, from the end of the first to the end of the last."""
+def measure_end_to_end(
+    slide: Path, table: PatchTable, blocks: range, threads: int, folder: Path, now: Callable[[], float]
+) -> tuple[float, float]:
+    """Patches per second into a store, two blocks under way, from the end of the first to the end of the last; and decoded just before."""
     reader = TiffReader(slide, "slide", decode_threads=threads)
     source = SlidePatches(reader, table.grid, table.cells, table.block_size)
+    tiles = TilesOnce(slide, reader, table)
+    streams = [stream for block in blocks for stream in tiles.take(table.cells[block_slice(block, table.block_size, table.patches)])]
+    started = now()
+    tiles.decode(streams)
+    decoded = len(blocks) * table.block_size / (now() - started)
     staging = begin_store(folder / "whole", table, reader)
     ends: list[float] = []
 
@@ -174,14 +185,15 @@ def measure_end_to_end(slide: Path, table: PatchTable, blocks: range, threads: i
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(store, blocks))
     staging.discard()
-    return (len(blocks) - 1) * table.block_size / (max(ends) - min(ends))
+    return (len(blocks) - 1) * table.block_size / (max(ends) - min(ends)), decoded
 
 
-def report(slide: Path, reader: TiffReader, table: PatchTable, rates: dict[str, list[float]], end_to_end: float) -> None:
+def report(slide: Path, reader: TiffReader, table: PatchTable, rates: dict[str, list[float]], turns: list[tuple[float, float]]) -> None:
     width, height = reader.info.size_l0
     print(f"\n{slide.name}: {width} × {height} px, {table.patches:,} tissue patches of {SIDE} px at {MPP} µm/px")
     for name, found in rates.items():
         print(f"  {name:<30} {statistics.median(found):>9,.0f} patches/s")
+    end_to_end = statistics.median(rate for rate, _ in turns)
     print(f"  {'e  end to end into the store':<30} {end_to_end:>9,.0f} patches/s")
 
     def ratio(one: str, other: str) -> float:
@@ -189,9 +201,28 @@ def report(slide: Path, reader: TiffReader, table: PatchTable, rates: dict[str, 
         return statistics.median(first / second for first, second in pairs)
 
     print(f"  c / a {ratio('c', 'a'):.2f}   c / d {ratio('c', 'd'):.2f}   b / a {ratio('b', 'a'):.2f}", end="   ")
-    print(
-        f"e / d {end_to_end / statistics.median(pick(rates, 'd')):.2f}   store / plain file {ratio('   writing the', '   writing a'):.2f}"
-    )
+    steady = statistics.median(stored / decoded for stored, decoded in turns)
+    print(f"e / d {steady:.2f}   store / plain file {ratio('   writing the', '   writing a'):.2f}")
+
+
+def compare_cores(slide: Path, blocks: int) -> None:
+    """The direct reader on one thread and on two that take blocks in turn, as `wsi tile` does; the ways take turns."""
+    reader = TiffReader(slide, "slide", decode_threads=1)
+    table = in_large_blocks(plan_patches(reader, TileConfig(spec=PatchSpec(SIDE, SIDE, MPP)))[0])
+    chosen = range(min(blocks, table.patches // table.block_size))
+    ratios, rates = [], []
+    for _ in range(CORE_TURNS):
+        pair = []
+        for threads in (1, 2):
+            source = SlidePatches(TiffReader(slide, "slide", decode_threads=1), table.grid, table.cells, table.block_size)
+            started = time.perf_counter()
+            with ThreadPoolExecutor(threads) as pool:
+                sizes = list(pool.map(lambda block, source=source: len(source.read_block(block).pixels), chosen))  # type: ignore[misc]
+            pair.append(sum(sizes) / (time.perf_counter() - started))
+        rates.append(pair)
+        ratios.append(pair[1] / pair[0])
+    one, two = (statistics.median(rate) for rate in zip(*rates, strict=True))
+    print(f"  c on one thread {one:,.0f}, on two {two:,.0f} patches/s, ratio {statistics.median(ratios):.2f}")
 
 
 def pick(rates: dict[str, list[float]], beginning: str) -> list[float]:

@@ -11,18 +11,19 @@ from .options import (
     FOLDER,
     allow_upsample_option,
     choose_engine_name,
+    crew_options,
     device_option,
     engine_options,
     force_option,
     min_tissue_option,
     positive_class_option,
+    read_crew,
     read_view,
-    scheduler_option,
+    shard_option,
     sheet_option,
     slide_mpp_option,
     trust_option,
     view_options,
-    workers_option,
 )
 
 
@@ -41,8 +42,8 @@ from .options import (
 @allow_upsample_option
 @device_option
 @engine_options
-@workers_option
-@scheduler_option
+@shard_option
+@crew_options
 @force_option
 @view_options
 def infer(
@@ -61,10 +62,9 @@ def infer(
     compile_network: bool,
     precision: str,
     batch_size: int | None,
-    workers: int | None,
-    scheduler: str | None,
+    shard: str | None,
     force: bool,
-    **view: Any,
+    **options: Any,
 ) -> None:
     """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
 
@@ -75,7 +75,8 @@ def infer(
     from wsi_pipeline.jobs.model_choice import settle_engine
     from wsi_pipeline.models.description import LEAK
     from wsi_pipeline.models.loading import ForeignTerms, load_model
-    from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_found, infer_slides, infer_stores
+    from wsi_pipeline.pipeline import InferConfig, infer_found, infer_slides, infer_stores
+    from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.slides.sheet import read_sheet
     from wsi_pipeline.tiling import TileConfig
     from wsi_pipeline.tissue import TissueParameters
@@ -84,6 +85,7 @@ def infer(
 
     if [bool(slides), bool(stores), bool(sheet)].count(True) != 1:
         raise click.UsageError("give one of --slides, --stores and --sheet")
+    crew = read_crew(options, device)
     terms = ForeignTerms(trust_model, positive_class)
     loaded = load_model(model, terms)
     click.echo(
@@ -98,11 +100,12 @@ def infer(
         precision=precision,
         batch_size=batch_size,
         force=force,
-        view=read_view(view),
+        view=read_view(options),
+        shard=None if shard is None else Shard.parse(shard),
         terms=terms,
     )
-    click.echo(printable(settle_engine(loaded, model, config.wish, terms).line))
-    crew = choose_workers(workers, scheduler, device)
+    if not crew.is_elsewhere:
+        click.echo(printable(settle_engine(loaded, model, config.wish, terms).line))
     with log_to(results_dir), show_progress() as progress:
         if sheet is not None:
             found = [row.slide for row in read_sheet(sheet)]

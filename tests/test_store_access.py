@@ -16,7 +16,7 @@ from wsi_cli.main import wsi
 from tests.builders import folder_bytes, make_patches, make_store, make_table
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.sources import PatchBlock
-from wsi_pipeline.store.arrays import open_array
+from wsi_pipeline.store.arrays import chunk_file, create_array, create_group, open_array, write_rows
 from wsi_pipeline.store.codecs import PixelCodec, decode_patches, encode_patches
 from wsi_pipeline.store.commit import Staging, find_damage
 from wsi_pipeline.store.export import export_png, export_webdataset
@@ -166,3 +166,15 @@ def test_opening_reads_no_pixels(tmp_path: Path) -> None:
     chunk = tmp_path / "s.patches.zarr" / "patches" / "c" / "0" / "0" / "0" / "0"
     chunk.write_bytes(bytes(chunk.stat().st_size))  # damaged, of the same size
     assert PatchStore(tmp_path / "s.patches.zarr").table.patches == 23
+
+
+@pytest.mark.parametrize("rows", [4, 3])
+def test_a_chunk_has_the_bytes_that_zarr_writes(tmp_path: Path, rows: int) -> None:
+    create_group(tmp_path / "group", {})
+    for name in ("ours", "theirs"):
+        create_array(tmp_path / "group", name, (rows, 2, 2, 3), (4, 2, 2, 3), "uint8")
+    values = np.random.default_rng(0).integers(0, 256, (rows, 2, 2, 3), dtype=np.uint8)
+    write_rows(tmp_path / "group", "ours", slice(0, rows), values)
+    open_array(tmp_path / "group", "theirs", mode="r+")[...] = values
+    ours, theirs = (chunk_file(tmp_path / "group", name, 0, 4).read_bytes() for name in ("ours", "theirs"))
+    assert ours == theirs

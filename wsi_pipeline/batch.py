@@ -9,7 +9,7 @@ from typing import Protocol
 from wsi_pipeline.errors import EnvironmentFault
 from wsi_pipeline.jobs.plan import BlockReport, SlidePlan
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
-from wsi_pipeline.scheduling import Job, Workers, run_jobs
+from wsi_pipeline.scheduling import Crew, Job, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Batch:
         return RunAccount(tuple(self.outcomes[job] for job in range(len(self.slides))))
 
 
-def run_batch(slides: Sequence[FoundSlide], jobs: Sequence[SlideJob], workers: Workers, progress: Progress) -> Batch:
+def run_batch(slides: Sequence[FoundSlide], jobs: Sequence[SlideJob], workers: Workers | Crew, progress: Progress) -> Batch:
     """Run every job; each slide ends in one outcome. Raises EnvironmentFault where what the workers made is not on this machine."""
     batch = Batch(slides, progress)
     progress.begin(len(slides))

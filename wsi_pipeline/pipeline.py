@@ -7,22 +7,22 @@ need the usual `if __name__ == "__main__":` guard.
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.batch import Batch, Progress, SilentProgress, make_absolute, run_batch
-from wsi_pipeline.errors import LabelError
+from wsi_pipeline.errors import ConfigError, LabelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
 from wsi_pipeline.jobs.infer import InferJob
-from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, let_go, settle_engine
+from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, Settled, let_go, settle_engine, settle_engine_of
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import list_masks
-from wsi_pipeline.models.device import available_cores, choose_device, count_gpus
+from wsi_pipeline.models.device import available_cores, choose_device, list_gpus
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.outcome import RunAccount, SlideState
@@ -30,7 +30,7 @@ from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_tables
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.provenance import describe_tool
-from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
 from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
@@ -44,10 +44,19 @@ LEFT_OUT_CSV = "left_out.csv"
 logger = logging.getLogger(__name__)
 
 
-def choose_workers(count: int | None = None, scheduler: str | None = None, device: str = "cpu") -> Workers:
-    """The cluster at `scheduler`, or `count` processes here, or one per GPU where `device` is one, or one."""
-    gpus = count_gpus() if choose_device(device).type == "cuda" else 0
-    return Workers(count=count, gpus=gpus, threads=max(2, available_cores()), scheduler=scheduler)
+def choose_workers(count: int | None = None, scheduler: str | None = None, device: str = "cpu", **settings: Any) -> Workers:
+    """The cluster at `scheduler`, or `count` processes here, or one per GPU where `device` is one, or one.
+
+    `settings` are further fields of Workers; `gpus` among them names the GPUs to use instead of all. Raises ConfigError.
+    """
+    gpus = tuple(settings.pop("gpus", ()))
+    crew = Workers(count=count, scheduler=scheduler, threads=max(2, available_cores()), wants_gpu=device != "cpu", **settings)
+    if crew.is_elsewhere:
+        return crew
+    has_gpus = choose_device(device).type == "cuda"
+    if gpus and not has_gpus:
+        raise ConfigError(f"--gpus {','.join(gpus)}: no usable GPU on this machine, or --device cpu; leave it out")
+    return replace(crew, gpus=(gpus or list_gpus()) if has_gpus else (), wants_gpu=has_gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +193,8 @@ class InferConfig:
     """What is made of the predictions."""
     terms: ForeignTerms = field(default_factory=ForeignTerms)
     """For models that wsi did not train."""
+    shard: Shard | None = None
+    """The share of the slides that this run takes."""
 
     @property
     def wish(self) -> EngineWish:
@@ -244,9 +255,8 @@ def _infer(
 ) -> RunAccount:
     started = time.perf_counter()
     loaded = load_model(model, config.terms)
-    choice = settle_engine(loaded, model, config.wish, config.terms).choice
-    make_folder(results)
-    slides = make_absolute(slides)
+    workers = workers or choose_workers(device=config.device)
+    slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
     tiling = TileConfig(
         spec=loaded.spec,
         tissue=config.tiling.tissue,
@@ -254,18 +264,34 @@ def _infer(
         allow_upsample=config.tiling.allow_upsample,
         rules=LabelRules(class_names=loaded.class_names),
     )
-    jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force, config.view) for slide in slides]
-    crew = workers or choose_workers(device=config.device)
-    if crew.processes or crew.scheduler:
-        let_go()
-    batch = run_batch(slides, jobs, crew, progress or SilentProgress())
+    with open_crew(workers) as crew:
+        settled = _settle(loaded, model, config, workers, crew)
+        make_folder(results)
+        jobs = [InferJob(slide, results.absolute(), settled.choice, tiling, are_stores, config.force, config.view) for slide in slides]
+        batch = run_batch(slides, jobs, crew, progress or SilentProgress())
+    record = _describe_run(batch, loaded, settled.choice, tiling, config, workers, time.perf_counter() - started)
+    _write_tables(results, batch, record, "" if config.shard is None else config.shard.suffix)
+    return batch.account
+
+
+def _settle(loaded: Model, model: Path, config: InferConfig, workers: Workers, crew: Crew) -> Settled:
+    """The engine of the whole run: chosen by the device here, or by a worker's where the workers are elsewhere."""
+    if not workers.is_elsewhere:
+        settled = settle_engine(loaded, model, config.wish, config.terms)
+        if workers.processes:
+            let_go()
+        return settled
+    answer: Settled = crew.ask(settle_engine_of, model.resolve(), config.wish, config.terms)
+    logger.warning("on the workers: %s", answer.line)
+    return answer
+
+
+def _write_tables(results: Path, batch: Batch, record: Mapping[str, Any], suffix: str) -> None:
     _, damaged = read_summaries(results)
-    write_failures_csv(results, [*batch.account.outcomes, *damaged])
-    record = _describe_run(batch, loaded, choice, tiling, config, crew, time.perf_counter() - started)
-    write_run_json(results, record)
+    write_failures_csv(results, [*batch.account.outcomes, *damaged], suffix)
+    write_run_json(results, record, suffix)
     write_slides_tables(results)
     write_index(results)
-    return batch.account
 
 
 def _describe_run(
@@ -281,7 +307,7 @@ def _describe_run(
             **choice.setting.to_json(),
             "batch_size": config.batch_size or "auto",
             "view": config.view.to_json(),
-            "workers": asdict(workers),
+            "workers": workers.to_json(),
         },
         "patches_predicted": batch.patches_done,
         "seconds": {"total": seconds} | batch.seconds,

@@ -8,7 +8,7 @@ from pathlib import Path
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines.choosing import AUTO, list_candidates
 from wsi_pipeline.models.engines.engine import EngineSetting
-from wsi_pipeline.models.loading import ForeignTerms, load_same
+from wsi_pipeline.models.loading import ForeignTerms, load_model, load_same
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import Agreement, check_answers, open_first
 from wsi_pipeline.models.predictor import Predictor
@@ -83,3 +83,8 @@ def settle_engine(model: Model, path: Path, wish: EngineWish, terms: ForeignTerm
     candidates = list_candidates(model, wish.device, wish.engine, wish.precision)
     opened = open_first(candidates, lambda setting: choose(setting).load_checked())
     return Settled(choose(opened.predictor.setting), opened.line)
+
+
+def settle_engine_of(path: Path, wish: EngineWish, terms: ForeignTerms) -> Settled:
+    """The same for a model by its file, for workers of other machines."""
+    return settle_engine(load_model(path, terms), path, wish, terms)

@@ -23,9 +23,10 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def count_gpus() -> int:
-    """GPUs that torch can use on this machine."""
-    return torch.cuda.device_count()
+def list_gpus() -> tuple[str, ...]:
+    """GPUs that torch can use on this machine, named as CUDA_VISIBLE_DEVICES names them: those that this process may see."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return tuple(visible or map(str, range(torch.cuda.device_count())))
 
 
 def available_cores() -> int:

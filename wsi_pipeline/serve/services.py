@@ -78,7 +78,7 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
 def _open_predictions(settings: ServeSettings, uploads: DecoderPool) -> PredictionService | None:
     if settings.model is None:
         return None
-    opened = open_predictor(load_model(settings.model), settings.device)
+    opened = open_predictor(load_model(settings.model, settings.terms), settings.device)
     logger.info(opened.line)
     return PredictionService(opened.predictor, uploads, settings.limits)
 
@@ -89,7 +89,7 @@ def _open_jobs(settings: ServeSettings, catalogue: Catalogue) -> JobQueue | None
     return JobQueue(
         model=settings.model,
         results=settings.results[0],
-        config=InferConfig(tiling=TileConfig(slide_mpp=settings.slide_mpp), device=settings.device),
+        config=InferConfig(tiling=TileConfig(slide_mpp=settings.slide_mpp), device=settings.device, terms=settings.terms),
         workers=settings.workers or choose_workers(device=settings.device),
         capacity=settings.limits.jobs,
         on_end=catalogue.refresh,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import Grid, block_slice, macro_tile_codes
 from wsi_pipeline.slides.base import SlideReader, choose_level
+from wsi_pipeline.slides.buffers import BUFFERS
 from wsi_pipeline.slides.cutting import Cut, cut_region
 from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.tiff_reader import CutsPatches
@@ -50,7 +51,7 @@ class SlidePatches:
 
     def _read_in_order(self, cells: NDArray[np.int32], codes: NDArray[np.uint64]) -> PatchBlock:
         side = self.grid.spec.side_px
-        pixels = np.empty((len(cells), side, side, 3), dtype=np.uint8)
+        pixels = BUFFERS.take((len(cells), side, side, 3))
         readable = np.ones(len(cells), dtype=np.bool_)
         fallbacks_before = self._reader.fallbacks
         edges = [0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist(), len(cells)]

@@ -1,6 +1,7 @@
 """Files and folders that are really on disk when a function returns."""
 
 import os
+from io import FileIO
 from pathlib import Path
 
 import xxhash
@@ -26,6 +27,12 @@ def write_file(path: Path, content: bytes) -> None:
     except OSError as error:
         raise machine_fault(path, error) or error from error
     flush_folder(path.parent)
+
+
+def write_all(stream: FileIO, content: memoryview) -> None:
+    """Write every byte: a raw file may take fewer at a time."""
+    while content:
+        content = content[stream.write(content) :]
 
 
 def make_folder(folder: Path) -> None:
