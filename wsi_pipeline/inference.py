@@ -37,8 +37,8 @@ def inference_recipe(source_recipe: Mapping[str, Any], model: Model) -> dict[str
     return {"source": dict(source_recipe), "model": model.digest}
 
 
-def begin_predictions(staging: Staging, table: PatchTable, model: Model) -> None:
-    """Lay out the predictions of a slide. Raises ModelError where its patches do not fit the model."""
+def check_table(table: PatchTable, model: Model) -> None:
+    """Raise ModelError where a slide's patches, or what their labels mean, do not fit the model."""
     check_fit(table.slide.path, table.grid.spec, model)
     if (table.labels >= 0).any() and table.class_names != model.class_names:
         raise ModelError(
@@ -46,6 +46,11 @@ def begin_predictions(staging: Staging, table: PatchTable, model: Model) -> None
             f"the model tells {' from '.join(model.class_names)}; "
             "label the store with the model's --class-names"
         )
+
+
+def begin_predictions(staging: Staging, table: PatchTable, model: Model) -> None:
+    """Lay out the predictions of a slide. Raises ModelError where its patches do not fit the model."""
+    check_table(table, model)
     attributes = {"model": model.to_json(), "provenance": describe_tool()}
     prepare_predictions(staging, table, attributes)
 

@@ -16,15 +16,16 @@ from wsi_pipeline.batch import Batch, Progress, SilentProgress, make_absolute, r
 from wsi_pipeline.errors import LabelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
-from wsi_pipeline.jobs.infer import InferJob, ModelChoice
+from wsi_pipeline.jobs.infer import ModelChoice
+from wsi_pipeline.jobs.inferring import make_jobs, tile_for
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
-from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import list_masks
 from wsi_pipeline.models.device import choose_device, count_gpus
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
+from wsi_pipeline.operation.events import log_events
 from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_tables
@@ -110,8 +111,12 @@ def tile_found(
     make_folder(out)
     slides = make_absolute(slides)
     jobs = [TileJob(slide, out.absolute(), config, force, options.codec, masks) for slide in slides]
-    batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress())
-    write_failures_csv(out, batch.account.outcomes, suffix="" if options.shard is None else options.shard.suffix)
+    suffix = "" if options.shard is None else options.shard.suffix
+    parameters = {"tiling": asdict(config), "codec": options.codec.to_json(), "force": force}
+    with log_events(out, "tile", len(slides), parameters, suffix) as events:
+        batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress(), events)
+        write_failures_csv(out, batch.account.outcomes, suffix=suffix)
+        events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
     return batch.account
 
 
@@ -181,6 +186,8 @@ class InferConfig:
     """What is made of the predictions."""
     terms: ForeignTerms = field(default_factory=ForeignTerms)
     """For models that wsi did not train."""
+    keep_patches: Path | None = None
+    """Folder for the patch stores of the slides, written on the way or read where they are there."""
 
 
 def infer_slides(
@@ -237,42 +244,47 @@ def _infer(
     started = time.perf_counter()
     loaded = load_model(model, config.terms)
     choose_device(config.device)
-    make_folder(results)
+    for folder in (results, config.keep_patches):
+        if folder is not None:
+            make_folder(folder)
     slides = make_absolute(slides)
     choice = ModelChoice(model.resolve(), loaded.digest, config.device, config.batch_size, config.terms)
-    tiling = TileConfig(
-        spec=loaded.spec,
-        tissue=config.tiling.tissue,
-        slide_mpp=config.tiling.slide_mpp,
-        allow_upsample=config.tiling.allow_upsample,
-        rules=LabelRules(class_names=loaded.class_names),
-    )
-    jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, config.force, config.view) for slide in slides]
+    tiling = tile_for(loaded, config.tiling)
+    jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep_patches=config.keep_patches)
     crew = workers or choose_workers(device=config.device)
-    batch = run_batch(slides, jobs, crew, progress or SilentProgress())
-    _, damaged = read_summaries(results)
-    write_failures_csv(results, [*batch.account.outcomes, *damaged])
-    record = _describe_run(batch, loaded, tiling, config, crew, time.perf_counter() - started)
-    write_run_json(results, record)
-    write_slides_tables(results)
-    write_index(results)
+    parameters = _list_parameters(tiling, config, crew)
+    told = {"model": {"architecture": loaded.architecture, "digest": loaded.digest}} | parameters
+    with log_events(results, "infer", len(slides), told) as events:
+        batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events)
+        _, damaged = read_summaries(results)
+        write_failures_csv(results, [*batch.account.outcomes, *damaged])
+        seconds = {"total": time.perf_counter() - started} | batch.seconds
+        write_run_json(results, _describe_run(batch, loaded, parameters, seconds))
+        write_slides_tables(results)
+        write_index(results)
+        events.run_ended(batch.account, batch.patches_predicted, seconds)
     return batch.account
 
 
-def _describe_run(batch: Batch, model: Model, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float) -> dict[str, Any]:
+def _list_parameters(tiling: TileConfig, config: InferConfig, workers: Workers) -> dict[str, Any]:
+    return {
+        "tiling": asdict(tiling),
+        "device": config.device,
+        "batch_size": config.batch_size,
+        "view": config.view.to_json(),
+        "keeps_patches": config.keep_patches is not None,
+        "workers": asdict(workers),
+    }
+
+
+def _describe_run(batch: Batch, model: Model, parameters: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     return {
         "account": batch.account.closing_line,
         "outcomes": [asdict(outcome) for outcome in batch.account.outcomes],
         "model": model.to_json(),
         "seed": dict(model.training).get("parameters", {}).get("seed"),
-        "parameters": {
-            "tiling": asdict(tiling),
-            "device": config.device,
-            "batch_size": config.batch_size,
-            "view": config.view.to_json(),
-            "workers": asdict(workers),
-        },
-        "patches_predicted": batch.patches_done,
-        "seconds": {"total": seconds} | batch.seconds,
+        "parameters": parameters,
+        "patches_predicted": batch.patches_predicted,
+        "seconds": seconds,
         "tool": describe_tool(),
     }
