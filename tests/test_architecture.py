@@ -15,7 +15,7 @@ FLOORS: dict[str, int] = {
     "evaluation": 4, "jobs": 4, "operation": 4, "results": 4,
     "batch": 5,
     "pipeline": 6,
-    "demo": 7, "serve": 7,
+    "demo": 7, "dry_run": 7, "serve": 7,
 }  # fmt: skip
 """Every part of wsi_pipeline with its floor; a part imports only from floors below its own, except on floor 0."""
 

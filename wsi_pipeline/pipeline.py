@@ -226,10 +226,14 @@ def infer_stores(
     progress: Progress | None = None,
 ) -> RunAccount:
     """Run a model over patch stores instead of slides; labels in the stores go along, for `wsi evaluate`."""
+    return _infer(list_stores(places), True, model, results, config or InferConfig(), workers, progress)
+
+
+def list_stores(places: Sequence[Path]) -> list[FoundSlide]:
+    """The patch stores among `places`, by the names that their results will carry."""
     stores = find_stores(list(places))
     names = name_slides([store.with_name(store.name.removesuffix(SUFFIX) + ".zarr") for store in stores])
-    slides = [FoundSlide(name, store) for name, store in zip(names, stores, strict=True)]
-    return _infer(slides, True, model, results, config or InferConfig(), workers, progress)
+    return [FoundSlide(name, store) for name, store in zip(names, stores, strict=True)]
 
 
 def _infer(

@@ -19,3 +19,9 @@ def choose_device(name: str) -> torch.device:
 def count_gpus() -> int:
     """GPUs that torch can use on this machine."""
     return torch.cuda.device_count()
+
+
+def cuda_version() -> str | None:
+    """The CUDA that torch was built for; None: for none."""
+    version: str | None = torch.version.cuda
+    return version
