@@ -1,18 +1,20 @@
 """Tiles per second and 95th-percentile latency of `wsi serve`, against OpenSlide's own DeepZoomGenerator called directly.
 
-Both make the same JPEG tiles of the same slide in the same run, turn by turn. The server is a process of its own, asked by 8 clients (one
-process) over the loopback; DeepZoomGenerator is called by 8 threads of one process that does nothing else, encoding included, with no HTTP.
+Both make the same JPEG tiles of the same slide in the same run, turn by turn. The server is asked over the loopback by 8 clients, a process
+each, that take one tile after another from a common list; DeepZoomGenerator is called by 8 threads of a process that does nothing else,
+encoding included, with no HTTP. Clients, server and decoding processes share the cores that the direct calls have for themselves.
 
-cold      a fresh server: no process started, no slide open, no tile in memory (the file itself is in the page cache for both)
-warm      a server at work: processes started, slide open; no tile asked for before
-repeated  the same tiles once more: what panning back and forth costs, and what a second viewer of the slide sees
+cold      a fresh server: no decoding process started, the slide not opened, no tile in memory
+warm      a server at work: processes started, slide open, its file in the page cache (as for the direct calls); these tiles never asked for
+repeated  the same tiles once more, now encoded in memory: panning back and forth, or a second viewer of the slide
 
 python benchmarks/serve.py [--side 16000] [--tiles 600] [--rounds 3] [--memory 10000]
 """
 
 import argparse
-import asyncio
+import http.client
 import io
+import multiprocessing
 import os
 import platform
 import random
@@ -22,11 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
-import httpx
 import numpy as np
 import openslide
 from openslide.deepzoom import DeepZoomGenerator
@@ -79,7 +82,7 @@ def compare(slide: Path, count: int, rounds: int) -> None:
         record(results, seconds, "direct", call_directly(slide, tiles[count:]))
         with Server(slide.parent) as server:
             for name, part in (("cold", tiles[:count]), ("warm", tiles[count:]), ("repeated", tiles[count:])):
-                record(results, seconds, name, asyncio.run(ask_server(server, slide.stem, part)))
+                record(results, seconds, name, ask_server(server, slide.stem, part))
     print(
         f"{pyramid.size_l0[0]:,} × {pyramid.size_l0[1]:,} px, {count} tiles of {TILE_PX} px of every level, "
         f"{CLIENTS} clients, median of {rounds}"
@@ -141,7 +144,7 @@ class Server:
         if found is None:
             raise SystemExit("the server did not start; run it by hand: wsi serve --slides …")
         self.url, self.token = found.groups()
-        httpx.get(f"{self.url}/healthz", timeout=60).raise_for_status()
+        urllib.request.urlopen(f"{self.url}/healthz", timeout=60).close()
 
     def __enter__(self) -> "Server":
         return self
@@ -161,24 +164,47 @@ def resident_mib(process: str) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-async def ask_server(server: Server, slide_id: str, tiles: Sequence[Tile]) -> tuple[float, list[float]]:
+def ask_server(server: Server, slide_id: str, tiles: Sequence[Tile]) -> tuple[float, list[float]]:
     """Seconds for all, and for each tile, by 8 clients that each ask for the next tile when they have one."""
-    waiting = list(reversed(tiles))
-    latencies: list[float] = []
+    context = multiprocessing.get_context("fork")
+    taken, ready, answers = context.Value("q", 0), context.Barrier(CLIENTS + 1), context.SimpleQueue()
 
-    async def work(client: httpx.AsyncClient) -> None:
-        while waiting:
-            level, col, row = waiting.pop()
+    def work() -> None:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=120)
+        connection.connect()
+        latencies = []
+        ready.wait()
+        while (number := take_next(taken)) < len(tiles):
             started = time.perf_counter()
-            answer = await client.get(f"/api/v1/slides/{slide_id}/tiles/{level}/{col}/{row}.jpg")
-            answer.raise_for_status()
+            ask_tile(connection, server.token, slide_id, tiles[number])
             latencies.append(time.perf_counter() - started)
+        answers.put((time.perf_counter(), latencies))
 
-    headers = {"Authorization": f"Bearer {server.token}"}
-    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as client:
-        started = time.perf_counter()
-        await asyncio.gather(*[work(client) for _ in range(CLIENTS)])
-        return time.perf_counter() - started, latencies
+    clients = [context.Process(target=work) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    ready.wait()
+    started = time.perf_counter()
+    ends, latencies = zip(*[answers.get() for _ in clients], strict=True)
+    for client in clients:
+        client.join()
+    return max(ends) - started, [seconds for part in latencies for seconds in part]
+
+
+def take_next(taken: "Synchronized[int]") -> int:
+    with taken.get_lock():
+        taken.value += 1
+        return taken.value - 1
+
+
+def ask_tile(connection: http.client.HTTPConnection, token: str, slide_id: str, tile: Tile) -> None:
+    level, col, row = tile
+    path = f"/api/v1/slides/{slide_id}/tiles/{level}/{col}/{row}.jpg"
+    connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status != 200 or not content.startswith(b"\xff\xd8"):
+        raise SystemExit(f"{path}: {answer.status} {content[:200]!r}")
 
 
 def watch_memory(slide: Path, count: int) -> None:
@@ -196,7 +222,7 @@ def watch_memory(slide: Path, count: int) -> None:
         print(f"memory of server and decoding processes over {count:,} tiles, cache of 8 MiB:")
         for part in range(5):
             tiles = [every[(part * step + number) % len(every)] for number in range(step)]
-            asyncio.run(ask_server(server, slide.stem, tiles))
+            ask_server(server, slide.stem, tiles)
             print(f"  after {(part + 1) * step:>6,} tiles {server.memory_mib():>8.0f} MiB")
 
 

@@ -45,6 +45,7 @@ SAMPLE = 800
 """Patches that are read one by one in each turn: the slow way needs no more to be measured."""
 BATCH = 256
 END_TO_END_TURNS = 3
+CORE_TURNS = 5
 
 
 def main() -> None:
@@ -61,6 +62,8 @@ def main() -> None:
         slides = options.slides or [draw(Path(folder) / "drawn.tiff")]
         for slide in slides:
             compare_reading(slide, options.blocks, options.threads, options.clock, Path(folder))
+            if len(os.sched_getaffinity(0)) > 1:
+                compare_cores(slide, options.blocks)
             if options.memory:
                 measure_memory(slide, Path(folder) / "tiled")
         if options.store_patches:
@@ -200,6 +203,26 @@ def report(slide: Path, reader: TiffReader, table: PatchTable, rates: dict[str, 
     print(f"  c / a {ratio('c', 'a'):.2f}   c / d {ratio('c', 'd'):.2f}   b / a {ratio('b', 'a'):.2f}", end="   ")
     steady = statistics.median(stored / decoded for stored, decoded in turns)
     print(f"e / d {steady:.2f}   store / plain file {ratio('   writing the', '   writing a'):.2f}")
+
+
+def compare_cores(slide: Path, blocks: int) -> None:
+    """The direct reader on one thread and on two that take blocks in turn, as `wsi tile` does; the ways take turns."""
+    reader = TiffReader(slide, "slide", decode_threads=1)
+    table = in_large_blocks(plan_patches(reader, TileConfig(spec=PatchSpec(SIDE, SIDE, MPP)))[0])
+    chosen = range(min(blocks, table.patches // table.block_size))
+    ratios, rates = [], []
+    for _ in range(CORE_TURNS):
+        pair = []
+        for threads in (1, 2):
+            source = SlidePatches(TiffReader(slide, "slide", decode_threads=1), table.grid, table.cells, table.block_size)
+            started = time.perf_counter()
+            with ThreadPoolExecutor(threads) as pool:
+                sizes = list(pool.map(lambda block, source=source: len(source.read_block(block).pixels), chosen))  # type: ignore[misc]
+            pair.append(sum(sizes) / (time.perf_counter() - started))
+        rates.append(pair)
+        ratios.append(pair[1] / pair[0])
+    one, two = (statistics.median(rate) for rate in zip(*rates, strict=True))
+    print(f"  c on one thread {one:,.0f}, on two {two:,.0f} patches/s, ratio {statistics.median(ratios):.2f}")
 
 
 def pick(rates: dict[str, list[float]], beginning: str) -> list[float]:

@@ -24,6 +24,7 @@ from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.dataset import LabelledPatches, load_labelled
 from wsi_pipeline.training.fitting import make_fabric, measure_source
 from wsi_pipeline.training.learner import Learner
+from wsi_pipeline.training.objective import TwoClasses
 from wsi_pipeline.training.pixels import PixelSource, open_pixels
 from wsi_pipeline.training.sampling import cut_batches, draw_epoch
 from wsi_pipeline.training.schedule import Steps
@@ -81,9 +82,9 @@ def main() -> None:
         memory, stores = (open_pixels(patches, members, cache, CPU) for cache in ("memory", "stores"))
         config = TrainConfig(architecture=options.arch, device="cpu")
         fabric = make_fabric(config)
-        learner = Learner(build_network(options.arch, 50), config, Steps(1, 1), measure_source(memory), fabric)
+        learner = Learner(build_network(options.arch, 50), config, Steps(1, 1), measure_source(memory), fabric, TwoClasses())
         batch = next(iter(memory.stream([torch.arange(BATCH)])))
-        labels = torch.from_numpy(patches.labels[:BATCH].astype(np.float32))
+        labels = torch.from_numpy(patches.labels[:BATCH].astype(np.int64))
         rows: dict[str, Callable[[], float]] = {
             f"network ({options.arch}, whole steps)": lambda: time_network(learner, batch, labels),
             "from memory, default augmentation": lambda: time_epoch(patches, memory, Augmentation()),

@@ -10,17 +10,20 @@ from .options import (
     EXISTING,
     FOLDER,
     allow_upsample_option,
+    choose_engine_name,
+    crew_options,
     device_option,
+    engine_options,
     force_option,
     min_tissue_option,
     positive_class_option,
+    read_crew,
     read_view,
-    scheduler_option,
+    shard_option,
     sheet_option,
     slide_mpp_option,
     trust_option,
     view_options,
-    workers_option,
 )
 
 
@@ -37,10 +40,10 @@ from .options import (
 @min_tissue_option
 @slide_mpp_option
 @allow_upsample_option
-@click.option("--batch-size", type=click.IntRange(1), default=32, help="Patches that the network takes at once.")
 @device_option
-@workers_option
-@scheduler_option
+@engine_options
+@shard_option
+@crew_options
 @force_option
 @click.option("--keep-patches", type=FOLDER, metavar="DIR", help="Also write the slides' patch stores there, or read them where they are.")
 @click.option("--dry-run", is_flag=True, help="Only list slides, sizes, patches, bytes and what would be gone on with; writes nothing.")
@@ -56,14 +59,16 @@ def infer(
     min_tissue: float,
     slide_mpp: float | None,
     allow_upsample: bool,
-    batch_size: int,
     device: str,
-    workers: int | None,
-    scheduler: str | None,
+    engine: str,
+    compile_network: bool,
+    precision: str,
+    batch_size: int | None,
+    shard: str | None,
     force: bool,
     keep_patches: Path | None,
     dry_run: bool,
-    **view: Any,
+    **options: Any,
 ) -> None:
     """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
 
@@ -72,10 +77,13 @@ def infer(
     goes on where it stopped, and does nothing for slides that are done; with other --outputs it makes those from the predictions it has.
     """
     from wsi_pipeline.dry_run import preview_run
+    from wsi_pipeline.jobs.inferring import list_stores
+    from wsi_pipeline.jobs.model_choice import settle_engine
     from wsi_pipeline.models.description import LEAK
     from wsi_pipeline.models.loading import ForeignTerms, load_model
-    from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_found, infer_slides, infer_stores, list_stores
+    from wsi_pipeline.pipeline import InferConfig, infer_found, infer_slides, infer_stores
     from wsi_pipeline.slides.discovery import find_slides
+    from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.slides.sheet import read_sheet
     from wsi_pipeline.tiling import TileConfig
     from wsi_pipeline.tissue import TissueParameters
@@ -87,6 +95,7 @@ def infer(
         raise click.UsageError("give one of --slides, --stores and --sheet")
     if stores and keep_patches:
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
+    crew = read_crew(options, device)
     terms = ForeignTerms(trust_model, positive_class)
     loaded = load_model(model, terms)
     click.echo(
@@ -97,16 +106,20 @@ def infer(
     config = InferConfig(
         tiling=TileConfig(tissue=TissueParameters(min_tissue=min_tissue), slide_mpp=slide_mpp, allow_upsample=allow_upsample),
         device=device,
+        engine=choose_engine_name(engine, compile_network),
+        precision=precision,
         batch_size=batch_size,
         force=force,
-        view=read_view(view),
+        view=read_view(options),
+        shard=None if shard is None else Shard.parse(shard),
         terms=terms,
         keep_patches=keep_patches,
     )
     if dry_run:
         found = [row.slide for row in read_sheet(sheet)] if sheet else find_slides(slides) if slides else list_stores(stores)
         print_preview(preview_run(found, bool(stores), model, results_dir, config), results_dir, keep_patches)
-    crew = choose_workers(workers, scheduler, device)
+    if not crew.is_elsewhere:
+        click.echo(printable(settle_engine(loaded, model, config.wish, terms).line))
     with log_to(results_dir), show_progress() as progress:
         if sheet is not None:
             found = [row.slide for row in read_sheet(sheet)]

@@ -9,6 +9,7 @@ import click
 if TYPE_CHECKING:
     from wsi_pipeline.labels.rules import LabelRules
     from wsi_pipeline.outputs.view import View
+    from wsi_pipeline.scheduling import Workers
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -69,12 +70,106 @@ workers_option = click.option(
     metavar="N",
     help="Worker processes; 0: a plain loop in this process. [default: one per GPU, or one]",
 )
-scheduler_option = click.option(
-    "--scheduler", metavar="ADDRESS", help="Use a running Dask scheduler, such as tls://host:8786, instead of processes of our own."
+CREW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    workers_option,
+    click.option("--gpus", metavar="LIST", help="GPUs to use, such as 0,2, by their numbers or UUIDs. [default: all]"),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS|FILE",
+        help="Use a running Dask scheduler, such as tls://host:8786, or the file that `dask scheduler --scheduler-file` wrote.",
+    ),
+    click.option("--tls-ca-file", type=EXISTING, metavar="PEM", help="Certificate authority of a scheduler at tls://."),
+    click.option("--tls-cert", type=EXISTING, metavar="PEM", help="Our certificate for a scheduler at tls://."),
+    click.option("--tls-key", type=EXISTING, metavar="PEM", help="The key of that certificate."),
+    click.option(
+        "--cluster",
+        type=click.Choice(["local", "slurm", "cuda"]),
+        default="local",
+        help="Which worker processes are started: on this machine, as Slurm jobs, or by dask-cuda.",
+    ),
+    click.option("--slurm-config", type=EXISTING, metavar="YAML", help="What a Slurm job asks for; see docs/scaling.md."),
+    click.option("--dashboard", is_flag=True, help="Show Dask's dashboard at 127.0.0.1:8787."),
 )
+
+
+def crew_options(command: Command) -> Command:
+    """Add the options that say who does the work; they arrive together by their names."""
+    for option in reversed(CREW_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_crew(options: dict[str, Any], device: str = "cpu") -> "Workers":
+    """Take the crew's options out of `options`; who does the work by them."""
+    from wsi_pipeline.pipeline import choose_workers
+    from wsi_pipeline.scheduling import Tls
+
+    names = ("workers", "gpus", "scheduler", "tls_ca_file", "tls_cert", "tls_key", "cluster", "slurm_config", "dashboard")
+    workers, gpus, scheduler, ca_file, cert, key, cluster, slurm_config, dashboard = (options.pop(name) for name in names)
+    if any((ca_file, cert, key)) and not all((ca_file, cert, key)):
+        raise click.UsageError("--tls-ca-file, --tls-cert and --tls-key belong together")
+    return choose_workers(
+        workers,
+        scheduler,
+        device,
+        gpus=tuple(name.strip() for name in (gpus or "").split(",") if name.strip()),
+        tls=Tls(ca_file, cert, key) if ca_file else None,
+        cluster=cluster,
+        slurm_config=slurm_config,
+        has_dashboard=dashboard,
+    )
+
+
+shard_option = click.option("--shard", metavar="I/N", help="Take only every N-th slide, from the I-th on: one share of an array job.")
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where networks run; auto: a GPU where there is one."
 )
+
+
+def _read_batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    """A whole number of patches from 1 on; None for "auto"."""
+    return None if value == "auto" else int(click.IntRange(1)(value, parameter, context))
+
+
+ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "torch", "torch-compile", "openvino"]),
+        default="auto",
+        help="What computes the network; auto: openvino on a CPU where it is installed (the extra called cpu), else torch. Results of "
+        "different engines are never mixed.",
+    ),
+    click.option("--compile", "compile_network", is_flag=True, help="The same as --engine torch-compile."),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        help="Numbers that it is computed in; auto: bf16 or fp16 where the device has units for it, else fp32.",
+    ),
+    click.option(
+        "--batch-size",
+        metavar="N|auto",
+        default="auto",
+        callback=_read_batch_size,
+        help="Patches that the network takes at once; auto: a small number on a CPU, on a GPU what it computes fastest and has memory for.",
+    ),
+)
+
+
+def engine_options(command: Command) -> Command:
+    """Add the options that say how a network is computed; they arrive by their names."""
+    for option in reversed(ENGINE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def choose_engine_name(engine: str, compile_network: bool) -> str:
+    """The engine that the options name. Raises UsageError where they name two."""
+    if compile_network and engine not in ("auto", "torch-compile"):
+        raise click.UsageError(f"--compile is --engine torch-compile, and --engine {engine} is another; give one of them")
+    return "torch-compile" if compile_network else engine
+
+
 trust_option = click.option(
     "--trust-model",
     metavar="sha256:…",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .main import printable
-from .options import device_option, scheduler_option, slide_mpp_option, workers_option
+from .options import crew_options, device_option, positive_class_option, read_crew, slide_mpp_option, trust_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.serve.settings import ServeSettings
@@ -20,6 +20,8 @@ READABLE = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option(
     "--model", "-m", type=click.Path(path_type=Path), help="A model.safetensors: predicts for images that are sent, and for jobs."
 )
+@trust_option
+@positive_class_option
 @click.option("--host", default="127.0.0.1", help="Address to listen on; this machine only unless said otherwise.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, help="Port to listen on; 0: any free one.")
 @click.option("--token/--no-token", "has_token", default=True, help="Ask for the random token that is printed; without: this machine only.")
@@ -30,12 +32,13 @@ READABLE = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--max-upload-mb", type=click.IntRange(1), default=32, help="Largest request that is taken, in MiB.")
 @slide_mpp_option
 @device_option
-@workers_option
-@scheduler_option
+@crew_options
 def serve(
     results: tuple[Path, ...],
     slides: Path | None,
     model: Path | None,
+    trust_model: str | None,
+    positive_class: str | None,
     host: str,
     port: int,
     has_token: bool,
@@ -46,15 +49,14 @@ def serve(
     max_upload_mb: int,
     slide_mpp: float | None,
     device: str,
-    workers: int | None,
-    scheduler: str | None,
+    **crew: Any,
 ) -> None:
     """Show slides and heatmaps in the browser, and answer REST requests.
 
     Pages and /api/v1 (described at /docs) need the token that is printed at the start. With --model, images that are sent are predicted;
     with --slides and --results too, slides are inferred on request into the first results folder.
     """
-    from wsi_pipeline.pipeline import choose_workers
+    from wsi_pipeline.models.loading import ForeignTerms
     from wsi_pipeline.serve.server import log_to_stderr, run_server
     from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
 
@@ -64,13 +66,14 @@ def serve(
         results=results,
         slides=slides,
         model=model,
+        terms=ForeignTerms(trust_model, positive_class),
         host=host,
         port=port,
         allowed_hosts=allow_host,
         cors_origins=cors_origin,
         slide_mpp=slide_mpp,
         device=device,
-        workers=choose_workers(workers, scheduler, device) if model else None,
+        workers=read_crew(crew, device) if model else None,
         limits=Limits(cache_bytes=cache_mb * MIB, upload_bytes=max_upload_mb * MIB),
         **optional,
     )

@@ -7,17 +7,18 @@ import click
 
 from .options import (
     allow_upsample_option,
+    crew_options,
     force_option,
     label_rules_options,
     out_option,
     patch_size_option,
+    read_crew,
     read_rules,
     reader_option,
-    scheduler_option,
+    shard_option,
     sheet_option,
     slide_mpp_option,
     tissue_options,
-    workers_option,
 )
 
 if TYPE_CHECKING:
@@ -65,9 +66,8 @@ DEFAULT_QUALITY = 90
     metavar="REGEX",
     help="Where the patient stands in a slide's file name; the part in parentheses. [default: every slide is a patient of its own]",
 )
-@click.option("--shard", metavar="I/N", help="Take only the I-th of N shares of the slides, for array jobs.")
-@workers_option
-@scheduler_option
+@shard_option
+@crew_options
 @force_option
 def tile(
     places: tuple[str, ...],
@@ -76,8 +76,6 @@ def tile(
     out: Path,
     labels: tuple[str, ...],
     patient_regex: str | None,
-    workers: int | None,
-    scheduler: str | None,
     force: bool,
     **settings: Any,
 ) -> None:
@@ -87,17 +85,17 @@ def tile(
     2 % of the wanted scale is read as it is and its true scale recorded. Run again, it goes on where it stopped. Beside each store,
     <slide>.mask.png shows which patches were taken.
     """
-    from wsi_pipeline.pipeline import choose_workers, tile_found, tile_slides
+    from wsi_pipeline.pipeline import tile_found, tile_slides
     from wsi_pipeline.slides.sheet import read_sheet
 
     from .progress import close_run, log_to, show_progress
 
     if bool(places or slides) == bool(sheet) or (sheet and labels):
         raise click.UsageError("give either slides, with or without --labels, or --sheet")
+    crew = read_crew(settings)
     config, options = read_config(settings), read_tile_options(settings)
     if settings["magnification"] is not None:
         click.echo(f"{settings['magnification']:g}x is taken as {config.spec.mpp:g} µm/px", err=True)
-    crew = choose_workers(workers, scheduler)
     with log_to(out), show_progress() as progress:
         if sheet is not None:
             found = [row.slide for row in read_sheet(sheet)]

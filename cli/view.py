@@ -1,5 +1,7 @@
 """`wsi view`."""
 
+import threading
+import webbrowser
 from pathlib import Path
 
 import click
@@ -32,7 +34,15 @@ def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: b
     def open_browser(services: Services) -> None:
         announce(services.settings)
         # A ticket that works once: command lines of browsers can be read by every user of the machine.
-        click.launch(f"{base_url(services.settings)}/enter?ticket={services.door.issue_ticket()}")
+        address = f"{base_url(services.settings)}/enter?ticket={services.door.issue_ticket()}"
+        # In a thread: some browsers keep whoever starts them waiting, and what they want to see is this server's answer.
+        threading.Thread(target=show_page, args=(address,), daemon=True).start()
 
     log_to_stderr()
     run_server(ServeSettings(results=results, slides=slides, port=port), open_browser)
+
+
+def show_page(address: str) -> None:
+    """Open the browser: the one that BROWSER names, else the desktop's."""
+    if not webbrowser.open(address):
+        click.echo("no browser could be started; open the address above", err=True)

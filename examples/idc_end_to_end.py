@@ -15,6 +15,7 @@ from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.metrics import describe_scores
 from wsi_pipeline.training.run import SplitChoice, TrainListener, train
 
+SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopathology-images"
 IDC_MPP = 4.0  # 40x scans reduced 16 times: 16 × 0.25 µm/px
 
 
@@ -28,6 +29,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
 
+    if not any(options.patches.rglob("*_idx5_*.png")):
+        raise SystemExit(f"{options.patches}: no patches called <patient>_idx5_….png below it; the set is at {SOURCE}")
     taken = ingest_patches(options.patches, options.out / "stores", PatchSpec(50, 50, IDC_MPP))
     print(f"{taken.patches} patches of {len(taken.run.outcomes)} patients, {len(taken.left_out)} files left out")
 

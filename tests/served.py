@@ -73,9 +73,16 @@ def make_run(root: Path, slides: Sequence[str] = ("one", "two"), name: str = "re
     return root / name
 
 
-def replace_probabilities(results: Path, slide_id: str, probability: NDArray[np.float32]) -> None:
+def replace_probabilities(
+    results: Path,
+    slide_id: str,
+    probability: NDArray[np.float32],
+    smooth_um: float = 0.0,
+    min_region_mm2: float = 0.0,
+    has_tissue: bool = True,
+) -> None:
     """Put known probabilities (rows, cols) in the place of a slide's predictions, by the commit rule; NaN leaves a cell out."""
-    from wsi_pipeline.heatmap import draw_heatmap, summarise
+    from wsi_pipeline.heatmap import Aggregation, draw_heatmap, summarise
     from wsi_pipeline.outputs import SlideResult
     from wsi_pipeline.outputs.summary_json import write_summary
     from wsi_pipeline.store.predictions import Predictions, open_result
@@ -83,13 +90,15 @@ def replace_probabilities(results: Path, slide_id: str, probability: NDArray[np.
     old = open_result(results / slide_id)
     cells = np.argwhere(~np.isnan(probability)).astype(np.int32)
     table = _take(old.table, cells)
-    staging = Staging(results / slide_id, {"made": "by a test", "values": probability.tobytes().hex()})
+    table = table if has_tissue else replace(table, tissue=None)
+    view = View(aggregation=Aggregation(smooth_um=smooth_um, min_region_mm2=min_region_mm2)).to_json()
+    staging = Staging(results / slide_id, {"made": "by a test", "values": probability.tobytes().hex(), "has_tissue": has_tissue})
     prepare_predictions(staging, table, {"model": old.attributes["model"], "provenance": {}})
     write_prediction_block(staging, table, 0, probability[cells[:, 0], cells[:, 1]], {})
     predictions = Predictions(staging.product / FOLDER)
-    heatmap = draw_heatmap(predictions)
+    heatmap = draw_heatmap(predictions, smooth_um=smooth_um, min_region_mm2=min_region_mm2)
     write_summary(SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product)  # no pictures: nobody looks at them
-    staging.commit(RESULT_KIND, {"patches": len(cells)})
+    staging.commit(RESULT_KIND, {"patches": len(cells)}, view)
 
 
 def _take(table: PatchTable, cells: NDArray[np.int32]) -> PatchTable:

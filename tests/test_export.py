@@ -32,8 +32,6 @@ from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.commit import Staging, find_damage
 from wsi_pipeline.store.predictions import open_result
 
-CPU = torch.device("cpu")
-
 
 def varied() -> np.ndarray:
     """Patches of noise, from black to bright."""
@@ -67,7 +65,7 @@ def trust(folder: Path) -> str:
 
 
 def probabilities(model: Path, terms: ForeignTerms | None = None) -> np.ndarray:
-    return Predictor(load_model(model, terms), CPU)(varied())
+    return Predictor(load_model(model, terms))(varied())
 
 
 def test_the_compared_patches_tell_networks_apart(model: Path) -> None:
@@ -101,7 +99,7 @@ def test_the_script_runs_without_this_package(model: Path, tmp_path: Path) -> No
         "print(json.dumps(network(x).softmax(1)[:, 1].tolist()))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == pytest.approx(Predictor(load_model(model), CPU)(make_patches(6)).tolist(), abs=1e-6)
+    assert json.loads(done.stdout) == pytest.approx(Predictor(load_model(model))(make_patches(6)).tolist(), abs=1e-6)
 
 
 def read_everything(path: Path) -> bytes:
@@ -240,7 +238,7 @@ def of_red(folder: Path, positive: str | None = None) -> float:
     """The probability of a patch that is all red."""
     pixels = np.zeros((1, 4, 4, 3), dtype=np.uint8)
     pixels[..., 0] = 255
-    return float(Predictor(load_foreign(folder, trust(folder), positive), CPU)(pixels)[0])
+    return float(Predictor(load_foreign(folder, trust(folder), positive))(pixels)[0])
 
 
 def test_one_output_goes_through_a_sigmoid(tmp_path: Path) -> None:
@@ -299,14 +297,14 @@ def test_a_model_swapped_during_a_run_is_found(tmp_path: Path) -> None:
 def test_outputs_that_contradict_the_configuration_are_refused(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"], outputs=3)
     with pytest.raises(ModelError, match=r"gives \(2, 3\) for 2 patches and 2 classes"):
-        Predictor(load_foreign(folder, trust(folder)), CPU)
+        Predictor(load_foreign(folder, trust(folder)))
 
 
 def test_a_trusted_file_that_is_no_torchscript_is_refused(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"])
     (folder / "torchscript_model.pt").write_bytes(b"no zip")
     with pytest.raises(ModelError, match="cannot be loaded as TorchScript"):
-        Predictor(load_foreign(folder, trust(folder)), CPU)
+        Predictor(load_foreign(folder, trust(folder)))
 
 
 def test_patches_are_resized_as_the_configuration_says(tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ from wsi_pipeline.errors import EnvironmentFault, ModelError
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.device import choose_device
+from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.inputs import Normalisation, measure_normalisation, normalise
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.provenance import recipe_digest
-
-CPU = torch.device("cpu")
 
 
 def test_an_unknown_network_is_named() -> None:
@@ -74,7 +73,7 @@ def rewrite_card(path: Path, **changes: object) -> None:
     ("changes", "fault"),
     [
         ({"format": 99}, "card format 99"),
-        ({"format": 1}, "card format 1, this version of wsi reads 2; train it again"),
+        ({"format": 1}, "card format 1, this version of wsi reads 2 and 3; train it again"),
         ({"class_names": ["a", "b", "c"]}, "models of two classes only"),
         ({"options": {"dropout": 2}}, "dropout is 2"),
         ({"options": {"colour": 2}}, "options colour are unknown"),
@@ -101,6 +100,12 @@ def test_a_card_that_cannot_be_is_refused_by_name(changes: dict[str, object], fa
     with pytest.raises(ModelError, match=fault) as caught:
         load_checkpoint(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_checkpoint_of_the_format_before_self_tests_is_still_read(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.safetensors")
+    rewrite_card(path, format=2)
+    assert load_checkpoint(path).self_test is None
 
 
 def test_an_edited_card_is_found(tmp_path: Path) -> None:
@@ -152,7 +157,7 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
 
 
 def predict(checkpoint: Checkpoint, pixels: np.ndarray, batch_size: int = 32) -> np.ndarray:
-    return Predictor(checkpoint, CPU, batch_size)(pixels)
+    return Predictor(checkpoint, batch_size=batch_size)(pixels)
 
 
 def test_probabilities_are_those_of_the_plain_network() -> None:
@@ -207,5 +212,5 @@ def test_a_gpu_that_is_not_there_is_the_machines_fault() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 def test_gpu_and_cpu_agree() -> None:
     checkpoint, pixels = make_checkpoint(), make_patches(40)
-    on_gpu = Predictor(checkpoint, torch.device("cuda"))(pixels)
+    on_gpu = Predictor(checkpoint, EngineSetting("torch", "fp32", "cuda"))(pixels)
     assert on_gpu == pytest.approx(predict(checkpoint, pixels), abs=2e-3)

@@ -1,5 +1,6 @@
 """Regions: groups of positive cells and their outlines."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -62,6 +63,13 @@ def test_gaps_that_meet_at_a_corner_are_two_holes() -> None:
 def test_small_regions_are_left_out_and_one_of_exactly_the_size_is_kept() -> None:
     regions = find_regions(heatmap_of([[1, 1, 0, 1]]), 0.5, min_area_mm2=0.02)
     assert [region.patches for region in regions] == [2]
+
+
+def test_regions_and_map_leave_out_the_same_groups_whatever_the_rounding() -> None:
+    heatmap = heatmap_of([[1, 1, 1, 0, 1, 1]])
+    area = 3 * heatmap.grid.cell_area_mm2 * (1 + 1e-12)  # what a user's decimals may come to
+    regions = find_regions(heatmap, 0.5, min_area_mm2=area)
+    assert sum(region.patches for region in regions) == replace(heatmap, min_region_mm2=area).positive.sum() == 3
 
 
 @pytest.mark.parametrize("probability", [np.array([[0.1, 0.2]]), np.array([[NAN, NAN]]), np.zeros((0, 0)), np.zeros((2, 0))])

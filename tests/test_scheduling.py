@@ -1,6 +1,8 @@
 """The plain loop and real worker processes keep the same contract."""
 
 import os
+import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wsi_pipeline.errors import ConfigError, EnvironmentFault, SlideError
-from wsi_pipeline.scheduling import Workers, run_jobs
+from wsi_pipeline.scheduling import Deadlines, Workers, run_jobs
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
     from wsi_pipeline.scheduling.cluster import connect
 
     with connect(Workers(count=1)) as executor:
-        client = executor._client
+        client = executor.client
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
         assert all(address.startswith("tls://127.0.0.1:") for address in client.scheduler_info(n_workers=-1)["workers"])
         assert client.cluster.scheduler.http_application.applications == []
@@ -167,24 +169,41 @@ def test_negative_workers_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "processes"), [(Workers(), 1), (Workers(gpus=4), 4), (Workers(count=3, gpus=4), 3), (Workers(count=0, gpus=4), 0)]
+    ("workers", "processes"),
+    [(Workers(), 1), (Workers(gpus=("0", "1", "2")), 3), (Workers(count=2, gpus=("0",)), 2), (Workers(count=0, gpus=("0",)), 0)],
 )
 def test_one_process_per_gpu_unless_said_otherwise(workers: Workers, processes: int) -> None:
     assert workers.processes == processes
 
 
-@pytest.mark.parametrize(("visible", "expected"), [(None, ["0", "1"]), ("2,3", ["2", "3"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])])
-def test_processes_keep_to_the_gpus_that_we_may_use(visible: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from wsi_pipeline.scheduling.cluster import _environment
+def test_each_process_sees_one_gpu() -> None:
+    from wsi_pipeline.scheduling.cluster import _place
 
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [_environment(Workers(gpus=2), index)["CUDA_VISIBLE_DEVICES"] for index in range(2)] == expected
+    seen = [_place(Workers(gpus=("2", "GPU-b")), index) for index in range(3)]
+    assert [entry["env"]["CUDA_VISIBLE_DEVICES"] for entry in seen] == ["2", "GPU-b", "2"]
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("2,3", ("2", "3")), ("GPU-a", ("GPU-a",))])
+def test_gpus_are_those_that_this_process_may_see(visible: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline.models.device import list_gpus
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert list_gpus() == expected
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    import torch
+
+    from wsi_pipeline.pipeline import choose_workers
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match="--gpus 0,2: no usable GPU"):
+        choose_workers(gpus=("0", "2"), device="auto")
 
 
 def test_a_scheduler_without_an_address_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is no address"):
+    with pytest.raises(ConfigError, match="is no address and no file"):
         Workers(scheduler="foo")
 
 
@@ -210,3 +229,56 @@ def test_a_product_that_is_not_here_is_not_called_done(tmp_path: Path) -> None:
         patch.setattr(TileJob, "finish", finish_elsewhere)
         with pytest.raises(EnvironmentFault, match="is not here; give a folder that this machine and the workers share"):
             tile_slides([tmp_path / "s.tiff"], tmp_path / "out", TileConfig(spec=PatchSpec(mpp=0.5)), workers=Workers(count=0))
+
+
+@pytest.mark.parametrize("seconds", [{"floor_s": 0}, {"first_s": -1}, {"factor": 0}])
+def test_deadlines_that_no_step_can_keep_are_refused(seconds: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="deadlines must be above 0"):
+        Deadlines(**seconds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "expected"),
+    [("block", [], 600), ("block", [1, 1], 600), ("block", [1, 2, 3], 60), ("block", [5, 7, 90], 70), ("finish", [1, 1, 1], 7200)],
+)
+def test_a_block_may_take_ten_medians_and_a_minute_at_least(kind: str, before: list[float], expected: float) -> None:
+    from wsi_pipeline.scheduling.jobs import Step
+    from wsi_pipeline.scheduling.watch import choose_deadline
+
+    assert choose_deadline(Step(0, kind), Deadlines(), deque(before)) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cluster": "pbs"}, "must be one of local, slurm, cuda"),
+        ({"cluster": "slurm"}, "--cluster slurm and --slurm-config belong together"),
+        ({"cluster": "cuda", "scheduler": "tls://h:1"}, "give a running cluster or --cluster cuda, not both"),
+    ],
+)
+def test_crews_that_contradict_themselves_are_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Workers(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a", "must be a table"),
+        ("cores: [", "cannot be read as YAML"),
+        ("protocol: tcp", "protocol: not to be set here"),
+        ("jobs: many", "jobs is 'many'"),
+    ],
+)
+def test_a_slurm_configuration_that_makes_no_sense_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    from wsi_pipeline.scheduling.cluster import read_slurm_config
+
+    (tmp_path / "slurm.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_slurm_config(tmp_path / "slurm.yaml")
+
+
+def test_what_dask_cuda_would_start_is_refused_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    with pytest.raises(ConfigError, match="--cluster cuda needs dask-cuda"):
+        run_jobs([CountJob(tmp_path, 1)], Workers(cluster="cuda"), Notes())

@@ -1,5 +1,7 @@
 """REST over a real server on a real socket: what is answered, what is refused, and what never gets out."""
 
+import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -14,11 +16,17 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
+from wsi_cli.main import wsi
 
-from tests.builders import break_tile, paint, write_slide
+from tests.builders import break_tile, paint, write_png, write_slide
 from tests.served import ALLOWED, HERE, TOKEN, connect, read_level0, replace_probabilities, run_server, tissue, wait_until
-from wsi_pipeline.pipeline import InferConfig
+from wsi_pipeline.exporting import export_model
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.models.loading import ForeignTerms
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.pipeline import InferConfig, TileOptions, infer_stores, tile_slides
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve import job_queue
 from wsi_pipeline.serve.faults import Refusal
@@ -28,6 +36,7 @@ from wsi_pipeline.serve.settings import Limits, ServeSettings
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.picture import encode_png
 from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.tiling import TileConfig
 
 LIMITS = Limits(upload_bytes=300_000, decoded_px=400_000, grid_patches=200, images=8, regions=50, body_s=1.0, region_px=200_000)
 
@@ -128,6 +137,56 @@ def test_regions_are_counted_by_hand_and_come_strongest_first(root: Path, client
     assert client.get("/api/v1/slides/two/regions", params={"threshold": 0.92}).json()["found"] == 1
     assert client.get("/api/v1/slides/two/regions", params={"threshold": 0.5, "min_area_mm2": 0.002}).json()["found"] == 1
     assert len(client.get("/api/v1/slides/two/regions", params={"threshold": 0.5, "limit": 1}).json()["regions"]) == 1
+
+
+def test_regions_are_those_that_the_summary_counts_unless_another_size_is_asked_for(root: Path, client: httpx.Client) -> None:
+    probability = np.full((10, 12), 0.1, dtype=np.float32)
+    probability[1:3, 1:3] = 0.6
+    probability[9, 11] = 0.95
+    replace_probabilities(root / "results", "two", probability, min_region_mm2=0.0012)  # two cells are 0.00125 mm²
+    body = client.get("/api/v1/slides/two/regions").json()
+    summary = client.get("/api/v1/slides/two/summary").json()
+    assert body["found"] == summary["positive_regions"] == 1
+    assert sum(region["patches"] for region in body["regions"]) == summary["positives"] == 4
+    assert body["min_area_mm2"] == summary["min_region_mm2"] == 0.0012
+    assert client.get("/api/v1/slides/two/regions", params={"min_area_mm2": 0}).json()["found"] == 2
+
+
+def test_the_map_is_the_smoothed_one_and_the_patches_own_where_asked_for(root: Path, client: httpx.Client) -> None:
+    probability = np.full((10, 12), 0.1, dtype=np.float32)
+    probability[5, 5] = 0.9
+    replace_probabilities(root / "results", "two", probability, smooth_um=25.0)
+    smoothed, own = (np.load(io.BytesIO(client.get("/api/v1/slides/two/map.npy", params=params).content)) for params in ({}, {"own": True}))
+    assert np.array_equal(own, probability)
+    assert smoothed[5, 5] < 0.3 < own[5, 5]
+
+
+def test_the_tissue_mask_is_the_one_that_the_patches_were_chosen_by(served_root: Path, tmp_path: Path) -> None:
+    # A slide full of tissue, of which the user's mask takes the left half.
+    mask = np.zeros((500, 600), dtype=np.uint8)
+    mask[:, :300] = 255
+    write_png(tmp_path / "masks" / "one.png", mask)
+    slide = served_root / "slides" / "one.tiff"
+    tile_slides(
+        [slide], tmp_path / "stores", TileConfig(PatchSpec(50, 50, 0.5)), options=TileOptions(masks=tmp_path / "masks"), workers=HERE
+    )
+    config = InferConfig(device="cpu", view=View(formats=("summary",)))
+    infer_stores([tmp_path / "stores"], served_root / "results.safetensors", tmp_path / "results", config, workers=HERE)
+    with run_server(ServeSettings(results=(tmp_path / "results",), token=TOKEN, decoders=1)) as (url, _), connect(url) as client:
+        assert client.get("/api/v1/slides/one/summary").json()["patches"] == 60
+        with Image.open(io.BytesIO(client.get("/api/v1/slides/one/tissue.png").content)) as image:
+            shown = np.asarray(image)[..., 3] > 0
+    # A pixel is 16 × 16 of the slide's; the centre of column 18 lies at 296, left of 300, that of row 31 below the slide's end.
+    assert shown.shape == (32, 38)
+    assert shown[:31, :19].all()
+    assert not shown[:, 19:].any()
+
+
+def test_results_that_hold_no_mask_have_none_to_show(root: Path, client: httpx.Client) -> None:
+    assert client.get("/api/v1/slides/one").json()["results"][0]["has_tissue"]
+    replace_probabilities(root / "results", "two", np.full((10, 12), 0.1, dtype=np.float32), has_tissue=False)  # as of ingested patches
+    assert not client.get("/api/v1/slides/two").json()["results"][0]["has_tissue"]
+    assert client.get("/api/v1/slides/two/tissue.png").status_code == 404
 
 
 def test_a_tile_is_the_slide_at_its_place(client: httpx.Client, root: Path) -> None:
@@ -333,6 +392,77 @@ def test_more_predictions_at_once_than_allowed_are_turned_away(client: httpx.Cli
             service._places.release()
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "2"
+
+
+def test_more_connections_than_allowed_are_turned_away(tmp_path: Path) -> None:
+    settings = ServeSettings(results=(tmp_path,), token=TOKEN, decoders=1, limits=Limits(connections=3))
+    with run_server(settings) as (url, _), contextlib.ExitStack() as held:
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range(3):
+            held.enter_context(socket.create_connection((host, int(port)), timeout=10))
+        wait_until(lambda: httpx.get(f"{url}/healthz").status_code == 503)
+        held.close()
+        wait_until(lambda: httpx.get(f"{url}/healthz").status_code == 200)
+
+
+def test_a_head_that_does_not_end_is_given_up(server: tuple[str, Services]) -> None:
+    host, port = server[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as stream:
+        stream.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 70_000)
+        assert stream.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_a_form_longer_than_any_token_is_refused(server: tuple[str, Services]) -> None:
+    headers = {"Origin": server[0], "Content-Type": "application/x-www-form-urlencoded"}
+    assert httpx.post(f"{server[0]}/enter", content=b"token=" + b"x" * 5000, headers=headers).status_code == 413
+    assert httpx.post(f"{server[0]}/enter", content=iter([b"token=x"]), headers=headers).status_code == 413  # of no stated length
+
+
+# -- models of others -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def zoo(served_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo") / "model"
+    export_model(served_root / "results.safetensors", ["torchscript"], folder)
+    return folder
+
+
+def test_a_model_of_others_is_served_where_it_is_trusted(zoo: Path, root: Path, tmp_path: Path) -> None:
+    script = (zoo / "torchscript_model.pt").read_bytes()
+    terms = ForeignTerms("sha256:" + hashlib.sha256(script).hexdigest())
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    shutil.copyfile(root / "slides" / "one.tiff", slides / "one.tiff")
+    (tmp_path / "results").mkdir()
+    settings = ServeSettings(
+        results=(tmp_path / "results",), slides=slides, model=zoo, terms=terms, token=TOKEN, device="cpu", workers=HERE, decoders=1
+    )
+    predictions = open_result(root / "results" / "one")
+    row, col = predictions.table.cells[5]
+    patch = read_level0(root / "slides" / "one.tiff")[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50]
+    with run_server(settings) as (url, _), connect(url) as client:
+        assert "seen_patients" not in client.get("/api/v1/model").json()
+        body = client.post("/api/v1/predict", files=files(encode_png(patch))).json()
+        assert body["images"][0]["probability"] == pytest.approx(float(predictions.probability[5]), abs=1e-6)
+        place = f"/api/v1/jobs/{client.post('/api/v1/jobs', json={'slide_id': 'one'}).json()['job_id']}"
+        wait_until(lambda: client.get(place).json()["state"] == "done", 60)
+        assert "seen_patients" not in client.get("/api/v1/slides/one").text
+
+
+@pytest.mark.parametrize(
+    ("trust", "fault"),
+    [((), "add --trust-model sha256:"), (("--trust-model", "sha256:" + "0" * 64), "not the one given")],
+    ids=["without a word", "another digest"],
+)
+def test_a_model_of_others_is_not_served_untrusted(
+    zoo: Path, root: Path, trust: tuple[str, ...], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi_pipeline.serve.server.log_to_stderr", lambda: None)  # it would go on writing there after the test
+    result = CliRunner().invoke(wsi, ["serve", "--slides", str(root / "slides"), "--model", str(zoo), "--port", "0", *trust])
+    assert result.exit_code == 1
+    assert fault in result.stderr
 
 
 # -- who may ask ----------------------------------------------------------------------------------------------------

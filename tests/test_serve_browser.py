@@ -1,7 +1,11 @@
 """The pages in a real browser: what a person does, and that nothing is fetched from elsewhere and nothing fails."""
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
-from wsi_pipeline.heatmap import draw_heatmap
+from wsi_pipeline.heatmap import draw_heatmap, smooth_map
 from wsi_pipeline.outputs import SlideResult
 from wsi_pipeline.outputs.report_html import write_report
 from wsi_pipeline.outputs.summary_json import read_summary
@@ -115,7 +119,7 @@ def test_from_the_list_to_a_restored_view(watched: Watched) -> None:
     page.click("#rows a:text-is('one')")
     page.wait_for_selector("body[data-ready=yes]")
     expect(page.locator("#count")).to_have_text("8 of 119 patches positive (6.7 %)")
-    expect(page.locator("#area")).to_have_text("0.005 of 0.0744 mm²")  # 8 and 119 times 0.025²
+    expect(page.locator("#area")).to_have_text("0.005 of 0.0744 mm² assessed")  # 8 and 119 times 0.025²
     scale = viewport(page)[2]
     page.mouse.move(400, 400)
     page.mouse.wheel(0, -400)
@@ -224,9 +228,16 @@ def test_tiles_are_drawn_where_the_slide_has_them(watched: Watched, server: tupl
 
 
 def test_two_results_stand_side_by_side_and_move_together(watched: Watched) -> None:
-    page = open_viewer(watched)
+    page = open_viewer(watched, "/slides/one#p=6.6")
+    width, scale = page.evaluate("[viewer.views[0].width, viewer.viewport.scale]")
     page.select_option("#with", label="other")
     expect(page.locator("#second")).to_be_visible()
+    expect(page.locator("#patch-text")).to_contain_text("results: probability 0.9000, positive")
+    expect(page.locator("#patch-text")).to_contain_text("other: probability 0.8000, positive")
+    wait_for(page, f"Math.abs(viewer.viewport.scale / {scale} - viewer.views[0].width / {width}) < 1e-6")  # what was in sight still is
+    set_slider(page, "threshold", 0.7)
+    page.click("#reset-second")
+    expect(page.locator("#threshold-value")).to_have_text("0.500")
     both = "results: 8 of 119 patches positive (6.7 %)\nother: 120 of 120 patches positive (100.0 %)"
     expect(page.locator("#count")).to_have_text(both)
     assert page.evaluate("viewer.views[0].viewport === viewer.views[1].viewport")
@@ -235,6 +246,35 @@ def test_two_results_stand_side_by_side_and_move_together(watched: Watched) -> N
     page.goto("about:blank")
     open_viewer(watched, link.removeprefix(watched.origin))
     expect(page.locator("#second")).to_be_visible()
+
+
+def test_small_groups_do_not_count_here_either(watched: Watched, server: tuple[str, Services]) -> None:
+    results = server[1].settings.results[0]
+    probability = np.full((10, 12), 0.1, dtype=np.float32)
+    probability[1:3, 1:3] = 0.6
+    probability[9, 11] = 0.95  # a cell of 0.000625 mm² by itself
+    replace_probabilities(results, "two", probability, min_region_mm2=0.0012)
+    summary = read_summary(results / "two")
+    assert (summary.positives, summary.positive_regions, summary.positives_left_out) == (4, 1, 1)
+    page = open_viewer(watched, "/slides/two#p=9.11")
+    expect(page.locator("#count")).to_have_text("4 of 120 patches positive (3.3 %)")
+    expect(page.locator("#area")).to_have_text("0.0025 of 0.075 mm² assessed; 1 more in groups below 0.0012 mm² do not count")
+    expect(page.locator("#region-count")).to_have_text("1 region at 0.500, strongest first")
+    expect(page.locator("#patch-text")).to_contain_text("probability 0.9500, at the threshold, but in a group too small to count")
+    set_slider(page, "threshold", 0.7)
+    expect(page.locator("#count")).to_have_text("0 of 120 patches positive (0.0 %)")
+    expect(page.locator("#region-count")).to_have_text("no region reaches the threshold")
+
+
+def test_the_patch_shows_its_own_probability_beside_the_smoothed_one(watched: Watched, server: tuple[str, Services]) -> None:
+    probability = np.full((10, 12), 0.1, dtype=np.float32)
+    probability[5, 5] = 0.9
+    replace_probabilities(server[1].settings.results[0], "two", probability, smooth_um=25.0)
+    smoothed = float(smooth_map(probability, 1.0)[5, 5])
+    assert smoothed < 0.3
+    page = open_viewer(watched, "/slides/two#p=5.5")
+    wanted = f"its own probability 0.9000; {smoothed:.4f} on the smoothed map (25 µm), negative"
+    expect(page.locator("#patch-text")).to_contain_text(wanted)
 
 
 def test_the_view_is_saved_as_png(watched: Watched, tmp_path: Path) -> None:
@@ -300,3 +340,21 @@ def test_the_report_opens_from_a_file_and_counts(browser: Browser, server: tuple
     assert page.evaluate("[reportPort.x, reportPort.y]") == [325, 325]
     page.close()
     assert watched.faults == []
+
+
+def test_view_opens_the_browser_and_lets_it_in(served_root: Path, tmp_path: Path) -> None:
+    # The browser that BROWSER names keeps whoever starts it waiting until it has ended, as some do.
+    shutil.copytree(served_root / "results", tmp_path / "results")
+    browser, seen = tmp_path / "browser", tmp_path / "seen.html"
+    options = f'--headless --no-sandbox --disable-gpu --user-data-dir="{tmp_path}/profile" --virtual-time-budget=5000 --dump-dom'
+    browser.write_text(f'#!/bin/sh\n"{CHROMIUM}" {options} "$1" > "{seen}.part" && mv "{seen}.part" "{seen}"\n')
+    browser.chmod(0o755)
+    command = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", "view", str(tmp_path / "results")]
+    with subprocess.Popen(command, env=os.environ | {"BROWSER": str(browser)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as view:
+        try:
+            wait_until(seen.exists, PATIENCE_MS / 1000)
+        finally:
+            view.send_signal(signal.SIGINT)
+        told = view.communicate(timeout=30)[1]
+    assert '<a href="/slides/one">one</a>' in seen.read_text()
+    assert (view.returncode, b"Traceback" in told) == (0, False)

@@ -88,6 +88,25 @@ def test_a_drawn_mask_says_where_the_tissue_is(slide: Path, tmp_path: Path) -> N
     assert fractions == {(0, 0): 1, (0, 1): 1, (0, 2): 0.5, (1, 0): 1, (1, 1): 1, (1, 2): 0.5}
 
 
+def test_the_mask_that_was_used_is_kept_over_the_thumbnail(slide: Path, tmp_path: Path) -> None:
+    # The thumbnail has 400 × 200 px of 8 µm.
+    mask = np.zeros((40, 80), dtype=np.uint8)
+    mask[:20, 60:] = 255
+    write_png(tmp_path / "picture" / "one.png", mask)
+    corners = [[0, 0], [124, 0], [124, 100], [0, 100], [0, 0]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [corners]}, "properties": {}}
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "one.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    found, picture, drawn = (
+        tile(slide, tmp_path / name, *options).table.tissue
+        for name, options in (("a", ()), ("b", ("--mask", tmp_path / "picture")), ("c", ("--mask", tmp_path / "drawn")))
+    )
+    for tissue, box in ((found, np.s_[:, :200]), (picture, np.s_[:100, 300:]), (drawn, np.s_[:50, :62])):
+        wanted = np.zeros((200, 400), dtype=np.bool_)
+        wanted[box] = True
+        assert np.array_equal(tissue, wanted)  # type: ignore[arg-type]
+
+
 def test_another_mask_is_another_recipe(slide: Path, tmp_path: Path) -> None:
     write_png(tmp_path / "masks" / "one.png", np.full((40, 80), 255, dtype=np.uint8))
     tile(slide, tmp_path / "out", "--mask", tmp_path / "masks")

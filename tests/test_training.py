@@ -118,7 +118,7 @@ def test_the_checkpoint_gives_the_probabilities_that_were_judged(finished: tuple
     """Weights, normalisation and temperature of the file, run by the predictor, against what training wrote down."""
     checkpoint = load_checkpoint(finished[1].model)
     patches = load_labelled([stores / "p1.patches.zarr"])
-    probability = Predictor(checkpoint, torch.device("cpu"))(read_pixels(patches, np.arange(len(patches))))
+    probability = Predictor(checkpoint)(read_pixels(patches, np.arange(len(patches))))
     written = [float(row.split(",")[-1]) for row in (finished[0] / "validation.csv").read_text().splitlines()[1:]]
     assert probability == pytest.approx(written, abs=1e-5)
 

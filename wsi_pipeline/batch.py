@@ -12,7 +12,7 @@ from wsi_pipeline.jobs.plan import BlockReport, WorkPlan
 from wsi_pipeline.operation.events import EventLog
 from wsi_pipeline.operation.pace import STAGES, Pace
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
-from wsi_pipeline.scheduling import Job, Workers, run_jobs
+from wsi_pipeline.scheduling import Crew, Job, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Batch:
 
 
 def run_batch(
-    slides: Sequence[FoundSlide], jobs: Sequence[SlideJob], workers: Workers, progress: Progress, events: EventLog | None = None
+    slides: Sequence[FoundSlide], jobs: Sequence[SlideJob], workers: Workers | Crew, progress: Progress, events: EventLog | None = None
 ) -> Batch:
     """Run every job; each slide ends in one outcome. Raises EnvironmentFault where what the workers made is not on this machine."""
     batch = Batch(slides, progress, events or EventLog(None))

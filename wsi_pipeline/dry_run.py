@@ -9,13 +9,13 @@ from pathlib import Path
 from shutil import disk_usage
 
 from wsi_pipeline.batch import make_absolute
-from wsi_pipeline.jobs.infer import InferJob, ModelChoice
+from wsi_pipeline.jobs.infer import InferJob
 from wsi_pipeline.jobs.inferring import make_jobs, tile_for
 from wsi_pipeline.jobs.keep import KeepJob
+from wsi_pipeline.jobs.model_choice import settle_engine
 from wsi_pipeline.jobs.preview import SlidePreview, Standing
-from wsi_pipeline.models.device import choose_device
+from wsi_pipeline.models.device import available_cores
 from wsi_pipeline.models.loading import load_model
-from wsi_pipeline.models.predictor import available_cores
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.pipeline import InferConfig
 from wsi_pipeline.slides.discovery import FoundSlide
@@ -55,10 +55,9 @@ def preview_run(
     """Open every slide and look at what earlier runs left in `results`. Writes nothing; raises what the run itself would."""
     config = config or InferConfig()
     loaded = load_model(model, config.terms)
-    choose_device(config.device)
-    choice = ModelChoice(model.resolve(), loaded.digest, config.device, config.batch_size, config.terms)
+    choice = settle_engine(loaded, model, config.wish, config.terms).choice
     tiling = tile_for(loaded, config.tiling)
-    slides = make_absolute(slides)
+    slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
     jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep_patches=config.keep_patches)
     with ThreadPoolExecutor(available_cores(), "look") as pool:
         found = list(pool.map(look_at, slides, jobs))

@@ -100,10 +100,16 @@ def smooth_map(probability: NDArray[np.float32], sigma_cells: float) -> NDArray[
 def drop_small_groups(positive: NDArray[np.bool_], min_cells: float) -> NDArray[np.bool_]:
     """The mask without groups of touching cells (corners included) of fewer than `min_cells`."""
     groups = number_groups(positive, corners=True)
-    is_kept = np.bincount(groups.ravel()) >= min_cells - 1e-9  # an area of exactly n cells must not fail by rounding
+    is_kept = is_large(np.bincount(groups.ravel()), min_cells)
     is_kept[:1] = False
     kept: NDArray[np.bool_] = is_kept[groups]
     return kept
+
+
+def is_large(cells: NDArray[Any], min_cells: float) -> NDArray[np.bool_]:
+    """Whether groups of so many cells count as regions."""
+    large: NDArray[np.bool_] = cells >= min_cells - 1e-9  # an area of exactly n cells must not fail by rounding
+    return large
 
 
 def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:

@@ -15,6 +15,8 @@ from wsi_pipeline.sources import PatchSource, PatchTable
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block
 
+ENGINE = "engine"
+"""Entry of a recipe that says what computed the predictions."""
 SCALE_TOLERANCE = 0.05
 """A model sees patches whose scale differs from its own by at most this share."""
 
@@ -32,9 +34,14 @@ def check_fit(name: str, spec: PatchSpec, model: Model) -> None:
         )
 
 
-def inference_recipe(source_recipe: Mapping[str, Any], model: Model) -> dict[str, Any]:
-    """Everything that decides a slide's predictions and what is drawn of them."""
-    return {"source": dict(source_recipe), "model": model.digest}
+def inference_recipe(source_recipe: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]:
+    """Everything that decides a slide's predictions and what is drawn of them; the size of batches changes the last bits at most."""
+    return {"source": dict(source_recipe), "model": predictor.model.digest, ENGINE: predictor.setting.to_json()}
+
+
+def describe_engine(entry: Mapping[str, Any]) -> str:
+    """What computed predictions, in words, from the entry of their recipe."""
+    return f"{entry.get('engine')} {entry.get('precision')} ({entry.get('device')})"
 
 
 def check_table(table: PatchTable, model: Model) -> None:
@@ -48,10 +55,10 @@ def check_table(table: PatchTable, model: Model) -> None:
         )
 
 
-def begin_predictions(staging: Staging, table: PatchTable, model: Model) -> None:
+def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor) -> None:
     """Lay out the predictions of a slide. Raises ModelError where its patches do not fit the model."""
-    check_table(table, model)
-    attributes = {"model": model.to_json(), "provenance": describe_tool()}
+    check_table(table, predictor.model)
+    attributes = {"model": predictor.model.to_json(), ENGINE: predictor.setting.to_json(), "provenance": describe_tool()}
     prepare_predictions(staging, table, attributes)
 
 

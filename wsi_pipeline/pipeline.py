@@ -8,36 +8,34 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.batch import Batch, Progress, SilentProgress, make_absolute, run_batch
-from wsi_pipeline.errors import LabelError
+from wsi_pipeline.batch import Progress, SilentProgress, make_absolute, run_batch
+from wsi_pipeline.errors import ConfigError, LabelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
-from wsi_pipeline.jobs.infer import ModelChoice
-from wsi_pipeline.jobs.inferring import make_jobs, tile_for
+from wsi_pipeline.jobs.inferring import list_stores, make_jobs, tile_for
+from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, Settled, let_go, settle_engine, settle_engine_of
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.user_mask import list_masks
-from wsi_pipeline.models.device import choose_device, count_gpus
+from wsi_pipeline.models.device import available_cores, choose_device, list_gpus
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.predictor import DEFAULT_BATCH_SIZE, available_cores
 from wsi_pipeline.operation.events import log_events
 from wsi_pipeline.outcome import RunAccount, SlideState
-from wsi_pipeline.outputs.index_page import write_index
-from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_tables
+from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
 from wsi_pipeline.outputs.view import View
-from wsi_pipeline.provenance import describe_tool
-from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.run_record import describe_run, write_tables
+from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
 from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder
-from wsi_pipeline.store.patches import SUFFIX, find_stores
 from wsi_pipeline.tiling import TileConfig
 
 LEFT_OUT_CSV = "left_out.csv"
@@ -45,10 +43,19 @@ LEFT_OUT_CSV = "left_out.csv"
 logger = logging.getLogger(__name__)
 
 
-def choose_workers(count: int | None = None, scheduler: str | None = None, device: str = "cpu") -> Workers:
-    """The cluster at `scheduler`, or `count` processes here, or one per GPU where `device` is one, or one."""
-    gpus = count_gpus() if choose_device(device).type == "cuda" else 0
-    return Workers(count=count, gpus=gpus, threads=max(2, available_cores()), scheduler=scheduler)
+def choose_workers(count: int | None = None, scheduler: str | None = None, device: str = "cpu", **settings: Any) -> Workers:
+    """The cluster at `scheduler`, or `count` processes here, or one per GPU where `device` is one, or one.
+
+    `settings` are further fields of Workers; `gpus` among them names the GPUs to use instead of all. Raises ConfigError.
+    """
+    gpus = tuple(settings.pop("gpus", ()))
+    crew = Workers(count=count, scheduler=scheduler, threads=max(2, available_cores()), wants_gpu=device != "cpu", **settings)
+    if crew.is_elsewhere:
+        return crew
+    has_gpus = choose_device(device).type == "cuda"
+    if gpus and not has_gpus:
+        raise ConfigError(f"--gpus {','.join(gpus)}: no usable GPU on this machine, or --device cpu; leave it out")
+    return replace(crew, gpus=(gpus or list_gpus()) if has_gpus else (), wants_gpu=has_gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +187,24 @@ class InferConfig:
     tiling: TileConfig = field(default_factory=TileConfig)
     """Its patch size, stride and scale are those of the model, whatever is said here."""
     device: str = "auto"
-    batch_size: int = DEFAULT_BATCH_SIZE
+    engine: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    """None: as the device has it."""
     force: bool = False
     view: View = field(default_factory=View)
     """What is made of the predictions."""
     terms: ForeignTerms = field(default_factory=ForeignTerms)
     """For models that wsi did not train."""
+    shard: Shard | None = None
+    """The share of the slides that this run takes."""
     keep_patches: Path | None = None
     """Folder for the patch stores of the slides, written on the way or read where they are there."""
+
+    @property
+    def wish(self) -> EngineWish:
+        """What is asked for of the computation."""
+        return EngineWish(self.device, self.engine, self.precision, self.batch_size)
 
 
 def infer_slides(
@@ -229,13 +246,6 @@ def infer_stores(
     return _infer(list_stores(places), True, model, results, config or InferConfig(), workers, progress)
 
 
-def list_stores(places: Sequence[Path]) -> list[FoundSlide]:
-    """The patch stores among `places`, by the names that their results will carry."""
-    stores = find_stores(list(places))
-    names = name_slides([store.with_name(store.name.removesuffix(SUFFIX) + ".zarr") for store in stores])
-    return [FoundSlide(name, store) for name, store in zip(names, stores, strict=True)]
-
-
 def _infer(
     slides: Sequence[FoundSlide],
     are_stores: bool,
@@ -247,48 +257,46 @@ def _infer(
 ) -> RunAccount:
     started = time.perf_counter()
     loaded = load_model(model, config.terms)
-    choose_device(config.device)
-    for folder in (results, config.keep_patches):
-        if folder is not None:
-            make_folder(folder)
-    slides = make_absolute(slides)
-    choice = ModelChoice(model.resolve(), loaded.digest, config.device, config.batch_size, config.terms)
+    workers = workers or choose_workers(device=config.device)
+    slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
     tiling = tile_for(loaded, config.tiling)
-    jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep_patches=config.keep_patches)
-    crew = workers or choose_workers(device=config.device)
-    parameters = _list_parameters(tiling, config, crew)
-    told = {"model": {"architecture": loaded.architecture, "digest": loaded.digest}} | parameters
-    with log_events(results, "infer", len(slides), told) as events:
-        batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events)
-        _, damaged = read_summaries(results)
-        write_failures_csv(results, [*batch.account.outcomes, *damaged])
+    suffix = "" if config.shard is None else config.shard.suffix
+    with ExitStack() as log:
+        with open_crew(workers) as crew:
+            choice = _settle(loaded, model, config, workers, crew).choice
+            for folder in (results, config.keep_patches):
+                if folder is not None:
+                    make_folder(folder)
+            keep = config.keep_patches
+            jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep_patches=keep)
+            parameters = _list_parameters(choice, tiling, config, workers)
+            told = {"model": {"architecture": loaded.architecture, "digest": loaded.digest}} | parameters
+            events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
+            batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events)
         seconds = {"total": time.perf_counter() - started} | batch.seconds
-        write_run_json(results, _describe_run(batch, loaded, parameters, seconds))
-        write_slides_tables(results)
-        write_index(results)
+        write_tables(results, batch, describe_run(batch, loaded, parameters, seconds), suffix)
         events.run_ended(batch.account, batch.patches_predicted, seconds)
     return batch.account
 
 
-def _list_parameters(tiling: TileConfig, config: InferConfig, workers: Workers) -> dict[str, Any]:
+def _settle(loaded: Model, model: Path, config: InferConfig, workers: Workers, crew: Crew) -> Settled:
+    """The engine of the whole run: chosen by the device here, or by a worker's where the workers are elsewhere."""
+    if not workers.is_elsewhere:
+        settled = settle_engine(loaded, model, config.wish, config.terms)
+        if workers.processes:
+            let_go()
+        return settled
+    answer: Settled = crew.ask(settle_engine_of, model.resolve(), config.wish, config.terms)
+    logger.warning("on the workers: %s", answer.line)
+    return answer
+
+
+def _list_parameters(choice: ModelChoice, tiling: TileConfig, config: InferConfig, workers: Workers) -> dict[str, Any]:
     return {
         "tiling": asdict(tiling),
-        "device": config.device,
-        "batch_size": config.batch_size,
+        **choice.setting.to_json(),
+        "batch_size": config.batch_size or "auto",
         "view": config.view.to_json(),
         "keeps_patches": config.keep_patches is not None,
-        "workers": asdict(workers),
-    }
-
-
-def _describe_run(batch: Batch, model: Model, parameters: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    return {
-        "account": batch.account.closing_line,
-        "outcomes": [asdict(outcome) for outcome in batch.account.outcomes],
-        "model": model.to_json(),
-        "seed": dict(model.training).get("parameters", {}).get("seed"),
-        "parameters": parameters,
-        "patches_predicted": batch.patches_predicted,
-        "seconds": seconds,
-        "tool": describe_tool(),
+        "workers": workers.to_json(),
     }

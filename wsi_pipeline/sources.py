@@ -87,6 +87,9 @@ class PatchTable:
     """(negative, positive)"""
     quality: PatchQuality | None = None
     """None where nobody looked."""
+    tissue: NDArray[np.bool_] | None = None
+    """(height, width) of the thumbnail's pixels: what counted as tissue when the cells were chosen, be it found or the user's mask; None
+    where nobody looked."""
 
     @property
     def patches(self) -> int:

@@ -100,9 +100,12 @@ def plan_patches(
     grid = lay_grid(slide.bounds_l0, downsample, spec)
     thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
     if mask_file is None:
-        fraction, tissue_mm2 = _find_tissue(slide, thumbnail, unreadable, grid, config)
+        tissue, tissue_mm2 = _find_tissue(slide, thumbnail, unreadable, config)
+        fraction = tissue_fraction(tissue, thumbnail, grid)
     else:
-        fraction, tissue_mm2 = _take_mask(MaskPicture(mask_file, slide), slide, grid)
+        mask = MaskPicture(mask_file, slide)
+        fraction, tissue_mm2 = _take_mask(mask, slide, grid)
+        tissue = mask.lie_over(thumbnail)
     cells = _take_cells(reader, grid, fraction, config.tissue.min_tissue)
     _refuse_lost_tissue(slide, tissue_mm2, cells, config)
     cells, quality = _judge_cells(reader, grid, cells, thumbnail, config.quality)
@@ -119,20 +122,21 @@ def plan_patches(
         patient_id=patient_id or slide.slide_id,
         class_names=config.rules.class_names,
         quality=quality,
+        tissue=tissue,
     )
-    tissue = config.tissue.to_json() | {"mask": None if mask_file is None else mask_file.name, "tissue_mm2": tissue_mm2}
-    record = {"tissue": tissue, "quality": config.quality.to_json(), "labels": labels.description, "provenance": describe_tool()}
+    parameters = config.tissue.to_json() | {"mask": None if mask_file is None else mask_file.name, "tissue_mm2": tissue_mm2}
+    record = {"tissue": parameters, "quality": config.quality.to_json(), "labels": labels.description, "provenance": describe_tool()}
     return table, record
 
 
 def _find_tissue(
-    slide: SlideInfo, thumbnail: Thumbnail, unreadable: NDArray[np.bool_], grid: Grid, config: TileConfig
-) -> tuple[NDArray[np.float32], float]:
-    """Share of tissue in every cell, by our own mask, and its area in mm²."""
+    slide: SlideInfo, thumbnail: Thumbnail, unreadable: NDArray[np.bool_], config: TileConfig
+) -> tuple[NDArray[np.bool_], float]:
+    """Our own mask of the thumbnail, and the tissue's area in mm²."""
     mpp = slide.mpp * float(thumbnail.downsample)
     mask = find_tissue(thumbnail.pixels, mpp, config.tissue)
     # What cannot be seen may be tissue: such cells are tried, and counted as unreadable if they are.
-    return tissue_fraction(mask | unreadable, thumbnail, grid), float(mask.sum()) * (mpp / 1000) ** 2
+    return mask | unreadable, float(mask.sum()) * (mpp / 1000) ** 2
 
 
 def _take_mask(mask: MaskPicture, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:

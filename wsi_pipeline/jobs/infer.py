@@ -1,15 +1,15 @@
 """The job that ends in a slide's results: its predictions, and everything that is made of them."""
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsi_pipeline import heatmap, inference, tiling
+from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import count_blocks
+from wsi_pipeline.jobs.model_choice import ModelChoice
 from wsi_pipeline.jobs.plan import (
     BlockReport,
     SlidePlan,
@@ -25,9 +25,6 @@ from wsi_pipeline.jobs.plan import (
 from wsi_pipeline.jobs.preview import SlidePreview, Standing, preview_begun, preview_finished
 from wsi_pipeline.jobs.publish import publish, take_over
 from wsi_pipeline.jobs.samples import choose_samples, read_from_slide, read_from_store
-from wsi_pipeline.models.device import choose_device
-from wsi_pipeline.models.loading import ForeignTerms, load_same
-from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outcome import SlideOutcome
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.summary_json import read_summary
@@ -35,35 +32,24 @@ from wsi_pipeline.outputs.view import View
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.sources import PatchSource, PatchTable, SlideInfo
-from wsi_pipeline.store.commit import VIEW, Manifest, Staging, find_finished, look_for_finished
+from wsi_pipeline.store.commit import VIEW, Manifest, Staging, find_finished, is_product, look_for_finished, read_manifest
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
 
-_loading = threading.Lock()
-"""Several steps run side by side in one process, and the model is to be loaded once."""
 
-
-@lru_cache(1)
-def _load_predictor(model: Path, digest: str, device: str, batch_size: int, terms: ForeignTerms) -> Predictor:
-    return Predictor(load_same(model, digest, terms), choose_device(device), batch_size)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """Which model runs, and on what."""
-
-    path: Path
-    digest: str
-    device: str
-    batch_size: int
-    terms: ForeignTerms = field(default_factory=ForeignTerms)
-    """A worker trusts a foreign model by these alone, and checks its digest itself."""
-
-    def load(self) -> Predictor:
-        """The predictor, loaded once per process."""
-        with _loading:
-            return _load_predictor(self.path, self.digest, self.device, self.batch_size, self.terms)
+def refuse_other_engine(staging: Staging) -> None:
+    """Raise StoreError, saying how to go on, where what is there differs by what computed it and by nothing else."""
+    if not is_product(staging.target):
+        return
+    made = read_manifest(staging.target).recipe
+    old, new = made.get(inference.ENGINE), staging.recipe[inference.ENGINE]
+    if isinstance(old, Mapping) and old != new and {**made, inference.ENGINE: new, VIEW: None} == {**staging.recipe, VIEW: None}:
+        one, other = inference.describe_engine(old), inference.describe_engine(new)
+        raise StoreError(
+            f"{staging.target}: was computed by {one}, this run computes by {other}, and their results are not the same; "
+            f"run with --engine {old.get('engine')} --precision {old.get('precision')}, with --force to replace it, or into another folder"
+        )
 
 
 class _Source(NamedTuple):
@@ -102,7 +88,11 @@ class InferJob:
         return hold_lock(self.target)
 
     def prepare(self, known: PatchTable | None = None) -> SlidePlan:
-        """Choose the patches, or take those that are `known` to be the slide's; lay out the predictions."""
+        """Choose the patches, or take those that are `known` to be the slide's; lay out the predictions.
+
+        The engine's answers are checked before the slide is opened.
+        """
+        self.model.load()
         with self._open_source() as source:
             staging = self._stage(source.recipe)
             if manifest := find_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]):
@@ -139,7 +129,10 @@ class InferJob:
             yield _Source(reader.info, recipe, lambda: tiling.plan_patches(reader, self.config, patient_id=slide.patient_id)[0])
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
-        return Staging(self.target, inference.inference_recipe(source_recipe, self.model.load().model))
+        staging = Staging(self.target, inference.inference_recipe(source_recipe, self.model.load()))
+        if not self.force:
+            refuse_other_engine(staging)
+        return staging
 
     def _reuse(self, staging: Staging, manifest: Manifest) -> SlidePlan:
         """The plan where the predictions are there; outputs that are not as asked for are made anew from them."""
@@ -149,7 +142,7 @@ class InferJob:
         return SlidePlan(staging, int(manifest.counts["patches"]), (), 1, is_predicted=True)
 
     def _begin(self, staging: Staging, table: PatchTable) -> None:
-        inference.begin_predictions(staging, table, self.model.load().model)
+        inference.begin_predictions(staging, table, self.model.load())
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Read, predict and write one block."""

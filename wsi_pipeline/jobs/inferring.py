@@ -11,8 +11,16 @@ from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.outputs.view import View
-from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.slides.discovery import FoundSlide, name_slides
+from wsi_pipeline.store.patches import SUFFIX, find_stores
 from wsi_pipeline.tiling import TileConfig
+
+
+def list_stores(places: Sequence[Path]) -> list[FoundSlide]:
+    """The patch stores among `places`, by the names that their results will carry."""
+    stores = find_stores(list(places))
+    names = name_slides([store.with_name(store.name.removesuffix(SUFFIX) + ".zarr") for store in stores])
+    return [FoundSlide(name, store) for name, store in zip(names, stores, strict=True)]
 
 
 def tile_for(model: Model, tiling: TileConfig) -> TileConfig:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapely
@@ -72,6 +73,25 @@ class MaskPicture:
             boxes = cells_to_boxes_l0(np.stack([rows.ravel() + top, cols.ravel()], axis=1), grid)
             fraction[top : top + len(rows)] = covered_shares(self._regions, boxes).reshape(rows.shape)
         return fraction
+
+    def lie_over(self, other: Thumbnail) -> NDArray[np.bool_]:
+        """What of a thumbnail of the slide is tissue, by the centres of its pixels: (height, width)."""
+        rows, cols = (np.arange(extent) + 0.5 for extent in other.pixels.shape[:2])
+        x, y = (float(other.downsample) * places + origin for places, origin in zip((cols, rows), other.origin_xy_l0, strict=True))
+        if self.thumbnail is None:
+            return self._contains(x, y)
+        height, width = self.thumbnail.pixels.shape[:2]
+        col, row = ((places / float(self.thumbnail.downsample)).astype(np.int64) for places in (x, y))
+        mask: NDArray[np.bool_] = self.thumbnail.pixels[..., 0][np.ix_(np.minimum(row, height - 1), np.minimum(col, width - 1))] > 0
+        mask[row >= height], mask[:, col >= width] = False, False
+        return mask
+
+    def _contains(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
+        mask = np.zeros((len(y), len(x)), dtype=np.bool_)
+        shapely.prepare(self._regions)
+        for top in range(0, len(y), ROWS_AT_ONCE):
+            mask[top : top + ROWS_AT_ONCE] = shapely.contains_xy(self._regions, *np.meshgrid(x, y[top : top + ROWS_AT_ONCE]))
+        return mask
 
     def _check_regions(self) -> None:
         width, height = self._slide.size_l0

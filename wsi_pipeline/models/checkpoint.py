@@ -19,13 +19,17 @@ from torch import Tensor, nn
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
-from wsi_pipeline.models.inputs import Normalisation, normalise
-from wsi_pipeline.models.model import Score, hash_patient, spec_to_json
+from wsi_pipeline.models.inputs import Normalisation, PatchNetwork
+from wsi_pipeline.models.model import hash_patient, spec_to_json
 from wsi_pipeline.models.network import NetworkOptions, positive_logit
+from wsi_pipeline.models.self_test import SelfTest
 from wsi_pipeline.provenance import canonical_json, file_sha256, recipe_digest
 
 CARD_KEY = "wsi"
-CARD_FORMAT = 2
+CARD_FORMAT = 3
+READ_FORMATS = (2, 3)
+"""Those of format 2 hold no self-test."""
+TEST_PIXELS, TEST_PROBABILITY = "self_test.pixels", "self_test.probability"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Checkpoint:
     """How the network was chosen to be, beyond its architecture."""
     is_leaky: bool = False
     """Split at random: patients on both sides; its figures are inflated."""
+    self_test: SelfTest | None = None
+    """Patches with the probabilities that any engine must give for them."""
     digest: str = ""
     """SHA-256 of the file that it was loaded from."""
 
@@ -84,15 +90,19 @@ class Checkpoint:
             raise ModelError(f"weights do not fit {self.architecture}: {reason}") from error
         return network.eval()
 
-    def place(self, device: torch.device) -> Score:
-        """The calibrated probability of the positive class, computed on `device`."""
-        network = self.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    @property
+    def is_script(self) -> bool:
+        return False
 
-        def score(pixels: Tensor) -> Tensor:
-            logit = positive_logit(network(normalise(pixels, self.normalisation)))  # (b,)
-            return torch.sigmoid(logit.float() / self.temperature)
+    @property
+    def resizes_patches(self) -> bool:
+        return False
 
-        return score
+    def network(self) -> nn.Module:
+        return PatchNetwork(self.build(), self.normalisation).eval()
+
+    def probability(self, output: Tensor) -> Tensor:
+        return torch.sigmoid(positive_logit(output) / self.temperature)
 
     def to_json(self) -> dict[str, Any]:
         """What results record about the model that made them."""
@@ -112,7 +122,9 @@ class Checkpoint:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write the checkpoint; the same content always gives the same bytes."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    if checkpoint.self_test is not None:
+        tensors |= {TEST_PIXELS: checkpoint.self_test.pixels, TEST_PROBABILITY: checkpoint.self_test.probability}
     card = {
         "format": CARD_FORMAT,
         "architecture": checkpoint.architecture,
@@ -127,24 +139,25 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "scores": dict(checkpoint.scores),
         "training": dict(checkpoint.training),
         "is_leaky": checkpoint.is_leaky,
-        "weights_sha256": _weights_sha256(weights),
+        "weights_sha256": _weights_sha256(tensors),
     }
     card["card_sha256"] = recipe_digest(card)
-    save_file(weights, path, metadata={CARD_KEY: canonical_json(card)})
+    save_file(tensors, path, metadata={CARD_KEY: canonical_json(card)})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and check it through. Raises ModelError, naming the file and the fault."""
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; train one with `wsi train`")
-    card, weights = _read_safetensors(path)
-    if card.get("format") != CARD_FORMAT:
-        raise ModelError(f"{path}: card format {card.get('format')}, this version of wsi reads {CARD_FORMAT}; train it again with this one")
+    card, tensors = _read_safetensors(path)
+    if card.get("format") not in READ_FORMATS:
+        known = " and ".join(map(str, READ_FORMATS))
+        raise ModelError(f"{path}: card format {card.get('format')}, this version of wsi reads {known}; train it again with this one")
     if card.get("card_sha256") != recipe_digest({key: value for key, value in card.items() if key != "card_sha256"}):
         raise ModelError(f"{path}: its card is damaged or was edited (checksum); copy it again or train anew")
-    if card.get("weights_sha256") != _weights_sha256(weights):
+    if card.get("weights_sha256") != _weights_sha256(tensors):
         raise ModelError(f"{path}: its weights are damaged (checksum); copy it again or train anew")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise ModelError(f"{path}: has weights that are not finite; train anew with a lower --lr")
     try:
         checkpoint = Checkpoint(
@@ -159,7 +172,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             scores=card["scores"],
             training=card["training"],
             is_leaky=bool(card["is_leaky"]),
-            weights=weights,
+            weights={name: tensor for name, tensor in tensors.items() if name not in (TEST_PIXELS, TEST_PROBABILITY)},
+            self_test=_read_self_test(tensors, int(card["patch"]["side_px"])),
             digest=file_sha256(path),
         )
         checkpoint.build()
@@ -168,6 +182,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: its card is damaged ({error}); train or export it again") from error
     return checkpoint
+
+
+def _read_self_test(tensors: Mapping[str, Tensor], side_px: int) -> SelfTest | None:
+    if TEST_PIXELS not in tensors and TEST_PROBABILITY not in tensors:
+        return None
+    found = SelfTest(tensors[TEST_PIXELS], tensors[TEST_PROBABILITY])
+    if found.pixels.shape[1:] != (side_px, side_px, 3):
+        raise ModelError("its self-test has patches of another size; train it again")
+    return found
 
 
 def _read_class_names(value: Any) -> tuple[str, str]:

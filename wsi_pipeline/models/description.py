@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.checkpoint import load_checkpoint
@@ -13,6 +12,7 @@ from wsi_pipeline.models.foreign import FOREIGN_THRESHOLD, TORCHSCRIPT
 from wsi_pipeline.models.loading import ForeignTerms, find_checkpoint, is_zoo_folder, load_model
 from wsi_pipeline.models.model import Model, spec_to_json
 from wsi_pipeline.models.network import count_parameters
+from wsi_pipeline.models.opening import check_answers
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.zoo_config import CONFIG_JSON, read_zoo_config
 from wsi_pipeline.provenance import file_sha256
@@ -57,7 +57,9 @@ def check_model(path: Path, terms: ForeignTerms | None = None) -> Model:
     model = load_model(path, terms)
     side = model.spec.side_px
     pixels = np.random.default_rng(0).integers(0, 256, (CHECKED_PATCHES, side, side, 3), dtype=np.uint8)
-    probability = Predictor(model, torch.device("cpu"))(pixels)
+    predictor = Predictor(model)
+    check_answers(predictor)
+    probability = predictor(pixels)
     if not bool(((probability >= 0) & (probability <= 1)).all()):
         raise ModelError(f"{path}: gives numbers that are no probabilities; train or export it again")
     return model

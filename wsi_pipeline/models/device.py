@@ -1,10 +1,17 @@
-"""Choosing where networks run."""
+"""Choosing where networks run, and what is known of it without trying."""
+
+import os
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from wsi_pipeline.errors import EnvironmentFault
 
 DEVICES = ("auto", "cpu", "cuda")
+CPUINFO = Path("/proc/cpuinfo")
+BF16_UNITS = ("amx_bf16", "avx512_bf16")
+"""What Linux calls the units of a CPU that multiply in bfloat16; without one it is emulated, at half the speed of fp32."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -16,12 +23,38 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def count_gpus() -> int:
-    """GPUs that torch can use on this machine."""
-    return torch.cuda.device_count()
-
-
 def cuda_version() -> str | None:
     """The CUDA that torch was built for; None: for none."""
     version: str | None = torch.version.cuda
     return version
+
+
+def list_gpus() -> tuple[str, ...]:
+    """GPUs that torch can use on this machine, named as CUDA_VISIBLE_DEVICES names them: those that this process may see."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return tuple(visible or map(str, range(torch.cuda.device_count())))
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What the CPU can do, in Linux's words; nothing where that is not told."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+
+
+def find_bf16_unit() -> str | None:
+    """The CPU's unit for bfloat16; None where it has none."""
+    return next((unit for unit in BF16_UNITS if unit in cpu_flags()), None)
+
+
+def gpu_generation() -> tuple[int, int]:
+    """NVIDIA's compute capability of the first GPU: 7.0 brought fast fp16, 8.0 fast bf16."""
+    return torch.cuda.get_device_capability(0)

@@ -84,7 +84,7 @@ def _write_without_origin(script: io.BytesIO, path: Path) -> None:
 
 
 def _read_torchscript(path: Path) -> Run:
-    return load_torchscript(path.read_bytes(), path, torch.device("cpu"))
+    return load_torchscript(path.read_bytes(), path)
 
 
 def _write_pt2(network: nn.Module, example: Tensor, path: Path) -> None:
@@ -184,7 +184,7 @@ def compare_export(checkpoint: Checkpoint, name: str, path: Path, config: ZooCon
         reason = " ".join(str(error).split())[:160]
         raise ModelError(f"{name}: the file was written, but does not run ({reason}); choose another format") from error
     probability = torch.softmax(torch.cat(batches), dim=1)[:, 1].numpy()
-    expected = Predictor(checkpoint, torch.device("cpu"))(pixels)
+    expected = Predictor(checkpoint)(pixels)
     return float(np.abs(probability - expected).max())
 
 

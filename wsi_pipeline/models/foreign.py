@@ -8,17 +8,18 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.geometry import PatchSpec
-from wsi_pipeline.models.model import Score, spec_to_json
+from wsi_pipeline.models.model import spec_to_json
+from wsi_pipeline.models.self_test import SelfTest
 from wsi_pipeline.models.zoo_config import CONFIG_JSON, ZooConfig, read_zoo_config
 from wsi_pipeline.provenance import recipe_digest
 
@@ -86,27 +87,48 @@ class ForeignModel:
             "seen_patients": list(self.config.seen_patients),
         }
 
-    def place(self, device: torch.device) -> Score:
-        network = load_torchscript(self.script, self.path, device)
-        outputs = len(self.config.class_names)
+    @property
+    def self_test(self) -> SelfTest | None:
+        return None
 
-        def score(pixels: Tensor) -> Tensor:
-            try:
-                output = network(self.config.prepare(pixels)).float()
-            except RuntimeError as error:
-                raise ModelError(f"{self.path}: does not run on its own patches ({_last_line(error)}); give another model") from error
-            if outputs == 1 and output.ndim == 1:
-                output = output[:, None]
-            if output.shape != (len(pixels), outputs):
-                raise ModelError(
-                    f"{self.path}: gives {tuple(output.shape)} for {len(pixels)} patches and {outputs} classes; mend its {CONFIG_JSON}"
-                )
-            return torch.sigmoid(output[:, 0]) if outputs == 1 else torch.softmax(output, dim=1)[:, self.positive_index]
+    @property
+    def is_script(self) -> bool:
+        return True
 
+    @property
+    def resizes_patches(self) -> bool:
+        return self.config.resized_px not in (None, self.spec.side_px)
+
+    def network(self) -> nn.Module:
+        network = PreparedScript(load_torchscript(self.script, self.path), self.config)
         side = self.spec.side_px
-        with torch.inference_mode():
-            score(torch.zeros((2, side, side, 3), dtype=torch.uint8, device=device))
-        return score
+        try:
+            with torch.inference_mode():
+                output = network(torch.zeros((2, side, side, 3), dtype=torch.uint8))
+        except RuntimeError as error:
+            raise ModelError(f"{self.path}: does not run on its own patches ({_last_line(error)}); give another model") from error
+        outputs = len(self.config.class_names)
+        if output.shape != (2, outputs) and not (outputs == 1 and output.shape == (2,)):
+            raise ModelError(f"{self.path}: gives {tuple(output.shape)} for 2 patches and {outputs} classes; mend its {CONFIG_JSON}")
+        return network
+
+    def probability(self, output: Tensor) -> Tensor:
+        if len(self.config.class_names) == 1:
+            return torch.sigmoid(output.reshape(-1))
+        return torch.softmax(output, dim=1)[:, self.positive_index]
+
+
+class PreparedScript(nn.Module):
+    """TorchScript with the preparation of its patches before it."""
+
+    def __init__(self, script: nn.Module, config: ZooConfig) -> None:
+        super().__init__()
+        self.script = script
+        self.config = config
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        output: Tensor = self.script(self.config.prepare(pixels))
+        return output.float()
 
 
 def load_foreign(folder: Path, trust: str | None, positive_class: str | None = None) -> ForeignModel:
@@ -146,15 +168,15 @@ def parse_trust(text: str) -> str:
     return match[1]
 
 
-def load_torchscript(script: bytes, path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The network in a TorchScript file that is trusted already. Raises ModelError where it cannot be loaded."""
+def load_torchscript(script: bytes, path: Path) -> nn.Module:
+    """The network in a TorchScript file that is trusted already, on the CPU. Raises ModelError where it cannot be loaded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch would rather have torch.export; the zoo has TorchScript
-            network = torch.jit.load(io.BytesIO(script), map_location=device)
+            network = torch.jit.load(io.BytesIO(script), map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: cannot be loaded as TorchScript ({_last_line(error)}); get it again") from error
-    loaded: Callable[[Tensor], Tensor] = network.eval()
+    loaded: nn.Module = network.eval()
     return loaded
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsi_pipeline.errors import ModelError
 
@@ -28,6 +28,25 @@ def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:
     std = torch.tensor(normalisation.std, device=pixels.device) * 255
     x = (pixels.float() - mean) / std  # (b, side, side, 3)
     return x.permute(0, 3, 1, 2)  # (b, 3, side, side), channels last in memory
+
+
+class PatchNetwork(nn.Module):
+    """A network with its normalisation before it: uint8 (b, side, side, 3) → what the network gives for them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.network = network
+        self.normalisation = normalisation
+        self.register_buffer("mean", torch.tensor(normalisation.mean) * 255)
+        self.register_buffer("std", torch.tensor(normalisation.std) * 255)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = (pixels.float() - self.mean) / self.std  # (b, side, side, 3)
+        output: Tensor = self.network(x.permute(0, 3, 1, 2))  # (b, 3, side, side), channels last in memory
+        return output
 
 
 def measure_normalisation(pixels: Tensor) -> Normalisation:

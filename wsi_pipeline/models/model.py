@@ -1,16 +1,13 @@
 """What the pipeline knows of a trained model, whoever trained it."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsi_pipeline.geometry import PatchSpec
-
-Score = Callable[[Tensor], Tensor]
-"""uint8 patches (b, side, side, 3) on the device → probability (b,) of the positive class, float32."""
+from wsi_pipeline.models.self_test import SelfTest
 
 
 class Model(Protocol):
@@ -53,8 +50,30 @@ class Model(Protocol):
         """What results record about the model that made them."""
         ...
 
-    def place(self, device: torch.device) -> Score:
-        """Make it ready on a device. Raises ModelError where it cannot run."""
+    @property
+    def self_test(self) -> SelfTest | None:
+        """Patches with the probabilities that it gave for them when it was made; None where nobody stored any."""
+        ...
+
+    @property
+    def is_script(self) -> bool:
+        """Whether its network is TorchScript, whose code cannot be read again."""
+        ...
+
+    @property
+    def resizes_patches(self) -> bool:
+        """Whether its network resizes patches before it looks at them."""
+        ...
+
+    def network(self) -> nn.Module:
+        """A network of its own on the CPU: uint8 (b, side, side, 3) → output (b,) or (b, classes).
+
+        Raises ModelError where it cannot run.
+        """
+        ...
+
+    def probability(self, output: Tensor) -> Tensor:
+        """The network's output, float32, as probability (b,) of the positive class."""
         ...
 
 

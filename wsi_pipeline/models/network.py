@@ -65,7 +65,7 @@ class Network(nn.Module):
 
 def squeeze_logits(x: Tensor) -> Tensor:
     """(b, 1) → (b,); (b, 2) stays."""
-    return x.squeeze(1) if x.shape[1] == 1 else x
+    return x.squeeze(1)
 
 
 def positive_logit(output: Tensor) -> Tensor:

@@ -1,58 +1,119 @@
 """Running a model over patches."""
 
-import os
+import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.errors import EnvironmentFault, ModelError
+from wsi_pipeline.models.batching import GPU_FIXED_BATCH, choose_cpu_batch, halve, measure_batch
+from wsi_pipeline.models.device import available_cores
+from wsi_pipeline.models.engines.engine import FP32, EngineSetting, Run
+from wsi_pipeline.models.engines.table import ENGINES
 from wsi_pipeline.models.model import Model
 
-DEFAULT_BATCH_SIZE = 32
-"""Small batches stay in the CPU's cache: 32 was a third faster than 64 for idc_cnn on two cores."""
+GPU_LANES = 2
+"""One batch is copied while the other is computed."""
+MEASURED_TWICE = 2
+
+logger = logging.getLogger(__name__)
 
 
 class Predictor:
     """Patches in, calibrated probabilities out; may be shared between threads, computes for one at a time."""
 
-    def __init__(self, model: Model, device: torch.device, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+    def __init__(self, model: Model, setting: EngineSetting | None = None, batch_size: int | None = None) -> None:
+        """`batch_size` None: chosen for the device. Raises ModelError where the engine cannot run the model."""
         self.model = model
-        self._device = device
-        self._batch_size = batch_size
-        self._score = model.place(device)
-        self._lock = threading.Lock()
+        self.setting = setting or EngineSetting()
+        self._engine = ENGINES[self.setting.engine]
+        self._is_chosen_by_user = batch_size is not None
+        is_on_cpu = self.setting.device == "cpu"
         # On the CPU each batch is computed by one thread, several batches side by side: the order of additions, and with it
         # the last bit of a result, would otherwise depend on the number of cores.
-        threads = available_cores() if device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(threads, "predict", initializer=_compute_on_one_thread)
+        lanes = available_cores() if is_on_cpu else GPU_LANES
+        self._pool = ThreadPoolExecutor(lanes, "predict", initializer=_compute_on_one_thread if is_on_cpu else None)
+        self._computing, self._falling_back = threading.Lock(), threading.Lock()
+        self._is_to_be_measured = batch_size is None and not is_on_cpu and not self._engine.is_fixed_shape
+        self.batch_size = batch_size or (choose_cpu_batch(model.spec.side_px) if is_on_cpu else GPU_FIXED_BATCH)
+        self._run = self._engine.load(model, self.setting, self.batch_size)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (b, side, side, 3) → float32 (b,) probability of the positive class, NaN where the network gave no number.
 
-        Raises ModelError for patches of another size than the model's.
+        Raises ModelError for patches of another size than the model's, EnvironmentFault where the device's memory does not suffice.
         """
         side = self.model.spec.side_px
         if pixels.shape[1:] != (side, side, 3) or pixels.dtype != np.uint8:
             raise ModelError(f"the model takes uint8 patches of {side} × {side} px, these are {pixels.dtype} {pixels.shape[1:]}")
-        starts = range(0, len(pixels), self._batch_size)
-        with self._lock:
-            batches = self._pool.map(lambda start: self._predict_batch(pixels[start : start + self._batch_size]), starts)
-            return np.concatenate([np.empty(0, np.float32), *batches])
+        with self._computing:
+            if self._is_to_be_measured and len(pixels):
+                self._measure()
+            while True:
+                try:
+                    return self._predict(pixels)
+                except torch.OutOfMemoryError as error:
+                    self._shrink(error)
 
-    @torch.inference_mode()
+    def _predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        size = self.batch_size
+        batches = self._pool.map(lambda start: self._predict_batch(pixels[start : start + size]), range(0, len(pixels), size))
+        return np.concatenate([np.empty(0, np.float32), *batches])
+
     def _predict_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
-        probability = self._score(x).cpu().numpy()
+        probability = self._compute(self._run, pixels)
+        if self.setting.precision != FP32 and not np.isfinite(probability).all():
+            probability = np.where(np.isfinite(probability), probability, self._compute(self._plain_run, pixels))
         probability[~np.isfinite(probability)] = np.nan
-        return np.asarray(probability, dtype=np.float32)
+        return probability
 
+    def _compute(self, run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        count = len(pixels)
+        if self._engine.is_fixed_shape and count < self.batch_size:
+            pixels = np.concatenate([pixels, np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)])
+        return np.array(self.model.probability(run(pixels)[:count]).numpy(), dtype=np.float32)
 
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    @property
+    def _plain_run(self) -> Run:
+        """The same network in fp32, for batches that a lower precision made infinite."""
+        with self._falling_back:
+            return self._loaded_plain_run
+
+    @cached_property
+    def _loaded_plain_run(self) -> Run:
+        logger.warning("%s gives numbers that are not finite for some patches; these are computed in fp32", self.setting)
+        plain = EngineSetting("torch", FP32, self.setting.device)
+        return ENGINES[plain.engine].load(self.model, plain, self.batch_size)
+
+    def _measure(self) -> None:
+        """Choose the batch by what this device computes fastest; remembered as long as the predictor lives."""
+        self.batch_size = measure_batch(self._time_batch)
+        self._is_to_be_measured = False
+        logger.info("batches of %d patches", self.batch_size)
+
+    def _time_batch(self, size: int) -> float:
+        side = self.model.spec.side_px
+        pixels = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), dtype=np.uint8)
+        self._run(pixels)  # the first of a size prepares its memory
+        started = time.perf_counter()
+        for _ in range(MEASURED_TWICE):
+            self._run(pixels)
+        return (time.perf_counter() - started) / MEASURED_TWICE
+
+    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+        if self._is_chosen_by_user or self._engine.is_fixed_shape:
+            raise EnvironmentFault(
+                f"the device's memory does not hold batches of {self.batch_size} patches; give a smaller --batch-size, or auto"
+            ) from error
+        self.batch_size = halve(self.batch_size, error)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning("the device's memory does not suffice: batches of %d patches from now on", self.batch_size)
 
 
 def _compute_on_one_thread() -> None:

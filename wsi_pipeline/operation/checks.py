@@ -20,7 +20,6 @@ LOW_DISK_GB, VERY_LOW_DISK_GB = 20.0, 1.0
 LOW_INODES = 100_000
 LOW_SHARED_GB = 0.25
 LOW_OPEN_FILES, VERY_LOW_OPEN_FILES = 4096, 256
-CPUINFO = Path("/proc/cpuinfo")
 SHARED_MEMORY = Path("/dev/shm")
 FAST_UNITS = {
     "amx_bf16": "AMX",
@@ -28,7 +27,6 @@ FAST_UNITS = {
     "avx512_vnni": "AVX512-VNNI",
     "avx512f": "AVX512",
     "avx2": "AVX2",
-    "asimd": "NEON",
 }
 """Units of a CPU that networks gain from, by Linux's names, the best first."""
 
@@ -77,16 +75,6 @@ def check_packages(names: Mapping[str, str]) -> list[Check]:
 def check_tool() -> Check:
     """Our own version, and Python's."""
     return Check(TOOL, Verdict.OK, f"{metadata.version(TOOL)}, Python {platform.python_version()}")
-
-
-def read_cpu_flags() -> frozenset[str]:
-    """What the CPU can do, in Linux's words; empty where that is not told."""
-    try:
-        lines = CPUINFO.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    told = next((line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return frozenset(told.split())
 
 
 def check_cpu(flags: frozenset[str], cores: int) -> Check:

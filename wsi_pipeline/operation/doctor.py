@@ -1,23 +1,22 @@
 """Is this machine fit, and what is to be expected of it: versions, devices, room, and a measurement of ten seconds."""
 
-import importlib
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import WsiError
 from wsi_pipeline.geometry import PatchSpec
-from wsi_pipeline.models.device import choose_device, count_gpus, cuda_version
+from wsi_pipeline.models.device import available_cores, choose_device, cpu_flags, cuda_version, list_gpus
 from wsi_pipeline.models.drawn import draw_checkpoint
+from wsi_pipeline.models.engines.table import ENGINES
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.predictor import Predictor, available_cores
+from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.operation.checks import (
     Check,
     Verdict,
@@ -28,7 +27,6 @@ from wsi_pipeline.operation.checks import (
     check_packages,
     check_shared_memory,
     check_tool,
-    read_cpu_flags,
 )
 from wsi_pipeline.slides.decode_speed import measure_decoding
 from wsi_pipeline.slides.openslide_reader import library_version
@@ -38,8 +36,6 @@ MEASURED_S = 5.0
 FIRST_BLOCK = 256
 LARGEST_BLOCK = 4096
 LIBRARIES = {"torch": "torch", "zarr": "zarr", "dask": "dask", "distributed": "distributed"}
-ENGINES = "wsi_pipeline.models.engines.table"
-OPENING = "wsi_pipeline.models.opening"
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -70,8 +66,8 @@ def examine(model: Path | None, out: Path, terms: ForeignTerms | None = None, se
     yield check_tool()
     yield _check_openslide()
     yield from check_packages(LIBRARIES)
-    yield check_gpu(count_gpus(), cuda_version())
-    yield check_cpu(read_cpu_flags(), available_cores())
+    yield check_gpu(len(list_gpus()), cuda_version())
+    yield check_cpu(cpu_flags(), available_cores())
     loaded = draw_checkpoint() if model is None else load_model(model, terms)
     yield from check_engines(loaded)
     yield from check_folder(out)
@@ -86,26 +82,12 @@ def _check_openslide() -> Check:
 
 def check_engines(model: Model) -> list[Check]:
     """What could compute the model here; a machine needs one of them."""
-    try:
-        engines: dict[str, Any] = importlib.import_module(ENGINES).ENGINES
-    except ModuleNotFoundError:
-        return [Check("engine torch", Verdict.OK, "PyTorch")]
     place = choose_device("auto").type
     found = []
-    for name, engine in engines.items():
+    for name, engine in ENGINES.items():
         fault = "not for this device" if place not in engine.precisions else engine.find_fault(model, place)
         found.append(Check(f"engine {name}", Verdict.OK, engine.summary if fault is None else f"not here: {fault}"))
     return found
-
-
-def _open(model: Model) -> tuple[Predict, str]:
-    """What computes the model, and its name."""
-    try:
-        opened = importlib.import_module(OPENING).open_predictor(model)
-    except ModuleNotFoundError:
-        device = choose_device("auto")
-        return Predictor(model, device), f"torch on {device.type}"
-    return opened.predictor, str(opened.predictor.setting)
 
 
 def _measure(model: Model, seconds: float) -> list[Check]:
@@ -114,15 +96,15 @@ def _measure(model: Model, seconds: float) -> list[Check]:
     pixels = measure_decoding(seconds, cores)
     decoding = Check("decoding", Verdict.OK, f"{pixels / 1e6:,.0f} million pixels/s of JPEG with {cores} cores")
     try:
-        predict, engine = _open(model)
-        compute = measure_model(predict, model.spec, seconds)
+        predictor = open_predictor(model).predictor
+        compute = measure_model(predictor, model.spec, seconds)
     except WsiError as error:
         return [decoding, Check("model", Verdict.BAD, str(error))]
     speed = Speed(pixels / side**2, compute, shares_cores=choose_device("auto").type == "cpu")
     name = f"{model.architecture}, {side} px"
     return [
         decoding,
-        Check("model", Verdict.OK, f"{name}: {compute:,.0f} patches/s by {engine}"),
+        Check("model", Verdict.OK, f"{name}: {compute:,.0f} patches/s by {predictor.setting}"),
         Check(
             "expected",
             Verdict.OK,

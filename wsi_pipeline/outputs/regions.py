@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shapely.geometry import MultiPolygon, Polygon
 
 from wsi_pipeline.geometry import Grid
-from wsi_pipeline.heatmap import Heatmap, find_positive, number_groups
+from wsi_pipeline.heatmap import Heatmap, find_positive, is_large, number_groups
 from wsi_pipeline.outputs.outlines import trace_outlines
 
 
@@ -41,7 +41,7 @@ def find_regions(heatmap: Heatmap, threshold: float, min_area_mm2: float = 0.0) 
     groups = number_groups(find_positive(heatmap.probability, threshold), corners=True)
     patches = np.bincount(groups.ravel())[1:]
     order = np.argsort(-patches, kind="stable")  # groups are numbered in raster order already
-    order = order[patches[order] * heatmap.grid.cell_area_mm2 >= min_area_mm2]
+    order = order[is_large(patches[order], min_area_mm2 / heatmap.grid.cell_area_mm2)]
     if len(order) == 0:
         return ()
     row, col = np.nonzero(groups)

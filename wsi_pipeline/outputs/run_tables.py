@@ -57,6 +57,7 @@ def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome], suffix: 
     write_csv(path.with_stem(path.stem + suffix), ["slide_id", "path", "state", "reason"], rows)
 
 
-def write_run_json(results: Path, record: Mapping[str, Any]) -> None:
+def write_run_json(results: Path, record: Mapping[str, Any], suffix: str = "") -> None:
     """What was asked for, by which versions, and how long each stage took."""
-    write_file(results / RUN_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    path = results / RUN_JSON
+    write_file(path.with_stem(path.stem + suffix), (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())

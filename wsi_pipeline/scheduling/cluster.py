@@ -1,149 +1,178 @@
-"""Dask: steps as tasks of worker processes, ours on this machine or a running cluster's."""
+"""Clusters: worker processes of our own on this machine, of Slurm's, or those of a cluster that runs already."""
 
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import dask
-from distributed import Client, Nanny, Scheduler, SpecCluster, as_completed
-from distributed.client import FutureCancelledError
-from distributed.scheduler import KilledWorker
+import yaml
+from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.security import Security
 
-from wsi_pipeline.errors import EnvironmentFault
-from wsi_pipeline.scheduling.jobs import Step, Workers
+from wsi_pipeline.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.scheduling.executor import ALLOWED_DEATHS, DaskExecutor
+from wsi_pipeline.scheduling.jobs import ADDRESS, Workers
 
 LOOPBACK = "127.0.0.1"
 CONNECT_TIMEOUT_S = 30
-ALLOWED_DEATHS = 1
-"""Workers that may die over a step before it is held back to be tried alone."""
+DASHBOARD_PORT = 8787
+GPU = "GPU"
+"""The resource that workers with a GPU declare, one each."""
 
-
-class DaskExecutor:
-    """Steps as Dask tasks."""
-
-    def __init__(self, client: Any, processes: int) -> None:
-        self.processes = processes
-        self._client = client
-        self._done = as_completed([], loop=client.loop)
-        self._pending: dict[str, _Submitted] = {}
-        self._suspects: deque[_Submitted] = deque()
-        self._dropped: set[int] = set()
-        self._run_id = os.urandom(4).hex()
-
-    def submit(self, step: Step, function: Callable[..., Any], *arguments: Any) -> None:
-        """Send the step off. Earlier jobs come first, so that slides are finished one after another."""
-        self._send(_Submitted(step, function, arguments))
-
-    def _send(self, work: "_Submitted") -> None:
-        step = work.step
-        key = f"{step.kind}-{self._run_id}-{step.job}-{step.block}{'-alone' if work.is_alone else ''}"
-        priority = -step.job if step.kind != "prepare" else 1
-        future = self._client.submit(work.function, *work.arguments, key=key, pure=False, priority=priority)
-        self._pending[key] = work._replace(future=future)
-        self._done.add(future)
-
-    def drop(self, job: int) -> None:
-        """Cancel what has not begun, and ignore what has."""
-        self._dropped.add(job)
-        if stale := [work.future for work in self._pending.values() if work.step.job == job]:
-            self._client.cancel(stale)
-
-    def next_done(self) -> tuple[Step, Any]:
-        """Wait for the next step. Raises EnvironmentFault where the cluster is lost.
-
-        A step whose worker died is tried again when nothing else is running: what runs beside a deadly step dies with it, and must
-        not be taken for its cause.
-        """
-        while True:
-            if not self._pending and self._suspects:
-                self._send(self._suspects.popleft()._replace(is_alone=True))
-            future = next(self._done)
-            work = self._pending.pop(future.key)
-            if work.step.job in self._dropped:
-                continue
-            result = _result_of(future)
-            if isinstance(result, KilledWorker) and not work.is_alone:
-                self._suspects.append(work)
-                continue
-            return work.step, _in_words(result)
-
-
-class _Submitted(NamedTuple):
-    """A step under way."""
-
-    step: Step
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    future: Any = None
-    is_alone: bool = False
-
-
-def _result_of(future: Any) -> Any:
-    """What a step returned or raised; a result that was lost with its worker is computed again."""
-    try:
-        return future.result()
-    except FutureCancelledError as error:
-        raise EnvironmentFault("the Dask cluster was lost; what is finished stays on disk, run the same line again") from error
-    except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the job's result, its neighbours go on
-        return error
-
-
-def _in_words(result: Any) -> Any:
-    if isinstance(result, KilledWorker):
-        return RuntimeError("a worker process died over it, also when it ran alone (out of memory, or a crash in a decoder)")
-    return result
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def connect(workers: Workers) -> Iterator[DaskExecutor]:
-    """A client of the cluster that is asked for, and that cluster where it is ours. Raises EnvironmentFault."""
+    """A client of the cluster that is asked for, and that cluster where it is ours. Raises EnvironmentFault and ConfigError."""
     # With the dashboard off an HTTP port would still list tasks to every local user.
-    routes: dict[str, list[str]] = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker", "nanny")}
+    routes: dict[str, Any] = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker", "nanny")}
+    rules = {
+        "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
+        "distributed.scheduler.worker-ttl": f"{workers.deadlines.silence_s}s",
+    }
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set(routes | {"distributed.scheduler.allowed-failures": ALLOWED_DEATHS}))
+        stack.enter_context(dask.config.set(routes | rules))
         try:
-            executor = _join(workers.scheduler, stack) if workers.scheduler is not None else _start(workers, stack)
-        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-            place = workers.scheduler or "the local cluster"
+            executor = _join(workers, stack) if workers.scheduler is not None else _start(workers, stack)
+        except (OSError, TimeoutError, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            place = workers.scheduler or f"the {workers.cluster} cluster"
             hint = "check it" if workers.scheduler else "a script needs the guard `if __name__ == '__main__':`; else check the machine"
             raise EnvironmentFault(f"{place}: cannot be reached ({error}); {hint}, then run the same line again") from error
         yield executor
 
 
-def _join(address: str, stack: ExitStack) -> DaskExecutor:
-    """A running cluster; its TLS files are those of Dask's own configuration."""
-    client = stack.enter_context(Client(address, set_as_default=False, timeout=CONNECT_TIMEOUT_S))
+def _join(workers: Workers, stack: ExitStack) -> DaskExecutor:
+    """A running cluster, by its address or by the file that its scheduler wrote."""
+    place = str(workers.scheduler)
+    if place.startswith("tcp://"):
+        logger.warning("%s: neither encrypted nor guarded, whoever reaches it can run programs there; prefer tls://", place)
+    target = {"address": place} if ADDRESS.fullmatch(place) else {"scheduler_file": place}
+    client = stack.enter_context(Client(**target, security=_security(workers), set_as_default=False, timeout=CONNECT_TIMEOUT_S))
     client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
-    return DaskExecutor(client, processes=len(client.scheduler_info(n_workers=-1)["workers"]))
+    return _executor(client, workers, processes=None)
+
+
+def _security(workers: Workers) -> Security | None:
+    """The certificates that the user names; None: Dask's own configuration."""
+    if workers.tls is None:
+        return None
+    for path in (workers.tls.ca_file, workers.tls.cert, workers.tls.key):
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file; name the PEM files of the cluster's certificates")
+    return Security(
+        tls_ca_file=str(workers.tls.ca_file),
+        tls_client_cert=str(workers.tls.cert),
+        tls_client_key=str(workers.tls.key),
+        require_encryption=True,
+    )
 
 
 def _start(workers: Workers, stack: ExitStack) -> DaskExecutor:
     """Worker processes of our own."""
-    cluster = stack.enter_context(_start_cluster(workers))
+    cluster = stack.enter_context(STARTERS[workers.cluster](workers))
     client = stack.enter_context(Client(cluster, security=cluster.security, set_as_default=False))
-    return DaskExecutor(client, processes=workers.processes)
+    if workers.has_dashboard:
+        logger.warning("Dask's dashboard: %s", client.dashboard_link)
+    if workers.cluster == "slurm":
+        logger.warning("waiting for Slurm to start the first worker")
+        client.wait_for_workers(1)
+    return _executor(client, workers, workers.processes)
 
 
-def _start_cluster(workers: Workers) -> Any:
-    """Worker processes on this machine, one per GPU where there are GPUs; TLS, loopback only, no dashboard."""
+def _executor(client: Any, workers: Workers, processes: int | None) -> DaskExecutor:
+    known = client.scheduler_info(n_workers=-1)["workers"].values()
+    has_gpu = any(worker.get("resources", {}).get(GPU) for worker in known)
+    # Several blocks share a GPU, for some read while one computes; a hair less than their share, so that rounding locks none out.
+    share = 0.999 / max((worker["nthreads"] for worker in known), default=1) if has_gpu and workers.wants_gpu else 0.0
+    return DaskExecutor(client, len(known) if processes is None else processes, workers.deadlines, share)
+
+
+def _start_local(workers: Workers) -> SpecCluster:
+    """Processes on this machine, one per GPU where there are GPUs; TLS, loopback only."""
     security = Security.temporary()
-    common = {"security": security, "host": LOOPBACK, "dashboard": False}
-    worker = common | {"nthreads": workers.threads, "memory_limit": 0, "silence_logs": logging.CRITICAL}
-    specification = {index: {"cls": Nanny, "options": worker | {"env": _environment(workers, index)}} for index in range(workers.processes)}
-    scheduler = {
-        "cls": Scheduler,
-        "options": common | {"protocol": "tls://", "dashboard_address": f"{LOOPBACK}:0"},
-    }
-    return SpecCluster(workers=specification, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
+    common = {"security": security, "host": LOOPBACK}
+    options = common | {"nthreads": workers.threads, "memory_limit": 0, "silence_logs": logging.CRITICAL, "dashboard": False}
+    return SpecCluster(
+        workers={index: {"cls": Nanny, "options": options | _place(workers, index)} for index in range(workers.processes)},
+        scheduler={"cls": Scheduler, "options": common | {"protocol": "tls://"} | _dashboard(workers)},
+        security=security,
+        silence_logs=logging.CRITICAL,
+    )
 
 
-def _environment(workers: Workers, index: int) -> dict[str, str]:
-    """Each process sees one GPU, out of those that this process may see."""
+def _place(workers: Workers, index: int) -> dict[str, Any]:
+    """Each process sees one GPU."""
     if not workers.gpus:
         return {}
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return {"CUDA_VISIBLE_DEVICES": visible[index % len(visible)] if visible else str(index % workers.gpus)}
+    return {"env": {"CUDA_VISIBLE_DEVICES": workers.gpus[index % len(workers.gpus)]}, "resources": {GPU: 1}}
+
+
+def _dashboard(workers: Workers) -> dict[str, Any]:
+    """Off, or on the loopback."""
+    if not workers.has_dashboard:
+        return {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
+    try:
+        import bokeh  # noqa: F401  # the dashboard is made with it
+    except ImportError as error:
+        raise ConfigError("the dashboard needs Bokeh: pip install 'wsi-pipeline[dashboard]'") from error
+    return {"dashboard": True, "dashboard_address": f"{LOOPBACK}:{DASHBOARD_PORT}"}
+
+
+def _start_slurm(workers: Workers) -> Any:
+    """Workers as Slurm jobs."""
+    try:
+        from dask_jobqueue.slurm import SLURMCluster
+    except ImportError as error:
+        raise ConfigError("--cluster slurm needs dask-jobqueue: pip install 'wsi-pipeline[slurm]'") from error
+    settings = read_slurm_config(workers.slurm_config)
+    jobs = settings.pop("jobs", 1) if workers.count is None else workers.count
+    scheduler = {"dashboard_address": f"{LOOPBACK}:0", "dashboard": False} | _dashboard(workers) | settings.pop("scheduler_options", {})
+    home = {"shared_temp_directory": str(Path.home())}  # where the jobs find the certificates
+    cluster: Any = SLURMCluster(**home | settings, security=Security.temporary(), protocol="tls://", scheduler_options=scheduler)
+    cluster.scale(jobs=jobs)
+    return cluster
+
+
+def read_slurm_config(path: Path | None) -> dict[str, Any]:
+    """Arguments of dask_jobqueue.SLURMCluster, and `jobs`: how many are started. Raises ConfigError."""
+    try:
+        settings = yaml.safe_load(Path(path or "").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error}); see docs/scaling.md") from error
+    if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
+        raise ConfigError(f"{path}: must be a table such as 'cores: 8'; see docs/scaling.md")
+    reserved = {"security", "protocol", "n_workers", "asynchronous"} & set(settings)
+    if reserved:
+        raise ConfigError(f"{path}: {', '.join(sorted(reserved))}: not to be set here, wsi sets it itself; take it out")
+    jobs = settings.get("jobs", 1)
+    if not isinstance(jobs, int) or jobs < 1:
+        raise ConfigError(f"{path}: jobs is {jobs!r}; it must be a number of Slurm jobs, 1 or more")
+    return dict(settings)
+
+
+def _start_cuda(workers: Workers) -> Any:
+    """RAPIDS' own cluster: one process per GPU, bound to the cores and the memory near it."""
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError as error:
+        raise ConfigError("--cluster cuda needs dask-cuda and a GPU: pip install 'wsi-pipeline[gpu]', or --cluster local") from error
+    return LocalCUDACluster(
+        CUDA_VISIBLE_DEVICES=",".join(workers.gpus) or None,
+        n_workers=workers.processes,
+        threads_per_worker=workers.threads,
+        host=LOOPBACK,
+        protocol="tls",
+        security=Security.temporary(),
+        dashboard_address=f"{LOOPBACK}:{DASHBOARD_PORT}" if workers.has_dashboard else None,
+        resources={GPU: 1},
+        memory_limit=0,
+        silence_logs=logging.CRITICAL,
+    )
+
+
+STARTERS: dict[str, Callable[[Workers], Any]] = {"local": _start_local, "slurm": _start_slurm, "cuda": _start_cuda}

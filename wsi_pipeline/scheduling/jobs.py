@@ -7,7 +7,8 @@ picklable objects and read and write by path: no pixels pass through the schedul
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from wsi_pipeline.errors import ConfigError
@@ -55,29 +56,93 @@ class Listener(Protocol[PlanIn, ReportIn, ResultIn]):
     def ended(self, job: int, result: ResultIn | Exception) -> None: ...
 
 
+CLUSTERS = ("local", "slurm", "cuda")
+ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx|inproc)://\S+")
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long a step may take before it is stopped as one that hangs."""
+
+    floor_s: float = 60.0
+    """No block is stopped earlier."""
+    factor: float = 10.0
+    """A block may take so many times the median of those before it."""
+    first_s: float = 600.0
+    """A block may take so long while there are too few to compare it with: models are loaded and compiled in it."""
+    others_s: float = 7200.0
+    """Preparing and finishing a slide may take so long."""
+    silence_s: float = 120.0
+    """A worker that shows no sign of life for so long is given up: stopped, or its machine gone."""
+
+    def __post_init__(self) -> None:
+        if min(self.floor_s, self.factor, self.first_s, self.others_s, self.silence_s) <= 0:
+            raise ConfigError(f"deadlines must be above 0, not {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificates for a running cluster, in PEM files."""
+
+    ca_file: Path
+    cert: Path
+    key: Path
+
+
 @dataclass(frozen=True, slots=True)
 class Workers:
     """Who does the work."""
 
     count: int | None = None
-    """Processes on this machine; 0: none, a plain loop in this one; None: one per GPU, or one."""
-    gpus: int = 0
-    """GPUs on this machine."""
+    """Processes on this machine, or Slurm jobs; 0: none, a plain loop in this process; None: one per GPU, or one."""
+    gpus: tuple[str, ...] = ()
+    """Names of the GPUs on this machine that are used, as CUDA_VISIBLE_DEVICES has them."""
     threads: int = 2
     """Steps that one process takes at a time: some read while one computes."""
     scheduler: str | None = None
-    """Address of a running Dask scheduler; the other fields then do not matter."""
+    """Address of a running Dask scheduler, or a file that holds it; the fields above then do not matter."""
+    tls: Tls | None = None
+    """What a scheduler at tls:// asks for; None: what Dask's own configuration says."""
+    cluster: str = "local"
+    """Which worker processes are started: one of CLUSTERS."""
+    slurm_config: Path | None = None
+    """YAML with the arguments of dask_jobqueue.SLURMCluster."""
+    wants_gpu: bool = False
+    """Blocks go to workers that have a GPU, where any has."""
+    has_dashboard: bool = False
+    """Show Dask's dashboard, on the loopback."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 0:
             raise ConfigError(f"{self.count} workers cannot be; give 0 for a plain loop, or more")
-        if self.scheduler is not None and not re.fullmatch(r"(tcp|tls|ws|wss|ucx|inproc)://\S+", self.scheduler):
-            raise ConfigError(f"scheduler {self.scheduler!r} is no address; give one such as tls://host:8786")
+        if self.cluster not in CLUSTERS:
+            raise ConfigError(f"cluster is {self.cluster!r}; it must be one of {', '.join(CLUSTERS)}")
+        if self.scheduler is not None and not ADDRESS.fullmatch(self.scheduler) and not Path(self.scheduler).is_file():
+            raise ConfigError(f"scheduler {self.scheduler!r} is no address and no file; give one such as tls://host:8786")
+        if self.scheduler is not None and self.cluster != "local":
+            raise ConfigError(f"give a running cluster or --cluster {self.cluster}, not both")
+        if (self.cluster == "slurm") != (self.slurm_config is not None):
+            raise ConfigError("--cluster slurm and --slurm-config belong together: a YAML of cores, memory, walltime, interface, …")
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the work may be done on other machines than this."""
+        return self.scheduler is not None or self.cluster == "slurm"
 
     @property
     def processes(self) -> int:
-        """Worker processes on this machine."""
-        return max(self.gpus, 1) if self.count is None else self.count
+        """Worker processes that are started."""
+        return max(len(self.gpus), 1) if self.count is None else self.count
+
+    def to_json(self) -> dict[str, Any]:
+        """What the record of a run says of them; no paths."""
+        return {
+            "cluster": "running" if self.scheduler is not None else self.cluster,
+            "count": None if self.is_elsewhere and self.count is None else self.processes,
+            "gpus": list(self.gpus),
+            "threads": self.threads,
+        }
 
 
 class Step(NamedTuple):
@@ -85,7 +150,7 @@ class Step(NamedTuple):
 
     job: int
     kind: str
-    """"prepare", "block" or "finish"."""
+    """"prepare", "block", "finish", or "ask" for what belongs to no job."""
     block: int = 0
 
 

@@ -4,8 +4,8 @@ The plain loop, which runs every step here and now, defines what running them me
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -46,19 +46,50 @@ class _Active:
     reports: list[Any] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Workers that are there: a plain loop, or processes that were started or reached."""
+
+    executor: Executor
+    window: int
+    """Jobs under way at a time."""
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a worker answers, before any job is run. Raises what the function raises."""
+        self.executor.submit(Step(QUESTION, "ask"), function, *arguments)
+        _, answer = self.executor.next_done()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+QUESTION = -1
+"""The job number of what belongs to no job."""
+
+
+@contextmanager
+def open_crew(workers: Workers) -> Iterator[Crew]:
+    """The workers, started or reached, until the end of the block. Raises EnvironmentFault where they cannot be had."""
+    if workers.scheduler is None and workers.cluster == "local" and workers.processes == 0:
+        yield Crew(PlainLoop(), window=1)
+        return
+    from wsi_pipeline.scheduling.cluster import connect  # here, because Dask takes a second to import and the plain loop needs none
+
+    with connect(workers) as executor:
+        yield Crew(executor, window=2 * max(executor.processes, 1))
+
+
 def run_jobs(
-    jobs: Sequence[Job[PlanT, ReportT, ResultT]], workers: Workers, listener: Listener[PlanT, ReportT, ResultT]
+    jobs: Sequence[Job[PlanT, ReportT, ResultT]], workers: Workers | Crew, listener: Listener[PlanT, ReportT, ResultT]
 ) -> list[ResultT | Exception]:
     """Run every job; the result or the exception of each, in their order. One job's fault never stops the others.
 
     Raises EnvironmentFault where the cluster is lost: what is on disk stays, and the same call goes on from there.
     """
-    if workers.scheduler is None and workers.processes == 0:
-        return _Run(jobs, PlainLoop(), listener, window=1).results()
-    from wsi_pipeline.scheduling.cluster import connect  # here, because Dask takes a second to import and the plain loop needs none
-
-    with connect(workers) as executor:
-        return _Run(jobs, executor, listener, window=2 * max(executor.processes, 1)).results()
+    if isinstance(workers, Workers):
+        with open_crew(workers) as crew:
+            return run_jobs(jobs, crew, listener)
+    return _Run(jobs, workers.executor, listener, workers.window).results()
 
 
 class _Run(Generic[PlanT, ReportT, ResultT]):

@@ -101,15 +101,20 @@ class Catalogue:
         """The run of that name, the first one where none is named; None where there is none."""
         return next((run for run in self.runs if run_id is None or run.run_id == run_id), None)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether asking for a slide now reads nothing from the disk."""
+        return time.monotonic() - self._checked < REFRESH_S
+
     def refresh(self) -> None:
         """Compare with the disk now."""
         self._checked = float("-inf")
 
     def _current(self) -> dict[str, SlideEntry]:
-        if time.monotonic() - self._checked < REFRESH_S:
+        if self.is_fresh:
             return self._entries
         with self._lock:
-            if time.monotonic() - self._checked >= REFRESH_S:
+            if not self.is_fresh:
                 self._entries = self._read_all()
                 self._checked = time.monotonic()
             return self._entries

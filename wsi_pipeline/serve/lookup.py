@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
 from wsi_pipeline.serve.faults import Refusal
@@ -12,8 +13,8 @@ from wsi_pipeline.serve.services import Services
 MAX_NAME = 200
 
 
-def get_services(request: Request) -> Services:
-    """What this server works with."""
+async def get_services(request: Request) -> Services:
+    """What this server works with."""  # async, for otherwise every request waits for a thread to tell it
     services: Services = request.app.state.services
     return services
 
@@ -21,9 +22,10 @@ def get_services(request: Request) -> Services:
 Here = Annotated[Services, Depends(get_services)]
 
 
-def find_entry(services: Here, slide_id: Annotated[str, Path(max_length=MAX_NAME)]) -> SlideEntry:
+async def find_entry(services: Here, slide_id: Annotated[str, Path(max_length=MAX_NAME)]) -> SlideEntry:
     """The slide that a path names. Raises Refusal."""
-    entry = services.catalogue.find(slide_id)
+    catalogue = services.catalogue
+    entry = catalogue.find(slide_id) if catalogue.is_fresh else await run_in_threadpool(catalogue.find, slide_id)
     if entry is None:
         raise Refusal(404, "no such slide")
     return entry

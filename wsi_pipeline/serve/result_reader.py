@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -15,7 +15,6 @@ from wsi_pipeline.serve.catalogue import Result
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.commit import VIEW, read_manifest
 from wsi_pipeline.store.predictions import Predictions, open_result
-from wsi_pipeline.tissue import TissueParameters, find_tissue
 
 KEPT_RESULTS = 16
 KEPT_REGIONS = 32
@@ -31,8 +30,8 @@ class LoadedResult:
     heatmap: Heatmap
     model: dict[str, Any]
     """What the results say of the model that made them."""
-    tissue: NDArray[np.bool_]
-    """Tissue mask of the table's thumbnail, found again with the parameters on record."""
+    own: NDArray[np.float32]
+    """(rows, cols) as predicted; the heatmap's values are smoothed where the results are."""
 
 
 class RecentlyUsed:
@@ -89,15 +88,18 @@ class ResultReader:
 def _load(result: Result) -> LoadedResult:
     predictions = open_result(result.folder)
     recipe = read_manifest(result.folder).recipe
-    parameters = TissueParameters(**recipe.get("source", {}).get("tissue", {}))
-    table = predictions.table
-    mpp = table.slide.mpp * float(table.thumbnail.downsample)
+    heatmap = _draw_as_published(predictions, recipe.get(VIEW, {}))
     return LoadedResult(
-        table=table,
-        heatmap=_draw_as_published(predictions, recipe.get(VIEW, {})),
-        model=dict(predictions.attributes["model"]),
-        tissue=find_tissue(table.thumbnail.pixels, mpp, parameters),
+        table=predictions.table,
+        heatmap=heatmap,
+        model=describe_model(predictions.attributes["model"]),
+        own=draw_heatmap(predictions).probability if heatmap.smooth_um else heatmap.probability,
     )
+
+
+def describe_model(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What may be said of a model: everything but the patients that it has seen, whose hashes can be guessed from their names."""
+    return {name: value for name, value in recorded.items() if name != "seen_patients"}
 
 
 def _draw_as_published(predictions: Predictions, view: dict[str, Any]) -> Heatmap:

@@ -94,6 +94,8 @@ class ResultBody(BaseModel):
     positive_class: str
     grid: dict[str, Any] = Field(description="Rows, columns and where the cells lie, in level-0 pixels.")
     model: dict[str, Any]
+    overview: dict[str, Any] = Field(description="Where its tissue mask lies, in level-0 pixels.")
+    has_tissue: bool = Field(description="Whether the results hold the tissue mask that the patches were chosen by.")
 
 
 class SlideBody(BaseModel):
@@ -126,6 +128,7 @@ class RegionsBody(BaseModel):
     """Regions at a threshold, strongest (mean probability × area) first."""
 
     threshold: float
+    min_area_mm2: float = Field(description="Smaller ones are left out.")
     found: int
     regions: list[RegionBody]
 

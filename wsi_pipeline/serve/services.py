@@ -1,13 +1,13 @@
 """Everything that requests are answered with, made once per server and closed with it."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.loading import load_model
-from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.pipeline import InferConfig, choose_workers
 from wsi_pipeline.serve.access import Door
 from wsi_pipeline.serve.catalogue import Catalogue
@@ -20,6 +20,8 @@ from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.serve.slide_pixels import SlidePixels
 from wsi_pipeline.serve.tile_cache import TileCache
 from wsi_pipeline.tiling import TileConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
 def _open_predictions(settings: ServeSettings, uploads: DecoderPool) -> PredictionService | None:
     if settings.model is None:
         return None
-    predictor = Predictor(load_model(settings.model), choose_device(settings.device))
-    return PredictionService(predictor, uploads, settings.limits)
+    opened = open_predictor(load_model(settings.model, settings.terms), settings.device)
+    logger.info(opened.line)
+    return PredictionService(opened.predictor, uploads, settings.limits)
 
 
 def _open_jobs(settings: ServeSettings, catalogue: Catalogue) -> JobQueue | None:
@@ -86,7 +89,7 @@ def _open_jobs(settings: ServeSettings, catalogue: Catalogue) -> JobQueue | None
     return JobQueue(
         model=settings.model,
         results=settings.results[0],
-        config=InferConfig(tiling=TileConfig(slide_mpp=settings.slide_mpp), device=settings.device),
+        config=InferConfig(tiling=TileConfig(slide_mpp=settings.slide_mpp), device=settings.device, terms=settings.terms),
         workers=settings.workers or choose_workers(device=settings.device),
         capacity=settings.limits.jobs,
         on_end=catalogue.refresh,

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.models.predictor import available_cores
+from wsi_pipeline.models.device import available_cores
+from wsi_pipeline.models.loading import ForeignTerms
 from wsi_pipeline.scheduling import Workers
 
 MIB = 1024 * 1024
@@ -60,6 +61,8 @@ class ServeSettings:
     """Results folders; one slide's results of several of them can be looked at side by side. Jobs write to the first."""
     slides: Path | None = None
     model: Path | None = None
+    terms: ForeignTerms = field(default_factory=ForeignTerms)
+    """For a model that wsi did not train."""
     host: str = "127.0.0.1"
     port: int = 8765
     token: str | None = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)

@@ -89,6 +89,8 @@ def describe_one(services: Here, entry: NamedSlide, request: Request) -> Respons
             positive_class=one.heatmap.positive_class,
             grid=describe_grid(one.table.grid),
             model=one.model,
+            has_tissue=one.table.tissue is not None,
+            overview=describe_overview(one.table.thumbnail),
         )
         for run, one in loaded
     ]
@@ -123,7 +125,7 @@ def show_regions(
     found: NamedResult,
     request: Request,
     threshold: Threshold = None,
-    min_area_mm2: Annotated[float, Query(ge=0, le=1e6)] = 0.0,
+    min_area_mm2: Annotated[float | None, Query(ge=0, le=1e6, description="Instead of that of the results.")] = None,
     limit: Annotated[int | None, Query(ge=0, description="So many of the strongest; 500 unless said otherwise.")] = None,
 ) -> Response:
     """Positive cells that touch, corners included, strongest first."""
@@ -135,20 +137,26 @@ def show_regions(
     if unchanged := match_etag(request, headers, result.digest):
         return unchanged
     at = loaded.heatmap.threshold if threshold is None else threshold
-    regions = services.results.regions(result, at, min_area_mm2)
+    smallest = loaded.heatmap.min_region_mm2 if min_area_mm2 is None else min_area_mm2
+    regions = services.results.regions(result, at, smallest)
     shown = [describe_region(region) for region in order_regions(regions)[: min(DEFAULT_REGIONS, most) if limit is None else limit]]
-    return JSONResponse({"threshold": at, "found": len(regions), "regions": shown}, headers=headers)
+    return JSONResponse({"threshold": at, "min_area_mm2": smallest, "found": len(regions), "regions": shown}, headers=headers)
 
 
 @router.get("/{slide_id}/map.npy", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
-def send_map(found: NamedResult, request: Request) -> Response:
+def send_map(
+    found: NamedResult,
+    request: Request,
+    is_own: Annotated[bool, Query(alias="own", description="The patches' own probabilities, where the results' map is smoothed.")] = False,
+) -> Response:
     """The map as a NumPy file: float32 (rows, cols), NaN where nothing was assessed."""
     result, loaded = found
     headers = {"Content-Disposition": 'attachment; filename="map.npy"'}
     if unchanged := match_etag(request, headers, result.digest):
         return unchanged
     stream = io.BytesIO()
-    np.save(stream, np.ascontiguousarray(loaded.heatmap.probability, dtype="<f4"), allow_pickle=False)
+    values = loaded.own if is_own else loaded.heatmap.probability
+    np.save(stream, np.ascontiguousarray(values, dtype="<f4"), allow_pickle=False)
     return Response(stream.getvalue(), media_type="application/octet-stream", headers=headers)
 
 
@@ -167,12 +175,14 @@ def draw_map(found: NamedResult, request: Request, threshold: Threshold = None) 
 
 @router.get("/{slide_id}/tissue.png", response_class=Response, responses=PNG)
 def show_tissue(found: NamedResult, request: Request) -> Response:
-    """Where tissue was found, over the thumbnail's area."""
+    """The tissue mask that the patches were chosen by, over the thumbnail's area."""
     result, loaded = found
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, result.digest):
         return unchanged
-    return picture(encode_png(draw_tissue(loaded.tissue)), "image/png", headers)
+    if loaded.table.tissue is None:
+        raise Refusal(404, "the results hold no tissue mask")
+    return picture(encode_png(draw_tissue(loaded.table.tissue)), "image/png", headers)
 
 
 @router.get("/{slide_id}/thumbnail.jpg", response_class=Response, responses=JPEG)

@@ -10,6 +10,7 @@ from wsi_pipeline.serve.faults import Refusal
 from wsi_pipeline.serve.job_queue import InferenceJob, JobQueue
 from wsi_pipeline.serve.lookup import MAX_NAME, Here
 from wsi_pipeline.serve.predicting import PredictionService
+from wsi_pipeline.serve.result_reader import describe_model
 from wsi_pipeline.serve.schemas import ImagePrediction, JobBody, JobRequest, PredictionBody
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.slide_routes import FAULTS
@@ -52,7 +53,7 @@ async def predict(
 
 
 def _describe_model(model: Model) -> dict[str, Any]:
-    return model.to_json() | {"scores": dict(getattr(model, "scores", {}))}  # figures only; who was trained on stays here
+    return describe_model(model.to_json()) | {"scores": dict(getattr(model, "scores", {}))}
 
 
 @router.post("/jobs", status_code=202, tags=["jobs"])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.geometry import Grid, PatchSpec
 from wsi_pipeline.sources import PatchQuality, PatchTable, SlideInfo, Thumbnail
-from wsi_pipeline.store.arrays import create_group, put_array, read_attributes, read_rows
+from wsi_pipeline.store.arrays import create_group, open_array, put_array, read_attributes, read_rows
 
 FORMAT_VERSION = 1
 MAX_MARKED_CELLS = 256 * 1024 * 1024
@@ -67,6 +67,7 @@ def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, 
                 "origin_xy_l0": list(table.thumbnail.origin_xy_l0),
             },
             "has_quality": table.quality is not None,
+            "has_tissue": table.tissue is not None,
         }
         | attributes,
     )
@@ -74,6 +75,8 @@ def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, 
     _put_labels(path, table.labels, table.label_fraction)
     put_array(path, "tissue_fraction", table.tissue_fraction)
     put_array(path, "thumbnail", table.thumbnail.pixels)
+    if table.tissue is not None:
+        put_array(path, "tissue", np.packbits(table.tissue, axis=1))  # a bit a pixel: a mask is a tenth of what it lies over
     if table.quality is not None:
         for name, values in table.quality._asdict().items():
             put_array(path, name, values)
@@ -125,11 +128,17 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
             patient_id=str(attributes["patient_id"]),
             class_names=_read_class_names(path, attributes["class_names"]),
             quality=PatchQuality(*(read_rows(path, name) for name in PatchQuality._fields)) if attributes.get("has_quality") else None,
+            tissue=_read_tissue(path) if attributes.get("has_tissue") else None,
         )
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, ConfigError) as error:
         raise StoreError(f"{path}: its attributes are damaged ({error}); make it again with --force") from error
     _check_table(path, table)
     return table
+
+
+def _read_tissue(path: Path) -> NDArray[np.bool_]:
+    width = open_array(path, "thumbnail").shape[1]
+    return np.unpackbits(read_rows(path, "tissue"), axis=1, count=width).astype(np.bool_)
 
 
 def _read_class_names(path: Path, names: list[str]) -> tuple[str, str]:
@@ -146,6 +155,7 @@ def _check_table(path: Path, table: PatchTable) -> None:
         "labels do not match the cells": table.labels.shape != cells.shape[:1] or table.labels.dtype != np.int8,
         "label fractions do not match the cells": table.label_fraction.shape != cells.shape[:1],
         "tissue fractions do not match the cells": table.tissue_fraction.shape != cells.shape[:1],
+        "the tissue mask does not match the thumbnail": table.tissue is not None and table.tissue.shape != table.thumbnail.pixels.shape[:2],
         "measures of quality do not match the cells": table.quality is not None
         and any(values.shape != cells.shape[:1] for values in table.quality),
         "the block size is not positive": table.block_size < 1,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from numpy.typing import NDArray
 from torch import nn
 from torch.multiprocessing import get_context
@@ -24,6 +25,7 @@ from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.dataset import LabelledPatches
 from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.loop import VALIDATION_BATCH, Course, Side, Watch, derive_seed, fit, unpack_course
+from wsi_pipeline.training.objective import TwoClasses
 from wsi_pipeline.training.optimisation import initialise
 from wsi_pipeline.training.pixels import PixelSource, choose_cache, open_pixels
 from wsi_pipeline.training.sampling import cut_batches, weigh_classes
@@ -82,6 +84,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
         accelerator=device.type,
         devices=config.devices,
         strategy="auto" if config.devices == 1 else "ddp_spawn",
+        plugins=[LightningEnvironment()],  # processes are ours to start, also within a Slurm job
         precision=PRECISION_NAMES[choose_precision(config.precision, device)],  # type: ignore[arg-type]
     )
 
@@ -144,16 +147,16 @@ def measure_source(source: PixelSource) -> Normalisation:
 
 def make_learner(job: FitJob, fabric: Fabric, normalisation: Normalisation, steps: Steps | None = None) -> Learner:
     """The job's network with fresh or given weights, and what trains it, for all its epochs or so many steps."""
-    labels = job.patches.labels[job.division.train]
-    per_epoch = len(cut_batches(torch.arange(len(labels)), job.config.batch_size, fabric.world_size))
-    return Learner(
-        make_network(job),
-        job.config,
-        steps or Steps(per_epoch, per_epoch * job.config.epochs),
-        normalisation,
-        fabric,
-        weigh_classes(labels) if job.config.optimisation.class_weights else (1.0, 1.0),
-    )
+    labels, choice = job.patches.labels[job.division.train], job.config.optimisation
+    weights = weigh_classes(labels) if choice.class_weights else (1.0, 1.0)
+    steps = steps or count_steps(len(labels), job.config, fabric.world_size)
+    return Learner(make_network(job), job.config, steps, normalisation, fabric, TwoClasses(choice.label_smoothing, weights))
+
+
+def count_steps(patches: int, config: TrainConfig, ranks: int = 1) -> Steps:
+    """Steps that so many training patches make."""
+    per_epoch = len(cut_batches(torch.arange(patches), config.batch_size, ranks))
+    return Steps(per_epoch, per_epoch * config.epochs)
 
 
 def make_network(job: FitJob) -> nn.Module:

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wsi_pipeline.models.architectures import positive_logit
 from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.training.augment import Augmentation
 from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.objective import Objective
 from wsi_pipeline.training.optimisation import Optimisation, make_optimizer, measure_l1
 from wsi_pipeline.training.saved_state import pack_optimizer, unpack_optimizer
 from wsi_pipeline.training.schedule import Steps, make_scheduler
@@ -28,7 +27,7 @@ class Learner:
         steps: Steps,
         normalisation: Normalisation,
         fabric: Fabric,
-        class_weights: tuple[float, float] = (1.0, 1.0),
+        objective: Objective,
     ) -> None:
         self._choice: Optimisation = config.optimisation
         self._augmentation: Augmentation = config.augmentation
@@ -36,7 +35,7 @@ class Learner:
         self._network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean = torch.tensor(normalisation.mean, device=fabric.device).reshape(1, 3, 1, 1)
         self._std = torch.tensor(normalisation.std, device=fabric.device).reshape(1, 3, 1, 1)
-        self._class_weights = torch.tensor(class_weights, device=fabric.device)
+        self._objective = objective
         self._average: AveragedModel | None = None
         if self._choice.ema is not None:
             self._average = AveragedModel(self._network, multi_avg_fn=get_ema_multi_avg_fn(self._choice.ema), use_buffers=True)
@@ -52,16 +51,21 @@ class Learner:
         return self._network if self._average is None else self._average.module
 
     @property
+    def objective(self) -> Objective:
+        """What it is taught."""
+        return self._objective
+
+    @property
     def learning_rate(self) -> float:
         """Rate of the body at the coming step."""
         return float(self._optimizer.param_groups[0]["lr"])
 
     def learn(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """One step on uint8 pixels (b, side, side, 3) and labels (b,) 0 or 1; returns the loss before it, a scalar on the device."""
+        """One step on uint8 pixels (b, side, side, 3) and labels int64 (b,); returns the loss before it, a scalar on the device."""
         self._run.train()
         x = self._augmentation.apply(_to_unit(pixels), generator)
-        logits = positive_logit(self._run(self._standardise(x))).float()
-        loss = self._measure_loss(logits, labels)
+        logits = self._objective.read(self._run(self._standardise(x))).float()
+        loss = self._objective.measure_loss(logits, labels)
         penalty = self._choice.l1 * measure_l1(self._network) if self._choice.l1 else 0.0
         self._optimizer.zero_grad(set_to_none=True)
         self._fabric.backward(loss + penalty)
@@ -73,20 +77,14 @@ class Learner:
             self._average.update_parameters(self._network)
         return loss.detach()
 
-    def _measure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Binary cross-entropy on the logit of the positive class, (b,) and (b,)."""
-        targets = labels * (1 - self._choice.label_smoothing) + self._choice.label_smoothing / 2
-        weights = self._class_weights[labels.long()]
-        return binary_cross_entropy_with_logits(logits, targets, weights)
-
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> Tensor:
-        """float32 logits (b,) of the positive class, by the network that is judged.
+        """float32 logits (b,) of the positive class, or (b, classes), by the network that is judged.
 
         Always in float32, as inference computes: the threshold lies between two probabilities that must occur there.
         """
         self.judged.eval()
-        return positive_logit(self.judged(self._standardise(_to_unit(pixels))))
+        return self._objective.read(self.judged(self._standardise(_to_unit(pixels))))
 
     def _standardise(self, x: Tensor) -> Tensor:
         return (x - self._mean) / self._std

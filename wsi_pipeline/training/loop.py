@@ -11,15 +11,12 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from wsi_pipeline.errors import ModelError
-from wsi_pipeline.training.calibration import apply_temperature
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.learner import Learner
-from wsi_pipeline.training.metrics import score
+from wsi_pipeline.training.objective import EpochFigures
 from wsi_pipeline.training.pixels import PixelSource
 from wsi_pipeline.training.sampling import cut_batches, draw_epoch
 from wsi_pipeline.training.saved_state import SavedState, save_state
@@ -62,7 +59,7 @@ class Course:
     history: list[Epoch] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_logits: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, dtype=np.float32))
-    """Of the best epoch, on the validation patches."""
+    """Of the best epoch, on the validation patches: (n,) of the positive class, or (n, classes)."""
 
     @property
     def best_epoch(self) -> int:
@@ -105,7 +102,8 @@ def fit(
         learning_rate = learner.learning_rate
         train_loss = _train_epoch(learner, train, config, number, fabric, watch.on_batch)
         logits = predict_logits(learner, val)
-        epoch = _judge(number, learning_rate, train_loss, logits, val.labels, course, config, time.perf_counter() - started)
+        figures = learner.objective.judge(val.labels, logits)
+        epoch = _note_epoch(number, learning_rate, train_loss, figures, course, config, time.perf_counter() - started)
         epoch = fabric.broadcast(epoch)  # all processes go by what the first one saw
         course.history.append(epoch)
         if epoch.is_best:
@@ -125,7 +123,7 @@ def _train_epoch(learner: Learner, train: Side, config: TrainConfig, number: int
     mine = [batch[rank::ranks] for batch in batches]
     augmentation_draws = torch.Generator().manual_seed(derive_seed(config.seed, number, 1 + rank))
     torch.manual_seed(derive_seed(config.seed, number, -1 - rank))  # dropout
-    labels = torch.from_numpy(train.labels.astype(np.float32))
+    labels = torch.from_numpy(train.labels.astype(np.int64))
     total = torch.zeros((), device=fabric.device)
     for indices, pixels in zip(mine, train.pixels.stream(mine), strict=True):
         loss = learner.learn(pixels, labels[indices].to(fabric.device), augmentation_draws)
@@ -143,38 +141,36 @@ def derive_seed(seed: int, epoch: int, stream: int) -> int:
 
 
 def predict_logits(learner: Learner, side: Side) -> NDArray[np.float32]:
-    """Logits (n,) of patches, float32."""
+    """Logits (n,) of patches, or (n, classes), float32."""
     order = side.pixels.order_for_reading()
     batches = list(order.split(VALIDATION_BATCH))
-    logits = np.empty(len(side), dtype=np.float32)
-    for batch, pixels in zip(batches, side.pixels.stream(batches), strict=True):
-        logits[batch.numpy()] = learner.predict(pixels).cpu().numpy()
-    if not np.isfinite(logits).all():
+    parts = [learner.predict(pixels).cpu().numpy() for pixels in side.pixels.stream(batches)]
+    found = np.concatenate(parts).astype(np.float32, copy=False)
+    if not np.isfinite(found).all():
         raise ModelError("the network's output is no longer a number; train again with a lower --lr")
+    logits = np.empty_like(found)
+    logits[order.numpy()] = found
     return logits
 
 
-def _judge(
+def _note_epoch(
     number: int,
     learning_rate: float,
     train_loss: float,
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int8],
+    figures: EpochFigures,
     course: Course,
     config: TrainConfig,
     seconds: float,
 ) -> Epoch:
-    scores = score(labels, apply_temperature(logits, 1.0), threshold=0.5)
-    target = torch.from_numpy(labels.astype(np.float32))
     epoch = Epoch(
         epoch=number,
         learning_rate=learning_rate,
         train_loss=train_loss,
-        val_loss=float(binary_cross_entropy_with_logits(torch.from_numpy(logits), target)),
-        val_auroc=float(roc_auc_score(labels, logits)),  # of logits: probabilities of a sure network tie at 1
-        val_average_precision=float(average_precision_score(labels, logits)),
-        val_balanced_accuracy_at_half=_or_nan(scores.balanced_accuracy),
-        val_f1_at_half=_or_nan(scores.f1),
+        val_loss=figures.loss,
+        val_auroc=figures.auroc,
+        val_average_precision=figures.average_precision,
+        val_balanced_accuracy_at_half=figures.balanced_accuracy,
+        val_f1_at_half=figures.f1,
         seconds=seconds,
         is_best=False,
     )
@@ -188,10 +184,6 @@ def measure(epoch: Epoch, metric: str) -> float:
         return -epoch.val_loss
     name = f"val_{metric}_at_half" if metric in ("f1", "balanced_accuracy") else f"val_{metric}"
     return float(getattr(epoch, name))
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def pack_course(learner: Learner, course: Course, notes: Mapping[str, Any]) -> SavedState:

@@ -48,11 +48,15 @@ class Sweep:
 
     @property
     def suggestion(self) -> float:
-        """The rate at which the loss falls fastest by the logarithm of the rate. Raises ModelError where it never falls."""
-        usable = slice(SKIPPED, max(SKIPPED, len(self.rates) - SKIPPED))
-        if len(self.rates[usable]) < 2:
+        """The rate at which the loss falls fastest by the logarithm of the rate, before it is lowest: what comes after has diverged.
+
+        Raises ModelError where it never falls.
+        """
+        if len(self.rates) < 2 * SKIPPED + 2:
             raise ModelError("the loss left at once; sweep again with a lower --high")
-        slope = np.gradient(self.losses[usable], np.log(self.rates[usable]))
+        usable = slice(SKIPPED, min(int(np.argmin(self.losses)) + 1, len(self.rates) - SKIPPED))
+        falls = len(self.rates[usable]) > 1
+        slope = np.gradient(self.losses[usable], np.log(self.rates[usable])) if falls else np.zeros(1)
         if slope.min() >= 0:
             raise ModelError("the loss falls at none of the rates; sweep again with a higher --high or more --steps")
         return float(self.rates[usable][int(np.argmin(slope))])
@@ -60,18 +64,30 @@ class Sweep:
 
 def find_learning_rate(job: FitJob, steps: int, highest: float, on_step: Callable[[int], None] = lambda step: None) -> Sweep:
     """Sweep the rate over `steps` steps up to `highest`, a head's own rate in proportion; ends early where the loss diverges."""
-    optimisation = job.config.optimisation
-    head = optimisation.head_learning_rate
-    swept = replace(optimisation, learning_rate=highest, head_learning_rate=head and head * highest / optimisation.learning_rate)
-    job = replace(job, config=replace(job.config, optimisation=swept, schedule=Schedule("rise")))
+    job = replace(job, config=rise_to(job.config, highest))
     fabric = make_fabric(job.config)
     fabric.launch()
     side = open_side(job.patches, job.division.train, choose_cache(job.config.cache, job.patches, fabric.device), fabric.device)
     learner = make_learner(job, fabric, measure_source(side.pixels), Steps(steps, steps))
+    return sweep_learner(learner, side, job.config, steps, on_step)
+
+
+def rise_to(config: TrainConfig, highest: float) -> TrainConfig:
+    """The configuration of a sweep up to `highest`."""
+    optimisation = config.optimisation
+    head = optimisation.head_learning_rate
+    swept = replace(optimisation, learning_rate=highest, head_learning_rate=head and head * highest / optimisation.learning_rate)
+    return replace(config, optimisation=swept, schedule=Schedule("rise"))
+
+
+def sweep_learner(
+    learner: Learner, side: Side, config: TrainConfig, steps: int, on_step: Callable[[int], None] = lambda step: None
+) -> Sweep:
+    """The sweep itself, by a learner whose rate rises."""
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0
-    for loss in islice(_learn_for_ever(learner, side, job.config), steps):
+    for loss in islice(_learn_for_ever(learner, side, config), steps):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss.value
         smoothed = mean / (1 - SMOOTHING ** (len(rates) + 1))
         if not math.isfinite(smoothed):
@@ -92,7 +108,7 @@ class _Loss(NamedTuple):
 def _learn_for_ever(learner: Learner, side: Side, config: TrainConfig) -> Iterator[_Loss]:
     """Epoch after epoch, the rate of each step and the loss before it."""
     draws = torch.Generator().manual_seed(derive_seed(config.seed, 0, 1))
-    labels = torch.from_numpy(side.labels.astype(np.float32))
+    labels = torch.from_numpy(side.labels.astype(np.int64))
     while True:
         order = side.pixels.arrange(draw_epoch(config.sampling, side.labels, side.patients, draws), draws)
         batches = cut_batches(order, config.batch_size)

@@ -1,7 +1,7 @@
 """A whole training run: stores in, a committed folder with the checkpoint and its report out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_pipeline.models.self_test import make_self_test
 from wsi_pipeline.provenance import describe_tool, file_sha256
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
@@ -167,6 +168,7 @@ def _finish(staging: Staging, job: FitJob, fitted: Fitted, rule: ThresholdRule) 
     threshold = rule.choose(labels, apply_temperature(logits, temperature))
     judgement = judge(labels, logits, patients, temperature=temperature, threshold=threshold, seed=job.config.seed)
     checkpoint = _describe(job, fitted, judgement, temperature, threshold, rule)
+    checkpoint = replace(checkpoint, self_test=make_self_test(checkpoint))
     save_checkpoint(checkpoint, staging.product / MODEL_FILE)
     write_events(staging.product / EVENTS, fitted.course.history)
     write_run_folder(staging.product, TrainingRecord(checkpoint, job.patches, job.division, fitted.course, judgement))

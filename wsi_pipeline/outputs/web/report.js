@@ -3,7 +3,7 @@
 
 const report = JSON.parse(document.getElementById("view").textContent);
 const reportDisplay = { ...DEFAULT_DISPLAY, threshold: report.threshold };
-const reportMap = new MapLayer(new Float32Array(decodeBase64(report.map).buffer), report.grid, decodeBase64(report.colours));
+const reportMap = new MapLayer(new Float32Array(decodeBase64(report.map).buffer), report.grid, decodeBase64(report.colours), report.summary);
 const reportPort = new Viewport();
 const reportImage = new Image();
 reportImage.src = report.overview.image;
@@ -23,7 +23,7 @@ const byId = (id) => document.getElementById(id);
 function showCount() {
   const count = describeCount(reportMap, reportDisplay.threshold);
   byId("count").textContent = count.patches;
-  byId("area").textContent = count.area;
+  byId("area").textContent = count.area + count.leftOut;
   byId("threshold-value").textContent = reportDisplay.threshold.toFixed(3);
   byId("opacity-value").textContent = `${Math.round(100 * reportDisplay.opacity)} %`;
   reportView.redraw();

@@ -216,7 +216,7 @@ class SlideView {
   _drawColourBar(context) {
     const [width, height] = [14, Math.min(180, this.height / 3)];
     const [x, y] = [this.width - 62, this.height - height - 26];
-    this._plate(context, x - 14, y - 14, 72, height + 28);
+    this._plate(context, x - 22, y - 34, 84, height + 48);
     const { colours } = this.scene.map;
     for (let step = 0; step < height; step++) {
       const colour = 3 * Math.floor(255 * (1 - step / height));
@@ -225,6 +225,7 @@ class SlideView {
     }
     context.fillStyle = "black";
     context.font = "11px system-ui, sans-serif";
+    context.fillText("probability", x - 14, y - 18);
     for (const value of [0, 0.5, 1]) context.fillText(value.toString(), x + width + 8, y + (1 - value) * height + 4);
     const mark = y + (1 - this.display.threshold) * height;
     context.fillRect(x - 8, mark - 1, width + 12, 2);
@@ -265,15 +266,20 @@ function describePlace(slide, map, x, y) {
   const cell = map && map.cellAt(x, y);
   if (!cell) return place;
   const value = map.valueAt(cell);
-  return `${Number.isNaN(value) ? "not assessed" : `probability ${value.toFixed(3)}`} · ${place}`;
+  return `${Number.isNaN(value) ? "not assessed" : `${map.smoothUm ? "smoothed " : ""}probability ${value.toFixed(3)}`} · ${place}`;
 }
 
-/** Positives and their area, in words. */
+/** Positives and their area, in words, and what is left out of them. */
 function describeCount(map, threshold) {
-  const positives = map.countPositive(threshold);
+  const { count: positives, leftOut } = map.positives(threshold);
   const share = map.assessed ? ` (${((100 * positives) / map.assessed).toFixed(1)} %)` : "";
   const area = [positives, map.assessed].map((cells) => formatMm2(cells * map.grid.cell_area_mm2)).join(" of ");
-  return { positives, patches: `${positives} of ${map.assessed} patches positive${share}`, area: `${area} mm²` };
+  return {
+    positives,
+    patches: `${positives} of ${map.assessed} patches positive${share}`,
+    area: `${area} mm² assessed`,
+    leftOut: leftOut ? `; ${leftOut} more in groups below ${formatMm2(map.minRegionMm2)} mm² do not count` : "",
+  };
 }
 
 /** A place for a region on the screen: its box with room around it, and never closer than a few patches. */

@@ -7,17 +7,25 @@ const figure = (name, digits) => (slide) => (slide.summary?.[name] == null ? "�
 
 const COLUMNS = [
   { title: "", key: null },
-  { title: "slide", key: (slide) => slide.slide_id.toLowerCase() },
-  { title: "state", key: (slide) => slide.state },
-  { title: "patches", key: (slide) => slide.summary?.patches ?? -1, text: figure("patches", 0) },
-  { title: "unreadable", key: (slide) => slide.summary?.unreadable ?? -1, text: figure("unreadable", 0) },
-  { title: "positive", key: (slide) => slide.summary?.positives ?? -1, text: figure("positives", 0) },
-  { title: "of assessed", key: (slide) => slide.summary?.positive_fraction ?? -1 },
-  { title: "positive mm²", key: (slide) => slide.summary?.positive_mm2 ?? -1, text: figure("positive_mm2", 2) },
-  { title: "assessed mm²", key: (slide) => slide.summary?.assessed_mm2 ?? -1, text: figure("assessed_mm2", 2) },
-  { title: "largest region mm²", key: (slide) => slide.summary?.largest_positive_region_mm2 ?? -1, text: figure("largest_positive_region_mm2", 2) },
-  { title: "mean", key: (slide) => slide.summary?.mean_probability ?? -1, text: figure("mean_probability", 3) },
+  { title: "slide", key: (slide) => slide.slide_id.toLowerCase(), about: "Click a name to look at the slide." },
+  { title: "state", key: (slide) => slide.state, about: "How the run over the slide ended." },
+  { title: "patches", key: (slide) => slide.summary?.patches ?? -1, text: figure("patches", 0), about: "Squares of tissue that the model was shown." },
+  { title: "unreadable", key: (slide) => slide.summary?.unreadable ?? -1, text: figure("unreadable", 0), about: "Patches that could not be read from the file; they count as neither positive nor negative." },
+  { title: "positive", key: (slide) => slide.summary?.positives ?? -1, text: figure("positives", 0), about: "Patches whose probability reaches the threshold." },
+  { title: "of assessed", key: (slide) => slide.summary?.positive_fraction ?? -1, about: "Positive patches as a share of those that could be read." },
+  { title: "positive mm²", key: (slide) => slide.summary?.positive_mm2 ?? -1, text: figure("positive_mm2", 2), about: "Area of the positive patches." },
+  { title: "assessed mm²", key: (slide) => slide.summary?.assessed_mm2 ?? -1, text: figure("assessed_mm2", 2), about: "Area of all patches that could be read." },
+  { title: "largest region mm²", key: (slide) => slide.summary?.largest_positive_region_mm2 ?? -1, text: figure("largest_positive_region_mm2", 2), about: "Area of the largest group of positive patches that touch." },
+  { title: "mean probability", key: (slide) => slide.summary?.mean_probability ?? -1, text: figure("mean_probability", 3), about: "Over all patches that could be read." },
 ];
+
+const STATES = {
+  ok: ["ok", "Every patch could be read."],
+  zero: ["no tissue", "No tissue was found on the slide."],
+  damaged: ["damaged", "Some patches of the slide could not be read."],
+  unusable: ["results unusable", "The results on disk are damaged or of another version of wsi: infer the slide again."],
+  none: ["not inferred", "No model has run over this slide yet."],
+};
 
 const list = { body: null, jobs: new Map(), column: 7, isRising: false, drawn: "" };
 
@@ -48,7 +56,7 @@ function rowsToShow() {
   const state = byId("state").value;
   const rows = list.body.slides.map((slide) => {
     const has = run in slide.summaries;
-    return { ...slide, summary: slide.summaries[run] ?? null, state: has ? (slide.summaries[run]?.state ?? "damaged") : "none" };
+    return { ...slide, summary: slide.summaries[run] ?? null, state: has ? (slide.summaries[run]?.state ?? "unusable") : "none" };
   });
   const { key } = COLUMNS[list.column];
   const sign = list.isRising ? 1 : -1;
@@ -65,7 +73,15 @@ function draw() {
   drawHeads();
   byId("rows").replaceChildren(...rows.map(drawRow));
   byId("empty").hidden = rows.length > 0;
+  byId("about").textContent = describeRun(rows.find((row) => row.summary)?.summary);
   byId("facts").textContent = `${rows.length} of ${list.body.slides.length} slides`;
+}
+
+/** What the figures mean, in words. */
+function describeRun(summary) {
+  if (!summary) return "";
+  const where = summary.threshold_source === "user" ? "" : "the model's threshold, ";
+  return `A line is a slide; click its name to look at it. Positive is a patch whose probability of ${summary.positive_class} is ${where}${summary.threshold.toFixed(3)}, or more. A column's title sorts.`;
 }
 
 function drawHeads() {
@@ -74,6 +90,7 @@ function drawHeads() {
     if (!column.key) return head;
     const button = document.createElement("button");
     button.textContent = column.title;
+    button.title = column.about;
     button.addEventListener("click", () => {
       list.isRising = list.column === index ? !list.isRising : index < 3;
       list.column = index;
@@ -96,9 +113,10 @@ function drawRow(slide) {
   picture.decoding = "sync"; // small ones: shown with the row, not after it
   picture.alt = "";
   if (slide.summary || slide.has_file) picture.src = `/api/v1/slides/${encodeURIComponent(slide.slide_id)}/thumbnail.jpg?side=224`;
+  picture.addEventListener("click", () => link.click());
   const state = document.createElement("span");
   state.className = `state ${slide.state}`;
-  state.textContent = slide.state === "none" ? "not inferred" : slide.state;
+  [state.textContent, state.title] = STATES[slide.state];
   const cells = [picture, link, state, ...COLUMNS.slice(3).map((column) => (column.text ? column.text(slide) : drawShare(slide)))];
   for (const content of cells) {
     const cell = document.createElement("td");

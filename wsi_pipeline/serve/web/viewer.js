@@ -13,6 +13,12 @@ async function getJson(address) {
   return answer.json();
 }
 
+async function getNpy(address) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error("the map cannot be loaded");
+  return decodeNpy(await answer.arrayBuffer());
+}
+
 function loadImage(address) {
   return new Promise((resolve) => {
     const image = new Image();
@@ -32,6 +38,7 @@ class Viewer {
     this.regionIndex = -1;
     this.version = null;
     this.maps = new Map();
+    this.masks = new Map();
     this.regionsAsked = 0;
     this.body = null;
   }
@@ -60,10 +67,7 @@ class Viewer {
 
   async _loadPictures() {
     const { body } = this;
-    const hasTissue = body.results.length > 0;
-    const [overview, tissue] = await Promise.all([loadImage(`${api}/thumbnail.jpg?side=4096`), hasTissue ? loadImage(`${api}/tissue.png`) : null]);
-    this.overview = { image: overview, box_l0: body.overview.box_l0 };
-    this.tissue = tissue && { image: tissue, box_l0: body.overview.box_l0 };
+    this.overview = { image: await loadImage(`${api}/thumbnail.jpg?side=4096`), box_l0: body.overview.box_l0 };
     const address = (level, col, row) => `${api}/tiles/${level}/${col}/${row}.jpg`;
     this.tiles = body.tiles && new TileLayer(address, body.tiles, body.slide.size_l0, () => this.redraw());
     this.colours = decodeBase64(body.colours);
@@ -77,22 +81,37 @@ class Viewer {
     const result = this.resultOf(runId);
     if (!result) return null;
     if (!this.maps.has(runId)) {
-      const answer = await fetch(`${api}/map.npy?run=${encodeURIComponent(runId)}`);
-      if (!answer.ok) throw new Error("the map cannot be loaded");
-      this.maps.set(runId, new MapLayer(decodeNpy(await answer.arrayBuffer()), result.grid, this.colours));
+      const address = `${api}/map.npy?run=${encodeURIComponent(runId)}`;
+      const isSmoothed = result.summary.smooth_um > 0;
+      const [values, own] = await Promise.all([getNpy(address), isSmoothed ? getNpy(`${address}&own=true`) : null]);
+      this.maps.set(runId, new MapLayer(values, result.grid, this.colours, result.summary, own));
     }
     return this.maps.get(runId);
+  }
+
+  /** The tissue mask by which a run chose its patches; null where its results hold none. */
+  async _tissueOf(runId) {
+    if (!this.resultOf(runId)?.has_tissue) return null;
+    if (!this.masks.has(runId)) {
+      const image = await loadImage(`${api}/tissue.png?run=${encodeURIComponent(runId)}`);
+      this.masks.set(runId, image && { image, box_l0: this.resultOf(runId).overview.box_l0 });
+    }
+    return this.masks.get(runId);
   }
 
   /** Show one run, or two side by side. */
   async showRuns(first, second) {
     this.runs = [first, second];
     const maps = await Promise.all(this.runs.map((run) => this._mapOf(run)));
+    const masks = await Promise.all(this.runs.map((run) => this._tissueOf(run)));
+    const before = this.views[0].width;
     this.views.forEach((view, index) => {
       view.canvas.hidden = index === 1 && !second;
       const title = second ? this.resultOf(this.runs[index]).name : null;
-      view.scene = { slide: this.body.slide, overview: this.overview, tiles: this.tiles, tissue: this.tissue, map: maps[index], regions: [], title };
+      view.scene = { slide: this.body.slide, overview: this.overview, tiles: this.tiles, tissue: masks[index], map: maps[index], regions: [], title };
     });
+    const { x, y, scale } = this.viewport;
+    if (before && this.version) this.viewport.set(x, y, (scale * this.views[0].width) / before); // what was in sight stays in sight
     await this.loadRegions();
     this.setSmallest();
     this.redraw();
@@ -186,6 +205,7 @@ class Viewer {
     if (this.body.version === this.version) return;
     this.version = this.body.version;
     this.maps.clear();
+    this.masks.clear();
     await this._loadPictures();
     const [first, second] = this.runs;
     await this.showRuns(this.resultOf(first) ? first : (this.body.results[0]?.run_id ?? null), this.resultOf(second) ? second : null);

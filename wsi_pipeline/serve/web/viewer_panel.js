@@ -3,6 +3,7 @@
 
 const PAN_PX = 120;
 const SHOWN_REGIONS = 100;
+const HINT = "drag to move · wheel to zoom · click for a patch · ? for keys";
 
 class Panel {
   constructor(viewer) {
@@ -16,12 +17,13 @@ class Panel {
     this._bindButtons();
     this._bindRuns();
     for (const view of viewer.views) {
-      view.onHover = (x, y) => (byId("place").textContent = describePlace(viewer.body.slide, view.scene?.map, x, y));
+      view.onHover = (x, y) => (byId("place").textContent = describePlace(viewer.body.slide, view.scene?.map, x, y) || HINT);
       view.onPick = (x, y) => {
         const cell = view.scene?.map?.cellAt(x, y);
         if (cell) viewer.select(cell);
       };
     }
+    byId("place").textContent = HINT;
     document.addEventListener("keydown", (event) => this._onKey(event));
     this.showAll();
   }
@@ -70,8 +72,11 @@ class Panel {
     const [width, height] = slide.size_l0;
     byId("facts").textContent = `${width.toLocaleString()} × ${height.toLocaleString()} px · ${+slide.mpp.toPrecision(4)} µm/px (${slide.mpp_source}) · ${((width * slide.mpp) / 1000).toFixed(2)} × ${((height * slide.mpp) / 1000).toFixed(2)} mm`;
     const result = viewer.resultOf(viewer.runs[0]);
-    byId("class").textContent = result ? result.positive_class : "slide";
-    byId("reset").textContent = result ? `model's threshold ${result.threshold.toFixed(3)}` : "";
+    byId("class").textContent = result ? `probability of ${result.positive_class}` : "slide";
+    const second = viewer.resultOf(viewer.runs[1]);
+    byId("reset").textContent = result ? `${second ? `${result.name}'s` : "model's"} threshold ${result.threshold.toFixed(3)}` : "";
+    byId("reset-second").hidden = !second;
+    if (second) byId("reset-second").textContent = `${second.name}'s ${second.threshold.toFixed(3)}`;
     byId("report").href = `${api}/report.html${viewer.runs[0] ? `?run=${encodeURIComponent(viewer.runs[0])}` : ""}`;
     this.showCounts();
     this.showRegions();
@@ -86,15 +91,18 @@ class Panel {
     byId("threshold-value").textContent = display.threshold.toFixed(3);
     byId("opacity-value").textContent = `${Math.round(100 * display.opacity)} %`;
     for (const [id, name] of LAYERS) byId(id).checked = display[name];
+    const hasMask = viewer.shownViews.some((view) => view.scene?.tissue);
+    byId("show-tissue").disabled = !hasMask;
+    byId("tissue-note").textContent = hasMask ? "" : "(these results hold none)";
     const lines = viewer.shownViews.filter((view) => view.scene?.map).map((view) => ({ ...describeCount(view.scene.map, display.threshold), title: view.scene.title }));
     byId("count").textContent = lines.map((line) => (line.title ? `${line.title}: ` : "") + line.patches).join("\n");
-    byId("area").textContent = lines.map((line) => line.area).join("  |  ");
+    byId("area").textContent = lines.map((line) => (line.title ? `${line.title}: ` : "") + line.area + line.leftOut).join("\n");
   }
 
   showRegions() {
     const { viewer } = this;
     const found = viewer.regionsFound ?? 0;
-    byId("region-count").textContent = found ? `${found} regions at ${viewer.display.threshold.toFixed(3)}, strongest first` : "no region reaches the threshold";
+    byId("region-count").textContent = found ? `${viewer.runs[1] ? `${viewer.resultOf(viewer.runs[0]).name}: ` : ""}${found} ${found === 1 ? "region" : "regions"} at ${viewer.display.threshold.toFixed(3)}, strongest first` : "no region reaches the threshold";
     const items = viewer.regions.slice(0, SHOWN_REGIONS).map((region, index) => {
       const item = document.createElement("li");
       const button = document.createElement("button");
@@ -116,10 +124,15 @@ class Panel {
       byId("patch-text").textContent = "Click on the slide to see a patch as the model saw it.";
       return;
     }
-    const value = map.valueAt(selected);
-    const words = Number.isNaN(value) ? "not assessed" : `probability ${value.toFixed(4)}, ${value >= Math.fround(viewer.display.threshold) ? "positive" : "negative"}`;
-    byId("patch-text").textContent = `row ${selected.row}, column ${selected.col}: ${words}; ${map.grid.side_px} px at ${+map.grid.mpp.toPrecision(4)} µm/px`;
+    byId("patch-text").textContent = `row ${selected.row}, column ${selected.col}: ${this._describeSelected()}; ${map.grid.side_px} px at ${+map.grid.mpp.toPrecision(4)} µm/px, ${+(map.grid.side_px * map.grid.mpp).toPrecision(4)} µm wide`;
     if (viewer.tiles) byId("patch").src = `${api}/patches/${selected.row}/${selected.col}.png?run=${encodeURIComponent(viewer.runs[0])}`;
+  }
+
+  _describeSelected() {
+    const { selected, display } = this.viewer;
+    const views = this.viewer.shownViews.filter((view) => view.scene?.map);
+    const words = views.map((view) => describePatch(view.scene.map, selected, display.threshold));
+    return views.length > 1 ? views.map((view, index) => `\n${view.scene.title}: ${words[index]}`).join("") : words[0];
   }
 
   say(text) {
@@ -139,6 +152,14 @@ class Panel {
 }
 
 const LAYERS = [["show-map", "showMap"], ["only-positive", "onlyPositive"], ["show-regions", "showRegions"], ["show-tissue", "showTissue"]];
+
+/** What the model said of a patch and how it counts, in words. */
+function describePatch(map, cell, threshold) {
+  const [own, value] = [map.ownAt(cell), map.valueAt(cell)];
+  if (value === undefined || Number.isNaN(value)) return "not assessed";
+  const smoothed = map.smoothUm ? `; ${value.toFixed(4)} on the smoothed map (${map.smoothUm} µm)` : "";
+  return `${map.smoothUm ? "its own " : ""}probability ${own.toFixed(4)}${smoothed}, ${map.judge(cell, threshold)}`;
+}
 
 function toggle(name) {
   return (viewer) => {
@@ -188,6 +209,7 @@ function savePicture(viewer) {
 
 const BUTTONS = {
   reset: (viewer) => viewer.setThreshold(viewer.resultOf(viewer.runs[0])?.threshold ?? 0.5),
+  "reset-second": (viewer) => viewer.setThreshold(viewer.resultOf(viewer.runs[1])?.threshold ?? 0.5),
   strongest: (viewer) => viewer.showRegion(0),
   next: (viewer) => viewer.showRegion(viewer.regionIndex + 1),
   previous: (viewer) => viewer.showRegion(viewer.regionIndex <= 0 ? -1 : viewer.regionIndex - 1),

@@ -1,0 +1,159 @@
+"""Each engine against the guide's plain loop on the same patches, and what lower precision does to decisions.
+
+Speed: plain eager PyTorch (fp32, NCHW, batches of 64, its own threads) and every engine that runs here, in interleaved rounds on patches in
+memory; medians, and the ratio to the plain loop per model. The precision is the one that `--precision auto` has on this device.
+
+    python benchmarks/engines.py [--arch idc_cnn …] [--patches 1024] [--rounds 5] [--engines torch openvino …]
+
+Decisions: with trained models and labelled stores instead, the share of patches whose decision flips and the difference in AUROC.
+
+    python benchmarks/engines.py --model MODEL … --stores STORE …
+"""
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from wsi_pipeline.errors import WsiError
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.checkpoint import Checkpoint
+from wsi_pipeline.models.device import available_cores, find_bf16_unit
+from wsi_pipeline.models.engines.choosing import list_candidates
+from wsi_pipeline.models.engines.engine import BF16, FP32, EngineSetting
+from wsi_pipeline.models.engines.table import ENGINES
+from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.models.loading import load_model
+from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.opening import open_predictor
+from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.store.patches import PatchStore
+
+Pixels = NDArray[np.uint8]
+Predict = Callable[[Pixels], NDArray[np.float32]]
+ARCHITECTURES = ("idc_cnn", "wide_resnet_16_2", "wide_resnet_16_4")
+PLAIN_BATCH = 64
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_model(architecture: str) -> Checkpoint:
+    """Fresh weights, whose batch normalisations have statistics of random patches."""
+    torch.manual_seed(0)
+    network = build_network(architecture, 50).train()
+    with torch.no_grad():
+        network(torch.randn(16, 3, 50, 50))
+    half, quarter = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    spec = PatchSpec(50, 50, 4.0)
+    return Checkpoint(architecture, spec, ("negative", "positive"), Normalisation(half, quarter), 0.5, "none", network.state_dict())
+
+
+def plain_loop(model: Checkpoint) -> Predict:
+    """The guide's loop."""
+    network = model.build().to(DEVICE)
+    mean = torch.tensor(model.normalisation.mean, device=DEVICE).view(3, 1, 1)
+    std = torch.tensor(model.normalisation.std, device=DEVICE).view(3, 1, 1)
+
+    @torch.inference_mode()
+    def predict(pixels: Pixels) -> NDArray[np.float32]:
+        found = []
+        for start in range(0, len(pixels), PLAIN_BATCH):
+            x = torch.from_numpy(pixels[start : start + PLAIN_BATCH]).permute(0, 3, 1, 2).contiguous().to(DEVICE)
+            found.append(model.probability(network((x.float() / 255 - mean) / std)).cpu())
+        return torch.cat(found).numpy()
+
+    return predict
+
+
+def open_engines(model: Checkpoint, names: list[str]) -> dict[str, Predict]:
+    """The engines that run this model here, ready for it."""
+    found: dict[str, Predict] = {}
+    for name in names:
+        try:
+            opened = open_predictor(model, DEVICE, name)
+        except WsiError as error:
+            print(f"  {name}: left out: {error}")
+        else:
+            found[f"{name} {opened.predictor.setting.precision}"] = opened.predictor
+    return found
+
+
+def compare_speed(architecture: str, names: list[str], patches: int, rounds: int) -> None:
+    """Medians of interleaved rounds for one network."""
+    model = make_model(architecture)
+    pixels = np.random.default_rng(0).integers(0, 256, (patches, 50, 50, 3), dtype=np.uint8)
+    chosen = list_candidates(model, DEVICE)[0].setting
+    runners: dict[str, Predict] = {"plain": plain_loop(model), **open_engines(model, names)}
+    answers = {name: run(pixels) for name, run in runners.items()}  # also warms up
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, run in runners.items():
+            started = time.perf_counter()
+            run(pixels)
+            seconds[name].append(time.perf_counter() - started)
+    plain = statistics.median(seconds["plain"])
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        difference = np.abs(answers[name] - answers["plain"]).max()
+        mark = "  <- auto" if name == f"{chosen.engine} {chosen.precision}" else ""
+        print(f"{architecture:<18} {name:<20} {patches / median:9,.0f} patches/s {plain / median:6.2f} x  {difference:8.1e} apart{mark}")
+
+
+def read_labelled(stores: list[Path]) -> tuple[Pixels, NDArray[np.int8]]:
+    """Every labelled patch of the stores."""
+    pixels, labels = [], []
+    for path in stores:
+        store = PatchStore(path)
+        read = np.concatenate([store.read_block(block).pixels for block in range(-(-store.table.patches // store.table.block_size))])
+        known = store.table.labels >= 0
+        pixels.append(read[known])
+        labels.append(store.table.labels[known])
+    return np.concatenate(pixels), np.concatenate(labels)
+
+
+def compare_decisions(path: Path, pixels: Pixels, labels: NDArray[np.int8]) -> None:
+    """What each engine and precision changes, whether or not this device has units for it."""
+    model: Model = load_model(path)
+    plain = Predictor(model, EngineSetting("torch", FP32, DEVICE))(pixels)
+    print(f"{path}: {model.architecture}, {len(labels)} patches, threshold {model.threshold:.3f}")
+    for setting in [EngineSetting(name, precision, DEVICE) for name in ("torch", "openvino") for precision in (FP32, BF16)]:
+        if DEVICE not in ENGINES[setting.engine].precisions or ENGINES[setting.engine].find_fault(model, DEVICE):
+            continue
+        given = Predictor(model, setting)(pixels)
+        flips = np.mean((given >= model.threshold) != (plain >= model.threshold))
+        auroc = roc_auc_score(labels, given) - roc_auc_score(labels, plain)
+        apart = np.abs(given - plain)
+        print(
+            f"  {setting!s:<26} at most {apart.max():.1e} apart, mean {apart.mean():.1e}; {flips:.3%} of decisions flip; AUROC {auroc:+.5f}"
+        )
+        gc.collect()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="*", default=ARCHITECTURES)
+    parser.add_argument("--engines", nargs="*", default=list(ENGINES))
+    parser.add_argument("--patches", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", nargs="*", type=Path, default=[])
+    parser.add_argument("--stores", nargs="*", type=Path, default=[])
+    options = parser.parse_args()
+    print(f"{DEVICE}, {available_cores()} cores, unit for bfloat16: {find_bf16_unit() or 'none'}, torch {torch.__version__}")
+    if options.model:
+        pixels, labels = read_labelled(options.stores)
+        for path in options.model:
+            compare_decisions(path, pixels, labels)
+        return
+    for architecture in options.arch:
+        compare_speed(architecture, options.engines, options.patches, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

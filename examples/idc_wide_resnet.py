@@ -1,0 +1,99 @@
+"""A wide residual network for IDC patches, from training to an answer over REST.
+
+    python examples/idc_wide_resnet.py IDC OUT
+
+IDC is the folder of the set's <patient>_idx5_x<X>_y<Y>_class<C>.png. WRN-16-2 with a Dense 20 ReLU and one sigmoid behind it, 80/20 by
+patient, the set in memory; then `wsi serve` serves the model and what it makes of one validation patient, and
+validation patches are sent to it. Writes OUT/model with report.html and TensorBoard's events, OUT/results, and OUT/answers.png.
+"""
+
+import argparse
+import json
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.models.architectures import NetworkOptions
+from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.pipeline import InferConfig, infer_stores, ingest_patches
+from wsi_pipeline.store.patches import find_stores
+from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.dataset import load_labelled, read_pixels
+from wsi_pipeline.training.optimisation import Optimisation
+from wsi_pipeline.training.report_figures import encode_png
+from wsi_pipeline.training.run import SplitChoice, TrainListener, train
+from wsi_pipeline.training.schedule import Schedule
+
+SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopathology-images"
+
+
+def ask(address: str, pictures: list[bytes]) -> dict:
+    """What the server at `http://…/?token=…` says of PNG pictures: a form with one file each."""
+    url, _, token = address.partition("?token=")
+    boundary = secrets.token_hex(16)
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="images"; filename="patch.png"\r\nContent-Type: image/png\r\n\r\n'
+    body = b"".join(head.encode() + picture + b"\r\n" for picture in pictures) + f"--{boundary}--\r\n".encode()
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": f"multipart/form-data; boundary={boundary}"}
+    with urlopen(Request(f"{url}api/v1/predict", body, headers)) as answer:
+        return json.load(answer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("idc", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--arch", default="wide_resnet_16_2")
+    parser.add_argument("--epochs", type=int, default=8)
+    options = parser.parse_args()
+    if not any(options.idc.rglob("*_idx5_*.png")):
+        raise SystemExit(f"{options.idc}: no patches called <patient>_idx5_….png below it; the set is at {SOURCE}")
+    stores, model = options.out / "stores", options.out / "model" / "model.safetensors"
+    ingest_patches(options.idc, stores, PatchSpec(50, 50, mpp=4.0))
+    config = TrainConfig(
+        architecture=options.arch,
+        network=NetworkOptions(head="dense20"),
+        epochs=options.epochs,
+        patience=options.epochs,
+        optimisation=Optimisation(learning_rate=2e-3, weight_decay=0.05, ema=0.99, initialisation="he"),
+        schedule=Schedule("one-cycle"),
+        cache="memory",
+    )
+    listener = TrainListener(
+        on_start=lambda patches, division, events: print(f"dashboard: tensorboard --logdir {events}"),
+        on_epoch=lambda epoch: print(f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, AUROC {epoch.val_auroc:.3f}", flush=True),
+    )
+    train([stores], model.parent, config, SplitChoice(val_fraction=0.2), listener=listener)
+
+    patches = load_labelled(find_stores([stores]))
+    judged = np.flatnonzero(np.isin(patches.patients, load_checkpoint(model).training["split"]["val"]))
+    judged = judged[:: max(1, len(judged) // 24)][:24]
+    pixels = read_pixels(patches, judged)
+    infer_stores([patches.paths[patches.places[judged[0], 0]]], model, options.out / "results", InferConfig())
+    command = [Path(sys.executable).with_name("wsi"), "serve", "--results", options.out / "results", "--model", model, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[-1]
+        print(f"served: {address.partition('?')[0]}")
+        answer = ask(address, [encode_png(patch) for patch in pixels])
+        server.terminate()
+
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    probabilities = [image["probability"] for image in answer["images"]]
+    for axes, patch, label, probability in zip(figure.subplots(3, 8).flat, pixels, patches.labels[judged], probabilities, strict=False):
+        axes.imshow(patch)
+        axes.axis("off")
+        is_right = (probability >= answer["threshold"]) == bool(label)
+        axes.set_title(f"{probability:.2f}, is {label}", color="black" if is_right else "red", fontsize=9)
+    figure.savefig(options.out / "answers.png")
+    called = np.array(probabilities) >= answer["threshold"]
+    print(f"{len(called)} patches of validation patients sent, {np.sum(called == patches.labels[judged])} answers right")
+
+
+if __name__ == "__main__":
+    main()

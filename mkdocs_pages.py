@@ -1,0 +1,174 @@
+"""Pages that `make docs` writes by itself: commands from click, modules from their docstrings, examples from their files.
+
+A hook of mkdocs. Whatever is added to the package, to examples/ or to docs/ appears without a line anywhere else.
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from wsi_cli.main import COMMANDS, wsi
+
+ROOT = Path(__file__).parent
+SOURCE_LINK = re.compile(r"\((?:\.\./)?(?:examples/)?([a-z_]+)\.py\)")
+PYTHON_PAGES = {
+    "Pipeline": ("pipeline", "outcome", "batch"),
+    "Results": ("results", "heatmap", "evaluation.run"),
+    "Slides and stores": ("geometry", "sources", "slides", "tiling", "tissue", "store.patches", "store.predictions"),
+    "Training": ("training.run", "training.config", "training.optimisation", "training.schedule", "training.augment", "training.split",
+                 "training.objective", "training.pictures", "training.metrics", "training.judgement"),
+    "Models": ("models.architectures", "models.network", "models.checkpoint", "models.loading", "models.predictor"),
+    "Errors": ("errors",),
+}  # fmt: skip
+"""Pages of the Python API and the modules on each."""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Complete the navigation: pages of docs/ that it does not name, and all that is generated."""
+    named = set(_leaves(config.nav))
+    config.nav = [
+        *(config.nav or []),
+        *(
+            {"More": others}
+            for others in [[path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in named]]
+            if others
+        ),
+        {"Commands": ["commands/index.md", *(f"commands/{name}.md" for name in COMMANDS)]},
+        {"Examples": ["examples/index.md", "examples/neural_networks.md", *(f"examples/{path.stem}.md" for path in list_examples())]},
+        {"Python": [f"python/{_slug(title)}.md" for title in PYTHON_PAGES]},
+        {"Project": ["contributing.md", "changelog.md"]},
+    ]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to those of docs/."""
+    for place, text in write_pages().items():
+        files.append(File.generated(config, place, content=text))
+    return files
+
+
+def write_pages() -> dict[str, str]:
+    """Every generated page by its place in the site."""
+    pages = {f"commands/{name}.md": write_command(name) for name in COMMANDS}
+    pages["commands/index.md"] = write_overview()
+    pages |= {f"python/{_slug(title)}.md": write_module_page(title, modules) for title, modules in PYTHON_PAGES.items()}
+    pages |= {f"examples/{path.stem}.md": write_example(path) for path in list_examples()}
+    pages["examples/index.md"] = write_examples_overview()
+    pages["examples/neural_networks.md"] = _link_pages((ROOT / "examples" / "neural_networks.md").read_text(encoding="utf-8"))
+    pages["contributing.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    pages["changelog.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    return pages
+
+
+def write_overview() -> str:
+    """All commands, a line each, and the exit codes."""
+    with click.Context(wsi, info_name="wsi") as context:
+        rows = [f"| [`wsi {name}`]({name}.md) | {_escape(_find(context, name).get_short_help_str(120))} |" for name in COMMANDS]
+    codes = re.sub(r"\s+", " ", (wsi.help or "").split("Exit codes:")[1]).strip()
+    return "\n".join(["# Commands", "", "| | |", "| --- | --- |", *rows, "", f"**Exit codes.** {codes}", ""])
+
+
+def write_command(name: str) -> str:
+    """A command's page: what it does, how it is called, every option."""
+    with click.Context(wsi, info_name="wsi", **wsi.context_settings) as context:
+        return "\n".join([f"# wsi {name}", "", *_describe(_find(context, name), f"wsi {name}", context)])
+
+
+def _describe(command: click.Command, called: str, parent: click.Context) -> list[str]:
+    context = click.Context(command, info_name=called.split()[-1], parent=parent, **command.context_settings)
+    usage = " ".join(command.collect_usage_pieces(context))
+    lines = [_format_help(command.help or ""), "", "```text", f"{called} {usage}", "```", ""]
+    options = [parameter for parameter in command.get_params(context) if isinstance(parameter, click.Option)]
+    records = [record for record in (option.get_help_record(context) for option in options) if record]
+    rows = [f"| {_code(names)} | {_escape(text)} |" for names, text in records]
+    lines += ["| option | |", "| --- | --- |", *rows, ""]
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            lines += [f"## {called} {name}", "", *_describe(below, f"{called} {name}", context)]
+    return lines
+
+
+def _find(context: click.Context, name: str) -> click.Command:
+    command = wsi.get_command(context, name)
+    assert command is not None
+    return command
+
+
+def _format_help(text: str) -> str:
+    r"""Paragraphs as they are; one that begins with \b is shown line by line."""
+    paragraphs = re.split(r"\n\s*\n", text.strip())
+    shown = []
+    for paragraph in paragraphs:
+        if paragraph.lstrip().startswith("\b"):
+            shown.append("```text\n" + paragraph.replace("\b", "").strip("\n") + "\n```")
+        else:
+            shown.append(_escape(" ".join(paragraph.split())))
+    return "\n\n".join(shown)
+
+
+def _code(names: str) -> str:
+    """`-o, --out DIR` as code, each name by itself."""
+    return ", ".join(f"`{name.strip()}`" for name in names.split(", "))
+
+
+def _escape(text: str) -> str:
+    """Text as Markdown and HTML show it: signs are themselves, also in a cell of a table; backticks still make code."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else _escape_prose(part) for part in parts)
+
+
+def _escape_prose(text: str) -> str:
+    return re.sub(r"([\\*_\[\]|])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def write_module_page(title: str, modules: tuple[str, ...]) -> str:
+    """A page that mkdocstrings fills from docstrings."""
+    blocks = [f"::: wsi_pipeline.{module}\n" for module in modules]
+    return "\n".join([f"# {title}", "", *blocks])
+
+
+def list_examples() -> list[Path]:
+    """The examples in Python."""
+    return sorted((ROOT / "examples").glob("*.py"))
+
+
+def write_example(path: Path) -> str:
+    """An example's own description, then its code."""
+    source = path.read_text(encoding="utf-8")
+    description = ast.get_docstring(ast.parse(source)) or ""
+    title, _, rest = description.partition("\n")
+    return f"# {path.name}\n\n{_escape(title)}\n{_indent_safe(rest)}\n\n```python\n{source}```\n"
+
+
+def _indent_safe(text: str) -> str:
+    """Commands, which are indented, stay as they are; the rest is prose."""
+    return "\n".join(line if line.startswith("    ") else _escape(line) for line in text.splitlines())
+
+
+def write_examples_overview() -> str:
+    """README's section on examples."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Examples\n")[1].split("\n## ")[0]
+    return "# Examples\n" + _link_pages(section).replace("(examples/neural_networks.md)", "(neural_networks.md)")
+
+
+def _link_pages(text: str) -> str:
+    """Links to example files become links to their pages."""
+    return SOURCE_LINK.sub(r"(\1.md)", text)
+
+
+def _slug(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _leaves(nav: Any) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    values = nav.values() if isinstance(nav, dict) else nav or []
+    return [leaf for value in values for leaf in _leaves(value)]

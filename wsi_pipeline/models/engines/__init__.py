@@ -1,0 +1,1 @@
+"""What runs a model's network over batches of patches: one file per engine, and the table of them."""

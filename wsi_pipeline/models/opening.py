@@ -1,0 +1,92 @@
+"""A model made ready to run: engine chosen, loaded, and its answers checked against known ones."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsi_pipeline.errors import ModelError
+from wsi_pipeline.models.engines.choosing import AUTO, Candidate, list_candidates
+from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting
+from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.models.self_test import make_self_test
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well an engine keeps to what the model is known to give."""
+
+    difference: float
+    """The largest, in probability."""
+    is_stored: bool
+    """Whether the model brought its answers, or they were computed here by the plain network."""
+
+    @property
+    def against(self) -> str:
+        """What the engine was held against."""
+        return "stored self-test" if self.is_stored else "plain network, for the model stores no self-test"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A predictor whose answers were checked, and what is to be said of it."""
+
+    predictor: Predictor
+    line: str
+
+
+Load = Callable[[EngineSetting], tuple[Predictor, Agreement]]
+
+
+def open_predictor(model: Model, device: str = AUTO, engine: str = AUTO, precision: str = AUTO, batch_size: int | None = None) -> Opened:
+    """The predictor for a model, by the engine that is asked for or fits the device.
+
+    Raises ModelError where the engine cannot run the model, or gives other answers than it is known to give.
+    """
+
+    def load(setting: EngineSetting) -> tuple[Predictor, Agreement]:
+        predictor = Predictor(model, setting, batch_size)
+        return predictor, check_answers(predictor)
+
+    return open_first(list_candidates(model, device, engine, precision), load)
+
+
+def open_first(candidates: Sequence[Candidate], load: Load) -> Opened:
+    """The first of the candidates that takes the model, opened by `load`. Raises ModelError where none does."""
+    faults: list[str] = []
+    for candidate in candidates:
+        try:
+            predictor, agreement = load(candidate.setting)
+        except EngineFault as error:
+            if candidate is candidates[-1]:
+                raise
+            faults.append(str(error))
+            continue
+        return Opened(predictor, _describe(predictor, agreement, [candidate.reason, *faults]))
+    raise ModelError("no engine comes into question; leave --engine auto")
+
+
+def check_answers(predictor: Predictor) -> Agreement:
+    """Hold a predictor against the model's self-test, or against the plain network where the model has none.
+
+    Raises ModelError naming model, engine and difference where they are too far apart.
+    """
+    model, setting = predictor.model, predictor.setting
+    known = model.self_test or make_self_test(model)
+    given, expected = predictor(known.pixels.numpy()), known.probability.numpy()
+    apart = np.abs(given - expected)
+    apart[np.isnan(given) & np.isnan(expected)] = 0.0
+    agreement = Agreement(float(np.nan_to_num(apart, nan=1.0).max()), model.self_test is not None)
+    if agreement.difference > setting.bound:
+        remedy = "train or export it again" if setting == EngineSetting() else "use --engine torch --precision fp32 --device cpu"
+        raise ModelError(
+            f"{model.architecture} {model.digest[:12]}: {setting} gives probabilities that differ by {agreement.difference:.2g} from "
+            f"those of its {agreement.against}, at most {setting.bound:g} is allowed; {remedy}"
+        )
+    return agreement
+
+
+def _describe(predictor: Predictor, agreement: Agreement, reasons: Sequence[str]) -> str:
+    why = "; ".join(reason for reason in reasons if reason)
+    return f"engine {predictor.setting}{f' ({why})' if why else ''}: within {agreement.difference:.1g} of its {agreement.against}"

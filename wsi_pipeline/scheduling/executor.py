@@ -1,0 +1,128 @@
+"""Steps as Dask tasks, and what becomes of steps whose worker died."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from distributed import as_completed
+from distributed.client import FutureCancelledError
+from distributed.scheduler import KilledWorker
+
+from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.scheduling.jobs import Deadlines, Step
+from wsi_pipeline.scheduling.watch import HUNG_TOPIC, choose_deadline, run_watched
+
+ALLOWED_DEATHS = 1
+"""Workers that may die over a step before it is held back to be tried alone."""
+TRIES_ALONE = 3
+"""Times that it is tried alone: workers also die of what has nothing to do with it."""
+HANGS_ALONE = 1
+"""Once is enough for a step that hangs alone."""
+
+
+class _Submitted(NamedTuple):
+    """A step under way."""
+
+    step: Step
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    future: Any = None
+    tries_alone: int = 0
+
+
+@dataclass
+class DaskExecutor:
+    """Steps as tasks of a cluster."""
+
+    client: Any
+    processes: int
+    """Worker processes there are, or will be."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    gpu_share: float = 0.0
+    """What a block asks for of the resource GPU; 0: nothing."""
+
+    def __post_init__(self) -> None:
+        self._done = as_completed([], loop=self.client.loop)
+        self._pending: dict[str, _Submitted] = {}
+        self._suspects: deque[_Submitted] = deque()
+        self._dropped: set[int] = set()
+        self._seconds: deque[float] = deque(maxlen=101)
+        self._sent = 0
+
+    def submit(self, step: Step, function: Callable[..., Any], *arguments: Any) -> None:
+        """Send the step off. Earlier jobs come first, so that slides are finished one after another."""
+        self._send(_Submitted(step, function, arguments))
+
+    def _send(self, work: _Submitted) -> None:
+        step = work.step
+        self._sent += 1
+        key = f"{step.kind}-{self.client.id}-{step.job}-{step.block}-{self._sent}"
+        deadline_s = choose_deadline(step, self.deadlines, self._seconds)
+        future = self.client.submit(
+            run_watched,
+            *(step, deadline_s, self.deadlines, key, work.function),
+            *work.arguments,
+            key=key,
+            pure=False,
+            priority=-step.job if step.kind != "prepare" else 1,
+            resources={"GPU": self.gpu_share} if self.gpu_share and step.kind in ("ask", "block") else None,
+        )
+        self._pending[key] = work._replace(future=future)
+        self._done.add(future)
+
+    def drop(self, job: int) -> None:
+        """Cancel what has not begun, and ignore what has."""
+        self._dropped.add(job)
+        if stale := [work.future for work in self._pending.values() if work.step.job == job]:
+            self.client.cancel(stale)
+
+    def next_done(self) -> tuple[Step, Any]:
+        """Wait for the next step. Raises EnvironmentFault where the cluster is lost.
+
+        A step whose worker died is tried again when nothing else is running: what runs beside a deadly step dies with it, and must
+        not be taken for its cause.
+        """
+        while True:
+            if not self._pending and self._suspects:
+                suspect = self._suspects.popleft()
+                self._send(suspect._replace(tries_alone=suspect.tries_alone + 1))
+            future = next(self._done)
+            work = self._pending.pop(future.key)
+            if work.step.job in self._dropped:
+                continue
+            result = _result_of(future)
+            if not isinstance(result, KilledWorker):
+                return work.step, self._unpack(work, result)
+            hangs = self._hangs_of(future.key)
+            if work.tries_alone >= (HANGS_ALONE if hangs else TRIES_ALONE):
+                return work.step, _in_words(hangs)
+            self._suspects.append(work)
+
+    def _unpack(self, work: _Submitted, result: Any) -> Any:
+        if isinstance(result, Exception):
+            return result
+        if work.step.kind == "block":
+            self._seconds.append(result.seconds)
+        return result.value
+
+    def _hangs_of(self, key: str) -> Sequence[float]:
+        """Deadlines that the task outlived, in seconds."""
+        events = self.client.get_events(HUNG_TOPIC)
+        return [event["seconds"] for _, event in events if event["key"] == key]
+
+
+def _result_of(future: Any) -> Any:
+    """What a step returned or raised; a result that was lost with its worker is computed again."""
+    try:
+        return future.result()
+    except FutureCancelledError as error:
+        raise EnvironmentFault("the Dask cluster was lost; what is finished stays on disk, run the same line again") from error
+    except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the job's result, its neighbours go on
+        return error
+
+
+def _in_words(hangs: Sequence[float]) -> RuntimeError:
+    if hangs:
+        return RuntimeError(f"still at work after {hangs[-1]:.0f} s, also when it ran alone (a drive that hangs, or a decoder)")
+    return RuntimeError("a worker process died over it, also when it ran alone (out of memory, or a crash in a decoder)")
