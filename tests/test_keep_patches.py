@@ -24,7 +24,7 @@ from wsi_pipeline.store.predictions import open_result
 from wsi_pipeline.tiling import TileConfig
 
 HERE = Workers(count=0)
-SIDE = 20
+SIDE = 25
 TILING = TileConfig(spec=PatchSpec(SIDE, SIDE, 0.5))
 
 
@@ -35,9 +35,9 @@ def tissue(width: int, height: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide of 45 × 48 = 2,160 patches of 20 px (one block of the store, three of predictions), a model, stores and results apart."""
+    """A slide of 45 × 48 = 2,160 patches of 25 px (one block of the store, three of predictions), a model, stores and results apart."""
     folder = tmp_path_factory.mktemp("made")
-    write_slide(folder / "slides" / "s.tiff", tissue(960, 900))
+    write_slide(folder / "slides" / "s.tiff", tissue(1200, 1125))
     write_model(folder / "m.safetensors", make_checkpoint(side_px=SIDE))
     tile_slides([folder / "slides"], folder / "tiled", TILING, workers=HERE)
     infer(folder, folder / "plain")

@@ -140,7 +140,7 @@ def test_a_run_leaves_its_events(slides: Path, model: Path, tmp_path: Path) -> N
     events = read_events(tmp_path / "results")
     assert [event["event"] for event in events] == ["run begun", "slide prepared", "slide ended", "slide ended", "run ended"]
     begun, prepared, one, two, ended = events
-    assert (begun["command"], begun["slides"], begun["parameters"]["batch_size"]) == ("infer", 2, InferConfig().batch_size)
+    assert (begun["command"], begun["slides"], begun["parameters"]["batch_size"]) == ("infer", 2, "auto")
     assert (prepared["slide"], prepared["patches"], prepared["missing_blocks"]) == ("one", 24, 1)
     assert (one["slide"], one["state"], one["patches"], one["already_done"]) == ("one", "ok", 24, False)
     assert set(one["seconds"]) == {"total", "read", "compute", "write"}
@@ -271,8 +271,8 @@ def break_off(slides: Path, model: Path, results: Path, monkeypatch: pytest.Monk
 @pytest.fixture
 def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
     """A slide of 30 × 40 = 1,200 patches in two blocks of which one is done."""
-    slide = write_slide(tmp_path / "slides" / "big.tiff", paint(800, 600))
-    model = write_model(tmp_path / "small" / "m.safetensors", make_checkpoint(side_px=20))
+    slide = write_slide(tmp_path / "slides" / "big.tiff", paint(1000, 750))
+    model = write_model(tmp_path / "small" / "m.safetensors", make_checkpoint(side_px=25))
     break_off(slide, model, tmp_path / "results", monkeypatch, after=1)
     return slide, model, tmp_path / "results"
 

@@ -58,7 +58,7 @@ def preview_run(
     choice = settle_engine(loaded, model, config.wish, config.terms).choice
     tiling = tile_for(loaded, config.tiling)
     slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
-    jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep_patches=config.keep_patches)
+    jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep=config.keep_patches)
     with ThreadPoolExecutor(available_cores(), "look") as pool:
         found = list(pool.map(look_at, slides, jobs))
     return RunPreview(tuple(preview for preview, _ in found), RunAccount(tuple(outcome for _, outcome in found)))

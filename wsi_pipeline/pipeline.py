@@ -264,13 +264,10 @@ def _infer(
     with ExitStack() as log:
         with open_crew(workers) as crew:
             choice = _settle(loaded, model, config, workers, crew).choice
-            for folder in (results, config.keep_patches):
-                if folder is not None:
-                    make_folder(folder)
-            keep = config.keep_patches
-            jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep_patches=keep)
+            make_folder(results)
+            jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep=config.keep_patches)
             parameters = _list_parameters(choice, tiling, config, workers)
-            told = {"model": {"architecture": loaded.architecture, "digest": loaded.digest}} | parameters
+            told = parameters | {"model": {"architecture": loaded.architecture, "digest": loaded.digest}}
             events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
             batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events)
         seconds = {"total": time.perf_counter() - started} | batch.seconds

@@ -43,14 +43,14 @@ def make_jobs(
     *,
     force: bool,
     view: View,
-    keep_patches: Path | None,
+    keep: Path | None,
 ) -> list[InferJob | KeepJob]:
-    """A job for every slide, or store; with `keep_patches` one that leaves a store in that folder. Raises ConfigError."""
+    """A job for every slide, or store; with `keep` one that leaves a store in that folder. Raises ConfigError."""
     jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, force, view) for slide in slides]
-    if keep_patches is None:
+    if keep is None:
         return list(jobs)
     if are_stores:
-        raise ConfigError(f"{keep_patches}: patches are kept of slides, and these are patch stores already; leave --keep-patches out")
+        raise ConfigError(f"{keep}: patches are kept of slides, and these are patch stores already; leave --keep-patches out")
     # As `wsi tile` does without labels: what a model calls its classes is not the store's business.
-    plain, folder = replace(tiling, rules=LabelRules()), keep_patches.absolute()
+    plain, folder = replace(tiling, rules=LabelRules()), keep.absolute()
     return [KeepJob(job, TileJob(replace(job.slide, label_file=None), folder, plain)) for job in jobs]
