@@ -45,6 +45,8 @@ from .options import (
 @shard_option
 @crew_options
 @force_option
+@click.option("--keep-patches", type=FOLDER, metavar="DIR", help="Also write the slides' patch stores there, or read them where they are.")
+@click.option("--dry-run", is_flag=True, help="Only list slides, sizes, patches, bytes and what would be gone on with; writes nothing.")
 @view_options
 def infer(
     slides: tuple[Path, ...],
@@ -64,6 +66,8 @@ def infer(
     batch_size: int | None,
     shard: str | None,
     force: bool,
+    keep_patches: Path | None,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
@@ -72,19 +76,25 @@ def infer(
     Slides are cut at the model's own µm per pixel. A slide that fails does not stop the others; failures.csv says why. Run again, it
     goes on where it stopped, and does nothing for slides that are done; with other --outputs it makes those from the predictions it has.
     """
+    from wsi_pipeline.dry_run import preview_run
+    from wsi_pipeline.jobs.inferring import list_stores
     from wsi_pipeline.jobs.model_choice import settle_engine
     from wsi_pipeline.models.description import LEAK
     from wsi_pipeline.models.loading import ForeignTerms, load_model
     from wsi_pipeline.pipeline import InferConfig, infer_found, infer_slides, infer_stores
+    from wsi_pipeline.slides.discovery import find_slides
     from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.slides.sheet import read_sheet
     from wsi_pipeline.tiling import TileConfig
     from wsi_pipeline.tissue import TissueParameters
 
+    from .dry_run import print_preview
     from .progress import close_run, log_to, show_progress
 
     if [bool(slides), bool(stores), bool(sheet)].count(True) != 1:
         raise click.UsageError("give one of --slides, --stores and --sheet")
+    if stores and keep_patches:
+        raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
     crew = read_crew(options, device)
     terms = ForeignTerms(trust_model, positive_class)
     loaded = load_model(model, terms)
@@ -103,7 +113,11 @@ def infer(
         view=read_view(options),
         shard=None if shard is None else Shard.parse(shard),
         terms=terms,
+        keep_patches=keep_patches,
     )
+    if dry_run:
+        found = [row.slide for row in read_sheet(sheet)] if sheet else find_slides(slides) if slides else list_stores(stores)
+        print_preview(preview_run(found, bool(stores), model, results_dir, config), results_dir, keep_patches)
     if not crew.is_elsewhere:
         click.echo(printable(settle_engine(loaded, model, config.wish, terms).line))
     with log_to(results_dir), show_progress() as progress:

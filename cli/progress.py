@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from wsi_pipeline.operation.pace import Pace
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState
 from wsi_pipeline.store.files import make_folder
 
@@ -47,61 +48,69 @@ def make_bar(console: Console, unit: str) -> Progress:
     )
 
 
+def describe_pace(pace: Pace) -> str:
+    """The figures of a run in one line."""
+    parts = [f"{pace.slides_done} of {pace.slides} slides"]
+    if pace.rate is not None:
+        parts.append(f"{pace.rate:,.0f} patches/s")
+    if pace.shares is not None:
+        parts.append(" ".join(f"{stage} {share:.0%}" for stage, share in pace.shares.items()))
+    if pace.seconds_left is not None:
+        parts.append(f"{'about ' if pace.has_unopened else ''}{describe_duration(pace.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def describe_duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 class RunProgress:
     """The progress of a run over slides; use it with `show_progress`."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
         self._console = console
         self._bar = bar
-        self._task = bar.add_task("", total=0)
-        self._slides = self._ended = 0
-        self._started = self._last_line = time.monotonic()
+        self._task = bar.add_task("", total=None)
+        self._last_line = time.monotonic()
 
     def begin(self, slides: int) -> None:
         """So many slides are to be gone through."""
-        self._slides, self._ended = slides, 0
-        self._started = self._last_line = time.monotonic()
-        self._bar.reset(self._task, total=0)
-        self._describe()
+        self._last_line = time.monotonic()
+        self._bar.reset(self._task, total=None, description=f"0 of {slides} slides")
 
     def add_patches(self, missing: int) -> None:
-        """So many more patches are known to be there to do."""
-        self._bar.update(self._task, total=(self._bar.tasks[self._task].total or 0) + missing)
+        """All figures come by `show`."""
 
     def advance(self, patches: int) -> None:
-        """So many patches were done."""
-        self._bar.advance(self._task, patches)
+        """All figures come by `show`."""
+
+    def show(self, pace: Pace) -> None:
+        """Redraw the line; where the output is no terminal, say it now and then."""
+        line = describe_pace(pace)
+        self._bar.update(self._task, description=line, completed=pace.patches_done, total=pace.patches_expected or None)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= PLAIN_INTERVAL_S:
             self._last_line = now
-            click.echo(self._plain_line(now), err=True)
+            click.echo(line, err=True)
 
     def end_slide(self, outcome: SlideOutcome) -> None:
         """A slide is done, well or not."""
-        self._ended += 1
-        self._describe()
         resumed = " (already done)" if outcome.is_resumed_whole else ""
         line = f"{printable(outcome.slide_id)}: {outcome.state.value}: {printable(outcome.message)}{resumed}"
         self._console.print(
             line, markup=False, highlight=False, soft_wrap=True, style="red" if outcome.state is SlideState.FAILED else None
         )
 
-    def _describe(self) -> None:
-        self._bar.update(self._task, description=f"slide {self._ended} of {self._slides}")
-
-    def _plain_line(self, now: float) -> str:
-        task = self._bar.tasks[self._task]
-        rate = task.completed / max(now - self._started, 1e-9)
-        left = max((task.total or 0) - task.completed, 0) / max(rate, 1e-9)
-        done = f"slide {self._ended} of {self._slides}, {task.completed:,.0f} patches, {rate:,.0f}/s"
-        return f"{done}, about {left / 60:.0f} min left in open slides"
-
 
 @contextmanager
 def show_progress() -> Iterator[RunProgress]:
     """Progress on stderr while the block runs."""
     console = Console(stderr=True)
-    with make_bar(console, "patches") as bar:
+    with Progress(BarColumn(bar_width=16), TextColumn("{task.description}"), console=console, transient=True) as bar:
         yield RunProgress(console, bar)
 
 

@@ -12,10 +12,11 @@ FLOORS: dict[str, int] = {
     "labels": 1, "models": 1, "quality": 1, "scheduling": 1, "slides": 1, "store": 1, "tissue": 1,
     "exporting": 2, "heatmap": 2, "inference": 2, "ingestion": 2, "relabelling": 2, "tiling": 2, "training": 2,
     "outputs": 3,
-    "evaluation": 4, "jobs": 4, "results": 4,
+    "evaluation": 4, "jobs": 4, "operation": 4, "results": 4,
     "batch": 5,
-    "pipeline": 6,
-    "demo": 7, "serve": 7,
+    "run_record": 6,
+    "pipeline": 7,
+    "demo": 8, "dry_run": 8, "serve": 8,
 }  # fmt: skip
 """Every part of wsi_pipeline with its floor; a part imports only from floors below its own, except on floor 0."""
 

@@ -1,13 +1,16 @@
 """A batch of slides on its way: one outcome per slide whatever is raised, progress, and seconds by stage."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from wsi_pipeline.errors import EnvironmentFault
-from wsi_pipeline.jobs.plan import BlockReport, SlidePlan
+from wsi_pipeline.jobs.plan import BlockReport, WorkPlan
+from wsi_pipeline.operation.events import EventLog
+from wsi_pipeline.operation.pace import STAGES, Pace
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.scheduling import Crew, Job, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
@@ -28,6 +31,10 @@ class Progress(Protocol):
 
     def end_slide(self, outcome: SlideOutcome) -> None: ...
 
+    def show(self, pace: Pace) -> None:
+        """The run's figures have changed."""
+        ...
+
 
 class SilentProgress:
     """Says nothing."""
@@ -44,8 +51,11 @@ class SilentProgress:
     def end_slide(self, outcome: SlideOutcome) -> None:
         """Nothing."""
 
+    def show(self, pace: Pace) -> None:
+        """Nothing."""
 
-class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
+
+class SlideJob(Job[Any, BlockReport, SlideOutcome], Protocol):
     """A job that ends in a product."""
 
     @property
@@ -55,26 +65,57 @@ class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
 
 
 @dataclass
+class SlideTimes:
+    """Seconds that one slide took, from the moment at which it was opened."""
+
+    opened: float = field(default_factory=time.perf_counter)
+    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    def add(self, report: BlockReport) -> None:
+        """Count one block's."""
+        for stage, seconds in zip(STAGES, (report.seconds_read, report.seconds_compute, report.seconds_write), strict=True):
+            self.stages[stage] += seconds
+
+    def to_json(self) -> dict[str, float]:
+        """By stage, and by the clock."""
+        return {"total": time.perf_counter() - self.opened} | self.stages
+
+
+@dataclass
 class Batch:
     """Jobs on their way, their outcomes, and the seconds they took."""
 
     slides: Sequence[FoundSlide]
     progress: Progress
+    events: EventLog = field(default_factory=lambda: EventLog(None))
     outcomes: dict[int, SlideOutcome] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "compute": 0.0, "write": 0.0})
-    patches_done: int = 0
+    patches_predicted: int = 0
+    pace: Pace = field(init=False)
+    slide_times: dict[int, SlideTimes] = field(default_factory=dict)
 
-    def prepared(self, job: int, plan: SlidePlan) -> None:
+    def __post_init__(self) -> None:
+        self.pace = Pace(len(self.slides))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage, added up over all that worked side by side."""
+        return dict(self.pace.seconds)
+
+    def prepared(self, job: int, plan: WorkPlan) -> None:
         """A slide's patches are known."""
+        self.slide_times[job] = SlideTimes()
+        self.pace.open_slide(job, plan.missing_patches)
+        self.events.slide_prepared(self.slides[job].slide_id, plan.patches, plan.missing_patches, len(plan.blocks))
         self.progress.add_patches(plan.missing_patches)
+        self.progress.show(self.pace)
 
     def block_done(self, job: int, report: BlockReport) -> None:
         """A block is on disk."""
-        self.patches_done += report.patches
-        self.seconds["read"] += report.seconds_read
-        self.seconds["compute"] += report.seconds_compute
-        self.seconds["write"] += report.seconds_write
+        self.patches_predicted += report.patches if report.is_predicted else 0
+        self.slide_times[job].add(report)
+        self.pace.add_block(report.patches, report.seconds_read, report.seconds_compute, report.seconds_write)
         self.progress.advance(report.patches)
+        self.progress.show(self.pace)
 
     def ended(self, job: int, result: SlideOutcome | Exception) -> None:
         """A slide has come to its end."""
@@ -83,6 +124,9 @@ class Batch:
             logger.error("slide %s failed", slide.slide_id, exc_info=result)
         outcome = describe_failure(slide.slide_id, str(slide.path), result) if isinstance(result, Exception) else result
         self.outcomes[job] = outcome
+        self.pace.end_slide(job, outcome.is_resumed_whole)
+        self.events.slide_ended(outcome, self.slide_times[job].to_json() if job in self.slide_times else {})
+        self.progress.show(self.pace)
         self.progress.end_slide(outcome)
 
     @property
@@ -91,9 +135,11 @@ class Batch:
         return RunAccount(tuple(self.outcomes[job] for job in range(len(self.slides))))
 
 
-def run_batch(slides: Sequence[FoundSlide], jobs: Sequence[SlideJob], workers: Workers | Crew, progress: Progress) -> Batch:
+def run_batch(
+    slides: Sequence[FoundSlide], jobs: Sequence[SlideJob], workers: Workers | Crew, progress: Progress, events: EventLog | None = None
+) -> Batch:
     """Run every job; each slide ends in one outcome. Raises EnvironmentFault where what the workers made is not on this machine."""
-    batch = Batch(slides, progress)
+    batch = Batch(slides, progress, events or EventLog(None))
     progress.begin(len(slides))
     run_jobs(jobs, workers, batch)
     for job, outcome in zip(jobs, batch.account.outcomes, strict=True):

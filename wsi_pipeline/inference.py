@@ -44,9 +44,8 @@ def describe_engine(entry: Mapping[str, Any]) -> str:
     return f"{entry.get('engine')} {entry.get('precision')} ({entry.get('device')})"
 
 
-def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor) -> None:
-    """Lay out the predictions of a slide. Raises ModelError where its patches do not fit the model."""
-    model = predictor.model
+def check_table(table: PatchTable, model: Model) -> None:
+    """Raise ModelError where a slide's patches, or what their labels mean, do not fit the model."""
     check_fit(table.slide.path, table.grid.spec, model)
     if (table.labels >= 0).any() and table.class_names != model.class_names:
         raise ModelError(
@@ -54,7 +53,12 @@ def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor)
             f"the model tells {' from '.join(model.class_names)}; "
             "label the store with the model's --class-names"
         )
-    attributes = {"model": model.to_json(), ENGINE: predictor.setting.to_json(), "provenance": describe_tool()}
+
+
+def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor) -> None:
+    """Lay out the predictions of a slide. Raises ModelError where its patches do not fit the model."""
+    check_table(table, predictor.model)
+    attributes = {"model": predictor.model.to_json(), ENGINE: predictor.setting.to_json(), "provenance": describe_tool()}
     prepare_predictions(staging, table, attributes)
 
 

@@ -7,36 +7,35 @@ need the usual `if __name__ == "__main__":` guard.
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.batch import Batch, Progress, SilentProgress, make_absolute, run_batch
+from wsi_pipeline.batch import Progress, SilentProgress, make_absolute, run_batch
 from wsi_pipeline.errors import ConfigError, LabelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
-from wsi_pipeline.jobs.infer import InferJob
+from wsi_pipeline.jobs.inferring import list_stores, make_jobs, tile_for
 from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, Settled, let_go, settle_engine, settle_engine_of
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
-from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import list_masks
 from wsi_pipeline.models.device import available_cores, choose_device, list_gpus
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
+from wsi_pipeline.operation.events import log_events
 from wsi_pipeline.outcome import RunAccount, SlideState
-from wsi_pipeline.outputs.index_page import write_index
-from wsi_pipeline.outputs.run_tables import read_summaries, write_csv, write_failures_csv, write_run_json, write_slides_tables
+from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
 from wsi_pipeline.outputs.view import View
-from wsi_pipeline.provenance import describe_tool
+from wsi_pipeline.run_record import describe_run, write_tables
 from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
 from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder
-from wsi_pipeline.store.patches import SUFFIX, find_stores
 from wsi_pipeline.tiling import TileConfig
 
 LEFT_OUT_CSV = "left_out.csv"
@@ -119,8 +118,12 @@ def tile_found(
     make_folder(out)
     slides = make_absolute(slides)
     jobs = [TileJob(slide, out.absolute(), config, force, options.codec, masks) for slide in slides]
-    batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress())
-    write_failures_csv(out, batch.account.outcomes, suffix="" if options.shard is None else options.shard.suffix)
+    suffix = "" if options.shard is None else options.shard.suffix
+    parameters = {"tiling": asdict(config), "codec": options.codec.to_json(), "force": force}
+    with log_events(out, "tile", len(slides), parameters, suffix) as events:
+        batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress(), events)
+        write_failures_csv(out, batch.account.outcomes, suffix=suffix)
+        events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
     return batch.account
 
 
@@ -195,6 +198,8 @@ class InferConfig:
     """For models that wsi did not train."""
     shard: Shard | None = None
     """The share of the slides that this run takes."""
+    keep_patches: Path | None = None
+    """Folder for the patch stores of the slides, written on the way or read where they are there."""
 
     @property
     def wish(self) -> EngineWish:
@@ -238,10 +243,7 @@ def infer_stores(
     progress: Progress | None = None,
 ) -> RunAccount:
     """Run a model over patch stores instead of slides; labels in the stores go along, for `wsi evaluate`."""
-    stores = find_stores(list(places))
-    names = name_slides([store.with_name(store.name.removesuffix(SUFFIX) + ".zarr") for store in stores])
-    slides = [FoundSlide(name, store) for name, store in zip(names, stores, strict=True)]
-    return _infer(slides, True, model, results, config or InferConfig(), workers, progress)
+    return _infer(list_stores(places), True, model, results, config or InferConfig(), workers, progress)
 
 
 def _infer(
@@ -257,20 +259,20 @@ def _infer(
     loaded = load_model(model, config.terms)
     workers = workers or choose_workers(device=config.device)
     slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
-    tiling = TileConfig(
-        spec=loaded.spec,
-        tissue=config.tiling.tissue,
-        slide_mpp=config.tiling.slide_mpp,
-        allow_upsample=config.tiling.allow_upsample,
-        rules=LabelRules(class_names=loaded.class_names),
-    )
-    with open_crew(workers) as crew:
-        settled = _settle(loaded, model, config, workers, crew)
-        make_folder(results)
-        jobs = [InferJob(slide, results.absolute(), settled.choice, tiling, are_stores, config.force, config.view) for slide in slides]
-        batch = run_batch(slides, jobs, crew, progress or SilentProgress())
-    record = _describe_run(batch, loaded, settled.choice, tiling, config, workers, time.perf_counter() - started)
-    _write_tables(results, batch, record, "" if config.shard is None else config.shard.suffix)
+    tiling = tile_for(loaded, config.tiling)
+    suffix = "" if config.shard is None else config.shard.suffix
+    with ExitStack() as log:
+        with open_crew(workers) as crew:
+            choice = _settle(loaded, model, config, workers, crew).choice
+            make_folder(results)
+            jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep=config.keep_patches)
+            parameters = _list_parameters(choice, tiling, config, workers)
+            told = parameters | {"model": {"architecture": loaded.architecture, "digest": loaded.digest}}
+            events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
+            batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events)
+        seconds = {"total": time.perf_counter() - started} | batch.seconds
+        write_tables(results, batch, describe_run(batch, loaded, parameters, seconds), suffix)
+        events.run_ended(batch.account, batch.patches_predicted, seconds)
     return batch.account
 
 
@@ -286,30 +288,12 @@ def _settle(loaded: Model, model: Path, config: InferConfig, workers: Workers, c
     return answer
 
 
-def _write_tables(results: Path, batch: Batch, record: Mapping[str, Any], suffix: str) -> None:
-    _, damaged = read_summaries(results)
-    write_failures_csv(results, [*batch.account.outcomes, *damaged], suffix)
-    write_run_json(results, record, suffix)
-    write_slides_tables(results)
-    write_index(results)
-
-
-def _describe_run(
-    batch: Batch, model: Model, choice: ModelChoice, tiling: TileConfig, config: InferConfig, workers: Workers, seconds: float
-) -> dict[str, Any]:
+def _list_parameters(choice: ModelChoice, tiling: TileConfig, config: InferConfig, workers: Workers) -> dict[str, Any]:
     return {
-        "account": batch.account.closing_line,
-        "outcomes": [asdict(outcome) for outcome in batch.account.outcomes],
-        "model": model.to_json(),
-        "seed": dict(model.training).get("parameters", {}).get("seed"),
-        "parameters": {
-            "tiling": asdict(tiling),
-            **choice.setting.to_json(),
-            "batch_size": config.batch_size or "auto",
-            "view": config.view.to_json(),
-            "workers": workers.to_json(),
-        },
-        "patches_predicted": batch.patches_done,
-        "seconds": {"total": seconds} | batch.seconds,
-        "tool": describe_tool(),
+        "tiling": asdict(tiling),
+        **choice.setting.to_json(),
+        "batch_size": config.batch_size or "auto",
+        "view": config.view.to_json(),
+        "keeps_patches": config.keep_patches is not None,
+        "workers": workers.to_json(),
     }

@@ -1,27 +1,28 @@
 """The job that ends in a slide's results: its predictions, and everything that is made of them."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsi_pipeline import heatmap, inference, tiling
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import count_blocks
 from wsi_pipeline.jobs.model_choice import ModelChoice
 from wsi_pipeline.jobs.plan import (
-    OPEN_SOURCES,
     BlockReport,
     SlidePlan,
     finished_plan,
     open_patches,
     open_plan,
+    open_store,
+    read_staged_table,
     refuse_changed,
     refuse_unreadable,
     staged_table,
 )
+from wsi_pipeline.jobs.preview import SlidePreview, Standing, preview_begun, preview_finished
 from wsi_pipeline.jobs.publish import publish, take_over
 from wsi_pipeline.jobs.samples import choose_samples, read_from_slide, read_from_store
 from wsi_pipeline.outcome import SlideOutcome
@@ -30,16 +31,11 @@ from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.sources import PatchSource, PatchTable
-from wsi_pipeline.store.commit import VIEW, Manifest, Staging, find_finished, is_product, read_manifest
+from wsi_pipeline.sources import PatchSource, PatchTable, SlideInfo
+from wsi_pipeline.store.commit import VIEW, Manifest, Staging, find_finished, is_product, look_for_finished, read_manifest
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
-
-
-@lru_cache(OPEN_SOURCES)
-def _open_store(path: Path, digest: str) -> PatchStore:
-    return PatchStore(path)
 
 
 def refuse_other_engine(staging: Staging) -> None:
@@ -54,6 +50,15 @@ def refuse_other_engine(staging: Staging) -> None:
             f"{staging.target}: was computed by {one}, this run computes by {other}, and their results are not the same; "
             f"run with --engine {old.get('engine')} --precision {old.get('precision')}, with --force to replace it, or into another folder"
         )
+
+
+class _Source(NamedTuple):
+    """Where a slide's patches come from."""
+
+    slide: SlideInfo
+    recipe: dict[str, Any]
+    """Everything that decides which patches there are."""
+    choose_patches: Callable[[], PatchTable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,29 +87,46 @@ class InferJob:
         """The result's lock."""
         return hold_lock(self.target)
 
-    def prepare(self) -> SlidePlan:
-        """Choose the patches, lay out the predictions. The engine's answers are checked before the slide is opened."""
-        self.model.load()
-        return self._prepare_from_store() if self.is_store else self._prepare_from_slide()
+    def prepare(self, known: PatchTable | None = None) -> SlidePlan:
+        """Choose the patches, or take those that are `known` to be the slide's; lay out the predictions.
 
-    def _prepare_from_slide(self) -> SlidePlan:
-        slide = self.slide
-        with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
-            staging = self._stage(tiling.tile_recipe(reader.info, self.config, patient_id=slide.patient_id))
+        The engine's answers are checked before the slide is opened.
+        """
+        self.model.load()
+        with self._open_source() as source:
+            staging = self._stage(source.recipe)
             if manifest := find_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]):
                 return self._reuse(staging, manifest)
             if not staging.is_prepared:
-                self._begin(staging, tiling.plan_patches(reader, self.config, patient_id=slide.patient_id)[0])
-        return open_plan(staging, staged_table(staging.product / FOLDER), slide.path)
+                self._begin(staging, known or source.choose_patches())
+        return open_plan(staging, staged_table(staging.product / FOLDER), None if self.is_store else self.slide.path)
 
-    def _prepare_from_store(self) -> SlidePlan:
-        store = PatchStore(self.slide.path)
-        staging = self._stage({"store": store.manifest.content_digest})
-        if manifest := find_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]):
-            return self._reuse(staging, manifest)
-        if not staging.is_prepared:
-            self._begin(staging, store.table)
-        return open_plan(staging, staged_table(staging.product / FOLDER))
+    def look(self) -> SlidePreview:
+        """What the job would come to: everything that `prepare` finds out, and nothing is written."""
+        with self._open_source() as source:
+            staging = self._stage(source.recipe)
+            manifest = look_for_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path])
+            if manifest is not None:
+                standing = Standing.DONE if manifest.recipe.get(VIEW) == self.view.to_json() else Standing.PREDICTED
+                return preview_finished(self.slide, source.slide, standing, manifest)
+            if staging.is_prepared and not self.force:
+                table = read_staged_table(staging.product / FOLDER)
+                return preview_begun(self.slide, table, staging.block_reports())
+            table = source.choose_patches()
+            inference.check_table(table, self.model.load().model)
+            return preview_begun(self.slide, table, {})
+
+    @contextmanager
+    def _open_source(self) -> Iterator["_Source"]:
+        """Where the patches come from, open while it is looked at."""
+        slide = self.slide
+        if self.is_store:
+            store = PatchStore(slide.path)
+            yield _Source(store.slide, {"store": store.manifest.content_digest}, lambda: store.table)
+            return
+        with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
+            recipe = tiling.tile_recipe(reader.info, self.config, patient_id=slide.patient_id)
+            yield _Source(reader.info, recipe, lambda: tiling.plan_patches(reader, self.config, patient_id=slide.patient_id)[0])
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
         staging = Staging(self.target, inference.inference_recipe(source_recipe, self.model.load()))
@@ -126,7 +148,7 @@ class InferJob:
         """Read, predict and write one block."""
         folder = plan.staging.product / FOLDER
         if self.is_store:
-            source: PatchSource = _open_store(self.slide.path, plan.staging.folder.name)
+            source: PatchSource = open_store(self.slide.path, plan.staging.folder.name)
         else:
             source = open_patches(self.slide, self._slide_mpp, folder)
         return BlockReport(**inference.predict_block(source, self.model.load(), plan.staging, staged_table(folder), block))

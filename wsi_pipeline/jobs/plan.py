@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import count_blocks
@@ -14,6 +15,7 @@ from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.sources import PatchSource, PatchTable
 from wsi_pipeline.store.arrays import read_attributes
 from wsi_pipeline.store.commit import Manifest, Staging
+from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.schema import read_table
 
 OPEN_SOURCES = 4
@@ -55,6 +57,25 @@ class BlockReport:
     seconds_write: float = 0.0
     fallbacks: int = 0
     """Regions that another reader had to read because of a fault."""
+    is_predicted: bool = True
+    """False where patches were only stored."""
+
+
+class WorkPlan(Protocol):
+    """What is to be done for one slide, whatever its product."""
+
+    @property
+    def patches(self) -> int: ...
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Those that are missing."""
+        ...
+
+    @property
+    def missing_patches(self) -> int:
+        """Patches in the missing blocks."""
+        ...
 
 
 def finished_plan(staging: Staging, manifest: Manifest) -> SlidePlan:
@@ -94,6 +115,11 @@ def staged_table(folder: Path) -> PatchTable:
 
 @lru_cache(OPEN_SOURCES)
 def _read_staged_table(folder: Path) -> PatchTable:
+    return read_staged_table(folder)
+
+
+def read_staged_table(folder: Path) -> PatchTable:
+    """The patch table of a product under way, which nobody remembers afterwards."""
     return read_table(folder, read_attributes(folder))
 
 
@@ -112,6 +138,12 @@ def _open_slide_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path
         opened.close()
         raise SlideError(f"{slide.path}: changed while it was read; run the same line again when it is complete")
     return SlidePatches(opened, table.grid, table.cells, table.block_size)
+
+
+@lru_cache(OPEN_SOURCES)
+def open_store(path: Path, work: str) -> PatchStore:
+    """A finished store, kept open while one piece of work, which has that name, reads it."""
+    return PatchStore(path)
 
 
 def refuse_unreadable(path: Path, plan: SlidePlan) -> None:

@@ -31,12 +31,12 @@ from wsi_pipeline.outputs.mask_preview import SUFFIX as MASK_SUFFIX
 from wsi_pipeline.outputs.mask_preview import write_mask_preview
 from wsi_pipeline.quality import FLAG_NAMES
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.base import UserScale
+from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.sources import PatchSource, PatchTable
 from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
 from wsi_pipeline.store.codecs import PixelCodec
-from wsi_pipeline.store.commit import Staging, find_finished, read_manifest
+from wsi_pipeline.store.commit import Staging, find_finished, look_for_finished, read_manifest
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import KIND, SUFFIX, PatchStore, finish_patch_store, prepare_patch_store
 
@@ -64,11 +64,9 @@ class TileJob:
 
     def prepare(self) -> SlidePlan:
         """Open the slide, choose its patches, lay out the store."""
-        slide = self.slide
-        mask = match_mask(slide.path.stem, self.masks) if self.masks else None
-        with closing(open_slide(slide.path, slide.slide_id, self._scale, self.config.reader)) as reader:
-            recipe = tiling.tile_recipe(reader.info, self.config, slide.label_file, slide.patient_id, mask)
-            staging = Staging(self.target, recipe | {"codec": self.codec.to_json()})
+        slide, mask = self.slide, self._mask
+        with self._open() as reader:
+            staging = self._stage(reader)
             if manifest := find_finished(staging, KIND, self.force, [slide.path, slide.label_file]):
                 return finished_plan(staging, manifest)
             if not staging.is_prepared:
@@ -77,8 +75,26 @@ class TileJob:
                 prepare_patch_store(staging, in_large_blocks(table), record, self.codec)
         return open_plan(staging, staged_table(staging.product), slide.path)
 
+    def is_finished(self) -> bool:
+        """Whether an earlier run made this very store. Raises StoreError where another recipe made what is there; nothing is touched."""
+        with self._open() as reader:
+            found = look_for_finished(self._stage(reader), KIND, self.force, [self.slide.path, self.slide.label_file])
+        return found is not None
+
+    def _open(self) -> closing[SlideReader]:
+        return closing(open_slide(self.slide.path, self.slide.slide_id, self._scale, self.config.reader))
+
+    def _stage(self, reader: SlideReader) -> Staging:
+        recipe = tiling.tile_recipe(reader.info, self.config, self.slide.label_file, self.slide.patient_id, self._mask)
+        return Staging(self.target, recipe | {"codec": self.codec.to_json()})
+
     @property
-    def _slide_mpp(self) -> float | None:
+    def _mask(self) -> Path | None:
+        return match_mask(self.slide.path.stem, self.masks) if self.masks else None
+
+    @property
+    def slide_mpp(self) -> float | None:
+        """µm per level-0 pixel by the user's word."""
         return self.slide.slide_mpp or self.config.slide_mpp
 
     @property
@@ -90,7 +106,7 @@ class TileJob:
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Cut and store one block."""
         table = staged_table(plan.staging.product)
-        source = open_patches(self.slide, self._slide_mpp, plan.staging.product, self.config.reader)
+        source = open_patches(self.slide, self.slide_mpp, plan.staging.product, self.config.reader)
         return _store_block(source, table, plan, block)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:

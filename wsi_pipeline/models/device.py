@@ -23,6 +23,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def cuda_version() -> str | None:
+    """The CUDA that torch was built for; None: for none."""
+    version: str | None = torch.version.cuda
+    return version
+
+
 def list_gpus() -> tuple[str, ...]:
     """GPUs that torch can use on this machine, named as CUDA_VISIBLE_DEVICES names them: those that this process may see."""
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]

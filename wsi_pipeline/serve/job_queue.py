@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from wsi_pipeline.errors import WsiError
+from wsi_pipeline.operation.pace import Pace
 from wsi_pipeline.outcome import SlideOutcome, SlideState
 from wsi_pipeline.pipeline import InferConfig, infer_found
 from wsi_pipeline.scheduling import Workers
@@ -72,6 +73,9 @@ class InferenceJob:
             self.state, self.message = JobState.FAILED, f"failed; the server's log has the reason under {fault_id}"
         else:
             self.state, self.message = JobState.DONE, outcome.message  # figures only, as in the slide list
+
+    def show(self, pace: Pace) -> None:
+        """The page shows patches alone."""
 
     def _stop_if_cancelled(self) -> None:
         if self.state is JobState.CANCELLING:

@@ -22,6 +22,7 @@ RESERVED = frozenset(
         "evaluation.json",
         "evaluation.html",
         "comparison.csv",
+        "events.jsonl",
         "left_out.csv",
         "wsi.log",
     }

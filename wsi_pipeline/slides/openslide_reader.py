@@ -32,6 +32,11 @@ CACHE_BYTES = 96 * 1024 * 1024
 OPENSLIDE_FAULTS = (openslide.OpenSlideError, OSError, ValueError)
 
 
+def library_version() -> str:
+    """Version of OpenSlide itself."""
+    return str(openslide.__library_version__)
+
+
 class OpenSlideReader:
     """A slide read by OpenSlide; safe to share between threads."""
 

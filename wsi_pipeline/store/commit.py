@@ -176,12 +176,17 @@ def find_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Pat
     Raises StoreError where another recipe made what is there and `force` does not allow replacing it, and, whatever `force` says,
     where a product of another kind or one of the `inputs` would go; with `force`, work that was begun is thrown away too.
     """
-    _check_replaceable(staging.target, kind)
-    _spare_inputs(staging.target, inputs)
+    manifest = look_for_finished(staging, kind, force, inputs)
     if force:
         staging.discard()
-        return None
-    if not is_product(staging.target):
+    return manifest
+
+
+def look_for_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()) -> Manifest | None:
+    """The same as `find_finished`, which nothing is touched by."""
+    _check_replaceable(staging.target, kind)
+    _spare_inputs(staging.target, inputs)
+    if force or not is_product(staging.target):
         return None
     manifest = read_manifest(staging.target)
     made_from = {name: entry for name, entry in manifest.recipe.items() if name != VIEW}
@@ -212,7 +217,6 @@ def _check_replaceable(target: Path, kind: str) -> None:
         return
     if not is_product(target):
         if target.is_dir() and not any(target.iterdir()):
-            target.rmdir()
             return
         raise StoreError(f"{target}: exists and was not made by wsi; move it away or name another place")
     if not _has_damaged_manifest(target) and (found := _find_kind(target)) != kind:

@@ -18,7 +18,7 @@ MOST_ATTEMPTS = 100
 @contextmanager
 def hold_lock(target: Path) -> Iterator[None]:
     """Be the only writer of a product. Raises EnvironmentFault where another process is, naming it."""
-    path = target.parent / HIDDEN / "locks" / f"{target.name}.lock"
+    path = _lock_path(target)
     stream = _lock_file(path, target)
     try:
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -28,6 +28,21 @@ def hold_lock(target: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)  # while it is still held: whoever opened it meanwhile sees that it is gone and tries again
         stream.close()
         _remove_empty(path.parent)
+
+
+def read_owner(target: Path) -> str | None:
+    """Who wrote itself into a product's lock, `process N on HOST`; None where there is no lock. It may have died since.
+
+    The lock is not tried: a writer that came at that very moment would be turned away.
+    """
+    try:
+        return _lock_path(target).read_text(errors="backslashreplace").strip() or "another process"
+    except OSError:
+        return None
+
+
+def _lock_path(target: Path) -> Path:
+    return target.parent / HIDDEN / "locks" / f"{target.name}.lock"
 
 
 def _lock_file(path: Path, target: Path) -> TextIO:

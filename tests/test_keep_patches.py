@@ -1,0 +1,182 @@
+"""`wsi infer --keep-patches`: the stores of `wsi tile`, the results of a run without it, and nothing done twice."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from wsi_cli.main import wsi
+
+from tests.builders import PINK, break_tile, folder_bytes, make_checkpoint, paint_noise, write_model, write_slide
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.jobs.keep import HeldBlock, KeepPlan
+from wsi_pipeline.jobs.plan import SlidePlan
+from wsi_pipeline.outcome import RunAccount, SlideState
+from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
+from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.sources import PatchBlock
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.tiling import TileConfig
+
+HERE = Workers(count=0)
+SIDE = 25
+TILING = TileConfig(spec=PatchSpec(SIDE, SIDE, 0.5))
+
+
+def tissue(width: int, height: int) -> np.ndarray:
+    noise = paint_noise(width, height).astype(np.int16) // 8 - 16
+    return np.clip(np.array(PINK) + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide of 45 × 48 = 2,160 patches of 25 px (one block of the store, three of predictions), a model, stores and results apart."""
+    folder = tmp_path_factory.mktemp("made")
+    write_slide(folder / "slides" / "s.tiff", tissue(1200, 1125))
+    write_model(folder / "m.safetensors", make_checkpoint(side_px=SIDE))
+    tile_slides([folder / "slides"], folder / "tiled", TILING, workers=HERE)
+    infer(folder, folder / "plain")
+    return folder
+
+
+def infer(made: Path, results: Path, keep: Path | None = None, slides: Path | None = None, **options: object) -> RunAccount:
+    config = InferConfig(device="cpu", keep_patches=keep, **options)  # type: ignore[arg-type]
+    return infer_slides([slides or made / "slides"], made / "m.safetensors", results, config, workers=HERE)
+
+
+def test_the_store_is_that_of_tile_and_the_results_those_of_a_plain_run(made: Path, tmp_path: Path) -> None:
+    assert infer(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
+    for name in ("s.patches.zarr", "s.mask.png"):
+        kept, tiled = tmp_path / "kept" / name, made / "tiled" / name
+        assert folder_bytes(kept) == folder_bytes(tiled) if kept.is_dir() else kept.read_bytes() == tiled.read_bytes()
+    assert folder_bytes(tmp_path / "results" / "s") == folder_bytes(made / "plain" / "s")
+    again = tile_slides([made / "slides"], tmp_path / "kept", TILING, workers=HERE)
+    assert again.outcomes[0].is_resumed_whole
+    assert not (tmp_path / "kept" / ".wsi").exists()
+
+
+def test_a_finished_store_is_read_instead_of_the_slide(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline.slides.patches import SlidePatches
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the slide's patches were read")
+
+    monkeypatch.setattr(SlidePatches, "_read_in_order", refuse)
+    account = infer(made, tmp_path / "results", made / "tiled", view=gallery_left_out())
+    assert account.exit_code == 0
+    ours, plain = (open_result(folder / "s").probability for folder in (tmp_path / "results", made / "plain"))
+    assert np.array_equal(ours, plain)
+
+
+def gallery_left_out() -> object:
+    from wsi_pipeline.outputs.view import View
+
+    return View(formats=("summary",))
+
+
+def test_results_that_are_there_only_lack_their_patches(made: Path, tmp_path: Path) -> None:
+    infer(made, tmp_path / "results")
+    account = infer(made, tmp_path / "results", tmp_path / "kept")
+    assert (account.exit_code, account.outcomes[0].is_resumed_whole) == (0, False)
+    assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(made / "tiled" / "s.patches.zarr")
+    assert infer(made, tmp_path / "results", tmp_path / "kept").outcomes[0].is_resumed_whole
+
+
+@pytest.mark.parametrize(("function", "number"), [("write_patch_block", 1), ("predict_block", 2)])
+def test_a_run_killed_inside_a_slide_goes_on(function: str, number: int, made: Path, tmp_path: Path) -> None:
+    """The real command dies at the store's block, or at the second block of predictions when the store's is done."""
+    code = f"""
+import os
+from wsi_pipeline import inference
+from wsi_pipeline.jobs import keep
+from wsi_cli.main import wsi
+
+place = inference if {function!r} == "predict_block" else keep
+real, calls = getattr(place, {function!r}), []
+
+def die(*arguments):
+    calls.append(1)
+    if len(calls) == {number}:
+        os._exit(9)
+    return real(*arguments)
+
+setattr(place, {function!r}, die)
+wsi()
+"""
+    places = ["--slides", made / "slides", "--model", made / "m.safetensors", "--results-dir", tmp_path / "results"]
+    arguments = [*map(str, ["infer", *places, "--keep-patches", tmp_path / "kept"]), "--workers", "0", "--device", "cpu"]
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False, env=os.environ)
+    assert killed.returncode == 9, killed.stderr
+    assert not (tmp_path / "kept" / "s.patches.zarr").exists()
+    done = len(list((tmp_path / "results" / ".wsi" / "staging").glob("*/blocks/*.json")))
+    assert done == number - 1
+    assert infer(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
+    assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(made / "tiled" / "s.patches.zarr")
+    assert folder_bytes(tmp_path / "results" / "s") == folder_bytes(made / "plain" / "s")
+
+
+def test_unreadable_patches_are_the_same_with_and_without_a_store(made: Path, tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "slides" / "s.tiff", tissue(600, 600))
+    break_tile(slide, page=0, tile=0)
+    account = infer(made, tmp_path / "results", tmp_path / "kept", tmp_path / "slides")
+    infer(made, tmp_path / "plain", slides=tmp_path / "slides")
+    assert account.outcomes[0].state is SlideState.DAMAGED
+    assert folder_bytes(tmp_path / "results" / "s") == folder_bytes(tmp_path / "plain" / "s")
+
+
+def test_a_slide_without_a_readable_patch_leaves_nothing(made: Path, tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "slides" / "s.tiff", tissue(200, 200))
+    break_tile(slide, page=0, tile=0)
+    account = infer(made, tmp_path / "results", tmp_path / "kept", tmp_path / "slides")
+    assert account.exit_code == 4
+    assert not list((tmp_path / "kept").rglob("staging/*"))
+    assert not list((tmp_path / "results").rglob("staging/*"))
+
+
+def test_a_store_of_another_recipe_is_named_and_force_replaces_it(made: Path, tmp_path: Path) -> None:
+    tile_slides([made / "slides"], tmp_path / "kept", replace(TILING, spec=PatchSpec(40, 40, 0.5)), workers=HERE)
+    account = infer(made, tmp_path / "results", tmp_path / "kept")
+    assert "was made from another patch.side_px" in account.outcomes[0].message
+    assert infer(made, tmp_path / "results", tmp_path / "kept", force=True).exit_code == 0
+    assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(made / "tiled" / "s.patches.zarr")
+
+
+def test_stores_are_no_slides_to_keep_patches_of(made: Path, tmp_path: Path) -> None:
+    places = ["--stores", made / "tiled", "--model", made / "m.safetensors", "-o", tmp_path / "r", "--keep-patches", tmp_path / "k"]
+    assert CliRunner().invoke(wsi, ["infer", *map(str, places)]).exit_code == 2
+
+
+class Numbered:
+    """Patches of one pixel whose value is their number, in blocks of `block_size`."""
+
+    def __init__(self, count: int, block_size: int) -> None:
+        self.slide = self.grid = None
+        self.cells = np.zeros((count, 2), dtype=np.int32)
+        self.block_size = block_size
+
+    def read_block(self, block: int) -> PatchBlock:
+        numbers = np.arange(len(self.cells), dtype=np.uint8)[block * self.block_size : (block + 1) * self.block_size]
+        return PatchBlock(numbers[:, None, None, None].repeat(3, axis=3), numbers % 7 != 0)
+
+
+@pytest.mark.parametrize(("store", "predictions"), [(10, 4), (4, 10), (7, 7), (12, 4)])
+def test_every_prediction_gets_its_own_patches_whatever_the_blocks(store: int, predictions: int, tmp_path: Path) -> None:
+    count = 33
+    source = Numbered(count, store)
+    results = SlidePlan(Staging(tmp_path, {}), count, tuple(range(-(-count // predictions))), predictions)
+    blocks = tuple(range(-(-count // store)))
+    plan = KeepPlan(SlidePlan(Staging(tmp_path, {}), count, blocks, store), results, count, store, blocks)
+    seen: list[int] = []
+    for block in blocks:
+        rows = slice(block * store, min((block + 1) * store, count))
+        for number in plan.predictions_in(block):
+            part = HeldBlock(source, source.read_block(block), rows, predictions).read_block(number)  # type: ignore[arg-type]
+            assert part.readable.tolist() == [value % 7 != 0 for value in part.pixels[:, 0, 0, 0].tolist()]
+            seen += part.pixels[:, 0, 0, 0].tolist()
+    assert seen == list(range(count))
+    assert plan.missing_patches >= count

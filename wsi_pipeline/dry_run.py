@@ -1,0 +1,84 @@
+"""What `wsi infer` would do, found out slide by slide without writing anything."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from shutil import disk_usage
+
+from wsi_pipeline.batch import make_absolute
+from wsi_pipeline.jobs.infer import InferJob
+from wsi_pipeline.jobs.inferring import make_jobs, tile_for
+from wsi_pipeline.jobs.keep import KeepJob
+from wsi_pipeline.jobs.model_choice import settle_engine
+from wsi_pipeline.jobs.preview import SlidePreview, Standing
+from wsi_pipeline.models.device import available_cores
+from wsi_pipeline.models.loading import load_model
+from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
+from wsi_pipeline.pipeline import InferConfig
+from wsi_pipeline.slides.discovery import FoundSlide
+
+
+@dataclass(frozen=True, slots=True)
+class RunPreview:
+    """What a run would find, slide by slide, in the order they were given."""
+
+    slides: tuple[SlidePreview, ...]
+    account: RunAccount
+    """As the run's own would be, as far as that can be known beforehand."""
+
+    def count(self, standing: Standing) -> int:
+        """Number of slides of that standing."""
+        return Counter(slide.standing for slide in self.slides)[standing]
+
+    @property
+    def missing_patches(self) -> int:
+        """Patches to be predicted."""
+        return sum(slide.missing_patches for slide in self.slides)
+
+    @property
+    def prediction_bytes(self) -> int:
+        """Of the predictions of all slides that are not done, when they are finished."""
+        return sum(slide.prediction_bytes for slide in self.slides if slide.standing in (Standing.NEW, Standing.BEGUN))
+
+    @property
+    def patch_bytes(self) -> int:
+        """Of the patch stores that are still to be finished."""
+        return sum(slide.patch_bytes for slide in self.slides)
+
+
+def preview_run(
+    slides: Sequence[FoundSlide], are_stores: bool, model: Path, results: Path, config: InferConfig | None = None
+) -> RunPreview:
+    """Open every slide and look at what earlier runs left in `results`. Writes nothing; raises what the run itself would."""
+    config = config or InferConfig()
+    loaded = load_model(model, config.terms)
+    choice = settle_engine(loaded, model, config.wish, config.terms).choice
+    tiling = tile_for(loaded, config.tiling)
+    slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
+    jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep=config.keep_patches)
+    with ThreadPoolExecutor(available_cores(), "look") as pool:
+        found = list(pool.map(look_at, slides, jobs))
+    return RunPreview(tuple(preview for preview, _ in found), RunAccount(tuple(outcome for _, outcome in found)))
+
+
+def look_at(slide: FoundSlide, job: InferJob | KeepJob) -> tuple[SlidePreview, SlideOutcome]:
+    """What is known of one slide, whatever is wrong with it."""
+    outcome = partial(SlideOutcome, slide.slide_id, str(slide.path))
+    try:
+        preview = job.look()
+    except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the slide's own, its neighbours go on
+        failure = describe_failure(slide.slide_id, str(slide.path), error)
+        return SlidePreview(slide.slide_id, Standing.FAILED, reason=failure.message), failure
+    state = SlideState.OK if preview.patches else SlideState.ZERO
+    return preview, outcome(state, preview.standing.value, preview.patches, preview.standing is Standing.DONE)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where a folder is, or would be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return disk_usage(folder).free

@@ -1,0 +1,167 @@
+"""What a check of the machine says, and the checks that need nothing but the operating system."""
+
+import fcntl
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+
+from wsi_pipeline.provenance import TOOL
+
+GB = 1e9
+LOW_DISK_GB, VERY_LOW_DISK_GB = 20.0, 1.0
+LOW_INODES = 100_000
+LOW_SHARED_GB = 0.25
+LOW_OPEN_FILES, VERY_LOW_OPEN_FILES = 4096, 256
+SHARED_MEMORY = Path("/dev/shm")
+FAST_UNITS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX512-BF16",
+    "avx512_vnni": "AVX512-VNNI",
+    "avx512f": "AVX512",
+    "avx2": "AVX2",
+}
+"""Units of a CPU that networks gain from, by Linux's names, the best first."""
+
+
+class Verdict(StrEnum):
+    """What is thought of what was found."""
+
+    OK = "ok"
+    WARN = "warn"
+    """Works, but slower or not for long."""
+    BAD = "bad"
+    """Work will fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+    @property
+    def line(self) -> str:
+        """The check in one line."""
+        return f"{self.verdict:<5}{self.name:<18}{self.found}{f'; {self.remedy}' if self.remedy else ''}"
+
+
+def judge(amount: float, low: float, very_low: float) -> Verdict:
+    """What an amount is worth."""
+    return Verdict.BAD if amount < very_low else Verdict.WARN if amount < low else Verdict.OK
+
+
+def check_packages(names: Mapping[str, str]) -> list[Check]:
+    """Versions of installed packages; `names` says what each is called in the package index."""
+    checks = []
+    for name, package in names.items():
+        try:
+            checks.append(Check(name, Verdict.OK, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            checks.append(Check(name, Verdict.BAD, "not installed", f"pip install {package}"))
+    return checks
+
+
+def check_tool() -> Check:
+    """Our own version, and Python's."""
+    return Check(TOOL, Verdict.OK, f"{metadata.version(TOOL)}, Python {platform.python_version()}")
+
+
+def check_cpu(flags: frozenset[str], cores: int) -> Check:
+    """Cores that this process may use, and units for networks."""
+    units = [name for flag, name in FAST_UNITS.items() if flag in flags]
+    found = f"{cores} of {os.cpu_count() or cores} cores, {', '.join(units) or 'units not told'}"
+    if {"AMX", "AVX512-BF16"} & set(units):
+        return Check("CPU", Verdict.OK, found)
+    return Check("CPU", Verdict.OK, f"{found}; no units for bf16, so networks run in fp32")
+
+
+def check_gpu(usable: int, torch_cuda: str | None) -> Check:
+    """GPUs by the driver's word and by torch's; a machine without one is a machine without one."""
+    present = list_gpus()
+    if not present:
+        return Check("GPU", Verdict.OK, "none; networks run on the CPU")
+    found = "; ".join(present)
+    if usable:
+        return Check("GPU", Verdict.OK, f"{found} ({usable} usable, CUDA {torch_cuda})")
+    remedy = "install a torch that is built for CUDA" if torch_cuda is None else f"install a driver that knows CUDA {torch_cuda}"
+    return Check("GPU", Verdict.WARN, f"{found}, but torch cannot use it", remedy)
+
+
+def list_gpus() -> list[str]:
+    """Name, memory and driver of every NVIDIA GPU, as nvidia-smi says."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[part.strip() for part in line.split(",")] for line in told.splitlines() if line.strip()]
+    return [f"{', '.join(row[:-1])}, driver {row[-1]}" for row in rows]
+
+
+def check_folder(folder: Path) -> list[Check]:
+    """Space, inodes and locks where a folder is, or would be made; nothing stays behind."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    checks = [check_space(place, "disk", LOW_DISK_GB, VERY_LOW_DISK_GB), check_inodes(os.statvfs(place))]
+    return [*checks, _try_writing(place)]
+
+
+def check_space(place: Path, name: str, low_gb: float, very_low_gb: float, remedy: str = "make room, or name another folder") -> Check:
+    """Free space of a file system."""
+    usage = shutil.disk_usage(place)
+    verdict = judge(usage.free / GB, low_gb, very_low_gb)
+    found = f"{usage.free / GB:,.1f} GB free of {usage.total / GB:,.1f} at {place}"
+    return Check(name, verdict, found, "" if verdict is Verdict.OK else remedy)
+
+
+def check_inodes(system: os.statvfs_result) -> Check:
+    """How many files there may still be: a result is some 30 files, a store one for every 4,096 patches."""
+    if system.f_files == 0:
+        return Check("inodes", Verdict.OK, "not limited")
+    verdict = judge(system.f_favail, LOW_INODES, LOW_INODES / 100)
+    remedy = "" if verdict is Verdict.OK else "remove small files, or name another folder"
+    return Check("inodes", verdict, f"{system.f_favail:,} free of {system.f_files:,}", remedy)
+
+
+def _try_writing(place: Path) -> Check:
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".wsi-doctor-") as stream:
+            stream.write(bytes(1024 * 1024))
+            stream.flush()
+            os.fsync(stream.fileno())
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return Check("writing", Verdict.BAD, f"{place}: {error.strerror}", "name a folder that can be written to and locked in")
+    return Check("writing", Verdict.OK, "files can be written, flushed and locked there")
+
+
+def check_shared_memory(place: Path = SHARED_MEMORY) -> Check:
+    """Through which processes of one training run hand each other batches."""
+    if not place.is_dir():
+        return Check("shared memory", Verdict.WARN, f"{place} is not there", "mount a tmpfs on it where several GPUs are to train")
+    return check_space(place, "shared memory", LOW_SHARED_GB, 0.0, "start the container with --shm-size=2g where several GPUs are to train")
+
+
+def check_open_files(limit: int | None = None) -> Check:
+    """How many files one process may have open; a store keeps up to 1,024 chunks mapped."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = soft if limit is None else limit
+    if limit == resource.RLIM_INFINITY:
+        return Check("open files", Verdict.OK, "not limited")
+    verdict = judge(limit, LOW_OPEN_FILES, VERY_LOW_OPEN_FILES)
+    return Check("open files", verdict, f"{limit:,} a process", "" if verdict is Verdict.OK else f"ulimit -n {max(hard, LOW_OPEN_FILES)}")

@@ -1,0 +1,138 @@
+"""Is this machine fit, and what is to be expected of it: versions, devices, room, and a measurement of ten seconds."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.errors import WsiError
+from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.models.device import available_cores, choose_device, cpu_flags, cuda_version, list_gpus
+from wsi_pipeline.models.drawn import draw_checkpoint
+from wsi_pipeline.models.engines.table import ENGINES
+from wsi_pipeline.models.loading import ForeignTerms, load_model
+from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.opening import open_predictor
+from wsi_pipeline.operation.checks import (
+    Check,
+    Verdict,
+    check_cpu,
+    check_folder,
+    check_gpu,
+    check_open_files,
+    check_packages,
+    check_shared_memory,
+    check_tool,
+)
+from wsi_pipeline.slides.decode_speed import measure_decoding
+from wsi_pipeline.slides.openslide_reader import library_version
+
+MEASURED_S = 5.0
+"""For decoding, and again for the model."""
+FIRST_BLOCK = 256
+LARGEST_BLOCK = 4096
+LIBRARIES = {"torch": "torch", "zarr": "zarr", "dask": "dask", "distributed": "distributed"}
+
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What was measured, in patches per second."""
+
+    read: float
+    """Decoded from JPEG tiles at the model's own scale, with all cores."""
+    compute: float
+    shares_cores: bool
+    """Whether the model runs on the cores that decode."""
+
+    @property
+    def expected(self) -> float:
+        """Patches per second of `wsi infer`, at best."""
+        return 1 / (1 / self.read + 1 / self.compute) if self.shares_cores else min(self.read, self.compute)
+
+    @property
+    def bottleneck(self) -> str:
+        """What takes most of the time."""
+        return "decoding the slides" if self.read < self.compute else "the model"
+
+
+def examine(model: Path | None, out: Path, terms: ForeignTerms | None = None, seconds: float = MEASURED_S) -> Iterator[Check]:
+    """Every check, one after another as it is made. Raises ModelError where the model named cannot be used."""
+    yield check_tool()
+    yield _check_openslide()
+    yield from check_packages(LIBRARIES)
+    yield check_gpu(len(list_gpus()), cuda_version())
+    yield check_cpu(cpu_flags(), available_cores())
+    loaded = draw_checkpoint() if model is None else load_model(model, terms)
+    yield from check_engines(loaded)
+    yield from check_folder(out)
+    yield check_shared_memory()
+    yield check_open_files()
+    yield from _measure(loaded, seconds)
+
+
+def _check_openslide() -> Check:
+    return Check("OpenSlide", Verdict.OK, library_version())
+
+
+def check_engines(model: Model) -> list[Check]:
+    """What could compute the model here; a machine needs one of them."""
+    place = choose_device("auto").type
+    found = []
+    for name, engine in ENGINES.items():
+        fault = "not for this device" if place not in engine.precisions else engine.find_fault(model, place)
+        found.append(Check(f"engine {name}", Verdict.OK, engine.summary if fault is None else f"not here: {fault}"))
+    return found
+
+
+def _measure(model: Model, seconds: float) -> list[Check]:
+    """The model's speed on this machine, and that of decoding."""
+    cores, side = available_cores(), model.spec.side_px
+    pixels = measure_decoding(seconds, cores)
+    decoding = Check("decoding", Verdict.OK, f"{pixels / 1e6:,.0f} million pixels/s of JPEG with {cores} cores")
+    try:
+        predictor = open_predictor(model).predictor
+        compute = measure_model(predictor, model.spec, seconds)
+    except WsiError as error:
+        return [decoding, Check("model", Verdict.BAD, str(error))]
+    speed = Speed(pixels / side**2, compute, shares_cores=choose_device("auto").type == "cpu")
+    name = f"{model.architecture}, {side} px"
+    return [
+        decoding,
+        Check("model", Verdict.OK, f"{name}: {compute:,.0f} patches/s by {predictor.setting}"),
+        Check(
+            "expected",
+            Verdict.OK,
+            f"about {speed.expected:,.0f} patches/s of slides scanned at the model's scale; the bottleneck is {speed.bottleneck}",
+        ),
+    ]
+
+
+def measure_model(predict: Predict, spec: PatchSpec, seconds: float) -> float:
+    """Patches per second on random patches, blocks growing until one takes a fair share of the time."""
+    rng, size = np.random.default_rng(0), FIRST_BLOCK
+    predict(_draw(rng, FIRST_BLOCK, spec))  # the first one makes everything ready
+    started, done = time.perf_counter(), 0
+    spent = 0.0
+    while time.perf_counter() - started < seconds:
+        pixels = _draw(rng, size, spec)
+        begun = time.perf_counter()
+        predict(pixels)
+        took = time.perf_counter() - begun
+        spent, done = spent + took, done + size
+        size = min(size * 2, LARGEST_BLOCK) if took < seconds / 8 else size
+    return done / max(spent, 1e-9)
+
+
+def _draw(rng: np.random.Generator, count: int, spec: PatchSpec) -> NDArray[np.uint8]:
+    return rng.integers(0, 256, (count, spec.side_px, spec.side_px, 3), dtype=np.uint8)
+
+
+def exit_code(checks: list[Check]) -> int:
+    """0, or 5 where work would fail."""
+    return 5 if any(check.verdict is Verdict.BAD for check in checks) else os.EX_OK

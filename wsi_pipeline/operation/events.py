@@ -1,0 +1,145 @@
+"""events.jsonl: what happened in runs, for machines: one JSON object a line, appended by every run into the same folder.
+
+Lines of several runs may stand in between one another; `run` tells them apart. The text is plain ASCII without control characters, numbers
+are finite, and a slide is named by its `slide_id` alone: no path, nothing else of a patient. A line that cannot be written stops no run.
+"""
+
+import json
+import math
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState
+from wsi_pipeline.provenance import TOOL, tool_version
+
+EVENTS_JSONL = "events.jsonl"
+
+Seconds = Mapping[str, float]
+
+
+@dataclass
+class EventLog:
+    """Appends the events of one run."""
+
+    path: Path | None
+    """None: nothing is written."""
+    run_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    _is_torn: bool = False
+    """The last line was not written to its end, for the disk was full."""
+
+    def write(self, event: str, **entries: Any) -> None:
+        """One line. What cannot be written is lost, for a full disk must not stop a run that may yet find room for its results."""
+        if self.path is None:
+            return
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = json.dumps(to_plain({"time": moment, "run": self.run_id, "event": event} | entries), allow_nan=False)
+        with suppress(OSError):
+            self._append(self.path, f"{line}\n".encode())
+
+    def _append(self, path: Path, line: bytes) -> None:
+        # Opened anew for every line, and written in one call: several processes may append, and whoever moves the file away gets a new one.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            content = b"\n" + line if self._is_torn or _ends_within_a_line(handle) else line
+            self._is_torn = True
+            self._is_torn = os.write(handle, content) < len(content)
+        finally:
+            os.close(handle)
+
+    def slide_prepared(self, slide_id: str, patches: int, missing_patches: int, blocks: int) -> None:
+        """A slide was opened and its patches are known; `blocks` are missing."""
+        self.write("slide prepared", slide=slide_id, patches=patches, missing_patches=missing_patches, missing_blocks=blocks)
+
+    def slide_ended(self, outcome: SlideOutcome, seconds: Mapping[str, float | None]) -> None:
+        """A slide came to its end; `seconds` by stage, and by the clock since it was opened."""
+        self.write(
+            "slide ended",
+            slide=outcome.slide_id,
+            state=outcome.state.value,
+            patches=outcome.patches,
+            seconds=dict(seconds),
+            already_done=outcome.is_resumed_whole,
+            message=hide_path(outcome.message, outcome.path, outcome.slide_id),
+        )
+
+    def run_ended(self, account: RunAccount, patches: int, seconds: Seconds) -> None:
+        """Every slide has its outcome."""
+        self.write(
+            "run ended",
+            account=account.closing_line,
+            slides={"in": len(account.outcomes)} | {state.value: account.count(state) for state in SlideState},
+            patches=patches,
+            seconds=dict(seconds),
+            exit_code=account.exit_code,
+        )
+
+
+@contextmanager
+def log_events(folder: Path | None, command: str, slides: int, parameters: Mapping[str, Any], suffix: str = "") -> Iterator[EventLog]:
+    """The log of a run into `folder`, from its beginning on; a run that is broken off is said to be stopped, and by what."""
+    path = None if folder is None else folder / EVENTS_JSONL
+    events = EventLog(path and path.with_stem(path.stem + suffix))
+    who = {"tool": TOOL, "version": tool_version(), "process": os.getpid(), "host": socket.gethostname()}
+    events.write("run begun", command=command, **who, slides=slides, parameters=dict(parameters))
+    started = time.perf_counter()
+    try:
+        yield events
+    except BaseException as error:
+        events.write("run stopped", reason=type(error).__name__, seconds={"total": time.perf_counter() - started})
+        raise
+
+
+def hide_path(message: str, path: str, slide_id: str) -> str:
+    """A message about a slide without the folders that it lies in; they may be called like patients."""
+    return re.sub(r"(?<![\w.])/(?:[^\s:;,()'\"]*/)+", "…/", message.replace(path, slide_id))
+
+
+def to_plain(value: Any) -> Any:
+    """The same as JSON values: finite numbers (null for others), texts without lone surrogates, anything else by its text."""
+    if isinstance(value, Mapping):
+        return {_to_text(str(key)): to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [to_plain(entry) for entry in value]
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return _to_text(str(value))
+
+
+def _to_text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _ends_within_a_line(handle: int) -> bool:
+    """Whether a killed run left half a line."""
+    size = os.fstat(handle).st_size
+    return size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Every whole line of the logs in a folder, those of shards too, oldest first; what is no event is passed over."""
+    events: list[dict[str, Any]] = []
+    stem, _, suffix = EVENTS_JSONL.rpartition(".")
+    for path in sorted(folder.glob(f"{stem}*.{suffix}")):
+        with suppress(OSError):
+            events += [event for line in path.read_bytes().splitlines() if (event := _parse(line)) is not None]
+    return sorted(events, key=lambda event: event["time"])
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    is_event = isinstance(event, dict) and all(isinstance(event.get(name), str) for name in ("time", "run", "event"))
+    return event if is_event else None

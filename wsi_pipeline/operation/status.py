@@ -1,0 +1,222 @@
+"""How things stand in a folder of results, or of stores: what is finished, what is under way and by whom, what failed, and the last run."""
+
+import csv
+import json
+import os
+import re
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.geometry import count_blocks
+from wsi_pipeline.operation.events import read_events
+from wsi_pipeline.outcome import SlideState, state_of
+from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
+from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.store.arrays import open_array
+from wsi_pipeline.store.commit import Manifest, is_product, read_manifest
+from wsi_pipeline.store.lock import HIDDEN, read_owner
+from wsi_pipeline.store.patches import KIND as STORE_KIND
+from wsi_pipeline.store.patches import SUFFIX
+from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND
+
+STAGED = re.compile(r"(.+)\.[0-9a-f]{16}")
+OWNER = re.compile(r"process (\d+) on (.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A product that is there and whole by its manifest, or says why it is not."""
+
+    slide_id: str
+    state: SlideState
+    patches: int
+    unreadable: int = 0
+    fault: str = ""
+    """Why it counts as failed although it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A product that somebody began."""
+
+    slide_id: str
+    blocks_done: int
+    blocks: int | None
+    """None: its patches have not been chosen yet."""
+    owner: str | None
+    """Who holds its lock; None: nobody."""
+    is_alive: bool | None
+    """Whether that process lives; None: nobody can tell from here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A slide of the last run that a person should look at."""
+
+    slide_id: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LastRun:
+    """The last run that wrote into the folder."""
+
+    began: str
+    """Time in UTC."""
+    command: str
+    ending: str
+    """"ended", "stopped", "under way" or "killed"; "begun" where nobody can tell from here."""
+    account: str
+    """The line that adds up, where it came to its end."""
+    slides: int
+    slides_ended: int
+    reason: str = ""
+    """What stopped it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How things stand in one folder."""
+
+    finished: tuple[Finished, ...]
+    under_way: tuple[UnderWay, ...]
+    failures: tuple[Failure, ...]
+    last_run: LastRun | None
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Finished slides by state."""
+        found = Counter(slide.state.value for slide in self.finished)
+        return {state.value: found[state.value] for state in SlideState}
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self) | {"counts": dict(self.counts)}
+
+
+def read_status(folder: Path) -> Status:
+    """How things stand in a folder. Nothing is written and no lock is touched. Raises StoreError where there never was a run."""
+    finished = [_read_finished(path) for path in sorted(folder.iterdir()) if path.name != HIDDEN and is_product(path)]
+    under_way = _list_under_way(folder)
+    last_run = _read_last_run(folder)
+    if not finished and not under_way and last_run is None and not (folder / RUN_JSON).is_file():
+        raise StoreError(f"{folder}: no run of wsi has written here; name a folder of `wsi infer` or `wsi tile`")
+    return Status(tuple(slide for slide in finished if slide is not None), under_way, _read_failures(folder), last_run)
+
+
+def _read_finished(product: Path) -> Finished | None:
+    """One product by its manifest; None for products that are no slide's."""
+    slide_id = product.name.removesuffix(SUFFIX)
+    try:
+        manifest = read_manifest(product)
+        if manifest.kind == STORE_KIND:
+            return _count(slide_id, manifest, state_of(manifest.counts["patches"], manifest.counts["unreadable"]))
+        return _count(slide_id, manifest, read_summary(product).state) if manifest.kind == RESULT_KIND else None
+    except (StoreError, KeyError, TypeError) as error:
+        return Finished(slide_id, SlideState.FAILED, 0, fault=str(error))
+
+
+def _count(slide_id: str, manifest: Manifest, state: SlideState) -> Finished:
+    return Finished(slide_id, state, int(manifest.counts["patches"]), int(manifest.counts["unreadable"]))
+
+
+def _list_under_way(folder: Path) -> tuple[UnderWay, ...]:
+    """What lies in the hidden folder: work that was begun, and locks that are held before there is any."""
+    hidden = folder / HIDDEN
+    staged = {match[1]: path for path in sorted((hidden / "staging").glob("*")) if (match := STAGED.fullmatch(path.name))}
+    locked = {path.stem for path in (hidden / "locks").glob("*.lock")}
+    found = []
+    for name in sorted(staged.keys() | locked):
+        owner = read_owner(folder / name)
+        if name in staged or _is_alive(owner) is not False:
+            found.append(_describe(name, staged.get(name), owner))
+    return tuple(found)
+
+
+def _describe(name: str, staging: Path | None, owner: str | None) -> UnderWay:
+    done, blocks = (0, None) if staging is None else _count_blocks(staging)
+    return UnderWay(name.removesuffix(SUFFIX), done, blocks, owner, _is_alive(owner))
+
+
+def _count_blocks(folder: Path) -> tuple[int, int | None]:
+    """Blocks done and blocks of all; None while that is not known."""
+    if not (folder / "prepared").exists():
+        return 0, None
+    product = folder / "product"
+    try:
+        place, name = (product / FOLDER, "probability") if (product / FOLDER).is_dir() else (product, "patches")
+        array = open_array(place, name)
+    except StoreError:
+        return 0, None  # it was finished, or thrown away, while we looked
+    done = sum(1 for _ in (folder / "blocks").glob("*.json"))
+    return done, count_blocks(int(array.shape[0]), int(array.chunks[0]))
+
+
+def _is_alive(owner: str | None) -> bool | None:
+    """Whether the process that wrote itself into a lock lives; None where it is on another machine."""
+    match = OWNER.fullmatch(owner or "")
+    if not match:
+        return False if owner is None else None
+    return is_process_alive(int(match[1])) if match[2] == socket.gethostname() else None
+
+
+def is_process_alive(process: int) -> bool:
+    """Whether a process of this machine lives."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _read_failures(folder: Path) -> tuple[Failure, ...]:
+    stem, _, suffix = FAILURES_CSV.rpartition(".")
+    found: list[Failure] = []
+    for path in sorted(folder.glob(f"{stem}*.{suffix}")):
+        with suppress(OSError, csv.Error, KeyError, UnicodeDecodeError), path.open(newline="", encoding="utf-8") as stream:
+            found += [Failure(row["slide_id"], row["state"], row["reason"]) for row in csv.DictReader(stream)]
+    return tuple(found)
+
+
+def _read_last_run(folder: Path) -> LastRun | None:
+    """By the log of events; where there is none, by run.json."""
+    events = read_events(folder)
+    begun = next((event for event in reversed(events) if event["event"] == "run begun"), None)
+    if begun is None:
+        return _read_run_json(folder)
+    own = [event for event in events if event["run"] == begun["run"]]
+    last = own[-1]
+    return LastRun(
+        began=begun["time"],
+        command=str(begun.get("command", "")),
+        ending={"run ended": "ended", "run stopped": "stopped"}.get(last["event"]) or _guess_ending(begun),
+        account=str(last.get("account", "")),
+        slides=int(begun.get("slides", 0)),
+        slides_ended=sum(event["event"] == "slide ended" for event in own),
+        reason=str(last.get("reason", "")),
+    )
+
+
+def _guess_ending(begun: Mapping[str, Any]) -> str:
+    """What became of a run that has not said it."""
+    if begun.get("host") != socket.gethostname() or not isinstance(begun.get("process"), int):
+        return "begun"
+    return "under way" if is_process_alive(begun["process"]) else "killed"
+
+
+def _read_run_json(folder: Path) -> LastRun | None:
+    try:
+        record = json.loads((folder / RUN_JSON).read_bytes())
+        outcomes = len(record["outcomes"])
+        return LastRun("", "infer", "ended", str(record["account"]), outcomes, outcomes)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
