@@ -253,7 +253,8 @@ def test_auto_goes_on_to_the_next_engine_where_one_does_not_take_the_model(
 def test_a_network_that_openvino_cannot_convert_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.special.bessel_j0(x.float()).mean(dim=(1, 2, 3))
+            values: Tensor = torch.special.bessel_j0(x.float())
+            return values.mean(dim=(1, 2, 3))
 
     model = make_lively()
     monkeypatch.setattr(Checkpoint, "network", lambda self: Odd())
