@@ -87,7 +87,7 @@ CREW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         default="local",
         help="Which worker processes are started: on this machine, as Slurm jobs, or by dask-cuda.",
     ),
-    click.option("--slurm-config", type=EXISTING, metavar="YAML", help="What a Slurm job asks for; see docs/scaling.md."),
+    click.option("--slurm-config", type=EXISTING, metavar="YAML", help="What a Slurm job asks for; see docs/servers.md."),
     click.option("--dashboard", is_flag=True, help="Show Dask's dashboard at 127.0.0.1:8787."),
 )
 

@@ -143,9 +143,9 @@ def read_slurm_config(path: Path | None) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(Path(path or "").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error}); see docs/scaling.md") from error
+        raise ConfigError(f"{path}: cannot be read as YAML ({error}); see docs/servers.md") from error
     if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
-        raise ConfigError(f"{path}: must be a table such as 'cores: 8'; see docs/scaling.md")
+        raise ConfigError(f"{path}: must be a table such as 'cores: 8'; see docs/servers.md")
     reserved = {"security", "protocol", "n_workers", "asynchronous"} & set(settings)
     if reserved:
         raise ConfigError(f"{path}: {', '.join(sorted(reserved))}: not to be set here, wsi sets it itself; take it out")

@@ -1,0 +1,190 @@
+"""`wsi infer` from slide to probabilities against its parts, and what scheduling adds.
+
+On one slide, in turns: reading alone (every block, all cores), the model alone (patches in memory, all cores), and both as `wsi infer` does
+it in one worker process of Dask, from the end of the first block to the end of the last. On a CPU both share the cores: what takes r and m
+seconds alone takes r + m seconds together where nothing is lost, and that is the bar; with a GPU it is the slower of the two.
+Scheduling: jobs that do nothing, as many as a large run has, give the milliseconds that Dask takes per block.
+
+    python benchmarks/inference.py [SLIDE] [--arch idc_cnn] [--blocks 16] [--rounds 3] [--workers 1 4]
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from slide_maker import make_slide
+from tiling import describe_machine
+
+from wsi_pipeline.batch import SilentProgress
+from wsi_pipeline.geometry import PatchSpec, count_blocks
+from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_pipeline.models.device import available_cores, choose_device
+from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.models.opening import open_predictor
+from wsi_pipeline.outputs.view import View, choose_formats
+from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_slides
+from wsi_pipeline.scheduling import Workers, run_jobs
+from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.patches import SlidePatches
+from wsi_pipeline.tiling import TileConfig, plan_patches
+
+MPP = 0.25
+NULL_BLOCKS = 400
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("slide", nargs="?", type=Path)
+    parser.add_argument("--arch", default="idc_cnn")
+    parser.add_argument("--blocks", type=int, default=16, help="blocks that are read, and predicted, alone in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 4], help="processes of the runs of empty jobs")
+    options = parser.parse_args()
+    print(describe_machine())
+    with tempfile.TemporaryDirectory() as folder:
+        slide = options.slide or draw(Path(folder) / "drawn.tiff")
+        block_s = compare(
+            slide, write_model(Path(folder) / "model.safetensors", options.arch), options.blocks, options.rounds, Path(folder)
+        )
+        for workers in options.workers:
+            measure_scheduling(workers, block_s)
+
+
+def draw(path: Path) -> Path:
+    make_slide(path, 20_000, 20_000, tissue=0.36)
+    return path
+
+
+def write_model(path: Path, arch: str) -> Path:
+    torch.manual_seed(0)
+    normalisation = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    spec = PatchSpec(50, 50, MPP)
+    weights = build_network(arch, 50).state_dict()
+    save_checkpoint(Checkpoint(arch, spec, ("negative", "positive"), normalisation, 0.5, "none", weights), path)
+    return path
+
+
+class Clock(SilentProgress):
+    """When blocks were done."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[float, int]] = []
+
+    def advance(self, patches: int) -> None:
+        """A block is done."""
+        self.ends.append((time.perf_counter(), patches))
+
+    @property
+    def seconds_per_patch(self) -> float:
+        """From the end of the first block to the end of the last."""
+        return (self.ends[-1][0] - self.ends[0][0]) / sum(patches for _, patches in self.ends[1:])
+
+
+def compare(slide: Path, model: Path, blocks: int, rounds: int, folder: Path) -> float:
+    """Print reading, computing, and both; returns the seconds that a block takes end to end."""
+    from wsi_pipeline.models.checkpoint import load_checkpoint
+
+    reader = open_slide(slide)
+    table, _ = plan_patches(reader, TileConfig(spec=PatchSpec(50, 50, MPP)))
+    opened = open_predictor(load_checkpoint(model))
+    print(opened.line)
+    source = SlidePatches(reader, table.grid, table.cells, table.block_size)
+    first = max(0, (count_blocks(table.patches, table.block_size) - blocks) // 2)
+    chosen = range(first, min(first + blocks, table.patches // table.block_size))
+    pixels = source.read_block(chosen[0]).pixels
+    read, compute, whole = [], [], []
+    for turn in range(rounds):
+        read.append(seconds_per_patch(lambda: [read_all(source, chosen)], len(chosen) * table.block_size))
+        compute.append(seconds_per_patch(lambda: [opened.predictor(pixels) for _ in chosen], len(chosen) * len(pixels)))
+        clock = Clock()
+        config = InferConfig(view=View(formats=choose_formats(["summary"])), force=True)
+        infer_slides([slide], model, folder / f"results{turn}", config, workers=choose_workers(1, device="auto"), progress=clock)
+        whole.append(clock.seconds_per_patch)
+    shares_cores = choose_device("auto").type == "cpu"
+    bars = [r + m if shares_cores else max(r, m) for r, m in zip(read, compute, strict=True)]
+    r, m, e = (statistics.median(times) for times in (read, compute, whole))
+    print(f"{slide.name}: {table.patches:,} patches, blocks of {table.block_size:,}")
+    print(f"  reading alone {1 / r:>9,.0f} patches/s   model alone {1 / m:>9,.0f}   end to end {1 / e:>9,.0f}")
+    ratio = statistics.median(one / bar for one, bar in zip(whole, bars, strict=True))
+    print(f"  end to end takes {ratio:.2f} of {'both one after the other' if shares_cores else 'the slower of both'}")
+    return e * table.block_size
+
+
+def read_all(source: SlidePatches, blocks: Sequence[int]) -> None:
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for _ in pool.map(lambda block: len(source.read_block(block).pixels), blocks):
+            pass
+
+
+def seconds_per_patch(way: object, patches: int) -> float:
+    started = time.perf_counter()
+    way()  # type: ignore[operator]
+    return (time.perf_counter() - started) / patches
+
+
+@dataclass(frozen=True)
+class NullPlan:
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NullJob:
+    """A slide without work."""
+
+    blocks: int
+
+    def hold(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def prepare(self) -> NullPlan:
+        return NullPlan(tuple(range(self.blocks)))
+
+    def run_block(self, plan: NullPlan, block: int) -> int:
+        return block
+
+    def finish(self, plan: NullPlan, reports: Sequence[int]) -> int:
+        return len(reports)
+
+
+class Ends:
+    """When blocks were done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def prepared(self, job: int, plan: NullPlan) -> None:
+        """Nothing."""
+
+    def block_done(self, job: int, report: int) -> None:
+        self.times.append(time.perf_counter())
+
+    def ended(self, job: int, result: object) -> None:
+        """Nothing."""
+
+
+def measure_scheduling(workers: int, block_s: float) -> None:
+    """Print what a block costs that does nothing, for jobs of 10 blocks each."""
+    costs = {}
+    for name, crew in (("plain loop", Workers(count=0)), ("Dask", Workers(count=workers))):
+        ends = Ends()
+        run_jobs([NullJob(10)] * (NULL_BLOCKS // 10), crew, ends)
+        costs[name] = (ends.times[-1] - ends.times[0]) / (NULL_BLOCKS - 1)
+    load = os.getloadavg()[0]
+    overhead = costs["Dask"] - costs["plain loop"]
+    print(
+        f"Dask with {workers} workers: {overhead * 1000:.1f} ms a block, {overhead / block_s:.2%} of a block's {block_s:.2f} s "
+        f"(at most {1 / max(costs['Dask'], 1e-9):,.0f} blocks/s; load {load:.1f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
