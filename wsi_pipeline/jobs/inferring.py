@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.jobs.infer import InferJob, ModelChoice
+from wsi_pipeline.jobs.infer import InferJob
 from wsi_pipeline.jobs.keep import KeepJob
+from wsi_pipeline.jobs.model_choice import ModelChoice
 from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.model import Model

@@ -22,13 +22,15 @@ def draw_tile(seed: int) -> NDArray[np.uint8]:
     coarse = rng.random((TILE_PX // GRAIN_PX, TILE_PX // GRAIN_PX))
     blots = np.kron(coarse, np.ones((GRAIN_PX, GRAIN_PX)))[..., None]
     colours = blots * np.array([220, 130, 190]) + (1 - blots) * np.array([110, 70, 150])
-    return np.clip(colours + rng.normal(0, 6, (TILE_PX, TILE_PX, 3)), 0, 255).astype(np.uint8)
+    grain = rng.normal(0, 6, (TILE_PX, TILE_PX, 3))
+    tile: NDArray[np.uint8] = np.clip(colours + grain, 0, 255).astype(np.uint8)
+    return tile
 
 
 def measure_decoding(seconds: float, threads: int) -> float:
     """Pixels per second that `threads` threads decode together; takes about `seconds`."""
     form = TileFormat(TILE_PX, TILE_PX, JPEG, YCBCR, 1, None)
-    tiles = [imagecodecs.jpeg8_encode(draw_tile(seed), level=QUALITY) for seed in range(DRAWN_TILES)]
+    tiles = [bytes(imagecodecs.jpeg8_encode(draw_tile(seed), level=QUALITY)) for seed in range(DRAWN_TILES)]
 
     def decode_until(stop: float) -> int:
         count = 0
