@@ -22,8 +22,7 @@ def draw_tile(seed: int) -> NDArray[np.uint8]:
     coarse = rng.random((TILE_PX // GRAIN_PX, TILE_PX // GRAIN_PX))
     blots = np.kron(coarse, np.ones((GRAIN_PX, GRAIN_PX)))[..., None]
     colours = blots * np.array([220, 130, 190]) + (1 - blots) * np.array([110, 70, 150])
-    grain = rng.normal(0, 6, (TILE_PX, TILE_PX, 3))
-    tile: NDArray[np.uint8] = np.clip(colours + grain, 0, 255).astype(np.uint8)
+    tile: NDArray[np.uint8] = np.clip(colours + rng.normal(0, 6, (TILE_PX, TILE_PX, 3)), 0, 255).astype(np.uint8)
     return tile
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from wsi_pipeline.models.device import available_cores
 from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting, Run
-from wsi_pipeline.models.inputs import PatchNetwork
 from wsi_pipeline.models.model import Model
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -51,10 +50,9 @@ def _convert(model: Model, batch_size: int) -> Any:
     example = torch.zeros((batch_size, side, side, 3), dtype=torch.uint8)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            # TorchScript of others cannot be exported; its tracing is what torch warns of.
-            warnings.simplefilter("ignore")
-            if isinstance(network, PatchNetwork):
-                return openvino.convert_model(torch.export.export(network, (example,)))
+            # torch would rather have torch.export, which takes seconds where tracing takes tenths, and no TorchScript of others.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             traced = torch.jit.trace(network, example, check_trace=False)
             return openvino.convert_model(traced, input=[([*example.shape], openvino.Type.u8)])
     except Exception as error:
