@@ -63,6 +63,8 @@ def test_the_store_is_that_of_tile_and_the_results_those_of_a_plain_run(made: Pa
 def test_a_finished_store_is_read_instead_of_the_slide(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wsi_pipeline.slides.patches import SlidePatches
 
+    before = folder_times(made / "tiled")
+
     def refuse(*arguments: object) -> None:
         raise AssertionError("the slide's patches were read")
 
@@ -71,6 +73,11 @@ def test_a_finished_store_is_read_instead_of_the_slide(made: Path, tmp_path: Pat
     assert account.exit_code == 0
     ours, plain = (open_result(folder / "s").probability for folder in (tmp_path / "results", made / "plain"))
     assert np.array_equal(ours, plain)
+    assert folder_times(made / "tiled") == before
+
+
+def folder_times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def gallery_left_out() -> object:

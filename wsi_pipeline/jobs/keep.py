@@ -152,15 +152,16 @@ class KeepJob:
         return BlockReport(**inference.predict_block(parts, self.results.model.load(), plan.results.staging, table, number))
 
     def finish(self, plan: KeepPlan, reports: Sequence[BlockReport]) -> SlideOutcome:
-        """Commit the store, then the results."""
+        """Commit the store where it was not there already, then the results."""
         try:
-            kept = self.patches.finish(plan.store, reports)
+            if not plan.store.is_finished:
+                self.patches.finish(plan.store, reports)
             outcome = self.results.finish(plan.results, reports)
         except SlideError:
             for part in (plan.store, plan.results):
                 part.staging.discard()  # nothing is kept of a slide that changed, or that cannot be read
             raise
-        return replace(outcome, is_resumed_whole=outcome.is_resumed_whole and kept.is_resumed_whole)
+        return replace(outcome, is_resumed_whole=outcome.is_resumed_whole and plan.store.is_finished)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,9 @@ def count_table_bytes(table: PatchTable) -> int:
     """Bytes of a table's arrays on disk, which predictions and patch stores both carry."""
     quality = () if table.quality is None else table.quality
     arrays = (table.cells, table.labels, table.label_fraction, table.tissue_fraction, table.thumbnail.pixels, *quality)
-    return sum(array.nbytes + CHECKSUM_BYTES for array in arrays)
+    rows, cols = (0, 0) if table.tissue is None else table.tissue.shape
+    mask = 0 if table.tissue is None else rows * -(-cols // 8) + CHECKSUM_BYTES  # a bit a pixel
+    return mask + sum(array.nbytes + CHECKSUM_BYTES for array in arrays)
 
 
 def _bytes_of(slide: FoundSlide) -> int:
