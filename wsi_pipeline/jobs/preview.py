@@ -90,7 +90,7 @@ def count_table_bytes(table: PatchTable) -> int:
     arrays = (table.cells, table.labels, table.label_fraction, table.tissue_fraction, table.thumbnail.pixels, *quality)
     rows, cols = (0, 0) if table.tissue is None else table.tissue.shape
     mask = 0 if table.tissue is None else rows * -(-cols // 8) + CHECKSUM_BYTES  # a bit a pixel
-    return mask + sum(array.nbytes + CHECKSUM_BYTES for array in arrays)
+    return int(mask + sum(array.nbytes + CHECKSUM_BYTES for array in arrays))
 
 
 def _bytes_of(slide: FoundSlide) -> int:
