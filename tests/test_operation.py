@@ -15,7 +15,7 @@ from cli.progress import describe_duration, describe_pace
 from tests.builders import make_checkpoint, paint, write_model, write_slide
 from wsi_pipeline.dry_run import preview_run
 from wsi_pipeline.jobs.preview import Standing
-from wsi_pipeline.operation.checks import Verdict, check_cpu, check_gpu, check_inodes, check_open_files, check_space, judge
+from wsi_pipeline.operation.checks import Verdict, check_cpu, check_gpu, check_inodes, check_load, check_open_files, check_space, judge
 from wsi_pipeline.operation.doctor import Speed
 from wsi_pipeline.operation.events import EVENTS_JSONL, EventLog, hide_path, log_events, read_events, to_plain
 from wsi_pipeline.operation.pace import Pace
@@ -415,6 +415,11 @@ def test_checks_name_a_remedy(tmp_path: Path) -> None:
     assert "make room" in check_space(tmp_path, "disk", low_gb=1e9, very_low_gb=0).line
     assert check_inodes(os.statvfs_result((4096, 4096, 0, 0, 0, 1_000_000, 50, 50, 0, 255))).verdict is Verdict.BAD
     assert check_inodes(os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))).found == "not limited"
+
+
+def test_a_busy_machine_is_not_measured_without_saying_so() -> None:
+    assert check_load(2, load=2.5).verdict is Verdict.OK
+    assert "too low; measure again when" in check_load(2, load=9.3).line
 
 
 def test_units_of_the_cpu_are_named() -> None:

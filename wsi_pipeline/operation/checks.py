@@ -53,7 +53,7 @@ class Check:
     @property
     def line(self) -> str:
         """The check in one line."""
-        return f"{self.verdict:<5}{self.name:<18}{self.found}{f'; {self.remedy}' if self.remedy else ''}"
+        return f"{self.verdict:<5}{self.name:<22}{self.found}{f'; {self.remedy}' if self.remedy else ''}"
 
 
 def judge(amount: float, low: float, very_low: float) -> Verdict:
@@ -84,6 +84,15 @@ def check_cpu(flags: frozenset[str], cores: int) -> Check:
     if {"AMX", "AVX512-BF16"} & set(units):
         return Check("CPU", Verdict.OK, found)
     return Check("CPU", Verdict.OK, f"{found}; no units for bf16, so networks run in fp32")
+
+
+def check_load(cores: int, load: float | None = None) -> Check:
+    """Whether others compute here, which makes every figure too low."""
+    load = os.getloadavg()[0] if load is None else load
+    found = f"{load:.1f} processes want to run on {cores} cores"
+    if load <= cores + 1:
+        return Check("load", Verdict.OK, found)
+    return Check("load", Verdict.WARN, f"{found}, so the figures below are too low", "measure again when the others have ended")
 
 
 def check_gpu(usable: int, torch_cuda: str | None) -> Check:

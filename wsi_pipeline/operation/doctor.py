@@ -23,6 +23,7 @@ from wsi_pipeline.operation.checks import (
     check_cpu,
     check_folder,
     check_gpu,
+    check_load,
     check_open_files,
     check_packages,
     check_shared_memory,
@@ -73,6 +74,7 @@ def examine(model: Path | None, out: Path, terms: ForeignTerms | None = None, se
     yield from check_folder(out)
     yield check_shared_memory()
     yield check_open_files()
+    yield check_load(available_cores())
     yield from _measure(loaded, seconds)
 
 
