@@ -192,7 +192,7 @@ def test_folds_of_patches_claim_what_folds_of_patients_do_not_show(tmp_path: Pat
     assert lines[-5].startswith("144 patches of 12 patients, each judged by both")
     claimed, honest, inflation = (float(value) for value in re.findall(r"[-+]?\d\.\d+", lines[-4])[:3])
     assert lines[-4].startswith("auroc")
-    assert claimed > 0.75
+    assert claimed > 0.7
     assert inflation == pytest.approx(claimed - honest, abs=0.0015)
     assert inflation > 0.1
     assert (tmp_path / "out" / "leak.png").is_file()

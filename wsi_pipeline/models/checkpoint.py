@@ -22,14 +22,14 @@ from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.inputs import Normalisation, PatchNetwork
 from wsi_pipeline.models.model import hash_patient, spec_to_json
 from wsi_pipeline.models.network import NetworkOptions, positive_logit
-from wsi_pipeline.models.self_test import SelfTest
+from wsi_pipeline.models.self_test import PREFIX, SelfTest
 from wsi_pipeline.provenance import canonical_json, file_sha256, recipe_digest
 
 CARD_KEY = "wsi"
 CARD_FORMAT = 3
 READ_FORMATS = (2, 3)
 """Those of format 2 hold no self-test."""
-TEST_PIXELS, TEST_PROBABILITY = "self_test.pixels", "self_test.probability"
+TEST_PIXELS, TEST_PROBABILITY = f"{PREFIX}pixels", f"{PREFIX}probability"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wsi_pipeline.errors import ModelError
 from wsi_pipeline.models.network import Network
+from wsi_pipeline.models.self_test import PREFIX
 
 PICKLED = (".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -32,7 +33,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        # A checkpoint of ours has its self-test beside the weights.
+        return {name: tensor for name, tensor in load_file(path).items() if not name.startswith(PREFIX)}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
 

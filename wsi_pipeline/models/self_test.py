@@ -18,6 +18,9 @@ HAEMATOXYLIN = (0.65, 0.70, 0.29)
 EOSIN = (0.07, 0.99, 0.11)
 """Absorption of red, green and blue (Ruifrok & Johnston 2001)."""
 
+PREFIX = "self_test."
+"""How its tensors are named beside the weights."""
+
 
 @dataclass(frozen=True)
 class SelfTest:
