@@ -26,6 +26,7 @@ benchmark: $(VENV)/installed-test
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/inference.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
