@@ -1,6 +1,7 @@
 """The contract that every engine keeps, how one is chosen, and what happens where it fails."""
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -250,16 +251,28 @@ def test_auto_goes_on_to_the_next_engine_where_one_does_not_take_the_model(
         open_predictor(make_lively(), "cpu", "openvino")
 
 
-def test_a_network_that_openvino_cannot_convert_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Odd(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            values: Tensor = torch.special.bessel_j0(x.float())
-            return values.mean(dim=(1, 2, 3))
+class Odd(nn.Module):
+    """Something that OpenVINO cannot take."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        values: Tensor = torch.special.bessel_j0(x.float())
+        return values.mean(dim=(1, 2, 3))
+
+
+def test_a_network_that_openvino_cannot_convert_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_lively()
     monkeypatch.setattr(Checkpoint, "network", lambda self: Odd())
     with pytest.raises(EngineFault, match=r"wide_resnet_10_1: OpenVINO cannot take it \(.{5,}\); use --engine torch"):
         Predictor(model, EngineSetting("openvino"))
+
+
+def test_openvino_leaves_logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoint, "network", lambda self: Odd())
+    root = logging.getLogger()
+    before = root.level, root.handlers[:], root.filters[:]
+    with pytest.raises(EngineFault):
+        Predictor(make_lively(), EngineSetting("openvino"))
+    assert (root.level, root.handlers, root.filters) == before
 
 
 def test_openvino_reports_nothing_to_its_makers() -> None:

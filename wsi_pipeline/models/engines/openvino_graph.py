@@ -1,9 +1,12 @@
 """The engine `openvino`: the network as a graph of OpenVINO, pixels in, their normalisation inside; the door to OpenVINO."""
 
 import importlib.util
+import logging
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,7 +34,7 @@ def find_fault(model: Model, device: str) -> str | None:
 def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
     """The graph compiled for this CPU, a stream of one thread per core."""
     cores = available_cores()
-    with _converting:  # it sets Python's filters for warnings, which all threads share
+    with _converting, _keep_logging():  # it sets Python's filters for warnings, which all threads share
         compiled = _compile(_convert(model, batch_size), setting, cores)
     own = threading.local()
 
@@ -58,6 +61,18 @@ def _convert(model: Model, batch_size: int) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise EngineFault(f"{model.architecture}: OpenVINO cannot take it ({reason}); use --engine torch") from error
+
+
+@contextmanager
+def _keep_logging() -> Iterator[None]:
+    """Logging as it was: a conversion lets nothing below errors through any more, ours included."""
+    root = logging.getLogger()
+    level, handlers, filters = root.level, root.handlers[:], root.filters[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:], root.filters[:] = handlers, filters
 
 
 def _compile(graph: Any, setting: EngineSetting, cores: int) -> Any:
