@@ -50,7 +50,7 @@ class EnvironmentFault(WsiError):
 
 
 def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
-    """The fault of the machine that an error tells of, naming the file that the error names, else `path`; None where the input is to blame."""
+    """The fault of the machine that an error tells of, at the file that it names, else `path`; None where the input is to blame."""
     if error.errno not in MACHINE_ERRNOS:
         return None
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else path

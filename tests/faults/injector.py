@@ -74,13 +74,14 @@ class Zygote:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def warm(self, arguments: Sequence[object]) -> None:
-        """Run a command once, undisturbed, and keep loaded what it loaded."""
+    def warm(self, arguments: Sequence[object], fault: Fault = NO_FAULT, watched: Path | None = None) -> Ended:
+        """Run a command undisturbed, and keep loaded what it loaded."""
         modules = self._scratch / "modules"
-        ended = self.run(arguments, modules=str(modules))
+        ended = self.run(arguments, fault, watched, modules=str(modules))
         assert ended.code == 0, ended.stderr
         threads = self._ask({"load": modules.read_text().split("\n")})
         assert {*threads} <= {FORK_SAFE_THREAD}, "a process with threads cannot be forked safely"
+        return ended
 
     def run(self, arguments: Sequence[object], fault: Fault = NO_FAULT, watched: Path | None = None, **more: Any) -> Ended:
         """Run one command to its end."""
@@ -116,7 +117,7 @@ class Zygote:
 def open_zygote(scratch: Path, *, with_faults: bool = True) -> Iterator[Zygote]:
     """A zygote until the end of the block; `scratch` is an empty folder for what the commands say."""
     scratch.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     if with_faults:
         environment["LD_PRELOAD"] = str(build_library())
     process = subprocess.Popen(

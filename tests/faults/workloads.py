@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,14 @@ import pyarrow.parquet
 from PIL import Image
 
 from tests.builders import PINK, folder_bytes, make_checkpoint, make_training_stores, paint_noise, write_model, write_slide
-from tests.faults.injector import Zygote
-from wsi_pipeline.store.commit import MANIFEST, check_whole
+from tests.faults.injector import Ended, Fault, Zygote
+from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.store.manifest import MANIFEST, check_whole
 
 CHEAP = ("--outputs", "summary,csv,parquet,geojson,ome-zarr")
+SMALL = "wide_resnet_10_1"
+"""A network whose weights are soon hashed."""
+TRAIN = ("--epochs", "1", "--arch", SMALL, "--device", "cpu")
 DIFFERS = {"run.json", "events.jsonl", "history.csv", "wsi.log"}
 """What tells the time, and so differs between two runs."""
 
@@ -31,6 +35,8 @@ class Workload:
     base: Path
     """Holds `inputs`, what the folder looks like before the command (`start`), and the folder itself (`out`)."""
     arguments: tuple[object, ...]
+    before: tuple[object, ...] = ()
+    """The command that makes what this one starts from."""
 
     @property
     def start(self) -> Path:
@@ -42,6 +48,17 @@ class Workload:
         """The folder that the command writes to, and whose operations are watched."""
         return self.base / "out"
 
+    def prepare(self, zygote: Zygote) -> Ended:
+        """Make what the command starts from, and run it once, undisturbed; every operation is listed."""
+        self.start.mkdir()
+        if self.before:
+            self.reset()
+            zygote.warm(self.before)
+            self.start.rmdir()
+            self.out.rename(self.start)
+        self.reset()
+        return zygote.warm(self.arguments, Fault("count"), self.out)
+
     def reset(self) -> None:
         """Put the folder back to how it was before the command."""
         shutil.rmtree(self.out, ignore_errors=True)
@@ -52,31 +69,28 @@ def make_inputs(base: Path) -> None:
     """A tiny slide, a model, and labelled stores."""
     pixels = np.clip(np.array(PINK) + paint_noise(210, 160).astype(np.int64) // 8 - 16, 0, 255).astype(np.uint8)
     write_slide(base / "inputs" / "slides" / "s.tiff", pixels)
-    write_model(base / "inputs" / "m.safetensors", make_checkpoint())
+    weights = build_network(SMALL, 50).state_dict()
+    write_model(base / "inputs" / "m.safetensors", replace(make_checkpoint(), architecture=SMALL, weights=weights))
     make_training_stores(base / "inputs" / "labelled", patients=3, patches=8)
 
 
-def list_workloads(base: Path, zygote: Zygote) -> dict[str, Workload]:
-    """The commands, by name; what they start from is made, and what they load is loaded."""
-    make_inputs(base)
+def list_workloads(base: Path) -> dict[str, Workload]:
+    """The commands, by name."""
     inputs, out = base / "inputs", base / "out"
     model = ("--model", inputs / "m.safetensors", "--engine", "torch", "--device", "cpu", "--workers", "0")
     infer = ("infer", "--slides", inputs / "slides", *model, "--results-dir", out / "results")
+    kept = ("infer", "--slides", inputs / "slides", *model, "--results-dir", out / "results", "--keep-patches", out / "stores", *CHEAP)
     every = [
         Workload("tile", base, ("tile", inputs / "slides", "--out", out / "stores", "--mpp", "0.5", "--workers", "0")),
         Workload("infer", base, (*infer, *CHEAP)),
         Workload("infer with every picture", base, infer),
-        Workload("aggregate", base, ("aggregate", out / "results", "--threshold", "0.9", *CHEAP)),
-        Workload("train", base, ("train", inputs / "labelled", "--out", out / "model", "--epochs", "1", "--device", "cpu")),
+        Workload("infer, patches kept", base, kept),
+        Workload("aggregate", base, ("aggregate", out / "results", "--threshold", "0.9", *CHEAP), before=(*infer, *CHEAP)),
+        Workload(
+            "train", base, ("train", inputs / "labelled", "--out", out / "model", "--epochs", "1", "--arch", SMALL, "--device", "cpu")
+        ),
         Workload("store export", base, ("store", "export", inputs / "labelled" / "p0.patches.zarr", "--out", out / "png")),
     ]
-    for workload in every:
-        workload.start.mkdir()
-        if workload.name == "aggregate":
-            shutil.copytree(base / "infer-end" / "results", workload.start / "results")
-        workload.reset()
-        zygote.warm(workload.arguments)
-        shutil.copytree(workload.out, base / f"{workload.name}-end")
     return {workload.name: workload for workload in every}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from wsi_pipeline.errors import EnvironmentFault, StoreError
 from wsi_pipeline.operation.status import OWNER, STAGED, is_process_alive
+from wsi_pipeline.store.commit import put_back
 from wsi_pipeline.store.lock import HIDDEN, hold_lock, is_lock_held, read_owner, remove_empty, remove_lock
 from wsi_pipeline.store.manifest import is_product
 
@@ -81,6 +82,8 @@ def _clean_work(target: Path, latest: float, is_dry: bool) -> Iterator[Leftover]
     name = re.compile(re.escape(target.name) + STAGED.pattern.removeprefix("(.+)"))
     try:
         with hold_lock(target):
+            if not is_dry:
+                put_back(target)
             for folder in sorted((target.parent / HIDDEN / "staging").iterdir()):
                 if name.fullmatch(folder.name) and _last_change(folder) <= latest:
                     yield Leftover(folder, target, _count_bytes(folder))

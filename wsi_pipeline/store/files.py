@@ -1,5 +1,7 @@
 """Files and folders that are really on disk when a function returns."""
 
+import ctypes
+import errno
 import os
 from io import FileIO
 from pathlib import Path
@@ -9,6 +11,10 @@ import xxhash
 from wsi_pipeline.errors import EnvironmentFault, machine_fault
 
 CHECKSUM_PIECE_BYTES = 4 * 1024 * 1024
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM})
+"""What systems, and file systems such as NFS, say that cannot swap two names."""
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -79,3 +85,18 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, so that neither is ever missing; False where this cannot be done here. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        swap = libc.renameat2
+    except AttributeError:  # a system other than Linux
+        return False
+    if swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in CANNOT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
