@@ -6,6 +6,7 @@ import click
 
 from .main import printable
 from .options import EXISTING, FOLDER
+from .output_options import mode_option
 
 
 @click.group()
@@ -35,6 +36,7 @@ def info(stores: tuple[Path, ...]) -> None:
     default="png",
     help="png: a folder per class; webdataset: tars of 10,000 patches, each as png, cls and json.",
 )
+@mode_option
 def export(stores: tuple[Path, ...], out: Path, form: str) -> None:
     """Write patches as PNG files or WebDataset tars, without loss. Unreadable patches are left out."""
     from wsi_pipeline.store.export import EXPORTS
