@@ -17,6 +17,7 @@ from PIL import Image
 from tests.builders import PINK, folder_bytes, make_checkpoint, make_training_stores, paint_noise, write_model, write_slide
 from tests.faults.injector import Ended, Fault, Zygote
 from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.store.lock import HIDDEN
 from wsi_pipeline.store.manifest import MANIFEST, check_whole
 
 CHEAP = ("--outputs", "summary,csv,parquet,geojson,ome-zarr")
@@ -95,8 +96,12 @@ def list_workloads(base: Path) -> dict[str, Workload]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below, but for those that tell the time."""
-    return {name: held for name, held in folder_bytes(folder).items() if Path(name).name not in DIFFERS and ".tfevents." not in name}
+    """Every file below, but for those that tell the time, and work under way."""
+    return {name: held for name, held in folder_bytes(folder).items() if is_told(Path(name))}
+
+
+def is_told(path: Path) -> bool:
+    return path.name not in DIFFERS and ".tfevents." not in path.name and HIDDEN not in path.parts
 
 
 def digest_state(folder: Path) -> str:
@@ -104,15 +109,15 @@ def digest_state(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = re.sub(r"[0-9a-f]{32}\.partial|\.\d+$|tfevents\..*", "*", path.relative_to(folder).as_posix())
-        is_told = path.is_file() and path.name not in DIFFERS and path.suffix != ".lock"
-        digest.update(name.encode() + b"\0" + (path.read_bytes() if is_told else b"") + b"\0")
+        is_compared = path.is_file() and path.name not in DIFFERS and path.suffix != ".lock"
+        digest.update(name.encode() + b"\0" + (path.read_bytes() if is_compared else b"") + b"\0")
     return digest.hexdigest()
 
 
 def visible_products(folder: Path) -> Iterator[Path]:
     """Every folder that claims to be a finished product."""
     for path in sorted(folder.rglob(MANIFEST)):
-        if ".wsi" not in path.parts:
+        if HIDDEN not in path.parts:
             yield path.parent
 
 
@@ -126,7 +131,7 @@ def find_broken(folder: Path) -> list[str]:
     loose = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".wsi" not in path.parts and not any(path.is_relative_to(product) for product in products)
+        if path.is_file() and HIDDEN not in path.parts and not any(path.is_relative_to(product) for product in products)
     ]
     return [f"{path}: {reason}" for path in loose if (reason := judge(path))]
 

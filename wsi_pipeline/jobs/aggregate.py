@@ -14,7 +14,7 @@ from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.provenance import describe_tool
 from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired
-from wsi_pipeline.store.files import make_folder, write_file
+from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.predictions import RESULT_KIND, find_results
@@ -52,6 +52,7 @@ def aggregate_results(
         write_failures_csv(target, outcomes)
     write_slides_tables(target)
     write_index(target)
+    remove_dead_asides(target)
     return account
 
 

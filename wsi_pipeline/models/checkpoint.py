@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.errors import ConfigError, EnvironmentFault, ModelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.inputs import Normalisation, PatchNetwork
@@ -209,6 +209,9 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
             if not isinstance(json.loads(text), dict):
                 raise ValueError("its card is no JSON object")
             return text, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    except RuntimeError as error:  # torch, where it cannot open the file; it names no number
+        reason = " ".join(str(error).split())
+        raise EnvironmentFault(f"{path}: cannot be read ({reason}); mend that and run the same line again") from error
     except KeyError as error:
         raise ModelError(f"{path}: no checkpoint of wsi (it has no card); give a model.safetensors of `wsi train`") from error
     except (SafetensorError, OSError, ValueError) as error:
