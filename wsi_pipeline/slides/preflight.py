@@ -43,8 +43,8 @@ def check_slide_file(path: Path) -> None:
         structure = read_structure(path)
         _check_within(structure)
         for page in _pictures(structure):
-            _check_kind(page)
             _check_extent(path, page)
+            _check_kind(page)
     except BrokenTiff as error:
         raise SlideError(f"{path}: {error}") from error
     except OSError as error:
@@ -80,9 +80,12 @@ def _check_within(structure: TiffStructure) -> None:
         offsets, counts = page.offsets[page.counts != 0], page.counts[page.counts != 0]
         if (counts < 0).any() or ((counts > MAX_TILE_BYTES).any() and page.is_tiled):
             raise BrokenTiff(f"a tile claims {int(counts.max()):,} bytes, which cannot be; copy it again or export it anew")
-        beyond = (offsets < 0) | (offsets > structure.file_size - counts)
+        if (offsets < 0).any():
+            raise BrokenTiff("truncated: a tile claims to lie beyond byte 2⁶³; copy it again or export it anew")
+        beyond = offsets > structure.file_size - counts
         if beyond.any():
-            end = int((offsets[beyond].astype(np.float64) + counts[beyond]).max())
+            last = int(np.argmax(np.where(beyond, offsets, 0)))
+            end = int(offsets[last]) + int(counts[last])
             raise BrokenTiff(f"truncated: image data end at byte {end} of a file of {structure.file_size}; copy it again")
 
 
