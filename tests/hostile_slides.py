@@ -151,9 +151,22 @@ def write_raw(path: Path, pages: Sequence[Mapping[int, tuple[int, Sequence[int]]
 
 def tags_of(width: int, height: int, tile: int = TILE, tiles: int = 1) -> dict[int, tuple[int, Sequence[int]]]:
     """An image whose tiles all lie at byte 8."""
-    numbers = {WIDTH: width, LENGTH: height, COMPRESSION: 1, PHOTOMETRIC: 2, SAMPLES: 3, TILE_WIDTH: tile, TILE_LENGTH: tile}
-    tables = {BITS: (SHORT, (8, 8, 8)), TILE_OFFSETS: (LONG, (8,) * tiles), TILE_COUNTS: (LONG, (16,) * tiles)}
-    return {tag: (LONG, (value,)) for tag, value in numbers.items()} | tables
+    numbers: dict[int, int] = {
+        WIDTH: width,
+        LENGTH: height,
+        COMPRESSION: 1,
+        PHOTOMETRIC: 2,
+        SAMPLES: 3,
+        TILE_WIDTH: tile,
+        TILE_LENGTH: tile,
+    }
+    tables: dict[int, tuple[int, Sequence[int]]] = {
+        BITS: (SHORT, (8, 8, 8)),
+        TILE_OFFSETS: (LONG, (8,) * tiles),
+        TILE_COUNTS: (LONG, (16,) * tiles),
+    }
+    tables.update({tag: (LONG, (value,)) for tag, value in numbers.items()})
+    return tables
 
 
 def write_many_pages(path: Path, pages: int) -> None:

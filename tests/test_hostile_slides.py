@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import random
 import re
 import shutil
@@ -33,10 +32,14 @@ from tests.hostile_slides import (
     write_cases,
     write_tiled,
 )
+from wsi_pipeline.batch import SilentProgress, run_batch
 from wsi_pipeline.errors import ConfigError, SlideError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.outcome import RunAccount, describe_failure, state_of
+from wsi_pipeline.outputs.view import View, choose_formats
+from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
+from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides
 from wsi_pipeline.slides.patches import SlidePatches
@@ -52,10 +55,10 @@ def go_through(path: Path) -> tuple[str, str]:
         with closing(open_slide(path)) as reader:
             table, _ = plan_patches(reader, CONFIG)
             source = SlidePatches(reader, table.grid, table.cells, table.block_size)
-            readable = np.concatenate([source.read_block(block).readable for block in range(-(-table.patches // table.block_size))] or [[]])
+            blocks = [source.read_block(block) for block in range(-(-table.patches // table.block_size))]
     except SlideError as error:
         return FAILED, describe_failure("s", str(path), error).message
-    unreadable = int((~readable.astype(np.bool_)).sum())
+    unreadable = sum(int((~block.readable).sum()) for block in blocks)
     line = f"{table.patches} patches" + (f", {unreadable} unreadable" if unreadable else "")
     return state_of(table.patches, unreadable).value, line if table.patches else "no tissue"
 
@@ -109,12 +112,14 @@ def runs(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.
     root = tmp_path_factory.mktemp("runs")
     good = [folder / "good-a.tiff", folder / "good-b.tiff"]
     if request.param == "tile":
-        done = run_command("tile", folder, "--out", root / "together", "--mpp", 0.5, "--workers", 2)
-        run_command("tile", *good, "--out", root / "alone", "--mpp", 0.5, "--workers", 0)
+        done = run_command("tile", folder, "--out", root / "together", "--mpp", 0.5, "--workers", 1)
+        tile_slides(good, root / "alone", CONFIG, workers=Workers(count=0))
     else:
-        common = ["--model", write_model(root / "model.safetensors"), "--device", "cpu", "--outputs", "csv,summary"]
-        done = run_command("infer", "--slides", folder, "--results-dir", root / "together", "--workers", 2, *common)
-        run_command("infer", "--slides", good[0], "--slides", good[1], "--results-dir", root / "alone", "--workers", 0, *common)
+        model = write_model(root / "model.safetensors")
+        common = ["--model", model, "--device", "cpu", "--outputs", "csv,summary"]
+        done = run_command("infer", "--slides", folder, "--results-dir", root / "together", "--workers", 1, *common)
+        config = InferConfig(device="cpu", view=View(choose_formats(["csv", "summary"])))
+        infer_slides(good, model, root / "alone", config, workers=Workers(count=0))
     with (root / "together" / "failures.csv").open(newline="", errors="surrogateescape") as stream:
         failures = {row["path"]: row for row in csv.DictReader(stream)}
     ids = {str(slide.path): slide.slide_id for slide in find_slides([folder])}
@@ -165,7 +170,8 @@ def test_the_good_neighbours_are_the_same_to_the_byte(runs: BothRuns) -> None:
 
 
 def test_nothing_is_left_under_way_and_nothing_is_written_beside_the_slides(runs: BothRuns) -> None:
-    assert sorted(os.listdir(runs.folder)) == sorted([*(file_of(name, runs.folder).name for name in CASES), "good-a.tiff", "good-b.tiff"])
+    written = {file_of(name, runs.folder) for name in CASES} | {runs.folder / f"good-{name}.tiff" for name in "ab"}
+    assert set(runs.folder.iterdir()) == written
     assert [path for path in runs.together.rglob("*") if "staging" in path.name and path.is_dir() and any(path.iterdir())] == []
 
 
@@ -238,9 +244,6 @@ class Disturbed:
         (folder / "out").mkdir()
 
     def run(self, happens: Callable[[Path], object]) -> RunAccount:
-        from wsi_pipeline.batch import SilentProgress, run_batch
-        from wsi_pipeline.scheduling import Workers
-
         job = self.job
 
         class Disturbing(TileJob):
