@@ -54,6 +54,7 @@ def tissue(width: int = GOOD_PX[0], height: int = GOOD_PX[1]) -> NDArray[np.uint
 
 def write_tiled(path: Path, pixels: NDArray[Any] | None = None, mpp: float = 0.5, **options: Any) -> Path:
     """A TIFF in tiles, its first image's tags before its pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tifffile.TiffWriter(path, bigtiff=options.pop("bigtiff", False)) as writer:
         write_level(writer, tissue() if pixels is None else pixels, mpp, **options)
     return path
