@@ -74,7 +74,7 @@ from wsi_pipeline.tiling import TileConfig
 
 slides, out = find_slides([Path(sys.argv[1])]), Path(sys.argv[2])
 out.mkdir()
-limit_memory(1 << 30)
+limit_memory(768 << 20)
 jobs = [TileJob(slide, out, TileConfig(spec=PatchSpec(mpp=0.5))) for slide in slides]
 for outcome in run_batch(slides, jobs, Workers(count=0), SilentProgress()).account.outcomes:
     print(outcome.slide_id, outcome.state, outcome.message)
