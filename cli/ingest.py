@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .options import force_option, out_option, patch_size_option
+from .output_options import min_free_option, mode_option
 
 
 @click.command()
@@ -26,6 +27,8 @@ from .options import force_option, out_option, patch_size_option
 @patch_size_option
 @click.option("--workers", type=click.IntRange(0), default=0, metavar="N", help="Worker processes; 0: a plain loop in this one.")
 @force_option
+@min_free_option
+@mode_option
 def ingest(
     place: Path,
     mpp: float,
@@ -36,6 +39,7 @@ def ingest(
     patch_size: int,
     workers: int,
     force: bool,
+    min_free: int,
 ) -> None:
     r"""Take in ready-cut labelled patches: one patch store per patient.
 
@@ -49,6 +53,7 @@ def ingest(
     """
     from wsi_pipeline.geometry import PatchSpec
     from wsi_pipeline.ingestion.layouts import LayoutOptions
+    from wsi_pipeline.jobs.room import Room
     from wsi_pipeline.pipeline import LEFT_OUT_CSV, ingest_patches
     from wsi_pipeline.scheduling import Workers
 
@@ -66,6 +71,7 @@ def ingest(
             workers=crew,
             force=force,
             progress=progress,
+            room=Room(min_free),
         )
     stores = f"{account.patches} patches of {patch_size}×{patch_size} in {len(account.run.outcomes)} stores"
     click.echo(f"{stores}, {len(account.left_out)} files left out")

@@ -21,7 +21,7 @@ from wsi_pipeline.jobs.preview import SlidePreview, Standing
 from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.outcome import SlideOutcome
 from wsi_pipeline.sources import PatchBlock, PatchSource, SlideInfo
-from wsi_pipeline.store.commit import is_product
+from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore, write_patch_block
 from wsi_pipeline.store.predictions import FOLDER
 
@@ -67,6 +67,13 @@ class KeepJob:
     def target(self) -> Path:
         """The slide's folder of results."""
         return self.results.target
+
+    @property
+    def patch_bytes(self) -> dict[Path, int]:
+        """Those of the results, and those of the store where it is still to be made."""
+        store = {} if is_product(self.patches.target) else self.patches.patch_bytes
+        results = self.results.patch_bytes
+        return {folder: results.get(folder, 0) + store.get(folder, 0) for folder in {**results, **store}}
 
     @contextmanager
     def hold(self) -> Iterator[None]:
