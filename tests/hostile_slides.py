@@ -369,6 +369,8 @@ CASES: dict[str, Case] = {
         lambda path: write_raw(path, [tags_of(256, 256) | {SUB_IFDS: (LONG, range(10**6))}]), FAILED, "claims 1,000,000 values"
     ),
     "huge tables": Case(two_tags_of_huge, FAILED, "which cannot be"),
+    "a table of fractions": Case(lambda path: set_tag(write_tiled(path), TILE_OFFSETS, kind=RATIONAL, count=1), FAILED, "lists 0 tiles"),
+    "more lengths than tiles": Case(lambda path: set_tag(write_tiled(path), TILE_OFFSETS, count=5), FAILED, "lists 5 tiles but 6 lengths"),
     "a table beyond the end": Case(lambda path: set_tag(write_tiled(path), TILE_COUNTS, value=2**31), FAILED, "truncated"),
     "huge depth": Case(lambda path: set_tag(write_tiled(path), BITS, count=2**31), FAILED, "which cannot be"),
     "a tile of 4 GB": Case(lambda path: set_tile(write_tiled(path), 1, count=2**32 - 1), FAILED, "which cannot be"),

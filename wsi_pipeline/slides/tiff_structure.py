@@ -182,7 +182,7 @@ class _Walk:
 
     def _page(self, place: int, is_sub: bool, entries: dict[int, Entry]) -> TiffPage:
         for code, entry in entries.items():
-            if code == DESCRIPTION and entry.place + entry.length > self.size:
+            if code == DESCRIPTION and entry.kind == TEXT and entry.place + entry.length > self.size:
                 raise BrokenTiff(f"truncated: tag {code} ends at byte {entry.place + entry.length} of a file of {self.size}; copy it again")
         numbers = {code: values for code in NUMBERS if (values := self._values(entries, code, MAX_VALUES))}
         is_tiled = TILE_OFFSETS in entries
@@ -191,10 +191,11 @@ class _Walk:
         offsets, counts = (self._table(entries, name) for name in names)
         if self._is_ndpi and len(offsets) == 1:
             offsets = self._widen(place, entries[names[0]], offsets)
+        if not is_tiled and len(counts):  # labels and macro images, which nobody reads
+            offsets, counts = offsets[: len(counts)], counts[: len(offsets)]
         if len(counts) not in (0, len(offsets)):
-            raise BrokenTiff(f"lists {len(offsets):,} tiles or strips but {len(counts):,} lengths; copy it again or export it anew")
-        tables = entries.get(JPEG_TABLES)
-        jpeg_tables = None if tables is None else self._values_of(JPEG_TABLES, tables, MAX_JPEG_TABLES).astype("u1").tobytes()
+            raise BrokenTiff(f"lists {len(offsets):,} tiles but {len(counts):,} lengths of tiles; copy it again or export it anew")
+        jpeg_tables = self._values_of(entries, JPEG_TABLES, MAX_JPEG_TABLES).astype("u1").tobytes() or None
         return TiffPage(place, is_sub, numbers, offsets, counts, jpeg_tables)
 
     def _widen(self, place: int, entry: Entry, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -207,21 +208,20 @@ class _Walk:
         return offsets + upper if int(offsets[0]) + upper < self.size else offsets
 
     def _values(self, entries: dict[int, Entry], code: int, most: int) -> tuple[int, ...]:
-        entry = entries.get(code)
-        if entry is None or entry.kind not in TYPES:
-            return ()
-        return tuple(self._values_of(code, entry, most).tolist())
+        return tuple(self._values_of(entries, code, most).tolist())
 
     def _table(self, entries: dict[int, Entry], code: int) -> NDArray[np.int64]:
+        # Numbers of 2⁶³ and more come out negative, which is as impossible.
+        table = self._values_of(entries, code, MAX_TILES - self._tiles).astype(np.int64)
+        self._tiles += len(table) // 2  # offsets and counts
+        return table
+
+    def _values_of(self, entries: dict[int, Entry], code: int, most: int) -> NDArray[np.integer]:
+        """The whole numbers of a tag; none where it is missing or holds something else."""
         entry = entries.get(code)
         if entry is None or entry.kind not in TYPES:
             return np.empty(0, np.int64)
-        self._tiles += entry.length
-        # Numbers of 2⁶³ and more come out negative, which is as impossible.
-        return self._values_of(code, entry, MAX_TILES).astype(np.int64)
-
-    def _values_of(self, code: int, entry: Entry, most: int) -> NDArray[np.integer]:
-        if entry.length > most or self._tiles > 2 * MAX_TILES:
+        if entry.length > most:
             raise BrokenTiff(f"tag {code} claims {entry.length:,} values, which cannot be; copy it again or export it anew")
         form = np.dtype(self._order + TYPES[entry.kind])
         end = entry.place + entry.length * form.itemsize
