@@ -103,7 +103,7 @@ class Sweep:
         self.known.add(state)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES])
+@pytest.fixture(scope="module", params=NAMES)
 def sweep(request: pytest.FixtureRequest, workloads: dict[str, Workload], zygote: Zygote) -> Sweep:
     return Sweep(workloads[request.param], zygote)
 
