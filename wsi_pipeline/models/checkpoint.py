@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.errors import ConfigError, EnvironmentFault, ModelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.inputs import Normalisation, PatchNetwork
@@ -121,7 +121,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the checkpoint; the same content always gives the same bytes."""
+    """Write the checkpoint; the same content always gives the same bytes. Raises OSError where the disk does not take it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     if checkpoint.self_test is not None:
         tensors |= {TEST_PIXELS: checkpoint.self_test.pixels, TEST_PROBABILITY: checkpoint.self_test.probability}
@@ -142,18 +142,20 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "weights_sha256": _weights_sha256(tensors),
     }
     card["card_sha256"] = recipe_digest(card)
-    save_file(tensors, path, metadata={CARD_KEY: canonical_json(card)})
+    path.write_bytes(save(tensors, metadata={CARD_KEY: canonical_json(card)}))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and check it through. Raises ModelError, naming the file and the fault."""
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; train one with `wsi train`")
-    card, tensors = _read_safetensors(path)
+    text, tensors = _read_safetensors(path)
+    card = json.loads(text)
     if card.get("format") not in READ_FORMATS:
         known = " and ".join(map(str, READ_FORMATS))
         raise ModelError(f"{path}: card format {card.get('format')}, this version of wsi reads {known}; train it again with this one")
-    if card.get("card_sha256") != recipe_digest({key: value for key, value in card.items() if key != "card_sha256"}):
+    said = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
+    if card.get("card_sha256") != said or text != canonical_json(card):
         raise ModelError(f"{path}: its card is damaged or was edited (checksum); copy it again or train anew")
     if card.get("weights_sha256") != _weights_sha256(tensors):
         raise ModelError(f"{path}: its weights are damaged (checksum); copy it again or train anew")
@@ -199,13 +201,17 @@ def _read_class_names(value: Any) -> tuple[str, str]:
     return str(value[0]), str(value[1])
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The text of the card, and the tensors."""
     try:
         with safe_open(path, framework="pt") as stored:
-            card = json.loads((stored.metadata() or {})[CARD_KEY])
-            if not isinstance(card, dict):
+            text = (stored.metadata() or {})[CARD_KEY]
+            if not isinstance(json.loads(text), dict):
                 raise ValueError("its card is no JSON object")
-            return card, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+            return text, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    except RuntimeError as error:  # torch, where it cannot open the file; it names no number
+        reason = " ".join(str(error).split())
+        raise EnvironmentFault(f"{path}: cannot be read ({reason}); mend that and run the same line again") from error
     except KeyError as error:
         raise ModelError(f"{path}: no checkpoint of wsi (it has no card); give a model.safetensors of `wsi train`") from error
     except (SafetensorError, OSError, ValueError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.outcome import SlideState, SlideSummary
 from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
 
 FILE_NAME = "summary.json"
 SCHEMA_NAME = "summary.schema.json"
@@ -26,7 +27,9 @@ def read_schema() -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> SlideSummary:
-    """The summary of a slide's folder. Raises StoreError."""
+    """The summary of a slide's folder. Raises StoreError where it is not the one that was written."""
+    if is_product(folder):
+        check_files(folder, read_manifest(folder), [FILE_NAME])
     try:
         value = json.loads((folder / FILE_NAME).read_bytes())
         return SlideSummary(**value | {"state": SlideState(value["state"])})

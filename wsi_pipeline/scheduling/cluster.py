@@ -19,6 +19,8 @@ from wsi_pipeline.scheduling.jobs import ADDRESS, Workers
 LOOPBACK = "127.0.0.1"
 CONNECT_TIMEOUT_S = 30
 DASHBOARD_PORT = 8787
+EVENTS_KEPT = 100
+"""Dask's own notes of what happened, which nobody reads where there is no dashboard."""
 GPU = "GPU"
 """The resource that workers with a GPU declare, one each."""
 
@@ -36,9 +38,13 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
     rules = {
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
         "distributed.scheduler.worker-ttl": f"{workers.deadlines.silence_s}s",
-        # The profiler asks for all threads' frames under a lock, in which a garbage collection may close a slide and so let another thread
-        # run, which waits for that lock with the interpreter in hand: the worker stands still (python/cpython#106883).
+        # What the profiler writes down grows by 150 kB a slide. And it asks for all threads' frames under a lock, in which a garbage
+        # collection may close a slide and so let another thread run, which waits for that lock with the interpreter in hand: the worker
+        # stands still (python/cpython#106883).
         "distributed.worker.profile.enabled": False,
+        "distributed.admin.log-length": EVENTS_KEPT,
+        "distributed.admin.low-level-log-length": EVENTS_KEPT,
+        "distributed.admin.system-monitor.log-length": EVENTS_KEPT,
     }
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(routes | rules))

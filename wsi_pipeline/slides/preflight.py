@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.errors import SlideError, machine_fault
 from wsi_pipeline.slides.base import check_size
 from wsi_pipeline.slides.tiff_structure import (
     BITS,
@@ -57,7 +57,9 @@ def _check_regular(path: Path) -> None:
     except FileNotFoundError as error:
         raise SlideError(f"{path}: no such file; check the path") from error
     except OSError as error:
-        raise SlideError(f"{path}: cannot be examined ({error.strerror}); check permissions and links") from error
+        raise machine_fault(path, error) or SlideError(
+            f"{path}: cannot be examined ({error.strerror}); check permissions and links"
+        ) from error
     if not stat.S_ISREG(status.st_mode):
         raise SlideError(f"{path}: not a regular file; name the slide file itself")
     if status.st_size == 0:
@@ -69,7 +71,7 @@ def _read_magic(path: Path) -> bytes:
         with path.open("rb") as stream:
             return stream.read(4)
     except OSError as error:
-        raise SlideError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise machine_fault(path, error) or SlideError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _check_within(structure: TiffStructure) -> None:

@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.geometry import Grid, block_slice, count_blocks
 from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo
-from wsi_pipeline.store.arrays import AS_THEY_ARE, create_array, flush_chunk, map_chunk, put_array, read_rows, write_rows
+from wsi_pipeline.store.arrays import AS_THEY_ARE, chunk_file, create_array, flush_chunk, map_chunk, put_array, read_rows, write_rows
 from wsi_pipeline.store.codecs import PixelCodec, read_codec
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
+from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi patch store"
 SUFFIX = ".patches.zarr"
+PIXELS = "patches/c/"
+"""Where the chunks of pixels lie in a store; each is compared with its checksum when it is read, everything else when it is opened."""
 MAX_MAPS = 1024
 """Chunks that a store keeps mapped; they take address space, not memory."""
 
@@ -63,9 +65,10 @@ class PatchStore:
     """A finished patch store, opened read-only: a patch source."""
 
     def __init__(self, path: Path) -> None:
-        """Raises StoreError where the store is incomplete, of another kind, or contradicts its manifest."""
+        """Raises StoreError where the store is incomplete, damaged but for its pixels, of another kind, or contradicts its manifest."""
         self.path = path
         self.manifest = read_manifest(path)
+        check_files(path, self.manifest, [name for name in self.manifest.files if not name.startswith(PIXELS)])
         self.attributes = check_kind(path, KIND)
         self.table = read_table(path, self.attributes)
         if self.manifest.counts.get("patches") != self.table.patches:
@@ -76,6 +79,7 @@ class PatchStore:
             raise StoreError(f"{path}: its codec is unknown to this version of wsi ({error}); make it again") from error
         self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._mapping = threading.Lock()
+        self._checked: set[int] = set()
 
     @property
     def slide(self) -> SlideInfo:
@@ -108,9 +112,16 @@ class PatchStore:
         return read_rows(self.path, "readable")
 
     def read_block(self, block: int) -> PatchBlock:
-        """Pixels of one block. Raises StoreError where a checksum fails."""
+        """Pixels of one block. Raises StoreError where they are not those that were written."""
+        self._check_block(block)
         rows = block_slice(block, self.block_size, self.table.patches)
         return PatchBlock(read_rows(self.path, "patches", rows), self.readable[rows])
+
+    def _check_block(self, block: int) -> None:
+        """Compare the block's chunk with the manifest, once: a chunk of another block is whole by its own checksum."""
+        if block not in self._checked and self.table.patches:
+            check_files(self.path, self.manifest, [chunk_file(Path(), "patches", block, dimensions=4).as_posix()])
+            self._checked.add(block)
 
     def read_patches(self, numbers: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Any patches in any order, (b, side, side, 3). Raises StoreError, or IndexError for numbers that are none.

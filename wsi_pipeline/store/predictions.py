@@ -13,7 +13,7 @@ from wsi_pipeline.geometry import block_slice
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.arrays import create_array, flush_chunk, read_rows, write_rows
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.manifest import is_product, read_manifest
+from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi predictions"
@@ -79,8 +79,9 @@ class Predictions:
 
 
 def open_result(folder: Path) -> Predictions:
-    """The predictions of a finished slide result. Raises StoreError."""
-    read_manifest(folder)
+    """The predictions of a finished slide result. Raises StoreError where they are not those that were written."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest, [name for name in manifest.files if name.startswith(f"{FOLDER}/")])
     return Predictions(folder / FOLDER)
 
 
