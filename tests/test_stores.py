@@ -166,7 +166,7 @@ def test_a_folder_without_stores_is_an_error(tmp_path: Path) -> None:
 
 def prepare(staging: Staging, cells: list[tuple[int, int]] = CELLS) -> PatchTable:
     table = make_table(cells)
-    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d"}})
+    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d", "class_names": ["negative", "positive"]}})
     return table
 
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.geometry import Grid, block_slice, count_blocks
 from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo
-from wsi_pipeline.store.arrays import AS_THEY_ARE, create_array, flush_chunk, map_chunk, put_array, read_rows, write_rows
-from wsi_pipeline.store.codecs import PixelCodec, read_codec
+from wsi_pipeline.store.arrays import AS_THEY_ARE, chunk_file, create_array, flush_chunk, map_chunk, put_array, read_rows, write_rows
+from wsi_pipeline.store.codecs import ZSTD_HEADER_BYTES, PixelCodec, read_codec, read_zstd_size
 from wsi_pipeline.store.commit import Manifest, Staging, is_product, read_manifest
+from wsi_pipeline.store.layout import ArrayLayout, check_layout, check_one_chunk
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi patch store"
@@ -73,8 +74,20 @@ class PatchStore:
             self.codec = read_codec(self.attributes)
         except (ConfigError, AttributeError) as error:
             raise StoreError(f"{path}: its codec is unknown to this version of wsi ({error}); make it again") from error
+        self._check_pixels()
         self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._mapping = threading.Lock()
+
+    def _check_pixels(self) -> None:
+        """Raise StoreError where pixels are not laid out as the table says, or a chunk of theirs is not in the manifest or too large."""
+        patches, side, size = self.table.patches, self.grid.spec.side_px, self.block_size
+        wanted = ArrayLayout("uint8", (patches, side, side, 3), (size, side, side, 3), self.codec.zarr_names)
+        check_layout(self.path, "patches", wanted)
+        check_one_chunk(self.path, "readable", "bool", (patches,))
+        for block in range(self.blocks):
+            found = self.manifest.files.get(f"patches/c/{block}/0/0/0")
+            if found is None or not self.codec.is_possible_size(found[0], wanted.chunk_bytes):
+                raise StoreError(f"{self.path}: damaged: block {block} of its pixels is missing or of another size; make it again")
 
     @property
     def slide(self) -> SlideInfo:
@@ -109,7 +122,17 @@ class PatchStore:
     def read_block(self, block: int) -> PatchBlock:
         """Pixels of one block. Raises StoreError where a checksum fails."""
         rows = block_slice(block, self.block_size, self.table.patches)
+        if self.codec.name == "zstd":
+            self._check_frame(block)
         return PatchBlock(read_rows(self.path, "patches", rows), self.readable[rows])
+
+    def _check_frame(self, block: int) -> None:
+        """Raise StoreError where a compressed block would unpack to anything but its pixels."""
+        side = self.grid.spec.side_px
+        with chunk_file(self.path, "patches", block, 4).open("rb") as stream:
+            declared = read_zstd_size(stream.read(ZSTD_HEADER_BYTES))
+        if declared != self.block_size * side * side * 3:
+            raise StoreError(f"{self.path}: damaged: block {block} does not unpack to its pixels; make it again with --force")
 
     def read_patches(self, numbers: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Any patches in any order, (b, side, side, 3). Raises StoreError, or IndexError for numbers that are none.

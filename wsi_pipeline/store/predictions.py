@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.geometry import block_slice
+from wsi_pipeline.geometry import block_slice, count_blocks
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.arrays import create_array, flush_chunk, read_rows, write_rows
-from wsi_pipeline.store.commit import Staging, is_product, read_manifest
+from wsi_pipeline.store.commit import Manifest, Staging, is_product, read_manifest
+from wsi_pipeline.store.layout import ArrayLayout, check_layout
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi predictions"
@@ -46,6 +47,9 @@ class Predictions:
         self.path = path
         self.attributes = check_kind(path, KIND)
         self.table = read_table(path, self.attributes)
+        rows, block_size = self.table.patches, self.table.block_size
+        check_layout(path, "probability", ArrayLayout("float32", (rows,), (block_size,)))
+        _check_model(path, self.attributes.get("model"))
 
     @property
     def threshold(self) -> float:
@@ -77,10 +81,35 @@ class Predictions:
         return values
 
 
+def _check_model(path: Path, model: Any) -> None:
+    """Raise StoreError where what stands there of the model cannot be used."""
+    named = model if isinstance(model, dict) else {}
+    threshold, names = named.get("threshold"), named.get("class_names")
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and 0 <= threshold <= 1
+    is_named = isinstance(names, list) and len(names) == 2 and all(isinstance(name, str) for name in names)
+    if not (is_number and is_named and isinstance(named.get("digest"), str)):
+        raise StoreError(f"{path}: damaged: does not say which model made it, with which threshold and classes; make it again with --force")
+
+
 def open_result(folder: Path) -> Predictions:
-    """The predictions of a finished slide result. Raises StoreError."""
-    read_manifest(folder)
-    return Predictions(folder / FOLDER)
+    """The predictions of a finished slide result. Raises StoreError.
+
+    A patch without a number is one that could not be read: where the manifest counts fewer of these, numbers are missing.
+    """
+    manifest = read_manifest(folder)
+    predictions = Predictions(folder / FOLDER)
+    counts, table = manifest.counts, predictions.table
+    _check_listed(folder, manifest, table)
+    unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
+    if (counts.get("patches"), counts.get("unreadable")) != (table.patches, unreadable):
+        raise StoreError(f"{folder}: damaged: its predictions and its manifest disagree; make it again with --force")
+    return predictions
+
+
+def _check_listed(folder: Path, manifest: Manifest, table: PatchTable) -> None:
+    for block in range(count_blocks(table.patches, table.block_size)):
+        if f"{FOLDER}/probability/c/{block}" not in manifest.files:
+            raise StoreError(f"{folder}: damaged: block {block} of its predictions is missing; make it again with --force")
 
 
 def find_results(places: Sequence[Path]) -> list[Path]:
