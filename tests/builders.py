@@ -1,8 +1,10 @@
 """Small real things for tests: slides, tables, stores, checkpoints, all of known content."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.slides.tiff_writer import write_pyramid
 from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.manifest import MANIFEST, seal
 from wsi_pipeline.store.patches import finish_patch_store, prepare_patch_store, write_patch_block
 
 PINK = (225, 120, 190)
@@ -164,6 +167,14 @@ def write_model(path: Path, checkpoint: Checkpoint | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(checkpoint or make_checkpoint(), path)
     return path
+
+
+def rewrite_manifest(product: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what a product's manifest says, as a stranger would who seals it again."""
+    value = json.loads((product / MANIFEST).read_bytes())
+    del value["checksum"]
+    change(value)
+    (product / MANIFEST).write_bytes(seal(json.dumps(value, indent=1).encode()))
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:

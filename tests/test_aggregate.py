@@ -23,7 +23,7 @@ from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.pipeline import InferConfig, infer_slides
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.store.commit import read_manifest
+from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import FOLDER
 from wsi_pipeline.tiling import TileConfig
 from wsi_pipeline.tissue import TissueParameters

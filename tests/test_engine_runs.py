@@ -23,7 +23,7 @@ from wsi_pipeline.models.self_test import SelfTest, make_self_test
 from wsi_pipeline.outcome import RunAccount
 from wsi_pipeline.pipeline import InferConfig, infer_stores
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.store.commit import read_manifest
+from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import open_result
 
 SIDE = 22

@@ -11,12 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 from wsi_cli.main import wsi
 
-from tests.builders import make_checkpoint, make_store, make_table, make_training_stores, write_model
+from tests.builders import make_checkpoint, make_store, make_table, make_training_stores, rewrite_manifest, write_model
 from wsi_pipeline.errors import LabelError, StoreError
 from wsi_pipeline.evaluation import evaluate_results
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.pipeline import InferConfig, infer_stores
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.store.files import file_checksum
 from wsi_pipeline.training.calibration import ThresholdRule
 from wsi_pipeline.training.comparison import compare
 from wsi_pipeline.training.metrics import FIGURES
@@ -162,9 +163,8 @@ def _mark_leaky(folder: Path) -> None:
     record = json.loads(path.read_text())
     record["attributes"]["model"]["is_leaky"] = True
     path.write_text(json.dumps(record))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["predictions.zarr/zarr.json"][0] = path.stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    entry = [path.stat().st_size, file_checksum(path)]
+    rewrite_manifest(folder, lambda manifest: manifest["files"].update({"predictions.zarr/zarr.json": entry}))
 
 
 def test_intervals_are_printed_beside_the_figures(place: Path) -> None:

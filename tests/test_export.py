@@ -29,7 +29,8 @@ from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.zoo_config import parse_zoo_config
 from wsi_pipeline.pipeline import InferConfig, infer_slides
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.store.commit import Staging, find_damage
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.predictions import open_result
 
 

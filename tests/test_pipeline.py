@@ -32,7 +32,7 @@ from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.outcome import SlideState
 from wsi_pipeline.pipeline import InferConfig, infer_slides, infer_stores, tile_slides
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.store.commit import find_damage
+from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import open_result
 from wsi_pipeline.tiling import TileConfig

@@ -13,7 +13,7 @@ from wsi_pipeline.errors import LabelError, StoreError
 from wsi_pipeline.labels.export import labels_to_geojson, write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.relabelling import relabel_store
-from wsi_pipeline.store.commit import find_damage
+from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
 
 RULES = LabelRules()

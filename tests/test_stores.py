@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.builders import make_patches, make_store, make_table
+from tests.builders import make_patches, make_store, make_table, rewrite_manifest
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.commit import Staging
@@ -25,9 +25,7 @@ def rewrite_attribute(store: Path, **changes: object) -> None:
 
 
 def forget_manifest_sizes(store: Path) -> None:
-    manifest = json.loads((store / "manifest.json").read_text())
-    manifest["files"] = {}
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    rewrite_manifest(store, lambda manifest: manifest.update(files={}))
 
 
 def test_patches_come_back_block_by_block(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from tests.builders import make_patches, make_store, make_table
+from tests.builders import make_patches, make_store, make_table, rewrite_manifest
 from tests.strangers import BIG, Change, attribute, declare, edit_json, put_values, several, vouch
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.sources import PatchTable
+from wsi_pipeline.sources import PatchBlock, PatchTable
 from wsi_pipeline.store.codecs import PixelCodec, read_zstd_size
-from wsi_pipeline.store.commit import Staging, check_whole, read_manifest
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.manifest import check_whole, read_manifest
 from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store, write_patch_block
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, open_result, prepare_predictions, write_prediction_block
 
@@ -105,21 +106,8 @@ def send(folder: Path, change: Change, name: str = "s") -> Path:
     """A store with a change in it, for which its manifest vouches."""
     store = make_store(folder / f"{name}.patches.zarr", make_table(CELLS, labels=[0, 1, -1] * 3))
     change(store)
-    vouch_for_small_files(store)
+    vouch(store)
     return store
-
-
-def vouch_for_small_files(store: Path) -> None:
-    """Checksums of sparse gigabytes would take all day; their sizes are what counts at opening."""
-    large = [path for path in store.rglob("*") if path.is_file() and path.stat().st_size > 10**9]
-    if not large:
-        vouch(store)
-        return
-    manifest = json.loads((store / "manifest.json").read_bytes())
-    for path in store.rglob("*"):
-        if path.is_file() and path.name != "manifest.json":
-            manifest["files"][path.relative_to(store).as_posix()] = [path.stat().st_size, "0" * 32]
-    (store / "manifest.json").write_text(json.dumps(manifest))
 
 
 OPEN_ALL = """
@@ -170,9 +158,7 @@ def test_a_store_that_nobody_changed_is_opened_after_the_same_treatment(tmp_path
 @pytest.mark.parametrize("name", ["/etc/passwd", "../other/zarr.json", "patches/../../other", "", "a\0b"])
 def test_a_manifest_never_names_a_file_outside(name: str, tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
-    manifest = json.loads((store / "manifest.json").read_bytes())
-    manifest["files"][name] = [0, "0" * 32]
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    rewrite_manifest(store, lambda manifest: manifest["files"].update({name: [0, "0" * 32]}))
     with pytest.raises(StoreError, match="outside itself"):
         read_manifest(store)
 
@@ -202,9 +188,7 @@ def test_metadata_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
     (store / "cells" / "zarr.json").unlink()
     os.mkfifo(store / "cells" / "zarr.json")
-    manifest = json.loads((store / "manifest.json").read_bytes())
-    del manifest["files"]["cells/zarr.json"]
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    rewrite_manifest(store, lambda manifest: manifest["files"].pop("cells/zarr.json") and None)
     with pytest.raises(StoreError, match="no regular file"):
         PatchStore(store)
 
@@ -219,7 +203,7 @@ def test_pixels_that_the_manifest_leaves_out_are_missed(tmp_path: Path) -> None:
 
 def test_a_manifest_of_the_future_says_to_update(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
-    edit_json("manifest.json", "format", value=99)(store)
+    rewrite_manifest(store, lambda manifest: manifest.update(format=99))
     with pytest.raises(StoreError, match="manifest of format 99.*update wsi"):
         read_manifest(store)
 
@@ -237,8 +221,6 @@ def compress(path: Path, codec: PixelCodec, table: PatchTable) -> Path:
     prepare_patch_store(staging, table, {}, codec)
     pixels = make_patches(table.patches)
     for block in range(-(-table.patches // table.block_size)):
-        from wsi_pipeline.sources import PatchBlock
-
         rows = slice(block * table.block_size, (block + 1) * table.block_size)
         part = pixels[rows]
         write_patch_block(staging, table, block, PatchBlock(part, np.ones(len(part), dtype=np.bool_)))

@@ -8,8 +8,9 @@ import numpy as np
 
 from wsi_pipeline.labels import label_patches, label_recipe
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.store.commit import MANIFEST, Staging, check_whole, find_finished
+from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
+from wsi_pipeline.store.manifest import MANIFEST, check_whole
 from wsi_pipeline.store.patches import KIND, PatchStore
 from wsi_pipeline.store.schema import LABEL_ARRAYS, write_labels
 

@@ -22,9 +22,14 @@ def format_json(value: Any, indent: int | None = None) -> str:
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
-    """The JSON value in a regular file of at most `max_bytes`. Raises OSError, and ValueError where it is another file or no JSON.
+    """The JSON value in a regular file of at most `max_bytes`. Raises as `read_bounded`, and ValueError where it is no JSON."""
+    return parse_json(read_bounded(path, max_bytes))
 
-    Links are not followed, and a pipe or a device is not waited for.
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file of at most `max_bytes`. Raises OSError, and ValueError for another kind of file or a larger one.
+
+    A link is not followed, and a pipe or a device is not waited for.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(handle, "rb") as stream:  # noqa: PTH123 - a handle, not a path
@@ -33,7 +38,7 @@ def read_json(path: Path, max_bytes: int) -> Any:
             raise ValueError(f"{path.name} is no regular file")
         if status.st_size > max_bytes:
             raise ValueError(f"{path.name} has {status.st_size} bytes, more than {max_bytes}")
-        return parse_json(stream.read())
+        return stream.read(max_bytes)
 
 
 def _refuse_constant(name: str) -> NoReturn:

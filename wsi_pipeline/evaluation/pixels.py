@@ -14,7 +14,7 @@ from wsi_pipeline.outputs.run_tables import RUN_JSON
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.sources import PatchBlock, PatchTable
-from wsi_pipeline.store.commit import is_product
+from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore
 
 logger = logging.getLogger(__name__)

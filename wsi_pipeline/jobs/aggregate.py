@@ -13,9 +13,10 @@ from wsi_pipeline.outputs.run_tables import write_failures_csv, write_slides_tab
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.provenance import describe_tool
-from wsi_pipeline.store.commit import VIEW, Staging, check_whole, find_finished
+from wsi_pipeline.store.commit import VIEW, Staging, find_finished
 from wsi_pipeline.store.files import make_folder, write_file
 from wsi_pipeline.store.lock import hold_lock
+from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.predictions import RESULT_KIND, find_results
 
 AGGREGATE_JSON = "aggregate.json"

@@ -32,8 +32,9 @@ from wsi_pipeline.outputs.view import View
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.sources import PatchSource, PatchTable, SlideInfo
-from wsi_pipeline.store.commit import VIEW, Manifest, Staging, find_finished, is_product, look_for_finished, read_manifest
+from wsi_pipeline.store.commit import VIEW, Staging, find_finished, look_for_finished
 from wsi_pipeline.store.lock import hold_lock
+from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
 

@@ -21,7 +21,7 @@ from wsi_pipeline.jobs.preview import SlidePreview, Standing
 from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.outcome import SlideOutcome
 from wsi_pipeline.sources import PatchBlock, PatchSource, SlideInfo
-from wsi_pipeline.store.commit import is_product
+from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore, write_patch_block
 from wsi_pipeline.store.predictions import FOLDER
 

@@ -14,7 +14,8 @@ from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.sources import PatchSource, PatchTable
 from wsi_pipeline.store.arrays import read_attributes
-from wsi_pipeline.store.commit import Manifest, Staging
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.manifest import Manifest
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.schema import read_table
 

@@ -9,7 +9,7 @@ from wsi_pipeline.geometry import block_slice, count_blocks
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.sources import PatchTable, SlideInfo
 from wsi_pipeline.store.arrays import CHECKSUM_BYTES
-from wsi_pipeline.store.commit import Manifest
+from wsi_pipeline.store.manifest import Manifest
 from wsi_pipeline.store.predictions import FOLDER
 
 PROBABILITY_BYTES = 4

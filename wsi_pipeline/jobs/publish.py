@@ -8,7 +8,8 @@ from wsi_pipeline.outcome import SlideSummary
 from wsi_pipeline.outputs import WRITERS, SlideResult
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.view import View
-from wsi_pipeline.store.commit import Staging, is_product
+from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
 
 

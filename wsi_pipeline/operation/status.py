@@ -19,8 +19,8 @@ from wsi_pipeline.outcome import SlideState, state_of
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.store.arrays import open_array
-from wsi_pipeline.store.commit import Manifest, is_product, read_manifest
 from wsi_pipeline.store.lock import HIDDEN, read_owner
+from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
 from wsi_pipeline.store.patches import SUFFIX
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND

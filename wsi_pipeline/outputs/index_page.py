@@ -10,8 +10,8 @@ from wsi_pipeline.errors import StoreError
 from wsi_pipeline.outcome import SlideSummary
 from wsi_pipeline.outputs import dicom_source, gallery_png, heatmap_png, overlay_png
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON, SLIDES_CSV, SLIDES_PARQUET, read_summaries
-from wsi_pipeline.store.commit import MANIFEST, is_product
 from wsi_pipeline.store.files import write_file
+from wsi_pipeline.store.manifest import MANIFEST, is_product
 
 INDEX_HTML = "index.html"
 RUN_FILES = (SLIDES_CSV, SLIDES_PARQUET, FAILURES_CSV, RUN_JSON, "aggregate.json", "evaluation.html", "evaluation.csv", "comparison.csv")

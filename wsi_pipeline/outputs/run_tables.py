@@ -11,8 +11,8 @@ from wsi_pipeline.outcome import SlideOutcome, SlideSummary, describe_failure, f
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.tables import write_csv as write_csv  # tables of runs are written with it elsewhere too
 from wsi_pipeline.outputs.tables import write_parquet
-from wsi_pipeline.store.commit import read_manifest
 from wsi_pipeline.store.files import write_file
+from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import find_results
 
 SLIDES_CSV = "slides.csv"

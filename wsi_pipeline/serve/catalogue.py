@@ -17,7 +17,7 @@ from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides.discovery import find_slides
 from wsi_pipeline.sources import SlideInfo
 from wsi_pipeline.store.arrays import read_attributes
-from wsi_pipeline.store.commit import MANIFEST, read_manifest
+from wsi_pipeline.store.manifest import MANIFEST, read_manifest
 from wsi_pipeline.store.predictions import FOLDER, find_results
 from wsi_pipeline.store.schema import slide_from_json
 

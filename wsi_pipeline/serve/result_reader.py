@@ -13,7 +13,8 @@ from wsi_pipeline.heatmap import Heatmap, draw_heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.serve.catalogue import Result
 from wsi_pipeline.sources import PatchTable
-from wsi_pipeline.store.commit import VIEW, read_manifest
+from wsi_pipeline.store.commit import VIEW
+from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import Predictions, open_result
 
 KEPT_RESULTS = 16

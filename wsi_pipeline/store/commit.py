@@ -19,35 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.errors import EnvironmentFault, StoreError
-from wsi_pipeline.provenance import TOOL, recipe_digest, tool_version
-from wsi_pipeline.store.files import file_checksum, flush_folder, flush_tree, make_folder, write_file
+from wsi_pipeline.provenance import recipe_digest
+from wsi_pipeline.store.files import flush_folder, flush_tree, make_folder, write_file
 from wsi_pipeline.store.lock import HIDDEN
+from wsi_pipeline.store.manifest import MANIFEST, Manifest, find_kind, has_damaged_manifest, is_product, manifest_to_json, read_manifest
 
-MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 2
 VIEW = "view"
 """Entry of a product's recipe that says how its content is shown; it may be made anew without doing the work again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a product consists of and what it was made from."""
-
-    kind: str
-    recipe: Mapping[str, Any]
-    counts: Mapping[str, Any]
-    files: Mapping[str, tuple[int, str]]
-    """Relative path → size in bytes, checksum."""
-
-    @property
-    def digest(self) -> str:
-        """Name of the recipe."""
-        return recipe_digest(self.recipe)
-
-    @property
-    def content_digest(self) -> str:
-        """Name of the content: of every file's checksum."""
-        return recipe_digest({name: list(entry) for name, entry in self.files.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +96,7 @@ class Staging:
         _sweep(self.product)
         recipe = self.recipe if view is None else {**self.recipe, VIEW: view}
         manifest = Manifest(kind=kind, recipe=recipe, counts=counts, files=flush_tree(self.product))
-        write_file(self.product / MANIFEST, _manifest_to_json(manifest))
+        write_file(self.product / MANIFEST, manifest_to_json(manifest))
         flush_folder(self.product)
         _publish(self.product, self.target)
         self._discard_all()
@@ -150,24 +128,6 @@ def _publish(product: Path, target: Path) -> None:
     product.rename(target)
     flush_folder(target.parent)
     shutil.rmtree(retired, ignore_errors=True)
-
-
-def read_manifest(product: Path) -> Manifest:
-    """The manifest of a product, every file present with its recorded size. Raises StoreError naming the first fault."""
-    try:
-        manifest = _manifest_from_json((product / MANIFEST).read_bytes())
-    except FileNotFoundError as error:
-        raise StoreError(f"{product}: not a finished product of wsi (no {MANIFEST}); make it again") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{product}: its {MANIFEST} is damaged or of another version of wsi ({error}); make it again with --force"
-        ) from error
-    for name, (size, _) in manifest.files.items():
-        found = _size_or_none(product / name)
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise StoreError(f"{product}: {name} {state}; make it again with --force")
-    return manifest
 
 
 def find_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()) -> Manifest | None:
@@ -211,7 +171,7 @@ def _find_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = 
 def _check_replaceable(target: Path, kind: str) -> None:
     """Raise StoreError where something else than a product of this kind would be replaced, or another product written into."""
     for folder in target.absolute().parents:
-        if (owner := _find_kind(folder)) is not None:
+        if (owner := find_kind(folder)) is not None:
             raise StoreError(f"{target}: lies inside a finished {owner}, {folder}; name another place")
     if not target.exists():
         return
@@ -219,7 +179,7 @@ def _check_replaceable(target: Path, kind: str) -> None:
         if target.is_dir() and not any(target.iterdir()):
             return
         raise StoreError(f"{target}: exists and was not made by wsi; move it away or name another place")
-    if not _has_damaged_manifest(target) and (found := _find_kind(target)) != kind:
+    if not has_damaged_manifest(target) and (found := find_kind(target)) != kind:
         what = "was not made by wsi" if found is None else f"is a {found}, no {kind}"
         raise StoreError(f"{target}: {what}, and is never replaced by one; name another place")
 
@@ -229,70 +189,3 @@ def _spare_inputs(target: Path, inputs: Iterable[Path | None]) -> None:
     for path in inputs:
         if path is not None and path.resolve().is_relative_to(target.resolve()):
             raise StoreError(f"{target}: holds {path}, which this very work reads; name another place")
-
-
-def _find_kind(folder: Path) -> str | None:
-    """What kind of product a folder is by its manifest; None where it is none of ours, or one that cannot tell any more."""
-    try:
-        value = json.loads((folder / MANIFEST).read_bytes())
-        kind = value["kind"]
-        return kind if isinstance(kind, str) and isinstance(value["files"], dict) and "recipe" in value else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _has_damaged_manifest(product: Path) -> bool:
-    """Whether a manifest is no JSON any more: nobody's kind can be told by it."""
-    try:
-        json.loads((product / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return True
-    return False
-
-
-def find_damage(product: Path) -> list[str]:
-    """Every file whose content is not what the manifest says, by size and checksum; empty where the product is whole."""
-    manifest = read_manifest(product)
-    return [name for name, (_, digest) in manifest.files.items() if file_checksum(product / name) != digest]
-
-
-def check_whole(product: Path) -> Manifest:
-    """The manifest, after every checksum was compared. Raises StoreError naming the damaged files."""
-    manifest = read_manifest(product)
-    if damaged := find_damage(product):
-        raise StoreError(f"{product}: damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}; make it again with --force")
-    return manifest
-
-
-def is_product(path: Path) -> bool:
-    """Whether a folder claims to be a finished product."""
-    return (path / MANIFEST).is_file()
-
-
-def _size_or_none(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _manifest_to_json(manifest: Manifest) -> bytes:
-    value = {
-        "format": MANIFEST_FORMAT,
-        "tool": f"{TOOL} {tool_version()}",
-        "kind": manifest.kind,
-        "recipe": manifest.recipe,
-        "counts": manifest.counts,
-        "files": {name: list(entry) for name, entry in manifest.files.items()},
-    }
-    return json.dumps(value, indent=1, allow_nan=False).encode()
-
-
-def _manifest_from_json(content: bytes) -> Manifest:
-    value = json.loads(content)
-    if value["format"] != MANIFEST_FORMAT:
-        raise ValueError(f"manifest format {value['format']}")
-    files = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
-    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
-        raise ValueError("a file outside the product")
-    return Manifest(kind=value["kind"], recipe=value["recipe"], counts=value["counts"], files=files)

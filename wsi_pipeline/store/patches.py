@@ -15,8 +15,9 @@ from wsi_pipeline.geometry import Grid, block_slice, count_blocks
 from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo
 from wsi_pipeline.store.arrays import AS_THEY_ARE, chunk_file, create_array, flush_chunk, map_chunk, put_array, read_rows, write_rows
 from wsi_pipeline.store.codecs import ZSTD_HEADER_BYTES, PixelCodec, read_codec, read_zstd_size
-from wsi_pipeline.store.commit import Manifest, Staging, is_product, read_manifest
+from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.layout import ArrayLayout, check_layout, check_one_chunk
+from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi patch store"

@@ -12,8 +12,9 @@ from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import block_slice, count_blocks
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.arrays import create_array, flush_chunk, read_rows, write_rows
-from wsi_pipeline.store.commit import Manifest, Staging, is_product, read_manifest
+from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.layout import ArrayLayout, check_layout
+from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi predictions"

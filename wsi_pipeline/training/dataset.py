@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import PatchSpec
-from wsi_pipeline.store.commit import check_whole
+from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.patches import PatchStore
 
 SCALE_TOLERANCE = 0.05

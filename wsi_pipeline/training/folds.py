@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_pipeline.store.commit import Staging, is_product, read_manifest
+from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.lock import hold_lock
+from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.calibration import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
