@@ -27,7 +27,10 @@ MEMORY_LIMIT_MB = 300
 PICKLE = [{"name": "numcodecs.pickle"}, {"name": "crc32c"}]
 OBJECTS = [{"name": "vlen-utf8"}, {"name": "crc32c"}]
 SHARDED = [
-    {"name": "sharding_indexed", "configuration": {"chunk_shape": [1, 2], "codecs": [{"name": "bytes"}], "index_codecs": [{"name": "bytes"}]}}
+    {
+        "name": "sharding_indexed",
+        "configuration": {"chunk_shape": [1, 2], "codecs": [{"name": "bytes"}], "index_codecs": [{"name": "bytes"}]},
+    }
 ]
 
 
@@ -48,7 +51,10 @@ BOMBS: dict[str, tuple[Change, str]] = {
         "patches on a grid of 3 × 3",
     ),
     "a file of 10^11 cells without content": (sparse_cells, "patches on a grid of 3 × 3"),
-    "a grid of 10^18 cells": (several(attribute("grid", "rows", value=10**9), attribute("grid", "cols", value=10**9)), "more than 268,435,456"),
+    "a grid of 10^18 cells": (
+        several(attribute("grid", "rows", value=10**9), attribute("grid", "cols", value=10**9)),
+        "more than 268,435,456",
+    ),
     "labels of 10^12 patches": (declare("labels", [BIG]), "'labels' has the shape"),
     "a thumbnail of 10^12 pixels": (declare("thumbnail", [10**6, 10**6, 3]), "'thumbnail' is not as long as its values"),
     "pixels in one chunk of 10^15 bytes": (declare("patches", [9, 50, 50, 3], [BIG, 50, 50, 3]), "'patches' has the chunks"),
@@ -81,7 +87,9 @@ LIES: dict[str, tuple[Change, str]] = {
     "patches at minus half a µm": (attribute("grid", "spec", "mpp", value=-0.5), "mpp is -0.5"),
     "a slide at NaN µm": (attribute("slide", "mpp", value=float("nan")), "NaN is no JSON"),
     "a slide at 10^999 µm": (
-        lambda product: (product / "zarr.json").write_text((product / "zarr.json").read_text().replace('"mpp": 0.5', '"mpp": 1e999')) and None,
+        lambda product: (
+            (product / "zarr.json").write_text((product / "zarr.json").read_text().replace('"mpp": 0.5', '"mpp": 1e999')) and None
+        ),
         "beyond any number",
     ),
     "a scale in words": (attribute("slide", "mpp", value="half"), "damaged"),
@@ -159,7 +167,7 @@ def test_a_store_that_nobody_changed_is_opened_after_the_same_treatment(tmp_path
 def test_a_manifest_never_names_a_file_outside(name: str, tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
     rewrite_manifest(store, lambda manifest: manifest["files"].update({name: [0, "0" * 32]}))
-    with pytest.raises(StoreError, match="outside itself"):
+    with pytest.raises(StoreError, match="outside the product"):
         read_manifest(store)
 
 
@@ -204,7 +212,7 @@ def test_pixels_that_the_manifest_leaves_out_are_missed(tmp_path: Path) -> None:
 def test_a_manifest_of_the_future_says_to_update(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
     rewrite_manifest(store, lambda manifest: manifest.update(format=99))
-    with pytest.raises(StoreError, match="manifest of format 99.*update wsi"):
+    with pytest.raises(StoreError, match=r"manifest of format 99, of another version.*update wsi"):
         read_manifest(store)
 
 

@@ -18,6 +18,7 @@ from wsi_pipeline.store.layout import CHECKSUM_BYTES, read_group
 
 AS_THEY_ARE = PixelCodec()
 
+
 @contextmanager
 def zarr_errors_named(path: Path) -> Iterator[None]:
     """Turn whatever Zarr raises about a store into a StoreError that names it; a full disk is the machine's fault."""

@@ -13,7 +13,7 @@ def check_contained(product: Path, names: Iterable[str]) -> None:
     for name in names:
         path = PurePosixPath(name)
         if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-            raise StoreError(f"{product}: names a file outside itself, {name[:80]!r}; do not use it")
+            raise StoreError(f"{product}: names a file outside the product, {name[:80]!r}; do not use it")
         folders.update(path.parents)
     for folder in sorted(folders, key=lambda path: len(path.parts)):
         if folder.parts and (product / folder).is_symlink():

@@ -68,7 +68,9 @@ def read_claims(product: Path) -> Manifest:
     except FileNotFoundError as error:
         raise StoreError(f"{product}: not a finished product of wsi (no {MANIFEST}); make it again") from error
     except NewerFormat as error:
-        raise StoreError(f"{product}: has a {error}, this version of wsi reads {MANIFEST_FORMAT}; update wsi, or make it again") from error
+        raise StoreError(
+            f"{product}: has a {error}, of another version of wsi, and this one reads {MANIFEST_FORMAT}; update wsi, or make it again"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{product}: its {MANIFEST} is damaged or of another version of wsi ({error}); make it again with --force"

@@ -152,9 +152,7 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
             labels=arrays["labels"],
             label_fraction=arrays["label_fraction"],
             tissue_fraction=arrays["tissue_fraction"],
-            thumbnail=Thumbnail(
-                arrays["thumbnail"], read_ratio(thumbnail["downsample"]), _read_whole(thumbnail["origin_xy_l0"], 2)
-            ),
+            thumbnail=Thumbnail(arrays["thumbnail"], read_ratio(thumbnail["downsample"]), _read_whole(thumbnail["origin_xy_l0"], 2)),
             block_size=_read_whole([attributes["block_size"]], 1)[0],
             patient_id=str(attributes["patient_id"]),
             class_names=_read_class_names(path, attributes["class_names"]),
