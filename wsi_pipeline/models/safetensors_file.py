@@ -1,5 +1,7 @@
-"""Safetensors of strangers: what a file declares is looked at before any of it is taken into memory."""
+"""Safetensors of strangers: what a file declares is looked at before any of it is taken, or mapped, into memory."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,22 @@ from wsi_pipeline.strict_json import parse_json
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """Names and shapes of tensors, and the card: some hundred bytes for each patient."""
 LENGTH_BYTES = 8
-TYPES = ("F64", "F32", "F16", "BF16", "I64", "U8")
+METADATA = "__metadata__"
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
+"""Types that weights and self-tests have."""
 
 
 def read_safetensors_card(path: Path, key: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """The JSON object under a key of the file's metadata, and the shape of every tensor. Raises ModelError; reads no tensor."""
     try:
-        _check_header_size(path)
-        with safe_open(path, framework="pt") as stored:
-            card = parse_json((stored.metadata() or {})[key])
-            if not isinstance(card, dict):
-                raise ValueError("its card is no JSON object")
-            return card, {name: _read_shape(name, stored.get_slice(name)) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+        header = _read_header(path)
+        card = parse_json(header.get(METADATA, {})[key])
+        if not isinstance(card, dict):
+            raise ValueError("its card is no JSON object")
+        return card, {name: _read_shape(name, entry) for name, entry in header.items() if name != METADATA}
     except KeyError as error:
         raise ModelError(f"{path}: no checkpoint of wsi (it has no card); give a model.safetensors of `wsi train`") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: not a whole safetensors file ({error}); copy it again or train anew") from error
 
 
@@ -35,19 +38,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: not a whole safetensors file ({error}); copy it again or train anew") from error
 
 
-def _check_header_size(path: Path) -> None:
-    """Raise ValueError where the header is longer than any of ours: it is parsed as a whole."""
+def _read_header(path: Path) -> Mapping[str, Any]:
+    """What the file says of its tensors, none of it longer than the file. Raises ValueError."""
+    size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
-    if length > MAX_HEADER_BYTES:
-        raise ValueError(f"a header of {length} bytes, more than {MAX_HEADER_BYTES}")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes, more than {MAX_HEADER_BYTES}")
+        header = parse_json(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != METADATA), default=0)
+    if LENGTH_BYTES + length + end != size:
+        raise ValueError(f"it should have {LENGTH_BYTES + length + end} bytes and has {size}")
+    return header
 
 
-def _read_shape(name: str, tensor: Any) -> tuple[int, ...]:
-    if tensor.get_dtype() not in TYPES:
-        raise ValueError(f"{name[:80]} is of type {tensor.get_dtype()}, and weights are floating-point numbers")
-    return tuple(tensor.get_shape())
+def _read_shape(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
+    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"{name[:80]} is of type {str(dtype)[:20]}, and weights are floating-point numbers")
+    if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise ValueError(f"{name[:80]} is not as long as its shape")
+    return tuple(shape)
