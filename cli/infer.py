@@ -10,6 +10,7 @@ from .options import (
     EXISTING,
     FOLDER,
     allow_upsample_option,
+    anonymous_option,
     choose_engine_name,
     crew_options,
     device_option,
@@ -18,6 +19,7 @@ from .options import (
     min_tissue_option,
     positive_class_option,
     read_crew,
+    read_pseudonyms,
     read_view,
     shard_option,
     sheet_option,
@@ -42,6 +44,7 @@ from .options import (
 @allow_upsample_option
 @device_option
 @engine_options
+@anonymous_option
 @shard_option
 @crew_options
 @force_option
@@ -64,6 +67,7 @@ def infer(
     compile_network: bool,
     precision: str,
     batch_size: int | None,
+    anonymous_ids: Path | None,
     shard: str | None,
     force: bool,
     keep_patches: Path | None,
@@ -95,6 +99,8 @@ def infer(
         raise click.UsageError("give one of --slides, --stores and --sheet")
     if stores and keep_patches:
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
+    if stores and anonymous_ids:
+        raise click.UsageError("--anonymous-ids is for slides; --stores carry the ids that `wsi tile --anonymous-ids` gave them")
     crew = read_crew(options, device)
     terms = ForeignTerms(trust_model, positive_class)
     loaded = load_model(model, terms)
@@ -114,6 +120,7 @@ def infer(
         shard=None if shard is None else Shard.parse(shard),
         terms=terms,
         keep_patches=keep_patches,
+        pseudonyms=read_pseudonyms(anonymous_ids, results_dir),
     )
     if dry_run:
         found = [row.slide for row in read_sheet(sheet)] if sheet else find_slides(slides) if slides else list_stores(stores)

@@ -13,7 +13,7 @@ from tests.builders import rewrite_manifest
 from wsi_pipeline.store.files import file_checksum
 from wsi_pipeline.store.manifest import MANIFEST
 
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 BIG = 10**12
 
 

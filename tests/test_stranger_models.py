@@ -224,7 +224,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "other keys": (lambda path: save_file({"a": torch.zeros(2)}, path), "no checkpoint of wsi"),
     "another patch size": (
         lambda path: rewrite_card(path, patch={"side_px": 64, "stride_px": 64, "mpp": 0.5}),
@@ -237,7 +237,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a flipped bit": (flip, "weights are damaged (checksum)"),
     "a format to come": (lambda path: rewrite_card(path, format=99), "card format 99, this version of wsi reads 2 and 3; update wsi"),
     "a pickle": (lambda path: torch.save(make_checkpoint().weights, path), "not a whole safetensors file"),
-    "nothing": (lambda path: path.write_bytes(b"") and None, "not a whole safetensors file"),
+    "nothing": (lambda path: path.write_bytes(b""), "not a whole safetensors file"),
 }
 
 

@@ -18,7 +18,8 @@ from wsi_pipeline.models.self_test import PREFIX
 
 PICKLED = (".pth", ".pt", ".bin")
 UNPICKLING_FAULTS = (
-    pickle.UnpicklingError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, struct.error, TypeError, ValueError,
+    pickle.UnpicklingError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, struct.error, TypeError,
+    ValueError,
 )  # fmt: skip
 """What bytes that are no weights make the reader of weights raise."""
 WRAPPERS = ("state_dict", "model", "model_state_dict")
