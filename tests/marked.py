@@ -32,7 +32,7 @@ def write_marked_slide(path: Path, pixels: NDArray[np.uint8]) -> Path:
     said = "|".join(
         f"{name} = QZMARK{name}" for name in ("User", "Barcode", "Filename", "Patient", "Title", "ScanScope ID", "ImageID", "Rack")
     )
-    start = f"Aperio Image Library v12.0.15\r\n{width}x{height} [0,0 {width}x{height}] (240x240) JPEG/RGB Q=70"
+    start = f"Aperio Image Library v12.0.15\r\n{width}x{height} [0,0 {width}x{height}] (256x256) RAW/RGB Q=70"
     description = f"{start}|AppMag = 20|MPP = 0.5|Date = QZMARKdate|Time = QZMARKtime|{said}"
     texts = {
         269: "DocumentName",
@@ -54,7 +54,7 @@ def write_marked_slide(path: Path, pixels: NDArray[np.uint8]) -> Path:
             "software": "QZMARKsoftware",
             "datetime": "2001:02:03 04:05:06",
         }
-        writer.write(pixels, tile=(240, 240), description=description, **common)
+        writer.write(pixels, tile=(256, 256), description=description, **common)
         writer.write(_picture(64, 80), description=f"{start} -> thumbnail QZMARK", **common)
         writer.write(_picture(96, 96), description="Aperio QZMARK\r\nlabel 96x96", subfiletype=1, **common)
         writer.write(_picture(80, 120), description="Aperio QZMARK\r\nmacro 120x80", subfiletype=9, **common)

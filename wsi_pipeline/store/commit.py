@@ -23,6 +23,7 @@ from wsi_pipeline.provenance import recipe_digest
 from wsi_pipeline.store.files import flush_folder, flush_tree, make_folder, write_file
 from wsi_pipeline.store.lock import HIDDEN
 from wsi_pipeline.store.manifest import MANIFEST, Manifest, find_kind, has_damaged_manifest, is_product, manifest_to_json, read_manifest
+from wsi_pipeline.strict_json import format_json
 
 VIEW = "view"
 """Entry of a product's recipe that says how its content is shown; it may be made anew without doing the work again."""
@@ -68,7 +69,7 @@ class Staging:
     def mark_block(self, block: int, report: Mapping[str, Any], chunk: Path) -> None:
         """Say that a block is on disk, in `chunk`, and what came of it; called after the chunk and its folders are flushed."""
         place = {"file": chunk.relative_to(self.product).as_posix(), "bytes": chunk.stat().st_size}
-        write_file(self._blocks / f"{block}.json", json.dumps(dict(report) | {"chunk": place}).encode())
+        write_file(self._blocks / f"{block}.json", format_json(dict(report) | {"chunk": place}).encode())
 
     def block_reports(self) -> dict[int, dict[str, Any]]:
         """Reports of the finished blocks; one whose chunk is gone or has another size is not finished."""

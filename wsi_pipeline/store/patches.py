@@ -195,7 +195,7 @@ def describe_store(store: PatchStore) -> dict[str, str]:
         "patient": table.patient_id,
         "grid": f"{store.grid.rows} rows × {store.grid.cols} columns",
         "labels": ", ".join(f"{count} {name}" for count, name in zip(labels, names, strict=True)),
-        "tissue": f"{float(np.nanmean(table.tissue_fraction)):.0%} of the patches' area" if table.patches else "none",
+        "tissue": _describe_tissue(table.tissue_fraction) if table.patches else "none",
         "codec": f"{store.codec.name}{lossy}",
         "blocks": f"{store.blocks} of at most {store.block_size} patches",
         "size": f"{sum(size for size, _ in store.manifest.files.values()) / 1e6:,.1f} MB in {len(store.manifest.files)} files",
@@ -205,3 +205,8 @@ def describe_store(store: PatchStore) -> dict[str, str]:
         flags = {"pen": 1, "blur": 2}
         described["flags"] = ", ".join(f"{int(np.count_nonzero(table.quality.flags & bit))} {name}" for name, bit in flags.items())
     return described
+
+
+def _describe_tissue(fraction: NDArray[np.float32]) -> str:
+    known = fraction[~np.isnan(fraction)]
+    return f"{float(known.mean()):.0%} of the patches' area" if len(known) else "not looked for"
