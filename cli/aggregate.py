@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import FOLDER, force_option, read_view, view_options
+from .output_options import mode_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.outcome import SlideOutcome
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--out", "-o", type=FOLDER, help="Write a results folder of its own instead of changing RESULTS.")
 @force_option
 @view_options
+@mode_option
 def aggregate(
     results: Path, threshold: float | None, smooth: float, min_region_mm2: float, out: Path | None, force: bool, **view: Any
 ) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import FOLDER
+from .output_options import mode_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.training.dataset import LabelledPatches
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--out", "-o", type=FOLDER, default=Path("wsi-demo"), help="Folder to write to.")
+@mode_option
 def demo(out: Path) -> None:
     """Run the whole chain on drawn slides: no input, no network, about two minutes on two cores.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import label_rules_options, labels_option, read_rules
+from .output_options import mode_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.evaluation import Evaluation
@@ -27,6 +28,7 @@ RESULTS = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option(
     "--compare", type=RESULTS, metavar="OTHER_RESULTS", help="Another model's results: both on the patients and patches they share."
 )
+@mode_option
 def evaluate(results: Path, labels: tuple[Path, ...], threshold: str | None, compare: Path | None, **rules: Any) -> None:
     """Compare the predictions in RESULTS with known labels, per slide and pooled.
 

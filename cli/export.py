@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .options import force_option, out_option
+from .output_options import mode_option
 
 
 @click.command()
@@ -25,6 +26,7 @@ from .options import force_option, out_option
     help="Whether the program that runs it normalises pixels, as config.json says, or the network itself.",
 )
 @force_option
+@mode_option
 def export(model: Path, formats: tuple[str, ...], out: Path, normalisation: str, force: bool) -> None:
     """Write MODEL for other programs, with the WSInfer zoo's config.json beside it.
 

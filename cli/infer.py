@@ -27,6 +27,7 @@ from .options import (
     trust_option,
     view_options,
 )
+from .output_options import min_free_option, mode_option
 
 
 @click.command()
@@ -51,6 +52,8 @@ from .options import (
 @click.option("--keep-patches", type=FOLDER, metavar="DIR", help="Also write the slides' patch stores there, or read them where they are.")
 @click.option("--dry-run", is_flag=True, help="Only list slides, sizes, patches, bytes and what would be gone on with; writes nothing.")
 @view_options
+@min_free_option
+@mode_option
 def infer(
     slides: tuple[Path, ...],
     stores: tuple[Path, ...],
@@ -72,6 +75,7 @@ def infer(
     force: bool,
     keep_patches: Path | None,
     dry_run: bool,
+    min_free: int,
     **options: Any,
 ) -> None:
     """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
@@ -83,6 +87,7 @@ def infer(
     from wsi_pipeline.dry_run import preview_run
     from wsi_pipeline.jobs.inferring import list_stores
     from wsi_pipeline.jobs.model_choice import settle_engine
+    from wsi_pipeline.jobs.room import Room
     from wsi_pipeline.models.description import LEAK
     from wsi_pipeline.models.loading import ForeignTerms, load_model
     from wsi_pipeline.pipeline import InferConfig, infer_found, infer_slides, infer_stores
@@ -121,6 +126,7 @@ def infer(
         terms=terms,
         keep_patches=keep_patches,
         pseudonyms=read_pseudonyms(anonymous_ids, results_dir),
+        room=Room(min_free),
     )
     if dry_run:
         found = [row.slide for row in read_sheet(sheet)] if sheet else find_slides(slides) if slides else list_stores(stores)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .options import anonymous_option, force_option, out_option, patch_size_option, read_pseudonyms
+from .output_options import min_free_option, mode_option
 
 
 @click.command()
@@ -27,6 +28,8 @@ from .options import anonymous_option, force_option, out_option, patch_size_opti
 @anonymous_option
 @click.option("--workers", type=click.IntRange(0), default=0, metavar="N", help="Worker processes; 0: a plain loop in this one.")
 @force_option
+@min_free_option
+@mode_option
 def ingest(
     place: Path,
     mpp: float,
@@ -38,6 +41,7 @@ def ingest(
     anonymous_ids: Path | None,
     workers: int,
     force: bool,
+    min_free: int,
 ) -> None:
     r"""Take in ready-cut labelled patches: one patch store per patient.
 
@@ -51,6 +55,7 @@ def ingest(
     """
     from wsi_pipeline.geometry import PatchSpec
     from wsi_pipeline.ingestion.layouts import LayoutOptions
+    from wsi_pipeline.jobs.room import Room
     from wsi_pipeline.pipeline import LEFT_OUT_CSV, ingest_patches
     from wsi_pipeline.scheduling import Workers
 
@@ -69,6 +74,7 @@ def ingest(
             force=force,
             progress=progress,
             pseudonyms=read_pseudonyms(anonymous_ids, out),
+            room=Room(min_free),
         )
     stores = f"{account.patches} patches of {patch_size}×{patch_size} in {len(account.run.outcomes)} stores"
     click.echo(f"{stores}, {len(account.left_out)} files left out")

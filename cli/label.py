@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from .options import EXISTING, FOLDER, label_rules_options, labels_option, read_rules
+from .output_options import mode_option
 
 
 @click.command()
@@ -13,6 +14,7 @@ from .options import EXISTING, FOLDER, label_rules_options, labels_option, read_
 @labels_option
 @label_rules_options
 @click.option("--export", type=FOLDER, help="Write the labels that the stores have as QuPath GeoJSON into this folder, and change nothing.")
+@mode_option
 def label(stores: tuple[Path, ...], labels: tuple[Path, ...], export: Path | None, **rules: Any) -> None:
     """Give existing patch stores new labels, without reading the slides again.
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from .options import EXISTING, FOLDER, device_option, force_option, sheet_option
+from .output_options import mode_option
 from .training_options import read_config, read_split, training_options
 
 
@@ -18,6 +19,7 @@ from .training_options import read_config, read_split, training_options
 @training_options
 @device_option
 @force_option
+@mode_option
 def lr_find(
     stores: tuple[Path, ...], out: Path, sheet: Path | None, steps: int, high: float, device: str, force: bool, **options: Any
 ) -> None:

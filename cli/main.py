@@ -13,8 +13,8 @@ import click
 from wsi_pipeline.errors import WsiError, machine_fault
 
 COMMANDS = (
-    "aggregate", "demo", "doctor", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "serve", "status", "store",
-    "tile", "train", "view",
+    "aggregate", "clean", "demo", "doctor", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "serve", "status",
+    "store", "tile", "train", "unlock", "verify", "view",
 )  # fmt: skip
 """Each is a module of this package with a command of the same name, - written _."""
 

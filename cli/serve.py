@@ -7,6 +7,7 @@ import click
 
 from .main import printable
 from .options import crew_options, device_option, positive_class_option, read_crew, slide_mpp_option, trust_option
+from .output_options import mode_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.serve.settings import ServeSettings
@@ -33,6 +34,7 @@ READABLE = click.Path(exists=True, file_okay=False, path_type=Path)
 @slide_mpp_option
 @device_option
 @crew_options
+@mode_option
 def serve(
     results: tuple[Path, ...],
     slides: Path | None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def status(results: Path, is_json: bool) -> None:
     """Show how things stand in RESULTS: finished slides, slides under way and who works on them, failures, the last run.
 
-    What is finished is told by its manifest, and files that are missing or cut short are noticed; `find_damage` in Python and `wsi train`
+    What is finished is told by its manifest, and files that are missing or cut short are noticed; `wsi verify` and `wsi train`
     compare checksums. Nothing is written, and runs under way are not disturbed. Folders of patch stores are understood, too.
     """
     from wsi_pipeline.operation.status import read_status

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from .main import printable
-from .options import EXISTING, FOLDER
+from .options import EXISTING, FOLDER, force_option
+from .output_options import mode_option
 
 
 @click.group()
@@ -35,13 +36,20 @@ def info(stores: tuple[Path, ...]) -> None:
     default="png",
     help="png: a folder per class; webdataset: tars of 10,000 patches, each as png, cls and json.",
 )
-def export(stores: tuple[Path, ...], out: Path, form: str) -> None:
-    """Write patches as PNG files or WebDataset tars, without loss. Unreadable patches are left out."""
-    from wsi_pipeline.store.export import EXPORTS
+@force_option
+@mode_option
+def export(stores: tuple[Path, ...], out: Path, form: str, force: bool) -> None:
+    """Write patches as PNG files or WebDataset tars, without loss. Unreadable patches are left out.
+
+    The folder appears when it is complete, with a manifest; the same export is not made twice.
+    """
+    from wsi_pipeline.store.export import export_stores
     from wsi_pipeline.store.patches import PatchStore, find_stores
 
-    for path in find_stores(list(stores)):
-        opened = PatchStore(path)
-        count = EXPORTS[form](opened, out)
-        left_out = opened.table.patches - count
-        click.echo(printable(f"{path.name}: {count} patches{f', {left_out} unreadable left out' if left_out else ''}  →  {out}"))
+    opened = [PatchStore(path) for path in find_stores(list(stores))]
+    counts = export_stores(opened, form, out, force)
+    for store in opened:
+        count = counts[store.path.name]
+        left_out = store.table.patches - count
+        said = f"{count} patches{f', {left_out} unreadable left out' if left_out else ''}"
+        click.echo(printable(f"{store.path.name}: {said}  →  {out}"))

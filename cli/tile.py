@@ -22,6 +22,7 @@ from .options import (
     slide_mpp_option,
     tissue_options,
 )
+from .output_options import min_free_option, mode_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.pipeline import TileOptions
@@ -72,6 +73,8 @@ DEFAULT_QUALITY = 90
 @shard_option
 @crew_options
 @force_option
+@min_free_option
+@mode_option
 def tile(
     places: tuple[str, ...],
     slides: tuple[str, ...],
@@ -156,6 +159,7 @@ def read_mpp(settings: dict[str, Any]) -> float:
 
 def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
     """Which slides are tiled and how stores are written, by the options."""
+    from wsi_pipeline.jobs.room import Room
     from wsi_pipeline.pipeline import TileOptions
     from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.store.codecs import PixelCodec
@@ -170,4 +174,5 @@ def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
         codec=PixelCodec(codec, (quality or DEFAULT_QUALITY) if codec == "jpeg" else None),
         shard=None if settings["shard"] is None else Shard.parse(settings["shard"]),
         pseudonyms=read_pseudonyms(settings["anonymous_ids"], out),
+        room=Room(settings["min_free"]),
     )

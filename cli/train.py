@@ -7,6 +7,7 @@ import click
 
 from .evaluate import draw_calibration, draw_intervals
 from .options import EXISTING, FOLDER, device_option, force_option, sheet_option
+from .output_options import mode_option
 from .training_options import read_config, read_split, training_options
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @device_option
 @click.option("--resume/--no-resume", default=True, help="Go on after the last whole epoch of the same run that was killed.")
 @force_option
+@mode_option
 def train(
     stores: tuple[Path, ...],
     out: Path,

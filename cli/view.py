@@ -6,12 +6,15 @@ from pathlib import Path
 
 import click
 
+from .output_options import mode_option
+
 
 @click.command()
 @click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1, required=True)
 @click.option("--slides", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR", help="As in `wsi serve`.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine. [default: any free one]", show_default=False)
 @click.option("--open/--no-open", "is_opened", default=True, help="Serve and open the browser; else only write RESULTS/index.html.")
+@mode_option
 def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: bool) -> None:
     """Look at RESULTS in the browser: slides with their heatmaps at any zoom, two results side by side where two are given.
 

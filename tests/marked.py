@@ -121,7 +121,7 @@ def _unpack_picture(content: bytes) -> Iterator[bytes]:
         with tifffile.TiffFile(io.BytesIO(content)) as tiff:
             for page in tiff.pages:
                 yield np.ascontiguousarray(page.asarray()).tobytes()
-                yield str(page.tags).encode()
+                yield str(getattr(page, "tags", "")).encode()
         return
     with Image.open(io.BytesIO(content)) as image:
         pixels = np.asarray(image.convert("RGB"))

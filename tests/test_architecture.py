@@ -15,7 +15,7 @@ FLOORS: dict[str, int] = {
     "outputs": 3,
     "evaluation": 4, "jobs": 4, "operation": 4, "results": 4,
     "batch": 5,
-    "run_record": 6,
+    "run_options": 6, "run_record": 6,
     "pipeline": 7,
     "demo": 8, "dry_run": 8, "serve": 8,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import re
 from importlib import metadata
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -53,8 +54,12 @@ def licence_of(name: str) -> str:
     """What a package says of its licence: the expression where it has one, else its classifiers, else its own words."""
     said = metadata.metadata(name)
     classifiers = [entry.rpartition("::")[2].strip() for entry in said.get_all("Classifier") or [] if entry.startswith("License ::")]
-    words = (said.get("License") or "").strip().splitlines()
-    return said.get("License-Expression") or " AND ".join(entry for entry in classifiers if entry != "OSI Approved") or (words or [""])[0]
+    words = ("\n".join(said.get_all("License") or [])).strip().splitlines()
+    return (
+        "".join(said.get_all("License-Expression") or [])
+        or " AND ".join(entry for entry in classifiers if entry != "OSI Approved")
+        or (words or [""])[0]
+    )
 
 
 def is_permissive(licence: str) -> bool:
@@ -81,8 +86,8 @@ def test_the_special_ones_are_still_needed() -> None:
 @pytest.mark.parametrize(
     "licence",
     [
-        "GPL-3.0-only", "AGPL-3.0-or-later", "LGPL-2.1-only", "GNU General Public License v3 (GPLv3)", "MIT AND GPL-2.0-only", "CC-BY-NC-4.0",
-        "", "UNKNOWN", "LicenseRef-Proprietary", "Apache-2.0 AND (GPL-2.0-only OR LGPL-3.0-only)", "SSPL-1.0", "BUSL-1.1",
+        "GPL-3.0-only", "AGPL-3.0-or-later", "LGPL-2.1-only", "GNU General Public License v3 (GPLv3)", "MIT AND GPL-2.0-only",
+        "CC-BY-NC-4.0", "", "UNKNOWN", "LicenseRef-Proprietary", "Apache-2.0 AND (GPL-2.0-only OR LGPL-3.0-only)", "SSPL-1.0", "BUSL-1.1",
     ],
 )  # fmt: skip
 def test_licences_that_bind_are_found(licence: str) -> None:
@@ -118,7 +123,7 @@ def test_floors_that_keep_known_faults_out_are_there_with_their_reason() -> None
 
 
 def test_the_audit_counts_faults_and_what_it_could_not_look_up() -> None:
-    packages = [
+    packages: list[dict[str, Any]] = [
         {"name": "good", "version": "1", "vulns": []},
         {"name": "bad", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}, {"id": "CVE-2", "fix_versions": []}]},
         {"name": "unknown", "skip_reason": "Dependency not found on PyPI"},

@@ -1,5 +1,6 @@
 """Reading stores at random, looking into them, and writing their patches for other programs."""
 
+import errno
 import io
 import json
 import tarfile
@@ -160,6 +161,43 @@ def test_store_info_and_export_on_the_command_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(wsi, ["store", "export", str(tmp_path), "--to", "webdataset", "-o", str(tmp_path / "out")])
     assert "5 patches, 1 unreadable left out" in done.output
     assert CliRunner().invoke(wsi, ["store", "info", str(tmp_path / "out")]).exit_code == 1
+
+
+def test_an_export_is_a_product(tmp_path: Path) -> None:
+    store, _ = make_labelled_store(tmp_path)
+    command = ["store", "export", str(store), "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(wsi, command).exit_code == 0
+    assert find_damage(tmp_path / "out") == []
+    before = folder_bytes(tmp_path / "out")
+    assert "5 patches, 1 unreadable left out" in CliRunner().invoke(wsi, command).output
+    assert folder_bytes(tmp_path / "out") == before
+    assert "made from another to" in CliRunner().invoke(wsi, [*command, "--to", "webdataset"]).output
+    assert CliRunner().invoke(wsi, [*command, "--to", "webdataset", "--force"]).exit_code == 0
+    assert [path.suffix for path in (tmp_path / "out").iterdir() if path.name != "manifest.json"] == [".tar"]
+
+
+def test_an_export_that_stops_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = make_labelled_store(tmp_path)
+    monkeypatch.setattr("wsi_pipeline.store.export.TAR_PATCHES", 2)
+    written = Path.write_bytes
+
+    def fill(path: Path, content: bytes) -> int:
+        if path.name.endswith("000001.tar"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    done = CliRunner().invoke(wsi, ["store", "export", str(store), "--to", "webdataset", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 5
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".wsi").exists()
+
+
+def test_stores_of_one_name_are_not_mixed(tmp_path: Path) -> None:
+    stores = [str(make_labelled_store(tmp_path / folder)[0]) for folder in ("a", "b")]
+    done = CliRunner().invoke(wsi, ["store", "export", *stores, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "2 stores have this name" in done.output
 
 
 def test_opening_reads_no_pixels(tmp_path: Path) -> None:

@@ -5,16 +5,16 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from wsi_pipeline.errors import EnvironmentFault
-from wsi_pipeline.jobs.plan import BlockReport, WorkPlan
+from wsi_pipeline.jobs.plan import BlockReport, SlideJob, WorkPlan
+from wsi_pipeline.jobs.room import GuardedJob, Room, current_umask
 from wsi_pipeline.operation.events import EventLog
 from wsi_pipeline.operation.pace import STAGES, Pace
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.pseudonyms import Veil
-from wsi_pipeline.scheduling import Crew, Job, Workers, run_jobs
+from wsi_pipeline.scheduling import Crew, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
 
 logger = logging.getLogger(__name__)
@@ -55,15 +55,6 @@ class SilentProgress:
 
     def show(self, pace: Pace) -> None:
         """Nothing."""
-
-
-class SlideJob(Job[Any, BlockReport, SlideOutcome], Protocol):
-    """A job that ends in a product."""
-
-    @property
-    def target(self) -> Path:
-        """Where the product will be."""
-        ...
 
 
 @dataclass
@@ -152,12 +143,17 @@ def run_batch(
     workers: Workers | Crew,
     progress: Progress,
     events: EventLog | None = None,
+    room: Room | None = None,
     veil: Veil | None = None,
 ) -> Batch:
-    """Run every job; each slide ends in one outcome. Raises EnvironmentFault where what the workers made is not on this machine."""
+    """Run every job while there is `room`; each slide ends in one outcome.
+
+    Raises EnvironmentFault where what the workers made is not on this machine.
+    """
     batch = Batch(slides, progress, events or EventLog(None), veil or Veil())
     progress.begin(len(slides))
-    run_jobs(jobs, workers, batch)
+    umask = current_umask()
+    run_jobs([GuardedJob(job, room or Room(), umask) for job in jobs], workers, batch)
     for job, outcome in zip(jobs, batch.account.outcomes, strict=True):
         if outcome.state is not SlideState.FAILED and not job.target.exists():
             raise EnvironmentFault(

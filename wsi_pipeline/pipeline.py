@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,24 @@ from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, 
 from wsi_pipeline.jobs import disguise
 from wsi_pipeline.jobs.inferring import list_stores, make_jobs, tile_for
 from wsi_pipeline.jobs.labelling import add_labels
-from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, Settled, let_go, settle_engine, settle_engine_of
+from wsi_pipeline.jobs.model_choice import ModelChoice, Settled, let_go, settle_engine, settle_engine_of
+from wsi_pipeline.jobs.room import Room
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.user_mask import list_masks
 from wsi_pipeline.models.device import available_cores, choose_device, list_gpus
-from wsi_pipeline.models.loading import ForeignTerms, load_model
+from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.operation.events import log_events
 from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
-from wsi_pipeline.outputs.view import View
 from wsi_pipeline.pseudonyms import Pseudonyms
+from wsi_pipeline.run_options import InferConfig as InferConfig
+from wsi_pipeline.run_options import TileOptions as TileOptions
 from wsi_pipeline.run_record import describe_run, write_tables
 from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
-from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
-from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
-from wsi_pipeline.store.codecs import PixelCodec
+from wsi_pipeline.slides.selection import scale_slides, select_slides
+from wsi_pipeline.store.arrays import read_attributes
 from wsi_pipeline.store.files import make_folder
 from wsi_pipeline.tiling import TileConfig
 
@@ -57,23 +58,6 @@ def choose_workers(count: int | None = None, scheduler: str | None = None, devic
     if gpus and not has_gpus:
         raise ConfigError(f"--gpus {','.join(gpus)}: no usable GPU on this machine, or --device cpu; leave it out")
     return replace(crew, gpus=(gpus or list_gpus()) if has_gpus else (), wants_gpu=has_gpus)
-
-
-@dataclass(frozen=True, slots=True)
-class TileOptions:
-    """Which slides are tiled and how their stores are written, apart from how a slide is cut."""
-
-    recursive: bool = False
-    """Go into folders within folders."""
-    mpp_csv: Path | None = None
-    """Table of slides' µm per pixel, which overrules the files."""
-    masks: Path | None = None
-    """Folder of masks (or one mask) that say where the tissue is."""
-    codec: PixelCodec = AS_THEY_ARE
-    shard: Shard | None = None
-    """The share of the slides that this run takes."""
-    pseudonyms: Pseudonyms | None = None
-    """Slides and patients stand under these in everything that is written."""
 
 
 def tile_slides(
@@ -125,7 +109,7 @@ def tile_found(
     suffix = "" if options.shard is None else options.shard.suffix
     parameters = {"tiling": asdict(config), "codec": options.codec.to_json(), "force": force}
     with log_events(out, "tile", len(slides), parameters, suffix) as events:
-        batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress(), events, veil)
+        batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress(), events, options.room, veil)
         write_failures_csv(out, batch.account.outcomes, suffix=suffix)
         events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
     return batch.account
@@ -154,6 +138,7 @@ def ingest_patches(
     workers: Workers | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    room: Room | None = None,
     pseudonyms: Pseudonyms | None = None,
 ) -> IngestAccount:
     """Take the patches of every patient of a data set into stores in `out`, and list what was left out, with the reason."""
@@ -164,7 +149,7 @@ def ingest_patches(
     names = name_slides([Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in patients])
     jobs = [IngestJob(patient, name, out, spec, force, pseudonyms) for name, patient in zip(names, patients, strict=True)]
     slides = [FoundSlide(job.store_name, Path(job.source)) for job in jobs]
-    batch = run_batch(slides, jobs, workers or Workers(count=0), progress or SilentProgress(), veil=veil)
+    batch = run_batch(slides, jobs, workers or Workers(count=0), progress or SilentProgress(), room=room, veil=veil)
     made = [job.target for job, outcome in zip(jobs, batch.account.outcomes, strict=True) if outcome.state is not SlideState.FAILED]
     left_out = disguise.disguise_left_out(found.left_out, pseudonyms) + [
         LeftOut(*entry) for store in made for entry in read_attributes(store)["left_out"]
@@ -172,35 +157,6 @@ def ingest_patches(
     write_csv(out / LEFT_OUT_CSV, ["file", "reason"], left_out)
     write_failures_csv(out, batch.account.outcomes)
     return IngestAccount(batch.account, tuple(left_out))
-
-
-@dataclass(frozen=True, slots=True)
-class InferConfig:
-    """How slides are inferred, apart from the model."""
-
-    tiling: TileConfig = field(default_factory=TileConfig)
-    """Its patch size, stride and scale are those of the model, whatever is said here."""
-    device: str = "auto"
-    engine: str = "auto"
-    precision: str = "auto"
-    batch_size: int | None = None
-    """None: as the device has it."""
-    force: bool = False
-    view: View = field(default_factory=View)
-    """What is made of the predictions."""
-    terms: ForeignTerms = field(default_factory=ForeignTerms)
-    """For models that wsi did not train."""
-    shard: Shard | None = None
-    """The share of the slides that this run takes."""
-    keep_patches: Path | None = None
-    """Folder for the patch stores of the slides, written on the way or read where they are there."""
-    pseudonyms: Pseudonyms | None = None
-    """Slides and patients stand under these in everything that is written."""
-
-    @property
-    def wish(self) -> EngineWish:
-        """What is asked for of the computation."""
-        return EngineWish(self.device, self.engine, self.precision, self.batch_size)
 
 
 def infer_slides(
@@ -266,7 +222,7 @@ def _infer(
             parameters = _list_parameters(choice, tiling, config, workers)
             told = parameters | {"model": {"architecture": loaded.architecture, "digest": loaded.digest}}
             events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
-            batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events, veil)
+            batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events, config.room, veil)
         seconds = {"total": time.perf_counter() - started} | batch.seconds
         write_tables(results, batch, describe_run(batch, loaded, parameters, seconds), suffix)
         events.run_ended(batch.account, batch.patches_predicted, seconds)

@@ -38,6 +38,9 @@ from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
 
+PATCH_BYTES = 100
+"""A million patches in all default formats take 68 MB, and some more on their way."""
+
 
 def refuse_other_engine(staging: Staging) -> None:
     """Raise StoreError, saying how to go on, where what is there differs by what computed it and by nothing else."""
@@ -79,6 +82,11 @@ class InferJob:
     def target(self) -> Path:
         """The slide's folder of results."""
         return self.out / self.slide.slide_id
+
+    @property
+    def patch_bytes(self) -> dict[Path, int]:
+        """A probability, its cell, and what the tables of all formats say of it."""
+        return {self.out: PATCH_BYTES}
 
     @property
     def _slide_mpp(self) -> float | None:

@@ -68,6 +68,13 @@ class KeepJob:
         """The slide's folder of results."""
         return self.results.target
 
+    @property
+    def patch_bytes(self) -> dict[Path, int]:
+        """Those of the results, and those of the store where it is still to be made."""
+        store = {} if is_product(self.patches.target) else self.patches.patch_bytes
+        results = self.results.patch_bytes
+        return {folder: results.get(folder, 0) + store.get(folder, 0) for folder in {**results, **store}}
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """The locks of the results and of the store; a store that is only read needs none."""

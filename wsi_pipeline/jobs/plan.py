@@ -4,11 +4,12 @@ import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import count_blocks
-from wsi_pipeline.outcome import SlideState, state_of
+from wsi_pipeline.outcome import SlideOutcome, SlideState, state_of
+from wsi_pipeline.scheduling import Job
 from wsi_pipeline.slides import AUTO, open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
@@ -76,6 +77,20 @@ class WorkPlan(Protocol):
     @property
     def missing_patches(self) -> int:
         """Patches in the missing blocks."""
+        ...
+
+
+class SlideJob(Job[Any, BlockReport, SlideOutcome], Protocol):
+    """A job that ends in a product."""
+
+    @property
+    def target(self) -> Path:
+        """Where the product will be."""
+        ...
+
+    @property
+    def patch_bytes(self) -> dict[Path, int]:
+        """Folders that are written to → bytes that one more patch takes there, where that can be known beforehand; else 0."""
         ...
 
 

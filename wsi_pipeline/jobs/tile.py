@@ -60,6 +60,11 @@ class TileJob:
         """The store to be made."""
         return self.out / f"{self.slide.slide_id}{SUFFIX}"
 
+    @property
+    def patch_bytes(self) -> dict[Path, int]:
+        """Known beforehand where pixels are stored as they are."""
+        return {self.out: _pixel_bytes(self.config.spec) if self.codec == AS_THEY_ARE else 0}
+
     def hold(self) -> AbstractContextManager[None]:
         """The store's lock."""
         return hold_lock(self.target)
@@ -144,6 +149,10 @@ def count_fallbacks(plan: SlidePlan) -> int:
     return 0 if plan.is_finished else sum(int(report.get("fallbacks", 0)) for report in plan.staging.block_reports().values())
 
 
+def _pixel_bytes(spec: PatchSpec) -> int:
+    return spec.side_px**2 * 3
+
+
 def describe_flags(table: PatchTable) -> str:
     """How many patches are flagged, for a person: nothing where none is."""
     if table.quality is None:
@@ -183,6 +192,11 @@ class IngestJob:
     def target(self) -> Path:
         """The store to be made."""
         return self.out / f"{self.store_name}{SUFFIX}"
+
+    @property
+    def patch_bytes(self) -> dict[Path, int]:
+        """A patch's pixels."""
+        return {self.out: _pixel_bytes(self.spec)}
 
     def prepare(self) -> SlidePlan:
         """Look into the files, lay out the store."""

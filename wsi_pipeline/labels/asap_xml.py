@@ -4,7 +4,6 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 from wsi_pipeline.errors import LabelError
 from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder
@@ -50,6 +49,8 @@ def _class_of(annotation: Element) -> str:
 
 def close_spline(knots: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The closed smooth curve through the knots, as a polygon: a periodic cubic spline, as ASAP draws it."""
+    from scipy.interpolate import CubicSpline  # here, because it takes most of a worker's start and few files need it
+
     ring = np.array([*knots, knots[0]], dtype=np.float64)
     if not np.isfinite(ring).all():
         return knots  # refused with its reason where every ring is checked

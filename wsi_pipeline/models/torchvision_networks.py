@@ -1,9 +1,11 @@
-"""Networks of torchvision, with heads of ours."""
+"""Networks of torchvision, with heads of ours.
+
+torchvision is imported where it is used: it brings torch's compiler along, which takes as long as all other imports of a worker together.
+"""
 
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torchvision.models import Wide_ResNet50_2_Weights, wide_resnet50_2
 
 from wsi_pipeline.errors import EnvironmentFault
 from wsi_pipeline.models.network import Network, NetworkOptions, make_head, squeeze_logits
@@ -20,6 +22,8 @@ class WideResNet50(Network):
     """
 
     def __init__(self, options: NetworkOptions | None = None) -> None:
+        from torchvision.models import wide_resnet50_2
+
         super().__init__()
         options = options or NetworkOptions()
         self.body: nn.Module = wide_resnet50_2(weights=None)
@@ -35,6 +39,8 @@ class WideResNet50(Network):
         return {_rename(name): tensor for name, tensor in weights.items()}
 
     def download_weights(self) -> Mapping[str, Tensor]:
+        from torchvision.models import Wide_ResNet50_2_Weights
+
         try:
             weights: Mapping[str, Tensor] = Wide_ResNet50_2_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:  # no network, or a file that came over damaged

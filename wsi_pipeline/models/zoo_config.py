@@ -8,7 +8,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import resize
 
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.geometry import PatchSpec
@@ -43,6 +42,8 @@ class ZooConfig:
         """uint8 (b, side, side, 3) → float32 (b, 3, side, side) as the network takes them, on the same device."""
         x = pixels.permute(0, 3, 1, 2)  # (b, 3, side, side)
         if self.resized_px is not None and self.resized_px != x.shape[-1]:
+            from torchvision.transforms.functional import resize  # here, because importing torchvision takes seconds
+
             x = resize(x, [self.resized_px, self.resized_px], antialias=True)
         x = x.float() / 255
         if self.normalisation is None:

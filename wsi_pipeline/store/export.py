@@ -1,18 +1,23 @@
-"""A store's patches as files that other programs read: a folder of PNGs, or WebDataset tars."""
+"""Stores' patches as files that other programs read: a folder of PNGs, or WebDataset tars; an export is a product like any other."""
 
 import io
+import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import imagecodecs
 
 from wsi_pipeline.errors import StoreError, machine_fault
+from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import make_folder
+from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import SUFFIX, PatchStore
 from wsi_pipeline.strict_json import format_json
 
+KIND = "wsi store export"
 TAR_PATCHES = 10_000
 """Patches per tar."""
 UNKNOWN = "unknown"
@@ -30,13 +35,36 @@ class ExportedPatch(NamedTuple):
     label: int
 
 
+def export_stores(stores: Sequence[PatchStore], form: str, out: Path, force: bool = False) -> dict[str, int]:
+    """Commit `out` with the patches of every store, unreadable ones left out; returns how many of each store, by its name.
+
+    Raises StoreError where a store is damaged, or two have the same name.
+    """
+    names = Counter(store.path.name for store in stores)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise StoreError(f"{twice[0]}: {names[twice[0]]} stores have this name and their patches would mix; export them apart")
+    recipe = {"to": form, "stores": {store.path.name: store.manifest.content_digest for store in stores}}
+    staging = Staging(out, recipe)
+    with hold_lock(out):
+        if manifest := find_finished(staging, KIND, force, [store.path for store in stores]):
+            return dict(manifest.counts["patches"])
+        staging.begin()
+        try:
+            counts = {store.path.name: EXPORTS[form](store, staging.product) for store in stores}
+            os.sync()  # at once, because file by file takes all day
+            staging.commit(KIND, {"patches": counts})
+        finally:
+            staging.discard()
+    return counts
+
+
 def export_png(store: PatchStore, out: Path) -> int:
     """Write `<out>/<class>/<slide>_r<row>_c<col>.png`, unreadable ones left out; returns how many. Raises StoreError."""
     count = 0
     for patch in _patches(store):
         folder = out / patch.class_name
         make_folder(folder)
-        _write_whole(folder / f"{patch.name}.png", patch.png)
+        _write(folder / f"{patch.name}.png", patch.png)
         count += 1
     return count
 
@@ -99,15 +127,11 @@ def _write_tar(store: PatchStore, out: Path, number: int, patches: list[Exported
                 entry = tarfile.TarInfo(f"{patch.name}.{suffix}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-    _write_whole(out / f"{store.path.name.removesuffix(SUFFIX)}-{number:06d}.tar", stream.getvalue())
+    _write(out / f"{store.path.name.removesuffix(SUFFIX)}-{number:06d}.tar", stream.getvalue())
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write aside and rename, so that what has the name is whole; not flushed to disk file by file, which would take all day."""
-    aside = path.with_name(f".{path.name}.partial")
+def _write(path: Path, content: bytes) -> None:
     try:
-        aside.write_bytes(content)
-        aside.replace(path)
+        path.write_bytes(content)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise machine_fault(path, error) or StoreError(f"{path}: cannot be written ({error}); check the disk") from error

@@ -27,7 +27,7 @@ def hold_lock(target: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # while it is still held: whoever opened it meanwhile sees that it is gone and tries again
         stream.close()
-        _remove_empty(path.parent)
+        remove_empty(target)
 
 
 def read_owner(target: Path) -> str | None:
@@ -70,8 +70,24 @@ def _lock_file(path: Path, target: Path) -> TextIO:
         stream.close()
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove the hidden folders that hold nothing any more."""
-    for empty in (folder, folder.parent / "staging", folder.parent):
+def is_lock_held(target: Path) -> bool:
+    """Whether somebody has a product's lock; a lock file that nobody has is removed."""
+    try:
+        with hold_lock(target):
+            return False
+    except EnvironmentFault:
+        return True
+
+
+def remove_lock(target: Path) -> None:
+    """Remove a product's lock file whoever holds it, so that the next writer finds none."""
+    _lock_path(target).unlink(missing_ok=True)
+    remove_empty(target)
+
+
+def remove_empty(target: Path) -> None:
+    """Remove the hidden folders beside a product that hold nothing any more."""
+    hidden = target.parent / HIDDEN
+    for empty in (hidden / "locks", hidden / "staging", hidden):
         with suppress(OSError):
             empty.rmdir()

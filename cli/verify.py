@@ -1,0 +1,66 @@
+"""`wsi verify`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from .main import printable
+from .options import EXISTING
+
+if TYPE_CHECKING:
+    from wsi_pipeline.operation.verification import Verified
+
+DAMAGED = 3
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=EXISTING, metavar="PATH…")
+@click.option("--json", "is_json", is_flag=True, help="As JSON, for machines.")
+def verify(paths: tuple[Path, ...], is_json: bool) -> None:
+    """Read every file of every product at or below PATH and name each that is not as it was written.
+
+    Products are patch stores, slides' results, models with their reports, and exports; a checkpoint may be named by itself. Files that
+    are missing, cut short or changed are named, and those that are no part of a product are mentioned. Nothing is written, and runs
+    under way are not disturbed. Exit code 0 where all is whole, 3 where something is damaged.
+    """
+    from wsi_pipeline.operation.verification import find_products
+    from wsi_pipeline.operation.verification import verify as verify_product
+
+    found = find_products(paths)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=sum(product.bytes for product in found))
+        verified = [verify_product(product, lambda size: bar.advance(task, size)) for product in found]
+    if is_json:
+        click.echo(json.dumps([_to_json(product) for product in verified], indent=1))
+    else:
+        for product in verified:
+            _print(product)
+        damaged = sum(not product.is_whole for product in verified)
+        files, size = sum(product.files for product in verified), sum(product.bytes for product in verified)
+        click.echo(f"{len(verified)} products = whole {len(verified) - damaged} + damaged {damaged}; {files:,} files, {size / 1e6:,.1f} MB")
+    click.get_current_context().exit(0 if all(product.is_whole for product in verified) else DAMAGED)
+
+
+def _print(product: "Verified") -> None:
+    for name, fault in product.faults.items():
+        click.echo(printable(f"{product.path}: {name}: {fault}"))
+    if product.strangers:
+        more = " …" if len(product.strangers) > 3 else ""
+        click.echo(printable(f"{product.path}: not a part of it: {', '.join(product.strangers[:3])}{more}"))
+
+
+def _to_json(product: "Verified") -> dict[str, object]:
+    return {
+        "path": str(product.path),
+        "kind": product.kind,
+        "is_whole": product.is_whole,
+        "files": product.files,
+        "bytes": product.bytes,
+        "faults": dict(product.faults),
+        "strangers": list(product.strangers),
+    }

@@ -1,0 +1,107 @@
+"""Room on the disk, looked at before a slide starts and before every block, and the permissions of what is written."""
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.jobs.plan import BlockReport, SlideJob, WorkPlan
+from wsi_pipeline.outcome import SlideOutcome
+from wsi_pipeline.store.manifest import is_product
+
+DEFAULT_MIN_FREE = 1_000_000_000
+"""Bytes."""
+MIN_FREE_FILES = 1_000
+"""A slide's results are some 40 files, and a store has one for every 4,096 patches."""
+GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is to stay free on every file system that is written to."""
+
+    min_free_bytes: int = DEFAULT_MIN_FREE
+
+    def __post_init__(self) -> None:
+        if self.min_free_bytes < 0:
+            raise ConfigError(f"{self.min_free_bytes} bytes cannot be kept free; give 0 or more")
+
+    def check(self, folder: Path, needed_bytes: int = 0) -> None:
+        """Raise EnvironmentFault where so many more bytes would leave too little, or hardly any file can be made any more."""
+        system = os.statvfs(_existing(folder))
+        free = system.f_bavail * system.f_frsize
+        if free < self.min_free_bytes + needed_bytes:
+            wanted = f" and this slide needs {needed_bytes / GB:,.2f} GB more" if needed_bytes else ""
+            raise EnvironmentFault(
+                f"{folder}: {free / GB:,.2f} GB free, of which --min-free keeps {self.min_free_bytes / GB:,.2f} GB{wanted}; "
+                "make room and run the same line again"
+            )
+        if self.min_free_bytes and system.f_files and system.f_favail < MIN_FREE_FILES:
+            raise EnvironmentFault(
+                f"{folder}: room for {system.f_favail:,} more files only (df -i); remove small files and run the same line again"
+            )
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedJob:
+    """A job that goes on only while there is room, and whose files get the permissions that were asked for, wherever it runs."""
+
+    job: SlideJob
+    room: Room
+    umask: int
+
+    @property
+    def target(self) -> Path:
+        """Where the product will be."""
+        return self.job.target
+
+    @property
+    def patch_bytes(self) -> dict[Path, int]:
+        """The job's own."""
+        return self.job.patch_bytes
+
+    def hold(self) -> AbstractContextManager[None]:
+        """The job's own locks."""
+        return self.job.hold()
+
+    def prepare(self) -> Any:
+        """Prepare, and look whether everything that is missing will find room."""
+        os.umask(self.umask)
+        if not is_product(self.target):  # else there may be nothing to do, for which there is always room
+            self._look()
+        plan: WorkPlan = self.job.prepare()
+        if plan.missing_patches:
+            for folder, size in self.patch_bytes.items():
+                self.room.check(folder, size * plan.missing_patches)
+        return plan
+
+    def run_block(self, plan: Any, block: int) -> BlockReport:
+        """One block, where there is room."""
+        self._look()
+        return self.job.run_block(plan, block)
+
+    def finish(self, plan: Any, reports: Sequence[BlockReport]) -> SlideOutcome:
+        """The job's own end; a slide that was done before needs no room."""
+        os.umask(self.umask)
+        return self.job.finish(plan, reports)
+
+    def _look(self) -> None:
+        os.umask(self.umask)
+        for folder in self.patch_bytes:
+            self.room.check(folder)
+
+
+def current_umask() -> int:
+    """The permissions that this process takes from files it makes."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask

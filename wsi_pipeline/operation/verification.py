@@ -1,0 +1,115 @@
+"""Whether products are still as they were written: every file of every product, by size and checksum."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsi_pipeline.errors import StoreError, WsiError
+from wsi_pipeline.store.lock import HIDDEN
+from wsi_pipeline.store.manifest import MANIFEST, Manifest, find_faults, is_product, read_claims
+from wsi_pipeline.store.patches import SUFFIX
+from wsi_pipeline.store.predictions import FOLDER
+
+CHECKPOINT_SUFFIX = ".safetensors"
+MARKS = (FOLDER, "summary.json", "zarr.json", "history.csv")
+"""What a folder that was a product holds, where its manifest is gone."""
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A product, or what is left of one, before its files are read."""
+
+    path: Path
+    bytes: int
+    """To be read."""
+    manifest: Manifest | None = None
+    """None for a checkpoint by itself, and where there is none that can be read."""
+    fault: str = ""
+    """Why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What became of one product."""
+
+    path: Path
+    kind: str
+    files: int
+    bytes: int
+    faults: Mapping[str, str] = field(default_factory=dict)
+    """Every damaged file by its path within the product → what is wrong with it."""
+    strangers: tuple[str, ...] = ()
+    """Files that lie there and are no part of it."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every file is as it was written."""
+        return not self.faults
+
+
+def find_products(paths: Sequence[Path]) -> list[Found]:
+    """Every product at or below the paths, and every checkpoint by itself. Raises StoreError where there is none at all."""
+    found = [_look_at(place) for path in paths for place in _walk(path)]
+    if not found:
+        raise StoreError(f"{', '.join(map(str, paths))}: nothing to verify; name stores, results, models or folders of them")
+    return found
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    if path.is_file() or is_product(path) or _was_product(path):
+        yield path
+        return
+    for entry in sorted(path.iterdir()):
+        is_loop = entry.is_symlink() and not is_product(entry)
+        if entry.name != HIDDEN and not is_loop and (entry.is_dir() or entry.suffix == CHECKPOINT_SUFFIX):
+            yield from _walk(entry)
+
+
+def _was_product(folder: Path) -> bool:
+    """Whether a folder without a manifest was made by wsi."""
+    return folder.name.endswith(SUFFIX) or any((folder / mark).exists() for mark in MARKS)
+
+
+def _look_at(path: Path) -> Found:
+    if path.is_file():
+        return Found(path, path.stat().st_size)
+    try:
+        manifest = read_claims(path)
+    except StoreError as error:
+        return Found(path, 0, fault=str(error).removeprefix(f"{path}: "))
+    return Found(path, sum(size for size, _ in manifest.files.values()), manifest)
+
+
+def verify(found: Found, on_bytes: Callable[[int], None] = lambda size: None) -> Verified:
+    """Read every file of a product and compare; `on_bytes` is told as bytes are done. Raises StoreError for any other file."""
+    if found.path.is_file():
+        return _verify_checkpoint(found, on_bytes)
+    manifest = found.manifest
+    if manifest is None:
+        return Verified(found.path, "", 0, 0, {MANIFEST: found.fault})
+    faults = find_faults(found.path, manifest, on_bytes)
+    if faults and (replaced := _look_at(found.path)).manifest != manifest:
+        return verify(replaced)  # a run put another in its place meanwhile
+    strangers = tuple(sorted(_list_files(found.path) - {*manifest.files, MANIFEST}))
+    return Verified(found.path, manifest.kind, len(manifest.files), found.bytes, faults, strangers)
+
+
+def _verify_checkpoint(found: Found, on_bytes: Callable[[int], None]) -> Verified:
+    """By the checksum that it carries."""
+    if found.path.suffix != CHECKPOINT_SUFFIX:
+        raise StoreError(f"{found.path}: neither a folder nor a {CHECKPOINT_SUFFIX} file; name stores, results, models or folders of them")
+    from wsi_pipeline.models.checkpoint import load_checkpoint  # here, because torch takes seconds to import and other products need none
+
+    try:
+        load_checkpoint(found.path)
+        faults = {}
+    except WsiError as error:
+        faults = {found.path.name: str(error).removeprefix(f"{found.path}: ")}
+    on_bytes(found.bytes)
+    return Verified(found.path, CHECKPOINT, 1, found.bytes, faults)
+
+
+def _list_files(folder: Path) -> set[str]:
+    return {(Path(base) / name).relative_to(folder).as_posix() for base, _, names in os.walk(folder) for name in names}
