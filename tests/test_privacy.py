@@ -122,14 +122,8 @@ def list_tasks(client: Client) -> str:
     """All that the scheduler remembers."""
 
     def tell(dask_scheduler: Any) -> str:
-        events = (
-            {topic: list(entries) for topic, entries in dask_scheduler._broker._topics.items()}
-            if hasattr(dask_scheduler, "_broker")
-            else {}
-        )
-        return repr(
-            (list(dask_scheduler.tasks), list(dask_scheduler.transition_log), {t: getattr(e, "events", e) for t, e in events.items()})
-        )
+        topics = {topic: list(kept.events) for topic, kept in dask_scheduler._broker._topics.items()}
+        return repr((list(dask_scheduler.tasks), list(dask_scheduler.transition_log), topics))
 
     told: str = client.run_on_scheduler(tell)
     workers = client.run(lambda dask_worker: repr((list(dask_worker.state.tasks), list(dask_worker.state.log))))
@@ -346,7 +340,7 @@ def test_without_pseudonyms_metadata_and_folders_stay_out_of_pages_events_and_an
     run("tile", tmp_path / "QZFOLDER", "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
     assert find_marks(results) == find_marks(tmp_path / "stores") == []
     assert "QZ" not in printed
-    where_paths_may_stand = {"zarr.json"}
+    where_paths_may_stand = {"zarr.json", "run.json"}
     named = {Path(found.removeprefix("name ")).name for found in find_marks(results, mark=b"QZFOLDER")}
     assert named <= where_paths_may_stand
     with run_server(ServeSettings(results=(results,), token=TOKEN, device="cpu", workers=HERE, decoders=1)) as (url, _):
