@@ -9,15 +9,19 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.builders import make_patches, make_store, make_table, rewrite_manifest
 from tests.strangers import BIG, Change, attribute, declare, edit_json, put_values, several, vouch
+from tests.test_output_formats import write_result
 from wsi_pipeline.errors import StoreError
+from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.sources import PatchBlock, PatchTable
 from wsi_pipeline.store.codecs import PixelCodec, read_zstd_size
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import check_whole, read_manifest
-from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store, write_patch_block
+from wsi_pipeline.store.patches import PatchStore, describe_store, finish_patch_store, prepare_patch_store, write_patch_block
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, open_result, prepare_predictions, write_prediction_block
 
 CELLS = [(row, col) for row in range(3) for col in range(3)]
@@ -157,6 +161,41 @@ def test_what_cannot_be_is_refused(lie: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         PatchStore(store)
     assert fault in str(caught.value)
+
+
+JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers(), max_size=4) | st.just({})
+PLACES = [
+    ("block_size",), ("patient_id",), ("class_names",), ("class_names", 0), ("codec",), ("codec", "name"), ("codec", "quality"), ("slide",),
+    ("slide", "slide_id"), ("slide", "path"), ("slide", "size_l0"), ("slide", "size_l0", 0), ("slide", "mpp"),
+    ("slide", "level_downsamples"),
+    ("slide", "level_downsamples", 0), ("slide", "bounds_l0", 2), ("slide", "fingerprint"), ("slide", "magnification"), ("slide", "vendor"),
+    ("grid",), ("grid", "spec"), ("grid", "spec", "side_px"), ("grid", "spec", "stride_px"), ("grid", "spec", "mpp"), ("grid", "rows"),
+    ("grid", "cols"), ("grid", "downsample"), ("grid", "origin_xy_l0"), ("thumbnail",), ("thumbnail", "downsample"),
+    ("thumbnail", "origin_xy_l0", 1), ("has_quality",), ("has_tissue",), ("provenance",), ("format_version",), ("kind",),
+]  # fmt: skip
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.sampled_from(PLACES), JSON)
+def test_whatever_stands_in_an_attribute_a_store_is_opened_or_refused_in_one_line(
+    tmp_path: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    store = tmp_path / "s.patches.zarr"
+    if not store.exists():
+        send(tmp_path, lambda product: None)
+        (tmp_path / "attributes").write_bytes((store / "zarr.json").read_bytes())
+    (store / "zarr.json").write_bytes((tmp_path / "attributes").read_bytes())
+    attribute(*place, value=value)(store)
+    vouch(store)
+    found = try_to_describe(store)
+    assert found.startswith("9, ") or (found.startswith(str(store)) and len(found) < 600)
+
+
+def try_to_describe(store: Path) -> str:
+    try:
+        return describe_store(PatchStore(store))["patches"]
+    except StoreError as error:
+        return str(error)
 
 
 def test_a_store_that_nobody_changed_is_opened_after_the_same_treatment(tmp_path: Path) -> None:
@@ -324,3 +363,27 @@ def test_predictions_of_no_model_are_refused(model: object, tmp_path: Path) -> N
     vouch(result)
     with pytest.raises(StoreError, match="does not say which model"):
         open_result(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("patches", "9"),
+        ("patches", 1.5),
+        ("positives", True),
+        ("mpp", None),
+        ("mpp", [1]),
+        ("slide_id", 7),
+        ("state", "fine"),
+        ("threshold", "NaN"),
+    ],
+)
+def test_a_summary_with_a_figure_that_is_none_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    write_result(tmp_path / "s", [0.1, 0.9])
+    edit_json("summary.json", name, value=value)(tmp_path / "s")
+    with pytest.raises(StoreError, match=r"summary\.json: missing or damaged"):
+        read_summary(tmp_path / "s")
+
+
+def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert write_result(tmp_path / "s", [0.1, 0.9]) == read_summary(tmp_path / "s")

@@ -199,7 +199,7 @@ def describe_store(store: PatchStore) -> dict[str, str]:
         "codec": f"{store.codec.name}{lossy}",
         "blocks": f"{store.blocks} of at most {store.block_size} patches",
         "size": f"{sum(size for size, _ in store.manifest.files.values()) / 1e6:,.1f} MB in {len(store.manifest.files)} files",
-        "made by": str(store.attributes.get("provenance", {}).get("version", "unknown")),
+        "made by": _describe_maker(store.attributes.get("provenance")),
     }
     if table.quality is not None:
         flags = {"pen": 1, "blur": 2}
@@ -210,3 +210,7 @@ def describe_store(store: PatchStore) -> dict[str, str]:
 def _describe_tissue(fraction: NDArray[np.float32]) -> str:
     known = fraction[~np.isnan(fraction)]
     return f"{float(known.mean()):.0%} of the patches' area" if len(known) else "not looked for"
+
+
+def _describe_maker(provenance: Any) -> str:
+    return str(provenance.get("version", "unknown")) if isinstance(provenance, dict) else "unknown"
