@@ -55,8 +55,8 @@ def test_the_guard_lets_the_loopback_be(tmp_path: Path) -> None:
 
 
 def test_tile_train_and_infer_ask_nobody(tmp_path: Path) -> None:
-    write_slide(tmp_path / "slides" / "s.tiff", tissue(600, 500))
-    make_training_stores(tmp_path / "patients")
+    write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 250))
+    make_training_stores(tmp_path / "patients", patients=3, patches=12)
     model = tmp_path / "model" / "model.safetensors"
     slides, stores = tmp_path / "slides", tmp_path / "patients"
     commands = [

@@ -48,10 +48,10 @@ def make_network_that_overflows() -> Any:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of one slide, 12 × 10 cells: the left half gets a number, the right half none."""
+    """Results of one slide, 4 × 4 cells: the left half gets a number, the right half none."""
     root = tmp_path_factory.mktemp("numbers")
-    pixels = np.empty((500, 600, 3), dtype=np.uint8)
-    pixels[:, :300], pixels[:, 300:] = PURPLE, PINK
+    pixels = np.empty((200, 200, 3), dtype=np.uint8)
+    pixels[:, :100], pixels[:, 100:] = PURPLE, PINK
     write_slide(root / "slides" / "=s1.tiff", pixels)
     model = write_model(root / "m.safetensors", make_network_that_overflows())
     view = View(choose_formats(["all", "geojson-patches"]))
@@ -110,8 +110,7 @@ def count_zarr(slide: Path) -> tuple[int, int, int]:
     image = np.asarray(zarr.open_array(slide / "heatmap.ome.zarr" / "0", mode="r")[:])
     labels = np.asarray(zarr.open_array(slide / "heatmap.ome.zarr" / "labels" / "classes" / "0", mode="r")[:])
     counts = _count_values(image)
-    assert counts[:2] == (np.count_nonzero(labels == 2), np.count_nonzero(labels == 1))
-    assert counts[2] == np.count_nonzero(labels == 0)
+    assert counts == tuple(int(np.count_nonzero(labels == value)) for value in (2, 1, 0))
     return counts
 
 
@@ -143,15 +142,15 @@ COUNTS = [
 
 @pytest.mark.parametrize("count", COUNTS, ids=lambda count: count.__name__)
 def test_every_format_counts_alike_and_what_is_no_number_is_never_negative(count: Any, slide: Path) -> None:
-    assert count(slide) == (60, 0, 60)
+    assert count(slide) == (8, 0, 8)
 
 
 def test_regions_hold_the_positive_patches_and_no_others(slide: Path) -> None:
     for name, unpack in (("regions.geojson", bytes), ("regions.geojson.gz", gzip.decompress)):
         features = parse_json(unpack((slide / name).read_bytes()))["features"]
-        assert sum(feature["properties"]["measurements"]["patches"] for feature in features) == 60
+        assert sum(feature["properties"]["measurements"]["patches"] for feature in features) == 8
     with (slide / "regions.csv").open(newline="") as stream:
-        assert sum(int(row["patches"]) for row in csv.DictReader(stream)) == 60
+        assert sum(int(row["patches"]) for row in csv.DictReader(stream)) == 8
 
 
 def test_a_slide_that_is_called_like_a_formula_is_none_in_any_table(run: Path) -> None:
@@ -173,7 +172,7 @@ def test_every_json_file_of_a_run_is_json_and_nothing_else(run: Path) -> None:
 PROBABILITIES = st.lists(st.one_of(st.floats(0, 1, width=32), st.just(float("nan"))), min_size=0, max_size=6)
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example([])
 @example([float("nan")] * 6)
 @example([1e-45, 1.0, 0.0, float("nan")])

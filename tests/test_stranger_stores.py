@@ -163,7 +163,9 @@ def test_what_cannot_be_is_refused(lie: str, tmp_path: Path) -> None:
     assert fault in str(caught.value)
 
 
-JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers(), max_size=4) | st.just({})
+JSON: st.SearchStrategy[object] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers(), max_size=4) | st.just({})
+)
 PLACES = [
     ("block_size",), ("patient_id",), ("class_names",), ("class_names", 0), ("codec",), ("codec", "name"), ("codec", "quality"), ("slide",),
     ("slide", "slide_id"), ("slide", "path"), ("slide", "size_l0"), ("slide", "size_l0", 0), ("slide", "mpp"),
@@ -175,7 +177,7 @@ PLACES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.sampled_from(PLACES), JSON)
 def test_whatever_stands_in_an_attribute_a_store_is_opened_or_refused_in_one_line(
     tmp_path: Path, place: tuple[str | int, ...], value: object

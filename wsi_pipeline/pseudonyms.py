@@ -63,6 +63,10 @@ class Pseudonyms:
         text = unicodedata.normalize("NFC", name).encode(errors="surrogateescape")
         return PREFIX + hmac.new(self.key, text, hashlib.sha256).hexdigest()[:DIGITS]
 
+    def below(self, folder: str) -> "Pseudonyms":
+        """The same key, with links in a folder of their own. Raises EnvironmentFault."""
+        return Pseudonyms(self.key, _make_private(self.links / folder))
+
     def link(self, path: Path, stem: str) -> Path:
         """A link to a file or folder under another name, made now or by an earlier run. Raises EnvironmentFault."""
         suffix = path.suffix.lower()
@@ -89,13 +93,17 @@ def open_pseudonyms(key_file: Path, out: Path | None = None) -> Pseudonyms:
         raise ConfigError(f"{key_file}: the key would lie among the products; keep it where those who get them cannot read it")
     _make_key(key_file)
     key = _read_key(key_file)
-    links = key_file.with_name(key_file.name + LINKS_SUFFIX)
+    return Pseudonyms(key, _make_private(key_file.with_name(key_file.name + LINKS_SUFFIX)))
+
+
+def _make_private(folder: Path) -> Path:
+    """A folder that nobody but its owner may look into."""
     try:
-        links.mkdir(mode=0o700, exist_ok=True)
-        links.chmod(0o700)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
     except OSError as error:
-        raise EnvironmentFault(f"{links}: cannot be made ({error.strerror}); keep the key where you may write") from error
-    return Pseudonyms(key, links)
+        raise EnvironmentFault(f"{folder}: cannot be made ({error.strerror}); keep the key where you may write") from error
+    return folder
 
 
 def _make_key(key_file: Path) -> None:

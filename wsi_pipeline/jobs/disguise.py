@@ -25,35 +25,35 @@ def disguise_slides(slides: Sequence[FoundSlide], pseudonyms: Pseudonyms | None)
 
 def _disguise_slide(slide: FoundSlide, pseudonyms: Pseudonyms) -> FoundSlide:
     name = pseudonyms.name(slide.slide_id)
-    _link_companions(slide.path, name, pseudonyms)
-    labels = None if slide.label_file is None else pseudonyms.link(slide.label_file, f"{name}.{LABELS}")
     return replace(
         slide,
         slide_id=name,
-        path=pseudonyms.link(slide.path, name),
+        path=_link_slide(slide.path, name, pseudonyms),
         patient_id=None if slide.patient_id is None else pseudonyms.name(slide.patient_id),
-        label_file=labels,
+        label_file=None if slide.label_file is None else pseudonyms.link(slide.label_file, f"{name}.{LABELS}"),
         mpp_source="user",  # not the name of a table
     )
 
 
-def _link_companions(path: Path, name: str, pseudonyms: Pseudonyms) -> None:
-    """Links to what a slide of several files consists of: the folder of a MIRAX, the other files of a DICOM series."""
+def _link_slide(path: Path, name: str, pseudonyms: Pseudonyms) -> Path:
+    """A link to a slide, beside links to what else it consists of: the folder of a MIRAX, the other files of a DICOM series."""
     suffix = path.suffix.lower()
-    if suffix == MIRAX and path.with_suffix("").is_dir():
-        pseudonyms.link(path.with_suffix(""), name)
-    elif suffix == DICOM:
+    if suffix == DICOM:
+        own = pseudonyms.below(name)
         for other in path.parent.glob(f"*{path.suffix}"):
             if other != path:
-                pseudonyms.link(other, f"{pseudonyms.name(other.name)}.part")
+                own.link(other, own.name(other.name))
+        return own.link(path, name)
+    if suffix == MIRAX and path.with_suffix("").is_dir():
+        pseudonyms.link(path.with_suffix(""), name)
+    return pseudonyms.link(path, name)
 
 
 def disguise_masks(slides: Sequence[FoundSlide], masks: tuple[Path, ...], pseudonyms: Pseudonyms | None) -> tuple[Path, ...]:
     """The users' masks of these slides (by their real names) under the slides' pseudonyms; those of no slide are left out."""
     if pseudonyms is None:
         return masks
-    own = Pseudonyms(pseudonyms.key, pseudonyms.links / MASKS)
-    own.links.mkdir(mode=0o700, exist_ok=True)
+    own = pseudonyms.below(MASKS)
     found: list[Path] = []
     for slide in slides:
         try:
