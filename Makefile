@@ -4,13 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint audit docs benchmark clean
+.PHONY: demo test test-faults lint audit docs benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/wsi demo --out wsi-demo
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Every fault of tests/faults, of which `make test` takes a sample.
+test-faults: $(VENV)/installed-test
+	WSI_FAULTS=all $(BIN)/python -m pytest tests/faults -n auto --dist loadgroup -rA
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

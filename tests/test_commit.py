@@ -1,6 +1,9 @@
+import contextlib
 import json
 import multiprocessing
 import os
+import shutil
+import threading
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -10,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.builders import rewrite_manifest
 from wsi_pipeline.errors import EnvironmentFault, StoreError
+from wsi_pipeline.store import commit
 from wsi_pipeline.store.commit import Staging, find_finished
-from wsi_pipeline.store.files import write_file
+from wsi_pipeline.store.files import HOST, exchange, make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import MANIFEST, check_whole, find_damage, is_product, read_manifest
 
@@ -316,3 +320,73 @@ def test_writing_a_file_leaves_the_old_one_where_it_fails(tmp_path: Path, monkey
 def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
     with pytest.raises(EnvironmentFault, match="name a folder that you may write to"), hold_lock(Path("/proc/nowhere/product")):
         pass
+
+
+def test_a_folder_is_made_although_a_neighbour_removes_the_empty_one_above_it(tmp_path: Path) -> None:
+    above = tmp_path / "staging"
+    is_over = threading.Event()
+
+    def tidy_up() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(OSError):
+                above.rmdir()
+
+    neighbour = threading.Thread(target=tidy_up)
+    neighbour.start()
+    try:
+        for number in range(300):
+            make_folder(above / str(number) / "product")
+            (above / str(number) / "product").rmdir()
+            (above / str(number)).rmdir()
+    finally:
+        is_over.set()
+        neighbour.join()
+
+
+def test_a_product_is_swapped_with_the_one_that_it_replaces_in_one_step(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "a").write_text("a")
+    assert exchange(tmp_path / "new", tmp_path / "old")
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["a"]
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_product_is_replaced_on_every_file_system(can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(commit, "exchange", lambda one, other: False)
+    make_product(tmp_path / "p", b"old")
+    make_product(tmp_path / "p", b"new", {"slide": "other"})
+    assert (tmp_path / "p" / "sub" / "a.bin").read_bytes() == b"new"
+    assert not list((tmp_path / ".wsi").rglob("*.bin"))
+
+
+def test_a_product_that_stepped_aside_for_one_that_never_came_is_put_back(tmp_path: Path) -> None:
+    make_product(tmp_path / "p", b"old")
+    staging = begin_with_block(tmp_path / "p")
+    (tmp_path / "p").rename(staging.folder / commit.RETIRED)
+    commit.put_back_retired(tmp_path)
+    assert (tmp_path / "p" / "sub" / "a.bin").read_bytes() == b"old"
+
+
+def test_what_a_swap_left_of_another_recipe_is_not_taken_up(tmp_path: Path) -> None:
+    make_product(tmp_path / "p", b"old", {"slide": "other"})
+    staging = begin_with_block(tmp_path / "p")
+    staging.commit(KIND, {})
+    begin_with_block(tmp_path / "p")
+    shutil.rmtree(staging.product)
+    make_product(tmp_path / "q", b"old", {"slide": "other"}).rename(staging.product)  # as a kill right after the swap leaves it
+    assert not staging.is_prepared
+
+
+def test_what_a_killed_process_left_beside_a_file_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    dead = multiprocessing.get_context("spawn").Process()
+    dead.start()
+    dead.join()
+    left = tmp_path / f".slides.csv.{HOST}.{dead.pid}"
+    spared = [tmp_path / name for name in (f".slides.csv.{HOST}.{os.getpid()}", f".slides.csv.zzzz.{dead.pid}", ".hidden")]
+    for path in (left, *spared):
+        path.touch()
+    remove_dead_asides(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(spared)

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from wsi_pipeline.errors import ConfigError, EnvironmentFault, SlideError
-from wsi_pipeline.scheduling import Deadlines, Workers, run_jobs
+from wsi_pipeline.scheduling import Deadlines, Workers, open_crew, run_jobs
+from wsi_pipeline.scheduling.executor import DaskExecutor
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,26 @@ def test_task_names_hold_no_slide_names(tmp_path: Path) -> None:
 
     with connect(Workers(count=1)) as executor:
         executor.submit(Step(0, "prepare"), CountJob(tmp_path / "Jane Doe", 1).prepare)
-        assert not any("Jane" in key for key in executor._pending)
+        assert not any("Jane" in str(key) for key in executor._pending)
         executor.next_done()
+
+
+def list_groups(dask_scheduler: Any) -> list[str]:
+    return list(dask_scheduler.task_prefixes)
+
+
+def count_profiles(dask_worker: Any) -> int:
+    return len(dask_worker.profile_history)
+
+
+def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
+    """What it kept per step, or wrote down of what a worker does, would fill the memory in days."""
+    with open_crew(Workers(count=1)) as crew:
+        run_jobs([CountJob(tmp_path, 2) for _ in range(20)], crew, Notes())
+        executor = crew.executor
+        assert isinstance(executor, DaskExecutor)
+        assert len(executor.client.run_on_scheduler(list_groups)) == 3
+        assert set(executor.client.run(count_profiles).values()) == {0}
 
 
 def test_negative_workers_are_refused() -> None:

@@ -383,6 +383,7 @@ def test_predictions_of_no_model_are_refused(model: object, tmp_path: Path) -> N
 def test_a_summary_with_a_figure_that_is_none_is_refused(name: str, value: object, tmp_path: Path) -> None:
     write_result(tmp_path / "s", [0.1, 0.9])
     edit_json("summary.json", name, value=value)(tmp_path / "s")
+    vouch(tmp_path / "s")
     with pytest.raises(StoreError, match=r"summary\.json: missing or damaged"):
         read_summary(tmp_path / "s")
 

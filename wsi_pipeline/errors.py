@@ -5,10 +5,16 @@ the way up is added with `add_note`. Foreign exceptions are translated in the on
 """
 
 import errno
+import os
 from pathlib import Path
 
-MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE})
-"""Full or read-only disks, forbidden places, too many open files."""
+MACHINE_ERRNOS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
+        *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT),
+    }
+)
+"""Full, read-only, failing or vanished disks, forbidden places, too many open files, files larger than is allowed."""
 
 
 class WsiError(Exception):
@@ -44,7 +50,8 @@ class EnvironmentFault(WsiError):
 
 
 def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
-    """The fault of the machine that an error tells of; None where the input is to blame."""
+    """The fault of the machine that an error tells of, at the file that it names, else `path`; None where the input is to blame."""
     if error.errno not in MACHINE_ERRNOS:
         return None
-    return EnvironmentFault(f"{path}: {error.strerror}; mend that (see df -h, df -i and permissions) and run the same line again")
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else path
+    return EnvironmentFault(f"{where}: {error.strerror}; mend that (see df -h, df -i and permissions) and run the same line again")

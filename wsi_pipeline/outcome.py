@@ -121,6 +121,8 @@ def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOut
     """The outcome of a slide whose work raised `error`; foreign errors are named by their type."""
     if isinstance(error, OSError) and (fault := machine_fault(path, error)):
         error = fault
+    if isinstance(error, MemoryError):
+        error = WsiError(f"{path}: needs more memory than a worker may take; leave it out, or use fewer workers or a larger machine")
     message = str(error) if isinstance(error, WsiError) else f"{type(error).__name__}: {error}"
     return SlideOutcome(
         slide_id=slide_id,

@@ -37,7 +37,7 @@ from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
 from wsi_pipeline.slides.selection import scale_slides, select_slides
 from wsi_pipeline.store.arrays import read_attributes
-from wsi_pipeline.store.files import make_folder
+from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.tiling import TileConfig
 
 LEFT_OUT_CSV = "left_out.csv"
@@ -111,6 +111,7 @@ def tile_found(
     with log_events(out, "tile", len(slides), parameters, suffix) as events:
         batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress(), events, options.room, veil)
         write_failures_csv(out, batch.account.outcomes, suffix=suffix)
+        remove_dead_asides(out)
         events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
     return batch.account
 
@@ -156,6 +157,7 @@ def ingest_patches(
     ]
     write_csv(out / LEFT_OUT_CSV, ["file", "reason"], left_out)
     write_failures_csv(out, batch.account.outcomes)
+    remove_dead_asides(out)
     return IngestAccount(batch.account, tuple(left_out))
 
 

@@ -10,6 +10,7 @@ from wsi_pipeline.models.model import Model
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import read_summaries, write_failures_csv, write_run_json, write_slides_tables
 from wsi_pipeline.provenance import describe_tool
+from wsi_pipeline.store.files import remove_dead_asides
 
 
 def describe_run(batch: Batch, model: Model, parameters: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -33,3 +34,4 @@ def write_tables(results: Path, batch: Batch, record: Mapping[str, Any], suffix:
     write_run_json(results, record, suffix)
     write_slides_tables(results)
     write_index(results)
+    remove_dead_asides(results)

@@ -13,8 +13,8 @@ from wsi_pipeline.outputs.run_tables import write_failures_csv, write_slides_tab
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.provenance import describe_tool
-from wsi_pipeline.store.commit import VIEW, Staging, find_finished
-from wsi_pipeline.store.files import make_folder, write_file
+from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired
+from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.predictions import RESULT_KIND, find_results
@@ -35,6 +35,7 @@ def aggregate_results(
     One outcome per slide, whatever is raised; a slide whose outputs show this very view already is left alone.
     Raises StoreError where `results` holds no finished slide.
     """
+    put_back_retired(results)
     folders = find_results([results])
     if not folders:
         raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
@@ -51,6 +52,7 @@ def aggregate_results(
         write_failures_csv(target, outcomes)
     write_slides_tables(target)
     write_index(target)
+    remove_dead_asides(target)
     return account
 
 

@@ -36,7 +36,7 @@ from wsi_pipeline.store.commit import VIEW, Staging, find_finished, look_for_fin
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
+from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions, open_result
 
 PATCH_BYTES = 100
 """A million patches in all default formats take 68 MB, and some more on their way."""
@@ -147,6 +147,7 @@ class InferJob:
         """The plan where the predictions are there; outputs that are not as asked for are made anew from them."""
         if manifest.recipe.get(VIEW) == self.view.to_json():
             return finished_plan(staging, manifest)
+        open_result(self.target)
         take_over(staging, self.target)
         return SlidePlan(staging, int(manifest.counts["patches"]), (), 1, is_predicted=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from wsi_pipeline.errors import ConfigError, ModelError
@@ -122,7 +122,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the checkpoint; the same content always gives the same bytes."""
+    """Write the checkpoint; the same content always gives the same bytes. Raises OSError where the disk does not take it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     if checkpoint.self_test is not None:
         tensors |= {TEST_PIXELS: checkpoint.self_test.pixels, TEST_PROBABILITY: checkpoint.self_test.probability}
@@ -143,18 +143,19 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "weights_sha256": _weights_sha256(tensors),
     }
     card["card_sha256"] = recipe_digest(card)
-    save_file(tensors, path, metadata={CARD_KEY: canonical_json(card)})
+    path.write_bytes(save(tensors, metadata={CARD_KEY: canonical_json(card)}))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and check it through. Raises ModelError, naming the file and the fault."""
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; train one with `wsi train`")
-    card, shapes = read_safetensors_card(path, CARD_KEY)
+    text, card, shapes = read_safetensors_card(path, CARD_KEY)
     if card.get("format") not in READ_FORMATS:
         known = " and ".join(map(str, READ_FORMATS))
         raise ModelError(f"{path}: card format {str(card.get('format'))[:20]}, this version of wsi reads {known}; {_remedy(card)}")
-    if card.get("card_sha256") != recipe_digest({key: value for key, value in card.items() if key != "card_sha256"}):
+    said = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
+    if card.get("card_sha256") != said or text != canonical_json(card):
         raise ModelError(f"{path}: its card is damaged or was edited (checksum); copy it again or train anew")
     _check_shapes(path, card, shapes)
     tensors = read_tensors(path)

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.errors import EnvironmentFault, ModelError
 from wsi_pipeline.strict_json import parse_json
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
@@ -19,26 +19,45 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
 """Types that weights and self-tests have."""
 
 
-def read_safetensors_card(path: Path, key: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """The JSON object under a key of the file's metadata, and the shape of every tensor. Raises ModelError; reads no tensor."""
+class Declared(NamedTuple):
+    """What a file says of itself."""
+
+    text: str
+    """Of the card, as it stands there."""
+    card: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    """By the names of the tensors."""
+
+
+def read_safetensors_card(path: Path, key: str) -> Declared:
+    """The JSON object under a key of the file's metadata, and the shape of every tensor.
+
+    Raises ModelError, and EnvironmentFault where the machine does not let the file be read. Reads no tensor.
+    """
     try:
         header = _read_header(path)
-        card = parse_json(header.get(METADATA, {})[key])
+        text = header.get(METADATA, {})[key]
+        card = parse_json(text)
         if not isinstance(card, dict):
             raise ValueError("its card is no JSON object")
-        return card, {name: _read_shape(name, entry) for name, entry in header.items() if name != METADATA}
+        return Declared(text, card, {name: _read_shape(name, entry) for name, entry in header.items() if name != METADATA})
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror}); mend that and run the same line again") from error
     except KeyError as error:
         raise ModelError(f"{path}: no checkpoint of wsi (it has no card); give a model.safetensors of `wsi train`") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: not a whole safetensors file ({error}); copy it again or train anew") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file whose shapes are known to be right. Raises ModelError."""
+    """Every tensor of a file whose shapes are known to be right. Raises ModelError, and EnvironmentFault as above."""
     try:
         with safe_open(path, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except RuntimeError as error:  # torch, where it cannot open the file; it names no number
+        reason = " ".join(str(error).split())
+        raise EnvironmentFault(f"{path}: cannot be read ({reason}); mend that and run the same line again") from error
+    except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not a whole safetensors file ({error}); copy it again or train anew") from error
 
 

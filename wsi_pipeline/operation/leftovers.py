@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_pipeline.errors import EnvironmentFault, StoreError
-from wsi_pipeline.operation.status import OWNER, STAGED, is_process_alive
+from wsi_pipeline.operation.status import OWNER, STAGED
+from wsi_pipeline.store.commit import put_back
+from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import HIDDEN, hold_lock, is_lock_held, read_owner, remove_empty, remove_lock
 from wsi_pipeline.store.manifest import is_product
 
-ASIDE = re.compile(r"\..+\.(\d+)")
-"""A file that was being written: hidden, with its writer's process at the end."""
+ASIDE = re.compile(r"\.(.+?)(?:\.[0-9a-f]{4})?\.(\d+)")
+"""A file that was being written: hidden, with its writer's machine and process at the end."""
 ASIDE_AGE_S = 3600.0
 """Younger ones are left alone: their writer may live on another machine."""
 DAY_S = 86_400.0
@@ -81,6 +83,8 @@ def _clean_work(target: Path, latest: float, is_dry: bool) -> Iterator[Leftover]
     name = re.compile(re.escape(target.name) + STAGED.pattern.removeprefix("(.+)"))
     try:
         with hold_lock(target):
+            if not is_dry:
+                put_back(target)
             for folder in sorted((target.parent / HIDDEN / "staging").iterdir()):
                 if name.fullmatch(folder.name) and _last_change(folder) <= latest:
                     yield Leftover(folder, target, _count_bytes(folder))
@@ -96,10 +100,10 @@ def _clean_asides(path: Path, latest: float, is_dry: bool) -> Iterator[Leftover]
     for folder in _folders_of_products(path):
         for entry in sorted(folder.iterdir()):
             match = ASIDE.fullmatch(entry.name)
-            if match is None or not entry.is_file() or is_process_alive(int(match[1])):
+            if match is None or not entry.is_file() or is_process_alive(int(match[2])):
                 continue
             if entry.stat().st_mtime <= min(latest, time.time() - ASIDE_AGE_S):
-                yield Leftover(entry, folder / entry.name[1:].rpartition(".")[0], entry.stat().st_size)
+                yield Leftover(entry, folder / match[1], entry.stat().st_size)
                 if not is_dry:
                     entry.unlink(missing_ok=True)
 

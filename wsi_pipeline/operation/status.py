@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import socket
 from collections import Counter
@@ -20,6 +19,7 @@ from wsi_pipeline.outcome import SlideState, state_of
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.store.arrays import open_array
+from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import HIDDEN, read_owner
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
@@ -166,17 +166,6 @@ def _is_alive(owner: str | None) -> bool | None:
     if not match:
         return False if owner is None else None
     return is_process_alive(int(match[1])) if match[2] == socket.gethostname() else None
-
-
-def is_process_alive(process: int) -> bool:
-    """Whether a process of this machine lives."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _read_failures(folder: Path) -> tuple[Failure, ...]:

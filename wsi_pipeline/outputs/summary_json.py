@@ -9,6 +9,7 @@ from typing import Any, get_args
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.outcome import SlideState, SlideSummary
 from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
 from wsi_pipeline.strict_json import read_json
 
 FILE_NAME = "summary.json"
@@ -28,7 +29,12 @@ def read_schema() -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> SlideSummary:
-    """The summary of a slide's folder. Raises StoreError."""
+    """The summary of a slide's folder. Raises StoreError where it is not the one that was written."""
+    if is_product(folder):
+        manifest = read_manifest(folder)
+        if manifest.files.get(FILE_NAME, (0, ""))[0] > MAX_BYTES:
+            raise StoreError(f"{folder / FILE_NAME}: damaged: has more than {MAX_BYTES} bytes; make it again with --force")
+        check_files(folder, manifest, [FILE_NAME])
     try:
         value = read_json(folder / FILE_NAME, MAX_BYTES)
         summary = SlideSummary(**value | {"state": SlideState(value["state"])})

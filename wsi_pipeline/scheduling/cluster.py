@@ -12,14 +12,20 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.security import Security
 
 from wsi_pipeline.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.scheduling.confinement import MemoryLimit, share_memory
 from wsi_pipeline.scheduling.executor import ALLOWED_DEATHS, DaskExecutor
 from wsi_pipeline.scheduling.jobs import ADDRESS, Workers
 
 LOOPBACK = "127.0.0.1"
 CONNECT_TIMEOUT_S = 30
 DASHBOARD_PORT = 8787
+EVENTS_KEPT = 100
+"""Dask's own notes of what happened, which nobody reads where there is no dashboard."""
 GPU = "GPU"
 """The resource that workers with a GPU declare, one each."""
+
+ON_THIS_MACHINE = ("local", "cuda")
+"""Clusters whose workers share this machine's memory; Slurm limits its jobs itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +38,13 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
     rules = {
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
         "distributed.scheduler.worker-ttl": f"{workers.deadlines.silence_s}s",
+        # What the profiler writes down grows by 150 kB a slide. And it asks for all threads' frames under a lock, in which a garbage collection
+        # may close a slide and so let another thread run, which waits for that lock with the interpreter in hand: the worker stands still
+        # (python/cpython#106883).
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.log-length": EVENTS_KEPT,
+        "distributed.admin.low-level-log-length": EVENTS_KEPT,
+        "distributed.admin.system-monitor.log-length": EVENTS_KEPT,
     }
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(routes | rules))
@@ -76,6 +89,8 @@ def _start(workers: Workers, stack: ExitStack) -> DaskExecutor:
     """Worker processes of our own."""
     cluster = stack.enter_context(STARTERS[workers.cluster](workers))
     client = stack.enter_context(Client(cluster, security=cluster.security, set_as_default=False))
+    if workers.cluster in ON_THIS_MACHINE:
+        client.register_plugin(MemoryLimit(share_memory(workers.processes)))
     if workers.has_dashboard:
         logger.warning("Dask's dashboard: %s", client.dashboard_link)
     if workers.cluster == "slurm":

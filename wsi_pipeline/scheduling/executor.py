@@ -21,6 +21,10 @@ HANGS_ALONE = 1
 """Once is enough for a step that hangs alone."""
 
 
+Key = tuple[str, int, int, int]
+"""Kind of step and client, job, block, and how many were sent before it."""
+
+
 class _Submitted(NamedTuple):
     """A step under way."""
 
@@ -44,7 +48,7 @@ class DaskExecutor:
 
     def __post_init__(self) -> None:
         self._done = as_completed([], loop=self.client.loop)
-        self._pending: dict[str, _Submitted] = {}
+        self._pending: dict[Key, _Submitted] = {}
         self._suspects: deque[_Submitted] = deque()
         self._dropped: set[int] = set()
         self._seconds: deque[float] = deque(maxlen=101)
@@ -57,11 +61,12 @@ class DaskExecutor:
     def _send(self, work: _Submitted) -> None:
         step = work.step
         self._sent += 1
-        key = f"{step.kind}-{self.client.id}-{step.job}-{step.block}-{self._sent}"
+        # A tuple, of which Dask takes the first for the name of a group: it never forgets a group, so there must not be one for every step.
+        key = (f"{step.kind}-{self.client.id}", step.job, step.block, self._sent)
         deadline_s = choose_deadline(step, self.deadlines, self._seconds)
         future = self.client.submit(
             run_watched,
-            *(step, deadline_s, self.deadlines, key, work.function),
+            *(step, deadline_s, self.deadlines, str(key), work.function),
             *work.arguments,
             key=key,
             pure=False,
@@ -106,10 +111,10 @@ class DaskExecutor:
             self._seconds.append(result.seconds)
         return result.value
 
-    def _hangs_of(self, key: str) -> Sequence[float]:
+    def _hangs_of(self, key: Key) -> Sequence[float]:
         """Deadlines that the task outlived, in seconds."""
         events = self.client.get_events(HUNG_TOPIC)
-        return [event["seconds"] for _, event in events if event["key"] == key]
+        return [event["seconds"] for _, event in events if event["key"] == str(key)]
 
 
 def _result_of(future: Any) -> Any:

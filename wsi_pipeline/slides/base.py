@@ -106,6 +106,18 @@ def _check_mpp(path: Path, mpp: float, source: str) -> float:
     return float(mpp)
 
 
+MAX_SIDE_PX = 2_000_000
+MAX_SLIDE_PX = 250_000_000_000
+"""Pixels of a slide; the largest that scanners write has about a sixth of them. What claims more would fill the memory with empty cells."""
+
+
+def check_size(path: Path, size: tuple[int, int]) -> None:
+    """Raise SlideError where a slide of `size` (width, height) cannot be."""
+    width, height = size
+    if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX and width * height <= MAX_SLIDE_PX):
+        raise SlideError(f"{path}: says that it has {width} × {height} px, which no slide has; copy it again or export it anew")
+
+
 MAX_ASPECT_ERROR = 0.02
 """A level whose width and height disagree by more than this about its downsample is not a level of this image."""
 

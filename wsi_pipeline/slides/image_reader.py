@@ -72,7 +72,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
             _check_decodable(path, image)
             return composite_on_white(np.asarray(image.convert("RGBA")))
     except IMAGE_FAULTS as error:
-        raise SlideError(f"{path}: not a whole image ({error}); copy it again") from error
+        raise _broken(path, error) from error
 
 
 def _read_scale(path: Path) -> DeclaredScale:
@@ -81,7 +81,7 @@ def _read_scale(path: Path) -> DeclaredScale:
             _check_decodable(path, image)
             return _declared_scale(image)
     except IMAGE_FAULTS as error:
-        raise SlideError(f"{path}: not a whole image ({error}); copy it again") from error
+        raise _broken(path, error) from error
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -98,6 +98,12 @@ def _open(path: Path) -> Image.Image:
         # Pillow warns of large images; MAX_PIXELS below is the limit that counts.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=FORMATS)
+
+
+def _broken(path: Path, error: Exception) -> SlideError:
+    if isinstance(error, Image.DecompressionBombError):
+        return SlideError(f"{path}: too large for a plain image ({error}); convert it to a pyramidal TIFF")
+    return SlideError(f"{path}: not a whole image ({error}); copy it again")
 
 
 def _check_decodable(path: Path, image: Image.Image) -> None:

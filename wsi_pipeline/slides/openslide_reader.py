@@ -13,6 +13,7 @@ from wsi_pipeline.slides.base import (
     DeclaredScale,
     Level,
     UserScale,
+    check_size,
     composite_on_white,
     fingerprint_file,
     settle_levels,
@@ -49,6 +50,7 @@ class OpenSlideReader:
         self._handle: openslide.OpenSlide | None = None
         handle = self._open()
         self._handle = handle
+        check_size(path, handle.dimensions)
         self._level_downsamples = handle.level_downsamples
         properties = handle.properties
         self.levels = tuple(level._replace(tile=_tile_size(properties, level.number)) for level in settle_levels(handle.level_dimensions))

@@ -8,10 +8,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from wsi_pipeline.slides.base import Level
+from wsi_pipeline.slides.tiff_structure import (
+    BITS,
+    COMPRESSION,
+    FILL_ORDER,
+    IMAGE_DEPTH,
+    ORIENTATION,
+    PHOTOMETRIC,
+    PLANES,
+    PREDICTOR,
+    SAMPLE_FORMAT,
+    SAMPLES,
+    TILE_DEPTH,
+    BrokenTiff,
+    TiffPage,
+    read_structure,
+)
 from wsi_pipeline.slides.tile_codecs import TileFormat, can_decode
 
 VENDORS = ("aperio", "generic-tiff")
@@ -19,10 +34,6 @@ VENDORS = ("aperio", "generic-tiff")
 
 MAX_TILE_PX = 4096
 MAX_TILE_BYTES = 64 * 1024 * 1024
-MAX_TILES = 16_000_000
-MAX_PAGES = 1024
-
-BROKEN_TIFF = (tifffile.TiffFileError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, RuntimeError)
 
 
 class LevelLayout(NamedTuple):
@@ -53,55 +64,43 @@ class LevelLayout(NamedTuple):
 def find_layouts(path: Path, levels: Sequence[Level]) -> dict[int, LevelLayout]:
     """Level number → layout, for the levels that can be read directly; empty where none can, or the file is no TIFF."""
     try:
-        with tifffile.TiffFile(path) as tiff:
-            pages = [page for page in _first_pages(tiff) if page.is_tiled]
-            size = tiff.filehandle.size
-            found = {level.number: _layout_of(level, pages, size) for level in levels}
-    except BROKEN_TIFF:
+        structure = read_structure(path)
+    except (BrokenTiff, OSError):
         return {}
+    pages = [page for page in structure.pages if page.is_tiled and not page.is_sub]
+    found = {level.number: _layout_of(level, pages, structure.file_size) for level in levels}
     return {number: layout for number, layout in found.items() if layout is not None}
 
 
-def _first_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    if len(tiff.pages) > MAX_PAGES:
-        raise ValueError("too many pages")
-    return [page.aspage() for page in tiff.pages]
-
-
-def _layout_of(level: Level, pages: Sequence[tifffile.TiffPage], file_size: int) -> LevelLayout | None:
+def _layout_of(level: Level, pages: Sequence[TiffPage], file_size: int) -> LevelLayout | None:
     """The layout of the one tiled page that has the level's size; None where there are several, or it cannot be decoded."""
-    matching = [page for page in pages if (page.imagewidth, page.imagelength) == level.size]
+    matching = [page for page in pages if page.size == level.size]
     if len(matching) != 1 or not _is_plain_rgb(matching[0]):
         return None
     page = matching[0]
     form = TileFormat(
-        width=page.tilewidth,
-        height=page.tilelength,
-        compression=int(page.compression),
-        photometric=int(page.photometric),
-        predictor=int(page.predictor),
-        jpeg_tables=page.jpegtables,
+        width=page.tile[0],
+        height=page.tile[1],
+        compression=page.number(COMPRESSION, 1),
+        photometric=page.number(PHOTOMETRIC, -1),
+        predictor=page.number(PREDICTOR, 1),
+        jpeg_tables=page.jpeg_tables,
     )
     across, down = -(-level.size[0] // form.width), -(-level.size[1] // form.height)
-    if not can_decode(form) or across * down > MAX_TILES or len(page.dataoffsets) != across * down:
+    if not can_decode(form) or len(page.offsets) != across * down:
         return None
-    layout = LevelLayout(form, level.size, across, np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64))
+    layout = LevelLayout(form, level.size, across, page.offsets, page.counts)
     return layout if _is_within(layout, file_size) else None
 
 
-def _is_plain_rgb(page: tifffile.TiffPage) -> bool:
+def _is_plain_rgb(page: TiffPage) -> bool:
     """Whether pixels are three bytes side by side, upright, in tiles of a reasonable size."""
-    orientation = page.tags.get("Orientation")
     return (
-        page.samplesperpixel == 3
-        and page.bitspersample == 8
-        and int(page.sampleformat) == 1
-        and int(page.planarconfig) == 1
-        and int(page.fillorder) == 1
-        and page.imagedepth == page.tiledepth == 1
-        and (orientation is None or int(orientation.value) == 1)
-        and 1 <= page.tilewidth <= MAX_TILE_PX
-        and 1 <= page.tilelength <= MAX_TILE_PX
+        page.numbers.get(SAMPLES) == (3,)
+        and set(page.numbers.get(BITS, (1,))) == {8}
+        and set(page.numbers.get(SAMPLE_FORMAT, (1,))) == {1}
+        and all(page.number(tag, 1) == 1 for tag in (PLANES, FILL_ORDER, ORIENTATION, IMAGE_DEPTH, TILE_DEPTH))
+        and all(1 <= side <= MAX_TILE_PX for side in page.tile)
     )
 
 

@@ -14,17 +14,29 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.errors import EnvironmentFault, StoreError
 from wsi_pipeline.provenance import recipe_digest
-from wsi_pipeline.store.files import flush_folder, flush_tree, make_folder, write_file
-from wsi_pipeline.store.lock import HIDDEN
-from wsi_pipeline.store.manifest import MANIFEST, Manifest, find_kind, has_damaged_manifest, is_product, manifest_to_json, read_manifest
+from wsi_pipeline.store.files import exchange, flush_folder, flush_tree, make_folder, write_file
+from wsi_pipeline.store.lock import HIDDEN, hold_lock
+from wsi_pipeline.store.manifest import (
+    MANIFEST,
+    Manifest,
+    find_kind,
+    has_damaged_manifest,
+    is_product,
+    manifest_to_json,
+    read_claims,
+    read_manifest,
+)
 from wsi_pipeline.strict_json import format_json
 
+RETIRED = "retired"
+"""Where a replaced product waits, in the staging of the newer one, while that is put in its place."""
 VIEW = "view"
 """Entry of a product's recipe that says how its content is shown; it may be made anew without doing the work again."""
 
@@ -53,7 +65,15 @@ class Staging:
     @property
     def is_prepared(self) -> bool:
         """Whether an earlier run prepared this product to the end, so that only blocks may be missing."""
-        return (self.folder / "prepared").exists()
+        return (self.folder / "prepared").exists() and self.product.is_dir() and not self._holds_replaced_product()
+
+    def _holds_replaced_product(self) -> bool:
+        """Whether the product was published, and what lies here is the one that it replaced."""
+        try:
+            made_from = read_claims(self.product).recipe
+        except StoreError:
+            return False  # it is not finished yet
+        return {name: entry for name, entry in made_from.items() if name != VIEW} != self.recipe
 
     def begin(self) -> None:
         """Start anew, throwing away what an unprepared attempt left."""
@@ -122,13 +142,33 @@ def _sweep(product: Path) -> None:
 
 
 def _publish(product: Path, target: Path) -> None:
-    """Rename into place; an older product steps aside first and is removed last."""
-    retired = product.parent / "retired"
+    """Rename into place; an older product is swapped with it in one step, or steps aside first, and is removed last."""
+    retired = product.parent / RETIRED
+    if target.exists() and exchange(product, target):
+        flush_folder(target.parent)
+        shutil.rmtree(product, ignore_errors=True)
+        return
     if target.exists():
         target.rename(retired)
     product.rename(target)
     flush_folder(target.parent)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def put_back_retired(folder: Path) -> None:
+    """Give products in a folder their names back that stepped aside for newer ones which, by a kill, never came."""
+    for retired in sorted((folder / HIDDEN / "staging").glob(f"*/{RETIRED}")):
+        target = folder / retired.parent.name.rpartition(".")[0]
+        with suppress(EnvironmentFault), hold_lock(target):  # where it is being written, it is no dead writer's
+            put_back(target)
+
+
+def put_back(target: Path) -> None:
+    """The same for one product, whose lock is ours."""
+    for retired in (target.parent / HIDDEN / "staging").glob(f"*/{RETIRED}"):
+        if retired.parent.name.rpartition(".")[0] == target.name and not target.exists():
+            retired.rename(target)
+            flush_folder(target.parent)
 
 
 def find_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()) -> Manifest | None:
@@ -137,9 +177,10 @@ def find_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Pat
     Raises StoreError where another recipe made what is there and `force` does not allow replacing it, and, whatever `force` says,
     where a product of another kind or one of the `inputs` would go; with `force`, work that was begun is thrown away too.
     """
+    put_back(staging.target)
     manifest = look_for_finished(staging, kind, force, inputs)
-    if force:
-        staging.discard()
+    if force or manifest is not None:
+        staging.discard()  # of a finished product nothing is left but what a kill after its commit spared
     return manifest
 
 

@@ -1,6 +1,11 @@
 """Files and folders that are really on disk when a function returns."""
 
+import ctypes
+import errno
+import hashlib
 import os
+import re
+import socket
 from io import FileIO
 from pathlib import Path
 
@@ -9,12 +14,21 @@ import xxhash
 from wsi_pipeline.errors import EnvironmentFault, machine_fault
 
 CHECKSUM_PIECE_BYTES = 4 * 1024 * 1024
+MOST_ATTEMPTS = 100
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+"""Tells machines that share a folder apart."""
+ASIDE = re.compile(rf"\..+\.{HOST}\.(\d+)")
+"""What a file is called while a process of this machine writes it."""
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM})
+"""What systems, and file systems such as NFS, say that cannot swap two names."""
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all: aside, flushed, renamed. Raises EnvironmentFault where the disk does not take it."""
     make_folder(path.parent)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}")
     try:
         try:
             with aside.open("wb") as stream:
@@ -29,6 +43,24 @@ def write_file(path: Path, content: bytes) -> None:
     flush_folder(path.parent)
 
 
+def remove_dead_asides(folder: Path) -> None:
+    """Remove what killed processes of this machine left beside the files that they were writing in a folder."""
+    for entry in os.scandir(folder):
+        if (match := ASIDE.fullmatch(entry.name)) and not is_process_alive(int(match[1])):
+            Path(entry).unlink(missing_ok=True)
+
+
+def is_process_alive(process: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def write_all(stream: FileIO, content: memoryview) -> None:
     """Write every byte: a raw file may take fewer at a time."""
     while content:
@@ -37,11 +69,17 @@ def write_all(stream: FileIO, content: memoryview) -> None:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it. Raises EnvironmentFault where the machine does not let us."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise EnvironmentFault(f"{folder}: cannot be made ({reason}); name a folder that you may write to") from error
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
+                continue  # a neighbour removed the empty folder above it meanwhile
+            reason = error.strerror or str(error)
+            raise EnvironmentFault(f"{folder}: cannot be made ({reason}); name a folder that you may write to") from error
 
 
 def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:
@@ -79,3 +117,18 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, so that neither is ever missing; False where this cannot be done here. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        swap = libc.renameat2
+    except AttributeError:  # a system other than Linux
+        return False
+    if swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in CANNOT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))

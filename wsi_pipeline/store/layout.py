@@ -93,10 +93,15 @@ def check_one_chunk(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -
     check_layout(path, name, wanted)
     if math.prod(shape) == 0:
         return
-    chunk = "/".join([name, "c", *["0"] * len(shape)])
+    chunk = name_one_chunk(name, shape)
     check_contained(path, [chunk])
     if size_of_own(path / chunk) != wanted.chunk_bytes + CHECKSUM_BYTES:
         raise StoreError(f"{path}: damaged: the file of its array {name!r} is not as long as its values; make it again")
+
+
+def name_one_chunk(name: str, shape: tuple[int, ...]) -> str:
+    """The file of an array that is written at once."""
+    return "/".join([name, "c", *["0"] * len(shape)])
 
 
 def _read_node(path: Path, kind: str, max_bytes: int) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """What a product says of itself: `manifest.json`, with the size and checksum of every file, and its own.
 
-Sizes are compared at every opening, checksums by `wsi verify`, before training, and before anything is made from a product anew.
+Sizes are compared at every opening, checksums of a file before it is used, and of every file by `wsi verify` and before training.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,15 @@ def _content_fault(path: Path, digest: str) -> str | None:
         return None if file_checksum(path) == digest else "has another content than was written"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def check_files(product: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Compare the checksums of some of a product's files before they are used. Raises StoreError naming the damaged ones."""
+    named = {name: manifest.files.get(name) for name in names}
+    faults = {name: "is no part of it" if entry is None else _content_fault(product / name, entry[1]) for name, entry in named.items()}
+    damaged = [f"{name} {fault}" for name, fault in faults.items() if fault is not None]
+    if damaged:
+        raise StoreError(f"{product}: damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}; make it again with --force")
 
 
 def check_whole(product: Path) -> Manifest:

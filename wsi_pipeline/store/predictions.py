@@ -13,8 +13,9 @@ from wsi_pipeline.geometry import block_slice, count_blocks
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.arrays import create_array, flush_chunk, read_rows, write_rows
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.layout import ArrayLayout, check_layout
-from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
+from wsi_pipeline.store.layout import CHECKSUM_BYTES, ArrayLayout, check_layout
+from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
+from wsi_pipeline.store.opening import check_tables
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi predictions"
@@ -93,24 +94,31 @@ def _check_model(path: Path, model: Any) -> None:
 
 
 def open_result(folder: Path) -> Predictions:
-    """The predictions of a finished slide result. Raises StoreError.
+    """The predictions of a finished slide result. Raises StoreError where they are not those that were written.
 
     A patch without a number is one that could not be read: where the manifest counts fewer of these, numbers are missing.
     """
     manifest = read_manifest(folder)
+    check_tables(folder, manifest, KIND, FOLDER)
     predictions = Predictions(folder / FOLDER)
     counts, table = manifest.counts, predictions.table
-    _check_listed(folder, manifest, table)
+    _check_chunks(folder, manifest, table)
     unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
     if (counts.get("patches"), counts.get("unreadable")) != (table.patches, unreadable):
         raise StoreError(f"{folder}: damaged: its predictions and its manifest disagree; make it again with --force")
     return predictions
 
 
-def _check_listed(folder: Path, manifest: Manifest, table: PatchTable) -> None:
-    for block in range(count_blocks(table.patches, table.block_size)):
-        if f"{FOLDER}/probability/c/{block}" not in manifest.files:
-            raise StoreError(f"{folder}: damaged: block {block} of its predictions is missing; make it again with --force")
+def _check_chunks(folder: Path, manifest: Manifest, table: PatchTable) -> None:
+    """Raise StoreError where a block of probabilities is not in the manifest, or not as it was written."""
+    names = [f"{FOLDER}/probability/c/{block}" for block in range(count_blocks(table.patches, table.block_size))]
+    wanted = ArrayLayout("float32", (table.patches,), (table.block_size,)).chunk_bytes + CHECKSUM_BYTES
+    for block, name in enumerate(names):
+        if manifest.files.get(name, (0, ""))[0] != wanted:
+            raise StoreError(
+                f"{folder}: damaged: block {block} of its predictions is missing or of another size; make it again with --force"
+            )
+    check_files(folder, manifest, names)
 
 
 def find_results(places: Sequence[Path]) -> list[Path]:

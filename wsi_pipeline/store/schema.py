@@ -15,13 +15,15 @@ from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.geometry import MAX_BLOCK_BYTES, MAX_MPP, MIN_MPP, Grid, PatchSpec
 from wsi_pipeline.sources import PatchQuality, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.store.arrays import create_group, put_array, read_attributes, read_rows
-from wsi_pipeline.store.layout import check_one_chunk, read_layout
+from wsi_pipeline.store.layout import check_one_chunk, name_one_chunk, read_layout
 
 FORMAT_VERSION = 1
 RATIO = re.compile(r"[0-9]{1,12}(/[0-9]{1,12})?")
 """An exact downsample. Fraction itself would also take `1e999999999`, and compute it."""
 MAX_EXTENT_L0 = 2**31 - 1
 MAX_LEVELS = 64
+DAMAGES = (KeyError, TypeError, ValueError, IndexError, ArithmeticError, ConfigError)
+"""What reading attributes raises where they are not as they were written."""
 
 
 def slide_to_json(slide: SlideInfo) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
             quality=quality,
             tissue=_unpack_tissue(arrays) if attributes.get("has_tissue") else None,
         )
-    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, ConfigError) as error:
+    except DAMAGES as error:
         raise StoreError(f"{path}: its attributes are damaged ({error}); make it again with --force") from error
     _check_table(path, table)
     return table
@@ -172,8 +174,22 @@ def list_table_arrays(attributes: Mapping[str, Any]) -> list[str]:
     return names + (list(PatchQuality._fields) if attributes.get("has_quality") else [])
 
 
+def list_table_files(path: Path, attributes: Mapping[str, Any]) -> list[str]:
+    """The files that hold the table's values. Raises StoreError where an array has not the layout that we write."""
+    try:
+        shapes = _check_arrays(path, attributes, grid_from_json(attributes["grid"]))
+    except DAMAGES as error:
+        raise StoreError(f"{path}: its attributes are damaged ({error}); make it again with --force") from error
+    return [name_one_chunk(name, shape) for name, shape in shapes.items() if math.prod(shape)]
+
+
 def _read_arrays(path: Path, attributes: Mapping[str, Any], grid: Grid) -> dict[str, NDArray[Any]]:
     """Every array of the table, read after all of them were found to have the layout that we write."""
+    return {name: read_rows(path, name) for name in _check_arrays(path, attributes, grid)}
+
+
+def _check_arrays(path: Path, attributes: Mapping[str, Any], grid: Grid) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of the table, none of which is longer than its file."""
     patches = _count_rows(path, "cells", 2)
     if patches > grid.rows * grid.cols:
         raise ValueError(f"{patches} patches on a grid of {grid.rows} × {grid.cols} cells")
@@ -185,10 +201,10 @@ def _read_arrays(path: Path, attributes: Mapping[str, Any], grid: Grid) -> dict[
         "tissue": ("uint8", (height, -(-width // 8))),
         "flags": ("uint8", (patches,)),
     }
-    names = list_table_arrays(attributes)
-    for name in names:
-        check_one_chunk(path, name, *layouts.get(name, ("float32", (patches,))))
-    return {name: read_rows(path, name) for name in names}
+    found = {name: layouts.get(name, ("float32", (patches,))) for name in list_table_arrays(attributes)}
+    for name, (dtype, shape) in found.items():
+        check_one_chunk(path, name, dtype, shape)
+    return {name: shape for name, (_, shape) in found.items()}
 
 
 def _count_rows(path: Path, name: str, dimensions: int) -> int:

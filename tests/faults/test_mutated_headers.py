@@ -1,0 +1,36 @@
+"""TIFFs whose headers were tampered with: opening and planning them never hangs, never fills the memory, never takes the caller along.
+
+A sample is tried here; 10,000 where WSI_FAULTS is `all` (`make test-faults`), whose outcomes are printed.
+"""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.header_mutations import SEEDS, make_seed, mutate
+from tests.header_opener import DEADLINE_S, MEMORY_BYTES, Answer, Opener
+
+WHOLE = os.environ.get("WSI_FAULTS") == "all"
+FILES = 10_000 if WHOLE else 160
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", SEEDS)
+def test_a_header_that_was_tampered_with_harms_nobody(kind: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    seed, opener = make_seed(kind, tmp_path), Opener()
+    answers: dict[int, Answer] = {}
+    for number in range(FILES // len(SEEDS)):
+        path = tmp_path / "mutated.tiff"
+        path.write_bytes(mutate(seed, random.Random(f"{kind} {number}")))
+        answers[number] = opener.ask(path)
+    opener.close()
+    for state, count in Counter(answer.state for answer in answers.values()).items():
+        record_property(f"count of mutated headers, {state}", count)
+    harmful = {number: answer for number, answer in answers.items() if answer.state in ("hang", "crash", "memory")}
+    assert harmful == {}
+    assert max(answer.seconds for answer in answers.values()) < DEADLINE_S
+    assert max(answer.peak_bytes for answer in answers.values()) < MEMORY_BYTES

@@ -1,0 +1,122 @@
+"""Two thousand slides in one run: memory, open files and temporary files stay as they were after the first few.
+
+A short run is made here, in which files are counted; memory is measured where WSI_FAULTS is `all` (`make test-faults`).
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from tests.builders import paint, write_model, write_slide
+
+WHOLE = os.environ.get("WSI_FAULTS") == "all"
+SLIDES = 2000 if WHOLE else 16
+WARM = 300
+"""Slides after which every cache is filled."""
+MAX_GROWTH_KB = 10.0
+"""Per slide, in any process."""
+COMMANDS = {
+    "tile": ("tile", "slides", "--mpp", "0.5", "--out", "out"),
+    "infer": (
+        "infer",
+        "--slides",
+        "slides",
+        "--model",
+        "m.safetensors",
+        "--results-dir",
+        "out",
+        "--outputs",
+        "summary,csv",
+        "--engine",
+        "torch",
+    ),
+}
+
+
+class Sample(NamedTuple):
+    """One process at one moment."""
+
+    process: int
+    slides_done: int
+    memory_kb: int
+    open_files: int
+
+
+def watch(process: subprocess.Popen[bytes], events: Path) -> list[Sample]:
+    """Samples of a run's processes until it ends, one round after every second."""
+    samples: list[Sample] = []
+    while process.poll() is None:
+        time.sleep(1.0)
+        done = events.read_text().count('"slide ended"') if events.is_file() else 0
+        samples += [found for number in list_tree(process.pid) if (found := look_at(number, done)) is not None]
+    return samples
+
+
+def list_tree(process: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        below = [int(number) for task in Path(f"/proc/{process}/task").iterdir() for number in (task / "children").read_text().split()]
+    except OSError:
+        return []
+    return [process, *(found for child in below for found in list_tree(child))]
+
+
+def look_at(process: int, done: int) -> Sample | None:
+    folder = Path(f"/proc/{process}")
+    try:
+        memory = re.search(r"VmRSS:\s+(\d+)", (folder / "status").read_text())
+        files = len(list((folder / "fd").iterdir()))
+    except OSError:
+        return None
+    return None if memory is None else Sample(process, done, int(memory[1]), files)
+
+
+def measure_growth(samples: Sequence[Sample]) -> dict[int, float]:
+    """kB per slide of every process that was there for most of the run, by a straight line through its samples."""
+    late = [sample for sample in samples if sample.slides_done >= WARM]
+    growth = {}
+    for process in {sample.process for sample in late}:
+        done, memory = np.array([(sample.slides_done, sample.memory_kb) for sample in late if sample.process == process]).T
+        if done.max() - done.min() > SLIDES / 2:
+            growth[process] = float(np.polyfit(done, memory, 1)[0])
+    return growth
+
+
+@pytest.mark.timeout(3600 if WHOLE else 300)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_slides_without_end(command: str, tmp_path: Path) -> None:
+    write_slide(tmp_path / "base.tiff", paint(150, 150))
+    write_model(tmp_path / "m.safetensors")
+    (tmp_path / "slides").mkdir()
+    for number in range(SLIDES):
+        os.link(tmp_path / "base.tiff", tmp_path / "slides" / f"s{number:04d}.tiff")
+    code = "from wsi_cli.main import wsi; wsi()"
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *COMMANDS[command], "--workers", "1"],
+            cwd=tmp_path,
+            stdout=said,
+            stderr=said,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        )
+        samples = watch(process, tmp_path / "out" / "events.jsonl")
+    assert process.returncode == 0, (tmp_path / "said").read_text()[-2000:]
+    assert f"in {SLIDES} = ok {SLIDES} + zero 0 + damaged 0 + failed 0" in (tmp_path / "said").read_text()
+    assert not [path for path in (tmp_path / "out").rglob(".*") if path.name != ".zattrs"]
+    late = [sample for sample in samples if min(WARM, SLIDES // 2) <= sample.slides_done < SLIDES]
+    for number in {sample.process for sample in late}:
+        files = [sample.open_files for sample in late if sample.process == number]
+        assert max(files) - min(files) <= 12, "files stay open"
+    if WHOLE:
+        growth = measure_growth(samples)
+        sys.stdout.write(f"{command}: {SLIDES} slides; kB per slide: {', '.join(f'{value:.1f}' for value in growth.values())}\n")
+        assert len(growth) >= 2, "the driver and a worker"
+        assert max(growth.values()) < MAX_GROWTH_KB

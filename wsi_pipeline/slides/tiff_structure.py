@@ -1,0 +1,240 @@
+"""What a TIFF says of itself, gone through without a decoder: its images, their sizes and formats, and where their pixels lie.
+
+Nothing is believed before it is held against the file's size and the limits below, so that a hostile file costs no more than a look:
+every offset is visited once, every table is read once, and no memory is taken for what is not there.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+MAX_PAGES = 1024
+"""Images in one file; scanners write about ten."""
+MAX_ENTRIES = 4096
+"""Tags of one image, as for libtiff."""
+MAX_TILES = 16_000_000
+"""In all images of a file together: 64 MB of byte counts, 128 MB of offsets."""
+MAX_VALUES = 64
+"""Of any tag that is no table of tiles."""
+MAX_JPEG_TABLES = 1 << 20
+
+WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 256, 257, 258, 259, 262, 266, 270
+STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
+PLANES, PREDICTOR, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 317, 322, 323, 324, 325
+SUB_IFDS, SAMPLE_FORMAT, JPEG_TABLES, OLD_JPEG_OFFSET, OLD_JPEG_COUNT = 330, 339, 347, 513, 514
+IMAGE_DEPTH, TILE_DEPTH = 32997, 32998
+NDPI = 65420
+"""The tag by which Hamamatsu's files are known, whose offsets have 64 bits in a TIFF of 32."""
+
+NUMBERS = frozenset(
+    {WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES, ROWS_PER_STRIP, PLANES, PREDICTOR, TILE_WIDTH}
+    | {TILE_LENGTH, SAMPLE_FORMAT, IMAGE_DEPTH, TILE_DEPTH}
+)
+TABLES = frozenset({STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, OLD_JPEG_OFFSET, OLD_JPEG_COUNT})
+KNOWN = NUMBERS | TABLES | {DESCRIPTION, SUB_IFDS, JPEG_TABLES, NDPI}
+
+TYPES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
+"""NumPy's names of TIFF's kinds of whole numbers, without the byte order."""
+TEXT = 2
+
+
+class BrokenTiff(Exception):
+    """What is wrong with a file, and what to do."""
+
+
+class Entry(NamedTuple):
+    """One tag of an image."""
+
+    kind: int
+    length: int
+    """How many values."""
+    place: int
+    """Byte of the file where its values begin."""
+    is_inline: bool
+    """They stand in the tag itself."""
+
+
+@dataclass(frozen=True)
+class TiffPage:
+    """One image of the file, as its tags have it."""
+
+    place: int
+    """Byte of the file at which its tags begin; names it for a person."""
+    is_sub: bool
+    """Hangs on another image instead of standing in the row of images."""
+    numbers: dict[int, tuple[int, ...]]
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    """Bytes of each tile or strip; 0 where it is missing. As many as offsets, or none where the file does not say."""
+    jpeg_tables: bytes | None
+
+    def number(self, tag: int, default: int) -> int:
+        """The first value of a tag."""
+        return self.numbers.get(tag, (default,))[0]
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels; 0 where a tag is missing."""
+        return self.number(WIDTH, 0), self.number(LENGTH, 0)
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the image is stored in tiles and not in strips."""
+        return TILE_WIDTH in self.numbers or TILE_LENGTH in self.numbers
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """(width, height) of a tile."""
+        return self.number(TILE_WIDTH, 0), self.number(TILE_LENGTH, 0)
+
+
+class TiffStructure(NamedTuple):
+    """All images of a file, in its order, and the file's size in bytes."""
+
+    pages: list[TiffPage]
+    file_size: int
+
+
+def read_structure(path: Path) -> TiffStructure:
+    """Go through a TIFF's images. Raises BrokenTiff, and OSError where the file cannot be read."""
+    with path.open("rb", buffering=0) as stream:
+        walk = _Walk(stream.fileno())
+        return TiffStructure(list(walk.pages()), walk.size)
+
+
+class _Walk:
+    """One way through a file, whose limits are those of the whole file."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self.size = os.fstat(file).st_size
+        head = self._read(0, 8)
+        if head[:4] not in TIFF_MAGIC:
+            raise BrokenTiff("no TIFF")
+        self._order = "<" if head.startswith(b"II") else ">"
+        self._is_big = self._unpack("H", head[2:4]) == 43
+        self._is_ndpi = False
+        self._visited: set[int] = set()
+        self._tiles = 0
+
+    def pages(self) -> Iterator[TiffPage]:
+        """Every image, those that hang on another one after it."""
+        start = self._unpack("Q", self._read(8, 8)) if self._is_big else self._unpack("I", self._read(4, 4))
+        waiting = [(self._find_ndpi(start), False)]
+        while waiting:
+            place, is_sub = waiting.pop()
+            if place == 0:
+                continue
+            entries, following = self._read_entries(place)
+            waiting.append((following, is_sub))
+            waiting += [(sub, True) for sub in reversed(self._values(entries, SUB_IFDS, MAX_PAGES))]
+            yield self._page(place, is_sub, entries)
+
+    def _find_ndpi(self, start: int) -> int:
+        """Where the images begin: such files of Hamamatsu's have an offset of 64 bits there, and a tag of their own."""
+        if self._is_big or self._order == ">" or self.size < 12:
+            return start
+        long_start = self._unpack("Q", self._read(4, 8))
+        if not 0 < long_start <= self.size - 2:
+            return start
+        count = min(self._unpack("H", self._read(long_start, 2)), MAX_ENTRIES)
+        if long_start + 2 + count * 12 + 8 > self.size:
+            return start
+        codes = [code for code, *_ in struct.iter_unpack("<HHII", self._read(long_start + 2, count * 12))]
+        self._is_ndpi = NDPI in codes
+        return long_start if self._is_ndpi else start
+
+    def _read_entries(self, place: int) -> tuple[dict[int, Entry], int]:
+        """The tags of the image at `place`, and where the next image is."""
+        if place in self._visited:
+            raise BrokenTiff("its images go round in a circle; export it anew")
+        self._visited.add(place)
+        if len(self._visited) > MAX_PAGES:
+            raise BrokenTiff(f"has more than {MAX_PAGES:,} images, which no slide has; export it anew")
+        wide, form, length = ("Q", "HHQ8s", 20) if self._is_big else ("H", "HHI4s", 12)
+        head = struct.calcsize(wide)
+        count = self._unpack(wide, self._read(place, head))
+        if not 0 < count <= MAX_ENTRIES:
+            raise BrokenTiff(f"image at byte {place} has {count:,} tags, which cannot be; copy it again or export it anew")
+        entries: dict[int, Entry] = {}
+        content = self._read(place + head, count * length)
+        for index, (code, kind, values, inline) in enumerate(struct.iter_unpack(self._order + form, content)):
+            if code in KNOWN and code not in entries:
+                at = place + head + (index + 1) * length - len(inline)
+                entries[code] = self._entry(code, kind, values, inline, at)
+        end = place + head + count * length
+        is_long = self._is_big or self._is_ndpi
+        return entries, self._unpack("Q" if is_long else "I", self._read(end, 8 if is_long else 4))
+
+    def _entry(self, code: int, kind: int, count: int, inline: bytes, at: int) -> Entry:
+        width = 1 if kind == TEXT else np.dtype(TYPES[kind]).itemsize if kind in TYPES else 0
+        is_inline = count * width <= len(inline)
+        return Entry(kind, count, at if is_inline else self._unpack("Q" if self._is_big else "I", inline), is_inline)
+
+    def _page(self, place: int, is_sub: bool, entries: dict[int, Entry]) -> TiffPage:
+        for code, entry in entries.items():
+            if code == DESCRIPTION and entry.kind == TEXT and entry.place + entry.length > self.size:
+                raise BrokenTiff(f"truncated: tag {code} ends at byte {entry.place + entry.length} of a file of {self.size}; copy it again")
+        numbers = {code: values for code in NUMBERS if (values := self._values(entries, code, MAX_VALUES))}
+        is_tiled = TILE_OFFSETS in entries
+        old = OLD_JPEG_OFFSET in entries and STRIP_OFFSETS not in entries
+        names = (TILE_OFFSETS, TILE_COUNTS) if is_tiled else (OLD_JPEG_OFFSET, OLD_JPEG_COUNT) if old else (STRIP_OFFSETS, STRIP_COUNTS)
+        offsets, counts = (self._table(entries, name) for name in names)
+        if self._is_ndpi and len(offsets) == 1:
+            offsets = self._widen(place, entries[names[0]], offsets)
+        if not is_tiled and len(counts):  # labels and macro images, which nobody reads
+            offsets, counts = offsets[: len(counts)], counts[: len(offsets)]
+        if len(counts) not in (0, len(offsets)):
+            raise BrokenTiff(f"lists {len(offsets):,} tiles but {len(counts):,} lengths of tiles; copy it again or export it anew")
+        jpeg_tables = self._values_of(entries, JPEG_TABLES, MAX_JPEG_TABLES).astype("u1").tobytes() or None
+        return TiffPage(place, is_sub, numbers, offsets, counts, jpeg_tables)
+
+    def _widen(self, place: int, entry: Entry, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The offset of Hamamatsu's one strip with its upper half, which stands behind the address of the next image."""
+        count = self._unpack("H", self._read(place, 2))
+        index = (entry.place - place - 2) // 12
+        if not entry.is_inline:
+            return offsets
+        upper = self._unpack("I", self._read(place + 2 + 12 * count + 8 + 4 * index, 4)) << 32
+        return offsets + upper if int(offsets[0]) + upper < self.size else offsets
+
+    def _values(self, entries: dict[int, Entry], code: int, most: int) -> tuple[int, ...]:
+        return tuple(self._values_of(entries, code, most).tolist())
+
+    def _table(self, entries: dict[int, Entry], code: int) -> NDArray[np.int64]:
+        # Numbers of 2⁶³ and more come out negative, which is as impossible.
+        table = self._values_of(entries, code, MAX_TILES - self._tiles).astype(np.int64)
+        self._tiles += len(table) // 2  # offsets and counts
+        return table
+
+    def _values_of(self, entries: dict[int, Entry], code: int, most: int) -> NDArray[np.integer]:
+        """The whole numbers of a tag; none where it is missing or holds something else."""
+        entry = entries.get(code)
+        if entry is None or entry.kind not in TYPES:
+            return np.empty(0, np.int64)
+        if entry.length > most:
+            raise BrokenTiff(f"tag {code} claims {entry.length:,} values, which cannot be; copy it again or export it anew")
+        form = np.dtype(self._order + TYPES[entry.kind])
+        end = entry.place + entry.length * form.itemsize
+        if end > self.size:
+            raise BrokenTiff(f"truncated: tag {code} ends at byte {end} of a file of {self.size}; copy it again")
+        return np.frombuffer(self._read(entry.place, entry.length * form.itemsize), form)
+
+    def _unpack(self, form: str, content: bytes) -> int:
+        return int(struct.unpack(self._order + form, content)[0])
+
+    def _read(self, place: int, count: int) -> bytes:
+        # No seek beyond what an offset may hold, and a file that has become shorter meanwhile is one that was cut.
+        content = b"" if place < 0 or place + count > self.size else os.pread(self._file, count, place)
+        if len(content) != count:
+            raise BrokenTiff(f"truncated: goes on to byte {place + count} of a file of {self.size}; copy it again")
+        return content
