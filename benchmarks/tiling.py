@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import imagecodecs
@@ -205,24 +206,43 @@ def report(slide: Path, reader: TiffReader, table: PatchTable, rates: dict[str, 
     print(f"e / d {steady:.2f}   store / plain file {ratio('   writing the', '   writing a'):.2f}")
 
 
+class Share:
+    """A slide that is open in this process or in one of its own, to read blocks of it."""
+
+    source: SlidePatches
+
+    @classmethod
+    def open(cls, slide: Path, table: PatchTable) -> None:
+        cls.source = SlidePatches(TiffReader(slide, "slide", decode_threads=1), table.grid, table.cells, table.block_size)
+
+    @classmethod
+    def read(cls, block: int) -> int:
+        return len(cls.source.read_block(block).pixels)
+
+
 def compare_cores(slide: Path, blocks: int) -> None:
-    """The direct reader on one thread and on two that take blocks in turn, as `wsi tile` does; the ways take turns."""
+    """The direct reader on one thread, on two, and on one of each of two processes, as `wsi tile` does; the ways take turns."""
     reader = TiffReader(slide, "slide", decode_threads=1)
     table = in_large_blocks(plan_patches(reader, TileConfig(spec=PatchSpec(SIDE, SIDE, MPP)))[0])
     chosen = range(min(blocks, table.patches // table.block_size))
-    ratios, rates = [], []
-    for _ in range(CORE_TURNS):
-        pair = []
-        for threads in (1, 2):
-            source = SlidePatches(TiffReader(slide, "slide", decode_threads=1), table.grid, table.cells, table.block_size)
-            started = time.perf_counter()
-            with ThreadPoolExecutor(threads) as pool:
-                sizes = list(pool.map(lambda block, source=source: len(source.read_block(block).pixels), chosen))  # type: ignore[misc]
-            pair.append(sum(sizes) / (time.perf_counter() - started))
-        rates.append(pair)
-        ratios.append(pair[1] / pair[0])
-    one, two = (statistics.median(rate) for rate in zip(*rates, strict=True))
-    print(f"  c on one thread {one:,.0f}, on two {two:,.0f} patches/s, ratio {statistics.median(ratios):.2f}")
+    Share.open(slide, table)
+    with (
+        ThreadPoolExecutor(1) as one,
+        ThreadPoolExecutor(2) as threads,
+        ProcessPoolExecutor(2, get_context("spawn"), Share.open, (slide, table)) as processes,
+    ):
+        list(processes.map(Share.read, chosen))  # they are started, and the slide is in the page cache
+        rates = [[measure_sharing(pool, chosen) for pool in (one, threads, processes)] for _ in range(CORE_TURNS)]
+    medians = [statistics.median(rate) for rate in zip(*rates, strict=True)]
+    by_threads, by_processes = (statistics.median(turn[way] / turn[0] for turn in rates) for way in (1, 2))
+    print(f"  c on one thread {medians[0]:,.0f}, on two {medians[1]:,.0f}, in two processes {medians[2]:,.0f} patches/s;", end=" ")
+    print(f"ratio of two threads {by_threads:.2f}, of two processes {by_processes:.2f}")
+
+
+def measure_sharing(pool: Executor, blocks: range) -> float:
+    """Patches per second."""
+    started = time.perf_counter()
+    return sum(pool.map(Share.read, blocks)) / (time.perf_counter() - started)
 
 
 def pick(rates: dict[str, list[float]], beginning: str) -> list[float]:

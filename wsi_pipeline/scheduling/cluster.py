@@ -38,9 +38,9 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
     rules = {
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
         "distributed.scheduler.worker-ttl": f"{workers.deadlines.silence_s}s",
-        # What the profiler writes down grows by 150 kB a slide. And it asks for all threads' frames under a lock, in which a garbage collection
-        # may close a slide and so let another thread run, which waits for that lock with the interpreter in hand: the worker stands still
-        # (python/cpython#106883).
+        # What the profiler writes down grows by 150 kB a slide. And it asks for all threads' frames under a lock, in which a garbage
+        # collection may close a slide and so let another thread run, which waits for that lock with the interpreter in hand: the worker
+        # stands still (python/cpython#106883).
         "distributed.worker.profile.enabled": False,
         "distributed.admin.log-length": EVENTS_KEPT,
         "distributed.admin.low-level-log-length": EVENTS_KEPT,
