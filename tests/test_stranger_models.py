@@ -142,7 +142,7 @@ print(used("VmHWM:") - before)
 
 def test_bombs_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
     sent = [send(tmp_path / str(number)) for number, (send, _) in enumerate(BOMBS.values())]
-    answer = subprocess.run([sys.executable, "-c", LOAD_ALL, *map(str, sent)], capture_output=True, text=True, timeout=200, check=False)
+    answer = subprocess.run([sys.executable, "-c", LOAD_ALL, *map(str, sent)], capture_output=True, text=True, timeout=280, check=False)
     assert answer.returncode == 0, answer.stderr[-2000:]
     *lines, grown = answer.stdout.splitlines()
     refusals = dict(zip(BOMBS, map(json.loads, lines), strict=True))
