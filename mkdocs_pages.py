@@ -16,7 +16,7 @@ from wsi_cli.main import COMMANDS, wsi
 ROOT = Path(__file__).parent
 SOURCE_LINK = re.compile(r"\((?:\.\./)?(?:examples/)?([a-z_]+)\.py\)")
 PYTHON_PAGES = {
-    "Pipeline": ("pipeline", "outcome", "batch"),
+    "Pipeline": ("store_runs", "inference_runs", "crews", "outcome", "batch"),
     "Results": ("results", "heatmap", "evaluation.run"),
     "Slides and stores": ("geometry", "sources", "slides", "tiling", "tissue", "store.patches", "store.predictions"),
     "Training": ("training.run", "training.config", "training.optimisation", "training.schedule", "training.augment", "training.split",

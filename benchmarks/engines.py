@@ -22,11 +22,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from wsi_pipeline.cores import available_cores
 from wsi_pipeline.errors import WsiError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint
-from wsi_pipeline.models.device import available_cores, find_bf16_unit
+from wsi_pipeline.models.device import find_bf16_unit
 from wsi_pipeline.models.engines.choosing import list_candidates
 from wsi_pipeline.models.engines.engine import BF16, FP32, EngineSetting
 from wsi_pipeline.models.engines.table import ENGINES

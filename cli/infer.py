@@ -85,12 +85,12 @@ def infer(
     goes on where it stopped, and does nothing for slides that are done; with other --outputs it makes those from the predictions it has.
     """
     from wsi_pipeline.dry_run import preview_run
+    from wsi_pipeline.inference_runs import InferConfig, infer_found, infer_slides, infer_stores
     from wsi_pipeline.jobs.inferring import list_stores
     from wsi_pipeline.jobs.model_choice import settle_engine
     from wsi_pipeline.jobs.room import Room
     from wsi_pipeline.models.description import LEAK
     from wsi_pipeline.models.loading import ForeignTerms, load_model
-    from wsi_pipeline.pipeline import InferConfig, infer_found, infer_slides, infer_stores
     from wsi_pipeline.slides.discovery import find_slides
     from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.slides.sheet import read_sheet

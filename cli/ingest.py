@@ -56,8 +56,8 @@ def ingest(
     from wsi_pipeline.geometry import PatchSpec
     from wsi_pipeline.ingestion.layouts import LayoutOptions
     from wsi_pipeline.jobs.room import Room
-    from wsi_pipeline.pipeline import LEFT_OUT_CSV, ingest_patches
     from wsi_pipeline.scheduling import Workers
+    from wsi_pipeline.store_runs import LEFT_OUT_CSV, ingest_patches
 
     from .main import printable
     from .progress import close_run, log_to, show_progress

@@ -25,7 +25,7 @@ from .options import (
 from .output_options import min_free_option, mode_option
 
 if TYPE_CHECKING:
-    from wsi_pipeline.pipeline import TileOptions
+    from wsi_pipeline.store_runs import TileOptions
     from wsi_pipeline.tiling import TileConfig
 
 MPP_OF_40X = 0.25
@@ -91,8 +91,8 @@ def tile(
     2 % of the wanted scale is read as it is and its true scale recorded. Run again, it goes on where it stopped. Beside each store,
     <slide>.mask.png shows which patches were taken.
     """
-    from wsi_pipeline.pipeline import tile_found, tile_slides
     from wsi_pipeline.slides.sheet import read_sheet
+    from wsi_pipeline.store_runs import tile_found, tile_slides
 
     from .progress import close_run, log_to, show_progress
 
@@ -160,9 +160,9 @@ def read_mpp(settings: dict[str, Any]) -> float:
 def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
     """Which slides are tiled and how stores are written, by the options."""
     from wsi_pipeline.jobs.room import Room
-    from wsi_pipeline.pipeline import TileOptions
     from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.store.codecs import PixelCodec
+    from wsi_pipeline.store_runs import TileOptions
 
     codec, quality = settings["codec"], settings["quality"]
     if quality is not None and codec != "jpeg":

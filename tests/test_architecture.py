@@ -8,16 +8,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS: dict[str, int] = {
-    "__init__": 0, "csv_text": 0, "errors": 0, "geometry": 0, "outcome": 0, "provenance": 0, "pseudonyms": 0, "sources": 0,
+    "__init__": 0, "cores": 0, "csv_text": 0, "errors": 0, "geometry": 0, "outcome": 0, "provenance": 0, "pseudonyms": 0, "sources": 0,
     "strict_json": 0,
     "labels": 1, "models": 1, "quality": 1, "scheduling": 1, "slides": 1, "store": 1, "tissue": 1,
-    "exporting": 2, "heatmap": 2, "inference": 2, "ingestion": 2, "relabelling": 2, "tiling": 2, "training": 2,
+    "crews": 2, "exporting": 2, "heatmap": 2, "inference": 2, "ingestion": 2, "relabelling": 2, "tiling": 2, "training": 2,
     "outputs": 3,
     "evaluation": 4, "jobs": 4, "operation": 4, "results": 4,
     "batch": 5,
-    "run_options": 6, "run_record": 6,
-    "pipeline": 7,
-    "demo": 8, "dry_run": 8, "serve": 8,
+    "run_record": 6,
+    "inference_runs": 7, "store_runs": 7,
+    "pipeline": 8,
+    "demo": 9, "dry_run": 9, "serve": 9,
 }  # fmt: skip
 """Every part of wsi_pipeline with its floor; a part imports only from floors below its own, except on floor 0."""
 

@@ -186,7 +186,7 @@ def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cores", "processes", "threads"), [(1, 1, 2), (2, 2, 2), (16, 16, 2), (64, 16, 4)])
 def test_tiling_takes_a_process_per_core(cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsi_pipeline.pipeline.available_cores", lambda: cores)
+    monkeypatch.setattr("wsi_pipeline.crews.available_cores", lambda: cores)
     crew = choose_tilers()
     assert (crew.processes, crew.threads) == (processes, threads)
     assert choose_tilers(3).processes == 3
@@ -194,7 +194,7 @@ def test_tiling_takes_a_process_per_core(cores: int, processes: int, threads: in
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsi_pipeline.pipeline.available_cores", lambda: 12)
+    monkeypatch.setattr("wsi_pipeline.crews.available_cores", lambda: 12)
     assert [choose_workers(count).threads for count in (None, 0, 1, 4, 12)] == [12, 12, 12, 3, 2]
 
 

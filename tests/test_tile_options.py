@@ -1,6 +1,8 @@
 """Every option of `wsi tile` changes something, and is recorded; what is refused is refused by name."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -283,3 +285,16 @@ def test_info_says_who_reads_the_slide(slide: Path) -> None:
         "reader         openslide (level 0" in run("info", slide, "--reader", "openslide").output
         or "openslide" in run("info", slide, "--reader", "openslide").output
     )
+
+
+def test_tiling_needs_no_torch(tmp_path: Path) -> None:
+    """Loading it takes seconds and a third of a gigabyte, in this process and in every worker."""
+    write_slide(tmp_path / "s.tiff", paint(100, 100), mpp=0.5)
+    code = f"""
+import sys
+from wsi_cli.main import wsi
+wsi(["tile", {str(tmp_path / "s.tiff")!r}, "-o", {str(tmp_path / "out")!r}, "--mpp", "0.5", "--workers", "0"], standalone_mode=False)
+print("torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "False"

@@ -35,11 +35,6 @@ def list_gpus() -> tuple[str, ...]:
     return tuple(visible or map(str, range(torch.cuda.device_count())))
 
 
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @cache
 def cpu_flags() -> frozenset[str]:
     """What the CPU can do, in Linux's words; nothing where that is not told."""

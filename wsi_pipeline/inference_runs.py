@@ -1,0 +1,154 @@
+"""Runs over many slides that end in their results, and in the tables that people read."""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsi_pipeline.batch import Progress, SilentProgress, make_absolute, run_batch
+from wsi_pipeline.crews import choose_workers
+from wsi_pipeline.jobs import disguise
+from wsi_pipeline.jobs.inferring import list_stores, make_jobs, tile_for
+from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, Settled, let_go, settle_engine, settle_engine_of
+from wsi_pipeline.jobs.room import Room
+from wsi_pipeline.models.loading import ForeignTerms, load_model
+from wsi_pipeline.models.model import Model
+from wsi_pipeline.operation.events import log_events
+from wsi_pipeline.outcome import RunAccount
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.pseudonyms import Pseudonyms
+from wsi_pipeline.run_record import describe_run, write_tables
+from wsi_pipeline.scheduling import Crew, Workers, open_crew
+from wsi_pipeline.slides.discovery import FoundSlide, find_slides
+from wsi_pipeline.slides.selection import Shard
+from wsi_pipeline.store.files import make_folder
+from wsi_pipeline.tiling import TileConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class InferConfig:
+    """How slides are inferred, apart from the model."""
+
+    tiling: TileConfig = field(default_factory=TileConfig)
+    """Its patch size, stride and scale are those of the model, whatever is said here."""
+    device: str = "auto"
+    engine: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    """None: as the device has it."""
+    force: bool = False
+    view: View = field(default_factory=View)
+    """What is made of the predictions."""
+    terms: ForeignTerms = field(default_factory=ForeignTerms)
+    """For models that wsi did not train."""
+    shard: Shard | None = None
+    """The share of the slides that this run takes."""
+    pseudonyms: Pseudonyms | None = None
+    """Slides and patients stand under these in everything that is written."""
+    keep_patches: Path | None = None
+    """Folder for the patch stores of the slides, written on the way or read where they are there."""
+    room: Room = field(default_factory=Room)
+    """What is to stay free on the disk."""
+
+    @property
+    def wish(self) -> EngineWish:
+        """What is asked for of the computation."""
+        return EngineWish(self.device, self.engine, self.precision, self.batch_size)
+
+
+def infer_slides(
+    places: Sequence[Path],
+    model: Path,
+    results: Path,
+    config: InferConfig | None = None,
+    *,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> RunAccount:
+    """Run a model over every slide among `places` and write the results of each, and the tables of the run."""
+    return infer_found(find_slides(places), model, results, config, workers=workers, progress=progress)
+
+
+def infer_found(
+    slides: Sequence[FoundSlide],
+    model: Path,
+    results: Path,
+    config: InferConfig | None = None,
+    *,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> RunAccount:
+    """Run a model over slides that are already listed, as by a sample sheet."""
+    return _infer(slides, False, model, results, config or InferConfig(), workers, progress)
+
+
+def infer_stores(
+    places: Sequence[Path],
+    model: Path,
+    results: Path,
+    config: InferConfig | None = None,
+    *,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> RunAccount:
+    """Run a model over patch stores instead of slides; labels in the stores go along, for `wsi evaluate`."""
+    return _infer(list_stores(places), True, model, results, config or InferConfig(), workers, progress)
+
+
+def _infer(
+    slides: Sequence[FoundSlide],
+    are_stores: bool,
+    model: Path,
+    results: Path,
+    config: InferConfig,
+    workers: Workers | None,
+    progress: Progress | None,
+) -> RunAccount:
+    started = time.perf_counter()
+    loaded = load_model(model, config.terms)
+    workers = workers or choose_workers(device=config.device)
+    slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
+    veil, slides = disguise.veil_slides(slides, config.pseudonyms), disguise.disguise_slides(slides, config.pseudonyms)
+    tiling = tile_for(loaded, config.tiling)
+    suffix = "" if config.shard is None else config.shard.suffix
+    with ExitStack() as log:
+        with open_crew(workers) as crew:
+            choice = _settle(loaded, model, config, workers, crew).choice
+            make_folder(results)
+            jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep=config.keep_patches)
+            parameters = _list_parameters(choice, tiling, config, workers)
+            told = parameters | {"model": {"architecture": loaded.architecture, "digest": loaded.digest}}
+            events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
+            batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events, config.room, veil)
+        seconds = {"total": time.perf_counter() - started} | batch.seconds
+        write_tables(results, batch, describe_run(batch, loaded, parameters, seconds), suffix)
+        events.run_ended(batch.account, batch.patches_predicted, seconds)
+    return batch.account
+
+
+def _settle(loaded: Model, model: Path, config: InferConfig, workers: Workers, crew: Crew) -> Settled:
+    """The engine of the whole run: chosen by the device here, or by a worker's where the workers are elsewhere."""
+    if not workers.is_elsewhere:
+        settled = settle_engine(loaded, model, config.wish, config.terms)
+        if workers.processes:
+            let_go()
+        return settled
+    answer: Settled = crew.ask(settle_engine_of, model.resolve(), config.wish, config.terms)
+    logger.warning("on the workers: %s", answer.line)
+    return answer
+
+
+def _list_parameters(choice: ModelChoice, tiling: TileConfig, config: InferConfig, workers: Workers) -> dict[str, Any]:
+    return {
+        "tiling": asdict(tiling),
+        **choice.setting.to_json(),
+        "batch_size": config.batch_size or "auto",
+        "view": config.view.to_json(),
+        "keeps_patches": config.keep_patches is not None,
+        "workers": workers.to_json(),
+    }
