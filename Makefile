@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults lint docs benchmark clean
+.PHONY: demo test test-faults lint audit docs benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/wsi demo --out wsi-demo
@@ -14,12 +14,16 @@ test: $(VENV)/installed-test
 
 # Every fault of tests/faults, of which `make test` takes a sample.
 test-faults: $(VENV)/installed-test
-	WSI_FAULTS=all $(BIN)/python -m pytest tests/faults -n auto --dist loadgroup -rA
+	WSI_FAULTS=all $(BIN)/python -m pytest tests/faults -n auto -rA
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known faults of everything that is installed, by PyPI's advisories: needs a network, and says so where it found out nothing.
+audit: $(VENV)/installed-dev
+	$(BIN)/python tests/audit.py $(BIN)/pip-audit
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

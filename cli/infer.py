@@ -10,6 +10,7 @@ from .options import (
     EXISTING,
     FOLDER,
     allow_upsample_option,
+    anonymous_option,
     choose_engine_name,
     crew_options,
     device_option,
@@ -18,6 +19,7 @@ from .options import (
     min_tissue_option,
     positive_class_option,
     read_crew,
+    read_pseudonyms,
     read_view,
     shard_option,
     sheet_option,
@@ -43,6 +45,7 @@ from .output_options import min_free_option, mode_option
 @allow_upsample_option
 @device_option
 @engine_options
+@anonymous_option
 @shard_option
 @crew_options
 @force_option
@@ -67,6 +70,7 @@ def infer(
     compile_network: bool,
     precision: str,
     batch_size: int | None,
+    anonymous_ids: Path | None,
     shard: str | None,
     force: bool,
     keep_patches: Path | None,
@@ -100,6 +104,8 @@ def infer(
         raise click.UsageError("give one of --slides, --stores and --sheet")
     if stores and keep_patches:
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
+    if stores and anonymous_ids:
+        raise click.UsageError("--anonymous-ids is for slides; --stores carry the ids that `wsi tile --anonymous-ids` gave them")
     crew = read_crew(options, device)
     terms = ForeignTerms(trust_model, positive_class)
     loaded = load_model(model, terms)
@@ -119,6 +125,7 @@ def infer(
         shard=None if shard is None else Shard.parse(shard),
         terms=terms,
         keep_patches=keep_patches,
+        pseudonyms=read_pseudonyms(anonymous_ids, results_dir),
         room=Room(min_free),
     )
     if dry_run:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import force_option, out_option, patch_size_option
+from .options import anonymous_option, force_option, out_option, patch_size_option, read_pseudonyms
 from .output_options import min_free_option, mode_option
 
 
@@ -25,6 +25,7 @@ from .output_options import min_free_option, mode_option
 )
 @click.option("--class-names", nargs=2, metavar="NEGATIVE POSITIVE", help="What the classes are called; for folders, the folders' names.")
 @patch_size_option
+@anonymous_option
 @click.option("--workers", type=click.IntRange(0), default=0, metavar="N", help="Worker processes; 0: a plain loop in this one.")
 @force_option
 @min_free_option
@@ -37,6 +38,7 @@ def ingest(
     patient_regex: str | None,
     class_names: tuple[str, str] | None,
     patch_size: int,
+    anonymous_ids: Path | None,
     workers: int,
     force: bool,
     min_free: int,
@@ -71,6 +73,7 @@ def ingest(
             workers=crew,
             force=force,
             progress=progress,
+            pseudonyms=read_pseudonyms(anonymous_ids, out),
             room=Room(min_free),
         )
     stores = f"{account.patches} patches of {patch_size}×{patch_size} in {len(account.run.outcomes)} stores"

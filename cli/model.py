@@ -25,7 +25,7 @@ def info(model: Path, is_json: bool) -> None:
 
     facts = describe_model(model)
     if is_json:
-        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False))
         return
     click.echo(printable(str(model)))
     for name, text in describe_lines(facts):

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from wsi_pipeline.labels.rules import LabelRules
     from wsi_pipeline.outputs.view import View
+    from wsi_pipeline.pseudonyms import Pseudonyms
     from wsi_pipeline.scheduling import Workers
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -68,7 +70,7 @@ workers_option = click.option(
     "-n",
     type=click.IntRange(0),
     metavar="N",
-    help="Worker processes; 0: a plain loop in this process. [default: one per GPU, or one]",
+    help="Worker processes; 0: a plain loop in this process. [default: one per GPU, or one; to tile one per core, 16 at most]",
 )
 CREW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     workers_option,
@@ -99,25 +101,41 @@ def crew_options(command: Command) -> Command:
     return command
 
 
-def read_crew(options: dict[str, Any], device: str = "cpu") -> "Workers":
+def read_crew(options: dict[str, Any], device: str = "cpu", is_tiling: bool = False) -> "Workers":
     """Take the crew's options out of `options`; who does the work by them."""
-    from wsi_pipeline.pipeline import choose_workers
+    from wsi_pipeline.pipeline import choose_tilers, choose_workers
     from wsi_pipeline.scheduling import Tls
 
     names = ("workers", "gpus", "scheduler", "tls_ca_file", "tls_cert", "tls_key", "cluster", "slurm_config", "dashboard")
     workers, gpus, scheduler, ca_file, cert, key, cluster, slurm_config, dashboard = (options.pop(name) for name in names)
     if any((ca_file, cert, key)) and not all((ca_file, cert, key)):
         raise click.UsageError("--tls-ca-file, --tls-cert and --tls-key belong together")
-    return choose_workers(
+    choose = choose_tilers if is_tiling else partial(choose_workers, device=device)
+    return choose(
         workers,
         scheduler,
-        device,
         gpus=tuple(name.strip() for name in (gpus or "").split(",") if name.strip()),
         tls=Tls(ca_file, cert, key) if ca_file else None,
         cluster=cluster,
         slurm_config=slurm_config,
         has_dashboard=dashboard,
     )
+
+
+anonymous_option = click.option(
+    "--anonymous-ids",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="KEYFILE",
+    help="Call slides and patients by pseudonyms in everything that is written. The key is made if there is none; keep it: the same key "
+    "gives the same pseudonyms.",
+)
+
+
+def read_pseudonyms(key_file: Path | None, out: Path | None = None) -> "Pseudonyms | None":
+    """The pseudonyms of `--anonymous-ids`; None where real names may be written."""
+    from wsi_pipeline.pseudonyms import open_pseudonyms
+
+    return None if key_file is None else open_pseudonyms(key_file, out)
 
 
 shard_option = click.option("--shard", metavar="I/N", help="Take only every N-th slide, from the I-th on: one share of an array job.")

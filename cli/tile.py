@@ -7,12 +7,14 @@ import click
 
 from .options import (
     allow_upsample_option,
+    anonymous_option,
     crew_options,
     force_option,
     label_rules_options,
     out_option,
     patch_size_option,
     read_crew,
+    read_pseudonyms,
     read_rules,
     reader_option,
     shard_option,
@@ -67,6 +69,7 @@ DEFAULT_QUALITY = 90
     metavar="REGEX",
     help="Where the patient stands in a slide's file name; the part in parentheses. [default: every slide is a patient of its own]",
 )
+@anonymous_option
 @shard_option
 @crew_options
 @force_option
@@ -95,8 +98,8 @@ def tile(
 
     if bool(places or slides) == bool(sheet) or (sheet and labels):
         raise click.UsageError("give either slides, with or without --labels, or --sheet")
-    crew = read_crew(settings)
-    config, options = read_config(settings), read_tile_options(settings)
+    crew = read_crew(settings, is_tiling=True)
+    config, options = read_config(settings), read_tile_options(settings, out)
     if settings["magnification"] is not None:
         click.echo(f"{settings['magnification']:g}x is taken as {config.spec.mpp:g} µm/px", err=True)
     with log_to(out), show_progress() as progress:
@@ -154,7 +157,7 @@ def read_mpp(settings: dict[str, Any]) -> float:
     return float(UM_PER_PX_AT_1X / magnification)
 
 
-def read_tile_options(settings: dict[str, Any]) -> "TileOptions":
+def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
     """Which slides are tiled and how stores are written, by the options."""
     from wsi_pipeline.jobs.room import Room
     from wsi_pipeline.pipeline import TileOptions
@@ -170,5 +173,6 @@ def read_tile_options(settings: dict[str, Any]) -> "TileOptions":
         masks=settings["mask"],
         codec=PixelCodec(codec, (quality or DEFAULT_QUALITY) if codec == "jpeg" else None),
         shard=None if settings["shard"] is None else Shard.parse(settings["shard"]),
+        pseudonyms=read_pseudonyms(settings["anonymous_ids"], out),
         room=Room(settings["min_free"]),
     )

@@ -1,12 +1,13 @@
 """Options that decide how a network is trained, shared by `train` and `lr-find`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Command
+from .options import Command, anonymous_option, read_pseudonyms
 
 if TYPE_CHECKING:
     from wsi_pipeline.training.config import TrainConfig
@@ -42,6 +43,7 @@ SPLIT: tuple[Option[Any], ...] = (
                  help="Patients kept out of training and validation altogether."),
     click.option("--split", type=click.Choice(["patient", "random"]), default="patient",
                  help="random puts patches of one patient on both sides: only to measure that leak."),
+    anonymous_option,
     click.option("--i-know-this-leaks", "knows_leak", is_flag=True, help="Needed for --split random; model and report are marked."),
 )  # fmt: skip
 NETWORK: tuple[Option[Any], ...] = (
@@ -135,7 +137,23 @@ def read_config(options: dict[str, Any], **others: Any) -> "TrainConfig":
 
 
 def read_split(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
-    """How the options, or a sample sheet, divide the patients. Raises click.UsageError where they contradict each other."""
+    """How the options, or a sample sheet, divide the patients. Raises click.UsageError where they contradict each other.
+
+    With a key, patients are named as the stores call them that were made with it; a pseudonym stays what it is.
+    """
+    from wsi_pipeline.pseudonyms import PREFIX
+
+    choice, pseudonyms = _read_choice(options, sheet), read_pseudonyms(options["anonymous_ids"])
+    if pseudonyms is None:
+        return choice
+    sides = {
+        field: tuple(name if name.startswith(PREFIX) else pseudonyms.name(name) for name in getattr(choice, field))
+        for field in ("val_patients", "test_patients", "train_patients")
+    }
+    return replace(choice, **sides)  # type: ignore[arg-type]
+
+
+def _read_choice(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
     from wsi_pipeline.slides.sheet import read_sheet
     from wsi_pipeline.training.run import SplitChoice
     from wsi_pipeline.training.split_file import read_split_file

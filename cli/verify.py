@@ -36,7 +36,7 @@ def verify(paths: tuple[Path, ...], is_json: bool) -> None:
         task = bar.add_task("", total=sum(product.bytes for product in found))
         verified = [verify_product(product, lambda size: bar.advance(task, size)) for product in found]
     if is_json:
-        click.echo(json.dumps([_to_json(product) for product in verified], indent=1))
+        click.echo(json.dumps([_to_json(product) for product in verified], indent=1, allow_nan=False))
     else:
         for product in verified:
             _print(product)

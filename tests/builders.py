@@ -169,7 +169,7 @@ def write_model(path: Path, checkpoint: Checkpoint | None = None) -> Path:
     return path
 
 
-def rewrite_manifest(product: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def rewrite_manifest(product: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change what a product's manifest says, as a stranger would who seals it again."""
     value = json.loads((product / MANIFEST).read_bytes())
     del value["checksum"]

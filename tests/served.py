@@ -98,7 +98,7 @@ def replace_probabilities(
     predictions = Predictions(staging.product / FOLDER)
     heatmap = draw_heatmap(predictions, smooth_um=smooth_um, min_region_mm2=min_region_mm2)
     write_summary(SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product)  # no pictures: nobody looks at them
-    staging.commit(RESULT_KIND, {"patches": len(cells)}, view)
+    staging.commit(RESULT_KIND, {"patches": len(cells), "unreadable": 0}, view)
 
 
 def _take(table: PatchTable, cells: NDArray[np.int32]) -> PatchTable:

@@ -16,7 +16,7 @@ from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.inputs import Normalisation, measure_normalisation, normalise
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.provenance import recipe_digest
+from wsi_pipeline.provenance import canonical_json, recipe_digest
 
 
 def test_an_unknown_network_is_named() -> None:
@@ -66,7 +66,7 @@ def rewrite_card(path: Path, **changes: object) -> None:
     with safe_open(path, framework="pt") as stored:
         card = json.loads(stored.metadata()["wsi"]) | changes
     card["card_sha256"] = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
-    save_file(load_file(path), path, metadata={"wsi": json.dumps(card)})
+    save_file(load_file(path), path, metadata={"wsi": canonical_json(card)})
 
 
 @pytest.mark.parametrize(

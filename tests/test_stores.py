@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.builders import make_patches, make_store, make_table, rewrite_manifest
+from tests.builders import make_patches, make_store, make_table
+from tests.strangers import vouch
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.commit import Staging
@@ -22,10 +23,6 @@ def rewrite_attribute(store: Path, **changes: object) -> None:
     value = json.loads((store / "zarr.json").read_text())
     value["attributes"] |= changes
     (store / "zarr.json").write_text(json.dumps(value))
-
-
-def forget_manifest_sizes(store: Path) -> None:
-    rewrite_manifest(store, lambda manifest: manifest.update(files={}))
 
 
 def test_patches_come_back_block_by_block(tmp_path: Path) -> None:
@@ -61,7 +58,7 @@ def test_a_store_without_patches_is_a_store(tmp_path: Path) -> None:
 def test_a_store_of_three_classes_is_refused_by_name(tmp_path: Path) -> None:
     path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
     rewrite_attribute(path, class_names=["normal", "in situ", "invasive"])
-    forget_manifest_sizes(path)
+    vouch(path)
     with pytest.raises(StoreError, match=r"has 3 classes \(normal, in situ, invasive\)"):
         PatchStore(path)
 
@@ -111,7 +108,7 @@ def test_a_missing_chunk_is_found_at_opening(tmp_path: Path) -> None:
 def test_predictions_are_no_patch_store(tmp_path: Path) -> None:
     path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
     rewrite_attribute(path, kind="something new")
-    forget_manifest_sizes(path)
+    vouch(path)
     with pytest.raises(StoreError, match="holds 'something new'"):
         PatchStore(path)
 
@@ -119,7 +116,7 @@ def test_predictions_are_no_patch_store(tmp_path: Path) -> None:
 def test_a_future_format_is_refused(tmp_path: Path) -> None:
     path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
     rewrite_attribute(path, format_version=99)
-    forget_manifest_sizes(path)
+    vouch(path)
     with pytest.raises(StoreError, match="format 99"):
         PatchStore(path)
 
@@ -145,7 +142,7 @@ def test_a_table_that_contradicts_itself_is_refused(fault: str, table: PatchTabl
 def test_damaged_attributes_are_named(attributes: dict[str, object], tmp_path: Path) -> None:
     path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
     rewrite_attribute(path, **attributes)
-    forget_manifest_sizes(path)
+    vouch(path)
     with pytest.raises(StoreError, match="damaged"):
         PatchStore(path)
 
@@ -164,7 +161,7 @@ def test_a_folder_without_stores_is_an_error(tmp_path: Path) -> None:
 
 def prepare(staging: Staging, cells: list[tuple[int, int]] = CELLS) -> PatchTable:
     table = make_table(cells)
-    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d"}})
+    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d", "class_names": ["negative", "positive"]}})
     return table
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -12,6 +13,7 @@ from wsi_pipeline.jobs.room import GuardedJob, Room, current_umask
 from wsi_pipeline.operation.events import EventLog
 from wsi_pipeline.operation.pace import STAGES, Pace
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
+from wsi_pipeline.pseudonyms import Veil
 from wsi_pipeline.scheduling import Crew, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
 
@@ -79,6 +81,8 @@ class Batch:
     slides: Sequence[FoundSlide]
     progress: Progress
     events: EventLog = field(default_factory=lambda: EventLog(None))
+    veil: Veil = field(default_factory=Veil)
+    """Takes names out of what is said of failures."""
     outcomes: dict[int, SlideOutcome] = field(default_factory=dict)
     patches_predicted: int = 0
     pace: Pace = field(init=False)
@@ -111,14 +115,21 @@ class Batch:
     def ended(self, job: int, result: SlideOutcome | Exception) -> None:
         """A slide has come to its end."""
         slide = self.slides[job]
-        if isinstance(result, Exception):
-            logger.error("slide %s failed", slide.slide_id, exc_info=result)
-        outcome = describe_failure(slide.slide_id, str(slide.path), result) if isinstance(result, Exception) else result
+        outcome = self._fail(slide, result) if isinstance(result, Exception) else result
         self.outcomes[job] = outcome
         self.pace.end_slide(job, outcome.is_resumed_whole)
         self.events.slide_ended(outcome, self.slide_times[job].to_json() if job in self.slide_times else {})
         self.progress.show(self.pace)
         self.progress.end_slide(outcome)
+
+    def _fail(self, slide: FoundSlide, error: Exception) -> SlideOutcome:
+        """The outcome of a slide whose work raised; the whole story goes to the log."""
+        outcome = describe_failure(slide.slide_id, str(slide.path), error)
+        if not self.veil.is_on:
+            logger.error("slide %s failed", slide.slide_id, exc_info=error)
+            return outcome
+        logger.error("slide %s failed\n%s", slide.slide_id, self.veil("".join(traceback.format_exception(error))))
+        return replace(outcome, message=self.veil(outcome.message), path=self.veil(outcome.path))
 
     @property
     def account(self) -> RunAccount:
@@ -133,12 +144,13 @@ def run_batch(
     progress: Progress,
     events: EventLog | None = None,
     room: Room | None = None,
+    veil: Veil | None = None,
 ) -> Batch:
     """Run every job while there is `room`; each slide ends in one outcome.
 
     Raises EnvironmentFault where what the workers made is not on this machine.
     """
-    batch = Batch(slides, progress, events or EventLog(None))
+    batch = Batch(slides, progress, events or EventLog(None), veil or Veil())
     progress.begin(len(slides))
     umask = current_umask()
     run_jobs([GuardedJob(job, room or Room(), umask) for job in jobs], workers, batch)

@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import disk_usage
 
 from wsi_pipeline.batch import make_absolute
+from wsi_pipeline.jobs.disguise import disguise_slides
 from wsi_pipeline.jobs.infer import InferJob
 from wsi_pipeline.jobs.inferring import make_jobs, tile_for
 from wsi_pipeline.jobs.keep import KeepJob
@@ -57,7 +58,7 @@ def preview_run(
     loaded = load_model(model, config.terms)
     choice = settle_engine(loaded, model, config.wish, config.terms).choice
     tiling = tile_for(loaded, config.tiling)
-    slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
+    slides = disguise_slides(make_absolute(slides if config.shard is None else config.shard.take(slides)), config.pseudonyms)
     jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep=config.keep_patches)
     with ThreadPoolExecutor(available_cores(), "look") as pool:
         found = list(pool.map(look_at, slides, jobs))

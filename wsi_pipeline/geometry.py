@@ -46,6 +46,10 @@ class PatchSpec:
         return self.side_px * self.mpp
 
 
+MAX_CELLS = 256 * 1024 * 1024
+"""Cells of a grid: a scan of 800,000 × 800,000 px in patches of 50 px. Maps of more would not fit into memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """The cells of one slide: `rows` × `cols` patches of `spec`, the first at `origin_xy_l0`."""
@@ -60,6 +64,8 @@ class Grid:
     def __post_init__(self) -> None:
         if self.rows < 0 or self.cols < 0:
             raise ConfigError(f"a grid of {self.rows} × {self.cols} cells cannot be")
+        if self.rows * self.cols > MAX_CELLS:
+            raise ConfigError(f"a grid of {self.rows} × {self.cols} cells has more than {MAX_CELLS:,}; raise --mpp or --stride")
         if self.spec.stride_px * self.downsample < 1:
             raise ConfigError(f"stride {self.spec.stride_px} px is less than one pixel of the slide; raise it")
 

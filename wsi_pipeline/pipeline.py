@@ -6,7 +6,6 @@ need the usual `if __name__ == "__main__":` guard.
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -14,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.batch import Progress, SilentProgress, make_absolute, run_batch
-from wsi_pipeline.errors import ConfigError, LabelError
+from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
+from wsi_pipeline.jobs import disguise
 from wsi_pipeline.jobs.inferring import list_stores, make_jobs, tile_for
+from wsi_pipeline.jobs.labelling import add_labels
 from wsi_pipeline.jobs.model_choice import ModelChoice, Settled, let_go, settle_engine, settle_engine_of
 from wsi_pipeline.jobs.room import Room
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
-from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.user_mask import list_masks
 from wsi_pipeline.models.device import available_cores, choose_device, list_gpus
 from wsi_pipeline.models.loading import load_model
@@ -29,6 +29,7 @@ from wsi_pipeline.models.model import Model
 from wsi_pipeline.operation.events import log_events
 from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
+from wsi_pipeline.pseudonyms import Pseudonyms
 from wsi_pipeline.run_options import InferConfig as InferConfig
 from wsi_pipeline.run_options import TileOptions as TileOptions
 from wsi_pipeline.run_record import describe_run, write_tables
@@ -40,6 +41,8 @@ from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.tiling import TileConfig
 
 LEFT_OUT_CSV = "left_out.csv"
+MOST_TILERS = 16
+"""Processes that tile unless more are asked for: each takes about half a gigabyte."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +53,21 @@ def choose_workers(count: int | None = None, scheduler: str | None = None, devic
     `settings` are further fields of Workers; `gpus` among them names the GPUs to use instead of all. Raises ConfigError.
     """
     gpus = tuple(settings.pop("gpus", ()))
-    crew = Workers(count=count, scheduler=scheduler, threads=max(2, available_cores()), wants_gpu=device != "cpu", **settings)
+    crew = Workers(count=count, scheduler=scheduler, wants_gpu=device != "cpu", **settings)
     if crew.is_elsewhere:
-        return crew
+        return replace(crew, threads=max(2, available_cores()))
     has_gpus = choose_device(device).type == "cuda"
     if gpus and not has_gpus:
         raise ConfigError(f"--gpus {','.join(gpus)}: no usable GPU on this machine, or --device cpu; leave it out")
-    return replace(crew, gpus=(gpus or list_gpus()) if has_gpus else (), wants_gpu=has_gpus)
+    crew = replace(crew, gpus=(gpus or list_gpus()) if has_gpus else (), wants_gpu=has_gpus)
+    return replace(crew, threads=max(2, available_cores() // max(crew.processes, 1)))
+
+
+def choose_tilers(count: int | None = None, scheduler: str | None = None, **settings: Any) -> Workers:
+    """The same for work that is all decoding: one process per core unless `count` says otherwise, for threads share an interpreter."""
+    if count is None and scheduler is None and settings.get("cluster", "local") == "local":
+        count = min(available_cores(), MOST_TILERS)
+    return choose_workers(count, scheduler, **settings)
 
 
 def tile_slides(
@@ -79,7 +90,7 @@ def tile_slides(
     options = options or TileOptions()
     slides = select_slides(places, options.recursive)
     if labels is None or labels:
-        slides = _add_labels(slides, labels)
+        slides = add_labels(slides, labels, options.pseudonyms)
     if patient_regex is not None:
         check_regex(patient_regex)
         slides = [replace(slide, patient_id=find_patient(patient_regex, slide.path.name)) for slide in slides]
@@ -99,33 +110,20 @@ def tile_found(
     """Cut slides that are already listed, as by a sample sheet."""
     options = options or TileOptions()
     slides = slides if options.mpp_csv is None else scale_slides(slides, options.mpp_csv)
-    slides = slides if options.shard is None else options.shard.take(slides)
+    slides = make_absolute(slides if options.shard is None else options.shard.take(slides))
     masks = () if options.masks is None else tuple(path.absolute() for path in list_masks(options.masks))
     make_folder(out)
-    slides = make_absolute(slides)
+    veil, masks = disguise.veil_slides(slides, options.pseudonyms), disguise.disguise_masks(slides, masks, options.pseudonyms)
+    slides = disguise.disguise_slides(slides, options.pseudonyms)
     jobs = [TileJob(slide, out.absolute(), config, force, options.codec, masks) for slide in slides]
     suffix = "" if options.shard is None else options.shard.suffix
     parameters = {"tiling": asdict(config), "codec": options.codec.to_json(), "force": force}
     with log_events(out, "tile", len(slides), parameters, suffix) as events:
-        batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress(), events, options.room)
+        batch = run_batch(slides, jobs, workers or choose_tilers(), progress or SilentProgress(), events, options.room, veil)
         write_failures_csv(out, batch.account.outcomes, suffix=suffix)
         remove_dead_asides(out)
         events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
     return batch.account
-
-
-def _add_labels(slides: Sequence[FoundSlide], labels: Sequence[Path] | None) -> list[FoundSlide]:
-    """The slides with their label files, by the names of the files. Raises LabelError where one file could belong to several slides."""
-    files = list_label_files(labels) if labels else []
-    found = [find_beside(slide.path) if labels is None else match_labels(slide.path.stem, files) for slide in slides]
-    for path, count in Counter(found).items():
-        if path is not None and count > 1:
-            names = ", ".join(str(slide.path) for slide, file in zip(slides, found, strict=True) if file == path)
-            raise LabelError(f"{path}: could be the labels of {count} slides ({names}); say which in a sample sheet, with --sheet")
-    without = [slide.slide_id for slide, file in zip(slides, found, strict=True) if file is None]
-    if without and (labels is None or labels):
-        logger.warning("no label file for %d of %d slides: %s", len(without), len(slides), ", ".join(without[:5]))
-    return [replace(slide, label_file=file) for slide, file in zip(slides, found, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,17 +150,21 @@ def ingest_patches(
     force: bool = False,
     progress: Progress | None = None,
     room: Room | None = None,
+    pseudonyms: Pseudonyms | None = None,
 ) -> IngestAccount:
     """Take the patches of every patient of a data set into stores in `out`, and list what was left out, with the reason."""
     found = find_patches(place.absolute(), layout, options or LayoutOptions())
     make_folder(out)
     out = out.absolute()
-    names = name_slides([Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in found.patients])
-    slides = [FoundSlide(name, patient.folder) for name, patient in zip(names, found.patients, strict=True)]
-    jobs = [IngestJob(patient, name, out, spec, force) for name, patient in zip(names, found.patients, strict=True)]
-    batch = run_batch(slides, jobs, workers or Workers(count=0), progress or SilentProgress(), room=room)
+    veil, patients = disguise.veil_patients(found.patients, pseudonyms), disguise.disguise_patients(found.patients, pseudonyms)
+    names = name_slides([Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in patients])
+    jobs = [IngestJob(patient, name, out, spec, force, pseudonyms) for name, patient in zip(names, patients, strict=True)]
+    slides = [FoundSlide(job.store_name, Path(job.source)) for job in jobs]
+    batch = run_batch(slides, jobs, workers or Workers(count=0), progress or SilentProgress(), room=room, veil=veil)
     made = [job.target for job, outcome in zip(jobs, batch.account.outcomes, strict=True) if outcome.state is not SlideState.FAILED]
-    left_out = found.left_out + [LeftOut(*entry) for store in made for entry in read_attributes(store)["left_out"]]
+    left_out = disguise.disguise_left_out(found.left_out, pseudonyms) + [
+        LeftOut(*entry) for store in made for entry in read_attributes(store)["left_out"]
+    ]
     write_csv(out / LEFT_OUT_CSV, ["file", "reason"], left_out)
     write_failures_csv(out, batch.account.outcomes)
     remove_dead_asides(out)
@@ -221,6 +223,7 @@ def _infer(
     loaded = load_model(model, config.terms)
     workers = workers or choose_workers(device=config.device)
     slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
+    veil, slides = disguise.veil_slides(slides, config.pseudonyms), disguise.disguise_slides(slides, config.pseudonyms)
     tiling = tile_for(loaded, config.tiling)
     suffix = "" if config.shard is None else config.shard.suffix
     with ExitStack() as log:
@@ -231,7 +234,7 @@ def _infer(
             parameters = _list_parameters(choice, tiling, config, workers)
             told = parameters | {"model": {"architecture": loaded.architecture, "digest": loaded.digest}}
             events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
-            batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events, config.room)
+            batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events, config.room, veil)
         seconds = {"total": time.perf_counter() - started} | batch.seconds
         write_tables(results, batch, describe_run(batch, loaded, parameters, seconds), suffix)
         events.run_ended(batch.account, batch.patches_predicted, seconds)

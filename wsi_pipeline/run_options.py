@@ -7,6 +7,7 @@ from wsi_pipeline.jobs.model_choice import EngineWish
 from wsi_pipeline.jobs.room import Room
 from wsi_pipeline.models.loading import ForeignTerms
 from wsi_pipeline.outputs.view import View
+from wsi_pipeline.pseudonyms import Pseudonyms
 from wsi_pipeline.slides.selection import Shard
 from wsi_pipeline.store.arrays import AS_THEY_ARE
 from wsi_pipeline.store.codecs import PixelCodec
@@ -26,6 +27,8 @@ class TileOptions:
     codec: PixelCodec = AS_THEY_ARE
     shard: Shard | None = None
     """The share of the slides that this run takes."""
+    pseudonyms: Pseudonyms | None = None
+    """Slides and patients stand under these in everything that is written."""
     room: Room = field(default_factory=Room)
     """What is to stay free on the disk."""
 
@@ -48,6 +51,8 @@ class InferConfig:
     """For models that wsi did not train."""
     shard: Shard | None = None
     """The share of the slides that this run takes."""
+    pseudonyms: Pseudonyms | None = None
+    """Slides and patients stand under these in everything that is written."""
     keep_patches: Path | None = None
     """Folder for the patch stores of the slides, written on the way or read where they are there."""
 

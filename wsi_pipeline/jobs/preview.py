@@ -8,7 +8,7 @@ from typing import Any
 from wsi_pipeline.geometry import block_slice, count_blocks
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.sources import PatchTable, SlideInfo
-from wsi_pipeline.store.arrays import CHECKSUM_BYTES
+from wsi_pipeline.store.layout import CHECKSUM_BYTES
 from wsi_pipeline.store.manifest import Manifest
 from wsi_pipeline.store.predictions import FOLDER
 

@@ -29,6 +29,7 @@ from wsi_pipeline.outputs.label_preview import SUFFIX as PREVIEW_SUFFIX
 from wsi_pipeline.outputs.label_preview import write_label_preview
 from wsi_pipeline.outputs.mask_preview import SUFFIX as MASK_SUFFIX
 from wsi_pipeline.outputs.mask_preview import write_mask_preview
+from wsi_pipeline.pseudonyms import Pseudonyms
 from wsi_pipeline.quality import FLAG_NAMES
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale
@@ -170,6 +171,18 @@ class IngestJob:
     out: Path
     spec: PatchSpec
     force: bool = False
+    pseudonyms: Pseudonyms | None = None
+    """Under these the files of its patches are recorded."""
+
+    @property
+    def naming(self) -> placing.Naming:
+        """What files are called in everything that is written."""
+        return str if self.pseudonyms is None else self.pseudonyms.name
+
+    @property
+    def source(self) -> str:
+        """The folder of its files, as it is recorded."""
+        return self.naming(str(self.patient.folder))
 
     def hold(self) -> AbstractContextManager[None]:
         """The store's lock."""
@@ -192,23 +205,25 @@ class IngestJob:
         if manifest := find_finished(staging, KIND, self.force, [self.patient.folder]):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
-            files, left_out = placing.sort_files(self.patient, self.spec)
+            files, left_out = placing.sort_files(self.patient, self.spec, self.naming)
             if not files:
                 reason = f"{left_out[0].file}: {left_out[0].reason}" if left_out else "it has none"
                 raise SlideError(f"{self.patient.patient_id}: none of its {len(left_out)} files is a whole patch ({reason})")
             table = placing.plan_ingestion(self.patient, files, recipe["slide"], self.spec)
-            prepare_patch_store(staging, in_large_blocks(table), placing.describe_ingestion(files, left_out))
+            table = replace(table, slide=replace(table.slide, slide_id=self.store_name, path=self.source))
+            prepare_patch_store(staging, in_large_blocks(table), placing.describe_ingestion(files, left_out, self.naming))
         return open_plan(staging, staged_table(staging.product))
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Read and store one block."""
         table = staged_table(plan.staging.product)
-        files = read_attributes(plan.staging.product)["files"]
-        return _store_block(placing.PatchFiles(table, self.patient.folder, [PatchEntry(*entry) for entry in files]), table, plan, block)
+        real = {self.naming(entry.file): entry.file for entry in self.patient.entries}
+        entries = [PatchEntry(real[name], *rest) for name, *rest in read_attributes(plan.staging.product)["files"]]
+        return _store_block(placing.PatchFiles(table, self.patient.folder, entries), table, plan, block)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store."""
-        return _finish_store(plan, self.store_name, self.patient.folder)
+        return _finish_store(plan, self.store_name, Path(self.source))
 
 
 def _store_block(source: PatchSource, table: PatchTable, plan: SlidePlan, block: int) -> BlockReport:

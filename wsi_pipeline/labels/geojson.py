@@ -1,6 +1,5 @@
 """QuPath GeoJSON: a FeatureCollection, a list of Features, or a single Feature."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.errors import LabelError
 from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder, read_text
+from wsi_pipeline.strict_json import parse_json
 
 WITHOUT_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 NOT_REGIONS = ("cell", "detection", "tile", "tma_core")
@@ -19,12 +19,16 @@ NOT_REGIONS = ("cell", "detection", "tile", "tma_core")
 def read_geojson(path: Path, is_strict: bool) -> Annotation:
     """The regions of a QuPath export, in pixels of the image as QuPath shows it. Raises LabelError."""
     try:
-        value = json.loads(read_text(path))
+        value = parse_json(read_text(path))
     except ValueError as error:
         raise LabelError(f"{path}: not JSON ({error}); export it again from QuPath as GeoJSON") from error
     builder = AnnotationBuilder(path, is_strict)
     for feature in _list_features(path, value):
-        _add_feature(path, builder, feature)
+        try:
+            _add_feature(path, builder, feature)
+        except (TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise LabelError(f"{path}: a broken Feature ({reason}); export it again from QuPath as GeoJSON") from error
     return builder.finish()
 
 

@@ -16,6 +16,8 @@ from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.sources import SlideInfo
 
 MAX_PIXELS = 170_000_000
+FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
+"""Pillow knows dozens of others, and most of its faults have been in those."""
 UM_PER_INCH = 25_400
 IMAGE_DESCRIPTION_TAG = 270
 PHYSICAL_SIZE = re.compile(r'PhysicalSizeX="([0-9.eE+-]+)"')
@@ -48,7 +50,7 @@ def _open(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns of large images; MAX_PIXELS is the limit that counts.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        return Image.open(path, formats=FORMATS)
 
 
 def _stated_mpp(image: Image.Image) -> float | None:

@@ -92,18 +92,25 @@ def read_label_map(path: Path) -> dict[str, Any]:
     """
     try:
         value = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise LabelError(f"{path}: not YAML ({' '.join(str(error).split())[:120]}); see the README for a label map") from error
     if not isinstance(value, dict) or not set(value) <= MAP_KEYS:
         raise LabelError(f"{path}: a label map has the entries {', '.join(sorted(MAP_KEYS))} and no others")
-    found: dict[str, Any] = {key: str(value[key]) for key in ("outside", "priority") if key in value}
+    found: dict[str, Any] = {key: _read_word(path, value[key]) for key in ("outside", "priority") if key in value}
     if "classes" in value:
         classes = value["classes"]
         if not (isinstance(classes, list) and len(classes) == 2):
             raise LabelError(f"{path}: `classes` must be a list of two names, the negative class first")
-        found["class_names"] = (str(classes[0]), str(classes[1]))
+        found["class_names"] = (_read_word(path, classes[0]), _read_word(path, classes[1]))
     if "map" in value:
         if not isinstance(value["map"], dict):
             raise LabelError(f"{path}: `map` must hold lines of `drawn class: meaning`")
-        found["meanings"] = {str(drawn): str(meaning) for drawn, meaning in value["map"].items()}
+        found["meanings"] = {_read_word(path, drawn): _read_word(path, meaning) for drawn, meaning in value["map"].items()}
     return found
+
+
+def _read_word(path: Path, value: Any) -> str:
+    """A name or a number as text. Raises LabelError for lists and tables, which a few lines of YAML can make endless."""
+    if not isinstance(value, str | int | float):
+        raise LabelError(f"{path}: a list or table stands where a name is wanted; see the README for a label map")
+    return str(value)

@@ -21,6 +21,7 @@ __all__ = [
     "find_architecture",
     "find_head",
     "load_pretrained",
+    "outline_network",
     "positive_logit",
 ]
 
@@ -86,8 +87,16 @@ def find_architecture(name: str) -> Architecture:
 def build_network(name: str, side_px: int, options: NetworkOptions | None = None) -> nn.Module:
     """A network with fresh weights: (b, 3, side, side) → (b,) for one logit, (b, 2) for two.
 
-    Raises ModelError where the name, the patch size or an option does not fit, or the network would be absurdly large: all before
-    memory is taken for it.
+    Raises ModelError as `outline_network` does, before memory is taken for it.
+    """
+    outline_network(name, side_px, options)
+    return find_architecture(name).build(side_px, options or NetworkOptions())
+
+
+def outline_network(name: str, side_px: int, options: NetworkOptions | None = None) -> nn.Module:
+    """The same network on the meta device: names and shapes of its weights, without memory for them.
+
+    Raises ModelError where the name, the patch size or an option does not fit, or the network would be absurdly large.
     """
     architecture = find_architecture(name)
     options = options or NetworkOptions()
@@ -96,7 +105,7 @@ def build_network(name: str, side_px: int, options: NetworkOptions | None = None
         raise ModelError(f"{name}: needs patches of at least {architecture.min_side_px} px, these have {side_px}; cut larger ones")
     if side_px > MAX_SIDE_PX:
         raise ModelError(f"{name}: patches of {side_px} px are beyond the {MAX_SIDE_PX} that networks take; cut smaller ones")
-    with torch.device("meta"):  # shapes without memory
+    with torch.device("meta"):
         outline = architecture.build(side_px, options)
     if (parameters := count_parameters(outline)) > MAX_PARAMETERS:
         raise ModelError(
@@ -104,7 +113,7 @@ def build_network(name: str, side_px: int, options: NetworkOptions | None = None
         )
     if fault := fits_patches(outline, side_px):
         raise ModelError(f"{name}: does not take patches of {side_px} px ({fault}); cut others or choose another network")
-    return architecture.build(side_px, options)
+    return outline
 
 
 def _check_options(name: str, architecture: Architecture, options: NetworkOptions) -> None:

@@ -4,7 +4,6 @@ No pickle is written or read. The card carries a SHA-256 over the weights, so th
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ConfigError, EnvironmentFault, ModelError
+from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.geometry import PatchSpec
-from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.architectures import build_network, outline_network
 from wsi_pipeline.models.inputs import Normalisation, PatchNetwork
 from wsi_pipeline.models.model import hash_patient, spec_to_json
 from wsi_pipeline.models.network import NetworkOptions, positive_logit
+from wsi_pipeline.models.safetensors_file import read_safetensors_card, read_tensors
 from wsi_pipeline.models.self_test import PREFIX, SelfTest
 from wsi_pipeline.provenance import canonical_json, file_sha256, recipe_digest
 
@@ -29,6 +28,8 @@ CARD_KEY = "wsi"
 CARD_FORMAT = 3
 READ_FORMATS = (2, 3)
 """Those of format 2 hold no self-test."""
+MAX_TESTED = 256
+"""Patches of a self-test: each engine computes all of them before a run."""
 TEST_PIXELS, TEST_PROBABILITY = f"{PREFIX}pixels", f"{PREFIX}probability"
 
 
@@ -149,14 +150,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and check it through. Raises ModelError, naming the file and the fault."""
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; train one with `wsi train`")
-    text, tensors = _read_safetensors(path)
-    card = json.loads(text)
+    text, card, shapes = read_safetensors_card(path, CARD_KEY)
     if card.get("format") not in READ_FORMATS:
         known = " and ".join(map(str, READ_FORMATS))
-        raise ModelError(f"{path}: card format {card.get('format')}, this version of wsi reads {known}; train it again with this one")
+        raise ModelError(f"{path}: card format {str(card.get('format'))[:20]}, this version of wsi reads {known}; {_remedy(card)}")
     said = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
     if card.get("card_sha256") != said or text != canonical_json(card):
         raise ModelError(f"{path}: its card is damaged or was edited (checksum); copy it again or train anew")
+    _check_shapes(path, card, shapes)
+    tensors = read_tensors(path)
     if card.get("weights_sha256") != _weights_sha256(tensors):
         raise ModelError(f"{path}: its weights are damaged (checksum); copy it again or train anew")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
@@ -201,21 +203,31 @@ def _read_class_names(value: Any) -> tuple[str, str]:
     return str(value[0]), str(value[1])
 
 
-def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
-    """The text of the card, and the tensors."""
+def _remedy(card: Mapping[str, Any]) -> str:
+    found = card.get("format")
+    return "update wsi" if isinstance(found, int) and found > CARD_FORMAT else "train it again with this one"
+
+
+def _check_shapes(path: Path, card: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelError where the file's tensors are not those of the card's network: before any of them is read, or the network built."""
     try:
-        with safe_open(path, framework="pt") as stored:
-            text = (stored.metadata() or {})[CARD_KEY]
-            if not isinstance(json.loads(text), dict):
-                raise ValueError("its card is no JSON object")
-            return text, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-    except RuntimeError as error:  # torch, where it cannot open the file; it names no number
-        reason = " ".join(str(error).split())
-        raise EnvironmentFault(f"{path}: cannot be read ({reason}); mend that and run the same line again") from error
-    except KeyError as error:
-        raise ModelError(f"{path}: no checkpoint of wsi (it has no card); give a model.safetensors of `wsi train`") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file ({error}); copy it again or train anew") from error
+        name, side_px = str(card["architecture"]), PatchSpec(**card["patch"]).side_px
+        outline = outline_network(name, side_px, NetworkOptions.from_json(card["options"]))
+    except (ModelError, ConfigError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path}: its card is damaged ({error}); train or export it again") from error
+    wanted = {key: tuple(tensor.shape) for key, tensor in outline.state_dict().items()}
+    found = {key: shape for key, shape in shapes.items() if not key.startswith(PREFIX)}
+    if wrong := sorted({*wanted.items()} ^ {*found.items()}):
+        key = wrong[0][0]
+        raise ModelError(
+            f"{path}: weights do not fit {name}: {key[:80]} has the shape {found.get(key, 'none')}, the network's has "
+            f"{wanted.get(key, 'none')}; train or export it again"
+        )
+    tested = [shape[0] for key, shape in shapes.items() if key.startswith(PREFIX) and shape]
+    if max(tested, default=0) > MAX_TESTED:
+        raise ModelError(f"{path}: its self-test has {max(tested)} patches, more than {MAX_TESTED}; train it again")
 
 
 def _weights_sha256(weights: Mapping[str, Tensor]) -> str:

@@ -7,6 +7,7 @@ hashed is what is loaded: the same bytes in memory.
 import hashlib
 import io
 import re
+import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from wsi_pipeline.provenance import recipe_digest
 TORCHSCRIPT = "torchscript_model.pt"
 TRUST = re.compile(r"sha256:([0-9a-f]{64})")
 FOREIGN_THRESHOLD = 0.5
+MAX_SCRIPT_BYTES = 4 * 1024**3
+"""It is read into memory whole."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,9 @@ def load_foreign(folder: Path, trust: str | None, positive_class: str | None = N
 def read_script(path: Path) -> bytes:
     """The bytes of a TorchScript file. Raises ModelError where it cannot be read."""
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SCRIPT_BYTES:
+            raise ModelError(f"{path}: no regular file of at most {MAX_SCRIPT_BYTES >> 30} GB; give another model")
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); a model folder needs it") from error

@@ -1,6 +1,9 @@
 """Weights that somebody else trained, as the start of a training run."""
 
 import pickle
+import struct
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +17,11 @@ from wsi_pipeline.models.network import Network
 from wsi_pipeline.models.self_test import PREFIX
 
 PICKLED = (".pth", ".pt", ".bin")
+UNPICKLING_FAULTS = (
+    pickle.UnpicklingError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, struct.error, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What bytes that are no weights make the reader of weights raise."""
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Entries under which training programs keep a network's weights."""
 PARALLEL = "module."
@@ -40,9 +48,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
+    _refuse_compressed(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)  # nothing but tensors: no code of the file is run
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of other pickle protocols than torch's own
+            found = torch.load(path, map_location="cpu", weights_only=True)  # nothing but tensors: no code of the file is run
+    except UNPICKLING_FAULTS as error:
         reason = " ".join(str(error).split())[:120]
         raise ModelError(f"{path}: not a file of weights alone ({reason}); save the state_dict, best as .safetensors") from error
     for name in WRAPPERS:
@@ -51,6 +62,19 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     if not (isinstance(found, Mapping) and found and all(isinstance(tensor, Tensor) for tensor in found.values())):
         raise ModelError(f"{path}: holds no table of tensors; save the network's state_dict")
     return {str(name).removeprefix(PARALLEL): tensor for name, tensor in found.items()}
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Raise ModelError where a zipped file would unpack to more than it is: torch itself never compresses."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a whole file of weights ({error}); copy it again") from error
+    if not is_plain:
+        raise ModelError(f"{path}: holds compressed entries, which no file of torch does; save the state_dict, best as .safetensors")
 
 
 def fit_weights(network: Network, weights: Mapping[str, Tensor], source: str) -> None:

@@ -1,6 +1,5 @@
 """`config.json` of a model folder as in the WSInfer zoo (specification 1.0): what patches a model takes, and what it tells."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.strict_json import parse_json
 
 CONFIG_JSON = "config.json"
 OURS = "wsi"
@@ -78,7 +78,7 @@ def read_zoo_config(path: Path) -> ZooConfig:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ModelError(f"{path}: {path.stat().st_size} bytes are too many for a model's configuration; give another folder")
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); a model folder needs it") from error
     except ValueError as error:

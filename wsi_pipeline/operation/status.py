@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.csv_text import unshield
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.geometry import count_blocks
 from wsi_pipeline.operation.events import read_events
@@ -172,7 +173,7 @@ def _read_failures(folder: Path) -> tuple[Failure, ...]:
     found: list[Failure] = []
     for path in sorted(folder.glob(f"{stem}*.{suffix}")):
         with suppress(OSError, csv.Error, KeyError, UnicodeDecodeError), path.open(newline="", encoding="utf-8") as stream:
-            found += [Failure(row["slide_id"], row["state"], row["reason"]) for row in csv.DictReader(stream)]
+            found += [Failure(unshield(row["slide_id"]), row["state"], unshield(row["reason"])) for row in csv.DictReader(stream)]
     return tuple(found)
 
 

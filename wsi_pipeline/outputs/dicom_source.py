@@ -31,7 +31,7 @@ def find_source(result: SlideResult, folder: Path) -> Any | None:
     if header is None and result.previous is not None and (result.previous / SOURCE_JSON).is_file():
         header = pydicom.Dataset.from_json(json.loads((result.previous / SOURCE_JSON).read_bytes()))
     if header is not None:
-        (folder / SOURCE_JSON).write_text(json.dumps(header.to_json_dict(), indent=1, sort_keys=True) + "\n")
+        (folder / SOURCE_JSON).write_text(json.dumps(header.to_json_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n")
     return header
 
 

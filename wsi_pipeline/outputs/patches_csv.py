@@ -1,13 +1,12 @@
 """patches.csv: a row per patch with exactly WSInfer's columns, so that what reads its results reads ours."""
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from wsi_pipeline.csv_text import format_csv
 from wsi_pipeline.geometry import cells_to_boxes_l0
 from wsi_pipeline.outputs.result import SlideResult
 
@@ -21,9 +20,7 @@ def write_patches_csv(result: SlideResult, folder: Path) -> None:
     is_missing = np.isnan(result.probability)
     for name, probability in zip(result.class_names, (np.float32(1) - result.probability, result.probability), strict=True):
         columns[f"prob_{name}"] = pa.array(probability, mask=is_missing)
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(columns)
     with (folder / FILE_NAME).open("wb") as stream:
-        stream.write(header.getvalue().encode())
+        stream.write(format_csv([*columns], []).encode())
         options = pyarrow.csv.WriteOptions(include_header=False, batch_size=65_536)
         pyarrow.csv.write_csv(pa.Table.from_pydict(columns), stream, options)

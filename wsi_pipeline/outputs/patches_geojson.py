@@ -1,6 +1,5 @@
 """patches.geojson: one tile per patch for QuPath; only on request, for a large slide gives a file that no viewer enjoys."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from wsi_pipeline.geometry import cells_to_boxes_l0
 from wsi_pipeline.outputs.result import NEGATIVE_COLOR, POSITIVE_COLOR, SlideResult
+from wsi_pipeline.strict_json import format_json
 
 FILE_NAME = "patches.geojson"
 PATCHES_AT_ONCE = 10_000
@@ -32,7 +32,7 @@ def _describe(result: SlideResult, rows: slice) -> Iterator[str]:
     positive = result.positive[cells[:, 0], cells[:, 1]].tolist()
     negative_name, positive_name = result.class_names
     classes = [_classify(negative_name, NEGATIVE_COLOR), _classify(positive_name, POSITIVE_COLOR)]
-    keys = [json.dumps(f"prob_{name}") for name in result.class_names]
+    keys = [format_json(f"prob_{name}") for name in result.class_names]
     for (row, col), (x, y, width, height), is_positive, probability in zip(
         cells.tolist(), boxes.tolist(), positive, result.probability[rows], strict=True
     ):
@@ -50,4 +50,4 @@ def _describe(result: SlideResult, rows: slice) -> Iterator[str]:
 
 
 def _classify(name: str, color: tuple[int, int, int]) -> str:
-    return json.dumps({"name": name, "color": list(color)})
+    return format_json({"name": name, "color": list(color)})

@@ -1,7 +1,6 @@
 """regions.geojson and regions.geojson.gz: positive areas as annotations that QuPath opens at once."""
 
 import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import shapely
 
 from wsi_pipeline.outputs.regions import Region
 from wsi_pipeline.outputs.result import POSITIVE_COLOR, SlideResult
+from wsi_pipeline.strict_json import format_json
 
 FILE_NAME = "regions.geojson"
 GZIP_NAME = "regions.geojson.gz"
@@ -47,5 +47,5 @@ def _describe(result: SlideResult, region: Region) -> str:
     outline = region.outline if (left, top) == (0, 0) else shapely.transform(region.outline, lambda points: points - (left, top))
     # Named by its first corner, not by its number: the same region keeps its name where others appear or vanish.
     x, y = shapely.get_coordinates(region.outline)[0].tolist()
-    start = json.dumps({"type": "Feature", "id": result.name_uuid("region", x, y, region.patches)})
-    return f'{start[:-1]}, "geometry": {shapely.to_geojson(outline)}, "properties": {json.dumps(properties, allow_nan=False)}}}'
+    start = format_json({"type": "Feature", "id": result.name_uuid("region", x, y, region.patches)})
+    return f'{start[:-1]}, "geometry": {shapely.to_geojson(outline)}, "properties": {format_json(properties)}}}'

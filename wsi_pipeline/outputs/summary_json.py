@@ -1,18 +1,20 @@
 """summary.json: the figures of one slide."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.outcome import SlideState, SlideSummary
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
+from wsi_pipeline.strict_json import read_json
 
 FILE_NAME = "summary.json"
 SCHEMA_NAME = "summary.schema.json"
+MAX_BYTES = 1024 * 1024
 
 
 def write_summary(result: SlideResult, folder: Path) -> None:
@@ -29,9 +31,24 @@ def read_schema() -> dict[str, Any]:
 def read_summary(folder: Path) -> SlideSummary:
     """The summary of a slide's folder. Raises StoreError where it is not the one that was written."""
     if is_product(folder):
-        check_files(folder, read_manifest(folder), [FILE_NAME])
+        manifest = read_manifest(folder)
+        if manifest.files.get(FILE_NAME, (0, ""))[0] > MAX_BYTES:
+            raise StoreError(f"{folder / FILE_NAME}: damaged: has more than {MAX_BYTES} bytes; make it again with --force")
+        check_files(folder, manifest, [FILE_NAME])
     try:
-        value = json.loads((folder / FILE_NAME).read_bytes())
-        return SlideSummary(**value | {"state": SlideState(value["state"])})
+        value = read_json(folder / FILE_NAME, MAX_BYTES)
+        summary = SlideSummary(**value | {"state": SlideState(value["state"])})
+        _check_types(summary)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder / FILE_NAME}: missing or damaged ({error}); make it again with --force") from error
+    return summary
+
+
+def _check_types(summary: SlideSummary) -> None:
+    """Raise TypeError for a figure that is none: a stranger may have written the file."""
+    for field in fields(summary):
+        value = getattr(summary, field.name)
+        kinds = get_args(field.type) or (field.type,)
+        is_whole = isinstance(value, int) and not isinstance(value, bool) and float in kinds
+        if type(value) not in kinds and not is_whole:
+            raise TypeError(f"{field.name} is {str(value)[:40]!r}")

@@ -1,7 +1,5 @@
 """Tables that a spreadsheet may open: CSV whose cells are never run, and Parquet with types."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,24 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from wsi_pipeline.csv_text import format_csv
 from wsi_pipeline.store.files import write_file
-
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A CSV table, whole or not at all; empty cells for None, and no cell that a spreadsheet would run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([[_plain_cell(value) for value in row] for row in rows])
-    write_file(path, text.getvalue().encode(errors="surrogateescape"))
-
-
-def _plain_cell(value: Any) -> Any:
-    if value is None:
-        return ""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+    write_file(path, format_csv(header, rows).encode(errors="surrogateescape"))
 
 
 def write_parquet(path: Path, types: Mapping[str, type], rows: Sequence[Mapping[str, Any]]) -> None:

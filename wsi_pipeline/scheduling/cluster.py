@@ -157,8 +157,8 @@ def read_slurm_config(path: Path | None) -> dict[str, Any]:
     """Arguments of dask_jobqueue.SLURMCluster, and `jobs`: how many are started. Raises ConfigError."""
     try:
         settings = yaml.safe_load(Path(path or "").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error}); see docs/servers.md") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); see docs/servers.md") from error
     if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
         raise ConfigError(f"{path}: must be a table such as 'cores: 8'; see docs/servers.md")
     reserved = {"security", "protocol", "n_workers", "asynchronous"} & set(settings)
@@ -166,7 +166,8 @@ def read_slurm_config(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: {', '.join(sorted(reserved))}: not to be set here, wsi sets it itself; take it out")
     jobs = settings.get("jobs", 1)
     if not isinstance(jobs, int) or jobs < 1:
-        raise ConfigError(f"{path}: jobs is {jobs!r}; it must be a number of Slurm jobs, 1 or more")
+        said = jobs if isinstance(jobs, int | float | str) else f"a {type(jobs).__name__}"
+        raise ConfigError(f"{path}: jobs is {said!r}; it must be a number of Slurm jobs, 1 or more")
     return dict(settings)
 
 

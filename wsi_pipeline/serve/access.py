@@ -5,7 +5,6 @@ Plain ASGI, around everything else, so that nothing is parsed or looked up befor
 
 import asyncio
 import hmac
-import json
 import secrets
 import time
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from wsi_pipeline.serve.faults import Refusal, settle_fault
 from wsi_pipeline.serve.metrics import Metrics
 from wsi_pipeline.serve.settings import ServeSettings
+from wsi_pipeline.strict_json import format_json
 
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -222,7 +222,7 @@ async def _reply(answer: _Answer, refusal: Refusal) -> None:
     if reply.status in (408, 413):
         headers.append((b"connection", b"close"))
     await answer({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await answer({"type": "http.response.body", "body": json.dumps(reply.to_json()).encode()})
+    await answer({"type": "http.response.body", "body": format_json(reply.to_json()).encode()})
 
 
 def _read_headers(scope: Scope) -> dict[str, str]:

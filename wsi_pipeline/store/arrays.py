@@ -14,11 +14,9 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from wsi_pipeline.errors import StoreError, machine_fault
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import flush_file, flush_folder, make_folder, write_all
+from wsi_pipeline.store.layout import CHECKSUM_BYTES, read_group
 
 AS_THEY_ARE = PixelCodec()
-
-CHECKSUM_BYTES = 4
-"""The crc32c at the end of every chunk."""
 
 
 @contextmanager
@@ -138,8 +136,7 @@ def open_array(path: Path, name: str, mode: str = "r") -> Any:
 
 def read_attributes(path: Path) -> dict[str, Any]:
     """The attributes of a group."""
-    with zarr_errors_named(path):
-        return dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
+    return read_group(path)
 
 
 def flush_chunk(path: Path, name: str, block: int, dimensions: int) -> Path:

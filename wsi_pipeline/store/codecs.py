@@ -14,10 +14,16 @@ from zarr.core.common import JSON
 from zarr.registry import register_codec
 
 from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.store.layout import CHECKSUM_BYTES
 
 CODECS = ("none", "zstd", "jpeg")
 ZSTD_LEVEL = 3
 JPEG_CODEC = "wsi.jpeg_patches"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_HEADER_BYTES = 18
+"""The longest that a frame's header can be."""
+MAX_OVERHEAD_BYTES = 4 * 1024 * 1024
+"""What a codec may add where it saves nothing: of JPEG, the tables of thousands of streams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +60,42 @@ class PixelCodec:
             return {"serializer": JpegPatches(self.quality), "compressors": [Crc32cCodec()]}
         return {"compressors": [Crc32cCodec()]}
 
+    @property
+    def zarr_names(self) -> tuple[str, ...]:
+        """What an array's metadata call its codecs, first to last."""
+        if self.name == "zstd":
+            return ("bytes", "zstd", "crc32c")
+        return ("bytes", "crc32c") if self.name == "none" else (JPEG_CODEC, "crc32c")
+
+    def is_possible_size(self, found: int, plain: int) -> bool:
+        """Whether a chunk of `plain` bytes of pixels may take `found` bytes on disk."""
+        return found == plain + CHECKSUM_BYTES if self.name == "none" else 0 < found <= plain + plain // 4 + MAX_OVERHEAD_BYTES
+
+
+def read_zstd_size(header: bytes) -> int | None:
+    """Bytes that the beginning of a zstd frame says it unpacks to; None where it does not say, or is no frame.
+
+    The decoder takes that much memory, whatever it is (RFC 8878, section 3.1.1.1).
+    """
+    if len(header) < 5 or header[:4] != ZSTD_MAGIC:
+        return None
+    descriptor = header[4]
+    is_single, size_flag = bool(descriptor & 0x20), descriptor >> 6
+    start = 5 + (not is_single) + (0, 1, 2, 4)[descriptor & 3]
+    length = (1 if is_single else 0, 2, 4, 8)[size_flag]
+    field = header[start : start + length]
+    if not length or len(field) < length:
+        return None
+    return int.from_bytes(field, "little") + (256 if length == 2 else 0)
+
 
 def read_codec(attributes: dict[str, Any]) -> PixelCodec:
     """The codec that a store's attributes record; stores without a word on it hold pixels as they are."""
     recorded = attributes.get("codec", {})
-    return PixelCodec(recorded.get("name", "none"), recorded.get("quality"))
+    quality = recorded.get("quality")
+    if quality is not None and type(quality) is not int:
+        raise ConfigError("its JPEG quality is no whole number")
+    return PixelCodec(str(recorded.get("name", "none")), quality)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from wsi_pipeline.store.manifest import (
     read_claims,
     read_manifest,
 )
+from wsi_pipeline.strict_json import format_json
 
 RETIRED = "retired"
 """Where a replaced product waits, in the staging of the newer one, while that is put in its place."""
@@ -88,7 +89,7 @@ class Staging:
     def mark_block(self, block: int, report: Mapping[str, Any], chunk: Path) -> None:
         """Say that a block is on disk, in `chunk`, and what came of it; called after the chunk and its folders are flushed."""
         place = {"file": chunk.relative_to(self.product).as_posix(), "bytes": chunk.stat().st_size}
-        write_file(self._blocks / f"{block}.json", json.dumps(dict(report) | {"chunk": place}).encode())
+        write_file(self._blocks / f"{block}.json", format_json(dict(report) | {"chunk": place}).encode())
 
     def block_reports(self) -> dict[int, dict[str, Any]]:
         """Reports of the finished blocks; one whose chunk is gone or has another size is not finished."""

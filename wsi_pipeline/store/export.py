@@ -1,7 +1,6 @@
 """Stores' patches as files that other programs read: a folder of PNGs, or WebDataset tars; an export is a product like any other."""
 
 import io
-import json
 import os
 import tarfile
 from collections import Counter
@@ -16,6 +15,7 @@ from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import make_folder
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import SUFFIX, PatchStore
+from wsi_pipeline.strict_json import format_json
 
 KIND = "wsi store export"
 TAR_PATCHES = 10_000
@@ -102,7 +102,13 @@ def _patches(store: PatchStore) -> Iterator[ExportedPatch]:
                 label = int(store.table.labels[first + index])
                 class_name = store.table.class_names[label] if label >= 0 else UNKNOWN
                 png = bytes(imagecodecs.png_encode(pixels[index]))
-                yield ExportedPatch(f"{name}_r{row:05d}_c{col:05d}", class_name.replace("/", "_"), png, row, col, label)
+                yield ExportedPatch(f"{name}_r{row:05d}_c{col:05d}", _folder_name(class_name), png, row, col, label)
+
+
+def _folder_name(class_name: str) -> str:
+    """A class's name as the name of a folder in the output, never one that leads out of it."""
+    name = class_name.replace("/", "_").replace("\0", "_")
+    return f"_{name}" if name in ("", ".", "..") else name
 
 
 def _write_tar(store: PatchStore, out: Path, number: int, patches: list[ExportedPatch]) -> None:
@@ -117,7 +123,7 @@ def _write_tar(store: PatchStore, out: Path, number: int, patches: list[Exported
                 "mpp": store.grid.spec.mpp,
                 "class": patch.class_name,
             }
-            for suffix, content in (("png", patch.png), ("cls", str(patch.label).encode()), ("json", json.dumps(described).encode())):
+            for suffix, content in (("png", patch.png), ("cls", str(patch.label).encode()), ("json", format_json(described).encode())):
                 entry = tarfile.TarInfo(f"{patch.name}.{suffix}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))

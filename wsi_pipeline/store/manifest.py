@@ -13,13 +13,21 @@ import xxhash
 
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.provenance import TOOL, recipe_digest, tool_version
+from wsi_pipeline.store.containment import check_contained, size_of_own
 from wsi_pipeline.store.files import file_checksum
+from wsi_pipeline.strict_json import parse_json, read_bounded, read_json
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 3
+MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+"""About a hundred bytes for each file of a product."""
 SEAL = b',\n "checksum": "'
 """Between what a manifest says and the checksum of what it says, which comes last."""
 END = b"\n}"
+
+
+class NewerFormat(ValueError):
+    """A manifest of a version of wsi that is to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ class Manifest:
 def read_manifest(product: Path) -> Manifest:
     """The manifest of a product, every file present with its recorded size. Raises StoreError naming the first fault."""
     manifest = read_claims(product)
+    check_contained(product, manifest.files)
     for name in manifest.files:
         if (fault := _size_fault(product, manifest, name)) is not None:
             raise StoreError(f"{product}: {name} {fault}; make it again with --force")
@@ -55,9 +64,13 @@ def read_manifest(product: Path) -> Manifest:
 def read_claims(product: Path) -> Manifest:
     """The manifest of a product, whatever has become of its files. Raises StoreError where it is not as it was written."""
     try:
-        return manifest_from_json((product / MANIFEST).read_bytes())
+        return manifest_from_json(read_bounded(product / MANIFEST, MAX_MANIFEST_BYTES))
     except FileNotFoundError as error:
         raise StoreError(f"{product}: not a finished product of wsi (no {MANIFEST}); make it again") from error
+    except NewerFormat as error:
+        raise StoreError(
+            f"{product}: has a {error}, of another version of wsi, and this one reads {MANIFEST_FORMAT}; update wsi, or make it again"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{product}: its {MANIFEST} is damaged or of another version of wsi ({error}); make it again with --force"
@@ -67,9 +80,7 @@ def read_claims(product: Path) -> Manifest:
 def _size_fault(product: Path, manifest: Manifest, name: str) -> str | None:
     """What a look at a file's size shows to be wrong with it; None where nothing is."""
     size = manifest.files[name][0]
-    try:
-        found = (product / name).stat().st_size
-    except OSError:
+    if (found := size_of_own(product / name)) is None:
         return "is missing"
     return None if found == size else f"has {found} bytes instead of {size}"
 
@@ -77,7 +88,7 @@ def _size_fault(product: Path, manifest: Manifest, name: str) -> str | None:
 def find_kind(folder: Path) -> str | None:
     """What kind of product a folder is by its manifest; None where it is none of ours, or one that cannot tell any more."""
     try:
-        value = json.loads((folder / MANIFEST).read_bytes())
+        value = read_json(folder / MANIFEST, MAX_MANIFEST_BYTES)
         kind = value["kind"]
         return kind if isinstance(kind, str) and isinstance(value["files"], dict) and "recipe" in value else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -87,7 +98,7 @@ def find_kind(folder: Path) -> str | None:
 def has_damaged_manifest(product: Path) -> bool:
     """Whether a manifest is no JSON any more: nobody's kind can be told by it."""
     try:
-        json.loads((product / MANIFEST).read_bytes())
+        read_json(product / MANIFEST, MAX_MANIFEST_BYTES)
     except (OSError, ValueError):
         return True
     return False
@@ -154,14 +165,14 @@ def manifest_to_json(manifest: Manifest) -> bytes:
 
 def manifest_from_json(content: bytes) -> Manifest:
     """The manifest that was written. Raises ValueError, KeyError, TypeError or AttributeError where it is not as it was."""
-    value = json.loads(content)
+    value = parse_json(content)
     if value["format"] != MANIFEST_FORMAT:
+        if isinstance(value["format"], int) and value["format"] > MANIFEST_FORMAT:
+            raise NewerFormat(f"manifest of format {value['format']}")
         raise ValueError(f"manifest format {value['format']}")
     if content != seal(content.rpartition(SEAL)[0] + END):
         raise ValueError("its checksum does not fit")
     files = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
-    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
-        raise ValueError("a file outside the product")
     return Manifest(kind=value["kind"], recipe=value["recipe"], counts=value["counts"], files=files)
 
 

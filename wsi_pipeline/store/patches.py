@@ -14,15 +14,15 @@ from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.geometry import Grid, block_slice, count_blocks
 from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo
 from wsi_pipeline.store.arrays import AS_THEY_ARE, chunk_file, create_array, flush_chunk, map_chunk, put_array, read_rows, write_rows
-from wsi_pipeline.store.codecs import PixelCodec, read_codec
+from wsi_pipeline.store.codecs import ZSTD_HEADER_BYTES, PixelCodec, read_codec, read_zstd_size
 from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.layout import ArrayLayout, check_layout, check_one_chunk, name_one_chunk
 from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
-from wsi_pipeline.store.schema import check_kind, read_table, write_table
+from wsi_pipeline.store.opening import check_tables
+from wsi_pipeline.store.schema import read_table, write_table
 
 KIND = "wsi patch store"
 SUFFIX = ".patches.zarr"
-PIXELS = "patches/c/"
-"""Where the chunks of pixels lie in a store; each is compared with its checksum when it is read, everything else when it is opened."""
 MAX_MAPS = 1024
 """Chunks that a store keeps mapped; they take address space, not memory."""
 
@@ -68,8 +68,7 @@ class PatchStore:
         """Raises StoreError where the store is incomplete, damaged but for its pixels, of another kind, or contradicts its manifest."""
         self.path = path
         self.manifest = read_manifest(path)
-        check_files(path, self.manifest, [name for name in self.manifest.files if not name.startswith(PIXELS)])
-        self.attributes = check_kind(path, KIND)
+        self.attributes = check_tables(path, self.manifest, KIND)
         self.table = read_table(path, self.attributes)
         if self.manifest.counts.get("patches") != self.table.patches:
             raise StoreError(f"{path}: damaged: its patches and its manifest disagree; make it again with --force")
@@ -77,9 +76,23 @@ class PatchStore:
             self.codec = read_codec(self.attributes)
         except (ConfigError, AttributeError) as error:
             raise StoreError(f"{path}: its codec is unknown to this version of wsi ({error}); make it again") from error
+        self._check_pixels()
         self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._mapping = threading.Lock()
         self._checked: set[int] = set()
+
+    def _check_pixels(self) -> None:
+        """Raise StoreError where pixels are not laid out as the table says, or a chunk of theirs is not in the manifest or too large."""
+        patches, side, size = self.table.patches, self.grid.spec.side_px, self.block_size
+        wanted = ArrayLayout("uint8", (patches, side, side, 3), (size, side, side, 3), self.codec.zarr_names)
+        check_layout(self.path, "patches", wanted)
+        check_one_chunk(self.path, "readable", "bool", (patches,))
+        if patches:
+            check_files(self.path, self.manifest, [name_one_chunk("readable", (patches,))])
+        for block in range(self.blocks):
+            found = self.manifest.files.get(f"patches/c/{block}/0/0/0")
+            if found is None or not self.codec.is_possible_size(found[0], wanted.chunk_bytes):
+                raise StoreError(f"{self.path}: damaged: block {block} of its pixels is missing or of another size; make it again")
 
     @property
     def slide(self) -> SlideInfo:
@@ -115,7 +128,17 @@ class PatchStore:
         """Pixels of one block. Raises StoreError where they are not those that were written."""
         self._check_block(block)
         rows = block_slice(block, self.block_size, self.table.patches)
+        if self.codec.name == "zstd":
+            self._check_frame(block)
         return PatchBlock(read_rows(self.path, "patches", rows), self.readable[rows])
+
+    def _check_frame(self, block: int) -> None:
+        """Raise StoreError where a compressed block would unpack to anything but its pixels."""
+        side = self.grid.spec.side_px
+        with chunk_file(self.path, "patches", block, 4).open("rb") as stream:
+            declared = read_zstd_size(stream.read(ZSTD_HEADER_BYTES))
+        if declared != self.block_size * side * side * 3:
+            raise StoreError(f"{self.path}: damaged: block {block} does not unpack to its pixels; make it again with --force")
 
     def _check_block(self, block: int) -> None:
         """Compare the block's chunk with the manifest, once: a chunk of another block is whole by its own checksum."""
@@ -183,13 +206,22 @@ def describe_store(store: PatchStore) -> dict[str, str]:
         "patient": table.patient_id,
         "grid": f"{store.grid.rows} rows × {store.grid.cols} columns",
         "labels": ", ".join(f"{count} {name}" for count, name in zip(labels, names, strict=True)),
-        "tissue": f"{float(np.nanmean(table.tissue_fraction)):.0%} of the patches' area" if table.patches else "none",
+        "tissue": _describe_tissue(table.tissue_fraction) if table.patches else "none",
         "codec": f"{store.codec.name}{lossy}",
         "blocks": f"{store.blocks} of at most {store.block_size} patches",
         "size": f"{sum(size for size, _ in store.manifest.files.values()) / 1e6:,.1f} MB in {len(store.manifest.files)} files",
-        "made by": str(store.attributes.get("provenance", {}).get("version", "unknown")),
+        "made by": _describe_maker(store.attributes.get("provenance")),
     }
     if table.quality is not None:
         flags = {"pen": 1, "blur": 2}
         described["flags"] = ", ".join(f"{int(np.count_nonzero(table.quality.flags & bit))} {name}" for name, bit in flags.items())
     return described
+
+
+def _describe_tissue(fraction: NDArray[np.float32]) -> str:
+    known = fraction[~np.isnan(fraction)]
+    return f"{float(known.mean()):.0%} of the patches' area" if len(known) else "not looked for"
+
+
+def _describe_maker(provenance: Any) -> str:
+    return str(provenance.get("version", "unknown")) if isinstance(provenance, dict) else "unknown"

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import StoreError
-from wsi_pipeline.geometry import block_slice
+from wsi_pipeline.geometry import block_slice, count_blocks
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.arrays import create_array, flush_chunk, read_rows, write_rows
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
+from wsi_pipeline.store.layout import CHECKSUM_BYTES, ArrayLayout, check_layout
+from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
+from wsi_pipeline.store.opening import check_tables
 from wsi_pipeline.store.schema import check_kind, read_table, write_table
 
 KIND = "wsi predictions"
@@ -47,6 +49,9 @@ class Predictions:
         self.path = path
         self.attributes = check_kind(path, KIND)
         self.table = read_table(path, self.attributes)
+        rows, block_size = self.table.patches, self.table.block_size
+        check_layout(path, "probability", ArrayLayout("float32", (rows,), (block_size,)))
+        _check_model(path, self.attributes.get("model"))
 
     @property
     def threshold(self) -> float:
@@ -78,11 +83,42 @@ class Predictions:
         return values
 
 
+def _check_model(path: Path, model: Any) -> None:
+    """Raise StoreError where what stands there of the model cannot be used."""
+    named = model if isinstance(model, dict) else {}
+    threshold, names = named.get("threshold"), named.get("class_names")
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and 0 <= threshold <= 1
+    is_named = isinstance(names, list) and len(names) == 2 and all(isinstance(name, str) for name in names)
+    if not (is_number and is_named and isinstance(named.get("digest"), str)):
+        raise StoreError(f"{path}: damaged: does not say which model made it, with which threshold and classes; make it again with --force")
+
+
 def open_result(folder: Path) -> Predictions:
-    """The predictions of a finished slide result. Raises StoreError where they are not those that were written."""
+    """The predictions of a finished slide result. Raises StoreError where they are not those that were written.
+
+    A patch without a number is one that could not be read: where the manifest counts fewer of these, numbers are missing.
+    """
     manifest = read_manifest(folder)
-    check_files(folder, manifest, [name for name in manifest.files if name.startswith(f"{FOLDER}/")])
-    return Predictions(folder / FOLDER)
+    check_tables(folder, manifest, KIND, FOLDER)
+    predictions = Predictions(folder / FOLDER)
+    counts, table = manifest.counts, predictions.table
+    _check_chunks(folder, manifest, table)
+    unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
+    if (counts.get("patches"), counts.get("unreadable")) != (table.patches, unreadable):
+        raise StoreError(f"{folder}: damaged: its predictions and its manifest disagree; make it again with --force")
+    return predictions
+
+
+def _check_chunks(folder: Path, manifest: Manifest, table: PatchTable) -> None:
+    """Raise StoreError where a block of probabilities is not in the manifest, or not as it was written."""
+    names = [f"{FOLDER}/probability/c/{block}" for block in range(count_blocks(table.patches, table.block_size))]
+    wanted = ArrayLayout("float32", (table.patches,), (table.block_size,)).chunk_bytes + CHECKSUM_BYTES
+    for block, name in enumerate(names):
+        if manifest.files.get(name, (0, ""))[0] != wanted:
+            raise StoreError(
+                f"{folder}: damaged: block {block} of its predictions is missing or of another size; make it again with --force"
+            )
+    check_files(folder, manifest, names)
 
 
 def find_results(places: Sequence[Path]) -> list[Path]:

@@ -1,5 +1,8 @@
 """How slides, grids and patch tables are written down: the format of every store, and the checks on reading it back."""
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -9,12 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.errors import ConfigError, StoreError
-from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.geometry import MAX_BLOCK_BYTES, MAX_MPP, MIN_MPP, Grid, PatchSpec
 from wsi_pipeline.sources import PatchQuality, PatchTable, SlideInfo, Thumbnail
-from wsi_pipeline.store.arrays import create_group, open_array, put_array, read_attributes, read_rows
+from wsi_pipeline.store.arrays import create_group, put_array, read_attributes, read_rows
+from wsi_pipeline.store.layout import check_one_chunk, name_one_chunk, read_layout
 
 FORMAT_VERSION = 1
-MAX_MARKED_CELLS = 256 * 1024 * 1024
+RATIO = re.compile(r"[0-9]{1,12}(/[0-9]{1,12})?")
+"""An exact downsample. Fraction itself would also take `1e999999999`, and compute it."""
+MAX_EXTENT_L0 = 2**31 - 1
+MAX_LEVELS = 64
+DAMAGES = (KeyError, TypeError, ValueError, IndexError, ArithmeticError, ConfigError)
+"""What reading attributes raises where they are not as they were written."""
 
 
 def slide_to_json(slide: SlideInfo) -> dict[str, Any]:
@@ -23,15 +32,39 @@ def slide_to_json(slide: SlideInfo) -> dict[str, Any]:
 
 
 def slide_from_json(value: dict[str, Any]) -> SlideInfo:
-    """The slide that `slide_to_json` wrote."""
-    return SlideInfo(
+    """The slide that `slide_to_json` wrote. Raises ValueError, TypeError or KeyError where it is no slide."""
+    slide = SlideInfo(
         **value
         | {
-            "size_l0": tuple(value["size_l0"]),
-            "bounds_l0": tuple(value["bounds_l0"]),
-            "level_downsamples": tuple(Fraction(ratio) for ratio in value["level_downsamples"]),
+            "size_l0": _read_whole(value["size_l0"], 2),
+            "bounds_l0": _read_whole(value["bounds_l0"], 4),
+            "level_downsamples": tuple(read_ratio(ratio) for ratio in value["level_downsamples"][:MAX_LEVELS]),
         }
     )
+    texts = (slide.slide_id, slide.path, slide.mpp_source, slide.fingerprint, slide.vendor or "")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a name of the slide is no text")
+    if slide.slide_id in ("", ".", "..") or set(slide.slide_id) & set("/\\\0"):
+        raise ValueError(f"{slide.slide_id[:40]!r} is no name of a slide")
+    if not MIN_MPP <= slide.mpp <= 10 * MAX_MPP:  # NaN lies nowhere
+        raise ValueError(f"the slide has {slide.mpp} µm/px")
+    return slide
+
+
+def _read_whole(value: Any, count: int) -> tuple[Any, ...]:
+    """Sizes and places in level-0 pixels."""
+    if not isinstance(value, list) or len(value) != count or not all(type(entry) is int for entry in value):
+        raise ValueError(f"{str(value)[:40]} are not {count} whole numbers")
+    if max(map(abs, value)) > MAX_EXTENT_L0:
+        raise ValueError(f"{str(value)[:40]} are beyond any slide")
+    return tuple(value)
+
+
+def read_ratio(text: Any) -> Fraction:
+    """An exact ratio above 0, such as `4` or `1001/250`. Raises ValueError."""
+    if not isinstance(text, str) or not RATIO.fullmatch(text) or (ratio := Fraction(text)) <= 0:
+        raise ValueError(f"{str(text)[:40]!r} is no downsample")
+    return ratio
 
 
 def grid_to_json(grid: Grid) -> dict[str, Any]:
@@ -40,14 +73,10 @@ def grid_to_json(grid: Grid) -> dict[str, Any]:
 
 
 def grid_from_json(value: dict[str, Any]) -> Grid:
-    """The grid that `grid_to_json` wrote."""
-    return Grid(
-        spec=PatchSpec(**value["spec"]),
-        rows=int(value["rows"]),
-        cols=int(value["cols"]),
-        downsample=Fraction(value["downsample"]),
-        origin_xy_l0=(int(value["origin_xy_l0"][0]), int(value["origin_xy_l0"][1])),
-    )
+    """The grid that `grid_to_json` wrote. Raises ConfigError, ValueError, TypeError or KeyError where it is no grid."""
+    rows, cols = _read_whole([value["rows"], value["cols"]], 2)
+    x, y = _read_whole(value["origin_xy_l0"], 2)
+    return Grid(PatchSpec(**value["spec"]), rows, cols, read_ratio(value["downsample"]), (x, y))
 
 
 def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, Any]) -> None:
@@ -100,79 +129,140 @@ def check_kind(path: Path, kind: str) -> dict[str, Any]:
     """The attributes of a group of this kind and format. Raises StoreError where it is another."""
     attributes = read_attributes(path)
     if attributes.get("kind") != kind:
-        raise StoreError(f"{path}: holds {attributes.get('kind', 'something else')!r}, not {kind!r}; give another path")
-    if attributes.get("format_version") != FORMAT_VERSION:
+        found = str(attributes.get("kind", "something else"))[:80]
+        raise StoreError(f"{path}: holds {found!r}, not {kind!r}; give another path")
+    if (found_version := attributes.get("format_version")) != FORMAT_VERSION:
+        is_newer = isinstance(found_version, int) and found_version > FORMAT_VERSION
         raise StoreError(
-            f"{path}: has format {attributes.get('format_version')}, this version of wsi reads {FORMAT_VERSION}; make it again"
+            f"{path}: has format {str(found_version)[:20]}, this version of wsi reads {FORMAT_VERSION}; "
+            f"{'update wsi, or ' if is_newer else ''}make it again"
         )
     return attributes
 
 
 def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
-    """The patch table of a group. Raises StoreError where it contradicts itself."""
+    """The patch table of a group. Raises StoreError where it contradicts itself, before memory is taken for it."""
     try:
+        slide, grid = slide_from_json(attributes["slide"]), grid_from_json(attributes["grid"])
         thumbnail = attributes["thumbnail"]
+        arrays = _read_arrays(path, attributes, grid)
+        quality = PatchQuality(*(arrays[name] for name in PatchQuality._fields)) if attributes.get("has_quality") else None
         table = PatchTable(
-            slide=slide_from_json(attributes["slide"]),
-            grid=grid_from_json(attributes["grid"]),
-            cells=read_rows(path, "cells"),
-            labels=read_rows(path, "labels"),
-            label_fraction=read_rows(path, "label_fraction"),
-            tissue_fraction=read_rows(path, "tissue_fraction"),
-            thumbnail=Thumbnail(
-                pixels=read_rows(path, "thumbnail"),
-                downsample=Fraction(thumbnail["downsample"]),
-                origin_xy_l0=(int(thumbnail["origin_xy_l0"][0]), int(thumbnail["origin_xy_l0"][1])),
-            ),
-            block_size=int(attributes["block_size"]),
+            slide=slide,
+            grid=grid,
+            cells=arrays["cells"],
+            labels=arrays["labels"],
+            label_fraction=arrays["label_fraction"],
+            tissue_fraction=arrays["tissue_fraction"],
+            thumbnail=Thumbnail(arrays["thumbnail"], read_ratio(thumbnail["downsample"]), _read_whole(thumbnail["origin_xy_l0"], 2)),
+            block_size=_read_whole([attributes["block_size"]], 1)[0],
             patient_id=str(attributes["patient_id"]),
             class_names=_read_class_names(path, attributes["class_names"]),
-            quality=PatchQuality(*(read_rows(path, name) for name in PatchQuality._fields)) if attributes.get("has_quality") else None,
-            tissue=_read_tissue(path) if attributes.get("has_tissue") else None,
+            quality=quality,
+            tissue=_unpack_tissue(arrays) if attributes.get("has_tissue") else None,
         )
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, ConfigError) as error:
+    except DAMAGES as error:
         raise StoreError(f"{path}: its attributes are damaged ({error}); make it again with --force") from error
     _check_table(path, table)
     return table
 
 
-def _read_tissue(path: Path) -> NDArray[np.bool_]:
-    width = open_array(path, "thumbnail").shape[1]
-    return np.unpackbits(read_rows(path, "tissue"), axis=1, count=width).astype(np.bool_)
+def list_table_arrays(attributes: Mapping[str, Any]) -> list[str]:
+    """Names of the arrays of a group's table."""
+    names = ["cells", *LABEL_ARRAYS, "tissue_fraction", "thumbnail"]
+    names += ["tissue"] if attributes.get("has_tissue") else []
+    return names + (list(PatchQuality._fields) if attributes.get("has_quality") else [])
 
 
-def _read_class_names(path: Path, names: list[str]) -> tuple[str, str]:
+def list_table_files(path: Path, attributes: Mapping[str, Any]) -> list[str]:
+    """The files that hold the table's values. Raises StoreError where an array has not the layout that we write."""
+    try:
+        shapes = _check_arrays(path, attributes, grid_from_json(attributes["grid"]))
+    except DAMAGES as error:
+        raise StoreError(f"{path}: its attributes are damaged ({error}); make it again with --force") from error
+    return [name_one_chunk(name, shape) for name, shape in shapes.items() if math.prod(shape)]
+
+
+def _read_arrays(path: Path, attributes: Mapping[str, Any], grid: Grid) -> dict[str, NDArray[Any]]:
+    """Every array of the table, read after all of them were found to have the layout that we write."""
+    return {name: read_rows(path, name) for name in _check_arrays(path, attributes, grid)}
+
+
+def _check_arrays(path: Path, attributes: Mapping[str, Any], grid: Grid) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of the table, none of which is longer than its file."""
+    patches = _count_rows(path, "cells", 2)
+    if patches > grid.rows * grid.cols:
+        raise ValueError(f"{patches} patches on a grid of {grid.rows} × {grid.cols} cells")
+    height, width = _thumbnail_size(path)
+    layouts: dict[str, tuple[str, tuple[int, ...]]] = {
+        "cells": ("int32", (patches, 2)),
+        "labels": ("int8", (patches,)),
+        "thumbnail": ("uint8", (height, width, 3)),
+        "tissue": ("uint8", (height, -(-width // 8))),
+        "flags": ("uint8", (patches,)),
+    }
+    found = {name: layouts.get(name, ("float32", (patches,))) for name in list_table_arrays(attributes)}
+    for name, (dtype, shape) in found.items():
+        check_one_chunk(path, name, dtype, shape)
+    return {name: shape for name, (_, shape) in found.items()}
+
+
+def _count_rows(path: Path, name: str, dimensions: int) -> int:
+    shape = read_layout(path, name).shape
+    if len(shape) != dimensions:
+        raise ValueError(f"{name} have the shape {str(shape)[:40]}")
+    return shape[0]
+
+
+def _thumbnail_size(path: Path) -> tuple[int, int]:
+    shape = read_layout(path, "thumbnail").shape
+    if len(shape) != 3:
+        raise ValueError(f"the thumbnail has the shape {str(shape)[:40]}")
+    return shape[0], shape[1]
+
+
+def _unpack_tissue(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    return np.unpackbits(arrays["tissue"], axis=1, count=arrays["thumbnail"].shape[1]).astype(np.bool_)
+
+
+def _read_class_names(path: Path, names: Any) -> tuple[str, str]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("the names of its classes are no list of texts")
     if len(names) > 2:
-        listed = ", ".join(map(str, names))
+        listed = ", ".join(names)[:120]
         raise StoreError(f"{path}: has {len(names)} classes ({listed}), and wsi handles two only; label it anew with two")
-    return str(names[0]), str(names[1])
+    return names[0], names[1]
 
 
 def _check_table(path: Path, table: PatchTable) -> None:
+    """Raise StoreError where values cannot be; shapes and types are right by now."""
     cells, grid = table.cells, table.grid
+    block_bytes = table.block_size * 3 * grid.spec.side_px**2
     faults = {
-        "cells are not (n, 2) int32": cells.ndim != 2 or cells.shape[1:] != (2,) or cells.dtype != np.int32,
-        "labels do not match the cells": table.labels.shape != cells.shape[:1] or table.labels.dtype != np.int8,
-        "label fractions do not match the cells": table.label_fraction.shape != cells.shape[:1],
-        "tissue fractions do not match the cells": table.tissue_fraction.shape != cells.shape[:1],
-        "the tissue mask does not match the thumbnail": table.tissue is not None and table.tissue.shape != table.thumbnail.pixels.shape[:2],
-        "measures of quality do not match the cells": table.quality is not None
-        and any(values.shape != cells.shape[:1] for values in table.quality),
         "the block size is not positive": table.block_size < 1,
+        "its blocks are too large for memory": table.block_size > 1 and block_bytes > MAX_BLOCK_BYTES,
+        "a label is none of its classes": bool(len(cells)) and not -1 <= table.labels.min() <= table.labels.max() <= 1,
+        "a label fraction lies outside 0 to 1": _has_outsiders(table.label_fraction, 1),
+        "a tissue fraction lies outside 0 to 1": _has_outsiders(table.tissue_fraction, 1),
+        "a measure of quality is none": table.quality is not None
+        and (_has_outsiders(table.quality.pen_fraction, 1) or _has_outsiders(table.quality.sharpness, math.inf)),
+        "a cell lies outside the grid": bool(len(cells)) and bool(cells.min() < 0 or (cells >= [grid.rows, grid.cols]).any()),
     }
     for fault, is_so in faults.items():
         if is_so:
             raise StoreError(f"{path}: damaged: {fault}; make it again with --force")
-    if len(cells) and (cells.min() < 0 or (cells >= [grid.rows, grid.cols]).any()):
-        raise StoreError(f"{path}: damaged: a cell lies outside the grid; make it again with --force")
     if _count_distinct(cells, grid) != len(cells):
         raise StoreError(f"{path}: damaged: a cell occurs twice; make it again with --force")
 
 
+def _has_outsiders(values: NDArray[np.float32], most: float) -> bool:
+    """Whether a value lies outside 0 to `most`, or is infinite; NaN says that nobody looked."""
+    known = values[~np.isnan(values)]
+    return bool((~np.isfinite(known) | (known < 0) | (known > most)).any())
+
+
 def _count_distinct(cells: NDArray[np.int32], grid: Grid) -> int:
     """Number of different cells, without sorting: a store of millions of patches opens at once."""
-    if grid.rows * grid.cols > MAX_MARKED_CELLS:
-        return len(np.unique(cells.astype(np.int64) @ [max(grid.cols, 1), 1]))
     is_there = np.zeros(grid.rows * grid.cols, dtype=np.bool_)
     is_there[cells[:, 0].astype(np.int64) * grid.cols + cells[:, 1]] = True
     return int(np.count_nonzero(is_there))

@@ -1,6 +1,5 @@
 """Cross-validation by patient: every fold a training run of its own, and one account of all."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wsi_pipeline.csv_text import format_csv
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import is_product, read_manifest
@@ -105,10 +105,9 @@ def measure_spread(runs: Sequence[Path]) -> dict[str, Spread]:
 
 
 def _write_summary(folder: Path, runs: Sequence[Path], figures: dict[str, Spread]) -> None:
-    with (folder / FOLDS_CSV).open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["figure", "mean", "standard_deviation", *(run.name for run in runs)])
-        writer.writerows([name, spread.mean, spread.deviation, *spread.folds] for name, spread in figures.items())
+    header = ["figure", "mean", "standard_deviation", *(run.name for run in runs)]
+    table = format_csv(header, ([name, spread.mean, spread.deviation, *spread.folds] for name, spread in figures.items()))
+    (folder / FOLDS_CSV).write_text(table, encoding="utf-8", newline="")
     models = {run.name: f"../{run.name}/{MODEL_FILE}" for run in runs}
     value = {"figures": {name: {"mean": s.mean, "standard_deviation": s.deviation} for name, s in figures.items()}, "models": models}
     (folder / FOLDS_JSON).write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")

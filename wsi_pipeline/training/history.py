@@ -1,15 +1,15 @@
 """The course of a training run on disk: history.csv, and events for TensorBoard."""
 
-import csv
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from wsi_pipeline.csv_text import format_csv
 from wsi_pipeline.training.loop import Epoch
 
 HISTORY_CSV = "history.csv"
@@ -21,10 +21,7 @@ FIGURES = tuple(field.name for field in fields(Epoch) if field.name not in ("epo
 def write_history(path: Path, history: Sequence[Epoch]) -> None:
     """One row per epoch, without its seconds, so that the same training gives the same bytes."""
     names = ["epoch", *FIGURES, "is_best"]
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, names, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(asdict(epoch) for epoch in history)
+    path.write_text(format_csv(names, ([getattr(epoch, name) for name in names] for epoch in history)), newline="")
 
 
 def write_events(path: Path, history: Iterable[Epoch]) -> None:

@@ -1,6 +1,5 @@
 """The learning rate finder: a sweep of rising rates over a few hundred steps, and the rate where the loss falls fastest (Smith 2017)."""
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from wsi_pipeline.csv_text import format_csv
 from wsi_pipeline.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
@@ -119,10 +119,8 @@ def _learn_for_ever(learner: Learner, side: Side, config: TrainConfig) -> Iterat
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:
     """The sweep as a table and as a plot with the suggestion marked."""
-    with (folder / SWEEP_CSV).open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["learning_rate", "smoothed_loss"])
-        writer.writerows(zip(sweep.rates.tolist(), sweep.losses.tolist(), strict=True))
+    table = format_csv(["learning_rate", "smoothed_loss"], zip(sweep.rates.tolist(), sweep.losses.tolist(), strict=True))
+    (folder / SWEEP_CSV).write_text(table, newline="")
     draw_sweep(folder / SWEEP_PNG, sweep)
 
 

@@ -1,6 +1,5 @@
 """What a training run leaves in its folder beside the checkpoint: history, figures, split, validation logits, the report."""
 
-import csv
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.csv_text import format_csv
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.training.calibration import apply_temperature
 from wsi_pipeline.training.dataset import LabelledPatches, read_pixels
@@ -55,13 +55,13 @@ def _write_json(path: Path, value: Any) -> None:
 def _write_validation(path: Path, record: TrainingRecord) -> None:
     val = record.division.val
     probability = apply_temperature(record.course.best_logits, record.checkpoint.temperature)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["patient_id", "store", "patch", "label", "logit", "probability"])
-        for index, logit, value in zip(val.tolist(), record.course.best_logits, probability, strict=True):
-            store, patch = record.patches.places[index].tolist()
-            row = [record.patches.patients[index], record.patches.paths[store].name, patch, int(record.patches.labels[index])]
-            writer.writerow([*row, str(logit), str(value)])
+    rows: list[list[Any]] = []
+    for index, logit, value in zip(val.tolist(), record.course.best_logits, probability, strict=True):
+        store, patch = record.patches.places[index].tolist()
+        row = [str(record.patches.patients[index]), record.patches.paths[store].name, patch, int(record.patches.labels[index])]
+        rows.append([*row, str(logit), str(value)])
+    table = format_csv(["patient_id", "store", "patch", "label", "logit", "probability"], rows)
+    path.write_bytes(table.encode(errors="surrogateescape"))
 
 
 def _describe(record: TrainingRecord) -> ReportContent:

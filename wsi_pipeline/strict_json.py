@@ -1,0 +1,52 @@
+"""JSON from strangers: nothing but what RFC 8259 allows, not too large, not too deep; and written by the same rules."""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of a JSON text. Raises ValueError for what is none: NaN, numbers beyond float64, brackets that nest too deep."""
+    try:
+        return json.loads(content, parse_constant=_refuse_constant, parse_float=_parse_float)
+    except RecursionError as error:
+        raise ValueError("its brackets nest too deep") from error
+
+
+def format_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON text. Raises ValueError for NaN and infinities, which are no JSON."""
+    return json.dumps(value, indent=indent, allow_nan=False)
+
+
+def read_json(path: Path, max_bytes: int) -> Any:
+    """The JSON value in a regular file of at most `max_bytes`. Raises as `read_bounded`, and ValueError where it is no JSON."""
+    return parse_json(read_bounded(path, max_bytes))
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file of at most `max_bytes`. Raises OSError, and ValueError for another kind of file or a larger one.
+
+    A link is not followed, and a pipe or a device is not waited for.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as stream:  # noqa: PTH123 - a handle, not a path
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path.name} is no regular file")
+        if status.st_size > max_bytes:
+            raise ValueError(f"{path.name} has {status.st_size} bytes, more than {max_bytes}")
+        return stream.read(max_bytes)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is beyond any number")
+    return value
