@@ -15,9 +15,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.errors import EnvironmentFault, SlideError
 
 DEADLINE_S = 30.0
+START_S = 120.0
+"""The process starts in a third of a second, but not on a drive or a machine that is overloaded."""
 MEMORY_BYTES = 6 * 1024**3
 """A plain image of the largest size that is read takes about 5.5 GB while it is decoded; whatever is in tiles takes far less."""
 PIECE_BYTES = 1 << 16
@@ -39,11 +41,15 @@ class Probe:
         self._owner = 0
 
     def try_open(self, path: Path, **request: Any) -> None:
-        """Open and close a slide there. Raises SlideError where it cannot be opened, and where the process did not survive it."""
+        """Open and close a slide there. Raises SlideError where it cannot be opened, and where the process did not survive it.
+
+        Raises EnvironmentFault where there can be no such process.
+        """
         line = json.dumps({"path": str(path.absolute()), "name": str(path), **request}).encode() + b"\n"
         with self._lock:
+            process = self._start()
             try:
-                answer = self._ask(line)
+                answer = self._ask(process, line)
             except TimeoutError as error:
                 self._end()
                 raise SlideError(f"{path}: is not open after {self._deadline_s:g} s; copy it to another drive, or leave it out") from error
@@ -55,17 +61,19 @@ class Probe:
         if "error" in answer:
             raise SlideError(str(answer["error"]))
 
-    def _ask(self, line: bytes) -> dict[str, Any]:
-        process = self._start()
+    def _ask(self, process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any]:
         assert process.stdin is not None
-        assert process.stdout is not None
         process.stdin.write(line)
         process.stdin.flush()
+        return self._read_answer(process, self._deadline_s)
+
+    def _read_answer(self, process: subprocess.Popen[bytes], deadline_s: float) -> dict[str, Any]:
+        assert process.stdout is not None
         content = b""
         poll = select.poll()
         poll.register(process.stdout, select.POLLIN)
         while not content.endswith(b"\n"):
-            if not poll.poll(self._deadline_s * 1000):
+            if not poll.poll(deadline_s * 1000):
                 raise TimeoutError
             piece = os.read(process.stdout.fileno(), PIECE_BYTES)
             if not piece:
@@ -76,7 +84,9 @@ class Probe:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # A process that was forked off meanwhile must not speak over its parent's pipes.
-        if self._process is None or self._owner != os.getpid():
+        if self._process is not None and self._owner == os.getpid():
+            return self._process
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "wsi_pipeline.slides.probing", str(self._memory_bytes)],
                 stdin=subprocess.PIPE,
@@ -85,6 +95,13 @@ class Probe:
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
             self._owner = os.getpid()
+            self._read_answer(self._process, START_S)
+        except OSError as error:
+            self._end()
+            reason = error.strerror or "it ended at once: Too many open files, or no memory"
+            raise EnvironmentFault(
+                f"the process that tries slides first: cannot be started ({reason}); see ulimit -a and run the same line again"
+            ) from error
         return self._process
 
     def close(self) -> None:

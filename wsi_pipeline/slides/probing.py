@@ -40,6 +40,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not fall among the answers
     confine(int(sys.argv[1]))
+    print("{}", file=answers, flush=True)  # ready
     for line in sys.stdin.buffer:
         print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
 
