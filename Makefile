@@ -14,7 +14,7 @@ test: $(VENV)/installed-test
 
 # Every fault of tests/faults, of which `make test` takes a sample.
 test-faults: $(VENV)/installed-test
-	WSI_FAULTS=all $(BIN)/python -m pytest tests/faults -n auto --dist loadgroup -rA
+	WSI_FAULTS=all $(BIN)/python -m pytest tests/faults -n auto -rA
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,7 +70,7 @@ workers_option = click.option(
     "-n",
     type=click.IntRange(0),
     metavar="N",
-    help="Worker processes; 0: a plain loop in this process. [default: one per GPU, or one]",
+    help="Worker processes; 0: a plain loop in this process. [default: one per GPU, or one; to tile one per core, 16 at most]",
 )
 CREW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     workers_option,
@@ -100,19 +101,19 @@ def crew_options(command: Command) -> Command:
     return command
 
 
-def read_crew(options: dict[str, Any], device: str = "cpu") -> "Workers":
+def read_crew(options: dict[str, Any], device: str = "cpu", is_tiling: bool = False) -> "Workers":
     """Take the crew's options out of `options`; who does the work by them."""
-    from wsi_pipeline.pipeline import choose_workers
+    from wsi_pipeline.pipeline import choose_tilers, choose_workers
     from wsi_pipeline.scheduling import Tls
 
     names = ("workers", "gpus", "scheduler", "tls_ca_file", "tls_cert", "tls_key", "cluster", "slurm_config", "dashboard")
     workers, gpus, scheduler, ca_file, cert, key, cluster, slurm_config, dashboard = (options.pop(name) for name in names)
     if any((ca_file, cert, key)) and not all((ca_file, cert, key)):
         raise click.UsageError("--tls-ca-file, --tls-cert and --tls-key belong together")
-    return choose_workers(
+    choose = choose_tilers if is_tiling else partial(choose_workers, device=device)
+    return choose(
         workers,
         scheduler,
-        device,
         gpus=tuple(name.strip() for name in (gpus or "").split(",") if name.strip()),
         tls=Tls(ca_file, cert, key) if ca_file else None,
         cluster=cluster,

@@ -98,7 +98,7 @@ def tile(
 
     if bool(places or slides) == bool(sheet) or (sheet and labels):
         raise click.UsageError("give either slides, with or without --labels, or --sheet")
-    crew = read_crew(settings)
+    crew = read_crew(settings, is_tiling=True)
     config, options = read_config(settings), read_tile_options(settings, out)
     if settings["magnification"] is not None:
         click.echo(f"{settings['magnification']:g}x is taken as {config.spec.mpp:g} µm/px", err=True)

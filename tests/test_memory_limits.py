@@ -61,6 +61,16 @@ def test_a_worker_that_asks_for_too_much_fails_one_slide_and_lives_on() -> None:
     assert line.startswith("/slides/s.svs: needs more memory than a worker may take")
 
 
+def test_the_machines_memory_is_shared_out_but_a_gpus_worker_may_take_all_of_it() -> None:
+    from distributed.system import MEMORY_LIMIT
+
+    from wsi_pipeline.scheduling.confinement import share_memory
+
+    assert share_memory(Workers(count=2)) == max(4 * GIB, MEMORY_LIMIT // 2)
+    assert share_memory(Workers(count=1000)) == 4 * GIB
+    assert share_memory(Workers(gpus=("0", "1"))) == max(4 * GIB, MEMORY_LIMIT)
+
+
 LIMITED_RUN = """
 import sys
 from pathlib import Path

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from wsi_pipeline.errors import ConfigError, EnvironmentFault, SlideError
+from wsi_pipeline.pipeline import choose_tilers, choose_workers
 from wsi_pipeline.scheduling import Deadlines, Workers, open_crew, run_jobs
 from wsi_pipeline.scheduling.executor import DaskExecutor
 
@@ -183,6 +184,20 @@ def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
         assert set(executor.client.run(count_profiles).values()) == {0}
 
 
+@pytest.mark.parametrize(("cores", "processes", "threads"), [(1, 1, 2), (2, 2, 2), (16, 16, 2), (64, 16, 4)])
+def test_tiling_takes_a_process_per_core(cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsi_pipeline.pipeline.available_cores", lambda: cores)
+    crew = choose_tilers()
+    assert (crew.processes, crew.threads) == (processes, threads)
+    assert choose_tilers(3).processes == 3
+    assert choose_tilers(scheduler="tls://127.0.0.1:1").count is None
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsi_pipeline.pipeline.available_cores", lambda: 12)
+    assert [choose_workers(count).threads for count in (None, 0, 1, 4, 12)] == [12, 12, 12, 3, 2]
+
+
 def test_negative_workers_are_refused() -> None:
     with pytest.raises(ConfigError):
         Workers(count=-1)
@@ -213,8 +228,6 @@ def test_gpus_are_those_that_this_process_may_see(visible: str, expected: tuple[
 
 def test_gpus_that_are_not_there_are_refused() -> None:
     import torch
-
-    from wsi_pipeline.pipeline import choose_workers
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

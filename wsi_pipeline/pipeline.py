@@ -41,6 +41,8 @@ from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.tiling import TileConfig
 
 LEFT_OUT_CSV = "left_out.csv"
+MOST_TILERS = 16
+"""Processes that tile unless more are asked for: each takes about half a gigabyte."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +53,21 @@ def choose_workers(count: int | None = None, scheduler: str | None = None, devic
     `settings` are further fields of Workers; `gpus` among them names the GPUs to use instead of all. Raises ConfigError.
     """
     gpus = tuple(settings.pop("gpus", ()))
-    crew = Workers(count=count, scheduler=scheduler, threads=max(2, available_cores()), wants_gpu=device != "cpu", **settings)
+    crew = Workers(count=count, scheduler=scheduler, wants_gpu=device != "cpu", **settings)
     if crew.is_elsewhere:
-        return crew
+        return replace(crew, threads=max(2, available_cores()))
     has_gpus = choose_device(device).type == "cuda"
     if gpus and not has_gpus:
         raise ConfigError(f"--gpus {','.join(gpus)}: no usable GPU on this machine, or --device cpu; leave it out")
-    return replace(crew, gpus=(gpus or list_gpus()) if has_gpus else (), wants_gpu=has_gpus)
+    crew = replace(crew, gpus=(gpus or list_gpus()) if has_gpus else (), wants_gpu=has_gpus)
+    return replace(crew, threads=max(2, available_cores() // max(crew.processes, 1)))
+
+
+def choose_tilers(count: int | None = None, scheduler: str | None = None, **settings: Any) -> Workers:
+    """The same for work that is all decoding: one process per core unless `count` says otherwise, for threads share an interpreter."""
+    if count is None and scheduler is None and settings.get("cluster", "local") == "local":
+        count = min(available_cores(), MOST_TILERS)
+    return choose_workers(count, scheduler, **settings)
 
 
 def tile_slides(
@@ -109,7 +119,7 @@ def tile_found(
     suffix = "" if options.shard is None else options.shard.suffix
     parameters = {"tiling": asdict(config), "codec": options.codec.to_json(), "force": force}
     with log_events(out, "tile", len(slides), parameters, suffix) as events:
-        batch = run_batch(slides, jobs, workers or choose_workers(), progress or SilentProgress(), events, options.room, veil)
+        batch = run_batch(slides, jobs, workers or choose_tilers(), progress or SilentProgress(), events, options.room, veil)
         write_failures_csv(out, batch.account.outcomes, suffix=suffix)
         remove_dead_asides(out)
         events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)

@@ -17,6 +17,8 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+HEAVY = ("wsi_cli.main", "wsi_pipeline.pipeline", "wsi_pipeline.jobs.aggregate", "wsi_pipeline.training.run")
+"""What loads most of what the commands need."""
 FORK_SAFE_THREAD = "jemalloc_bg_thd"
 """Arrow's allocator begins it when it is loaded, and a forked child begins its own."""
 
@@ -49,11 +51,11 @@ class Ended:
 
 
 @functools.cache
-def build_library() -> Path:
-    """The preloaded library, compiled; skips where there is no C compiler or where it cannot be preloaded."""
+def build_library() -> Path | None:
+    """The preloaded library, compiled; None where there is no C compiler, or where it cannot be preloaded."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("needs a C compiler (cc) and Linux, to put faults into file operations")
+        return None
     library = Path(tempfile.mkdtemp(prefix="wsi-faults-")) / "file_faults.so"
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(HERE / "file_faults.c"), "-ldl"]
     subprocess.run(command, check=True, capture_output=True)
@@ -76,12 +78,18 @@ class Zygote:
 
     def warm(self, arguments: Sequence[object], fault: Fault = NO_FAULT, watched: Path | None = None) -> Ended:
         """Run a command undisturbed, and keep loaded what it loaded."""
+        if fault is not NO_FAULT and build_library() is None:
+            pytest.skip("needs a C compiler (cc) and Linux, to put faults into file operations")
         modules = self._scratch / "modules"
         ended = self.run(arguments, fault, watched, modules=str(modules))
         assert ended.code == 0, ended.stderr
-        threads = self._ask({"load": modules.read_text().split("\n")})
-        assert {*threads} <= {FORK_SAFE_THREAD}, "a process with threads cannot be forked safely"
+        self.load(modules.read_text().split("\n"))
         return ended
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Load modules once, for all commands."""
+        threads = self._ask({"load": modules})
+        assert {*threads} <= {FORK_SAFE_THREAD}, "a process with threads cannot be forked safely"
 
     def run(self, arguments: Sequence[object], fault: Fault = NO_FAULT, watched: Path | None = None, **more: Any) -> Ended:
         """Run one command to its end."""
@@ -114,18 +122,20 @@ class Zygote:
 
 
 @contextmanager
-def open_zygote(scratch: Path, *, with_faults: bool = True) -> Iterator[Zygote]:
+def open_zygote(scratch: Path) -> Iterator[Zygote]:
     """A zygote until the end of the block; `scratch` is an empty folder for what the commands say."""
     scratch.mkdir(parents=True, exist_ok=True)
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    if with_faults:
-        environment["LD_PRELOAD"] = str(build_library())
+    if (library := build_library()) is not None:
+        environment["LD_PRELOAD"] = str(library)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.faults.zygote"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
     )  # fmt: skip
     try:
-        yield Zygote(process, scratch)
+        zygote = Zygote(process, scratch)
+        zygote.load(HEAVY)
+        yield zygote
     finally:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.injector import Ended, Fault, Zygote, open_zygote
+from tests.faults.injector import Ended, Fault, Zygote
 from tests.faults.workloads import Workload, content, digest_state, find_broken, list_workloads, make_inputs
 
 WHOLE = os.environ.get("WSI_FAULTS") == "all"
-SAMPLE = {"tile": 3, "infer": 3, "aggregate": 2, "train": 2, "store export": 1}
+SAMPLE = {"tile": 4, "infer": 2, "aggregate": 3, "train": 1, "store export": 1}
 """Operations per command and kind of fault in the sample."""
 SPARSE = {"infer with every picture": 8, "infer, patches kept": 3, "store export": 4}
 """Of these commands every so many operations in the whole sweep: most of their operations are those of `infer` and `tile`, or alike."""
@@ -33,12 +33,6 @@ def base() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="wsi-faults-", dir=memory if is_roomy else None))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def zygote(base: Path) -> Iterator[Zygote]:
-    with open_zygote(base / "said") as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +103,7 @@ class Sweep:
         self.known.add(state)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES])
+@pytest.fixture(scope="module", params=NAMES)
 def sweep(request: pytest.FixtureRequest, workloads: dict[str, Workload], zygote: Zygote) -> Sweep:
     return Sweep(workloads[request.param], zygote)
 

@@ -6,14 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.builders import PINK, folder_bytes, make_training_stores, paint_noise, write_model, write_slide
-from tests.faults.injector import Ended, Zygote, open_zygote
+from tests.faults.injector import Ended, Zygote
 from tests.faults.workloads import content
 from wsi_pipeline.store.lock import HIDDEN, hold_lock, read_owner
 
@@ -22,22 +21,16 @@ PROCESSES = 8
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifty slides of six patches, a model, labelled stores; and what one process makes of them, alone."""
+def base(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Path:
+    """Fifty slides of six patches, a model, labelled stores; and what one process makes of the slides, `alone`."""
     root = tmp_path_factory.mktemp("writers")
     for number in range(SLIDES):
         pixels = np.clip(np.array(PINK) + paint_noise(150, 100, number).astype(np.int64) // 8 - 16, 0, 255).astype(np.uint8)
         write_slide(root / "slides" / f"s{number:02d}.tiff", pixels)
     write_model(root / "m.safetensors")
     make_training_stores(root / "labelled", patients=3, patches=8)
+    zygote.warm(tile(root, root / "alone"))
     return root
-
-
-@pytest.fixture(scope="module")
-def zygote(base: Path) -> Iterator[Zygote]:
-    with open_zygote(base / "said", with_faults=False) as opened:
-        opened.warm(tile(base, base / "alone"))
-        yield opened
 
 
 def tile(base: Path, out: Path) -> tuple[object, ...]:

@@ -90,7 +90,7 @@ def _start(workers: Workers, stack: ExitStack) -> DaskExecutor:
     cluster = stack.enter_context(STARTERS[workers.cluster](workers))
     client = stack.enter_context(Client(cluster, security=cluster.security, set_as_default=False))
     if workers.cluster in ON_THIS_MACHINE:
-        client.register_plugin(MemoryLimit(share_memory(workers.processes)))
+        client.register_plugin(MemoryLimit(share_memory(workers)))
     if workers.has_dashboard:
         logger.warning("Dask's dashboard: %s", client.dashboard_link)
     if workers.cluster == "slurm":

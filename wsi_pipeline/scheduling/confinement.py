@@ -7,13 +7,19 @@ from typing import Any
 from distributed import WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
+from wsi_pipeline.scheduling.jobs import Workers
+
 SMALLEST_SHARE = 4 * 1024**3
 """PyTorch, OpenVINO and the stacks of their threads alone take 1 to 2 GiB of address space."""
 
 
-def share_memory(processes: int) -> int:
-    """Bytes of private memory that each of several worker processes of this machine may take: its (or its cgroup's) memory, divided."""
-    return max(SMALLEST_SHARE, MEMORY_LIMIT // max(processes, 1))
+def share_memory(workers: Workers) -> int:
+    """Bytes of private memory that each worker process of this machine may take: its (or its cgroup's) memory, divided among them.
+
+    Those that drive a GPU may each take all of it: what drivers set aside for a GPU's memory is not to be mistaken for a slide's.
+    """
+    has_gpu = workers.gpus or workers.cluster == "cuda"
+    return max(SMALLEST_SHARE, MEMORY_LIMIT // (1 if has_gpu else max(workers.processes, 1)))
 
 
 def limit_memory(most_bytes: int) -> None:
