@@ -27,6 +27,7 @@ from wsi_pipeline.serve.settings import ServeSettings
 
 SLIDES = ("QZMARKanna_1", "QZMARKberta_1", "QZMARKcarla_1")
 PATIENTS = tuple(name.split("_")[0] for name in SLIDES)
+pytestmark = pytest.mark.timeout(900)  # a minute of work, on a machine that may have other things to do
 ID = re.compile(r"anon-[0-9a-f]{16}")
 
 
