@@ -262,7 +262,7 @@ ENTITY = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passw
         ("a.geojson", "[1, 2]", "not GeoJSON Features"),
         ("a.geojson", '{"type": "Feature", "geometry": null}', "type None"),
         ("a.geojson", json.dumps(feature([[[0, 0], [1, 1], ["x", 2]]])), "no pair of numbers"),
-        ("a.geojson", json.dumps(feature([[[0, 0], [1, float("nan")], [2, 2]]])), "not finite"),
+        ("a.geojson", json.dumps(feature([[[0, 0], [1, float("nan")], [2, 2]]])), "NaN is no JSON"),
         ("a.geojson", json.dumps(feature([SQUARE], name="stroma")), "class 'stroma' is unknown; map it"),
         ("a.geojson", json.dumps(feature([[[x + 5000, y] for x, y in SQUARE]])), "looks like another slide's annotation"),
         ("a.txt", "x", "not QuPath GeoJSON"),
