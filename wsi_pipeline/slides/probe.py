@@ -45,7 +45,7 @@ class Probe:
 
         Raises EnvironmentFault where there can be no such process.
         """
-        line = json.dumps({"path": str(path.absolute()), "name": str(path), **request}).encode() + b"\n"
+        line = json.dumps({"path": str(path.absolute()), "name": str(path), **request}, allow_nan=False).encode() + b"\n"
         with self._lock:
             process = self._start()
             try:

@@ -42,7 +42,7 @@ def main() -> None:
     confine(int(sys.argv[1]))
     print("{}", file=answers, flush=True)  # ready
     for line in sys.stdin.buffer:
-        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+        print(json.dumps(answer(json.loads(line)), allow_nan=False), file=answers, flush=True)
 
 
 if __name__ == "__main__":
