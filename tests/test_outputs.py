@@ -118,7 +118,7 @@ def test_failures_csv_names_the_failures_only(tmp_path: Path) -> None:
         assert list(csv.DictReader(stream)) == [{"slide_id": "b", "path": "b.svs", "state": "failed", "reason": "broken, badly"}]
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+@pytest.mark.parametrize("name", ["=1+1", "+A1", "-A1", "@SUM(A1)", "\t=1"])
 def test_no_cell_is_run_by_a_spreadsheet(name: str, tmp_path: Path) -> None:
     write_csv(tmp_path / "t.csv", ["name", "number"], [[name, -1]])
     with (tmp_path / "t.csv").open(newline="") as stream:
