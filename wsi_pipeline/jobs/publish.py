@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from wsi_pipeline.errors import EnvironmentFault
 from wsi_pipeline.heatmap import draw_heatmap, summarise
 from wsi_pipeline.outcome import SlideSummary
 from wsi_pipeline.outputs import WRITERS, SlideResult
@@ -16,7 +17,11 @@ from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
 def take_over(staging: Staging, folder: Path) -> None:
     """Begin a product with the predictions of a finished slide's folder, so that only its outputs are made anew."""
     staging.begin()
-    shutil.copytree(folder / FOLDER, staging.product / FOLDER)
+    try:
+        shutil.copytree(folder / FOLDER, staging.product / FOLDER)
+    except shutil.Error as error:  # of every file that could not be copied; one says enough
+        _, place, reason = error.args[0][0]
+        raise EnvironmentFault(f"{place}: cannot be written ({reason}); mend that and run the same line again") from error
 
 
 def _clear_outputs(product: Path) -> None:
