@@ -36,11 +36,17 @@ def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
     cores = available_cores()
     with _converting, _keep_logging():  # it sets Python's filters for warnings, which all threads share
         compiled = _compile(_convert(model, batch_size), setting, cores)
-    own = threading.local()
+    own, starting = threading.local(), threading.Lock()
+    side = model.spec.side_px
 
     def run(pixels: NDArray[np.uint8]) -> Tensor:
         if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
+            with (
+                starting
+            ):  # a stream is prepared by the first batch that it gets: one at a time, for nothing promises that two at once go well
+                request = compiled.create_infer_request()
+                request.infer({0: np.zeros((batch_size, side, side, 3), np.uint8)})
+                own.request = request
         return torch.from_numpy(np.array(own.request.infer({0: np.ascontiguousarray(pixels)})[0], dtype=np.float32))
 
     return run
