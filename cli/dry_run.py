@@ -9,6 +9,7 @@ from .main import printable
 
 if TYPE_CHECKING:
     from wsi_pipeline.dry_run import RunPreview
+    from wsi_pipeline.inference_runs import InferConfig
     from wsi_pipeline.jobs.preview import SlidePreview
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -41,7 +42,7 @@ def describe_preview(slide: "SlidePreview") -> str:
     return printable(f"{slide.slide_id}: {slide.standing.value}{progress}: {'; '.join(parts)}")
 
 
-def print_preview(preview: "RunPreview", results: Path, keep_patches: Path | None) -> None:
+def print_preview(preview: "RunPreview", results: Path, config: "InferConfig") -> None:
     """Every slide, what it comes to, and whether there is room for it."""
     from wsi_pipeline.dry_run import free_bytes
     from wsi_pipeline.jobs.preview import Standing
@@ -54,8 +55,8 @@ def print_preview(preview: "RunPreview", results: Path, keep_patches: Path | Non
         f"to predict: {preview.missing_patches:,} patches, predictions of about {describe_bytes(preview.prediction_bytes)}; "
         f"{describe_bytes(free_bytes(results))} are free at {printable(str(results))}"
     )
-    if keep_patches is not None:
+    if (keep_patches := config.keep_patches) is not None:
         free = describe_bytes(free_bytes(keep_patches))
         click.echo(f"to keep: patches of about {describe_bytes(preview.patch_bytes)}; {free} are free at {printable(str(keep_patches))}")
-    click.echo("nothing was written")
+    click.echo("nothing was written" if config.pseudonyms is None else "nothing was written but pseudonyms, beside their key")
     click.get_current_context().exit(preview.account.exit_code)

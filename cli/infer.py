@@ -1,7 +1,7 @@
 """`wsi infer`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,11 @@ from .options import (
     view_options,
 )
 from .output_options import min_free_option, mode_option
+
+if TYPE_CHECKING:
+    from wsi_pipeline.inference_runs import InferConfig
+    from wsi_pipeline.models.model import Model
+    from wsi_pipeline.slides.discovery import FoundSlide
 
 
 @click.command()
@@ -59,23 +64,9 @@ def infer(
     stores: tuple[Path, ...],
     sheet: Path | None,
     model: Path,
-    trust_model: str | None,
-    positive_class: str | None,
     results_dir: Path,
-    min_tissue: float,
-    slide_mpp: float | None,
-    allow_upsample: bool,
     device: str,
-    engine: str,
-    compile_network: bool,
-    precision: str,
-    batch_size: int | None,
-    anonymous_ids: Path | None,
-    shard: str | None,
-    force: bool,
-    keep_patches: Path | None,
     dry_run: bool,
-    min_free: int,
     **options: Any,
 ) -> None:
     """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
@@ -85,60 +76,85 @@ def infer(
     goes on where it stopped, and does nothing for slides that are done; with other --outputs it makes those from the predictions it has.
     """
     from wsi_pipeline.dry_run import preview_run
-    from wsi_pipeline.inference_runs import InferConfig, infer_found, infer_slides, infer_stores
+    from wsi_pipeline.inference_runs import infer_found, infer_stores
     from wsi_pipeline.jobs.inferring import list_stores
     from wsi_pipeline.jobs.model_choice import settle_engine
-    from wsi_pipeline.jobs.room import Room
-    from wsi_pipeline.models.description import LEAK
-    from wsi_pipeline.models.loading import ForeignTerms, load_model
-    from wsi_pipeline.slides.discovery import find_slides
-    from wsi_pipeline.slides.selection import Shard
-    from wsi_pipeline.slides.sheet import read_sheet
-    from wsi_pipeline.tiling import TileConfig
-    from wsi_pipeline.tissue import TissueParameters
+    from wsi_pipeline.models.loading import load_model
 
     from .dry_run import print_preview
     from .progress import close_run, log_to, show_progress
 
+    check_sources(slides, stores, sheet, options)
+    crew = read_crew(options, device)
+    config = read_config(options, device, results_dir)
+    loaded = load_model(model, config.terms)
+    click.echo(describe_model(loaded))
+    if dry_run:
+        found = list_stores(stores) if stores else list_slides(slides, sheet)
+        print_preview(preview_run(found, bool(stores), model, results_dir, config), results_dir, config)
+    if not crew.is_elsewhere:
+        click.echo(printable(settle_engine(loaded, model, config.wish, config.terms).line))
+    with log_to(results_dir), show_progress() as progress:
+        if stores:
+            account = infer_stores(stores, model, results_dir, config, workers=crew, progress=progress)
+        else:
+            account = infer_found(list_slides(slides, sheet), model, results_dir, config, workers=crew, progress=progress)
+    close_run(account, results_dir / "index.html")
+
+
+def check_sources(slides: tuple[Path, ...], stores: tuple[Path, ...], sheet: Path | None, options: dict[str, Any]) -> None:
+    """Raise UsageError where it is not clear what to infer, or options do not fit that."""
     if [bool(slides), bool(stores), bool(sheet)].count(True) != 1:
         raise click.UsageError("give one of --slides, --stores and --sheet")
-    if stores and keep_patches:
+    if stores and options["keep_patches"]:
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
-    if stores and anonymous_ids:
+    if stores and options["anonymous_ids"]:
         raise click.UsageError("--anonymous-ids is for slides; --stores carry the ids that `wsi tile --anonymous-ids` gave them")
-    crew = read_crew(options, device)
-    terms = ForeignTerms(trust_model, positive_class)
-    loaded = load_model(model, terms)
-    click.echo(
-        f"model {printable(loaded.architecture)}: patches of {loaded.spec.side_px} px at {loaded.spec.mpp:g} µm/px, "
-        f"{printable(loaded.positive_class)} from probability {loaded.threshold:.3f} on ({loaded.threshold_source})"
-        f"{f'; LEAKY: {LEAK}' if loaded.is_leaky else ''}"
-    )
-    config = InferConfig(
-        tiling=TileConfig(tissue=TissueParameters(min_tissue=min_tissue), slide_mpp=slide_mpp, allow_upsample=allow_upsample),
+
+
+def list_slides(slides: tuple[Path, ...], sheet: Path | None) -> list["FoundSlide"]:
+    """Those of the sample sheet, or those in the folders."""
+    from wsi_pipeline.slides.discovery import find_slides
+    from wsi_pipeline.slides.sheet import read_sheet
+
+    return [row.slide for row in read_sheet(sheet)] if sheet else find_slides(slides)
+
+
+def read_config(options: dict[str, Any], device: str, results_dir: Path) -> "InferConfig":
+    """How slides are inferred, by the options."""
+    from wsi_pipeline.inference_runs import InferConfig
+    from wsi_pipeline.jobs.room import Room
+    from wsi_pipeline.models.loading import ForeignTerms
+    from wsi_pipeline.slides.selection import Shard
+    from wsi_pipeline.tiling import TileConfig
+    from wsi_pipeline.tissue import TissueParameters
+
+    return InferConfig(
+        tiling=TileConfig(
+            tissue=TissueParameters(min_tissue=options["min_tissue"]),
+            slide_mpp=options["slide_mpp"],
+            allow_upsample=options["allow_upsample"],
+        ),
         device=device,
-        engine=choose_engine_name(engine, compile_network),
-        precision=precision,
-        batch_size=batch_size,
-        force=force,
+        engine=choose_engine_name(options["engine"], options["compile_network"]),
+        precision=options["precision"],
+        batch_size=options["batch_size"],
+        force=options["force"],
         view=read_view(options),
-        shard=None if shard is None else Shard.parse(shard),
-        terms=terms,
-        keep_patches=keep_patches,
-        pseudonyms=read_pseudonyms(anonymous_ids, results_dir),
-        room=Room(min_free),
+        shard=None if options["shard"] is None else Shard.parse(options["shard"]),
+        terms=ForeignTerms(options["trust_model"], options["positive_class"]),
+        keep_patches=options["keep_patches"],
+        pseudonyms=read_pseudonyms(options["anonymous_ids"], results_dir),
+        room=Room(options["min_free"]),
     )
-    if dry_run:
-        found = [row.slide for row in read_sheet(sheet)] if sheet else find_slides(slides) if slides else list_stores(stores)
-        print_preview(preview_run(found, bool(stores), model, results_dir, config), results_dir, keep_patches)
-    if not crew.is_elsewhere:
-        click.echo(printable(settle_engine(loaded, model, config.wish, terms).line))
-    with log_to(results_dir), show_progress() as progress:
-        if sheet is not None:
-            found = [row.slide for row in read_sheet(sheet)]
-            account = infer_found(found, model, results_dir, config, workers=crew, progress=progress)
-        elif slides:
-            account = infer_slides(slides, model, results_dir, config, workers=crew, progress=progress)
-        else:
-            account = infer_stores(stores, model, results_dir, config, workers=crew, progress=progress)
-    close_run(account, results_dir / "index.html")
+
+
+def describe_model(model: "Model") -> str:
+    """The terms on which a model is run, in one line."""
+    from wsi_pipeline.models.description import LEAK
+
+    return (
+        f"model {printable(model.architecture)}: patches of {model.spec.side_px} px at {model.spec.mpp:g} µm/px, "
+        f"{printable(model.positive_class)} from probability {model.threshold:.3f} on ({model.threshold_source})"
+        f"{f'; LEAKY: {LEAK}' if model.is_leaky else ''}"
+    )

@@ -1,5 +1,6 @@
 """`wsi verify`, `wsi unlock` and `wsi clean`: what is whole, who holds what, and what dead runs leave."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from wsi_cli.main import wsi
 
-from tests.builders import make_store, make_table, write_model
+from tests.builders import make_store, make_table, rewrite_manifest, write_model
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import find_damage
@@ -142,6 +143,24 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     assert run("verify", tmp_path).stdout.startswith("1 products = whole 1 ")
 
 
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname"])
+def test_files_outside_a_product_are_not_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (store,) = make_stores(tmp_path / "stores", 1)
+    (tmp_path / "stores" / "outside").write_bytes(b"somebody else's")
+    rewrite_manifest(store, lambda manifest: manifest["files"].update({name: [15, "0"]}))
+    read: list[Path] = []
+
+    def note(path: Path) -> str:
+        read.append(path)
+        return ""
+
+    monkeypatch.setattr("wsi_pipeline.store.manifest.file_checksum", note)
+    result = run("verify", store)
+    assert result.exit_code == 3
+    assert "names a file outside the product" in result.stdout
+    assert read == []
+
+
 # --- unlock
 
 
@@ -239,6 +258,24 @@ def test_files_that_were_never_renamed_are_removed_when_they_are_old(tmp_path: P
     result = run("clean", tmp_path)
     assert result.exit_code == 0
     assert [path.exists() for path in (dead, own, young)] == [False, True, True]
+
+
+@pytest.mark.parametrize("command", ["clean", "unlock"])
+def test_a_place_where_nothing_can_be_locked_is_the_machines_fault(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_work(tmp_path / "s9")
+    (tmp_path / ".wsi" / "locks").mkdir()
+    (tmp_path / ".wsi" / "locks" / "s9.lock").write_text("process 7 on another-machine")
+    opened = Path.open
+
+    def refuse(path: Path, mode: str = "r", *others: object, **named: object) -> object:
+        if path.suffix == ".lock" and mode == "a+":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, mode, *others, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    result = run(command, tmp_path)
+    assert result.exit_code == 5
+    assert "s9.lock: cannot be written (Read-only file system)" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["clean", "unlock"])

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import urllib.request
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -154,6 +155,28 @@ def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
         assert all(address.startswith("tls://127.0.0.1:") for address in client.scheduler_info(n_workers=-1)["workers"])
         assert client.cluster.scheduler.http_application.applications == []
+
+
+def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback() -> None:
+    from wsi_pipeline.scheduling.cluster import connect
+
+    with connect(Workers(count=1, has_dashboard=True)) as executor:
+        link = executor.client.dashboard_link
+        assert link.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(link, timeout=30) as answer:
+            assert answer.status == 200
+            assert b"Dask" in answer.read()
+
+
+def test_a_dashboard_without_bokeh_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline.scheduling.cluster import connect
+
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    with (
+        pytest.raises(ConfigError, match=r"pip install 'wsi-pipeline\[dashboard\]'"),
+        connect(Workers(count=1, has_dashboard=True)),
+    ):
+        pass
 
 
 def test_task_names_hold_no_slide_names(tmp_path: Path) -> None:

@@ -3,17 +3,16 @@
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.errors import EnvironmentFault, StoreError
-from wsi_pipeline.operation.status import OWNER, STAGED
-from wsi_pipeline.store.commit import put_back
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.operation.status import is_owner_alive
+from wsi_pipeline.store.commit import STAGED, list_staged, put_back
 from wsi_pipeline.store.files import is_process_alive
-from wsi_pipeline.store.lock import HIDDEN, hold_lock, is_lock_held, read_owner, remove_empty, remove_lock
+from wsi_pipeline.store.lock import HIDDEN, LockHeld, hold_lock, is_lock_held, read_owner, remove_empty, remove_lock
 from wsi_pipeline.store.manifest import is_product
 
 ASIDE = re.compile(r"\.(.+?)(?:\.[0-9a-f]{4})?\.(\d+)")
@@ -57,16 +56,11 @@ def unlock(paths: Sequence[Path], force: bool = False) -> list[Lock]:
         if owner is None:
             continue  # its owner has just let go of it
         is_held = is_lock_held(target)
-        if is_held and force and not _lives_here(owner):
+        if is_held and force and not is_owner_alive(owner):
             remove_lock(target)
             is_held = False
         locks.append(Lock(target, owner, is_held))
     return locks
-
-
-def _lives_here(owner: str) -> bool:
-    match = OWNER.fullmatch(owner)
-    return match is not None and match[2] == socket.gethostname() and is_process_alive(int(match[1]))
 
 
 def clean(paths: Sequence[Path], older_than_days: float = 0.0, is_dry: bool = False) -> list[Leftover]:
@@ -80,19 +74,17 @@ def clean(paths: Sequence[Path], older_than_days: float = 0.0, is_dry: bool = Fa
 
 
 def _clean_work(target: Path, latest: float, is_dry: bool) -> Iterator[Leftover]:
-    name = re.compile(re.escape(target.name) + STAGED.pattern.removeprefix("(.+)"))
     try:
         with hold_lock(target):
             if not is_dry:
                 put_back(target)
-            for folder in sorted((target.parent / HIDDEN / "staging").iterdir()):
-                if name.fullmatch(folder.name) and _last_change(folder) <= latest:
+            for folder in list_staged(target):
+                if _last_change(folder) <= latest:
                     yield Leftover(folder, target, _count_bytes(folder))
                     if not is_dry:
                         shutil.rmtree(folder, ignore_errors=True)
-    except EnvironmentFault:
-        if (owner := read_owner(target)) is not None:
-            yield Leftover(target.parent / HIDDEN / "staging", target, 0, owner)
+    except LockHeld:
+        yield Leftover(target.parent / HIDDEN / "staging", target, 0, read_owner(target) or "another process")
     remove_empty(target)
 
 

@@ -19,6 +19,7 @@ from wsi_pipeline.outcome import SlideState, state_of
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.store.arrays import open_array
+from wsi_pipeline.store.commit import STAGED
 from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import HIDDEN, read_owner
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
@@ -26,7 +27,6 @@ from wsi_pipeline.store.patches import KIND as STORE_KIND
 from wsi_pipeline.store.patches import SUFFIX
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND
 
-STAGED = re.compile(r"(.+)\.[0-9a-f]{16}")
 OWNER = re.compile(r"process (\d+) on (.+)")
 
 
@@ -136,14 +136,14 @@ def _list_under_way(folder: Path) -> tuple[UnderWay, ...]:
     found = []
     for name in sorted(staged.keys() | locked):
         owner = read_owner(folder / name)
-        if name in staged or _is_alive(owner) is not False:
+        if name in staged or is_owner_alive(owner) is not False:
             found.append(_describe(name, staged.get(name), owner))
     return tuple(found)
 
 
 def _describe(name: str, staging: Path | None, owner: str | None) -> UnderWay:
     done, blocks = (0, None) if staging is None else _count_blocks(staging)
-    return UnderWay(name.removesuffix(SUFFIX), done, blocks, owner, _is_alive(owner))
+    return UnderWay(name.removesuffix(SUFFIX), done, blocks, owner, is_owner_alive(owner))
 
 
 def _count_blocks(folder: Path) -> tuple[int, int | None]:
@@ -160,7 +160,7 @@ def _count_blocks(folder: Path) -> tuple[int, int | None]:
     return done, count_blocks(int(array.shape[0]), int(array.chunks[0]))
 
 
-def _is_alive(owner: str | None) -> bool | None:
+def is_owner_alive(owner: str | None) -> bool | None:
     """Whether the process that wrote itself into a lock lives; None where it is on another machine."""
     match = OWNER.fullmatch(owner or "")
     if not match:

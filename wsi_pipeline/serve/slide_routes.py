@@ -14,10 +14,11 @@ from wsi_pipeline.outputs.colours import paint_map
 from wsi_pipeline.outputs.report_html import render_report
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.view_json import describe_grid, describe_overview, describe_region, describe_slide, encode_colours, order_regions
-from wsi_pipeline.serve.catalogue import SlideEntry
+from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
 from wsi_pipeline.serve.faults import Refusal
 from wsi_pipeline.serve.lookup import Here, NamedResult, NamedSlide, RunName, find_result, match_etag
 from wsi_pipeline.serve.pictures import draw_tissue, shrink
+from wsi_pipeline.serve.result_reader import LoadedResult
 from wsi_pipeline.serve.schemas import Fault, RegionsBody, ResultBody, RunBody, SlideBody, SlideList, SlideRow, SummaryBody, TilesBody
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.slides.picture import encode_jpeg, encode_png
@@ -80,20 +81,6 @@ def describe_one(services: Here, entry: NamedSlide, request: Request) -> Respons
         raise Refusal(404, note or "no such slide")
     slide = loaded[0][1].table.slide if loaded else info
     assert slide is not None
-    results = [
-        ResultBody(
-            run_id=run.run_id,
-            name=run.name,
-            summary=SummaryBody.model_validate(entry.results[run.run_id].summary),
-            threshold=one.heatmap.threshold,
-            positive_class=one.heatmap.positive_class,
-            grid=describe_grid(one.table.grid),
-            model=one.model,
-            has_tissue=one.table.tissue is not None,
-            overview=describe_overview(one.table.thumbnail),
-        )
-        for run, one in loaded
-    ]
     body = SlideBody(
         slide_id=entry.slide_id,
         version=entry.version,
@@ -101,10 +88,25 @@ def describe_one(services: Here, entry: NamedSlide, request: Request) -> Respons
         overview=describe_overview(loaded[0][1].table.thumbnail) if loaded else {"box_l0": list(slide.bounds_l0)},
         tiles=tiles,
         tiles_note=note,
-        results=results,
+        results=[describe_result(run, entry.results[run.run_id], one) for run, one in loaded],
         colours=encode_colours(),
     )
     return JSONResponse(body.model_dump(mode="json"), headers=headers)
+
+
+def describe_result(run: Run, result: Result, loaded: LoadedResult) -> ResultBody:
+    """What one run found on a slide."""
+    return ResultBody(
+        run_id=run.run_id,
+        name=run.name,
+        summary=SummaryBody.model_validate(result.summary),
+        threshold=loaded.heatmap.threshold,
+        positive_class=loaded.heatmap.positive_class,
+        grid=describe_grid(loaded.table.grid),
+        model=loaded.model,
+        has_tissue=loaded.table.tissue is not None,
+        overview=describe_overview(loaded.table.thumbnail),
+    )
 
 
 @router.get("/{slide_id}/summary", response_model=SummaryBody, responses={304: {"description": "Unchanged."}})

@@ -37,6 +37,8 @@ from wsi_pipeline.strict_json import format_json
 
 RETIRED = "retired"
 """Where a replaced product waits, in the staging of the newer one, while that is put in its place."""
+STAGED = re.compile(r"(.+)\.[0-9a-f]{16}")
+"""What a staging is called: the product's name, and the beginning of its recipe's."""
 VIEW = "view"
 """Entry of a product's recipe that says how its content is shown; it may be made anew without doing the work again."""
 
@@ -129,10 +131,14 @@ class Staging:
 
     def _discard_all(self) -> None:
         """Throw away what other recipes left of the same product; its lock is ours."""
-        name = re.compile(re.escape(self.target.name) + r"\.[0-9a-f]{16}")
-        for folder in self.folder.parent.iterdir():
-            if name.fullmatch(folder.name):
-                shutil.rmtree(folder, ignore_errors=True)
+        for folder in list_staged(self.target):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def list_staged(target: Path) -> list[Path]:
+    """The stagings of a product, one for every recipe that was begun."""
+    folders = sorted((target.parent / HIDDEN / "staging").glob("*"))
+    return [folder for folder in folders if (match := STAGED.fullmatch(folder.name)) and match[1] == target.name]
 
 
 def _sweep(product: Path) -> None:
@@ -165,8 +171,8 @@ def put_back_retired(folder: Path) -> None:
 
 def put_back(target: Path) -> None:
     """The same for one product, whose lock is ours."""
-    for retired in (target.parent / HIDDEN / "staging").glob(f"*/{RETIRED}"):
-        if retired.parent.name.rpartition(".")[0] == target.name and not target.exists():
+    for retired in (folder / RETIRED for folder in list_staged(target)):
+        if retired.exists() and not target.exists():
             retired.rename(target)
             flush_folder(target.parent)
 

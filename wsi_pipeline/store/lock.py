@@ -15,9 +15,13 @@ HIDDEN = ".wsi"
 MOST_ATTEMPTS = 100
 
 
+class LockHeld(EnvironmentFault):
+    """Another process is the writer."""
+
+
 @contextmanager
 def hold_lock(target: Path) -> Iterator[None]:
-    """Be the only writer of a product. Raises EnvironmentFault where another process is, naming it."""
+    """Be the only writer of a product. Raises LockHeld, naming who is, and EnvironmentFault where no lock can be made."""
     path = _lock_path(target)
     stream = _lock_file(path, target)
     try:
@@ -63,7 +67,7 @@ def _lock_file(path: Path, target: Path) -> TextIO:
             stream.seek(0)
             owner = stream.read().strip() or "another process"
             stream.close()
-            raise EnvironmentFault(f"{target}: is being written by {owner}; wait for it, then run the same line again") from error
+            raise LockHeld(f"{target}: is being written by {owner}; wait for it, then run the same line again") from error
         if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
             stream.truncate(0)
             return stream
@@ -71,11 +75,11 @@ def _lock_file(path: Path, target: Path) -> TextIO:
 
 
 def is_lock_held(target: Path) -> bool:
-    """Whether somebody has a product's lock; a lock file that nobody has is removed."""
+    """Whether somebody has a product's lock; a lock file that nobody has is removed. Raises EnvironmentFault where that cannot be done."""
     try:
         with hold_lock(target):
             return False
-    except EnvironmentFault:
+    except LockHeld:
         return True
 
 

@@ -54,7 +54,6 @@ class Manifest:
 def read_manifest(product: Path) -> Manifest:
     """The manifest of a product, every file present with its recorded size. Raises StoreError naming the first fault."""
     manifest = read_claims(product)
-    check_contained(product, manifest.files)
     for name in manifest.files:
         if (fault := _size_fault(product, manifest, name)) is not None:
             raise StoreError(f"{product}: {name} {fault}; make it again with --force")
@@ -62,9 +61,12 @@ def read_manifest(product: Path) -> Manifest:
 
 
 def read_claims(product: Path) -> Manifest:
-    """The manifest of a product, whatever has become of its files. Raises StoreError where it is not as it was written."""
+    """The manifest of a product, whatever has become of its files.
+
+    Raises StoreError where it is not as it was written, or names files that are not the product's own.
+    """
     try:
-        return manifest_from_json(read_bounded(product / MANIFEST, MAX_MANIFEST_BYTES))
+        manifest = manifest_from_json(read_bounded(product / MANIFEST, MAX_MANIFEST_BYTES))
     except FileNotFoundError as error:
         raise StoreError(f"{product}: not a finished product of wsi (no {MANIFEST}); make it again") from error
     except NewerFormat as error:
@@ -75,6 +77,8 @@ def read_claims(product: Path) -> Manifest:
         raise StoreError(
             f"{product}: its {MANIFEST} is damaged or of another version of wsi ({error}); make it again with --force"
         ) from error
+    check_contained(product, manifest.files)
+    return manifest
 
 
 def _size_fault(product: Path, manifest: Manifest, name: str) -> str | None:
@@ -106,8 +110,7 @@ def has_damaged_manifest(product: Path) -> bool:
 
 def find_damage(product: Path) -> list[str]:
     """Every file whose content is not what the manifest says, by size and checksum; empty where the product is whole."""
-    manifest = read_manifest(product)
-    return [name for name, (_, digest) in manifest.files.items() if file_checksum(product / name) != digest]
+    return list(find_faults(product, read_manifest(product)))
 
 
 def find_faults(product: Path, manifest: Manifest, on_file: Callable[[int], None] = lambda size: None) -> dict[str, str]:
@@ -140,8 +143,7 @@ def check_files(product: Path, manifest: Manifest, names: Iterable[str]) -> None
 def check_whole(product: Path) -> Manifest:
     """The manifest, after every checksum was compared. Raises StoreError naming the damaged files."""
     manifest = read_manifest(product)
-    if damaged := find_damage(product):
-        raise StoreError(f"{product}: damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}; make it again with --force")
+    check_files(product, manifest, manifest.files)
     return manifest
 
 
