@@ -1,14 +1,16 @@
 """`wsi infer` from slide to probabilities against its parts, and what scheduling adds.
 
-On one slide, in turns: reading alone (every block, all cores), the model alone (patches in memory, all cores), and both as `wsi infer` does
-it in one worker process of Dask, from the end of the first block to the end of the last. On a CPU both share the cores: what takes r and m
-seconds alone takes r + m seconds together where nothing is lost, and that is the bar; with a GPU it is the slower of the two.
+On one slide, in turns of some blocks each: reading alone (all cores), the model alone (patches in memory, all cores), and both as `wsi
+infer` does it in one worker process of Dask, each turn going on where the last was stopped. The model is taken before and after every turn,
+for a machine's speed drifts. On a CPU both share the cores: what takes r and m seconds alone takes r + m seconds together where nothing is
+lost, and that is the bar; with a GPU it is the slower of the two.
 Scheduling: jobs that do nothing, as many as a large run has, give the milliseconds that Dask takes per block.
 
-    python benchmarks/inference.py [SLIDE] [--arch idc_cnn] [--blocks 16] [--rounds 3] [--workers 1 4]
+    python benchmarks/inference.py [SLIDE] [--arch idc_cnn] [--blocks 12] [--rounds 2] [--workers 1 4]
 """
 
 import argparse
+import contextlib
 import os
 import statistics
 import tempfile
@@ -17,8 +19,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from slide_maker import make_slide
 from tiling import describe_machine
@@ -31,6 +35,7 @@ from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.models.opening import open_predictor
+from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_slides
 from wsi_pipeline.scheduling import Workers, run_jobs
@@ -46,8 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slide", nargs="?", type=Path)
     parser.add_argument("--arch", default="idc_cnn")
-    parser.add_argument("--blocks", type=int, default=16, help="blocks that are read, and predicted, alone in each round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--blocks", type=int, default=12, help="blocks of every turn, at most")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4], help="processes of the runs of empty jobs")
     options = parser.parse_args()
     print(describe_machine())
@@ -75,19 +80,23 @@ def write_model(path: Path, arch: str) -> Path:
 
 
 class Clock(SilentProgress):
-    """When blocks were done."""
+    """When blocks were done; stops the run after so many."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
         self.ends: list[tuple[float, int]] = []
 
     def advance(self, patches: int) -> None:
         """A block is done."""
         self.ends.append((time.perf_counter(), patches))
+        if len(self.ends) == self.blocks:
+            raise KeyboardInterrupt
 
     @property
     def seconds_per_patch(self) -> float:
-        """From the end of the first block to the end of the last."""
-        return (self.ends[-1][0] - self.ends[0][0]) / sum(patches for _, patches in self.ends[1:])
+        """From the moment that every thread has ended a block to the end of the last."""
+        begin = Workers().threads - 1
+        return (self.ends[-1][0] - self.ends[begin][0]) / sum(patches for _, patches in self.ends[begin + 1 :])
 
 
 def compare(slide: Path, model: Path, blocks: int, rounds: int, folder: Path) -> float:
@@ -99,25 +108,38 @@ def compare(slide: Path, model: Path, blocks: int, rounds: int, folder: Path) ->
     opened = open_predictor(load_checkpoint(model))
     print(opened.line)
     source = SlidePatches(reader, table.grid, table.cells, table.block_size)
-    first = max(0, (count_blocks(table.patches, table.block_size) - blocks) // 2)
-    chosen = range(first, min(first + blocks, table.patches // table.block_size))
-    pixels = source.read_block(chosen[0]).pixels
-    read, compute, whole = [], [], []
+    turn_blocks = min(blocks, count_blocks(table.patches, table.block_size) // rounds)
+    pixels = source.read_block(0).pixels
+    read, whole = [], []
+    compute = [time_model(opened.predictor, pixels, turn_blocks)]
     for turn in range(rounds):
-        read.append(seconds_per_patch(lambda: [read_all(source, chosen)], len(chosen) * table.block_size))
-        compute.append(seconds_per_patch(lambda: [opened.predictor(pixels) for _ in chosen], len(chosen) * len(pixels)))
-        clock = Clock()
-        config = InferConfig(view=View(formats=choose_formats(["summary"])), force=True)
-        infer_slides([slide], model, folder / f"results{turn}", config, workers=choose_workers(1, device="auto"), progress=clock)
-        whole.append(clock.seconds_per_patch)
+        chosen = range(turn * turn_blocks, (turn + 1) * turn_blocks)
+        read.append(seconds_per_patch(lambda: read_all(source, chosen), turn_blocks * table.block_size))  # noqa: B023 - called at once
+        whole.append(go_on(slide, model, folder / "results", turn_blocks))
+        compute.append(time_model(opened.predictor, pixels, turn_blocks))
     shares_cores = choose_device("auto").type == "cpu"
-    bars = [r + m if shares_cores else max(r, m) for r, m in zip(read, compute, strict=True)]
+    beside = [(before + after) / 2 for before, after in pairwise(compute)]
+    bars = [r + m if shares_cores else max(r, m) for r, m in zip(read, beside, strict=True)]
     r, m, e = (statistics.median(times) for times in (read, compute, whole))
     print(f"{slide.name}: {table.patches:,} patches, blocks of {table.block_size:,}")
     print(f"  reading alone {1 / r:>9,.0f} patches/s   model alone {1 / m:>9,.0f}   end to end {1 / e:>9,.0f}")
     ratio = statistics.median(one / bar for one, bar in zip(whole, bars, strict=True))
     print(f"  end to end takes {ratio:.2f} of {'both one after the other' if shares_cores else 'the slower of both'}")
     return e * table.block_size
+
+
+def go_on(slide: Path, model: Path, results: Path, blocks: int) -> float:
+    """Seconds per patch of `wsi infer`, over so many further blocks of a slide."""
+    clock = Clock(blocks)
+    with contextlib.suppress(KeyboardInterrupt):
+        view = View(formats=choose_formats(["summary"]))
+        infer_slides([slide], model, results, InferConfig(view=view), workers=choose_workers(1, device="auto"), progress=clock)
+    return clock.seconds_per_patch
+
+
+def time_model(predictor: Predictor, pixels: np.ndarray, blocks: int) -> float:
+    """Seconds per patch of the model, over one block of patches in memory again and again."""
+    return seconds_per_patch(lambda: [predictor(pixels) for _ in range(blocks)], blocks * len(pixels))
 
 
 def read_all(source: SlidePatches, blocks: Sequence[int]) -> None:
