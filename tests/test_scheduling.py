@@ -197,6 +197,19 @@ def count_profiles(dask_worker: Any) -> int:
     return len(dask_worker.profile_history)
 
 
+def read_allocator() -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")}
+
+
+def test_workers_keep_the_memory_that_a_network_will_want_again() -> None:
+    """Dask's own setting hands every freed layer back to the kernel, which makes PyTorch take twice as long."""
+    from wsi_pipeline.scheduling.cluster import connect
+
+    with connect(Workers(count=1)) as executor:
+        (found,) = executor.client.run(read_allocator).values()
+    assert found == {"MALLOC_TRIM_THRESHOLD_": str(64 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
+
+
 def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
     """What it kept per step, or wrote down of what a worker does, would fill the memory in days."""
     with open_crew(Workers(count=1)) as crew:

@@ -45,6 +45,7 @@ memory: 2GB
 walltime: "00:10:00"
 interface: lo
 jobs: 2
+job_script_prologue: ["env > {folder}/environment"]
 log_directory: {folder}/logs
 local_directory: {folder}
 shared_temp_directory: {folder}
@@ -129,3 +130,4 @@ def test_slurm_jobs_give_what_the_plain_loop_gives(slurm: dict[str, str], tmp_pa
     assert by_slurm == here
     jobs = subprocess.run(["scontrol", "show", "jobs", "-o"], env=slurm, capture_output=True, text=True, check=True).stdout
     assert jobs.count("JobName=dask-worker") == 2
+    assert "MALLOC_MMAP_THRESHOLD_=33554432\n" in (Path(slurm["SLURM_FOLDER"]) / "environment").read_text()
