@@ -39,6 +39,31 @@ def test_a_slide_full_of_tissue_is_tissue_everywhere() -> None:
     assert find_tissue(picture, 8.0, PARAMETERS).all()
 
 
+def grey(picture: np.ndarray) -> np.ndarray:
+    """The green channel as a picture without colour."""
+    return np.repeat(picture[..., 1:2], 3, axis=2)
+
+
+def test_without_colour_tissue_is_what_is_darker_than_glass() -> None:
+    picture = glass(200, 200)
+    picture[60:140, 40:160] = PINK
+    mask = find_tissue(grey(picture), 8.0, PARAMETERS)
+    assert mask[70:130, 50:150].all()
+    assert not mask[:50].any()
+    assert not mask[:, 170:].any()
+
+
+@pytest.mark.parametrize("level", [242, 210])
+def test_bare_glass_without_colour_holds_no_tissue(level: int) -> None:
+    assert not find_tissue(grey(glass(300, 300) - np.uint8(242 - level)), 8.0, PARAMETERS).any()
+
+
+def test_what_was_not_scanned_is_no_tissue_where_there_is_no_colour() -> None:
+    picture = grey(glass(300, 300))
+    picture[:, :150] = 0
+    assert not find_tissue(picture, 8.0, PARAMETERS)[:, :140].any()
+
+
 def test_one_colour_everywhere_does_not_fail() -> None:
     assert not find_tissue(paint(50, 50, (255, 255, 255)), 8.0, PARAMETERS).any()
 

@@ -3,6 +3,9 @@
 Method: median filter, Otsu's threshold on HSV saturation, morphological closing, then removal of small objects and filling of small
 holes, with scikit-image. Glass is grey and unsaturated however bright the lamp; haematoxylin and eosin are not. Fat is as clear as
 glass, but its cells have stained walls: closing joins them, so that fatty tissue counts as tissue.
+
+A scan without any colour has no saturation: there tissue is what is darker than the glass, by Otsu's threshold too, and what is black was
+not scanned.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,6 +22,12 @@ from wsi_pipeline.geometry import Grid
 from wsi_pipeline.sources import Thumbnail
 
 STRIP_PX = 256
+GREY_THRESHOLDS = (0.06, 0.2)
+"""Between these Otsu's threshold is held where there is no colour: how much darker than glass, as a share of white."""
+GLASS_PERCENTILE, DARKEST_GLASS = 99, 200
+"""Glass is as bright as the brightest hundredth of what was scanned, and never darker than this."""
+BLACK = 8
+"""Up to this value (of 255) a grey pixel is outside the scan: no stain is as dark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +65,11 @@ class TissueParameters:
 
 def find_tissue(rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters) -> NDArray[np.bool_]:
     """Tissue mask (h, w) of a thumbnail (h, w, 3) at `mpp` µm/px."""
-    saturation = _saturation(rgb)
-    smooth = median(saturation, disk(parameters.median_radius_px), mode="nearest")
-    mask = smooth > 255 * _saturation_threshold(smooth, parameters)
+    has_colour = bool((rgb[..., 0] != rgb[..., 1]).any() or (rgb[..., 1] != rgb[..., 2]).any())
+    stain = _saturation(rgb) if has_colour else _darkness(rgb[..., 0])
+    lowest, highest = (parameters.min_saturation, parameters.max_saturation) if has_colour else GREY_THRESHOLDS
+    smooth = median(stain, disk(parameters.median_radius_px), mode="nearest")
+    mask = smooth > 255 * _threshold(smooth, lowest, highest)
     mask = closing(mask, disk(round(parameters.closing_radius_um / mpp)))
     pixel_um2 = mpp * mpp
     mask = remove_small_objects(mask, max_size=int(parameters.min_object_um2 / pixel_um2))
@@ -74,12 +85,19 @@ def _saturation(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return saturation
 
 
-def _saturation_threshold(saturation: NDArray[np.uint8], parameters: TissueParameters) -> float:
+def _darkness(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """How much darker than the glass every pixel is (h, w), 0–255; 0 where nothing was scanned."""
+    is_scanned = grey > BLACK
+    glass = max(DARKEST_GLASS, np.percentile(grey[is_scanned], GLASS_PERCENTILE)) if is_scanned.any() else DARKEST_GLASS
+    return np.where(is_scanned, np.clip(glass - grey.astype(np.float32), 0, 255), 0).astype(np.uint8)
+
+
+def _threshold(stain: NDArray[np.uint8], lowest: float, highest: float) -> float:
     """Otsu's threshold as a fraction 0–1, held within the plausible range."""
-    if int(saturation.min()) == int(saturation.max()):
-        return parameters.min_saturation
-    otsu = float(threshold_otsu(saturation)) / 255
-    return min(max(otsu, parameters.min_saturation), parameters.max_saturation)
+    if int(stain.min()) == int(stain.max()):
+        return lowest
+    otsu = float(threshold_otsu(stain)) / 255
+    return min(max(otsu, lowest), highest)
 
 
 def tissue_fraction(mask: NDArray[np.bool_], thumbnail: Thumbnail, grid: Grid) -> NDArray[np.float32]:

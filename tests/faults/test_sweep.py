@@ -23,6 +23,8 @@ SPARSE = {"infer with every picture": 8, "infer, patches kept": 3, "store export
 SPARSE_READS = 16
 NAMES = (*SAMPLE, "infer, patches kept", "infer with every picture") if WHOLE else tuple(SAMPLE)
 ROOM_BYTES = 512 * 1024 * 1024
+LIMITED = {"RLIMIT_DATA": 64 * 1024**3}
+"""As under `ulimit -d`, where commands start no process of their own to try the slide first: that takes longer than they do."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ class Sweep:
     def disturb(self, fault: Fault) -> str | None:
         """Put in one fault; what went wrong, or None."""
         self.workload.reset()
-        ended = self.zygote.run(self.workload.arguments, fault, self.workload.out)
+        ended = self.zygote.run(self.workload.arguments, fault, self.workload.out, limits=LIMITED)
         try:
             self._check(fault, ended)
             self._run_again()
@@ -94,7 +96,7 @@ class Sweep:
         state = digest_state(self.workload.out)
         if state in self.known:
             return
-        again = self.zygote.run(self.workload.arguments)
+        again = self.zygote.run(self.workload.arguments, limits=LIMITED)
         assert again.code == 0, f"again: {again.stderr[-500:]}"
         found = content(self.workload.out)
         different = sorted(name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name))
