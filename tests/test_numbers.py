@@ -24,7 +24,7 @@ from tests.builders import make_checkpoint, write_model, write_slide
 from tests.served import HERE
 from tests.test_output_formats import write_result
 from wsi_pipeline.csv_text import FORMULA_STARTS, format_csv, shield, unshield
-from wsi_pipeline.outputs.run_tables import write_slides_tables
+from wsi_pipeline.outputs.run_tables import read_finished, write_slides_tables
 from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.pipeline import InferConfig, infer_slides
 from wsi_pipeline.store.predictions import open_result
@@ -181,7 +181,7 @@ def test_whatever_was_predicted_the_files_are_finite_json(tmp_path: Path, probab
     with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
         slide = Path(folder) / "slide"
         summary = write_result(slide, probability, view=View(("summary", "geojson", "geojson-patches", "parquet")))
-        write_slides_tables(Path(folder))
+        write_slides_tables(Path(folder), read_finished(Path(folder)).summaries)
         for name in ("summary.json", "regions.geojson", "patches.geojson", "manifest.json"):
             parse_json((slide / name).read_bytes())
         unreadable = sum(np.isnan(probability))

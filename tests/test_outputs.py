@@ -16,7 +16,7 @@ from wsi_pipeline.outcome import SlideOutcome, SlideState
 from wsi_pipeline.outputs.canvas import grid_extent_mm, thumbnail_extent_mm
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.result import Sample
-from wsi_pipeline.outputs.run_tables import write_failures_csv, write_slides_tables
+from wsi_pipeline.outputs.run_tables import read_finished, write_failures_csv, write_slides_tables
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.tables import write_csv
 from wsi_pipeline.outputs.view import View
@@ -103,7 +103,7 @@ def test_a_slide_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
 def test_slides_csv_has_a_row_per_finished_slide(tmp_path: Path) -> None:
     make_result(tmp_path, "b", CASES["mixed"])
     make_result(tmp_path, "a", CASES["no patches"])
-    write_slides_tables(tmp_path)
+    write_slides_tables(tmp_path, read_finished(tmp_path).summaries)
     with (tmp_path / "slides.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["slide_id"] for row in rows] == ["a", "b"]
@@ -142,7 +142,7 @@ def test_every_link_of_the_page_leads_to_a_file(tmp_path: Path) -> None:
 
     for name in ("a b", "ü-50%"):
         make_result(tmp_path, name, CASES["mixed"], PICTURES)
-    write_slides_tables(tmp_path)
+    write_slides_tables(tmp_path, read_finished(tmp_path).summaries)
     links = Links()
     links.feed(write_index(tmp_path).read_text())
     files = [unquote(target) for target in links.targets if not target.startswith("#")]

@@ -29,7 +29,8 @@ from wsi_pipeline.errors import LabelError, ModelError, StoreError
 from wsi_pipeline.evaluation import evaluate_results
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.outcome import SlideState
+from wsi_pipeline.outcome import SlideState, SlideSummary
+from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.pipeline import InferConfig, infer_slides, infer_stores, tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.manifest import find_damage
@@ -369,6 +370,25 @@ def test_one_damaged_result_does_not_stop_the_tables(tmp_path: Path, model: Path
         assert [row["slide_id"] for row in csv.DictReader(stream)] == ["b"]
     assert "overlay.png is missing" in (tmp_path / "results" / "failures.csv").read_text()
     assert "overlay.png is missing" in (tmp_path / "results" / "index.html").read_text()
+
+
+def test_a_slide_whose_results_cannot_be_read_back_has_failed(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        write_slide(tmp_path / "slides" / f"{name}.tiff", tissue(100, 100))
+
+    def fail(folder: Path) -> SlideSummary:
+        if folder.name == "a":
+            raise StoreError(f"{folder}: its manifest.json cannot be read (Input/output error)")
+        return read_summary(folder)
+
+    monkeypatch.setattr("wsi_pipeline.outputs.run_tables.read_summary", fail)
+    account = infer(tmp_path / "slides", model, tmp_path / "results")
+    assert account.closing_line == "in 2 = ok 1 + zero 0 + damaged 0 + failed 1"  # type: ignore[attr-defined]
+    with (tmp_path / "results" / "failures.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["slide_id"], row["path"], row["state"]) == ("a", str(tmp_path / "slides" / "a.tiff"), "failed")
+    assert "Input/output error" in row["reason"]
+    assert json.loads((tmp_path / "results" / "run.json").read_text())["account"] == account.closing_line  # type: ignore[attr-defined]
 
 
 def test_a_store_made_anew_is_inferred_anew(tmp_path: Path, model: Path) -> None:

@@ -126,9 +126,9 @@ def _infer(
             events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
             batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events, config.room, veil)
         seconds = {"total": time.perf_counter() - started} | batch.seconds
-        write_tables(results, batch, describe_run(batch, loaded, parameters, seconds), suffix)
-        events.run_ended(batch.account, batch.patches_predicted, seconds)
-    return batch.account
+        account = write_tables(results, batch.account, describe_run(batch, loaded, parameters, seconds), suffix)
+        events.run_ended(account, batch.patches_predicted, seconds)
+    return account
 
 
 def _settle(loaded: Model, model: Path, config: InferConfig, workers: Workers, crew: Crew) -> Settled:

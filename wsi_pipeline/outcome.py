@@ -1,8 +1,8 @@
 """What became of each slide, and the account that a run gives of all of them."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from wsi_pipeline.errors import EnvironmentFault, WsiError, machine_fault
@@ -100,6 +100,18 @@ class RunAccount:
     def count(self, state: SlideState) -> int:
         """Number of slides that ended in `state`."""
         return Counter(outcome.state for outcome in self.outcomes)[state]
+
+    def with_failures(self, failures: Iterable["SlideOutcome"]) -> "RunAccount":
+        """The same slides, those among them that failed after all by their failures."""
+        found = {failure.slide_id: failure for failure in failures}
+        return RunAccount(
+            tuple(
+                replace(found[outcome.slide_id], path=outcome.path)
+                if outcome.slide_id in found and outcome.state is not SlideState.FAILED
+                else outcome
+                for outcome in self.outcomes
+            )
+        )
 
     @property
     def closing_line(self) -> str:

@@ -21,7 +21,7 @@ from wsi_pipeline.outputs.patches_parquet import tabulate_patches
 from wsi_pipeline.outputs.pyramid import find_place
 from wsi_pipeline.outputs.regions import Region
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.outputs.run_tables import read_summaries
+from wsi_pipeline.outputs.run_tables import read_finished
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 
@@ -107,7 +107,7 @@ def slides_frame(results: Path) -> "pd.DataFrame":
     check_extra("pandas")
     import pandas as pd
 
-    summaries, _ = read_summaries(results)
+    summaries = read_finished(results).summaries
     columns = [field.name for field in fields(SlideSummary)]
     return pd.DataFrame([asdict(summary) for summary in summaries], columns=columns).set_index("slide_id")
 

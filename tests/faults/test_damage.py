@@ -25,7 +25,7 @@ from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.operation.verification import find_products, verify
 from wsi_pipeline.outcome import SlideState
-from wsi_pipeline.outputs.run_tables import read_summaries
+from wsi_pipeline.outputs.run_tables import read_finished
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.pipeline import InferConfig, infer_stores
 from wsi_pipeline.scheduling import Workers
@@ -237,5 +237,5 @@ def test_evaluation_refuses_damaged_predictions(base: Path, count: Count) -> Non
 
 def test_tables_take_no_figures_from_a_damaged_summary(base: Path, count: Count) -> None:
     for done, _ in every_damage(base / "results" / "p0", count, lambda name: name == "summary.json"):
-        summaries, failures = read_summaries(base / "results")
-        assert (summaries, [failure.slide_id for failure in failures]) == ([], ["p0"]), done
+        finished = read_finished(base / "results")
+        assert (finished.summaries, [failure.slide_id for failure in finished.damaged]) == ((), ["p0"]), done

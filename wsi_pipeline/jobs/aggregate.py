@@ -9,7 +9,7 @@ from wsi_pipeline.heatmap import describe_summary
 from wsi_pipeline.jobs.publish import publish, take_over
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, describe_failure
 from wsi_pipeline.outputs.index_page import write_index
-from wsi_pipeline.outputs.run_tables import write_failures_csv, write_slides_tables
+from wsi_pipeline.outputs.run_tables import read_finished, write_failures_csv, write_slides_tables
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.provenance import describe_tool
@@ -45,13 +45,14 @@ def aggregate_results(
     for folder in folders:
         outcomes.append(_try_aggregate(folder.absolute(), target / folder.absolute().name, view, force))
         say(outcomes[-1])
-    account = RunAccount(tuple(outcomes))
+    finished = read_finished(target)
+    account = RunAccount(tuple(outcomes)).with_failures(finished.damaged)
     record = {"view": view.to_json(), "account": account.closing_line, "tool": describe_tool()}
     write_file(target / AGGREGATE_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     if target != results.absolute():
-        write_failures_csv(target, outcomes)
-    write_slides_tables(target)
-    write_index(target)
+        write_failures_csv(target, account.outcomes)
+    write_slides_tables(target, finished.summaries)
+    write_index(target, finished)
     remove_dead_asides(target)
     return account
 

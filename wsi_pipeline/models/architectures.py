@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -28,6 +28,8 @@ __all__ = [
 MAX_SIDE_PX = 2048
 MAX_PARAMETERS = 1_000_000_000
 """Four gigabytes of weights: more is a mistake, or a card that was made to fill the memory."""
+OUTLINES_KEPT = 16
+"""One takes a quarter of a second, and every start of a run asks for the same one several times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,9 @@ def build_network(name: str, side_px: int, options: NetworkOptions | None = None
     return find_architecture(name).build(side_px, options or NetworkOptions())
 
 
+@lru_cache(maxsize=OUTLINES_KEPT)
 def outline_network(name: str, side_px: int, options: NetworkOptions | None = None) -> nn.Module:
-    """The same network on the meta device: names and shapes of its weights, without memory for them.
+    """The same network on the meta device: names and shapes of its weights, without memory for them; not to be changed, for it is kept.
 
     Raises ModelError where the name, the patch size or an option does not fit, or the network would be absurdly large.
     """

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.outcome import SlideSummary
 from wsi_pipeline.outputs import dicom_source, gallery_png, heatmap_png, overlay_png
-from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON, SLIDES_CSV, SLIDES_PARQUET, read_summaries
+from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON, SLIDES_CSV, SLIDES_PARQUET, Finished, read_finished
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.manifest import MANIFEST, is_product
 
@@ -23,20 +23,20 @@ PICTURES = {
 NOT_FOR_PEOPLE = (MANIFEST, dicom_source.SOURCE_JSON)
 
 
-def write_index(results: Path) -> Path:
-    """Write the page for a results folder; returns its path. Raises StoreError where it is none."""
-    summaries, damaged = read_summaries(results)
+def write_index(results: Path, finished: Finished | None = None) -> Path:
+    """Write the page for a results folder, of which `finished` was read; returns its path. Raises StoreError where it is none."""
+    finished = finished or read_finished(results)
     if is_product(results):
         raise StoreError(f"{results}: is one slide's folder; give the results folder above it")
-    if not summaries and not damaged and not (results / SLIDES_CSV).exists():
+    if not finished.summaries and not finished.damaged and not (results / SLIDES_CSV).exists():
         raise StoreError(f"{results}: holds no results; make some with `wsi infer`")
     environment = Environment(loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape())
     environment.filters["path"] = quote
     page = environment.get_template("index.html").render(
         name=results.resolve().name,
-        slides=[(summary, _list_outputs(results / summary.slide_id)) for summary in _sort(summaries)],
-        states=sorted({summary.state.value for summary in summaries}),
-        damaged=damaged,
+        slides=[(summary, _list_outputs(results / summary.slide_id)) for summary in _sort(finished.summaries)],
+        states=sorted({summary.state.value for summary in finished.summaries}),
+        damaged=finished.damaged,
         files=[name for name in RUN_FILES if (results / name).exists()],
         pictures=PICTURES,
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,22 @@ FAILURES_CSV = "failures.csv"
 RUN_JSON = "run.json"
 
 
-def write_slides_tables(results: Path) -> list[SlideSummary]:
-    """slides.csv and slides.parquet: one row for every finished slide in the folder, from this run or an earlier one; returns them."""
-    summaries, _ = read_summaries(results)
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What stands in a results folder, read once, so that all that is written of it says the same."""
+
+    summaries: tuple[SlideSummary, ...]
+    """The figures of every whole slide, by name."""
+    damaged: tuple[SlideOutcome, ...]
+    """A failure for every slide whose results are not whole."""
+
+
+def write_slides_tables(results: Path, summaries: Sequence[SlideSummary]) -> None:
+    """slides.csv and slides.parquet: one row for every finished slide in the folder, from this run or an earlier one."""
     rows = [asdict(summary) for summary in summaries]
     types = {field.name: _plain_type(field.type) for field in fields(SlideSummary)}
     write_csv(results / SLIDES_CSV, list(types), ([row[name] for name in types] for row in rows))
     write_parquet(results / SLIDES_PARQUET, types, rows)
-    return summaries
 
 
 def _plain_type(annotation: Any) -> type:
@@ -36,8 +44,8 @@ def _plain_type(annotation: Any) -> type:
     return next((kind for kind in (int, float) if annotation in (kind, kind | None)), str)
 
 
-def read_summaries(results: Path) -> tuple[list[SlideSummary], list[SlideOutcome]]:
-    """The figures of every whole slide in the results folder, by name, and a failure for every slide whose results are damaged."""
+def read_finished(results: Path) -> Finished:
+    """Every slide in the results folder."""
     summaries: list[SlideSummary] = []
     damaged: list[SlideOutcome] = []
     for folder in find_results([results]):
@@ -47,7 +55,7 @@ def read_summaries(results: Path) -> tuple[list[SlideSummary], list[SlideOutcome
             summaries.append(replace(read_summary(folder), slide_id=folder.name))
         except StoreError as error:
             damaged.append(describe_failure(folder.name, str(folder), error))
-    return summaries, damaged
+    return Finished(tuple(summaries), tuple(damaged))
 
 
 def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome], suffix: str = "") -> None:

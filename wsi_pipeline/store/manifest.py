@@ -73,7 +73,11 @@ def read_claims(product: Path) -> Manifest:
         raise StoreError(
             f"{product}: has a {error}, of another version of wsi, and this one reads {MANIFEST_FORMAT}; update wsi, or make it again"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise StoreError(
+            f"{product}: its {MANIFEST} cannot be read ({error.strerror or error}); mend that and run the same line again"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{product}: its {MANIFEST} is damaged or of another version of wsi ({error}); make it again with --force"
         ) from error
