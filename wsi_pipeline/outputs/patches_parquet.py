@@ -17,7 +17,8 @@ METADATA_KEY = "wsi"
 
 def write_patches_parquet(result: SlideResult, folder: Path) -> None:
     """The patches in raster order, compressed with zstd."""
-    pyarrow.parquet.write_table(tabulate_patches(result), folder / FILE_NAME, compression="zstd")
+    with (folder / FILE_NAME).open("wb") as stream:  # Arrow's own files say that something failed, and not what
+        pyarrow.parquet.write_table(tabulate_patches(result), stream, compression="zstd")
 
 
 def tabulate_patches(result: SlideResult) -> pa.Table:
