@@ -118,7 +118,8 @@ class Batch:
         outcome = self._fail(slide, result) if isinstance(result, Exception) else result
         self.outcomes[job] = outcome
         self.pace.end_slide(job, outcome.is_resumed_whole)
-        self.events.slide_ended(outcome, self.slide_times[job].to_json() if job in self.slide_times else {})
+        times = self.slide_times.pop(job, None)
+        self.events.slide_ended(outcome, {} if times is None else times.to_json())
         self.progress.show(self.pace)
         self.progress.end_slide(outcome)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from wsi_pipeline.scheduling.jobs import Executor, Job, Listener, PlanT, ReportT, ResultT, Step, Workers
+from wsi_pipeline.scheduling.memory import tidy_memory
 
 
 @dataclass
@@ -162,7 +163,7 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
 
     def _finish_when_complete(self, index: int, active: _Active) -> None:
         if active.outstanding == 0:
-            self._executor.submit(Step(index, "finish"), active.job.finish, active.plan, active.reports)
+            self._executor.submit(Step(index, "finish"), _finish, active.job, active.plan, active.reports)
 
     def _conclude(self, index: int, result: ResultT | Exception) -> None:
         active = self._active.pop(index, None)
@@ -172,6 +173,15 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
         self._listener.ended(index, result)
         if isinstance(result, Exception):
             forget_frames(result)
+        tidy_memory()
+
+
+def _finish(job: Job[PlanT, ReportT, ResultT], plan: PlanT, reports: Sequence[ReportT]) -> ResultT:
+    """In the worker."""
+    try:
+        return job.finish(plan, reports)
+    finally:
+        tidy_memory()
 
 
 def forget_frames(error: BaseException | None) -> None:
