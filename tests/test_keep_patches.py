@@ -76,6 +76,13 @@ def test_a_finished_store_is_read_instead_of_the_slide(made: Path, tmp_path: Pat
     assert folder_times(made / "tiled") == before
 
 
+def test_a_store_whose_preview_was_not_drawn_any_more_gets_it(made: Path, tmp_path: Path) -> None:
+    infer(made, tmp_path / "results", tmp_path / "kept")
+    (tmp_path / "kept" / "s.mask.png").unlink()
+    assert infer(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
+    assert (tmp_path / "kept" / "s.mask.png").read_bytes() == (made / "tiled" / "s.mask.png").read_bytes()
+
+
 def folder_times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 

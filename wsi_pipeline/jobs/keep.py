@@ -161,7 +161,9 @@ class KeepJob:
     def finish(self, plan: KeepPlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store where it was not there already, then the results."""
         try:
-            if not plan.store.is_finished:
+            if plan.store.is_finished:
+                self.patches.draw_missing()
+            else:
                 self.patches.finish(plan.store, reports)
             outcome = self.results.finish(plan.results, reports)
         except SlideError:

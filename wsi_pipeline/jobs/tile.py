@@ -1,6 +1,6 @@
 """Jobs that end in a patch store: tile a slide, take in a patient's patches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,21 +122,26 @@ class TileJob:
         fallbacks = count_fallbacks(plan)
         outcome = _finish_store(plan, self.slide.slide_id, self.slide.path)
         store = PatchStore(self.target)
-        self._draw(plan, store)
+        for path, write in self._previews().items():
+            if not (plan.is_finished and path.exists()):
+                write(store.table, path)
         message = outcome.message + (f", {fallbacks} regions read by OpenSlide after a fault" if fallbacks else "")
         message += f", lossy (JPEG quality {self.codec.quality})" if self.codec.is_lossy else ""
         if self.slide.label_file is not None:
             message += describe_oddities(store.attributes["labels"])
         return replace(outcome, message=message + describe_flags(store.table))
 
-    def _draw(self, plan: SlidePlan, store: PatchStore) -> None:
-        previews = {MASK_SUFFIX: write_mask_preview}
+    def draw_missing(self) -> None:
+        """Draw what is missing beside a store that was finished by a run which did not come so far."""
+        for path, write in self._previews().items():
+            if not path.exists():
+                write(PatchStore(self.target).table, path)
+
+    def _previews(self) -> dict[Path, Callable[[PatchTable, Path], None]]:
+        writers = {MASK_SUFFIX: write_mask_preview}
         if self.slide.label_file is not None:
-            previews[PREVIEW_SUFFIX] = write_label_preview
-        for suffix, write in previews.items():
-            preview = self.out / f"{self.slide.slide_id}{suffix}"
-            if not (plan.is_finished and preview.exists()):
-                write(store.table, preview)
+            writers[PREVIEW_SUFFIX] = write_label_preview
+        return {self.out / f"{self.slide.slide_id}{suffix}": write for suffix, write in writers.items()}
 
 
 def in_large_blocks(table: PatchTable) -> PatchTable:
