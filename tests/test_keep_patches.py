@@ -20,6 +20,8 @@ from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.sources import PatchBlock
 from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.files import HOST
+from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.predictions import open_result
 from wsi_pipeline.tiling import TileConfig
 
@@ -81,6 +83,33 @@ def test_a_store_whose_preview_was_not_drawn_any_more_gets_it(made: Path, tmp_pa
     (tmp_path / "kept" / "s.mask.png").unlink()
     assert infer(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
     assert (tmp_path / "kept" / "s.mask.png").read_bytes() == (made / "tiled" / "s.mask.png").read_bytes()
+
+
+@pytest.fixture
+def dead_process() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_dead_run_left_beside_a_finished_store_goes(made: Path, tmp_path: Path, dead_process: int) -> None:
+    kept = tmp_path / "kept"
+    infer(made, tmp_path / "results", kept)
+    whole = sorted(kept.rglob("*"))
+    (kept / ".wsi" / "locks").mkdir(parents=True)
+    (kept / ".wsi" / "locks" / "s.patches.zarr.lock").write_text(f"process {dead_process} on here")
+    (kept / ".wsi" / "staging").mkdir()
+    (kept / f".s.mask.png.{HOST}.{dead_process}").write_bytes(b"half")
+    assert infer(made, tmp_path / "results", kept).exit_code == 0
+    assert sorted(kept.rglob("*")) == whole
+
+
+def test_the_lock_of_a_living_writer_beside_a_finished_store_stays(made: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    infer(made, tmp_path / "results", kept)
+    with hold_lock(kept / "s.patches.zarr"):
+        assert infer(made, tmp_path / "results", kept).exit_code == 0
+        assert (kept / ".wsi" / "locks" / "s.patches.zarr.lock").exists()
 
 
 def folder_times(folder: Path) -> dict[Path, int]:

@@ -24,7 +24,7 @@ from wsi_pipeline.run_record import describe_run, write_tables
 from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides
 from wsi_pipeline.slides.selection import Shard
-from wsi_pipeline.store.files import make_folder
+from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.tiling import TileConfig
 
 logger = logging.getLogger(__name__)
@@ -127,6 +127,9 @@ def _infer(
             batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events, config.room, veil)
         seconds = {"total": time.perf_counter() - started} | batch.seconds
         account = write_tables(results, batch.account, describe_run(batch, loaded, parameters, seconds), suffix)
+        for folder in (results, config.keep_patches):
+            if folder is not None and folder.is_dir():
+                remove_dead_asides(folder)
         events.run_ended(account, batch.patches_predicted, seconds)
     return account
 

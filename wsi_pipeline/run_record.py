@@ -12,7 +12,6 @@ from wsi_pipeline.outcome import RunAccount
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import read_finished, write_failures_csv, write_run_json, write_slides_tables
 from wsi_pipeline.provenance import describe_tool
-from wsi_pipeline.store.files import remove_dead_asides
 
 logger = logging.getLogger(__name__)
 
@@ -44,5 +43,4 @@ def write_tables(results: Path, account: RunAccount, record: Mapping[str, Any], 
     write_run_json(results, {"account": account.closing_line, "outcomes": outcomes, **record}, suffix)
     write_slides_tables(results, finished.summaries)
     write_index(results, finished)
-    remove_dead_asides(results)
     return account

@@ -21,6 +21,7 @@ from wsi_pipeline.jobs.preview import SlidePreview, Standing
 from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.outcome import SlideOutcome
 from wsi_pipeline.sources import PatchBlock, PatchSource, SlideInfo
+from wsi_pipeline.store.lock import remove_remains
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore, write_patch_block
 from wsi_pipeline.store.predictions import FOLDER
@@ -82,6 +83,8 @@ class KeepJob:
         store: AbstractContextManager[None] = nullcontext() if is_read else self.patches.hold()
         with self.results.hold(), store:
             yield
+        if is_read:
+            remove_remains(self.patches.target)
 
     def prepare(self) -> KeepPlan:
         """Lay out the store, or take the one that is there; then the predictions of the same patches."""

@@ -83,6 +83,17 @@ def is_lock_held(target: Path) -> bool:
         return True
 
 
+def remove_remains(target: Path) -> None:
+    """Remove what a dead writer of a finished product left beside it: its lock, and the hidden folders that this empties.
+
+    For those who only read the product, and may do so where they can remove nothing: then it stays.
+    """
+    if read_owner(target) is not None:
+        with suppress(EnvironmentFault):
+            is_lock_held(target)
+    remove_empty(target)
+
+
 def remove_lock(target: Path) -> None:
     """Remove a product's lock file whoever holds it, so that the next writer finds none."""
     _lock_path(target).unlink(missing_ok=True)
