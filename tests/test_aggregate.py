@@ -12,7 +12,8 @@ from PIL import Image
 from wsi_cli.main import wsi
 from wsi_cli.options import COLORMAPS
 
-from tests.builders import folder_bytes, make_checkpoint, paint_noise, write_model, write_slide
+from tests.builders import folder_bytes, make_checkpoint, paint_noise, rewrite_manifest, write_model, write_slide
+from tests.strangers import Change, edit_json, several, vouch
 from tests.test_output_formats import CASES, FORMATS, write_result
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.heatmap import Aggregation
@@ -23,8 +24,10 @@ from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.pipeline import InferConfig, infer_slides
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.store import manifest as manifest_module
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import FOLDER
+from wsi_pipeline.strict_json import read_bounded
 from wsi_pipeline.tiling import TileConfig
 from wsi_pipeline.tissue import TissueParameters
 
@@ -53,6 +56,52 @@ def test_the_tables_of_the_folder_follow(results: Path) -> None:
         assert {row["slide_id"]: row["threshold"] for row in csv.DictReader(stream)} == {"a": "0.8", "b": "0.8"}
     assert (results / "slides.parquet").exists()
     assert (results / "index.html").exists()
+
+
+def edit_table(*keys: str, value: object) -> Change:
+    return several(edit_json("predictions.zarr/zarr.json", "attributes", *keys, value=value), vouch)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda product: rewrite_manifest(product, lambda manifest: manifest.update(recipe=None)),
+        lambda product: rewrite_manifest(product, lambda manifest: manifest.update(counts=[])),
+        edit_table("grid", "spec", "stride_px", value=2.5),
+        edit_table("slide", "level_downsamples", value=["1/0"]),
+    ],
+    ids=["no recipe", "no counts", "half a pixel", "divided by none"],
+)
+def test_a_result_that_cannot_be_fails_and_its_neighbour_is_done(change: Change, results: Path) -> None:
+    change(results / "a")
+    account = aggregate_results(results, AT_08)
+    assert [outcome.state for outcome in account.outcomes] == [SlideState.FAILED, SlideState.OK]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("patches", -5), ("patches", 10**30), ("positive_class", "\ud800"), ("positive_fraction", 1.5), ("mpp", -0.5)]
+)
+def test_a_figure_that_cannot_be_is_in_no_table(name: str, value: object, results: Path) -> None:
+    several(edit_json("summary.json", name, value=value), vouch)(results / "a")
+    account = aggregate_results(results, TABLES)
+    assert [outcome.state for outcome in account.outcomes] == [SlideState.FAILED, SlideState.OK]
+    with (results / "slides.csv").open(newline="") as stream:
+        assert [row["slide_id"] for row in csv.DictReader(stream)] == ["b"]
+
+
+def test_a_colleagues_result_that_may_not_be_read_is_told_and_its_neighbour_is_done(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.parent == results.absolute() / "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    monkeypatch.setattr(manifest_module, "read_bounded", lambda path, most: refuse(path) and read_bounded(path, most))
+    account = aggregate_results(results, AT_08)
+    assert [outcome.state for outcome in account.outcomes] == [SlideState.FAILED, SlideState.OK]
+    assert "Permission denied" in account.outcomes[0].message
 
 
 def test_there_and_back_gives_the_same_bytes(results: Path) -> None:

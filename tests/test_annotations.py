@@ -312,7 +312,11 @@ def test_a_broken_label_map_is_refused(text: str, fault: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"min_area": 0.0}, {"min_area": 1.5}, {"outside": "x"}, {"class_names": ("a", "a")}, {"meanings": {"x": "y"}}]
+    "wrong",
+    [
+        *({"min_area": 0.0}, {"min_area": 1.5}, {"outside": "x"}),
+        *({"class_names": ("a", "a")}, {"class_names": ("a", "Unknown")}, {"meanings": {"x": "y"}}),
+    ],
 )
 def test_rules_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):

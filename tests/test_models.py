@@ -15,6 +15,7 @@ from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.inputs import Normalisation, measure_normalisation, normalise
+from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.provenance import canonical_json, recipe_digest
 
@@ -92,6 +93,14 @@ def rewrite_card(path: Path, **changes: object) -> None:
         ({"mean": [0.5]}, "three means"),
         ({"mean": ["a", "b", "c"]}, "three means"),
         ({"weights_sha256": "0"}, "weights are damaged"),
+        ({"scores": None}, "scores is 'None'"),
+        ({"training": None}, "training is 'None'"),
+        ({"training": {"parameters": None}}, "parameters is 'None'"),
+        ({"training": {"split": []}}, r"split is '\[\]'"),
+        ({"training": {"patches": {"train": 3}}}, "patches are '3'"),
+        ({"training": {"tool": "wsi"}}, "tool is 'wsi'"),
+        ({"training": {"tool": {"packages": 1}}}, "packages is '1'"),
+        ({"training": {"stores": {}}}, r"stores is '\{\}'"),
     ],
 )
 def test_a_card_that_cannot_be_is_refused_by_name(changes: dict[str, object], fault: str, tmp_path: Path) -> None:
@@ -100,6 +109,13 @@ def test_a_card_that_cannot_be_is_refused_by_name(changes: dict[str, object], fa
     with pytest.raises(ModelError, match=fault) as caught:
         load_checkpoint(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_model_that_gives_no_number_is_refused_before_any_slide(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.safetensors")
+    rewrite_card(path, std=[1e-320] * 3, format=2)
+    with pytest.raises(ModelError, match="gives no number for any of 12 drawn patches"):
+        open_predictor(load_checkpoint(path), "cpu", "torch")
 
 
 def test_a_checkpoint_of_the_format_before_self_tests_is_still_read(tmp_path: Path) -> None:

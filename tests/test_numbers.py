@@ -6,8 +6,10 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tests.builders import make_checkpoint, write_model, write_slide
 from tests.served import HERE
 from tests.test_output_formats import write_result
 from wsi_pipeline.csv_text import FORMULA_STARTS, format_csv, shield, unshield
+from wsi_pipeline.models.self_test import SelfTest, compute_plainly
 from wsi_pipeline.outputs.run_tables import read_finished, write_slides_tables
 from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.pipeline import InferConfig, infer_slides
@@ -43,7 +46,8 @@ def make_network_that_overflows() -> Any:
     first[:, 0] = 3e38
     checkpoint.weights["features.0.bias"].fill_(0.0)
     checkpoint.weights["classifier.6.weight"].copy_(torch.ones_like(checkpoint.weights["classifier.6.weight"]) * 1e-3)
-    return checkpoint
+    purple = torch.tensor(PURPLE, dtype=torch.uint8).expand(1, 50, 50, 3).contiguous()
+    return replace(checkpoint, self_test=SelfTest(purple, compute_plainly(checkpoint, purple)))
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +194,7 @@ def test_whatever_was_predicted_the_files_are_finite_json(tmp_path: Path, probab
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(),
     lambda values: st.lists(values) | st.dictionaries(st.text(), values),
     max_leaves=10,
 )
@@ -208,11 +212,20 @@ def test_json_is_written_finite_or_not_at_all(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["NaN", "Infinity", "-Infinity", "[1e999]", "[-1e999]", "[" * 100_000, "", "{", "'a'", '{"a": 1,}', "[1 2]"]
+    "text",
+    [
+        *("NaN", "Infinity", "-Infinity", "[1e999]", "[-1e999]", "[" * 100_000, "", "{", "'a'", '{"a": 1,}', "[1 2]"),
+        *(str(2**63), str(-(2**63) - 1), "1" * 5000, r'"\ud800"', r'{"\udfff": 1}', r'["a\udc7fb"]', "\ufeff1"),
+    ],
 )
 def test_what_is_no_json_is_not_read_as_json(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         parse_json(text)
+
+
+def test_the_name_of_a_file_that_is_not_utf8_comes_back_from_json() -> None:
+    name = os.fsdecode(b"s\xff.tiff")
+    assert parse_json(format_json({"path": name})) == {"path": name}
 
 
 def test_json_is_never_written_without_looking_for_nan() -> None:

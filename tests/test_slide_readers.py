@@ -151,6 +151,21 @@ def test_a_fifo_does_not_block(tmp_path: Path) -> None:
         open_slide(tmp_path / "pipe.svs")
 
 
+def test_a_fifo_in_the_folder_of_a_dicom_slide_does_not_block(tmp_path: Path) -> None:
+    (tmp_path / "s.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    os.mkfifo(tmp_path / "other.dcm")
+    with pytest.raises(SlideError, match=r"other\.dcm, which belongs to its files, is not a regular file; move it away"):
+        open_slide(tmp_path / "s.dcm")
+
+
+def test_a_fifo_among_the_files_of_a_mirax_slide_does_not_block(tmp_path: Path) -> None:
+    (tmp_path / "s.mrxs").write_bytes(b"foo")
+    (tmp_path / "s").mkdir()
+    os.mkfifo(tmp_path / "s" / "Slidedat.ini")
+    with pytest.raises(SlideError, match=r"s/Slidedat\.ini, which belongs to its files, is not a regular file"):
+        open_slide(tmp_path / "s.mrxs")
+
+
 def test_a_folder_is_no_slide(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="not a regular file"):
         open_slide(tmp_path)

@@ -15,12 +15,13 @@ from PIL import Image
 from wsi_cli.main import wsi
 
 from tests.builders import folder_bytes, make_patches, make_store, make_table
+from tests.strangers import edit_json, vouch
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.sources import PatchBlock
 from wsi_pipeline.store.arrays import chunk_file, create_array, create_group, open_array, write_rows
 from wsi_pipeline.store.codecs import PixelCodec, decode_patches, encode_patches
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.export import export_png, export_webdataset
+from wsi_pipeline.store.export import export_png, export_stores, export_webdataset
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store, write_patch_block
 
@@ -217,3 +218,30 @@ def test_a_chunk_has_the_bytes_that_zarr_writes(tmp_path: Path, rows: int) -> No
     open_array(tmp_path / "group", "theirs", mode="r+")[...] = values
     ours, theirs = (chunk_file(tmp_path / "group", name, 0, 4).read_bytes() for name in ("ours", "theirs"))
     assert ours == theirs
+
+
+def rename_classes(store: Path, *names: str) -> Path:
+    edit_json("zarr.json", "attributes", "class_names", value=list(names))(store)
+    vouch(store)
+    return store
+
+
+@pytest.mark.parametrize("names", [("a/b", "a_b"), ("a", "unknown"), ("A", "a")])
+def test_classes_that_would_share_a_folder_are_not_exported(names: tuple[str, str], tmp_path: Path) -> None:
+    store = rename_classes(make_store(tmp_path / "s.patches.zarr", make_table(CELLS)), *names)
+    with pytest.raises(StoreError, match="would share a folder"):
+        export_stores([PatchStore(store)], "png", tmp_path / "out")
+
+
+def test_classes_of_two_stores_that_would_share_a_folder_are_not_exported(tmp_path: Path) -> None:
+    stores = [make_store(tmp_path / f"{name}.patches.zarr", make_table(CELLS, slide_id=name)) for name in "xy"]
+    rename_classes(stores[0], "none", "a/b")
+    rename_classes(stores[1], "none", "a_b")
+    with pytest.raises(StoreError, match=r"y\.patches\.zarr: its class 'a_b' would share a folder with 'a/b'"):
+        export_stores([PatchStore(store) for store in stores], "png", tmp_path / "out")
+
+
+def test_a_class_with_too_long_a_name_for_a_folder_is_the_stores_fault(tmp_path: Path) -> None:
+    store = rename_classes(make_store(tmp_path / "s.patches.zarr", make_table(CELLS)), "none", "x" * 400)
+    with pytest.raises(StoreError, match="too long a name"):
+        export_stores([PatchStore(store)], "png", tmp_path / "out")

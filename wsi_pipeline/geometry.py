@@ -33,6 +33,8 @@ class PatchSpec:
     """µm per patch pixel; 0.25 is what scanners call 40x."""
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.side_px, int) and isinstance(self.stride_px, int)):
+            raise ConfigError(f"patch size {self.side_px} and stride {self.stride_px} must be whole numbers of pixels")
         if not 1 <= self.side_px <= 8192:
             raise ConfigError(f"patch size is {self.side_px} px; it must lie between 1 and 8192")
         if not 1 <= self.stride_px <= 8192:

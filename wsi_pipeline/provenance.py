@@ -40,8 +40,8 @@ def canonical_json(value: Any) -> str:
 
 
 def recipe_digest(recipe: Mapping[str, Any]) -> str:
-    """SHA-256 of everything that decides a product's content, as hex."""
-    return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()
+    """SHA-256 of everything that decides a product's content, as hex; names of files in it need not be UTF-8."""
+    return hashlib.sha256(canonical_json(recipe).encode(errors="surrogateescape")).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

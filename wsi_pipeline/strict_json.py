@@ -3,17 +3,29 @@
 import json
 import math
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
+MAX_DIGITS = 19
+LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Half a character. The 128 that stand for the bytes of a file's name which is not UTF-8 are allowed."""
+
 
 def parse_json(content: bytes | str) -> Any:
-    """The value of a JSON text. Raises ValueError for what is none: NaN, numbers beyond float64, brackets that nest too deep."""
+    """The value of a JSON text in UTF-8.
+
+    Raises ValueError for what is none: NaN, numbers beyond float64 or int64, halves of characters, brackets that nest too deep.
+    """
+    text = content if isinstance(content, str) else content.decode()
     try:
-        return json.loads(content, parse_constant=_refuse_constant, parse_float=_parse_float)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_parse_float, parse_int=_parse_int)
+        if "\\u" in text and LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False, allow_nan=False)):
+            raise ValueError("a text in it has half a character")
     except RecursionError as error:
         raise ValueError("its brackets nest too deep") from error
+    return value
 
 
 def format_json(value: Any, indent: int | None = None) -> str:
@@ -43,6 +55,13 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+def _parse_int(text: str) -> int:
+    value = int(text) if len(text) <= MAX_DIGITS + 1 else 2**63
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{text[:20]} is beyond any number")
+    return value
 
 
 def _parse_float(text: str) -> float:

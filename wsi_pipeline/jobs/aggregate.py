@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from wsi_pipeline.errors import StoreError, WsiError
+from wsi_pipeline.errors import StoreError
 from wsi_pipeline.heatmap import describe_summary
 from wsi_pipeline.jobs.publish import publish, take_over
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, describe_failure
@@ -62,7 +62,7 @@ def _try_aggregate(folder: Path, target: Path, view: View, force: bool) -> Slide
         with hold_lock(target):
             is_new = _aggregate(folder, target, view, force)
         summary = read_summary(target)
-    except (WsiError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the slide's outcome, its neighbours go on
         return describe_failure(folder.name, str(folder), error)
     message = describe_summary(summary)
     return SlideOutcome(folder.name, str(folder), summary.state, message, summary.patches, is_resumed_whole=not is_new)

@@ -66,6 +66,8 @@ class LabelRules:
             raise ConfigError(f"outside {self.outside!r}, priority {self.priority!r} or origin {self.origin!r} is none of the choices")
         if self.class_names[0] == self.class_names[1]:
             raise ConfigError(f"both classes are called {self.class_names[0]!r}; give two names")
+        if OUTSIDE[0] in map(str.casefold, self.class_names):
+            raise ConfigError(f"no class can be called {OUTSIDE[0]!r}, as patches without a label are; give it another name")
         for drawn, meaning in self.meanings.items():
             if meaning not in (*self.class_names, IGNORE, HOLE):
                 choices = ", ".join((*self.class_names, IGNORE, HOLE))

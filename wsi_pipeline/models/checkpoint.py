@@ -173,8 +173,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             threshold=float(card["threshold"]),
             threshold_source=str(card["threshold_source"]),
             temperature=float(card["temperature"]),
-            scores=card["scores"],
-            training=card["training"],
+            scores=_read_entry(card, "scores"),
+            training=_read_training(card),
             is_leaky=bool(card["is_leaky"]),
             weights={name: tensor for name, tensor in tensors.items() if name not in (TEST_PIXELS, TEST_PROBABILITY)},
             self_test=_read_self_test(tensors, int(card["patch"]["side_px"])),
@@ -186,6 +186,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: its card is damaged ({error}); train or export it again") from error
     return checkpoint
+
+
+def _read_entry(record: Mapping[str, Any], name: str, kind: type = dict) -> Any:
+    """An entry of a card; empty where it has none. Raises TypeError where it is of another kind."""
+    if not isinstance(value := record.get(name, kind()), kind):
+        raise TypeError(f"{name} is {str(value)[:40]!r}")
+    return value
+
+
+def _read_training(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says of its making; whatever is told of a model relies on these entries being what they should be."""
+    training: dict[str, Any] = _read_entry(card, "training")
+    for name in ("parameters", "split", "patches", "tool"):
+        _read_entry(training, name)
+    _read_entry(training, "stores", list)
+    for counts in training.get("patches", {}).values():
+        if not isinstance(counts, dict):
+            raise TypeError(f"patches are {str(counts)[:40]!r}")
+    _read_entry(training.get("tool", {}), "packages")
+    return training
 
 
 def _read_self_test(tensors: Mapping[str, Tensor], side_px: int) -> SelfTest | None:

@@ -75,6 +75,8 @@ def check_answers(predictor: Predictor) -> Agreement:
     model, setting = predictor.model, predictor.setting
     known = model.self_test or make_self_test(model)
     given, expected = predictor(known.pixels.numpy()), known.probability.numpy()
+    if not np.isfinite(given).any():  # for some patches it may: they are unreadable then
+        raise ModelError(f"{model.architecture} {model.digest[:12]}: gives no number for any of {len(given)} drawn patches; train it again")
     apart = np.abs(given - expected)
     apart[np.isnan(given) & np.isnan(expected)] = 0.0
     agreement = Agreement(float(np.nan_to_num(apart, nan=1.0).max()), model.self_test is not None)

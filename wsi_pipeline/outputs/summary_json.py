@@ -1,7 +1,10 @@
 """summary.json: the figures of one slide."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -44,11 +47,30 @@ def read_summary(folder: Path) -> SlideSummary:
     return summary
 
 
+@cache
+def _read_limits() -> dict[str, dict[str, Any]]:
+    """What the schema says of each figure."""
+    limits: dict[str, dict[str, Any]] = read_schema()["properties"]
+    return limits
+
+
 def _check_types(summary: SlideSummary) -> None:
-    """Raise TypeError for a figure that is none: a stranger may have written the file."""
+    """Raise TypeError or ValueError for a figure that is none: a stranger may have written the file."""
     for field in fields(summary):
         value = getattr(summary, field.name)
         kinds = get_args(field.type) or (field.type,)
         is_whole = isinstance(value, int) and not isinstance(value, bool) and float in kinds
         if type(value) not in kinds and not is_whole:
             raise TypeError(f"{field.name} is {str(value)[:40]!r}")
+        if not _is_within(value, _read_limits()[field.name]):
+            raise ValueError(f"{field.name} is {str(value)[:40]!r}")
+
+
+def _is_within(value: Any, limits: Mapping[str, Any]) -> bool:
+    if "enum" in limits:
+        return value in limits["enum"]
+    if not isinstance(value, int | float):
+        return True
+    return limits.get("minimum", -math.inf) <= value <= limits.get("maximum", math.inf) and value > limits.get(
+        "exclusiveMinimum", -math.inf
+    )

@@ -1,5 +1,6 @@
 """Checks of a slide file before a reader is let at it: kind of file, and whether what a TIFF says of itself can be true."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -25,6 +26,9 @@ MAX_TILE_PX = 8192
 """Side of a tile: one of 8,192² px takes 268 MB while it is decoded; scanners write 240 to 2,048."""
 MAX_TILE_BYTES = 256 * 1024 * 1024
 
+DICOM_PREAMBLE, DICOM_MAGIC = 128, b"DICM"
+MIRAX_SUFFIX = ".mrxs"
+
 PHOTOMETRICS = {0: "grey", 1: "grey", 2: "RGB", 6: "YCbCr"}
 OTHER_PHOTOMETRICS = {3: "with a palette", 5: "of CMYK", 8: "of CIELab"}
 UNSIGNED = (1, 4)
@@ -37,7 +41,8 @@ def check_slide_file(path: Path) -> None:
     Takes milliseconds and no more memory than a TIFF's table of tiles, whatever the file says.
     """
     _check_regular(path)
-    if _read_magic(path) not in TIFF_MAGIC:
+    if _read_bytes(path, 4) not in TIFF_MAGIC:
+        _check_neighbours(path)
         return
     try:
         structure = read_structure(path)
@@ -66,10 +71,23 @@ def _check_regular(path: Path) -> None:
         raise SlideError(f"{path}: the file is empty; copy it again")
 
 
-def _read_magic(path: Path) -> bytes:
+def _check_neighbours(path: Path) -> None:
+    """Nothing that a reader looks into beside this file, or in its folder, is a pipe: it would be waited for without end."""
+    is_dicom = _read_bytes(path, 4, DICOM_PREAMBLE) == DICOM_MAGIC
+    folder = path.parent if is_dicom else path.with_suffix("") if path.suffix.lower() == MIRAX_SUFFIX else None
+    if folder is None or not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        odd = sorted(entry.name for entry in entries if not entry.is_file() and not entry.is_dir() and Path(entry).exists())
+    if odd:
+        raise SlideError(f"{path}: {folder.name}/{odd[0]}, which belongs to its files, is not a regular file; move it away")
+
+
+def _read_bytes(path: Path, count: int, offset: int = 0) -> bytes:
     try:
         with path.open("rb") as stream:
-            return stream.read(4)
+            stream.seek(offset)
+            return stream.read(count)
     except OSError as error:
         raise machine_fault(path, error) or SlideError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 

@@ -21,6 +21,7 @@ KIND = "wsi store export"
 TAR_PATCHES = 10_000
 """Patches per tar."""
 UNKNOWN = "unknown"
+MAX_NAME_BYTES = 255
 
 
 class ExportedPatch(NamedTuple):
@@ -38,11 +39,13 @@ class ExportedPatch(NamedTuple):
 def export_stores(stores: Sequence[PatchStore], form: str, out: Path, force: bool = False) -> dict[str, int]:
     """Commit `out` with the patches of every store, unreadable ones left out; returns how many of each store, by its name.
 
-    Raises StoreError where a store is damaged, or two have the same name.
+    Raises StoreError where a store is damaged, two have the same name, or two classes would share a folder.
     """
     names = Counter(store.path.name for store in stores)
     if twice := [name for name, count in names.items() if count > 1]:
         raise StoreError(f"{twice[0]}: {names[twice[0]]} stores have this name and their patches would mix; export them apart")
+    if form == "png":
+        _check_folders(stores)
     recipe = {"to": form, "stores": {store.path.name: store.manifest.content_digest for store in stores}}
     staging = Staging(out, recipe)
     with hold_lock(out):
@@ -56,6 +59,20 @@ def export_stores(stores: Sequence[PatchStore], form: str, out: Path, force: boo
         finally:
             staging.discard()
     return counts
+
+
+def _check_folders(stores: Sequence[PatchStore]) -> None:
+    """Raise StoreError where patches of different classes would lie in one folder, or none can have the name."""
+    owners = {UNKNOWN: "unlabelled patches"}
+    for store in stores:
+        for name in store.table.class_names:
+            folder = _folder_name(name)
+            if (owner := owners.setdefault(folder.casefold(), name)) != name:
+                raise StoreError(
+                    f"{store.path}: its class {name[:80]!r} would share a folder with {owner[:80]!r}; label it with other names"
+                )
+            if len(os.fsencode(folder)) > MAX_NAME_BYTES:
+                raise StoreError(f"{store.path}: its class {name[:40]!r}… has too long a name for a folder; give it another one")
 
 
 def export_png(store: PatchStore, out: Path) -> int:

@@ -152,8 +152,11 @@ def check_whole(product: Path) -> Manifest:
 
 
 def is_product(path: Path) -> bool:
-    """Whether a folder claims to be a finished product."""
-    return (path / MANIFEST).is_file()
+    """Whether a folder claims to be a finished product; one that may not be looked into, such as a colleague's, may be."""
+    try:
+        return (path / MANIFEST).is_file()
+    except PermissionError:
+        return True
 
 
 def manifest_to_json(manifest: Manifest) -> bytes:
@@ -179,7 +182,10 @@ def manifest_from_json(content: bytes) -> Manifest:
     if content != seal(content.rpartition(SEAL)[0] + END):
         raise ValueError("its checksum does not fit")
     files = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
-    return Manifest(kind=value["kind"], recipe=value["recipe"], counts=value["counts"], files=files)
+    manifest = Manifest(kind=value["kind"], recipe=value["recipe"], counts=value["counts"], files=files)
+    if not (isinstance(manifest.kind, str) and isinstance(manifest.recipe, dict) and isinstance(manifest.counts, dict)):
+        raise TypeError("it says neither what the product is nor what it was made from")
+    return manifest
 
 
 def seal(body: bytes) -> bytes:

@@ -128,5 +128,12 @@ def find_results(places: Sequence[Path]) -> list[Path]:
         if not place.is_dir():
             raise StoreError(f"{place}: no such results folder; make one with `wsi infer`")
         candidates = [place] if (place / FOLDER).is_dir() else sorted(place.iterdir())
-        found += [folder for folder in candidates if (folder / FOLDER).is_dir() and is_product(folder)]
+        found += [folder for folder in candidates if _is_result(folder)]
     return found
+
+
+def _is_result(folder: Path) -> bool:
+    try:
+        return (folder / FOLDER).is_dir() and is_product(folder)
+    except PermissionError:
+        return True  # and whoever opens it says so

@@ -18,7 +18,7 @@ from wsi_pipeline.store.arrays import create_group, put_array, read_attributes, 
 from wsi_pipeline.store.layout import check_one_chunk, name_one_chunk, read_layout
 
 FORMAT_VERSION = 1
-RATIO = re.compile(r"[0-9]{1,12}(/[0-9]{1,12})?")
+RATIO = re.compile(r"[0-9]{1,12}(/0*[1-9][0-9]{0,11})?")
 """An exact downsample. Fraction itself would also take `1e999999999`, and compute it."""
 MAX_EXTENT_L0 = 2**31 - 1
 MAX_LEVELS = 64
