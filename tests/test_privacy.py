@@ -361,6 +361,20 @@ def test_without_pseudonyms_metadata_and_folders_stay_out_of_pages_events_and_an
     assert [path for path, answer in answers.items() if b"QZFOLDER" in answer or is_marked(answer.partition(b"\r\n\r\n")[2])] == []
 
 
+def test_a_link_that_leads_to_itself_is_one_failed_slide_whose_name_nobody_tells(tmp_path: Path) -> None:
+    folder = tmp_path / "QZMARKfolder"
+    write_marked_slide(folder / "QZMARKanna_1.svs", tissue(400, 300))
+    (folder / "QZMARKloop.svs").symlink_to(folder / "QZMARKloop.svs")
+    (folder / "QZMARKround.svs").symlink_to(folder / "QZMARKabout.svs")
+    (folder / "QZMARKabout.svs").symlink_to(folder / "QZMARKround.svs")
+    line = ("tile", folder, "--mpp", 0.5, "--workers", 0)
+    named = run(*line, "--out", tmp_path / "named", exit_code=3)
+    hidden = run(*line, "--out", tmp_path / "hidden", "--anonymous-ids", tmp_path / "key", exit_code=3)
+    assert all("in 4 = ok 1 + zero 0 + damaged 0 + failed 3" in printed for printed in (named, hidden))
+    assert MARK.decode() not in hidden
+    assert find_marks(tmp_path / "hidden") == []
+
+
 def test_a_copy_under_another_key_has_other_names(tmp_path: Path) -> None:
     write_marked_slide(tmp_path / "slides" / "s1.svs", tissue(400, 300))
     for key in ("one", "two"):

@@ -1,5 +1,6 @@
 """Slides and patients under pseudonyms: from here on no job knows another name of theirs."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,7 @@ def veil_slides(slides: Sequence[FoundSlide], pseudonyms: Pseudonyms | None) -> 
                 str(file): name,
                 file.name: name,
                 str(file.absolute().parent): "…",
-                str(file.absolute().resolve()): name,
+                os.path.realpath(file): name,  # Path.resolve raises where links run in a circle
             }
         names |= {slide.slide_id: name, slide.path.stem: name}
         names |= {slide.patient_id: pseudonyms.name(slide.patient_id)} if slide.patient_id else {}

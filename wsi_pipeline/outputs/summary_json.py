@@ -68,9 +68,8 @@ def _check_types(summary: SlideSummary) -> None:
 
 def _is_within(value: Any, limits: Mapping[str, Any]) -> bool:
     if "enum" in limits:
-        return value in limits["enum"]
+        return value in tuple(limits["enum"])
     if not isinstance(value, int | float):
         return True
-    return limits.get("minimum", -math.inf) <= value <= limits.get("maximum", math.inf) and value > limits.get(
-        "exclusiveMinimum", -math.inf
-    )
+    least, most = limits.get("minimum", -math.inf), limits.get("maximum", math.inf)
+    return bool(least <= value <= most and value > limits.get("exclusiveMinimum", -math.inf))

@@ -4,11 +4,11 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from wsi_pipeline.errors import WsiError
@@ -16,6 +16,7 @@ from wsi_pipeline.provenance import tool_version
 from wsi_pipeline.serve import page_routes, slide_routes, work_routes
 from wsi_pipeline.serve.access import Guard
 from wsi_pipeline.serve.faults import Refusal, settle_fault
+from wsi_pipeline.serve.schemas import JsonAnswer
 from wsi_pipeline.serve.services import Services
 
 DESCRIPTION = (
@@ -34,6 +35,7 @@ def build_app(services: Services) -> ASGIApp:
         docs_url=None,  # a page of our own shows them, under the same content policy as the rest
         redoc_url=None,
         static_url=page_routes.DOCS_FILES,
+        default_response_class=JsonAnswer,
     )
     app.state.services = services
     api = APIRouter(prefix="/api/v1", dependencies=[Depends(HTTPBearer(auto_error=False, description="The token printed at the start."))])
@@ -51,18 +53,18 @@ def build_app(services: Services) -> ASGIApp:
 
 
 def _answer_faults(app: FastAPI) -> None:
-    async def tell(_request: Request, error: Exception) -> JSONResponse:
+    async def tell(_request: Request, error: Exception) -> JsonAnswer:
         reply = settle_fault(error)
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-        return JSONResponse(reply.to_json(), reply.status, headers | reply.headers)
+        return JsonAnswer(reply.to_json(), reply.status, headers | reply.headers)
 
-    async def tell_invalid(_request: Request, error: Exception) -> JSONResponse:
+    async def tell_invalid(_request: Request, error: Exception) -> JsonAnswer:
         assert isinstance(error, RequestValidationError)
         named = "; ".join(f"{_name_field(fault)}: {fault['msg']}" for fault in error.errors()[:MAX_NAMED_FIELDS])
         reply = settle_fault(Refusal(422, f"the request is not as it should be: {named}"))
-        return JSONResponse(reply.to_json(), reply.status)
+        return JsonAnswer(reply.to_json(), reply.status)
 
-    for kind in (HTTPException, WsiError, Exception):
+    for kind in (HTTPException, WsiError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, tell)
     app.add_exception_handler(RequestValidationError, tell_invalid)
 

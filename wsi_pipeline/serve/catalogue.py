@@ -10,18 +10,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsi_pipeline.errors import WsiError
+from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.outcome import SlideSummary
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides.discovery import find_slides
 from wsi_pipeline.sources import SlideInfo
 from wsi_pipeline.store.arrays import read_attributes
+from wsi_pipeline.store.commit import VIEW
 from wsi_pipeline.store.manifest import MANIFEST, read_manifest
 from wsi_pipeline.store.predictions import FOLDER, find_results
-from wsi_pipeline.store.schema import slide_from_json
+from wsi_pipeline.store.schema import DAMAGES, slide_from_json
 
 REFRESH_S = 1.0
+MAX_SMOOTH_UM = 100_000
+"""Longer than any slide; the smoothing's own table of weights is as long as this says."""
+MAX_DEPTH = 32
+"""Brackets within brackets in what results say of their model: the answer's JSON cannot nest without end."""
 
 Mark = tuple[int, int, int]
 """Size, time of change and inode of a file: another after every replacement."""
@@ -64,6 +71,14 @@ class SlideEntry:
     """By run."""
 
     @property
+    def has_file(self) -> bool:
+        """Whether the file is there, and may be looked at."""
+        try:
+            return self.file is not None and self.file.is_file()
+        except (OSError, ValueError):  # in a colleague's folder, or called as no file can be
+            return False
+
+    @property
     def version(self) -> str:
         """Changes whenever any of its results do."""
         return "-".join(result.digest[:16] for _, result in sorted(self.results.items())) or "none"
@@ -73,7 +88,7 @@ def mark_file(path: Path) -> Mark | None:
     """The file's mark; None where there is no file."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a stranger's results may name what no file can be called
         return None
     return status.st_size, status.st_mtime_ns, status.st_ino
 
@@ -126,7 +141,7 @@ class Catalogue:
             for folder in _list_results(run):
                 if (result := self._read(folder)) is not None:
                     known[folder] = result
-                    by_slide.setdefault(folder.name, {})[run.run_id] = result
+                    by_slide.setdefault(spell_out(folder.name), {})[run.run_id] = result
         self._known = known
         files = _list_files(self._slides)
         return {
@@ -146,7 +161,7 @@ def name_runs(results: Sequence[Path]) -> tuple[Run, ...]:
     """A run per results folder, named after it; folders of the same name are numbered."""
     names: list[str] = []
     for folder in results:
-        name = folder.resolve().name or "results"
+        name = spell_out(folder.resolve().name) or "results"
         names.append(name if name not in names else f"{name} ({1 + sum(other.split(' (')[0] == name for other in names)})")
     return tuple(Run(f"r{index}", name, folder.absolute()) for index, (name, folder) in enumerate(zip(names, results, strict=True)))
 
@@ -155,13 +170,58 @@ def read_result(folder: Path, mark: Mark) -> Result | None:
     """What the list shows of a result; None where it is being replaced this moment."""
     try:
         manifest = read_manifest(folder)
-        slide = slide_from_json(read_attributes(folder / FOLDER)["slide"])
+        attributes = read_attributes(folder / FOLDER)
+        slide = slide_from_json(attributes["slide"])
+        check_facts(slide)
+        read_aggregation(manifest.recipe)
+        read_model(attributes)
         return Result(folder, mark, manifest.content_digest, read_summary(folder), slide)
-    except (WsiError, KeyError, TypeError, ValueError) as error:
+    except (WsiError, OSError, *DAMAGES) as error:
         if mark_file(folder / MANIFEST) != mark:
             return None
         logger.warning("%s: damaged results: %s", folder.name, error)
         return Result(folder, mark, f"damaged{mark[1]:x}")
+
+
+def check_facts(slide: SlideInfo) -> None:
+    """Raise TypeError or ValueError where a recorded slide cannot be looked for, or shown."""
+    if "\0" in slide.path:
+        raise ValueError("the slide's path is none")
+    if slide.magnification is not None and type(slide.magnification) not in (int, float):
+        raise TypeError("the slide's magnification is no number")
+
+
+def read_aggregation(recipe: Mapping[str, Any]) -> Aggregation:
+    """The threshold, smoothing and smallest region that a slide's outputs were made with. Raises TypeError or ConfigError."""
+    view = recipe.get(VIEW, {})
+    if not isinstance(view, dict):
+        raise TypeError("its view is no table")
+    named = {name: view[name] for name in ("threshold", "smooth_um", "min_region_mm2") if view.get(name) is not None}
+    if not all(type(value) in (int, float) for value in named.values()):
+        raise TypeError("a number of its view is none")
+    if named.get("smooth_um", 0) > MAX_SMOOTH_UM:
+        raise ValueError("its map is smoothed beyond the slide")
+    return Aggregation(**named)
+
+
+def read_model(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What results say of the model that made them. Raises KeyError, TypeError or ValueError where nobody can be told."""
+    model: dict[str, Any] = attributes["model"]
+    if not isinstance(model, dict):
+        raise TypeError("what it says of its model is no table")
+    if _is_deeper(model, MAX_DEPTH):
+        raise ValueError("what it says of its model nests too deep")
+    return model
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels == 0 or any(_is_deeper(one, levels - 1) for one in within)
+
+
+def spell_out(name: str) -> str:
+    """A name as it can be shown and stand in an address: bytes of it that are no UTF-8 as the code of each."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _list_results(run: Run) -> list[Path]:

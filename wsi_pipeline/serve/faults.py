@@ -5,6 +5,7 @@ import secrets
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from wsi_pipeline.errors import WsiError
 from wsi_pipeline.serve.decoders import Busy, TooSlow
@@ -45,6 +46,9 @@ def settle_fault(error: Exception) -> Reply:
     if isinstance(error, HTTPException):
         logger.info("%s: refused (%d): %s", fault_id, error.status_code, error.detail)
         return Reply(error.status_code, str(error.detail), fault_id)
+    if isinstance(error, ClientDisconnect):
+        logger.info("%s: hung up before the request was whole", fault_id)
+        return Reply(400, "the request did not come whole", fault_id)
     if isinstance(error, Busy):
         logger.warning("%s: busy: %s", fault_id, error)
         return Reply(503, "busy; try again in a moment", fault_id)

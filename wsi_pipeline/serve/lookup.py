@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from wsi_pipeline.outcome import SlideSummary
 from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
 from wsi_pipeline.serve.faults import Refusal
 from wsi_pipeline.serve.result_reader import LoadedResult
@@ -43,9 +44,17 @@ def find_result(services: Services, entry: SlideEntry, run_id: str | None) -> tu
     raise Refusal(404, "no such results")
 
 
+def require_summary(result: Result) -> SlideSummary:
+    """The figures of results. Raises Refusal where these are damaged."""
+    if result.summary is None:
+        raise Refusal(422, "the results are damaged; infer the slide again")
+    return result.summary
+
+
 def load_result(services: Here, entry: NamedSlide, run: RunName = None) -> tuple[Result, LoadedResult]:
     """The slide's results, whole. Raises Refusal, or StoreError where they are damaged."""
     _, result = find_result(services, entry, run)
+    require_summary(result)
     return result, services.results.load(result)
 
 

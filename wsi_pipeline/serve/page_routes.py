@@ -20,6 +20,7 @@ from wsi_pipeline.serve.lookup import Here, NamedSlide
 router = APIRouter(include_in_schema=False)
 DOCS_FILES = "/static/docs"
 MAX_FORM_BYTES = 4096
+MAX_FORM_FIELDS = 5
 
 
 def _read_own(name: str) -> str:
@@ -94,15 +95,29 @@ async def ask_token(services: Here, ticket: str | None = None) -> Response:
 @router.post("/enter")
 async def take_token(request: Request, services: Here) -> Response:
     """Check the token that was typed in."""
-    if int(request.headers.get("content-length", MAX_FORM_BYTES + 1)) > MAX_FORM_BYTES:
-        raise Refusal(413, "no token is that long")
-    fields = parse_qs((await request.body()).decode("latin-1"), max_num_fields=5)
+    fields = await _read_form(request)
     token = fields.get("token", [""])[0].strip()
     if not services.door.accepts(token):
         page = render("enter.html", is_wrong=True)
         page.status_code = 401
         return page
     return _let_in(services.door)
+
+
+async def _read_form(request: Request) -> dict[str, list[str]]:
+    """The fields of a short form. Raises Refusal: anybody may send one, so nothing in it may end in a fault of the server."""
+    length = request.headers.get("content-length", "")
+    if not (length.isascii() and length.isdigit() and len(length) <= len(str(MAX_FORM_BYTES)) and int(length) <= MAX_FORM_BYTES):
+        raise Refusal(413, "no token is that long")
+    content = b""
+    async for piece in request.stream():
+        content += piece
+        if len(content) > MAX_FORM_BYTES:  # sent in chunks, a body may be longer than its stated length
+            raise Refusal(413, "no token is that long")
+    try:
+        return parse_qs(content.decode("latin-1"), max_num_fields=MAX_FORM_FIELDS)
+    except ValueError as error:
+        raise Refusal(400, "the form has one field, the token") from error
 
 
 def _let_in(door: Door) -> Response:

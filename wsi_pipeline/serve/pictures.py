@@ -9,7 +9,7 @@ EDGE_RGBA = (0, 110, 95, 255)
 
 def shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """RGB (h, w, 3) reduced a whole number of times, so that its longer side has at most `side` pixels; a rest at the edge is left out."""
-    step = -(-max(pixels.shape[:2]) // side)
+    step = max(1, -(-max(pixels.shape[:2]) // side))  # 1 of no pixels at all
     height, width = pixels.shape[0] // step, pixels.shape[1] // step
     if step == 1 or not (height and width):
         return pixels[::step, ::step]

@@ -126,7 +126,7 @@ class PredictionService:
         try:
             reply = self._pool.ask({"do": "decode", "max_pixels": self._limits.decoded_px}, image, self._limits.read_s)
         except DecodingError as error:
-            raise Refusal(422, f"image {number}: cannot be decoded") from error
+            raise Refusal(422, f"image {number}: cannot be decoded; send a whole PNG or JPEG of 8 bits per channel") from error
         shape = (int(reply.header["height"]), int(reply.header["width"]), 3)
         return np.frombuffer(bytearray(reply.payload), dtype=np.uint8).reshape(shape)  # writable, as torch wants it
 

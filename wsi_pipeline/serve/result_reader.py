@@ -9,13 +9,14 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.heatmap import Heatmap, draw_heatmap
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.heatmap import Aggregation, Heatmap, draw_heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
-from wsi_pipeline.serve.catalogue import Result
+from wsi_pipeline.serve.catalogue import Result, check_facts, read_aggregation, read_model
 from wsi_pipeline.sources import PatchTable
-from wsi_pipeline.store.commit import VIEW
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import Predictions, open_result
+from wsi_pipeline.store.schema import DAMAGES
 
 KEPT_RESULTS = 16
 KEPT_REGIONS = 32
@@ -88,12 +89,17 @@ class ResultReader:
 
 def _load(result: Result) -> LoadedResult:
     predictions = open_result(result.folder)
-    recipe = read_manifest(result.folder).recipe
-    heatmap = _draw_as_published(predictions, recipe.get(VIEW, {}))
+    try:
+        check_facts(predictions.table.slide)
+        view = read_aggregation(read_manifest(result.folder).recipe)
+        model = read_model(predictions.attributes)
+    except DAMAGES as error:
+        raise StoreError(f"{result.folder}: damaged ({error}); make it again with --force") from error
+    heatmap = _draw_as_published(predictions, view)
     return LoadedResult(
         table=predictions.table,
         heatmap=heatmap,
-        model=describe_model(predictions.attributes["model"]),
+        model=describe_model(model),
         own=draw_heatmap(predictions).probability if heatmap.smooth_um else heatmap.probability,
     )
 
@@ -103,11 +109,6 @@ def describe_model(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in recorded.items() if name != "seen_patients"}
 
 
-def _draw_as_published(predictions: Predictions, view: dict[str, Any]) -> Heatmap:
+def _draw_as_published(predictions: Predictions, view: Aggregation) -> Heatmap:
     """The map with the threshold, smoothing and smallest region that the slide's outputs were made with."""
-    return draw_heatmap(
-        predictions,
-        view.get("threshold"),
-        smooth_um=view.get("smooth_um", 0.0),
-        min_region_mm2=view.get("min_region_mm2", 0.0),
-    )
+    return draw_heatmap(predictions, view.threshold, smooth_um=view.smooth_um, min_region_mm2=view.min_region_mm2)

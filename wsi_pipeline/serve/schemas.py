@@ -1,11 +1,21 @@
 """Bodies of requests and answers, as OpenAPI shows them."""
 
+import json
 from typing import Any
 
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from wsi_pipeline.outcome import SlideState
 from wsi_pipeline.serve.job_queue import JobState
+
+
+class JsonAnswer(JSONResponse):
+    """JSON in ASCII: what stands in results may be no UTF-8, such as a file's name, and must not stop an answer."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Fault(BaseModel):
@@ -108,6 +118,7 @@ class SlideBody(BaseModel):
     tiles: TilesBody | None
     tiles_note: str | None = Field(description="Why there are no tiles, where there are none.")
     results: list[ResultBody]
+    damaged_runs: list[RunBody] = Field(description="Left out of the results: those on disk are damaged.")
     colours: str = Field(description="The 256 colours of the map, base64 of RGB.")
 
 

@@ -1,33 +1,47 @@
 """/api/v1/slides: lists, figures, regions, maps, tiles."""
 
 import io
-from dataclasses import asdict
+import logging
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from wsi_pipeline.errors import WsiError
+from wsi_pipeline.errors import StoreError, WsiError
 from wsi_pipeline.outputs.colours import paint_map
 from wsi_pipeline.outputs.report_html import render_report
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.view_json import describe_grid, describe_overview, describe_region, describe_slide, encode_colours, order_regions
 from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
 from wsi_pipeline.serve.faults import Refusal
-from wsi_pipeline.serve.lookup import Here, NamedResult, NamedSlide, RunName, find_result, match_etag
+from wsi_pipeline.serve.lookup import Here, NamedResult, NamedSlide, RunName, find_result, match_etag, require_summary
 from wsi_pipeline.serve.pictures import draw_tissue, shrink
 from wsi_pipeline.serve.result_reader import LoadedResult
-from wsi_pipeline.serve.schemas import Fault, RegionsBody, ResultBody, RunBody, SlideBody, SlideList, SlideRow, SummaryBody, TilesBody
+from wsi_pipeline.serve.schemas import (
+    Fault,
+    JsonAnswer,
+    RegionsBody,
+    ResultBody,
+    RunBody,
+    SlideBody,
+    SlideList,
+    SlideRow,
+    SummaryBody,
+    TilesBody,
+)
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.slides.picture import encode_jpeg, encode_png
+from wsi_pipeline.sources import SlideInfo
+from wsi_pipeline.store.schema import DAMAGES
 
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": Fault} for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 503)
 }
 DEFAULT_REGIONS = 500
 REPORT_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; sandbox allow-scripts"
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/slides", tags=["slides"], responses=FAULTS)
 Threshold = Annotated[float | None, Query(ge=0, le=1, description="Instead of the model's own.")]
@@ -56,7 +70,7 @@ def _describe_row(services: Services, entry: SlideEntry) -> SlideRow:
     return SlideRow(
         slide_id=entry.slide_id,
         version=entry.version,
-        has_file=entry.file is not None and entry.file.is_file(),
+        has_file=entry.has_file,
         can_run=services.jobs is not None and entry.is_in_folder,
         summaries={run_id: None if one is None else SummaryBody.model_validate(one) for run_id, one in summaries.items()},
     )
@@ -68,15 +82,8 @@ def describe_one(services: Here, entry: NamedSlide, request: Request) -> Respons
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, entry.version):
         return unchanged
-    loaded = [(run, services.results.load(entry.results[run.run_id])) for run in services.catalogue.runs if run.run_id in entry.results]
-    tiles, note, info = None, None, None
-    try:
-        opened = services.pixels.open(entry)
-        info, tiles = opened.info, TilesBody(tile_px=opened.pyramid.tile_px, coarsest=opened.coarsest)
-    except Refusal as refusal:
-        note = str(refusal.detail)
-    except WsiError:
-        note = "the slide's file cannot be read"
+    loaded, damaged = _load_runs(services, entry)
+    info, tiles, note = _open_file(services, entry)
     if not loaded and info is None:
         raise Refusal(404, note or "no such slide")
     slide = loaded[0][1].table.slide if loaded else info
@@ -89,9 +96,39 @@ def describe_one(services: Here, entry: NamedSlide, request: Request) -> Respons
         tiles=tiles,
         tiles_note=note,
         results=[describe_result(run, entry.results[run.run_id], one) for run, one in loaded],
+        damaged_runs=damaged,
         colours=encode_colours(),
     )
-    return JSONResponse(body.model_dump(mode="json"), headers=headers)
+    return JsonAnswer(body.model_dump(mode="json"), headers=headers)
+
+
+def _load_runs(services: Services, entry: SlideEntry) -> tuple[list[tuple[Run, LoadedResult]], list[RunBody]]:
+    """What every run found on a slide, and the runs whose results are damaged. Raises Refusal where no others are left."""
+    loaded: list[tuple[Run, LoadedResult]] = []
+    damaged: list[RunBody] = []
+    for run in services.catalogue.runs:
+        if (result := entry.results.get(run.run_id)) is None:
+            continue
+        try:
+            require_summary(result)
+            loaded.append((run, services.results.load(result)))
+        except (Refusal, StoreError) as error:
+            logger.warning("%s: left out of %s: %s", run.name, entry.slide_id, error)
+            damaged.append(RunBody(run_id=run.run_id, name=run.name))
+    if damaged and not loaded:
+        raise Refusal(422, "the results are damaged; infer the slide again")
+    return loaded, damaged
+
+
+def _open_file(services: Services, entry: SlideEntry) -> tuple[SlideInfo | None, TilesBody | None, str | None]:
+    """What the slide's file says of itself, its tiles, and, where there are none, why."""
+    try:
+        opened = services.pixels.open(entry)
+    except Refusal as refusal:
+        return None, None, str(refusal.detail)
+    except WsiError:
+        return None, None, "the slide's file cannot be read"
+    return opened.info, TilesBody(tile_px=opened.pyramid.tile_px, coarsest=opened.coarsest), None
 
 
 def describe_result(run: Run, result: Result, loaded: LoadedResult) -> ResultBody:
@@ -116,9 +153,8 @@ def show_summary(services: Here, entry: NamedSlide, request: Request, run: RunNa
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, result.digest):
         return unchanged
-    if result.summary is None:
-        raise Refusal(422, "the results are damaged; infer the slide again")
-    return JSONResponse(asdict(result.summary), headers=headers)
+    summary = SummaryBody.model_validate(require_summary(result))
+    return JsonAnswer(summary.model_dump(mode="json"), headers=headers)
 
 
 @router.get("/{slide_id}/regions", response_model=RegionsBody, responses={304: {"description": "Unchanged."}})
@@ -142,7 +178,7 @@ def show_regions(
     smallest = loaded.heatmap.min_region_mm2 if min_area_mm2 is None else min_area_mm2
     regions = services.results.regions(result, at, smallest)
     shown = [describe_region(region) for region in order_regions(regions)[: min(DEFAULT_REGIONS, most) if limit is None else limit]]
-    return JSONResponse({"threshold": at, "min_area_mm2": smallest, "found": len(regions), "regions": shown}, headers=headers)
+    return JsonAnswer({"threshold": at, "min_area_mm2": smallest, "found": len(regions), "regions": shown}, headers=headers)
 
 
 @router.get("/{slide_id}/map.npy", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
@@ -195,12 +231,12 @@ def show_thumbnail(
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, entry.version):
         return unchanged
-    if not any(result.summary for result in entry.results.values()):
+    whole = next((result for result in entry.results.values() if result.summary is not None), None)
+    if whole is None:
         return picture(services.pixels.overview(entry), "image/jpeg", headers)
     key = ("thumbnail", entry.slide_id, entry.version, side)
     if (content := services.cache.get(key)) is None:
-        _, result = find_result(services, entry, None)
-        pixels = services.results.load(result).table.thumbnail.pixels
+        pixels = services.results.load(whole).table.thumbnail.pixels
         content = encode_jpeg(pixels if side is None else shrink(pixels, side))
         services.cache.put(key, content)
     return picture(content, "image/jpeg", headers)
@@ -228,8 +264,9 @@ def show_patch(services: Here, entry: NamedSlide, found: NamedResult, row: TileN
 def send_report(entry: NamedSlide, found: NamedResult) -> Response:
     """The slide's report as one file that opens by itself."""
     result, loaded = found
-    if result.summary is None:
-        raise Refusal(422, "the results are damaged; infer the slide again")
-    page = render_report(SlideResult(loaded.table, loaded.heatmap, result.summary))
+    try:
+        page = render_report(SlideResult(loaded.table, loaded.heatmap, require_summary(result))).encode(errors="replace")
+    except DAMAGES as error:
+        raise StoreError(f"{result.folder}: its report cannot be drawn ({error}); infer the slide again") from error
     headers = {"Content-Disposition": 'attachment; filename="report.html"', "Content-Security-Policy": REPORT_POLICY}
     return Response(page, media_type="text/html", headers=headers)

@@ -1,13 +1,18 @@
 """Which files of a folder are slides, and what each is called in a run."""
 
 import hashlib
+import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.errors import ConfigError, machine_fault
+from wsi_pipeline.provenance import TOOL
+from wsi_pipeline.pseudonyms import LINKS_SUFFIX
 
 SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
 """Files that lie beside slides (annotations, tables, MIRAX data) and are passed over in a folder."""
@@ -27,7 +32,18 @@ RESERVED = frozenset(
         "wsi.log",
     }
 )
-"""Names that the tables of a run carry."""
+"""Names that the tables of a run carry, and that no slide is called by."""
+WRITTEN = RESERVED | {"aggregate.json", "slides.parquet"}
+"""Files that runs leave beside their products; shards put `.I-of-N` before the suffix."""
+PREVIEW_SUFFIXES = (".mask.png", ".labels.png")
+"""Ends of names of pictures that runs leave there for every slide."""
+SHARD = re.compile(r"\.\d+-of-\d+(?=\.\w+$)")
+MANIFEST, HIDDEN = "manifest.json", ".wsi"
+"""What makes a folder a product, and the folder of work under way. The names are the store's, which lies on the same floor."""
+HEAD_BYTES = 256
+"""Of a manifest; the tool that made it stands in its first lines."""
+NO_USERS = "lost+found"
+"""The file system's own folder, which nobody but root may enter."""
 
 MAX_ID_BYTES = 120
 UNSAFE = re.compile(r"[^\w.+() -]")
@@ -50,43 +66,108 @@ class FoundSlide:
 
 
 def find_slides(places: Sequence[Path]) -> list[FoundSlide]:
-    """Files named directly, and every visible file of folders that is no sidecar, in sorted order.
+    """Files named directly, and every file of folders that may be a slide, in sorted order.
 
     Each `slide_id` is the file's stem where that is unique and safe as a file name, else stem and a hash of the path.
-    Raises ConfigError where a place does not exist or nothing is found.
+    Raises ConfigError where a place does not exist or nothing is found, EnvironmentFault where a folder may not be entered.
     """
-    paths = list(dict.fromkeys(path for place in places for path in _list_place(place)))
-    if not paths:
+    return list_found(places, (path for place in places for path in _list_place(place)))
+
+
+def list_found(places: Sequence[Path | str], paths: Iterable[Path]) -> list[FoundSlide]:
+    """The slides that were found in `places`, each once, with their names. Raises ConfigError where there is none."""
+    found = list(paths)
+    once: dict[tuple[str, str], Path] = {}
+    for path, entry in zip(found, locate(found), strict=True):
+        once.setdefault(entry, path)
+    if not once:
         raise ConfigError(f"{', '.join(map(str, places))}: no slide files; name a folder that holds some")
-    ids = name_slides(paths)
-    return [FoundSlide(slide_id, path) for slide_id, path in zip(ids, paths, strict=True)]
+    found = list(once.values())
+    return [FoundSlide(slide_id, path) for slide_id, path in zip(name_slides(found), found, strict=True)]
 
 
-def _list_place(place: Path) -> Iterable[Path]:
+def locate(paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """(real folder, name) of each: the same for every spelling of a path, but not for two links to one file, which are two slides."""
+    folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}  # Path.resolve raises where links circle
+    return [(folders[path.parent], path.name) for path in paths]
+
+
+def _list_place(place: Path) -> list[Path]:
     if place.is_dir():
-        return sorted(entry for entry in place.iterdir() if is_candidate(entry, place))
+        return list_folder(place)
     if not place.exists() and not place.is_symlink():
         raise ConfigError(f"{place}: no such file or folder; check the path")
     return [place]
 
 
-def is_candidate(path: Path, folder: Path) -> bool:
-    """Whether a path below a folder may be a slide: a visible file in visible folders, and no sidecar."""
-    is_visible = not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return is_visible and not path.is_dir() and path.suffix.lower() not in SIDECAR_SUFFIXES
+def list_folder(folder: Path, recursive: bool = False) -> list[Path]:
+    """Every file of a folder, with `recursive` of those in it too, that may be a slide: visible, no sidecar, and not written by wsi.
+
+    Sorted. Raises EnvironmentFault where a folder may not be entered.
+    """
+    found: list[Path] = []
+    for where, folders, files in os.walk(folder, onerror=_refuse):
+        if is_product(Path(where)):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if recursive and _may_be_entered(name, files)]
+        found += [Path(where, name) for name in files if _may_be_slide(name)]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # a folder that went meanwhile holds nothing any more
+        raise machine_fault(error.filename, error) or error
+
+
+def _may_be_entered(name: str, files: Sequence[str]) -> bool:
+    """Whether a folder beside `files` may hold slides: pseudonyms' links, beside their key, would be every slide once more."""
+    are_links = name.endswith(LINKS_SUFFIX) and name.removesuffix(LINKS_SUFFIX) in files
+    return not (name.startswith(".") or name == NO_USERS or are_links)
+
+
+def _may_be_slide(name: str) -> bool:
+    return not (name.startswith(".") or Path(name).suffix.lower() in SIDECAR_SUFFIXES or is_written(name))
+
+
+def is_written(name: str) -> bool:
+    """Whether wsi writes files of that name beside its products."""
+    return name.endswith(PREVIEW_SUFFIXES) or SHARD.sub("", name) in WRITTEN
+
+
+def is_product(folder: Path) -> bool:
+    """Whether a folder is a finished product of wsi, or holds its work under way: no file in it is a slide."""
+    if folder.name == HIDDEN:
+        return True
+    manifest = folder / MANIFEST
+    try:
+        if not manifest.is_file():
+            return False
+        with manifest.open("rb") as stream:
+            return f'"tool": "{TOOL} '.encode() in stream.read(HEAD_BYTES)
+    except OSError:
+        return False
 
 
 def name_slides(paths: Sequence[Path]) -> list[str]:
     """One unique name per path, safe as a folder name on any file system, the same whenever the same paths are given."""
     stems = [safe_name(path.stem) for path in paths]
     stems = [f"{stem}_" if stem.casefold() in RESERVED else stem for stem in stems]
-    folded = [stem.casefold() for stem in stems]
-    seen = Counter(folded)
+    seen = Counter(map(_fold, stems))
+    names = {place: stem for place, stem in enumerate(stems) if stem == paths[place].stem and seen[_fold(stem)] == 1}
+    taken = set(map(_fold, names.values()))
     common = _common_folder(paths)
-    return [
-        stem if stem == path.stem and seen[key] == 1 else f"{stem}-{_short_hash(path, common)}"
-        for path, stem, key in zip(paths, stems, folded, strict=True)
-    ]
+    for place in sorted(set(range(len(paths))) - set(names), key=lambda place: str(paths[place].absolute())):
+        # A file may really be called like another's stem and hash: then the hash is drawn again.
+        candidates = (f"{stems[place]}-{_short_hash(paths[place], common, turn)}" for turn in count())
+        names[place] = next(name for name in candidates if _fold(name) not in taken)
+        taken.add(_fold(names[place]))
+    return [names[place] for place in range(len(paths))]
+
+
+def _fold(name: str) -> str:
+    """What is the same for names that some file systems, or pseudonyms, take for one: however letters are cased and composed."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def safe_name(name: str) -> str:
@@ -104,6 +185,7 @@ def _common_folder(paths: Sequence[Path]) -> Path:
     return folder
 
 
-def _short_hash(path: Path, common: Path) -> str:
+def _short_hash(path: Path, common: Path, turn: int) -> str:
     relative = path.absolute().relative_to(common).as_posix()
-    return hashlib.sha256(relative.encode(errors="surrogateescape")).hexdigest()[:8]
+    drawn = f"{relative}\0{turn}" if turn else relative  # no path holds a zero
+    return hashlib.sha256(drawn.encode(errors="surrogateescape")).hexdigest()[:8]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.slides.discovery import FoundSlide, is_candidate, name_slides
-from wsi_pipeline.slides.sheet import parse_mpp, read_sheet
+from wsi_pipeline.slides.discovery import FoundSlide, is_product, is_written, list_folder, list_found
+from wsi_pipeline.slides.sheet import check_header, parse_mpp, read_sheet
 
 SHEET_SUFFIX = ".csv"
 
@@ -46,30 +46,36 @@ class Shard:
 def select_slides(places: Sequence[Path | str], recursive: bool = False) -> list[FoundSlide]:
     """The slides among files, folders, patterns such as `scans/*.svs`, and sample sheets (`.csv`).
 
-    Names are given as `find_slides` does; `recursive` goes into folders within folders. Raises ConfigError.
+    Names are given as `find_slides` does; `recursive` goes into folders within folders.
+    What wsi itself wrote is taken only where it is named as a file.
+    Raises ConfigError, and EnvironmentFault where a folder may not be entered.
     """
     sheets = [Path(place) for place in places if str(place).lower().endswith(SHEET_SUFFIX)]
     if sheets:
         if len(places) > 1:
             raise ConfigError(f"{sheets[0]}: a sample sheet names all slides of a run; give nothing beside it")
         return [row.slide for row in read_sheet(sheets[0])]
-    paths = list(dict.fromkeys(path for place in places for path in _list_place(place, recursive)))
-    if not paths:
-        raise ConfigError(f"{', '.join(map(str, places))}: no slide files; name a folder that holds some")
-    return [FoundSlide(slide_id, path) for slide_id, path in zip(name_slides(paths), paths, strict=True)]
+    return list_found(places, (path for place in places for path in _list_place(place, recursive)))
 
 
 def _list_place(place: Path | str, recursive: bool) -> list[Path]:
     path = Path(place)
     if path.is_dir():
-        entries = path.rglob("*") if recursive else path.iterdir()
-        return sorted(entry for entry in entries if is_candidate(entry, path))
+        return list_folder(path, recursive)
     if path.exists() or path.is_symlink():
         return [path]
     matching = sorted(Path(match) for match in glob.glob(str(place), recursive=recursive))  # noqa: PTH207 - patterns may be absolute
     if not matching:
         raise ConfigError(f"{place}: no such file or folder, and no pattern that anything matches; check the path")
-    return [found for match in matching for found in (_list_place(match, recursive) if match.is_dir() else [match])]
+    products = {folder for folder in {parent for match in matching for parent in match.parents} if is_product(folder)}
+    others = [match for match in matching if products.isdisjoint(match.parents)]
+    return [found for match in others for found in _list_match(match, recursive)]
+
+
+def _list_match(match: Path, recursive: bool) -> list[Path]:
+    if match.is_dir():
+        return list_folder(match, recursive)
+    return [] if is_written(match.name) else [match]
 
 
 def read_mpp_csv(path: Path) -> dict[str, float]:
@@ -83,6 +89,7 @@ def read_mpp_csv(path: Path) -> dict[str, float]:
         raise ConfigError(f"{path}: not a readable CSV file ({error}); save it as CSV in UTF-8") from error
     if not {"wsi", "mpp"} <= set(header):
         raise ConfigError(f"{path}: line 1: the columns are {', '.join(header) or 'none'}; wsi and mpp must be among them")
+    check_header(path, header)
     scales: dict[str, float] = {}
     for number, line in lines:
         name, mpp = (line["wsi"] or "").strip(), parse_mpp(path, number, line["mpp"] or "")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wsi_pipeline.errors import ConfigError
 from wsi_pipeline.geometry import MAX_MPP, MIN_MPP
-from wsi_pipeline.slides.discovery import FoundSlide, name_slides
+from wsi_pipeline.slides.discovery import FoundSlide, locate, name_slides
 
 COLUMNS = ("wsi", "mpp", "patient_id", "labels", "split", "label")
 SPLITS = ("train", "val", "test")
@@ -38,15 +38,20 @@ def read_sheet(path: Path) -> list[SheetRow]:
     if missing := [str(number) for (number, _), found in zip(lines, paths, strict=True) if found is None]:
         raise ConfigError(f"{path}: line {missing[0]}: the column wsi is empty; name the slide")
     slides = [found for found in paths if found is not None]
-    twice = {slide for slide in slides if slides.count(slide) > 1}
-    if twice:
-        number = next(number for (number, _), slide in zip(lines, slides, strict=True) if slide in twice)
-        raise ConfigError(f"{path}: line {number}: {sorted(map(str, twice))[0]} is named more than once; keep one line")
+    _check_once(path, [number for number, _ in lines], slides)
     rows = [
         _read_row(path, number, line, slide, name) for (number, line), slide, name in zip(lines, slides, name_slides(slides), strict=True)
     ]
     _check_splits(path, rows)
     return rows
+
+
+def _check_once(path: Path, numbers: Sequence[int], slides: Sequence[Path]) -> None:
+    """Raise ConfigError where two lines name one slide, however they spell its path."""
+    first: dict[tuple[str, str], int] = {}
+    for number, slide, entry in zip(numbers, slides, locate(slides), strict=True):
+        if (other := first.setdefault(entry, number)) != number:
+            raise ConfigError(f"{path}: line {number}: {slide} is named more than once, first in line {other}; keep one line")
 
 
 def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -62,12 +67,20 @@ def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise ConfigError(
             f"{path}: line 1: the columns are {', '.join(header) or 'none'}; they may be {', '.join(COLUMNS)}, and wsi must be one"
         )
+    check_header(path, header)
     if not lines:
         raise ConfigError(f"{path}: names no slide; add a line for each")
     for number, line in lines:
         if None in line or None in line.values():
             raise ConfigError(f"{path}: line {number}: has another number of cells than the header; mend it")
     return lines
+
+
+def check_header(path: Path, header: Sequence[str]) -> None:
+    """Raise ConfigError where a column of a table stands there twice; columns without a name are nobody's."""
+    names = [name.strip() for name in header if name.strip()]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{path}: line 1: the column {twice[0]} stands there more than once; keep one")
 
 
 def _read_row(path: Path, number: int, line: dict[str, str], slide: Path, name: str) -> SheetRow:

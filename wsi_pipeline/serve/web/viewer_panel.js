@@ -67,7 +67,8 @@ class Panel {
     byId("map-controls").hidden = !viewer.map;
     byId("regions-section").hidden = !viewer.map;
     byId("patch-section").hidden = !viewer.map;
-    byId("note").textContent = [body.tiles_note && `Only the overview: ${body.tiles_note}.`, !viewer.map && "No results for this slide yet."].filter(Boolean).join(" ");
+    const damaged = body.damaged_runs.map((run) => run.name).join(", ");
+    byId("note").textContent = [body.tiles_note && `Only the overview: ${body.tiles_note}.`, damaged && `The results of ${damaged} are damaged: infer the slide again.`, !viewer.map && "No results for this slide yet."].filter(Boolean).join(" ");
     const { slide } = body;
     const [width, height] = slide.size_l0;
     byId("facts").textContent = `${width.toLocaleString()} × ${height.toLocaleString()} px · ${+slide.mpp.toPrecision(4)} µm/px (${slide.mpp_source}) · ${((width * slide.mpp) / 1000).toFixed(2)} × ${((height * slide.mpp) / 1000).toFixed(2)} mm`;
