@@ -1,5 +1,6 @@
 """`wsi infer`."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,12 +89,15 @@ def infer(
     crew = read_crew(options, device)
     config = read_config(options, device, results_dir)
     loaded = load_model(model, config.terms)
-    click.echo(describe_model(loaded))
+    with suppress(BrokenPipeError):  # as with `| head -1`: the run goes on all the same
+        click.echo(describe_model(loaded))
     if dry_run:
         found = list_stores(stores) if stores else list_slides(slides, sheet)
         print_preview(preview_run(found, bool(stores), model, results_dir, config), results_dir, config)
     if not crew.is_elsewhere:
-        click.echo(printable(settle_engine(loaded, model, config.wish, config.terms).line))
+        line = printable(settle_engine(loaded, model, config.wish, config.terms).line)
+        with suppress(BrokenPipeError):
+            click.echo(line)
     with log_to(results_dir), show_progress() as progress:
         if stores:
             account = infer_stores(stores, model, results_dir, config, workers=crew, progress=progress)

@@ -28,14 +28,12 @@ def lr_find(
     The rate rises evenly on a logarithmic scale while the network trains; the suggestion is where the smoothed loss falls fastest. Give
     the options that training will have: --lr and --schedule are those of the sweep.
     """
-    from rich.console import Console
-
     from wsi_pipeline.training.lr_finder import SWEEP_PNG, sweep_stores
 
-    from .progress import make_bar
+    from .progress import make_bar, open_console
 
     config = read_config(options, device=device)
-    with make_bar(Console(stderr=True), "steps") as bar:
+    with make_bar(open_console(), "steps") as bar:
         task = bar.add_task("sweeping", total=steps)
         sweep = sweep_stores(
             stores,

@@ -5,6 +5,7 @@ import io
 import logging
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -19,11 +20,12 @@ COMMANDS = (
 """Each is a module of this package with a command of the same name, - written _."""
 
 INTERRUPTED = 130
-TERMINATED = 143
+GOODBYES = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal has gone"}
+"""Signals that end a run in order, and what is said of them; the exit code is 128 and the signal's number."""
 
 
 class Terminated(BaseException):
-    """SIGTERM, raised so that locks and worker processes are let go on the way out."""
+    """SIGTERM or SIGHUP, whose number it carries, raised so that locks and worker processes are let go on the way out."""
 
 
 class WsiGroup(click.Group):
@@ -43,15 +45,16 @@ class WsiGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; exit codes as in the README."""
-        signal.signal(signal.SIGTERM, _raise_terminated)
+        _listen()
         try:
             return super().invoke(ctx)
         except WsiError as error:
             _stop(f"{error}", error.exit_code)
         except KeyboardInterrupt:
             _stop("interrupted; nothing finished is lost, run the same line again to go on", INTERRUPTED)
-        except Terminated:
-            _stop("terminated; nothing finished is lost, run the same line again to go on", TERMINATED)
+        except Terminated as end:
+            number = signal.Signals(end.args[0])
+            _stop(f"{GOODBYES[number]}; nothing finished is lost, run the same line again to go on", 128 + number)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except OSError as error:
@@ -64,12 +67,22 @@ class WsiGroup(click.Group):
             _stop(f"internal error: {type(error).__name__}: {error}; `wsi --debug …` shows where", WsiError.exit_code)
 
 
-def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _listen() -> None:
+    """End in order when told to; `nohup` has SIGHUP ignored, which stays so."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _raise_terminated)
+
+
+def _raise_terminated(number: int, _frame: FrameType | None) -> NoReturn:
+    for each in GOODBYES:
+        signal.signal(each, signal.SIG_IGN)  # whoever is impatient and sends another would break off what lets go of locks and workers
+    raise Terminated(number)
 
 
 def _stop(message: str, exit_code: int) -> NoReturn:
-    click.echo(f"wsi: {printable(message)}", err=True)
+    with suppress(OSError):  # a stderr that cannot be written is no other exit code
+        click.echo(f"wsi: {printable(message)}", err=True)
     sys.exit(exit_code)
 
 
@@ -96,7 +109,7 @@ def wsi(is_debugging: bool) -> None:
     wsi serve --results results --model model/model.safetensors   the same, with REST and predictions
 
     Exit codes: 0 all done · 1 this run could not go on · 2 usage · 3 some slides failed or are damaged, the others are done ·
-    4 no slide succeeded · 5 disk, lock or cluster: safe to run again · 130, 143 interrupted: safe to run again.
+    4 no slide succeeded · 5 disk, lock or cluster: safe to run again · 129, 130, 143 interrupted: safe to run again.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -1,5 +1,6 @@
 """Options of commands that write: room on the disk, and the permissions of files."""
 
+import math
 import os
 import re
 from typing import Any
@@ -19,7 +20,10 @@ class Bytes(click.ParamType[int]):
         match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", value.strip())
         if match is None:
             self.fail(f"{value!r} is no amount of bytes; give one such as 500MB or 2GB", param, ctx)
-        return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+        amount = float(match[1]) * 1000 ** " kMGT".index(match[2] or " ")
+        if not math.isfinite(amount):
+            self.fail(f"{value[:20]!r}… is more than any disk has; give an amount such as 500MB or 2GB", param, ctx)
+        return int(amount)
 
 
 min_free_option = click.option(

@@ -1,10 +1,13 @@
 """Progress on the terminal: one line with rate and time left, and a line for every slide that ends."""
 
+import io
 import logging
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any, TextIO, cast
 
 import click
 from rich.console import Console
@@ -19,6 +22,32 @@ from .main import printable
 
 PLAIN_INTERVAL_S = 30.0
 """Where the output is no terminal, a line of progress this often."""
+
+
+class Unfailing:
+    """A stream of text of which what cannot be written is lost: a full disk, or a reader that is gone, must not end a run of days."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write it if that can be done."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, if that can be done."""
+        with suppress(OSError):
+            self._stream.flush()
+
+
+def open_console() -> Console:
+    """The terminal behind stderr; printing on it never fails."""
+    return Console(file=cast("IO[str]", Unfailing(sys.stderr or io.StringIO())))  # there is no stderr after `2>&-`
 
 
 class RateColumn(ProgressColumn):
@@ -95,21 +124,21 @@ class RunProgress:
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= PLAIN_INTERVAL_S:
             self._last_line = now
-            click.echo(line, err=True)
+            click.echo(line, file=self._console.file)
 
     def end_slide(self, outcome: SlideOutcome) -> None:
         """A slide is done, well or not."""
         resumed = " (already done)" if outcome.is_resumed_whole else ""
         line = f"{printable(outcome.slide_id)}: {outcome.state.value}: {printable(outcome.message)}{resumed}"
         self._console.print(
-            line, markup=False, highlight=False, soft_wrap=True, style="red" if outcome.state is SlideState.FAILED else None
+            line, markup=False, emoji=False, highlight=False, soft_wrap=True, style="red" if outcome.state is SlideState.FAILED else None
         )
 
 
 @contextmanager
 def show_progress() -> Iterator[RunProgress]:
     """Progress on stderr while the block runs."""
-    console = Console(stderr=True)
+    console = open_console()
     with Progress(BarColumn(bar_width=16), TextColumn("{task.description}"), console=console, transient=True) as bar:
         yield RunProgress(console, bar)
 
@@ -117,11 +146,12 @@ def show_progress() -> Iterator[RunProgress]:
 def close_run(account: RunAccount, where: Path) -> None:
     """Print the line that adds up, say where the products are, and leave with the account's exit code."""
     already = sum(outcome.is_resumed_whole for outcome in account.outcomes)
-    if already == len(account.outcomes):
-        click.echo("nothing to do: every slide was already done by an earlier run")
-    elif already:
-        click.echo(f"{already} slides were already done by an earlier run")
-    click.echo(f"{account.closing_line}  →  {where}")
+    with suppress(BrokenPipeError):  # as with `| head -1`: the run is done all the same
+        if already == len(account.outcomes):
+            click.echo("nothing to do: every slide was already done by an earlier run")
+        elif already:
+            click.echo(f"{already} slides were already done by an earlier run")
+        click.echo(f"{account.closing_line}  →  {where}")
     click.get_current_context().exit(account.exit_code)
 
 

@@ -68,21 +68,19 @@ def train(
     on them and go into the checkpoint. OUT gets model.safetensors, report.html, history.csv, metrics.json, split.json, validation.csv and
     TensorBoard events. Killed, it goes on where it stopped when the same line is given again.
     """
-    from rich.console import Console
-
     from wsi_pipeline.models.checkpoint import load_checkpoint
     from wsi_pipeline.training.calibration import parse_threshold_rule
     from wsi_pipeline.training.folds import train_folds
     from wsi_pipeline.training.run import train as train_network
 
-    from .progress import make_bar
+    from .progress import make_bar, open_console
 
     config = read_config(options, epochs=epochs, patience=patience, stop_on=stop_on, devices=devices, device=device)
     choice = read_split(options, sheet)
     common: dict[str, Any] = {
         "pretrained": options["weights"], "rule": parse_threshold_rule(threshold), "force": force, "resume": resume,
     }  # fmt: skip
-    with make_bar(Console(stderr=True), "patches") as bar:
+    with make_bar(open_console(), "patches") as bar:
         if folds is not None:
             if choice.val_patients or choice.is_random:
                 raise click.UsageError("--folds draws the validation patients itself, by patient; leave out what names them")

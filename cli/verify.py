@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from .main import printable
 from .options import EXISTING
+from .progress import open_console
 
 if TYPE_CHECKING:
     from wsi_pipeline.operation.verification import Verified
@@ -32,7 +32,7 @@ def verify(paths: tuple[Path, ...], is_json: bool) -> None:
 
     found = find_products(paths)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=open_console(), transient=True) as bar:
         task = bar.add_task("", total=sum(product.bytes for product in found))
         verified = [verify_product(product, lambda size: bar.advance(task, size)) for product in found]
     if is_json:

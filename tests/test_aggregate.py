@@ -24,10 +24,8 @@ from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.pipeline import InferConfig, infer_slides
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.store import manifest as manifest_module
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import FOLDER
-from wsi_pipeline.strict_json import read_bounded
 from wsi_pipeline.tiling import TileConfig
 from wsi_pipeline.tissue import TissueParameters
 
@@ -87,21 +85,6 @@ def test_a_figure_that_cannot_be_is_in_no_table(name: str, value: object, result
     assert [outcome.state for outcome in account.outcomes] == [SlideState.FAILED, SlideState.OK]
     with (results / "slides.csv").open(newline="") as stream:
         assert [row["slide_id"] for row in csv.DictReader(stream)] == ["b"]
-
-
-def test_a_colleagues_result_that_may_not_be_read_is_told_and_its_neighbour_is_done(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Path.is_file
-
-    def refuse(path: Path) -> bool:
-        if path.parent == results.absolute() / "a":
-            raise PermissionError(13, "Permission denied", str(path))
-        return plain(path)
-
-    monkeypatch.setattr(Path, "is_file", refuse)
-    monkeypatch.setattr(manifest_module, "read_bounded", lambda path, most: refuse(path) and read_bounded(path, most))
-    account = aggregate_results(results, AT_08)
-    assert [outcome.state for outcome in account.outcomes] == [SlideState.FAILED, SlideState.OK]
-    assert "Permission denied" in account.outcomes[0].message
 
 
 def test_there_and_back_gives_the_same_bytes(results: Path) -> None:

@@ -159,6 +159,12 @@ def test_usage_errors_are_exit_code_2() -> None:
     assert run("nonsense").exit_code == 2
 
 
+def test_more_bytes_than_there_are_numbers_for_are_a_usage_error(slides: Path, tmp_path: Path) -> None:
+    result = run("tile", slides, "-o", tmp_path / "out", "--min-free", "9" * 400 + "GB")
+    assert result.exit_code == 2
+    assert "is more than any disk has" in result.stderr
+
+
 def test_an_internal_error_is_one_line_unless_debugging(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")

@@ -3,8 +3,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import socket
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from wsi_pipeline.errors import EnvironmentFault, StoreError
 from wsi_pipeline.store import commit
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import HOST, exchange, make_folder, remove_dead_asides, write_file
-from wsi_pipeline.store.lock import hold_lock
+from wsi_pipeline.store.lock import hold_lock, read_owner
 from wsi_pipeline.store.manifest import MANIFEST, check_whole, find_damage, is_product, read_manifest
 
 KIND = "test product"
@@ -392,3 +394,63 @@ def test_what_a_killed_process_left_beside_a_file_is_removed_and_what_others_wri
         path.touch()
     remove_dead_asides(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(spared)
+
+
+def lock_file(target: Path) -> Path:
+    path = target.parent / ".wsi" / "locks" / f"{target.name}.lock"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_a_lock_file_that_is_a_link_is_refused_and_what_it_leads_to_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("ten years of work")
+    lock = lock_file(tmp_path / "p")
+    lock.symlink_to(tmp_path / "thesis.doc")
+    with pytest.raises(EnvironmentFault, match=f"{lock}: is a link, .* remove it"), hold_lock(tmp_path / "p"):
+        pass
+    assert (tmp_path / "thesis.doc").read_text() == "ten years of work"
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a socket"])
+def test_what_is_no_lock_file_is_refused_by_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = lock_file(tmp_path / "p")
+    monkeypatch.chdir(lock.parent)  # a socket's path must be short
+    make: dict[str, Callable[[str], None]] = {"a pipe": os.mkfifo, "a folder": os.mkdir, "a socket": bind}
+    make[kind](lock.name)
+    with pytest.raises(EnvironmentFault, match=f"{lock}: is {kind}, .* remove it"), hold_lock(tmp_path / "p"):
+        pass
+    assert read_owner(tmp_path / "p") == "another process"
+
+
+def bind(name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(name)
+
+
+def test_nothing_is_told_of_a_file_that_a_lock_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter2")
+    lock_file(tmp_path / "p").symlink_to(tmp_path / "secret")
+    assert read_owner(tmp_path / "p") == "another process"
+
+
+def test_a_lock_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
+    lock = lock_file(tmp_path / "p")
+    lock.touch()
+    os.truncate(lock, 10**9)
+    assert read_owner(tmp_path / "p") == "another process"
+
+
+def test_a_file_is_not_written_through_a_link_that_lies_where_it_is_made(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("ten years of work")
+    (tmp_path / f".f.{HOST}.{os.getpid()}").symlink_to(tmp_path / "thesis.doc")
+    write_file(tmp_path / "f", b"new")
+    assert (tmp_path / "thesis.doc").read_text() == "ten years of work"
+    assert (tmp_path / "f").read_bytes() == b"new"
+    assert not (tmp_path / "f").is_symlink()
+
+
+def test_what_a_dead_process_of_the_same_number_left_does_not_stop_a_file(tmp_path: Path) -> None:
+    (tmp_path / f".f.{HOST}.{os.getpid()}").write_bytes(b"half")
+    write_file(tmp_path / "f", b"new")
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"new")]

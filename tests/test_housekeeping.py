@@ -250,7 +250,8 @@ def test_files_that_were_never_renamed_are_removed_when_they_are_old(tmp_path: P
     process = context.Process(target=print)
     process.start()
     process.join()
-    dead, own, young = (tmp_path / name for name in (f".slides.csv.{process.pid}", f".run.json.{os.getpid()}", f".a.json.{process.pid}"))
+    names = (f".slides.csv.0abc.{process.pid}", f".run.json.0abc.{os.getpid()}", f".a.json.0abc.{process.pid}")
+    dead, own, young = (tmp_path / name for name in names)
     for path in (dead, own, young):
         path.write_bytes(b"half")
     for path in (dead, own):
@@ -265,17 +266,78 @@ def test_a_place_where_nothing_can_be_locked_is_the_machines_fault(command: str,
     begin_work(tmp_path / "s9")
     (tmp_path / ".wsi" / "locks").mkdir()
     (tmp_path / ".wsi" / "locks" / "s9.lock").write_text("process 7 on another-machine")
-    opened = Path.open
+    opened = os.open
 
-    def refuse(path: Path, mode: str = "r", *others: object, **named: object) -> object:
-        if path.suffix == ".lock" and mode == "a+":
+    def refuse(path: str | Path, flags: int, *others: int, **named: int) -> int:
+        if str(path).endswith(".lock") and flags & os.O_CREAT:
             raise OSError(errno.EROFS, "Read-only file system")
-        return opened(path, mode, *others, **named)  # type: ignore[call-overload]
+        return opened(path, flags, *others, **named)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     result = run(command, tmp_path)
     assert result.exit_code == 5
     assert "s9.lock: cannot be written (Read-only file system)" in result.stderr
+
+
+def test_hidden_files_that_wsi_never_wrote_are_not_removed(tmp_path: Path) -> None:
+    own = [tmp_path / name for name in (".zsh_history.1999", ".notes.2023", ".vimrc.20240101")]
+    for path in own:
+        path.write_text("mine")
+        os.utime(path, (0, 0))
+    assert "removed 0" in run("clean", tmp_path).stdout
+    assert all(path.exists() for path in own)
+
+
+@pytest.mark.parametrize("link", [".wsi", ".wsi/staging"])
+def test_work_is_not_looked_for_through_a_link(link: str, tmp_path: Path) -> None:
+    staging = begin_work(tmp_path / "elsewhere" / "s9")
+    (tmp_path / "results" / link).parent.mkdir(parents=True)
+    (tmp_path / "results" / link).symlink_to(tmp_path / "elsewhere" / link)
+    assert "removed 0" in run("clean", tmp_path / "results").stdout
+    assert staging.exists()
+
+
+def test_a_link_to_nowhere_in_begun_work_does_not_keep_it(tmp_path: Path) -> None:
+    staging = begin_work(tmp_path / "s9")
+    (staging / "link").symlink_to(tmp_path / "nowhere")
+    assert "removed 1" in run("clean", tmp_path).stdout
+    assert not staging.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_only_called_like_begun_work_is_passed_over(kind: str, tmp_path: Path) -> None:
+    staging = begin_work(tmp_path / "s9")
+    (tmp_path / "folder").mkdir()
+    odd = staging.with_name(f"odd.{'0' * 16}")
+    if kind == "file":
+        odd.write_text("mine")
+    else:
+        odd.symlink_to(tmp_path / "folder")
+    assert "removed 1" in run("clean", tmp_path).stdout
+    assert not staging.exists()
+    assert odd.exists()
+
+
+def test_locks_are_not_looked_for_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "poetry.lock").write_text("mine")
+    (tmp_path / "results" / ".wsi").mkdir(parents=True)
+    (tmp_path / "results" / ".wsi" / "locks").symlink_to(tmp_path / "project")
+    assert "0 locks" in run("unlock", tmp_path / "results").stdout
+    assert (tmp_path / "project" / "poetry.lock").read_text() == "mine"
+
+
+def test_a_pipe_called_like_a_checkpoint_does_not_stop_verify(tmp_path: Path) -> None:
+    make_stores(tmp_path, 1)
+    os.mkfifo(tmp_path / "x.safetensors")
+    assert run("verify", tmp_path).stdout.startswith("1 products = whole 1 ")
+
+
+def test_a_pipe_that_is_to_be_verified_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    result = run("verify", tmp_path / "x.safetensors")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'x.safetensors'}: neither a folder nor a .safetensors file" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["clean", "unlock"])

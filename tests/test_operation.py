@@ -1,5 +1,6 @@
 """What an operator sees: pace, the log of events, dry runs, status, doctor."""
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from cli.dry_run import describe_bytes
 from cli.progress import describe_duration, describe_pace
 from tests.builders import make_checkpoint, paint, write_model, write_slide
 from wsi_pipeline.dry_run import preview_run
+from wsi_pipeline.evaluation.pixels import PixelFinder
 from wsi_pipeline.jobs.preview import Standing
 from wsi_pipeline.operation.checks import Verdict, check_cpu, check_gpu, check_inodes, check_load, check_open_files, check_space, judge
 from wsi_pipeline.operation.doctor import Speed
@@ -190,15 +192,37 @@ def test_events_are_ascii_lines_of_finite_numbers(tmp_path: Path) -> None:
     assert (event["slide"], event["rate"], event["list"], event["path"]) == ("a\x1b[2J\n\\udcffµ", None, [None, 0.5], "p")
 
 
-def test_a_full_disk_stops_no_run(slides: Path, model: Path, tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / EVENTS_JSONL).symlink_to("/dev/full")
+def test_a_full_disk_stops_no_run(slides: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(log: EventLog, path: Path, line: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(EventLog, "_append", fail)
     assert infer(slides, model, tmp_path / "results") == 3
     assert (tmp_path / "results" / "one" / "summary.json").is_file()
 
 
 def test_half_a_line_of_a_killed_run_costs_no_other(tmp_path: Path) -> None:
     (tmp_path / EVENTS_JSONL).write_text('{"time": "2026-01-01", "run": "a", "ev')
+    EventLog(tmp_path / EVENTS_JSONL).write("begun")
+    assert [event["event"] for event in read_events(tmp_path)] == ["begun"]
+
+
+def test_events_are_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / EVENTS_JSONL).symlink_to(tmp_path / "mine")
+    EventLog(tmp_path / EVENTS_JSONL).write("begun")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.timeout(30)
+def test_events_wait_for_nobody_at_the_other_end_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / EVENTS_JSONL)
+    EventLog(tmp_path / EVENTS_JSONL).write("begun")
+    assert read_events(tmp_path) == []
+
+
+def test_brackets_without_end_are_no_event(tmp_path: Path) -> None:
+    (tmp_path / EVENTS_JSONL).write_text("[" * 200_000 + "\n")
     EventLog(tmp_path / EVENTS_JSONL).write("begun")
     assert [event["event"] for event in read_events(tmp_path)] == ["begun"]
 
@@ -363,6 +387,40 @@ def test_status_understands_stores(slides: Path, tmp_path: Path) -> None:
     run("tile", slides, "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
     finished = read_status(tmp_path / "stores").finished
     assert [(slide.slide_id, slide.state.value, slide.patches) for slide in finished] == [("one", "ok", 24)]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [EVENTS_JSONL, "failures.csv", "run.json"])
+def test_status_waits_for_no_pipe(name: str, slides: Path, tmp_path: Path) -> None:
+    run("tile", slides / "one.tiff", "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
+    for old in ("events.jsonl", name):  # without events, run.json is read
+        (tmp_path / "stores" / old).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "stores" / name)
+    assert [slide.slide_id for slide in read_status(tmp_path / "stores").finished] == ["one"]
+
+
+def test_brackets_without_end_are_no_record_of_a_run(slides: Path, tmp_path: Path) -> None:
+    run("tile", slides / "one.tiff", "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
+    (tmp_path / "stores" / EVENTS_JSONL).unlink()
+    (tmp_path / "stores" / "run.json").write_text("[" * 200_000)
+    assert read_status(tmp_path / "stores").last_run is None
+
+
+def test_a_run_that_does_not_tell_its_slides_in_numbers_has_none(tmp_path: Path) -> None:
+    EventLog(tmp_path / EVENTS_JSONL).write("run begun", command="infer", slides="many")
+    last = read_status(tmp_path).last_run
+    assert last is not None
+    assert last.slides == 0
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("content", [None, "[" * 200_000])
+def test_sources_are_read_from_no_pipe_and_no_brackets_without_end(content: str | None, tmp_path: Path) -> None:
+    if content is None:
+        os.mkfifo(tmp_path / "run.json")
+    else:
+        (tmp_path / "run.json").write_text(content)
+    assert PixelFinder(tmp_path)._sources == {}
 
 
 def test_status_of_any_folder_is_one_line(tmp_path: Path) -> None:

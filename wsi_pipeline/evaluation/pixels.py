@@ -1,6 +1,5 @@
 """The pixels of single cells, read again from where the results say that they came from."""
 
-import json
 import logging
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,6 +15,10 @@ from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.sources import PatchBlock, PatchTable
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore
+from wsi_pipeline.strict_json import read_json
+
+MAX_RECORD_BYTES = 1024**3
+"""Of the record of a run: a slide has some kilobytes in it."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class PixelFinder:
 def _read_sources(run_json: Path) -> dict[str, str]:
     """Where the last run read each slide from; nothing where there is no record, or no whole one."""
     try:
-        outcomes = json.loads(run_json.read_text())["outcomes"]
+        outcomes = read_json(run_json, MAX_RECORD_BYTES)["outcomes"]
         return {str(outcome["slide_id"]): str(outcome["path"]) for outcome in outcomes}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,8 +21,13 @@ from typing import Any
 
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState
 from wsi_pipeline.provenance import TOOL, tool_version
+from wsi_pipeline.strict_json import parse_json, read_bounded
 
 EVENTS_JSONL = "events.jsonl"
+MAX_RECORD_BYTES = 1024**3
+"""Of what runs leave in a folder to be read again: a slide has some kilobytes in it."""
+APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""A link is not followed: it may lead to any file of whoever runs this."""
 
 Seconds = Mapping[str, float]
 
@@ -47,8 +53,10 @@ class EventLog:
 
     def _append(self, path: Path, line: bytes) -> None:
         # Opened anew for every line, and written in one call: several processes may append, and whoever moves the file away gets a new one.
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, APPENDING, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return
             content = b"\n" + line if self._is_torn or _ends_within_a_line(handle) else line
             self._is_torn = True
             self._is_torn = os.write(handle, content) < len(content)
@@ -127,18 +135,19 @@ def _ends_within_a_line(handle: int) -> bool:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Every whole line of the logs in a folder, those of shards too, oldest first; what is no event is passed over."""
+    """Every whole line of the logs in a folder, those of shards too, oldest first; what is no event, or no regular file, is passed over."""
     events: list[dict[str, Any]] = []
     stem, _, suffix = EVENTS_JSONL.rpartition(".")
     for path in sorted(folder.glob(f"{stem}*.{suffix}")):
-        with suppress(OSError):
-            events += [event for line in path.read_bytes().splitlines() if (event := _parse(line)) is not None]
+        with suppress(OSError, ValueError):
+            lines = read_bounded(path, MAX_RECORD_BYTES).splitlines()
+            events += [event for line in lines if (event := _parse(line)) is not None]
     return sorted(events, key=lambda event: event["time"])
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
+        event = parse_json(line)
     except ValueError:
         return None
     is_event = isinstance(event, dict) and all(isinstance(event.get(name), str) for name in ("time", "run", "event"))

@@ -1,25 +1,29 @@
 """What dead runs leave behind: locks that nobody holds, work that was begun, files that were never renamed."""
 
+import errno
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.errors import StoreError
+from wsi_pipeline.errors import EnvironmentFault, StoreError
 from wsi_pipeline.operation.status import is_owner_alive
 from wsi_pipeline.store.commit import STAGED, list_staged, put_back
 from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import HIDDEN, LockHeld, hold_lock, is_lock_held, read_owner, remove_empty, remove_lock
 from wsi_pipeline.store.manifest import is_product
 
-ASIDE = re.compile(r"\.(.+?)(?:\.[0-9a-f]{4})?\.(\d+)")
-"""A file that was being written: hidden, with its writer's machine and process at the end."""
+ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{4}\.(\d+)")
+"""A file that was being written: hidden, with its writer's machine and process at the end. `.zsh_history.1999` is none."""
 ASIDE_AGE_S = 3600.0
 """Younger ones are left alone: their writer may live on another machine."""
 DAY_S = 86_400.0
+PERHAPS = "perhaps another user ({})"
+"""Who is at work on what may not be looked into or removed, and why nobody can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,13 @@ def unlock(paths: Sequence[Path], force: bool = False) -> list[Lock]:
         owner = read_owner(target)
         if owner is None:
             continue  # its owner has just let go of it
-        is_held = is_lock_held(target)
+        try:
+            is_held = is_lock_held(target)
+        except EnvironmentFault as error:
+            if not _is_refusal(error):
+                raise
+            locks.append(Lock(target, owner, is_held=True))  # whether its owner lives here cannot be told, so that no force removes it
+            continue
         if is_held and force and not is_owner_alive(owner):
             remove_lock(target)
             is_held = False
@@ -63,41 +73,68 @@ def unlock(paths: Sequence[Path], force: bool = False) -> list[Lock]:
     return locks
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Whether what belongs to another user was the reason, and not the machine."""
+    return isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
+
+
 def clean(paths: Sequence[Path], older_than_days: float = 0.0, is_dry: bool = False) -> list[Leftover]:
     """Remove work that was begun and that nobody is at, and files that were never renamed; what is or would be removed, and what was left.
 
-    Finished products are not touched. Raises StoreError where no run has left anything in any of the paths.
+    Finished products are not touched, nor what only another user may look into.
+
+    Raises StoreError where no run has left anything in any of the paths.
     """
     latest = time.time() - older_than_days * DAY_S
     found = [leftover for target in _targets(paths, "staging", STAGED.pattern) for leftover in _clean_work(target, latest, is_dry)]
-    return found + [leftover for path in paths for leftover in _clean_asides(path, latest, is_dry)]
+    found += [leftover for path in paths for leftover in _clean_asides(path, latest, is_dry)]
+    return found + [Leftover(folder, folder, 0, PERHAPS.format("it cannot be read")) for path in paths for folder in _list_forbidden(path)]
 
 
 def _clean_work(target: Path, latest: float, is_dry: bool) -> Iterator[Leftover]:
     try:
         with hold_lock(target):
-            if not is_dry:
+            staged = list_staged(target)
+            if not is_dry and all(map(_is_folder, staged)):  # through a link, something would be put back that is no product
                 put_back(target)
-            for folder in list_staged(target):
+            for folder in filter(_is_folder, staged):
                 if _last_change(folder) <= latest:
-                    yield Leftover(folder, target, _count_bytes(folder))
-                    if not is_dry:
-                        shutil.rmtree(folder, ignore_errors=True)
+                    yield _remove_staging(folder, target, is_dry)
     except LockHeld:
         yield Leftover(target.parent / HIDDEN / "staging", target, 0, read_owner(target) or "another process")
+    except (PermissionError, EnvironmentFault) as error:
+        if not _is_refusal(error):
+            raise
+        yield Leftover(target.parent / HIDDEN / "staging", target, 0, PERHAPS.format(os.strerror(errno.EACCES)))
     remove_empty(target)
+
+
+def _remove_staging(folder: Path, target: Path, is_dry: bool) -> Leftover:
+    size = _count_bytes(folder)
+    if not is_dry:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            return Leftover(folder, target, 0, PERHAPS.format("not all of it can be removed"))
+    return Leftover(folder, target, size)
 
 
 def _clean_asides(path: Path, latest: float, is_dry: bool) -> Iterator[Leftover]:
     for folder in _folders_of_products(path):
         for entry in sorted(folder.iterdir()):
             match = ASIDE.fullmatch(entry.name)
-            if match is None or not entry.is_file() or is_process_alive(int(match[2])):
+            if match is None or not stat.S_ISREG((found := entry.lstat()).st_mode) or is_process_alive(int(match[2])):
                 continue
-            if entry.stat().st_mtime <= min(latest, time.time() - ASIDE_AGE_S):
-                yield Leftover(entry, folder / match[1], entry.stat().st_size)
-                if not is_dry:
-                    entry.unlink(missing_ok=True)
+            if found.st_mtime <= min(latest, time.time() - ASIDE_AGE_S):
+                yield _remove_aside(entry, folder / match[1], found.st_size, is_dry)
+
+
+def _remove_aside(entry: Path, target: Path, size: int, is_dry: bool) -> Leftover:
+    try:
+        if not is_dry:
+            entry.unlink(missing_ok=True)
+    except PermissionError as error:
+        return Leftover(entry, target, 0, PERHAPS.format(error.strerror))
+    return Leftover(entry, target, size)
 
 
 def _targets(paths: Sequence[Path], inside: str, pattern: str) -> list[Path]:
@@ -108,6 +145,8 @@ def _targets(paths: Sequence[Path], inside: str, pattern: str) -> list[Path]:
         raise StoreError(f"{', '.join(map(str, paths))}: no run of wsi has written here; name a folder of its products")
     found = set()
     for folder, only in hidden + beside:
+        if not _is_folder(folder) or _is_forbidden(folder) or not _is_folder(folder / inside):
+            continue  # a link, say: what it leads to is not wsi's to remove
         for entry in (folder / inside).glob("*"):
             match = re.fullmatch(pattern, entry.name)
             if match and only in (None, match[1]):
@@ -117,7 +156,7 @@ def _targets(paths: Sequence[Path], inside: str, pattern: str) -> list[Path]:
 
 def _folders_of_products(path: Path) -> Iterator[Path]:
     """The folder and those below it in which products may lie: not the products, and nothing hidden."""
-    if not path.is_dir() or path.is_symlink() or is_product(path):
+    if not _is_folder(path) or _is_forbidden(path) or is_product(path):
         return
     yield path.absolute()
     for entry in sorted(path.iterdir()):
@@ -125,9 +164,29 @@ def _folders_of_products(path: Path) -> Iterator[Path]:
             yield from _folders_of_products(entry)
 
 
+def _list_forbidden(path: Path) -> Iterator[Path]:
+    """The folder, or those below it, where there may be products or work, and that cannot be looked into."""
+    if _is_folder(path) and _is_forbidden(path):
+        yield path.absolute()
+    for folder in _folders_of_products(path):
+        for entry in sorted(folder.iterdir()):
+            if (entry.name == HIDDEN or not entry.name.startswith(".")) and _is_folder(entry) and _is_forbidden(entry):
+                yield entry
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is one itself, and no link to one somewhere else."""
+    return not path.is_symlink() and path.is_dir()
+
+
+def _is_forbidden(folder: Path) -> bool:
+    return not os.access(folder, os.R_OK | os.X_OK)
+
+
 def _last_change(folder: Path) -> float:
-    return max((Path(base) / name).stat().st_mtime for base, folders, files in os.walk(folder) for name in [*folders, *files, "."])
+    inside = (Path(base) / name for base, folders, files in os.walk(folder) for name in [*folders, *files])
+    return max(path.lstat().st_mtime for path in (folder, *inside))
 
 
 def _count_bytes(folder: Path) -> int:
-    return sum((Path(base) / name).stat().st_size for base, _, names in os.walk(folder) for name in names)
+    return sum((Path(base) / name).lstat().st_size for base, _, names in os.walk(folder) for name in names)

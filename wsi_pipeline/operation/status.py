@@ -1,7 +1,7 @@
 """How things stand in a folder of results, or of stores: what is finished, what is under way and by whom, what failed, and the last run."""
 
 import csv
-import json
+import io
 import re
 import socket
 from collections import Counter
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.csv_text import unshield
-from wsi_pipeline.errors import StoreError
+from wsi_pipeline.errors import EnvironmentFault, StoreError
 from wsi_pipeline.geometry import count_blocks
-from wsi_pipeline.operation.events import read_events
+from wsi_pipeline.operation.events import MAX_RECORD_BYTES, read_events
 from wsi_pipeline.outcome import SlideState, state_of
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.outputs.summary_json import read_summary
@@ -26,6 +26,7 @@ from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
 from wsi_pipeline.store.patches import SUFFIX
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND
+from wsi_pipeline.strict_json import read_bounded, read_json
 
 OWNER = re.compile(r"process (\d+) on (.+)")
 
@@ -122,6 +123,9 @@ def _read_finished(product: Path) -> Finished | None:
         return _count(slide_id, manifest, read_summary(product).state) if manifest.kind == RESULT_KIND else None
     except (StoreError, KeyError, TypeError) as error:
         return Finished(slide_id, SlideState.FAILED, 0, fault=str(error))
+    except OSError as error:
+        fault = f"{product}: cannot be read ({error.strerror or error}); ask its owner to let you"
+        return Finished(slide_id, SlideState.FAILED, 0, fault=fault)
 
 
 def _count(slide_id: str, manifest: Manifest, state: SlideState) -> Finished:
@@ -148,14 +152,14 @@ def _describe(name: str, staging: Path | None, owner: str | None) -> UnderWay:
 
 def _count_blocks(folder: Path) -> tuple[int, int | None]:
     """Blocks done and blocks of all; None while that is not known."""
-    if not (folder / "prepared").exists():
-        return 0, None
     product = folder / "product"
     try:
+        if not (folder / "prepared").exists():
+            return 0, None
         place, name = (product / FOLDER, "probability") if (product / FOLDER).is_dir() else (product, "patches")
         array = open_array(place, name)
-    except StoreError:
-        return 0, None  # it was finished, or thrown away, while we looked
+    except (StoreError, EnvironmentFault, OSError):
+        return 0, None  # it was finished, or thrown away, while we looked, or it is for others' eyes
     done = sum(1 for _ in (folder / "blocks").glob("*.json"))
     return done, count_blocks(int(array.shape[0]), int(array.chunks[0]))
 
@@ -172,8 +176,9 @@ def _read_failures(folder: Path) -> tuple[Failure, ...]:
     stem, _, suffix = FAILURES_CSV.rpartition(".")
     found: list[Failure] = []
     for path in sorted(folder.glob(f"{stem}*.{suffix}")):
-        with suppress(OSError, csv.Error, KeyError, UnicodeDecodeError), path.open(newline="", encoding="utf-8") as stream:
-            found += [Failure(unshield(row["slide_id"]), row["state"], unshield(row["reason"])) for row in csv.DictReader(stream)]
+        with suppress(OSError, ValueError, csv.Error, KeyError):
+            rows = csv.DictReader(io.StringIO(read_bounded(path, MAX_RECORD_BYTES).decode(), newline=""), restval="")
+            found += [Failure(unshield(row["slide_id"]), row["state"], unshield(row["reason"])) for row in rows]
     return tuple(found)
 
 
@@ -190,7 +195,7 @@ def _read_last_run(folder: Path) -> LastRun | None:
         command=str(begun.get("command", "")),
         ending={"run ended": "ended", "run stopped": "stopped"}.get(last["event"]) or _guess_ending(begun),
         account=str(last.get("account", "")),
-        slides=int(begun.get("slides", 0)),
+        slides=slides if isinstance(slides := begun.get("slides"), int) else 0,
         slides_ended=sum(event["event"] == "slide ended" for event in own),
         reason=str(last.get("reason", "")),
     )
@@ -205,7 +210,7 @@ def _guess_ending(begun: Mapping[str, Any]) -> str:
 
 def _read_run_json(folder: Path) -> LastRun | None:
     try:
-        record = json.loads((folder / RUN_JSON).read_bytes())
+        record = read_json(folder / RUN_JSON, MAX_RECORD_BYTES)
         outcomes = len(record["outcomes"])
         return LastRun("", "infer", "ended", str(record["account"]), outcomes, outcomes)
     except (OSError, ValueError, KeyError, TypeError):

@@ -15,6 +15,7 @@ CHECKPOINT_SUFFIX = ".safetensors"
 MARKS = (FOLDER, "summary.json", "zarr.json", "history.csv")
 """What a folder that was a product holds, where its manifest is gone."""
 CHECKPOINT = "checkpoint"
+NO_PRODUCT = f"{{}}: neither a folder nor a {CHECKPOINT_SUFFIX} file; name stores, results, models or folders of them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +52,36 @@ class Verified:
 
 def find_products(paths: Sequence[Path]) -> list[Found]:
     """Every product at or below the paths, and every checkpoint by itself. Raises StoreError where there is none at all."""
-    found = [_look_at(place) for path in paths for place in _walk(path)]
+    found = [product for path in paths for product in _walk(path)]
     if not found:
         raise StoreError(f"{', '.join(map(str, paths))}: nothing to verify; name stores, results, models or folders of them")
     return found
 
 
-def _walk(path: Path) -> Iterator[Path]:
-    if path.is_file() or is_product(path) or _was_product(path):
-        yield path
+def _walk(path: Path) -> Iterator[Found]:
+    try:
+        if path.is_file() or is_product(path) or _was_product(path):
+            yield _look_at(path)
+            return
+        entries = [entry for entry in sorted(path.iterdir()) if _may_hold_products(entry)]
+    except NotADirectoryError as error:
+        raise StoreError(NO_PRODUCT.format(path)) from error
+    except PermissionError as error:
+        yield Found(path, 0, fault=f"cannot be read ({error.strerror}); ask its owner to let you")
         return
-    for entry in sorted(path.iterdir()):
+    for entry in entries:
+        yield from _walk(entry)
+
+
+def _may_hold_products(entry: Path) -> bool:
+    """Whether it is worth a look: folders, checkpoints, and what says only then that it cannot be read."""
+    if entry.name == HIDDEN:
+        return False
+    try:
         is_loop = entry.is_symlink() and not is_product(entry)
-        if entry.name != HIDDEN and not is_loop and (entry.is_dir() or entry.suffix == CHECKPOINT_SUFFIX):
-            yield from _walk(entry)
+        return not is_loop and (entry.is_dir() or (entry.suffix == CHECKPOINT_SUFFIX and entry.is_file()))
+    except PermissionError:
+        return True
 
 
 def _was_product(folder: Path) -> bool:
@@ -99,7 +116,7 @@ def verify(found: Found, on_bytes: Callable[[int], None] = lambda size: None) ->
 def _verify_checkpoint(found: Found, on_bytes: Callable[[int], None]) -> Verified:
     """By the checksum that it carries."""
     if found.path.suffix != CHECKPOINT_SUFFIX:
-        raise StoreError(f"{found.path}: neither a folder nor a {CHECKPOINT_SUFFIX} file; name stores, results, models or folders of them")
+        raise StoreError(NO_PRODUCT.format(found.path))
     from wsi_pipeline.models.checkpoint import load_checkpoint  # here, because torch takes seconds to import and other products need none
 
     try:

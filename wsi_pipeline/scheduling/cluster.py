@@ -1,8 +1,11 @@
 """Clusters: worker processes of our own on this machine, of Slurm's, or those of a cluster that runs already."""
 
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,7 @@ def _executor(client: Any, workers: Workers, processes: int | None) -> DaskExecu
 
 def _start_local(workers: Workers) -> SpecCluster:
     """Processes on this machine, one per GPU where there are GPUs; TLS, loopback only."""
+    _start_tracker()
     security = Security.temporary()
     common = {"security": security, "host": LOOPBACK}
     options = common | {"nthreads": workers.threads, "memory_limit": 0, "silence_logs": logging.CRITICAL, "dashboard": False}
@@ -123,6 +127,17 @@ def _start_local(workers: Workers) -> SpecCluster:
         security=security,
         silence_logs=logging.CRITICAL,
     )
+
+
+def _start_tracker() -> None:
+    """Python's own keeper of what processes share: it must outlive them, also where a terminal goes and takes its processes along."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # where nobody may say what becomes of a signal
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
 
 
 def _place(workers: Workers, index: int) -> dict[str, Any]:

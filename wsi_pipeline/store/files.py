@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import socket
-from io import FileIO
+from io import BufferedWriter, FileIO
 from pathlib import Path
 
 import xxhash
@@ -31,7 +31,7 @@ def write_file(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}")
     try:
         try:
-            with aside.open("wb") as stream:
+            with _open_anew(aside) as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -41,6 +41,15 @@ def write_file(path: Path, content: bytes) -> None:
     except OSError as error:
         raise machine_fault(path, error) or error from error
     flush_folder(path.parent)
+
+
+def _open_anew(path: Path) -> BufferedWriter:
+    """A file that is nobody else's yet: what a dead process of our number left there goes, and a link is not followed."""
+    try:
+        return path.open("xb")
+    except FileExistsError:
+        path.unlink()
+        return path.open("xb")
 
 
 def remove_dead_asides(folder: Path) -> None:

@@ -1,18 +1,32 @@
 """One writer per product: a lock file held by `flock`, which the system lets go of when its owner dies."""
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.strict_json import read_bounded
 
 HIDDEN = ".wsi"
 """Folder beside products that holds locks and work under way."""
 MOST_ATTEMPTS = 100
+MAX_OWNER_BYTES = 4096
+"""Of the line by which a writer names itself, with room to spare."""
+OPENING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""A link is not followed, for the file that it leads to would be emptied, and a pipe is not waited for."""
+NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
+"""What the system says of a link, of a folder, and of a socket."""
+STRANGERS = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+"""What may lie where a lock file belongs; a device besides."""
+
+
+ANOTHER = "another process"
 
 
 class LockHeld(EnvironmentFault):
@@ -37,12 +51,19 @@ def hold_lock(target: Path) -> Iterator[None]:
 def read_owner(target: Path) -> str | None:
     """Who wrote itself into a product's lock, `process N on HOST`; None where there is no lock. It may have died since.
 
-    The lock is not tried: a writer that came at that very moment would be turned away.
+    The lock is not tried: a writer that came at that very moment would be turned away. Nothing is told of what cannot be read, or is no
+    regular file, but that it lies there.
     """
     try:
-        return _lock_path(target).read_text(errors="backslashreplace").strip() or "another process"
-    except OSError:
+        return _to_owner(read_bounded(_lock_path(target), MAX_OWNER_BYTES))
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError):
+        return ANOTHER
+
+
+def _to_owner(content: bytes) -> str:
+    return content.decode(errors="backslashreplace").strip() or ANOTHER
 
 
 def _lock_path(target: Path) -> Path:
@@ -56,7 +77,7 @@ def _lock_file(path: Path, target: Path) -> TextIO:
         attempt += 1
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("a+")
+            stream = _open_lock(path)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
                 continue  # the folder was removed by a writer that just ended; in /proc and the like it never comes to be
@@ -64,14 +85,35 @@ def _lock_file(path: Path, target: Path) -> TextIO:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            stream.seek(0)
-            owner = stream.read().strip() or "another process"
+            owner = _to_owner(os.pread(stream.fileno(), MAX_OWNER_BYTES, 0))
             stream.close()
             raise LockHeld(f"{target}: is being written by {owner}; wait for it, then run the same line again") from error
         if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
             stream.truncate(0)
             return stream
         stream.close()
+
+
+def _open_lock(path: Path) -> TextIO:
+    """The lock file, made where there is none. Raises OSError, and EnvironmentFault where something else than a regular file lies there."""
+    try:
+        handle = os.open(path, OPENING, 0o666)
+    except OSError as error:
+        if error.errno in NO_FILE:
+            _check_regular(path, path.lstat().st_mode)
+        raise
+    try:
+        _check_regular(path, os.fstat(handle).st_mode)
+        return open(handle, "a+")  # noqa: PTH123 - a handle, not a path
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        found = STRANGERS.get(stat.S_IFMT(mode), "a device")
+        raise EnvironmentFault(f"{path}: is {found}, where wsi keeps a lock file; see whose it is, remove it, and run the same line again")
 
 
 def is_lock_held(target: Path) -> bool:

@@ -4,6 +4,8 @@ Sizes are compared at every opening, checksums of a file before it is used, and 
 """
 
 import json
+import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +156,11 @@ def check_whole(product: Path) -> Manifest:
 def is_product(path: Path) -> bool:
     """Whether a folder claims to be a finished product; one that may not be looked into, such as a colleague's, may be."""
     try:
-        return (path / MANIFEST).is_file()
+        return stat.S_ISREG(os.stat(path / MANIFEST).st_mode)  # noqa: PTH116 - Path.is_file says no more from Python 3.14 on
     except PermissionError:
         return True
+    except (OSError, ValueError):
+        return False
 
 
 def manifest_to_json(manifest: Manifest) -> bytes:

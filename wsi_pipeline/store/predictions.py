@@ -1,5 +1,6 @@
 """Predictions of one slide: a probability for every patch, NaN where the patch could not be read."""
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -133,7 +134,5 @@ def find_results(places: Sequence[Path]) -> list[Path]:
 
 
 def _is_result(folder: Path) -> bool:
-    try:
-        return (folder / FOLDER).is_dir() and is_product(folder)
-    except PermissionError:
-        return True  # and whoever opens it says so
+    """Whether a folder is a slide's results, or may not be looked into: then whoever opens it says so."""
+    return is_product(folder) and (not os.access(folder, os.X_OK) or (folder / FOLDER).is_dir())
