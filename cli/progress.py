@@ -16,7 +16,7 @@ from rich.text import Text
 
 from wsi_pipeline.operation.pace import Pace
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState
-from wsi_pipeline.store.files import make_folder
+from wsi_pipeline.store.files import make_folder, open_to_append
 
 from .main import printable
 
@@ -155,13 +155,27 @@ def close_run(account: RunAccount, where: Path) -> None:
     click.get_current_context().exit(account.exit_code)
 
 
+class LogFile(logging.FileHandler):
+    """A log that stops no run: what cannot be written is lost."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return open(open_to_append(Path(self.baseFilename)), "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123 - a handle
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it if that can be done."""
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """Nothing: it is lost."""
+
+
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
     """Tracebacks of slides that fail go to wsi.log in `folder`, warnings also to stderr."""
     make_folder(folder)
-    log = logging.FileHandler(folder / "wsi.log", delay=True, encoding="utf-8", errors="backslashreplace")
+    log = LogFile(folder / "wsi.log", delay=True, encoding="utf-8", errors="backslashreplace")
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    log.handleError = lambda record: None  # type: ignore[method-assign]  # a log that cannot be written stops no run
     warnings = logging.StreamHandler()
     warnings.addFilter(lambda record: record.levelno == logging.WARNING)
     warnings.setFormatter(logging.Formatter("wsi: %(message)s"))

@@ -1,6 +1,8 @@
 """The commands as a user types them: what they print, where it goes, how they end."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +276,19 @@ def test_an_output_folder_that_is_a_file_is_the_machines_fault(slides: Path, tmp
     result = run("tile", slides, "--out", tmp_path / "file" / "out", "--mpp", 0.5, "--workers", 0)
     assert result.exit_code == 5
     assert "cannot be made" in result.stderr
+
+
+def make_link(path: Path) -> None:
+    path.symlink_to(path.parent.parent / "thesis.doc")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, make_link], ids=["folder", "pipe", "link"])
+def test_a_log_that_cannot_be_written_stops_no_run(make: Callable[[Path], object], tmp_path: Path) -> None:
+    write_slide(tmp_path / "slides" / "good.tiff", paint(200, 200))
+    (tmp_path / "slides" / "bad.svs").write_text("nothing")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "thesis.doc").write_text("years of work")
+    make(tmp_path / "out" / "wsi.log")
+    done = run("tile", tmp_path / "slides", "--out", tmp_path / "out", "--mpp", 0.5, "--workers", 0)
+    assert (done.exit_code, "in 2 = ok 1 + zero 0 + damaged 0 + failed 1" in done.output) == (3, True)
+    assert (tmp_path / "thesis.doc").read_text() == "years of work"

@@ -454,3 +454,9 @@ def test_what_a_dead_process_of_the_same_number_left_does_not_stop_a_file(tmp_pa
     (tmp_path / f".f.{HOST}.{os.getpid()}").write_bytes(b"half")
     write_file(tmp_path / "f", b"new")
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"new")]
+
+
+def test_a_product_in_the_place_of_a_link_to_what_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "p").symlink_to(tmp_path / "drive" / "p")
+    with pytest.raises(StoreError, match="is a link to what is not there; mount that, or remove the link"):
+        find_finished(Staging(tmp_path / "p", {}), "test", force=False)

@@ -119,7 +119,12 @@ def test_terminating_again_and_again_breaks_nothing_off(long_run: tuple[object, 
 
 
 def test_a_terminal_that_goes_ends_a_run_in_order(long_run: tuple[object, ...], tmp_path: Path) -> None:
-    process = start(*long_run, "--workers", 0, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = start(
+        *(*long_run, "--workers", 0),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may themselves run under nohup
+    )
     wait_for_work(process, tmp_path / "results")
     process.send_signal(signal.SIGHUP)
     _, errors = process.communicate(timeout=60)

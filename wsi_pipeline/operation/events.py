@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import socket
-import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,13 +20,12 @@ from typing import Any
 
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState
 from wsi_pipeline.provenance import TOOL, tool_version
+from wsi_pipeline.store.files import open_to_append
 from wsi_pipeline.strict_json import parse_json, read_bounded
 
 EVENTS_JSONL = "events.jsonl"
 MAX_RECORD_BYTES = 1024**3
 """Of what runs leave in a folder to be read again: a slide has some kilobytes in it."""
-APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""A link is not followed: it may lead to any file of whoever runs this."""
 
 Seconds = Mapping[str, float]
 
@@ -53,10 +51,8 @@ class EventLog:
 
     def _append(self, path: Path, line: bytes) -> None:
         # Opened anew for every line, and written in one call: several processes may append, and whoever moves the file away gets a new one.
-        handle = os.open(path, APPENDING, 0o666)
+        handle = open_to_append(path)
         try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return
             content = b"\n" + line if self._is_torn or _ends_within_a_line(handle) else line
             self._is_torn = True
             self._is_torn = os.write(handle, content) < len(content)

@@ -222,6 +222,8 @@ def _check_replaceable(target: Path, kind: str) -> None:
         if (owner := find_kind(folder)) is not None:
             raise StoreError(f"{target}: lies inside a finished {owner}, {folder}; name another place")
     if not target.exists():
+        if target.is_symlink():
+            raise StoreError(f"{target}: is a link to what is not there; mount that, or remove the link")
         return
     if not is_product(target):
         if target.is_dir() and not any(target.iterdir()):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import socket
+import stat
 from io import BufferedWriter, FileIO
 from pathlib import Path
 
@@ -21,6 +22,7 @@ ASIDE = re.compile(rf"\..+\.{HOST}\.(\d+)")
 """What a file is called while a process of this machine writes it."""
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
+APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM})
 """What systems, and file systems such as NFS, say that cannot swap two names."""
 
@@ -50,6 +52,18 @@ def _open_anew(path: Path) -> BufferedWriter:
     except FileExistsError:
         path.unlink()
         return path.open("xb")
+
+
+def open_to_append(path: Path) -> int:
+    """A handle for reading a regular file and appending to it, made where there is none. Raises OSError.
+
+    A link is not followed, for it may lead to any file of whoever runs this, and a pipe is not waited for.
+    """
+    handle = os.open(path, APPENDING, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return handle
 
 
 def remove_dead_asides(folder: Path) -> None:
