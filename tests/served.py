@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -45,6 +46,20 @@ def run_server(settings: ServeSettings) -> Iterator[tuple[str, Services]]:
                 server.should_exit = True
                 thread.join(20)
                 logging.getLogger("uvicorn.error").handlers.clear()
+
+
+def serve_all(root: Path, runs: Sequence[str] = ("results", "other"), **others: Any) -> ServeSettings:
+    """A server of runs and slides in `root`, and of the model of the first run."""
+    return ServeSettings(
+        results=tuple(root / run for run in runs),
+        slides=root / "slides",
+        model=root / f"{runs[0]}.safetensors",
+        token=TOKEN,
+        device="cpu",
+        workers=HERE,
+        decoders=1,
+        **others,
+    )
 
 
 def connect(url: str, **headers: str) -> httpx.Client:

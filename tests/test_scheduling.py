@@ -193,6 +193,10 @@ def list_groups(dask_scheduler: Any) -> list[str]:
     return list(dask_scheduler.task_prefixes)
 
 
+def count_spans(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.extensions["spans"].spans)
+
+
 def count_profiles(dask_worker: Any) -> int:
     return len(dask_worker.profile_history)
 
@@ -218,6 +222,19 @@ def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
         assert isinstance(executor, DaskExecutor)
         assert len(executor.client.run_on_scheduler(list_groups)) == 3
         assert set(executor.client.run(count_profiles).values()) == {0}
+
+
+def test_dask_begins_no_new_notes_where_it_had_nothing_to_do_for_a_moment(tmp_path: Path) -> None:
+    """One per kind of step, however many slides: each would be kept to the end."""
+    from wsi_pipeline.scheduling.cluster import connect
+    from wsi_pipeline.scheduling.jobs import Step
+
+    with connect(Workers(count=1)) as executor:
+        for job in range(6):
+            for kind in ("prepare", "finish"):
+                executor.submit(Step(job, kind), int)
+                executor.next_done()
+        assert executor.client.run_on_scheduler(count_spans) == 2
 
 
 @pytest.mark.parametrize(("cores", "processes", "threads"), [(1, 1, 2), (2, 2, 2), (16, 16, 2), (64, 16, 4)])

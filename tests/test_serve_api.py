@@ -21,7 +21,7 @@ from PIL import Image
 from wsi_cli.main import wsi
 
 from tests.builders import break_tile, paint, write_png, write_slide
-from tests.served import ALLOWED, HERE, TOKEN, connect, read_level0, replace_probabilities, run_server, tissue, wait_until
+from tests.served import ALLOWED, HERE, TOKEN, connect, read_level0, replace_probabilities, run_server, serve_all, tissue, wait_until
 from wsi_pipeline.exporting import export_model
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.loading import ForeignTerms
@@ -50,17 +50,7 @@ def root(served_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(root: Path) -> Iterator[tuple[str, Services]]:
-    settings = ServeSettings(
-        results=(root / "results", root / "other"),
-        slides=root / "slides",
-        model=root / "results.safetensors",
-        token=TOKEN,
-        device="cpu",
-        workers=HERE,
-        decoders=1,
-        limits=LIMITS,
-    )
-    with run_server(settings) as running:
+    with run_server(serve_all(root, limits=LIMITS)) as running:
         yield running
 
 

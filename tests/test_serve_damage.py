@@ -14,12 +14,11 @@ import pytest
 from PIL import Image
 
 from tests.builders import rewrite_manifest
-from tests.served import HERE, TOKEN, connect, run_server, wait_until
+from tests.served import TOKEN, connect, run_server, serve_all, wait_until
 from tests.strangers import Change, edit_json, several, vouch
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve.catalogue import mark_file, name_runs
-from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.slides.picture import decode_sent, encode_jpeg, encode_png
 from wsi_pipeline.store.predictions import FOLDER
 
@@ -37,16 +36,7 @@ def root(served_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(root: Path) -> Iterator[str]:
-    settings = ServeSettings(
-        results=(root / "results", root / "other"),
-        slides=root / "slides",
-        model=root / "results.safetensors",
-        token=TOKEN,
-        device="cpu",
-        workers=HERE,
-        decoders=1,
-    )
-    with run_server(settings) as (url, _):
+    with run_server(serve_all(root)) as (url, _):
         yield url
 
 

@@ -10,8 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 
-from tests.served import ALLOWED, HERE, TOKEN, run_server
-from wsi_pipeline.serve.settings import ServeSettings
+from tests.served import ALLOWED, run_server, serve_all
 
 EXAMPLES = 12
 """For each operation and each kind of names."""
@@ -21,16 +20,7 @@ EXAMPLES = 12
 def address(served_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("schema") / "served"
     shutil.copytree(served_root, root)
-    settings = ServeSettings(
-        results=(root / "results",),
-        slides=root / "slides",
-        model=root / "results.safetensors",
-        token=TOKEN,
-        device="cpu",
-        workers=HERE,
-        decoders=1,
-    )
-    with run_server(settings) as (url, _):
+    with run_server(serve_all(root, ["results"])) as (url, _):
         yield url
 
 

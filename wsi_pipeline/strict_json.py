@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MAX_DIGITS = 19
+MAX_RECORD_BYTES = 1024**3
+"""Of what a run leaves in a folder to be read again: a slide has some kilobytes in it."""
 LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 """Half a character. The 128 that stand for the bytes of a file's name which is not UTF-8 are allowed."""
 

@@ -15,10 +15,7 @@ from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.sources import PatchBlock, PatchTable
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.strict_json import read_json
-
-MAX_RECORD_BYTES = 1024**3
-"""Of the record of a run: a slide has some kilobytes in it."""
+from wsi_pipeline.strict_json import MAX_RECORD_BYTES, read_json
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,9 @@ from typing import Any
 from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState
 from wsi_pipeline.provenance import TOOL, tool_version
 from wsi_pipeline.store.files import open_to_append
-from wsi_pipeline.strict_json import parse_json, read_bounded
+from wsi_pipeline.strict_json import MAX_RECORD_BYTES, parse_json, read_bounded
 
 EVENTS_JSONL = "events.jsonl"
-MAX_RECORD_BYTES = 1024**3
-"""Of what runs leave in a folder to be read again: a slide has some kilobytes in it."""
 
 Seconds = Mapping[str, float]
 

@@ -14,7 +14,7 @@ from typing import Any
 from wsi_pipeline.csv_text import unshield
 from wsi_pipeline.errors import EnvironmentFault, StoreError
 from wsi_pipeline.geometry import count_blocks
-from wsi_pipeline.operation.events import MAX_RECORD_BYTES, read_events
+from wsi_pipeline.operation.events import read_events
 from wsi_pipeline.outcome import SlideState, state_of
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.outputs.summary_json import read_summary
@@ -26,7 +26,7 @@ from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
 from wsi_pipeline.store.patches import SUFFIX
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND
-from wsi_pipeline.strict_json import read_bounded, read_json
+from wsi_pipeline.strict_json import MAX_RECORD_BYTES, read_bounded, read_json
 
 OWNER = re.compile(r"process (\d+) on (.+)")
 

@@ -68,7 +68,7 @@ def _check_types(summary: SlideSummary) -> None:
 
 def _is_within(value: Any, limits: Mapping[str, Any]) -> bool:
     if "enum" in limits:
-        return value in tuple(limits["enum"])
+        return value in limits["enum"]
     if not isinstance(value, int | float):
         return True
     least, most = limits.get("minimum", -math.inf), limits.get("maximum", math.inf)

@@ -54,7 +54,7 @@ class DaskExecutor:
         self._seconds: deque[float] = deque(maxlen=101)
         self._sent = 0
         self._anchors: dict[str, Any] = {}
-        """A task of every group that does nothing and is never let go: a group without any is made anew, and kept, for every slide."""
+        """A task of each group that does nothing and is never let go."""
 
     def submit(self, step: Step, function: Callable[..., Any], *arguments: Any) -> None:
         """Send the step off. Earlier jobs come first, so that slides are finished one after another."""
@@ -63,11 +63,12 @@ class DaskExecutor:
     def _send(self, work: _Submitted) -> None:
         step = work.step
         self._sent += 1
-        # A tuple, of which Dask takes the first for the name of a group: it never forgets a group, so there must not be one for every step.
+        # A tuple, of which Dask takes the first for the name of a group. It keeps notes of every group that ever was, also where one of the
+        # same name is begun anew after its last task: so there is a group per kind of step, and a task that keeps it.
         group = f"{step.kind}-{self.client.id}"
         key = (group, step.job, step.block, self._sent)
-        if group not in self._anchors:
-            self._anchors[group] = self.client.submit(int, key=(group,), pure=False)
+        if step.kind not in self._anchors:
+            self._anchors[step.kind] = self.client.submit(int, key=(group,), pure=False)
         deadline_s = choose_deadline(step, self.deadlines, self._seconds)
         future = self.client.submit(
             run_watched,

@@ -172,7 +172,6 @@ def read_result(folder: Path, mark: Mark) -> Result | None:
         manifest = read_manifest(folder)
         attributes = read_attributes(folder / FOLDER)
         slide = slide_from_json(attributes["slide"])
-        check_facts(slide)
         read_aggregation(manifest.recipe)
         read_model(attributes)
         return Result(folder, mark, manifest.content_digest, read_summary(folder), slide)
@@ -181,14 +180,6 @@ def read_result(folder: Path, mark: Mark) -> Result | None:
             return None
         logger.warning("%s: damaged results: %s", folder.name, error)
         return Result(folder, mark, f"damaged{mark[1]:x}")
-
-
-def check_facts(slide: SlideInfo) -> None:
-    """Raise TypeError or ValueError where a recorded slide cannot be looked for, or shown."""
-    if "\0" in slide.path:
-        raise ValueError("the slide's path is none")
-    if slide.magnification is not None and type(slide.magnification) not in (int, float):
-        raise TypeError("the slide's magnification is no number")
 
 
 def read_aggregation(recipe: Mapping[str, Any]) -> Aggregation:

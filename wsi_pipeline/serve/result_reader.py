@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.errors import StoreError
 from wsi_pipeline.heatmap import Aggregation, Heatmap, draw_heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
-from wsi_pipeline.serve.catalogue import Result, check_facts, read_aggregation, read_model
+from wsi_pipeline.serve.catalogue import Result, read_aggregation, read_model
 from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import Predictions, open_result
@@ -90,7 +90,6 @@ class ResultReader:
 def _load(result: Result) -> LoadedResult:
     predictions = open_result(result.folder)
     try:
-        check_facts(predictions.table.slide)
         view = read_aggregation(read_manifest(result.folder).recipe)
         model = read_model(predictions.attributes)
     except DAMAGES as error:

@@ -1,6 +1,5 @@
 """One writer per product: a lock file held by `flock`, which the system lets go of when its owner dies."""
 
-import errno
 import fcntl
 import os
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.store.files import open_to_append
 from wsi_pipeline.strict_json import read_bounded
 
 HIDDEN = ".wsi"
@@ -18,14 +18,8 @@ HIDDEN = ".wsi"
 MOST_ATTEMPTS = 100
 MAX_OWNER_BYTES = 4096
 """Of the line by which a writer names itself, with room to spare."""
-OPENING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""A link is not followed, for the file that it leads to would be emptied, and a pipe is not waited for."""
-NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
-"""What the system says of a link, of a folder, and of a socket."""
 STRANGERS = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 """What may lie where a lock file belongs; a device besides."""
-
-
 ANOTHER = "another process"
 
 
@@ -97,23 +91,15 @@ def _lock_file(path: Path, target: Path) -> TextIO:
 def _open_lock(path: Path) -> TextIO:
     """The lock file, made where there is none. Raises OSError, and EnvironmentFault where something else than a regular file lies there."""
     try:
-        handle = os.open(path, OPENING, 0o666)
+        return open(open_to_append(path), "a+")  # noqa: PTH123 - a handle, not a path
     except OSError as error:
-        if error.errno in NO_FILE:
-            _check_regular(path, path.lstat().st_mode)
+        with suppress(OSError):
+            mode = path.lstat().st_mode
+            if not stat.S_ISREG(mode):
+                found = STRANGERS.get(stat.S_IFMT(mode), "a device")
+                remedy = "see whose it is, remove it, and run the same line again"
+                raise EnvironmentFault(f"{path}: is {found}, where wsi keeps a lock file; {remedy}") from error
         raise
-    try:
-        _check_regular(path, os.fstat(handle).st_mode)
-        return open(handle, "a+")  # noqa: PTH123 - a handle, not a path
-    except BaseException:
-        os.close(handle)
-        raise
-
-
-def _check_regular(path: Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        found = STRANGERS.get(stat.S_IFMT(mode), "a device")
-        raise EnvironmentFault(f"{path}: is {found}, where wsi keeps a lock file; see whose it is, remove it, and run the same line again")
 
 
 def is_lock_held(target: Path) -> bool:

@@ -46,6 +46,10 @@ def slide_from_json(value: dict[str, Any]) -> SlideInfo:
         raise TypeError("a name of the slide is no text")
     if slide.slide_id in ("", ".", "..") or set(slide.slide_id) & set("/\\\0"):
         raise ValueError(f"{slide.slide_id[:40]!r} is no name of a slide")
+    if "\0" in slide.path:
+        raise ValueError("the slide's path is none")
+    if slide.magnification is not None and type(slide.magnification) not in (int, float):
+        raise TypeError("the slide's magnification is no number")
     if not MIN_MPP <= slide.mpp <= 10 * MAX_MPP:  # NaN lies nowhere
         raise ValueError(f"the slide has {slide.mpp} µm/px")
     return slide
