@@ -23,7 +23,7 @@ lint: $(VENV)/installed-dev
 
 # Known faults of everything that is installed, by PyPI's advisories: needs a network, and says so where it found out nothing.
 audit: $(VENV)/installed-dev
-	$(BIN)/python tests/audit.py $(BIN)/pip-audit
+	$(BIN)/python tests/project/audit.py $(BIN)/pip-audit
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

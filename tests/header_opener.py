@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests import ROOT
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.slides import open_slide
@@ -55,9 +56,8 @@ class Opener:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.header_opener"]
-        root = Path(__file__).resolve().parents[1]
         null = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=null, cwd=root)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=null, cwd=ROOT)
         assert self._process.stdout is not None
         self._process.stdout.readline()
         return self._process

@@ -8,8 +8,10 @@ from typing import Any
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from tests.builders import rewrite_manifest
+from wsi_pipeline.provenance import canonical_json, recipe_digest
 from wsi_pipeline.store.files import file_checksum
 from wsi_pipeline.store.manifest import MANIFEST
 
@@ -78,3 +80,13 @@ def several(*changes: Change) -> Change:
             one(product)
 
     return change
+
+
+def rewrite_card(path: Path, **changes: object) -> None:
+    """Change what a checkpoint's card says, and its checksum with it."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as stored:
+        card = json.loads(stored.metadata()["wsi"]) | changes
+    card["card_sha256"] = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
+    save_file(load_file(path), path, metadata={"wsi": canonical_json(card)})

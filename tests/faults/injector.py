@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests import ROOT
+
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 HEAVY = ("wsi_cli.main", "wsi_pipeline.pipeline", "wsi_pipeline.jobs.aggregate", "wsi_pipeline.training.run")
 """What loads most of what the commands need."""
 FORK_SAFE_THREAD = "jemalloc_bg_thd"

@@ -1,0 +1,66 @@
+"""Results in Python: numpy, pandas, xarray."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.written_results import CASES, write_result
+from wsi_pipeline import results as results_module
+from wsi_pipeline.errors import ConfigError, StoreError
+from wsi_pipeline.heatmap import Aggregation
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.results import Slide, check_extra, open_results, slides_frame
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Slide:
+    folder = tmp_path_factory.mktemp("results")
+    write_result(folder / "slide", CASES["mixed"], view=View(("summary",), Aggregation(threshold=0.6)))
+    (slide,) = open_results(folder)
+    return slide
+
+
+def test_the_map_is_that_of_the_summary(slide: Slide) -> None:
+    assert slide.heatmap.probability.shape == (4, 5)
+    assert slide.heatmap.threshold == 0.6
+    assert int(slide.heatmap.positive.sum()) == slide.summary.positives == 3
+
+
+def test_any_other_map_can_be_drawn(slide: Slide) -> None:
+    assert int(slide.draw(Aggregation(threshold=0.5)).positive.sum()) == 4
+
+
+def test_regions_are_those_that_count(slide: Slide) -> None:
+    assert sum(region.patches for region in slide.regions) == slide.summary.positives
+
+
+def test_a_frame_has_a_row_per_patch(slide: Slide) -> None:
+    frame = slide.to_frame()
+    assert len(frame) == 6
+    assert frame["positive"].sum() == 3
+    assert frame.loc[(frame["row"] == 0) & (frame["col"] == 0), "probability"].item() == pytest.approx(0.9)
+
+
+def test_xarray_knows_micrometres(slide: Slide) -> None:
+    image = slide.to_xarray()
+    assert image.dims == ("y", "x")
+    assert float(image.sel(x=120, y=80, method="nearest")) == pytest.approx(0.9)  # the first patch covers 0–200 µm
+    assert float(image.sel(x=900, y=700)) == pytest.approx(0.7)  # the centre of cell (3, 4)
+    assert np.isnan(float(image.sel(x=100, y=300)))
+
+
+def test_the_slides_frame_is_indexed_by_name(slide: Slide) -> None:
+    frame = slides_frame(slide.folder.parent)
+    assert frame.loc["slide", "positives"] == 3
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no finished slide"):
+        open_results(tmp_path)
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results_module, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pandas: is not installed; install it with pip install 'wsi-pipeline\[analysis\]'"):
+        check_extra("pandas")

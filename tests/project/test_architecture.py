@@ -1,0 +1,175 @@
+"""Floors and doors: imports point down, each outside library has one door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+
+FLOORS: dict[str, int] = {
+    "__init__": 0, "cores": 0, "csv_text": 0, "errors": 0, "geometry": 0, "outcome": 0, "provenance": 0, "pseudonyms": 0, "sources": 0,
+    "strict_json": 0,
+    "labels": 1, "models": 1, "quality": 1, "scheduling": 1, "slides": 1, "store": 1, "tissue": 1,
+    "crews": 2, "exporting": 2, "heatmap": 2, "inference": 2, "ingestion": 2, "relabelling": 2, "tiling": 2, "training": 2,
+    "outputs": 3,
+    "evaluation": 4, "jobs": 4, "operation": 4, "results": 4,
+    "batch": 5,
+    "run_record": 6,
+    "inference_runs": 7, "store_runs": 7,
+    "pipeline": 8,
+    "demo": 9, "dry_run": 9, "serve": 9,
+}  # fmt: skip
+"""Every part of wsi_pipeline with its floor; a part imports only from floors below its own, except on floor 0."""
+
+DOORS: dict[str, set[str]] = {
+    "openslide": {"slides"},
+    "tifffile": {"outputs", "slides"},
+    "imagecodecs": {"slides", "store"},
+    "PIL": {"slides", "labels"},
+    "zarr": {"store"},
+    "google_crc32c": {"store"},
+    "xxhash": {"store"},
+    "bokeh": {"scheduling"},
+    "dask": {"scheduling"},
+    "dask_cuda": {"scheduling"},
+    "dask_jobqueue": {"scheduling"},
+    "distributed": {"scheduling"},
+    "torch": {"models", "training"},
+    "torchvision": {"models", "training"},
+    "timm": {"models"},
+    "onnxruntime": {"models"},
+    "onnxscript": {"models"},
+    "openvino": {"models"},
+    "safetensors": {"models", "training"},
+    "lightning_fabric": {"training"},
+    "tensorboard": {"training"},
+    "shapely": {"labels", "outputs"},
+    "scipy": {"heatmap", "labels", "training"},
+    "defusedxml": {"labels"},
+    "yaml": {"labels", "scheduling"},
+    "sklearn": {"training"},
+    "skimage": {"tissue", "quality", "heatmap", "demo"},
+    "matplotlib": {"outputs", "training"},
+    "mpl_toolkits": {"outputs"},
+    "jinja2": {"outputs", "serve", "training"},
+    "pyarrow": {"outputs"},
+    "ome_zarr_models": {"outputs"},
+    "pydicom": {"outputs"},
+    "highdicom": {"outputs"},
+    "pandas": {"results"},
+    "xarray": {"results"},
+    "fastapi": {"serve"},
+    "fastapi_offline": {"serve"},
+    "pydantic": {"serve"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
+    "prometheus_client": {"serve"},
+    "numpy": set(FLOORS),
+    "click": set(),
+    "rich": set(),
+}
+"""Which parts of wsi_pipeline may import an outside library; one that is not listed may not be imported at all."""
+
+STANDARD_CLI_LIBRARIES = {"click", "rich"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / "wsi_pipeline").parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Full dotted names of every absolute import, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def outside_libraries(path: Path) -> set[str]:
+    import sys
+
+    tops = {name.split(".")[0] for name in imported(path)}
+    return {top for top in tops if top not in sys.stdlib_module_names and top not in ("wsi_pipeline", "wsi_cli")}
+
+
+def test_every_part_has_a_floor() -> None:
+    assert {part_of(path) for path in modules("wsi_pipeline")} == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", modules("wsi_pipeline"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    part = part_of(path)
+    used = {name.split(".")[1] for name in imported(path) if name.startswith("wsi_pipeline.")} - {part}
+    upward = {other for other in used if FLOORS[other] > FLOORS[part] or (FLOORS[other] == FLOORS[part] != 0)}
+    assert not upward
+
+
+@pytest.mark.parametrize("path", modules("wsi_pipeline"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_outside_libraries_come_through_their_doors(path: Path) -> None:
+    assert {library for library in outside_libraries(path) if part_of(path) not in DOORS.get(library, set())} == set()
+
+
+def test_floor_zero_needs_numpy_only() -> None:
+    floor_zero = [path for path in modules("wsi_pipeline") if FLOORS[part_of(path)] == 0]
+    assert set().union(*map(outside_libraries, floor_zero)) <= {"numpy"}
+
+
+@pytest.mark.parametrize("path", modules("cli"), ids=lambda path: path.name)
+def test_commands_use_click_and_rich_only(path: Path) -> None:
+    assert outside_libraries(path) <= STANDARD_CLI_LIBRARIES
+
+
+def test_there_are_no_import_cycles_between_modules() -> None:
+    graph = {dotted(path): known_targets(path) for path in modules("wsi_pipeline")}
+    visiting: list[str] = []
+    done: set[str] = set()
+
+    def visit(name: str) -> None:
+        assert name not in visiting, f"cycle: {' → '.join([*visiting, name])}"
+        if name in done:
+            return
+        visiting.append(name)
+        for target in graph.get(name, set()):
+            visit(target)
+        visiting.pop()
+        done.add(name)
+
+    for name in graph:
+        visit(name)
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def known_targets(path: Path) -> set[str]:
+    """Modules of ours that a module imports, inside functions too: no import may dodge a cycle."""
+    known = {dotted(other) for other in modules("wsi_pipeline")}
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("wsi_pipeline"):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                names.add(full if full in known else node.module)
+    return names - {dotted(path)}
+
+
+def test_help_loads_no_heavy_library() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from click.testing import CliRunner; from wsi_cli.main import wsi; "
+        "assert CliRunner().invoke(wsi, ['--help']).exit_code == 0; "
+        "print([name for name in ('torch', 'openvino', 'dask', 'zarr', 'numpy', 'matplotlib', 'skimage') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,65 @@
+"""What goes into the wheel, and what README says of it."""
+
+import re
+import tomllib
+
+from tests import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def packages_on_disk() -> set[str]:
+    ours = {path.parent.relative_to(ROOT).parts for path in (ROOT / "wsi_pipeline").rglob("__init__.py")}
+    return {".".join(parts) for parts in ours} | {"wsi_cli"}
+
+
+def test_the_package_list_is_the_folders() -> None:
+    configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(configuration["tool"]["setuptools"]["packages"]) == packages_on_disk()
+
+
+def test_no_dependency_has_an_upper_bound() -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert [dependency for dependency in dependencies if "<" in dependency or "==" in dependency] == []
+
+
+def test_readme_module_map_names_every_module() -> None:
+    block = README.split("## Module map")[1].split("```")[1]
+    named = set(re.findall(r"[\w/]+\.py", block))
+    on_disk = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("wsi_pipeline", "cli")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert named == on_disk
+
+
+def test_readme_lists_every_command() -> None:
+    from wsi_cli.main import COMMANDS
+
+    table = README.split("## Commands")[1].split("##")[0]
+    assert set(re.findall(r"^\| `wsi ([\w-]+)", table, flags=re.MULTILINE)) == set(COMMANDS)
+
+
+def test_every_option_in_readme_and_docs_exists() -> None:
+    """Outside blocks of code, which test_docs.py looks at. An option of another program stands in backticks behind that program's name."""
+    from wsi_cli.main import COMMANDS, wsi
+
+    known = {"--version", "--help", *(option for parameter in wsi.params for option in parameter.opts)}
+    for name in COMMANDS:
+        command = wsi.get_command(None, name)
+        for each in (command, *getattr(command, "commands", {}).values()):
+            known |= {option for parameter in each.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    for example in (ROOT / "examples").glob("*.py"):
+        known |= set(re.findall(r'add_argument\("(--[a-z-]+)"', example.read_text()))
+    for page in (README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))):
+        text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+        spans = re.findall(r"`([^`]*)`", text)
+        ours = " ".join([re.sub(r"`[^`]*`", " ", text), *(span for span in spans if span.startswith(("wsi ", "-", "python examples/")))])
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", ours)) <= known
+
+
+def test_readme_test_command_is_what_ci_runs() -> None:
+    assert "make test" in README
+    assert "make test" in (ROOT / ".ci" / "run").read_text()

@@ -1,0 +1,305 @@
+"""The plain loop and real worker processes keep the same contract."""
+
+import os
+import sys
+import urllib.request
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.counting_jobs import CountJob, Notes
+from wsi_pipeline.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.pipeline import choose_tilers, choose_workers
+from wsi_pipeline.scheduling import Deadlines, Workers, open_crew, run_jobs
+from wsi_pipeline.scheduling.executor import DaskExecutor
+
+CREWS = {"plain loop": Workers(count=0), "two processes": Workers(count=2)}
+
+
+@pytest.fixture(params=CREWS)
+def crew(request: pytest.FixtureRequest) -> Workers:
+    return CREWS[request.param]
+
+
+def make_jobs(tmp_path: Path, count: int, **special: dict[str, object]) -> list[CountJob]:
+    jobs = []
+    for index in range(count):
+        folder = tmp_path / f"job{index}"
+        folder.mkdir()
+        jobs.append(CountJob(folder, blocks=4, **special.get(f"job{index}", {})))  # type: ignore[arg-type]
+    return jobs
+
+
+def test_every_job_is_done(crew: Workers, tmp_path: Path) -> None:
+    notes = Notes()
+    assert run_jobs(make_jobs(tmp_path, 5), crew, notes) == [6] * 5
+    assert sorted(notes.blocks) == [(job, block) for job in range(5) for block in range(4)]
+    assert notes.ends == dict.fromkeys(range(5), 6)
+
+
+def test_a_failing_job_does_not_stop_the_others(crew: Workers, tmp_path: Path) -> None:
+    special: dict[str, dict[str, object]] = {f"job{k}": {"fails_in": place} for k, place in enumerate(("prepare", "block", "finish"))}
+    results = run_jobs(make_jobs(tmp_path, 5, **special), crew, Notes())
+    assert [str(result) for result in results] == ["broken in prepare", "broken in block", "broken in finish", "6", "6"]
+
+
+def test_locks_are_let_go_whatever_happens(crew: Workers, tmp_path: Path) -> None:
+    run_jobs(make_jobs(tmp_path, 3, job1={"fails_in": "block"}), crew, Notes())
+    assert list(tmp_path.glob("*/lock")) == []
+
+
+def test_a_job_held_by_another_is_reported_and_the_rest_go_on(crew: Workers, tmp_path: Path) -> None:
+    results = run_jobs(make_jobs(tmp_path, 3, job0={"is_locked": True}), crew, Notes())
+    assert isinstance(results[0], EnvironmentFault)
+    assert results[1:] == [6, 6]
+
+
+def test_a_job_without_blocks_is_finished(crew: Workers, tmp_path: Path) -> None:
+    assert run_jobs([CountJob(tmp_path, blocks=0)], crew, Notes()) == [0]
+
+
+def test_no_jobs_at_all(crew: Workers) -> None:
+    assert run_jobs([], crew, Notes()) == []
+
+
+def test_the_plain_loop_works_here_and_workers_elsewhere(crew: Workers, tmp_path: Path) -> None:
+    run_jobs(make_jobs(tmp_path, 2), crew, Notes())
+    pids = {int((tmp_path / f"job{job}" / str(block)).read_text()) for job in range(2) for block in range(4)}
+    assert (pids == {os.getpid()}) is (crew.processes == 0)
+
+
+def test_a_step_that_kills_its_worker_fails_its_own_job_only(tmp_path: Path) -> None:
+    results = run_jobs(make_jobs(tmp_path, 3, job1={"fails_in": "kill"}), Workers(count=2), Notes())
+    assert "worker process died over it, also when it ran alone" in str(results[1])
+    assert [results[0], results[2]] == [6, 6]
+
+
+def test_a_scheduler_that_is_not_there_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsi_pipeline.scheduling.cluster.CONNECT_TIMEOUT_S", 1)
+    with pytest.raises(EnvironmentFault, match="cannot be reached"):
+        run_jobs([CountJob(tmp_path, 1)], Workers(scheduler="tcp://127.0.0.1:1"), Notes())
+
+
+def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
+    from wsi_pipeline.scheduling.cluster import connect
+
+    with connect(Workers(count=1)) as executor:
+        client = executor.client
+        assert client.scheduler.address.startswith("tls://127.0.0.1:")
+        assert all(address.startswith("tls://127.0.0.1:") for address in client.scheduler_info(n_workers=-1)["workers"])
+        assert client.cluster.scheduler.http_application.applications == []
+
+
+def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback() -> None:
+    from wsi_pipeline.scheduling.cluster import connect
+
+    with connect(Workers(count=1, has_dashboard=True)) as executor:
+        link = executor.client.dashboard_link
+        assert link.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(link, timeout=30) as answer:
+            assert answer.status == 200
+            assert b"Dask" in answer.read()
+
+
+def test_a_dashboard_without_bokeh_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline.scheduling.cluster import connect
+
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    with (
+        pytest.raises(ConfigError, match=r"pip install 'wsi-pipeline\[dashboard\]'"),
+        connect(Workers(count=1, has_dashboard=True)),
+    ):
+        pass
+
+
+def test_task_names_hold_no_slide_names(tmp_path: Path) -> None:
+    from wsi_pipeline.scheduling.cluster import connect
+    from wsi_pipeline.scheduling.jobs import Step
+
+    with connect(Workers(count=1)) as executor:
+        executor.submit(Step(0, "prepare"), CountJob(tmp_path / "Jane Doe", 1).prepare)
+        assert not any("Jane" in str(key) for key in executor._pending)
+        executor.next_done()
+
+
+def list_groups(dask_scheduler: Any) -> list[str]:
+    return list(dask_scheduler.task_prefixes)
+
+
+def count_spans(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.extensions["spans"].spans)
+
+
+def count_profiles(dask_worker: Any) -> int:
+    return len(dask_worker.profile_history)
+
+
+def read_allocator() -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")}
+
+
+def test_workers_keep_the_memory_that_a_network_will_want_again() -> None:
+    """Dask's own setting hands every freed layer back to the kernel, which makes PyTorch take twice as long."""
+    from wsi_pipeline.scheduling.cluster import connect
+
+    with connect(Workers(count=1)) as executor:
+        (found,) = executor.client.run(read_allocator).values()
+    assert found == {"MALLOC_TRIM_THRESHOLD_": str(64 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
+
+
+def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
+    """What it kept per step, or wrote down of what a worker does, would fill the memory in days."""
+    with open_crew(Workers(count=1)) as crew:
+        run_jobs([CountJob(tmp_path, 2) for _ in range(20)], crew, Notes())
+        executor = crew.executor
+        assert isinstance(executor, DaskExecutor)
+        assert len(executor.client.run_on_scheduler(list_groups)) == 3
+        assert set(executor.client.run(count_profiles).values()) == {0}
+
+
+def test_dask_begins_no_new_notes_where_it_had_nothing_to_do_for_a_moment(tmp_path: Path) -> None:
+    """One per kind of step, however many slides: each would be kept to the end."""
+    from wsi_pipeline.scheduling.cluster import connect
+    from wsi_pipeline.scheduling.jobs import Step
+
+    with connect(Workers(count=1)) as executor:
+        for job in range(6):
+            for kind in ("prepare", "finish"):
+                executor.submit(Step(job, kind), int)
+                executor.next_done()
+        assert executor.client.run_on_scheduler(count_spans) == 2
+
+
+@pytest.mark.parametrize(("cores", "processes", "threads"), [(1, 1, 2), (2, 2, 2), (16, 16, 2), (64, 16, 4)])
+def test_tiling_takes_a_process_per_core(cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsi_pipeline.crews.available_cores", lambda: cores)
+    crew = choose_tilers()
+    assert (crew.processes, crew.threads) == (processes, threads)
+    assert choose_tilers(3).processes == 3
+    assert choose_tilers(scheduler="tls://127.0.0.1:1").count is None
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsi_pipeline.crews.available_cores", lambda: 12)
+    assert [choose_workers(count).threads for count in (None, 0, 1, 4, 12)] == [12, 12, 12, 3, 2]
+
+
+def test_negative_workers_are_refused() -> None:
+    with pytest.raises(ConfigError):
+        Workers(count=-1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "processes"),
+    [(Workers(), 1), (Workers(gpus=("0", "1", "2")), 3), (Workers(count=2, gpus=("0",)), 2), (Workers(count=0, gpus=("0",)), 0)],
+)
+def test_one_process_per_gpu_unless_said_otherwise(workers: Workers, processes: int) -> None:
+    assert workers.processes == processes
+
+
+def test_each_process_sees_one_gpu() -> None:
+    from wsi_pipeline.scheduling.cluster import _place
+
+    seen = [_place(Workers(gpus=("2", "GPU-b")), index) for index in range(3)]
+    assert [entry["env"]["CUDA_VISIBLE_DEVICES"] for entry in seen] == ["2", "GPU-b", "2"]
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("2,3", ("2", "3")), ("GPU-a", ("GPU-a",))])
+def test_gpus_are_those_that_this_process_may_see(visible: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline.models.device import list_gpus
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert list_gpus() == expected
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match="--gpus 0,2: no usable GPU"):
+        choose_workers(gpus=("0", "2"), device="auto")
+
+
+def test_a_scheduler_without_an_address_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is no address and no file"):
+        Workers(scheduler="foo")
+
+
+@pytest.mark.timeout(120)
+def test_a_product_that_is_not_here_is_not_called_done(tmp_path: Path) -> None:
+    """A cluster whose workers see other folders: what they made is not where this machine looks."""
+    from tests.builders import paint
+    from tests.builders import write_slide as write
+    from wsi_pipeline.geometry import PatchSpec
+    from wsi_pipeline.jobs.tile import TileJob
+    from wsi_pipeline.pipeline import tile_slides
+    from wsi_pipeline.tiling import TileConfig
+
+    write(tmp_path / "s.tiff", paint(60, 60))
+    finish = TileJob.finish
+
+    def finish_elsewhere(job: TileJob, plan: object, reports: object) -> object:
+        outcome = finish(job, plan, reports)  # type: ignore[arg-type]
+        job.target.rename(tmp_path / "elsewhere")
+        return outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TileJob, "finish", finish_elsewhere)
+        with pytest.raises(EnvironmentFault, match="is not here; give a folder that this machine and the workers share"):
+            tile_slides([tmp_path / "s.tiff"], tmp_path / "out", TileConfig(spec=PatchSpec(mpp=0.5)), workers=Workers(count=0))
+
+
+@pytest.mark.parametrize("seconds", [{"floor_s": 0}, {"first_s": -1}, {"factor": 0}])
+def test_deadlines_that_no_step_can_keep_are_refused(seconds: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="deadlines must be above 0"):
+        Deadlines(**seconds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "expected"),
+    [("block", [], 600), ("block", [1, 1], 600), ("block", [1, 2, 3], 60), ("block", [5, 7, 90], 70), ("finish", [1, 1, 1], 7200)],
+)
+def test_a_block_may_take_ten_medians_and_a_minute_at_least(kind: str, before: list[float], expected: float) -> None:
+    from wsi_pipeline.scheduling.jobs import Step
+    from wsi_pipeline.scheduling.watch import choose_deadline
+
+    assert choose_deadline(Step(0, kind), Deadlines(), deque(before)) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cluster": "pbs"}, "must be one of local, slurm, cuda"),
+        ({"cluster": "slurm"}, "--cluster slurm and --slurm-config belong together"),
+        ({"cluster": "cuda", "scheduler": "tls://h:1"}, "give a running cluster or --cluster cuda, not both"),
+    ],
+)
+def test_crews_that_contradict_themselves_are_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Workers(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a", "must be a table"),
+        ("cores: [", "cannot be read as YAML"),
+        ("protocol: tcp", "protocol: not to be set here"),
+        ("jobs: many", "jobs is 'many'"),
+    ],
+)
+def test_a_slurm_configuration_that_makes_no_sense_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    from wsi_pipeline.scheduling.cluster import read_slurm_config
+
+    (tmp_path / "slurm.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_slurm_config(tmp_path / "slurm.yaml")
+
+
+def test_what_dask_cuda_would_start_is_refused_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    with pytest.raises(ConfigError, match="--cluster cuda needs dask-cuda"):
+        run_jobs([CountJob(tmp_path, 1)], Workers(cluster="cuda"), Notes())

@@ -1,0 +1,235 @@
+"""`wsi aggregate`: outputs anew from stored probabilities, without model or slide."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from wsi_cli.options import COLORMAPS
+
+from tests.builders import folder_bytes, make_checkpoint, paint_noise, rewrite_manifest, write_model, write_slide
+from tests.commands import run
+from tests.strangers import Change, edit_json, several, vouch
+from tests.written_results import CASES, FORMATS, write_result
+from wsi_pipeline.errors import StoreError
+from wsi_pipeline.heatmap import Aggregation
+from wsi_pipeline.jobs.aggregate import aggregate_results
+from wsi_pipeline.outcome import SlideState
+from wsi_pipeline.outputs import result as output_result
+from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.pipeline import InferConfig, infer_slides
+from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.store.manifest import read_manifest
+from wsi_pipeline.store.predictions import FOLDER
+from wsi_pipeline.tiling import TileConfig
+from wsi_pipeline.tissue import TissueParameters
+
+TABLES = View(("summary", "csv", "geojson"))
+AT_08 = replace(TABLES, aggregation=Aggregation(threshold=0.8))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    write_result(folder / "a", CASES["mixed"], view=TABLES)
+    write_result(folder / "b", CASES["everything positive"], view=TABLES)
+    return folder
+
+
+def test_another_threshold_is_recorded_with_who_chose_it(results: Path) -> None:
+    aggregate_results(results, AT_08)
+    summary = read_summary(results / "a")
+    assert (summary.positives, summary.threshold, summary.threshold_source) == (1, 0.8, "user")
+    assert json.loads((results / "aggregate.json").read_text())["view"]["threshold"] == 0.8
+
+
+def test_the_tables_of_the_folder_follow(results: Path) -> None:
+    aggregate_results(results, AT_08)
+    with (results / "slides.csv").open(newline="") as stream:
+        assert {row["slide_id"]: row["threshold"] for row in csv.DictReader(stream)} == {"a": "0.8", "b": "0.8"}
+    assert (results / "slides.parquet").exists()
+    assert (results / "index.html").exists()
+
+
+def edit_table(*keys: str, value: object) -> Change:
+    return several(edit_json("predictions.zarr/zarr.json", "attributes", *keys, value=value), vouch)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda product: rewrite_manifest(product, lambda manifest: manifest.update(recipe=None)),
+        lambda product: rewrite_manifest(product, lambda manifest: manifest.update(counts=[])),
+        edit_table("grid", "spec", "stride_px", value=2.5),
+        edit_table("slide", "level_downsamples", value=["1/0"]),
+    ],
+    ids=["no recipe", "no counts", "half a pixel", "divided by none"],
+)
+def test_a_result_that_cannot_be_fails_and_its_neighbour_is_done(change: Change, results: Path) -> None:
+    change(results / "a")
+    account = aggregate_results(results, AT_08)
+    assert [outcome.state for outcome in account.outcomes] == [SlideState.FAILED, SlideState.OK]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("patches", -5), ("patches", 10**30), ("positive_class", "\ud800"), ("positive_fraction", 1.5), ("mpp", -0.5)]
+)
+def test_a_figure_that_cannot_be_is_in_no_table(name: str, value: object, results: Path) -> None:
+    several(edit_json("summary.json", name, value=value), vouch)(results / "a")
+    account = aggregate_results(results, TABLES)
+    assert [outcome.state for outcome in account.outcomes] == [SlideState.FAILED, SlideState.OK]
+    with (results / "slides.csv").open(newline="") as stream:
+        assert [row["slide_id"] for row in csv.DictReader(stream)] == ["b"]
+
+
+def test_there_and_back_gives_the_same_bytes(results: Path) -> None:
+    before = folder_bytes(results / "a")
+    aggregate_results(results, AT_08)
+    assert folder_bytes(results / "a") != before
+    aggregate_results(results, TABLES)
+    assert folder_bytes(results / "a") == before
+
+
+def test_the_probabilities_stay_as_they_are(results: Path) -> None:
+    before = folder_bytes(results / "a" / FOLDER)
+    aggregate_results(results, replace(AT_08, aggregation=Aggregation(smooth_um=300)))
+    assert folder_bytes(results / "a" / FOLDER) == before
+
+
+def test_what_is_there_already_is_left_alone(results: Path) -> None:
+    aggregate_results(results, AT_08)
+    inode = (results / "a" / "summary.json").stat().st_ino
+    account = aggregate_results(results, AT_08)
+    assert all(outcome.is_resumed_whole for outcome in account.outcomes)
+    assert (results / "a" / "summary.json").stat().st_ino == inode
+
+
+def test_another_folder_leaves_the_results_untouched(results: Path, tmp_path: Path) -> None:
+    before = folder_bytes(results)
+    aggregate_results(results, AT_08, tmp_path / "out")
+    assert folder_bytes(results) == before
+    assert read_summary(tmp_path / "out" / "a").threshold == 0.8
+    assert read_summary(tmp_path / "out" / "b").positives == 4
+
+
+def test_another_folder_holds_results_that_can_be_aggregated_again(results: Path, tmp_path: Path) -> None:
+    aggregate_results(results, AT_08, tmp_path / "out")
+    aggregate_results(tmp_path / "out", TABLES)
+    assert read_summary(tmp_path / "out" / "a").positives == read_summary(results / "a").positives
+
+
+def test_a_damaged_slide_does_not_stop_the_others(results: Path) -> None:
+    chunk = next((results / "a" / FOLDER / "probability" / "c").iterdir())
+    content = bytearray(chunk.read_bytes())
+    content[0] ^= 1
+    chunk.write_bytes(content)
+    account = aggregate_results(results, AT_08)
+    assert [outcome.state for outcome in account.outcomes] == [SlideState.FAILED, SlideState.OK]
+    assert "damaged" in account.outcomes[0].message
+    assert read_summary(results / "b").threshold == 0.8
+
+
+def test_a_writer_that_fails_leaves_the_slide_as_it_was(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline.outputs import WRITERS
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = folder_bytes(results / "a")
+    monkeypatch.setitem(WRITERS, "geojson", fail)
+    account = aggregate_results(results, AT_08)
+    assert account.exit_code == 5
+    assert folder_bytes(results / "a") == before
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no finished slide"):
+        aggregate_results(tmp_path, TABLES)
+
+
+@pytest.mark.parametrize("case", ["all unreadable", "one patch", "no patches", "nothing positive"])
+def test_every_case_can_be_aggregated(case: str, tmp_path: Path) -> None:
+    write_result(tmp_path / "slide", CASES[case], view=TABLES)
+    view = View(FORMATS, Aggregation(threshold=0.0, smooth_um=500, min_region_mm2=0.01))
+    (outcome,) = aggregate_results(tmp_path, view).outcomes
+    known = sum(not np.isnan(value) for value in CASES[case])
+    assert read_summary(tmp_path / "slide").positives == known
+    assert outcome.patches == len(CASES[case])
+
+
+# The command line, and what inference does beside it.
+
+
+def test_the_command_line_does_the_same(results: Path, tmp_path: Path) -> None:
+    options = ["--threshold", 0.8, "--smooth", 100, "--min-region-mm2", 0.05, "--outputs", "csv,geojson"]
+    done = run("aggregate", results, *options, "--out", tmp_path / "out")
+    assert done.exit_code == 3, done.output  # one slide has an unreadable patch
+    assert "in 2 = ok 1 + zero 0 + damaged 1 + failed 0" in done.output
+    view = View(TABLES.formats, Aggregation(0.8, 100.0, 0.05))
+    assert read_manifest(tmp_path / "out" / "a").recipe["view"] == view.to_json()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--threshold", "2"), ("--alpha", "-1"), ("--colormap", "jet"), ("--smooth", "-5")])
+def test_values_out_of_range_are_usage_errors(option: str, value: str, results: Path) -> None:
+    assert run("aggregate", results, option, value).exit_code == 2
+
+
+def test_an_unknown_format_stops_before_anything_is_done(results: Path) -> None:
+    before = folder_bytes(results)
+    done = run("aggregate", results, "--outputs", "csv,excel")
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert folder_bytes(results) == before
+
+
+def test_the_colormaps_on_offer_are_those_there_are() -> None:
+    assert tuple(COLORMAPS) == output_result.COLORMAPS
+
+
+@pytest.fixture(scope="module")
+def inferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide of noise, 3 × 4 patches, inferred with a gallery."""
+    folder = tmp_path_factory.mktemp("inferred")
+    write_slide(folder / "slides" / "s.tiff", paint_noise(200, 150), mpp=0.5)
+    write_model(folder / "model.safetensors", make_checkpoint(mpp=0.5))
+    infer(folder, View(("gallery", "summary", "csv")))
+    return folder
+
+
+def infer(folder: Path, view: View) -> bool:
+    """Infer the slides of a folder; whether nothing was left to do."""
+    config = InferConfig(TileConfig(tissue=TissueParameters(min_tissue=0)), device="cpu", view=view)
+    (outcome,) = infer_slides(
+        [folder / "slides"], folder / "model.safetensors", folder / "results", config, workers=Workers(count=0)
+    ).outcomes
+    return outcome.is_resumed_whole
+
+
+def test_the_gallery_shows_patches_of_the_slide(inferred: Path) -> None:
+    with Image.open(inferred / "results" / "s" / "gallery.png") as image:
+        colors = np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)
+    assert len(colors) > 1000  # noise has them, a white sheet with frames and text has not
+
+
+def test_other_outputs_are_made_without_predicting_again(inferred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsi_pipeline import inference
+
+    monkeypatch.setattr(inference, "predict_block", lambda *_: pytest.fail("predicted again"))
+    assert not infer(inferred, View(("gallery", "summary", "parquet")))
+    assert infer(inferred, View(("gallery", "summary", "parquet")))
+    assert (inferred / "results" / "s" / "patches.parquet").exists()
+    assert not (inferred / "results" / "s" / "patches.csv").exists()
+
+
+def test_aggregation_without_the_slide_keeps_the_gallery(inferred: Path) -> None:
+    before = (inferred / "results" / "s" / "gallery.png").read_bytes()
+    (inferred / "slides" / "s.tiff").rename(inferred / "moved.tiff")
+    try:
+        account = aggregate_results(inferred / "results", View(("gallery", "summary"), Aggregation(threshold=0.9)))
+    finally:
+        (inferred / "moved.tiff").rename(inferred / "slides" / "s.tiff")
+    assert account.exit_code == 0
+    assert (inferred / "results" / "s" / "gallery.png").read_bytes() == before
