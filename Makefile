@@ -10,7 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/wsi demo --out wsi-demo
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 # Every fault of tests/faults, of which `make test` takes a sample.
 test-faults: $(VENV)/installed-test

@@ -41,6 +41,12 @@ def paint_noise(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def tissue(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Pink tissue with texture."""
+    noise = paint_noise(width, height, seed).astype(np.int16) // 8 - 16
+    return np.clip(np.array(PINK) + noise, 0, 255).astype(np.uint8)
+
+
 def write_slide(path: Path, pixels: NDArray[np.uint8], mpp: float = 0.5) -> Path:
     """A pyramidal TIFF that OpenSlide reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,15 +150,29 @@ def make_training_stores(folder: Path, patients: int = 4, patches: int = 24) -> 
     return folder
 
 
-def make_checkpoint(*, mpp: float = 0.5, threshold: float = 0.5, bias: float | None = None, side_px: int = 50, seed: int = 0) -> Checkpoint:
-    """An idc_cnn with seeded random weights; with `bias`, one whose logit is `bias` for every patch."""
+SMALL = "wide_resnet_10_1"
+"""A network whose weights are soon written, hashed and run."""
+LAST_LAYERS = {SMALL: "classifier", "idc_cnn": "classifier.6"}
+
+
+def make_checkpoint(
+    *,
+    mpp: float = 0.5,
+    threshold: float = 0.5,
+    bias: float | None = None,
+    side_px: int = 50,
+    seed: int = 0,
+    architecture: str = SMALL,
+) -> Checkpoint:
+    """A network with seeded random weights; with `bias`, one whose logit is `bias` for every patch."""
     torch.manual_seed(seed)
-    weights = build_network("idc_cnn", side_px).state_dict()
+    weights = build_network(architecture, side_px).state_dict()
     if bias is not None:
-        weights["classifier.6.weight"] = torch.zeros_like(weights["classifier.6.weight"])
-        weights["classifier.6.bias"] = torch.full_like(weights["classifier.6.bias"], bias)
+        last = LAST_LAYERS[architecture]
+        weights[f"{last}.weight"] = torch.zeros_like(weights[f"{last}.weight"])
+        weights[f"{last}.bias"] = torch.full_like(weights[f"{last}.bias"], bias)
     return Checkpoint(
-        architecture="idc_cnn",
+        architecture=architecture,
         spec=PatchSpec(side_px, side_px, mpp),
         class_names=("negative", "positive"),
         normalisation=Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),

@@ -14,10 +14,9 @@ import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 
-from tests.builders import PINK, paint_noise, write_model, write_slide
+from tests.builders import tissue, write_model, write_slide
+from tests.commands import HERE, infer
 from wsi_pipeline.outputs.view import View
-from wsi_pipeline.pipeline import InferConfig, infer_slides
-from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.serve.server import base_url, bind, configure
 from wsi_pipeline.serve.services import Services, open_services
 from wsi_pipeline.serve.settings import ServeSettings
@@ -28,7 +27,6 @@ from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, prepare_predicti
 
 TOKEN = "token-of-the-tests"
 ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
-HERE = Workers(count=0)
 
 
 @contextlib.contextmanager
@@ -67,12 +65,6 @@ def connect(url: str, **headers: str) -> httpx.Client:
     return httpx.Client(base_url=url, headers=ALLOWED | headers, timeout=30)
 
 
-def tissue(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Pink tissue with texture."""
-    noise = paint_noise(width, height, seed).astype(np.int16) // 8 - 16
-    return np.clip(np.array(PINK) + noise, 0, 255).astype(np.uint8)
-
-
 def make_run(root: Path, slides: Sequence[str] = ("one", "two"), name: str = "results", seed: int = 0) -> Path:
     """Slides of 600 × 500 px at 0.5 µm/px in `root/slides`, inferred by a random model into `root/name`: 12 × 10 cells of 25 µm."""
     for index, slide in enumerate(slides):
@@ -84,7 +76,7 @@ def make_run(root: Path, slides: Sequence[str] = ("one", "two"), name: str = "re
         from tests.builders import make_checkpoint
 
         write_model(model, make_checkpoint(seed=seed))
-    infer_slides([root / "slides"], model, root / name, InferConfig(device="cpu", view=View(formats=("summary",))), workers=HERE)
+    infer(root / "slides", model, root / name, engine="auto", precision="auto")  # as the server computes what is sent to it
     return root / name
 
 

@@ -11,8 +11,10 @@ from wsi_cli.main import COMMANDS
 
 from cli.main import printable
 from tests.builders import PINK, make_training_stores, paint, write_model, write_png, write_slide
-from tests.commands import run
+from tests.commands import PLAIN, run
 from wsi_pipeline.store.patches import PatchStore
+
+HERE_AND_PLAIN = (*PLAIN, "--workers", 0)
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_failures_are_named_on_stderr_and_the_traceback_is_in_the_log(slides: Pa
 
 def test_infer_view_and_evaluate(slides: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors")
-    result = run("infer", "--slides", slides, "--model", model, "--results-dir", tmp_path / "results", "--workers", 0, "--device", "cpu")
+    result = run("infer", "--slides", slides, "--model", model, "-o", tmp_path / "results", *HERE_AND_PLAIN)
     assert result.exit_code == 0
     assert "patches of 50 px at 0.5 µm/px, positive from probability 0.500 on" in result.stdout
     shown = run("view", tmp_path / "results", "--no-open")
@@ -129,7 +131,7 @@ def test_infer_view_and_evaluate(slides: Path, tmp_path: Path) -> None:
 
 def test_infer_takes_the_peers_option_names(slides: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors")
-    assert run("infer", "--wsi-dir", slides, "-m", model, "-o", tmp_path / "results", "--num-workers", 0).exit_code == 0
+    assert run("infer", "--wsi-dir", slides, "-m", model, "-o", tmp_path / "results", *PLAIN, "--num-workers", 0).exit_code == 0
 
 
 def test_infer_takes_either_slides_or_stores(slides: Path, tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_infer_takes_either_slides_or_stores(slides: Path, tmp_path: Path) -> No
 def test_infer_from_stores(slides: Path, tmp_path: Path) -> None:
     run("tile", slides, "-o", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
     model = write_model(tmp_path / "m.safetensors")
-    result = run("infer", "--stores", tmp_path / "stores", "--model", model, "-o", tmp_path / "results", "--workers", 0)
+    result = run("infer", "--stores", tmp_path / "stores", "--model", model, "-o", tmp_path / "results", *HERE_AND_PLAIN)
     assert result.exit_code == 0
     assert (tmp_path / "results" / "one" / "summary.json").is_file()
 
@@ -224,7 +226,7 @@ def test_names_cannot_move_the_cursor(tmp_path: Path) -> None:
 
 def test_run_json_says_what_was_done(slides: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors")
-    run("infer", "--slides", slides, "--model", model, "-o", tmp_path / "results", "--workers", 0, "--batch-size", 7)
+    run("infer", "--slides", slides, "--model", model, "-o", tmp_path / "results", *HERE_AND_PLAIN, "--batch-size", 7)
     record = json.loads((tmp_path / "results" / "run.json").read_text())
     assert record["parameters"]["batch_size"] == 7
     assert record["parameters"]["tiling"]["spec"] == {"side_px": 50, "stride_px": 50, "mpp": 0.5}

@@ -16,6 +16,8 @@ from wsi_pipeline.operation.status import read_status
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import find_damage
 
+pytestmark = pytest.mark.system
+
 WSI = "from wsi_cli.main import wsi; wsi()"
 EAGER = "import wsi_cli.progress; wsi_cli.progress.PLAIN_INTERVAL_S = 0; " + WSI
 """With a line of progress at every step."""
@@ -105,7 +107,6 @@ def wait_for_work(process: "subprocess.Popen[bytes]", results: Path) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 def test_terminating_again_and_again_breaks_nothing_off(long_run: tuple[object, ...], tmp_path: Path) -> None:
     process = start(*long_run, "--workers", 2, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wait_for_work(process, tmp_path / "results")

@@ -282,6 +282,7 @@ def test_info_says_who_reads_the_slide(slide: Path) -> None:
     )
 
 
+@pytest.mark.system
 def test_tiling_needs_no_torch(tmp_path: Path) -> None:
     """Loading it takes seconds and a third of a gigabyte, in this process and in every worker."""
     write_slide(tmp_path / "s.tiff", paint(100, 100), mpp=0.5)

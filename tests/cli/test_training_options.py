@@ -18,6 +18,8 @@ from tests.builders import folder_bytes, make_training_stores, write_model
 from tests.commands import run
 from wsi_pipeline.training.config import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("plots_left_out")
+
 CHANGED: dict[str, Any] = {
     "--arch": "wide_resnet", "--dropout": 0.1, "--head": "dense20", "--batch-norm": None, "--logits": 2, "--init": "he",
     "--download-weights": None, "--batch-size": 7, "--optimizer": "sgd", "--lr": 0.5, "--head-lr": 0.1, "--schedule": "cosine",
@@ -133,6 +135,7 @@ def test_lr_find_suggests_a_rate(tmp_path: Path) -> None:
     assert (tmp_path / "sweep" / "lr_find.png").is_file()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(signal_number: signal.Signals, tmp_path: Path) -> None:
     stores = make_training_stores(tmp_path / "stores", patients=3, patches=40)

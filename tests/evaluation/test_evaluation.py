@@ -9,24 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.builders import make_checkpoint, make_store, make_table, make_training_stores, rewrite_manifest, write_model
-from tests.commands import run
+from tests.builders import SMALL, make_checkpoint, make_store, make_table, make_training_stores, rewrite_manifest, write_model
+from tests.commands import infer, run
 from wsi_pipeline.errors import LabelError, StoreError
 from wsi_pipeline.evaluation import evaluate_results
 from wsi_pipeline.models.checkpoint import Checkpoint
-from wsi_pipeline.pipeline import InferConfig, infer_stores
-from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.files import file_checksum
 from wsi_pipeline.training.calibration import ThresholdRule
 from wsi_pipeline.training.comparison import compare
 from wsi_pipeline.training.metrics import FIGURES
 
+pytestmark = pytest.mark.usefixtures("plots_left_out")
+
 CELLS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def infer(stores: Path, checkpoint: Checkpoint, folder: Path) -> Path:
-    model = write_model(folder.with_suffix(".safetensors"), checkpoint)
-    infer_stores([stores], model, folder, InferConfig(device="cpu"), workers=Workers(count=0))
+def infer_by(stores: Path, checkpoint: Checkpoint, folder: Path) -> Path:
+    """Results of a checkpoint on stores, in a folder."""
+    infer(stores, write_model(folder.with_suffix(".safetensors"), checkpoint), folder)
     return folder
 
 
@@ -35,8 +35,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stores of three patients, with the results of two models: one knows nothing, the other has random weights."""
     folder = tmp_path_factory.mktemp("evaluation")
     make_training_stores(folder / "stores", patients=3)
-    infer(folder / "stores", make_checkpoint(bias=1.0), folder / "constant")
-    infer(folder / "stores", replace(make_checkpoint(seed=3), temperature=2.0), folder / "random")
+    infer_by(folder / "stores", make_checkpoint(bias=1.0), folder / "constant")
+    infer_by(folder / "stores", replace(make_checkpoint(seed=3), temperature=2.0), folder / "random")
     return folder
 
 
@@ -51,7 +51,7 @@ def test_a_promise_of_three_quarters_that_comes_true_half_the_time(place: Path) 
 
 def test_the_temperature_is_undone_for_the_figures_before(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "stores", tmp_path / "stores")
-    calibrated = evaluate_results(infer(tmp_path / "stores", replace(make_checkpoint(bias=1.0), temperature=2.0), tmp_path / "half"))
+    calibrated = evaluate_results(infer_by(tmp_path / "stores", replace(make_checkpoint(bias=1.0), temperature=2.0), tmp_path / "half"))
     before, after = calibrated.judgement.before, calibrated.judgement.after
     assert before.expected_calibration_error == pytest.approx(1 / (1 + np.exp(-1)) - 0.5, abs=1e-6)
     assert after.expected_calibration_error == pytest.approx(1 / (1 + np.exp(-0.5)) - 0.5, abs=1e-6)
@@ -90,7 +90,7 @@ def test_worst_patches_come_from_the_stores(place: Path) -> None:
 
 def test_worst_patches_without_their_store_are_counted(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "stores", tmp_path / "stores")
-    results = infer(tmp_path / "stores", make_checkpoint(bias=1.0), tmp_path / "results")
+    results = infer_by(tmp_path / "stores", make_checkpoint(bias=1.0), tmp_path / "results")
     shutil.rmtree(tmp_path / "stores")
     evaluate_results(results)
     text = (results / "evaluation.html").read_text()
@@ -100,7 +100,7 @@ def test_worst_patches_without_their_store_are_counted(place: Path, tmp_path: Pa
 
 def test_a_store_of_other_content_lends_no_pictures(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s" / "a.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], slide_id="a"))
-    results = infer(tmp_path / "s", make_checkpoint(bias=1.0), tmp_path / "results")
+    results = infer_by(tmp_path / "s", make_checkpoint(bias=1.0), tmp_path / "results")
     shutil.rmtree(store)
     table = make_table(CELLS, labels=[0, 1, 0, 1], slide_id="a")
     make_store(store, replace(table, slide=replace(table.slide, fingerprint="another slide")))
@@ -132,14 +132,14 @@ def test_a_leaky_model_is_called_one_wherever_it_is_judged(place: Path, tmp_path
     for folder in ("p0", "p1", "p2"):
         _mark_leaky(tmp_path / "leaky" / folder)
     result = run("evaluate", tmp_path / "leaky")
-    assert result.stdout.startswith("WARNING: idc_cnn")
+    assert result.stdout.startswith(f"WARNING: {SMALL}")
     assert "split at random: patients on both sides, figures are inflated" in result.stdout
     assert 'class="leak"' in (tmp_path / "leaky" / "evaluation.html").read_text()
 
 
 def test_judging_a_model_on_the_patients_that_made_it_is_said(place: Path, tmp_path: Path) -> None:
     split = {"split": {"train": ["p0"], "val": ["p2"], "test": ["p1"]}}
-    results = infer(place / "stores", replace(make_checkpoint(), training=split), tmp_path / "known")
+    results = infer_by(place / "stores", replace(make_checkpoint(), training=split), tmp_path / "known")
     evaluation = evaluate_results(results)
     [warning] = evaluation.warnings
     assert warning.endswith(": 2 of 3 patients judged here trained it or chose its threshold; figures are inflated")
@@ -149,7 +149,7 @@ def test_judging_a_model_on_the_patients_that_made_it_is_said(place: Path, tmp_p
 
 def test_patients_that_a_model_never_saw_give_no_warning(place: Path, tmp_path: Path) -> None:
     strangers = {"split": {"train": ["a"], "val": ["b"], "test": ["p1"]}}
-    assert evaluate_results(infer(place / "stores", replace(make_checkpoint(), training=strangers), tmp_path / "new")).warnings == ()
+    assert evaluate_results(infer_by(place / "stores", replace(make_checkpoint(), training=strangers), tmp_path / "new")).warnings == ()
 
 
 def _mark_leaky(folder: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_model_does_not_differ_from_itself(place: Path) -> None:
 def test_what_only_one_of_them_saw_is_left_out(place: Path, tmp_path: Path) -> None:
     (tmp_path / "stores").mkdir()
     shutil.copytree(place / "stores" / "p1.patches.zarr", tmp_path / "stores" / "p1.patches.zarr")
-    fewer = infer(tmp_path / "stores", make_checkpoint(seed=8), tmp_path / "fewer")
+    fewer = infer_by(tmp_path / "stores", make_checkpoint(seed=8), tmp_path / "fewer")
     compared = evaluate_results(place / "random", compare_with=fewer).compared
     assert compared is not None
     assert (compared.figures.patches, compared.figures.patients, compared.left_out) == (24, 1, 48)
@@ -202,7 +202,7 @@ def test_a_model_has_one_threshold_in_one_report(place: Path, tmp_path: Path) ->
     # By itself, p1 would get another threshold than all three together.
     (tmp_path / "stores").mkdir()
     shutil.copytree(place / "stores" / "p1.patches.zarr", tmp_path / "stores" / "p1.patches.zarr")
-    fewer = infer(tmp_path / "stores", make_checkpoint(seed=3), tmp_path / "fewer")
+    fewer = infer_by(tmp_path / "stores", make_checkpoint(seed=3), tmp_path / "fewer")
     rule = ThresholdRule("sensitivity", 0.5)
     alone = evaluate_results(fewer, threshold=rule).judgement.scores.threshold
     evaluation = evaluate_results(place / "random", threshold=rule, compare_with=fewer)
@@ -219,7 +219,7 @@ def test_an_older_comparison_goes_with_its_page(place: Path) -> None:
 
 def test_models_that_share_nothing_are_not_compared(place: Path, tmp_path: Path) -> None:
     make_store(tmp_path / "s" / "x.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], slide_id="x"))
-    other = infer(tmp_path / "s", make_checkpoint(), tmp_path / "other")
+    other = infer_by(tmp_path / "s", make_checkpoint(), tmp_path / "other")
     with pytest.raises(StoreError, match="shares no labelled cell"):
         evaluate_results(place / "random", compare_with=other)
 
@@ -227,7 +227,7 @@ def test_models_that_share_nothing_are_not_compared(place: Path, tmp_path: Path)
 def test_other_labels_are_not_compared(tmp_path: Path) -> None:
     for name, labels in (("one", [0, 1, 0, 1]), ("other", [0, 1, 1, 1])):
         make_store(tmp_path / name / "a.patches.zarr", make_table(CELLS, labels=labels, slide_id="a"))
-        infer(tmp_path / name, make_checkpoint(), tmp_path / f"results-{name}")
+        infer_by(tmp_path / name, make_checkpoint(), tmp_path / f"results-{name}")
     with pytest.raises(LabelError, match="a: 1 cells are labelled otherwise"):
         evaluate_results(tmp_path / "results-one", compare_with=tmp_path / "results-other")
 
@@ -235,7 +235,7 @@ def test_other_labels_are_not_compared(tmp_path: Path) -> None:
 def test_other_patients_are_not_compared(tmp_path: Path) -> None:
     for name in ("one", "other"):
         make_store(tmp_path / name / "a.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], slide_id="a", patient_id=name))
-        infer(tmp_path / name, make_checkpoint(), tmp_path / f"results-{name}")
+        infer_by(tmp_path / name, make_checkpoint(), tmp_path / f"results-{name}")
     with pytest.raises(StoreError, match="of patient one here, of other there"):
         evaluate_results(tmp_path / "results-one", compare_with=tmp_path / "results-other")
 

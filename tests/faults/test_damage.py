@@ -8,34 +8,30 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.builders import make_checkpoint, make_store, make_table, write_model
+from tests.builders import make_store, make_table, write_model
+from tests.commands import infer
 from tests.faults.workloads import SMALL
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.evaluation.truth import label_results
 from wsi_pipeline.exporting import export_model
 from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.jobs.aggregate import aggregate_results
-from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.operation.verification import find_products, verify
 from wsi_pipeline.outcome import SlideState
 from wsi_pipeline.outputs.run_tables import read_finished
 from wsi_pipeline.outputs.view import View
-from wsi_pipeline.pipeline import InferConfig, infer_stores
-from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.manifest import MANIFEST
 from wsi_pipeline.store.predictions import FOLDER
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.run import SplitChoice, TrainListener, train
 
 WHOLE = os.environ.get("WSI_FAULTS") == "all"
-HERE = Workers(count=0)
 
 
 def delete(path: Path, other: Path, seed: int) -> None:
@@ -119,7 +115,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table = make_table([(k // 4, k % 4) for k in range(12)], labels=labels.tolist(), slide_id=f"p{number}", block_size=4)
         make_store(root / "stores" / f"p{number}.patches.zarr", table, pixels)
     train_on(root / "stores", root / "model")
-    infer_stores([root / "stores" / "p0.patches.zarr"], root / "model" / "model.safetensors", root / "results", workers=HERE)
+    infer(root / "stores" / "p0.patches.zarr", root / "model" / "model.safetensors", root / "results", view=View())
     export_model(root / "model", ["torchscript"], root / "export")
     return root
 
@@ -193,13 +189,11 @@ def test_training_refuses_every_damaged_store_before_it_begins(base: Path, tmp_p
 
 
 def test_inference_refuses_every_damaged_store_before_use(base: Path, tmp_path: Path, count: Count) -> None:
-    weights = build_network(SMALL, 50).state_dict()
-    model = write_model(tmp_path / "m.safetensors", replace(make_checkpoint(), architecture=SMALL, weights=weights))
-    config = InferConfig(view=View(formats=("summary",)), engine="torch", device="cpu")
+    model = write_model(tmp_path / "m.safetensors")
     missed = []
     for done, names in every_damage(base / "stores" / "p0.patches.zarr", count):
         results = tmp_path / "results"
-        [outcome] = infer_stores([base / "stores" / "p0.patches.zarr"], model, results, config, workers=HERE).outcomes
+        [outcome] = infer(base / "stores" / "p0.patches.zarr", model, results).outcomes
         is_named = any(name in outcome.message for name in names) or MANIFEST in names
         if outcome.state is not SlideState.FAILED or not is_named or (results / "p0").exists():
             missed.append(f"{done}: {outcome.state.value}: {outcome.message}")
@@ -217,11 +211,10 @@ def test_aggregation_refuses_every_damaged_result(base: Path, count: Count) -> N
 
 
 def test_inference_makes_no_outputs_of_damaged_predictions(base: Path, tmp_path: Path, count: Count) -> None:
-    config = InferConfig(view=View(formats=("summary",)))
     missed = []
     for done, _ in every_damage(base / "results" / "p0", count, lambda name: name.startswith(FOLDER)):
         model = base / "model" / "model.safetensors"
-        [outcome] = infer_stores([base / "stores" / "p0.patches.zarr"], model, base / "results", config, workers=HERE).outcomes
+        [outcome] = infer(base / "stores" / "p0.patches.zarr", model, base / "results").outcomes
         missed += [] if outcome.state is SlideState.FAILED else [f"{done}: {outcome.message}"]
     assert missed == []
 

@@ -7,22 +7,19 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 from PIL import Image
 
-from tests.builders import PINK, folder_bytes, make_checkpoint, make_training_stores, paint_noise, write_model, write_slide
+from tests.builders import PINK, SMALL, folder_bytes, make_training_stores, paint_noise, write_model, write_slide
 from tests.faults.injector import Ended, Fault, Zygote
-from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.store.lock import HIDDEN
 from wsi_pipeline.store.manifest import MANIFEST, check_whole
 
 CHEAP = ("--outputs", "summary,csv,parquet,geojson,ome-zarr")
-SMALL = "wide_resnet_10_1"
-"""A network whose weights are soon hashed."""
 TRAIN = ("--epochs", "1", "--arch", SMALL, "--device", "cpu")
 DIFFERS = {"run.json", "events.jsonl", "history.csv", "wsi.log"}
 """What tells the time, and so differs between two runs."""
@@ -70,8 +67,7 @@ def make_inputs(base: Path) -> None:
     """A tiny slide, a model, and labelled stores."""
     pixels = np.clip(np.array(PINK) + paint_noise(210, 160).astype(np.int64) // 8 - 16, 0, 255).astype(np.uint8)
     write_slide(base / "inputs" / "slides" / "s.tiff", pixels)
-    weights = build_network(SMALL, 50).state_dict()
-    write_model(base / "inputs" / "m.safetensors", replace(make_checkpoint(), architecture=SMALL, weights=weights))
+    write_model(base / "inputs" / "m.safetensors")
     make_training_stores(base / "inputs" / "labelled", patients=3, patches=8)
 
 

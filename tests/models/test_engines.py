@@ -55,7 +55,11 @@ def expected(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> NDArray[np.fl
         return torch.sigmoid(checkpoint.build()((x - 0.5) / 0.25)).numpy()
 
 
-SETTINGS = [EngineSetting(name, precision, "cpu") for name, engine in ENGINES.items() for precision in engine.precisions["cpu"]]
+SETTINGS = [
+    pytest.param(EngineSetting(name, precision, "cpu"), marks=[pytest.mark.system] if name == "torch-compile" else [])
+    for name, engine in ENGINES.items()
+    for precision in engine.precisions["cpu"]
+]
 
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=str)
@@ -137,7 +141,7 @@ def test_a_network_whose_course_depends_on_its_input_is_left_as_it_is() -> None:
 
 
 def test_patches_that_fp16_makes_infinite_are_computed_in_fp32() -> None:
-    checkpoint = make_checkpoint(side_px=22)
+    checkpoint = make_checkpoint(side_px=22, architecture="idc_cnn")
     large = {name: tensor.clone() for name, tensor in checkpoint.weights.items()}
     large["features.0.weight"] *= 1e4  # beyond 65,504, the largest of fp16 …
     large["features.0.bias"] *= 0
@@ -276,6 +280,7 @@ def test_openvino_leaves_logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
     assert (root.level, root.handlers, root.filters) == before
 
 
+@pytest.mark.system
 def test_openvino_reports_nothing_to_its_makers() -> None:
     code = (
         "import sys; sys.path.insert(0, '.'); from tests.models.test_engines import *; "
@@ -326,9 +331,9 @@ def test_answers_that_differ_are_refused_with_model_engine_and_remedy() -> None:
     made = make_self_test(model)
     lying = replace(model, digest="0123456789abcdef", self_test=SelfTest(made.pixels, made.probability + 0.001))
     with pytest.raises(ModelError, match=r"wide_resnet_10_1 0123456789ab: openvino fp32 on the CPU .* 0\.001 .* 0\.0001 .*--engine torch"):
-        open_predictor(lying, "cpu", "openvino")
+        open_predictor(lying, "cpu", "openvino", FP32)
     with pytest.raises(ModelError, match=r"torch fp32 on the CPU .* train or export it again"):
-        open_predictor(lying, "cpu", "torch")
+        open_predictor(lying, "cpu", "torch", FP32)
 
 
 def test_answers_that_are_no_numbers_are_refused() -> None:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from wsi_cli.main import wsi
 
 from tests.builders import make_checkpoint, make_patches, paint_noise, write_model, write_slide
+from tests.commands import HERE, PLAIN, infer, run
 from wsi_pipeline import exporting
 from wsi_pipeline.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.exporting import export_model
@@ -27,11 +26,12 @@ from wsi_pipeline.models.inputs import normalise
 from wsi_pipeline.models.loading import ForeignTerms, load_model, load_same
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.zoo_config import parse_zoo_config
-from wsi_pipeline.pipeline import InferConfig, infer_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.predictions import open_result
+
+ONNX = pytest.param("onnx", marks=pytest.mark.system)
 
 
 def varied() -> np.ndarray:
@@ -82,7 +82,7 @@ def test_torchscript_read_back_as_a_foreign_folder_gives_the_same_probabilities(
     assert np.abs(foreign - probabilities(model)).max() < 1e-6
 
 
-@pytest.mark.parametrize("name", ["onnx", "pt2"])
+@pytest.mark.parametrize("name", [ONNX, "pt2"])
 def test_other_formats_are_compared_when_they_are_written(name: str, model: Path, tmp_path: Path) -> None:
     done = export_model(model, [name], tmp_path / "out")
     assert 0 <= done.differences[name] < 1e-5
@@ -90,6 +90,7 @@ def test_other_formats_are_compared_when_they_are_written(name: str, model: Path
     assert find_damage(tmp_path / "out") == []
 
 
+@pytest.mark.system
 def test_the_script_runs_without_this_package(model: Path, tmp_path: Path) -> None:
     export_model(model, ["torchscript"], tmp_path / "zoo", is_normalised_inside=True)
     np.save(tmp_path / "patches.npy", make_patches(6))
@@ -111,7 +112,7 @@ def read_everything(path: Path) -> bytes:
         return path.read_bytes() + b"".join(archive.read(name) for name in archive.namelist())
 
 
-@pytest.mark.parametrize("name", ["torchscript", "onnx", "pt2"])
+@pytest.mark.parametrize("name", ["torchscript", ONNX, "pt2"])
 def test_an_export_does_not_tell_where_it_was_made_and_comes_out_the_same_again(name: str, model: Path, tmp_path: Path) -> None:
     file = export_model(model, [name], tmp_path / "one").files[0]
     content = read_everything(file)
@@ -147,10 +148,20 @@ def test_an_export_keeps_the_mark_of_a_leak_and_the_hashes_of_its_patients(tmp_p
     assert foreign.to_json()["is_leaky"] is True
     assert foreign.to_json()["seen_patients"] == sorted(hashlib.sha256(name).hexdigest()[:16] for name in (b"anna", b"bert", b"carl"))
     assert "anna" not in (tmp_path / "zoo" / "config.json").read_text()
-    assert "LEAKY" in call("model", "info", tmp_path / "zoo").output
+    assert "LEAKY" in run("model", "info", tmp_path / "zoo").output
     write_slide(tmp_path / "slides" / "s.tiff", paint_noise(100, 100))
-    arguments = ("--slides", tmp_path / "slides", "--results-dir", tmp_path / "r", "--trust-model", trust(tmp_path / "zoo"), "--workers", 0)
-    assert "LEAKY: split at random" in call("infer", "--model", tmp_path / "zoo", *arguments).output
+    arguments = (
+        "--slides",
+        tmp_path / "slides",
+        "--results-dir",
+        tmp_path / "r",
+        "--trust-model",
+        trust(tmp_path / "zoo"),
+        *PLAIN,
+        "--workers",
+        0,
+    )
+    assert "LEAKY: split at random" in run("infer", "--model", tmp_path / "zoo", *arguments).output
     assert open_result(tmp_path / "r" / "s").attributes["model"]["is_leaky"] is True
 
 
@@ -351,65 +362,61 @@ def test_the_plain_configuration_is_read() -> None:
     assert (config.spec, config.resized_px, config.normalisation) == (PatchSpec(350, 350, 0.25), None, None)
 
 
-@pytest.mark.parametrize("workers", [Workers(count=0), Workers(count=1)], ids=["loop", "process"])
+@pytest.mark.parametrize("workers", [HERE, pytest.param(Workers(count=1), marks=pytest.mark.system)], ids=["loop", "process"])
 def test_a_foreign_folder_gives_the_slides_of_its_checkpoint(workers: Workers, model: Path, tmp_path: Path) -> None:
     write_slide(tmp_path / "slides" / "s.tiff", paint_noise(300, 300))
     export_model(model, ["torchscript"], tmp_path / "zoo")
-    own, foreign = InferConfig(device="cpu"), InferConfig(device="cpu", terms=ForeignTerms(trust(tmp_path / "zoo")))
-    infer_slides([tmp_path / "slides"], model, tmp_path / "own", own, workers=Workers(count=0))
-    account = infer_slides([tmp_path / "slides"], tmp_path / "zoo", tmp_path / "foreign", foreign, workers=workers)
+    infer(tmp_path / "slides", model, tmp_path / "own")
+    terms = ForeignTerms(trust(tmp_path / "zoo"))
+    account = infer(tmp_path / "slides", tmp_path / "zoo", tmp_path / "foreign", terms=terms, workers=workers)
     assert account.exit_code == 0
     one, other = (open_result(tmp_path / name / "s").probability for name in ("own", "foreign"))
     assert len(one) == 36
     assert np.abs(one - other).max() < 1e-6
 
 
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(wsi, [str(argument) for argument in arguments])
-
-
 def test_infer_refuses_an_untrusted_folder_before_any_slide(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"])
     write_slide(tmp_path / "slides" / "s.tiff", paint_noise(100, 100))
-    done = call("infer", "--slides", tmp_path / "slides", "--model", folder, "--results-dir", tmp_path / "results")
+    done = run("infer", "--slides", tmp_path / "slides", "--model", folder, "--results-dir", tmp_path / "results")
     assert done.exit_code == 1
     assert trust(folder) in done.output
     assert not (tmp_path / "results" / "s").exists()
 
 
 def test_trust_is_for_foreign_folders_alone(model: Path) -> None:
-    done = call("model", "check", model, "--trust-model", "sha256:" + "0" * 64)
+    done = run("model", "check", model, "--trust-model", "sha256:" + "0" * 64)
     assert done.exit_code == 1
     assert "are for these alone" in done.output
 
 
 def test_export_prints_the_difference(model: Path, tmp_path: Path) -> None:
-    done = call("export", model.parent, "--to", "torchscript", "--out", tmp_path / "zoo")
+    done = run("export", model.parent, "--to", "torchscript", "--out", tmp_path / "zoo")
     assert done.exit_code == 0
     assert "torchscript: largest difference from the checkpoint" in done.output
 
 
 def test_model_info_says_what_the_card_holds(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors", Checkpoint(**lively().__dict__ | {"is_leaky": True}))
-    text = call("model", "info", model).output
+    text = run("model", "info", model).output
     for part in ("wide_resnet_10_1", "50 px at 0.5 µm/px", "positive: positive", "77,265", "1.7", "set by a test", "LEAKY"):
         assert part in text
-    facts = json.loads(call("model", "info", model, "--json").output)
+    facts = json.loads(run("model", "info", model, "--json").output)
     assert (facts["parameters"], facts["is_leaky"], facts["digest"]) == (77265, True, load_model(model).digest)
 
 
 def test_model_info_of_a_foreign_folder_names_its_digest_and_runs_nothing(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"])
     (folder / "torchscript_model.pt").write_bytes(b"no zip")
-    assert trust(folder) in call("model", "info", folder).output
+    assert trust(folder) in run("model", "info", folder).output
 
 
 def test_model_check_says_ok_or_the_fault(model: Path) -> None:
-    assert "ok: wide_resnet_10_1" in call("model", "check", model).output
+    assert "ok: wide_resnet_10_1" in run("model", "check", model).output
     content = bytearray(model.read_bytes())
     content[-50] ^= 1
     model.write_bytes(content)
-    done = call("model", "check", model)
+    done = run("model", "check", model)
     assert done.exit_code == 1
     assert "damaged (checksum)" in done.output
 
@@ -417,6 +424,6 @@ def test_model_check_says_ok_or_the_fault(model: Path) -> None:
 def test_infer_says_that_a_model_is_leaky(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors", Checkpoint(**make_checkpoint().__dict__ | {"is_leaky": True}))
     write_slide(tmp_path / "slides" / "s.tiff", paint_noise(100, 100))
-    done = call("infer", "--slides", tmp_path / "slides", "--model", model, "--results-dir", tmp_path / "r", "--workers", 0)
+    done = run("infer", "--slides", tmp_path / "slides", "--model", model, "-o", tmp_path / "r", *PLAIN, "--workers", 0)
     assert "LEAKY: split at random" in done.output
     assert json.loads((tmp_path / "r" / "run.json").read_text())["model"]["is_leaky"] is True

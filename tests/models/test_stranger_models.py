@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
-from wsi_cli.main import wsi
 
 from tests.builders import make_checkpoint, write_model
+from tests.commands import PLAIN, run
 from tests.strangers import rewrite_card
 from wsi_pipeline.errors import ConfigError, ModelError
 from wsi_pipeline.ingestion.stacks import read_stack_table
@@ -73,7 +72,7 @@ def card_of(text: str) -> Send:
 
 def absurd_patch(folder: Path) -> Path:
     """950 million weights, in the card alone."""
-    path = write_model(folder / "m.safetensors")
+    path = write_model(folder / "m.safetensors", make_checkpoint(architecture="idc_cnn"))
     rewrite_card(path, patch={"side_px": 480, "stride_px": 480, "mpp": 0.5})
     return path
 
@@ -140,6 +139,7 @@ print(used("VmHWM:") - before)
 """
 
 
+@pytest.mark.system
 def test_bombs_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
     sent = [send(tmp_path / str(number)) for number, (send, _) in enumerate(BOMBS.values())]
     answer = subprocess.run([sys.executable, "-c", LOAD_ALL, *map(str, sent)], capture_output=True, text=True, timeout=280, check=False)
@@ -243,7 +243,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def put_nan(path: Path) -> None:
     checkpoint = make_checkpoint()
-    checkpoint.weights["classifier.6.bias"][0] = float("nan")
+    checkpoint.weights["classifier.bias"][0] = float("nan")
     write_model(path, checkpoint)
 
 
@@ -251,12 +251,12 @@ def put_nan(path: Path) -> None:
 def test_a_broken_model_ends_infer_before_a_slide_is_opened(fault: str, tmp_path: Path) -> None:
     """The slide is a pipe that nobody writes to: whoever opens it waits for ever."""
     spoil, message = FAULTS[fault]
-    model = write_model(tmp_path / "m.safetensors")
+    model = write_model(tmp_path / "m.safetensors", make_checkpoint(architecture="idc_cnn"))
     spoil(model)
     os.mkfifo(tmp_path / "slide.svs")
     results = tmp_path / "results"
-    arguments = ["infer", "--slides", tmp_path / "slide.svs", "--model", model, "--results-dir", results, "--workers", 0]
-    answer = CliRunner().invoke(wsi, list(map(str, arguments)))
+    arguments = ["infer", "--slides", tmp_path / "slide.svs", "--model", model, "--results-dir", results, *PLAIN, "--workers", 0]
+    answer = run(*arguments)
     assert answer.exit_code == 1
     assert message in answer.stderr
     assert len(answer.stderr.splitlines()) == 1

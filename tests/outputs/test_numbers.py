@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from tests import ROOT
 from tests.builders import make_checkpoint, write_model, write_slide
-from tests.served import HERE
+from tests.commands import HERE
 from tests.written_results import write_result
 from wsi_pipeline.csv_text import FORMULA_STARTS, format_csv, shield, unshield
 from wsi_pipeline.models.self_test import SelfTest, compute_plainly
@@ -40,7 +40,7 @@ PURPLE, PINK = (90, 40, 110), (225, 120, 190)
 
 def make_network_that_overflows() -> Any:
     """Its first layer turns red above the middle into infinity, and what follows into no number; below, it gives a plain answer."""
-    checkpoint = make_checkpoint(bias=3.0)
+    checkpoint = make_checkpoint(bias=3.0, architecture="idc_cnn")
     first = checkpoint.weights["features.0.weight"]
     first.fill_(0.0)
     first[:, 0] = 3e38

@@ -162,6 +162,7 @@ def known_targets(path: Path) -> set[str]:
     return names - {dotted(path)}
 
 
+@pytest.mark.system
 def test_help_loads_no_heavy_library() -> None:
     import subprocess
     import sys

@@ -18,10 +18,10 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from tests import ROOT
 from tests.builders import make_checkpoint, write_model, write_slide
+from tests.commands import run
 from wsi_pipeline.demo.phantom import draw_phantom
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.labels.rules import LabelRules
@@ -113,7 +113,7 @@ def whole_chain(slides_alone: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return world
 
 
-@pytest.mark.slow
+@pytest.mark.system
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if any(not block.needs for block in blocks)])
 def test_blocks_of_code_run(page: str, slides_alone: Path, whole_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = tmp_path / "world"
@@ -133,12 +133,11 @@ def test_blocks_of_code_run(page: str, slides_alone: Path, whole_chain: Path, tm
 
 def run_lines(block: Block) -> None:
     """Run the block's commands here, one after another: a process for each would spend most of the time loading torch."""
-    from wsi_cli.main import wsi
 
     for line in block.text.replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(line, comments=True) or ["wsi", "--version"]
         assert program == "wsi", f"{block.page}:{block.line}: only `wsi` lines can be run; say what `# needs` …"
-        done = CliRunner().invoke(wsi, arguments)
+        done = run(*arguments)
         assert done.exit_code == 0, f"{block.page}:{block.line}: {line}\n{done.output}"
 
 
@@ -199,7 +198,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_pages_show_every_command_with_every_option(site: Path) -> None:
     from wsi_cli.main import COMMANDS, wsi
 
@@ -233,7 +232,7 @@ def each_page(site: Path) -> Iterator[Path]:
     yield from site.rglob("*.html")
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_pages_load_nothing_from_elsewhere(site: Path) -> None:
     count = 0
     for page in each_page(site):
@@ -244,13 +243,13 @@ def test_the_pages_load_nothing_from_elsewhere(site: Path) -> None:
     assert count > 100
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_python_pages_hold_what_docstrings_say(site: Path) -> None:
     assert "Run a model over slides" in (site / "commands" / "infer.html").read_text()
     assert "Labelled pictures." in (site / "python" / "training.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_every_example_has_a_page(site: Path) -> None:
     examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
     assert {path.stem for path in (site / "examples").glob("*.html")} == examples | {"index", "neural_networks"}

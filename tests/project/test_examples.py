@@ -20,6 +20,8 @@ from tests.builders import write_png, write_slide
 from tests.written_results import CASES, write_result
 from wsi_pipeline.outputs.view import View
 
+pytestmark = pytest.mark.system
+
 EXAMPLES = ROOT / "examples"
 MAX_CODE_LINES = 80
 
@@ -49,7 +51,6 @@ def write_patches(folder: Path, patients: int) -> None:
             write_png(folder / str(patient) / str(label) / f"{patient}_idx5_x{x}_y{y}_class{label}.png", pixels)
 
 
-@pytest.mark.slow
 def test_idc_end_to_end(tmp_path: Path) -> None:
     write_patches(tmp_path / "patches", patients=6)
     slide = np.full((400, 400, 3), (225, 140, 200), dtype=np.uint8)
@@ -104,7 +105,6 @@ def test_mnist_learns_digits_of_idx_files(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"predictions.png", "history.svg"}
 
 
-@pytest.mark.slow
 def test_mnist_is_right_on_95_of_100_held_out_digits(shared_data: Path, tmp_path: Path) -> None:
     lines = run_example("mnist_cnn.py", shared_data / "mnist", tmp_path / "out", "--epochs", 2)
     assert lines[-1].startswith("accuracy on 2000 held-out digits: ")
@@ -134,7 +134,6 @@ def test_wisconsin_leaves_out_rows_with_question_marks_and_learns(tmp_path: Path
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cost.png", "confusion.png"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "iterations", "training", "validation"), [(0.01, 15_000, 0.96, 1.0), (0.07, 65_000, 0.998, 0.995)])
 def test_wisconsin_comes_to_the_published_figures(
     rate: float, iterations: int, training: float, validation: float, shared_data: Path, tmp_path: Path
@@ -151,7 +150,6 @@ def test_wisconsin_comes_to_the_published_figures(
     assert float(found["validation"]) == pytest.approx(validation, abs=0.01)
 
 
-@pytest.mark.slow
 def test_the_guides_first_number_is_the_share_of_negatives(tmp_path: Path) -> None:
     write_patches(tmp_path / "idc", patients=8)
     lines = run_example("idc_cnn_guide.py", tmp_path / "idc", tmp_path / "out", "--epochs", 2)
@@ -164,7 +162,6 @@ def test_the_guides_first_number_is_the_share_of_negatives(tmp_path: Path) -> No
     assert (tmp_path / "out" / "model" / "report.html").is_file()
 
 
-@pytest.mark.slow
 def test_the_wide_resnet_answers_over_rest(tmp_path: Path) -> None:
     write_patches(tmp_path / "idc", patients=6)
     lines = run_example("idc_wide_resnet.py", tmp_path / "idc", tmp_path / "out", "--arch", "wide_resnet_10_1", "--epochs", 2)
@@ -185,7 +182,6 @@ def write_stained_patients(folder: Path, patients: int) -> None:
             write_png(folder / str(patient) / str(label) / f"{patient}_idx5_x{1 + 50 * index}_y1_class{label}.png", pixels)
 
 
-@pytest.mark.slow
 def test_folds_of_patches_claim_what_folds_of_patients_do_not_show(tmp_path: Path) -> None:
     write_stained_patients(tmp_path / "idc", patients=12)
     lines = run_example("leak.py", tmp_path / "idc", tmp_path / "out", "--epochs", 4, "--folds", 2)

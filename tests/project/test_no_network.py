@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import make_training_stores, write_slide
-from tests.served import tissue
+from tests.builders import make_training_stores, tissue, write_slide
 
+pytestmark = pytest.mark.system
 GUARD = Path(__file__).parent / "no_network"
 RUN = """
 import json, sys

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from wsi_cli.main import wsi
 
+from tests.commands import run
 from wsi_pipeline.demo.phantom import LABEL_BENIGN, LABEL_NONE, LABEL_TUMOUR, draw_phantom
 
 
@@ -28,9 +27,9 @@ def test_a_phantom_has_tumour_benign_tissue_and_glass() -> None:
     assert phantom.pixels[phantom.truth == LABEL_TUMOUR].mean() < phantom.pixels[phantom.truth == LABEL_BENIGN].mean()
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_demo_ends_with_a_heatmap_and_a_good_score(tmp_path: Path) -> None:
-    result = CliRunner().invoke(wsi, ["demo", "--out", str(tmp_path / "demo")])
+    result = run("demo", "--out", str(tmp_path / "demo"))
     assert result.exit_code == 0, result.output
     line = next(line for line in result.stdout.splitlines() if line.startswith("F1 on the held-out slides:"))
     assert float(line.split(":")[1]) >= 0.9

@@ -8,26 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from wsi_cli.main import wsi
 
 from tests.builders import folder_bytes, make_checkpoint, make_patches, make_store, make_table, write_model
+from tests.commands import HERE, PLAIN, infer, run
 from wsi_pipeline.errors import EnvironmentFault, ModelError
 from wsi_pipeline.jobs.model_choice import EngineWish, settle_engine
-from wsi_pipeline.models.device import find_bf16_unit
 from wsi_pipeline.models.engines.engine import EngineSetting, Run
 from wsi_pipeline.models.engines.table import ENGINES
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.self_test import SelfTest, make_self_test
-from wsi_pipeline.outcome import RunAccount
-from wsi_pipeline.pipeline import InferConfig, infer_stores
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import open_result
 
 SIDE = 22
-HERE = Workers(count=0)
 
 
 @pytest.fixture
@@ -42,43 +37,41 @@ def store(tmp_path: Path) -> Path:
     return make_store(tmp_path / "stores" / "s.patches.zarr", table, make_patches(90, SIDE))
 
 
-def infer(store: Path, model: Path, results: Path, engine: str, force: bool = False, workers: Workers = HERE) -> RunAccount:
-    return infer_stores([store], model, results, InferConfig(device="cpu", engine=engine, force=force), workers=workers)
-
-
-def test_results_say_what_computed_them(store: Path, model: Path, tmp_path: Path) -> None:
-    infer(store, model, tmp_path / "r", "openvino")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_results_say_what_computed_them(precision: str, store: Path, model: Path, tmp_path: Path) -> None:
+    infer(store, model, tmp_path / "r", engine="openvino", precision=precision)
     parameters = json.loads((tmp_path / "r" / "run.json").read_text())["parameters"]
     made_by = {name: parameters[name] for name in ("engine", "precision", "device")}
-    assert made_by == {"engine": "openvino", "precision": "bf16" if find_bf16_unit() else "fp32", "device": "cpu"}
+    assert made_by == {"engine": "openvino", "precision": precision, "device": "cpu"}
     assert read_manifest(tmp_path / "r" / "s").recipe["engine"] == made_by
     assert open_result(tmp_path / "r" / "s").attributes["engine"] == made_by
     assert parameters["batch_size"] == "auto"
 
 
 def test_a_slide_of_another_engine_is_neither_taken_nor_mixed(store: Path, model: Path, tmp_path: Path) -> None:
-    infer(store, model, tmp_path / "r", "torch")
+    infer(store, model, tmp_path / "r", engine="torch")
     before = folder_bytes(tmp_path / "r" / "s")
-    account = infer(store, model, tmp_path / "r", "openvino")
+    account = infer(store, model, tmp_path / "r", engine="openvino")
     message = account.outcomes[0].message
     assert "s: was computed by torch fp32 (cpu), this run computes by openvino " in message
     assert "run with --engine torch --precision fp32, with --force to replace it, or into another folder" in message
     assert folder_bytes(tmp_path / "r" / "s") == before
-    assert infer(store, model, tmp_path / "r", "torch").outcomes[0].is_resumed_whole
-    assert infer(store, model, tmp_path / "r", "openvino", force=True).exit_code == 0
+    assert infer(store, model, tmp_path / "r", engine="torch").outcomes[0].is_resumed_whole
+    assert infer(store, model, tmp_path / "r", engine="openvino", force=True).exit_code == 0
     assert read_manifest(tmp_path / "r" / "s").recipe["engine"]["engine"] == "openvino"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_any_number_of_workers_gives_the_same_bytes(engine: str, store: Path, model: Path, tmp_path: Path) -> None:
     for name, workers in (("one", HERE), ("two", Workers(count=2))):
-        assert infer(store, model, tmp_path / name, engine, workers=workers).exit_code == 0
+        assert infer(store, model, tmp_path / name, engine=engine, workers=workers).exit_code == 0
     assert folder_bytes(tmp_path / "one" / "s") == folder_bytes(tmp_path / "two" / "s")
 
 
 def test_engines_agree_on_a_slide(store: Path, model: Path, tmp_path: Path) -> None:
     for engine in ("torch", "openvino"):
-        infer(store, model, tmp_path / engine, engine)
+        infer(store, model, tmp_path / engine, engine=engine)
     one, other = (open_result(tmp_path / engine / "s").probability for engine in ("torch", "openvino"))
     assert np.abs(one - other).max() < 1e-4
 
@@ -86,8 +79,8 @@ def test_engines_agree_on_a_slide(store: Path, model: Path, tmp_path: Path) -> N
 def test_a_model_that_gives_other_answers_is_refused_before_any_slide(store: Path, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(side_px=SIDE)
     made = make_self_test(checkpoint)
-    lying = write_model(tmp_path / "m.safetensors", replace(checkpoint, self_test=SelfTest(made.pixels, made.probability * 0.9)))
-    done = run("--stores", str(store), "--model", str(lying), "--results-dir", str(tmp_path / "r"), "--device", "cpu")
+    lying = write_model(tmp_path / "m.safetensors", replace(checkpoint, self_test=SelfTest(made.pixels, made.probability - 0.05)))
+    done = run("infer", "--stores", store, "--model", lying, "-o", tmp_path / "r", *PLAIN)
     assert done.exit_code == 1
     assert "gives probabilities that differ by 0.05" in done.output
     assert "at most 0.0001 is allowed" in done.output
@@ -128,12 +121,10 @@ def test_threads_of_a_worker_share_one_model(model: Path) -> None:
     assert len({*found}) == 1
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(wsi, ["infer", *arguments])
-
-
 def test_the_choice_is_printed(store: Path, model: Path, tmp_path: Path) -> None:
-    done = run("--stores", str(store), "--model", str(model), "--results-dir", str(tmp_path / "r"), "--device", "cpu", "--workers", "0")
+    done = run(
+        "infer", "--stores", str(store), "--model", str(model), "--results-dir", str(tmp_path / "r"), "--device", "cpu", "--workers", "0"
+    )
     assert done.exit_code == 0, done.output
     lines = [line for line in done.stdout.splitlines() if line.startswith("engine ")]
     assert len(lines) == 1
@@ -151,6 +142,6 @@ def test_the_choice_is_printed(store: Path, model: Path, tmp_path: Path) -> None
     ],
 )
 def test_options_that_cannot_be_are_refused(options: list[str], fault: str, store: Path, model: Path, tmp_path: Path) -> None:
-    done = run("--stores", str(store), "--model", str(model), "--results-dir", str(tmp_path / "r"), *options)
+    done = run("infer", "--stores", store, "--model", model, "-o", tmp_path / "r", *options)
     assert done.exit_code == 2
     assert fault in done.output

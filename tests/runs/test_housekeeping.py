@@ -169,6 +169,7 @@ def test_a_lock_that_is_held_here_is_never_removed(tmp_path: Path) -> None:
             assert (tmp_path / ".wsi" / "locks" / "s.patches.zarr.lock").exists()
 
 
+@pytest.mark.system
 def test_a_dead_owners_lock_is_removed(tmp_path: Path) -> None:
     target = tmp_path / "s.patches.zarr"
     with another_holds(target) as owner:

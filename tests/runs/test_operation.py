@@ -5,14 +5,15 @@ import json
 import os
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cli.dry_run import describe_bytes
 from cli.progress import describe_duration, describe_pace
-from tests.builders import make_checkpoint, paint, write_model, write_slide
-from tests.commands import run
+from tests.builders import SMALL, make_checkpoint, paint, write_model, write_slide
+from tests.commands import PLAIN, SUMMARY, infer, run
 from wsi_pipeline.dry_run import preview_run
 from wsi_pipeline.evaluation.pixels import PixelFinder
 from wsi_pipeline.jobs.preview import Standing
@@ -21,12 +22,10 @@ from wsi_pipeline.operation.doctor import Speed
 from wsi_pipeline.operation.events import EVENTS_JSONL, EventLog, hide_path, log_events, read_events, to_plain
 from wsi_pipeline.operation.pace import Pace
 from wsi_pipeline.operation.status import read_status
-from wsi_pipeline.pipeline import InferConfig, infer_slides
-from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.pipeline import InferConfig
 from wsi_pipeline.slides.discovery import find_slides
 from wsi_pipeline.store.lock import hold_lock
-
-HERE = Workers(count=0)
 
 
 class Clock:
@@ -122,6 +121,10 @@ def test_where_the_output_is_no_terminal_a_line_comes_now_and_then(tmp_path: Pat
 # --- the log of events
 
 
+SIMPLE = InferConfig(device="cpu", engine="torch", precision="fp32", view=SUMMARY)
+"""As `infer` of these tests runs."""
+
+
 @pytest.fixture
 def slides(tmp_path: Path) -> Path:
     """A slide of 24 patches and a file that is none."""
@@ -133,11 +136,6 @@ def slides(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_model(tmp_path / "model" / "m.safetensors")
-
-
-def infer(slides: Path, model: Path, results: Path, **options: object) -> int:
-    config = InferConfig(device="cpu", **options)  # type: ignore[arg-type]
-    return infer_slides([slides], model, results, config, workers=HERE).exit_code
 
 
 def test_a_run_leaves_its_events(slides: Path, model: Path, tmp_path: Path) -> None:
@@ -156,7 +154,7 @@ def test_a_run_leaves_its_events(slides: Path, model: Path, tmp_path: Path) -> N
 
 
 def test_no_folder_that_slides_lie_in_stands_in_the_events(slides: Path, model: Path, tmp_path: Path) -> None:
-    infer(slides, model, tmp_path / "results")
+    infer(slides, model, tmp_path / "results", view=View())
     assert "Jane" not in (tmp_path / "results" / EVENTS_JSONL).read_text()
     assert hide_path("/x/Jane Doe/a.svs: no; see /y/Jane/b.png", "/x/Jane Doe/a.svs", "a") == "a: no; see …/b.png"
 
@@ -192,7 +190,7 @@ def test_a_full_disk_stops_no_run(slides: Path, model: Path, tmp_path: Path, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(EventLog, "_append", fail)
-    assert infer(slides, model, tmp_path / "results") == 3
+    assert infer(slides, model, tmp_path / "results").exit_code == 3
     assert (tmp_path / "results" / "one" / "summary.json").is_file()
 
 
@@ -232,7 +230,7 @@ def test_values_of_any_kind_become_plain() -> None:
 def test_a_dry_run_writes_nothing_at_all(slides: Path, model: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     places = ("--slides", slides, "--model", model, "-o", tmp_path / "results", "--keep-patches", tmp_path / "kept")
-    result = run("infer", *places, "--dry-run", "--device", "cpu")
+    result = run("infer", *places, "--dry-run", *PLAIN)
     assert sorted(tmp_path.rglob("*")) == before
     assert result.exit_code == 3
     lines = result.stdout.splitlines()
@@ -245,12 +243,12 @@ def test_a_dry_run_writes_nothing_at_all(slides: Path, model: Path, tmp_path: Pa
 
 
 def test_a_dry_run_of_nothing_that_opens_is_exit_code_4(slides: Path, model: Path, tmp_path: Path) -> None:
-    assert run("infer", "--slides", slides / "two.svs", "--model", model, "-o", tmp_path / "r", "--dry-run").exit_code == 4
+    assert run("infer", "--slides", slides / "two.svs", "--model", model, "-o", tmp_path / "r", "--dry-run", *PLAIN).exit_code == 4
 
 
 def test_a_dry_run_reckons_the_bytes_that_a_run_writes(slides: Path, model: Path, tmp_path: Path) -> None:
     found = find_slides([slides / "one.tiff"])
-    reckoned = preview_run(found, False, model, tmp_path / "results", InferConfig(device="cpu", keep_patches=tmp_path / "kept")).slides[0]
+    reckoned = preview_run(found, False, model, tmp_path / "results", replace(SIMPLE, keep_patches=tmp_path / "kept")).slides[0]
     infer(slides / "one.tiff", model, tmp_path / "results", keep_patches=tmp_path / "kept")
     chunks = [path for path in (tmp_path / "results" / "one" / "predictions.zarr").rglob("c/**/*") if path.is_file()]
     arrays = sum(path.stat().st_size for path in [*chunks, *(tmp_path / "results/one/predictions.zarr").glob("*/c")] if path.is_file())
@@ -260,17 +258,15 @@ def test_a_dry_run_reckons_the_bytes_that_a_run_writes(slides: Path, model: Path
 
 
 def standing(slides: Path, model: Path, results: Path, **options: object) -> dict[str, Standing]:
-    config = InferConfig(device="cpu", **options)  # type: ignore[arg-type]
+    config = replace(SIMPLE, **options)  # type: ignore[arg-type]
     return {slide.slide_id: slide.standing for slide in preview_run(find_slides([slides]), False, model, results, config).slides}
 
 
 def test_a_dry_run_tells_what_earlier_runs_left(slides: Path, model: Path, tmp_path: Path) -> None:
-    from wsi_pipeline.outputs.view import View
-
     results = tmp_path / "results"
     infer(slides, model, results)
     assert standing(slides, model, results) == {"one": Standing.DONE, "two": Standing.FAILED}
-    assert standing(slides, model, results, view=View(formats=("summary",)))["one"] is Standing.PREDICTED
+    assert standing(slides, model, results, view=View(formats=("summary", "csv")))["one"] is Standing.PREDICTED
     assert standing(slides, model, results, keep_patches=tmp_path / "kept")["one"] is Standing.UNKEPT
     assert standing(slides, model, results, force=True)["one"] is Standing.NEW
     other = write_model(tmp_path / "other" / "m.safetensors", make_checkpoint(seed=1))
@@ -307,7 +303,7 @@ def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, P
 def test_a_dry_run_counts_the_blocks_that_are_done(broken_off: tuple[Path, Path, Path]) -> None:
     slide, model, results = broken_off
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
-    preview = preview_run(find_slides([slide]), False, model, results, InferConfig(device="cpu")).slides[0]
+    preview = preview_run(find_slides([slide]), False, model, results, SIMPLE).slides[0]
     assert (preview.standing, preview.blocks_done, preview.blocks, preview.missing_patches) == (Standing.BEGUN, 1, 2, 176)
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before
 
@@ -325,7 +321,7 @@ def test_status_of_a_finished_run(slides: Path, model: Path, tmp_path: Path) -> 
 
 
 def test_status_goes_by_manifests_and_not_by_existence(slides: Path, model: Path, tmp_path: Path) -> None:
-    infer(slides, model, tmp_path / "results")
+    infer(slides, model, tmp_path / "results", view=View(formats=("summary", "overlay")))
     (tmp_path / "results" / "one" / "overlay.png").unlink()
     (tmp_path / "results" / "copied by hand").mkdir()
     finished = read_status(tmp_path / "results").finished
@@ -439,7 +435,7 @@ def test_doctor_says_what_is_to_be_expected(tmp_path: Path) -> None:
 
 
 def test_doctor_measures_the_model_that_is_named(model: Path, tmp_path: Path) -> None:
-    assert "idc_cnn, 50 px: " in run("doctor", "--model", model, "--out", tmp_path, "--seconds", 0.2).stdout
+    assert f"{SMALL}, 50 px: " in run("doctor", "--model", model, "--out", tmp_path, "--seconds", 0.2).stdout
     refused = run("doctor", "--model", tmp_path / "no.safetensors", "--out", tmp_path, "--seconds", 0.2)
     assert (refused.exit_code, "no such model file" in refused.stderr) == (1, True)
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,36 +19,30 @@ from tests.builders import (
     make_store,
     make_table,
     paint,
-    paint_noise,
+    tissue,
     write_model,
     write_png,
     write_slide,
 )
+from tests.commands import HERE, PLAIN, infer, spawn
 from wsi_pipeline.errors import LabelError, ModelError, StoreError
 from wsi_pipeline.evaluation import evaluate_results
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.outcome import SlideState, SlideSummary
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.pipeline import InferConfig, infer_slides, infer_stores, tile_slides
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.pipeline import tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import open_result
 from wsi_pipeline.tiling import TileConfig
 
-HERE = Workers(count=0)
+PICTURES = View(formats=("csv", "heatmap", "summary"))
+OUTPUTS = ("--outputs", "csv,heatmap,summary")
+OVERLAY, HEATMAP = View(formats=("summary", "overlay")), View(formats=("summary", "heatmap"))
 MPP_HALF = TileConfig(spec=PatchSpec(mpp=0.5))
-
-
-def tissue(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Pink tissue with texture."""
-    noise = paint_noise(width, height, seed).astype(np.int16) // 8 - 16
-    return np.clip(np.array(PINK) + noise, 0, 255).astype(np.uint8)
-
-
-def infer(slides: Path, model: Path, results: Path, **options: object) -> object:
-    return infer_slides([slides], model, results, InferConfig(device="cpu"), **({"workers": HERE} | options))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -76,10 +69,10 @@ def test_broken_slides_do_not_stop_the_others(tmp_path: Path, model: Path) -> No
     write_slide(slides / "bad.tiff", tissue(512, 512))
     break_tile(slides / "bad.tiff", page=0, tile=0)
     account = infer(slides, model, tmp_path / "results")
-    states = {outcome.slide_id: outcome.state.value for outcome in account.outcomes}  # type: ignore[attr-defined]
+    states = {outcome.slide_id: outcome.state.value for outcome in account.outcomes}
     assert states == {"bad": "damaged", "empty": "failed", "glass": "zero", "good": "ok", "notes": "failed"}
-    assert account.exit_code == 3  # type: ignore[attr-defined]
-    assert account.closing_line == "in 5 = ok 1 + zero 1 + damaged 1 + failed 2"  # type: ignore[attr-defined]
+    assert account.exit_code == 3
+    assert account.closing_line == "in 5 = ok 1 + zero 1 + damaged 1 + failed 2"
     with (tmp_path / "results" / "failures.csv").open(newline="") as stream:
         assert {row["slide_id"]: row["state"] for row in csv.DictReader(stream)} == {"bad": "damaged", "empty": "failed", "notes": "failed"}
     assert not (tmp_path / "results" / "empty").exists()
@@ -98,7 +91,7 @@ def test_a_slide_of_which_nothing_can_be_read_has_failed(tmp_path: Path, model: 
     write_slide(tmp_path / "slides" / "s.tiff", tissue(200, 200))
     break_tile(tmp_path / "slides" / "s.tiff", page=0, tile=0)
     account = infer(tmp_path / "slides", model, tmp_path / "results")
-    assert account.exit_code == 4  # type: ignore[attr-defined]
+    assert account.exit_code == 4
     assert not (tmp_path / "results" / "s").exists()
 
 
@@ -107,7 +100,7 @@ def test_running_again_does_no_work(tmp_path: Path, model: Path) -> None:
     infer(tmp_path / "slides", model, tmp_path / "results")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "s").rglob("*")}
     account = infer(tmp_path / "slides", model, tmp_path / "results")
-    assert all(outcome.is_resumed_whole for outcome in account.outcomes)  # type: ignore[attr-defined]
+    assert all(outcome.is_resumed_whole for outcome in account.outcomes)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "s").rglob("*")} == before
     assert json.loads((tmp_path / "results" / "run.json").read_text())["patches_predicted"] == 0
 
@@ -118,7 +111,7 @@ def test_another_model_does_not_mix_in(tmp_path: Path, model: Path) -> None:
     before = folder_bytes(tmp_path / "results" / "s")
     other = write_model(tmp_path / "other.safetensors", make_checkpoint(seed=1))
     account = infer(tmp_path / "slides", other, tmp_path / "results")
-    assert "made from another model; use --force" in account.outcomes[0].message  # type: ignore[attr-defined]
+    assert "made from another model; use --force" in account.outcomes[0].message
     assert folder_bytes(tmp_path / "results" / "s") == before
 
 
@@ -126,8 +119,7 @@ def test_force_makes_it_anew(tmp_path: Path, model: Path) -> None:
     write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
     infer(tmp_path / "slides", model, tmp_path / "results")
     other = write_model(tmp_path / "other.safetensors", make_checkpoint(seed=1))
-    config = InferConfig(device="cpu", force=True)
-    account = infer_slides([tmp_path / "slides"], other, tmp_path / "results", config, workers=HERE)
+    account = infer(tmp_path / "slides", other, tmp_path / "results", force=True)
     assert account.exit_code == 0
     assert open_result(tmp_path / "results" / "s").model_digest == load_checkpoint(other).digest
 
@@ -137,9 +129,10 @@ def test_a_changed_slide_is_not_taken_for_the_old_one(tmp_path: Path, model: Pat
     infer(tmp_path / "slides", model, tmp_path / "results")
     write_slide(slide, tissue(300, 300, seed=5))
     account = infer(tmp_path / "slides", model, tmp_path / "results")
-    assert "made from another source.slide" in account.outcomes[0].message  # type: ignore[attr-defined]
+    assert "made from another source.slide" in account.outcomes[0].message
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_gives_the_same_bytes(workers: int, tmp_path: Path, model: Path) -> None:
     for number in range(3):
@@ -155,7 +148,7 @@ def test_a_slide_and_its_store_give_the_same_probabilities(tmp_path: Path, model
     write_slide(tmp_path / "slides" / "s.tiff", tissue(1500, 1300))
     infer(tmp_path / "slides", model, tmp_path / "direct")
     tile_slides([tmp_path / "slides"], tmp_path / "stores", MPP_HALF, workers=HERE)
-    infer_stores([tmp_path / "stores"], model, tmp_path / "stored", InferConfig(device="cpu"), workers=HERE)
+    infer(tmp_path / "stores", model, tmp_path / "stored")
     direct, stored = (open_result(tmp_path / name / "s") for name in ("direct", "stored"))
     assert np.array_equal(direct.table.cells, stored.table.cells)
     assert np.array_equal(direct.probability, stored.probability)
@@ -163,13 +156,13 @@ def test_a_slide_and_its_store_give_the_same_probabilities(tmp_path: Path, model
 
 def test_a_store_of_another_scale_is_refused_with_both_numbers(tmp_path: Path, model: Path) -> None:
     make_store(tmp_path / "s.patches.zarr", make_table([(0, 0)], mpp=4.0))
-    account = infer_stores([tmp_path / "s.patches.zarr"], model, tmp_path / "results", InferConfig(device="cpu"), workers=HERE)
+    account = infer(tmp_path / "s.patches.zarr", model, tmp_path / "results")
     assert "at 4 µm/px, the model was trained at 0.5 µm/px" in account.outcomes[0].message
 
 
 def test_a_store_within_five_percent_is_taken(tmp_path: Path, model: Path) -> None:
     make_store(tmp_path / "s.patches.zarr", make_table([(0, 0)], mpp=0.52))
-    account = infer_stores([tmp_path / "s.patches.zarr"], model, tmp_path / "results", InferConfig(device="cpu"), workers=HERE)
+    account = infer(tmp_path / "s.patches.zarr", model, tmp_path / "results")
     assert account.exit_code == 0
 
 
@@ -183,7 +176,7 @@ def test_a_broken_model_is_refused_before_any_slide(tmp_path: Path) -> None:
 
 def test_products_verify(tmp_path: Path, model: Path) -> None:
     write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
-    infer(tmp_path / "slides", model, tmp_path / "results")
+    infer(tmp_path / "slides", model, tmp_path / "results", view=View())
     assert find_damage(tmp_path / "results" / "s") == []
 
 
@@ -195,22 +188,11 @@ def test_only_the_allow_list_leaves_a_slide(tmp_path: Path, model: Path) -> None
     with tifffile.TiffWriter(path) as writer:
         options = {"tile": (256, 256), "photometric": "rgb", "resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
         writer.write(tissue(512, 512), description="SECRET Jane Doe", software="SECRET software", **options)  # type: ignore[arg-type]
-    account = infer(tmp_path / "slides", model, tmp_path / "results")
-    assert account.exit_code == 0  # type: ignore[attr-defined]
+    account = infer(tmp_path / "slides", model, tmp_path / "results", view=View())
+    assert account.exit_code == 0
     tile_slides([path], tmp_path / "stores", MPP_HALF, workers=HERE)
     for folder in ("results", "stores"):
         assert not [name for name, content in folder_bytes(tmp_path / folder).items() if b"SECRET" in content or b"Jane" in content]
-
-
-def run_wsi(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
-    )
 
 
 def wait_for_blocks(results: Path, process: subprocess.Popen[bytes], blocks: int) -> None:
@@ -226,10 +208,11 @@ def quiet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a slide of 2,070 patches in three blocks, a model, and the results of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("quiet")
     write_slide(folder / "slides" / "s.tiff", tissue(2300, 2250))
-    infer(folder / "slides", write_model(folder / "m.safetensors"), folder / "results")
+    infer(folder / "slides", write_model(folder / "m.safetensors"), folder / "results", view=PICTURES)
     return folder
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("signal_number", "exit_code", "workers", "after_blocks"),
     # Two workers do the first blocks together: killed after one of them, the run might end before it notices.
@@ -239,15 +222,15 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     signal_number: signal.Signals, exit_code: int, workers: int, after_blocks: int, tmp_path: Path, quiet_run: Path
 ) -> None:
     places = ("--slides", quiet_run / "slides", "--model", quiet_run / "m.safetensors", "--results-dir", tmp_path / "killed")
-    arguments = ("infer", *places, "--workers", workers)
-    process = run_wsi(*arguments)
+    arguments = ("infer", *places, *PLAIN, *OUTPUTS, "--workers", workers)
+    process = spawn(*arguments)
     wait_for_blocks(tmp_path / "killed", process, after_blocks)
     process.send_signal(signal_number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == exit_code
     assert b"Traceback" not in errors
     assert not (tmp_path / "killed" / "s").exists()
-    again = run_wsi(*arguments)
+    again = spawn(*arguments)
     again.communicate(timeout=120)
     assert again.returncode == 0
     assert json.loads((tmp_path / "killed" / "run.json").read_text())["patches_predicted"] <= 2070 - 1024 * after_blocks
@@ -255,13 +238,14 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     assert (tmp_path / "killed" / "slides.csv").read_bytes() == (quiet_run / "results" / "slides.csv").read_bytes()
 
 
+@pytest.mark.system
 def test_two_runs_into_one_folder_do_not_disturb_each_other(tmp_path: Path, quiet_run: Path) -> None:
     places = ("--slides", quiet_run / "slides", "--model", quiet_run / "m.safetensors", "--results-dir", tmp_path / "results")
-    arguments = ("infer", *places, "--workers", 0)
-    first = run_wsi(*arguments)
+    arguments = ("infer", *places, *PLAIN, *OUTPUTS, "--workers", 0)
+    first = spawn(*arguments)
     wait_for_blocks(tmp_path / "results", first, 1)
     first.send_signal(signal.SIGSTOP)
-    second = run_wsi(*arguments)
+    second = spawn(*arguments)
     _, errors = second.communicate(timeout=120)
     first.send_signal(signal.SIGCONT)
     first.communicate(timeout=120)
@@ -299,7 +283,7 @@ def test_evaluation_by_hand(tmp_path: Path) -> None:
 def test_labels_of_stores_are_used_without_being_asked_for(tmp_path: Path) -> None:
     make_store(tmp_path / "s.patches.zarr", make_table([(0, 0), (0, 1), (1, 0)], labels=[0, 1, -1]), unreadable=[1])
     model = write_model(tmp_path / "m.safetensors", make_checkpoint(bias=1.0))
-    infer_stores([tmp_path / "s.patches.zarr"], model, tmp_path / "results", InferConfig(device="cpu"), workers=HERE)
+    infer(tmp_path / "s.patches.zarr", model, tmp_path / "results")
     only = evaluate_results(tmp_path / "results").slides[0]
     assert (only.labelled, only.not_assessed, only.scores.patches) == (2, 1, 1)
 
@@ -320,7 +304,7 @@ def test_a_state_is_kept_when_a_damaged_slide_is_found_done(tmp_path: Path, mode
     break_tile(tmp_path / "slides" / "s.tiff", page=0, tile=0)
     for _ in range(2):
         account = infer(tmp_path / "slides", model, tmp_path / "results")
-        assert account.outcomes[0].state is SlideState.DAMAGED  # type: ignore[attr-defined]
+        assert account.outcomes[0].state is SlideState.DAMAGED
 
 
 def test_a_slide_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +320,7 @@ def test_a_slide_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, model
 
     monkeypatch.setattr(inference, "predict_block", predict_and_rewrite)
     account = infer(tmp_path / "slides", model, tmp_path / "results")
-    assert "changed while it was read" in account.outcomes[0].message  # type: ignore[attr-defined]
+    assert "changed while it was read" in account.outcomes[0].message
     assert not (tmp_path / "results" / "s").exists()
 
 
@@ -355,17 +339,17 @@ def test_labels_of_other_classes_than_the_models_are_refused(tmp_path: Path, mod
 
     table = replace(make_table([(0, 0)], labels=[1]), class_names=("tumour", "benign"))
     make_store(tmp_path / "s.patches.zarr", table)
-    account = infer_stores([tmp_path / "s.patches.zarr"], model, tmp_path / "results", InferConfig(device="cpu"), workers=HERE)
+    account = infer(tmp_path / "s.patches.zarr", model, tmp_path / "results")
     assert "its labels mean tumour and benign, the model tells negative from positive" in account.outcomes[0].message
 
 
 def test_one_damaged_result_does_not_stop_the_tables(tmp_path: Path, model: Path) -> None:
     write_slide(tmp_path / "slides" / "a.tiff", tissue(100, 100))
-    infer(tmp_path / "slides", model, tmp_path / "results")
+    infer(tmp_path / "slides", model, tmp_path / "results", view=OVERLAY)
     (tmp_path / "results" / "a" / "overlay.png").unlink()
     write_slide(tmp_path / "other" / "b.tiff", tissue(100, 100))
-    account = infer(tmp_path / "other", model, tmp_path / "results")
-    assert account.exit_code == 0  # type: ignore[attr-defined]
+    account = infer(tmp_path / "other", model, tmp_path / "results", view=OVERLAY)
+    assert account.exit_code == 0
     with (tmp_path / "results" / "slides.csv").open(newline="") as stream:
         assert [row["slide_id"] for row in csv.DictReader(stream)] == ["b"]
     assert "overlay.png is missing" in (tmp_path / "results" / "failures.csv").read_text()
@@ -383,21 +367,20 @@ def test_a_slide_whose_results_cannot_be_read_back_has_failed(tmp_path: Path, mo
 
     monkeypatch.setattr("wsi_pipeline.outputs.run_tables.read_summary", fail)
     account = infer(tmp_path / "slides", model, tmp_path / "results")
-    assert account.closing_line == "in 2 = ok 1 + zero 0 + damaged 0 + failed 1"  # type: ignore[attr-defined]
+    assert account.closing_line == "in 2 = ok 1 + zero 0 + damaged 0 + failed 1"
     with (tmp_path / "results" / "failures.csv").open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert (row["slide_id"], row["path"], row["state"]) == ("a", str(tmp_path / "slides" / "a.tiff"), "failed")
     assert "Input/output error" in row["reason"]
-    assert json.loads((tmp_path / "results" / "run.json").read_text())["account"] == account.closing_line  # type: ignore[attr-defined]
+    assert json.loads((tmp_path / "results" / "run.json").read_text())["account"] == account.closing_line
 
 
 def test_a_store_made_anew_is_inferred_anew(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "s.patches.zarr"
     make_store(path, make_table([(0, 0), (0, 1)]), unreadable=[0])
-    config = InferConfig(device="cpu")
-    infer_stores([path], model, tmp_path / "results", config, workers=HERE)
+    infer(path, model, tmp_path / "results")
     make_store(path, make_table([(0, 0), (0, 1)]))
-    account = infer_stores([path], model, tmp_path / "results", config, workers=HERE)
+    account = infer(path, model, tmp_path / "results")
     assert "made from another source.store" in account.outcomes[0].message
 
 
@@ -409,11 +392,11 @@ def test_a_full_disk_is_the_machines_fault(tmp_path: Path, model: Path, monkeypa
 
     write_slide(tmp_path / "slides" / "s.tiff", tissue(100, 100))
     monkeypatch.setitem(WRITERS, "heatmap", fail)
-    account = infer(tmp_path / "slides", model, tmp_path / "results")
-    assert account.exit_code == 5  # type: ignore[attr-defined]
-    assert "No space left on device; mend that" in account.outcomes[0].message  # type: ignore[attr-defined]
+    account = infer(tmp_path / "slides", model, tmp_path / "results", view=HEATMAP)
+    assert account.exit_code == 5
+    assert "No space left on device; mend that" in account.outcomes[0].message
     monkeypatch.undo()
-    assert infer(tmp_path / "slides", model, tmp_path / "results").exit_code == 0  # type: ignore[attr-defined]
+    assert infer(tmp_path / "slides", model, tmp_path / "results", view=HEATMAP).exit_code == 0
 
 
 def test_failed_slides_are_let_go(tmp_path: Path, model: Path) -> None:
@@ -427,10 +410,11 @@ def test_failed_slides_are_let_go(tmp_path: Path, model: Path) -> None:
     gc.collect()
     readers = [entry for entry in gc.get_objects() if type(entry) is OpenSlideReader]
     mine = [reader for reader in readers if reader.info.path.startswith(str(tmp_path))]
-    assert account.exit_code == 4  # type: ignore[attr-defined]
+    assert account.exit_code == 4
     assert all(reader._handle is None for reader in mine)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("place", ["flush_tree", "_publish"])
 def test_a_kill_while_a_slide_is_committed_loses_nothing(place: str, tmp_path: Path, quiet_run: Path) -> None:
     """The real command, killed inside the commit of its first slide."""
@@ -450,11 +434,11 @@ commit.{place} = die
 wsi()
 """
     places = ["--slides", quiet_run / "slides", "--model", quiet_run / "m.safetensors", "--results-dir", tmp_path / "killed"]
-    arguments = ["infer", *map(str, places), "--workers", "0", "--device", "cpu"]
+    arguments = ["infer", *map(str, places), *PLAIN, *OUTPUTS, "--workers", "0"]
     killed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False)
     assert killed.returncode == -9
     assert not (tmp_path / "killed" / "s").exists()
-    again = run_wsi(*arguments)
+    again = spawn(*arguments)
     told = again.communicate(timeout=120)
     assert again.returncode == 0, told
     assert json.loads((tmp_path / "killed" / "run.json").read_text())["patches_predicted"] == 0

@@ -15,28 +15,26 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from click.testing import CliRunner
 from distributed import Client, LocalCluster
-from wsi_cli.main import wsi
 
-from tests.builders import make_checkpoint, write_model, write_png
+from tests.builders import make_checkpoint, tissue, write_model, write_png
+from tests.commands import HERE, run
 from tests.marked import BLUE, MARK, find_marks, is_marked, write_marked_slide
-from tests.served import HERE, TOKEN, connect, run_server, tissue
+from tests.served import TOKEN, connect, run_server
 from wsi_pipeline.pseudonyms import open_pseudonyms
 from wsi_pipeline.serve.settings import ServeSettings
 
 SLIDES = ("QZMARKanna_1", "QZMARKberta_1", "QZMARKcarla_1")
 PATIENTS = tuple(name.split("_")[0] for name in SLIDES)
-pytestmark = pytest.mark.timeout(900)  # a minute of work, on a machine that may have other things to do
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]  # a minute of work, on a machine that may have other things to do
 ID = re.compile(r"anon-[0-9a-f]{16}")
 
 
-def run(*arguments: object, exit_code: int = 0) -> str:
+def output_of(*arguments: object, exit_code: int = 0) -> str:
     """A command's whole output."""
-    answer = CliRunner().invoke(wsi, [str(argument) for argument in arguments])
-    output = answer.stdout + answer.stderr
-    assert answer.exit_code == exit_code, output
-    return output
+    answer = run(*arguments)
+    assert answer.exit_code == exit_code, answer.output
+    return answer.stdout + answer.stderr
 
 
 @dataclass
@@ -172,7 +170,7 @@ def run_chain(root: Path) -> Chain:
         there = ("--scheduler", cluster.scheduler_address)
         labels = ("--labels", root / "QZMARKlabels", "--mask", root / "QZMARKmasks", "--mpp-csv", root / "QZMARKscales.csv")
         lines = [
-            run(
+            output_of(
                 "tile",
                 folder,
                 "--out",
@@ -186,8 +184,8 @@ def run_chain(root: Path) -> Chain:
                 *there,
                 exit_code=3,
             ),
-            run("ingest", root / "QZMARKpatches", "--mpp", 4, "--out", out / "ingested", *anonymous),
-            run(
+            output_of("ingest", root / "QZMARKpatches", "--mpp", 4, "--out", out / "ingested", *anonymous),
+            output_of(
                 "train",
                 out / "stores",
                 "--out",
@@ -205,7 +203,7 @@ def run_chain(root: Path) -> Chain:
         engine = ("--engine", "torch", "--device", "cpu")
         infer = ("infer", "--model", model, *engine, "--outputs", "all,geojson-patches")
         lines += [
-            run(
+            output_of(
                 *infer,
                 "--slides",
                 folder,
@@ -217,7 +215,7 @@ def run_chain(root: Path) -> Chain:
                 *there,
                 exit_code=3,
             ),
-            run(
+            output_of(
                 "infer",
                 "--model",
                 model,
@@ -230,7 +228,7 @@ def run_chain(root: Path) -> Chain:
                 out / "judged",
                 *there,
             ),
-            run(
+            output_of(
                 "infer",
                 "--model",
                 model,
@@ -243,16 +241,16 @@ def run_chain(root: Path) -> Chain:
                 *anonymous,
                 exit_code=3,
             ),
-            run("aggregate", out / "results", "--threshold", 0.4, "--outputs", "summary,csv", "--out", out / "again"),
-            run("evaluate", out / "judged"),
-            run("export", model, "--to", "torchscript", "--out", out / "exported"),
-            run("store", "info", out / "stores", out / "ingested"),
-            run("store", "export", out / "ingested", "--to", "webdataset", "--out", out / "tars"),
-            run("label", out / "stores", "--export", out / "regions"),
-            run("model", "info", model),
-            run("status", out / "results"),
-            run("status", out / "results", "--json"),
-            run("view", out / "judged", "--no-open"),
+            output_of("aggregate", out / "results", "--threshold", 0.4, "--outputs", "summary,csv", "--out", out / "again"),
+            output_of("evaluate", out / "judged"),
+            output_of("export", model, "--to", "torchscript", "--out", out / "exported"),
+            output_of("store", "info", out / "stores", out / "ingested"),
+            output_of("store", "export", out / "ingested", "--to", "webdataset", "--out", out / "tars"),
+            output_of("label", out / "stores", "--export", out / "regions"),
+            output_of("model", "info", model),
+            output_of("status", out / "results"),
+            output_of("status", out / "results", "--json"),
+            output_of("view", out / "judged", "--no-open"),
         ]
         tasks = list_tasks(client)
     with run_server(ServeSettings(results=(out / "results",), token=TOKEN, device="cpu", workers=HERE, decoders=1)) as (url, _):
@@ -334,10 +332,10 @@ def test_the_key_and_its_links_are_their_owners_alone(chain: Chain) -> None:
 def test_a_second_run_finds_everything_done(chain: Chain) -> None:
     out, key = chain.root / "out", chain.key
     arguments = ("--mpp", 4, "--out", out / "ingested", "--anonymous-ids", key)
-    assert "nothing to do" in run("ingest", chain.root / "QZMARKpatches", *arguments)
+    assert "nothing to do" in output_of("ingest", chain.root / "QZMARKpatches", *arguments)
     labels = ("--labels", chain.root / "QZMARKlabels", "--mask", chain.root / "QZMARKmasks", "--mpp-csv", chain.root / "QZMARKscales.csv")
     places = [chain.root / "QZMARKfolder" / f"{name}.svs" for name in SLIDES]
-    again = run(
+    again = output_of(
         *("tile", *places, "--out", out / "stores", "--mpp", 0.5, "--patient-regex", "^([^_.]+)", *labels),
         *("--anonymous-ids", key, "--workers", 0),
     )
@@ -349,8 +347,8 @@ def test_without_pseudonyms_metadata_and_folders_stay_out_of_pages_events_and_an
     write_marked_slide(tmp_path / "QZFOLDER" / "s1.svs", tissue(400, 300))
     model, results = write_model(tmp_path / "m.safetensors", make_checkpoint()), tmp_path / "results"
     infer = ("infer", "--slides", tmp_path / "QZFOLDER", "--model", model, "--results-dir", results, "--engine", "torch", "--workers", 0)
-    printed = run(*infer, "--device", "cpu", "--outputs", "summary,report,dicom")
-    run("tile", tmp_path / "QZFOLDER", "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
+    printed = output_of(*infer, "--device", "cpu", "--outputs", "summary,report,dicom")
+    output_of("tile", tmp_path / "QZFOLDER", "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
     assert find_marks(results) == find_marks(tmp_path / "stores") == []
     assert "QZ" not in printed.replace(str(tmp_path), "")
     where_paths_may_stand = {"zarr.json", "run.json"}
@@ -368,8 +366,8 @@ def test_a_link_that_leads_to_itself_is_one_failed_slide_whose_name_nobody_tells
     (folder / "QZMARKround.svs").symlink_to(folder / "QZMARKabout.svs")
     (folder / "QZMARKabout.svs").symlink_to(folder / "QZMARKround.svs")
     line = ("tile", folder, "--mpp", 0.5, "--workers", 0)
-    named = run(*line, "--out", tmp_path / "named", exit_code=3)
-    hidden = run(*line, "--out", tmp_path / "hidden", "--anonymous-ids", tmp_path / "key", exit_code=3)
+    named = output_of(*line, "--out", tmp_path / "named", exit_code=3)
+    hidden = output_of(*line, "--out", tmp_path / "hidden", "--anonymous-ids", tmp_path / "key", exit_code=3)
     assert all("in 4 = ok 1 + zero 0 + damaged 0 + failed 3" in printed for printed in (named, hidden))
     assert MARK.decode() not in hidden
     assert find_marks(tmp_path / "hidden") == []
@@ -378,7 +376,9 @@ def test_a_link_that_leads_to_itself_is_one_failed_slide_whose_name_nobody_tells
 def test_a_copy_under_another_key_has_other_names(tmp_path: Path) -> None:
     write_marked_slide(tmp_path / "slides" / "s1.svs", tissue(400, 300))
     for key in ("one", "two"):
-        run("tile", tmp_path / "slides", "--out", tmp_path / key, "--mpp", 0.5, "--workers", 0, "--anonymous-ids", tmp_path / f"{key}.key")
+        output_of(
+            "tile", tmp_path / "slides", "--out", tmp_path / key, "--mpp", 0.5, "--workers", 0, "--anonymous-ids", tmp_path / f"{key}.key"
+        )
     names = [sorted(path.name for path in (tmp_path / key).glob("*.zarr")) for key in ("one", "two")]
     assert names[0] != names[1]
     shutil.rmtree(tmp_path / "two.key.links")
@@ -398,6 +398,6 @@ def test_a_key_that_protects_nobody_is_refused(arguments: tuple[str, ...], fault
     for name, content, mode in (("open", "k" * 40, 0o644), ("short", "abc", 0o600)):
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(mode)
-    printed = run("tile", tmp_path / "slides", "--out", tmp_path / "out", *(part.format(tmp_path) for part in arguments), exit_code=1)
+    printed = output_of("tile", tmp_path / "slides", "--out", tmp_path / "out", *(part.format(tmp_path) for part in arguments), exit_code=1)
     assert fault in printed
     assert not (tmp_path / "out").exists()

@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
-from click.testing import CliRunner
 from PIL import Image
-from wsi_cli.main import wsi
 
+from tests.commands import HERE, run
 from wsi_pipeline.errors import SlideError
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import IDC_NAME
 from wsi_pipeline.pipeline import IngestAccount, ingest_patches, tile_slides
-from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 from wsi_pipeline.slides.tiff_reader import TiffReader
@@ -24,7 +22,6 @@ from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.tiling import TileConfig
 from wsi_pipeline.tissue import TissueParameters
 
-HERE = Workers(count=0)
 EVERY_CELL = TissueParameters(min_tissue=0.0)
 
 
@@ -34,14 +31,14 @@ def ingested(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return ingest_patches(shared_data / "idc", out, PatchSpec(50, 50, 4.0)), out
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_idc_set_gives_82_stores(ingested: tuple[IngestAccount, Path]) -> None:
     account, out = ingested
     assert (account.patches, len(account.left_out), len(list(out.glob("*.patches.zarr")))) == (7130, 20, 82)
     assert all("instead of 50 × 50" in entry.reason for entry in account.left_out)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_store_8863_holds_its_pngs_pixel_for_pixel(ingested: tuple[IngestAccount, Path], shared_data: Path) -> None:
     store = PatchStore(ingested[1] / "8863.patches.zarr")
     stored = dict(zip(map(tuple, store.cells.tolist()), store.read_block(0).pixels, strict=True))
@@ -56,7 +53,7 @@ def test_store_8863_holds_its_pngs_pixel_for_pixel(ingested: tuple[IngestAccount
     assert compared == len(stored) == 975
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_mosaic_and_the_patches_are_the_same_tissue(ingested: tuple[IngestAccount, Path], shared_data: Path, tmp_path: Path) -> None:
     config = TileConfig(spec=PatchSpec(mpp=4.0), tissue=EVERY_CELL)
     tile_slides([shared_data / "slides" / "idc_8865_mosaic.tiff"], tmp_path, config, workers=HERE)
@@ -121,7 +118,7 @@ def mean_under(region: np.ndarray, y: int, x: int, step: Fraction) -> list[int]:
 
 
 def test_cmu_at_a_quarter_is_refused_unless_upsampling_is_allowed(cmu: Path, tmp_path: Path) -> None:
-    refused = CliRunner().invoke(wsi, ["tile", str(cmu), "--out", str(tmp_path / "a"), "--workers", "0"])
+    refused = run("tile", str(cmu), "--out", str(tmp_path / "a"), "--workers", "0")
     assert refused.exit_code == 4
     assert "scanned at 0.499 µm/px, patches at 0.25 µm/px" in refused.stderr
     assert tile_cmu(cmu, tmp_path / "b", 0.25, allow_upsample=True).grid.cols == 88  # 2220 · 0.499 / 0.25 = 4431 px
@@ -133,7 +130,7 @@ def test_a_folder_with_one_good_slide(shared_data: Path, cmu: Path, tmp_path: Pa
     for path in (cmu, shared_data / "slides" / "broken.svs", shared_data / "slides" / "openslide-python_unreadable.svs"):
         shutil.copy(path, slides)
     (slides / "readme.txt").write_text("copied on Monday")
-    result = CliRunner().invoke(wsi, ["tile", str(slides), "--out", str(tmp_path / "out"), "--mpp", "0.5", "--workers", "0"])
+    result = run("tile", str(slides), "--out", str(tmp_path / "out"), "--mpp", "0.5", "--workers", "0")
     assert result.exit_code == 3
     assert "in 4 = ok 1 + zero 0 + damaged 0 + failed 3" in result.stdout
     failures = (tmp_path / "out" / "failures.csv").read_text()
@@ -166,7 +163,7 @@ def test_broken_files_are_named(name: str, fault: str, shared_data: Path) -> Non
     assert name in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_slides_labelled_by_regions_train_like_the_patches_they_came_from(
     ingested: tuple[IngestAccount, Path], shared_data: Path, tmp_path: Path
 ) -> None:
@@ -188,7 +185,7 @@ def test_slides_labelled_by_regions_train_like_the_patches_they_came_from(
     (tmp_path / "sheet.csv").write_text("\n".join(lines) + "\n")
     places = ["--sheet", tmp_path / "sheet.csv", "--out", tmp_path / "cut"]
     options = ["--mpp", 4, "--min-tissue", 0, "--class-names", "non_idc", "idc", "--workers", 0]
-    result = CliRunner().invoke(wsi, ["tile", *map(str, [*places, *options])])
+    result = run("tile", *map(str, [*places, *options]))
     assert result.exit_code == 0, result.output
     cut = [tmp_path / "cut" / f"idc_{patient}_mosaic.patches.zarr" for patient in patients]
     for one, other in zip(stores, cut, strict=True):

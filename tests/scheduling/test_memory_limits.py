@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from wsi_cli.main import wsi
 
 from tests.builders import write_model
+from tests.commands import run
 from tests.counting_jobs import CountPlan, Notes
 from tests.hostile_slides import png_of, write_aperio, write_tiled
 from wsi_pipeline.errors import SlideError
@@ -50,6 +49,7 @@ class HungryJob:
         return reports[0]
 
 
+@pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts private memory alone")
 def test_a_worker_that_asks_for_too_much_fails_one_slide_and_lives_on() -> None:
     from distributed.system import MEMORY_LIMIT
@@ -177,9 +177,9 @@ def test_info_and_a_dry_run_ask_the_probe(tmp_path: Path, monkeypatch: pytest.Mo
     asked = []
     monkeypatch.setattr(Probe, "try_open", lambda self, path, **request: asked.append(path.name))
     slide, model = write_tiled(tmp_path / "slides" / "s.tiff"), write_model(tmp_path / "model.safetensors")
-    assert CliRunner().invoke(wsi, ["info", str(slide)]).exit_code == 0
+    assert run("info", str(slide)).exit_code == 0
     dry = ["infer", "--dry-run", "--slides", str(slide), "--model", str(model), "--results-dir", str(tmp_path / "r"), "--device", "cpu"]
-    assert CliRunner().invoke(wsi, dry).exit_code == 0
+    assert run(*dry).exit_code == 0
     assert asked == ["s.tiff"] * 2
 
 

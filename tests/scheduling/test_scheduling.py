@@ -4,6 +4,7 @@ import os
 import sys
 import urllib.request
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ import pytest
 from tests.counting_jobs import CountJob, Notes
 from wsi_pipeline.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.pipeline import choose_tilers, choose_workers
-from wsi_pipeline.scheduling import Deadlines, Workers, open_crew, run_jobs
+from wsi_pipeline.scheduling import Crew, Deadlines, Workers, open_crew, run_jobs
 from wsi_pipeline.scheduling.executor import DaskExecutor
+from wsi_pipeline.scheduling.run import PlainLoop
 
 CREWS = {"plain loop": Workers(count=0), "two processes": Workers(count=2)}
 
 
-@pytest.fixture(params=CREWS)
-def crew(request: pytest.FixtureRequest) -> Workers:
-    return CREWS[request.param]
+@pytest.fixture(scope="module", params=CREWS)
+def crew(request: pytest.FixtureRequest) -> Iterator[Crew]:
+    """The plain loop, or two processes that are started once."""
+    with open_crew(CREWS[request.param]) as crew:
+        yield crew
 
 
 def make_jobs(tmp_path: Path, count: int, **special: dict[str, object]) -> list[CountJob]:
@@ -32,44 +36,45 @@ def make_jobs(tmp_path: Path, count: int, **special: dict[str, object]) -> list[
     return jobs
 
 
-def test_every_job_is_done(crew: Workers, tmp_path: Path) -> None:
+def test_every_job_is_done(crew: Crew, tmp_path: Path) -> None:
     notes = Notes()
     assert run_jobs(make_jobs(tmp_path, 5), crew, notes) == [6] * 5
     assert sorted(notes.blocks) == [(job, block) for job in range(5) for block in range(4)]
     assert notes.ends == dict.fromkeys(range(5), 6)
 
 
-def test_a_failing_job_does_not_stop_the_others(crew: Workers, tmp_path: Path) -> None:
+def test_a_failing_job_does_not_stop_the_others(crew: Crew, tmp_path: Path) -> None:
     special: dict[str, dict[str, object]] = {f"job{k}": {"fails_in": place} for k, place in enumerate(("prepare", "block", "finish"))}
     results = run_jobs(make_jobs(tmp_path, 5, **special), crew, Notes())
     assert [str(result) for result in results] == ["broken in prepare", "broken in block", "broken in finish", "6", "6"]
 
 
-def test_locks_are_let_go_whatever_happens(crew: Workers, tmp_path: Path) -> None:
+def test_locks_are_let_go_whatever_happens(crew: Crew, tmp_path: Path) -> None:
     run_jobs(make_jobs(tmp_path, 3, job1={"fails_in": "block"}), crew, Notes())
     assert list(tmp_path.glob("*/lock")) == []
 
 
-def test_a_job_held_by_another_is_reported_and_the_rest_go_on(crew: Workers, tmp_path: Path) -> None:
+def test_a_job_held_by_another_is_reported_and_the_rest_go_on(crew: Crew, tmp_path: Path) -> None:
     results = run_jobs(make_jobs(tmp_path, 3, job0={"is_locked": True}), crew, Notes())
     assert isinstance(results[0], EnvironmentFault)
     assert results[1:] == [6, 6]
 
 
-def test_a_job_without_blocks_is_finished(crew: Workers, tmp_path: Path) -> None:
+def test_a_job_without_blocks_is_finished(crew: Crew, tmp_path: Path) -> None:
     assert run_jobs([CountJob(tmp_path, blocks=0)], crew, Notes()) == [0]
 
 
-def test_no_jobs_at_all(crew: Workers) -> None:
+def test_no_jobs_at_all(crew: Crew) -> None:
     assert run_jobs([], crew, Notes()) == []
 
 
-def test_the_plain_loop_works_here_and_workers_elsewhere(crew: Workers, tmp_path: Path) -> None:
+def test_the_plain_loop_works_here_and_workers_elsewhere(crew: Crew, tmp_path: Path) -> None:
     run_jobs(make_jobs(tmp_path, 2), crew, Notes())
     pids = {int((tmp_path / f"job{job}" / str(block)).read_text()) for job in range(2) for block in range(4)}
-    assert (pids == {os.getpid()}) is (crew.processes == 0)
+    assert (pids == {os.getpid()}) is isinstance(crew.executor, PlainLoop)
 
 
+@pytest.mark.system
 def test_a_step_that_kills_its_worker_fails_its_own_job_only(tmp_path: Path) -> None:
     results = run_jobs(make_jobs(tmp_path, 3, job1={"fails_in": "kill"}), Workers(count=2), Notes())
     assert "worker process died over it, also when it ran alone" in str(results[1])
@@ -82,6 +87,7 @@ def test_a_scheduler_that_is_not_there_is_the_machines_fault(tmp_path: Path, mon
         run_jobs([CountJob(tmp_path, 1)], Workers(scheduler="tcp://127.0.0.1:1"), Notes())
 
 
+@pytest.mark.system
 def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
     from wsi_pipeline.scheduling.cluster import connect
 
@@ -92,6 +98,7 @@ def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
         assert client.cluster.scheduler.http_application.applications == []
 
 
+@pytest.mark.system
 def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback() -> None:
     from wsi_pipeline.scheduling.cluster import connect
 
@@ -114,6 +121,7 @@ def test_a_dashboard_without_bokeh_is_refused_with_the_remedy(monkeypatch: pytes
         pass
 
 
+@pytest.mark.system
 def test_task_names_hold_no_slide_names(tmp_path: Path) -> None:
     from wsi_pipeline.scheduling.cluster import connect
     from wsi_pipeline.scheduling.jobs import Step
@@ -140,6 +148,7 @@ def read_allocator() -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")}
 
 
+@pytest.mark.system
 def test_workers_keep_the_memory_that_a_network_will_want_again() -> None:
     """Dask's own setting hands every freed layer back to the kernel, which makes PyTorch take twice as long."""
     from wsi_pipeline.scheduling.cluster import connect
@@ -149,6 +158,7 @@ def test_workers_keep_the_memory_that_a_network_will_want_again() -> None:
     assert found == {"MALLOC_TRIM_THRESHOLD_": str(64 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
 
 
+@pytest.mark.system
 def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
     """What it kept per step, or wrote down of what a worker does, would fill the memory in days."""
     with open_crew(Workers(count=1)) as crew:
@@ -159,6 +169,7 @@ def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
         assert set(executor.client.run(count_profiles).values()) == {0}
 
 
+@pytest.mark.system
 def test_dask_begins_no_new_notes_where_it_had_nothing_to_do_for_a_moment(tmp_path: Path) -> None:
     """One per kind of step, however many slides: each would be kept to the end."""
     from wsi_pipeline.scheduling.cluster import connect

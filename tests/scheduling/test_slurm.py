@@ -13,6 +13,8 @@ import pytest
 
 from tests.builders import folder_bytes, paint_coordinates, write_model, write_slide
 
+pytestmark = pytest.mark.system
+
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sinfo", "scancel")
 
 CONF = """

@@ -17,9 +17,12 @@ import pytest
 
 from tests import ROOT
 from tests.builders import folder_bytes, paint_coordinates, write_model, write_slide
+from tests.commands import PLAIN
 from tests.counting_jobs import CountJob, CountPlan, Notes
 from wsi_pipeline.errors import EnvironmentFault
 from wsi_pipeline.scheduling import Deadlines, Workers, run_jobs
+
+pytestmark = pytest.mark.system
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ MOST_KILLS = 8
 
 def infer(slides: Path, model: Path, results: Path, workers: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", "infer", "--slides", str(slides), "--model", str(model)]
-    options = ["--results-dir", str(results), "--workers", str(workers), "--device", "cpu", "--outputs", "csv,summary"]
+    options = ["--results-dir", str(results), "--workers", str(workers), *PLAIN, "--outputs", "csv,summary"]
     return subprocess.Popen(command + options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

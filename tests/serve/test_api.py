@@ -16,17 +16,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
-from wsi_cli.main import wsi
 
-from tests.builders import break_tile, paint, write_png, write_slide
-from tests.served import ALLOWED, HERE, TOKEN, connect, read_level0, replace_probabilities, run_server, serve_all, tissue, wait_until
+from tests.builders import break_tile, paint, tissue, write_png, write_slide
+from tests.commands import HERE, infer, run
+from tests.served import ALLOWED, TOKEN, connect, read_level0, replace_probabilities, run_server, serve_all, wait_until
 from wsi_pipeline.exporting import export_model
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.loading import ForeignTerms
-from wsi_pipeline.outputs.view import View
-from wsi_pipeline.pipeline import InferConfig, TileOptions, infer_stores, tile_slides
+from wsi_pipeline.pipeline import InferConfig, TileOptions, tile_slides
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve import job_queue
 from wsi_pipeline.serve.faults import Refusal
@@ -160,8 +158,7 @@ def test_the_tissue_mask_is_the_one_that_the_patches_were_chosen_by(served_root:
     tile_slides(
         [slide], tmp_path / "stores", TileConfig(PatchSpec(50, 50, 0.5)), options=TileOptions(masks=tmp_path / "masks"), workers=HERE
     )
-    config = InferConfig(device="cpu", view=View(formats=("summary",)))
-    infer_stores([tmp_path / "stores"], served_root / "results.safetensors", tmp_path / "results", config, workers=HERE)
+    infer(tmp_path / "stores", served_root / "results.safetensors", tmp_path / "results")
     with run_server(ServeSettings(results=(tmp_path / "results",), token=TOKEN, decoders=1)) as (url, _), connect(url) as client:
         assert client.get("/api/v1/slides/one/summary").json()["patches"] == 60
         with Image.open(io.BytesIO(client.get("/api/v1/slides/one/tissue.png").content)) as image:
@@ -450,7 +447,7 @@ def test_a_model_of_others_is_not_served_untrusted(
     zoo: Path, root: Path, trust: tuple[str, ...], fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsi_pipeline.serve.server.log_to_stderr", lambda: None)  # it would go on writing there after the test
-    result = CliRunner().invoke(wsi, ["serve", "--slides", str(root / "slides"), "--model", str(zoo), "--port", "0", *trust])
+    result = run("serve", "--slides", str(root / "slides"), "--model", str(zoo), "--port", "0", *trust)
     assert result.exit_code == 1
     assert fault in result.stderr
 

@@ -26,7 +26,10 @@ from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.store.predictions import open_result
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; apt install chromium")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; apt install chromium"),
+]
 PATIENCE_MS = 60_000
 
 

@@ -12,6 +12,8 @@ from schemathesis.checks import not_a_server_error
 
 from tests.served import ALLOWED, run_server, serve_all
 
+pytestmark = pytest.mark.system
+
 EXAMPLES = 12
 """For each operation and each kind of names."""
 

@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from wsi_cli.main import wsi
 
 from tests.builders import folder_bytes, write_model
+from tests.commands import PLAIN, infer, run
 from tests.hostile_slides import (
     CASES,
     DAMAGED,
@@ -38,7 +37,7 @@ from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.outcome import RunAccount, describe_failure, state_of
 from wsi_pipeline.outputs.view import View, choose_formats
-from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
+from wsi_pipeline.pipeline import tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides
@@ -90,10 +89,6 @@ class BothRuns(NamedTuple):
     """By the file's path."""
 
 
-def run_command(*arguments: object) -> Result:
-    return CliRunner().invoke(wsi, list(map(str, arguments)))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case, and two good slides among them, in a folder that nobody may write to."""
@@ -110,14 +105,13 @@ def runs(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.
     root = tmp_path_factory.mktemp("runs")
     good = [folder / "good-a.tiff", folder / "good-b.tiff"]
     if request.param == "tile":
-        done = run_command("tile", folder, "--out", root / "together", "--mpp", 0.5, "--workers", 1)
+        done = run("tile", folder, "--out", root / "together", "--mpp", 0.5, "--workers", 1)
         tile_slides(good, root / "alone", CONFIG, workers=Workers(count=0))
     else:
         model = write_model(root / "model.safetensors")
-        common = ["--model", model, "--device", "cpu", "--outputs", "csv,summary"]
-        done = run_command("infer", "--slides", folder, "--results-dir", root / "together", "--workers", 1, *common)
-        config = InferConfig(device="cpu", view=View(choose_formats(["csv", "summary"])))
-        infer_slides(good, model, root / "alone", config, workers=Workers(count=0))
+        common = ["--model", model, *PLAIN, "--outputs", "csv,summary"]
+        done = run("infer", "--slides", folder, "--results-dir", root / "together", "--workers", 1, *common)
+        infer(good, model, root / "alone", view=View(choose_formats(["csv", "summary"])))
     with (root / "together" / "failures.csv").open(newline="", errors="surrogateescape") as stream:
         failures = {row["path"]: row for row in csv.DictReader(stream)}
     ids = {str(slide.path): slide.slide_id for slide in find_slides([folder])}

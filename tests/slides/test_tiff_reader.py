@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import folder_bytes, paint_noise, write_png, write_slide
+from tests.commands import HERE
 from wsi_pipeline.errors import ConfigError, SlideError
 from wsi_pipeline.geometry import Grid, PatchSpec, all_cells
 from wsi_pipeline.pipeline import tile_slides
-from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import describe_reader, open_slide, tiff_reader
 from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, merge_boxes
@@ -29,7 +29,6 @@ from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.tiling import TileConfig
 from wsi_pipeline.tissue import TissueParameters
 
-HERE = Workers(count=0)
 APERIO = "Aperio Image Library v11.2.1 \r\n{w}x{h} [0,0 {w}x{h}] ({t}x{t}) JPEG/RGB Q=87|AppMag = 20|MPP = 0.5"
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from wsi_cli.options import COLORMAPS
 
 from tests.builders import folder_bytes, make_checkpoint, paint_noise, rewrite_manifest, write_model, write_slide
-from tests.commands import run
+from tests.commands import infer, run
 from tests.strangers import Change, edit_json, several, vouch
 from tests.written_results import CASES, FORMATS, write_result
 from wsi_pipeline.errors import StoreError
@@ -21,8 +21,6 @@ from wsi_pipeline.outcome import SlideState
 from wsi_pipeline.outputs import result as output_result
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View
-from wsi_pipeline.pipeline import InferConfig, infer_slides
-from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import FOLDER
 from wsi_pipeline.tiling import TileConfig
@@ -195,16 +193,14 @@ def inferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inferred")
     write_slide(folder / "slides" / "s.tiff", paint_noise(200, 150), mpp=0.5)
     write_model(folder / "model.safetensors", make_checkpoint(mpp=0.5))
-    infer(folder, View(("gallery", "summary", "csv")))
+    infer_again(folder, View(("gallery", "summary", "csv")))
     return folder
 
 
-def infer(folder: Path, view: View) -> bool:
+def infer_again(folder: Path, view: View) -> bool:
     """Infer the slides of a folder; whether nothing was left to do."""
-    config = InferConfig(TileConfig(tissue=TissueParameters(min_tissue=0)), device="cpu", view=view)
-    (outcome,) = infer_slides(
-        [folder / "slides"], folder / "model.safetensors", folder / "results", config, workers=Workers(count=0)
-    ).outcomes
+    tiling = TileConfig(tissue=TissueParameters(min_tissue=0))
+    (outcome,) = infer(folder / "slides", folder / "model.safetensors", folder / "results", view=view, tiling=tiling).outcomes
     return outcome.is_resumed_whole
 
 
@@ -218,8 +214,8 @@ def test_other_outputs_are_made_without_predicting_again(inferred: Path, monkeyp
     from wsi_pipeline import inference
 
     monkeypatch.setattr(inference, "predict_block", lambda *_: pytest.fail("predicted again"))
-    assert not infer(inferred, View(("gallery", "summary", "parquet")))
-    assert infer(inferred, View(("gallery", "summary", "parquet")))
+    assert not infer_again(inferred, View(("gallery", "summary", "parquet")))
+    assert infer_again(inferred, View(("gallery", "summary", "parquet")))
     assert (inferred / "results" / "s" / "patches.parquet").exists()
     assert not (inferred / "results" / "s" / "patches.csv").exists()
 

@@ -5,19 +5,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from wsi_cli.main import wsi
 
-from tests.builders import PINK, break_tile, folder_bytes, make_checkpoint, paint_noise, write_model, write_slide
+from tests.builders import break_tile, folder_bytes, make_checkpoint, tissue, write_model, write_slide
+from tests.commands import HERE, PLAIN, SUMMARY, infer, run
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.jobs.keep import HeldBlock, KeepPlan
 from wsi_pipeline.jobs.plan import SlidePlan
 from wsi_pipeline.outcome import RunAccount, SlideState
-from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
-from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.outputs.view import View
+from wsi_pipeline.pipeline import tile_slides
 from wsi_pipeline.sources import PatchBlock
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.files import HOST
@@ -25,14 +25,9 @@ from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.predictions import open_result
 from wsi_pipeline.tiling import TileConfig
 
-HERE = Workers(count=0)
+WITH_TABLE = View(formats=("csv", "gallery", "summary"))
 SIDE = 25
 TILING = TileConfig(spec=PatchSpec(SIDE, SIDE, 0.5))
-
-
-def tissue(width: int, height: int) -> np.ndarray:
-    noise = paint_noise(width, height).astype(np.int16) // 8 - 16
-    return np.clip(np.array(PINK) + noise, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +37,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_slide(folder / "slides" / "s.tiff", tissue(1200, 1125))
     write_model(folder / "m.safetensors", make_checkpoint(side_px=SIDE))
     tile_slides([folder / "slides"], folder / "tiled", TILING, workers=HERE)
-    infer(folder, folder / "plain")
+    infer_kept(folder, folder / "plain")
     return folder
 
 
-def infer(made: Path, results: Path, keep: Path | None = None, slides: Path | None = None, **options: object) -> RunAccount:
-    config = InferConfig(device="cpu", keep_patches=keep, **options)  # type: ignore[arg-type]
-    return infer_slides([slides or made / "slides"], made / "m.safetensors", results, config, workers=HERE)
+def infer_kept(made: Path, results: Path, keep: Path | None = None, slides: Path | None = None, **options: Any) -> RunAccount:
+    """Infer, and keep the patches; by default only a summary and a table are made of the predictions."""
+    return infer(slides or made / "slides", made / "m.safetensors", results, keep_patches=keep, **{"view": WITH_TABLE} | options)
 
 
 def test_the_store_is_that_of_tile_and_the_results_those_of_a_plain_run(made: Path, tmp_path: Path) -> None:
-    assert infer(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
+    assert infer_kept(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
     for name in ("s.patches.zarr", "s.mask.png"):
         kept, tiled = tmp_path / "kept" / name, made / "tiled" / name
         assert folder_bytes(kept) == folder_bytes(tiled) if kept.is_dir() else kept.read_bytes() == tiled.read_bytes()
@@ -71,7 +66,7 @@ def test_a_finished_store_is_read_instead_of_the_slide(made: Path, tmp_path: Pat
         raise AssertionError("the slide's patches were read")
 
     monkeypatch.setattr(SlidePatches, "_read_in_order", refuse)
-    account = infer(made, tmp_path / "results", made / "tiled", view=gallery_left_out())
+    account = infer_kept(made, tmp_path / "results", made / "tiled", view=SUMMARY)
     assert account.exit_code == 0
     ours, plain = (open_result(folder / "s").probability for folder in (tmp_path / "results", made / "plain"))
     assert np.array_equal(ours, plain)
@@ -79,9 +74,9 @@ def test_a_finished_store_is_read_instead_of_the_slide(made: Path, tmp_path: Pat
 
 
 def test_a_store_whose_preview_was_not_drawn_any_more_gets_it(made: Path, tmp_path: Path) -> None:
-    infer(made, tmp_path / "results", tmp_path / "kept")
+    infer_kept(made, tmp_path / "results", tmp_path / "kept")
     (tmp_path / "kept" / "s.mask.png").unlink()
-    assert infer(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
+    assert infer_kept(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
     assert (tmp_path / "kept" / "s.mask.png").read_bytes() == (made / "tiled" / "s.mask.png").read_bytes()
 
 
@@ -94,21 +89,21 @@ def dead_process() -> int:
 
 def test_what_a_dead_run_left_beside_a_finished_store_goes(made: Path, tmp_path: Path, dead_process: int) -> None:
     kept = tmp_path / "kept"
-    infer(made, tmp_path / "results", kept)
+    infer_kept(made, tmp_path / "results", kept)
     whole = sorted(kept.rglob("*"))
     (kept / ".wsi" / "locks").mkdir(parents=True)
     (kept / ".wsi" / "locks" / "s.patches.zarr.lock").write_text(f"process {dead_process} on here")
     (kept / ".wsi" / "staging").mkdir()
     (kept / f".s.mask.png.{HOST}.{dead_process}").write_bytes(b"half")
-    assert infer(made, tmp_path / "results", kept).exit_code == 0
+    assert infer_kept(made, tmp_path / "results", kept).exit_code == 0
     assert sorted(kept.rglob("*")) == whole
 
 
 def test_the_lock_of_a_living_writer_beside_a_finished_store_stays(made: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
-    infer(made, tmp_path / "results", kept)
+    infer_kept(made, tmp_path / "results", kept)
     with hold_lock(kept / "s.patches.zarr"):
-        assert infer(made, tmp_path / "results", kept).exit_code == 0
+        assert infer_kept(made, tmp_path / "results", kept).exit_code == 0
         assert (kept / ".wsi" / "locks" / "s.patches.zarr.lock").exists()
 
 
@@ -116,20 +111,15 @@ def folder_times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def gallery_left_out() -> object:
-    from wsi_pipeline.outputs.view import View
-
-    return View(formats=("summary",))
-
-
 def test_results_that_are_there_only_lack_their_patches(made: Path, tmp_path: Path) -> None:
-    infer(made, tmp_path / "results")
-    account = infer(made, tmp_path / "results", tmp_path / "kept")
+    infer_kept(made, tmp_path / "results")
+    account = infer_kept(made, tmp_path / "results", tmp_path / "kept")
     assert (account.exit_code, account.outcomes[0].is_resumed_whole) == (0, False)
     assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(made / "tiled" / "s.patches.zarr")
-    assert infer(made, tmp_path / "results", tmp_path / "kept").outcomes[0].is_resumed_whole
+    assert infer_kept(made, tmp_path / "results", tmp_path / "kept").outcomes[0].is_resumed_whole
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("function", "number"), [("write_patch_block", 1), ("predict_block", 2)])
 def test_a_run_killed_inside_a_slide_goes_on(function: str, number: int, made: Path, tmp_path: Path) -> None:
     """The real command dies at the store's block, or at the second block of predictions when the store's is done."""
@@ -152,13 +142,19 @@ setattr(place, {function!r}, die)
 wsi()
 """
     places = ["--slides", made / "slides", "--model", made / "m.safetensors", "--results-dir", tmp_path / "results"]
-    arguments = [*map(str, ["infer", *places, "--keep-patches", tmp_path / "kept"]), "--workers", "0", "--device", "cpu"]
+    arguments = [
+        *map(str, ["infer", *places, "--keep-patches", tmp_path / "kept", *PLAIN]),
+        "--workers",
+        "0",
+        "--outputs",
+        "csv,gallery,summary",
+    ]
     killed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False, env=os.environ)
     assert killed.returncode == 9, killed.stderr
     assert not (tmp_path / "kept" / "s.patches.zarr").exists()
     done = len(list((tmp_path / "results" / ".wsi" / "staging").glob("*/blocks/*.json")))
     assert done == number - 1
-    assert infer(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
+    assert infer_kept(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
     assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(made / "tiled" / "s.patches.zarr")
     assert folder_bytes(tmp_path / "results" / "s") == folder_bytes(made / "plain" / "s")
 
@@ -166,8 +162,8 @@ wsi()
 def test_unreadable_patches_are_the_same_with_and_without_a_store(made: Path, tmp_path: Path) -> None:
     slide = write_slide(tmp_path / "slides" / "s.tiff", tissue(600, 600))
     break_tile(slide, page=0, tile=0)
-    account = infer(made, tmp_path / "results", tmp_path / "kept", tmp_path / "slides")
-    infer(made, tmp_path / "plain", slides=tmp_path / "slides")
+    account = infer_kept(made, tmp_path / "results", tmp_path / "kept", tmp_path / "slides")
+    infer_kept(made, tmp_path / "plain", slides=tmp_path / "slides")
     assert account.outcomes[0].state is SlideState.DAMAGED
     assert folder_bytes(tmp_path / "results" / "s") == folder_bytes(tmp_path / "plain" / "s")
 
@@ -175,7 +171,7 @@ def test_unreadable_patches_are_the_same_with_and_without_a_store(made: Path, tm
 def test_a_slide_without_a_readable_patch_leaves_nothing(made: Path, tmp_path: Path) -> None:
     slide = write_slide(tmp_path / "slides" / "s.tiff", tissue(200, 200))
     break_tile(slide, page=0, tile=0)
-    account = infer(made, tmp_path / "results", tmp_path / "kept", tmp_path / "slides")
+    account = infer_kept(made, tmp_path / "results", tmp_path / "kept", tmp_path / "slides")
     assert account.exit_code == 4
     assert not list((tmp_path / "kept").rglob("staging/*"))
     assert not list((tmp_path / "results").rglob("staging/*"))
@@ -183,15 +179,15 @@ def test_a_slide_without_a_readable_patch_leaves_nothing(made: Path, tmp_path: P
 
 def test_a_store_of_another_recipe_is_named_and_force_replaces_it(made: Path, tmp_path: Path) -> None:
     tile_slides([made / "slides"], tmp_path / "kept", replace(TILING, spec=PatchSpec(40, 40, 0.5)), workers=HERE)
-    account = infer(made, tmp_path / "results", tmp_path / "kept")
+    account = infer_kept(made, tmp_path / "results", tmp_path / "kept")
     assert "was made from another patch.side_px" in account.outcomes[0].message
-    assert infer(made, tmp_path / "results", tmp_path / "kept", force=True).exit_code == 0
+    assert infer_kept(made, tmp_path / "results", tmp_path / "kept", force=True).exit_code == 0
     assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(made / "tiled" / "s.patches.zarr")
 
 
 def test_stores_are_no_slides_to_keep_patches_of(made: Path, tmp_path: Path) -> None:
     places = ["--stores", made / "tiled", "--model", made / "m.safetensors", "-o", tmp_path / "r", "--keep-patches", tmp_path / "k"]
-    assert CliRunner().invoke(wsi, ["infer", *map(str, places)]).exit_code == 2
+    assert run("infer", *places).exit_code == 2
 
 
 class Numbered:

@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.builders import paint, paint_noise, write_model, write_slide
-from tests.commands import run
+from tests.commands import HERE, PLAIN, run
 from wsi_pipeline.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.jobs.room import Room
 from wsi_pipeline.pipeline import TileOptions, tile_slides
-from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.tiling import TileConfig
 
 CONFIG = TileConfig(spec=PatchSpec(mpp=0.5))
-HERE = Workers(count=0)
 
 
 class Disk:
@@ -129,11 +127,11 @@ def test_files_have_the_permissions_that_were_asked_for(
     write_slide(tmp_path / "s.tiff", paint(150, 150))
     model = write_model(tmp_path / "m.safetensors")
     places = ("--slides", tmp_path / "s.tiff", "--model", model, "--results-dir", tmp_path / "out")
-    assert run("infer", *places, "--workers", 0, "--keep-patches", tmp_path / "out" / "stores", *option).exit_code == 0
+    assert run("infer", *places, *PLAIN, "--workers", 0, "--keep-patches", tmp_path / "out" / "stores", *option).exit_code == 0
     assert modes(tmp_path / "out") == (files, folders)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_worker_processes_give_the_same_permissions(tmp_path: Path) -> None:
     write_slide(tmp_path / "s.tiff", paint(150, 150))
     assert run("tile", tmp_path / "s.tiff", "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 1, "--mode", "640").exit_code == 0

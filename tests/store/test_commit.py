@@ -279,6 +279,7 @@ def hold_until(target: Path, held: Event, release: Event) -> None:
         release.wait(30)
 
 
+@pytest.mark.system
 def test_the_second_writer_is_told_who_holds_the_lock(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
@@ -293,6 +294,7 @@ def test_the_second_writer_is_told_who_holds_the_lock(tmp_path: Path) -> None:
         holder.join(30)
 
 
+@pytest.mark.system
 def test_a_dead_writers_lock_does_not_stop_the_next(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from wsi_cli.main import wsi
 
 from tests.builders import folder_bytes, make_patches, make_store, make_table
+from tests.commands import run
 from tests.strangers import edit_json, vouch
 from wsi_pipeline.errors import ConfigError, StoreError
 from wsi_pipeline.sources import PatchBlock
@@ -155,25 +154,25 @@ def test_an_export_has_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 def test_store_info_and_export_on_the_command_line(tmp_path: Path) -> None:
     make_labelled_store(tmp_path)
-    shown = CliRunner().invoke(wsi, ["store", "info", str(tmp_path)])
+    shown = run("store", "info", str(tmp_path))
     assert shown.exit_code == 0, shown.output
     for fact in ("6, 1 of them unreadable", "1 unknown, 2 negative, 3 positive", "codec          none", "0.5 µm/px"):
         assert fact in shown.output
-    done = CliRunner().invoke(wsi, ["store", "export", str(tmp_path), "--to", "webdataset", "-o", str(tmp_path / "out")])
+    done = run("store", "export", str(tmp_path), "--to", "webdataset", "-o", str(tmp_path / "out"))
     assert "5 patches, 1 unreadable left out" in done.output
-    assert CliRunner().invoke(wsi, ["store", "info", str(tmp_path / "out")]).exit_code == 1
+    assert run("store", "info", str(tmp_path / "out")).exit_code == 1
 
 
 def test_an_export_is_a_product(tmp_path: Path) -> None:
     store, _ = make_labelled_store(tmp_path)
     command = ["store", "export", str(store), "-o", str(tmp_path / "out")]
-    assert CliRunner().invoke(wsi, command).exit_code == 0
+    assert run(*command).exit_code == 0
     assert find_damage(tmp_path / "out") == []
     before = folder_bytes(tmp_path / "out")
-    assert "5 patches, 1 unreadable left out" in CliRunner().invoke(wsi, command).output
+    assert "5 patches, 1 unreadable left out" in run(*command).output
     assert folder_bytes(tmp_path / "out") == before
-    assert "made from another to" in CliRunner().invoke(wsi, [*command, "--to", "webdataset"]).output
-    assert CliRunner().invoke(wsi, [*command, "--to", "webdataset", "--force"]).exit_code == 0
+    assert "made from another to" in run(*command, "--to", "webdataset").output
+    assert run(*command, "--to", "webdataset", "--force").exit_code == 0
     assert [path.suffix for path in (tmp_path / "out").iterdir() if path.name != "manifest.json"] == [".tar"]
 
 
@@ -188,7 +187,7 @@ def test_an_export_that_stops_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         return written(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", fill)
-    done = CliRunner().invoke(wsi, ["store", "export", str(store), "--to", "webdataset", "-o", str(tmp_path / "out")])
+    done = run("store", "export", str(store), "--to", "webdataset", "-o", str(tmp_path / "out"))
     assert done.exit_code == 5
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".wsi").exists()
@@ -196,7 +195,7 @@ def test_an_export_that_stops_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 def test_stores_of_one_name_are_not_mixed(tmp_path: Path) -> None:
     stores = [str(make_labelled_store(tmp_path / folder)[0]) for folder in ("a", "b")]
-    done = CliRunner().invoke(wsi, ["store", "export", *stores, "-o", str(tmp_path / "out")])
+    done = run("store", "export", *stores, "-o", str(tmp_path / "out"))
     assert done.exit_code == 1
     assert "2 stores have this name" in done.output
 

@@ -16,6 +16,8 @@ from wsi_pipeline.training.loop import Epoch
 from wsi_pipeline.training.lr_finder import Sweep, sweep_stores
 from wsi_pipeline.training.run import SplitChoice, TrainListener
 
+pytestmark = pytest.mark.usefixtures("plots_left_out")
+
 QUICK = TrainConfig(architecture="wide_resnet_10_1", epochs=2, batch_size=16, device="cpu")
 
 
@@ -28,6 +30,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_training_stores(tmp_path_factory.mktemp("folds") / "stores", patients=6, patches=12)
 
 
+@pytest.mark.system
 def test_a_run_of_folds_stopped_in_the_second_goes_on_there_and_ends_in_the_same_bytes(stores: Path, tmp_path: Path) -> None:
     train_folds([stores], tmp_path / "quiet", QUICK, 3)
     trained: list[int] = []

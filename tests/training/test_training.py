@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.builders import folder_bytes, make_training_stores, write_model
+from tests.builders import folder_bytes, make_checkpoint, make_training_stores, write_model
+from tests.conftest import NO_PLOTS
 from wsi_pipeline.errors import ConfigError, EnvironmentFault, ModelError, StoreError
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
@@ -27,6 +28,8 @@ from wsi_pipeline.training.schedule import Schedule
 from wsi_pipeline.training.split import PatientSplit
 from wsi_pipeline.training.split_file import read_split_file
 
+pytestmark = pytest.mark.usefixtures("plots_left_out")
+
 QUICK = TrainConfig(architecture="wide_resnet_10_1", epochs=2, batch_size=16, device="cpu")
 FIXED = SplitChoice(val_patients=("p1",))
 HELD_OUT = SplitChoice(val_patients=("p1",), test_patients=("p3",))
@@ -41,7 +44,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
     """A finished run that tests look at and leave as it is: its folder, and what it returned."""
     out = tmp_path_factory.mktemp("finished") / "model"
-    return out, train([stores], out, QUICK, HELD_OUT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*NO_PLOTS)
+        return out, train([stores], out, QUICK, HELD_OUT)
 
 
 class Stopped(Exception):
@@ -176,8 +181,9 @@ VARIANTS: dict[str, TrainConfig] = {
 
 
 @pytest.fixture(scope="session")
-def patches(stores: Path) -> LabelledPatches:
-    return load_labelled(find_stores([stores]))
+def patches(tmp_path_factory: pytest.TempPathFactory) -> LabelledPatches:
+    """Of three patients to train on and one to choose by, 6 patches each: an epoch is two steps."""
+    return load_labelled(find_stores([make_training_stores(tmp_path_factory.mktemp("few") / "stores", patches=6)]))
 
 
 def fit_once(patches: LabelledPatches, config: TrainConfig) -> bytes:
@@ -202,7 +208,7 @@ def test_the_same_parameters_give_the_same_weights(patches: LabelledPatches, pla
 
 
 def test_class_weights_change_the_weights_where_classes_differ_in_number(tmp_path: Path) -> None:
-    patches = load_labelled(find_stores([make_training_stores(tmp_path / "stores", patches=23)]))
+    patches = load_labelled(find_stores([make_training_stores(tmp_path / "stores", patches=7)]))
     weighted = replace(QUICK, optimisation=Optimisation(class_weights=True))
     assert fit_once(patches, weighted) != fit_once(patches, QUICK)
 
@@ -309,7 +315,7 @@ def test_what_cannot_be_trained_is_said_before_training_starts(config: TrainConf
 
 
 def test_weights_of_another_architecture_are_refused_before_training_starts(stores: Path, tmp_path: Path) -> None:
-    other = write_model(tmp_path / "idc" / "model.safetensors")
+    other = write_model(tmp_path / "idc" / "model.safetensors", make_checkpoint(architecture="idc_cnn"))
     started: list[object] = []
     listener = TrainListener(on_start=lambda *facts: started.append(facts))
     with pytest.raises(ModelError, match=r"model\.safetensors"):
@@ -317,7 +323,7 @@ def test_weights_of_another_architecture_are_refused_before_training_starts(stor
     assert started == []
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_two_processes_train_one_network(stores: Path, tmp_path: Path) -> None:
     """As several GPUs do, by DDP: gradients are averaged, so that each step is that of the whole batch."""
     done: list[int] = []

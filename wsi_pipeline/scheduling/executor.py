@@ -50,7 +50,7 @@ class DaskExecutor:
         self._done = as_completed([], loop=self.client.loop)
         self._pending: dict[Key, _Submitted] = {}
         self._suspects: deque[_Submitted] = deque()
-        self._dropped: set[int] = set()
+        self._dropped: set[Key] = set()
         self._seconds: deque[float] = deque(maxlen=101)
         self._sent = 0
         self._anchors: dict[str, Any] = {}
@@ -84,9 +84,11 @@ class DaskExecutor:
 
     def drop(self, job: int) -> None:
         """Cancel what has not begun, and ignore what has."""
-        self._dropped.add(job)
-        if stale := [work.future for work in self._pending.values() if work.step.job == job]:
-            self.client.cancel(stale)
+        self._suspects = deque(work for work in self._suspects if work.step.job != job)
+        stale = {key: work.future for key, work in self._pending.items() if work.step.job == job}
+        self._dropped.update(stale)
+        if stale:
+            self.client.cancel([*stale.values()])
 
     def next_done(self) -> tuple[Step, Any]:
         """Wait for the next step. Raises EnvironmentFault where the cluster is lost.
@@ -100,7 +102,8 @@ class DaskExecutor:
                 self._send(suspect._replace(tries_alone=suspect.tries_alone + 1))
             future = next(self._done)
             work = self._pending.pop(future.key)
-            if work.step.job in self._dropped:
+            if future.key in self._dropped:
+                self._dropped.remove(future.key)
                 continue
             result = _result_of(future)
             if not isinstance(result, KilledWorker):
