@@ -4,17 +4,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults lint audit docs benchmark clean
+.PHONY: demo test test-system test-faults lint audit docs benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/wsi demo --out wsi-demo
 
-test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
-# Every fault of tests/faults, of which `make test` takes a sample.
+# What runs in one process: while you work.
+test: $(VENV)/installed-test
+	$(PYTEST) -m "not system and not faults" $(OPTIONS)
+
+# Real processes, clusters, browsers, compilers, and the blocks of code in README and docs.
+test-system: $(VENV)/installed-test
+	$(PYTEST) -m "system and not faults" $(OPTIONS)
+
+# Every fault, of which the other two take a sample: an hour or two.
 test-faults: $(VENV)/installed-test
-	WSI_FAULTS=all $(BIN)/python -m pytest tests/faults -n auto -rA
+	$(PYTEST) -m faults -rA $(OPTIONS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

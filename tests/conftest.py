@@ -39,7 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share a costly fixture in one process, where the run has several: those of its module, or of the whole run."""
     for item in items:
-        if isinstance(item, pytest.Function) and (group := find_group(item)):
+        if not isinstance(item, pytest.Function) or item.get_closest_marker("xdist_group"):
+            continue
+        if group := find_group(item):
             item.add_marker(pytest.mark.xdist_group(group))
 
 

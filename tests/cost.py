@@ -4,7 +4,9 @@ CPU seconds count the test's own process and every process that it has waited fo
 whole run) are told by themselves and charged to no test. A busy machine makes a test slower, not dearer.
 """
 
+import multiprocessing
 import os
+import subprocess
 from collections import defaultdict
 from collections.abc import Generator
 
@@ -19,6 +21,12 @@ def cpu_seconds() -> float:
     """CPU seconds of this process so far, and of its children that have ended."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
+
+
+def reap() -> None:
+    """Wait for children that have ended, so that the next test is not charged with those of an earlier one."""
+    multiprocessing.active_children()
+    subprocess._cleanup()  # type: ignore[attr-defined]
 
 
 class Cost:
@@ -48,6 +56,7 @@ class Cost:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self) -> Generator[None, object, object]:
+        reap()
         self._started, self._shared = cpu_seconds(), 0.0
         return (yield)
 

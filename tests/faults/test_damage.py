@@ -15,6 +15,7 @@ import pytest
 
 from tests.builders import make_store, make_table, write_model
 from tests.commands import infer
+from tests.faults import by_extent
 from tests.faults.workloads import SMALL
 from wsi_pipeline.errors import ModelError, StoreError
 from wsi_pipeline.evaluation.truth import label_results
@@ -30,8 +31,6 @@ from wsi_pipeline.store.manifest import MANIFEST
 from wsi_pipeline.store.predictions import FOLDER
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.run import SplitChoice, TrainListener, train
-
-WHOLE = os.environ.get("WSI_FAULTS") == "all"
 
 
 def delete(path: Path, other: Path, seed: int) -> None:
@@ -143,11 +142,12 @@ def test_verify_names_every_damaged_file(kind: str, base: Path, count: Count) ->
     assert verify(find_products([product])[0]).is_whole, "the test did not put back what it damaged"
 
 
-def test_verify_finds_a_checkpoint_damaged_by_itself(base: Path, tmp_path: Path, count: Count) -> None:
+@by_extent
+def test_verify_finds_a_checkpoint_damaged_by_itself(is_whole: bool, base: Path, tmp_path: Path, count: Count) -> None:
     held = (base / "model" / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(held[:8], "little")
     rng = np.random.default_rng(5)
-    places = [int(place) for place in (np.arange(header) if WHOLE else rng.choice(header, 150, replace=False))]
+    places = [int(place) for place in (np.arange(header) if is_whole else rng.choice(header, 150, replace=False))]
     places += [int(place) for place in rng.integers(header, len(held), 20)]
     path = tmp_path / "m.safetensors"
     missed = []

@@ -14,6 +14,8 @@ from tests.builders import PINK, folder_bytes, paint_noise, write_model, write_s
 from tests.faults.injector import Ended, Zygote
 from tests.faults.workloads import content, find_broken
 
+pytestmark = pytest.mark.system
+
 OUTPUTS = ("--outputs", "summary,csv")
 
 

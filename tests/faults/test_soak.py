@@ -1,6 +1,6 @@
 """Two thousand slides in one run: memory, open files and temporary files stay as they were after the first few.
 
-A short run is made here, in which files are counted; memory is measured where WSI_FAULTS is `all` (`make test-faults`).
+Files are counted in a short run too; memory is measured in the long one (`make test-faults`).
 """
 
 import os
@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from tests.builders import paint, write_model, write_slide
+from tests.faults import by_extent
 
-WHOLE = os.environ.get("WSI_FAULTS") == "all"
-SLIDES = 2000 if WHOLE else 16
+SLIDES, ALL_SLIDES = 16, 2000
 WARM = 300
 """Slides after which every cache is filled."""
 MAX_GROWTH_KB = 10.0
@@ -79,24 +79,27 @@ def look_at(process: int, done: int) -> Sample | None:
     return None if memory is None else Sample(process, done, int(memory[1]), files)
 
 
-def measure_growth(samples: Sequence[Sample]) -> dict[int, float]:
+def measure_growth(samples: Sequence[Sample], slides: int) -> dict[int, float]:
     """kB per slide of every process that was there for most of the run, by a straight line through its samples."""
     late = [sample for sample in samples if sample.slides_done >= WARM]
     growth = {}
     for process in {sample.process for sample in late}:
         done, memory = np.array([(sample.slides_done, sample.memory_kb) for sample in late if sample.process == process]).T
-        if done.max() - done.min() > SLIDES / 2:
+        if done.max() - done.min() > slides / 2:
             growth[process] = float(np.polyfit(done, memory, 1)[0])
     return growth
 
 
-@pytest.mark.timeout(3600 if WHOLE else 300)
+@pytest.mark.system
+@pytest.mark.timeout(3600)
+@by_extent
 @pytest.mark.parametrize("command", COMMANDS)
-def test_slides_without_end(command: str, tmp_path: Path) -> None:
+def test_slides_without_end(command: str, is_whole: bool, tmp_path: Path) -> None:
+    slides = ALL_SLIDES if is_whole else SLIDES
     write_slide(tmp_path / "base.tiff", paint(150, 150))
     write_model(tmp_path / "m.safetensors")
     (tmp_path / "slides").mkdir()
-    for number in range(SLIDES):
+    for number in range(slides):
         os.link(tmp_path / "base.tiff", tmp_path / "slides" / f"s{number:04d}.tiff")
     code = "from wsi_cli.main import wsi; wsi()"
     with (tmp_path / "said").open("wb") as said:
@@ -109,14 +112,14 @@ def test_slides_without_end(command: str, tmp_path: Path) -> None:
         )
         samples = watch(process, tmp_path / "out" / "events.jsonl")
     assert process.returncode == 0, (tmp_path / "said").read_text()[-2000:]
-    assert f"in {SLIDES} = ok {SLIDES} + zero 0 + damaged 0 + failed 0" in (tmp_path / "said").read_text()
+    assert f"in {slides} = ok {slides} + zero 0 + damaged 0 + failed 0" in (tmp_path / "said").read_text()
     assert not [path for path in (tmp_path / "out").rglob(".*") if path.name != ".zattrs"]
-    late = [sample for sample in samples if min(WARM, SLIDES // 2) <= sample.slides_done < SLIDES]
+    late = [sample for sample in samples if min(WARM, slides // 2) <= sample.slides_done < slides]
     for number in {sample.process for sample in late}:
         files = [sample.open_files for sample in late if sample.process == number]
         assert max(files) - min(files) <= 12, "files stay open"
-    if WHOLE:
-        growth = measure_growth(samples)
-        sys.stdout.write(f"{command}: {SLIDES} slides; kB per slide: {', '.join(f'{value:.1f}' for value in growth.values())}\n")
+    if is_whole:
+        growth = measure_growth(samples, slides)
+        sys.stdout.write(f"{command}: {slides} slides; kB per slide: {', '.join(f'{value:.1f}' for value in growth.values())}\n")
         assert len(growth) >= 2, "the driver and a worker"
         assert max(growth.values()) < MAX_GROWTH_KB

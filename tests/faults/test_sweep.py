@@ -1,10 +1,9 @@
 """Every file operation of the real commands, killed, refused for want of room, or failing: what is under a final name is whole, and the
 same line again ends as if nothing had happened.
 
-A sample of operations is taken here; all of them where WSI_FAULTS is `all` (`make test-faults`).
+`make test` takes a sample of the operations, `make test-faults` all of them.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +14,12 @@ import pytest
 from tests.faults.injector import Ended, Fault, Zygote
 from tests.faults.workloads import Workload, content, digest_state, find_broken, list_workloads, make_inputs
 
-WHOLE = os.environ.get("WSI_FAULTS") == "all"
 SAMPLE = {"tile": 4, "infer": 2, "aggregate": 3, "train": 1, "store export": 1}
 """Operations per command and kind of fault in the sample."""
 SPARSE = {"infer with every picture": 8, "infer, patches kept": 3, "store export": 4}
 """Of these commands every so many operations in the whole sweep: most of their operations are those of `infer` and `tile`, or alike."""
 SPARSE_READS = 16
-NAMES = (*SAMPLE, "infer, patches kept", "infer with every picture") if WHOLE else tuple(SAMPLE)
+ALL = (*SAMPLE, "infer, patches kept", "infer with every picture")
 ROOM_BYTES = 512 * 1024 * 1024
 LIMITED = {"RLIMIT_DATA": 64 * 1024**3}
 """As under `ulimit -d`, where commands start no process of their own to try the slide first: that takes longer than they do."""
@@ -37,16 +35,10 @@ def base() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def workloads(base: Path) -> dict[str, Workload]:
-    make_inputs(base)
-    return list_workloads(base)
-
-
-def choose(operations: Sequence[str], name: str, mode: str, kind: str) -> list[int]:
+def choose(operations: Sequence[str], name: str, mode: str, kind: str, is_whole: bool) -> list[int]:
     """Numbers of the operations to disturb, counted from 1."""
     numbers = list(range(1, len(operations) + 1))
-    if WHOLE:
+    if is_whole:
         step = SPARSE.get(name, 1) * (SPARSE_READS if kind == "read" else 1)
         return numbers[::step]
     spread = {"kill": 0.2, "ENOSPC": 0.5, "EIO": 0.8}[mode]
@@ -57,8 +49,9 @@ def choose(operations: Sequence[str], name: str, mode: str, kind: str) -> list[i
 class Sweep:
     """One command and the state that it must end in."""
 
-    def __init__(self, workload: Workload, zygote: Zygote) -> None:
+    def __init__(self, workload: Workload, zygote: Zygote, is_whole: bool) -> None:
         self.workload = workload
+        self.is_whole = is_whole
         self.zygote = zygote
         ended = workload.prepare(zygote)
         self.expected = content(workload.out)
@@ -105,9 +98,17 @@ class Sweep:
         self.known.add(state)
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def sweep(request: pytest.FixtureRequest, workloads: dict[str, Workload], zygote: Zygote) -> Sweep:
-    return Sweep(workloads[request.param], zygote)
+@pytest.fixture(
+    scope="module",
+    params=[(name, False) for name in SAMPLE]
+    + [pytest.param((name, True), marks=[pytest.mark.faults, pytest.mark.xdist_group(f"sweep of {name}")]) for name in ALL],
+    ids=lambda param: f"{param[0]}, {'all' if param[1] else 'sample'}",
+)
+def sweep(request: pytest.FixtureRequest, base: Path, zygote: Zygote) -> Sweep:
+    name, is_whole = request.param
+    folder = Path(tempfile.mkdtemp(dir=base))
+    make_inputs(folder)
+    return Sweep(list_workloads(folder)[name], zygote, is_whole)
 
 
 @pytest.mark.timeout(7200)
@@ -117,7 +118,7 @@ def test_a_fault_leaves_nothing_broken_and_the_same_line_goes_on(
 ) -> None:
     if not sweep.operations[kind]:
         pytest.skip(f"{sweep.workload.name} does no such operation: nothing is read back from the folder that it writes to")
-    numbers = choose(sweep.operations[kind], sweep.workload.name, mode, kind)
+    numbers = choose(sweep.operations[kind], sweep.workload.name, mode, kind, sweep.is_whole)
     found = [sweep.disturb(Fault(mode, kind, number)) for number in numbers]
     record_property(f"count of faults in {sweep.workload.name}: {mode} at what {kind}s", len(numbers))
     record_property("count of faults in all", len(numbers))

@@ -16,6 +16,8 @@ from tests.faults.injector import Ended, Zygote
 from tests.faults.workloads import content
 from wsi_pipeline.store.lock import HIDDEN, hold_lock, read_owner
 
+pytestmark = pytest.mark.system
+
 SLIDES = 50
 PROCESSES = 8
 

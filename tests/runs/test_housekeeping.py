@@ -159,6 +159,7 @@ def test_files_outside_a_product_are_not_read(name: str, tmp_path: Path, monkeyp
 # --- unlock
 
 
+@pytest.mark.system
 def test_a_lock_that_is_held_here_is_never_removed(tmp_path: Path) -> None:
     target = tmp_path / "s.patches.zarr"
     with another_holds(target) as owner:
@@ -181,6 +182,7 @@ def test_a_dead_owners_lock_is_removed(tmp_path: Path) -> None:
     assert not (tmp_path / ".wsi").exists()
 
 
+@pytest.mark.system
 def test_another_machines_lock_is_removed_by_force_only(tmp_path: Path) -> None:
     """The lock of a drive that has not noticed yet: held, and its owner is elsewhere."""
     target = tmp_path / "s"
@@ -214,6 +216,7 @@ def test_a_dry_run_removes_nothing(tmp_path: Path) -> None:
     assert (staging / "product" / "half").exists()
 
 
+@pytest.mark.system
 def test_work_that_somebody_is_at_stays(tmp_path: Path) -> None:
     target = tmp_path / "s9"
     staging = begin_work(target)

@@ -94,6 +94,7 @@ BOMB = png_of(13_000, 13_000)
 """Memory is taken for 169 million pixels before anybody notices that there are none."""
 
 
+@pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts private memory alone")
 def test_a_picture_that_unpacks_to_more_than_there_is_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "slides").mkdir()

@@ -118,6 +118,7 @@ def runs(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.
     return BothRuns(done.stdout, done.exit_code, failures, root / "together", root / "alone", folder, ids)
 
 
+@pytest.mark.system
 def test_the_account_of_all_of_them_adds_up(runs: BothRuns) -> None:
     states = Counter(case.state for case in CASES.values() if case.state != PASSED_OVER)
     states["ok"] += 2
@@ -127,6 +128,7 @@ def test_the_account_of_all_of_them_adds_up(runs: BothRuns) -> None:
     assert runs.exit_code == 3
 
 
+@pytest.mark.system
 def test_every_fault_is_named_with_its_reason_in_one_line(runs: BothRuns) -> None:
     expected = {str(file_of(name, runs.folder)): case for name, case in CASES.items() if case.state in (FAILED, DAMAGED)}
     assert set(runs.failures) == set(expected)
@@ -137,6 +139,7 @@ def test_every_fault_is_named_with_its_reason_in_one_line(runs: BothRuns) -> Non
         assert "\n" not in row["reason"]
 
 
+@pytest.mark.system
 def test_every_other_slide_has_its_product_and_the_failed_have_none(runs: BothRuns) -> None:
     suffix = ".patches.zarr" if any(runs.together.glob("*.zarr")) else ""
     for name, case in CASES.items():
@@ -151,6 +154,7 @@ def test_every_other_slide_has_its_product_and_the_failed_have_none(runs: BothRu
             assert patches == (0 if case.state == "zero" else int(re.findall(r"(\d+) patches", case.says)[0]))
 
 
+@pytest.mark.system
 def test_the_good_neighbours_are_the_same_to_the_byte(runs: BothRuns) -> None:
     for name in ("good-a", "good-b"):
         together, alone = (
@@ -161,6 +165,7 @@ def test_the_good_neighbours_are_the_same_to_the_byte(runs: BothRuns) -> None:
         assert together == alone
 
 
+@pytest.mark.system
 def test_nothing_is_left_under_way_and_nothing_is_written_beside_the_slides(runs: BothRuns) -> None:
     written = {file_of(name, runs.folder) for name in CASES} | {runs.folder / f"good-{name}.tiff" for name in "ab"}
     assert set(runs.folder.iterdir()) == written
