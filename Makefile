@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-system test-faults lint audit docs benchmark clean
+.PHONY: demo test test-system test-faults coverage lint audit docs benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/wsi demo --out wsi-demo
@@ -22,6 +22,11 @@ test-system: $(VENV)/installed-test
 # Every fault, of which the other two take a sample: an hour or two.
 test-faults: $(VENV)/installed-test
 	$(PYTEST) -m faults -rA $(OPTIONS)
+
+# Branch coverage of the first two tiers, each by itself.
+coverage: $(VENV)/installed-dev
+	$(PYTEST) -m "not system and not faults" --cov --cov-report=term
+	$(PYTEST) -m "system and not faults" --cov --cov-report=term
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -117,10 +117,14 @@ def mean_under(region: np.ndarray, y: int, x: int, step: Fraction) -> list[int]:
     return [int(value / step**2 + Fraction(1, 2)) for value in total]
 
 
-def test_cmu_at_a_quarter_is_refused_unless_upsampling_is_allowed(cmu: Path, tmp_path: Path) -> None:
+def test_cmu_at_a_quarter_is_refused(cmu: Path, tmp_path: Path) -> None:
     refused = run("tile", str(cmu), "--out", str(tmp_path / "a"), "--workers", "0")
     assert refused.exit_code == 4
     assert "scanned at 0.499 µm/px, patches at 0.25 µm/px" in refused.stderr
+
+
+@pytest.mark.system
+def test_cmu_at_a_quarter_is_cut_where_upsampling_is_allowed(cmu: Path, tmp_path: Path) -> None:
     assert tile_cmu(cmu, tmp_path / "b", 0.25, allow_upsample=True).grid.cols == 88  # 2220 · 0.499 / 0.25 = 4431 px
 
 

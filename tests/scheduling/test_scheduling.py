@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.counting_jobs import CountJob, Notes
-from wsi_pipeline.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.errors import ConfigError, EnvironmentFault, SlideError
 from wsi_pipeline.pipeline import choose_tilers, choose_workers
 from wsi_pipeline.scheduling import Crew, Deadlines, Workers, open_crew, run_jobs
 from wsi_pipeline.scheduling.executor import DaskExecutor
@@ -47,6 +47,15 @@ def test_a_failing_job_does_not_stop_the_others(crew: Crew, tmp_path: Path) -> N
     special: dict[str, dict[str, object]] = {f"job{k}": {"fails_in": place} for k, place in enumerate(("prepare", "block", "finish"))}
     results = run_jobs(make_jobs(tmp_path, 5, **special), crew, Notes())
     assert [str(result) for result in results] == ["broken in prepare", "broken in block", "broken in finish", "6", "6"]
+
+
+def test_a_crew_does_other_jobs_after_one_failed(crew: Crew, tmp_path: Path) -> None:
+    """Numbers of jobs begin at 0 each time: what is ignored of the first list must not be ignored of the second."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    assert isinstance(run_jobs(make_jobs(first, 2, job1={"fails_in": "block"}), crew, Notes())[1], SlideError)
+    assert run_jobs(make_jobs(second, 2), crew, Notes()) == [6, 6]
 
 
 def test_locks_are_let_go_whatever_happens(crew: Crew, tmp_path: Path) -> None:
