@@ -1,6 +1,7 @@
 """What tests share, and the machine that they take for granted."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tests.cost import Cost
 
 # One thread per process, set before torch and OpenBLAS look: test processes share the cores, and no number depends on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not os.access(Path.home(), os.W_OK):  # some libraries that tests read results with keep a cache there
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="home-of-tests-")
 # No deadline: on a busy machine a slow example is no fault.
 settings.register_profile("wsi", deadline=None)
 settings.load_profile("wsi")

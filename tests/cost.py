@@ -36,6 +36,8 @@ class Cost:
         self.limit: float | None = config.getoption("cpu_limit")
         self.slowest: int = config.getoption("slowest")
         self._started = 0.0
+        self._taken = 0.0
+        """CPU seconds of the test that runs, its own fixtures among them; not of their end, which may be that of the whole run."""
         self._shared = 0.0
         """CPU seconds that fixtures of more than one test have taken so far."""
         self._fixtures: list[tuple[str, float]] = []
@@ -57,26 +59,24 @@ class Cost:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self) -> Generator[None, object, object]:
         reap()
-        self._started, self._shared = cpu_seconds(), 0.0
+        self._started, self._shared, self._taken = cpu_seconds(), 0.0, 0.0
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         result = yield
-        if self.limit is not None and self._taken() > self.limit and not any(item.get_closest_marker(tier) for tier in TIERS):
-            pytest.fail(f"took {self._taken():.1f} s of CPU, {self.limit:g} are allowed: make it cheaper, or mark it system", pytrace=False)
+        self._taken = cpu_seconds() - self._started - self._shared
+        if self.limit is not None and self._taken > self.limit and not any(item.get_closest_marker(tier) for tier in TIERS):
+            pytest.fail(f"took {self._taken:.1f} s of CPU, {self.limit:g} are allowed: make it cheaper, or mark it system", pytrace=False)
         return result
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         result = yield
-        item.user_properties.append((TEST, round(self._taken(), 3)))
+        item.user_properties.append((TEST, round(self._taken, 3)))
         item.user_properties.extend((FIXTURE + name, round(seconds, 3)) for name, seconds in self._fixtures)
         self._fixtures.clear()
         return result
-
-    def _taken(self) -> float:
-        return cpu_seconds() - self._started - self._shared
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "teardown":

@@ -10,12 +10,13 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.builders import break_tile, paint, tissue, write_png, write_slide
@@ -632,8 +633,23 @@ def test_neither_label_nor_macro_image_nor_raw_metadata_is_served(shared_data: P
 # -- jobs -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_infers_a_slide_of_the_folder(client: httpx.Client, root: Path) -> None:
-    write_slide(root / "slides" / "three.tiff", tissue(600, 500, seed=3))
+@pytest.fixture
+def add_slide(root: Path) -> Iterator[Callable[[str, NDArray[np.uint8]], Path]]:
+    """Writes a slide into the folder; it goes after the test, with its results."""
+    added: list[Path] = []
+
+    def add(name: str, pixels: NDArray[np.uint8]) -> Path:
+        added.append(write_slide(root / "slides" / f"{name}.tiff", pixels))
+        return added[-1]
+
+    yield add
+    for path in added:
+        path.unlink()
+        shutil.rmtree(root / "results" / path.stem, ignore_errors=True)
+
+
+def test_a_job_infers_a_slide_of_the_folder(client: httpx.Client, add_slide: Callable[[str, NDArray[np.uint8]], Path]) -> None:
+    add_slide("three", tissue(600, 500, seed=3))
     started = client.post("/api/v1/jobs", json={"slide_id": "three"})
     assert started.status_code == 202
     place = f"/api/v1/jobs/{started.json()['job_id']}"
@@ -653,11 +669,11 @@ def test_a_job_that_fails_says_so_by_an_id(client: httpx.Client, root: Path) -> 
 
 
 def test_a_running_job_is_cancelled_and_the_next_one_goes_on(
-    root: Path, server: tuple[str, Services], monkeypatch: pytest.MonkeyPatch
+    add_slide: Callable[[str, NDArray[np.uint8]], Path], server: tuple[str, Services], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = server[1].jobs
     assert jobs is not None
-    write_slide(root / "slides" / "four.tiff", tissue(2000, 1500, seed=4))
+    add_slide("four", tissue(2000, 1500, seed=4))
     blocks: list[int] = []
 
     original = InferenceJob.advance
