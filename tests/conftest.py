@@ -55,7 +55,7 @@ def find_group(item: pytest.Function) -> str | None:
             return name
     definitions = item._fixtureinfo.name2fixturedefs.values()
     lasting = [last for *_, last in definitions if last.scope != "function" and last.baseid.endswith(".py")]
-    return item.path.stem if lasting else None
+    return f"{item.path.parent.name}/{item.path.stem}" if lasting else None
 
 
 @pytest.fixture(autouse=True, scope="session")
