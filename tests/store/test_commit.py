@@ -21,7 +21,16 @@ from wsi_pipeline.store import commit, lock
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import HOST, exchange, make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock, is_lock_held, read_owner, remove_lock, remove_remains
-from wsi_pipeline.store.manifest import MANIFEST, check_whole, find_damage, is_product, read_manifest
+from wsi_pipeline.store.manifest import (
+    MANIFEST,
+    check_files,
+    check_whole,
+    find_damage,
+    find_faults,
+    find_kind,
+    is_product,
+    read_manifest,
+)
 
 KIND = "test product"
 RECIPE = {"slide": "s", "mpp": 0.5}
@@ -327,8 +336,101 @@ def test_a_future_manifest_is_refused(tmp_path: Path) -> None:
     target = make_product(tmp_path / "p")
     value = json.loads((target / MANIFEST).read_text()) | {"format": 99}
     (target / MANIFEST).write_text(json.dumps(value))
-    with pytest.raises(StoreError, match="another version"):
+    with pytest.raises(StoreError, match="has a manifest of format 99, of another version of wsi, and this one reads 3; update wsi"):
         read_manifest(target)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "fault"),
+    [
+        ("kind", 7, "says neither what the product is"),
+        ("recipe", [], "says neither what the product is"),
+        ("counts", [], "says neither what the product is"),
+        ("files", [], "has no attribute 'items'"),
+        ("files", {"a": 7}, "cannot unpack"),
+        ("files", {"a": ["x", "0"]}, "invalid literal"),
+    ],
+)
+def test_a_sealed_manifest_of_other_types_is_damaged(entry: str, value: object, fault: str, tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    rewrite_manifest(target, lambda manifest: manifest.update({entry: value}))
+    with pytest.raises(StoreError, match=f"its manifest.json is damaged or of another version of wsi .*{fault}"):
+        read_manifest(target)
+
+
+def test_a_sealed_manifest_that_lacks_an_entry_is_damaged(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    rewrite_manifest(target, lambda manifest: manifest.pop("counts"))
+    with pytest.raises(StoreError, match=r"is damaged or of another version of wsi \('counts'\)"):
+        read_manifest(target)
+
+
+def test_a_manifest_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    (target / MANIFEST).rename(tmp_path / "elsewhere")
+    (target / MANIFEST).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"its manifest\.json cannot be read \(Too many levels of symbolic links\); mend that"):
+        read_manifest(target)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [{"kind": "a", "files": [], "recipe": {}}, {"kind": "a", "files": {}}, {"kind": 7, "files": {}, "recipe": {}}, ["kind"]],
+)
+def test_a_manifest_that_others_write_tells_no_kind(manifest: object, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert find_kind(tmp_path) is None
+
+
+def test_a_count_that_is_no_number_is_never_written(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    with pytest.raises(ValueError, match="JSON"):
+        staging.commit(KIND, {"share": float("nan")})
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(("files", "end"), [(3, ";"), (4, " …;")])
+def test_three_damaged_files_are_named_and_more_are_hinted_at(files: int, end: str, tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    for name in "abcd"[:files]:
+        (staging.product / name).write_bytes(b"old")
+    staging.commit(KIND, {})
+    for name in "abcd"[:files]:
+        (tmp_path / "p" / name).write_bytes(b"new")
+    with pytest.raises(StoreError, match=f"damaged: a has .*, b has .*, c has another content than was written{end}"):
+        check_whole(tmp_path / "p")
+
+
+def test_a_file_that_vanished_after_the_manifest_was_read_is_named(tmp_path: Path) -> None:
+    manifest = read_manifest(make_product(tmp_path / "p"))
+    (tmp_path / "p" / "b.txt").unlink()
+    with pytest.raises(StoreError, match=r"damaged: b\.txt cannot be read \(No such file or directory\), x is no part of it;"):
+        check_files(tmp_path / "p", manifest, ["b.txt", "x"])
+
+
+def test_the_size_of_every_file_is_told_while_faults_are_sought(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    sizes: list[int] = []
+    assert find_faults(target, read_manifest(target), sizes.append) == {}
+    assert sorted(sizes) == [1, 7]
+
+
+def test_a_manifest_of_the_past_is_refused_as_one_that_is_none(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    value = json.loads((target / MANIFEST).read_text()) | {"format": 2}
+    (target / MANIFEST).write_text(json.dumps(value))
+    with pytest.raises(StoreError, match=r"damaged or of another version of wsi \(manifest format 2\)"):
+        read_manifest(target)
+
+
+def test_a_manifest_of_two_million_bytes_and_a_file_of_a_thousand_are_read(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    (staging.product / "a.bin").write_bytes(bytes(1000))
+    staging.commit(KIND, {"note": "x" * 2_000_000})
+    assert read_manifest(tmp_path / "p").files["a.bin"][0] == 1000
 
 
 def hold_until(target: Path, held: Event, release: Event) -> None:
