@@ -1,6 +1,7 @@
 """Drawn regions: read, counted, measured and turned into labels."""
 
 import json
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,7 @@ from wsi_pipeline.geometry import Grid, PatchSpec, all_cells, cells_to_boxes_l0
 from wsi_pipeline.labels import LABEL_SOURCES, label_cells
 from wsi_pipeline.labels.areas import covered_shares
 from wsi_pipeline.labels.asap_xml import close_spline, read_asap
+from wsi_pipeline.labels.assignment import decide
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.imagescope_xml import inscribe_ellipse, read_imagescope
 from wsi_pipeline.labels.rules import LabelRules, read_label_map
@@ -95,6 +97,12 @@ def test_every_form_of_geojson_labels_the_same_patches(value: object, tmp_path: 
 
 def test_asap_polygons_label_patches(tmp_path: Path) -> None:
     assert label(write_asap(tmp_path / "a.xml", ("Polygon", "tumour", SQUARE))) == TOP_LEFT
+
+
+def test_the_share_of_every_patch_is_recorded(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", [[0, 0], [100, 0], [100, 60], [0, 60]]))
+    fraction = label_cells(path, SLIDE, GRID, CELLS, RULES).fraction.reshape(4, 4)
+    assert fraction.tolist() == [[1, 1, 0, 0], [pytest.approx(0.2), pytest.approx(0.2), 0, 0], [0] * 4, [0] * 4]
 
 
 def test_imagescope_regions_label_patches(tmp_path: Path) -> None:
@@ -281,6 +289,45 @@ def test_another_slides_scale_is_refused(tmp_path: Path) -> None:
         label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp="0.25"))
 
 
+@pytest.mark.parametrize("mpp", ["0.476", "0.524", ""])
+def test_a_scale_within_a_twentieth_is_the_slides_own(mpp: str, tmp_path: Path) -> None:
+    assert label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp=mpp)) == TOP_LEFT
+
+
+@pytest.mark.parametrize("mpp", ["0.474", "0.526"])
+def test_a_scale_off_by_more_than_a_twentieth_is_refused(mpp: str, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=f"drawn on a slide of {mpp} µm/px, slide has 0.5"):
+        label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp=mpp))
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [(-100, 0), (0, -100), (200, 0), (0, 200), (-150, -150), (250, 250), (-150, 250)],  # the square of 100 px beside the slide of 200
+)
+def test_a_region_beside_the_slide_is_refused_with_its_place(x: int, y: int, tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.geojson", [feature([SQUARE]), feature([[[x + dx, y + dy] for dx, dy in SQUARE]])])
+    fault = f"1 of 2 regions lie beyond the slide of 200 × 200 px (one from {x},{y} to {x + 100},{y + 100})"
+    with pytest.raises(LabelError, match=re.escape(fault)):
+        label(path)
+
+
+@pytest.mark.parametrize(("x", "y"), [(-99, 0), (0, -99), (199, 0), (0, 199)])
+def test_a_region_of_which_a_pixel_lies_on_the_slide_is_taken(x: int, y: int, tmp_path: Path) -> None:
+    assert label(write_json(tmp_path / "a.geojson", feature([[[x + dx, y + dy] for dx, dy in SQUARE]])))[0][0] == -1
+
+
+@pytest.mark.parametrize(("priority", "expected"), [("positive", 1), ("negative", 0)])
+def test_priority_decides_between_two_halves_of_a_patch(priority: str, expected: int) -> None:
+    half = np.array([0.5])
+    labels, fraction = decide((half, half), LabelRules(priority=priority))
+    assert (labels.tolist(), fraction.tolist()) == ([expected], [0.5])
+
+
+def test_the_larger_share_wins_whatever_the_priority() -> None:
+    labels, fraction = decide((np.array([0.75]), np.array([0.25])), LabelRules(priority="positive"))
+    assert (labels.tolist(), fraction.tolist()) == ([0], [0.75])
+
+
 def test_a_polygon_of_two_points_is_counted_or_refused(tmp_path: Path) -> None:
     path = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", [[0, 0], [9, 9]]), ("Polygon", "tumour", SQUARE))
     assert read_asap(path, is_strict=False).ignored == {"polygon of 2 points": 1}
@@ -302,6 +349,7 @@ def test_a_label_map_is_read(tmp_path: Path) -> None:
         ("- a", "has the entries"),
         ("colour: red", "has the entries"),
         ("classes: [a]", "two names"),
+        ("classes: [a, b, c]", "two names"),
         ("map: [a]", "must hold lines"),
     ],
 )
@@ -314,13 +362,35 @@ def test_a_broken_label_map_is_refused(text: str, fault: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"min_area": 0.0}, {"min_area": 1.5}, {"outside": "x"}),
+        *({"min_area": 0.0}, {"min_area": -0.5}, {"min_area": 1.5}, {"outside": "x"}, {"priority": "x"}, {"origin": "x"}),
         *({"class_names": ("a", "a")}, {"class_names": ("a", "Unknown")}, {"meanings": {"x": "y"}}),
     ],
 )
 def test_rules_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         LabelRules(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_class_called_unknown_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="no class can be called 'unknown'"):
+        LabelRules(class_names=("Unknown", "tumour"))
+
+
+def test_a_whole_patch_may_be_asked_for() -> None:
+    assert LabelRules(min_area=1.0).min_area == 1
+
+
+def test_rules_are_recorded_with_every_choice() -> None:
+    assert LabelRules(class_names=("benign", "tumour"), meanings={"_0": "tumour"}).to_json() == {
+        "class_names": ["benign", "tumour"],
+        "meanings": {"_0": "tumour"},
+        "outside": "unknown",
+        "priority": "positive",
+        "min_area": 0.5,
+        "mask_values": {"negative": 100, "positive": 200},
+        "origin": "auto",
+        "is_strict": False,
+    }
 
 
 def real_files(folder: Path, kind: str) -> list[Path]:

@@ -89,9 +89,16 @@ def test_a_text_file_is_no_mask(tmp_path: Path) -> None:
         read_mask(tmp_path / "m.png")
 
 
-def test_two_classes_need_two_values() -> None:
-    with pytest.raises(ConfigError):
-        MaskValues(100, 100)
+@pytest.mark.parametrize(("negative", "positive"), [(100, 100), (-1, 5), (5, -1), (256, 5), (5, 256)])
+def test_two_classes_need_two_values_of_a_byte(negative: int, positive: int) -> None:
+    with pytest.raises(ConfigError, match=f"mask values {negative} and {positive} do not tell two classes apart"):
+        MaskValues(negative, positive)
+
+
+@pytest.mark.parametrize(("negative", "positive"), [(0, 255), (255, 0)])
+def test_every_byte_may_mean_a_class(negative: int, positive: int, tmp_path: Path) -> None:
+    mask = np.array([[negative, positive], [1, 254]], dtype=np.uint8)
+    assert label(write_png(tmp_path / "m.png", mask), values=MaskValues(negative, positive)) == [0, 1, -1, -1]
 
 
 def test_masks_are_matched_by_name() -> None:
