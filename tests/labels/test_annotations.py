@@ -17,6 +17,7 @@ from tests.builders import make_slide_info
 from wsi_pipeline.errors import ConfigError, LabelError
 from wsi_pipeline.geometry import Grid, PatchSpec, all_cells, cells_to_boxes_l0
 from wsi_pipeline.labels import LABEL_SOURCES, label_cells
+from wsi_pipeline.labels.annotation import Annotation, Region, describe, describe_oddities
 from wsi_pipeline.labels.areas import covered_shares
 from wsi_pipeline.labels.asap_xml import close_spline, read_asap
 from wsi_pipeline.labels.assignment import decide
@@ -202,6 +203,16 @@ def test_shares_of_a_multipolygon_add_up() -> None:
     assert got[0].tolist() == pytest.approx([0.4, 0.2, 0, 0])
 
 
+def test_shares_of_many_patches_by_hand() -> None:
+    # 400 patches of 10 px, which are halved again and again: the left half of the slide, and a square about a corner of four patches.
+    grid = Grid(PatchSpec(10, 10, 0.5), 20, 20, Fraction(1))
+    geometry = shapely.union_all([shapely.box(0, 0, 100, 200), shapely.box(155, 155, 165, 165)])
+    expected = np.zeros((20, 20))
+    expected[:, :10] = 1
+    expected[15:17, 15:17] = 0.25
+    assert covered_shares(geometry, cells_to_boxes_l0(all_cells(grid), grid)).reshape(20, 20).tolist() == expected.tolist()
+
+
 def test_shares_of_a_rotated_ellipse_agree_with_a_fine_raster() -> None:
     ellipse = shapely.affinity.rotate(shapely.affinity.scale(shapely.Point(100, 100).buffer(1, quad_segs=200), 80, 35), 30)
     angle = np.deg2rad(30)
@@ -251,6 +262,43 @@ def test_a_polygon_that_crosses_itself_is_mended_and_counted(tmp_path: Path) -> 
     assert annotation.regions[0].geometry.area == pytest.approx(5000)
     with pytest.raises(LabelError, match="Self-intersection"):
         read_geojson(tmp_path / "a.geojson", is_strict=True)
+
+
+@pytest.mark.parametrize(("corners", "points"), [([[5, 5]], 1), ([[5, 5], [5, 5]], 1), ([[0, 0], [9, 9], [0, 0]], 2)])
+def test_a_corner_that_closes_a_polygon_is_not_counted_twice(corners: Corners, points: int, tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.geojson", [feature([corners]), feature([SQUARE])])
+    assert read_geojson(path, is_strict=False).ignored == {f"polygon of {points} points": 1}
+
+
+@pytest.mark.parametrize(
+    ("description", "text"),
+    [
+        ({}, ""),
+        ({"repaired": 0, "ignored": {}}, ""),
+        ({"repaired": 2, "ignored": {"Point": 3, "LineString": 1}}, ", 2 invalid regions mended, 4 objects without area passed over"),
+    ],
+)
+def test_what_was_mended_and_passed_over_is_told(description: dict[str, object], text: str) -> None:
+    assert describe_oddities(description) == text
+
+
+def test_a_description_counts_regions_by_class() -> None:
+    regions = tuple(Region(name, shapely.box(0, 0, 1, 1)) for name in ("tumour", "benign", "tumour"))
+    assert describe(Annotation(regions)) == {"regions": {"tumour": 2, "benign": 1}, "ignored": {}, "repaired": 0}
+
+
+def test_a_triangle_is_a_region_and_a_hole(tmp_path: Path) -> None:
+    corner = [[0, 0], [50, 0], [0, 50]]
+    annotation = read_geojson(write_json(tmp_path / "a.geojson", [feature([corner]), feature([SQUARE, corner])]), is_strict=False)
+    assert [region.geometry.area for region in annotation.regions] == [1250, 8750]
+
+
+def test_a_region_of_one_pixel_is_one_and_a_region_of_no_area_is_none(tmp_path: Path) -> None:
+    pixel, line, speck = [[0, 0], [1, 0], [1, 1], [0, 1]], [[0, 0], [5, 5], [9, 9]], [[0, 0], [1e-200, 0], [0, 1e-200]]
+    path = write_json(tmp_path / "a.geojson", [feature([corners]) for corners in (pixel, line, speck)])
+    annotation = read_geojson(path, is_strict=False)
+    assert [region.geometry.area for region in annotation.regions] == [1]
+    assert annotation.ignored == {"region without area": 2}
 
 
 BOMB = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><ASAP_Annotations>&b;</ASAP_Annotations>'
