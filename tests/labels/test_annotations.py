@@ -253,6 +253,69 @@ def test_a_spline_goes_through_its_knots() -> None:
     curve = Polygon(close_spline(knots))
     assert max(curve.exterior.distance(shapely.Point(knot)) for knot in knots) < 1e-9
     assert curve.area > 8000  # rounder than the rectangle
+    assert np.allclose(close_spline(knots)[::16], knots)
+
+
+@pytest.mark.parametrize("kind", ["Polygon", "Rectangle"])
+def test_straight_asap_regions_stay_straight(kind: str, tmp_path: Path) -> None:
+    (region,) = read_asap(write_asap(tmp_path / "a.xml", (kind, "tumour", SQUARE)), is_strict=False).regions
+    assert region.geometry.equals(shapely.box(0, 0, 100, 100))
+
+
+def test_an_asap_spline_of_two_knots_is_no_region(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", ("Spline", "tumour", [[0, 0], [9, 9]]), ("Spline", "tumour", SQUARE[:3]))
+    annotation = read_asap(path, is_strict=False)
+    assert annotation.ignored == {"polygon of 2 points": 1}
+    assert annotation.regions[0].geometry.area > 5000  # rounder than the triangle
+
+
+def test_asap_objects_without_area_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+    path = write_asap(
+        tmp_path / "a.xml", ("Dot", "tumour", [[5, 5]]), ("Measurement", "x", [[0, 0], [9, 9]]), ("Polygon", "tumour", SQUARE)
+    )
+    annotation = read_asap(path, is_strict=False)
+    assert annotation.ignored == {"Dot": 1, "Measurement": 1}
+    assert len(annotation.regions) == 1
+
+
+def test_an_asap_region_without_a_group_has_its_own_name(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", ("Polygon", "None", SQUARE), ("Polygon", "Alpha", SQUARE), ("Polygon", "tumour", SQUARE))
+    assert [region.class_name for region in read_asap(path, is_strict=False).regions] == ["a0", "Alpha", "tumour"]
+
+
+@pytest.mark.parametrize("kind", ["Curve", "Zigzag"])
+def test_an_asap_type_that_nobody_knows_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=f"an annotation of type '{kind}'; only Polygon, Rectangle and Spline have an area"):
+        read_asap(write_asap(tmp_path / "a.xml", (kind, "tumour", SQUARE)), is_strict=False)
+
+
+def test_asap_corners_come_in_the_order_that_they_state(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", SQUARE))
+    path.write_text(path.read_text().replace('Order="1"', 'Order="2.5"'))
+    assert read_asap(path, is_strict=False).repaired == 1  # corners 0, 2, 1, 3 cross one another
+    path.write_text(path.read_text().replace('Order="2.5"', 'Order="second"'))
+    with pytest.raises(LabelError, match="an Order that is no number"):
+        read_asap(path, is_strict=False)
+
+
+@pytest.mark.parametrize("kind", ["Polygon", "Spline"])
+def test_a_corner_at_nan_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="a corner is not finite"):
+        read_asap(write_asap(tmp_path / "a.xml", (kind, "tumour", [*SQUARE, [float("nan"), 5]])), is_strict=False)
+
+
+def test_an_annotation_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"a\.geojson: cannot be read \(No such file or directory\)"):
+        read_geojson(tmp_path / "a.geojson", is_strict=False)
+
+
+def test_what_an_imagescope_layer_has_no_area_for_and_what_was_mended_is_counted(tmp_path: Path) -> None:
+    bow_tie = [[0, 0], [100, 100], [100, 0], [0, 100]]
+    path = write_imagescope(
+        tmp_path / "a.xml", ("0", "0", [[5, 5]]), ("0", "0", bow_tie), ("0", "1", [[7, 7]]), ("4", "0", [[0, 0], [9, 9]])
+    )
+    annotation = read_imagescope(path, is_strict=False)
+    assert (annotation.ignored, annotation.repaired) == ({"polygon of 1 points": 2, "ruler": 1}, 1)
 
 
 def test_a_polygon_that_crosses_itself_is_mended_and_counted(tmp_path: Path) -> None:
@@ -321,6 +384,7 @@ ENTITY = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passw
         ("a.geojson", json.dumps(feature([[[0, 0], [1, float("nan")], [2, 2]]])), "NaN is no JSON"),
         ("a.geojson", json.dumps(feature([SQUARE], name="stroma")), "class 'stroma' is unknown; map it"),
         ("a.geojson", json.dumps(feature([[[x + 5000, y] for x, y in SQUARE]])), "looks like another slide's annotation"),
+        ("a.geojson", json.dumps({"type": "Polygon", "coordinates": [SQUARE]}), "not GeoJSON Features"),
         ("a.txt", "x", "not QuPath GeoJSON"),
     ],
 )
