@@ -248,6 +248,60 @@ def test_an_ellipse_keeps_its_area() -> None:
     assert Polygon(inscribe_ellipse([(0, 0), (80, 40)])).area == pytest.approx(np.pi * 40 * 20, rel=1e-9)
 
 
+def test_an_ellipse_of_256_corners_lies_in_the_middle_of_its_box() -> None:
+    corners = inscribe_ellipse([(10, 20), (91, 61)])
+    assert len(corners) == 256
+    assert np.allclose(np.mean(corners, axis=0), (50.5, 40.5))
+    assert Polygon(corners).bounds == pytest.approx((10, 20, 91, 61), abs=0.01)
+
+
+PENTAGON = [[0, 0], [100, 0], [100, 100], [50, 120], [0, 100]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "corners", "area"),
+    [
+        ("0", SQUARE, 10_000),
+        ("0", PENTAGON, 11_000),
+        *(("2", corners, np.pi * 50 * 50) for corners in ([[0, 0], [100, 100]], SQUARE[:3], SQUARE)),
+        ("2", PENTAGON, 11_000),
+    ],
+)
+def test_an_imagescope_ellipse_has_up_to_four_corners(kind: str, corners: Corners, area: float, tmp_path: Path) -> None:
+    (region,) = read_imagescope(write_imagescope(tmp_path / "a.xml", (kind, "0", corners)), is_strict=False).regions
+    assert region.geometry.area == pytest.approx(area)
+
+
+def test_imagescope_objects_without_area_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+    lines = [(kind, "0", [[0, 0], [9, 9]]) for kind in ("3", "4", "5")]
+    annotation = read_imagescope(write_imagescope(tmp_path / "a.xml", *lines, ("2", "0", [[5, 5]]), ("0", "0", SQUARE)), is_strict=False)
+    assert annotation.ignored == {"arrow": 1, "ruler": 1, "counter": 1, "polygon of 1 points": 1}
+    assert len(annotation.regions) == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "attributes", "name"),
+    [
+        ("benign", '<Attribute Name="Description" Value="tumour"/>', "benign"),
+        ("", '<Attribute Name="Description" Value="tumour"/>', "tumour"),
+        ("", '<Attribute Name="Description" Value=""/><Attribute Name="stroma" Value=""/>', "stroma"),
+        ("", '<Attribute Name="Area" Value=""/>', "Area"),
+        ("", '<Attribute Name="Description" Value=""/>', "layer 1"),
+        ("", "", "layer 1"),
+        ("benign", "", "benign"),
+    ],
+)
+def test_an_imagescope_layer_is_called_what_it_says_first(layer: str, attributes: str, name: str, tmp_path: Path) -> None:
+    path = write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), name=layer)
+    path.write_text(path.read_text().replace("<Regions>", f"<Attributes>{attributes}</Attributes><Regions>"))
+    assert read_imagescope(path, is_strict=False).class_names == [name]
+
+
+def test_an_imagescope_scale_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="MicronsPerPixel is '40x', which is no number"):
+        read_imagescope(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp="40x"), is_strict=False)
+
+
 def test_a_spline_goes_through_its_knots() -> None:
     knots = [(0.0, 0.0), (100.0, 0.0), (100.0, 80.0), (0.0, 80.0)]
     curve = Polygon(close_spline(knots))
