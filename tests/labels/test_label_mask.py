@@ -165,7 +165,7 @@ def test_masks_are_matched_by_name() -> None:
 
 
 def test_two_masks_for_one_slide_are_refused() -> None:
-    with pytest.raises(LabelError, match="could be its labels"):
+    with pytest.raises(LabelError, match=r"a: both x/a_labels.png and y/a_labels.tif could be its labels"):
         match_labels("a", [Path("x/a_labels.png"), Path("y/a_labels.tif")])
 
 
@@ -177,7 +177,7 @@ def test_a_folder_gives_its_label_images_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.geojson", "a_labels.png"])  # before and after the slide in the alphabet
 def test_a_label_file_lies_beside_its_slide(name: str, tmp_path: Path) -> None:
-    for other in ("a.svs", "b.svs", name):
+    for other in ("a.svs", "a.txt", "b.svs", name):
         (tmp_path / other).touch()
     assert find_beside(tmp_path / "a.svs") == tmp_path / name
     assert find_beside(tmp_path / "b.svs") is None
@@ -186,6 +186,14 @@ def test_a_label_file_lies_beside_its_slide(name: str, tmp_path: Path) -> None:
 def test_a_slide_is_not_its_own_label_file(tmp_path: Path) -> None:
     (tmp_path / "a_labels.tif").touch()
     assert find_beside(tmp_path / "a_labels.tif") is None
+
+
+def test_label_files_that_are_named_are_taken_whatever_they_are_called(tmp_path: Path) -> None:
+    for name in ("b.png", "a.txt"):
+        (tmp_path / name).touch()
+    assert list_label_files([tmp_path / "b.png", tmp_path / "a.txt"]) == [tmp_path / "b.png", tmp_path / "a.txt"]
+    with pytest.raises(LabelError, match=r"c\.png: no such file or folder"):
+        list_label_files([tmp_path / "c.png"])
 
 
 def test_a_folder_without_masks_is_an_error(tmp_path: Path) -> None:
