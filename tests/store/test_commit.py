@@ -288,6 +288,16 @@ def test_a_folder_without_a_manifest_is_no_product(tmp_path: Path) -> None:
         read_manifest(tmp_path / "p")
 
 
+def test_a_folder_that_may_not_be_looked_into_may_be_a_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(_path: Path) -> os.stat_result:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", forbid)
+        may_be = is_product(tmp_path)
+    assert may_be
+
+
 def test_a_missing_file_is_found_at_once(tmp_path: Path) -> None:
     target = make_product(tmp_path / "p")
     (target / "b.txt").unlink()
