@@ -85,7 +85,7 @@ def test_a_picture_is_tissue_where_it_is_not_black(tmp_path: Path) -> None:
     path = write_png(tmp_path / "a.png", np.array([[0, 255], [1, 0]], dtype=np.uint8))
     picture = MaskPicture(path, make_slide_info(size_l0=(100, 100)))
     assert picture.thumbnail is not None
-    assert (picture.thumbnail.downsample, picture.thumbnail.origin_xy_l0) == (50, (0, 0))
+    assert (picture.thumbnail.downsample, picture.thumbnail.origin_xy_l0) == (Fraction(50), (0, 0))
     assert picture.lie_over(thumbnail(4, 4, downsample=25)).astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
 
 
