@@ -43,9 +43,15 @@ def test_a_smaller_mask_lies_over_the_whole_slide(tmp_path: Path) -> None:
     assert label(write_png(tmp_path / "m.png", mask)) == [-1, 0, 1, 1]
 
 
-def test_patches_smaller_than_a_pixel_of_the_mask_take_the_pixel_that_they_lie_in(tmp_path: Path) -> None:
-    mask = np.array([[200, 100], [0, 100]], dtype=np.uint8)  # pixels of 100 px: all four patches of 50 px lie in the first
-    assert label(write_png(tmp_path / "m.png", mask), size=(200, 200)) == [1, 1, 1, 1]
+@pytest.mark.parametrize("side", [200, 400])
+def test_patches_smaller_than_a_pixel_of_the_mask_take_the_pixel_that_they_lie_in(side: int, tmp_path: Path) -> None:
+    mask = np.array([[200, 100], [0, 100]], dtype=np.uint8)  # pixels of 100 or 200 px: all four patches of 50 px lie in the first
+    assert label(write_png(tmp_path / "m.png", mask), size=(side, side)) == [1, 1, 1, 1]
+
+
+def test_a_resolution_of_nothing_is_no_scale(tmp_path: Path) -> None:
+    Image.new("L", (9, 9)).save(tmp_path / "m.png", dpi=(0, 0))
+    assert read_mask(tmp_path / "m.png").mpp is None
 
 
 def test_what_has_no_mask_is_negative_where_the_rules_say_so(tmp_path: Path) -> None:
