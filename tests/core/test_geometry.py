@@ -98,6 +98,13 @@ def test_boxes_by_hand() -> None:
     assert boxes.tolist() == [[0, 0, 100, 100], [100, 200, 100, 100]]
 
 
+def test_boxes_of_neighbours_meet_although_their_sides_differ() -> None:
+    # 7/3 level-0 pixels per patch pixel: lines at 10, 20 and 30 patch pixels lie at 23.3, 46.7 and 70.
+    grid = Grid(PatchSpec(10, 10, 0.25), 3, 3, Fraction(7, 3))
+    boxes = cells_to_boxes_l0(np.array([[2, 1], [1, 2]], dtype=np.int32), grid)
+    assert boxes.tolist() == [[23, 46, 23, 24], [46, 23, 24, 23]]
+
+
 def test_a_partial_cell_is_no_cell() -> None:
     assert lay_grid((0, 0, 149, 99), Fraction(1), PatchSpec()).cols == 2
     assert lay_grid((0, 0, 149, 99), Fraction(1), PatchSpec()).rows == 1
@@ -129,6 +136,15 @@ def test_decimal_scales_give_exact_ratios() -> None:
     assert downsample_between(0.2528, 0.5) == Fraction(625, 316)
 
 
+def test_a_ratio_has_a_denominator_of_at_most_10000() -> None:
+    assert downsample_between(1.0001, 1.0002) == Fraction(10_001, 10_000)  # 10002/10001 to a hundred-millionth
+
+
+@pytest.mark.parametrize(("patches", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2)])
+def test_blocks_are_counted_with_the_last_and_shorter_one(patches: int, blocks: int) -> None:
+    assert count_blocks(patches, 4) == blocks
+
+
 @pytest.mark.parametrize(("patches", "size"), [(0, 1), (7, 7), (1024, 1024), (16_383, 1024), (16_384, 4096), (3_000_000, 4096)])
 def test_block_size(patches: int, size: int) -> None:
     assert choose_block_size(patches, 50) == size
@@ -145,6 +161,11 @@ def test_macro_tiles_follow_a_z() -> None:
     assert ordered[::4].tolist() == [[0, 0], [0, 2], [2, 0], [2, 2]]
 
 
+def test_cells_of_a_macro_tile_are_put_into_raster_order() -> None:
+    shuffled = np.array([[1, 1], [0, 1], [1, 0], [0, 0]], dtype=np.int32)
+    assert order_by_macro_tile(shuffled, (Fraction(1, 2), Fraction(1, 2))).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
 def test_macro_tiles_need_not_be_whole_numbers_of_cells() -> None:
     # Cells of 50 px over macro-tiles of 120 px: cells 0, 1 and 2 begin before 120, 3 and 4 before 240.
     codes = macro_tile_codes(np.array([[0, col] for col in range(6)], dtype=np.int32), (Fraction(50, 120), Fraction(50, 120)))
@@ -158,12 +179,59 @@ def test_far_macro_tiles_have_codes_of_their_own() -> None:
 
 def test_a_block_of_large_patches_is_small() -> None:
     assert choose_block_size(100_000, 512) == 85  # 64 MiB of 786,432 bytes each
+    assert choose_block_size(100_000, 128) == 1365  # of 49,152 bytes each: 1365.3
+    assert choose_store_block_size(100_000, 512) == 85
 
 
 @pytest.mark.parametrize("wrong", [{"side_px": 0}, {"stride_px": 0}, {"mpp": 0.0}, {"mpp": float("nan")}, {"mpp": -1.0}, {"mpp": 1e9}])
 def test_impossible_patches_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         PatchSpec(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ({"side_px": 8193}, "patch size is 8193 px; it must lie between 1 and 8192"),
+        ({"stride_px": 8193}, "stride is 8193 px; it must lie between 1 and 8192"),
+        ({"side_px": 50.5}, "patch size 50.5 and stride 50 must be whole numbers"),
+        ({"stride_px": 12.5}, "patch size 50 and stride 12.5 must be whole numbers"),
+        ({"mpp": 0.049}, "mpp is 0.049 µm/px; it must lie between 0.05 and 100$"),
+        ({"mpp": 100.1}, "mpp is 100.1 µm/px; it must lie between 0.05 and 100$"),
+    ],
+)
+def test_patches_just_beyond_a_limit_are_refused_with_the_limit(wrong: dict[str, float], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        PatchSpec(**wrong)  # type: ignore[arg-type]
+
+
+def test_patches_at_the_limits_are_accepted() -> None:
+    assert PatchSpec(1, 1, 0.05).field_um == 0.05
+    assert PatchSpec(8192, 8192, 100.0).field_um == 819_200
+
+
+def test_patches_are_50_px_at_40x_unless_said_otherwise() -> None:
+    assert PatchSpec() == PatchSpec(side_px=50, stride_px=50, mpp=0.25)
+
+
+def test_the_field_is_the_side_and_not_the_stride() -> None:
+    assert PatchSpec(50, 25, 0.5).field_um == 25
+
+
+def test_a_grid_begins_at_the_corner_of_the_slide_unless_said_otherwise() -> None:
+    assert Grid(PatchSpec(), 1, 1, Fraction(1)).origin_xy_l0 == (0, 0)
+
+
+def test_a_grid_has_at_most_268435456_cells() -> None:
+    assert Grid(PatchSpec(), 1, 268_435_456, Fraction(1)).cols == 268_435_456
+    with pytest.raises(ConfigError, match="has more than 268,435,456"):
+        Grid(PatchSpec(), 1, 268_435_457, Fraction(1))
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(-1, 1), (1, -1)])
+def test_a_grid_of_less_than_nothing_is_refused(rows: int, cols: int) -> None:
+    with pytest.raises(ConfigError, match="cannot be"):
+        Grid(PatchSpec(), rows, cols, Fraction(1))
 
 
 def test_a_stride_below_one_slide_pixel_is_refused() -> None:

@@ -46,6 +46,21 @@ def test_a_foreign_error_is_named_by_its_type() -> None:
     assert describe_failure("s", "p", ZeroDivisionError("division by zero")).message == "ZeroDivisionError: division by zero"
 
 
+def test_a_failure_has_no_patches_and_was_not_taken_over_from_an_earlier_run() -> None:
+    failure = describe_failure("s", "p", SlideError("broken"))
+    assert (failure.patches, failure.is_resumed_whole, failure.is_environment_fault) == (0, False, False)
+
+
+def test_failures_found_later_take_the_place_of_what_was_thought_of_their_slides() -> None:
+    found = [SlideOutcome(slide_id, "elsewhere", SlideState.FAILED, "found later") for slide_id in ("s0", "s1")]
+    after = account("ok", "failed", "ok").with_failures(found)
+    assert [(outcome.slide_id, outcome.path, outcome.state, outcome.message) for outcome in after.outcomes] == [
+        ("s0", "", "failed", "found later"),
+        ("s1", "", "failed", ""),  # its own failure stays
+        ("s2", "", "ok", ""),
+    ]
+
+
 def test_failures_are_what_a_person_should_look_at() -> None:
     assert [outcome.state for outcome in find_failures(account("ok", "damaged", "zero", "failed").outcomes)] == ["damaged", "failed"]
 

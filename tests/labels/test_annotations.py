@@ -1,6 +1,7 @@
 """Drawn regions: read, counted, measured and turned into labels."""
 
 import json
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +17,10 @@ from tests.builders import make_slide_info
 from wsi_pipeline.errors import ConfigError, LabelError
 from wsi_pipeline.geometry import Grid, PatchSpec, all_cells, cells_to_boxes_l0
 from wsi_pipeline.labels import LABEL_SOURCES, label_cells
+from wsi_pipeline.labels.annotation import Annotation, Region, describe, describe_oddities
 from wsi_pipeline.labels.areas import covered_shares
 from wsi_pipeline.labels.asap_xml import close_spline, read_asap
+from wsi_pipeline.labels.assignment import decide
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.imagescope_xml import inscribe_ellipse, read_imagescope
 from wsi_pipeline.labels.rules import LabelRules, read_label_map
@@ -95,6 +98,12 @@ def test_every_form_of_geojson_labels_the_same_patches(value: object, tmp_path: 
 
 def test_asap_polygons_label_patches(tmp_path: Path) -> None:
     assert label(write_asap(tmp_path / "a.xml", ("Polygon", "tumour", SQUARE))) == TOP_LEFT
+
+
+def test_the_share_of_every_patch_is_recorded(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", [[0, 0], [100, 0], [100, 60], [0, 60]]))
+    fraction = label_cells(path, SLIDE, GRID, CELLS, RULES).fraction.reshape(4, 4)
+    assert fraction.tolist() == [[1, 1, 0, 0], [pytest.approx(0.2), pytest.approx(0.2), 0, 0], [0] * 4, [0] * 4]
 
 
 def test_imagescope_regions_label_patches(tmp_path: Path) -> None:
@@ -194,6 +203,16 @@ def test_shares_of_a_multipolygon_add_up() -> None:
     assert got[0].tolist() == pytest.approx([0.4, 0.2, 0, 0])
 
 
+def test_shares_of_many_patches_by_hand() -> None:
+    # 400 patches of 10 px, which are halved again and again: the left half of the slide, and a square about a corner of four patches.
+    grid = Grid(PatchSpec(10, 10, 0.5), 20, 20, Fraction(1))
+    geometry = shapely.union_all([shapely.box(0, 0, 100, 200), shapely.box(155, 155, 165, 165)])
+    expected = np.zeros((20, 20))
+    expected[:, :10] = 1
+    expected[15:17, 15:17] = 0.25
+    assert covered_shares(geometry, cells_to_boxes_l0(all_cells(grid), grid)).reshape(20, 20).tolist() == expected.tolist()
+
+
 def test_shares_of_a_rotated_ellipse_agree_with_a_fine_raster() -> None:
     ellipse = shapely.affinity.rotate(shapely.affinity.scale(shapely.Point(100, 100).buffer(1, quad_segs=200), 80, 35), 30)
     angle = np.deg2rad(30)
@@ -229,11 +248,128 @@ def test_an_ellipse_keeps_its_area() -> None:
     assert Polygon(inscribe_ellipse([(0, 0), (80, 40)])).area == pytest.approx(np.pi * 40 * 20, rel=1e-9)
 
 
+def test_an_ellipse_of_256_corners_lies_in_the_middle_of_its_box() -> None:
+    corners = inscribe_ellipse([(10, 20), (91, 61)])
+    assert len(corners) == 256
+    assert np.allclose(np.mean(corners, axis=0), (50.5, 40.5))
+    assert Polygon(corners).bounds == pytest.approx((10, 20, 91, 61), abs=0.01)
+
+
+PENTAGON = [[0, 0], [100, 0], [100, 100], [50, 120], [0, 100]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "corners", "area"),
+    [
+        ("0", SQUARE, 10_000),
+        ("0", PENTAGON, 11_000),
+        *(("2", corners, np.pi * 50 * 50) for corners in ([[0, 0], [100, 100]], SQUARE[:3], SQUARE)),
+        ("2", PENTAGON, 11_000),
+    ],
+)
+def test_an_imagescope_ellipse_has_up_to_four_corners(kind: str, corners: Corners, area: float, tmp_path: Path) -> None:
+    (region,) = read_imagescope(write_imagescope(tmp_path / "a.xml", (kind, "0", corners)), is_strict=False).regions
+    assert region.geometry.area == pytest.approx(area)
+
+
+def test_imagescope_objects_without_area_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+    lines = [(kind, "0", [[0, 0], [9, 9]]) for kind in ("3", "4", "5")]
+    annotation = read_imagescope(write_imagescope(tmp_path / "a.xml", *lines, ("2", "0", [[5, 5]]), ("0", "0", SQUARE)), is_strict=False)
+    assert annotation.ignored == {"arrow": 1, "ruler": 1, "counter": 1, "polygon of 1 points": 1}
+    assert len(annotation.regions) == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "attributes", "name"),
+    [
+        ("benign", '<Attribute Name="Description" Value="tumour"/>', "benign"),
+        ("", '<Attribute Name="Description" Value="tumour"/>', "tumour"),
+        ("", '<Attribute Name="Description" Value=""/><Attribute Name="stroma" Value=""/>', "stroma"),
+        ("", '<Attribute Name="Area" Value=""/>', "Area"),
+        ("", '<Attribute Name="Description" Value=""/>', "layer 1"),
+        ("", "", "layer 1"),
+        ("benign", "", "benign"),
+    ],
+)
+def test_an_imagescope_layer_is_called_what_it_says_first(layer: str, attributes: str, name: str, tmp_path: Path) -> None:
+    path = write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), name=layer)
+    path.write_text(path.read_text().replace("<Regions>", f"<Attributes>{attributes}</Attributes><Regions>"))
+    assert read_imagescope(path, is_strict=False).class_names == [name]
+
+
+def test_an_imagescope_scale_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="MicronsPerPixel is '40x', which is no number"):
+        read_imagescope(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp="40x"), is_strict=False)
+
+
 def test_a_spline_goes_through_its_knots() -> None:
     knots = [(0.0, 0.0), (100.0, 0.0), (100.0, 80.0), (0.0, 80.0)]
     curve = Polygon(close_spline(knots))
     assert max(curve.exterior.distance(shapely.Point(knot)) for knot in knots) < 1e-9
     assert curve.area > 8000  # rounder than the rectangle
+    assert np.allclose(close_spline(knots)[::16], knots)
+
+
+@pytest.mark.parametrize("kind", ["Polygon", "Rectangle"])
+def test_straight_asap_regions_stay_straight(kind: str, tmp_path: Path) -> None:
+    (region,) = read_asap(write_asap(tmp_path / "a.xml", (kind, "tumour", SQUARE)), is_strict=False).regions
+    assert region.geometry.equals(shapely.box(0, 0, 100, 100))
+
+
+def test_an_asap_spline_of_two_knots_is_no_region(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", ("Spline", "tumour", [[0, 0], [9, 9]]), ("Spline", "tumour", SQUARE[:3]))
+    annotation = read_asap(path, is_strict=False)
+    assert annotation.ignored == {"polygon of 2 points": 1}
+    assert annotation.regions[0].geometry.area > 5000  # rounder than the triangle
+
+
+def test_asap_objects_without_area_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+    path = write_asap(
+        tmp_path / "a.xml", ("Dot", "tumour", [[5, 5]]), ("Measurement", "x", [[0, 0], [9, 9]]), ("Polygon", "tumour", SQUARE)
+    )
+    annotation = read_asap(path, is_strict=False)
+    assert annotation.ignored == {"Dot": 1, "Measurement": 1}
+    assert len(annotation.regions) == 1
+
+
+def test_an_asap_region_without_a_group_has_its_own_name(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", ("Polygon", "None", SQUARE), ("Polygon", "Alpha", SQUARE), ("Polygon", "tumour", SQUARE))
+    assert [region.class_name for region in read_asap(path, is_strict=False).regions] == ["a0", "Alpha", "tumour"]
+
+
+@pytest.mark.parametrize("kind", ["Curve", "Zigzag"])
+def test_an_asap_type_that_nobody_knows_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=f"an annotation of type '{kind}'; only Polygon, Rectangle and Spline have an area"):
+        read_asap(write_asap(tmp_path / "a.xml", (kind, "tumour", SQUARE)), is_strict=False)
+
+
+def test_asap_corners_come_in_the_order_that_they_state(tmp_path: Path) -> None:
+    path = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", SQUARE))
+    path.write_text(path.read_text().replace('Order="1"', 'Order="2.5"'))
+    assert read_asap(path, is_strict=False).repaired == 1  # corners 0, 2, 1, 3 cross one another
+    path.write_text(path.read_text().replace('Order="2.5"', 'Order="second"'))
+    with pytest.raises(LabelError, match="an Order that is no number"):
+        read_asap(path, is_strict=False)
+
+
+@pytest.mark.parametrize("kind", ["Polygon", "Spline"])
+def test_a_corner_at_nan_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="a corner is not finite"):
+        read_asap(write_asap(tmp_path / "a.xml", (kind, "tumour", [*SQUARE, [float("nan"), 5]])), is_strict=False)
+
+
+def test_an_annotation_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"a\.geojson: cannot be read \(No such file or directory\)"):
+        read_geojson(tmp_path / "a.geojson", is_strict=False)
+
+
+def test_what_an_imagescope_layer_has_no_area_for_and_what_was_mended_is_counted(tmp_path: Path) -> None:
+    bow_tie = [[0, 0], [100, 100], [100, 0], [0, 100]]
+    path = write_imagescope(
+        tmp_path / "a.xml", ("0", "0", [[5, 5]]), ("0", "0", bow_tie), ("0", "1", [[7, 7]]), ("4", "0", [[0, 0], [9, 9]])
+    )
+    annotation = read_imagescope(path, is_strict=False)
+    assert (annotation.ignored, annotation.repaired) == ({"polygon of 1 points": 2, "ruler": 1}, 1)
 
 
 def test_a_polygon_that_crosses_itself_is_mended_and_counted(tmp_path: Path) -> None:
@@ -243,6 +379,44 @@ def test_a_polygon_that_crosses_itself_is_mended_and_counted(tmp_path: Path) -> 
     assert annotation.regions[0].geometry.area == pytest.approx(5000)
     with pytest.raises(LabelError, match="Self-intersection"):
         read_geojson(tmp_path / "a.geojson", is_strict=True)
+
+
+@pytest.mark.parametrize(("corners", "points"), [([[5, 5]], 1), ([[5, 5], [5, 5]], 1), ([[0, 0], [9, 9], [0, 0]], 2)])
+def test_a_corner_that_closes_a_polygon_is_not_counted_twice(corners: Corners, points: int, tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.geojson", [feature([corners]), feature([SQUARE])])
+    assert read_geojson(path, is_strict=False).ignored == {f"polygon of {points} points": 1}
+
+
+@pytest.mark.parametrize(
+    ("description", "text"),
+    [
+        ({}, ""),
+        ({"repaired": 0, "ignored": {}}, ""),
+        ({"repaired": 2, "ignored": {"Point": 3, "LineString": 1}}, ", 2 invalid regions mended, 4 objects without area passed over"),
+    ],
+)
+def test_what_was_mended_and_passed_over_is_told(description: dict[str, object], text: str) -> None:
+    assert describe_oddities(description) == text
+
+
+def test_a_description_counts_regions_by_class() -> None:
+    regions = tuple(Region(name, shapely.box(0, 0, 1, 1)) for name in ("tumour", "benign", "tumour"))
+    assert describe(Annotation(regions)) == {"regions": {"tumour": 2, "benign": 1}, "ignored": {}, "repaired": 0}
+
+
+def test_a_triangle_is_a_region_and_a_hole(tmp_path: Path) -> None:
+    corner = [[0, 0], [50, 0], [0, 50]]
+    annotation = read_geojson(write_json(tmp_path / "a.geojson", [feature([corner]), feature([SQUARE, corner])]), is_strict=False)
+    assert [region.geometry.area for region in annotation.regions] == [1250, 8750]
+
+
+def test_a_region_of_one_pixel_is_one_and_a_region_of_no_area_is_none(tmp_path: Path) -> None:
+    pixel, line = [[0, 0], [1, 0], [1, 1], [0, 1]], [[0, 0], [5, 5], [9, 9]]
+    sliver = [[0, 0], [1, 0], [0, 5e-324]]  # GEOS calls it valid, and its area is below the smallest number
+    path = write_json(tmp_path / "a.geojson", [feature([corners]) for corners in (pixel, line, sliver)])
+    annotation = read_geojson(path, is_strict=False)
+    assert [region.geometry.area for region in annotation.regions] == [1]
+    assert annotation.ignored == {"region without area": 2}
 
 
 BOMB = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><ASAP_Annotations>&b;</ASAP_Annotations>'
@@ -265,6 +439,7 @@ ENTITY = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passw
         ("a.geojson", json.dumps(feature([[[0, 0], [1, float("nan")], [2, 2]]])), "NaN is no JSON"),
         ("a.geojson", json.dumps(feature([SQUARE], name="stroma")), "class 'stroma' is unknown; map it"),
         ("a.geojson", json.dumps(feature([[[x + 5000, y] for x, y in SQUARE]])), "looks like another slide's annotation"),
+        ("a.geojson", json.dumps({"type": "Polygon", "coordinates": [SQUARE]}), "not GeoJSON Features"),
         ("a.txt", "x", "not QuPath GeoJSON"),
     ],
 )
@@ -279,6 +454,45 @@ def test_bad_annotations_are_refused_by_name(name: str, content: str, fault: str
 def test_another_slides_scale_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match=r"drawn on a slide of 0\.25 µm/px, slide has 0\.5"):
         label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp="0.25"))
+
+
+@pytest.mark.parametrize("mpp", ["0.476", "0.524", ""])
+def test_a_scale_within_a_twentieth_is_the_slides_own(mpp: str, tmp_path: Path) -> None:
+    assert label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp=mpp)) == TOP_LEFT
+
+
+@pytest.mark.parametrize("mpp", ["0.474", "0.526"])
+def test_a_scale_off_by_more_than_a_twentieth_is_refused(mpp: str, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=f"drawn on a slide of {mpp} µm/px, slide has 0.5"):
+        label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp=mpp))
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [(-100, 0), (0, -100), (200, 0), (0, 200), (-150, -150), (250, 250), (-150, 250)],  # the square of 100 px beside the slide of 200
+)
+def test_a_region_beside_the_slide_is_refused_with_its_place(x: int, y: int, tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.geojson", [feature([SQUARE]), feature([[[x + dx, y + dy] for dx, dy in SQUARE]])])
+    fault = f"1 of 2 regions lie beyond the slide of 200 × 200 px (one from {x},{y} to {x + 100},{y + 100})"
+    with pytest.raises(LabelError, match=re.escape(fault)):
+        label(path)
+
+
+@pytest.mark.parametrize(("x", "y"), [(-99, 0), (0, -99), (199, 0), (0, 199)])
+def test_a_region_of_which_a_pixel_lies_on_the_slide_is_taken(x: int, y: int, tmp_path: Path) -> None:
+    assert label(write_json(tmp_path / "a.geojson", feature([[[x + dx, y + dy] for dx, dy in SQUARE]])))[0][0] == -1
+
+
+@pytest.mark.parametrize(("priority", "expected"), [("positive", 1), ("negative", 0)])
+def test_priority_decides_between_two_halves_of_a_patch(priority: str, expected: int) -> None:
+    half = np.array([0.5])
+    labels, fraction = decide((half, half), LabelRules(priority=priority))
+    assert (labels.tolist(), fraction.tolist()) == ([expected], [0.5])
+
+
+def test_the_larger_share_wins_whatever_the_priority() -> None:
+    labels, fraction = decide((np.array([0.75]), np.array([0.25])), LabelRules(priority="positive"))
+    assert (labels.tolist(), fraction.tolist()) == ([0], [0.75])
 
 
 def test_a_polygon_of_two_points_is_counted_or_refused(tmp_path: Path) -> None:
@@ -302,6 +516,7 @@ def test_a_label_map_is_read(tmp_path: Path) -> None:
         ("- a", "has the entries"),
         ("colour: red", "has the entries"),
         ("classes: [a]", "two names"),
+        ("classes: [a, b, c]", "two names"),
         ("map: [a]", "must hold lines"),
     ],
 )
@@ -314,13 +529,35 @@ def test_a_broken_label_map_is_refused(text: str, fault: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"min_area": 0.0}, {"min_area": 1.5}, {"outside": "x"}),
+        *({"min_area": 0.0}, {"min_area": -0.5}, {"min_area": 1.5}, {"outside": "x"}, {"priority": "x"}, {"origin": "x"}),
         *({"class_names": ("a", "a")}, {"class_names": ("a", "Unknown")}, {"meanings": {"x": "y"}}),
     ],
 )
 def test_rules_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         LabelRules(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_class_called_unknown_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="no class can be called 'unknown'"):
+        LabelRules(class_names=("Unknown", "tumour"))
+
+
+def test_a_whole_patch_may_be_asked_for() -> None:
+    assert LabelRules(min_area=1.0).min_area == 1
+
+
+def test_rules_are_recorded_with_every_choice() -> None:
+    assert LabelRules(class_names=("benign", "tumour"), meanings={"_0": "tumour"}).to_json() == {
+        "class_names": ["benign", "tumour"],
+        "meanings": {"_0": "tumour"},
+        "outside": "unknown",
+        "priority": "positive",
+        "min_area": 0.5,
+        "mask_values": {"negative": 100, "positive": 200},
+        "origin": "auto",
+        "is_strict": False,
+    }
 
 
 def real_files(folder: Path, kind: str) -> list[Path]:

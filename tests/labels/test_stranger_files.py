@@ -75,13 +75,23 @@ def test_an_annotation_of_gigabytes_is_not_read(tmp_path: Path) -> None:
         read_geojson(tmp_path / "a.geojson", False)
 
 
-def test_a_label_image_of_ten_billion_pixels_is_not_decoded(tmp_path: Path) -> None:
-    """100,000 × 100,000 px by its header, a few bytes by its content."""
-    Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    content = bytearray((tmp_path / "a.png").read_bytes())
-    content[16:24] = (100_000).to_bytes(4) * 2
+def write_boastful_png(path: Path, width: int, height: int) -> None:
+    """So many pixels by its header, a few bytes by its content."""
+    Image.new("L", (8, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = width.to_bytes(4) + height.to_bytes(4)
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
-    (tmp_path / "a.png").write_bytes(content)
+    path.write_bytes(content)
+
+
+def test_a_label_image_of_175_million_pixels_is_refused_by_its_size(tmp_path: Path) -> None:
+    write_boastful_png(tmp_path / "a.png", 17_500, 10_000)
+    with pytest.raises(LabelError, match="17500 × 10000 px is too large for a label image"):
+        read_mask(tmp_path / "a.png")
+
+
+def test_a_label_image_of_ten_billion_pixels_is_not_decoded(tmp_path: Path) -> None:
+    write_boastful_png(tmp_path / "a.png", 100_000, 100_000)
     with pytest.raises(LabelError, match=r"too large for a label image|not a readable label image"):
         read_mask(tmp_path / "a.png")
 

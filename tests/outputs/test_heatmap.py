@@ -68,6 +68,20 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert summary.state is SlideState.OK
 
 
+def test_the_hot_spot_in_the_figures_is_an_area_about_a_centre(tmp_path: Path) -> None:
+    # The map of 4 × 5 cells of 200 µm is hardly 1 mm wide: all of it is the window.
+    summary = summary_of(predicted(tmp_path, [(0, 0), (0, 1), (3, 4), (2, 0)], [0.9, 0.5, 0.8, 0.2]))
+    assert summary.hot_spot_positive_mm2 == pytest.approx(0.12)
+    assert (summary.hot_spot_x_l0, summary.hot_spot_y_l0) == (125, 100)
+
+
+def test_nothing_positive_is_zero_area_in_no_region(tmp_path: Path) -> None:
+    summary = summary_of(predicted(tmp_path, [(0, 0)], [0.2]))
+    assert (summary.positive_regions, summary.positive_mm2, summary.largest_positive_region_mm2) == (0, 0, 0)
+    assert (summary.mean_positive_region_mm2, summary.hot_spot_positive_mm2) == (None, None)
+    assert (summary.hot_spot_x_l0, summary.hot_spot_y_l0) == (None, None)
+
+
 def test_unreadable_patches_are_neither_negative_nor_assessed(tmp_path: Path) -> None:
     summary = summary_of(predicted(tmp_path, [(0, 0), (0, 1), (0, 2), (0, 3)], [0.9, NAN, NAN, 0.1]))
     assert (summary.patches, summary.unreadable, summary.positives) == (4, 2, 1)
@@ -95,6 +109,7 @@ def test_one_line_of_figures(tmp_path: Path) -> None:
 def test_regions_touch_at_corners() -> None:
     positive = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1]], dtype=np.bool_)
     assert count_largest_region(positive) == 3
+    assert count_largest_region(np.eye(4, dtype=np.bool_)) == 4
     assert count_largest_region(np.zeros((2, 2), dtype=np.bool_)) == 0
     assert count_largest_region(np.zeros((0, 0), dtype=np.bool_)) == 0
 
@@ -102,6 +117,24 @@ def test_regions_touch_at_corners() -> None:
 def test_another_threshold_may_be_drawn(tmp_path: Path) -> None:
     heatmap: Heatmap = draw_heatmap(predicted(tmp_path, [(0, 0), (0, 1)], [0.4, 0.6]), threshold=0.3)
     assert heatmap.positive.sum() == 2
+
+
+def test_who_chose_the_threshold_is_told(tmp_path: Path) -> None:
+    predictions = predicted(tmp_path, [(0, 0)], [0.4])
+    assert draw_heatmap(predictions).threshold_source == "model"
+    assert draw_heatmap(predictions, threshold=0.5).threshold_source == "user"
+
+
+def test_a_map_is_as_it_was_predicted_unless_said_otherwise(tmp_path: Path) -> None:
+    heatmap = draw_heatmap(predicted(tmp_path, [(0, 0)], [0.4]))
+    plain = Heatmap(heatmap.grid, heatmap.probability, 0.5, "positive")
+    assert [(one.smooth_um, one.min_region_mm2) for one in (heatmap, plain, Aggregation())] == [(0, 0)] * 3
+
+
+def test_smoothing_is_told_in_micrometres(tmp_path: Path) -> None:
+    predictions = predicted(tmp_path, [(0, 1), (0, 2), (1, 2)], [0.1, 0.9, 0.4])
+    by_hand = smooth_map(draw_heatmap(predictions).probability, 1.0)  # a cell is 50 px of 4 µm
+    assert np.array_equal(draw_heatmap(predictions, smooth_um=200).probability, by_hand, equal_nan=True)
 
 
 def test_smoothing_takes_nothing_from_cells_that_were_not_assessed() -> None:
@@ -125,6 +158,11 @@ def test_positives_in_small_regions_are_left_out_and_counted(tmp_path: Path) -> 
     predictions = predicted(tmp_path, [(0, 0), (0, 1), (3, 4)], [0.9, 0.8, 0.7])
     summary = summarise(predictions, draw_heatmap(predictions, min_region_mm2=0.08))
     assert (summary.positives, summary.positives_left_out, summary.positive_regions) == (2, 1, 1)
+
+
+def test_positives_that_touch_at_a_corner_are_large_together(tmp_path: Path) -> None:
+    predictions = predicted(tmp_path, [(0, 0), (1, 1), (3, 4)], [0.9, 0.8, 0.7])
+    assert np.argwhere(draw_heatmap(predictions, min_region_mm2=0.08).positive).tolist() == [[0, 0], [1, 1]]
 
 
 def test_regions_and_shares_by_hand(tmp_path: Path) -> None:
@@ -151,6 +189,23 @@ def test_a_slide_smaller_than_the_window_is_the_window() -> None:
     assert (spot.positives, spot.x_l0, spot.y_l0) == (1, 50, 25)
 
 
+def test_the_hot_spot_of_overlapping_patches_lies_about_their_centres() -> None:
+    # Patches of 51 px every 50: a cell stands for the 50 px in the patch's middle, from half a patch pixel on.
+    spot = find_hot_spot(np.array([[True, False]]), Grid(PatchSpec(51, 50, 4.0), 1, 2, Fraction(2)))
+    assert spot is not None
+    assert (spot.x_l0, spot.y_l0) == (101, 51)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "side_cells"),
+    [(30.0, 1), (4.002, 2), (3.998, 3)],  # cells of 3 mm, of 400.2 µm (2.499 of them make 1 mm) and of 399.8 µm (2.501 of them)
+)
+def test_the_window_of_the_hot_spot_is_rounded_to_whole_cells(mpp: float, side_cells: int) -> None:
+    spot = find_hot_spot(np.ones((6, 6), dtype=np.bool_), Grid(PatchSpec(100, 100, mpp), 6, 6, Fraction(1)))
+    assert spot is not None
+    assert (spot.positives, spot.x_l0, spot.y_l0) == (side_cells**2, side_cells * 50, side_cells * 50)
+
+
 def test_without_positives_there_is_no_hot_spot() -> None:
     assert find_hot_spot(np.zeros((3, 3), dtype=np.bool_), Grid(PatchSpec(), 3, 3, Fraction(1))) is None
 
@@ -159,3 +214,8 @@ def test_without_positives_there_is_no_hot_spot() -> None:
 def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         Aggregation(**wrong)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 1.0])
+def test_every_threshold_from_0_to_1_is_taken(threshold: float | None) -> None:
+    assert Aggregation(threshold, smooth_um=0.5, min_region_mm2=0.5).threshold == threshold

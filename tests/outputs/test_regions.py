@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.geometry import Grid, PatchSpec
 from wsi_pipeline.heatmap import Heatmap
-from wsi_pipeline.outputs.regions import Region, find_regions, grid_lines
+from wsi_pipeline.outputs.regions import Region, find_regions, grid_lines, outline_groups
 
 NAN = float("nan")
 
@@ -34,6 +34,11 @@ def test_figures_of_a_region_by_hand() -> None:
     assert region.bounds_l0 == pytest.approx((110, 200, 130, 220))
     assert region.peak_xy_l0 == pytest.approx((125, 205))
     assert region.outline.equals(shapely.Polygon([(110, 200), (130, 200), (130, 210), (120, 210), (120, 220), (110, 220)]))
+
+
+def test_the_peak_is_placed_in_pixels_of_the_slide_and_not_of_the_patch() -> None:
+    (region,) = find_regions(heatmap_of([[0.1, 0.9]], downsample=Fraction(3), origin=(100, 200)), 0.5)
+    assert region.peak_xy_l0 == (145, 215)  # 15 and 5 patch pixels from the origin
 
 
 def test_the_largest_region_comes_first_and_equals_in_raster_order() -> None:
@@ -76,6 +81,10 @@ def test_regions_and_map_leave_out_the_same_groups_whatever_the_rounding() -> No
 def test_nothing_positive_is_no_region(probability: NDArray[np.float64]) -> None:
     grid = Grid(PatchSpec(), probability.shape[0], probability.shape[1], Fraction(1))
     assert find_regions(Heatmap(grid, probability.astype(np.float32), 0.5, "t"), 0.5) == ()
+
+
+def test_no_groups_have_no_outlines() -> None:
+    assert len(outline_groups(np.zeros((2, 3), dtype=np.int64), Grid(PatchSpec(), 2, 3, Fraction(1)))) == 0
 
 
 def test_lines_of_overlapping_patches_lie_half_way() -> None:

@@ -71,6 +71,9 @@ DOORS: dict[str, set[str]] = {
 }
 """Which parts of wsi_pipeline may import an outside library; one that is not listed may not be imported at all."""
 
+STATEFUL = {"DaskExecutor", "PlainLoop", "_Active", "Course", "Pace", "EventLog", "InferenceJob", "SlideTimes", "Batch"}
+"""Dataclasses that change while something runs; all others hold what was checked once, where it entered."""
+
 STANDARD_CLI_LIBRARIES = {"click", "rich"}
 
 
@@ -160,6 +163,13 @@ def known_targets(path: Path) -> set[str]:
                 full = f"{node.module}.{alias.name}"
                 names.add(full if full in known else node.module)
     return names - {dotted(path)}
+
+
+def test_data_cannot_be_changed_after_they_were_checked() -> None:
+    trees = [ast.parse(path.read_text()) for path in modules("wsi_pipeline")]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    decorated = {(node.name, text) for node in classes for text in map(ast.unparse, node.decorator_list) if text.startswith("dataclass")}
+    assert {name for name, text in decorated if "frozen=True" not in text} == STATEFUL
 
 
 @pytest.mark.system

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from hypothesis import given, settings
@@ -16,11 +17,20 @@ from hypothesis import strategies as st
 
 from tests.builders import rewrite_manifest
 from wsi_pipeline.errors import EnvironmentFault, StoreError
-from wsi_pipeline.store import commit
+from wsi_pipeline.store import commit, lock
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import HOST, exchange, make_folder, remove_dead_asides, write_file
-from wsi_pipeline.store.lock import hold_lock, read_owner
-from wsi_pipeline.store.manifest import MANIFEST, check_whole, find_damage, is_product, read_manifest
+from wsi_pipeline.store.lock import hold_lock, is_lock_held, read_owner, remove_lock, remove_remains
+from wsi_pipeline.store.manifest import (
+    MANIFEST,
+    check_files,
+    check_whole,
+    find_damage,
+    find_faults,
+    find_kind,
+    is_product,
+    read_manifest,
+)
 
 KIND = "test product"
 RECIPE = {"slide": "s", "mpp": 0.5}
@@ -97,6 +107,56 @@ def test_a_block_whose_pixels_are_gone_is_not_finished(content: bytes | None, tm
         staging.check_complete(1)
 
 
+def test_vanished_blocks_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"p: 2 finished blocks have vanished"):
+        begin_with_block(tmp_path / "p").check_complete(3)
+
+
+def test_what_an_unprepared_attempt_left_is_thrown_away(tmp_path: Path) -> None:
+    staging = begin_with_block(tmp_path / "p")
+    staging.begin()
+    assert list(staging.product.iterdir()) == []
+    assert staging.block_reports() == {}
+    assert not staging.is_prepared
+
+
+def test_begun_work_is_kept_unless_forced(tmp_path: Path) -> None:
+    staging = begin_with_block(tmp_path / "p")
+    assert find_finished(staging, KIND, force=False) is None
+    assert staging.is_prepared
+
+
+def test_begun_work_of_a_finished_product_is_thrown_away(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    staging = begin_with_block(target)
+    assert find_finished(staging, KIND, force=False) is not None
+    assert not staging.folder.exists()
+
+
+class Killed(BaseException):
+    """What ends a process between two steps."""
+
+
+def test_a_run_killed_right_before_the_rename_goes_on_with_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(_product: Path, _target: Path) -> None:
+        raise Killed
+
+    staging = Staging(tmp_path / "p", {"slide": "s", "zoom": 1})  # names before and after "view" in the alphabet
+    staging.begin()
+    staging.mark_prepared()
+    monkeypatch.setattr(commit, "_publish", die)
+    with pytest.raises(Killed):
+        staging.commit(KIND, {}, view={"colors": "red"})
+    assert staging.is_prepared
+
+
+def test_a_product_is_found_finished_whatever_its_view(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    staging.commit(KIND, {}, view={"colors": "red"})
+    assert find_finished(Staging(tmp_path / "p", RECIPE), KIND, force=False) is not None
+
+
 def test_an_empty_report_is_none(tmp_path: Path) -> None:
     staging = begin_with_block(tmp_path / "p")
     next(staging.folder.glob("blocks/0.json")).write_bytes(b"")
@@ -154,6 +214,13 @@ def test_another_recipe_is_refused_unless_forced(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="made from another mpp; use --force"):
         find_finished(other, KIND, force=False)
     assert find_finished(other, KIND, force=True) is None
+
+
+def test_every_entry_in_which_recipes_differ_is_named(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p", recipe={"labels": None, "model": {"digest": "d", "threshold": 0.5}})
+    other = Staging(target, {"labels": {"file": "f"}, "model": {"digest": "d", "threshold": 0.7}})
+    with pytest.raises(StoreError, match=r"was made from another labels and model\.threshold; use --force"):
+        find_finished(other, KIND, force=False)
 
 
 def test_force_replaces_the_old_product(tmp_path: Path) -> None:
@@ -221,6 +288,16 @@ def test_a_folder_without_a_manifest_is_no_product(tmp_path: Path) -> None:
         read_manifest(tmp_path / "p")
 
 
+def test_a_folder_that_may_not_be_looked_into_may_be_a_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(_path: Path) -> os.stat_result:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", forbid)
+        may_be = is_product(tmp_path)
+    assert may_be
+
+
 def test_a_missing_file_is_found_at_once(tmp_path: Path) -> None:
     target = make_product(tmp_path / "p")
     (target / "b.txt").unlink()
@@ -269,8 +346,101 @@ def test_a_future_manifest_is_refused(tmp_path: Path) -> None:
     target = make_product(tmp_path / "p")
     value = json.loads((target / MANIFEST).read_text()) | {"format": 99}
     (target / MANIFEST).write_text(json.dumps(value))
-    with pytest.raises(StoreError, match="another version"):
+    with pytest.raises(StoreError, match="has a manifest of format 99, of another version of wsi, and this one reads 3; update wsi"):
         read_manifest(target)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "fault"),
+    [
+        ("kind", 7, "says neither what the product is"),
+        ("recipe", [], "says neither what the product is"),
+        ("counts", [], "says neither what the product is"),
+        ("files", [], "has no attribute 'items'"),
+        ("files", {"a": 7}, "cannot unpack"),
+        ("files", {"a": ["x", "0"]}, "invalid literal"),
+    ],
+)
+def test_a_sealed_manifest_of_other_types_is_damaged(entry: str, value: object, fault: str, tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    rewrite_manifest(target, lambda manifest: manifest.update({entry: value}))
+    with pytest.raises(StoreError, match=f"its manifest.json is damaged or of another version of wsi .*{fault}"):
+        read_manifest(target)
+
+
+def test_a_sealed_manifest_that_lacks_an_entry_is_damaged(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    rewrite_manifest(target, lambda manifest: manifest.pop("counts"))
+    with pytest.raises(StoreError, match=r"is damaged or of another version of wsi \('counts'\)"):
+        read_manifest(target)
+
+
+def test_a_manifest_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    (target / MANIFEST).rename(tmp_path / "elsewhere")
+    (target / MANIFEST).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"its manifest\.json cannot be read \(Too many levels of symbolic links\); mend that"):
+        read_manifest(target)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [{"kind": "a", "files": [], "recipe": {}}, {"kind": "a", "files": {}}, {"kind": 7, "files": {}, "recipe": {}}, ["kind"]],
+)
+def test_a_manifest_that_others_write_tells_no_kind(manifest: object, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert find_kind(tmp_path) is None
+
+
+def test_a_count_that_is_no_number_is_never_written(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    with pytest.raises(ValueError, match="JSON"):
+        staging.commit(KIND, {"share": float("nan")})
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(("files", "end"), [(3, ";"), (4, " …;")])
+def test_three_damaged_files_are_named_and_more_are_hinted_at(files: int, end: str, tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    for name in "abcd"[:files]:
+        (staging.product / name).write_bytes(b"old")
+    staging.commit(KIND, {})
+    for name in "abcd"[:files]:
+        (tmp_path / "p" / name).write_bytes(b"new")
+    with pytest.raises(StoreError, match=f"damaged: a has .*, b has .*, c has another content than was written{end}"):
+        check_whole(tmp_path / "p")
+
+
+def test_a_file_that_vanished_after_the_manifest_was_read_is_named(tmp_path: Path) -> None:
+    manifest = read_manifest(make_product(tmp_path / "p"))
+    (tmp_path / "p" / "b.txt").unlink()
+    with pytest.raises(StoreError, match=r"damaged: b\.txt cannot be read \(No such file or directory\), x is no part of it;"):
+        check_files(tmp_path / "p", manifest, ["b.txt", "x"])
+
+
+def test_the_size_of_every_file_is_told_while_faults_are_sought(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    sizes: list[int] = []
+    assert find_faults(target, read_manifest(target), sizes.append) == {}
+    assert sorted(sizes) == [1, 7]
+
+
+def test_a_manifest_of_the_past_is_refused_as_one_that_is_none(tmp_path: Path) -> None:
+    target = make_product(tmp_path / "p")
+    value = json.loads((target / MANIFEST).read_text()) | {"format": 2}
+    (target / MANIFEST).write_text(json.dumps(value))
+    with pytest.raises(StoreError, match=r"damaged or of another version of wsi \(manifest format 2\)"):
+        read_manifest(target)
+
+
+def test_a_manifest_of_two_million_bytes_and_a_file_of_a_thousand_are_read(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    (staging.product / "a.bin").write_bytes(bytes(1000))
+    staging.commit(KIND, {"note": "x" * 2_000_000})
+    assert read_manifest(tmp_path / "p").files["a.bin"][0] == 1000
 
 
 def hold_until(target: Path, held: Event, release: Event) -> None:
@@ -305,6 +475,84 @@ def test_a_dead_writers_lock_does_not_stop_the_next(tmp_path: Path) -> None:
     holder.join(30)
     with hold_lock(tmp_path / "p"):
         pass
+
+
+def test_a_lock_whose_file_others_replaced_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = tmp_path / "older"
+    older.touch()
+    opened: list[TextIO] = []
+
+    def open_too_late(path: Path) -> TextIO:
+        opened.append(open_lock(path))
+        if len(opened) == 1:
+            older.replace(path)
+        elif len(opened) == 2:
+            path.unlink()
+            path.touch()
+        return opened[-1]
+
+    open_lock = lock._open_lock
+    monkeypatch.setattr(lock, "_open_lock", open_too_late)
+    with hold_lock(tmp_path / "p"):
+        assert [stream.closed for stream in opened] == [True, True, False]
+        assert read_owner(tmp_path / "p") == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_lock_is_taken_although_a_neighbour_removes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[Path] = []
+
+    def open_after_neighbour(path: Path) -> TextIO:
+        attempts.append(path)
+        if len(attempts) < 3:
+            path.parent.rmdir()
+        return open_lock(path)
+
+    open_lock = lock._open_lock
+    monkeypatch.setattr(lock, "_open_lock", open_after_neighbour)
+    with hold_lock(tmp_path / "p"):
+        assert len(attempts) == 3
+
+
+def test_a_writer_whose_lock_was_removed_ends_in_peace(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "p"):
+        remove_lock(tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_held_only_within_its_block(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "p"):
+        assert is_lock_held(tmp_path / "p")
+    assert not is_lock_held(tmp_path / "p")
+
+
+def test_a_dead_writers_lock_is_removed_with_its_empty_folders(tmp_path: Path) -> None:
+    lock_file(tmp_path / "p").write_text("process 1 on nowhere")
+    remove_remains(tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_folders_go_although_there_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / ".wsi" / "staging").mkdir(parents=True)
+    remove_remains(tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_removed_lock_leaves_no_empty_folders(tmp_path: Path) -> None:
+    lock_file(tmp_path / "p").touch()
+    remove_lock(tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_puts_its_name_in_place_of_a_dead_ones(tmp_path: Path) -> None:
+    lock_file(tmp_path / "p").write_text("process 123456789 on a machine of a long name")
+    with hold_lock(tmp_path / "p"):
+        assert read_owner(tmp_path / "p") == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_living_writers_lock_stays(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "p"):
+        remove_remains(tmp_path / "p")
+        assert read_owner(tmp_path / "p") is not None
 
 
 def test_writing_a_file_leaves_the_old_one_where_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,6 +624,50 @@ def test_a_product_that_stepped_aside_for_one_that_never_came_is_put_back(tmp_pa
     assert (tmp_path / "p" / "sub" / "a.bin").read_bytes() == b"old"
 
 
+def test_a_product_that_stepped_aside_is_found_finished_in_its_place(tmp_path: Path) -> None:
+    other = begin_with_block(tmp_path / "p")
+    make_product(tmp_path / "q", b"old", {"slide": "other"}).rename(other.folder / commit.RETIRED)
+    assert find_finished(Staging(tmp_path / "p", {"slide": "other"}), KIND, force=False) is not None
+    assert (tmp_path / "p" / "sub" / "a.bin").read_bytes() == b"old"
+
+
+def watch_flushes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders in the order in which a commit has them written to disk."""
+    flushed: list[Path] = []
+    monkeypatch.setattr(commit, "flush_folder", flushed.append)
+    return flushed
+
+
+@pytest.mark.parametrize("way", ["first", "swapped", "stepped aside"])
+def test_a_manifest_is_on_disk_before_the_rename_and_the_name_after_it(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way != "first":
+        make_product(tmp_path / "p", b"old", {"slide": "other"})
+    if way == "stepped aside":
+        monkeypatch.setattr(commit, "exchange", lambda one, other: False)
+    staging = begin_with_block(tmp_path / "p")
+    flushed = watch_flushes(monkeypatch)
+    staging.commit(KIND, {})
+    assert flushed == [staging.product, tmp_path]
+
+
+def test_a_name_that_was_given_back_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = begin_with_block(tmp_path / "p")
+    make_product(tmp_path / "q", b"old").rename(staging.folder / commit.RETIRED)
+    flushed = watch_flushes(monkeypatch)
+    commit.put_back(tmp_path / "p")
+    assert flushed == [tmp_path]
+
+
+def test_a_layout_is_on_disk_before_it_is_called_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = Staging(tmp_path / "p", RECIPE)
+    staging.begin()
+    seen: list[tuple[Path, bool]] = []
+    monkeypatch.setattr(commit, "flush_tree", lambda folder: seen.append((folder, staging.is_prepared)))
+    staging.mark_prepared()
+    assert seen == [(staging.product, False)]
+    assert staging.is_prepared
+
+
 def test_what_a_swap_left_of_another_recipe_is_not_taken_up(tmp_path: Path) -> None:
     make_product(tmp_path / "p", b"old", {"slide": "other"})
     staging = begin_with_block(tmp_path / "p")
@@ -434,6 +726,17 @@ def test_nothing_is_told_of_a_file_that_a_lock_leads_to(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("hunter2")
     lock_file(tmp_path / "p").symlink_to(tmp_path / "secret")
     assert read_owner(tmp_path / "p") == "another process"
+
+
+@pytest.mark.parametrize(("content", "owner"), [(b"", "another process"), (b"process 7 on far\n", "process 7 on far")])
+def test_the_owner_of_a_lock_is_what_its_file_says(content: bytes, owner: str, tmp_path: Path) -> None:
+    lock_file(tmp_path / "p").write_bytes(content)
+    assert read_owner(tmp_path / "p") == owner
+
+
+def test_without_a_lock_there_is_no_owner_and_nothing_to_remove(tmp_path: Path) -> None:
+    remove_lock(tmp_path / "p")
+    assert read_owner(tmp_path / "p") is None
 
 
 def test_a_lock_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:

@@ -99,12 +99,17 @@ def _covered(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.
     height, width = mask.shape
     integral = np.zeros((height + 1, width + 1), dtype=np.int64)
     integral[1:, 1:] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
-    x0, y0 = np.floor(boxes[:, 0] + 0.5).astype(np.int64), np.floor(boxes[:, 1] + 0.5).astype(np.int64)
-    x1 = np.clip(np.floor(boxes[:, 0] + boxes[:, 2] + 0.5).astype(np.int64), x0 + 1, None)
-    y1 = np.clip(np.floor(boxes[:, 1] + boxes[:, 3] + 0.5).astype(np.int64), y0 + 1, None)
+    (x0, x1), (y0, y1) = (_nearest_pixels(boxes[:, axis], boxes[:, axis + 2]) for axis in (0, 1))
     area = (x1 - x0) * (y1 - y0)  # what lies beyond the image belongs to no class
     x0, x1 = np.clip(x0, 0, width), np.clip(x1, 0, width)
     y0, y1 = np.clip(y0, 0, height), np.clip(y1, 0, height)
     inside = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
     shares: NDArray[np.float64] = inside / area
     return shares
+
+
+def _nearest_pixels(start: NDArray[np.float64], extent: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first pixel and the one behind the last; where both edges come to the same place, the pixel in which their middle lies."""
+    first, behind = np.floor(start + 0.5).astype(np.int64), np.floor(start + extent + 0.5).astype(np.int64)
+    first = np.where(behind > first, first, np.floor(start + extent / 2).astype(np.int64))
+    return first, np.maximum(behind, first + 1)

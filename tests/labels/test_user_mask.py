@@ -1,0 +1,96 @@
+"""Tissue by the user's word: masks found, matched and laid over a slide."""
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.builders import make_slide_info, write_png
+from wsi_pipeline.errors import LabelError
+from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.labels.user_mask import MaskPicture, list_masks, match_mask
+from wsi_pipeline.sources import Thumbnail
+
+SLIDE = replace(make_slide_info(size_l0=(120, 6200)), bounds_l0=(100, 200, 20, 6000))
+
+
+def write_box(path: Path, left: float, top: float, right: float, bottom: float) -> Path:
+    corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [corners]}, "properties": {}}
+    path.write_text(json.dumps(feature))
+    return path
+
+
+def thumbnail(rows: int, cols: int, downsample: int, origin: tuple[int, int] = (0, 0)) -> Thumbnail:
+    return Thumbnail(np.zeros((rows, cols, 3), dtype=np.uint8), Fraction(downsample), origin)
+
+
+def test_a_folder_gives_its_masks_in_order_and_a_file_itself(tmp_path: Path) -> None:
+    for name in ("c.txt", "b.TIF", "a.png", "d.geojson"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in list_masks(tmp_path)] == ["a.png", "b.TIF", "d.geojson"]
+    assert list_masks(tmp_path / "c.txt") == [tmp_path / "c.txt"]
+
+
+def test_a_folder_without_masks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(LabelError, match="no masks; give a folder"):
+        list_masks(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["one.png", "one_mask.png", "one.mask.png", "one-mask.tif"])
+def test_a_mask_is_called_like_its_slide_with_or_without_the_word(name: str) -> None:
+    assert match_mask("one", [Path("two.png"), Path(name), Path("one_masks.png")]) == Path(name)
+
+
+def test_no_mask_and_several_are_refused() -> None:
+    with pytest.raises(LabelError, match="one: no mask of that name"):
+        match_mask("one", [Path("two.png")])
+    with pytest.raises(LabelError, match=r"one: several masks \(one.png, one_mask.tif\)"):
+        match_mask("one", [Path("one.png"), Path("one_mask.tif")])
+
+
+def test_drawn_shares_and_pixels_by_hand_beyond_the_first_256_rows(tmp_path: Path) -> None:
+    # QuPath counts from the scanned area, which begins at (100, 200): rows 255 to 257 of the first column.
+    picture = MaskPicture(write_box(tmp_path / "a.geojson", 0, 2551, 10, 2574), SLIDE)
+    fraction = picture.drawn_fraction(Grid(PatchSpec(10, 10, 0.5), 600, 2, Fraction(1), (100, 200)))
+    assert fraction.shape == (600, 2)
+    assert fraction[254:259, 0].tolist() == pytest.approx([0, 0.9, 1, 0.4, 0])
+    assert fraction.sum() == pytest.approx(2.3)
+    mask = picture.lie_over(thumbnail(600, 2, downsample=10, origin=(100, 200)))
+    assert np.argwhere(mask).tolist() == [[255, 0], [256, 0]]  # centres at 2555 and 2565; that of row 257 is 2575
+
+
+def test_drawn_shares_begin_with_the_first_row(tmp_path: Path) -> None:
+    picture = MaskPicture(write_box(tmp_path / "a.geojson", 0, 0, 10, 15), SLIDE)
+    assert picture.drawn_fraction(Grid(PatchSpec(10, 10, 0.5), 2, 2, Fraction(1), (100, 200))).tolist() == [[1, 0], [0.5, 0]]
+
+
+@pytest.mark.parametrize("box", [(20.5, 0, 40, 10), (-105, 0, -100.5, 10), (0, -205, 10, -200.5), (0, 6000.5, 10, 6010)])
+def test_a_drawn_mask_beside_the_slide_is_refused(box: tuple[float, float, float, float], tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="nothing of it lies on the slide of 120 × 6200 px"):
+        MaskPicture(write_box(tmp_path / "a.geojson", *box), SLIDE)
+
+
+@pytest.mark.parametrize("box", [(19.5, 0, 40, 10), (-105, 0, -99.5, 10), (0, -205, 10, -199.5), (0, 5999.5, 10, 6010)])
+def test_a_drawn_mask_that_begins_on_the_slide_is_taken(box: tuple[float, float, float, float], tmp_path: Path) -> None:
+    assert MaskPicture(write_box(tmp_path / "a.geojson", *box), SLIDE).thumbnail is None
+
+
+def test_a_picture_is_tissue_where_it_is_not_black(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "a.png", np.array([[0, 255], [1, 0]], dtype=np.uint8))
+    picture = MaskPicture(path, make_slide_info(size_l0=(100, 100)))
+    assert picture.thumbnail is not None
+    assert (picture.thumbnail.downsample, picture.thumbnail.origin_xy_l0) == (Fraction(50), (0, 0))
+    assert picture.lie_over(thumbnail(4, 4, downsample=25)).astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+def test_there_is_no_tissue_beyond_a_picture_of_a_part(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "a.png", np.full((25, 25), 255, dtype=np.uint8), mpp=2.0)  # the first 50 px of a slide of 1 µm/px
+    picture = MaskPicture(path, make_slide_info(size_l0=(100, 120), mpp=1.0))
+    mask = picture.lie_over(thumbnail(5, 4, downsample=25))
+    assert np.argwhere(mask).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
