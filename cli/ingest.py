@@ -43,16 +43,19 @@ def ingest(
     force: bool,
     min_free: int,
 ) -> None:
-    r"""Take in ready-cut labelled patches: one patch store per patient.
+    """Take in ready-cut labelled patches: one patch store per patient.
 
     \b
-    idc      <patient>_idx5_x<X>_y<Y>_class<0|1>.png at any depth of DIR, as in the public set; X (column) and Y (row) count from 1
-    folders  <class>/<image>; --patient-regex says where the patient stands in the path
-    stacks   NPZ files with images, labels and perhaps patients; or X.npy and Y.npy, or <name>_images.npy and <name>_labels.npy
-    csv      DIR is a CSV with the columns path, patient, label and perhaps x, y (top-left pixel, from 0)
+    idc      <patient>_idx5_x<X>_y<Y>_class<0|1>.png at any depth of DIR,
+             as in the public set; X (column) and Y (row) count from 1
+    folders  <class>/<image>; --patient-regex says where the patient stands
+    stacks   NPZ files with images, labels and perhaps patients; or X.npy and
+             Y.npy, or <name>_images.npy and <name>_labels.npy
+    csv      DIR is a CSV with the columns path, patient, label and perhaps
+             x, y (top-left pixel, from 0)
 
     Files that are no whole patch are left out, counted, and named in left_out.csv.
-    """
+    """  # noqa: D301 - click takes the character itself for "keep the lines"
     from wsi_pipeline.geometry import PatchSpec
     from wsi_pipeline.ingestion.layouts import LayoutOptions
     from wsi_pipeline.jobs.room import Room

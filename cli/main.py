@@ -98,19 +98,19 @@ def printable(text: str) -> str:
 @click.version_option(package_name="wsi-pipeline", prog_name="wsi")
 @click.option("--debug", "is_debugging", is_flag=True, help="Show where an internal error came from.")
 def wsi(is_debugging: bool) -> None:
-    r"""Tile, train, infer and view whole-slide images.
+    """Tile, train, infer and view whole-slide images.
 
     \b
-    wsi demo                                                  the whole chain on drawn slides, in about two minutes
-    wsi tile slide.svs --out stores                           cut a slide into 50×50 patches at 0.25 µm/px
-    wsi train stores --out model                              train on labelled stores, split by patient
+    wsi demo                          the whole chain, on slides that it draws
+    wsi tile slide.svs --out stores   cut a slide into 50×50 patches at 0.25 µm/px
+    wsi train stores --out model      train on labelled stores, split by patient
     wsi infer --slides dir --model model/model.safetensors --results-dir results
-    wsi view results                                          slides with heatmaps in the browser
-    wsi serve --results results --model model/model.safetensors   the same, with REST and predictions
+    wsi view results                  slides with heatmaps in the browser
+    wsi serve --results results       the same over the network, with REST
 
     Exit codes: 0 all done · 1 this run could not go on · 2 usage · 3 some slides failed or are damaged, the others are done ·
     4 no slide succeeded · 5 disk, lock or cluster: safe to run again · 129, 130, 143 interrupted: safe to run again.
-    """
+    """  # noqa: D301 - click takes the character itself for "keep the lines"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without → or µ is no reason to fail

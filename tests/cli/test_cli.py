@@ -30,6 +30,20 @@ def test_every_command_has_help_with_defaults(command: str) -> None:
     assert "Usage:" in result.output
 
 
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_shows_no_marks_of_its_own_layout(command: str) -> None:
+    assert "\\b" not in run(*command.split(), "--help").output
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_examples_in_help_stand_on_lines_of_their_own(width: int) -> None:
+    lines = [line.strip() for line in run("--help", terminal_width=width).output.splitlines()]
+    assert "wsi train stores --out model      train on labelled stores, split by patient" in lines
+    assert "wsi infer --slides dir --model model/model.safetensors --results-dir results" in lines
+    ingest = [line.strip() for line in run("ingest", "--help", terminal_width=width).output.splitlines()]
+    assert "folders  <class>/<image>; --patient-regex says where the patient stands" in ingest
+
+
 @pytest.mark.parametrize("command", ["tile", "infer", "ingest"])
 def test_help_states_units(command: str) -> None:
     assert "µm" in run(command, "--help").output
