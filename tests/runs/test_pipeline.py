@@ -31,7 +31,7 @@ from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.outcome import SlideState, SlideSummary
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.outputs.view import View
+from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.pipeline import tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.manifest import find_damage
@@ -39,7 +39,7 @@ from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import open_result
 from wsi_pipeline.tiling import TileConfig
 
-PICTURES = View(formats=("csv", "heatmap", "summary"))
+PICTURES = View(choose_formats(["csv", "heatmap", "summary"]))
 OUTPUTS = ("--outputs", "csv,heatmap,summary")
 OVERLAY, HEATMAP = View(formats=("summary", "overlay")), View(formats=("summary", "heatmap"))
 MPP_HALF = TileConfig(spec=PatchSpec(mpp=0.5))

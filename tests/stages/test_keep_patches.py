@@ -16,7 +16,7 @@ from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.jobs.keep import HeldBlock, KeepPlan
 from wsi_pipeline.jobs.plan import SlidePlan
 from wsi_pipeline.outcome import RunAccount, SlideState
-from wsi_pipeline.outputs.view import View
+from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.pipeline import tile_slides
 from wsi_pipeline.sources import PatchBlock
 from wsi_pipeline.store.commit import Staging
@@ -25,7 +25,7 @@ from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.predictions import open_result
 from wsi_pipeline.tiling import TileConfig
 
-WITH_TABLE = View(formats=("csv", "gallery", "summary"))
+WITH_TABLE = View(choose_formats(["csv", "gallery", "summary"]))
 SIDE = 25
 TILING = TileConfig(spec=PatchSpec(SIDE, SIDE, 0.5))
 
