@@ -45,7 +45,7 @@ def giant_tensor(folder: Path) -> Path:
 
 def giant_sparse_tensor(folder: Path) -> Path:
     """A tensor of 400 GB in a file that takes no room on disk, under a card that is whole."""
-    path = write_model(folder / "whole.safetensors")
+    path = write_model(folder / "whole.safetensors", make_checkpoint(architecture="idc_cnn"))
     content = path.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     entry = {"dtype": "F32", "shape": [10**11], "data_offsets": [0, 4 * 10**11]}
