@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from wsi_pipeline.cores import available_cores
-from wsi_pipeline.errors import WsiError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.device import find_bf16_unit

@@ -28,8 +28,8 @@ from slide_maker import make_slide
 from tiling import describe_machine
 
 from wsi_pipeline.batch import SilentProgress
-from wsi_pipeline.cores import available_cores
-from wsi_pipeline.geometry import PatchSpec, count_blocks
+from wsi_pipeline.core.geometry import PatchSpec, count_blocks
+from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.device import choose_device

@@ -29,12 +29,12 @@ import openslide
 from numpy.typing import NDArray
 from slide_maker import make_slide
 
-from wsi_pipeline.geometry import PatchSpec, block_slice, count_blocks
+from wsi_pipeline.core.geometry import PatchSpec, block_slice, count_blocks
+from wsi_pipeline.core.slide import PatchBlock, PatchTable
 from wsi_pipeline.jobs.tile import in_large_blocks
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.tiff_reader import TiffReader
-from wsi_pipeline.sources import PatchBlock, PatchTable
 from wsi_pipeline.store.arrays import open_array
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store, write_patch_block

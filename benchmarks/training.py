@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.pipeline import ingest_patches
 from wsi_pipeline.training.augment import Augmentation

@@ -9,7 +9,7 @@ from .options import FOLDER, force_option, read_view, view_options
 from .output_options import mode_option
 
 if TYPE_CHECKING:
-    from wsi_pipeline.outcome import SlideOutcome
+    from wsi_pipeline.core.outcome import SlideOutcome
 
 
 @click.command()

@@ -56,7 +56,7 @@ def ingest(
 
     Files that are no whole patch are left out, counted, and named in left_out.csv.
     """  # noqa: D301 - click takes the character itself for "keep the lines"
-    from wsi_pipeline.geometry import PatchSpec
+    from wsi_pipeline.core.geometry import PatchSpec
     from wsi_pipeline.ingestion.layouts import LayoutOptions
     from wsi_pipeline.jobs.room import Room
     from wsi_pipeline.scheduling import Workers

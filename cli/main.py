@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from wsi_pipeline.errors import WsiError, machine_fault
+from wsi_pipeline.core.errors import WsiError, machine_fault
 
 COMMANDS = (
     "aggregate", "clean", "demo", "doctor", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "serve", "status",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from wsi_pipeline.core.pseudonyms import Pseudonyms
     from wsi_pipeline.labels.rules import LabelRules
     from wsi_pipeline.outputs.view import View
-    from wsi_pipeline.pseudonyms import Pseudonyms
     from wsi_pipeline.scheduling import Workers
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -133,7 +133,7 @@ anonymous_option = click.option(
 
 def read_pseudonyms(key_file: Path | None, out: Path | None = None) -> "Pseudonyms | None":
     """The pseudonyms of `--anonymous-ids`; None where real names may be written."""
-    from wsi_pipeline.pseudonyms import open_pseudonyms
+    from wsi_pipeline.core.pseudonyms import open_pseudonyms
 
     return None if key_file is None else open_pseudonyms(key_file, out)
 

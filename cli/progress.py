@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState
 from wsi_pipeline.operation.pace import Pace
-from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState
 from wsi_pipeline.store.files import make_folder, open_to_append
 
 from .main import printable

@@ -123,7 +123,7 @@ def tile(
 
 def read_config(settings: dict[str, Any]) -> "TileConfig":
     """How slides are cut, by the options."""
-    from wsi_pipeline.geometry import PatchSpec
+    from wsi_pipeline.core.geometry import PatchSpec
     from wsi_pipeline.quality import QualityParameters
     from wsi_pipeline.tiling import TileConfig
     from wsi_pipeline.tissue import TissueParameters

@@ -141,7 +141,7 @@ def read_split(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
 
     With a key, patients are named as the stores call them that were made with it; a pseudonym stays what it is.
     """
-    from wsi_pipeline.pseudonyms import PREFIX
+    from wsi_pipeline.core.pseudonyms import PREFIX
 
     choice, pseudonyms = _read_choice(options, sheet), read_pseudonyms(options["anonymous_ids"])
     if pseudonyms is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.core.errors import EnvironmentFault
 
 from .main import printable
 

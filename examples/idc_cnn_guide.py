@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.idc_cnn import IdcCnn
 from wsi_pipeline.pipeline import ingest_patches
 from wsi_pipeline.store.patches import find_stores

@@ -8,8 +8,8 @@ PATCHES holds the set's <patient>_idx5_x<X>_y<Y>_class<C>.png files; SLIDES are 
 import argparse
 from pathlib import Path
 
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.evaluation import evaluate_results
-from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.pipeline import InferConfig, infer_slides, ingest_patches
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.metrics import describe_scores

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 from matplotlib.figure import Figure
 
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.pipeline import InferConfig, infer_stores, ingest_patches

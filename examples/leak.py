@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import StratifiedKFold
 
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.pipeline import ingest_patches
 from wsi_pipeline.store.patches import find_stores

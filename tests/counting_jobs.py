@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.errors import EnvironmentFault, SlideError
+from wsi_pipeline.core.errors import EnvironmentFault, SlideError
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests import ROOT
-from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.tiling import TileConfig, plan_patches

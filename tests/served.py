@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from tests.builders import tissue, write_model, write_slide
 from tests.commands import HERE, infer
+from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.serve.server import base_url, bind, configure
 from wsi_pipeline.serve.services import Services, open_services
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, prepare_predictions, write_prediction_block
 

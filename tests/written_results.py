@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from tests.builders import make_table
+from wsi_pipeline.core.outcome import SlideSummary
+from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.jobs.publish import publish
-from wsi_pipeline.outcome import SlideSummary
 from wsi_pipeline.outputs.view import View
-from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from wsi_pipeline.cores import available_cores
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.scheduling import Workers
 
 MOST_TILERS = 16

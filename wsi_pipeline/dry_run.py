@@ -9,7 +9,8 @@ from pathlib import Path
 from shutil import disk_usage
 
 from wsi_pipeline.batch import make_absolute
-from wsi_pipeline.cores import available_cores
+from wsi_pipeline.core.limits import available_cores
+from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.jobs.disguise import disguise_slides
 from wsi_pipeline.jobs.infer import InferJob
 from wsi_pipeline.jobs.inferring import make_jobs, tile_for
@@ -17,7 +18,6 @@ from wsi_pipeline.jobs.keep import KeepJob
 from wsi_pipeline.jobs.model_choice import settle_engine
 from wsi_pipeline.jobs.preview import SlidePreview, Standing
 from wsi_pipeline.models.loading import load_model
-from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.pipeline import InferConfig
 from wsi_pipeline.slides.discovery import FoundSlide
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from skimage.measure import label
 
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import Grid
-from wsi_pipeline.outcome import SlideState, SlideSummary, state_of
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import Grid
+from wsi_pipeline.core.outcome import SlideState, SlideSummary, state_of
 from wsi_pipeline.store.predictions import Predictions
 
 HOT_SPOT_MM = 1.0

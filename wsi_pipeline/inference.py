@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from wsi_pipeline.errors import ModelError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ModelError
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.recipe import describe_tool
+from wsi_pipeline.core.slide import PatchSource, PatchTable
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.provenance import describe_tool
-from wsi_pipeline.sources import PatchSource, PatchTable
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block
 

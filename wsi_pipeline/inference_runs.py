@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.batch import Progress, SilentProgress, make_absolute, run_batch
+from wsi_pipeline.core.outcome import RunAccount
+from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.crews import choose_workers
 from wsi_pipeline.jobs import disguise
 from wsi_pipeline.jobs.inferring import list_stores, make_jobs, tile_for
@@ -17,9 +19,7 @@ from wsi_pipeline.jobs.room import Room
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.operation.events import log_events
-from wsi_pipeline.outcome import RunAccount
 from wsi_pipeline.outputs.view import View
-from wsi_pipeline.pseudonyms import Pseudonyms
 from wsi_pipeline.run_record import describe_run, write_tables
 from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides

@@ -17,8 +17,8 @@ from skimage.color import rgb2gray, rgb2hsv
 from skimage.filters import laplace
 from skimage.morphology import remove_small_objects
 
-from wsi_pipeline.errors import ConfigError, SlideError
-from wsi_pipeline.sources import PatchQuality
+from wsi_pipeline.core.errors import ConfigError, SlideError
+from wsi_pipeline.core.slide import PatchQuality
 
 INKS = (
     (0.20, 0.47, 0.35),  # green

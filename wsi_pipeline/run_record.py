@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.batch import Batch
+from wsi_pipeline.core.outcome import RunAccount
+from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.outcome import RunAccount
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import read_finished, write_failures_csv, write_run_json, write_slides_tables
-from wsi_pipeline.provenance import describe_tool
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from wsi_pipeline.batch import Progress, SilentProgress, make_absolute, run_batch
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.outcome import RunAccount, SlideState
+from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.crews import choose_tilers
-from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
 from wsi_pipeline.jobs import disguise
 from wsi_pipeline.jobs.labelling import add_labels
@@ -14,9 +16,7 @@ from wsi_pipeline.jobs.room import Room
 from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.user_mask import list_masks
 from wsi_pipeline.operation.events import log_events
-from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
-from wsi_pipeline.pseudonyms import Pseudonyms
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides

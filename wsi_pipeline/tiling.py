@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ConfigError, SlideError
-from wsi_pipeline.geometry import (
+from wsi_pipeline.core.errors import ConfigError, SlideError
+from wsi_pipeline.core.geometry import (
     MAX_MPP,
     MIN_MPP,
     Grid,
@@ -22,16 +22,16 @@ from wsi_pipeline.geometry import (
     lay_grid,
     order_by_macro_tile,
 )
+from wsi_pipeline.core.recipe import describe_tool, file_sha256
+from wsi_pipeline.core.slide import PatchQuality, PatchSource, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.labels import label_patches, label_recipe
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import MaskPicture
-from wsi_pipeline.provenance import describe_tool, file_sha256
 from wsi_pipeline.quality import SHARPNESS_MPP, QualityParameters, find_pen, is_kept, judge, measure_sharpness
 from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.patches import macro_tiles_per_cell, view_grid
 from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.thumbnail import read_thumbnail
-from wsi_pipeline.sources import PatchQuality, PatchSource, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import write_patch_block
 from wsi_pipeline.tissue import TissueParameters, find_tissue, tissue_fraction

@@ -17,9 +17,9 @@ from skimage.color import rgb2hsv
 from skimage.filters import median, threshold_otsu
 from skimage.morphology import closing, disk, remove_small_holes, remove_small_objects
 
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import Grid
-from wsi_pipeline.sources import Thumbnail
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import Grid
+from wsi_pipeline.core.slide import Thumbnail
 
 STRIP_PX = 256
 GREY_THRESHOLDS = (0.06, 0.2)

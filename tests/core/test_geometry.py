@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import (
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import (
     Grid,
     PatchSpec,
     all_cells,

@@ -1,7 +1,7 @@
 import pytest
 
-from wsi_pipeline.errors import EnvironmentFault, SlideError
-from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState, describe_failure, find_failures, state_of
+from wsi_pipeline.core.errors import EnvironmentFault, SlideError
+from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure, find_failures, state_of
 
 
 def account(*states: str) -> RunAccount:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.builders import SMALL, make_checkpoint, make_store, make_table, make_training_stores, rewrite_manifest, write_model
 from tests.commands import infer, run
-from wsi_pipeline.errors import LabelError, StoreError
+from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.evaluation import evaluate_results
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.store.files import file_checksum

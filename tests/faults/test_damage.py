@@ -17,14 +17,14 @@ from tests.builders import make_store, make_table, write_model
 from tests.commands import infer
 from tests.faults import by_extent
 from tests.faults.workloads import SMALL
-from wsi_pipeline.errors import ModelError, StoreError
+from wsi_pipeline.core.errors import ModelError, StoreError
+from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.evaluation.truth import label_results
 from wsi_pipeline.exporting import export_model
 from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.jobs.aggregate import aggregate_results
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.operation.verification import find_products, verify
-from wsi_pipeline.outcome import SlideState
 from wsi_pipeline.outputs.run_tables import read_finished
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.store.manifest import MANIFEST

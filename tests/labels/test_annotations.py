@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from shapely.geometry import Polygon
 
 from tests.builders import make_slide_info
-from wsi_pipeline.errors import ConfigError, LabelError
-from wsi_pipeline.geometry import Grid, PatchSpec, all_cells, cells_to_boxes_l0
+from wsi_pipeline.core.errors import ConfigError, LabelError
+from wsi_pipeline.core.geometry import Grid, PatchSpec, all_cells, cells_to_boxes_l0
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels import LABEL_SOURCES, label_cells
 from wsi_pipeline.labels.annotation import Annotation, Region, describe, describe_oddities
 from wsi_pipeline.labels.areas import covered_shares
@@ -24,7 +25,6 @@ from wsi_pipeline.labels.assignment import decide
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.imagescope_xml import inscribe_ellipse, read_imagescope
 from wsi_pipeline.labels.rules import LabelRules, read_label_map
-from wsi_pipeline.sources import SlideInfo
 
 Corners = Sequence[Sequence[float]]
 

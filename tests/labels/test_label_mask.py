@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from tests.builders import make_slide_info, write_png
-from wsi_pipeline.errors import ConfigError, LabelError
-from wsi_pipeline.geometry import Grid, PatchSpec, all_cells
+from wsi_pipeline.core.errors import ConfigError, LabelError
+from wsi_pipeline.core.geometry import Grid, PatchSpec, all_cells
 from wsi_pipeline.labels import label_cells
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.mask import read_mask

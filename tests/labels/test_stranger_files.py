@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from wsi_pipeline.errors import ConfigError, LabelError
+from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.labels.asap_xml import read_asap
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.mask import read_mask

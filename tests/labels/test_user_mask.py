@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.builders import make_slide_info, write_png
-from wsi_pipeline.errors import LabelError
-from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.geometry import Grid, PatchSpec
+from wsi_pipeline.core.slide import Thumbnail
 from wsi_pipeline.labels.user_mask import MaskPicture, list_masks, match_mask
-from wsi_pipeline.sources import Thumbnail
 
 SLIDE = replace(make_slide_info(size_l0=(120, 6200)), bounds_l0=(100, 200, 20, 6000))
 

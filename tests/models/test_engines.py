@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tests import ROOT
 from tests.builders import make_checkpoint, make_patches, write_model
-from wsi_pipeline.errors import ConfigError, EnvironmentFault, ModelError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models import device
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.batching import choose_cpu_batch, measure_batch

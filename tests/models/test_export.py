@@ -15,9 +15,9 @@ import torch
 from tests.builders import make_checkpoint, make_patches, paint_noise, write_model, write_slide
 from tests.commands import HERE, PLAIN, infer, run
 from wsi_pipeline import exporting
-from wsi_pipeline.errors import ConfigError, ModelError, StoreError
+from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.exporting import export_model
-from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models import exported
 from wsi_pipeline.models.architectures import NetworkOptions, build_network, positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint

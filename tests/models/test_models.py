@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from tests.builders import make_checkpoint, make_patches, write_model
 from tests.strangers import rewrite_card
-from wsi_pipeline.errors import EnvironmentFault, ModelError
+from wsi_pipeline.core.errors import EnvironmentFault, ModelError
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.device import choose_device

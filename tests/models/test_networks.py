@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import (
     ARCHITECTURES,
     NetworkOptions,

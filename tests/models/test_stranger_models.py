@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from tests.builders import make_checkpoint, write_model
 from tests.commands import PLAIN, run
 from tests.strangers import rewrite_card
-from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.core.recipe import canonical_json, recipe_digest
 from wsi_pipeline.ingestion.stacks import read_stack_table
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.pretrained import read_weights
-from wsi_pipeline.provenance import canonical_json, recipe_digest
 
 Send = Callable[[Path], Path]
 MEMORY_LIMIT_MB = 700
@@ -122,7 +122,7 @@ BOMBS: dict[str, tuple[Send, str]] = {
 LOAD_ALL = """
 import json, resource, sys
 from pathlib import Path
-from wsi_pipeline.errors import WsiError
+from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.architectures import outline_network
 def used(name):

@@ -14,13 +14,13 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from tests.builders import folder_bytes, make_table
 from tests.written_results import CELLS, write_result
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import Grid, PatchSpec
+from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.jobs.aggregate import aggregate_results
 from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.sources import PatchTable
 
 NAN = float("nan")
 VIEW = View(("summary", "dicom"))

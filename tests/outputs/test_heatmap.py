@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from tests.builders import make_table
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import Grid, PatchSpec
+from wsi_pipeline.core.outcome import SlideState, SlideSummary
 from wsi_pipeline.heatmap import (
     Aggregation,
     Heatmap,
@@ -18,7 +19,6 @@ from wsi_pipeline.heatmap import (
     smooth_map,
     summarise,
 )
-from wsi_pipeline.outcome import SlideState, SlideSummary
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import FOLDER, Predictions, prepare_predictions, write_prediction_block
 

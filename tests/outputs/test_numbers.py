@@ -26,13 +26,13 @@ from tests import ROOT
 from tests.builders import make_checkpoint, write_model, write_slide
 from tests.commands import HERE
 from tests.written_results import write_result
-from wsi_pipeline.csv_text import FORMULA_STARTS, format_csv, shield, unshield
+from wsi_pipeline.core.csv_io import FORMULA_STARTS, format_csv, shield, unshield
+from wsi_pipeline.core.json_io import format_json, parse_json
 from wsi_pipeline.models.self_test import SelfTest, compute_plainly
 from wsi_pipeline.outputs.run_tables import read_finished, write_slides_tables
 from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.pipeline import InferConfig, infer_slides
 from wsi_pipeline.store.predictions import open_result
-from wsi_pipeline.strict_json import format_json, parse_json
 
 PURPLE, PINK = (90, 40, 110), (225, 120, 190)
 """Tissue below and above the middle of red."""

@@ -23,10 +23,10 @@ from ome_zarr_models.v05 import Image, ImageLabel
 from tests import ROOT
 from tests.builders import folder_bytes, make_table
 from tests.written_results import CASES, CELLS, FORMATS, write_result
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import Grid, PatchSpec
+from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.heatmap import Aggregation
-from wsi_pipeline.outcome import SlideSummary
 from wsi_pipeline.outputs import GROUPS, WRITERS
 from wsi_pipeline.outputs.pyramid import build_pyramid, reduce_image, reduce_labels
 from wsi_pipeline.outputs.result import Look

@@ -22,8 +22,8 @@ import pytest
 from tests import ROOT
 from tests.builders import make_checkpoint, write_model, write_slide
 from tests.commands import run
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.demo.phantom import draw_phantom
-from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides

@@ -11,7 +11,7 @@ import torch
 
 from tests.builders import folder_bytes, make_checkpoint, make_patches, make_store, make_table, write_model
 from tests.commands import HERE, PLAIN, infer, run
-from wsi_pipeline.errors import EnvironmentFault, ModelError
+from wsi_pipeline.core.errors import EnvironmentFault, ModelError
 from wsi_pipeline.jobs.model_choice import EngineWish, settle_engine
 from wsi_pipeline.models.engines.engine import EngineSetting, Run
 from wsi_pipeline.models.engines.table import ENGINES

@@ -25,11 +25,11 @@ from tests.builders import (
     write_slide,
 )
 from tests.commands import HERE, PLAIN, infer, spawn
-from wsi_pipeline.errors import LabelError, ModelError, StoreError
+from wsi_pipeline.core.errors import LabelError, ModelError, StoreError
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.outcome import SlideState, SlideSummary
 from wsi_pipeline.evaluation import evaluate_results
-from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.outcome import SlideState, SlideSummary
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.pipeline import tile_slides

@@ -21,7 +21,7 @@ from tests.builders import make_checkpoint, tissue, write_model, write_png
 from tests.commands import HERE, run
 from tests.marked import BLUE, MARK, find_marks, is_marked, write_marked_slide
 from tests.served import TOKEN, connect, run_server
-from wsi_pipeline.pseudonyms import open_pseudonyms
+from wsi_pipeline.core.pseudonyms import open_pseudonyms
 from wsi_pipeline.serve.settings import ServeSettings
 
 SLIDES = ("QZMARKanna_1", "QZMARKberta_1", "QZMARKcarla_1")

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.commands import HERE, run
-from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import IDC_NAME
 from wsi_pipeline.pipeline import IngestAccount, ingest_patches, tile_slides
 from wsi_pipeline.slides import open_slide

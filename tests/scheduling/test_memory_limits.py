@@ -18,8 +18,8 @@ from tests.builders import write_model
 from tests.commands import run
 from tests.counting_jobs import CountPlan, Notes
 from tests.hostile_slides import png_of, write_aperio, write_tiled
-from wsi_pipeline.errors import SlideError
-from wsi_pipeline.outcome import describe_failure
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.outcome import describe_failure
 from wsi_pipeline.scheduling import Workers, run_jobs
 from wsi_pipeline.slides.probe import Probe
 
@@ -75,7 +75,7 @@ LIMITED_RUN = """
 import sys
 from pathlib import Path
 from wsi_pipeline.batch import SilentProgress, run_batch
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.scheduling.confinement import limit_memory

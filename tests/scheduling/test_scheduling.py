@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.counting_jobs import CountJob, Notes
-from wsi_pipeline.errors import ConfigError, EnvironmentFault, SlideError
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, SlideError
 from wsi_pipeline.pipeline import choose_tilers, choose_workers
 from wsi_pipeline.scheduling import Crew, Deadlines, Workers, open_crew, run_jobs
 from wsi_pipeline.scheduling.executor import DaskExecutor
@@ -253,7 +253,7 @@ def test_a_product_that_is_not_here_is_not_called_done(tmp_path: Path) -> None:
     """A cluster whose workers see other folders: what they made is not where this machine looks."""
     from tests.builders import paint
     from tests.builders import write_slide as write
-    from wsi_pipeline.geometry import PatchSpec
+    from wsi_pipeline.core.geometry import PatchSpec
     from wsi_pipeline.jobs.tile import TileJob
     from wsi_pipeline.pipeline import tile_slides
     from wsi_pipeline.tiling import TileConfig

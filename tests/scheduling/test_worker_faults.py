@@ -19,7 +19,7 @@ from tests import ROOT
 from tests.builders import folder_bytes, paint_coordinates, write_model, write_slide
 from tests.commands import PLAIN
 from tests.counting_jobs import CountJob, CountPlan, Notes
-from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.scheduling import Deadlines, Workers, run_jobs
 
 pytestmark = pytest.mark.system

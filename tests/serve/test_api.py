@@ -22,8 +22,8 @@ from PIL import Image
 from tests.builders import break_tile, paint, tissue, write_png, write_slide
 from tests.commands import HERE, infer, run
 from tests.served import ALLOWED, TOKEN, connect, read_level0, replace_probabilities, run_server, serve_all, wait_until
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.exporting import export_model
-from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.models.loading import ForeignTerms
 from wsi_pipeline.pipeline import InferConfig, TileOptions, tile_slides
 from wsi_pipeline.serve import catalogue as catalogue_module

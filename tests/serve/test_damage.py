@@ -16,7 +16,7 @@ from PIL import Image
 from tests.builders import rewrite_manifest
 from tests.served import TOKEN, connect, run_server, serve_all, wait_until
 from tests.strangers import Change, edit_json, several, vouch
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve.catalogue import mark_file, name_runs
 from wsi_pipeline.slides.picture import decode_sent, encode_jpeg, encode_png

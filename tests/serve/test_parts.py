@@ -18,7 +18,8 @@ from PIL import Image
 
 from tests.builders import break_tile, paint, paint_coordinates, write_slide
 from tests.served import read_level0, replace_probabilities
-from wsi_pipeline.errors import ConfigError, SlideError
+from wsi_pipeline.core.errors import ConfigError, SlideError
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve.access import Door
 from wsi_pipeline.serve.catalogue import Catalogue, mark_file, name_runs
@@ -29,7 +30,6 @@ from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
 from wsi_pipeline.serve.tile_cache import ENTRY_OVERHEAD_BYTES, TileCache
 from wsi_pipeline.slides.picture import decode_sent, encode_jpeg, encode_png, read_sent_size
-from wsi_pipeline.sources import SlideInfo
 
 SIZES = st.tuples(st.integers(1, 200_000), st.integers(1, 200_000))
 

@@ -32,10 +32,10 @@ from tests.hostile_slides import (
     write_tiled,
 )
 from wsi_pipeline.batch import SilentProgress, run_batch
-from wsi_pipeline.errors import ConfigError, SlideError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ConfigError, SlideError
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.outcome import RunAccount, describe_failure, state_of
 from wsi_pipeline.jobs.tile import TileJob
-from wsi_pipeline.outcome import RunAccount, describe_failure, state_of
 from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.pipeline import tile_slides
 from wsi_pipeline.scheduling import Workers

@@ -111,7 +111,7 @@ def test_a_level_cut_short_by_a_pixel_goes_on_with_its_last_column() -> None:
 @given(st.integers(300, 2000), st.integers(300, 2000), st.integers(2, 60), st.integers(0, 5000), st.floats(0.05, 1.0))
 def test_one_colour_stays_one_colour_whatever_the_level(width: int, height: int, reduced: int, origin: int, mpp: float) -> None:
     """Levels of padded slides have downsamples such as 4.002: the sums must not run over."""
-    from wsi_pipeline.geometry import downsample_between
+    from wsi_pipeline.core.geometry import downsample_between
     from wsi_pipeline.slides.base import settle_levels
 
     level = settle_levels([(width * reduced, height * reduced), (width, height + 1)])[-1]

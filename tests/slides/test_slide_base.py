@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import (
     DeclaredScale,
     UserScale,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.builders import break_tile, paint_coordinates, paint_noise, write_png, write_slide
-from wsi_pipeline.geometry import Grid, PatchSpec, all_cells, order_by_macro_tile
+from wsi_pipeline.core.geometry import Grid, PatchSpec, all_cells, order_by_macro_tile
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 

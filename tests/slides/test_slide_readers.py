@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.builders import WHITE, break_tile, paint_coordinates, paint_noise, write_png, write_slide
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides import READERS, open_slide
 from wsi_pipeline.slides.base import UserScale
 from wsi_pipeline.slides.image_reader import ImageReader

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.builders import PINK, break_tile, paint, paint_noise, write_slide
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.thumbnail import MAX_SIDE_PX, read_thumbnail
 

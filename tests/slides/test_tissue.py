@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import PINK, paint
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import Grid, PatchSpec
-from wsi_pipeline.sources import Thumbnail
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import Grid, PatchSpec
+from wsi_pipeline.core.slide import Thumbnail
 from wsi_pipeline.tissue import TissueParameters, area_fractions, find_tissue, tissue_fraction
 
 PARAMETERS = TissueParameters()

@@ -14,10 +14,10 @@ from tests.builders import folder_bytes, make_checkpoint, paint_noise, rewrite_m
 from tests.commands import infer, run
 from tests.strangers import Change, edit_json, several, vouch
 from tests.written_results import CASES, FORMATS, write_result
-from wsi_pipeline.errors import StoreError
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.jobs.aggregate import aggregate_results
-from wsi_pipeline.outcome import SlideState
 from wsi_pipeline.outputs import result as output_result
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View

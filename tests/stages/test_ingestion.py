@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.builders import make_patches, write_png
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions, find_patches
 from wsi_pipeline.ingestion.placing import fingerprint_patches, sort_files
 from wsi_pipeline.pipeline import ingest_patches

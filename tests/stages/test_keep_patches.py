@@ -12,13 +12,13 @@ import pytest
 
 from tests.builders import break_tile, folder_bytes, make_checkpoint, tissue, write_model, write_slide
 from tests.commands import HERE, PLAIN, SUMMARY, infer, run
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.outcome import RunAccount, SlideState
+from wsi_pipeline.core.slide import PatchBlock
 from wsi_pipeline.jobs.keep import HeldBlock, KeepPlan
 from wsi_pipeline.jobs.plan import SlidePlan
-from wsi_pipeline.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.pipeline import tile_slides
-from wsi_pipeline.sources import PatchBlock
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.files import HOST
 from wsi_pipeline.store.lock import hold_lock

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.builders import make_patches, write_png
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.ingestion.layouts import LayoutOptions
 from wsi_pipeline.pipeline import IngestAccount, ingest_patches
 from wsi_pipeline.store.patches import PatchStore

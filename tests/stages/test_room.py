@@ -8,8 +8,8 @@ import pytest
 
 from tests.builders import paint, paint_noise, write_model, write_slide
 from tests.commands import HERE, PLAIN, run
-from wsi_pipeline.errors import ConfigError, EnvironmentFault
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.jobs.room import Room
 from wsi_pipeline.pipeline import TileOptions, tile_slides
 from wsi_pipeline.tiling import TileConfig

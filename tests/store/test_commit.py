@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import rewrite_manifest
-from wsi_pipeline.errors import EnvironmentFault, StoreError
+from wsi_pipeline.core.errors import EnvironmentFault, StoreError
 from wsi_pipeline.store import commit, lock
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import HOST, exchange, make_folder, remove_dead_asides, write_file

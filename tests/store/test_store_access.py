@@ -15,8 +15,8 @@ from PIL import Image
 from tests.builders import folder_bytes, make_patches, make_store, make_table
 from tests.commands import run
 from tests.strangers import edit_json, vouch
-from wsi_pipeline.errors import ConfigError, StoreError
-from wsi_pipeline.sources import PatchBlock
+from wsi_pipeline.core.errors import ConfigError, StoreError
+from wsi_pipeline.core.slide import PatchBlock
 from wsi_pipeline.store.arrays import chunk_file, create_array, create_group, open_array, write_rows
 from wsi_pipeline.store.codecs import PixelCodec, decode_patches, encode_patches
 from wsi_pipeline.store.commit import Staging

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.builders import make_patches, make_store, make_table
 from tests.strangers import vouch
-from wsi_pipeline.errors import StoreError
-from wsi_pipeline.sources import PatchTable
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import PatchStore, find_stores
 from wsi_pipeline.store.predictions import FOLDER, Predictions, find_results, prepare_predictions, write_prediction_block

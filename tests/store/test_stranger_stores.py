@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tests.builders import make_patches, make_store, make_table, rewrite_manifest
 from tests.strangers import BIG, Change, attribute, declare, edit_json, put_values, several, vouch
 from tests.written_results import write_result
-from wsi_pipeline.errors import StoreError
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.slide import PatchBlock, PatchTable
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.sources import PatchBlock, PatchTable
 from wsi_pipeline.store.codecs import PixelCodec, read_zstd_size
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import check_whole, read_manifest
@@ -125,7 +125,7 @@ def send(folder: Path, change: Change, name: str = "s") -> Path:
 OPEN_ALL = """
 import json, resource, sys
 from pathlib import Path
-from wsi_pipeline.errors import WsiError
+from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.store.patches import PatchStore
 def used(name):
     return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith(name))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.augment import NO_AUGMENTATION, STAINS_TO_RGB, Augmentation, jitter_stains, shift_tone, turn, warp
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.builders import folder_bytes, make_training_stores
-from wsi_pipeline.errors import ConfigError, ModelError, StoreError
+from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.folds import train_folds
 from wsi_pipeline.training.loop import Epoch

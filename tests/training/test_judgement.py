@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.bootstrap import ResampledFigures, bootstrap_intervals, draw_patients, find_interval
 from wsi_pipeline.training.calibration import (
     MAX_TEMPERATURE,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import build_network, find_head
 from wsi_pipeline.training.optimisation import OPTIMIZERS, Optimisation, initialise, make_optimizer, measure_l1
 from wsi_pipeline.training.saved_state import pack_optimizer, unpack_optimizer

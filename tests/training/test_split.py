@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.split import PatientSplit, split_at_random, split_folds, split_patients
 from wsi_pipeline.training.split_file import read_split_file
 

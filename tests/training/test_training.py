@@ -12,7 +12,7 @@ import torch
 
 from tests.builders import folder_bytes, make_checkpoint, make_training_stores, write_model
 from tests.conftest import NO_PLOTS
-from wsi_pipeline.errors import ConfigError, EnvironmentFault, ModelError, StoreError
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError, StoreError
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.predictor import Predictor

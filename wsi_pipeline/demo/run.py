@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_pipeline.batch import Progress
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.outcome import RunAccount, find_failures
 from wsi_pipeline.demo.phantom import PHANTOM_MPP, draw_phantom
-from wsi_pipeline.errors import StoreError
 from wsi_pipeline.evaluation import Evaluation, evaluate_results
-from wsi_pipeline.geometry import PatchSpec
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.outcome import RunAccount, find_failures
 from wsi_pipeline.outputs.index_page import INDEX_HTML
 from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
 from wsi_pipeline.scheduling import Workers

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import LabelError, StoreError
+from wsi_pipeline.core.errors import LabelError, StoreError
+from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.evaluation.truth import LabelledResults, LabelledSlide
-from wsi_pipeline.geometry import Grid
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 
 STACK_SUFFIXES = (".npy", ".npz")
 IMAGES, LABELS, PATIENTS = ("images", "x"), ("labels", "y"), ("patients",)

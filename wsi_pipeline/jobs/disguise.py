@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from wsi_pipeline.errors import LabelError
+from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.pseudonyms import Pseudonyms, Veil
 from wsi_pipeline.ingestion.layouts import LeftOut, PatientPatches
 from wsi_pipeline.labels.user_mask import match_mask
-from wsi_pipeline.pseudonyms import Pseudonyms, Veil
 from wsi_pipeline.slides.discovery import FoundSlide
 
 LABELS = "labels"

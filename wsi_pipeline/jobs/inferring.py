@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.jobs.infer import InferJob
 from wsi_pipeline.jobs.keep import KeepJob
 from wsi_pipeline.jobs.model_choice import ModelChoice

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline import inference
-from wsi_pipeline.errors import SlideError, StoreError
-from wsi_pipeline.geometry import Grid, block_slice, choose_block_size, choose_store_block_size, count_blocks
+from wsi_pipeline.core.errors import SlideError, StoreError
+from wsi_pipeline.core.geometry import Grid, block_slice, choose_block_size, choose_store_block_size, count_blocks
+from wsi_pipeline.core.outcome import SlideOutcome
+from wsi_pipeline.core.slide import PatchBlock, PatchSource, SlideInfo
 from wsi_pipeline.jobs.infer import InferJob
 from wsi_pipeline.jobs.plan import BlockReport, SlidePlan, open_patches, open_store, staged_table
 from wsi_pipeline.jobs.preview import SlidePreview, Standing
 from wsi_pipeline.jobs.tile import TileJob
-from wsi_pipeline.outcome import SlideOutcome
-from wsi_pipeline.sources import PatchBlock, PatchSource, SlideInfo
 from wsi_pipeline.store.lock import remove_remains
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore, write_patch_block

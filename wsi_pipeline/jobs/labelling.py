@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from wsi_pipeline.errors import LabelError
+from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
-from wsi_pipeline.pseudonyms import Pseudonyms
 from wsi_pipeline.slides.discovery import FoundSlide
 
 logger = logging.getLogger(__name__)

@@ -6,14 +6,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import count_blocks
-from wsi_pipeline.outcome import SlideOutcome, SlideState, state_of
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.geometry import count_blocks
+from wsi_pipeline.core.outcome import SlideOutcome, SlideState, state_of
+from wsi_pipeline.core.slide import PatchSource, PatchTable
 from wsi_pipeline.scheduling import Job
 from wsi_pipeline.slides import AUTO, open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.sources import PatchSource, PatchTable
 from wsi_pipeline.store.arrays import read_attributes
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import Manifest

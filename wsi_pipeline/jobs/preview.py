@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from wsi_pipeline.geometry import block_slice, count_blocks
+from wsi_pipeline.core.geometry import block_slice, count_blocks
+from wsi_pipeline.core.slide import PatchTable, SlideInfo
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.sources import PatchTable, SlideInfo
 from wsi_pipeline.store.layout import CHECKSUM_BYTES
 from wsi_pipeline.store.manifest import Manifest
 from wsi_pipeline.store.predictions import FOLDER

@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.core.errors import EnvironmentFault
+from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.heatmap import draw_heatmap, summarise
-from wsi_pipeline.outcome import SlideSummary
 from wsi_pipeline.outputs import WRITERS, SlideResult
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.view import View

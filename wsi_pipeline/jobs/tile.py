@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from wsi_pipeline import tiling
-from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import PatchSpec, choose_store_block_size
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.geometry import PatchSpec, choose_store_block_size
+from wsi_pipeline.core.outcome import SlideOutcome, state_of
+from wsi_pipeline.core.pseudonyms import Pseudonyms
+from wsi_pipeline.core.slide import PatchSource, PatchTable
 from wsi_pipeline.ingestion import placing
 from wsi_pipeline.ingestion.layouts import PatchEntry, PatientPatches
 from wsi_pipeline.jobs.plan import (
@@ -24,17 +27,13 @@ from wsi_pipeline.jobs.plan import (
 )
 from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.labels.user_mask import match_mask
-from wsi_pipeline.outcome import SlideOutcome, state_of
-from wsi_pipeline.outputs.label_preview import SUFFIX as PREVIEW_SUFFIX
+from wsi_pipeline.outputs.label_preview import LABELS_SUFFIX as PREVIEW_SUFFIX
 from wsi_pipeline.outputs.label_preview import write_label_preview
-from wsi_pipeline.outputs.mask_preview import SUFFIX as MASK_SUFFIX
-from wsi_pipeline.outputs.mask_preview import write_mask_preview
-from wsi_pipeline.pseudonyms import Pseudonyms
+from wsi_pipeline.outputs.mask_preview import MASK_SUFFIX, write_mask_preview
 from wsi_pipeline.quality import FLAG_NAMES
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.sources import PatchSource, PatchTable
 from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.commit import Staging, find_finished, look_for_finished

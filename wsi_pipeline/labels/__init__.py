@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import LabelError
-from wsi_pipeline.geometry import Grid
+from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.geometry import Grid
+from wsi_pipeline.core.recipe import file_sha256
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.annotation import Annotation
 from wsi_pipeline.labels.asap_xml import ROOT as ASAP_ROOT
 from wsi_pipeline.labels.asap_xml import read_asap
@@ -21,8 +23,6 @@ from wsi_pipeline.labels.imagescope_xml import read_imagescope
 from wsi_pipeline.labels.mask import assign_mask
 from wsi_pipeline.labels.rules import UNKNOWN, LabelRules
 from wsi_pipeline.labels.xml_file import peek_root
-from wsi_pipeline.provenance import file_sha256
-from wsi_pipeline.sources import SlideInfo
 
 JSON_SUFFIXES = (".geojson", ".json")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")

@@ -11,7 +11,7 @@ import shapely
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
-from wsi_pipeline.errors import LabelError
+from wsi_pipeline.core.errors import LabelError
 
 UNCLASSIFIED = "unclassified"
 """Name of regions to which nobody gave a class."""

@@ -5,7 +5,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from wsi_pipeline.errors import LabelError
+from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder
 from wsi_pipeline.labels.xml_file import read_corners, read_xml
 

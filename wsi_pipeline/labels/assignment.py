@@ -11,12 +11,12 @@ from shapely.affinity import translate
 from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
-from wsi_pipeline.errors import LabelError
-from wsi_pipeline.geometry import Grid, cells_to_boxes_l0
+from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.geometry import Grid, cells_to_boxes_l0
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.annotation import Annotation, describe
 from wsi_pipeline.labels.areas import covered_shares
 from wsi_pipeline.labels.rules import HOLE, IGNORE, NEGATIVE, POSITIVE, UNKNOWN, LabelRules
-from wsi_pipeline.sources import SlideInfo
 
 MPP_TOLERANCE = 0.05
 

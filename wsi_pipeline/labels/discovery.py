@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from wsi_pipeline.errors import LabelError
+from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.labels import IMAGE_SUFFIXES, LABEL_SUFFIXES
 
 LABEL_ENDING = "_labels"

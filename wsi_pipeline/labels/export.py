@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import shapely
 
-from wsi_pipeline.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.labels.rules import NEGATIVE, POSITIVE
-from wsi_pipeline.sources import PatchTable
 
 COLORS = {NEGATIVE: [44, 127, 184], POSITIVE: [217, 95, 14]}
 LOCKED = True

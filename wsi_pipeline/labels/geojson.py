@@ -7,9 +7,9 @@ from typing import Any
 from shapely.geometry import MultiPolygon, Polygon, shape
 from shapely.geometry.base import BaseGeometry
 
-from wsi_pipeline.errors import LabelError
+from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder, read_text
-from wsi_pipeline.strict_json import parse_json
 
 WITHOUT_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 NOT_REGIONS = ("cell", "detection", "tile", "tma_core")

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from wsi_pipeline.errors import LabelError
-from wsi_pipeline.geometry import MAX_MPP, Grid, cells_to_boxes_l0
+from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.geometry import MAX_MPP, Grid, cells_to_boxes_l0
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.assignment import CellLabels, decide
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.sources import SlideInfo
 
 MAX_PIXELS = 170_000_000
 FORMATS = ("PNG", "TIFF", "JPEG", "BMP")

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from wsi_pipeline.errors import ConfigError, LabelError
+from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.labels.annotation import read_text
 
 UNKNOWN = -1

@@ -10,13 +10,13 @@ import shapely
 from numpy.typing import NDArray
 from shapely.affinity import translate
 
-from wsi_pipeline.errors import LabelError
-from wsi_pipeline.geometry import Grid, cells_to_boxes_l0
+from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.geometry import Grid, cells_to_boxes_l0
+from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.labels import IMAGE_SUFFIXES, JSON_SUFFIXES
 from wsi_pipeline.labels.areas import covered_shares
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.mask import read_mask, register_image
-from wsi_pipeline.sources import SlideInfo, Thumbnail
 
 MASK_ENDINGS = ("_mask", ".mask", "-mask")
 ROWS_AT_ONCE = 256

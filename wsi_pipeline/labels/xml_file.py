@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from wsi_pipeline.errors import LabelError
+from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.labels.annotation import read_text
 
 ROOT_ELEMENT = re.compile(rb"<([A-Za-z_][\w.-]*)[\s>/]")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models import idc_cnn, timm_networks, torchvision_networks, wide_resnet
 from wsi_pipeline.models.network import HEADS, Network, NetworkOptions, count_parameters, find_head, fits_patches, positive_logit
 from wsi_pipeline.models.pretrained import fit_weights, read_weights

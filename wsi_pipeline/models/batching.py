@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.core.errors import EnvironmentFault
 
 CPU_BATCH = 32
 """Small batches stay in the CPU's cache: 32 patches of 50 px were a fifth faster than 64 for idc_cnn on two cores."""

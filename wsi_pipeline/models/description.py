@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.core.errors import ModelError
+from wsi_pipeline.core.recipe import file_sha256
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.foreign import FOREIGN_THRESHOLD, TORCHSCRIPT
 from wsi_pipeline.models.loading import ForeignTerms, find_checkpoint, is_zoo_folder, load_model
@@ -15,7 +16,6 @@ from wsi_pipeline.models.network import count_parameters
 from wsi_pipeline.models.opening import check_answers
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.zoo_config import CONFIG_JSON, read_zoo_config
-from wsi_pipeline.provenance import file_sha256
 
 LEAK = "split at random: patients on both sides; its figures are inflated"
 CHECKED_PATCHES = 8

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.core.errors import EnvironmentFault
 
 DEVICES = ("auto", "cpu", "cuda")
 CPUINFO = Path("/proc/cpuinfo")

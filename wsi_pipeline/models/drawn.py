@@ -2,7 +2,7 @@
 
 import torch
 
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.inputs import Normalisation

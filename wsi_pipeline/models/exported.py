@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.foreign import TORCHSCRIPT, load_torchscript
 from wsi_pipeline.models.inputs import Normalisation

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.recipe import recipe_digest
 from wsi_pipeline.models.model import spec_to_json
 from wsi_pipeline.models.self_test import SelfTest
 from wsi_pipeline.models.zoo_config import CONFIG_JSON, ZooConfig, read_zoo_config
-from wsi_pipeline.provenance import recipe_digest
 
 TORCHSCRIPT = "torchscript_model.pt"
 TRUST = re.compile(r"sha256:([0-9a-f]{64})")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.core.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)

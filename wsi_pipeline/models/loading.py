@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.foreign import load_foreign
 from wsi_pipeline.models.model import Model

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.self_test import SelfTest
 
 

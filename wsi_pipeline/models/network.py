@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ConfigError, ModelError
+from wsi_pipeline.core.errors import ConfigError, ModelError
 
 HEADS = ("linear", "dense20")
 DENSE_WIDTH = 20

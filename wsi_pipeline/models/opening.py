@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.engines.choosing import AUTO, Candidate, list_candidates
 from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting
 from wsi_pipeline.models.model import Model

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi_pipeline.cores import available_cores
-from wsi_pipeline.errors import EnvironmentFault, ModelError
+from wsi_pipeline.core.errors import EnvironmentFault, ModelError
+from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.batching import GPU_FIXED_BATCH, choose_cpu_batch, halve, measure_batch
 from wsi_pipeline.models.engines.engine import FP32, EngineSetting, Run
 from wsi_pipeline.models.engines.table import ENGINES

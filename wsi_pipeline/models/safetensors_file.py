@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wsi_pipeline.errors import EnvironmentFault, ModelError
-from wsi_pipeline.strict_json import parse_json
+from wsi_pipeline.core.errors import EnvironmentFault, ModelError
+from wsi_pipeline.core.json_io import parse_json
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """Names and shapes of tensors, and the card: some hundred bytes for each patient."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from wsi_pipeline.errors import ModelError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ModelError
+from wsi_pipeline.core.geometry import PatchSpec
 
 PATCHES = 12
 GRAINS_PX = (2, 6, 20)

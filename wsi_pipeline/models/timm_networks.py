@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import EnvironmentFault, ModelError
+from wsi_pipeline.core.errors import EnvironmentFault, ModelError
 from wsi_pipeline.models.network import Network, NetworkOptions, squeeze_logits
 
 PREFIX = "timm:"

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.network import Network, NetworkOptions, make_head, squeeze_logits
 
 STEM_WIDTH = 16

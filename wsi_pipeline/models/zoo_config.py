@@ -9,10 +9,10 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from wsi_pipeline.errors import ConfigError, ModelError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.models.inputs import Normalisation
-from wsi_pipeline.strict_json import parse_json
 
 CONFIG_JSON = "config.json"
 OURS = "wsi"

@@ -13,7 +13,7 @@ from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
-from wsi_pipeline.provenance import TOOL
+from wsi_pipeline.core.recipe import TOOL
 
 GB = 1e9
 LOW_DISK_GB, VERY_LOW_DISK_GB = 20.0, 1.0

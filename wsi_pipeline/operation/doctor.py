@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.cores import available_cores
-from wsi_pipeline.errors import WsiError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.device import choose_device, cpu_flags, cuda_version, list_gpus
 from wsi_pipeline.models.drawn import draw_checkpoint
 from wsi_pipeline.models.engines.table import ENGINES

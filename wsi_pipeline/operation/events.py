@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.outcome import RunAccount, SlideOutcome, SlideState
-from wsi_pipeline.provenance import TOOL, tool_version
+from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, parse_json, read_bounded
+from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState
+from wsi_pipeline.core.recipe import TOOL, tool_version
 from wsi_pipeline.store.files import open_to_append
-from wsi_pipeline.strict_json import MAX_RECORD_BYTES, parse_json, read_bounded
 
 EVENTS_JSONL = "events.jsonl"
 

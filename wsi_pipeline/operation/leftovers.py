@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.errors import EnvironmentFault, StoreError
+from wsi_pipeline.core.errors import EnvironmentFault, StoreError
 from wsi_pipeline.operation.status import is_owner_alive
 from wsi_pipeline.store.commit import STAGED, list_staged, put_back
 from wsi_pipeline.store.files import is_process_alive

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.csv_text import unshield
-from wsi_pipeline.errors import EnvironmentFault, StoreError
-from wsi_pipeline.geometry import count_blocks
+from wsi_pipeline.core.csv_io import unshield
+from wsi_pipeline.core.errors import EnvironmentFault, StoreError
+from wsi_pipeline.core.geometry import count_blocks
+from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_bounded, read_json
+from wsi_pipeline.core.outcome import SlideState, state_of
 from wsi_pipeline.operation.events import read_events
-from wsi_pipeline.outcome import SlideState, state_of
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.store.arrays import open_array
@@ -26,7 +27,6 @@ from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
 from wsi_pipeline.store.patches import SUFFIX
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND
-from wsi_pipeline.strict_json import MAX_RECORD_BYTES, read_bounded, read_json
 
 OWNER = re.compile(r"process (\d+) on (.+)")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsi_pipeline.errors import StoreError, WsiError
+from wsi_pipeline.core.errors import StoreError, WsiError
 from wsi_pipeline.store.lock import HIDDEN
 from wsi_pipeline.store.manifest import MANIFEST, Manifest, find_faults, is_product, read_claims
 from wsi_pipeline.store.patches import SUFFIX

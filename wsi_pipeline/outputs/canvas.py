@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
+from wsi_pipeline.core.slide import PatchTable, Thumbnail
 from wsi_pipeline.heatmap import Heatmap
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.sources import PatchTable, Thumbnail
 
 NOT_ASSESSED = "#e6e6e6"
 LONG_SIDE_INCH = 9.0

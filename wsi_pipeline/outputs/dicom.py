@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.recipe import TOOL, tool_version
 from wsi_pipeline.outputs import dicom_source
 from wsi_pipeline.outputs.pyramid import find_place, image_of
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.provenance import TOOL, tool_version
 
 ANNOTATIONS = "annotations.dcm"
 SEGMENTATION = "segmentation.dcm"

@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from wsi_pipeline.errors import StoreError
-from wsi_pipeline.outcome import SlideSummary
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.outputs import dicom_source, gallery_png, heatmap_png, overlay_png
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON, SLIDES_CSV, SLIDES_PARQUET, Finished, read_finished
 from wsi_pipeline.store.files import write_file

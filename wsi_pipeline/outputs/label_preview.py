@@ -8,14 +8,14 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.canvas import frame_slide, grid_extent_mm
-from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.files import write_file
 
 COLORS = ("#bbbbbb", "#2c7fb8", "#d95f0e")
 """Unknown, negative, positive: told apart with every kind of colour blindness."""
 ALPHA = 0.5
-SUFFIX = ".labels.png"
+LABELS_SUFFIX = ".labels.png"
 
 
 def write_label_preview(table: PatchTable, path: Path) -> None:

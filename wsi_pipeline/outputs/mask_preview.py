@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.slides.image_writer import to_png
-from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.files import write_file
 
-SUFFIX = ".mask.png"
+MASK_SUFFIX = ".mask.png"
 MAX_SIDE_PX = 1200
 PALE = 0.45
 """Share of its own colour that is left of what is no patch."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import tifffile
 
+from wsi_pipeline.core.recipe import TOOL
 from wsi_pipeline.outputs.pyramid import build_pyramid, find_place, image_of, reduce_image
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.provenance import TOOL
 
 FILE_NAME = "heatmap.ome.tiff"
 TILE = 256

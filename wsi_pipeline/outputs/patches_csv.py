@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from wsi_pipeline.csv_text import format_csv
-from wsi_pipeline.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.csv_io import format_csv
+from wsi_pipeline.core.geometry import cells_to_boxes_l0
 from wsi_pipeline.outputs.result import SlideResult
 
 FILE_NAME = "patches.csv"

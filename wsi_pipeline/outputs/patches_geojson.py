@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_pipeline.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.outputs.result import NEGATIVE_COLOR, POSITIVE_COLOR, SlideResult
-from wsi_pipeline.strict_json import format_json
 
 FILE_NAME = "patches.geojson"
 PATCHES_AT_ONCE = 10_000

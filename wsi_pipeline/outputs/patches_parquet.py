@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from wsi_pipeline.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.geometry import cells_to_boxes_l0
 from wsi_pipeline.outputs.result import SlideResult
 
 FILE_NAME = "patches.parquet"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.geometry import Grid
+from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.outputs.result import SlideResult
 
 SMALLEST_SIDE = 64

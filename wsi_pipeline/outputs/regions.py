@@ -9,7 +9,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry import MultiPolygon, Polygon
 
-from wsi_pipeline.geometry import Grid
+from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.heatmap import Heatmap, find_positive, is_large, number_groups
 from wsi_pipeline.outputs.outlines import trace_outlines
 

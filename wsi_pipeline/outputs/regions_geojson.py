@@ -7,9 +7,9 @@ from typing import Any
 
 import shapely
 
+from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.outputs.regions import Region
 from wsi_pipeline.outputs.result import POSITIVE_COLOR, SlideResult
-from wsi_pipeline.strict_json import format_json
 
 FILE_NAME = "regions.geojson"
 GZIP_NAME = "regions.geojson.gz"

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.outcome import SlideSummary
+from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.heatmap import Heatmap
-from wsi_pipeline.outcome import SlideSummary
 from wsi_pipeline.outputs.regions import Region, find_regions
-from wsi_pipeline.sources import PatchTable
 
 COLORMAPS = ("viridis", "cividis", "magma", "inferno", "plasma", "gray")
 """Perceptually even, and readable with every kind of colour blindness and in grey."""

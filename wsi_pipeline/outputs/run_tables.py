@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.errors import StoreError
-from wsi_pipeline.outcome import SlideOutcome, SlideSummary, describe_failure, find_failures
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.outcome import SlideOutcome, SlideSummary, describe_failure, find_failures
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.tables import write_csv as write_csv  # tables of runs are written with it elsewhere too
 from wsi_pipeline.outputs.tables import write_parquet

@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-from wsi_pipeline.errors import StoreError
-from wsi_pipeline.outcome import SlideState, SlideSummary
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.json_io import read_json
+from wsi_pipeline.core.outcome import SlideState, SlideSummary
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
-from wsi_pipeline.strict_json import read_json
 
 FILE_NAME = "summary.json"
 SCHEMA_NAME = "summary.schema.json"

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from wsi_pipeline.csv_text import format_csv
+from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.store.files import write_file
 
 

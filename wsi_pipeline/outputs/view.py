@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.outputs import GROUPS, WRITERS
 from wsi_pipeline.outputs.dicom import check_installed

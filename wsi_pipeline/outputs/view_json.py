@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from wsi_pipeline.geometry import Grid
+from wsi_pipeline.core.geometry import Grid
+from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.heatmap import Heatmap
 from wsi_pipeline.outputs.colours import colour_table
 from wsi_pipeline.outputs.regions import Region
 from wsi_pipeline.outputs.result import COLORMAPS, SlideResult
-from wsi_pipeline.sources import SlideInfo, Thumbnail
 
 
 def describe_slide(slide: SlideInfo) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import yaml
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from distributed.security import Security
 
-from wsi_pipeline.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.scheduling.confinement import MemoryLimit, share_memory
 from wsi_pipeline.scheduling.executor import ALLOWED_DEATHS, DaskExecutor
 from wsi_pipeline.scheduling.jobs import ADDRESS, Workers

@@ -9,7 +9,7 @@ from distributed import as_completed
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
-from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.scheduling.jobs import Deadlines, Step
 from wsi_pipeline.scheduling.watch import HUNG_TOPIC, choose_deadline, run_watched
 

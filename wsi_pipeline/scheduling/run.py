@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
+from wsi_pipeline.core.limits import tidy_memory
 from wsi_pipeline.scheduling.jobs import Executor, Job, Listener, PlanT, ReportT, ResultT, Step, Workers
-from wsi_pipeline.scheduling.memory import tidy_memory
 
 
 @dataclass

@@ -14,10 +14,10 @@ from urllib.parse import parse_qs, urlencode
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.serve.faults import Refusal, settle_fault
 from wsi_pipeline.serve.metrics import Metrics
 from wsi_pipeline.serve.settings import ServeSettings
-from wsi_pipeline.strict_json import format_json
 
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "

@@ -11,8 +11,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from wsi_pipeline.errors import WsiError
-from wsi_pipeline.provenance import tool_version
+from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.recipe import tool_version
 from wsi_pipeline.serve import page_routes, slide_routes, work_routes
 from wsi_pipeline.serve.access import Guard
 from wsi_pipeline.serve.faults import Refusal, settle_fault

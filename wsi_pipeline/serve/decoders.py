@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any
 
-from wsi_pipeline.errors import WsiError
+from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.serve.frames import BrokenFrame, Message, pack_message, read_message
 
 PIECE_BYTES = 1 << 20

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from wsi_pipeline.errors import SlideError, WsiError
-from wsi_pipeline.geometry import Grid, PatchSpec
+from wsi_pipeline.core.errors import SlideError, WsiError
+from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.serve.frames import BrokenFrame, Message, pack_message, read_message
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.slides import open_slide

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from wsi_pipeline.errors import WsiError
+from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.operation.pace import Pace
-from wsi_pipeline.outcome import SlideOutcome, SlideState
 from wsi_pipeline.pipeline import InferConfig, infer_found
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.serve.faults import Refusal

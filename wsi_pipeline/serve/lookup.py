@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from wsi_pipeline.outcome import SlideSummary
+from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
 from wsi_pipeline.serve.faults import Refusal
 from wsi_pipeline.serve.result_reader import LoadedResult

@@ -9,11 +9,11 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import StoreError
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.heatmap import Aggregation, Heatmap, draw_heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.serve.catalogue import Result, read_aggregation, read_model
-from wsi_pipeline.sources import PatchTable
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import Predictions, open_result
 from wsi_pipeline.store.schema import DAMAGES

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from wsi_pipeline.outcome import SlideState
+from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.serve.job_queue import JobState
 
 

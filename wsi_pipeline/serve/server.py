@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import uvicorn
 
-from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.serve.app import build_app
 from wsi_pipeline.serve.services import Services, open_services
 from wsi_pipeline.serve.settings import ServeSettings

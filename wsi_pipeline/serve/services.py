@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.pipeline import InferConfig, choose_workers

@@ -5,8 +5,8 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsi_pipeline.cores import available_cores
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.loading import ForeignTerms
 from wsi_pipeline.scheduling import Workers
 

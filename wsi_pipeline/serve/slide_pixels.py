@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.geometry import Grid
+from wsi_pipeline.core.geometry import Grid
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.serve.catalogue import Mark, SlideEntry, mark_file
 from wsi_pipeline.serve.decoders import DecoderPool, DecodingError, TooSlow
 from wsi_pipeline.serve.faults import Refusal
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.serve.settings import Limits
 from wsi_pipeline.serve.tile_cache import TileCache
-from wsi_pipeline.sources import SlideInfo
 from wsi_pipeline.store.schema import grid_to_json, slide_from_json
 
 KEPT_FACTS = 4096

@@ -8,7 +8,8 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from wsi_pipeline.errors import StoreError, WsiError
+from wsi_pipeline.core.errors import StoreError, WsiError
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.colours import paint_map
 from wsi_pipeline.outputs.report_html import render_report
 from wsi_pipeline.outputs.result import SlideResult
@@ -32,7 +33,6 @@ from wsi_pipeline.serve.schemas import (
 )
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.slides.picture import encode_jpeg, encode_png
-from wsi_pipeline.sources import SlideInfo
 from wsi_pipeline.store.schema import DAMAGES
 
 FAULTS: dict[int | str, dict[str, Any]] = {

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.errors import ConfigError, SlideError
+from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.slides import image_reader, openslide_reader, tiff_reader
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.preflight import check_slide_file

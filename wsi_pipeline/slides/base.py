@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import MAX_DENOMINATOR, MAX_MPP, MIN_MPP
-from wsi_pipeline.sources import SlideInfo
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.geometry import MAX_DENOMINATOR, MAX_MPP, MIN_MPP
+from wsi_pipeline.core.slide import SlideInfo
 
 
 class Level(NamedTuple):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from wsi_pipeline.errors import ConfigError, machine_fault
-from wsi_pipeline.provenance import TOOL
-from wsi_pipeline.pseudonyms import LINKS_SUFFIX
+from wsi_pipeline.core.errors import ConfigError, machine_fault
+from wsi_pipeline.core.pseudonyms import LINKS_SUFFIX
+from wsi_pipeline.core.recipe import TOOL
 
 SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
 """Files that lie beside slides (annotations, tables, MIRAX data) and are passed over in a folder."""

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.slides.base import DeclaredScale, Level, UserScale, composite_on_white, fingerprint_file, settle_levels, settle_mpp
-from wsi_pipeline.sources import SlideInfo
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MODES = ("RGB", "RGBA", "L", "LA")

@@ -8,7 +8,8 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.slides.base import (
     DeclaredScale,
     Level,
@@ -19,7 +20,6 @@ from wsi_pipeline.slides.base import (
     settle_levels,
     settle_mpp,
 )
-from wsi_pipeline.sources import SlideInfo
 
 LATTICE_PX = 512
 """Side of the pieces in which levels of a broken downsample are read."""

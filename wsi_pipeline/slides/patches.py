@@ -6,14 +6,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import Grid, block_slice, macro_tile_codes
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.geometry import Grid, block_slice, macro_tile_codes
+from wsi_pipeline.core.slide import PatchBlock, SlideInfo
 from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.buffers import BUFFERS
 from wsi_pipeline.slides.cutting import Cut, cut_region
 from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.tiff_reader import CutsPatches
-from wsi_pipeline.sources import PatchBlock, SlideInfo
 
 MACRO_TILE_LEVEL_PX = 2048
 """About the side of a macro-tile in pixels of the level that is read: 12 MB of RGB, and large against any JPEG tile."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import composite_on_white
 from wsi_pipeline.slides.image_reader import IMAGE_FAULTS
 

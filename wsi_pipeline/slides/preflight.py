@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_pipeline.errors import SlideError, machine_fault
+from wsi_pipeline.core.errors import SlideError, machine_fault
 from wsi_pipeline.slides.base import check_size
 from wsi_pipeline.slides.tiff_structure import (
     BITS,

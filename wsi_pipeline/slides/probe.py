@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.errors import EnvironmentFault, SlideError
+from wsi_pipeline.core.errors import EnvironmentFault, SlideError
 
 DEADLINE_S = 30.0
 START_S = 120.0

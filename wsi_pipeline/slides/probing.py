@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.errors import WsiError
+from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import UserScale
 

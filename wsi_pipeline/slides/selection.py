@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.slides.discovery import FoundSlide, is_product, is_written, list_folder, list_found
 from wsi_pipeline.slides.sheet import check_header, parse_mpp, read_sheet
 

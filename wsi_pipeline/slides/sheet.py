@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import MAX_MPP, MIN_MPP
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
 from wsi_pipeline.slides.discovery import FoundSlide, locate, name_slides
 
 COLUMNS = ("wsi", "mpp", "patient_id", "labels", "split", "label")

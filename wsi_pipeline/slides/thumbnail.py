@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import SlideError
-from wsi_pipeline.geometry import downsample_between
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.geometry import downsample_between
+from wsi_pipeline.core.slide import Thumbnail
 from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.scaling import ScaledView
-from wsi_pipeline.sources import Thumbnail
 
 MAX_SIDE_PX = 4096
 """A thumbnail is never larger, however large the slide: the scale gives way."""

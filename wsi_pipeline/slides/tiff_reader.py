@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import SlideError
+from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import Level, UserScale, tiles_touched
 from wsi_pipeline.slides.cutting import Cut, TileCutter, cut_region
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, detect_vendor

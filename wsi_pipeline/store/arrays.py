@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from wsi_pipeline.errors import StoreError, machine_fault
+from wsi_pipeline.core.errors import StoreError, machine_fault
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import flush_file, flush_folder, make_folder, write_all
 from wsi_pipeline.store.layout import CHECKSUM_BYTES, read_group

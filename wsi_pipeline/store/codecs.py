@@ -13,7 +13,7 @@ from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.common import JSON
 from zarr.registry import register_codec
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.store.layout import CHECKSUM_BYTES
 
 CODECS = ("none", "zstd", "jpeg")

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.errors import EnvironmentFault, StoreError
-from wsi_pipeline.provenance import recipe_digest
+from wsi_pipeline.core.errors import EnvironmentFault, StoreError
+from wsi_pipeline.core.json_io import format_json
+from wsi_pipeline.core.recipe import recipe_digest
 from wsi_pipeline.store.files import exchange, flush_folder, flush_tree, make_folder, write_file
 from wsi_pipeline.store.lock import HIDDEN, hold_lock
 from wsi_pipeline.store.manifest import (
@@ -33,7 +34,6 @@ from wsi_pipeline.store.manifest import (
     read_claims,
     read_manifest,
 )
-from wsi_pipeline.strict_json import format_json
 
 RETIRED = "retired"
 """Where a replaced product waits, in the staging of the newer one, while that is put in its place."""

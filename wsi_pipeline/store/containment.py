@@ -4,7 +4,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from wsi_pipeline.errors import StoreError
+from wsi_pipeline.core.errors import StoreError
 
 
 def check_contained(product: Path, names: Iterable[str]) -> None:

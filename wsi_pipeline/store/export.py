@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import imagecodecs
 
-from wsi_pipeline.errors import StoreError, machine_fault
+from wsi_pipeline.core.errors import StoreError, machine_fault
+from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import make_folder
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import SUFFIX, PatchStore
-from wsi_pipeline.strict_json import format_json
 
 KIND = "wsi store export"
 TAR_PATCHES = 10_000

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import xxhash
 
-from wsi_pipeline.errors import EnvironmentFault, machine_fault
+from wsi_pipeline.core.errors import EnvironmentFault, machine_fault
 
 CHECKSUM_PIECE_BYTES = 4 * 1024 * 1024
 MOST_ATTEMPTS = 100

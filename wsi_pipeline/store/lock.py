@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from wsi_pipeline.errors import EnvironmentFault
+from wsi_pipeline.core.errors import EnvironmentFault
+from wsi_pipeline.core.json_io import read_bounded
 from wsi_pipeline.store.files import open_to_append
-from wsi_pipeline.strict_json import read_bounded
 
 HIDDEN = ".wsi"
 """Folder beside products that holds locks and work under way."""

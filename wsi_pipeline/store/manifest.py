@@ -13,11 +13,11 @@ from typing import Any
 
 import xxhash
 
-from wsi_pipeline.errors import StoreError
-from wsi_pipeline.provenance import TOOL, recipe_digest, tool_version
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.json_io import parse_json, read_bounded, read_json
+from wsi_pipeline.core.recipe import TOOL, recipe_digest, tool_version
 from wsi_pipeline.store.containment import check_contained, size_of_own
 from wsi_pipeline.store.files import file_checksum
-from wsi_pipeline.strict_json import parse_json, read_bounded, read_json
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 3

@@ -6,7 +6,7 @@ In this order, because metadata are small, and a table that has the right layout
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.errors import StoreError
+from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.store.layout import MAX_GROUP_JSON_BYTES, ZARR_JSON
 from wsi_pipeline.store.manifest import Manifest, check_files
 from wsi_pipeline.store.schema import check_kind, list_table_files

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ConfigError, StoreError
-from wsi_pipeline.geometry import Grid, block_slice, count_blocks
-from wsi_pipeline.sources import PatchBlock, PatchTable, SlideInfo
+from wsi_pipeline.core.errors import ConfigError, StoreError
+from wsi_pipeline.core.geometry import Grid, block_slice, count_blocks
+from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo
 from wsi_pipeline.store.arrays import AS_THEY_ARE, chunk_file, create_array, flush_chunk, map_chunk, put_array, read_rows, write_rows
 from wsi_pipeline.store.codecs import ZSTD_HEADER_BYTES, PixelCodec, read_codec, read_zstd_size
 from wsi_pipeline.store.commit import Staging

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import StoreError
-from wsi_pipeline.geometry import block_slice, count_blocks
-from wsi_pipeline.sources import PatchTable
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.geometry import block_slice, count_blocks
+from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.store.arrays import create_array, flush_chunk, read_rows, write_rows
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.layout import CHECKSUM_BYTES, ArrayLayout, check_layout

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ConfigError, StoreError
-from wsi_pipeline.geometry import MAX_BLOCK_BYTES, MAX_MPP, MIN_MPP, Grid, PatchSpec
-from wsi_pipeline.sources import PatchQuality, PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.core.errors import ConfigError, StoreError
+from wsi_pipeline.core.geometry import MAX_BLOCK_BYTES, MAX_MPP, MIN_MPP, Grid, PatchSpec
+from wsi_pipeline.core.slide import PatchQuality, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.store.arrays import create_group, put_array, read_attributes, read_rows
 from wsi_pipeline.store.layout import check_one_chunk, name_one_chunk, read_layout
 

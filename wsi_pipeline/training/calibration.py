@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from sklearn.metrics import precision_recall_curve
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.metrics import choose_threshold, cut_below
 
 MIN_TEMPERATURE = 0.05

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.training.augment import Augmentation
 from wsi_pipeline.training.optimisation import Optimisation

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ConfigError
-from wsi_pipeline.geometry import PatchSpec
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.patches import PatchStore
 

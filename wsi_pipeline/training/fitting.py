@@ -17,7 +17,7 @@ from torch import nn
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessException
 
-from wsi_pipeline.errors import ConfigError, EnvironmentFault, ModelError, WsiError
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError, WsiError
 from wsi_pipeline.models.architectures import build_network, load_pretrained
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation, count_levels, normalisation_of

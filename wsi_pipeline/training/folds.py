@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_pipeline.csv_text import format_csv
+from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import is_product, read_manifest

@@ -9,7 +9,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from wsi_pipeline.csv_text import format_csv
+from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.training.loop import Epoch
 
 HISTORY_CSV = "history.csv"

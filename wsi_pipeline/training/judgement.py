@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.bootstrap import DRAWS, Interval, bootstrap_intervals
 from wsi_pipeline.training.calibration import apply_temperature, undo_temperature
 from wsi_pipeline.training.metrics import (

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.objective import EpochFigures

@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from wsi_pipeline.csv_text import format_csv
-from wsi_pipeline.errors import ConfigError, ModelError, StoreError
+from wsi_pipeline.core.csv_io import format_csv
+from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores

@@ -7,7 +7,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.inputs import Normalisation, normalise
 from wsi_pipeline.models.network import Network
 from wsi_pipeline.training.config import TrainConfig

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.store.arrays import read_rows
 from wsi_pipeline.training.dataset import LabelledPatches, read_pixels
 

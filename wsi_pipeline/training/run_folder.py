@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.csv_text import format_csv
+from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.training.calibration import apply_temperature
 from wsi_pipeline.training.dataset import LabelledPatches, read_pixels

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 
 SAMPLINGS = ("shuffle", "class", "patient", "class-patient")
 """Every patch once; or as many draws with replacement, evenly between the classes, between the patients, or between the classes and

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from wsi_pipeline.errors import ModelError
-from wsi_pipeline.provenance import bytes_sha256
+from wsi_pipeline.core.errors import ModelError
+from wsi_pipeline.core.recipe import bytes_sha256
 from wsi_pipeline.store.files import write_file
 
 DIGEST_BYTES = 64

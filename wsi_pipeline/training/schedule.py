@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 
 FINAL_SHARE = 1e-3
 """Share of the first rate at which the exponential schedule ends, and below which cosines do not fall."""

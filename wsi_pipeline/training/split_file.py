@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from wsi_pipeline.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.split import PatientSplit
 
 SIDES = ("train", "val", "test")

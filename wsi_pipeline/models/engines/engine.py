@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.errors import ModelError
+from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.model import Model
 
 Run = Callable[[NDArray[np.uint8]], Tensor]

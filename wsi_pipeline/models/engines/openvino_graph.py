@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.cores import available_cores
+from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting, Run
 from wsi_pipeline.models.model import Model
 

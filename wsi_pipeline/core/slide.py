@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.geometry import Grid
+from wsi_pipeline.core.geometry import Grid
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsi_pipeline.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 
 PREFIX = "anon-"
 DIGITS = 16

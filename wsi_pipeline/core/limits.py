@@ -1,11 +1,17 @@
-"""Memory that is given back between slides."""
+"""The CPU cores that there are to work with, and memory that is given back between slides."""
 
 import ctypes
 import itertools
+import os
 import sys
 
 SLIDES_BETWEEN = 16
 _ended = itertools.count(1)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tidy_memory() -> None:

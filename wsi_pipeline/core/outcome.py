@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from wsi_pipeline.errors import EnvironmentFault, WsiError, machine_fault
+from wsi_pipeline.core.errors import EnvironmentFault, WsiError, machine_fault
 
 
 class SlideState(StrEnum):

@@ -1,8 +1,0 @@
-"""The CPU cores that there are to work with."""
-
-import os
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
