@@ -18,7 +18,7 @@ SOURCE_LINK = re.compile(r"\((?:\.\./)?(?:examples/)?([a-z_]+)\.py\)")
 PYTHON_PAGES = {
     "Pipeline": ("store_runs", "inference_runs", "crews", "core.outcome", "batch"),
     "Results": ("results", "heatmap", "evaluation.run"),
-    "Slides and stores": ("core.geometry", "core.slide", "slides", "tiling", "tissue", "store.patches", "store.predictions"),
+    "Slides and stores": ("core.geometry", "core.slide", "slides", "tiling", "slides.tissue", "store.patches", "store.predictions"),
     "Training": ("training.run", "training.config", "training.optimisation", "training.schedule", "training.augment", "training.split",
                  "training.objective", "training.pictures", "training.metrics", "training.judgement"),
     "Models": ("models.architectures", "models.network", "models.checkpoint", "models.loading", "models.predictor"),

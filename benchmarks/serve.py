@@ -36,7 +36,7 @@ from openslide.deepzoom import DeepZoomGenerator
 
 from wsi_pipeline.demo.phantom import draw_phantom
 from wsi_pipeline.serve.pyramid import Pyramid
-from wsi_pipeline.slides.picture import JPEG_QUALITY
+from wsi_pipeline.slides.image_io import JPEG_QUALITY
 from wsi_pipeline.slides.tiff_writer import write_pyramid
 
 CLIENTS = 8

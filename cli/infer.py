@@ -130,8 +130,8 @@ def read_config(options: dict[str, Any], device: str, results_dir: Path) -> "Inf
     from wsi_pipeline.jobs.room import Room
     from wsi_pipeline.models.loading import ForeignTerms
     from wsi_pipeline.slides.selection import Shard
+    from wsi_pipeline.slides.tissue import TissueParameters
     from wsi_pipeline.tiling import TileConfig
-    from wsi_pipeline.tissue import TissueParameters
 
     return InferConfig(
         tiling=TileConfig(

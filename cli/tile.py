@@ -124,9 +124,9 @@ def tile(
 def read_config(settings: dict[str, Any]) -> "TileConfig":
     """How slides are cut, by the options."""
     from wsi_pipeline.core.geometry import PatchSpec
-    from wsi_pipeline.quality import QualityParameters
+    from wsi_pipeline.slides.quality import QualityParameters
+    from wsi_pipeline.slides.tissue import TissueParameters
     from wsi_pipeline.tiling import TileConfig
-    from wsi_pipeline.tissue import TissueParameters
 
     tissue = TissueParameters(
         mask_mpp=settings["mask_mpp"],

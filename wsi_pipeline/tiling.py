@@ -27,14 +27,14 @@ from wsi_pipeline.core.slide import PatchQuality, PatchSource, PatchTable, Slide
 from wsi_pipeline.labels import label_patches, label_recipe
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import MaskPicture
-from wsi_pipeline.quality import SHARPNESS_MPP, QualityParameters, find_pen, is_kept, judge, measure_sharpness
 from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.patches import macro_tiles_per_cell, view_grid
+from wsi_pipeline.slides.quality import SHARPNESS_MPP, QualityParameters, find_pen, is_kept, judge, measure_sharpness
 from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.thumbnail import read_thumbnail
+from wsi_pipeline.slides.tissue import TissueParameters, find_tissue, tissue_fraction
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import write_patch_block
-from wsi_pipeline.tissue import TissueParameters, find_tissue, tissue_fraction
 
 LEVEL_TOLERANCE = 0.02
 """A pyramid level this close to the wanted scale is read as it is; its true scale is recorded."""

@@ -9,7 +9,7 @@ from tests import ROOT
 
 FLOORS: dict[str, int] = {
     "__init__": 0, "core": 0,
-    "slides": 1, "labels": 1, "store": 1, "models": 1, "scheduling": 1, "quality": 1, "tissue": 1,
+    "slides": 1, "labels": 1, "store": 1, "models": 1, "scheduling": 1,
     "training": 2, "crews": 2, "exporting": 2, "heatmap": 2, "inference": 2, "ingestion": 2, "relabelling": 2, "tiling": 2,
     "outputs": 3,
     "evaluation": 4, "jobs": 4, "operation": 4, "results": 4,
@@ -48,7 +48,7 @@ DOORS: dict[str, set[str]] = {
     "defusedxml": {"labels"},
     "yaml": {"labels", "scheduling"},
     "sklearn": {"training"},
-    "skimage": {"tissue", "quality", "heatmap", "demo"},
+    "skimage": {"demo", "heatmap", "slides"},
     "matplotlib": {"outputs", "training"},
     "mpl_toolkits": {"outputs"},
     "jinja2": {"outputs", "serve", "training"},

@@ -28,7 +28,7 @@ from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.view import View
 from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.slides.image_writer import write_grey
+from wsi_pipeline.slides.image_io import write_grey
 from wsi_pipeline.tiling import TileConfig
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "neural_networks.md")

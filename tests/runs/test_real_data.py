@@ -18,9 +18,9 @@ from wsi_pipeline.pipeline import IngestAccount, ingest_patches, tile_slides
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 from wsi_pipeline.slides.tiff_reader import TiffReader
+from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.tiling import TileConfig
-from wsi_pipeline.tissue import TissueParameters
 
 EVERY_CELL = TissueParameters(min_tissue=0.0)
 

@@ -19,7 +19,7 @@ from tests.strangers import Change, edit_json, several, vouch
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve.catalogue import mark_file, name_runs
-from wsi_pipeline.slides.picture import decode_sent, encode_jpeg, encode_png
+from wsi_pipeline.slides.image_io import decode_sent, encode_jpeg, encode_png
 from wsi_pipeline.store.predictions import FOLDER
 
 GROUP = f"{FOLDER}/zarr.json"

@@ -29,7 +29,7 @@ from wsi_pipeline.serve.pictures import draw_tissue, shrink
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
 from wsi_pipeline.serve.tile_cache import ENTRY_OVERHEAD_BYTES, TileCache
-from wsi_pipeline.slides.picture import decode_sent, encode_jpeg, encode_png, read_sent_size
+from wsi_pipeline.slides.image_io import decode_sent, encode_jpeg, encode_png, read_sent_size
 
 SIZES = st.tuples(st.integers(1, 200_000), st.integers(1, 200_000))
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from wsi_pipeline.slides.buffers import PixelBuffers
+from wsi_pipeline.slides.patches import PixelBuffers
 
 
 def address(array: np.ndarray) -> int:

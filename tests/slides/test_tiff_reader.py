@@ -22,12 +22,11 @@ from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, merge_boxes
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.tiff_layout import find_layouts
-from wsi_pipeline.slides.tiff_reader import TiffReader
-from wsi_pipeline.slides.tile_cache import TileCache
+from wsi_pipeline.slides.tiff_reader import TiffReader, TileCache
 from wsi_pipeline.slides.tile_codecs import TileFault, TileFormat, decode_tile
+from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.tiling import TileConfig
-from wsi_pipeline.tissue import TissueParameters
 
 APERIO = "Aperio Image Library v11.2.1 \r\n{w}x{h} [0,0 {w}x{h}] ({t}x{t}) JPEG/RGB Q=87|AppMag = 20|MPP = 0.5"
 

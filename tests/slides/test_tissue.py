@@ -9,7 +9,7 @@ from tests.builders import PINK, paint
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import Thumbnail
-from wsi_pipeline.tissue import TissueParameters, area_fractions, find_tissue, tissue_fraction
+from wsi_pipeline.slides.tissue import TissueParameters, area_fractions, find_tissue, tissue_fraction
 
 PARAMETERS = TissueParameters()
 

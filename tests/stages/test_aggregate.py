@@ -21,10 +21,10 @@ from wsi_pipeline.jobs.aggregate import aggregate_results
 from wsi_pipeline.outputs import result as output_result
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.view import View
+from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import FOLDER
 from wsi_pipeline.tiling import TileConfig
-from wsi_pipeline.tissue import TissueParameters
 
 TABLES = View(("summary", "csv", "geojson"))
 AT_08 = replace(TABLES, aggregation=Aggregation(threshold=0.8))

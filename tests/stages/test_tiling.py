@@ -8,8 +8,8 @@ from tests.builders import PINK, break_tile, paint, write_png, write_slide
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.tiling import TileConfig, plan_patches, settle_scale, tile_recipe
-from wsi_pipeline.tissue import TissueParameters
 
 
 def config(mpp: float, **other: object) -> TileConfig:

@@ -14,7 +14,7 @@ from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.index_page import INDEX_HTML
 from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.slides.image_writer import write_grey
+from wsi_pipeline.slides.image_io import write_grey
 from wsi_pipeline.slides.tiff_writer import write_pyramid
 from wsi_pipeline.tiling import TileConfig
 from wsi_pipeline.training.config import TrainConfig

@@ -30,10 +30,10 @@ from wsi_pipeline.labels.user_mask import match_mask
 from wsi_pipeline.outputs.label_preview import LABELS_SUFFIX as PREVIEW_SUFFIX
 from wsi_pipeline.outputs.label_preview import write_label_preview
 from wsi_pipeline.outputs.mask_preview import MASK_SUFFIX, write_mask_preview
-from wsi_pipeline.quality import FLAG_NAMES
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.slides.quality import FLAG_NAMES
 from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.commit import Staging, find_finished, look_for_finished

@@ -30,8 +30,8 @@ from wsi_pipeline.operation.checks import (
     check_shared_memory,
     check_tool,
 )
-from wsi_pipeline.slides.decode_speed import measure_decoding
 from wsi_pipeline.slides.openslide_reader import library_version
+from wsi_pipeline.slides.tile_codecs import measure_decoding
 
 MEASURED_S = 5.0
 """For decoding, and again for the model."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.geometry import cells_to_boxes_l0
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.slides.image_writer import to_png
+from wsi_pipeline.slides.image_io import to_png
 from wsi_pipeline.store.files import write_file
 
 MASK_SUFFIX = ".mask.png"

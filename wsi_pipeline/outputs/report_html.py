@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.view_json import describe_result, order_regions
-from wsi_pipeline.slides.picture import encode_jpeg
+from wsi_pipeline.slides.image_io import encode_jpeg
 from wsi_pipeline.store.files import write_file
 
 FILE_NAME = "report.html"

@@ -21,8 +21,8 @@ from wsi_pipeline.serve.frames import BrokenFrame, Message, pack_message, read_m
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, choose_level
+from wsi_pipeline.slides.image_io import decode_sent, encode_jpeg, encode_png, read_sent_size
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.slides.picture import decode_sent, encode_jpeg, encode_png, read_sent_size
 from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.thumbnail import read_thumbnail
 

@@ -32,7 +32,7 @@ from wsi_pipeline.serve.schemas import (
     TilesBody,
 )
 from wsi_pipeline.serve.services import Services
-from wsi_pipeline.slides.picture import encode_jpeg, encode_png
+from wsi_pipeline.slides.image_io import encode_jpeg, encode_png
 from wsi_pipeline.store.schema import DAMAGES
 
 FAULTS: dict[int | str, dict[str, Any]] = {

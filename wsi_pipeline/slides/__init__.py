@@ -7,7 +7,7 @@ from pathlib import Path
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.slides import image_reader, openslide_reader, tiff_reader
 from wsi_pipeline.slides.base import SlideReader, UserScale
-from wsi_pipeline.slides.preflight import check_slide_file
+from wsi_pipeline.slides.checks import check_slide_file
 from wsi_pipeline.slides.probe import PROBE, is_limited
 
 

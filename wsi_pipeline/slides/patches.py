@@ -1,7 +1,15 @@
-"""Patches cut straight from a slide: each macro-tile is read once and cut up in memory."""
+"""Patches cut straight from a slide: each macro-tile is read once and cut up in memory.
 
+Memory for the pixels of blocks is used again and again: a block is 31 MB. Fresh memory comes from the operating system page by page,
+each cleared first, and on virtual machines that takes longer than decoding a third of the block; memory that was used before costs
+nothing.
+"""
+
+import threading
 from fractions import Fraction
 from itertools import pairwise
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +18,6 @@ from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import Grid, block_slice, macro_tile_codes
 from wsi_pipeline.core.slide import PatchBlock, SlideInfo
 from wsi_pipeline.slides.base import SlideReader, choose_level
-from wsi_pipeline.slides.buffers import BUFFERS
 from wsi_pipeline.slides.cutting import Cut, cut_region
 from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.tiff_reader import CutsPatches
@@ -19,6 +26,8 @@ MACRO_TILE_LEVEL_PX = 2048
 """About the side of a macro-tile in pixels of the level that is read: 12 MB of RGB, and large against any JPEG tile."""
 REDUCED_MACRO_TILE_LEVEL_PX = 1024
 """The same where pixels are averaged, which takes several times the memory."""
+KEPT = 4
+"""Buffers that wait to be used again: as many as blocks are under way."""
 
 
 class SlidePatches:
@@ -97,3 +106,46 @@ def macro_tiles_per_cell(view: ScaledView, grid: Grid) -> tuple[Fraction, Fracti
     wanted = MACRO_TILE_LEVEL_PX if view.reduction == 1 else REDUCED_MACRO_TILE_LEVEL_PX
     width, height = (wanted // side * side or wanted for side in view.level.tile or (1, 1))
     return step / height, step / width
+
+
+class PixelBuffers:
+    """Hands out arrays whose memory comes back by itself when the last of their views is gone; safe to share between threads."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
+        self._free: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """An array of that shape; its content is arbitrary, as of `numpy.empty`."""
+        size = prod(shape)
+        return np.asarray(_Lease(self, self._find(size), shape))
+
+    def _find(self, size: int) -> NDArray[np.uint8]:
+        with self._lock:
+            for index, buffer in enumerate(self._free):
+                if size <= buffer.nbytes <= 2 * size:
+                    return self._free.pop(index)
+        return np.empty(size, np.uint8)
+
+    def give_back(self, buffer: NDArray[np.uint8]) -> None:
+        """Keep a buffer for the next one who needs its size; the one that waited longest goes."""
+        with self._lock:
+            self._free.append(buffer)
+            del self._free[: -self._kept]
+
+
+class _Lease:
+    """The owner of one array's memory, as NumPy sees it."""
+
+    def __init__(self, owner: PixelBuffers, buffer: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+        self._owner = owner
+        self._buffer = buffer
+        self.__array_interface__: dict[str, Any] = {"shape": shape, "typestr": "|u1", "data": (buffer.ctypes.data, False), "version": 3}
+
+    def __del__(self) -> None:
+        self._owner.give_back(self._buffer)
+
+
+BUFFERS = PixelBuffers()
+"""Those of this process."""

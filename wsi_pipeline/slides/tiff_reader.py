@@ -3,13 +3,16 @@
 OpenSlide still says what the slide is (size, scale, levels, bounds), so that nothing but speed depends on the reader. It also reads
 whatever cannot be had here: levels of other formats; levels whose downsample is no whole number, because OpenSlide blends their pixels and
 a slide must give the same patches either way; and any region in which a tile cannot be decoded.
+
+Decoded tiles that a neighbouring macro-tile may want again are kept, within a bound for the whole process.
 """
 
 import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
@@ -23,15 +26,15 @@ from wsi_pipeline.slides.base import Level, UserScale, tiles_touched
 from wsi_pipeline.slides.cutting import Cut, TileCutter, cut_region
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, detect_vendor
 from wsi_pipeline.slides.tiff_layout import VENDORS, LevelLayout, find_layouts
-from wsi_pipeline.slides.tile_cache import TILES
 from wsi_pipeline.slides.tile_codecs import TileFault, decode_tile
-
-logger = logging.getLogger(__name__)
 
 PROBED_TILES = 2
 """Tiles of each level that are held against OpenSlide's before the level is read directly: libraries of other versions may differ."""
 
 _numbers = itertools.count()
+MAX_BYTES = 128 * 1024 * 1024
+"""About 650 tiles of 256 px: the borders of macro-tiles that lie close together, in the order in which cells are stored."""
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -255,3 +258,39 @@ def _covers(layout: LevelLayout, indices: Sequence[int], box: tuple[int, int, in
     rows, cols = layout.tiles_under(*box)
     is_inside = x >= 0 and y >= 0 and x + width <= layout.size[0] and y + height <= layout.size[1]
     return is_inside and len(indices) == len(rows) * len(cols)
+
+
+class TileCache:
+    """The tiles that were used last; safe to share between threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._tiles: OrderedDict[Hashable, NDArray[np.uint8]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable) -> NDArray[np.uint8] | None:
+        """The tile of that key; None where it is not kept (any more)."""
+        with self._lock:
+            if key in self._tiles:
+                self._tiles.move_to_end(key)
+            return self._tiles.get(key)
+
+    def put(self, key: Hashable, tile: NDArray[np.uint8]) -> None:
+        """Keep a tile, and let go of those that were not used for the longest time."""
+        with self._lock:
+            if key not in self._tiles:
+                self._tiles[key] = tile
+                self._bytes += tile.nbytes
+            while self._bytes > self._max_bytes:
+                self._bytes -= self._tiles.popitem(last=False)[1].nbytes
+
+    def forget(self, owner: Hashable) -> None:
+        """Let go of the tiles whose key begins with `owner`."""
+        with self._lock:
+            for key in [key for key in self._tiles if isinstance(key, tuple) and key[0] == owner]:
+                self._bytes -= self._tiles.pop(key).nbytes
+
+
+TILES = TileCache(MAX_BYTES)
+"""Of this process; slides share it, so that several open ones take no more memory than one."""

@@ -1,7 +1,11 @@
-"""Small pictures in memory: encoding what is shown, decoding what is sent."""
+"""Small pictures in memory: encoding what is shown, decoding what is sent.
+
+Also plain images on disk.
+"""
 
 import io
 import warnings
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -66,3 +70,15 @@ def _open(content: bytes) -> Image.Image:
             return Image.open(io.BytesIO(content), formats=SENT_FORMATS)
     except IMAGE_FAULTS as error:
         raise SlideError("image: neither PNG nor JPEG; send one of these") from error
+
+
+def write_grey(path: Path, values: NDArray[np.uint8]) -> None:
+    """Write (h, w) uint8 as a grey image of the format that the file's suffix names."""
+    Image.fromarray(values).save(path)
+
+
+def to_png(pixels: NDArray[np.uint8]) -> bytes:
+    """RGB (h, w, 3) as the bytes of a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="png")
+    return stream.getvalue()
