@@ -19,9 +19,8 @@ from wsi_pipeline.core.geometry import Grid, PatchSpec, all_cells, cells_to_boxe
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels import LABEL_SOURCES, label_cells
 from wsi_pipeline.labels.annotation import Annotation, Region, describe, describe_oddities
-from wsi_pipeline.labels.areas import covered_shares
 from wsi_pipeline.labels.asap_xml import close_spline, read_asap
-from wsi_pipeline.labels.assignment import decide
+from wsi_pipeline.labels.assignment import covered_shares, decide
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.imagescope_xml import inscribe_ellipse, read_imagescope
 from wsi_pipeline.labels.rules import LabelRules, read_label_map

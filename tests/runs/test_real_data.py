@@ -174,7 +174,7 @@ def test_slides_labelled_by_regions_train_like_the_patches_they_came_from(
     """Labels of 8863 and 8865 → joined GeoJSON → cut from the slides and labelled by it: the same labels, the same weights."""
     import torch
 
-    from wsi_pipeline.labels.export import write_labels_geojson
+    from wsi_pipeline.labels.geojson import write_labels_geojson
     from wsi_pipeline.models.checkpoint import load_checkpoint
     from wsi_pipeline.training.config import TrainConfig
     from wsi_pipeline.training.run import SplitChoice, train

@@ -9,7 +9,7 @@ import pytest
 from tests.builders import make_patches, make_store, make_table, paint, paint_noise, write_png, write_slide
 from tests.commands import run
 from wsi_pipeline.core.errors import LabelError, StoreError
-from wsi_pipeline.labels.export import labels_to_geojson, write_labels_geojson
+from wsi_pipeline.labels.geojson import labels_to_geojson, write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.relabelling import relabel_store
 from wsi_pipeline.store.manifest import find_damage

@@ -9,7 +9,7 @@ from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure, state_of
 from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
-from wsi_pipeline.labels.export import write_labels_geojson
+from wsi_pipeline.labels.geojson import write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.label_preview import LABELS_SUFFIX as PREVIEW_SUFFIX
 from wsi_pipeline.outputs.label_preview import write_label_preview

@@ -22,7 +22,7 @@ from wsi_pipeline.labels.imagescope_xml import ROOT as IMAGESCOPE_ROOT
 from wsi_pipeline.labels.imagescope_xml import read_imagescope
 from wsi_pipeline.labels.mask import assign_mask
 from wsi_pipeline.labels.rules import UNKNOWN, LabelRules
-from wsi_pipeline.labels.xml_file import peek_root
+from wsi_pipeline.labels.xml_io import peek_root
 
 JSON_SUFFIXES = (".geojson", ".json")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")

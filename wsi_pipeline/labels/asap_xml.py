@@ -7,7 +7,7 @@ import numpy as np
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder
-from wsi_pipeline.labels.xml_file import read_corners, read_xml
+from wsi_pipeline.labels.xml_io import read_corners, read_xml
 
 ROOT = "ASAP_Annotations"
 NO_GROUP = "None"

@@ -8,7 +8,7 @@ import shapely
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder, keep_areas
-from wsi_pipeline.labels.xml_file import read_corners, read_xml
+from wsi_pipeline.labels.xml_io import read_corners, read_xml
 
 ROOT = "Annotations"
 ELLIPSE = "2"

@@ -14,7 +14,7 @@ from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid, cells_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.labels import IMAGE_SUFFIXES, JSON_SUFFIXES
-from wsi_pipeline.labels.areas import covered_shares
+from wsi_pipeline.labels.assignment import covered_shares
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.mask import read_mask, register_image
 
