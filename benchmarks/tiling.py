@@ -35,9 +35,9 @@ from wsi_pipeline.jobs.tile import in_large_blocks
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.tiff_reader import TiffReader
-from wsi_pipeline.store.arrays import open_array
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store, write_patch_block
+from wsi_pipeline.store.zarr_io import open_array
 from wsi_pipeline.tiling import TileConfig, plan_patches
 
 SIDE = 50

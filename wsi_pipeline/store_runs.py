@@ -20,9 +20,9 @@ from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
-from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
+from wsi_pipeline.store.zarr_io import AS_THEY_ARE, read_attributes
 from wsi_pipeline.tiling import TileConfig
 
 LEFT_OUT_CSV = "left_out.csv"

@@ -17,12 +17,12 @@ from tests.commands import run
 from tests.strangers import edit_json, vouch
 from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.slide import PatchBlock
-from wsi_pipeline.store.arrays import chunk_file, create_array, create_group, open_array, write_rows
 from wsi_pipeline.store.codecs import PixelCodec, decode_patches, encode_patches
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.export import export_png, export_stores, export_webdataset
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store, write_patch_block
+from wsi_pipeline.store.zarr_io import chunk_file, create_array, create_group, open_array, write_rows
 
 CELLS = [(index // 5, index % 5) for index in range(23)]
 

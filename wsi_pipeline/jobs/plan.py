@@ -14,11 +14,11 @@ from wsi_pipeline.scheduling import Job
 from wsi_pipeline.slides import AUTO, open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.store.arrays import read_attributes
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import Manifest
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.schema import read_table
+from wsi_pipeline.store.zarr_io import read_attributes
 
 OPEN_SOURCES = 4
 """Slides or stores that one process keeps open."""

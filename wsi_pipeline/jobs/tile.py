@@ -34,12 +34,12 @@ from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.quality import FLAG_NAMES
-from wsi_pipeline.store.arrays import AS_THEY_ARE, read_attributes
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.commit import Staging, find_finished, look_for_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.patches import KIND, SUFFIX, PatchStore, finish_patch_store, prepare_patch_store
+from wsi_pipeline.store.zarr_io import AS_THEY_ARE, read_attributes
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from wsi_pipeline.core.outcome import SlideState, state_of
 from wsi_pipeline.operation.events import read_events
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.store.arrays import open_array
 from wsi_pipeline.store.commit import STAGED
 from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import HIDDEN, read_owner
@@ -27,6 +26,7 @@ from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
 from wsi_pipeline.store.patches import SUFFIX
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND
+from wsi_pipeline.store.zarr_io import open_array
 
 OWNER = re.compile(r"process (\d+) on (.+)")
 

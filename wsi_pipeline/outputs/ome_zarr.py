@@ -23,7 +23,7 @@ from wsi_pipeline.outputs.pyramid import (
     reduce_labels,
 )
 from wsi_pipeline.outputs.result import NEGATIVE_COLOR, POSITIVE_COLOR, SlideResult
-from wsi_pipeline.store.arrays import create_group, put_image
+from wsi_pipeline.store.zarr_io import create_group, put_image
 
 FILE_NAME = "heatmap.ome.zarr"
 LABELS = "classes"

@@ -18,11 +18,11 @@ from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides.discovery import find_slides
-from wsi_pipeline.store.arrays import read_attributes
 from wsi_pipeline.store.commit import VIEW
 from wsi_pipeline.store.manifest import MANIFEST, read_manifest
 from wsi_pipeline.store.predictions import FOLDER, find_results
 from wsi_pipeline.store.schema import DAMAGES, slide_from_json
+from wsi_pipeline.store.zarr_io import read_attributes
 
 REFRESH_S = 1.0
 MAX_SMOOTH_UM = 100_000

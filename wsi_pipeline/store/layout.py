@@ -11,7 +11,7 @@ from typing import Any
 
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.json_io import read_json
-from wsi_pipeline.store.containment import check_contained, size_of_own
+from wsi_pipeline.store.manifest import check_contained, size_of_own
 
 ZARR_JSON = "zarr.json"
 MAX_ARRAY_JSON_BYTES = 1024 * 1024

@@ -1,6 +1,8 @@
 """What a product says of itself: `manifest.json`, with the size and checksum of every file, and its own.
 
 Sizes are compared at every opening, checksums of a file before it is used, and of every file by `wsi verify` and before training.
+
+A product's files are its own: regular, in its own folders, never links to somewhere else.
 """
 
 import json
@@ -8,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
@@ -16,7 +18,6 @@ import xxhash
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.json_io import parse_json, read_bounded, read_json
 from wsi_pipeline.core.recipe import TOOL, recipe_digest, tool_version
-from wsi_pipeline.store.containment import check_contained, size_of_own
 from wsi_pipeline.store.files import file_checksum
 
 MANIFEST = "manifest.json"
@@ -196,3 +197,25 @@ def seal(body: bytes) -> bytes:
     """A JSON object of one line per entry, with the checksum of what it says as its last entry."""
     said = body.removesuffix(END)
     return said + SEAL + xxhash.xxh3_128(said).hexdigest().encode() + b'"' + END
+
+
+def check_contained(product: Path, names: Iterable[str]) -> None:
+    """Raise StoreError where a file named in a manifest lies outside its product, or is reached through a link in it."""
+    folders: set[PurePosixPath] = set()
+    for name in names:
+        path = PurePosixPath(name)
+        if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
+            raise StoreError(f"{product}: names a file outside the product, {name[:80]!r}; do not use it")
+        folders.update(path.parents)
+    for folder in sorted(folders, key=lambda path: len(path.parts)):
+        if folder.parts and (product / folder).is_symlink():
+            raise StoreError(f"{product}: {folder} is a link to somewhere else; copy the product whole, with its own files")
+
+
+def size_of_own(path: Path) -> int | None:
+    """Bytes of a regular file that is no link; None where there is none."""
+    try:
+        status = path.lstat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -13,13 +13,21 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.geometry import Grid, block_slice, count_blocks
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo
-from wsi_pipeline.store.arrays import AS_THEY_ARE, chunk_file, create_array, flush_chunk, map_chunk, put_array, read_rows, write_rows
 from wsi_pipeline.store.codecs import ZSTD_HEADER_BYTES, PixelCodec, read_codec, read_zstd_size
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.layout import ArrayLayout, check_layout, check_one_chunk, name_one_chunk
 from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
-from wsi_pipeline.store.opening import check_tables
-from wsi_pipeline.store.schema import read_table, write_table
+from wsi_pipeline.store.schema import check_tables, read_table, write_table
+from wsi_pipeline.store.zarr_io import (
+    AS_THEY_ARE,
+    chunk_file,
+    create_array,
+    flush_chunk,
+    map_chunk,
+    put_array,
+    read_rows,
+    write_rows,
+)
 
 KIND = "wsi patch store"
 SUFFIX = ".patches.zarr"

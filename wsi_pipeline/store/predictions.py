@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.geometry import block_slice, count_blocks
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.store.arrays import create_array, flush_chunk, read_rows, write_rows
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.layout import CHECKSUM_BYTES, ArrayLayout, check_layout
 from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
-from wsi_pipeline.store.opening import check_tables
-from wsi_pipeline.store.schema import check_kind, read_table, write_table
+from wsi_pipeline.store.schema import check_kind, check_tables, read_table, write_table
+from wsi_pipeline.store.zarr_io import create_array, flush_chunk, read_rows, write_rows
 
 KIND = "wsi predictions"
 RESULT_KIND = "wsi slide result"

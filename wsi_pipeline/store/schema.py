@@ -1,4 +1,9 @@
-"""How slides, grids and patch tables are written down: the format of every store, and the checks on reading it back."""
+"""How slides, grids and patch tables are written down: the format of every store, and the checks on reading it back.
+
+When a group of a product is opened, its metadata are compared with the manifest, then what they declare with what we write, then
+content. In this order, because metadata are small, and a table that has the right layout is as long as its patches make it: nothing
+endless is read.
+"""
 
 import math
 import re
@@ -14,8 +19,9 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.geometry import MAX_BLOCK_BYTES, MAX_MPP, MIN_MPP, Grid, PatchSpec
 from wsi_pipeline.core.slide import PatchQuality, PatchTable, SlideInfo, Thumbnail
-from wsi_pipeline.store.arrays import create_group, put_array, read_attributes, read_rows
-from wsi_pipeline.store.layout import check_one_chunk, name_one_chunk, read_layout
+from wsi_pipeline.store.layout import MAX_GROUP_JSON_BYTES, ZARR_JSON, check_one_chunk, name_one_chunk, read_layout
+from wsi_pipeline.store.manifest import Manifest, check_files
+from wsi_pipeline.store.zarr_io import create_group, put_array, read_attributes, read_rows
 
 FORMAT_VERSION = 1
 RATIO = re.compile(r"[0-9]{1,12}(/0*[1-9][0-9]{0,11})?")
@@ -270,3 +276,16 @@ def _count_distinct(cells: NDArray[np.int32], grid: Grid) -> int:
     is_there = np.zeros(grid.rows * grid.cols, dtype=np.bool_)
     is_there[cells[:, 0].astype(np.int64) * grid.cols + cells[:, 1]] = True
     return int(np.count_nonzero(is_there))
+
+
+def check_tables(product: Path, manifest: Manifest, kind: str, folder: str = "") -> dict[str, Any]:
+    """The attributes of the group in `folder` of a product, whose tables are as they were written. Raises StoreError."""
+    prefix = f"{folder}/" if folder else ""
+    metadata = [name for name in manifest.files if name.startswith(prefix) and name.endswith(ZARR_JSON)]
+    for name in metadata:
+        if manifest.files[name][0] > MAX_GROUP_JSON_BYTES:
+            raise StoreError(f"{product}: damaged: {name} has more than {MAX_GROUP_JSON_BYTES} bytes; make it again with --force")
+    check_files(product, manifest, metadata)
+    attributes = check_kind(product / folder, kind)
+    check_files(product, manifest, [f"{prefix}{name}" for name in list_table_files(product / folder, attributes)])
+    return attributes

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.store.arrays import read_rows
+from wsi_pipeline.store.zarr_io import read_rows
 from wsi_pipeline.training.dataset import LabelledPatches, read_pixels
 
 CACHES = ("auto", "device", "memory", "stores")
