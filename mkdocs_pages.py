@@ -21,7 +21,8 @@ PYTHON_PAGES = {
     "Slides and stores": ("core.geometry", "core.slide", "slides", "tiling", "slides.tissue", "store.patches", "store.predictions"),
     "Training": ("training.run", "training.config", "training.optimisation", "training.schedule", "training.augment", "training.split",
                  "training.objective", "training.pictures", "training.metrics", "training.judgement"),
-    "Models": ("models.architectures", "models.network", "models.checkpoint", "models.loading", "models.predictor"),
+    "Models": ("models.architectures", "models.architectures.network", "models.checkpoint", "models.loading",
+                 "models.predictor"),
     "Errors": ("core.errors",),
 }  # fmt: skip
 """Pages of the Python API and the modules on each."""

@@ -28,9 +28,9 @@ from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.device import find_bf16_unit
+from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.choosing import list_candidates
 from wsi_pipeline.models.engines.engine import BF16, FP32, EngineSetting
-from wsi_pipeline.models.engines.table import ENGINES
 from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model

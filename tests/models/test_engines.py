@@ -21,16 +21,14 @@ from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models import device
 from wsi_pipeline.models.architectures import build_network
-from wsi_pipeline.models.batching import choose_cpu_batch, measure_batch
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
-from wsi_pipeline.models.engines import choosing
+from wsi_pipeline.models.engines import ENGINES, choosing
 from wsi_pipeline.models.engines.choosing import list_candidates
 from wsi_pipeline.models.engines.engine import BF16, FP16, FP32, Engine, EngineFault, EngineSetting, Run
-from wsi_pipeline.models.engines.table import ENGINES
 from wsi_pipeline.models.engines.torch_eager import fold_batch_norm
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import check_answers, open_first, open_predictor
-from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.models.predictor import Predictor, choose_cpu_batch, measure_batch
 from wsi_pipeline.models.self_test import SelfTest, compute_plainly, draw_patches, make_self_test
 
 SIDE, BATCH = 12, 4

@@ -18,13 +18,13 @@ from wsi_pipeline import exporting
 from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.exporting import export_model
-from wsi_pipeline.models import exported
+from wsi_pipeline.models import export
 from wsi_pipeline.models.architectures import NetworkOptions, build_network, positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
-from wsi_pipeline.models.foreign import load_foreign
 from wsi_pipeline.models.inputs import normalise
 from wsi_pipeline.models.loading import ForeignTerms, load_model, load_same
 from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.models.zoo import load_foreign
 from wsi_pipeline.models.zoo_config import parse_zoo_config
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.commit import Staging
@@ -116,7 +116,7 @@ def read_everything(path: Path) -> bytes:
 def test_an_export_does_not_tell_where_it_was_made_and_comes_out_the_same_again(name: str, model: Path, tmp_path: Path) -> None:
     file = export_model(model, [name], tmp_path / "one").files[0]
     content = read_everything(file)
-    for place in (Path.cwd(), Path(exported.__file__).parents[1], Path(torch.__file__).parents[1], Path(sys.prefix), tmp_path):
+    for place in (Path.cwd(), Path(export.__file__).parents[1], Path(torch.__file__).parents[1], Path(sys.prefix), tmp_path):
         assert str(place).encode() not in content
     if name != "torchscript":  # whose classes are numbered on within a process
         assert export_model(model, [name], tmp_path / "two").files[0].read_bytes() == file.read_bytes()
@@ -166,13 +166,13 @@ def test_an_export_keeps_the_mark_of_a_leak_and_the_hashes_of_its_patients(tmp_p
 
 
 def test_an_export_that_differs_is_not_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = exported.FORMATS["torchscript"]
+    honest = export.FORMATS["torchscript"]
 
     def write_another(_network: torch.nn.Module, example: torch.Tensor, path: Path) -> None:
-        other = exported.ExportedNetwork(lively(temperature=1.0), None).eval()
+        other = export.ExportedNetwork(lively(temperature=1.0), None).eval()
         honest.write(other, example, path)
 
-    monkeypatch.setitem(exported.FORMATS, "torchscript", exported.ExportFormat(honest.file, write_another, honest.read))
+    monkeypatch.setitem(export.FORMATS, "torchscript", export.ExportFormat(honest.file, write_another, honest.read))
     with pytest.raises(ModelError, match="differ from the checkpoint's by"):
         export_model(model, ["torchscript"], tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()

@@ -19,9 +19,9 @@ from wsi_pipeline.models.architectures import (
     load_pretrained,
     positive_logit,
 )
+from wsi_pipeline.models.architectures.network import count_parameters
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_pipeline.models.inputs import Normalisation
-from wsi_pipeline.models.network import count_parameters
 
 NAMES = [*ARCHITECTURES, "wide_resnet_10_1", "timm:resnet10t"]
 SIDE = 32

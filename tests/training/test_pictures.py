@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.models.network import Network
+from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.lr_finder import Sweep

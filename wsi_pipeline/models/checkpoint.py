@@ -18,10 +18,10 @@ from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.recipe import canonical_json, file_sha256, recipe_digest
 from wsi_pipeline.models.architectures import build_network, outline_network
+from wsi_pipeline.models.architectures.network import NetworkOptions, positive_logit
 from wsi_pipeline.models.inputs import Normalisation, PatchNetwork
 from wsi_pipeline.models.model import hash_patient, spec_to_json
-from wsi_pipeline.models.network import NetworkOptions, positive_logit
-from wsi_pipeline.models.safetensors_file import read_safetensors_card, read_tensors
+from wsi_pipeline.models.safetensors_io import read_safetensors_card, read_tensors
 from wsi_pipeline.models.self_test import PREFIX, SelfTest
 
 CARD_KEY = "wsi"

@@ -8,13 +8,13 @@ import numpy as np
 
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.recipe import file_sha256
+from wsi_pipeline.models.architectures.network import count_parameters
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.models.foreign import FOREIGN_THRESHOLD, TORCHSCRIPT
 from wsi_pipeline.models.loading import ForeignTerms, find_checkpoint, is_zoo_folder, load_model
 from wsi_pipeline.models.model import Model, spec_to_json
-from wsi_pipeline.models.network import count_parameters
 from wsi_pipeline.models.opening import check_answers
 from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.models.zoo import FOREIGN_THRESHOLD, TORCHSCRIPT
 from wsi_pipeline.models.zoo_config import CONFIG_JSON, read_zoo_config
 
 LEAK = "split at random: patients on both sides; its figures are inflated"

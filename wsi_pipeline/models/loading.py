@@ -5,8 +5,8 @@ from pathlib import Path
 
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.models.foreign import load_foreign
 from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.zoo import load_foreign
 from wsi_pipeline.models.zoo_config import CONFIG_JSON
 
 MODEL_FILE = "model.safetensors"

@@ -13,11 +13,10 @@ from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.device import choose_device, cpu_flags, cuda_version, list_gpus
-from wsi_pipeline.models.drawn import draw_checkpoint
-from wsi_pipeline.models.engines.table import ENGINES
+from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.opening import open_predictor
+from wsi_pipeline.models.opening import draw_checkpoint, open_predictor
 from wsi_pipeline.operation.checks import (
     Check,
     Verdict,

@@ -8,8 +8,8 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.models.inputs import Normalisation, normalise
-from wsi_pipeline.models.network import Network
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.fitting import count_steps, make_fabric, measure_source
 from wsi_pipeline.training.learner import Learner

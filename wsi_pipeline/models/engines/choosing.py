@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.models.device import choose_device, find_bf16_unit, gpu_generation
+from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.engine import BF16, FP16, FP32, PRECISIONS, EngineSetting
-from wsi_pipeline.models.engines.table import ENGINES
 from wsi_pipeline.models.model import Model
 
 AUTO = "auto"

@@ -9,9 +9,17 @@ import torch
 from torch import nn
 
 from wsi_pipeline.core.errors import ModelError
-from wsi_pipeline.models import idc_cnn, timm_networks, torchvision_networks, wide_resnet
-from wsi_pipeline.models.network import HEADS, Network, NetworkOptions, count_parameters, find_head, fits_patches, positive_logit
-from wsi_pipeline.models.pretrained import fit_weights, read_weights
+from wsi_pipeline.models.architectures import idc_cnn, timm_networks, torchvision_networks, wide_resnet
+from wsi_pipeline.models.architectures.network import (
+    HEADS,
+    Network,
+    NetworkOptions,
+    count_parameters,
+    find_head,
+    fits_patches,
+    positive_logit,
+)
+from wsi_pipeline.models.architectures.pretrained import fit_weights, read_weights
 
 __all__ = [
     "ARCHITECTURES",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from wsi_pipeline.core.errors import EnvironmentFault, ModelError
-from wsi_pipeline.models.network import Network, NetworkOptions, squeeze_logits
+from wsi_pipeline.models.architectures.network import Network, NetworkOptions, squeeze_logits
 
 PREFIX = "timm:"
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")

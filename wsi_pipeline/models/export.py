@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_pipeline.core.errors import ModelError
+from wsi_pipeline.models.architectures.network import positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
-from wsi_pipeline.models.foreign import TORCHSCRIPT, load_torchscript
 from wsi_pipeline.models.inputs import Normalisation
-from wsi_pipeline.models.network import positive_logit
 from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.models.zoo import TORCHSCRIPT, load_torchscript
 from wsi_pipeline.models.zoo_config import ZooConfig
 
 Run = Callable[[Tensor], Tensor]

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from wsi_pipeline.models.network import Network, NetworkOptions, squeeze_logits
+from wsi_pipeline.models.architectures.network import Network, NetworkOptions, squeeze_logits
 
 WIDTHS = (64, 128, 256)
 MIN_SIDE_PX = 22

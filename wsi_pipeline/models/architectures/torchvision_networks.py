@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from wsi_pipeline.core.errors import EnvironmentFault
-from wsi_pipeline.models.network import Network, NetworkOptions, make_head, squeeze_logits
+from wsi_pipeline.models.architectures.network import Network, NetworkOptions, make_head, squeeze_logits
 
 MIN_SIDE_PX = 32
 FEATURES = 2048

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from wsi_pipeline.core.errors import ModelError
-from wsi_pipeline.models.network import Network
+from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.models.self_test import PREFIX
 
 PICKLED = (".pth", ".pt", ".bin")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_pipeline.core.errors import ModelError
-from wsi_pipeline.models.network import Network, NetworkOptions, make_head, squeeze_logits
+from wsi_pipeline.models.architectures.network import Network, NetworkOptions, make_head, squeeze_logits
 
 STEM_WIDTH = 16
 MIN_SIDE_PX = 8
