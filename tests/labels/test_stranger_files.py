@@ -13,7 +13,7 @@ from wsi_pipeline.labels.asap_xml import read_asap
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.mask import read_mask
 from wsi_pipeline.labels.rules import read_label_map
-from wsi_pipeline.scheduling.cluster import read_slurm_config
+from wsi_pipeline.scheduling.clusters import read_slurm_config
 
 LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha">' + "".join(f'<!ENTITY {chr(98 + k)} "{f"&{chr(97 + k)};" * 10}">' for k in range(9)) + "]>"
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -64,7 +64,7 @@ def test_a_worker_that_asks_for_too_much_fails_one_slide_and_lives_on() -> None:
 def test_the_machines_memory_is_shared_out_but_a_gpus_worker_may_take_all_of_it() -> None:
     from distributed.system import MEMORY_LIMIT
 
-    from wsi_pipeline.scheduling.confinement import share_memory
+    from wsi_pipeline.scheduling.clusters import share_memory
 
     assert share_memory(Workers(count=2)) == max(4 * GIB, MEMORY_LIMIT // 2)
     assert share_memory(Workers(count=1000)) == 4 * GIB
@@ -78,7 +78,7 @@ from wsi_pipeline.batch import SilentProgress, run_batch
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.scheduling.confinement import limit_memory
+from wsi_pipeline.scheduling.clusters import limit_memory
 from wsi_pipeline.slides.discovery import find_slides
 from wsi_pipeline.tiling import TileConfig
 

@@ -14,7 +14,7 @@ from tests.counting_jobs import CountJob, Notes
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, SlideError
 from wsi_pipeline.pipeline import choose_tilers, choose_workers
 from wsi_pipeline.scheduling import Crew, Deadlines, Workers, open_crew, run_jobs
-from wsi_pipeline.scheduling.executor import DaskExecutor
+from wsi_pipeline.scheduling.dask_executor import DaskExecutor
 from wsi_pipeline.scheduling.run import PlainLoop
 
 CREWS = {"plain loop": Workers(count=0), "two processes": Workers(count=2)}
@@ -91,14 +91,14 @@ def test_a_step_that_kills_its_worker_fails_its_own_job_only(tmp_path: Path) -> 
 
 
 def test_a_scheduler_that_is_not_there_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsi_pipeline.scheduling.cluster.CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("wsi_pipeline.scheduling.clusters.CONNECT_TIMEOUT_S", 1)
     with pytest.raises(EnvironmentFault, match="cannot be reached"):
         run_jobs([CountJob(tmp_path, 1)], Workers(scheduler="tcp://127.0.0.1:1"), Notes())
 
 
 @pytest.mark.system
 def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
-    from wsi_pipeline.scheduling.cluster import connect
+    from wsi_pipeline.scheduling.clusters import connect
 
     with connect(Workers(count=1)) as executor:
         client = executor.client
@@ -109,7 +109,7 @@ def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
 
 @pytest.mark.system
 def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback() -> None:
-    from wsi_pipeline.scheduling.cluster import connect
+    from wsi_pipeline.scheduling.clusters import connect
 
     with connect(Workers(count=1, has_dashboard=True)) as executor:
         link = executor.client.dashboard_link
@@ -120,7 +120,7 @@ def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback() -> Non
 
 
 def test_a_dashboard_without_bokeh_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wsi_pipeline.scheduling.cluster import connect
+    from wsi_pipeline.scheduling.clusters import connect
 
     monkeypatch.setitem(sys.modules, "bokeh", None)
     with (
@@ -132,7 +132,7 @@ def test_a_dashboard_without_bokeh_is_refused_with_the_remedy(monkeypatch: pytes
 
 @pytest.mark.system
 def test_task_names_hold_no_slide_names(tmp_path: Path) -> None:
-    from wsi_pipeline.scheduling.cluster import connect
+    from wsi_pipeline.scheduling.clusters import connect
     from wsi_pipeline.scheduling.jobs import Step
 
     with connect(Workers(count=1)) as executor:
@@ -160,7 +160,7 @@ def read_allocator() -> dict[str, str | None]:
 @pytest.mark.system
 def test_workers_keep_the_memory_that_a_network_will_want_again() -> None:
     """Dask's own setting hands every freed layer back to the kernel, which makes PyTorch take twice as long."""
-    from wsi_pipeline.scheduling.cluster import connect
+    from wsi_pipeline.scheduling.clusters import connect
 
     with connect(Workers(count=1)) as executor:
         (found,) = executor.client.run(read_allocator).values()
@@ -181,7 +181,7 @@ def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
 @pytest.mark.system
 def test_dask_begins_no_new_notes_where_it_had_nothing_to_do_for_a_moment(tmp_path: Path) -> None:
     """One per kind of step, however many slides: each would be kept to the end."""
-    from wsi_pipeline.scheduling.cluster import connect
+    from wsi_pipeline.scheduling.clusters import connect
     from wsi_pipeline.scheduling.jobs import Step
 
     with connect(Workers(count=1)) as executor:
@@ -220,7 +220,7 @@ def test_one_process_per_gpu_unless_said_otherwise(workers: Workers, processes: 
 
 
 def test_each_process_sees_one_gpu() -> None:
-    from wsi_pipeline.scheduling.cluster import _place
+    from wsi_pipeline.scheduling.clusters import _place
 
     seen = [_place(Workers(gpus=("2", "GPU-b")), index) for index in range(3)]
     assert [entry["env"]["CUDA_VISIBLE_DEVICES"] for entry in seen] == ["2", "GPU-b", "2"]
@@ -283,8 +283,8 @@ def test_deadlines_that_no_step_can_keep_are_refused(seconds: dict[str, float]) 
     [("block", [], 600), ("block", [1, 1], 600), ("block", [1, 2, 3], 60), ("block", [5, 7, 90], 70), ("finish", [1, 1, 1], 7200)],
 )
 def test_a_block_may_take_ten_medians_and_a_minute_at_least(kind: str, before: list[float], expected: float) -> None:
+    from wsi_pipeline.scheduling.dask_executor import choose_deadline
     from wsi_pipeline.scheduling.jobs import Step
-    from wsi_pipeline.scheduling.watch import choose_deadline
 
     assert choose_deadline(Step(0, kind), Deadlines(), deque(before)) == expected
 
@@ -312,7 +312,7 @@ def test_crews_that_contradict_themselves_are_refused(settings: dict[str, str], 
     ],
 )
 def test_a_slurm_configuration_that_makes_no_sense_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    from wsi_pipeline.scheduling.cluster import read_slurm_config
+    from wsi_pipeline.scheduling.clusters import read_slurm_config
 
     (tmp_path / "slurm.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):

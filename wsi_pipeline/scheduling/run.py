@@ -74,7 +74,7 @@ def open_crew(workers: Workers) -> Iterator[Crew]:
     if workers.scheduler is None and workers.cluster == "local" and workers.processes == 0:
         yield Crew(PlainLoop(), window=1)
         return
-    from wsi_pipeline.scheduling.cluster import connect  # here, because Dask takes a second to import and the plain loop needs none
+    from wsi_pipeline.scheduling.clusters import connect  # here, because Dask takes a second to import and the plain loop needs none
 
     with connect(workers) as executor:
         yield Crew(executor, window=2 * max(executor.processes, 1))

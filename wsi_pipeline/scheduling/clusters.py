@@ -1,7 +1,12 @@
-"""Clusters: worker processes of our own on this machine, of Slurm's, or those of a cluster that runs already."""
+"""Clusters: worker processes of our own on this machine, of Slurm's, or those of a cluster that runs already.
+
+Here it is also decided what a worker process may take of the machine's memory.
+"""
 
 import logging
+import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,12 +16,12 @@ from typing import Any
 
 import dask
 import yaml
-from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
 from distributed.security import Security
+from distributed.system import MEMORY_LIMIT
 
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
-from wsi_pipeline.scheduling.confinement import MemoryLimit, share_memory
-from wsi_pipeline.scheduling.executor import ALLOWED_DEATHS, DaskExecutor
+from wsi_pipeline.scheduling.dask_executor import ALLOWED_DEATHS, DaskExecutor
 from wsi_pipeline.scheduling.jobs import ADDRESS, Workers
 
 LOOPBACK = "127.0.0.1"
@@ -33,7 +38,8 @@ pages of zeros from the kernel: half of the time that PyTorch takes."""
 
 ON_THIS_MACHINE = ("local", "cuda")
 """Clusters whose workers share this machine's memory; Slurm limits its jobs itself."""
-
+SMALLEST_SHARE = 4 * 1024**3
+"""PyTorch, OpenVINO and the stacks of their threads alone take 1 to 2 GiB of address space."""
 logger = logging.getLogger(__name__)
 
 
@@ -214,3 +220,39 @@ def _start_cuda(workers: Workers) -> Any:
 
 
 STARTERS: dict[str, Callable[[Workers], Any]] = {"local": _start_local, "slurm": _start_slurm, "cuda": _start_cuda}
+
+
+def share_memory(workers: Workers) -> int:
+    """Bytes of private memory that each worker process of this machine may take: its (or its cgroup's) memory, divided among them.
+
+    Those that drive a GPU may each take all of it: what drivers set aside for a GPU's memory is not to be mistaken for a slide's.
+    """
+    has_gpu = workers.gpus or workers.cluster == "cuda"
+    return max(SMALLEST_SHARE, MEMORY_LIMIT // (1 if has_gpu else max(workers.processes, 1)))
+
+
+def limit_memory(most_bytes: int) -> None:
+    """Hold this process to that much private memory; what asks for more gets a MemoryError, and the machine never swaps for it.
+
+    The limit is RLIMIT_DATA, which counts memory that a process may write to and shares with nobody. RLIMIT_AS would count all address
+    space too, of which CUDA reserves hundreds of gigabytes that it never uses, and files that are mapped. Only Linux counts so.
+    """
+    if sys.platform != "linux":
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+class MemoryLimit(WorkerPlugin):
+    """Limits each worker process as it starts, also those that take the place of others."""
+
+    name = "wsi-memory-limit"
+    idempotent = True
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+
+    def setup(self, worker: Any) -> None:
+        """Called in the worker process before its first task."""
+        limit_memory(self._most_bytes)
