@@ -21,8 +21,8 @@ from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.pipeline import ingest_patches
 from wsi_pipeline.training.augment import Augmentation
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.dataset import LabelledPatches, load_labelled
-from wsi_pipeline.training.fitting import make_fabric, measure_source
+from wsi_pipeline.training.data import LabelledPatches, load_labelled
+from wsi_pipeline.training.fit import make_fabric, measure_source
 from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.objective import TwoClasses
 from wsi_pipeline.training.pixels import PixelSource, open_pixels

@@ -9,7 +9,7 @@ from .options import FOLDER
 from .output_options import mode_option
 
 if TYPE_CHECKING:
-    from wsi_pipeline.training.dataset import LabelledPatches
+    from wsi_pipeline.training.data import LabelledPatches
     from wsi_pipeline.training.loop import Epoch
     from wsi_pipeline.training.split import Division
 

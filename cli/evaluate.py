@@ -11,7 +11,7 @@ from .output_options import mode_option
 if TYPE_CHECKING:
     from wsi_pipeline.evaluation import Evaluation
     from wsi_pipeline.evaluation.run import Compared, SlideEvaluation
-    from wsi_pipeline.training.judgement import Judgement
+    from wsi_pipeline.training.scores import Judgement
 
 RESULTS = click.Path(exists=True, file_okay=False, path_type=Path)
 

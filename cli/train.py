@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from wsi_pipeline.training.config import TrainConfig
-    from wsi_pipeline.training.dataset import LabelledPatches
+    from wsi_pipeline.training.data import LabelledPatches
     from wsi_pipeline.training.folds import FoldsResult
-    from wsi_pipeline.training.judgement import Judgement
     from wsi_pipeline.training.loop import Epoch
     from wsi_pipeline.training.run import TrainListener
+    from wsi_pipeline.training.scores import Judgement
     from wsi_pipeline.training.split import Division
 
 

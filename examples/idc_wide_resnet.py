@@ -24,9 +24,9 @@ from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.pipeline import InferConfig, infer_stores, ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.dataset import load_labelled, read_pixels
-from wsi_pipeline.training.optimisation import Optimisation
-from wsi_pipeline.training.report_figures import encode_png
+from wsi_pipeline.training.data import load_labelled, read_pixels
+from wsi_pipeline.training.optimizer import Optimisation
+from wsi_pipeline.training.report_plots import encode_png
 from wsi_pipeline.training.run import SplitChoice, TrainListener, train
 from wsi_pipeline.training.schedule import Schedule
 

@@ -22,8 +22,8 @@ from wsi_pipeline.pipeline import ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.comparison import compare
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.dataset import LabelledPatches, load_labelled
-from wsi_pipeline.training.optimisation import Optimisation
+from wsi_pipeline.training.data import LabelledPatches, load_labelled
+from wsi_pipeline.training.optimizer import Optimisation
 from wsi_pipeline.training.run import TrainListener, train_division
 from wsi_pipeline.training.run_folder import VALIDATION_CSV
 from wsi_pipeline.training.schedule import Schedule

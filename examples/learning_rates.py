@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.fitting import count_steps
+from wsi_pipeline.training.fit import count_steps
+from wsi_pipeline.training.images import FittedNetwork, Pictures, fit_pictures, sweep_pictures
 from wsi_pipeline.training.lr_finder import draw_sweep
 from wsi_pipeline.training.objective import ManyClasses
-from wsi_pipeline.training.optimisation import Optimisation
-from wsi_pipeline.training.pictures import FittedNetwork, Pictures, fit_pictures, sweep_pictures
+from wsi_pipeline.training.optimizer import Optimisation
 from wsi_pipeline.training.schedule import Schedule, list_rates
 
 PLAIN = Optimisation(optimizer="sgd", learning_rate=0.05, momentum=0.0, weight_decay=0.0)

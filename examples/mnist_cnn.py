@@ -19,11 +19,11 @@ from torchvision.datasets import MNIST
 from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.images import Pictures, fit_pictures
 from wsi_pipeline.training.loop import Watch
 from wsi_pipeline.training.objective import ManyClasses
-from wsi_pipeline.training.optimisation import Optimisation
-from wsi_pipeline.training.pictures import Pictures, fit_pictures
-from wsi_pipeline.training.report_figures import draw_history
+from wsi_pipeline.training.optimizer import Optimisation
+from wsi_pipeline.training.report_plots import draw_history
 
 
 class MnistCnn(Network):

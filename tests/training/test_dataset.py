@@ -7,7 +7,7 @@ import pytest
 
 from tests.builders import make_patches, make_store, make_table
 from wsi_pipeline.core.errors import ConfigError, StoreError
-from wsi_pipeline.training.dataset import load_labelled, read_pixels
+from wsi_pipeline.training.data import load_labelled, read_pixels
 
 CELLS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 

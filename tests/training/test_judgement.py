@@ -20,7 +20,6 @@ from wsi_pipeline.training.calibration import (
     parse_threshold_rule,
     undo_temperature,
 )
-from wsi_pipeline.training.judgement import Judgement, judge, judge_probability, sweep_thresholds
 from wsi_pipeline.training.metrics import (
     FIGURES,
     brier_score,
@@ -29,6 +28,7 @@ from wsi_pipeline.training.metrics import (
     negative_log_likelihood,
     score,
 )
+from wsi_pipeline.training.scores import Judgement, judge, judge_probability, sweep_thresholds
 
 
 def ints(*values: int) -> NDArray[np.int8]:

@@ -11,10 +11,10 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.images import Pictures, fit_pictures, sweep_pictures
 from wsi_pipeline.training.lr_finder import Sweep
 from wsi_pipeline.training.objective import ManyClasses, TwoClasses
-from wsi_pipeline.training.optimisation import Optimisation
-from wsi_pipeline.training.pictures import Pictures, fit_pictures, sweep_pictures
+from wsi_pipeline.training.optimizer import Optimisation
 
 QUICK = TrainConfig(
     epochs=4, batch_size=8, device="cpu", augmentation=NO_AUGMENTATION, optimisation=Optimisation(learning_rate=0.05, weight_decay=0.0)

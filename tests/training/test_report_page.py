@@ -12,7 +12,6 @@ import pytest
 from tests.builders import make_patches
 from wsi_pipeline.training.calibration import apply_temperature
 from wsi_pipeline.training.comparison import compare
-from wsi_pipeline.training.judgement import judge
 from wsi_pipeline.training.report_page import (
     ComparisonSection,
     ReportContent,
@@ -21,6 +20,7 @@ from wsi_pipeline.training.report_page import (
     pick_worst,
     write_report_page,
 )
+from wsi_pipeline.training.scores import judge
 
 HOSTILE = '<script>alert("$x$")</script>\ud800'
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.builders import make_patches, make_store, make_table
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.training.dataset import LabelledPatches, load_labelled
-from wsi_pipeline.training.fitting import measure_source
+from wsi_pipeline.training.data import LabelledPatches, load_labelled
+from wsi_pipeline.training.fit import measure_source
 from wsi_pipeline.training.pixels import MemoryPixels, StorePixels, choose_cache, free_memory, open_pixels
 from wsi_pipeline.training.sampling import cut_batches, draw_epoch, weigh_classes
 

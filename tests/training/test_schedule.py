@@ -8,7 +8,7 @@ from torch import nn
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import build_network, find_head
-from wsi_pipeline.training.optimisation import OPTIMIZERS, Optimisation, initialise, make_optimizer, measure_l1
+from wsi_pipeline.training.optimizer import OPTIMIZERS, Optimisation, initialise, make_optimizer, measure_l1
 from wsi_pipeline.training.saved_state import pack_optimizer, unpack_optimizer
 from wsi_pipeline.training.schedule import SCHEDULES, Schedule, Steps, list_rates, make_scheduler
 

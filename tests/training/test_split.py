@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.training.split import PatientSplit, split_at_random, split_folds, split_patients
-from wsi_pipeline.training.split_file import read_split_file
+from wsi_pipeline.training.split import PatientSplit, read_split_file, split_at_random, split_folds, split_patients
 
 
 def labelled(**patients: list[int]) -> tuple[np.ndarray, np.ndarray]:

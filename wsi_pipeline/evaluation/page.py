@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from wsi_pipeline.evaluation.pixels import PixelFinder
 from wsi_pipeline.evaluation.truth import LabelledResults, LabelledSlide
 from wsi_pipeline.training.calibration import undo_temperature
-from wsi_pipeline.training.judgement import Judgement
 from wsi_pipeline.training.report_page import (
     ComparisonSection,
     ReportContent,
@@ -18,6 +17,7 @@ from wsi_pipeline.training.report_page import (
     pick_worst,
     write_report_page,
 )
+from wsi_pipeline.training.scores import Judgement
 
 WORST_PATCHES = 24
 

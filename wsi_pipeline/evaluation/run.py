@@ -15,9 +15,9 @@ from wsi_pipeline.outputs.run_tables import write_csv
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.calibration import ThresholdRule
 from wsi_pipeline.training.comparison import Comparison, compare
-from wsi_pipeline.training.judgement import Judgement, judge_probability
 from wsi_pipeline.training.metrics import FIGURES, Scores, score
 from wsi_pipeline.training.report_page import LEAK_WARNING, ComparisonSection
+from wsi_pipeline.training.scores import Judgement, judge_probability
 
 EVALUATION_CSV = "evaluation.csv"
 EVALUATION_JSON = "evaluation.json"

@@ -6,7 +6,7 @@ from typing import Any
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.training.augment import Augmentation
-from wsi_pipeline.training.optimisation import Optimisation
+from wsi_pipeline.training.optimizer import Optimisation
 from wsi_pipeline.training.pixels import CACHES
 from wsi_pipeline.training.sampling import SAMPLINGS
 from wsi_pipeline.training.schedule import Schedule

@@ -14,7 +14,7 @@ from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.calibration import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.dataset import load_labelled
+from wsi_pipeline.training.data import load_labelled
 from wsi_pipeline.training.metrics import FIGURES
 from wsi_pipeline.training.run import MODEL_FILE, TrainListener, train_division
 from wsi_pipeline.training.run_folder import METRICS_JSON

@@ -12,7 +12,7 @@ from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.training.augment import Augmentation
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.objective import Objective
-from wsi_pipeline.training.optimisation import Optimisation, make_optimizer, measure_l1
+from wsi_pipeline.training.optimizer import Optimisation, make_optimizer, measure_l1
 from wsi_pipeline.training.saved_state import pack_optimizer, unpack_optimizer
 from wsi_pipeline.training.schedule import Steps, make_scheduler
 

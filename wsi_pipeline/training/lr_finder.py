@@ -19,8 +19,8 @@ from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.dataset import load_labelled
-from wsi_pipeline.training.fitting import FitJob, make_fabric, make_learner, measure_source, open_side
+from wsi_pipeline.training.data import load_labelled
+from wsi_pipeline.training.fit import FitJob, make_fabric, make_learner, measure_source, open_side
 from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.loop import Side, derive_seed
 from wsi_pipeline.training.pixels import choose_cache

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.store.zarr_io import read_rows
-from wsi_pipeline.training.dataset import LabelledPatches, read_pixels
+from wsi_pipeline.training.data import LabelledPatches, read_pixels
 
 CACHES = ("auto", "device", "memory", "stores")
 MEMORY_SHARE = 0.5

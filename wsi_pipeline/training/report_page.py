@@ -11,12 +11,12 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 
 from wsi_pipeline.store.files import write_file
-from wsi_pipeline.training import report_figures
+from wsi_pipeline.training import report_plots
 from wsi_pipeline.training.bootstrap import FEW_PATIENTS, Interval
 from wsi_pipeline.training.calibration import apply_temperature
 from wsi_pipeline.training.comparison import Comparison
-from wsi_pipeline.training.judgement import NAMED_THRESHOLDS, Judgement
 from wsi_pipeline.training.metrics import FIGURES
+from wsi_pipeline.training.scores import NAMED_THRESHOLDS, Judgement
 
 REPORT_HTML = "report.html"
 LEAK_WARNING = "split at random: patients on both sides, figures are inflated"
@@ -80,7 +80,7 @@ def write_report_page(path: Path, content: ReportContent) -> None:
         matrices=[content.judgement.scores, *map(content.judgement.at, NAMED_THRESHOLDS)],
         has_few_patients=len(content.judgement.patients) < FEW_PATIENTS,
         leak_warning=LEAK_WARNING,
-        worst=[(embed_picture("png", report_figures.encode_png(patch.pixels)), patch.caption) for patch in content.worst],
+        worst=[(embed_picture("png", report_plots.encode_png(patch.pixels)), patch.caption) for patch in content.worst],
     )
     write_file(path, page.encode(errors="replace"))
 
@@ -124,12 +124,12 @@ def _draw_pictures(content: ReportContent) -> dict[str, str]:
     probability = apply_temperature(content.logits, judgement.after.temperature)
     drawn: dict[str, bytes] = {}
     if content.history:
-        drawn["history"] = report_figures.draw_history(content.history)
+        drawn["history"] = report_plots.draw_history(content.history)
     if judgement.scores.auroc is not None:
-        drawn["roc"] = report_figures.draw_roc(labels, probability, content.patients, judgement)
-        drawn["precision_recall"] = report_figures.draw_precision_recall(labels, probability, judgement)
+        drawn["roc"] = report_plots.draw_roc(labels, probability, content.patients, judgement)
+        drawn["precision_recall"] = report_plots.draw_precision_recall(labels, probability, judgement)
     if len(labels):
-        drawn["before"] = report_figures.draw_reliability(judgement.before, "before, temperature 1")
-        drawn["after"] = report_figures.draw_reliability(judgement.after, f"after, temperature {judgement.after.temperature:.3f}")
-        drawn["sweep"] = report_figures.draw_sweep(judgement)
+        drawn["before"] = report_plots.draw_reliability(judgement.before, "before, temperature 1")
+        drawn["after"] = report_plots.draw_reliability(judgement.after, f"after, temperature {judgement.after.temperature:.3f}")
+        drawn["sweep"] = report_plots.draw_sweep(judgement)
     return {name: embed_picture("svg+xml", picture) for name, picture in drawn.items()}

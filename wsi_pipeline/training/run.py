@@ -16,12 +16,12 @@ from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.calibration import ThresholdRule, apply_temperature, fit_temperature, parse_threshold_rule
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.dataset import LabelledPatches, load_labelled
-from wsi_pipeline.training.fitting import FitJob, Fitted, make_fabric, make_network, run_fit
+from wsi_pipeline.training.data import LabelledPatches, load_labelled
+from wsi_pipeline.training.fit import FitJob, Fitted, make_fabric, make_network, run_fit
 from wsi_pipeline.training.history import EVENTS, append_events, write_events
-from wsi_pipeline.training.judgement import Judgement, judge
 from wsi_pipeline.training.loop import Epoch, Watch
 from wsi_pipeline.training.run_folder import TrainingRecord, write_run_folder
+from wsi_pipeline.training.scores import Judgement, judge
 from wsi_pipeline.training.split import Division, PatientSplit, split_at_random, split_patients
 
 KIND = "wsi training"

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.training.calibration import apply_temperature
-from wsi_pipeline.training.dataset import LabelledPatches, read_pixels
+from wsi_pipeline.training.data import LabelledPatches, read_pixels
 from wsi_pipeline.training.history import HISTORY_CSV, write_history
-from wsi_pipeline.training.judgement import Judgement
 from wsi_pipeline.training.loop import Course
 from wsi_pipeline.training.report_page import REPORT_HTML, ReportContent, WorstPatch, describe_worst, pick_worst, write_report_page
+from wsi_pipeline.training.scores import Judgement
 from wsi_pipeline.training.split import Division
 
 METRICS_JSON = "metrics.json"

@@ -1,10 +1,14 @@
 """Dividing patients between training, validation and test. Patches of one patient never stand on two sides.
 
 `split_at_random` is the exception: it exists to measure how much a leak inflates the figures, and marks what it returns.
+
+Published splits are three lists of patients in a folder, or the split.json of an earlier training run.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from wsi_pipeline.core.errors import ConfigError
 FINEST_FOLDS = 20
 Labels = NDArray[np.int8]
 Names = NDArray[np.str_]
+SIDES = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,3 +172,39 @@ def _draw_folds(patients: Names, labels: Labels, folds: int, seed: int) -> list[
     splitter = StratifiedGroupKFold(n_splits=min(folds, count), shuffle=True, random_state=seed)
     parts = splitter.split(np.zeros(len(labels)), labels, groups=patients)
     return [tuple(sorted({*patients[val].tolist()})) for _, val in parts]
+
+
+def read_split_file(path: Path) -> PatientSplit:
+    """Who is on which side, whether they have patches or not.
+
+    A folder holds one text file per side whose name ends in train, val or test, with a patient per line; the test list may be absent.
+    Raises ConfigError where a list is missing, empty or unreadable, or a patient is on two sides.
+    """
+    try:
+        lists = _read_folder(path) if path.is_dir() else _read_json(path)
+        return PatientSplit(**{side: tuple(dict.fromkeys(names)) for side, names in lists.items()})
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a split ({error}); give a folder of three lists, or a split.json") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _read_folder(folder: Path) -> dict[str, list[str]]:
+    lists: dict[str, list[str]] = {}
+    for side in SIDES:
+        found = sorted(file for file in folder.glob("*.txt") if file.stem.lower().endswith(side))
+        if len(found) > 1 or (not found and side != "test"):
+            raise ConfigError(f"{len(found)} files end in {side}.txt; there must be one list for each of {', '.join(SIDES)}")
+        lists[side] = [line.strip() for line in found[0].read_text(encoding="utf-8").splitlines() if line.strip()] if found else []
+        if not lists[side] and side != "test":
+            raise ConfigError(f"its {side} list is empty; name at least one patient")
+    return lists
+
+
+def _read_json(path: Path) -> dict[str, list[str]]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        lists = {side: [str(name) for name in value[side]] for side in SIDES}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"no split by patient in it ({type(error).__name__}: {error}); it must have lists train, val and test") from error
+    return lists

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from wsi_pipeline.training.judgement import CalibrationFigures, Judgement
+from wsi_pipeline.training.scores import CalibrationFigures, Judgement
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#888888"
 SIZE_INCH = (4.6, 4.1)

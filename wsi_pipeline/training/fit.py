@@ -22,11 +22,11 @@ from wsi_pipeline.models.architectures import build_network, load_pretrained
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation, count_levels, normalisation_of
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.dataset import LabelledPatches
+from wsi_pipeline.training.data import LabelledPatches
 from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.loop import VALIDATION_BATCH, Course, Side, Watch, derive_seed, fit, unpack_course
 from wsi_pipeline.training.objective import TwoClasses
-from wsi_pipeline.training.optimisation import initialise
+from wsi_pipeline.training.optimizer import initialise
 from wsi_pipeline.training.pixels import PixelSource, choose_cache, open_pixels
 from wsi_pipeline.training.sampling import cut_batches, weigh_classes
 from wsi_pipeline.training.saved_state import SavedState, load_state
