@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent
 SOURCE_LINK = re.compile(r"\((?:\.\./)?(?:examples/)?([a-z_]+)\.py\)")
 PYTHON_PAGES = {
     "Pipeline": ("store_runs", "inference_runs", "crews", "core.outcome", "batch"),
-    "Results": ("results", "heatmap", "evaluation.run"),
+    "Results": ("outputs.results", "outputs.heatmap", "evaluation.run"),
     "Slides and stores": ("core.geometry", "core.slide", "slides", "tiling", "slides.tissue", "store.patches", "store.predictions"),
     "Training": ("training.run", "training.config", "training.optimizer", "training.schedule", "training.augment",
                  "training.split", "training.objective", "training.images", "training.metrics", "training.scores"),

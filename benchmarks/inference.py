@@ -36,7 +36,7 @@ from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.outputs.view import View, choose_formats
+from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_slides
 from wsi_pipeline.scheduling import Workers, run_jobs
 from wsi_pipeline.slides import open_slide

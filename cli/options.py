@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from wsi_pipeline.core.pseudonyms import Pseudonyms
     from wsi_pipeline.labels.rules import LabelRules
-    from wsi_pipeline.outputs.view import View
+    from wsi_pipeline.outputs.style import View
     from wsi_pipeline.scheduling import Workers
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -281,9 +281,9 @@ def view_options(command: Command) -> Command:
 
 def read_view(view: dict[str, Any], threshold: float | None = None, smooth_um: float = 0.0, min_region_mm2: float = 0.0) -> "View":
     """The view that the options ask for."""
-    from wsi_pipeline.heatmap import Aggregation
+    from wsi_pipeline.outputs.heatmap import Aggregation
     from wsi_pipeline.outputs.result import Look
-    from wsi_pipeline.outputs.view import View, choose_formats
+    from wsi_pipeline.outputs.style import View, choose_formats
 
     return View(
         formats=choose_formats([name.strip() for name in view["outputs"].split(",") if name.strip()]),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wsi_pipeline.results import Slide, open_results, slides_frame
+from wsi_pipeline.outputs.results import Slide, open_results, slides_frame
 
 
 def main() -> None:

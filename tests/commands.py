@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from wsi_cli.main import wsi
 
 from wsi_pipeline.core.outcome import RunAccount
-from wsi_pipeline.outputs.view import View
+from wsi_pipeline.outputs.style import View
 from wsi_pipeline.pipeline import InferConfig, infer_slides, infer_stores
 from wsi_pipeline.scheduling import Workers
 

@@ -19,7 +19,7 @@ from wsi_pipeline.jobs.room import Room
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.operation.events import log_events
-from wsi_pipeline.outputs.view import View
+from wsi_pipeline.outputs.style import View
 from wsi_pipeline.run_record import describe_run, write_tables
 from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides

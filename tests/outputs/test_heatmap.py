@@ -8,7 +8,7 @@ from tests.builders import make_table
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.outcome import SlideState, SlideSummary
-from wsi_pipeline.heatmap import (
+from wsi_pipeline.outputs.heatmap import (
     Aggregation,
     Heatmap,
     count_largest_region,

@@ -26,12 +26,12 @@ from tests.written_results import CASES, CELLS, FORMATS, write_result
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.outputs import GROUPS, WRITERS
+from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.pyramid import build_pyramid, reduce_image, reduce_labels
 from wsi_pipeline.outputs.result import Look
+from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.outputs.summary_json import read_schema
-from wsi_pipeline.outputs.view import View, choose_formats
 from wsi_pipeline.store.predictions import FOLDER
 
 NAN = float("nan")

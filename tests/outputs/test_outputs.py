@@ -18,9 +18,9 @@ from wsi_pipeline.outputs.canvas import grid_extent_mm, thumbnail_extent_mm
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.run_tables import read_finished, write_failures_csv, write_slides_tables
+from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.outputs.tables import write_csv
-from wsi_pipeline.outputs.view import View
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block
 

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.geometry import Grid, PatchSpec
-from wsi_pipeline.heatmap import Heatmap
+from wsi_pipeline.outputs.heatmap import Heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions, grid_lines, outline_groups
 
 NAN = float("nan")

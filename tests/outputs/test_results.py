@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.written_results import CASES, write_result
-from wsi_pipeline import results as results_module
 from wsi_pipeline.core.errors import ConfigError, StoreError
-from wsi_pipeline.heatmap import Aggregation
-from wsi_pipeline.outputs.view import View
-from wsi_pipeline.results import Slide, check_extra, open_results, slides_frame
+from wsi_pipeline.outputs import results as results_module
+from wsi_pipeline.outputs.heatmap import Aggregation
+from wsi_pipeline.outputs.results import Slide, check_extra, open_results, slides_frame
+from wsi_pipeline.outputs.style import View
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from wsi_pipeline.operation.doctor import Speed
 from wsi_pipeline.operation.events import EVENTS_JSONL, EventLog, hide_path, log_events, read_events, to_plain
 from wsi_pipeline.operation.pace import Pace
 from wsi_pipeline.operation.status import read_status
-from wsi_pipeline.outputs.view import View
+from wsi_pipeline.outputs.style import View
 from wsi_pipeline.pipeline import InferConfig
 from wsi_pipeline.slides.discovery import find_slides
 from wsi_pipeline.store.lock import hold_lock

@@ -17,8 +17,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
-from wsi_pipeline.heatmap import draw_heatmap, smooth_map
 from wsi_pipeline.outputs import SlideResult
+from wsi_pipeline.outputs.heatmap import draw_heatmap, smooth_map
 from wsi_pipeline.outputs.report_html import write_report
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.serve.services import Services
@@ -204,7 +204,7 @@ def test_the_map_lies_where_its_cells_are(watched: Watched) -> None:
             return [...viewer.views[0].canvas.getContext('2d').getImageData(px, py, 1, 1).data].slice(0, 3);
         })"""
     )
-    from wsi_pipeline.outputs.colours import colour_table
+    from wsi_pipeline.outputs.canvas import colour_table
 
     wanted = [colour_table()[int(np.float32(value) * 256)].tolist() for value in (0.9, 0.6, 0.95, 0.1)]
     assert colours == wanted

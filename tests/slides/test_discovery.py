@@ -12,7 +12,7 @@ from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.evaluation.run import COMPARISON_CSV, EVALUATION_CSV, EVALUATION_HTML, EVALUATION_JSON
 from wsi_pipeline.jobs.aggregate import AGGREGATE_JSON
 from wsi_pipeline.operation.events import EVENTS_JSONL
-from wsi_pipeline.outputs import label_preview, mask_preview
+from wsi_pipeline.outputs import previews
 from wsi_pipeline.outputs.index_page import INDEX_HTML, RUN_FILES
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON, SLIDES_CSV, SLIDES_PARQUET
 from wsi_pipeline.slides import discovery
@@ -187,7 +187,7 @@ def test_files_that_are_passed_over_are_those_that_runs_write() -> None:
     run_files = {SLIDES_CSV, SLIDES_PARQUET, FAILURES_CSV, RUN_JSON, INDEX_HTML, *RUN_FILES, AGGREGATE_JSON, EVENTS_JSONL, LEFT_OUT_CSV}
     evaluations = {EVALUATION_CSV, EVALUATION_JSON, EVALUATION_HTML, COMPARISON_CSV}
     assert run_files | evaluations | {"wsi.log"} == discovery.WRITTEN
-    assert discovery.PREVIEW_SUFFIXES == (mask_preview.MASK_SUFFIX, label_preview.LABELS_SUFFIX)
+    assert discovery.PREVIEW_SUFFIXES == (previews.MASK_SUFFIX, previews.LABELS_SUFFIX)
     assert (discovery.MANIFEST, discovery.HIDDEN) == (MANIFEST, HIDDEN)
 
 

@@ -36,7 +36,7 @@ from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, describe_failure, state_of
 from wsi_pipeline.jobs.tile import TileJob
-from wsi_pipeline.outputs.view import View, choose_formats
+from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.pipeline import tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide

@@ -16,11 +16,11 @@ from tests.strangers import Change, edit_json, several, vouch
 from tests.written_results import CASES, FORMATS, write_result
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideState
-from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.jobs.aggregate import aggregate_results
 from wsi_pipeline.outputs import result as output_result
+from wsi_pipeline.outputs.heatmap import Aggregation
+from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.outputs.view import View
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import FOLDER

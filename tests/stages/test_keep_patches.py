@@ -17,7 +17,7 @@ from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.core.slide import PatchBlock
 from wsi_pipeline.jobs.keep import HeldBlock, KeepPlan
 from wsi_pipeline.jobs.plan import SlidePlan
-from wsi_pipeline.outputs.view import View, choose_formats
+from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.pipeline import tile_slides
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.files import HOST

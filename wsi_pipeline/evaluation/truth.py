@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.core.geometry import all_cells
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.heatmap import draw_heatmap
 from wsi_pipeline.labels import label_cells
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.model import hash_patient
+from wsi_pipeline.outputs.heatmap import draw_heatmap
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 
 

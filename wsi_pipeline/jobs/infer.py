@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsi_pipeline import heatmap, inference, tiling
+from wsi_pipeline import inference, tiling
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.geometry import count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
@@ -27,9 +27,10 @@ from wsi_pipeline.jobs.plan import (
 from wsi_pipeline.jobs.preview import SlidePreview, Standing, preview_begun, preview_finished
 from wsi_pipeline.jobs.publish import publish, take_over
 from wsi_pipeline.jobs.samples import choose_samples, read_from_slide, read_from_store
+from wsi_pipeline.outputs import heatmap
 from wsi_pipeline.outputs.result import Sample
+from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.outputs.view import View
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.store.commit import VIEW, Staging, find_finished, look_for_finished

@@ -11,7 +11,7 @@ from wsi_pipeline.jobs.model_choice import ModelChoice
 from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.outputs.view import View
+from wsi_pipeline.outputs.style import View
 from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.store.patches import SUFFIX, find_stores
 from wsi_pipeline.tiling import TileConfig

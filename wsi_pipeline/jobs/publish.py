@@ -5,10 +5,10 @@ from pathlib import Path
 
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.heatmap import draw_heatmap, summarise
 from wsi_pipeline.outputs import WRITERS, SlideResult
+from wsi_pipeline.outputs.heatmap import draw_heatmap, summarise
 from wsi_pipeline.outputs.result import Sample
-from wsi_pipeline.outputs.view import View
+from wsi_pipeline.outputs.style import View
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions

@@ -11,8 +11,8 @@ from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.geojson import write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.outputs.label_preview import LABELS_SUFFIX as PREVIEW_SUFFIX
-from wsi_pipeline.outputs.label_preview import write_label_preview
+from wsi_pipeline.outputs.previews import LABELS_SUFFIX as PREVIEW_SUFFIX
+from wsi_pipeline.outputs.previews import write_label_preview
 from wsi_pipeline.relabelling import relabel_store
 from wsi_pipeline.store.patches import SUFFIX, PatchStore, find_stores
 

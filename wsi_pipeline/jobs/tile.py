@@ -27,9 +27,8 @@ from wsi_pipeline.jobs.plan import (
 )
 from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.labels.user_mask import match_mask
-from wsi_pipeline.outputs.label_preview import LABELS_SUFFIX as PREVIEW_SUFFIX
-from wsi_pipeline.outputs.label_preview import write_label_preview
-from wsi_pipeline.outputs.mask_preview import MASK_SUFFIX, write_mask_preview
+from wsi_pipeline.outputs.previews import LABELS_SUFFIX as PREVIEW_SUFFIX
+from wsi_pipeline.outputs.previews import MASK_SUFFIX, write_label_preview, write_mask_preview
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.discovery import FoundSlide

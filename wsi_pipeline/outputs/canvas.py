@@ -1,4 +1,7 @@
-"""Figures in millimetres of slide: axes, colour scale and scale bar, the same for every map."""
+"""Figures in millimetres of slide: axes, colour scale and scale bar, the same for every map.
+
+Also maps as pixels: the colours of every picture, one pixel per cell.
+"""
 
 from pathlib import Path
 
@@ -10,10 +13,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+from numpy.typing import NDArray
 
 from wsi_pipeline.core.slide import PatchTable, Thumbnail
-from wsi_pipeline.heatmap import Heatmap
-from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.outputs.heatmap import Heatmap, find_positive
+from wsi_pipeline.outputs.result import COLORMAPS, SlideResult
 
 NOT_ASSESSED = "#e6e6e6"
 LONG_SIDE_INCH = 9.0
@@ -133,3 +137,16 @@ def outline_positive(axes: Axes, result: SlideResult, color: str) -> None:
 def save_canvas(figure: Figure, path: Path) -> None:
     """Write a PNG whose bytes depend on nothing but the picture."""
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def colour_table(name: str = COLORMAPS[0]) -> NDArray[np.uint8]:
+    """RGB (256, 3) of a colormap: colour number k stands for probabilities from k/256 on."""
+    return np.asarray(colormaps[name](np.arange(256), bytes=True), dtype=np.uint8)[:, :3]
+
+
+def paint_map(probability: NDArray[np.float32], threshold: float | None = None) -> NDArray[np.uint8]:
+    """RGBA (rows, cols, 4): opaque where assessed, transparent elsewhere and, where a threshold is given, below it."""
+    is_shown = ~np.isnan(probability) if threshold is None else find_positive(probability, threshold)
+    number = np.minimum(np.nan_to_num(probability) * 256, 255).astype(np.uint8)
+    alpha = np.where(is_shown, 255, 0).astype(np.uint8)
+    return np.concatenate([colour_table()[number], alpha[..., None]], axis=-1)

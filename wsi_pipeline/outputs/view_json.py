@@ -9,8 +9,8 @@ import numpy as np
 
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
-from wsi_pipeline.heatmap import Heatmap
-from wsi_pipeline.outputs.colours import colour_table
+from wsi_pipeline.outputs.canvas import colour_table
+from wsi_pipeline.outputs.heatmap import Heatmap
 from wsi_pipeline.outputs.regions import Region
 from wsi_pipeline.outputs.result import COLORMAPS, SlideResult
 

@@ -15,7 +15,7 @@ from typing import Any
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.heatmap import Aggregation
+from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides.discovery import find_slides
 from wsi_pipeline.store.commit import VIEW

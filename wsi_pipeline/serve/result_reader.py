@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.heatmap import Aggregation, Heatmap, draw_heatmap
+from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, draw_heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.serve.catalogue import Result, read_aggregation, read_model
 from wsi_pipeline.store.manifest import read_manifest

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.core.errors import StoreError, WsiError
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.outputs.colours import paint_map
+from wsi_pipeline.outputs.canvas import paint_map
 from wsi_pipeline.outputs.report_html import render_report
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.view_json import describe_grid, describe_overview, describe_region, describe_slide, encode_colours, order_regions

@@ -1,12 +1,20 @@
-"""<slide>.mask.png: the slide in small, its patches in colour and all else pale, so that a mask can be judged at a glance."""
+"""<slide>.mask.png: the slide in small, its patches in colour and all else pale, so that a mask can be judged at a glance.
 
+<slide>.labels.png: labelled patches drawn over the slide's thumbnail, with counts per class and mm².
+"""
+
+import io
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.geometry import cells_to_boxes_l0
 from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.outputs.canvas import frame_slide, grid_extent_mm
 from wsi_pipeline.slides.image_io import to_png
 from wsi_pipeline.store.files import write_file
 
@@ -17,6 +25,10 @@ PALE = 0.45
 OUTLINE = (0, 120, 60)
 FLAGGED = (230, 60, 0)
 """Patches that carry a flag are framed in this."""
+COLORS = ("#bbbbbb", "#2c7fb8", "#d95f0e")
+"""Unknown, negative, positive: told apart with every kind of colour blindness."""
+ALPHA = 0.5
+LABELS_SUFFIX = ".labels.png"
 
 
 def write_mask_preview(table: PatchTable, path: Path) -> None:
@@ -55,3 +67,38 @@ def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     inner[:, 1:] &= mask[:, :-1]
     inner[:, :-1] &= mask[:, 1:]
     return mask & ~inner
+
+
+def write_label_preview(table: PatchTable, path: Path) -> None:
+    """Draw every patch of a store in the colour of its label."""
+    picture = np.full((max(table.grid.rows, 1), max(table.grid.cols, 1)), np.nan)
+    picture[table.cells[:, 0], table.cells[:, 1]] = table.labels + 1
+    figure, axes = frame_slide(table, table.slide.slide_id)
+    axes.imshow(
+        np.ma.masked_invalid(picture),
+        extent=grid_extent_mm(table),
+        cmap=ListedColormap(COLORS),
+        vmin=-0.5,
+        vmax=2.5,
+        alpha=ALPHA,
+        interpolation="nearest",
+        zorder=1,
+    )
+    names = ("unknown", *table.class_names)
+    legend = [
+        Patch(facecolor=color, label=_describe(table, name, index - 1))
+        for index, (name, color) in enumerate(zip(names, COLORS, strict=True))
+    ]
+    axes.legend(handles=legend, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+    write_file(path, _to_png(figure))
+
+
+def _describe(table: PatchTable, name: str, label: int) -> str:
+    count = int(np.count_nonzero(table.labels == label))
+    return f"{name}: {count} patches, {count * table.grid.cell_area_mm2:.2f} mm²"
+
+
+def _to_png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()

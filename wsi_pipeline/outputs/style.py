@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.heatmap import Aggregation
 from wsi_pipeline.outputs import GROUPS, WRITERS
 from wsi_pipeline.outputs.dicom import check_installed
+from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.result import Look
 
 ALWAYS = "summary"

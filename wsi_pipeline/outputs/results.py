@@ -16,7 +16,7 @@ import numpy as np
 
 from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.heatmap import Aggregation, Heatmap, draw_heatmap
+from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, draw_heatmap
 from wsi_pipeline.outputs.patches_parquet import tabulate_patches
 from wsi_pipeline.outputs.pyramid import find_place
 from wsi_pipeline.outputs.regions import Region
