@@ -18,7 +18,8 @@ SOURCE_LINK = re.compile(r"\((?:\.\./)?(?:examples/)?([a-z_]+)\.py\)")
 PYTHON_PAGES = {
     "Pipeline": ("store_runs", "inference_runs", "crews", "core.outcome", "batch"),
     "Results": ("outputs.results", "outputs.heatmap", "evaluation.run"),
-    "Slides and stores": ("core.geometry", "core.slide", "slides", "tiling", "slides.tissue", "store.patches", "store.predictions"),
+    "Slides and stores": ("core.geometry", "core.slide", "slides", "stages.patch_plan", "slides.tissue", "store.patches",
+                 "store.predictions"),
     "Training": ("training.run", "training.config", "training.optimizer", "training.schedule", "training.augment",
                  "training.split", "training.objective", "training.images", "training.metrics", "training.scores"),
     "Models": ("models.architectures", "models.architectures.network", "models.checkpoint", "models.loading",

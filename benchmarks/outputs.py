@@ -22,11 +22,11 @@ from scipy.ndimage import gaussian_filter
 
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_cells
 from wsi_pipeline.core.slide import PatchTable, SlideInfo, Thumbnail
-from wsi_pipeline.jobs.publish import publish
-from wsi_pipeline.jobs.samples import choose_samples
 from wsi_pipeline.outputs import GROUPS, WRITERS, SlideResult
 from wsi_pipeline.outputs.heatmap import draw_heatmap, summarise
 from wsi_pipeline.outputs.style import View
+from wsi_pipeline.stages.infer import choose_samples
+from wsi_pipeline.stages.publish import publish
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import FOLDER, Predictions, prepare_predictions, write_prediction_block
 

@@ -31,14 +31,14 @@ from slide_maker import make_slide
 
 from wsi_pipeline.core.geometry import PatchSpec, block_slice, count_blocks
 from wsi_pipeline.core.slide import PatchBlock, PatchTable
-from wsi_pipeline.jobs.tile import in_large_blocks
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.tiff_reader import TiffReader
+from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches
+from wsi_pipeline.stages.tile import in_large_blocks
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store, write_patch_block
 from wsi_pipeline.store.zarr_io import open_array
-from wsi_pipeline.tiling import TileConfig, plan_patches
 
 SIDE = 50
 MPP = 0.25

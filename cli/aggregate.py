@@ -34,7 +34,7 @@ def aggregate(
 
     Each slide's folder then holds what this line asks for and nothing of another threshold; the probabilities stay as they are.
     """
-    from wsi_pipeline.jobs.aggregate import aggregate_results
+    from wsi_pipeline.stages.aggregate import aggregate_results
 
     from .main import printable
     from .progress import close_run

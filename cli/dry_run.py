@@ -10,7 +10,7 @@ from .main import printable
 if TYPE_CHECKING:
     from wsi_pipeline.dry_run import RunPreview
     from wsi_pipeline.inference_runs import InferConfig
-    from wsi_pipeline.jobs.preview import SlidePreview
+    from wsi_pipeline.stages.preview import SlidePreview
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 STEP = 1000
@@ -27,7 +27,7 @@ def describe_bytes(count: float) -> str:
 
 def describe_preview(slide: "SlidePreview") -> str:
     """One slide in one line."""
-    from wsi_pipeline.jobs.preview import Standing
+    from wsi_pipeline.stages.preview import Standing
 
     if slide.standing is Standing.FAILED:
         return printable(f"{slide.slide_id}: cannot be run: {slide.reason}")
@@ -45,7 +45,7 @@ def describe_preview(slide: "SlidePreview") -> str:
 def print_preview(preview: "RunPreview", results: Path, config: "InferConfig") -> None:
     """Every slide, what it comes to, and whether there is room for it."""
     from wsi_pipeline.dry_run import free_bytes
-    from wsi_pipeline.jobs.preview import Standing
+    from wsi_pipeline.stages.preview import Standing
 
     for slide in preview.slides:
         click.echo(describe_preview(slide))

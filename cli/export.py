@@ -33,7 +33,7 @@ def export(model: Path, formats: tuple[str, ...], out: Path, normalisation: str,
     The network in the file gives two logits, whose softmax is the calibrated probability. Every file is read back and compared with
     the checkpoint; one that differs is not kept.
     """
-    from wsi_pipeline.exporting import export_model
+    from wsi_pipeline.stages.export_model import export_model
 
     exported = export_model(model, formats, out, is_normalised_inside=normalisation == "inside", force=force)
     if exported.is_resumed_whole:

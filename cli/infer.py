@@ -78,9 +78,9 @@ def infer(
     """
     from wsi_pipeline.dry_run import preview_run
     from wsi_pipeline.inference_runs import infer_found, infer_stores
-    from wsi_pipeline.jobs.inferring import list_stores
-    from wsi_pipeline.jobs.model_choice import settle_engine
     from wsi_pipeline.models.loading import load_model
+    from wsi_pipeline.stages.infer_plan import list_stores
+    from wsi_pipeline.stages.model_choice import settle_engine
 
     from .dry_run import print_preview
     from .progress import close_run, log_to, show_progress
@@ -127,11 +127,11 @@ def list_slides(slides: tuple[Path, ...], sheet: Path | None) -> list["FoundSlid
 def read_config(options: dict[str, Any], device: str, results_dir: Path) -> "InferConfig":
     """How slides are inferred, by the options."""
     from wsi_pipeline.inference_runs import InferConfig
-    from wsi_pipeline.jobs.room import Room
     from wsi_pipeline.models.loading import ForeignTerms
     from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.slides.tissue import TissueParameters
-    from wsi_pipeline.tiling import TileConfig
+    from wsi_pipeline.stages.disk_space import Room
+    from wsi_pipeline.stages.patch_plan import TileConfig
 
     return InferConfig(
         tiling=TileConfig(

@@ -21,7 +21,7 @@ def label(stores: tuple[Path, ...], labels: tuple[Path, ...], export: Path | Non
     Each store becomes a new generation of itself; its pixels stay as they are. A store without a label file of its name is left alone.
     Beside each store, <slide>.labels.png shows the labelled patches with counts per class and mm².
     """
-    from wsi_pipeline.jobs.relabel import export_labels, relabel_stores
+    from wsi_pipeline.stages.relabel import export_labels, relabel_stores
 
     if bool(labels) == bool(export):
         raise click.UsageError("give either --labels or --export")

@@ -43,7 +43,7 @@ def export(stores: tuple[Path, ...], out: Path, form: str, force: bool) -> None:
 
     The folder appears when it is complete, with a manifest; the same export is not made twice.
     """
-    from wsi_pipeline.store.export import export_stores
+    from wsi_pipeline.stages.export_patches import export_stores
     from wsi_pipeline.store.patches import PatchStore, find_stores
 
     opened = [PatchStore(path) for path in find_stores(list(stores))]

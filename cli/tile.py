@@ -25,8 +25,8 @@ from .options import (
 from .output_options import min_free_option, mode_option
 
 if TYPE_CHECKING:
+    from wsi_pipeline.stages.patch_plan import TileConfig
     from wsi_pipeline.store_runs import TileOptions
-    from wsi_pipeline.tiling import TileConfig
 
 MPP_OF_40X = 0.25
 UM_PER_PX_AT_1X = 10.0
@@ -126,7 +126,7 @@ def read_config(settings: dict[str, Any]) -> "TileConfig":
     from wsi_pipeline.core.geometry import PatchSpec
     from wsi_pipeline.slides.quality import QualityParameters
     from wsi_pipeline.slides.tissue import TissueParameters
-    from wsi_pipeline.tiling import TileConfig
+    from wsi_pipeline.stages.patch_plan import TileConfig
 
     tissue = TissueParameters(
         mask_mpp=settings["mask_mpp"],
@@ -159,8 +159,8 @@ def read_mpp(settings: dict[str, Any]) -> float:
 
 def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
     """Which slides are tiled and how stores are written, by the options."""
-    from wsi_pipeline.jobs.room import Room
     from wsi_pipeline.slides.selection import Shard
+    from wsi_pipeline.stages.disk_space import Room
     from wsi_pipeline.store.codecs import PixelCodec
     from wsi_pipeline.store_runs import TileOptions
 

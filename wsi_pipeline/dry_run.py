@@ -11,15 +11,15 @@ from shutil import disk_usage
 from wsi_pipeline.batch import make_absolute
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
-from wsi_pipeline.jobs.disguise import disguise_slides
-from wsi_pipeline.jobs.infer import InferJob
-from wsi_pipeline.jobs.inferring import make_jobs, tile_for
-from wsi_pipeline.jobs.keep import KeepJob
-from wsi_pipeline.jobs.model_choice import settle_engine
-from wsi_pipeline.jobs.preview import SlidePreview, Standing
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.pipeline import InferConfig
 from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.stages.infer import InferJob
+from wsi_pipeline.stages.infer_and_keep import KeepJob
+from wsi_pipeline.stages.infer_plan import make_jobs, tile_for
+from wsi_pipeline.stages.model_choice import settle_engine
+from wsi_pipeline.stages.preview import SlidePreview, Standing
+from wsi_pipeline.stages.pseudonymize import disguise_slides
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,6 @@ from wsi_pipeline.batch import Progress, SilentProgress, make_absolute, run_batc
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.crews import choose_workers
-from wsi_pipeline.jobs import disguise
-from wsi_pipeline.jobs.inferring import list_stores, make_jobs, tile_for
-from wsi_pipeline.jobs.model_choice import EngineWish, ModelChoice, Settled, let_go, settle_engine, settle_engine_of
-from wsi_pipeline.jobs.room import Room
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.operation.events import log_events
@@ -24,8 +20,12 @@ from wsi_pipeline.run_record import describe_run, write_tables
 from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides
 from wsi_pipeline.slides.selection import Shard
+from wsi_pipeline.stages import pseudonymize
+from wsi_pipeline.stages.disk_space import Room
+from wsi_pipeline.stages.infer_plan import list_stores, make_jobs, tile_for
+from wsi_pipeline.stages.model_choice import EngineWish, ModelChoice, Settled, let_go, settle_engine, settle_engine_of
+from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
-from wsi_pipeline.tiling import TileConfig
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _infer(
     loaded = load_model(model, config.terms)
     workers = workers or choose_workers(device=config.device)
     slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
-    veil, slides = disguise.veil_slides(slides, config.pseudonyms), disguise.disguise_slides(slides, config.pseudonyms)
+    veil, slides = pseudonymize.veil_slides(slides, config.pseudonyms), pseudonymize.disguise_slides(slides, config.pseudonyms)
     tiling = tile_for(loaded, config.tiling)
     suffix = "" if config.shard is None else config.shard.suffix
     with ExitStack() as log:

@@ -9,21 +9,20 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.crews import choose_tilers
-from wsi_pipeline.ingestion.layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
-from wsi_pipeline.jobs import disguise
-from wsi_pipeline.jobs.labelling import add_labels
-from wsi_pipeline.jobs.room import Room
-from wsi_pipeline.jobs.tile import IngestJob, TileJob
 from wsi_pipeline.labels.user_mask import list_masks
 from wsi_pipeline.operation.events import log_events
 from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
+from wsi_pipeline.stages import pseudonymize
+from wsi_pipeline.stages.disk_space import Room
+from wsi_pipeline.stages.ingest_layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
+from wsi_pipeline.stages.patch_plan import TileConfig
+from wsi_pipeline.stages.tile import IngestJob, TileJob, add_labels
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.store.zarr_io import AS_THEY_ARE, read_attributes
-from wsi_pipeline.tiling import TileConfig
 
 LEFT_OUT_CSV = "left_out.csv"
 
@@ -90,8 +89,8 @@ def tile_found(
     slides = make_absolute(slides if options.shard is None else options.shard.take(slides))
     masks = () if options.masks is None else tuple(path.absolute() for path in list_masks(options.masks))
     make_folder(out)
-    veil, masks = disguise.veil_slides(slides, options.pseudonyms), disguise.disguise_masks(slides, masks, options.pseudonyms)
-    slides = disguise.disguise_slides(slides, options.pseudonyms)
+    veil, masks = pseudonymize.veil_slides(slides, options.pseudonyms), pseudonymize.disguise_masks(slides, masks, options.pseudonyms)
+    slides = pseudonymize.disguise_slides(slides, options.pseudonyms)
     jobs = [TileJob(slide, out.absolute(), config, force, options.codec, masks) for slide in slides]
     suffix = "" if options.shard is None else options.shard.suffix
     parameters = {"tiling": asdict(config), "codec": options.codec.to_json(), "force": force}
@@ -133,13 +132,13 @@ def ingest_patches(
     found = find_patches(place.absolute(), layout, options or LayoutOptions())
     make_folder(out)
     out = out.absolute()
-    veil, patients = disguise.veil_patients(found.patients, pseudonyms), disguise.disguise_patients(found.patients, pseudonyms)
+    veil, patients = pseudonymize.veil_patients(found.patients, pseudonyms), pseudonymize.disguise_patients(found.patients, pseudonyms)
     names = name_slides([Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in patients])
     jobs = [IngestJob(patient, name, out, spec, force, pseudonyms) for name, patient in zip(names, patients, strict=True)]
     slides = [FoundSlide(job.store_name, Path(job.source)) for job in jobs]
     batch = run_batch(slides, jobs, workers or Workers(count=0), progress or SilentProgress(), room=room, veil=veil)
     made = [job.target for job, outcome in zip(jobs, batch.account.outcomes, strict=True) if outcome.state is not SlideState.FAILED]
-    left_out = disguise.disguise_left_out(found.left_out, pseudonyms) + [
+    left_out = pseudonymize.disguise_left_out(found.left_out, pseudonyms) + [
         LeftOut(*entry) for store in made for entry in read_attributes(store)["left_out"]
     ]
     write_csv(out / LEFT_OUT_CSV, ["file", "reason"], left_out)

@@ -14,10 +14,8 @@ import torch
 
 from tests.builders import make_checkpoint, make_patches, paint_noise, write_model, write_slide
 from tests.commands import HERE, PLAIN, infer, run
-from wsi_pipeline import exporting
 from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.exporting import export_model
 from wsi_pipeline.models import export
 from wsi_pipeline.models.architectures import NetworkOptions, build_network, positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
@@ -27,6 +25,8 @@ from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.zoo import load_foreign
 from wsi_pipeline.models.zoo_config import parse_zoo_config
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.stages import export_model as exporting
+from wsi_pipeline.stages.export_model import export_model
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.predictions import open_result

@@ -20,10 +20,10 @@ from tests.commands import PLAIN, run
 from tests.strangers import rewrite_card
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.recipe import canonical_json, recipe_digest
-from wsi_pipeline.ingestion.stacks import read_stack_table
 from wsi_pipeline.models.architectures.pretrained import read_weights
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.loading import load_model
+from wsi_pipeline.stages.ingest_layouts import read_stack_table
 
 Send = Callable[[Path], Path]
 MEMORY_LIMIT_MB = 700

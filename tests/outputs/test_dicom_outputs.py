@@ -17,10 +17,10 @@ from tests.written_results import CELLS, write_result
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.jobs.aggregate import aggregate_results
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.slides import open_slide
+from wsi_pipeline.stages.aggregate import aggregate_results
 
 NAN = float("nan")
 VIEW = View(("summary", "dicom"))

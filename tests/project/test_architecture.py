@@ -10,8 +10,8 @@ from tests import ROOT
 FLOORS: dict[str, int] = {
     "__init__": 0, "core": 0,
     "slides": 1, "labels": 1, "store": 1, "models": 1, "scheduling": 1,
-    "training": 2, "outputs": 2, "crews": 2, "exporting": 2, "inference": 2, "ingestion": 2, "relabelling": 2, "tiling": 2,
-    "evaluation": 3, "jobs": 3, "operation": 3,
+    "training": 2, "outputs": 2, "crews": 2,
+    "stages": 3, "evaluation": 3, "operation": 3,
     "batch": 4,
     "run_record": 5, "store_runs": 5,
     "inference_runs": 6,
@@ -23,7 +23,7 @@ FLOORS: dict[str, int] = {
 DOORS: dict[str, set[str]] = {
     "openslide": {"slides"},
     "tifffile": {"outputs", "slides"},
-    "imagecodecs": {"slides", "store"},
+    "imagecodecs": {"slides", "stages", "store"},
     "PIL": {"slides", "labels"},
     "zarr": {"store"},
     "google_crc32c": {"store"},

@@ -29,7 +29,7 @@ from wsi_pipeline.outputs.style import View
 from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.image_io import write_grey
-from wsi_pipeline.tiling import TileConfig
+from wsi_pipeline.stages.patch_plan import TileConfig
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "neural_networks.md")
 FROM_NOTHING = ("README.md", "quickstart.md")

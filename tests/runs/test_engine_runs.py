@@ -12,13 +12,13 @@ import torch
 from tests.builders import folder_bytes, make_checkpoint, make_patches, make_store, make_table, write_model
 from tests.commands import HERE, PLAIN, infer, run
 from wsi_pipeline.core.errors import EnvironmentFault, ModelError
-from wsi_pipeline.jobs.model_choice import EngineWish, settle_engine
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.engine import EngineSetting, Run
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.self_test import SelfTest, make_self_test
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.stages.model_choice import EngineWish, settle_engine
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import open_result
 

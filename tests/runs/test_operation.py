@@ -16,7 +16,6 @@ from tests.builders import SMALL, make_checkpoint, paint, write_model, write_sli
 from tests.commands import PLAIN, SUMMARY, infer, run
 from wsi_pipeline.dry_run import preview_run
 from wsi_pipeline.evaluation.pixels import PixelFinder
-from wsi_pipeline.jobs.preview import Standing
 from wsi_pipeline.operation.checks import Verdict, check_cpu, check_gpu, check_inodes, check_load, check_open_files, check_space, judge
 from wsi_pipeline.operation.doctor import Speed
 from wsi_pipeline.operation.events import EVENTS_JSONL, EventLog, hide_path, log_events, read_events, to_plain
@@ -25,6 +24,7 @@ from wsi_pipeline.operation.status import read_status
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.pipeline import InferConfig
 from wsi_pipeline.slides.discovery import find_slides
+from wsi_pipeline.stages.preview import Standing
 from wsi_pipeline.store.lock import hold_lock
 
 
@@ -275,7 +275,7 @@ def test_a_dry_run_tells_what_earlier_runs_left(slides: Path, model: Path, tmp_p
 
 def break_off(slides: Path, model: Path, results: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """A run that is interrupted when so many blocks are done."""
-    from wsi_pipeline import inference
+    from wsi_pipeline.stages import infer as inference
 
     real, calls = inference.predict_block, []
 

@@ -34,10 +34,10 @@ from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.pipeline import tile_slides
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import open_result
-from wsi_pipeline.tiling import TileConfig
 
 PICTURES = View(choose_formats(["csv", "heatmap", "summary"]))
 OUTPUTS = ("--outputs", "csv,heatmap,summary")
@@ -308,7 +308,7 @@ def test_a_state_is_kept_when_a_damaged_slide_is_found_done(tmp_path: Path, mode
 
 
 def test_a_slide_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wsi_pipeline import inference
+    from wsi_pipeline.stages import infer as inference
 
     slide = write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
     predict = inference.predict_block

@@ -13,14 +13,14 @@ from PIL import Image
 from tests.commands import HERE, run
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.ingestion.layouts import IDC_NAME
 from wsi_pipeline.pipeline import IngestAccount, ingest_patches, tile_slides
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 from wsi_pipeline.slides.tiff_reader import TiffReader
 from wsi_pipeline.slides.tissue import TissueParameters
+from wsi_pipeline.stages.ingest_layouts import IDC_NAME
+from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.tiling import TileConfig
 
 EVERY_CELL = TissueParameters(min_tissue=0.0)
 

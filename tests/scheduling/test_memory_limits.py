@@ -76,11 +76,11 @@ import sys
 from pathlib import Path
 from wsi_pipeline.batch import SilentProgress, run_batch
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.jobs.tile import TileJob
+from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.scheduling.clusters import limit_memory
 from wsi_pipeline.slides.discovery import find_slides
-from wsi_pipeline.tiling import TileConfig
+from wsi_pipeline.stages.patch_plan import TileConfig
 
 slides, out = find_slides([Path(sys.argv[1])]), Path(sys.argv[2])
 out.mkdir()

@@ -23,7 +23,6 @@ from tests.builders import break_tile, paint, tissue, write_png, write_slide
 from tests.commands import HERE, infer, run
 from tests.served import ALLOWED, TOKEN, connect, read_level0, replace_probabilities, run_server, serve_all, wait_until
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.exporting import export_model
 from wsi_pipeline.models.loading import ForeignTerms
 from wsi_pipeline.pipeline import InferConfig, TileOptions, tile_slides
 from wsi_pipeline.serve import catalogue as catalogue_module
@@ -34,8 +33,9 @@ from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import Limits, ServeSettings
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.image_io import encode_png
+from wsi_pipeline.stages.export_model import export_model
+from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.predictions import open_result
-from wsi_pipeline.tiling import TileConfig
 
 LIMITS = Limits(upload_bytes=300_000, decoded_px=400_000, grid_patches=200, images=8, regions=50, body_s=1.0, region_px=200_000)
 

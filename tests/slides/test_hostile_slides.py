@@ -35,14 +35,14 @@ from wsi_pipeline.batch import SilentProgress, run_batch
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, describe_failure, state_of
-from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.pipeline import tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.tiling import TileConfig, plan_patches
+from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches
+from wsi_pipeline.stages.tile import TileJob
 
 CONFIG = TileConfig(spec=PatchSpec(mpp=0.5))
 

@@ -25,8 +25,8 @@ from wsi_pipeline.slides.tiff_layout import find_layouts
 from wsi_pipeline.slides.tiff_reader import TiffReader, TileCache
 from wsi_pipeline.slides.tile_codecs import TileFault, TileFormat, decode_tile
 from wsi_pipeline.slides.tissue import TissueParameters
+from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.tiling import TileConfig
 
 APERIO = "Aperio Image Library v11.2.1 \r\n{w}x{h} [0,0 {w}x{h}] ({t}x{t}) JPEG/RGB Q=87|AppMag = 20|MPP = 0.5"
 

@@ -16,15 +16,15 @@ from tests.strangers import Change, edit_json, several, vouch
 from tests.written_results import CASES, FORMATS, write_result
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideState
-from wsi_pipeline.jobs.aggregate import aggregate_results
 from wsi_pipeline.outputs import result as output_result
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides.tissue import TissueParameters
+from wsi_pipeline.stages.aggregate import aggregate_results
+from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import FOLDER
-from wsi_pipeline.tiling import TileConfig
 
 TABLES = View(("summary", "csv", "geojson"))
 AT_08 = replace(TABLES, aggregation=Aggregation(threshold=0.8))
@@ -211,7 +211,7 @@ def test_the_gallery_shows_patches_of_the_slide(inferred: Path) -> None:
 
 
 def test_other_outputs_are_made_without_predicting_again(inferred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wsi_pipeline import inference
+    from wsi_pipeline.stages import infer as inference
 
     monkeypatch.setattr(inference, "predict_block", lambda *_: pytest.fail("predicted again"))
     assert not infer_again(inferred, View(("gallery", "summary", "parquet")))

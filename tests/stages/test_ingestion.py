@@ -6,9 +6,9 @@ import pytest
 from tests.builders import make_patches, write_png
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.ingestion.layouts import LayoutOptions, find_patches
-from wsi_pipeline.ingestion.placing import fingerprint_patches, sort_files
 from wsi_pipeline.pipeline import ingest_patches
+from wsi_pipeline.stages.ingest import fingerprint_patches, sort_files
+from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches
 from wsi_pipeline.store.patches import PatchStore
 
 SPEC = PatchSpec(50, 50, 4.0)

@@ -15,15 +15,15 @@ from tests.commands import HERE, PLAIN, SUMMARY, infer, run
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.core.slide import PatchBlock
-from wsi_pipeline.jobs.keep import HeldBlock, KeepPlan
-from wsi_pipeline.jobs.plan import SlidePlan
 from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.pipeline import tile_slides
+from wsi_pipeline.stages.infer_and_keep import HeldBlock, KeepPlan
+from wsi_pipeline.stages.patch_plan import TileConfig
+from wsi_pipeline.stages.plan import SlidePlan
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.files import HOST
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.predictions import open_result
-from wsi_pipeline.tiling import TileConfig
 
 WITH_TABLE = View(choose_formats(["csv", "gallery", "summary"]))
 SIDE = 25
@@ -125,8 +125,8 @@ def test_a_run_killed_inside_a_slide_goes_on(function: str, number: int, made: P
     """The real command dies at the store's block, or at the second block of predictions when the store's is done."""
     code = f"""
 import os
-from wsi_pipeline import inference
-from wsi_pipeline.jobs import keep
+from wsi_pipeline.stages import infer as inference
+from wsi_pipeline.stages import infer_and_keep as keep
 from wsi_cli.main import wsi
 
 place = inference if {function!r} == "predict_block" else keep

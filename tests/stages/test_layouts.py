@@ -8,8 +8,8 @@ import pytest
 from tests.builders import make_patches, write_png
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.ingestion.layouts import LayoutOptions
 from wsi_pipeline.pipeline import IngestAccount, ingest_patches
+from wsi_pipeline.stages.ingest_layouts import LayoutOptions
 from wsi_pipeline.store.patches import PatchStore
 
 SPEC = PatchSpec(50, 50, 0.5)

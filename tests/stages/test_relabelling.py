@@ -11,7 +11,7 @@ from tests.commands import run
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.labels.geojson import labels_to_geojson, write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.relabelling import relabel_store
+from wsi_pipeline.stages.relabel import relabel_store
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
 

@@ -10,9 +10,9 @@ from tests.builders import paint, paint_noise, write_model, write_slide
 from tests.commands import HERE, PLAIN, run
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.jobs.room import Room
 from wsi_pipeline.pipeline import TileOptions, tile_slides
-from wsi_pipeline.tiling import TileConfig
+from wsi_pipeline.stages.disk_space import Room
+from wsi_pipeline.stages.patch_plan import TileConfig
 
 CONFIG = TileConfig(spec=PatchSpec(mpp=0.5))
 
@@ -31,7 +31,7 @@ class Disk:
 def have(monkeypatch: pytest.MonkeyPatch, *disks: Disk) -> None:
     """The next looks at the disk show these, and then always the last."""
     left = list(disks)
-    monkeypatch.setattr("wsi_pipeline.jobs.room.os.statvfs", lambda folder: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr("wsi_pipeline.stages.disk_space.os.statvfs", lambda folder: left.pop(0) if len(left) > 1 else left[0])
 
 
 def test_what_is_kept_free_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

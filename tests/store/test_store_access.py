@@ -17,9 +17,9 @@ from tests.commands import run
 from tests.strangers import edit_json, vouch
 from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.slide import PatchBlock
+from wsi_pipeline.stages.export_patches import export_png, export_stores, export_webdataset
 from wsi_pipeline.store.codecs import PixelCodec, decode_patches, encode_patches
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.export import export_png, export_stores, export_webdataset
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store, write_patch_block
 from wsi_pipeline.store.zarr_io import chunk_file, create_array, create_group, open_array, write_rows
@@ -178,7 +178,7 @@ def test_an_export_is_a_product(tmp_path: Path) -> None:
 
 def test_an_export_that_stops_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = make_labelled_store(tmp_path)
-    monkeypatch.setattr("wsi_pipeline.store.export.TAR_PATCHES", 2)
+    monkeypatch.setattr("wsi_pipeline.stages.export_patches.TAR_PATCHES", 2)
     written = Path.write_bytes
 
     def fill(path: Path, content: bytes) -> int:

@@ -16,7 +16,7 @@ from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.image_io import write_grey
 from wsi_pipeline.slides.tiff_writer import write_pyramid
-from wsi_pipeline.tiling import TileConfig
+from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.run import SplitChoice, TrainListener, train
 

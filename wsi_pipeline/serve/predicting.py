@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP, Grid, PatchSpec, all_cells, choose_block_size, count_blocks, lay_grid
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.inference import SCALE_TOLERANCE
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outputs.view_json import describe_grid
 from wsi_pipeline.serve.decoders import DecoderPool, DecodingError
@@ -20,7 +19,8 @@ from wsi_pipeline.serve.faults import Refusal
 from wsi_pipeline.serve.settings import Limits
 from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.tiling import TileConfig, settle_scale
+from wsi_pipeline.stages.infer import SCALE_TOLERANCE
+from wsi_pipeline.stages.patch_plan import TileConfig, settle_scale
 
 
 class SentImage:

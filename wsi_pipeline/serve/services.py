@@ -19,7 +19,7 @@ from wsi_pipeline.serve.result_reader import ResultReader
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.serve.slide_pixels import SlidePixels
 from wsi_pipeline.serve.tile_cache import TileCache
-from wsi_pipeline.tiling import TileConfig
+from wsi_pipeline.stages.patch_plan import TileConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,8 @@ from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import Grid, PatchSpec, block_slice, choose_block_size
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
-from wsi_pipeline.ingestion.layouts import LeftOut, PatchEntry, PatientPatches
-from wsi_pipeline.ingestion.stacks import open_images, stack_shape
 from wsi_pipeline.slides.image_reader import read_rgb, read_size
+from wsi_pipeline.stages.ingest_layouts import LeftOut, PatchEntry, PatientPatches, open_images, stack_shape
 
 MAX_CELLS_PER_SIDE = 20_000
 """Coordinates beyond this many patches are no place on a slide."""

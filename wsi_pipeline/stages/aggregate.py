@@ -7,12 +7,12 @@ from pathlib import Path
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, describe_failure
 from wsi_pipeline.core.recipe import describe_tool
-from wsi_pipeline.jobs.publish import publish, take_over
 from wsi_pipeline.outputs.heatmap import describe_summary
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import read_finished, write_failures_csv, write_slides_tables
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.stages.publish import publish, take_over
 from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired
 from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock

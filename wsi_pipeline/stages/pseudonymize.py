@@ -7,9 +7,9 @@ from pathlib import Path
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.pseudonyms import Pseudonyms, Veil
-from wsi_pipeline.ingestion.layouts import LeftOut, PatientPatches
 from wsi_pipeline.labels.user_mask import match_mask
 from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.stages.ingest_layouts import LeftOut, PatientPatches
 
 LABELS = "labels"
 MASKS = "masks"

@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.jobs.infer import InferJob
-from wsi_pipeline.jobs.keep import KeepJob
-from wsi_pipeline.jobs.model_choice import ModelChoice
-from wsi_pipeline.jobs.tile import TileJob
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.slides.discovery import FoundSlide, name_slides
+from wsi_pipeline.stages.infer import InferJob
+from wsi_pipeline.stages.infer_and_keep import KeepJob
+from wsi_pipeline.stages.model_choice import ModelChoice
+from wsi_pipeline.stages.patch_plan import TileConfig
+from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.store.patches import SUFFIX, find_stores
-from wsi_pipeline.tiling import TileConfig
 
 
 def list_stores(places: Sequence[Path]) -> list[FoundSlide]:

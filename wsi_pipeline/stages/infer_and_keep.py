@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline import inference
 from wsi_pipeline.core.errors import SlideError, StoreError
 from wsi_pipeline.core.geometry import Grid, block_slice, choose_block_size, choose_store_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.slide import PatchBlock, PatchSource, SlideInfo
-from wsi_pipeline.jobs.infer import InferJob
-from wsi_pipeline.jobs.plan import BlockReport, SlidePlan, open_patches, open_store, staged_table
-from wsi_pipeline.jobs.preview import SlidePreview, Standing
-from wsi_pipeline.jobs.tile import TileJob
+from wsi_pipeline.stages import infer
+from wsi_pipeline.stages.infer import InferJob
+from wsi_pipeline.stages.plan import BlockReport, SlidePlan, open_patches, open_store, staged_table
+from wsi_pipeline.stages.preview import SlidePreview, Standing
+from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.store.lock import remove_remains
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore, write_patch_block
@@ -159,7 +159,7 @@ class KeepJob:
     def _predict(self, plan: KeepPlan, source: "HeldBlock", number: int) -> BlockReport:
         table = staged_table(plan.results.staging.product / FOLDER)
         parts = replace(source, block_size=table.block_size)
-        return BlockReport(**inference.predict_block(parts, self.results.model.load(), plan.results.staging, table, number))
+        return BlockReport(**infer.predict_block(parts, self.results.model.load(), plan.results.staging, table, number))
 
     def finish(self, plan: KeepPlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store where it was not there already, then the results."""

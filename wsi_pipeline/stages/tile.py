@@ -1,5 +1,10 @@
-"""Jobs that end in a patch store: tile a slide, take in a patient's patches."""
+"""Jobs that end in a patch store: tile a slide, take in a patient's patches.
 
+Before that it is settled which label file each slide of a run has.
+"""
+
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -7,15 +12,23 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_pipeline import tiling
-from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.errors import LabelError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec, choose_store_block_size
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
 from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.core.slide import PatchSource, PatchTable
-from wsi_pipeline.ingestion import placing
-from wsi_pipeline.ingestion.layouts import PatchEntry, PatientPatches
-from wsi_pipeline.jobs.plan import (
+from wsi_pipeline.labels.annotation import describe_oddities
+from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
+from wsi_pipeline.labels.user_mask import match_mask
+from wsi_pipeline.outputs.previews import LABELS_SUFFIX as PREVIEW_SUFFIX
+from wsi_pipeline.outputs.previews import MASK_SUFFIX, write_label_preview, write_mask_preview
+from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.base import SlideReader, UserScale
+from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.slides.quality import FLAG_NAMES
+from wsi_pipeline.stages import ingest, patch_plan
+from wsi_pipeline.stages.ingest_layouts import PatchEntry, PatientPatches
+from wsi_pipeline.stages.plan import (
     BlockReport,
     SlidePlan,
     finished_plan,
@@ -25,20 +38,14 @@ from wsi_pipeline.jobs.plan import (
     refuse_unreadable,
     staged_table,
 )
-from wsi_pipeline.labels.annotation import describe_oddities
-from wsi_pipeline.labels.user_mask import match_mask
-from wsi_pipeline.outputs.previews import LABELS_SUFFIX as PREVIEW_SUFFIX
-from wsi_pipeline.outputs.previews import MASK_SUFFIX, write_label_preview, write_mask_preview
-from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.base import SlideReader, UserScale
-from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.slides.quality import FLAG_NAMES
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.commit import Staging, find_finished, look_for_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.patches import KIND, SUFFIX, PatchStore, finish_patch_store, prepare_patch_store
 from wsi_pipeline.store.zarr_io import AS_THEY_ARE, read_attributes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class TileJob:
 
     slide: FoundSlide
     out: Path
-    config: tiling.TileConfig
+    config: patch_plan.TileConfig
     force: bool = False
     codec: PixelCodec = AS_THEY_ARE
     masks: tuple[Path, ...] = ()
@@ -75,7 +82,7 @@ class TileJob:
             if manifest := find_finished(staging, KIND, self.force, [slide.path, slide.label_file]):
                 return finished_plan(staging, manifest)
             if not staging.is_prepared:
-                table, record = tiling.plan_patches(reader, self.config, slide.label_file, slide.patient_id, mask)
+                table, record = patch_plan.plan_patches(reader, self.config, slide.label_file, slide.patient_id, mask)
                 record |= {"slide_label": slide.slide_label}
                 prepare_patch_store(staging, in_large_blocks(table), record, self.codec)
         return open_plan(staging, staged_table(staging.product), slide.path)
@@ -90,7 +97,7 @@ class TileJob:
         return closing(open_slide(self.slide.path, self.slide.slide_id, self._scale, self.config.reader))
 
     def _stage(self, reader: SlideReader) -> Staging:
-        recipe = tiling.tile_recipe(reader.info, self.config, self.slide.label_file, self.slide.patient_id, self._mask)
+        recipe = patch_plan.tile_recipe(reader.info, self.config, self.slide.label_file, self.slide.patient_id, self._mask)
         return Staging(self.target, recipe | {"codec": self.codec.to_json()})
 
     @property
@@ -178,7 +185,7 @@ class IngestJob:
     """Under these the files of its patches are recorded."""
 
     @property
-    def naming(self) -> placing.Naming:
+    def naming(self) -> ingest.Naming:
         """What files are called in everything that is written."""
         return str if self.pseudonyms is None else self.pseudonyms.name
 
@@ -203,18 +210,18 @@ class IngestJob:
 
     def prepare(self) -> SlidePlan:
         """Look into the files, lay out the store."""
-        recipe = placing.ingest_recipe(self.patient, self.spec)
+        recipe = ingest.ingest_recipe(self.patient, self.spec)
         staging = Staging(self.target, recipe)
         if manifest := find_finished(staging, KIND, self.force, [self.patient.folder]):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
-            files, left_out = placing.sort_files(self.patient, self.spec, self.naming)
+            files, left_out = ingest.sort_files(self.patient, self.spec, self.naming)
             if not files:
                 reason = f"{left_out[0].file}: {left_out[0].reason}" if left_out else "it has none"
                 raise SlideError(f"{self.patient.patient_id}: none of its {len(left_out)} files is a whole patch ({reason})")
-            table = placing.plan_ingestion(self.patient, files, recipe["slide"], self.spec)
+            table = ingest.plan_ingestion(self.patient, files, recipe["slide"], self.spec)
             table = replace(table, slide=replace(table.slide, slide_id=self.store_name, path=self.source))
-            prepare_patch_store(staging, in_large_blocks(table), placing.describe_ingestion(files, left_out, self.naming))
+            prepare_patch_store(staging, in_large_blocks(table), ingest.describe_ingestion(files, left_out, self.naming))
         return open_plan(staging, staged_table(staging.product))
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
@@ -222,7 +229,7 @@ class IngestJob:
         table = staged_table(plan.staging.product)
         real = {self.naming(entry.file): entry.file for entry in self.patient.entries}
         entries = [PatchEntry(real[name], *rest) for name, *rest in read_attributes(plan.staging.product)["files"]]
-        return _store_block(placing.PatchFiles(table, self.patient.folder, entries), table, plan, block)
+        return _store_block(ingest.PatchFiles(table, self.patient.folder, entries), table, plan, block)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store."""
@@ -230,7 +237,7 @@ class IngestJob:
 
 
 def _store_block(source: PatchSource, table: PatchTable, plan: SlidePlan, block: int) -> BlockReport:
-    report = tiling.store_block(source, table, plan.staging, block)
+    report = patch_plan.store_block(source, table, plan.staging, block)
     return BlockReport(**report)
 
 
@@ -251,3 +258,21 @@ def _finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
         patches=counts["patches"],
         is_resumed_whole=plan.is_finished,
     )
+
+
+def add_labels(slides: Sequence[FoundSlide], labels: Sequence[Path] | None, pseudonyms: Pseudonyms | None = None) -> list[FoundSlide]:
+    """The slides with their label files, by the names of the files; None: those that lie beside the slides.
+
+    Raises LabelError where one file could belong to several slides.
+    """
+    files = list_label_files(labels) if labels else []
+    found = [find_beside(slide.path) if labels is None else match_labels(slide.path.stem, files) for slide in slides]
+    for path, count in Counter(found).items():
+        if path is not None and count > 1:
+            names = ", ".join(str(slide.path) for slide, file in zip(slides, found, strict=True) if file == path)
+            raise LabelError(f"{path}: could be the labels of {count} slides ({names}); say which in a sample sheet, with --sheet")
+    without = [slide.slide_id for slide, file in zip(slides, found, strict=True) if file is None]
+    if without and (labels is None or labels):
+        shown = [name if pseudonyms is None else pseudonyms.name(name) for name in without[:5]]
+        logger.warning("no label file for %d of %d slides: %s", len(without), len(slides), ", ".join(shown))
+    return [replace(slide, label_file=file) for slide, file in zip(slides, found, strict=True)]

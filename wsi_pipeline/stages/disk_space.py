@@ -9,7 +9,7 @@ from typing import Any
 
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.outcome import SlideOutcome
-from wsi_pipeline.jobs.plan import BlockReport, SlideJob, WorkPlan
+from wsi_pipeline.stages.plan import BlockReport, SlideJob, WorkPlan
 from wsi_pipeline.store.manifest import is_product
 
 DEFAULT_MIN_FREE = 1_000_000_000
