@@ -15,7 +15,7 @@ from cli.progress import describe_duration, describe_pace
 from tests.builders import SMALL, make_checkpoint, paint, write_model, write_slide
 from tests.commands import PLAIN, SUMMARY, infer, run
 from wsi_pipeline.dry_run import preview_run
-from wsi_pipeline.evaluation.pixels import PixelFinder
+from wsi_pipeline.evaluation.page import PixelFinder
 from wsi_pipeline.operation.checks import Verdict, check_cpu, check_gpu, check_inodes, check_load, check_open_files, check_space, judge
 from wsi_pipeline.operation.doctor import Speed
 from wsi_pipeline.operation.events import EVENTS_JSONL, EventLog, hide_path, log_events, read_events, to_plain
