@@ -16,7 +16,7 @@ from wsi_cli.main import COMMANDS, wsi
 ROOT = Path(__file__).parent
 SOURCE_LINK = re.compile(r"\((?:\.\./)?(?:examples/)?([a-z_]+)\.py\)")
 PYTHON_PAGES = {
-    "Pipeline": ("store_runs", "inference_runs", "crews", "core.outcome", "batch"),
+    "Pipeline": ("runs.tile", "runs.infer", "runs.workers", "core.outcome", "runs.batch"),
     "Results": ("outputs.results", "outputs.heatmap", "evaluation.run"),
     "Slides and stores": ("core.geometry", "core.slide", "slides", "stages.patch_plan", "slides.tissue", "store.patches",
                  "store.predictions"),

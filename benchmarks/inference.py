@@ -27,7 +27,6 @@ import torch
 from slide_maker import make_slide
 from tiling import describe_machine
 
-from wsi_pipeline.batch import SilentProgress
 from wsi_pipeline.core.geometry import PatchSpec, count_blocks
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.architectures import build_network
@@ -37,7 +36,8 @@ from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outputs.style import View, choose_formats
-from wsi_pipeline.pipeline import InferConfig, choose_workers, infer_slides
+from wsi_pipeline.runs import InferConfig, choose_workers, infer_slides
+from wsi_pipeline.runs.batch import SilentProgress
 from wsi_pipeline.scheduling import Workers, run_jobs
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches

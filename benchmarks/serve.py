@@ -34,10 +34,9 @@ import numpy as np
 import openslide
 from openslide.deepzoom import DeepZoomGenerator
 
-from wsi_pipeline.demo.phantom import draw_phantom
+from wsi_pipeline.runs.synthetic_slides import draw_phantom, write_pyramid
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.slides.image_io import JPEG_QUALITY
-from wsi_pipeline.slides.tiff_writer import write_pyramid
 
 CLIENTS = 8
 TILE_PX = 256

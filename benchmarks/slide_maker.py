@@ -13,7 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 from skimage.filters import gaussian
 
-from wsi_pipeline.demo.phantom import draw_phantom
+from wsi_pipeline.runs.synthetic_slides import draw_phantom
 
 TILE = 256
 PERIOD = 2048

@@ -18,7 +18,7 @@ import torch
 
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
-from wsi_pipeline.pipeline import ingest_patches
+from wsi_pipeline.runs import ingest_patches
 from wsi_pipeline.training.augment import Augmentation
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled

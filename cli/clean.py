@@ -17,7 +17,7 @@ def clean(paths: tuple[Path, ...], older_than: float, dry_run: bool) -> None:
     The same line as before would take that work up where it stopped; once it is removed, it begins anew. Finished products, and work
     that a living process is at, are not touched.
     """
-    from wsi_pipeline.operation.leftovers import clean as remove_leftovers
+    from wsi_pipeline.runs.clean import clean as remove_leftovers
 
     found = remove_leftovers(paths, older_than, dry_run)
     for leftover in found:

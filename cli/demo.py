@@ -23,7 +23,7 @@ def demo(out: Path) -> None:
     Draws small H&E-like slides whose tumour is known, tiles them, trains, infers on slides of other patients, compares with the truth
     and names the page to open.
     """
-    from wsi_pipeline.demo.run import DemoSize, run_demo
+    from wsi_pipeline.runs.demo import DemoSize, run_demo
     from wsi_pipeline.training.run import TrainListener
 
     from .evaluate import draw_evaluation

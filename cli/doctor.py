@@ -20,7 +20,7 @@ def doctor(model: Path | None, trust_model: str | None, positive_class: str | No
     A line per check: ok, warn (works, but slower or not for long) or bad (work will fail), with the remedy. Exit code 5 where one is bad.
     """
     from wsi_pipeline.models.loading import ForeignTerms
-    from wsi_pipeline.operation.doctor import examine, exit_code
+    from wsi_pipeline.runs.doctor import examine, exit_code
 
     checks = []
     for check in examine(model, out, ForeignTerms(trust_model, positive_class), seconds / 2):

@@ -8,8 +8,8 @@ import click
 from .main import printable
 
 if TYPE_CHECKING:
-    from wsi_pipeline.dry_run import RunPreview
-    from wsi_pipeline.inference_runs import InferConfig
+    from wsi_pipeline.runs.dry_run import RunPreview
+    from wsi_pipeline.runs.infer import InferConfig
     from wsi_pipeline.stages.preview import SlidePreview
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -44,7 +44,7 @@ def describe_preview(slide: "SlidePreview") -> str:
 
 def print_preview(preview: "RunPreview", results: Path, config: "InferConfig") -> None:
     """Every slide, what it comes to, and whether there is room for it."""
-    from wsi_pipeline.dry_run import free_bytes
+    from wsi_pipeline.runs.dry_run import free_bytes
     from wsi_pipeline.stages.preview import Standing
 
     for slide in preview.slides:

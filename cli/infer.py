@@ -31,8 +31,8 @@ from .options import (
 from .output_options import min_free_option, mode_option
 
 if TYPE_CHECKING:
-    from wsi_pipeline.inference_runs import InferConfig
     from wsi_pipeline.models.model import Model
+    from wsi_pipeline.runs.infer import InferConfig
     from wsi_pipeline.slides.discovery import FoundSlide
 
 
@@ -76,9 +76,9 @@ def infer(
     Slides are cut at the model's own µm per pixel. A slide that fails does not stop the others; failures.csv says why. Run again, it
     goes on where it stopped, and does nothing for slides that are done; with other --outputs it makes those from the predictions it has.
     """
-    from wsi_pipeline.dry_run import preview_run
-    from wsi_pipeline.inference_runs import infer_found, infer_stores
     from wsi_pipeline.models.loading import load_model
+    from wsi_pipeline.runs.dry_run import preview_run
+    from wsi_pipeline.runs.infer import infer_found, infer_stores
     from wsi_pipeline.stages.infer_plan import list_stores
     from wsi_pipeline.stages.model_choice import settle_engine
 
@@ -126,8 +126,8 @@ def list_slides(slides: tuple[Path, ...], sheet: Path | None) -> list["FoundSlid
 
 def read_config(options: dict[str, Any], device: str, results_dir: Path) -> "InferConfig":
     """How slides are inferred, by the options."""
-    from wsi_pipeline.inference_runs import InferConfig
     from wsi_pipeline.models.loading import ForeignTerms
+    from wsi_pipeline.runs.infer import InferConfig
     from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.slides.tissue import TissueParameters
     from wsi_pipeline.stages.disk_space import Room

@@ -57,10 +57,10 @@ def ingest(
     Files that are no whole patch are left out, counted, and named in left_out.csv.
     """  # noqa: D301 - click takes the character itself for "keep the lines"
     from wsi_pipeline.core.geometry import PatchSpec
+    from wsi_pipeline.runs.tile import LEFT_OUT_CSV, ingest_patches
     from wsi_pipeline.scheduling import Workers
     from wsi_pipeline.stages.disk_space import Room
     from wsi_pipeline.stages.ingest_layouts import LayoutOptions
-    from wsi_pipeline.store_runs import LEFT_OUT_CSV, ingest_patches
 
     from .main import printable
     from .progress import close_run, log_to, show_progress

@@ -103,7 +103,7 @@ def crew_options(command: Command) -> Command:
 
 def read_crew(options: dict[str, Any], device: str = "cpu", is_tiling: bool = False) -> "Workers":
     """Take the crew's options out of `options`; who does the work by them."""
-    from wsi_pipeline.crews import choose_tilers, choose_workers
+    from wsi_pipeline.runs.workers import choose_tilers, choose_workers
     from wsi_pipeline.scheduling import Tls
 
     names = ("workers", "gpus", "scheduler", "tls_ca_file", "tls_cert", "tls_key", "cluster", "slurm_config", "dashboard")

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState
-from wsi_pipeline.operation.pace import Pace
+from wsi_pipeline.runs.pace import Pace
 from wsi_pipeline.store.files import make_folder, open_to_append
 
 from .main import printable

@@ -9,7 +9,7 @@ import click
 from .main import printable
 
 if TYPE_CHECKING:
-    from wsi_pipeline.operation.status import LastRun, UnderWay
+    from wsi_pipeline.runs.status import LastRun, UnderWay
 
 
 @click.command()
@@ -21,7 +21,7 @@ def status(results: Path, is_json: bool) -> None:
     What is finished is told by its manifest, and files that are missing or cut short are noticed; `wsi verify` and `wsi train`
     compare checksums. Nothing is written, and runs under way are not disturbed. Folders of patch stores are understood, too.
     """
-    from wsi_pipeline.operation.status import read_status
+    from wsi_pipeline.runs.status import read_status
 
     found = read_status(results)
     if is_json:

@@ -25,8 +25,8 @@ from .options import (
 from .output_options import min_free_option, mode_option
 
 if TYPE_CHECKING:
+    from wsi_pipeline.runs.tile import TileOptions
     from wsi_pipeline.stages.patch_plan import TileConfig
-    from wsi_pipeline.store_runs import TileOptions
 
 MPP_OF_40X = 0.25
 UM_PER_PX_AT_1X = 10.0
@@ -91,8 +91,8 @@ def tile(
     2 % of the wanted scale is read as it is and its true scale recorded. Run again, it goes on where it stopped. Beside each store,
     <slide>.mask.png shows which patches were taken.
     """
+    from wsi_pipeline.runs.tile import tile_found, tile_slides
     from wsi_pipeline.slides.sheet import read_sheet
-    from wsi_pipeline.store_runs import tile_found, tile_slides
 
     from .progress import close_run, log_to, show_progress
 
@@ -159,10 +159,10 @@ def read_mpp(settings: dict[str, Any]) -> float:
 
 def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
     """Which slides are tiled and how stores are written, by the options."""
+    from wsi_pipeline.runs.tile import TileOptions
     from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.stages.disk_space import Room
     from wsi_pipeline.store.codecs import PixelCodec
-    from wsi_pipeline.store_runs import TileOptions
 
     codec, quality = settings["codec"], settings["quality"]
     if quality is not None and codec != "jpeg":

@@ -18,7 +18,7 @@ def unlock(paths: tuple[Path, ...], force: bool) -> None:
     A run that dies lets go of its locks by itself; this is for shared drives that have not noticed. A lock of a process that lives on
     this machine is never removed. Exit code 5 where locks are left.
     """
-    from wsi_pipeline.operation.leftovers import unlock as remove_locks
+    from wsi_pipeline.runs.clean import unlock as remove_locks
 
     locks = remove_locks(paths, force)
     for lock in locks:

@@ -12,7 +12,7 @@ from .options import EXISTING
 from .progress import open_console
 
 if TYPE_CHECKING:
-    from wsi_pipeline.operation.verification import Verified
+    from wsi_pipeline.runs.verify import Verified
 
 DAMAGED = 3
 
@@ -27,8 +27,8 @@ def verify(paths: tuple[Path, ...], is_json: bool) -> None:
     are missing, cut short or changed are named, and those that are no part of a product are mentioned. Nothing is written, and runs
     under way are not disturbed. Exit code 0 where all is whole, 3 where something is damaged.
     """
-    from wsi_pipeline.operation.verification import find_products
-    from wsi_pipeline.operation.verification import verify as verify_product
+    from wsi_pipeline.runs.verify import find_products
+    from wsi_pipeline.runs.verify import verify as verify_product
 
     found = find_products(paths)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

@@ -17,7 +17,7 @@ from torch.nn.functional import log_softmax
 
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures.idc_cnn import IdcCnn
-from wsi_pipeline.pipeline import ingest_patches
+from wsi_pipeline.runs import ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.evaluation import evaluate_results
-from wsi_pipeline.pipeline import InferConfig, infer_slides, ingest_patches
+from wsi_pipeline.runs import InferConfig, infer_slides, ingest_patches
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.metrics import describe_scores
 from wsi_pipeline.training.run import SplitChoice, TrainListener, train

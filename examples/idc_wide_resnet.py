@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.pipeline import InferConfig, infer_stores, ingest_patches
+from wsi_pipeline.runs import InferConfig, infer_stores, ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import load_labelled, read_pixels

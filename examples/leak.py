@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import NetworkOptions
-from wsi_pipeline.pipeline import ingest_patches
+from wsi_pipeline.runs import ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.comparison import compare
 from wsi_pipeline.training.config import TrainConfig

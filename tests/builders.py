@@ -16,7 +16,7 @@ from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.inputs import Normalisation
-from wsi_pipeline.slides.tiff_writer import write_pyramid
+from wsi_pipeline.runs.synthetic_slides import write_pyramid
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import MANIFEST, seal
 from wsi_pipeline.store.patches import finish_patch_store, prepare_patch_store, write_patch_block

@@ -12,7 +12,7 @@ from wsi_cli.main import wsi
 
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.outputs.style import View
-from wsi_pipeline.pipeline import InferConfig, infer_slides, infer_stores
+from wsi_pipeline.runs import InferConfig, infer_slides, infer_stores
 from wsi_pipeline.scheduling import Workers
 
 HERE = Workers(count=0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import make_checkpoint, paint, write_model, write_slide
-from wsi_pipeline.operation.status import read_status
+from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import find_damage
 

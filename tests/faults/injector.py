@@ -18,7 +18,7 @@ import pytest
 from tests import ROOT
 
 HERE = Path(__file__).parent
-HEAVY = ("wsi_cli.main", "wsi_pipeline.pipeline", "wsi_pipeline.stages.aggregate", "wsi_pipeline.training.run")
+HEAVY = ("wsi_cli.main", "wsi_pipeline.runs.tile", "wsi_pipeline.runs.infer", "wsi_pipeline.stages.aggregate", "wsi_pipeline.training.run")
 """What loads most of what the commands need."""
 FORK_SAFE_THREAD = "jemalloc_bg_thd"
 """Arrow's allocator begins it when it is loaded, and a forked child begins its own."""

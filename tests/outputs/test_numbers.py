@@ -31,7 +31,7 @@ from wsi_pipeline.core.json_io import format_json, parse_json
 from wsi_pipeline.models.self_test import SelfTest, compute_plainly
 from wsi_pipeline.outputs.run_tables import read_finished, write_slides_tables
 from wsi_pipeline.outputs.style import View, choose_formats
-from wsi_pipeline.pipeline import InferConfig, infer_slides
+from wsi_pipeline.runs import InferConfig, infer_slides
 from wsi_pipeline.store.predictions import open_result
 
 PURPLE, PINK = (90, 40, 110), (225, 120, 190)

@@ -23,10 +23,10 @@ from tests import ROOT
 from tests.builders import make_checkpoint, write_model, write_slide
 from tests.commands import run
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.demo.phantom import draw_phantom
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.style import View
-from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
+from wsi_pipeline.runs import InferConfig, infer_slides, tile_slides
+from wsi_pipeline.runs.synthetic_slides import draw_phantom
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.image_io import write_grey
 from wsi_pipeline.stages.patch_plan import TileConfig

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.commands import run
-from wsi_pipeline.demo.phantom import LABEL_BENIGN, LABEL_NONE, LABEL_TUMOUR, draw_phantom
+from wsi_pipeline.runs.synthetic_slides import LABEL_BENIGN, LABEL_NONE, LABEL_TUMOUR, draw_phantom
 
 
 def test_a_phantom_is_the_same_for_the_same_seed() -> None:

@@ -14,15 +14,24 @@ from cli.dry_run import describe_bytes
 from cli.progress import describe_duration, describe_pace
 from tests.builders import SMALL, make_checkpoint, paint, write_model, write_slide
 from tests.commands import PLAIN, SUMMARY, infer, run
-from wsi_pipeline.dry_run import preview_run
 from wsi_pipeline.evaluation.page import PixelFinder
-from wsi_pipeline.operation.checks import Verdict, check_cpu, check_gpu, check_inodes, check_load, check_open_files, check_space, judge
-from wsi_pipeline.operation.doctor import Speed
-from wsi_pipeline.operation.events import EVENTS_JSONL, EventLog, hide_path, log_events, read_events, to_plain
-from wsi_pipeline.operation.pace import Pace
-from wsi_pipeline.operation.status import read_status
 from wsi_pipeline.outputs.style import View
-from wsi_pipeline.pipeline import InferConfig
+from wsi_pipeline.runs import InferConfig
+from wsi_pipeline.runs.checks import (
+    Verdict,
+    check_cpu,
+    check_gpu,
+    check_inodes,
+    check_load,
+    check_open_files,
+    check_space,
+    judge,
+)
+from wsi_pipeline.runs.doctor import Speed
+from wsi_pipeline.runs.dry_run import preview_run
+from wsi_pipeline.runs.events import EVENTS_JSONL, EventLog, hide_path, log_events, read_events, to_plain
+from wsi_pipeline.runs.pace import Pace
+from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.slides.discovery import find_slides
 from wsi_pipeline.stages.preview import Standing
 from wsi_pipeline.store.lock import hold_lock

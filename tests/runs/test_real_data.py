@@ -13,7 +13,7 @@ from PIL import Image
 from tests.commands import HERE, run
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.pipeline import IngestAccount, ingest_patches, tile_slides
+from wsi_pipeline.runs import IngestAccount, ingest_patches, tile_slides
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 from wsi_pipeline.slides.tiff_reader import TiffReader

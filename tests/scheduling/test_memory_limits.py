@@ -74,7 +74,7 @@ def test_the_machines_memory_is_shared_out_but_a_gpus_worker_may_take_all_of_it(
 LIMITED_RUN = """
 import sys
 from pathlib import Path
-from wsi_pipeline.batch import SilentProgress, run_batch
+from wsi_pipeline.runs.batch import SilentProgress, run_batch
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.scheduling import Workers

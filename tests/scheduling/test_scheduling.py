@@ -12,7 +12,7 @@ import pytest
 
 from tests.counting_jobs import CountJob, Notes
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, SlideError
-from wsi_pipeline.pipeline import choose_tilers, choose_workers
+from wsi_pipeline.runs import choose_tilers, choose_workers
 from wsi_pipeline.scheduling import Crew, Deadlines, Workers, open_crew, run_jobs
 from wsi_pipeline.scheduling.dask_executor import DaskExecutor
 from wsi_pipeline.scheduling.run import PlainLoop
@@ -194,7 +194,7 @@ def test_dask_begins_no_new_notes_where_it_had_nothing_to_do_for_a_moment(tmp_pa
 
 @pytest.mark.parametrize(("cores", "processes", "threads"), [(1, 1, 2), (2, 2, 2), (16, 16, 2), (64, 16, 4)])
 def test_tiling_takes_a_process_per_core(cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsi_pipeline.crews.available_cores", lambda: cores)
+    monkeypatch.setattr("wsi_pipeline.runs.workers.available_cores", lambda: cores)
     crew = choose_tilers()
     assert (crew.processes, crew.threads) == (processes, threads)
     assert choose_tilers(3).processes == 3
@@ -202,7 +202,7 @@ def test_tiling_takes_a_process_per_core(cores: int, processes: int, threads: in
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsi_pipeline.crews.available_cores", lambda: 12)
+    monkeypatch.setattr("wsi_pipeline.runs.workers.available_cores", lambda: 12)
     assert [choose_workers(count).threads for count in (None, 0, 1, 4, 12)] == [12, 12, 12, 3, 2]
 
 
@@ -254,7 +254,7 @@ def test_a_product_that_is_not_here_is_not_called_done(tmp_path: Path) -> None:
     from tests.builders import paint
     from tests.builders import write_slide as write
     from wsi_pipeline.core.geometry import PatchSpec
-    from wsi_pipeline.pipeline import tile_slides
+    from wsi_pipeline.runs import tile_slides
     from wsi_pipeline.stages.patch_plan import TileConfig
     from wsi_pipeline.stages.tile import TileJob
 

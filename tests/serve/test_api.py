@@ -24,7 +24,7 @@ from tests.commands import HERE, infer, run
 from tests.served import ALLOWED, TOKEN, connect, read_level0, replace_probabilities, run_server, serve_all, wait_until
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.loading import ForeignTerms
-from wsi_pipeline.pipeline import InferConfig, TileOptions, tile_slides
+from wsi_pipeline.runs import InferConfig, TileOptions, tile_slides
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve import job_queue
 from wsi_pipeline.serve.faults import Refusal

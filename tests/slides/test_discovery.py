@@ -10,10 +10,11 @@ from tests.builders import make_store, make_table, paint, write_slide
 from tests.commands import run
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.evaluation.run import COMPARISON_CSV, EVALUATION_CSV, EVALUATION_HTML, EVALUATION_JSON
-from wsi_pipeline.operation.events import EVENTS_JSONL
 from wsi_pipeline.outputs import previews
 from wsi_pipeline.outputs.index_page import INDEX_HTML, RUN_FILES
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON, SLIDES_CSV, SLIDES_PARQUET
+from wsi_pipeline.runs.events import EVENTS_JSONL
+from wsi_pipeline.runs.tile import LEFT_OUT_CSV
 from wsi_pipeline.slides import discovery
 from wsi_pipeline.slides.discovery import find_slides, is_product, is_written, name_slides, safe_name
 from wsi_pipeline.slides.selection import Shard, read_mpp_csv, select_slides
@@ -21,7 +22,6 @@ from wsi_pipeline.slides.sheet import read_sheet
 from wsi_pipeline.stages.aggregate import AGGREGATE_JSON
 from wsi_pipeline.store.lock import HIDDEN
 from wsi_pipeline.store.manifest import MANIFEST
-from wsi_pipeline.store_runs import LEFT_OUT_CSV
 
 NAMES = st.text(alphabet=st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
 

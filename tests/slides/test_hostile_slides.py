@@ -31,12 +31,12 @@ from tests.hostile_slides import (
     write_cases,
     write_tiled,
 )
-from wsi_pipeline.batch import SilentProgress, run_batch
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, describe_failure, state_of
 from wsi_pipeline.outputs.style import View, choose_formats
-from wsi_pipeline.pipeline import tile_slides
+from wsi_pipeline.runs import tile_slides
+from wsi_pipeline.runs.batch import SilentProgress, run_batch
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides

@@ -16,7 +16,7 @@ from tests.builders import folder_bytes, paint_noise, write_png, write_slide
 from tests.commands import HERE
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_cells
-from wsi_pipeline.pipeline import tile_slides
+from wsi_pipeline.runs import tile_slides
 from wsi_pipeline.slides import describe_reader, open_slide, tiff_reader
 from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, merge_boxes

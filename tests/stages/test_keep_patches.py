@@ -16,7 +16,7 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.core.slide import PatchBlock
 from wsi_pipeline.outputs.style import View, choose_formats
-from wsi_pipeline.pipeline import tile_slides
+from wsi_pipeline.runs import tile_slides
 from wsi_pipeline.stages.infer_and_keep import HeldBlock, KeepPlan
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.stages.plan import SlidePlan

@@ -8,7 +8,7 @@ import pytest
 from tests.builders import make_patches, write_png
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.pipeline import IngestAccount, ingest_patches
+from wsi_pipeline.runs import IngestAccount, ingest_patches
 from wsi_pipeline.stages.ingest_layouts import LayoutOptions
 from wsi_pipeline.store.patches import PatchStore
 

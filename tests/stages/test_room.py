@@ -10,7 +10,7 @@ from tests.builders import paint, paint_noise, write_model, write_slide
 from tests.commands import HERE, PLAIN, run
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.pipeline import TileOptions, tile_slides
+from wsi_pipeline.runs import TileOptions, tile_slides
 from wsi_pipeline.stages.disk_space import Room
 from wsi_pipeline.stages.patch_plan import TileConfig
 

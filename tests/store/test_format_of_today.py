@@ -19,8 +19,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from tests.builders import folder_bytes
 from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.operation.verification import find_products, verify
 from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.runs.verify import find_products, verify
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import open_result

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState
-from wsi_pipeline.operation.pace import Pace
-from wsi_pipeline.pipeline import InferConfig, infer_found
+from wsi_pipeline.runs import InferConfig, infer_found
+from wsi_pipeline.runs.pace import Pace
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.serve.faults import Refusal
 from wsi_pipeline.slides.discovery import FoundSlide

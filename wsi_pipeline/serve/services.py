@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import open_predictor
-from wsi_pipeline.pipeline import InferConfig, choose_workers
+from wsi_pipeline.runs import InferConfig, choose_workers
 from wsi_pipeline.serve.access import Door
 from wsi_pipeline.serve.catalogue import Catalogue
 from wsi_pipeline.serve.decoders import DecoderPool

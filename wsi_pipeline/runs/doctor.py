@@ -17,7 +17,7 @@ from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import draw_checkpoint, open_predictor
-from wsi_pipeline.operation.checks import (
+from wsi_pipeline.runs.checks import (
     Check,
     Verdict,
     check_cpu,

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 
-from wsi_pipeline.batch import make_absolute
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.models.loading import load_model
-from wsi_pipeline.pipeline import InferConfig
+from wsi_pipeline.runs.batch import make_absolute
+from wsi_pipeline.runs.infer import InferConfig
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.infer_and_keep import KeepJob

@@ -4,18 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.batch import Progress
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, find_failures
-from wsi_pipeline.demo.phantom import PHANTOM_MPP, draw_phantom
 from wsi_pipeline.evaluation import Evaluation, evaluate_results
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.index_page import INDEX_HTML
-from wsi_pipeline.pipeline import InferConfig, infer_slides, tile_slides
+from wsi_pipeline.runs.batch import Progress
+from wsi_pipeline.runs.infer import InferConfig, infer_slides
+from wsi_pipeline.runs.synthetic_slides import PHANTOM_MPP, draw_phantom, write_pyramid
+from wsi_pipeline.runs.tile import tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.image_io import write_grey
-from wsi_pipeline.slides.tiff_writer import write_pyramid
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.run import SplitChoice, TrainListener, train

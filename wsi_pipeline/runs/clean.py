@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_pipeline.core.errors import EnvironmentFault, StoreError
-from wsi_pipeline.operation.status import is_owner_alive
+from wsi_pipeline.runs.status import is_owner_alive
 from wsi_pipeline.store.commit import STAGED, list_staged, put_back
 from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import HIDDEN, LockHeld, hold_lock, is_lock_held, read_owner, remove_empty, remove_lock

@@ -16,9 +16,9 @@ from wsi_pipeline.core.errors import EnvironmentFault, StoreError
 from wsi_pipeline.core.geometry import count_blocks
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_bounded, read_json
 from wsi_pipeline.core.outcome import SlideState, state_of
-from wsi_pipeline.operation.events import read_events
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.runs.events import read_events
 from wsi_pipeline.store.commit import STAGED
 from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import HIDDEN, read_owner

@@ -1,22 +1,27 @@
-"""Runs over many slides that end in their results, and in the tables that people read."""
+"""Runs over many slides that end in their results, and in the tables that people read.
+
+Beside the slides' results a run leaves its tables, its record, and the page of all slides.
+"""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.batch import Progress, SilentProgress, make_absolute, run_batch
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.pseudonyms import Pseudonyms
-from wsi_pipeline.crews import choose_workers
+from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.operation.events import log_events
+from wsi_pipeline.outputs.index_page import write_index
+from wsi_pipeline.outputs.run_tables import read_finished, write_failures_csv, write_run_json, write_slides_tables
 from wsi_pipeline.outputs.style import View
-from wsi_pipeline.run_record import describe_run, write_tables
+from wsi_pipeline.runs.batch import Batch, Progress, SilentProgress, make_absolute, run_batch
+from wsi_pipeline.runs.events import log_events
+from wsi_pipeline.runs.workers import choose_workers
 from wsi_pipeline.scheduling import Crew, Workers, open_crew
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides
 from wsi_pipeline.slides.selection import Shard
@@ -155,3 +160,33 @@ def _list_parameters(choice: ModelChoice, tiling: TileConfig, config: InferConfi
         "keeps_patches": config.keep_patches is not None,
         "workers": workers.to_json(),
     }
+
+
+def describe_run(batch: Batch, model: Model, parameters: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What was asked for, by which versions, and how long each stage took."""
+    return {
+        "model": model.to_json(),
+        "seed": dict(model.training).get("parameters", {}).get("seed"),
+        "parameters": parameters,
+        "patches_predicted": batch.patches_predicted,
+        "seconds": seconds,
+        "tool": describe_tool(),
+    }
+
+
+def write_tables(results: Path, account: RunAccount, record: Mapping[str, Any], suffix: str) -> RunAccount:
+    """failures.csv and run.json of this run, the tables and the page of all finished slides.
+
+    Returns the account, in which a slide has failed whose results cannot be read back.
+    """
+    finished = read_finished(results)
+    account = account.with_failures(finished.damaged)
+    own = {outcome.slide_id for outcome in account.outcomes}
+    for failure in finished.damaged:
+        logger.warning("%s", failure.message)
+    write_failures_csv(results, [*account.outcomes, *(failure for failure in finished.damaged if failure.slide_id not in own)], suffix)
+    outcomes = [asdict(outcome) for outcome in account.outcomes]
+    write_run_json(results, {"account": account.closing_line, "outcomes": outcomes, **record}, suffix)
+    write_slides_tables(results, finished.summaries)
+    write_index(results, finished)
+    return account

@@ -1,1 +1,0 @@
-"""The whole chain without any input: drawn slides whose tumour is known."""
