@@ -27,7 +27,7 @@ from wsi_pipeline.models.loading import ForeignTerms
 from wsi_pipeline.runs import InferConfig, TileOptions, tile_slides
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve import job_queue
-from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.job_queue import InferenceJob, JobQueue, JobState
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import Limits, ServeSettings

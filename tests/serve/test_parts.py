@@ -21,14 +21,13 @@ from tests.served import read_level0, replace_probabilities
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.serve import catalogue as catalogue_module
-from wsi_pipeline.serve.access import Door
+from wsi_pipeline.serve.auth import Door
 from wsi_pipeline.serve.catalogue import Catalogue, mark_file, name_runs
-from wsi_pipeline.serve.decoders import Busy, DecoderPool, DecodingError, TooSlow
-from wsi_pipeline.serve.frames import BrokenFrame, Message, pack_message, read_message
-from wsi_pipeline.serve.pictures import draw_tissue, shrink
+from wsi_pipeline.serve.decoders import BrokenFrame, Busy, DecoderPool, DecodingError, Message, TooSlow, pack_message, read_message
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
-from wsi_pipeline.serve.tile_cache import ENTRY_OVERHEAD_BYTES, TileCache
+from wsi_pipeline.serve.slide_pixels import ENTRY_OVERHEAD_BYTES, TileCache
+from wsi_pipeline.serve.slide_routes import draw_tissue, shrink
 from wsi_pipeline.slides.image_io import decode_sent, encode_jpeg, encode_png, read_sent_size
 
 SIZES = st.tuples(st.integers(1, 200_000), st.integers(1, 200_000))

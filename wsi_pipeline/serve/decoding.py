@@ -17,7 +17,7 @@ import numpy as np
 
 from wsi_pipeline.core.errors import SlideError, WsiError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
-from wsi_pipeline.serve.frames import BrokenFrame, Message, pack_message, read_message
+from wsi_pipeline.serve.decoders import BrokenFrame, Message, pack_message, read_message
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, choose_level

@@ -14,7 +14,7 @@ from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.runs import InferConfig, infer_found
 from wsi_pipeline.runs.pace import Pace
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.slides.discovery import FoundSlide
 
 KEPT_JOBS = 200

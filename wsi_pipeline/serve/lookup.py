@@ -7,7 +7,7 @@ from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
-from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.result_reader import LoadedResult
 from wsi_pipeline.serve.services import Services
 

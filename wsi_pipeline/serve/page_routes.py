@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from wsi_pipeline.outputs.report_html import read_web_file
 from wsi_pipeline.serve import metrics as figures
-from wsi_pipeline.serve.access import Door
-from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.auth import Door
+from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.lookup import Here, NamedSlide
 
 router = APIRouter(include_in_schema=False)

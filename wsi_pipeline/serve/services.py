@@ -9,7 +9,7 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.runs import InferConfig, choose_workers
-from wsi_pipeline.serve.access import Door
+from wsi_pipeline.serve.auth import Door
 from wsi_pipeline.serve.catalogue import Catalogue
 from wsi_pipeline.serve.decoders import DecoderPool
 from wsi_pipeline.serve.job_queue import ENDED, JobQueue
@@ -17,8 +17,7 @@ from wsi_pipeline.serve.metrics import Metrics
 from wsi_pipeline.serve.predicting import PredictionService
 from wsi_pipeline.serve.result_reader import ResultReader
 from wsi_pipeline.serve.settings import ServeSettings
-from wsi_pipeline.serve.slide_pixels import SlidePixels
-from wsi_pipeline.serve.tile_cache import TileCache
+from wsi_pipeline.serve.slide_pixels import SlidePixels, TileCache
 from wsi_pipeline.stages.patch_plan import TileConfig
 
 logger = logging.getLogger(__name__)

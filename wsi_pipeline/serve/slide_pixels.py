@@ -1,7 +1,13 @@
-"""Pixels of the served slides: looked up, checked, read by the decoding processes, kept in the cache."""
+"""Pixels of the served slides: looked up, checked, read by the decoding processes, kept in the cache.
+
+The cache holds encoded tiles, bounded in bytes; the ones not asked for longest go first.
+"""
 
 import logging
+import threading
 import time
+from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +16,9 @@ from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.serve.catalogue import Mark, SlideEntry, mark_file
 from wsi_pipeline.serve.decoders import DecoderPool, DecodingError, TooSlow
-from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.serve.settings import Limits
-from wsi_pipeline.serve.tile_cache import TileCache
 from wsi_pipeline.store.schema import grid_to_json, slide_from_json
 
 KEPT_FACTS = 4096
@@ -21,8 +26,50 @@ FAILURE_S = 10.0
 """A slide that could not be opened is not tried again before so many seconds."""
 OPEN_FACTOR = 3
 """Opening takes longer than reading: the whole index of a slide is read and its fingerprint taken."""
-
+ENTRY_OVERHEAD_BYTES = 400
+"""What an entry costs besides its content: key, dictionary slot, bytes object."""
 logger = logging.getLogger(__name__)
+
+
+class TileCache:
+    """Bytes by key; safe to share between threads."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity = capacity_bytes
+        self._lock = threading.Lock()
+        self._content: OrderedDict[Hashable, bytes] = OrderedDict()
+        self.used_bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, key: Hashable) -> bytes | None:
+        """The content of that key; None where it is not here."""
+        with self._lock:
+            content = self._content.get(key)
+            if content is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._content.move_to_end(key)
+            return content
+
+    def put(self, key: Hashable, content: bytes) -> None:
+        """Keep the content, at the expense of older ones; what is larger than the whole cache is not kept."""
+        cost = _cost(content)
+        with self._lock:
+            if (old := self._content.pop(key, None)) is not None:
+                self.used_bytes -= _cost(old)
+            if cost > self._capacity:
+                return
+            self._content[key] = content
+            self.used_bytes += cost
+            while self.used_bytes > self._capacity:
+                _, oldest = self._content.popitem(last=False)
+                self.used_bytes -= _cost(oldest)
+
+
+def _cost(content: bytes) -> int:
+    return len(content) + ENTRY_OVERHEAD_BYTES
 
 
 @dataclass(frozen=True, slots=True)

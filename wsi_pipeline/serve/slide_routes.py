@@ -1,4 +1,7 @@
-"""/api/v1/slides: lists, figures, regions, maps, tiles."""
+"""/api/v1/slides: lists, figures, regions, maps, tiles.
+
+Also the small pictures that the pages show.
+"""
 
 import io
 import logging
@@ -6,6 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
+from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.core.errors import StoreError, WsiError
@@ -15,9 +19,8 @@ from wsi_pipeline.outputs.report_html import render_report
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.view_json import describe_grid, describe_overview, describe_region, describe_slide, encode_colours, order_regions
 from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
-from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.lookup import Here, NamedResult, NamedSlide, RunName, find_result, match_etag, require_summary
-from wsi_pipeline.serve.pictures import draw_tissue, shrink
 from wsi_pipeline.serve.result_reader import LoadedResult
 from wsi_pipeline.serve.schemas import (
     Fault,
@@ -41,11 +44,13 @@ FAULTS: dict[int | str, dict[str, Any]] = {
 DEFAULT_REGIONS = 500
 REPORT_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; sandbox allow-scripts"
 
-logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/slides", tags=["slides"], responses=FAULTS)
 Threshold = Annotated[float | None, Query(ge=0, le=1, description="Instead of the model's own.")]
 TileNumber = Annotated[int, Path(ge=0, le=10_000_000)]
+TISSUE_RGBA = (0, 130, 110, 60)
+EDGE_RGBA = (0, 110, 95, 255)
+logger = logging.getLogger(__name__)
 
 
 def picture(content: bytes, media_type: str, headers: dict[str, str]) -> Response:
@@ -270,3 +275,24 @@ def send_report(entry: NamedSlide, found: NamedResult) -> Response:
         raise StoreError(f"{result.folder}: its report cannot be drawn ({error}); infer the slide again") from error
     headers = {"Content-Disposition": 'attachment; filename="report.html"', "Content-Security-Policy": REPORT_POLICY}
     return Response(page, media_type="text/html", headers=headers)
+
+
+def shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """RGB (h, w, 3) reduced a whole number of times, so that its longer side has at most `side` pixels; a rest at the edge is left out."""
+    step = max(1, -(-max(pixels.shape[:2]) // side))  # 1 of no pixels at all
+    height, width = pixels.shape[0] // step, pixels.shape[1] // step
+    if step == 1 or not (height and width):
+        return pixels[::step, ::step]
+    cut = pixels[: height * step, : width * step].reshape(height, step, width, step, 3)
+    means: NDArray[np.uint8] = cut.mean(axis=(1, 3)).round().astype(np.uint8)
+    return means
+
+
+def draw_tissue(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A mask (h, w) as RGBA: tinted inside, a line along its edge, clear elsewhere."""
+    picture = np.zeros((*mask.shape, 4), dtype=np.uint8)
+    picture[mask] = TISSUE_RGBA
+    padded = np.pad(mask, 1)
+    is_inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    picture[mask & ~is_inner] = EDGE_RGBA
+    return picture

@@ -6,7 +6,7 @@ from fastapi import APIRouter, File, Form, Path, UploadFile
 from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.serve.faults import Refusal
+from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.job_queue import InferenceJob, JobQueue
 from wsi_pipeline.serve.lookup import MAX_NAME, Here
 from wsi_pipeline.serve.predicting import PredictionService

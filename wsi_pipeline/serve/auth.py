@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlencode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wsi_pipeline.core.json_io import format_json
-from wsi_pipeline.serve.faults import Refusal, settle_fault
+from wsi_pipeline.serve.errors import Refusal, settle_fault
 from wsi_pipeline.serve.metrics import Metrics
 from wsi_pipeline.serve.settings import ServeSettings
 
