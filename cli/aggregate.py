@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FOLDER, force_option, read_view, view_options
-from .output_options import mode_option
+from .options import FOLDER, force_option, mode_option, read_view, view_options
 
 if TYPE_CHECKING:
     from wsi_pipeline.core.outcome import SlideOutcome

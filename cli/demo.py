@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import FOLDER
-from .output_options import mode_option
+from .options import FOLDER, mode_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.training.data import LabelledPatches

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import label_rules_options, labels_option, read_rules
-from .output_options import mode_option
+from .options import label_rules_options, labels_option, mode_option, read_rules
 
 if TYPE_CHECKING:
     from wsi_pipeline.evaluation import Evaluation

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import force_option, out_option
-from .output_options import mode_option
+from .options import force_option, mode_option, out_option
 
 
 @click.command()

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import anonymous_option, force_option, out_option, patch_size_option, read_pseudonyms
-from .output_options import min_free_option, mode_option
+from .options import anonymous_option, force_option, min_free_option, mode_option, out_option, patch_size_option, read_pseudonyms
 
 
 @click.command()

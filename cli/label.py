@@ -5,8 +5,7 @@ from typing import Any
 
 import click
 
-from .options import EXISTING, FOLDER, label_rules_options, labels_option, read_rules
-from .output_options import mode_option
+from .options import EXISTING, FOLDER, label_rules_options, labels_option, mode_option, read_rules
 
 
 @click.command()

@@ -5,8 +5,7 @@ from typing import Any
 
 import click
 
-from .options import EXISTING, FOLDER, device_option, force_option, sheet_option
-from .output_options import mode_option
+from .options import EXISTING, FOLDER, device_option, force_option, mode_option, sheet_option
 from .training_options import read_config, read_split, training_options
 
 

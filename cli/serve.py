@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .main import printable
-from .options import crew_options, device_option, positive_class_option, read_crew, slide_mpp_option, trust_option
-from .output_options import mode_option
+from .options import crew_options, device_option, mode_option, positive_class_option, read_crew, slide_mpp_option, trust_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.serve.settings import ServeSettings

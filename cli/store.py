@@ -5,8 +5,7 @@ from pathlib import Path
 import click
 
 from .main import printable
-from .options import EXISTING, FOLDER, force_option
-from .output_options import mode_option
+from .options import EXISTING, FOLDER, force_option, mode_option
 
 
 @click.group()

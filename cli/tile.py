@@ -11,6 +11,8 @@ from .options import (
     crew_options,
     force_option,
     label_rules_options,
+    min_free_option,
+    mode_option,
     out_option,
     patch_size_option,
     read_crew,
@@ -22,7 +24,6 @@ from .options import (
     slide_mpp_option,
     tissue_options,
 )
-from .output_options import min_free_option, mode_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.runs.tile import TileOptions

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .evaluate import draw_calibration, draw_intervals
-from .options import EXISTING, FOLDER, device_option, force_option, sheet_option
-from .output_options import mode_option
+from .options import EXISTING, FOLDER, device_option, force_option, mode_option, sheet_option
 from .training_options import read_config, read_split, training_options
 
 if TYPE_CHECKING:

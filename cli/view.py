@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .output_options import mode_option
+from .options import mode_option
 
 
 @click.command()

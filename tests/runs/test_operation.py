@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.dry_run import describe_bytes
+from cli.infer import describe_bytes
 from cli.progress import describe_duration, describe_pace
 from tests.builders import SMALL, make_checkpoint, paint, write_model, write_slide
 from tests.commands import PLAIN, SUMMARY, infer, run
