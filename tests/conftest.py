@@ -24,7 +24,6 @@ BF16_UNITS = {"none": frozenset[str](), "amx_bf16": frozenset({"amx_bf16", "avx5
 
 SHARED = ("served_root", "zygote")
 """Fixtures of the whole run that take seconds to make."""
-NO_PLOTS = ("wsi_pipeline.training.report_page._draw_pictures", lambda content: {})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,7 +79,12 @@ def cpu_of_the_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 @pytest.fixture
 def plots_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without plots, which tests/training/test_report_page.py looks at: they take most of the time of a small run."""
-    monkeypatch.setattr(*NO_PLOTS)
+    leave_plots_out(monkeypatch)
+
+
+def leave_plots_out(patch: pytest.MonkeyPatch) -> None:
+    """The same, for fixtures that last longer."""
+    patch.setattr("wsi_pipeline.training.report_page._draw_pictures", lambda content: {})
 
 
 @pytest.fixture(scope="session")

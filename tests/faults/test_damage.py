@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.builders import make_store, make_table, write_model
+from tests.builders import SMALL, make_store, make_table, write_model
 from tests.commands import infer
 from tests.faults import by_extent
-from tests.faults.workloads import SMALL
 from wsi_pipeline.core.errors import ModelError, StoreError
 from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.evaluation.truth import label_results

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.builders import folder_bytes, make_checkpoint, make_training_stores, write_model
-from tests.conftest import NO_PLOTS
+from tests.conftest import leave_plots_out
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError, StoreError
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
@@ -44,7 +44,7 @@ def finished(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """A finished run that tests look at and leave as it is: its folder, and what it returned."""
     out = tmp_path_factory.mktemp("finished") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(*NO_PLOTS)
+        leave_plots_out(patch)
         return out, train([stores], out, QUICK, HELD_OUT)
 
 
