@@ -27,6 +27,7 @@ from wsi_pipeline.serve.settings import ServeSettings
 SLIDES = ("QZMARKanna_1", "QZMARKberta_1", "QZMARKcarla_1")
 PATIENTS = tuple(name.split("_")[0] for name in SLIDES)
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]  # a minute of work, on a machine that may have other things to do
+NO_DASHBOARD: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
 ID = re.compile(r"anon-[0-9a-f]{16}")
 
 
@@ -163,7 +164,7 @@ def run_chain(root: Path) -> Chain:
     out, folder = root / "out", root / "QZMARKfolder"
     anonymous = ("--anonymous-ids", root / "secret" / "key")
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, processes=True) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=True, **NO_DASHBOARD) as cluster,
         Client(cluster, set_as_default=False) as client,
         Watcher((out, root / "tmp", Path("/dev/shm"))) as watcher,
     ):

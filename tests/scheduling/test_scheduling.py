@@ -1,6 +1,8 @@
 """The plain loop and real worker processes keep the same contract."""
 
+import contextlib
 import os
+import socket
 import sys
 import urllib.request
 from collections import deque
@@ -108,15 +110,20 @@ def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
 
 
 @pytest.mark.system
-def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback() -> None:
-    from wsi_pipeline.scheduling.clusters import connect
+def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback_also_where_its_port_is_taken() -> None:
+    from wsi_pipeline.scheduling.clusters import DASHBOARD_PORT, connect
 
-    with connect(Workers(count=1, has_dashboard=True)) as executor:
-        link = executor.client.dashboard_link
-        assert link.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(link, timeout=30) as answer:
-            assert answer.status == 200
-            assert b"Dask" in answer.read()
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # somebody else has it, which is as good
+            taken.bind(("127.0.0.1", DASHBOARD_PORT))
+            taken.listen()
+        with connect(Workers(count=1, has_dashboard=True)) as executor:
+            link = executor.client.dashboard_link
+            assert link.startswith("http://127.0.0.1:")
+            assert not link.startswith(f"http://127.0.0.1:{DASHBOARD_PORT}/")
+            with urllib.request.urlopen(link, timeout=30) as answer:
+                assert answer.status == 200
+                assert b"Dask" in answer.read()
 
 
 def test_a_dashboard_without_bokeh_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Here it is also decided what a worker process may take of the machine's memory.
 import logging
 import resource
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -153,6 +154,17 @@ def _place(workers: Workers, index: int) -> dict[str, Any]:
     return {"env": {"CUDA_VISIBLE_DEVICES": workers.gpus[index % len(workers.gpus)]}, "resources": {GPU: 1}}
 
 
+def _dashboard_address() -> str:
+    """Dask's usual port, or any where that is taken: Dask itself would warn, and leave a socket open."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((LOOPBACK, DASHBOARD_PORT))
+        except OSError:
+            return f"{LOOPBACK}:0"
+    return f"{LOOPBACK}:{DASHBOARD_PORT}"
+
+
 def _dashboard(workers: Workers) -> dict[str, Any]:
     """Off, or on the loopback."""
     if not workers.has_dashboard:
@@ -161,7 +173,7 @@ def _dashboard(workers: Workers) -> dict[str, Any]:
         import bokeh  # noqa: F401  # the dashboard is made with it
     except ImportError as error:
         raise ConfigError("the dashboard needs Bokeh: pip install 'wsi-pipeline[dashboard]'") from error
-    return {"dashboard": True, "dashboard_address": f"{LOOPBACK}:{DASHBOARD_PORT}"}
+    return {"dashboard": True, "dashboard_address": _dashboard_address()}
 
 
 def _start_slurm(workers: Workers) -> Any:
@@ -212,7 +224,7 @@ def _start_cuda(workers: Workers) -> Any:
         host=LOOPBACK,
         protocol="tls",
         security=Security.temporary(),
-        dashboard_address=f"{LOOPBACK}:{DASHBOARD_PORT}" if workers.has_dashboard else None,
+        dashboard_address=_dashboard_address() if workers.has_dashboard else None,
         resources={GPU: 1},
         memory_limit=0,
         silence_logs=logging.CRITICAL,
