@@ -119,7 +119,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_on(stores: Path, out: Path, listener: TrainListener | None = None) -> None:
-    train([stores], out, TrainConfig(architecture=SMALL, epochs=1), SplitChoice(val_patients=("p0",)), listener=listener)
+    train([stores], out, TrainConfig(architecture=SMALL, epochs=1, device="cpu"), SplitChoice(val_patients=("p0",)), listener=listener)
 
 
 KINDS = {"patch store": "stores/p0.patches.zarr", "results": "results/p0", "training run": "model", "export": "export"}
