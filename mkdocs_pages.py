@@ -1,6 +1,7 @@
 """Pages that `make docs` writes by itself: commands from click, modules from their docstrings, examples from their files.
 
-A hook of mkdocs. Whatever is added to the package, to examples/ or to docs/ appears without a line anywhere else.
+A hook of mkdocs. Whatever is added to the package, to examples/ or to docs/ appears without a line
+anywhere else.
 """
 
 import ast
@@ -36,11 +37,23 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         *(config.nav or []),
         *(
             {"More": others}
-            for others in [[path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in named]]
+            for others in [
+                [
+                    path.name
+                    for path in sorted((ROOT / "docs").glob("*.md"))
+                    if path.name not in named
+                ]
+            ]
             if others
         ),
         {"Commands": ["commands/index.md", *(f"commands/{name}.md" for name in COMMANDS)]},
-        {"Examples": ["examples/index.md", "examples/neural_networks.md", *(f"examples/{path.stem}.md" for path in list_examples())]},
+        {
+            "Examples": [
+                "examples/index.md",
+                "examples/neural_networks.md",
+                *(f"examples/{path.stem}.md" for path in list_examples()),
+            ]
+        },
         {"Python": [f"python/{_slug(title)}.md" for title in PYTHON_PAGES]},
         {"Project": ["contributing.md", "changelog.md"]},
     ]
@@ -58,10 +71,15 @@ def write_pages() -> dict[str, str]:
     """Every generated page by its place in the site."""
     pages = {f"commands/{name}.md": write_command(name) for name in COMMANDS}
     pages["commands/index.md"] = write_overview()
-    pages |= {f"python/{_slug(title)}.md": write_module_page(title, modules) for title, modules in PYTHON_PAGES.items()}
+    pages |= {
+        f"python/{_slug(title)}.md": write_module_page(title, modules)
+        for title, modules in PYTHON_PAGES.items()
+    }
     pages |= {f"examples/{path.stem}.md": write_example(path) for path in list_examples()}
     pages["examples/index.md"] = write_examples_overview()
-    pages["examples/neural_networks.md"] = _link_pages((ROOT / "examples" / "neural_networks.md").read_text(encoding="utf-8"))
+    pages["examples/neural_networks.md"] = _link_pages(
+        (ROOT / "examples" / "neural_networks.md").read_text(encoding="utf-8")
+    )
     pages["contributing.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     pages["changelog.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     return pages
@@ -70,23 +88,39 @@ def write_pages() -> dict[str, str]:
 def write_overview() -> str:
     """All commands, a line each, and the exit codes."""
     with click.Context(wsi, info_name="wsi") as context:
-        rows = [f"| [`wsi {name}`]({name}.md) | {_escape(_find(context, name).get_short_help_str(120))} |" for name in COMMANDS]
+        rows = [
+            f"| [`wsi {name}`]({name}.md) |"
+            f" {_escape(_find(context, name).get_short_help_str(120))} |"
+            for name in COMMANDS
+        ]
     codes = re.sub(r"\s+", " ", (wsi.help or "").split("Exit codes:")[1]).strip()
-    return "\n".join(["# Commands", "", "| | |", "| --- | --- |", *rows, "", f"**Exit codes.** {codes}", ""])
+    return "\n".join(
+        ["# Commands", "", "| | |", "| --- | --- |", *rows, "", f"**Exit codes.** {codes}", ""]
+    )
 
 
 def write_command(name: str) -> str:
     """A command's page: what it does, how it is called, every option."""
     with click.Context(wsi, info_name="wsi", **wsi.context_settings) as context:
-        return "\n".join([f"# wsi {name}", "", *_describe(_find(context, name), f"wsi {name}", context)])
+        return "\n".join(
+            [f"# wsi {name}", "", *_describe(_find(context, name), f"wsi {name}", context)]
+        )
 
 
 def _describe(command: click.Command, called: str, parent: click.Context) -> list[str]:
-    context = click.Context(command, info_name=called.split()[-1], parent=parent, **command.context_settings)
+    context = click.Context(
+        command, info_name=called.split()[-1], parent=parent, **command.context_settings
+    )
     usage = " ".join(command.collect_usage_pieces(context))
     lines = [_format_help(command.help or ""), "", "```text", f"{called} {usage}", "```", ""]
-    options = [parameter for parameter in command.get_params(context) if isinstance(parameter, click.Option)]
-    records = [record for record in (option.get_help_record(context) for option in options) if record]
+    options = [
+        parameter
+        for parameter in command.get_params(context)
+        if isinstance(parameter, click.Option)
+    ]
+    records = [
+        record for record in (option.get_help_record(context) for option in options) if record
+    ]
     rows = [f"| {_code(names)} | {_escape(text)} |" for names, text in records]
     lines += ["| option | |", "| --- | --- |", *rows, ""]
     if isinstance(command, click.Group):
@@ -151,13 +185,22 @@ def write_example(path: Path) -> str:
 
 def _indent_safe(text: str) -> str:
     """Commands, which are indented, stay as they are; the rest is prose."""
-    return "\n".join(line if line.startswith("    ") else _escape(line) for line in text.splitlines())
+    return "\n".join(
+        line if line.startswith("    ") else _escape(line) for line in text.splitlines()
+    )
 
 
 def write_examples_overview() -> str:
     """README's section on examples."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Examples\n")[1].split("\n## ")[0]
-    return "# Examples\n" + _link_pages(section).replace("(examples/neural_networks.md)", "(neural_networks.md)")
+    section = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .split("\n## Examples\n")[1]
+        .split("\n## ")[0]
+    )
+    return "# Examples\n" + _link_pages(section).replace(
+        "(examples/neural_networks.md)", "(neural_networks.md)"
+    )
 
 
 def _link_pages(text: str) -> str:

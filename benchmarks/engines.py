@@ -1,11 +1,14 @@
 """Each engine against the guide's plain loop on the same patches, and what lower precision does to decisions.
 
-Speed: plain eager PyTorch (fp32, NCHW, batches of 64, its own threads) and every engine that runs here, in interleaved rounds on patches in
-memory; medians, and the ratio to the plain loop per model. The precision is the one that `--precision auto` has on this device.
+Speed: plain eager PyTorch (fp32, NCHW, batches of 64, its own threads) and every engine that runs
+here, in interleaved rounds on patches in memory; medians, and the ratio to the plain loop per
+model. The precision is the one that `--precision auto` has on this device.
 
-    python benchmarks/engines.py [--arch idc_cnn …] [--patches 1024] [--rounds 5] [--engines torch openvino …]
+    python benchmarks/engines.py [--arch idc_cnn …] [--patches 1024] [--rounds 5] [--engines torch
+    openvino …]
 
-Decisions: with trained models and labelled stores instead, the share of patches whose decision flips and the difference in AUROC.
+Decisions: with trained models and labelled stores instead, the share of patches whose decision
+flips and the difference in AUROC.
 
     python benchmarks/engines.py --model MODEL … --stores STORE …
 """
@@ -53,7 +56,15 @@ def make_model(architecture: str) -> Checkpoint:
         network(torch.randn(16, 3, 50, 50))
     half, quarter = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     spec = PatchSpec(50, 50, 4.0)
-    return Checkpoint(architecture, spec, ("negative", "positive"), Normalisation(half, quarter), 0.5, "none", network.state_dict())
+    return Checkpoint(
+        architecture,
+        spec,
+        ("negative", "positive"),
+        Normalisation(half, quarter),
+        0.5,
+        "none",
+        network.state_dict(),
+    )
 
 
 def plain_loop(model: Checkpoint) -> Predict:
@@ -66,7 +77,12 @@ def plain_loop(model: Checkpoint) -> Predict:
     def predict(pixels: Pixels) -> NDArray[np.float32]:
         found = []
         for start in range(0, len(pixels), PLAIN_BATCH):
-            x = torch.from_numpy(pixels[start : start + PLAIN_BATCH]).permute(0, 3, 1, 2).contiguous().to(DEVICE)
+            x = (
+                torch.from_numpy(pixels[start : start + PLAIN_BATCH])
+                .permute(0, 3, 1, 2)
+                .contiguous()
+                .to(DEVICE)
+            )
             found.append(model.probability(network((x.float() / 255 - mean) / std)).cpu())
         return torch.cat(found).numpy()
 
@@ -104,7 +120,10 @@ def compare_speed(architecture: str, names: list[str], patches: int, rounds: int
         median = statistics.median(times)
         difference = np.abs(answers[name] - answers["plain"]).max()
         mark = "  <- auto" if name == f"{chosen.engine} {chosen.precision}" else ""
-        print(f"{architecture:<18} {name:<20} {patches / median:9,.0f} patches/s {plain / median:6.2f} x  {difference:8.1e} apart{mark}")
+        print(
+            f"{architecture:<18} {name:<20} {patches / median:9,.0f} patches/s"
+            f" {plain / median:6.2f} x  {difference:8.1e} apart{mark}"
+        )
 
 
 def read_labelled(stores: list[Path]) -> tuple[Pixels, NDArray[np.int8]]:
@@ -112,7 +131,12 @@ def read_labelled(stores: list[Path]) -> tuple[Pixels, NDArray[np.int8]]:
     pixels, labels = [], []
     for path in stores:
         store = PatchStore(path)
-        read = np.concatenate([store.read_block(block).pixels for block in range(-(-store.table.patches // store.table.block_size))])
+        read = np.concatenate(
+            [
+                store.read_block(block).pixels
+                for block in range(-(-store.table.patches // store.table.block_size))
+            ]
+        )
         known = store.table.labels >= 0
         pixels.append(read[known])
         labels.append(store.table.labels[known])
@@ -124,21 +148,30 @@ def compare_decisions(path: Path, pixels: Pixels, labels: NDArray[np.int8]) -> N
     model: Model = load_model(path)
     plain = Predictor(model, EngineSetting("torch", FP32, DEVICE))(pixels)
     print(f"{path}: {model.architecture}, {len(labels)} patches, threshold {model.threshold:.3f}")
-    for setting in [EngineSetting(name, precision, DEVICE) for name in ("torch", "openvino") for precision in (FP32, BF16)]:
-        if DEVICE not in ENGINES[setting.engine].precisions or ENGINES[setting.engine].find_fault(model, DEVICE):
+    for setting in [
+        EngineSetting(name, precision, DEVICE)
+        for name in ("torch", "openvino")
+        for precision in (FP32, BF16)
+    ]:
+        if DEVICE not in ENGINES[setting.engine].precisions or ENGINES[setting.engine].find_fault(
+            model, DEVICE
+        ):
             continue
         given = Predictor(model, setting)(pixels)
         flips = np.mean((given >= model.threshold) != (plain >= model.threshold))
         auroc = roc_auc_score(labels, given) - roc_auc_score(labels, plain)
         apart = np.abs(given - plain)
         print(
-            f"  {setting!s:<26} at most {apart.max():.1e} apart, mean {apart.mean():.1e}; {flips:.3%} of decisions flip; AUROC {auroc:+.5f}"
+            f"  {setting!s:<26} at most {apart.max():.1e} apart, mean {apart.mean():.1e};"
+            f" {flips:.3%} of decisions flip; AUROC {auroc:+.5f}"
         )
         gc.collect()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", nargs="*", default=ARCHITECTURES)
     parser.add_argument("--engines", nargs="*", default=list(ENGINES))
     parser.add_argument("--patches", type=int, default=512)
@@ -146,7 +179,10 @@ def main() -> None:
     parser.add_argument("--model", nargs="*", type=Path, default=[])
     parser.add_argument("--stores", nargs="*", type=Path, default=[])
     options = parser.parse_args()
-    print(f"{DEVICE}, {available_cores()} cores, unit for bfloat16: {find_bf16_unit() or 'none'}, torch {torch.__version__}")
+    print(
+        f"{DEVICE}, {available_cores()} cores, unit for bfloat16: {find_bf16_unit() or 'none'},"
+        f" torch {torch.__version__}"
+    )
     if options.model:
         pixels, labels = read_labelled(options.stores)
         for path in options.model:

@@ -1,12 +1,14 @@
 """`wsi infer` from slide to probabilities against its parts, and what scheduling adds.
 
-On one slide, in turns of some blocks each: reading alone (all cores), the model alone (patches in memory, all cores), and both as `wsi
-infer` does it in one worker process of Dask, each turn going on where the last was stopped. The model is taken before and after every turn,
-for a machine's speed drifts. On a CPU both share the cores: what takes r and m seconds alone takes r + m seconds together where nothing is
-lost, and that is the bar; with a GPU it is the slower of the two.
-Scheduling: jobs that do nothing, as many as a large run has, give the milliseconds that Dask takes per block.
+On one slide, in turns of some blocks each: reading alone (all cores), the model alone (patches in
+memory, all cores), and both as `wsi infer` does it in one worker process of Dask, each turn going
+on where the last was stopped. The model is taken before and after every turn, for a machine's speed
+drifts. On a CPU both share the cores: what takes r and m seconds alone takes r + m seconds together
+where nothing is lost, and that is the bar; with a GPU it is the slower of the two. Scheduling: jobs
+that do nothing, as many as a large run has, give the milliseconds that Dask takes per block.
 
-    python benchmarks/inference.py [SLIDE] [--arch idc_cnn] [--blocks 12] [--rounds 2] [--workers 1 4]
+    python benchmarks/inference.py [SLIDE] [--arch idc_cnn] [--blocks 12] [--rounds 2] [--workers 1
+    4]
 """
 
 import argparse
@@ -48,18 +50,26 @@ NULL_BLOCKS = 400
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("slide", nargs="?", type=Path)
     parser.add_argument("--arch", default="idc_cnn")
     parser.add_argument("--blocks", type=int, default=12, help="blocks of every turn, at most")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--workers", type=int, nargs="*", default=[1, 4], help="processes of the runs of empty jobs")
+    parser.add_argument(
+        "--workers", type=int, nargs="*", default=[1, 4], help="processes of the runs of empty jobs"
+    )
     options = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
         slide = options.slide or draw(Path(folder) / "drawn.tiff")
         block_s = compare(
-            slide, write_model(Path(folder) / "model.safetensors", options.arch), options.blocks, options.rounds, Path(folder)
+            slide,
+            write_model(Path(folder) / "model.safetensors", options.arch),
+            options.blocks,
+            options.rounds,
+            Path(folder),
         )
         for workers in options.workers:
             measure_scheduling(workers, block_s)
@@ -75,7 +85,9 @@ def write_model(path: Path, arch: str) -> Path:
     normalisation = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     spec = PatchSpec(50, 50, MPP)
     weights = build_network(arch, 50).state_dict()
-    save_checkpoint(Checkpoint(arch, spec, ("negative", "positive"), normalisation, 0.5, "none", weights), path)
+    save_checkpoint(
+        Checkpoint(arch, spec, ("negative", "positive"), normalisation, 0.5, "none", weights), path
+    )
     return path
 
 
@@ -96,7 +108,9 @@ class Clock(SilentProgress):
     def seconds_per_patch(self) -> float:
         """From the moment that every thread has ended a block to the end of the last."""
         begin = Workers().threads - 1
-        return (self.ends[-1][0] - self.ends[begin][0]) / sum(patches for _, patches in self.ends[begin + 1 :])
+        return (self.ends[-1][0] - self.ends[begin][0]) / sum(
+            patches for _, patches in self.ends[begin + 1 :]
+        )
 
 
 def compare(slide: Path, model: Path, blocks: int, rounds: int, folder: Path) -> float:
@@ -114,7 +128,12 @@ def compare(slide: Path, model: Path, blocks: int, rounds: int, folder: Path) ->
     compute = [time_model(opened.predictor, pixels, turn_blocks)]
     for turn in range(rounds):
         chosen = range(turn * turn_blocks, (turn + 1) * turn_blocks)
-        read.append(seconds_per_patch(lambda: read_all(source, chosen), turn_blocks * table.block_size))  # noqa: B023 - called at once
+        read.append(
+            seconds_per_patch(
+                lambda: read_all(source, chosen),  # noqa: B023 - called at once
+                turn_blocks * table.block_size,
+            )
+        )
         whole.append(go_on(slide, model, folder / "results", turn_blocks))
         compute.append(time_model(opened.predictor, pixels, turn_blocks))
     shares_cores = choose_device("auto").type == "cpu"
@@ -122,9 +141,15 @@ def compare(slide: Path, model: Path, blocks: int, rounds: int, folder: Path) ->
     bars = [r + m if shares_cores else max(r, m) for r, m in zip(read, beside, strict=True)]
     r, m, e = (statistics.median(times) for times in (read, compute, whole))
     print(f"{slide.name}: {table.patches:,} patches, blocks of {table.block_size:,}")
-    print(f"  reading alone {1 / r:>9,.0f} patches/s   model alone {1 / m:>9,.0f}   end to end {1 / e:>9,.0f}")
+    print(
+        f"  reading alone {1 / r:>9,.0f} patches/s   model alone {1 / m:>9,.0f}   end to end"
+        f" {1 / e:>9,.0f}"
+    )
     ratio = statistics.median(one / bar for one, bar in zip(whole, bars, strict=True))
-    print(f"  end to end takes {ratio:.2f} of {'both one after the other' if shares_cores else 'the slower of both'}")
+    print(
+        f"  end to end takes {ratio:.2f} of"
+        f" {'both one after the other' if shares_cores else 'the slower of both'}"
+    )
     return e * table.block_size
 
 
@@ -133,13 +158,22 @@ def go_on(slide: Path, model: Path, results: Path, blocks: int) -> float:
     clock = Clock(blocks)
     with contextlib.suppress(KeyboardInterrupt):
         view = View(formats=choose_formats(["summary"]))
-        infer_slides([slide], model, results, InferConfig(view=view), workers=choose_workers(1, device="auto"), progress=clock)
+        infer_slides(
+            [slide],
+            model,
+            results,
+            InferConfig(view=view),
+            workers=choose_workers(1, device="auto"),
+            progress=clock,
+        )
     return clock.seconds_per_patch
 
 
 def time_model(predictor: Predictor, pixels: np.ndarray, blocks: int) -> float:
     """Seconds per patch of the model, over one block of patches in memory again and again."""
-    return seconds_per_patch(lambda: [predictor(pixels) for _ in range(blocks)], blocks * len(pixels))
+    return seconds_per_patch(
+        lambda: [predictor(pixels) for _ in range(blocks)], blocks * len(pixels)
+    )
 
 
 def read_all(source: SlidePatches, blocks: Sequence[int]) -> None:
@@ -204,8 +238,9 @@ def measure_scheduling(workers: int, block_s: float) -> None:
     load = os.getloadavg()[0]
     overhead = costs["Dask"] - costs["plain loop"]
     print(
-        f"Dask with {workers} workers: {overhead * 1000:.1f} ms a block, {overhead / block_s:.2%} of a block's {block_s:.2f} s "
-        f"(at most {1 / max(costs['Dask'], 1e-9):,.0f} blocks/s; load {load:.1f})"
+        f"Dask with {workers} workers: {overhead * 1000:.1f} ms a block, {overhead / block_s:.2%}"
+        f" of a block's {block_s:.2f} s (at most {1 / max(costs['Dask'], 1e-9):,.0f} blocks/s; load"
+        f" {load:.1f})"
     )
 
 

@@ -2,7 +2,8 @@
 
 python benchmarks/outputs.py [--side 1000]        (side × side patches; 1000 gives a million)
 
-Per-patch GeoJSON stands beside the regions, the two ways in one run, and beside what WSInfer's costs (0.31 ms and 327 bytes a patch).
+Per-patch GeoJSON stands beside the regions, the two ways in one run, and beside what WSInfer's
+costs (0.31 ms and 327 bytes a patch).
 """
 
 import argparse
@@ -28,7 +29,12 @@ from wsi_pipeline.outputs.style import View
 from wsi_pipeline.stages.infer import choose_samples
 from wsi_pipeline.stages.publish import publish
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import FOLDER, Predictions, prepare_predictions, write_prediction_block
+from wsi_pipeline.store.predictions import (
+    FOLDER,
+    Predictions,
+    prepare_predictions,
+    write_prediction_block,
+)
 
 MPP = 0.25
 EVERYTHING = "all default formats, committed"
@@ -36,8 +42,12 @@ WSINFER_MS, WSINFER_BYTES = 0.31, 327
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=1000, help="patches along one side of the slide")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--side", type=int, default=1000, help="patches along one side of the slide"
+    )
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only is not None:
@@ -45,15 +55,24 @@ def main() -> None:
         return
     patches = options.side**2
     print(f"{patches:,} patches, {platform.machine()}, Python {platform.python_version()}")
-    print("| format | seconds | CPU seconds | peak memory, MB | MB above the map in memory | bytes | bytes a patch |")
+    print(
+        "| format | seconds | CPU seconds | peak memory, MB | MB above the map in memory | bytes |"
+        " bytes a patch |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     rows: dict[str, dict[str, Any]] = {}
     for name in [EVERYTHING, *GROUPS["all"], "geojson-patches"]:
         row = rows[name] = run_alone(name, options.side)
         times = f"{row['seconds']:.2f} | {row['cpu']:.2f}"
         memory = f"{row['peak_mb']:.0f} | {row['peak_mb'] - row['base_mb']:.0f}"
-        print(f"| {name} | {times} | {memory} | {row['bytes']:,} | {row['bytes'] / patches:.2f} |", flush=True)
-    print(f"| WSInfer's GeoJSON, reckoned | {patches * WSINFER_MS / 1000:.0f} | | | | {patches * WSINFER_BYTES:,} | {WSINFER_BYTES} |")
+        print(
+            f"| {name} | {times} | {memory} | {row['bytes']:,} | {row['bytes'] / patches:.2f} |",
+            flush=True,
+        )
+    print(
+        f"| WSInfer's GeoJSON, reckoned | {patches * WSINFER_MS / 1000:.0f} | | | |"
+        f" {patches * WSINFER_BYTES:,} | {WSINFER_BYTES} |"
+    )
     regions, tiles = rows["geojson"], rows["geojson-patches"]
     times_more, bytes_more = (tiles[key] / regions[key] for key in ("cpu", "bytes"))
     print(f"tiles / regions: {times_more:.1f} times the CPU time, {bytes_more:.0f} times the bytes")
@@ -77,7 +96,12 @@ def measure(name: str, side: int) -> dict[str, Any]:
         base = peak_mb()
         with Clock() as clock:
             WRITERS[name](result, folder)
-        return {**clock.seconds, "base_mb": base, "peak_mb": peak_mb(), "bytes": count_bytes(folder)}
+        return {
+            **clock.seconds,
+            "base_mb": base,
+            "peak_mb": peak_mb(),
+            "bytes": count_bytes(folder),
+        }
 
 
 def measure_commit(staging: Staging, side: int) -> dict[str, Any]:
@@ -85,7 +109,9 @@ def measure_commit(staging: Staging, side: int) -> dict[str, Any]:
     base = peak_mb()
     with Clock() as clock:
         predictions = Predictions(staging.product / FOLDER)
-        samples = choose_samples(predictions, lambda index: np.zeros((len(index), 50, 50, 3), dtype=np.uint8))
+        samples = choose_samples(
+            predictions, lambda index: np.zeros((len(index), 50, 50, 3), dtype=np.uint8)
+        )
         publish(staging, View(), samples, staging.target)
     own = count_bytes(staging.target) - count_bytes(staging.target / FOLDER)
     return {**clock.seconds, "base_mb": base, "peak_mb": peak_mb(), "bytes": own}
@@ -94,7 +120,9 @@ def measure_commit(staging: Staging, side: int) -> dict[str, Any]:
 def read_result(staging: Staging, side: int) -> SlideResult:
     predictions = Predictions(staging.product / FOLDER)
     heatmap = draw_heatmap(predictions)
-    samples = choose_samples(predictions, lambda index: np.zeros((len(index), 50, 50, 3), dtype=np.uint8))
+    samples = choose_samples(
+        predictions, lambda index: np.zeros((len(index), 50, 50, 3), dtype=np.uint8)
+    )
     return SlideResult(predictions.table, heatmap, summarise(predictions, heatmap), samples=samples)
 
 
@@ -108,13 +136,39 @@ def write_predictions(target: Path, side: int) -> Staging:
     grid = Grid(PatchSpec(50, 50, MPP), side, side, Fraction(1))
     cells = all_cells(grid)
     n, extent = len(cells), side * 50
-    slide = SlideInfo("slide", "slide.svs", (extent, extent), MPP, "property", (Fraction(1),), (0, 0, extent, extent), "0" * 64)
-    thumbnail = Thumbnail(np.full((1024, 1024, 3), 230, dtype=np.uint8), Fraction(extent, 1024), (0, 0))
+    slide = SlideInfo(
+        "slide",
+        "slide.svs",
+        (extent, extent),
+        MPP,
+        "property",
+        (Fraction(1),),
+        (0, 0, extent, extent),
+        "0" * 64,
+    )
+    thumbnail = Thumbnail(
+        np.full((1024, 1024, 3), 230, dtype=np.uint8), Fraction(extent, 1024), (0, 0)
+    )
     nothing = np.full(n, np.nan, dtype=np.float32)
     labels = np.full(n, -1, dtype=np.int8)
-    table = PatchTable(slide, grid, cells, labels, nothing, np.ones(n, dtype=np.float32), thumbnail, n, "patient", ("negative", "positive"))
+    table = PatchTable(
+        slide,
+        grid,
+        cells,
+        labels,
+        nothing,
+        np.ones(n, dtype=np.float32),
+        thumbnail,
+        n,
+        "patient",
+        ("negative", "positive"),
+    )
     staging = Staging(target, {"benchmark": side})
-    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "0" * 64, "class_names": ["negative", "positive"]}})
+    prepare_predictions(
+        staging,
+        table,
+        {"model": {"threshold": 0.5, "digest": "0" * 64, "class_names": ["negative", "positive"]}},
+    )
     write_prediction_block(staging, table, 0, probability.ravel(), {})
     return staging
 

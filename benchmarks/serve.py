@@ -1,12 +1,15 @@
 """Tiles per second and 95th-percentile latency of `wsi serve`, against OpenSlide's own DeepZoomGenerator called directly.
 
-Both make the same JPEG tiles of the same slide in the same run, turn by turn. The server is asked over the loopback by 8 clients, a process
-each, that take one tile after another from a common list; DeepZoomGenerator is called by 8 threads of a process that does nothing else,
-encoding included, with no HTTP. Clients, server and decoding processes share the cores that the direct calls have for themselves.
+Both make the same JPEG tiles of the same slide in the same run, turn by turn. The server is asked
+over the loopback by 8 clients, a process each, that take one tile after another from a common list;
+DeepZoomGenerator is called by 8 threads of a process that does nothing else, encoding included,
+with no HTTP. Clients, server and decoding processes share the cores that the direct calls have for
+themselves.
 
 cold      a fresh server: no decoding process started, the slide not opened, no tile in memory
-warm      a server at work: processes started, slide open, its file in the page cache (as for the direct calls); these tiles never asked for
-repeated  the same tiles once more, now encoded in memory: panning back and forth, or a second viewer of the slide
+warm      a server at work: processes started, slide open, its file in the page cache (as for the
+direct calls); these tiles never asked for repeated  the same tiles once more, now encoded in
+memory: panning back and forth, or a second viewer of the slide
 
 python benchmarks/serve.py [--side 16000] [--tiles 600] [--rounds 3] [--memory 10000]
 """
@@ -46,10 +49,14 @@ Tile = tuple[int, int, int]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=16_000, help="side of the drawn slide in pixels")
+    parser.add_argument(
+        "--side", type=int, default=16_000, help="side of the drawn slide in pixels"
+    )
     parser.add_argument("--tiles", type=int, default=600, help="tiles per measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", type=int, default=10_000, help="tiles over which memory is watched; 0: not")
+    parser.add_argument(
+        "--memory", type=int, default=10_000, help="tiles over which memory is watched; 0: not"
+    )
     parser.add_argument("--slide", type=Path, help="a slide of your own instead of the drawn one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -80,23 +87,39 @@ def compare(slide: Path, count: int, rounds: int) -> None:
         tiles = choose_tiles(pyramid, 2 * count, seed=number)
         record(results, seconds, "direct", call_directly(slide, tiles[count:]))
         with Server(slide.parent) as server:
-            for name, part in (("cold", tiles[:count]), ("warm", tiles[count:]), ("repeated", tiles[count:])):
+            for name, part in (
+                ("cold", tiles[:count]),
+                ("warm", tiles[count:]),
+                ("repeated", tiles[count:]),
+            ):
                 record(results, seconds, name, ask_server(server, slide.stem, part))
     print(
-        f"{pyramid.size_l0[0]:,} × {pyramid.size_l0[1]:,} px, {count} tiles of {TILE_PX} px of every level, "
-        f"{CLIENTS} clients, median of {rounds}"
+        f"{pyramid.size_l0[0]:,} × {pyramid.size_l0[1]:,} px, {count} tiles of {TILE_PX} px of"
+        f" every level, {CLIENTS} clients, median of {rounds}"
     )
-    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}"
+    )
     direct = count / statistics.median(seconds["direct"])
     print(f"{'':<34}{'tiles/s':>9}{'of direct':>11}{'p95 ms':>9}")
-    names = {"direct": "DeepZoomGenerator, called directly", "cold": "server, cold", "warm": "server, warm", "repeated": "server, repeated"}
+    names = {
+        "direct": "DeepZoomGenerator, called directly",
+        "cold": "server, cold",
+        "warm": "server, warm",
+        "repeated": "server, repeated",
+    }
     for name, text in names.items():
         rate = count / statistics.median(seconds[name])
         p95 = statistics.median(float(np.percentile(latencies, 95)) for latencies in results[name])
         print(f"{text:<34}{rate:>9.0f}{rate / direct:>11.2f}{1000 * p95:>9.1f}")
 
 
-def record(results: dict[str, list[list[float]]], seconds: dict[str, list[float]], name: str, measured: tuple[float, list[float]]) -> None:
+def record(
+    results: dict[str, list[list[float]]],
+    seconds: dict[str, list[float]],
+    name: str,
+    measured: tuple[float, list[float]],
+) -> None:
     seconds[name].append(measured[0])
     results[name].append(measured[1])
 
@@ -110,7 +133,9 @@ def choose_tiles(pyramid: Pyramid, count: int, seed: int) -> list[Tile]:
         for col in range(pyramid.tile_count(level)[0])
     ]
     if len(all_tiles) < count:
-        raise SystemExit(f"the slide has {len(all_tiles)} tiles, {count} are needed; take a larger one")
+        raise SystemExit(
+            f"the slide has {len(all_tiles)} tiles, {count} are needed; take a larger one"
+        )
     return random.Random(seed).sample(all_tiles, count)
 
 
@@ -123,7 +148,9 @@ def call_directly(path: Path, tiles: Sequence[Tile]) -> tuple[float, list[float]
         def make(tile: Tile) -> float:
             started = time.perf_counter()
             level, col, row = tile
-            generator.get_tile(last - level, (col, row)).save(io.BytesIO(), "JPEG", quality=JPEG_QUALITY)
+            generator.get_tile(last - level, (col, row)).save(
+                io.BytesIO(), "JPEG", quality=JPEG_QUALITY
+            )
             return time.perf_counter() - started
 
         started = time.perf_counter()
@@ -136,8 +163,20 @@ class Server:
     """`wsi serve` in a process of its own."""
 
     def __init__(self, slides: Path, *options: str) -> None:
-        command = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", "serve", "--slides", str(slides), "--port", "0", *options]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        command = [
+            sys.executable,
+            "-c",
+            "from wsi_cli.main import wsi; wsi()",
+            "serve",
+            "--slides",
+            str(slides),
+            "--port",
+            "0",
+            *options,
+        ]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         assert self._process.stdout is not None
         found = re.search(r"(http://\S+?)/\?token=(\S+)", self._process.stdout.readline())
         if found is None:
@@ -154,7 +193,9 @@ class Server:
 
     def memory_mib(self) -> float:
         """Resident memory of the server and its decoding processes."""
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        children = (
+            Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        )
         return sum(resident_mib(process) for process in (str(self._process.pid), *children))
 
 
@@ -166,7 +207,11 @@ def resident_mib(process: str) -> float:
 def ask_server(server: Server, slide_id: str, tiles: Sequence[Tile]) -> tuple[float, list[float]]:
     """Seconds for all, and for each tile, by 8 clients that each ask for the next tile when they have one."""
     context = multiprocessing.get_context("fork")
-    taken, ready, answers = context.Value("q", 0), context.Barrier(CLIENTS + 1), context.SimpleQueue()
+    taken, ready, answers = (
+        context.Value("q", 0),
+        context.Barrier(CLIENTS + 1),
+        context.SimpleQueue(),
+    )
 
     def work() -> None:
         connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=120)

@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("width", type=int)
     parser.add_argument("height", type=int)
-    parser.add_argument("--tissue", type=float, default=0.36, help="share of the slide that is tissue")
+    parser.add_argument(
+        "--tissue", type=float, default=0.36, help="share of the slide that is tissue"
+    )
     options = parser.parse_args()
     make_slide(options.out, options.width, options.height, options.tissue)
 
@@ -62,7 +64,9 @@ def _draw_blobs(rows: int, cols: int, share: float) -> NDArray[np.bool_]:
     return blobs
 
 
-def _tiles(mask: NDArray[np.bool_], texture: NDArray[np.uint8], factor: int, size: tuple[int, int]) -> Iterator[bytes]:
+def _tiles(
+    mask: NDArray[np.bool_], texture: NDArray[np.uint8], factor: int, size: tuple[int, int]
+) -> Iterator[bytes]:
     side = PERIOD // factor
     reduced = texture.reshape(side, factor, side, factor, 3).mean(axis=(1, 3)).astype(np.uint8)
     tiled = np.tile(reduced, (TILE // side + 2, TILE // side + 2, 1))
@@ -76,8 +80,12 @@ def _tiles(mask: NDArray[np.bool_], texture: NDArray[np.uint8], factor: int, siz
             key = (y, x, part.tobytes())
             if key not in made:
                 is_tissue = np.kron(part, np.ones((TILE // factor, TILE // factor), dtype=np.bool_))
-                pixels = np.where(is_tissue[..., None], tiled[y : y + TILE, x : x + TILE], np.uint8(GLASS))
-                made[key] = imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=87, subsampling="420")
+                pixels = np.where(
+                    is_tissue[..., None], tiled[y : y + TILE, x : x + TILE], np.uint8(GLASS)
+                )
+                made[key] = imagecodecs.jpeg8_encode(
+                    np.ascontiguousarray(pixels), level=87, subsampling="420"
+                )
             yield made[key]
 
 

@@ -1,9 +1,11 @@
 """How fast slides become patches and stores, against the bare decoding of the same JPEG tiles and the bare writing of the same bytes.
 
-All ways take turns, block by block, in one run; medians over blocks; ratios are of the ways in the same turn, so that whatever else the
-machine does meets all of them alike. Seconds are CPU seconds of the process (--clock cpu) or of the clock on the wall.
+All ways take turns, block by block, in one run; medians over blocks; ratios are of the ways in the
+same turn, so that whatever else the machine does meets all of them alike. Seconds are CPU seconds
+of the process (--clock cpu) or of the clock on the wall.
 
-    python benchmarks/tiling.py SLIDE… [--blocks 12] [--clock cpu] [--threads 2] [--store-patches 100000] [--memory]
+    python benchmarks/tiling.py SLIDE… [--blocks 12] [--clock cpu] [--threads 2] [--store-patches
+    100000] [--memory]
 
 Without a slide one is drawn (see slide_maker.py). `taskset -c 0` keeps everything on one core.
 """
@@ -37,7 +39,12 @@ from wsi_pipeline.slides.tiff_reader import TiffReader
 from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches
 from wsi_pipeline.stages.tile import in_large_blocks
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store, write_patch_block
+from wsi_pipeline.store.patches import (
+    PatchStore,
+    finish_patch_store,
+    prepare_patch_store,
+    write_patch_block,
+)
 from wsi_pipeline.store.zarr_io import open_array
 
 SIDE = 50
@@ -50,13 +57,31 @@ CORE_TURNS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("slides", nargs="*", type=Path)
-    parser.add_argument("--blocks", type=int, default=12, help="blocks of 4,096 patches to take, from the middle of each slide")
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        default=12,
+        help="blocks of 4,096 patches to take, from the middle of each slide",
+    )
     parser.add_argument("--clock", choices=["cpu", "wall"], default="wall")
-    parser.add_argument("--threads", type=int, default=1, help="decode threads of the direct reader")
-    parser.add_argument("--store-patches", type=int, default=100_000, help="size of the store for random batches; 0: leave out")
-    parser.add_argument("--memory", action="store_true", help="also `wsi tile` from end to end, with its peak memory")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="decode threads of the direct reader"
+    )
+    parser.add_argument(
+        "--store-patches",
+        type=int,
+        default=100_000,
+        help="size of the store for random batches; 0: leave out",
+    )
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="also `wsi tile` from end to end, with its peak memory",
+    )
     options = parser.parse_args()
     print(f"{describe_machine()}; clock: {options.clock}")
     with tempfile.TemporaryDirectory() as folder:
@@ -72,9 +97,16 @@ def main() -> None:
 
 
 def describe_machine() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} of {len(names)} cores of {names[0] if names else platform.machine()}, load {os.getloadavg()[0]:.1f}"
+    return (
+        f"{cores} of {len(names)} cores of {names[0] if names else platform.machine()}, load"
+        f" {os.getloadavg()[0]:.1f}"
+    )
 
 
 def draw(path: Path) -> Path:
@@ -83,11 +115,16 @@ def draw(path: Path) -> Path:
 
 
 def compare_reading(slide: Path, blocks: int, threads: int, clock: str, folder: Path) -> None:
-    reader, theirs = TiffReader(slide, "slide", decode_threads=threads), open_slide(slide, reader="openslide")
+    reader, theirs = (
+        TiffReader(slide, "slide", decode_threads=threads),
+        open_slide(slide, reader="openslide"),
+    )
     table = in_large_blocks(plan_patches(reader, TileConfig(spec=PatchSpec(SIDE, SIDE, MPP)))[0])
     first = max(0, (count_blocks(table.patches, table.block_size) - blocks) // 2)
     chosen = range(first, min(first + blocks, table.patches // table.block_size))
-    direct, by_openslide = (SlidePatches(one, table.grid, table.cells, table.block_size) for one in (reader, theirs))
+    direct, by_openslide = (
+        SlidePatches(one, table.grid, table.cells, table.block_size) for one in (reader, theirs)
+    )
     tiles = TilesOnce(slide, reader, table)
     handle = openslide.OpenSlide(slide)
     staging = begin_store(folder / "store", table, reader)
@@ -105,16 +142,37 @@ def compare_reading(slide: Path, blocks: int, threads: int, clock: str, folder: 
         cells = table.cells[block_slice(block, table.block_size, table.patches)]
         raster, in_rows = in_rows[:SAMPLE], in_rows[SAMPLE:]
         streams = tiles.take(cells)
-        measure("a  one read_region per patch", len(raster), lambda raster=raster: read_singly(handle, raster))  # type: ignore[misc]
-        measure("b  our OpenSlide reader", len(cells), lambda block=block: by_openslide.read_block(block))  # type: ignore[misc]
+        measure(
+            "a  one read_region per patch",
+            len(raster),
+            lambda raster=raster: read_singly(handle, raster),
+        )  # type: ignore[misc]
+        measure(
+            "b  our OpenSlide reader",
+            len(cells),
+            lambda block=block: by_openslide.read_block(block),
+        )  # type: ignore[misc]
         measure("c  our direct reader", len(cells), lambda block=block: direct.read_block(block))  # type: ignore[misc]
-        measure("d  bare decode of its tiles", len(cells), lambda streams=streams: tiles.decode(streams))  # type: ignore[misc]
+        measure(
+            "d  bare decode of its tiles", len(cells), lambda streams=streams: tiles.decode(streams)
+        )  # type: ignore[misc]
     pixels = direct.read_block(chosen[0])
     assert np.array_equal(pixels.pixels, by_openslide.read_block(chosen[0]).pixels)
     for block in chosen:
-        measure("   writing the store", table.block_size, lambda block=block: write_patch_block(staging, table, block, pixels))  # type: ignore[misc]
-        measure("   writing a plain file", table.block_size, lambda block=block: write_plainly(folder / f"{block}.raw", pixels.pixels))  # type: ignore[misc]
-    turns = [measure_end_to_end(slide, table, chosen, threads, folder, now) for _ in range(END_TO_END_TURNS)]
+        measure(
+            "   writing the store",
+            table.block_size,
+            lambda block=block: write_patch_block(staging, table, block, pixels),
+        )  # type: ignore[misc]
+        measure(
+            "   writing a plain file",
+            table.block_size,
+            lambda block=block: write_plainly(folder / f"{block}.raw", pixels.pixels),
+        )  # type: ignore[misc]
+    turns = [
+        measure_end_to_end(slide, table, chosen, threads, folder, now)
+        for _ in range(END_TO_END_TURNS)
+    ]
     report(slide, reader, table, rates, turns)
 
 
@@ -149,14 +207,20 @@ class TilesOnce:
                 found |= set((row * self._layout.across + col).tolist())
         fresh = sorted(found - self._seen)
         self._seen |= found
-        places = [(int(self._layout.offsets[index]), int(self._layout.counts[index])) for index in fresh]
-        return [self._content[offset : offset + count].tobytes() for offset, count in places if count]
+        places = [
+            (int(self._layout.offsets[index]), int(self._layout.counts[index])) for index in fresh
+        ]
+        return [
+            self._content[offset : offset + count].tobytes() for offset, count in places if count
+        ]
 
     def decode(self, streams: list[bytes]) -> None:
         form = self._layout.form
         colors = "YCBCR" if form.photometric == 6 else "RGB"
         for stream in streams:
-            imagecodecs.jpeg8_decode(stream, tables=form.jpeg_tables, colorspace=colors, outcolorspace="RGB")
+            imagecodecs.jpeg8_decode(
+                stream, tables=form.jpeg_tables, colorspace=colors, outcolorspace="RGB"
+            )
 
 
 def begin_store(path: Path, table: PatchTable, reader: TiffReader) -> Staging:
@@ -166,13 +230,22 @@ def begin_store(path: Path, table: PatchTable, reader: TiffReader) -> Staging:
 
 
 def measure_end_to_end(
-    slide: Path, table: PatchTable, blocks: range, threads: int, folder: Path, now: Callable[[], float]
+    slide: Path,
+    table: PatchTable,
+    blocks: range,
+    threads: int,
+    folder: Path,
+    now: Callable[[], float],
 ) -> tuple[float, float]:
     """Patches per second into a store, two blocks under way, from the end of the first to the end of the last; and decoded just before."""
     reader = TiffReader(slide, "slide", decode_threads=threads)
     source = SlidePatches(reader, table.grid, table.cells, table.block_size)
     tiles = TilesOnce(slide, reader, table)
-    streams = [stream for block in blocks for stream in tiles.take(table.cells[block_slice(block, table.block_size, table.patches)])]
+    streams = [
+        stream
+        for block in blocks
+        for stream in tiles.take(table.cells[block_slice(block, table.block_size, table.patches)])
+    ]
     started = now()
     tiles.decode(streams)
     decoded = len(blocks) * table.block_size / (now() - started)
@@ -189,9 +262,18 @@ def measure_end_to_end(
     return (len(blocks) - 1) * table.block_size / (max(ends) - min(ends)), decoded
 
 
-def report(slide: Path, reader: TiffReader, table: PatchTable, rates: dict[str, list[float]], turns: list[tuple[float, float]]) -> None:
+def report(
+    slide: Path,
+    reader: TiffReader,
+    table: PatchTable,
+    rates: dict[str, list[float]],
+    turns: list[tuple[float, float]],
+) -> None:
     width, height = reader.info.size_l0
-    print(f"\n{slide.name}: {width} × {height} px, {table.patches:,} tissue patches of {SIDE} px at {MPP} µm/px")
+    print(
+        f"\n{slide.name}: {width} × {height} px, {table.patches:,} tissue patches of {SIDE} px at"
+        f" {MPP} µm/px"
+    )
     for name, found in rates.items():
         print(f"  {name:<30} {statistics.median(found):>9,.0f} patches/s")
     end_to_end = statistics.median(rate for rate, _ in turns)
@@ -201,7 +283,11 @@ def report(slide: Path, reader: TiffReader, table: PatchTable, rates: dict[str, 
         pairs = zip(pick(rates, one), pick(rates, other), strict=True)
         return statistics.median(first / second for first, second in pairs)
 
-    print(f"  c / a {ratio('c', 'a'):.2f}   c / d {ratio('c', 'd'):.2f}   b / a {ratio('b', 'a'):.2f}", end="   ")
+    print(
+        f"  c / a {ratio('c', 'a'):.2f}   c / d {ratio('c', 'd'):.2f}   b / a"
+        f" {ratio('b', 'a'):.2f}",
+        end="   ",
+    )
     steady = statistics.median(stored / decoded for stored, decoded in turns)
     print(f"e / d {steady:.2f}   store / plain file {ratio('   writing the', '   writing a'):.2f}")
 
@@ -213,7 +299,9 @@ class Share:
 
     @classmethod
     def open(cls, slide: Path, table: PatchTable) -> None:
-        cls.source = SlidePatches(TiffReader(slide, "slide", decode_threads=1), table.grid, table.cells, table.block_size)
+        cls.source = SlidePatches(
+            TiffReader(slide, "slide", decode_threads=1), table.grid, table.cells, table.block_size
+        )
 
     @classmethod
     def read(cls, block: int) -> int:
@@ -231,11 +319,22 @@ def compare_cores(slide: Path, blocks: int) -> None:
         ThreadPoolExecutor(2) as threads,
         ProcessPoolExecutor(2, get_context("spawn"), Share.open, (slide, table)) as processes,
     ):
-        list(processes.map(Share.read, chosen))  # they are started, and the slide is in the page cache
-        rates = [[measure_sharing(pool, chosen) for pool in (one, threads, processes)] for _ in range(CORE_TURNS)]
+        list(
+            processes.map(Share.read, chosen)
+        )  # they are started, and the slide is in the page cache
+        rates = [
+            [measure_sharing(pool, chosen) for pool in (one, threads, processes)]
+            for _ in range(CORE_TURNS)
+        ]
     medians = [statistics.median(rate) for rate in zip(*rates, strict=True)]
-    by_threads, by_processes = (statistics.median(turn[way] / turn[0] for turn in rates) for way in (1, 2))
-    print(f"  c on one thread {medians[0]:,.0f}, on two {medians[1]:,.0f}, in two processes {medians[2]:,.0f} patches/s;", end=" ")
+    by_threads, by_processes = (
+        statistics.median(turn[way] / turn[0] for turn in rates) for way in (1, 2)
+    )
+    print(
+        f"  c on one thread {medians[0]:,.0f}, on two {medians[1]:,.0f}, in two processes"
+        f" {medians[2]:,.0f} patches/s;",
+        end=" ",
+    )
     print(f"ratio of two threads {by_threads:.2f}, of two processes {by_processes:.2f}")
 
 
@@ -263,12 +362,17 @@ def measure_memory(slide: Path, out: Path) -> None:
         "--force",
     ]
     started = time.perf_counter()
-    done = subprocess.run(["/usr/bin/time", "-v", *command], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["/usr/bin/time", "-v", *command], capture_output=True, text=True, check=True
+    )
     peak = re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)
     store = next(out.glob("*.patches.zarr"))
     patches = PatchStore(store).table.patches
     seconds = time.perf_counter() - started
-    print(f"  wsi tile --workers 0: {patches:,} patches in {seconds:.0f} s, peak memory {int(peak[1]) / 1024 if peak else 0:,.0f} MB")
+    print(
+        f"  wsi tile --workers 0: {patches:,} patches in {seconds:.0f} s, peak memory"
+        f" {int(peak[1]) / 1024 if peak else 0:,.0f} MB"
+    )
     shutil.rmtree(out)
 
 
@@ -302,9 +406,14 @@ def compare_batches(patches: int, folder: Path) -> None:
         assert np.array_equal(mapped, through_zarr)
     by_map, by_zarr = (statistics.median(seconds[name]) for name in ("map", "zarr"))
     print(
-        f"\nrandom batches of {BATCH} from {patches:,} patches: memory map {by_map * 1000:.1f} ms, Zarr {by_zarr * 1000:.0f} ms", end=", "
+        f"\nrandom batches of {BATCH} from {patches:,} patches: memory map {by_map * 1000:.1f} ms,"
+        f" Zarr {by_zarr * 1000:.0f} ms",
+        end=", ",
     )
-    print(f"ratio {statistics.median(z / m for m, z in zip(seconds['map'], seconds['zarr'], strict=True)):.0f}")
+    print(
+        "ratio"
+        f" {statistics.median(z / m for m, z in zip(seconds['map'], seconds['zarr'], strict=True)):.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The data path of training against what a network consumes: patches per second, and their ratio.
 
-Data path: drawing an epoch, gathering batches (from memory, or from patch stores block by block), augmentation. Network: one whole step on
-a batch that is already there. Rounds are interleaved, medians are printed.
+Data path: drawing an epoch, gathering batches (from memory, or from patch stores block by block),
+augmentation. Network: one whole step on a batch that is already there. Rounds are interleaved,
+medians are printed.
 
     python benchmarks/training.py [--arch idc_cnn] [--patches 20000] [--rounds 5]
 """
@@ -79,17 +80,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         patches = make_stores(Path(folder), options.patches)
         members = np.arange(len(patches))
-        memory, stores = (open_pixels(patches, members, cache, CPU) for cache in ("memory", "stores"))
+        memory, stores = (
+            open_pixels(patches, members, cache, CPU) for cache in ("memory", "stores")
+        )
         config = TrainConfig(architecture=options.arch, device="cpu")
         fabric = make_fabric(config)
-        learner = Learner(build_network(options.arch, 50), config, Steps(1, 1), measure_source(memory), fabric, TwoClasses())
+        learner = Learner(
+            build_network(options.arch, 50),
+            config,
+            Steps(1, 1),
+            measure_source(memory),
+            fabric,
+            TwoClasses(),
+        )
         batch = next(iter(memory.stream([torch.arange(BATCH)])))
         labels = torch.from_numpy(patches.labels[:BATCH].astype(np.int64))
         rows: dict[str, Callable[[], float]] = {
             f"network ({options.arch}, whole steps)": lambda: time_network(learner, batch, labels),
-            "from memory, default augmentation": lambda: time_epoch(patches, memory, Augmentation()),
+            "from memory, default augmentation": lambda: time_epoch(
+                patches, memory, Augmentation()
+            ),
             "from memory, every augmentation": lambda: time_epoch(patches, memory, EVERYTHING),
-            "from the stores, default augmentation": lambda: time_epoch(patches, stores, Augmentation()),
+            "from the stores, default augmentation": lambda: time_epoch(
+                patches, stores, Augmentation()
+            ),
             "from the stores, every augmentation": lambda: time_epoch(patches, stores, EVERYTHING),
         }
         figures: dict[str, list[float]] = {name: [] for name in rows}

@@ -14,24 +14,47 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
-    "--threshold", "-t", type=click.FloatRange(0, 1), help="Probability from which on a patch is positive. [default: the model's own]"
+    "--threshold",
+    "-t",
+    type=click.FloatRange(0, 1),
+    help="Probability from which on a patch is positive. [default: the model's own]",
 )
 @click.option(
-    "--smooth", type=click.FloatRange(0), default=0.0, metavar="UM", help="Smooth the map with a Gaussian of this standard deviation in µm."
+    "--smooth",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="UM",
+    help="Smooth the map with a Gaussian of this standard deviation in µm.",
 )
 @click.option(
-    "--min-region-mm2", type=click.FloatRange(0), default=0.0, metavar="MM2", help="Positive areas smaller than this do not count."
+    "--min-region-mm2",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="MM2",
+    help="Positive areas smaller than this do not count.",
 )
-@click.option("--out", "-o", type=FOLDER, help="Write a results folder of its own instead of changing RESULTS.")
+@click.option(
+    "--out",
+    "-o",
+    type=FOLDER,
+    help="Write a results folder of its own instead of changing RESULTS.",
+)
 @force_option
 @view_options
 @mode_option
 def aggregate(
-    results: Path, threshold: float | None, smooth: float, min_region_mm2: float, out: Path | None, force: bool, **view: Any
+    results: Path,
+    threshold: float | None,
+    smooth: float,
+    min_region_mm2: float,
+    out: Path | None,
+    force: bool,
+    **view: Any,
 ) -> None:
     """Make the outputs of every slide in RESULTS anew from its stored probabilities, without model or slide.
 
-    Each slide's folder then holds what this line asks for and nothing of another threshold; the probabilities stay as they are.
+    Each slide's folder then holds what this line asks for and nothing of another threshold; the
+    probabilities stay as they are.
     """
     from wsi_pipeline.stages.aggregate import aggregate_results
 
@@ -40,7 +63,13 @@ def aggregate(
 
     def say(outcome: "SlideOutcome") -> None:
         already = " (already done)" if outcome.is_resumed_whole else ""
-        click.echo(f"{printable(outcome.slide_id)}: {outcome.state.value}: {printable(outcome.message)}{already}", err=True)
+        click.echo(
+            f"{printable(outcome.slide_id)}: {outcome.state.value}:"
+            f" {printable(outcome.message)}{already}",
+            err=True,
+        )
 
-    account = aggregate_results(results, read_view(view, threshold, smooth, min_region_mm2), out, force=force, say=say)
+    account = aggregate_results(
+        results, read_view(view, threshold, smooth, min_region_mm2), out, force=force, say=say
+    )
     close_run(account, (out or results) / "index.html")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def demo(out: Path) -> None:
     """Run the whole chain on drawn slides: no input, no network, about two minutes on two cores.
 
-    Draws small H&E-like slides whose tumour is known, tiles them, trains, infers on slides of other patients, compares with the truth
-    and names the page to open.
+    Draws small H&E-like slides whose tumour is known, tiles them, trains, infers on slides of other
+    patients, compares with the truth and names the page to open.
     """
     from wsi_pipeline.runs.demo import DemoSize, run_demo
     from wsi_pipeline.training.run import TrainListener
@@ -43,4 +43,6 @@ def demo(out: Path) -> None:
     click.echo(draw_evaluation(result.evaluation))
     f1 = result.evaluation.pooled.scores.f1
     click.echo(f"\nF1 on the held-out slides: {'–' if f1 is None else f'{f1:.3f}'}")
-    click.echo(f"heatmaps: open {result.index.resolve()}   (or run: wsi view {result.index.parent})")
+    click.echo(
+        f"heatmaps: open {result.index.resolve()}   (or run: wsi view {result.index.parent})"
+    )

@@ -22,19 +22,37 @@ RESULTS = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option(
     "--threshold",
     metavar="RULE|NUMBER",
-    help="Judge at another threshold than the model's: a number, or chosen here by youden, f1 or sensitivity=NUMBER, which flatters.",
+    help=(
+        "Judge at another threshold than the model's: a number, or chosen here by youden, f1 or"
+        " sensitivity=NUMBER, which flatters."
+    ),
 )
 @click.option(
-    "--compare", type=RESULTS, metavar="OTHER_RESULTS", help="Another model's results: both on the patients and patches they share."
+    "--compare",
+    type=RESULTS,
+    metavar="OTHER_RESULTS",
+    help="Another model's results: both on the patients and patches they share.",
 )
 @mode_option
-def evaluate(results: Path, labels: tuple[Path, ...], threshold: str | None, compare: Path | None, **rules: Any) -> None:
+def evaluate(
+    results: Path,
+    labels: tuple[Path, ...],
+    threshold: str | None,
+    compare: Path | None,
+    **rules: Any,
+) -> None:
     """Compare the predictions in RESULTS with known labels, per slide and pooled.
 
-    Labels are those of the patch stores that were inferred, or files given with --labels. Writes evaluation.html, evaluation.csv
-    and evaluation.json into RESULTS, with 95 % intervals from resampling patients; with --compare also comparison.csv.
+    Labels are those of the patch stores that were inferred, or files given with --labels. Writes
+    evaluation.html, evaluation.csv and evaluation.json into RESULTS, with 95 % intervals from
+    resampling patients; with --compare also comparison.csv.
     """
-    from wsi_pipeline.evaluation import EVALUATION_CSV, EVALUATION_HTML, evaluate_results, find_class_names
+    from wsi_pipeline.evaluation import (
+        EVALUATION_CSV,
+        EVALUATION_HTML,
+        evaluate_results,
+        find_class_names,
+    )
     from wsi_pipeline.training.calibration import parse_threshold_rule
 
     evaluation = evaluate_results(
@@ -55,8 +73,17 @@ def draw_evaluation(evaluation: "Evaluation") -> str:
     scores = evaluation.pooled.scores
     lines = [f"WARNING: {warning}" for warning in evaluation.warnings]
     lines += _draw_slides([*evaluation.slides, evaluation.pooled])
-    lines += ["", *draw_intervals(evaluation.judgement, "all slides"), "", *draw_calibration(evaluation.judgement)]
-    lines += ["", f"all slides at threshold {scores.threshold:.3f}:", draw_confusion(scores, evaluation.class_names)]
+    lines += [
+        "",
+        *draw_intervals(evaluation.judgement, "all slides"),
+        "",
+        *draw_calibration(evaluation.judgement),
+    ]
+    lines += [
+        "",
+        f"all slides at threshold {scores.threshold:.3f}:",
+        draw_confusion(scores, evaluation.class_names),
+    ]
     if evaluation.unlabelled:
         lines.append(f"without labels: {', '.join(evaluation.unlabelled)}")
     if evaluation.compared is not None:
@@ -69,10 +96,14 @@ def _show(value: float | None) -> str:
 
 
 def _draw_slides(slides: "list[SlideEvaluation]") -> list[str]:
-    rows: list[tuple[str, ...]] = [("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")]
+    rows: list[tuple[str, ...]] = [
+        ("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")
+    ]
     for slide in slides:
         figures = (slide.scores.auroc, slide.scores.f1, slide.scores.balanced_accuracy)
-        rows.append((slide.slide_id, str(slide.labelled), str(slide.not_assessed), *map(_show, figures)))
+        rows.append(
+            (slide.slide_id, str(slide.labelled), str(slide.not_assessed), *map(_show, figures))
+        )
     width = max(len(row[0]) for row in rows)
     return [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
 
@@ -87,7 +118,9 @@ def draw_intervals(judgement: "Judgement", what: str) -> list[str]:
         head = f"{what}; one patient only, so no intervals:"
     else:
         hint = ": so few that the intervals are a hint at most" if count < FEW_PATIENTS else ""
-        head = f"{what}, with 95 % intervals from {judgement.draws} samples of {count} patients{hint}:"
+        head = (
+            f"{what}, with 95 % intervals from {judgement.draws} samples of {count} patients{hint}:"
+        )
     lines = [head]
     for key, name in FIGURES.items():
         interval = judgement.intervals.get(key)
@@ -102,9 +135,9 @@ def draw_calibration(judgement: "Judgement") -> list[str]:
     if after.temperature == 1.0:
         return ["calibration: the model's temperature is 1, nothing was changed"]
     return [
-        f"calibration: expected calibration error {_show(before.expected_calibration_error)} before, "
-        f"{_show(after.expected_calibration_error)} after temperature {after.temperature:.3f}; "
-        f"Brier score {_show(before.brier)}, {_show(after.brier)}"
+        f"calibration: expected calibration error {_show(before.expected_calibration_error)}"
+        f" before, {_show(after.expected_calibration_error)} after temperature"
+        f" {after.temperature:.3f}; Brier score {_show(before.brier)}, {_show(after.brier)}"
     ]
 
 
@@ -113,12 +146,20 @@ def _draw_comparison(compared: "Compared") -> list[str]:
 
     figures = compared.figures
     lines = [
-        f"{compared.one} (one) against {compared.other} (other): {figures.patches} patches of {figures.patients} patients on "
-        f"{compared.slides} slides paired, {compared.left_out} labelled patches left out",
+        (
+            f"{compared.one} (one) against {compared.other} (other): {figures.patches} patches of"
+            f" {figures.patients} patients on {compared.slides} slides paired, {compared.left_out}"
+            " labelled patches left out"
+        ),
         f"  {'':<28}{'one':>8}{'other':>8}{'one − other':>13}   95 % interval",
     ]
     for item in figures.differences:
-        ends = "–" if item.interval is None else f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
+        ends = (
+            "–" if item.interval is None else f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
+        )
         difference = "–" if item.difference is None else f"{item.difference:+.3f}"
-        lines.append(f"  {FIGURES[item.figure]:<28}{_show(item.one):>8}{_show(item.other):>8}{difference:>13}   {ends}")
+        lines.append(
+            f"  {FIGURES[item.figure]:<28}{_show(item.one):>8}{_show(item.other):>8}{difference:>13}"
+            f"   {ends}"
+        )
     return lines

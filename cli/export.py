@@ -22,19 +22,26 @@ from .options import force_option, mode_option, out_option
     "--normalisation",
     type=click.Choice(["transform", "inside"]),
     default="transform",
-    help="Whether the program that runs it normalises pixels, as config.json says, or the network itself.",
+    help=(
+        "Whether the program that runs it normalises pixels, as config.json says, or the network"
+        " itself."
+    ),
 )
 @force_option
 @mode_option
-def export(model: Path, formats: tuple[str, ...], out: Path, normalisation: str, force: bool) -> None:
+def export(
+    model: Path, formats: tuple[str, ...], out: Path, normalisation: str, force: bool
+) -> None:
     """Write MODEL for other programs, with the WSInfer zoo's config.json beside it.
 
-    The network in the file gives two logits, whose softmax is the calibrated probability. Every file is read back and compared with
-    the checkpoint; one that differs is not kept.
+    The network in the file gives two logits, whose softmax is the calibrated probability. Every
+    file is read back and compared with the checkpoint; one that differs is not kept.
     """
     from wsi_pipeline.stages.export_model import export_model
 
-    exported = export_model(model, formats, out, is_normalised_inside=normalisation == "inside", force=force)
+    exported = export_model(
+        model, formats, out, is_normalised_inside=normalisation == "inside", force=force
+    )
     if exported.is_resumed_whole:
         click.echo("nothing to do: an earlier run made these very files")
     for (name, difference), path in zip(exported.differences.items(), exported.files, strict=True):

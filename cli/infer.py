@@ -47,14 +47,38 @@ STEP = 1000
 
 @click.command()
 @click.option(
-    "--slides", "--wsi-dir", "-i", type=EXISTING, multiple=True, metavar="DIR", help="Slides, or folders of them. May be repeated."
+    "--slides",
+    "--wsi-dir",
+    "-i",
+    type=EXISTING,
+    multiple=True,
+    metavar="DIR",
+    help="Slides, or folders of them. May be repeated.",
 )
-@click.option("--stores", type=EXISTING, multiple=True, metavar="DIR", help="Patch stores, or folders of them, instead of slides.")
+@click.option(
+    "--stores",
+    type=EXISTING,
+    multiple=True,
+    metavar="DIR",
+    help="Patch stores, or folders of them, instead of slides.",
+)
 @sheet_option
-@click.option("--model", "-m", type=click.Path(path_type=Path), required=True, help="A model.safetensors of `wsi train`, or a folder.")
+@click.option(
+    "--model",
+    "-m",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A model.safetensors of `wsi train`, or a folder.",
+)
 @trust_option
 @positive_class_option
-@click.option("--results-dir", "-o", type=FOLDER, required=True, help="Folder for one folder per slide and the tables of the run.")
+@click.option(
+    "--results-dir",
+    "-o",
+    type=FOLDER,
+    required=True,
+    help="Folder for one folder per slide and the tables of the run.",
+)
 @min_tissue_option
 @slide_mpp_option
 @allow_upsample_option
@@ -64,8 +88,17 @@ STEP = 1000
 @shard_option
 @crew_options
 @force_option
-@click.option("--keep-patches", type=FOLDER, metavar="DIR", help="Also write the slides' patch stores there, or read them where they are.")
-@click.option("--dry-run", is_flag=True, help="Only list slides, sizes, patches, bytes and what would be gone on with; writes nothing.")
+@click.option(
+    "--keep-patches",
+    type=FOLDER,
+    metavar="DIR",
+    help="Also write the slides' patch stores there, or read them where they are.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only list slides, sizes, patches, bytes and what would be gone on with; writes nothing.",
+)
 @view_options
 @min_free_option
 @mode_option
@@ -81,9 +114,10 @@ def infer(
 ) -> None:
     """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
 
-    A folder with config.json and torchscript_model.pt, as in the WSInfer zoo, needs --trust-model: TorchScript is code.
-    Slides are cut at the model's own µm per pixel. A slide that fails does not stop the others; failures.csv says why. Run again, it
-    goes on where it stopped, and does nothing for slides that are done; with other --outputs it makes those from the predictions it has.
+    A folder with config.json and torchscript_model.pt, as in the WSInfer zoo, needs --trust-model:
+    TorchScript is code. Slides are cut at the model's own µm per pixel. A slide that fails does not
+    stop the others; failures.csv says why. Run again, it goes on where it stopped, and does nothing
+    for slides that are done; with other --outputs it makes those from the predictions it has.
     """
     from wsi_pipeline.models.loading import load_model
     from wsi_pipeline.runs.dry_run import preview_run
@@ -101,27 +135,43 @@ def infer(
         click.echo(describe_model(loaded))
     if dry_run:
         found = list_stores(stores) if stores else list_slides(slides, sheet)
-        print_preview(preview_run(found, bool(stores), model, results_dir, config), results_dir, config)
+        print_preview(
+            preview_run(found, bool(stores), model, results_dir, config), results_dir, config
+        )
     if not crew.is_elsewhere:
         line = printable(settle_engine(loaded, model, config.wish, config.terms).line)
         with suppress(BrokenPipeError):
             click.echo(line)
     with log_to(results_dir), show_progress() as progress:
         if stores:
-            account = infer_stores(stores, model, results_dir, config, workers=crew, progress=progress)
+            account = infer_stores(
+                stores, model, results_dir, config, workers=crew, progress=progress
+            )
         else:
-            account = infer_found(list_slides(slides, sheet), model, results_dir, config, workers=crew, progress=progress)
+            account = infer_found(
+                list_slides(slides, sheet),
+                model,
+                results_dir,
+                config,
+                workers=crew,
+                progress=progress,
+            )
     close_run(account, results_dir / "index.html")
 
 
-def check_sources(slides: tuple[Path, ...], stores: tuple[Path, ...], sheet: Path | None, options: dict[str, Any]) -> None:
+def check_sources(
+    slides: tuple[Path, ...], stores: tuple[Path, ...], sheet: Path | None, options: dict[str, Any]
+) -> None:
     """Raise UsageError where it is not clear what to infer, or options do not fit that."""
     if [bool(slides), bool(stores), bool(sheet)].count(True) != 1:
         raise click.UsageError("give one of --slides, --stores and --sheet")
     if stores and options["keep_patches"]:
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
     if stores and options["anonymous_ids"]:
-        raise click.UsageError("--anonymous-ids is for slides; --stores carry the ids that `wsi tile --anonymous-ids` gave them")
+        raise click.UsageError(
+            "--anonymous-ids is for slides; --stores carry the ids that `wsi tile --anonymous-ids`"
+            " gave them"
+        )
 
 
 def list_slides(slides: tuple[Path, ...], sheet: Path | None) -> list["FoundSlide"]:
@@ -166,9 +216,10 @@ def describe_model(model: "Model") -> str:
     from wsi_pipeline.models.description import LEAK
 
     return (
-        f"model {printable(model.architecture)}: patches of {model.spec.side_px} px at {model.spec.mpp:g} µm/px, "
-        f"{printable(model.positive_class)} from probability {model.threshold:.3f} on ({model.threshold_source})"
-        f"{f'; LEAKY: {LEAK}' if model.is_leaky else ''}"
+        f"model {printable(model.architecture)}: patches of {model.spec.side_px} px at"
+        f" {model.spec.mpp:g} µm/px, {printable(model.positive_class)} from probability"
+        f" {model.threshold:.3f} on"
+        f" ({model.threshold_source}){f'; LEAKY: {LEAK}' if model.is_leaky else ''}"
     )
 
 
@@ -194,7 +245,11 @@ def describe_preview(slide: "SlidePreview") -> str:
     ]
     if slide.patch_bytes:
         parts.append(f"patches to keep {describe_bytes(slide.patch_bytes)}")
-    progress = f", {slide.blocks_done} of {slide.blocks} blocks done" if slide.standing is Standing.BEGUN else ""
+    progress = (
+        f", {slide.blocks_done} of {slide.blocks} blocks done"
+        if slide.standing is Standing.BEGUN
+        else ""
+    )
     return printable(f"{slide.slide_id}: {slide.standing.value}{progress}: {'; '.join(parts)}")
 
 
@@ -205,14 +260,24 @@ def print_preview(preview: "RunPreview", results: Path, config: "InferConfig") -
 
     for slide in preview.slides:
         click.echo(describe_preview(slide))
-    counts = " + ".join(f"{standing.value} {count}" for standing in Standing if (count := preview.count(standing)))
+    counts = " + ".join(
+        f"{standing.value} {count}" for standing in Standing if (count := preview.count(standing))
+    )
     click.echo(f"in {len(preview.slides)} = {counts}")
     click.echo(
-        f"to predict: {preview.missing_patches:,} patches, predictions of about {describe_bytes(preview.prediction_bytes)}; "
-        f"{describe_bytes(free_bytes(results))} are free at {printable(str(results))}"
+        f"to predict: {preview.missing_patches:,} patches, predictions of about"
+        f" {describe_bytes(preview.prediction_bytes)}; {describe_bytes(free_bytes(results))} are"
+        f" free at {printable(str(results))}"
     )
     if (keep_patches := config.keep_patches) is not None:
         free = describe_bytes(free_bytes(keep_patches))
-        click.echo(f"to keep: patches of about {describe_bytes(preview.patch_bytes)}; {free} are free at {printable(str(keep_patches))}")
-    click.echo("nothing was written" if config.pseudonyms is None else "nothing was written but pseudonyms, beside their key")
+        click.echo(
+            f"to keep: patches of about {describe_bytes(preview.patch_bytes)}; {free} are free at"
+            f" {printable(str(keep_patches))}"
+        )
+    click.echo(
+        "nothing was written"
+        if config.pseudonyms is None
+        else "nothing was written but pseudonyms, beside their key"
+    )
     click.get_current_context().exit(preview.account.exit_code)

@@ -20,16 +20,23 @@ def info(slide: Path, slide_mpp: float | None, reader: str) -> None:
     facts = opened.info
     width, height = facts.size_l0
     click.echo(printable(str(slide)))
-    click.echo(f"  size           {width} × {height} px, {width * facts.mpp / 1000:.2f} × {height * facts.mpp / 1000:.2f} mm")
+    click.echo(
+        f"  size           {width} × {height} px, {width * facts.mpp / 1000:.2f} ×"
+        f" {height * facts.mpp / 1000:.2f} mm"
+    )
     click.echo(f"  scale          {facts.mpp:g} µm/px (from: {facts.mpp_source})")
-    click.echo(f"  magnification  {'not stated' if facts.magnification is None else f'{facts.magnification:g}x, as written in the file'}")
+    click.echo(
+        "  magnification "
+        f" {'not stated' if facts.magnification is None else f'{facts.magnification:g}x, as written in the file'}"
+    )
     click.echo(f"  vendor         {facts.vendor or 'not stated'}")
     if facts.bounds_l0 != (0, 0, width, height):
         click.echo(f"  scanned area   x, y, width, height = {facts.bounds_l0} px")
     for level in opened.levels:
         mpp = facts.mpp * float(level.downsample)
         click.echo(
-            f"  level {level.number:<8} {level.size[0]} × {level.size[1]} px, {mpp:.4g} µm/px, reduced {float(level.downsample):g} times"
+            f"  level {level.number:<8} {level.size[0]} × {level.size[1]} px, {mpp:.4g} µm/px,"
+            f" reduced {float(level.downsample):g} times"
         )
     click.echo(f"  reader         {describe_reader(opened)}")
     click.echo(f"  fingerprint    {facts.fingerprint[:16]}")

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from .options import anonymous_option, force_option, min_free_option, mode_option, out_option, patch_size_option, read_pseudonyms
+from .options import (
+    anonymous_option,
+    force_option,
+    min_free_option,
+    mode_option,
+    out_option,
+    patch_size_option,
+    read_pseudonyms,
+)
 
 
 @click.command()
@@ -14,18 +22,38 @@ from .options import anonymous_option, force_option, min_free_option, mode_optio
     type=float,
     required=True,
     metavar="UM_PER_PX",
-    help="µm per pixel of the patches. Image files do not say; the public IDC set is at 4, because its patches were cut from 40x scans "
-    "reduced 16 times (16 × 0.25).",
+    help=(
+        "µm per pixel of the patches. Image files do not say; the public IDC set is at 4, because"
+        " its patches were cut from 40x scans reduced 16 times (16 × 0.25)."
+    ),
 )
 @out_option
-@click.option("--layout", type=click.Choice(["idc", "folders", "stacks", "csv"]), default="idc", help="How the data set lies on disk.")
 @click.option(
-    "--patient-regex", metavar="REGEX", help="Layout folders: where the patient stands in a file's path; the part in parentheses."
+    "--layout",
+    type=click.Choice(["idc", "folders", "stacks", "csv"]),
+    default="idc",
+    help="How the data set lies on disk.",
 )
-@click.option("--class-names", nargs=2, metavar="NEGATIVE POSITIVE", help="What the classes are called; for folders, the folders' names.")
+@click.option(
+    "--patient-regex",
+    metavar="REGEX",
+    help="Layout folders: where the patient stands in a file's path; the part in parentheses.",
+)
+@click.option(
+    "--class-names",
+    nargs=2,
+    metavar="NEGATIVE POSITIVE",
+    help="What the classes are called; for folders, the folders' names.",
+)
 @patch_size_option
 @anonymous_option
-@click.option("--workers", type=click.IntRange(0), default=0, metavar="N", help="Worker processes; 0: a plain loop in this one.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Worker processes; 0: a plain loop in this one.",
+)
 @force_option
 @min_free_option
 @mode_option
@@ -78,7 +106,10 @@ def ingest(
             pseudonyms=read_pseudonyms(anonymous_ids, out),
             room=Room(min_free),
         )
-    stores = f"{account.patches} patches of {patch_size}×{patch_size} in {len(account.run.outcomes)} stores"
+    stores = (
+        f"{account.patches} patches of {patch_size}×{patch_size} in {len(account.run.outcomes)}"
+        " stores"
+    )
     click.echo(f"{stores}, {len(account.left_out)} files left out")
     for entry in account.left_out:
         click.echo(f"  left out: {printable(entry.file)}: {printable(entry.reason)}")

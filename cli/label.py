@@ -12,13 +12,23 @@ from .options import EXISTING, FOLDER, label_rules_options, labels_option, mode_
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
 @labels_option
 @label_rules_options
-@click.option("--export", type=FOLDER, help="Write the labels that the stores have as QuPath GeoJSON into this folder, and change nothing.")
+@click.option(
+    "--export",
+    type=FOLDER,
+    help=(
+        "Write the labels that the stores have as QuPath GeoJSON into this folder, and change"
+        " nothing."
+    ),
+)
 @mode_option
-def label(stores: tuple[Path, ...], labels: tuple[Path, ...], export: Path | None, **rules: Any) -> None:
+def label(
+    stores: tuple[Path, ...], labels: tuple[Path, ...], export: Path | None, **rules: Any
+) -> None:
     """Give existing patch stores new labels, without reading the slides again.
 
-    Each store becomes a new generation of itself; its pixels stay as they are. A store without a label file of its name is left alone.
-    Beside each store, <slide>.labels.png shows the labelled patches with counts per class and mm².
+    Each store becomes a new generation of itself; its pixels stay as they are. A store without a
+    label file of its name is left alone. Beside each store, <slide>.labels.png shows the labelled
+    patches with counts per class and mm².
     """
     from wsi_pipeline.stages.relabel import export_labels, relabel_stores
 
@@ -31,6 +41,8 @@ def label(stores: tuple[Path, ...], labels: tuple[Path, ...], export: Path | Non
     account = relabel_stores(stores, labels, read_rules(rules))
     for outcome in account.outcomes:
         already = " (already so)" if outcome.is_resumed_whole else ""
-        click.echo(f"{outcome.slide_id}: {outcome.state.value}: {outcome.message}{already}", err=True)
+        click.echo(
+            f"{outcome.slide_id}: {outcome.state.value}: {outcome.message}{already}", err=True
+        )
     click.echo(account.closing_line)
     click.get_current_context().exit(account.exit_code)

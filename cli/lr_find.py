@@ -11,21 +11,40 @@ from .training_options import read_config, read_split, training_options
 
 @click.command("lr-find")
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
-@click.option("--out", "-o", type=FOLDER, required=True, help="Folder to make, with lr_find.csv and lr_find.png.")
+@click.option(
+    "--out",
+    "-o",
+    type=FOLDER,
+    required=True,
+    help="Folder to make, with lr_find.csv and lr_find.png.",
+)
 @sheet_option
 @click.option("--steps", type=click.IntRange(1), default=200, help="Steps of the sweep.")
-@click.option("--high", type=float, default=10.0, help="Highest learning rate; the sweep begins at 1e-8 of it.")
+@click.option(
+    "--high",
+    type=float,
+    default=10.0,
+    help="Highest learning rate; the sweep begins at 1e-8 of it.",
+)
 @training_options
 @device_option
 @force_option
 @mode_option
 def lr_find(
-    stores: tuple[Path, ...], out: Path, sheet: Path | None, steps: int, high: float, device: str, force: bool, **options: Any
+    stores: tuple[Path, ...],
+    out: Path,
+    sheet: Path | None,
+    steps: int,
+    high: float,
+    device: str,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Sweep the learning rate over the training patients of STORES, to find one for `wsi train --lr`.
 
-    The rate rises evenly on a logarithmic scale while the network trains; the suggestion is where the smoothed loss falls fastest. Give
-    the options that training will have: --lr and --schedule are those of the sweep.
+    The rate rises evenly on a logarithmic scale while the network trains; the suggestion is where
+    the smoothed loss falls fastest. Give the options that training will have: --lr and --schedule
+    are those of the sweep.
     """
     from wsi_pipeline.training.lr_finder import SWEEP_PNG, sweep_stores
 
@@ -45,5 +64,8 @@ def lr_find(
             force=force,
             on_step=lambda step: bar.update(task, completed=step),
         )
-    click.echo(f"the loss falls fastest at a learning rate of {sweep.suggestion:.2g}: a good --lr; for one-cycle or sgdr its highest")
+    click.echo(
+        f"the loss falls fastest at a learning rate of {sweep.suggestion:.2g}: a good --lr; for"
+        " one-cycle or sgdr its highest"
+    )
     click.echo(f"→  {out / SWEEP_PNG}")

@@ -51,10 +51,16 @@ class WsiGroup(click.Group):
         except WsiError as error:
             _stop(f"{error}", error.exit_code)
         except KeyboardInterrupt:
-            _stop("interrupted; nothing finished is lost, run the same line again to go on", INTERRUPTED)
+            _stop(
+                "interrupted; nothing finished is lost, run the same line again to go on",
+                INTERRUPTED,
+            )
         except Terminated as end:
             number = signal.Signals(end.args[0])
-            _stop(f"{GOODBYES[number]}; nothing finished is lost, run the same line again to go on", 128 + number)
+            _stop(
+                f"{GOODBYES[number]}; nothing finished is lost, run the same line again to go on",
+                128 + number,
+            )
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except OSError as error:
@@ -64,7 +70,10 @@ class WsiGroup(click.Group):
             if ctx.params["is_debugging"]:
                 raise
             logging.getLogger("wsi_pipeline").exception("internal error")
-            _stop(f"internal error: {type(error).__name__}: {error}; `wsi --debug …` shows where", WsiError.exit_code)
+            _stop(
+                f"internal error: {type(error).__name__}: {error}; `wsi --debug …` shows where",
+                WsiError.exit_code,
+            )
 
 
 def _listen() -> None:
@@ -76,7 +85,9 @@ def _listen() -> None:
 
 def _raise_terminated(number: int, _frame: FrameType | None) -> NoReturn:
     for each in GOODBYES:
-        signal.signal(each, signal.SIG_IGN)  # whoever is impatient and sends another would break off what lets go of locks and workers
+        signal.signal(
+            each, signal.SIG_IGN
+        )  # whoever is impatient and sends another would break off what lets go of locks and workers
     raise Terminated(number)
 
 
@@ -88,15 +99,25 @@ def _stop(message: str, exit_code: int) -> NoReturn:
 
 def printable(text: str) -> str:
     """One line that cannot move the cursor: control characters and undecodable bytes of file names are escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
 
 
 @click.group(
     cls=WsiGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "auto_envvar_prefix": "WSI", "max_content_width": 120},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "show_default": True,
+        "auto_envvar_prefix": "WSI",
+        "max_content_width": 120,
+    },
 )
 @click.version_option(package_name="wsi-pipeline", prog_name="wsi")
-@click.option("--debug", "is_debugging", is_flag=True, help="Show where an internal error came from.")
+@click.option(
+    "--debug", "is_debugging", is_flag=True, help="Show where an internal error came from."
+)
 def wsi(is_debugging: bool) -> None:
     """Tile, train, infer and view whole-slide images.
 
@@ -108,11 +129,15 @@ def wsi(is_debugging: bool) -> None:
     wsi view results                  slides with heatmaps in the browser
     wsi serve --results results       the same over the network, with REST
 
-    Exit codes: 0 all done · 1 this run could not go on · 2 usage · 3 some slides failed or are damaged, the others are done ·
-    4 no slide succeeded · 5 disk, lock or cluster: safe to run again · 129, 130, 143 interrupted: safe to run again.
+    Exit codes: 0 all done · 1 this run could not go on · 2 usage · 3 some slides failed or are
+    damaged, the others are done · 4 no slide succeeded · 5 disk, lock or cluster: safe to run again
+    · 129, 130, 143 interrupted: safe to run again.
     """  # noqa: D301 - click takes the character itself for "keep the lines"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without → or µ is no reason to fail
-    # Without a handler, logging prints records of libraries and tracebacks of slides to the terminal by itself.
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal without → or µ is no reason to fail
+    # Without a handler, logging prints records of libraries and tracebacks of slides to the
+    # terminal by itself.
     logging.getLogger().addHandler(logging.NullHandler())

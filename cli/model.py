@@ -18,7 +18,9 @@ def model() -> None:
 
 @model.command()
 @click.argument("model", type=MODEL)
-@click.option("--json", "is_json", is_flag=True, help="As JSON, with everything that the model's card holds.")
+@click.option(
+    "--json", "is_json", is_flag=True, help="As JSON, with everything that the model's card holds."
+)
 def info(model: Path, is_json: bool) -> None:
     """Show what MODEL takes and tells, how it was trained and how well it did; of a zoo folder, the digest to trust it by."""
     from wsi_pipeline.models.description import describe_lines, describe_model
@@ -43,5 +45,8 @@ def check(model: Path, trust_model: str | None, positive_class: str | None) -> N
 
     found = check_model(model, ForeignTerms(trust_model, positive_class))
     click.echo(
-        printable(f"{model}: ok: {found.architecture}, {found.spec.side_px} px at {found.spec.mpp:g} µm/px, digest {found.digest[:16]}")
+        printable(
+            f"{model}: ok: {found.architecture}, {found.spec.side_px} px at {found.spec.mpp:g}"
+            f" µm/px, digest {found.digest[:16]}"
+        )
     )

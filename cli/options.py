@@ -25,40 +25,88 @@ EXISTING = click.Path(exists=True, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 out_option = click.option("--out", "-o", type=FOLDER, required=True, help="Folder to write to.")
-force_option = click.option("--force", is_flag=True, help="Make anew what another run, or another recipe, has made.")
-slide_mpp_option = click.option(
-    "--slide-mpp", type=float, metavar="UM_PER_PX", help="µm per pixel of the slides themselves; overrules what the files say."
+force_option = click.option(
+    "--force", is_flag=True, help="Make anew what another run, or another recipe, has made."
 )
-allow_upsample_option = click.option("--allow-upsample", is_flag=True, help="Cut finer than the scan, which adds pixels but no detail.")
+slide_mpp_option = click.option(
+    "--slide-mpp",
+    type=float,
+    metavar="UM_PER_PX",
+    help="µm per pixel of the slides themselves; overrules what the files say.",
+)
+allow_upsample_option = click.option(
+    "--allow-upsample",
+    is_flag=True,
+    help="Cut finer than the scan, which adds pixels but no detail.",
+)
 min_tissue_option = click.option(
-    "--min-tissue", type=click.FloatRange(0, 1), default=0.5, help="Keep a patch if at least this fraction of it is tissue (0: keep all)."
+    "--min-tissue",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    help="Keep a patch if at least this fraction of it is tissue (0: keep all).",
 )
 reader_option = click.option(
     "--reader",
     type=click.Choice(["auto", "tiff", "openslide", "image"]),
     default="auto",
-    help="Who reads slides: tiff decodes the tiles of TIFF and SVS itself, several times as fast and with the same pixels; auto: the "
-    "fastest that knows the file.",
+    help=(
+        "Who reads slides: tiff decodes the tiles of TIFF and SVS itself, several times as fast and"
+        " with the same pixels; auto: the fastest that knows the file."
+    ),
 )
 TISSUE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     min_tissue_option,
-    click.option("--mask-mpp", type=float, default=8.0, metavar="UM_PER_PX", help="Scale at which tissue is looked for."),
-    click.option("--min-object", type=float, default=20_000.0, metavar="UM2", help="Smaller pieces of tissue are dust, in µm²."),
-    click.option("--max-hole", type=float, default=20_000.0, metavar="UM2", help="Smaller holes belong to the tissue, in µm²."),
+    click.option(
+        "--mask-mpp",
+        type=float,
+        default=8.0,
+        metavar="UM_PER_PX",
+        help="Scale at which tissue is looked for.",
+    ),
+    click.option(
+        "--min-object",
+        type=float,
+        default=20_000.0,
+        metavar="UM2",
+        help="Smaller pieces of tissue are dust, in µm².",
+    ),
+    click.option(
+        "--max-hole",
+        type=float,
+        default=20_000.0,
+        metavar="UM2",
+        help="Smaller holes belong to the tissue, in µm².",
+    ),
     click.option(
         "--mask",
         type=EXISTING,
         metavar="DIR",
-        help="Where the tissue is, by your own word: PNG or TIFF (above 0 is tissue) or QuPath GeoJSON, named like the slides.",
+        help=(
+            "Where the tissue is, by your own word: PNG or TIFF (above 0 is tissue) or QuPath"
+            " GeoJSON, named like the slides."
+        ),
     ),
-    click.option("--max-pen", type=click.FloatRange(0, 1), default=0.1, help="Flag a patch if more than this fraction of it is pen ink."),
+    click.option(
+        "--max-pen",
+        type=click.FloatRange(0, 1),
+        default=0.1,
+        help="Flag a patch if more than this fraction of it is pen ink.",
+    ),
     click.option(
         "--min-sharpness",
         type=float,
         metavar="VARIANCE",
-        help="Flag patches below this variance of the Laplacian (brightness 0 to 255, at 1 µm/px) as blurred. [default: not measured]",
+        help=(
+            "Flag patches below this variance of the Laplacian (brightness 0 to 255, at 1 µm/px) as"
+            " blurred. [default: not measured]"
+        ),
     ),
-    click.option("--drop", type=click.Choice(["pen", "blur"]), multiple=True, help="Leave out patches with this flag. May be repeated."),
+    click.option(
+        "--drop",
+        type=click.Choice(["pen", "blur"]),
+        multiple=True,
+        help="Leave out patches with this flag. May be repeated.",
+    ),
 )
 
 
@@ -69,25 +117,51 @@ def tissue_options(command: Command) -> Command:
     return command
 
 
-patch_size_option = click.option("--patch-size", type=click.IntRange(1), default=50, metavar="PX", help="Side of a patch in pixels.")
+patch_size_option = click.option(
+    "--patch-size",
+    type=click.IntRange(1),
+    default=50,
+    metavar="PX",
+    help="Side of a patch in pixels.",
+)
 workers_option = click.option(
     "--workers",
     "--num-workers",
     "-n",
     type=click.IntRange(0),
     metavar="N",
-    help="Worker processes; 0: a plain loop in this process. [default: one per GPU, or one; to tile one per core, 16 at most]",
+    help=(
+        "Worker processes; 0: a plain loop in this process. [default: one per GPU, or one; to tile"
+        " one per core, 16 at most]"
+    ),
 )
 CREW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     workers_option,
-    click.option("--gpus", metavar="LIST", help="GPUs to use, such as 0,2, by their numbers or UUIDs. [default: all]"),
+    click.option(
+        "--gpus",
+        metavar="LIST",
+        help="GPUs to use, such as 0,2, by their numbers or UUIDs. [default: all]",
+    ),
     click.option(
         "--scheduler",
         metavar="ADDRESS|FILE",
-        help="Use a running Dask scheduler, such as tls://host:8786, or the file that `dask scheduler --scheduler-file` wrote.",
+        help=(
+            "Use a running Dask scheduler, such as tls://host:8786, or the file that `dask"
+            " scheduler --scheduler-file` wrote."
+        ),
     ),
-    click.option("--tls-ca-file", type=EXISTING, metavar="PEM", help="Certificate authority of a scheduler at tls://."),
-    click.option("--tls-cert", type=EXISTING, metavar="PEM", help="Our certificate for a scheduler at tls://."),
+    click.option(
+        "--tls-ca-file",
+        type=EXISTING,
+        metavar="PEM",
+        help="Certificate authority of a scheduler at tls://.",
+    ),
+    click.option(
+        "--tls-cert",
+        type=EXISTING,
+        metavar="PEM",
+        help="Our certificate for a scheduler at tls://.",
+    ),
     click.option("--tls-key", type=EXISTING, metavar="PEM", help="The key of that certificate."),
     click.option(
         "--cluster",
@@ -95,7 +169,12 @@ CREW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         default="local",
         help="Which worker processes are started: on this machine, as Slurm jobs, or by dask-cuda.",
     ),
-    click.option("--slurm-config", type=EXISTING, metavar="YAML", help="What a Slurm job asks for; see docs/servers.md."),
+    click.option(
+        "--slurm-config",
+        type=EXISTING,
+        metavar="YAML",
+        help="What a Slurm job asks for; see docs/servers.md.",
+    ),
     click.option("--dashboard", is_flag=True, help="Show Dask's dashboard at 127.0.0.1:8787."),
 )
 
@@ -112,8 +191,20 @@ def read_crew(options: dict[str, Any], device: str = "cpu", is_tiling: bool = Fa
     from wsi_pipeline.runs.workers import choose_tilers, choose_workers
     from wsi_pipeline.scheduling import Tls
 
-    names = ("workers", "gpus", "scheduler", "tls_ca_file", "tls_cert", "tls_key", "cluster", "slurm_config", "dashboard")
-    workers, gpus, scheduler, ca_file, cert, key, cluster, slurm_config, dashboard = (options.pop(name) for name in names)
+    names = (
+        "workers",
+        "gpus",
+        "scheduler",
+        "tls_ca_file",
+        "tls_cert",
+        "tls_key",
+        "cluster",
+        "slurm_config",
+        "dashboard",
+    )
+    workers, gpus, scheduler, ca_file, cert, key, cluster, slurm_config, dashboard = (
+        options.pop(name) for name in names
+    )
     if any((ca_file, cert, key)) and not all((ca_file, cert, key)):
         raise click.UsageError("--tls-ca-file, --tls-cert and --tls-key belong together")
     choose = choose_tilers if is_tiling else partial(choose_workers, device=device)
@@ -132,8 +223,10 @@ anonymous_option = click.option(
     "--anonymous-ids",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="KEYFILE",
-    help="Call slides and patients by pseudonyms in everything that is written. The key is made if there is none; keep it: the same key "
-    "gives the same pseudonyms.",
+    help=(
+        "Call slides and patients by pseudonyms in everything that is written. The key is made if"
+        " there is none; keep it: the same key gives the same pseudonyms."
+    ),
 )
 
 
@@ -144,9 +237,16 @@ def read_pseudonyms(key_file: Path | None, out: Path | None = None) -> "Pseudony
     return None if key_file is None else open_pseudonyms(key_file, out)
 
 
-shard_option = click.option("--shard", metavar="I/N", help="Take only every N-th slide, from the I-th on: one share of an array job.")
+shard_option = click.option(
+    "--shard",
+    metavar="I/N",
+    help="Take only every N-th slide, from the I-th on: one share of an array job.",
+)
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where networks run; auto: a GPU where there is one."
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Where networks run; auto: a GPU where there is one.",
 )
 
 
@@ -160,22 +260,32 @@ ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         "--engine",
         type=click.Choice(["auto", "torch", "torch-compile", "openvino"]),
         default="auto",
-        help="What computes the network; auto: openvino on a CPU where it is installed (the extra called cpu), else torch. Results of "
-        "different engines are never mixed.",
+        help=(
+            "What computes the network; auto: openvino on a CPU where it is installed (the extra"
+            " called cpu), else torch. Results of different engines are never mixed."
+        ),
     ),
-    click.option("--compile", "compile_network", is_flag=True, help="The same as --engine torch-compile."),
+    click.option(
+        "--compile", "compile_network", is_flag=True, help="The same as --engine torch-compile."
+    ),
     click.option(
         "--precision",
         type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
         default="auto",
-        help="Numbers that it is computed in; auto: bf16 or fp16 where the device has units for it, else fp32.",
+        help=(
+            "Numbers that it is computed in; auto: bf16 or fp16 where the device has units for it,"
+            " else fp32."
+        ),
     ),
     click.option(
         "--batch-size",
         metavar="N|auto",
         default="auto",
         callback=_read_batch_size,
-        help="Patches that the network takes at once; auto: a small number on a CPU, on a GPU what it computes fastest and has memory for.",
+        help=(
+            "Patches that the network takes at once; auto: a small number on a CPU, on a GPU what"
+            " it computes fastest and has memory for."
+        ),
     ),
 )
 
@@ -190,54 +300,100 @@ def engine_options(command: Command) -> Command:
 def choose_engine_name(engine: str, compile_network: bool) -> str:
     """The engine that the options name. Raises UsageError where they name two."""
     if compile_network and engine not in ("auto", "torch-compile"):
-        raise click.UsageError(f"--compile is --engine torch-compile, and --engine {engine} is another; give one of them")
+        raise click.UsageError(
+            f"--compile is --engine torch-compile, and --engine {engine} is another; give one of"
+            " them"
+        )
     return "torch-compile" if compile_network else engine
 
 
 trust_option = click.option(
     "--trust-model",
     metavar="sha256:…",
-    help="Run a model folder of others, whose torchscript_model.pt is code, where that file has this digest.",
+    help=(
+        "Run a model folder of others, whose torchscript_model.pt is code, where that file has this"
+        " digest."
+    ),
 )
 positive_class_option = click.option(
-    "--positive-class", metavar="NAME", help="Which class of a model folder of others is positive. [default: the last of two]"
+    "--positive-class",
+    metavar="NAME",
+    help="Which class of a model folder of others is positive. [default: the last of two]",
 )
 sheet_option = click.option(
     "--sheet",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="CSV",
-    help="Sample sheet: a slide per line with the columns wsi, mpp, patient_id, labels, split, label.",
+    help=(
+        "Sample sheet: a slide per line with the columns wsi, mpp, patient_id, labels, split,"
+        " label."
+    ),
 )
 labels_option = click.option(
     "--labels",
     type=EXISTING,
     multiple=True,
     metavar="FILE|DIR",
-    help="What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or folders of them, matched by name.",
+    help=(
+        "What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or"
+        " folders of them, matched by name."
+    ),
 )
 LABEL_RULES: tuple[Callable[[Command], Command], ...] = (
-    click.option("--label-map", type=EXISTING, metavar="YAML", help="Which drawn class means what; see docs/labels.md."),
     click.option(
-        "--min-label-area", type=float, default=0.5, help="A patch has a class if at least this share of its area has it, above 0 to 1."
+        "--label-map",
+        type=EXISTING,
+        metavar="YAML",
+        help="Which drawn class means what; see docs/labels.md.",
     ),
     click.option(
-        "--outside", type=click.Choice(["unknown", "negative"]), help="What tissue means over which nothing is drawn. [default: unknown]"
+        "--min-label-area",
+        type=float,
+        default=0.5,
+        help="A patch has a class if at least this share of its area has it, above 0 to 1.",
     ),
     click.option(
-        "--priority", type=click.Choice(["positive", "negative"]), help="Which class wins where both are drawn. [default: positive]"
+        "--outside",
+        type=click.Choice(["unknown", "negative"]),
+        help="What tissue means over which nothing is drawn. [default: unknown]",
+    ),
+    click.option(
+        "--priority",
+        type=click.Choice(["positive", "negative"]),
+        help="Which class wins where both are drawn. [default: positive]",
     ),
     click.option(
         "--label-origin",
         type=click.Choice(["auto", "slide", "bounds"]),
         default="auto",
-        help="Where coordinates count from: the slide's corner or the scanned area's; auto: as the format has it.",
+        help=(
+            "Where coordinates count from: the slide's corner or the scanned area's; auto: as the"
+            " format has it."
+        ),
     ),
-    click.option("--strict", is_flag=True, help="Refuse invalid polygons instead of mending and counting them."),
     click.option(
-        "--class-names", nargs=2, metavar="NEGATIVE POSITIVE", help="What the two classes are called. [default: negative positive]"
+        "--strict",
+        is_flag=True,
+        help="Refuse invalid polygons instead of mending and counting them.",
     ),
-    click.option("--positive-value", type=click.IntRange(0, 255), default=200, help="Pixel value of the positive class in label images."),
-    click.option("--negative-value", type=click.IntRange(0, 255), default=100, help="Pixel value of the negative class in label images."),
+    click.option(
+        "--class-names",
+        nargs=2,
+        metavar="NEGATIVE POSITIVE",
+        help="What the two classes are called. [default: negative positive]",
+    ),
+    click.option(
+        "--positive-value",
+        type=click.IntRange(0, 255),
+        default=200,
+        help="Pixel value of the positive class in label images.",
+    ),
+    click.option(
+        "--negative-value",
+        type=click.IntRange(0, 255),
+        default=100,
+        help="Pixel value of the negative class in label images.",
+    ),
 )
 
 
@@ -254,7 +410,9 @@ def read_rules(rules: dict[str, Any], class_names: tuple[str, str] | None = None
 
     settings: dict[str, Any] = {} if class_names is None else {"class_names": class_names}
     settings |= read_label_map(rules["label_map"]) if rules["label_map"] else {}
-    settings |= {name: rules[name] for name in ("outside", "priority", "class_names") if rules[name]}
+    settings |= {
+        name: rules[name] for name in ("outside", "priority", "class_names") if rules[name]
+    }
     return LabelRules(
         **settings,
         min_area=rules["min_label_area"],
@@ -270,11 +428,24 @@ VIEW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         "--outputs",
         default="all",
         metavar="NAMES",
-        help="Formats, with commas: png (heatmap, overlay, gallery), report, summary, csv, parquet, regions, geojson, ome-zarr, "
-        "ome-tiff; all: all of these. Only where named: geojson-patches (huge), dicom (slides in DICOM; needs the extra of that name).",
+        help=(
+            "Formats, with commas: png (heatmap, overlay, gallery), report, summary, csv, parquet,"
+            " regions, geojson, ome-zarr, ome-tiff; all: all of these. Only where named:"
+            " geojson-patches (huge), dicom (slides in DICOM; needs the extra of that name)."
+        ),
     ),
-    click.option("--colormap", type=click.Choice(COLORMAPS), default=COLORMAPS[0], help="Colours of heatmap and overlay."),
-    click.option("--alpha", type=click.FloatRange(0, 1), default=0.45, help="Opacity of the map in overlay.png, 0 to 1."),
+    click.option(
+        "--colormap",
+        type=click.Choice(COLORMAPS),
+        default=COLORMAPS[0],
+        help="Colours of heatmap and overlay.",
+    ),
+    click.option(
+        "--alpha",
+        type=click.FloatRange(0, 1),
+        default=0.45,
+        help="Opacity of the map in overlay.png, 0 to 1.",
+    ),
 )
 
 
@@ -285,14 +456,21 @@ def view_options(command: Command) -> Command:
     return command
 
 
-def read_view(view: dict[str, Any], threshold: float | None = None, smooth_um: float = 0.0, min_region_mm2: float = 0.0) -> "View":
+def read_view(
+    view: dict[str, Any],
+    threshold: float | None = None,
+    smooth_um: float = 0.0,
+    min_region_mm2: float = 0.0,
+) -> "View":
     """The view that the options ask for."""
     from wsi_pipeline.outputs.heatmap import Aggregation
     from wsi_pipeline.outputs.result import Look
     from wsi_pipeline.outputs.style import View, choose_formats
 
     return View(
-        formats=choose_formats([name.strip() for name in view["outputs"].split(",") if name.strip()]),
+        formats=choose_formats(
+            [name.strip() for name in view["outputs"].split(",") if name.strip()]
+        ),
         aggregation=Aggregation(threshold, smooth_um, min_region_mm2),
         look=Look(view["colormap"], view["alpha"]),
     )
@@ -312,7 +490,11 @@ class Bytes(click.ParamType[int]):
             self.fail(f"{value!r} is no amount of bytes; give one such as 500MB or 2GB", param, ctx)
         amount = float(match[1]) * 1000 ** " kMGT".index(match[2] or " ")
         if not math.isfinite(amount):
-            self.fail(f"{value[:20]!r}… is more than any disk has; give an amount such as 500MB or 2GB", param, ctx)
+            self.fail(
+                f"{value[:20]!r}… is more than any disk has; give an amount such as 500MB or 2GB",
+                param,
+                ctx,
+            )
         return int(amount)
 
 
@@ -321,14 +503,25 @@ min_free_option = click.option(
     type=Bytes(),
     default="1GB",
     metavar="SIZE",
-    help="Bytes that stay free on the disk: no slide, and no block of one, is begun without room for it.",
+    help=(
+        "Bytes that stay free on the disk: no slide, and no block of one, is begun without room"
+        " for it."
+    ),
 )
 
 
 def _set_permissions(context: click.Context, parameter: click.Parameter, value: str) -> None:
     """Set them for this process and those that it starts, until the command ends."""
-    if not re.fullmatch(r"0?[0-7]{3}", value) or int(value, 8) & ~0o666 or int(value, 8) & 0o600 != 0o600:
-        raise click.BadParameter(f"{value!r} is none that files can have here; give 600, 640, 660, 644 or 664", context, parameter)
+    if (
+        not re.fullmatch(r"0?[0-7]{3}", value)
+        or int(value, 8) & ~0o666
+        or int(value, 8) & 0o600 != 0o600
+    ):
+        raise click.BadParameter(
+            f"{value!r} is none that files can have here; give 600, 640, 660, 644 or 664",
+            context,
+            parameter,
+        )
     mode = int(value, 8)
     old = os.umask(0o777 & ~(mode | (mode & 0o444) >> 2))
     context.call_on_close(lambda: os.umask(old))

@@ -47,7 +47,9 @@ class Unfailing:
 
 def open_console() -> Console:
     """The terminal behind stderr; printing on it never fails."""
-    return Console(file=cast("IO[str]", Unfailing(sys.stderr or io.StringIO())))  # there is no stderr after `2>&-`
+    return Console(
+        file=cast("IO[str]", Unfailing(sys.stderr or io.StringIO()))
+    )  # there is no stderr after `2>&-`
 
 
 class RateColumn(ProgressColumn):
@@ -85,7 +87,9 @@ def describe_pace(pace: Pace) -> str:
     if pace.shares is not None:
         parts.append(" ".join(f"{stage} {share:.0%}" for stage, share in pace.shares.items()))
     if pace.seconds_left is not None:
-        parts.append(f"{'about ' if pace.has_unopened else ''}{describe_duration(pace.seconds_left)} left")
+        parts.append(
+            f"{'about ' if pace.has_unopened else ''}{describe_duration(pace.seconds_left)} left"
+        )
     return ", ".join(parts)
 
 
@@ -120,7 +124,12 @@ class RunProgress:
     def show(self, pace: Pace) -> None:
         """Redraw the line; where the output is no terminal, say it now and then."""
         line = describe_pace(pace)
-        self._bar.update(self._task, description=line, completed=pace.patches_done, total=pace.patches_expected or None)
+        self._bar.update(
+            self._task,
+            description=line,
+            completed=pace.patches_done,
+            total=pace.patches_expected or None,
+        )
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= PLAIN_INTERVAL_S:
             self._last_line = now
@@ -129,9 +138,17 @@ class RunProgress:
     def end_slide(self, outcome: SlideOutcome) -> None:
         """A slide is done, well or not."""
         resumed = " (already done)" if outcome.is_resumed_whole else ""
-        line = f"{printable(outcome.slide_id)}: {outcome.state.value}: {printable(outcome.message)}{resumed}"
+        line = (
+            f"{printable(outcome.slide_id)}: {outcome.state.value}:"
+            f" {printable(outcome.message)}{resumed}"
+        )
         self._console.print(
-            line, markup=False, emoji=False, highlight=False, soft_wrap=True, style="red" if outcome.state is SlideState.FAILED else None
+            line,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            soft_wrap=True,
+            style="red" if outcome.state is SlideState.FAILED else None,
         )
 
 
@@ -139,7 +156,9 @@ class RunProgress:
 def show_progress() -> Iterator[RunProgress]:
     """Progress on stderr while the block runs."""
     console = open_console()
-    with Progress(BarColumn(bar_width=16), TextColumn("{task.description}"), console=console, transient=True) as bar:
+    with Progress(
+        BarColumn(bar_width=16), TextColumn("{task.description}"), console=console, transient=True
+    ) as bar:
         yield RunProgress(console, bar)
 
 
@@ -159,7 +178,8 @@ class LogFile(logging.FileHandler):
     """A log that stops no run: what cannot be written is lost."""
 
     def _open(self) -> io.TextIOWrapper:
-        return open(open_to_append(Path(self.baseFilename)), "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123 - a handle
+        handle = open_to_append(Path(self.baseFilename))
+        return open(handle, "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write it if that can be done."""

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .main import printable
-from .options import crew_options, device_option, mode_option, positive_class_option, read_crew, slide_mpp_option, trust_option
+from .options import (
+    crew_options,
+    device_option,
+    mode_option,
+    positive_class_option,
+    read_crew,
+    slide_mpp_option,
+    trust_option,
+)
 
 if TYPE_CHECKING:
     from wsi_pipeline.serve.settings import ServeSettings
@@ -15,21 +23,66 @@ READABLE = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--results", type=READABLE, multiple=True, metavar="DIR", help="Results of `wsi infer`; two of them can be compared.")
-@click.option("--slides", type=READABLE, metavar="DIR", help="Where the slides are. [default: where the results say]")
 @click.option(
-    "--model", "-m", type=click.Path(path_type=Path), help="A model.safetensors: predicts for images that are sent, and for jobs."
+    "--results",
+    type=READABLE,
+    multiple=True,
+    metavar="DIR",
+    help="Results of `wsi infer`; two of them can be compared.",
+)
+@click.option(
+    "--slides",
+    type=READABLE,
+    metavar="DIR",
+    help="Where the slides are. [default: where the results say]",
+)
+@click.option(
+    "--model",
+    "-m",
+    type=click.Path(path_type=Path),
+    help="A model.safetensors: predicts for images that are sent, and for jobs.",
 )
 @trust_option
 @positive_class_option
-@click.option("--host", default="127.0.0.1", help="Address to listen on; this machine only unless said otherwise.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, help="Port to listen on; 0: any free one.")
-@click.option("--token/--no-token", "has_token", default=True, help="Ask for the random token that is printed; without: this machine only.")
-@click.option("--allow-host", multiple=True, metavar="NAME", help="A further host name by which the server may be called.")
-@click.option("--cors-origin", multiple=True, metavar="URL", help="Origin of another page that may call the REST endpoint.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    help="Address to listen on; this machine only unless said otherwise.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    help="Port to listen on; 0: any free one.",
+)
+@click.option(
+    "--token/--no-token",
+    "has_token",
+    default=True,
+    help="Ask for the random token that is printed; without: this machine only.",
+)
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A further host name by which the server may be called.",
+)
+@click.option(
+    "--cors-origin",
+    multiple=True,
+    metavar="URL",
+    help="Origin of another page that may call the REST endpoint.",
+)
 @click.option("--cache-mb", type=click.IntRange(1), default=256, help="Memory for tiles, in MiB.")
-@click.option("--decoders", type=click.IntRange(1), help="Processes that read slides. [default: one per core]")
-@click.option("--max-upload-mb", type=click.IntRange(1), default=32, help="Largest request that is taken, in MiB.")
+@click.option(
+    "--decoders", type=click.IntRange(1), help="Processes that read slides. [default: one per core]"
+)
+@click.option(
+    "--max-upload-mb",
+    type=click.IntRange(1),
+    default=32,
+    help="Largest request that is taken, in MiB.",
+)
 @slide_mpp_option
 @device_option
 @crew_options
@@ -54,8 +107,9 @@ def serve(
 ) -> None:
     """Show slides and heatmaps in the browser, and answer REST requests.
 
-    Pages and /api/v1 (described at /docs) need the token that is printed at the start. With --model, images that are sent are predicted;
-    with --slides and --results too, slides are inferred on request into the first results folder.
+    Pages and /api/v1 (described at /docs) need the token that is printed at the start. With
+    --model, images that are sent are predicted; with --slides and --results too, slides are
+    inferred on request into the first results folder.
     """
     from wsi_pipeline.models.loading import ForeignTerms
     from wsi_pipeline.serve.server import log_to_stderr, run_server
@@ -88,12 +142,19 @@ def announce(settings: "ServeSettings") -> None:
 
     click.echo(f"→  {base_url(settings)}/" + (f"?token={settings.token}" if settings.token else ""))
     if settings.token:
-        click.echo("its token is said this once and is another one at the next start; scripts send it as Authorization: Bearer …", err=True)
+        click.echo(
+            "its token is said this once and is another one at the next start; scripts send it as"
+            " Authorization: Bearer …",
+            err=True,
+        )
     else:
         click.echo("no token: every user and every program of this machine can look", err=True)
     if not settings.is_loopback:
         click.echo(
-            printable(f"{settings.host} is reachable from elsewhere and this is plain HTTP: tokens and slides can be read on the way. ")
+            printable(
+                f"{settings.host} is reachable from elsewhere and this is plain HTTP: tokens and"
+                " slides can be read on the way. "
+            )
             + "Better listen on 127.0.0.1 and put a TLS proxy in front: docs/serve.md shows one.",
             err=True,
         )

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def status(results: Path, is_json: bool) -> None:
     """Show how things stand in RESULTS: finished slides, slides under way and who works on them, failures, the last run.
 
-    What is finished is told by its manifest, and files that are missing or cut short are noticed; `wsi verify` and `wsi train`
-    compare checksums. Nothing is written, and runs under way are not disturbed. Folders of patch stores are understood, too.
+    What is finished is told by its manifest, and files that are missing or cut short are noticed;
+    `wsi verify` and `wsi train` compare checksums. Nothing is written, and runs under way are not
+    disturbed. Folders of patch stores are understood, too.
     """
     from wsi_pipeline.runs.status import read_status
 
@@ -34,7 +35,9 @@ def status(results: Path, is_json: bool) -> None:
     for work in found.under_way:
         click.echo(printable(f"{work.slide_id}: under way: {describe_work(work)}"))
     for failure in found.failures:
-        click.echo(printable(f"{failure.slide_id}: {failure.state} in the last run: {failure.reason}"))
+        click.echo(
+            printable(f"{failure.slide_id}: {failure.state} in the last run: {failure.reason}")
+        )
     counts = " + ".join(f"{state} {count}" for state, count in found.counts.items())
     click.echo(f"finished {len(found.finished)} = {counts}; under way {len(found.under_way)}")
     if found.last_run is not None:
@@ -43,12 +46,18 @@ def status(results: Path, is_json: bool) -> None:
 
 def describe_work(work: "UnderWay") -> str:
     """How far a slide has come, and who works on it."""
-    done = "its patches are being chosen" if work.blocks is None else f"{work.blocks_done} of {work.blocks} blocks done"
+    done = (
+        "its patches are being chosen"
+        if work.blocks is None
+        else f"{work.blocks_done} of {work.blocks} blocks done"
+    )
     if work.owner is None:
         return f"{done}, nobody works on it; run the same line again to go on"
     if work.is_alive is None:
         return f"{done}, held by {work.owner}, which cannot be seen from here"
-    return f"{done}, held by {work.owner}" + ("" if work.is_alive else ", which has died; run the same line again to go on")
+    return f"{done}, held by {work.owner}" + (
+        "" if work.is_alive else ", which has died; run the same line again to go on"
+    )
 
 
 def describe_run(run: "LastRun") -> str:
@@ -56,9 +65,17 @@ def describe_run(run: "LastRun") -> str:
     began = f" of {run.began}" if run.began else ""
     ending = {
         "ended": f"ended: {run.account}",
-        "stopped": f"was stopped ({run.reason}) after {run.slides_ended} of {run.slides} slides; run the same line again",
+        "stopped": (
+            f"was stopped ({run.reason}) after {run.slides_ended} of {run.slides} slides; run the"
+            " same line again"
+        ),
         "under way": f"is under way, {run.slides_ended} of {run.slides} slides have ended",
-        "killed": f"was killed after {run.slides_ended} of {run.slides} slides; run the same line again",
-        "begun": f"has ended {run.slides_ended} of {run.slides} slides; whether it goes on cannot be seen from here",
+        "killed": (
+            f"was killed after {run.slides_ended} of {run.slides} slides; run the same line again"
+        ),
+        "begun": (
+            f"has ended {run.slides_ended} of {run.slides} slides; whether it goes on cannot be"
+            " seen from here"
+        ),
     }
     return f"last run{began} (wsi {run.command}) {ending[run.ending]}"

@@ -37,14 +37,35 @@ DEFAULT_QUALITY = 90
 
 @click.command()
 @click.argument("places", nargs=-1, metavar="SLIDE_OR_FOLDER…")
-@click.option("--slides", "-i", multiple=True, metavar="DIR|GLOB|CSV", help="The same as the arguments: folders, patterns, a sample sheet.")
+@click.option(
+    "--slides",
+    "-i",
+    multiple=True,
+    metavar="DIR|GLOB|CSV",
+    help="The same as the arguments: folders, patterns, a sample sheet.",
+)
 @click.option("--recursive", is_flag=True, help="Go into folders within folders.")
 @sheet_option
 @out_option
-@click.option("--mpp", type=float, metavar="UM_PER_PX", help=f"µm per patch pixel; 0.25 is what scanners call 40x. [default: {MPP_OF_40X}]")
-@click.option("--magnification", type=float, metavar="X", help="The same as --mpp, by the scanner's word: 40 is 0.25 µm/px, 20 is 0.5.")
+@click.option(
+    "--mpp",
+    type=float,
+    metavar="UM_PER_PX",
+    help=f"µm per patch pixel; 0.25 is what scanners call 40x. [default: {MPP_OF_40X}]",
+)
+@click.option(
+    "--magnification",
+    type=float,
+    metavar="X",
+    help="The same as --mpp, by the scanner's word: 40 is 0.25 µm/px, 20 is 0.5.",
+)
 @patch_size_option
-@click.option("--stride", type=click.IntRange(1), metavar="PX", help="Distance between patches in pixels. [default: the patch size]")
+@click.option(
+    "--stride",
+    type=click.IntRange(1),
+    metavar="PX",
+    help="Distance between patches in pixels. [default: the patch size]",
+)
 @tissue_options
 @slide_mpp_option
 @click.option(
@@ -55,20 +76,32 @@ DEFAULT_QUALITY = 90
 )
 @allow_upsample_option
 @reader_option
-@click.option("--codec", type=click.Choice(["none", "zstd", "jpeg"]), default="none", help="How pixels are stored; jpeg is lossy.")
-@click.option("--quality", type=click.IntRange(1, 100), help=f"Of --codec jpeg. [default: {DEFAULT_QUALITY}]")
+@click.option(
+    "--codec",
+    type=click.Choice(["none", "zstd", "jpeg"]),
+    default="none",
+    help="How pixels are stored; jpeg is lossy.",
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), help=f"Of --codec jpeg. [default: {DEFAULT_QUALITY}]"
+)
 @click.option(
     "--labels",
     multiple=True,
     metavar="auto|FILE|DIR",
-    help="What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or folders of them, matched by name; "
-    "auto: the label file beside each slide.",
+    help=(
+        "What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or"
+        " folders of them, matched by name; auto: the label file beside each slide."
+    ),
 )
 @label_rules_options
 @click.option(
     "--patient-regex",
     metavar="REGEX",
-    help="Where the patient stands in a slide's file name; the part in parentheses. [default: every slide is a patient of its own]",
+    help=(
+        "Where the patient stands in a slide's file name; the part in parentheses. [default: every"
+        " slide is a patient of its own]"
+    ),
 )
 @anonymous_option
 @shard_option
@@ -88,9 +121,10 @@ def tile(
 ) -> None:
     """Cut slides into patches: one patch store per slide.
 
-    A patch of PX pixels at UM_PER_PX µm per pixel shows PX × UM_PER_PX µm of tissue: 50 px at 0.25 are 12.5 µm. A pyramid level within
-    2 % of the wanted scale is read as it is and its true scale recorded. Run again, it goes on where it stopped. Beside each store,
-    <slide>.mask.png shows which patches were taken.
+    A patch of PX pixels at UM_PER_PX µm per pixel shows PX × UM_PER_PX µm of tissue: 50 px at 0.25
+    are 12.5 µm. A pyramid level within 2 % of the wanted scale is read as it is and its true scale
+    recorded. Run again, it goes on where it stopped. Beside each store, <slide>.mask.png shows
+    which patches were taken.
     """
     from wsi_pipeline.runs.tile import tile_found, tile_slides
     from wsi_pipeline.slides.sheet import read_sheet
@@ -102,11 +136,15 @@ def tile(
     crew = read_crew(settings, is_tiling=True)
     config, options = read_config(settings), read_tile_options(settings, out)
     if settings["magnification"] is not None:
-        click.echo(f"{settings['magnification']:g}x is taken as {config.spec.mpp:g} µm/px", err=True)
+        click.echo(
+            f"{settings['magnification']:g}x is taken as {config.spec.mpp:g} µm/px", err=True
+        )
     with log_to(out), show_progress() as progress:
         if sheet is not None:
             found = [row.slide for row in read_sheet(sheet)]
-            account = tile_found(found, out, config, options=options, workers=crew, force=force, progress=progress)
+            account = tile_found(
+                found, out, config, options=options, workers=crew, force=force, progress=progress
+            )
         else:
             account = tile_slides(
                 [*places, *slides],
@@ -136,12 +174,16 @@ def read_config(settings: dict[str, Any]) -> "TileConfig":
         min_tissue=settings["min_tissue"],
     )
     return TileConfig(
-        spec=PatchSpec(settings["patch_size"], settings["stride"] or settings["patch_size"], read_mpp(settings)),
+        spec=PatchSpec(
+            settings["patch_size"], settings["stride"] or settings["patch_size"], read_mpp(settings)
+        ),
         tissue=tissue,
         slide_mpp=settings["slide_mpp"],
         allow_upsample=settings["allow_upsample"],
         rules=read_rules(settings),
-        quality=QualityParameters(settings["max_pen"], settings["min_sharpness"], tuple(sorted(set(settings["drop"])))),
+        quality=QualityParameters(
+            settings["max_pen"], settings["min_sharpness"], tuple(sorted(set(settings["drop"])))
+        ),
         reader=settings["reader"],
     )
 
@@ -154,7 +196,9 @@ def read_mpp(settings: dict[str, Any]) -> float:
     if mpp is not None:
         raise click.UsageError("--mpp and --magnification say the same; give one of them")
     if not magnification > 0:
-        raise click.UsageError(f"a magnification of {magnification:g} cannot be; 40 means 0.25 µm/px")
+        raise click.UsageError(
+            f"a magnification of {magnification:g} cannot be; 40 means 0.25 µm/px"
+        )
     return float(UM_PER_PX_AT_1X / magnification)
 
 

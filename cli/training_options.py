@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 Option = Callable[[Command], Command]
 
 
-def read_patients(_ctx: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...]:
+def read_patients(
+    _ctx: click.Context, _option: click.Parameter, value: str | None
+) -> tuple[str, ...]:
     """Patients from a comma-separated list, or from a file with one per line, or several between commas."""
     if value is None:
         return ()
@@ -114,11 +116,18 @@ def read_config(options: dict[str, Any], **others: Any) -> "TrainConfig":
 
     if options["weights"] and options["download_weights"]:
         raise click.UsageError("give --weights or --download-weights, not both")
-    changes = {name: options[name] for name in ("flips", "turns", "affine", "brightness", "contrast", "hed")}
+    changes = {
+        name: options[name]
+        for name in ("flips", "turns", "affine", "brightness", "contrast", "hed")
+    }
     return TrainConfig(
         architecture=options["arch"],
-        network=NetworkOptions(options["dropout"], options["head"], options["batch_norm"], options["logits"]),
-        pretrained="download" if options["download_weights"] else "file" if options["weights"] else None,
+        network=NetworkOptions(
+            options["dropout"], options["head"], options["batch_norm"], options["logits"]
+        ),
+        pretrained=(
+            "download" if options["download_weights"] else "file" if options["weights"] else None
+        ),
         batch_size=options["batch_size"],
         sampling=options["sampling"],
         optimisation=Optimisation(
@@ -127,9 +136,21 @@ def read_config(options: dict[str, Any], **others: Any) -> "TrainConfig":
             head_learning_rate=options["head_lr"],
             momentum=options["momentum"],
             initialisation=options["init"],
-            **{name: options[name] for name in ("weight_decay", "l1", "label_smoothing", "class_weights", "clip_norm", "ema")},
+            **{
+                name: options[name]
+                for name in (
+                    "weight_decay",
+                    "l1",
+                    "label_smoothing",
+                    "class_weights",
+                    "clip_norm",
+                    "ema",
+                )
+            },
         ),
-        schedule=Schedule(options["schedule"], step_epochs=options["step_epochs"], gamma=options["gamma"]),
+        schedule=Schedule(
+            options["schedule"], step_epochs=options["step_epochs"], gamma=options["gamma"]
+        ),
         augmentation=Augmentation(**changes) if options["augment"] else NO_AUGMENTATION,
         **{name: options[name] for name in ("seed", "cache", "precision", "is_compiled")},
         **others,
@@ -139,7 +160,8 @@ def read_config(options: dict[str, Any], **others: Any) -> "TrainConfig":
 def read_split(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
     """How the options, or a sample sheet, divide the patients. Raises click.UsageError where they contradict each other.
 
-    With a key, patients are named as the stores call them that were made with it; a pseudonym stays what it is.
+    With a key, patients are named as the stores call them that were made with it; a pseudonym stays
+    what it is.
     """
     from wsi_pipeline.core.pseudonyms import PREFIX
 
@@ -147,7 +169,10 @@ def read_split(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
     if pseudonyms is None:
         return choice
     sides = {
-        field: tuple(name if name.startswith(PREFIX) else pseudonyms.name(name) for name in getattr(choice, field))
+        field: tuple(
+            name if name.startswith(PREFIX) else pseudonyms.name(name)
+            for name in getattr(choice, field)
+        )
         for field in ("val_patients", "test_patients", "train_patients")
     }
     return replace(choice, **sides)  # type: ignore[arg-type]
@@ -160,16 +185,37 @@ def _read_choice(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
 
     named = bool(options["val_patients"] or options["test_patients"])
     if [sheet is not None, options["split_file"] is not None, named].count(True) > 1:
-        raise click.UsageError("give one of --sheet, --split-file, and --val-patients with --test-patients")
+        raise click.UsageError(
+            "give one of --sheet, --split-file, and --val-patients with --test-patients"
+        )
     if (options["split"] == "random") != options["knows_leak"]:
-        raise click.UsageError("--split random puts patients on both sides and needs --i-know-this-leaks, which is for nothing else")
-    if options["knows_leak"] and (sheet is not None or options["split_file"] is not None or options["val_patients"]):
-        raise click.UsageError("--split random draws patches, not patients; leave out --sheet, --split-file and --val-patients")
+        raise click.UsageError(
+            "--split random puts patients on both sides and needs --i-know-this-leaks, which is for"
+            " nothing else"
+        )
+    if options["knows_leak"] and (
+        sheet is not None or options["split_file"] is not None or options["val_patients"]
+    ):
+        raise click.UsageError(
+            "--split random draws patches, not patients; leave out --sheet, --split-file and"
+            " --val-patients"
+        )
     if options["split_file"] is not None:
         lists = read_split_file(options["split_file"])
-        return SplitChoice(lists.val, options["val_fraction"], lists.test, lists.train, ignores_absent=True)
+        return SplitChoice(
+            lists.val, options["val_fraction"], lists.test, lists.train, ignores_absent=True
+        )
     val, test = options["val_patients"], options["test_patients"]
     if sheet is not None:
         rows = read_sheet(sheet)
-        val, test = (tuple(sorted({row.patient_id for row in rows if row.split == side})) for side in ("val", "test"))
-    return SplitChoice(val, options["val_fraction"], test, ignores_absent=sheet is not None, is_random=options["knows_leak"])
+        val, test = (
+            tuple(sorted({row.patient_id for row in rows if row.split == side}))
+            for side in ("val", "test")
+        )
+    return SplitChoice(
+        val,
+        options["val_fraction"],
+        test,
+        ignores_absent=sheet is not None,
+        is_random=options["knows_leak"],
+    )

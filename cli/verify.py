@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from .main import printable
 from .options import EXISTING
@@ -23,9 +29,10 @@ DAMAGED = 3
 def verify(paths: tuple[Path, ...], is_json: bool) -> None:
     """Read every file of every product at or below PATH and name each that is not as it was written.
 
-    Products are patch stores, slides' results, models with their reports, and exports; a checkpoint may be named by itself. Files that
-    are missing, cut short or changed are named, and those that are no part of a product are mentioned. Nothing is written, and runs
-    under way are not disturbed. Exit code 0 where all is whole, 3 where something is damaged.
+    Products are patch stores, slides' results, models with their reports, and exports; a checkpoint
+    may be named by itself. Files that are missing, cut short or changed are named, and those that
+    are no part of a product are mentioned. Nothing is written, and runs under way are not
+    disturbed. Exit code 0 where all is whole, 3 where something is damaged.
     """
     from wsi_pipeline.runs.verify import find_products
     from wsi_pipeline.runs.verify import verify as verify_product
@@ -34,16 +41,28 @@ def verify(paths: tuple[Path, ...], is_json: bool) -> None:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=open_console(), transient=True) as bar:
         task = bar.add_task("", total=sum(product.bytes for product in found))
-        verified = [verify_product(product, lambda size: bar.advance(task, size)) for product in found]
+        verified = [
+            verify_product(product, lambda size: bar.advance(task, size)) for product in found
+        ]
     if is_json:
-        click.echo(json.dumps([_to_json(product) for product in verified], indent=1, allow_nan=False))
+        click.echo(
+            json.dumps([_to_json(product) for product in verified], indent=1, allow_nan=False)
+        )
     else:
         for product in verified:
             _print(product)
         damaged = sum(not product.is_whole for product in verified)
-        files, size = sum(product.files for product in verified), sum(product.bytes for product in verified)
-        click.echo(f"{len(verified)} products = whole {len(verified) - damaged} + damaged {damaged}; {files:,} files, {size / 1e6:,.1f} MB")
-    click.get_current_context().exit(0 if all(product.is_whole for product in verified) else DAMAGED)
+        files, size = (
+            sum(product.files for product in verified),
+            sum(product.bytes for product in verified),
+        )
+        click.echo(
+            f"{len(verified)} products = whole {len(verified) - damaged} + damaged {damaged};"
+            f" {files:,} files, {size / 1e6:,.1f} MB"
+        )
+    click.get_current_context().exit(
+        0 if all(product.is_whole for product in verified) else DAMAGED
+    )
 
 
 def _print(product: "Verified") -> None:
@@ -51,7 +70,9 @@ def _print(product: "Verified") -> None:
         click.echo(printable(f"{product.path}: {name}: {fault}"))
     if product.strangers:
         more = " …" if len(product.strangers) > 3 else ""
-        click.echo(printable(f"{product.path}: not a part of it: {', '.join(product.strangers[:3])}{more}"))
+        click.echo(
+            printable(f"{product.path}: not a part of it: {', '.join(product.strangers[:3])}{more}")
+        )
 
 
 def _to_json(product: "Verified") -> dict[str, object]:

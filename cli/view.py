@@ -10,16 +10,37 @@ from .options import mode_option
 
 
 @click.command()
-@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1, required=True)
-@click.option("--slides", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR", help="As in `wsi serve`.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine. [default: any free one]", show_default=False)
-@click.option("--open/--no-open", "is_opened", default=True, help="Serve and open the browser; else only write RESULTS/index.html.")
+@click.argument(
+    "results",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    nargs=-1,
+    required=True,
+)
+@click.option(
+    "--slides",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="As in `wsi serve`.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port on this machine. [default: any free one]",
+    show_default=False,
+)
+@click.option(
+    "--open/--no-open",
+    "is_opened",
+    default=True,
+    help="Serve and open the browser; else only write RESULTS/index.html.",
+)
 @mode_option
 def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: bool) -> None:
     """Look at RESULTS in the browser: slides with their heatmaps at any zoom, two results side by side where two are given.
 
-    The server runs until Ctrl+C, for this machine and the browser that it opened. RESULTS/index.html, a page with every heatmap that
-    needs no server, is written in any case.
+    The server runs until Ctrl+C, for this machine and the browser that it opened.
+    RESULTS/index.html, a page with every heatmap that needs no server, is written in any case.
     """
     from wsi_pipeline.outputs.index_page import write_index
 
@@ -36,9 +57,11 @@ def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: b
 
     def open_browser(services: Services) -> None:
         announce(services.settings)
-        # A ticket that works once: command lines of browsers can be read by every user of the machine.
+        # A ticket that works once: command lines of browsers can be read by every user of the
+        # machine.
         address = f"{base_url(services.settings)}/enter?ticket={services.door.issue_ticket()}"
-        # In a thread: some browsers keep whoever starts them waiting, and what they want to see is this server's answer.
+        # In a thread: some browsers keep whoever starts them waiting, and what they want to see is
+        # this server's answer.
         threading.Thread(target=show_page, args=(address,), daemon=True).start()
 
     log_to_stderr()

@@ -2,9 +2,11 @@
 
     python examples/idc_cnn_guide.py IDC OUT
 
-IDC is the folder of the set's <patient>_idx5_x<X>_y<Y>_class<C>.png. As published: patches divided 75/25 at random, so that patients stand
-on both sides, and a log-softmax over a single output. Corrected: whole patients, and one logit with binary cross-entropy. The same
-convolutions, batches of 128, SGD at 0.001 and 20 epochs in both. Writes OUT/losses.png and, of the corrected one, OUT/model/report.html.
+IDC is the folder of the set's <patient>_idx5_x<X>_y<Y>_class<C>.png. As published: patches divided
+75/25 at random, so that patients stand on both sides, and a log-softmax over a single output.
+Corrected: whole patients, and one logit with binary cross-entropy. The same convolutions, batches
+of 128, SGD at 0.001 and 20 epochs in both. Writes OUT/losses.png and, of the corrected one,
+OUT/model/report.html.
 """
 
 import argparse
@@ -40,10 +42,17 @@ class PublishedCnn(IdcCnn):
         return log_softmax(super().forward(x)[:, None], dim=1)[:, 0]
 
 
-def train_as_published(patches: LabelledPatches, config: TrainConfig) -> tuple[FittedNetwork, float, float]:
+def train_as_published(
+    patches: LabelledPatches, config: TrainConfig
+) -> tuple[FittedNetwork, float, float]:
     """The fitted network, its accuracy on the validation patches, and the share of negatives among these."""
-    division = split_at_random(patches.patients, patches.labels, val_fraction=0.25, seed=config.seed)
-    sides = [Pictures(read_pixels(patches, members), patches.labels[members]) for members in (division.train, division.val)]
+    division = split_at_random(
+        patches.patients, patches.labels, val_fraction=0.25, seed=config.seed
+    )
+    sides = [
+        Pictures(read_pixels(patches, members), patches.labels[members])
+        for members in (division.train, division.val)
+    ]
     fitted = fit_pictures(PublishedCnn(), *sides, config, watch=Watch(on_epoch=print_epoch))
     output = fitted.predict_logits(sides[1].pixels)[:, None]  # (n, 1)
     called = output.argmax(axis=1)  # the class with the highest output, of one
@@ -51,7 +60,10 @@ def train_as_published(patches: LabelledPatches, config: TrainConfig) -> tuple[F
 
 
 def print_epoch(epoch: Epoch) -> None:
-    print(f"epoch {epoch.epoch:>2}: loss {epoch.train_loss:.4f}, validation loss {epoch.val_loss:.4f}, AUROC {epoch.val_auroc:.3f}")
+    print(
+        f"epoch {epoch.epoch:>2}: loss {epoch.train_loss:.4f}, validation loss"
+        f" {epoch.val_loss:.4f}, AUROC {epoch.val_auroc:.3f}"
+    )
 
 
 def draw_losses(path: Path, losses: dict[str, list[float]]) -> None:
@@ -64,33 +76,66 @@ def draw_losses(path: Path, losses: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("idc", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
     if not any(options.idc.rglob("*_idx5_*.png")):
-        raise SystemExit(f"{options.idc}: no patches called <patient>_idx5_….png below it; the set is at {SOURCE}")
+        raise SystemExit(
+            f"{options.idc}: no patches called <patient>_idx5_….png below it; the set is at"
+            f" {SOURCE}"
+        )
     ingest_patches(options.idc, options.out / "stores", PatchSpec(50, 50, mpp=4.0))
     sgd = Optimisation(optimizer="sgd", learning_rate=0.001, weight_decay=0.0)
-    config = TrainConfig(epochs=options.epochs, patience=options.epochs, batch_size=128, optimisation=sgd, augmentation=NO_AUGMENTATION)
+    config = TrainConfig(
+        epochs=options.epochs,
+        patience=options.epochs,
+        batch_size=128,
+        optimisation=sgd,
+        augmentation=NO_AUGMENTATION,
+    )
 
     print("as published: random split, log-softmax over one output")
-    published, accuracy, negatives = train_as_published(load_labelled(find_stores([options.out / "stores"])), config)
+    published, accuracy, negatives = train_as_published(
+        load_labelled(find_stores([options.out / "stores"])), config
+    )
     print("corrected: split by patient, one logit with binary cross-entropy")
     choice = SplitChoice(val_fraction=0.25)
-    trained = train([options.out / "stores"], options.out / "model", config, choice, listener=TrainListener(on_epoch=print_epoch))
+    trained = train(
+        [options.out / "stores"],
+        options.out / "model",
+        config,
+        choice,
+        listener=TrainListener(on_epoch=print_epoch),
+    )
 
-    history = np.genfromtxt(options.out / "model" / HISTORY_CSV, delimiter=",", names=True, dtype=None, encoding="utf-8")
+    history = np.genfromtxt(
+        options.out / "model" / HISTORY_CSV, delimiter=",", names=True, dtype=None, encoding="utf-8"
+    )
     published_losses = [epoch.val_loss for epoch in published.course.history]
-    draw_losses(options.out / "losses.png", {"as published": published_losses, "corrected": np.atleast_1d(history["val_loss"]).tolist()})
+    draw_losses(
+        options.out / "losses.png",
+        {
+            "as published": published_losses,
+            "corrected": np.atleast_1d(history["val_loss"]).tolist(),
+        },
+    )
     print(f"as published: accuracy {accuracy:.3f}; negatives among these patches: {negatives:.3f}")
-    print("  Every output is 0 whatever the weights are: no gradient, a loss of log 2 for ever, and class 0 for every patch.")
+    print(
+        "  Every output is 0 whatever the weights are: no gradient, a loss of log 2 for ever, and"
+        " class 0 for every patch."
+    )
     print("  What was reported as accuracy is therefore the share of negatives.")
     if trained.judgement is None:
         print("corrected: was trained before; see report.html")
     else:
-        print(f"corrected: {describe_scores(trained.judgement.scores)} on validation patients, by whom epoch and threshold were chosen")
+        print(
+            f"corrected: {describe_scores(trained.judgement.scores)} on validation patients, by"
+            " whom epoch and threshold were chosen"
+        )
 
 
 if __name__ == "__main__":

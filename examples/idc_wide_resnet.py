@@ -2,9 +2,10 @@
 
     python examples/idc_wide_resnet.py IDC OUT
 
-IDC is the folder of the set's <patient>_idx5_x<X>_y<Y>_class<C>.png. WRN-16-2 with a Dense 20 ReLU and one sigmoid behind it, 80/20 by
-patient, the set in memory; then `wsi serve` serves the model and what it makes of one validation patient, and
-validation patches are sent to it. Writes OUT/model with report.html and TensorBoard's events, OUT/results, and OUT/answers.png.
+IDC is the folder of the set's <patient>_idx5_x<X>_y<Y>_class<C>.png. WRN-16-2 with a Dense 20 ReLU
+and one sigmoid behind it, 80/20 by patient, the set in memory; then `wsi serve` serves the model
+and what it makes of one validation patient, and validation patches are sent to it. Writes OUT/model
+with report.html and TensorBoard's events, OUT/results, and OUT/answers.png.
 """
 
 import argparse
@@ -37,22 +38,36 @@ def ask(address: str, pictures: list[bytes]) -> dict:
     """What the server at `http://…/?token=…` says of PNG pictures: a form with one file each."""
     url, _, token = address.partition("?token=")
     boundary = secrets.token_hex(16)
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="images"; filename="patch.png"\r\nContent-Type: image/png\r\n\r\n'
-    body = b"".join(head.encode() + picture + b"\r\n" for picture in pictures) + f"--{boundary}--\r\n".encode()
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": f"multipart/form-data; boundary={boundary}"}
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="images";'
+        ' filename="patch.png"\r\nContent-Type: image/png\r\n\r\n'
+    )
+    body = (
+        b"".join(head.encode() + picture + b"\r\n" for picture in pictures)
+        + f"--{boundary}--\r\n".encode()
+    )
+    headers = {
+        "Authorization": f"Bearer {token}",
+        "Content-Type": f"multipart/form-data; boundary={boundary}",
+    }
     with urlopen(Request(f"{url}api/v1/predict", body, headers)) as answer:
         return json.load(answer)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("idc", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--arch", default="wide_resnet_16_2")
     parser.add_argument("--epochs", type=int, default=8)
     options = parser.parse_args()
     if not any(options.idc.rglob("*_idx5_*.png")):
-        raise SystemExit(f"{options.idc}: no patches called <patient>_idx5_….png below it; the set is at {SOURCE}")
+        raise SystemExit(
+            f"{options.idc}: no patches called <patient>_idx5_….png below it; the set is at"
+            f" {SOURCE}"
+        )
     stores, model = options.out / "stores", options.out / "model" / "model.safetensors"
     ingest_patches(options.idc, stores, PatchSpec(50, 50, mpp=4.0))
     config = TrainConfig(
@@ -60,23 +75,45 @@ def main() -> None:
         network=NetworkOptions(head="dense20"),
         epochs=options.epochs,
         patience=options.epochs,
-        optimisation=Optimisation(learning_rate=2e-3, weight_decay=0.05, ema=0.99, initialisation="he"),
+        optimisation=Optimisation(
+            learning_rate=2e-3, weight_decay=0.05, ema=0.99, initialisation="he"
+        ),
         schedule=Schedule("one-cycle"),
         cache="memory",
     )
     listener = TrainListener(
-        on_start=lambda patches, division, events: print(f"dashboard: tensorboard --logdir {events}"),
-        on_epoch=lambda epoch: print(f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, AUROC {epoch.val_auroc:.3f}", flush=True),
+        on_start=lambda patches, division, events: print(
+            f"dashboard: tensorboard --logdir {events}"
+        ),
+        on_epoch=lambda epoch: print(
+            f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, AUROC {epoch.val_auroc:.3f}",
+            flush=True,
+        ),
     )
     train([stores], model.parent, config, SplitChoice(val_fraction=0.2), listener=listener)
 
     patches = load_labelled(find_stores([stores]))
-    judged = np.flatnonzero(np.isin(patches.patients, load_checkpoint(model).training["split"]["val"]))
+    judged = np.flatnonzero(
+        np.isin(patches.patients, load_checkpoint(model).training["split"]["val"])
+    )
     judged = judged[:: max(1, len(judged) // 24)][:24]
     pixels = read_pixels(patches, judged)
-    infer_stores([patches.paths[patches.places[judged[0], 0]]], model, options.out / "results", InferConfig())
-    command = [Path(sys.executable).with_name("wsi"), "serve", "--results", options.out / "results", "--model", model, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    infer_stores(
+        [patches.paths[patches.places[judged[0], 0]]], model, options.out / "results", InferConfig()
+    )
+    command = [
+        Path(sys.executable).with_name("wsi"),
+        "serve",
+        "--results",
+        options.out / "results",
+        "--model",
+        model,
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1]
         print(f"served: {address.partition('?')[0]}")
@@ -85,14 +122,21 @@ def main() -> None:
 
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     probabilities = [image["probability"] for image in answer["images"]]
-    for axes, patch, label, probability in zip(figure.subplots(3, 8).flat, pixels, patches.labels[judged], probabilities, strict=False):
+    for axes, patch, label, probability in zip(
+        figure.subplots(3, 8).flat, pixels, patches.labels[judged], probabilities, strict=False
+    ):
         axes.imshow(patch)
         axes.axis("off")
         is_right = (probability >= answer["threshold"]) == bool(label)
-        axes.set_title(f"{probability:.2f}, is {label}", color="black" if is_right else "red", fontsize=9)
+        axes.set_title(
+            f"{probability:.2f}, is {label}", color="black" if is_right else "red", fontsize=9
+        )
     figure.savefig(options.out / "answers.png")
     called = np.array(probabilities) >= answer["threshold"]
-    print(f"{len(called)} patches of validation patients sent, {np.sum(called == patches.labels[judged])} answers right")
+    print(
+        f"{len(called)} patches of validation patients sent,"
+        f" {np.sum(called == patches.labels[judged])} answers right"
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python examples/leak.py IDC OUT
 
-IDC is a folder of patches as <patient>_idx5_x<X>_y<Y>_class<C>.png. The same network and recipe is cross-validated twice on the same
-patches: in folds of patches drawn at random, as published code does, and in folds of whole patients. The difference is the inflation,
-with an interval from drawing patients again. Writes OUT/leak.png.
+IDC is a folder of patches as <patient>_idx5_x<X>_y<Y>_class<C>.png. The same network and recipe is
+cross-validated twice on the same patches: in folds of patches drawn at random, as published code
+does, and in folds of whole patients. The difference is the inflation, with an interval from drawing
+patients again. Writes OUT/leak.png.
 """
 
 import argparse
@@ -34,19 +35,40 @@ SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopatholog
 
 def divide_at_random(patches: LabelledPatches, folds: int) -> list[Division]:
     """Folds of patches: what must not be done, marked as what it is."""
-    parts = StratifiedKFold(folds, shuffle=True, random_state=0).split(patches.labels, patches.labels)
+    parts = StratifiedKFold(folds, shuffle=True, random_state=0).split(
+        patches.labels, patches.labels
+    )
     everybody = sorted({*patches.patients.tolist()})
-    records = [{"random": True, "fold": fold, "patients_on_both_sides": everybody, "test": []} for fold in range(folds)]
-    return [Division(train, val, record, is_leaky=True) for (train, val), record in zip(parts, records, strict=True)]
+    records = [
+        {"random": True, "fold": fold, "patients_on_both_sides": everybody, "test": []}
+        for fold in range(folds)
+    ]
+    return [
+        Division(train, val, record, is_leaky=True)
+        for (train, val), record in zip(parts, records, strict=True)
+    ]
 
 
-def cross_validate(patches: LabelledPatches, divisions: list[Division], out: Path, config: TrainConfig) -> NDArray[np.float32]:
+def cross_validate(
+    patches: LabelledPatches, divisions: list[Division], out: Path, config: TrainConfig
+) -> NDArray[np.float32]:
     """The probability (n,) of every patch by the model of the fold that holds it out."""
     probability = np.empty(len(patches), dtype=np.float32)
     for number, division in enumerate(divisions, start=1):
-        listener = TrainListener(on_epoch=lambda epoch, at=f"{out.name}, fold {number}": print(f"{at}: AUROC {epoch.val_auroc:.3f}"))
-        trained = train_division(patches, division, out / f"fold-{number}", config, listener=listener)
-        table = np.genfromtxt(trained.model.parent / VALIDATION_CSV, delimiter=",", names=True, usecols=["probability"])
+        listener = TrainListener(
+            on_epoch=lambda epoch, at=f"{out.name}, fold {number}": print(
+                f"{at}: AUROC {epoch.val_auroc:.3f}"
+            )
+        )
+        trained = train_division(
+            patches, division, out / f"fold-{number}", config, listener=listener
+        )
+        table = np.genfromtxt(
+            trained.model.parent / VALIDATION_CSV,
+            delimiter=",",
+            names=True,
+            usecols=["probability"],
+        )
         probability[division.val] = table["probability"]
     return probability
 
@@ -61,14 +83,19 @@ def draw(path: Path, labels: NDArray[np.int8], curves: dict[str, NDArray[np.floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("idc", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--folds", type=int, default=3)
     options = parser.parse_args()
     if not any(options.idc.rglob("*_idx5_*.png")):
-        raise SystemExit(f"{options.idc}: no patches called <patient>_idx5_….png below it; the set is at {SOURCE}")
+        raise SystemExit(
+            f"{options.idc}: no patches called <patient>_idx5_….png below it; the set is at"
+            f" {SOURCE}"
+        )
     ingest_patches(options.idc, options.out / "stores", PatchSpec(50, 50, mpp=4.0))
     patches = load_labelled(find_stores([options.out / "stores"]))
     config = TrainConfig(
@@ -78,18 +105,38 @@ def main() -> None:
         optimisation=Optimisation(learning_rate=1e-3, weight_decay=0.01, ema=0.99),
         schedule=Schedule("one-cycle"),
     )
-    leaky = cross_validate(patches, divide_at_random(patches, options.folds), options.out / "at-random", config)
-    by_patient = [split.divide(patches.patients) for split in split_folds(patches.patients, patches.labels, options.folds)]
+    leaky = cross_validate(
+        patches, divide_at_random(patches, options.folds), options.out / "at-random", config
+    )
+    by_patient = [
+        split.divide(patches.patients)
+        for split in split_folds(patches.patients, patches.labels, options.folds)
+    ]
     honest = cross_validate(patches, by_patient, options.out / "by-patient", config)
 
-    draw(options.out / "leak.png", patches.labels, {"folds of patches, leaky": leaky, "folds of patients": honest})
+    draw(
+        options.out / "leak.png",
+        patches.labels,
+        {"folds of patches, leaky": leaky, "folds of patients": honest},
+    )
     found = compare(patches.labels, leaky, honest, patches.patients, thresholds=(0.5, 0.5))
-    print(f"{found.patches} patches of {found.patients} patients, each judged by both; inflation, and 95 % interval over patients:")
+    print(
+        f"{found.patches} patches of {found.patients} patients, each judged by both; inflation, and"
+        " 95 % interval over patients:"
+    )
     for row in found.differences:
-        if row.interval is not None and row.figure in ("auroc", "average_precision", "f1", "balanced_accuracy"):
+        if row.interval is not None and row.figure in (
+            "auroc",
+            "average_precision",
+            "f1",
+            "balanced_accuracy",
+        ):
             low, high = row.interval
             name = row.figure.replace("_", " ")
-            print(f"{name:<18} at random {row.one:.3f}  by patient {row.other:.3f}  {row.difference:+.3f} ({low:+.3f} to {high:+.3f})")
+            print(
+                f"{name:<18} at random {row.one:.3f}  by patient {row.other:.3f} "
+                f" {row.difference:+.3f} ({low:+.3f} to {high:+.3f})"
+            )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python examples/learning_rates.py OUT
 
-The problem: 1,797 handwritten digits of 8×8 pixels, which come with scikit-learn, and a network of 64, 32 and 10 units. OUT/curves.png has
-the rate and the validation loss of each way by epoch, OUT/lr_find.png the learning rate finder's sweep, OUT/landscape.png a slice of the
-loss along two random directions, each filter as long as the weights' own (Li et al. 2018).
+The problem: 1,797 handwritten digits of 8×8 pixels, which come with scikit-learn, and a network of
+64, 32 and 10 units. OUT/curves.png has the rate and the validation loss of each way by epoch,
+OUT/lr_find.png the learning rate finder's sweep, OUT/landscape.png a slice of the loss along two
+random directions, each filter as long as the weights' own (Li et al. 2018).
 """
 
 import argparse
@@ -66,9 +67,15 @@ class DigitNet(Network):
 
 def draw_direction(network: nn.Module) -> list[Tensor]:
     """A random direction whose filters are as long as the network's own; none along biases."""
-    random = [torch.randn_like(weight) if weight.ndim > 1 else torch.zeros_like(weight) for weight in network.parameters()]
+    random = [
+        torch.randn_like(weight) if weight.ndim > 1 else torch.zeros_like(weight)
+        for weight in network.parameters()
+    ]
     pairs = zip(random, network.parameters(), strict=True)
-    return [way * weight.norm(dim=-1, keepdim=True) / (way.norm(dim=-1, keepdim=True) + 1e-12) for way, weight in pairs]
+    return [
+        way * weight.norm(dim=-1, keepdim=True) / (way.norm(dim=-1, keepdim=True) + 1e-12)
+        for way, weight in pairs
+    ]
 
 
 @torch.no_grad()
@@ -80,12 +87,18 @@ def slice_loss(fitted: FittedNetwork, pictures: Pictures, at: np.ndarray) -> np.
         moved = copy.deepcopy(fitted.network)
         for weight, first, second in zip(moved.parameters(), one, other, strict=True):
             weight += at[i] * first + at[j] * second
-        losses[i, j] = ManyClasses().judge(pictures.labels, replace(fitted, network=moved).predict_logits(pictures.pixels)).loss
+        losses[i, j] = (
+            ManyClasses()
+            .judge(pictures.labels, replace(fitted, network=moved).predict_logits(pictures.pixels))
+            .loss
+        )
     return losses
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=21)
     parser.add_argument("--grid", type=int, default=25, help="points on each side of the landscape")
@@ -94,33 +107,61 @@ def main() -> None:
     digits = load_digits()
     pixels = np.repeat((digits.images * 15.9).astype(np.uint8)[..., None], 3, axis=3)
     order = np.random.default_rng(0).permutation(len(pixels))
-    train, val = (Pictures(pixels[part], digits.target[part].astype(np.int8)) for part in (order[:1400], order[1400:]))
-    config = TrainConfig(epochs=options.epochs, patience=options.epochs, batch_size=32, stop_on="loss", augmentation=NO_AUGMENTATION)
+    train, val = (
+        Pictures(pixels[part], digits.target[part].astype(np.int8))
+        for part in (order[:1400], order[1400:])
+    )
+    config = TrainConfig(
+        epochs=options.epochs,
+        patience=options.epochs,
+        batch_size=32,
+        stop_on="loss",
+        augmentation=NO_AUGMENTATION,
+    )
 
     steps = count_steps(len(train), config)
     figure = Figure(figsize=(14, 9), layout="constrained")
     for panel, (name, (optimisation, schedule)) in enumerate(WAYS.items()):
         torch.manual_seed(0)
-        fitted = fit_pictures(DigitNet(), train, val, replace(config, optimisation=optimisation, schedule=schedule), ManyClasses())
+        fitted = fit_pictures(
+            DigitNet(),
+            train,
+            val,
+            replace(config, optimisation=optimisation, schedule=schedule),
+            ManyClasses(),
+        )
         losses = [epoch.val_loss for epoch in fitted.course.history]
-        print(f"{name:<28} lowest validation loss {min(losses):.3f}, after epoch {int(np.argmin(losses)) + 1}")
-        axes = figure.add_subplot(3, 5, panel + 1, title=f"{name}: {min(losses):.3f}", yscale="log", ylim=(0.015, 3))
+        print(
+            f"{name:<28} lowest validation loss {min(losses):.3f}, after epoch"
+            f" {int(np.argmin(losses)) + 1}"
+        )
+        axes = figure.add_subplot(
+            3, 5, panel + 1, title=f"{name}: {min(losses):.3f}", yscale="log", ylim=(0.015, 3)
+        )
         axes.plot(range(1, len(losses) + 1), losses, color="#1f5fa8")
         rates = axes.twinx()
         rates.plot(
-            np.arange(steps.total) / steps.per_epoch, list_rates(schedule, steps, optimisation.learning_rate), color="#c8501e", lw=0.8
+            np.arange(steps.total) / steps.per_epoch,
+            list_rates(schedule, steps, optimisation.learning_rate),
+            color="#c8501e",
+            lw=0.8,
         )
         rates.set_ylim(bottom=0)
     figure.supxlabel("epoch; blue: validation loss, orange: learning rate")
     figure.savefig(options.out / "curves.png")
 
-    sweep = sweep_pictures(DigitNet(), train, replace(config, optimisation=MOMENTUM), 300, 10.0, ManyClasses())
+    sweep = sweep_pictures(
+        DigitNet(), train, replace(config, optimisation=MOMENTUM), 300, 10.0, ManyClasses()
+    )
     draw_sweep(options.out / "lr_find.png", sweep)
     print(f"learning rate finder: {sweep.suggestion:.2g}")
     at = np.linspace(-1, 1, options.grid)
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="one direction", ylabel="another")
-    figure.colorbar(axes.contourf(at, at, np.log10(slice_loss(fitted, train, at)), levels=30), label="log10 of the training loss")
+    figure.colorbar(
+        axes.contourf(at, at, np.log10(slice_loss(fitted, train, at)), levels=30),
+        label="log10 of the training loss",
+    )
     figure.savefig(options.out / "landscape.png")
 
 

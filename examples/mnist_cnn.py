@@ -2,8 +2,9 @@
 
     python examples/mnist_cnn.py MNIST OUT
 
-MNIST is a folder with the set's idx files, packed or not; with --download they are fetched into it. Where the 60,000 training pictures
-are missing, the 10,000 test pictures are divided. Writes OUT/predictions.png (held-out digits, mistakes in red) and OUT/history.svg.
+MNIST is a folder with the set's idx files, packed or not; with --download they are fetched into it.
+Where the 60,000 training pictures are missing, the 10,000 test pictures are divided. Writes
+OUT/predictions.png (held-out digits, mistakes in red) and OUT/history.svg.
 """
 
 import argparse
@@ -31,7 +32,14 @@ class MnistCnn(Network):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(1, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 5), nn.ReLU(), nn.MaxPool2d(2))
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
         self.classifier = nn.Sequential(nn.Linear(512, 120), nn.ReLU(), nn.Linear(120, 10))
 
     @property
@@ -45,19 +53,34 @@ class MnistCnn(Network):
 
 def read_digits(folder: Path, part: str) -> Pictures | None:
     """The pictures of `train` or `t10k`; None where they are not all there."""
-    files = [path for name in ("images-idx3", "labels-idx1") for path in sorted(folder.rglob(f"{part}-{name}-ubyte*"))[:1]]
+    files = [
+        path
+        for name in ("images-idx3", "labels-idx1")
+        for path in sorted(folder.rglob(f"{part}-{name}-ubyte*"))[:1]
+    ]
     if len(files) < 2:
         return None
-    images, labels = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in files)
-    grey = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)  # 16 and 8 bytes of header
-    return Pictures(np.repeat(grey[..., None], 3, axis=3), np.frombuffer(labels, np.uint8, offset=8).astype(np.int8))
+    images, labels = (
+        gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        for path in files
+    )
+    grey = np.frombuffer(images, np.uint8, offset=16).reshape(
+        -1, 28, 28
+    )  # 16 and 8 bytes of header
+    return Pictures(
+        np.repeat(grey[..., None], 3, axis=3),
+        np.frombuffer(labels, np.uint8, offset=8).astype(np.int8),
+    )
 
 
 def load_digits(folder: Path) -> tuple[Pictures, Pictures, Pictures]:
     """To learn from, to choose the epoch by, and held out from both."""
     known, held_out = read_digits(folder, "train"), read_digits(folder, "t10k")
     if held_out is None:
-        raise SystemExit(f"{folder}: no t10k-images-idx3-ubyte with its labels; name the folder that has them, or add --download")
+        raise SystemExit(
+            f"{folder}: no t10k-images-idx3-ubyte with its labels; name the folder that has them,"
+            " or add --download"
+        )
     order = np.random.default_rng(0).permutation(len(known or held_out))
     if known is None:
         order, tested = np.split(order, [len(order) * 4 // 5])
@@ -68,32 +91,52 @@ def load_digits(folder: Path) -> tuple[Pictures, Pictures, Pictures]:
 
 def draw_predictions(pictures: Pictures, called: np.ndarray, path: Path) -> None:
     figure = Figure(figsize=(10, 6), layout="constrained")
-    for axes, pixels, label, call in zip(figure.subplots(5, 10).flat, pictures.pixels, pictures.labels, called, strict=False):
+    for axes, pixels, label, call in zip(
+        figure.subplots(5, 10).flat, pictures.pixels, pictures.labels, called, strict=False
+    ):
         axes.imshow(255 - pixels)
-        axes.set_title(f"{call}" if call == label else f"{call}, is {label}", color="black" if call == label else "red", fontsize=9)
+        axes.set_title(
+            f"{call}" if call == label else f"{call}, is {label}",
+            color="black" if call == label else "red",
+            fontsize=9,
+        )
         axes.axis("off")
     figure.savefig(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("mnist", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--download", action="store_true", help="fetch MNIST into the folder first, by torchvision")
+    parser.add_argument(
+        "--download", action="store_true", help="fetch MNIST into the folder first, by torchvision"
+    )
     options = parser.parse_args()
     if options.download:
-        _ = [MNIST(options.mnist, train=is_training, download=True) for is_training in (True, False)]
+        _ = [
+            MNIST(options.mnist, train=is_training, download=True) for is_training in (True, False)
+        ]
     train, val, held_out = load_digits(options.mnist)
     options.out.mkdir(parents=True, exist_ok=True)
 
     sgd = Optimisation(optimizer="sgd", learning_rate=0.02, weight_decay=0.0)
-    config = TrainConfig(epochs=options.epochs, stop_on="loss", optimisation=sgd, augmentation=NO_AUGMENTATION)
-    watch = Watch(on_epoch=lambda epoch: print(f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, validation {epoch.val_loss:.4f}"))
+    config = TrainConfig(
+        epochs=options.epochs, stop_on="loss", optimisation=sgd, augmentation=NO_AUGMENTATION
+    )
+    watch = Watch(
+        on_epoch=lambda epoch: print(
+            f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, validation {epoch.val_loss:.4f}"
+        )
+    )
     fitted = fit_pictures(MnistCnn(), train, val, config, ManyClasses(), watch)
 
     called = fitted.predict_logits(held_out.pixels).argmax(axis=1)
-    (options.out / "history.svg").write_bytes(draw_history([asdict(epoch) for epoch in fitted.course.history]))
+    (options.out / "history.svg").write_bytes(
+        draw_history([asdict(epoch) for epoch in fitted.course.history])
+    )
     draw_predictions(held_out, called, options.out / "predictions.png")
     print(f"accuracy on {len(held_out)} held-out digits: {np.mean(called == held_out.labels):.4f}")
 

@@ -75,7 +75,9 @@ def break_tile(slide: Path, page: int, tile: int) -> None:
         stream.write(bytes(255 - i % 251 for i in range(count)))
 
 
-def make_slide_info(slide_id: str = "slide", size_l0: tuple[int, int] = (100, 100), mpp: float = 0.5) -> SlideInfo:
+def make_slide_info(
+    slide_id: str = "slide", size_l0: tuple[int, int] = (100, 100), mpp: float = 0.5
+) -> SlideInfo:
     """A slide that exists on paper."""
     return SlideInfo(
         slide_id=slide_id,
@@ -112,7 +114,9 @@ def make_table(
         labels=np.array(labels if labels is not None else [-1] * len(array), dtype=np.int8),
         label_fraction=np.full(len(array), np.nan, dtype=np.float32),
         tissue_fraction=np.ones(len(array), dtype=np.float32),
-        thumbnail=Thumbnail(paint(max(cols, 1) * 5, max(rows, 1) * 5), Fraction(side_px, 5), (0, 0)),
+        thumbnail=Thumbnail(
+            paint(max(cols, 1) * 5, max(rows, 1) * 5), Fraction(side_px, 5), (0, 0)
+        ),
         block_size=block_size,
         patient_id=patient_id or slide_id,
         class_names=("negative", "positive"),
@@ -121,10 +125,17 @@ def make_table(
 
 def make_patches(count: int, side_px: int = 50, seed: int = 0) -> NDArray[np.uint8]:
     """Random patches (count, side, side, 3)."""
-    return np.random.default_rng(seed).integers(0, 256, (count, side_px, side_px, 3), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(
+        0, 256, (count, side_px, side_px, 3), dtype=np.uint8
+    )
 
 
-def make_store(path: Path, table: PatchTable, pixels: NDArray[np.uint8] | None = None, unreadable: Sequence[int] = ()) -> Path:
+def make_store(
+    path: Path,
+    table: PatchTable,
+    pixels: NDArray[np.uint8] | None = None,
+    unreadable: Sequence[int] = (),
+) -> Path:
     """A committed patch store."""
     pixels = make_patches(table.patches, table.grid.spec.side_px) if pixels is None else pixels
     readable = np.ones(table.patches, dtype=np.bool_)
@@ -145,7 +156,12 @@ def make_training_stores(folder: Path, patients: int = 4, patches: int = 24) -> 
         labels = np.arange(patches) % 2
         level = np.where(labels == 1, 60, 200)[:, None, None, None]
         pixels = (level + rng.integers(-25, 26, (patches, 50, 50, 3))).astype(np.uint8)
-        table = make_table([(k // 6, k % 6) for k in range(patches)], labels=labels.tolist(), slide_id=f"p{number}", block_size=16)
+        table = make_table(
+            [(k // 6, k % 6) for k in range(patches)],
+            labels=labels.tolist(),
+            slide_id=f"p{number}",
+            block_size=16,
+        )
         make_store(folder / f"p{number}.patches.zarr", table, pixels)
     return folder
 
@@ -199,4 +215,8 @@ def rewrite_manifest(product: Path, change: Callable[[dict[str, Any]], object]) 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its content."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

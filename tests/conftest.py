@@ -11,16 +11,23 @@ from hypothesis import settings
 from tests import ROOT
 from tests.cost import Cost
 
-# One thread per process, set before torch and OpenBLAS look: test processes share the cores, and no number depends on how many there are.
+# One thread per process, set before torch and OpenBLAS look: test processes share the cores, and no
+# number depends on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if not os.access(Path.home(), os.W_OK):  # some libraries that tests read results with keep a cache there
+if not os.access(
+    Path.home(), os.W_OK
+):  # some libraries that tests read results with keep a cache there
     os.environ["HOME"] = tempfile.mkdtemp(prefix="home-of-tests-")
 # No deadline: on a busy machine a slow example is no fault.
 settings.register_profile("wsi", deadline=None)
 settings.load_profile("wsi")
 
 SHARED_DATA = Path(os.environ.get("WSI_TEST_DATA", ROOT.parent / "shared" / "data"))
-BF16_UNITS = {"none": frozenset[str](), "amx_bf16": frozenset({"amx_bf16", "avx512_bf16"}), "avx512_bf16": frozenset({"avx512_bf16"})}
+BF16_UNITS = {
+    "none": frozenset[str](),
+    "amx_bf16": frozenset({"amx_bf16", "avx512_bf16"}),
+    "avx512_bf16": frozenset({"avx512_bf16"}),
+}
 
 SHARED = ("served_root", "zygote")
 """Fixtures of the whole run that take seconds to make."""
@@ -28,9 +35,21 @@ SHARED = ("served_root", "zygote")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("wsi")
-    group.addoption("--slowest", type=int, default=0, help="Name so many of the tests that take most CPU seconds.")
-    group.addoption("--cpu-limit", type=float, help="Fail a test of `make test` that takes more CPU seconds.")
-    group.addoption("--bf16-unit", choices=("real", *BF16_UNITS), default="real", help="The unit that this CPU claims for bfloat16.")
+    group.addoption(
+        "--slowest",
+        type=int,
+        default=0,
+        help="Name so many of the tests that take most CPU seconds.",
+    )
+    group.addoption(
+        "--cpu-limit", type=float, help="Fail a test of `make test` that takes more CPU seconds."
+    )
+    group.addoption(
+        "--bf16-unit",
+        choices=("real", *BF16_UNITS),
+        default="real",
+        help="The unit that this CPU claims for bfloat16.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,12 +72,16 @@ def find_group(item: pytest.Function) -> str | None:
         if name in item.fixturenames:
             return name
     definitions = item._fixtureinfo.name2fixturedefs.values()
-    lasting = [last for *_, last in definitions if last.scope != "function" and last.baseid.endswith(".py")]
+    lasting = [
+        last for *_, last in definitions if last.scope != "function" and last.baseid.endswith(".py")
+    ]
     return f"{item.path.parent.name}/{item.path.stem}" if lasting else None
 
 
 @pytest.fixture(autouse=True, scope="session")
-def cpu_of_the_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cpu_of_the_run(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     """With --bf16-unit the CPU claims another unit for bfloat16 than it has, so that what follows from it is tried everywhere."""
     name = request.config.getoption("bf16_unit")
     if name == "real":

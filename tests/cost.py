@@ -1,7 +1,8 @@
 """CPU seconds of every test: told for the slowest, and limited where `make test` is to stay fast.
 
-CPU seconds count the test's own process and every process that it has waited for. Fixtures that outlive a test (of a module, or of the
-whole run) are told by themselves and charged to no test. A busy machine makes a test slower, not dearer.
+CPU seconds count the test's own process and every process that it has waited for. Fixtures that
+outlive a test (of a module, or of the whole run) are told by themselves and charged to no test. A
+busy machine makes a test slower, not dearer.
 """
 
 import multiprocessing
@@ -45,7 +46,9 @@ class Cost:
         self._told_fixtures: defaultdict[str, float] = defaultdict(float)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[object]
+    ) -> Generator[None, object, object]:
         started, shared = cpu_seconds(), self._shared
         try:
             return (yield)
@@ -66,15 +69,25 @@ class Cost:
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         result = yield
         self._taken = cpu_seconds() - self._started - self._shared
-        if self.limit is not None and self._taken > self.limit and not any(item.get_closest_marker(tier) for tier in TIERS):
-            pytest.fail(f"took {self._taken:.1f} s of CPU, {self.limit:g} are allowed: make it cheaper, or mark it system", pytrace=False)
+        if (
+            self.limit is not None
+            and self._taken > self.limit
+            and not any(item.get_closest_marker(tier) for tier in TIERS)
+        ):
+            pytest.fail(
+                f"took {self._taken:.1f} s of CPU, {self.limit:g} are allowed: make it cheaper, or"
+                " mark it system",
+                pytrace=False,
+            )
         return result
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         result = yield
         item.user_properties.append((TEST, round(self._taken, 3)))
-        item.user_properties.extend((FIXTURE + name, round(seconds, 3)) for name, seconds in self._fixtures)
+        item.user_properties.extend(
+            (FIXTURE + name, round(seconds, 3)) for name, seconds in self._fixtures
+        )
         self._fixtures.clear()
         return result
 
@@ -91,7 +104,13 @@ class Cost:
         if not self.slowest:
             return
         tests, fixtures = sum(self._told.values()), sum(self._told_fixtures.values())
-        terminalreporter.section(f"{tests:.0f} s of CPU in {len(self._told)} tests, {fixtures:.0f} s in shared fixtures; the slowest")
-        every = {**self._told, **{f"{name} (fixture)": seconds for name, seconds in self._told_fixtures.items()}}
+        terminalreporter.section(
+            f"{tests:.0f} s of CPU in {len(self._told)} tests, {fixtures:.0f} s in shared fixtures;"
+            " the slowest"
+        )
+        every = {
+            **self._told,
+            **{f"{name} (fixture)": seconds for name, seconds in self._told_fixtures.items()},
+        }
         for name, seconds in sorted(every.items(), key=lambda entry: -entry[1])[: self.slowest]:
             terminalreporter.line(f"{seconds:7.2f} s  {name}")

@@ -67,7 +67,9 @@ def mutate(seed: Seed, chance: random.Random) -> bytes:
             content[at] = chance.randrange(256)
         elif kind == 2:
             start = entry + chance.choice((4, 8, 12))
-            content[start : start + 4] = struct.pack("<I", chance.choice((*TELLING, len(content), entry, chance.randrange(2**32))))
+            content[start : start + 4] = struct.pack(
+                "<I", chance.choice((*TELLING, len(content), entry, chance.randrange(2**32)))
+            )
         elif kind == 3:
             content[entry + 2 : entry + 4] = struct.pack("<H", chance.randrange(20))
         elif kind == 4:

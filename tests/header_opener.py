@@ -57,7 +57,9 @@ class Opener:
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.header_opener"]
         null = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=null, cwd=ROOT)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=null, cwd=ROOT
+        )
         assert self._process.stdout is not None
         self._process.stdout.readline()
         return self._process

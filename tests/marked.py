@@ -30,9 +30,22 @@ def write_marked_slide(path: Path, pixels: NDArray[np.uint8]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = pixels.shape[:2]
     said = "|".join(
-        f"{name} = QZMARK{name}" for name in ("User", "Barcode", "Filename", "Patient", "Title", "ScanScope ID", "ImageID", "Rack")
+        f"{name} = QZMARK{name}"
+        for name in (
+            "User",
+            "Barcode",
+            "Filename",
+            "Patient",
+            "Title",
+            "ScanScope ID",
+            "ImageID",
+            "Rack",
+        )
     )
-    start = f"Aperio Image Library v12.0.15\r\n{width}x{height} [0,0 {width}x{height}] (256x256) RAW/RGB Q=70"
+    start = (
+        f"Aperio Image Library v12.0.15\r\n{width}x{height} [0,0 {width}x{height}] (256x256)"
+        " RAW/RGB Q=70"
+    )
     description = f"{start}|AppMag = 20|MPP = 0.5|Date = QZMARKdate|Time = QZMARKtime|{said}"
     texts = {
         269: "DocumentName",
@@ -56,8 +69,12 @@ def write_marked_slide(path: Path, pixels: NDArray[np.uint8]) -> Path:
         }
         writer.write(pixels, tile=(256, 256), description=description, **common)
         writer.write(_picture(64, 80), description=f"{start} -> thumbnail QZMARK", **common)
-        writer.write(_picture(96, 96), description="Aperio QZMARK\r\nlabel 96x96", subfiletype=1, **common)
-        writer.write(_picture(80, 120), description="Aperio QZMARK\r\nmacro 120x80", subfiletype=9, **common)
+        writer.write(
+            _picture(96, 96), description="Aperio QZMARK\r\nlabel 96x96", subfiletype=1, **common
+        )
+        writer.write(
+            _picture(80, 120), description="Aperio QZMARK\r\nmacro 120x80", subfiletype=9, **common
+        )
     return path
 
 
@@ -77,7 +94,11 @@ def find_marks(folder: Path, *, mark: bytes = MARK, spared: tuple[Path, ...] = (
             continue
         if mark in str(path.relative_to(folder)).encode():
             found.append(f"name {path}")
-        if path.is_file() and not path.is_symlink() and is_marked(path.read_bytes(), path.name, mark):
+        if (
+            path.is_file()
+            and not path.is_symlink()
+            and is_marked(path.read_bytes(), path.name, mark)
+        ):
             found.append(str(path))
     return found
 
@@ -128,5 +149,7 @@ def _unpack_picture(content: bytes) -> Iterator[bytes]:
         yield pixels.tobytes()
         yield str(image.info).encode()
         strong = pixels.astype(np.int16)
-        if ((strong[..., 2] - strong[..., 0] > 150) & (strong[..., 2] - strong[..., 1] > 150)).any():
+        if (
+            (strong[..., 2] - strong[..., 0] > 150) & (strong[..., 2] - strong[..., 1] > 150)
+        ).any():
             yield MARK  # the blue of an associated image

@@ -23,7 +23,12 @@ from wsi_pipeline.serve.services import Services, open_services
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, prepare_predictions, write_prediction_block
+from wsi_pipeline.store.predictions import (
+    FOLDER,
+    RESULT_KIND,
+    prepare_predictions,
+    write_prediction_block,
+)
 
 TOKEN = "token-of-the-tests"
 ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
@@ -46,7 +51,9 @@ def run_server(settings: ServeSettings) -> Iterator[tuple[str, Services]]:
                 logging.getLogger("uvicorn.error").handlers.clear()
 
 
-def serve_all(root: Path, runs: Sequence[str] = ("results", "other"), **others: Any) -> ServeSettings:
+def serve_all(
+    root: Path, runs: Sequence[str] = ("results", "other"), **others: Any
+) -> ServeSettings:
     """A server of runs and slides in `root`, and of the model of the first run."""
     return ServeSettings(
         results=tuple(root / run for run in runs),
@@ -65,7 +72,9 @@ def connect(url: str, **headers: str) -> httpx.Client:
     return httpx.Client(base_url=url, headers=ALLOWED | headers, timeout=30)
 
 
-def make_run(root: Path, slides: Sequence[str] = ("one", "two"), name: str = "results", seed: int = 0) -> Path:
+def make_run(
+    root: Path, slides: Sequence[str] = ("one", "two"), name: str = "results", seed: int = 0
+) -> Path:
     """Slides of 600 × 500 px at 0.5 µm/px in `root/slides`, inferred by a random model into `root/name`: 12 × 10 cells of 25 µm."""
     for index, slide in enumerate(slides):
         path = root / "slides" / f"{slide}.tiff"
@@ -76,7 +85,9 @@ def make_run(root: Path, slides: Sequence[str] = ("one", "two"), name: str = "re
         from tests.builders import make_checkpoint
 
         write_model(model, make_checkpoint(seed=seed))
-    infer(root / "slides", model, root / name, engine="auto", precision="auto")  # as the server computes what is sent to it
+    infer(
+        root / "slides", model, root / name, engine="auto", precision="auto"
+    )  # as the server computes what is sent to it
     return root / name
 
 
@@ -98,13 +109,20 @@ def replace_probabilities(
     cells = np.argwhere(~np.isnan(probability)).astype(np.int32)
     table = _take(old.table, cells)
     table = table if has_tissue else replace(table, tissue=None)
-    view = View(aggregation=Aggregation(smooth_um=smooth_um, min_region_mm2=min_region_mm2)).to_json()
-    staging = Staging(results / slide_id, {"made": "by a test", "values": probability.tobytes().hex(), "has_tissue": has_tissue})
+    view = View(
+        aggregation=Aggregation(smooth_um=smooth_um, min_region_mm2=min_region_mm2)
+    ).to_json()
+    staging = Staging(
+        results / slide_id,
+        {"made": "by a test", "values": probability.tobytes().hex(), "has_tissue": has_tissue},
+    )
     prepare_predictions(staging, table, {"model": old.attributes["model"], "provenance": {}})
     write_prediction_block(staging, table, 0, probability[cells[:, 0], cells[:, 1]], {})
     predictions = Predictions(staging.product / FOLDER)
     heatmap = draw_heatmap(predictions, smooth_um=smooth_um, min_region_mm2=min_region_mm2)
-    write_summary(SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product)  # no pictures: nobody looks at them
+    write_summary(
+        SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product
+    )  # no pictures: nobody looks at them
     staging.commit(RESULT_KIND, {"patches": len(cells), "unreadable": 0}, view)
 
 

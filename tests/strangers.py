@@ -21,8 +21,13 @@ BIG = 10**12
 
 def vouch(product: Path) -> None:
     """Write the manifest anew, as somebody would who knows its format: sizes and checksums of what is there now."""
-    files = [path for path in sorted(product.rglob("*")) if path.is_file() and path.name != MANIFEST]
-    entries = {path.relative_to(product).as_posix(): [path.stat().st_size, _checksum(path)] for path in files}
+    files = [
+        path for path in sorted(product.rglob("*")) if path.is_file() and path.name != MANIFEST
+    ]
+    entries = {
+        path.relative_to(product).as_posix(): [path.stat().st_size, _checksum(path)]
+        for path in files
+    }
     rewrite_manifest(product, lambda manifest: manifest.update(files=entries))
 
 
@@ -88,5 +93,7 @@ def rewrite_card(path: Path, **changes: object) -> None:
 
     with safe_open(path, framework="pt") as stored:
         card = json.loads(stored.metadata()["wsi"]) | changes
-    card["card_sha256"] = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
+    card["card_sha256"] = recipe_digest(
+        {key: value for key, value in card.items() if key != "card_sha256"}
+    )
     save_file(load_file(path), path, metadata={"wsi": canonical_json(card)})

@@ -13,7 +13,16 @@ from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block
 
 NAN = float("nan")
-FORMATS = ("summary", "csv", "parquet", "regions", "geojson", "ome-zarr", "ome-tiff", "geojson-patches")
+FORMATS = (
+    "summary",
+    "csv",
+    "parquet",
+    "regions",
+    "geojson",
+    "ome-zarr",
+    "ome-tiff",
+    "geojson-patches",
+)
 """All but pictures, which tests/outputs/test_outputs.py opens, and DICOM, which has its own tests."""
 CELLS = [(0, 0), (0, 1), (1, 2), (2, 2), (3, 4), (3, 3)]
 CASES = {
@@ -26,7 +35,13 @@ CASES = {
 }
 
 
-def write_result(folder: Path, probability: list[float], *, table: PatchTable | None = None, view: View | None = None) -> SlideSummary:
+def write_result(
+    folder: Path,
+    probability: list[float],
+    *,
+    table: PatchTable | None = None,
+    view: View | None = None,
+) -> SlideSummary:
     """A slide's folder of patches of 50 px at 4 µm/px, 0.04 mm² each, on a grid of 4 × 5."""
     table = table or make_table(CELLS[: len(probability)], mpp=4.0, block_size=10, rows=4, cols=5)
     staging = Staging(folder, {"source": "test"})

@@ -40,7 +40,9 @@ def test_examples_in_help_stand_on_lines_of_their_own(width: int) -> None:
     lines = [line.strip() for line in run("--help", terminal_width=width).output.splitlines()]
     assert "wsi train stores --out model      train on labelled stores, split by patient" in lines
     assert "wsi infer --slides dir --model model/model.safetensors --results-dir results" in lines
-    ingest = [line.strip() for line in run("ingest", "--help", terminal_width=width).output.splitlines()]
+    ingest = [
+        line.strip() for line in run("ingest", "--help", terminal_width=width).output.splitlines()
+    ]
     assert "folders  <class>/<image>; --patient-regex says where the patient stands" in ingest
 
 
@@ -62,7 +64,10 @@ def test_version() -> None:
 def test_tile_writes_a_store_and_a_line_that_adds_up(slides: Path, tmp_path: Path) -> None:
     result = run("tile", slides, "--out", tmp_path / "out", "--mpp", 0.5, "--workers", 0)
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1] == f"in 1 = ok 1 + zero 0 + damaged 0 + failed 0  →  {tmp_path / 'out'}"
+    assert (
+        result.stdout.splitlines()[-1]
+        == f"in 1 = ok 1 + zero 0 + damaged 0 + failed 0  →  {tmp_path / 'out'}"
+    )
     assert "one: ok: 24 patches" in result.stderr
     assert PatchStore(tmp_path / "out" / "one.patches.zarr").table.patches == 24
 
@@ -77,7 +82,10 @@ def test_every_option_of_tile_has_an_effect(slides: Path, tmp_path: Path) -> Non
     assert tile("stride", "--mpp", 0.5, "--stride", 25).table.patches == 11 * 7
     assert tile("slide-mpp", "--mpp", 1.0, "--slide-mpp", 1.0).table.patches == 24
     assert tile("upsample", "--mpp", 0.25, "--allow-upsample").table.patches == 96
-    assert tile("names", "--mpp", 0.5, "--class-names", "benign", "tumour").table.class_names == ("benign", "tumour")
+    assert tile("names", "--mpp", 0.5, "--class-names", "benign", "tumour").table.class_names == (
+        "benign",
+        "tumour",
+    )
 
 
 def test_labels_reach_the_store(slides: Path, tmp_path: Path) -> None:
@@ -85,9 +93,24 @@ def test_labels_reach_the_store(slides: Path, tmp_path: Path) -> None:
     mask[:100], mask[100:] = 1, 2
     write_png(tmp_path / "labels" / "one_labels.png", mask)
     values = ("--negative-value", 1, "--positive-value", 2)
-    result = run("tile", slides, "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0, "--labels", tmp_path / "labels", *values)
+    result = run(
+        "tile",
+        slides,
+        "-o",
+        tmp_path / "out",
+        "--mpp",
+        0.5,
+        "--workers",
+        0,
+        "--labels",
+        tmp_path / "labels",
+        *values,
+    )
     assert "24 patches, 24 labelled" in result.stderr
-    assert PatchStore(tmp_path / "out" / "one.patches.zarr").table.labels.tolist() == [0] * 12 + [1] * 12
+    assert (
+        PatchStore(tmp_path / "out" / "one.patches.zarr").table.labels.tolist()
+        == [0] * 12 + [1] * 12
+    )
 
 
 def test_min_tissue_decides_what_is_kept(tmp_path: Path) -> None:
@@ -96,12 +119,25 @@ def test_min_tissue_decides_what_is_kept(tmp_path: Path) -> None:
     write_slide(tmp_path / "s.tiff", pixels, mpp=4.0)
     patches = {}
     for share in (0, 0.9):
-        run("tile", tmp_path / "s.tiff", "-o", tmp_path / str(share), "--mpp", 4, "--workers", 0, "--min-tissue", share)
+        run(
+            "tile",
+            tmp_path / "s.tiff",
+            "-o",
+            tmp_path / str(share),
+            "--mpp",
+            4,
+            "--workers",
+            0,
+            "--min-tissue",
+            share,
+        )
         patches[share] = PatchStore(tmp_path / str(share) / "s.patches.zarr").table.patches
     assert patches == {0: 64, 0.9: 32}
 
 
-def test_a_finer_scale_than_the_scan_is_refused_with_both_numbers(slides: Path, tmp_path: Path) -> None:
+def test_a_finer_scale_than_the_scan_is_refused_with_both_numbers(
+    slides: Path, tmp_path: Path
+) -> None:
     result = run("tile", slides, "-o", tmp_path / "out", "--workers", 0)
     assert result.exit_code == 4
     assert "scanned at 0.5 µm/px, patches at 0.25 µm/px" in result.stderr
@@ -117,10 +153,17 @@ def test_a_second_run_says_that_nothing_is_to_do(slides: Path, tmp_path: Path) -
 def test_force_makes_it_anew(slides: Path, tmp_path: Path) -> None:
     run("tile", slides, "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0)
     assert run("tile", slides, "-o", tmp_path / "out", "--mpp", 1.0, "--workers", 0).exit_code == 4
-    assert run("tile", slides, "-o", tmp_path / "out", "--mpp", 1.0, "--workers", 0, "--force").exit_code == 0
+    assert (
+        run(
+            "tile", slides, "-o", tmp_path / "out", "--mpp", 1.0, "--workers", 0, "--force"
+        ).exit_code
+        == 0
+    )
 
 
-def test_failures_are_named_on_stderr_and_the_traceback_is_in_the_log(slides: Path, tmp_path: Path) -> None:
+def test_failures_are_named_on_stderr_and_the_traceback_is_in_the_log(
+    slides: Path, tmp_path: Path
+) -> None:
     (slides / "broken.svs").write_text("nothing")
     result = run("tile", slides, "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0)
     assert result.exit_code == 3
@@ -131,41 +174,78 @@ def test_failures_are_named_on_stderr_and_the_traceback_is_in_the_log(slides: Pa
 
 def test_infer_view_and_evaluate(slides: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors")
-    result = run("infer", "--slides", slides, "--model", model, "-o", tmp_path / "results", *HERE_AND_PLAIN)
+    result = run(
+        "infer", "--slides", slides, "--model", model, "-o", tmp_path / "results", *HERE_AND_PLAIN
+    )
     assert result.exit_code == 0
     assert "patches of 50 px at 0.5 µm/px, positive from probability 0.500 on" in result.stdout
     shown = run("view", tmp_path / "results", "--no-open")
     assert shown.output.strip() == f"→  {tmp_path / 'results' / 'index.html'}"
     mask = np.full((200, 300), 100, dtype=np.uint8)
     mask[:, :150] = 200
-    scored = run("evaluate", tmp_path / "results", "--labels", write_png(tmp_path / "one_labels.png", mask))
+    scored = run(
+        "evaluate", tmp_path / "results", "--labels", write_png(tmp_path / "one_labels.png", mask)
+    )
     assert scored.exit_code == 0
     assert scored.output.splitlines()[1].split()[:3] == ["one", "24", "0"]
 
 
 def test_infer_takes_the_peers_option_names(slides: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors")
-    assert run("infer", "--wsi-dir", slides, "-m", model, "-o", tmp_path / "results", *PLAIN, "--num-workers", 0).exit_code == 0
+    assert (
+        run(
+            "infer",
+            "--wsi-dir",
+            slides,
+            "-m",
+            model,
+            "-o",
+            tmp_path / "results",
+            *PLAIN,
+            "--num-workers",
+            0,
+        ).exit_code
+        == 0
+    )
 
 
 def test_infer_takes_either_slides_or_stores(slides: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors")
     assert run("infer", "--model", model, "-o", tmp_path / "r").exit_code == 2
-    assert run("infer", "--slides", slides, "--stores", slides, "--model", model, "-o", tmp_path / "r").exit_code == 2
+    assert (
+        run(
+            "infer", "--slides", slides, "--stores", slides, "--model", model, "-o", tmp_path / "r"
+        ).exit_code
+        == 2
+    )
 
 
 def test_infer_from_stores(slides: Path, tmp_path: Path) -> None:
     run("tile", slides, "-o", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
     model = write_model(tmp_path / "m.safetensors")
-    result = run("infer", "--stores", tmp_path / "stores", "--model", model, "-o", tmp_path / "results", *HERE_AND_PLAIN)
+    result = run(
+        "infer",
+        "--stores",
+        tmp_path / "stores",
+        "--model",
+        model,
+        "-o",
+        tmp_path / "results",
+        *HERE_AND_PLAIN,
+    )
     assert result.exit_code == 0
     assert (tmp_path / "results" / "one" / "summary.json").is_file()
 
 
 def test_a_missing_model_is_exit_code_1_and_one_line(slides: Path, tmp_path: Path) -> None:
-    result = run("infer", "--slides", slides, "--model", tmp_path / "no.safetensors", "-o", tmp_path / "r")
+    result = run(
+        "infer", "--slides", slides, "--model", tmp_path / "no.safetensors", "-o", tmp_path / "r"
+    )
     assert result.exit_code == 1
-    assert result.stderr == f"wsi: {tmp_path / 'no.safetensors'}: no such model file; train one with `wsi train`\n"
+    assert (
+        result.stderr
+        == f"wsi: {tmp_path / 'no.safetensors'}: no such model file; train one with `wsi train`\n"
+    )
 
 
 def test_usage_errors_are_exit_code_2() -> None:
@@ -173,13 +253,17 @@ def test_usage_errors_are_exit_code_2() -> None:
     assert run("nonsense").exit_code == 2
 
 
-def test_more_bytes_than_there_are_numbers_for_are_a_usage_error(slides: Path, tmp_path: Path) -> None:
+def test_more_bytes_than_there_are_numbers_for_are_a_usage_error(
+    slides: Path, tmp_path: Path
+) -> None:
     result = run("tile", slides, "-o", tmp_path / "out", "--min-free", "9" * 400 + "GB")
     assert result.exit_code == 2
     assert "is more than any disk has" in result.stderr
 
 
-def test_an_internal_error_is_one_line_unless_debugging(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_one_line_unless_debugging(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
@@ -188,14 +272,27 @@ def test_an_internal_error_is_one_line_unless_debugging(slides: Path, tmp_path: 
     assert result.exit_code == 1
     assert "internal error: ZeroDivisionError" in result.stderr
     assert "Traceback" not in result.output
-    assert isinstance(run("--debug", "tile", slides, "-o", tmp_path / "out").exception, ZeroDivisionError)
+    assert isinstance(
+        run("--debug", "tile", slides, "-o", tmp_path / "out").exception, ZeroDivisionError
+    )
 
 
 def test_train_prints_its_figures(tmp_path: Path) -> None:
     stores = make_training_stores(tmp_path / "stores")
     patients = tmp_path / "val.txt"
     patients.write_text("p1\n\n")
-    options = ("--epochs", 2, "--batch-size", 16, "--val-patients", patients, "--test-patients", "p3", "--device", "cpu")
+    options = (
+        "--epochs",
+        2,
+        "--batch-size",
+        16,
+        "--val-patients",
+        patients,
+        "--test-patients",
+        "p3",
+        "--device",
+        "cpu",
+    )
     result = run("train", stores, "--out", tmp_path / "model", *options)
     assert result.exit_code == 0, result.output
     assert "training: 2 patients, 48 patches, 24 positive" in result.stdout
@@ -240,7 +337,18 @@ def test_names_cannot_move_the_cursor(tmp_path: Path) -> None:
 
 def test_run_json_says_what_was_done(slides: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.safetensors")
-    run("infer", "--slides", slides, "--model", model, "-o", tmp_path / "results", *HERE_AND_PLAIN, "--batch-size", 7)
+    run(
+        "infer",
+        "--slides",
+        slides,
+        "--model",
+        model,
+        "-o",
+        tmp_path / "results",
+        *HERE_AND_PLAIN,
+        "--batch-size",
+        7,
+    )
     record = json.loads((tmp_path / "results" / "run.json").read_text())
     assert record["parameters"]["batch_size"] == 7
     assert record["parameters"]["tiling"]["spec"] == {"side_px": 50, "stride_px": 50, "mpp": 0.5}
@@ -259,7 +367,14 @@ def test_view_makes_no_page_where_there_are_no_results(tmp_path: Path) -> None:
 
 def test_a_long_list_of_patients_is_no_file_name(tmp_path: Path) -> None:
     stores = make_training_stores(tmp_path / "stores", patients=2)
-    result = run("train", stores, "--out", tmp_path / "model", "--val-patients", ",".join(f"patient{k}" for k in range(100)))
+    result = run(
+        "train",
+        stores,
+        "--out",
+        tmp_path / "model",
+        "--val-patients",
+        ",".join(f"patient{k}" for k in range(100)),
+    )
     assert result.exit_code == 1
     assert "patients without a labelled patch" in result.stderr
 
@@ -267,7 +382,12 @@ def test_a_long_list_of_patients_is_no_file_name(tmp_path: Path) -> None:
 def test_a_list_that_is_no_text_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "list").write_bytes(b"\xff\xfe\x00")
     stores = make_training_stores(tmp_path / "stores", patients=2)
-    assert run("train", stores, "--out", tmp_path / "model", "--val-patients", tmp_path / "list").exit_code == 2
+    assert (
+        run(
+            "train", stores, "--out", tmp_path / "model", "--val-patients", tmp_path / "list"
+        ).exit_code
+        == 2
+    )
 
 
 def test_a_sheet_gives_train_its_split(tmp_path: Path) -> None:
@@ -275,15 +395,30 @@ def test_a_sheet_gives_train_its_split(tmp_path: Path) -> None:
     for name in ("p0", "p1", "p2", "p3"):
         (tmp_path / f"{name}.svs").touch()
     sheet = tmp_path / "sheet.csv"
-    sheet.write_text("wsi,patient_id,split\np0.svs,p0,train\np1.svs,p1,val\np2.svs,p2,train\np3.svs,p3,test\n")
-    result = run("train", stores, "--out", tmp_path / "model", "--sheet", sheet, "--epochs", 1, "--device", "cpu")
+    sheet.write_text(
+        "wsi,patient_id,split\np0.svs,p0,train\np1.svs,p1,val\np2.svs,p2,train\np3.svs,p3,test\n"
+    )
+    result = run(
+        "train",
+        stores,
+        "--out",
+        tmp_path / "model",
+        "--sheet",
+        sheet,
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+    )
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "model" / "split.json").read_text()) == {
         "train": ["p0", "p2"], "val": ["p1"], "test": ["p3"], "is_leaky": False,
     }  # fmt: skip
 
 
-def test_an_output_folder_that_is_a_file_is_the_machines_fault(slides: Path, tmp_path: Path) -> None:
+def test_an_output_folder_that_is_a_file_is_the_machines_fault(
+    slides: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     result = run("tile", slides, "--out", tmp_path / "file" / "out", "--mpp", 0.5, "--workers", 0)
     assert result.exit_code == 5
@@ -295,12 +430,17 @@ def make_link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, make_link], ids=["folder", "pipe", "link"])
-def test_a_log_that_cannot_be_written_stops_no_run(make: Callable[[Path], object], tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_stops_no_run(
+    make: Callable[[Path], object], tmp_path: Path
+) -> None:
     write_slide(tmp_path / "slides" / "good.tiff", paint(200, 200))
     (tmp_path / "slides" / "bad.svs").write_text("nothing")
     (tmp_path / "out").mkdir()
     (tmp_path / "thesis.doc").write_text("years of work")
     make(tmp_path / "out" / "wsi.log")
     done = run("tile", tmp_path / "slides", "--out", tmp_path / "out", "--mpp", 0.5, "--workers", 0)
-    assert (done.exit_code, "in 2 = ok 1 + zero 0 + damaged 0 + failed 1" in done.output) == (3, True)
+    assert (done.exit_code, "in 2 = ok 1 + zero 0 + damaged 0 + failed 1" in done.output) == (
+        3,
+        True,
+    )
     assert (tmp_path / "thesis.doc").read_text() == "years of work"

@@ -58,14 +58,19 @@ def closed_pipe() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("broken", [full_disk, closed_pipe])
-def test_a_run_goes_on_where_its_progress_cannot_be_shown(broken: Callable[[], Iterator[int]], slides: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_where_its_progress_cannot_be_shown(
+    broken: Callable[[], Iterator[int]], slides: Path, tmp_path: Path
+) -> None:
     arguments = ("tile", slides, "--out", tmp_path / "out", "--mpp", 0.5, "--workers", 0)
     with broken() as handle:  # type: ignore[attr-defined]
         process = start(*arguments, code=EAGER, stdout=subprocess.PIPE, stderr=handle)
         printed, _ = process.communicate(timeout=120)
     assert process.returncode == 3
     assert b"in 3 = ok 2 + zero 0 + damaged 0 + failed 1" in printed
-    assert [find_damage(tmp_path / "out" / f"{name}.patches.zarr") for name in ("one", "two")] == [[], []]
+    assert [find_damage(tmp_path / "out" / f"{name}.patches.zarr") for name in ("one", "two")] == [
+        [],
+        [],
+    ]
 
 
 def test_a_run_whose_output_nobody_reads_ends_as_any_other(slides: Path, tmp_path: Path) -> None:
@@ -78,7 +83,9 @@ def test_a_run_whose_output_nobody_reads_ends_as_any_other(slides: Path, tmp_pat
 
 
 @pytest.mark.parametrize("broken", [full_disk, closed_pipe])
-def test_an_error_that_cannot_be_shown_keeps_its_exit_code(broken: Callable[[], Iterator[int]], tmp_path: Path) -> None:
+def test_an_error_that_cannot_be_shown_keeps_its_exit_code(
+    broken: Callable[[], Iterator[int]], tmp_path: Path
+) -> None:
     (tmp_path / ".wsi" / "locks").mkdir(parents=True)
     (tmp_path / ".wsi" / "locks" / "s.lock").symlink_to(tmp_path / "mine")
     with broken() as handle:  # type: ignore[attr-defined]
@@ -87,7 +94,10 @@ def test_an_error_that_cannot_be_shown_keeps_its_exit_code(broken: Callable[[], 
 
 def test_a_result_that_cannot_be_printed_is_the_machines_fault(slides: Path) -> None:
     with full_disk() as handle:
-        assert start("info", slides / "one.tiff", stdout=handle, stderr=subprocess.DEVNULL).wait(60) == 5
+        assert (
+            start("info", slides / "one.tiff", stdout=handle, stderr=subprocess.DEVNULL).wait(60)
+            == 5
+        )
 
 
 @pytest.fixture
@@ -95,7 +105,15 @@ def long_run(tmp_path: Path) -> tuple[object, ...]:
     """The words of a run of many blocks."""
     write_slide(tmp_path / "slides" / "s.tiff", paint(4000, 3000))
     model = write_model(tmp_path / "m.safetensors", make_checkpoint(side_px=25))
-    return ("infer", "--slides", tmp_path / "slides", "--model", model, "--results-dir", tmp_path / "results")
+    return (
+        "infer",
+        "--slides",
+        tmp_path / "slides",
+        "--model",
+        model,
+        "--results-dir",
+        tmp_path / "results",
+    )
 
 
 def wait_for_work(process: "subprocess.Popen[bytes]", results: Path) -> None:
@@ -107,7 +125,9 @@ def wait_for_work(process: "subprocess.Popen[bytes]", results: Path) -> None:
         time.sleep(0.01)
 
 
-def test_terminating_again_and_again_breaks_nothing_off(long_run: tuple[object, ...], tmp_path: Path) -> None:
+def test_terminating_again_and_again_breaks_nothing_off(
+    long_run: tuple[object, ...], tmp_path: Path
+) -> None:
     process = start(*long_run, "--workers", 2, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wait_for_work(process, tmp_path / "results")
     for _ in range(3):
@@ -119,18 +139,25 @@ def test_terminating_again_and_again_breaks_nothing_off(long_run: tuple[object, 
     assert b"Exception ignored" not in errors
 
 
-def test_a_terminal_that_goes_ends_a_run_in_order(long_run: tuple[object, ...], tmp_path: Path) -> None:
+def test_a_terminal_that_goes_ends_a_run_in_order(
+    long_run: tuple[object, ...], tmp_path: Path
+) -> None:
     process = start(
         *(*long_run, "--workers", 0),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may themselves run under nohup
+        preexec_fn=lambda: signal.signal(
+            signal.SIGHUP, signal.SIG_DFL
+        ),  # the tests may themselves run under nohup
     )
     wait_for_work(process, tmp_path / "results")
     process.send_signal(signal.SIGHUP)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 129
-    assert errors.splitlines()[-1] == b"wsi: the terminal has gone; nothing finished is lost, run the same line again to go on"
+    assert (
+        errors.splitlines()[-1]
+        == b"wsi: the terminal has gone; nothing finished is lost, run the same line again to go on"
+    )
     assert not list((tmp_path / "results").glob(".wsi/locks/*"))
     with hold_lock(tmp_path / "results" / "s"):
         pass

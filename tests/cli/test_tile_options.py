@@ -34,7 +34,10 @@ def test_magnification_is_a_scale_by_another_name(tmp_path: Path) -> None:
     result = run("tile", slide, "-o", tmp_path / "out", "--workers", 0, "--magnification", 20)
     assert "20x is taken as 0.5 µm/px" in result.stderr
     assert PatchStore(tmp_path / "out" / "s.patches.zarr").grid.spec.mpp == 0.5
-    assert run("tile", slide, "-o", tmp_path / "out", "--magnification", 20, "--mpp", 0.5).exit_code == 2
+    assert (
+        run("tile", slide, "-o", tmp_path / "out", "--magnification", 20, "--mpp", 0.5).exit_code
+        == 2
+    )
     assert run("tile", slide, "-o", tmp_path / "out", "--magnification", 0).exit_code == 2
 
 
@@ -42,7 +45,10 @@ def test_a_table_of_scales_has_authority_and_is_recorded(slide: Path, tmp_path: 
     (tmp_path / "mpp.csv").write_text("wsi,mpp\nelsewhere.svs,0.25\none.tiff,2.0\n")
     store = tile(slide, tmp_path / "out", "--mpp-csv", tmp_path / "mpp.csv", "--slide-mpp", 1.0)
     assert (store.slide.mpp, store.slide.mpp_source) == (2.0, "user (mpp.csv)")
-    assert (store.grid.rows, store.grid.cols) == (4, 8)  # 400 × 800 px of 2 µm are 200 × 400 of 4 µm
+    assert (store.grid.rows, store.grid.cols) == (
+        4,
+        8,
+    )  # 400 × 800 px of 2 µm are 200 × 400 of 4 µm
 
 
 @pytest.mark.parametrize(
@@ -55,9 +61,13 @@ def test_a_table_of_scales_has_authority_and_is_recorded(slide: Path, tmp_path: 
         ("wsi,mpp\n,1\n", "line 2: names no slide"),
     ],
 )
-def test_a_broken_table_of_scales_is_refused_by_line(table: str, fault: str, slide: Path, tmp_path: Path) -> None:
+def test_a_broken_table_of_scales_is_refused_by_line(
+    table: str, fault: str, slide: Path, tmp_path: Path
+) -> None:
     (tmp_path / "mpp.csv").write_text(table)
-    result = run("tile", slide, "-o", tmp_path / "out", "--workers", 0, "--mpp-csv", tmp_path / "mpp.csv")
+    result = run(
+        "tile", slide, "-o", tmp_path / "out", "--workers", 0, "--mpp-csv", tmp_path / "mpp.csv"
+    )
     assert (result.exit_code, fault in result.stderr) == (1, True), result.stderr
 
 
@@ -70,18 +80,28 @@ def test_a_mask_image_says_where_the_tissue_is(slide: Path, tmp_path: Path) -> N
     mask[:20, 60:] = 255  # the top right quarter, all glass: cells of rows 0–3 and columns 12–15
     write_png(tmp_path / "masks" / "one_mask.png", mask)
     store = tile(slide, tmp_path / "out", "--mask", tmp_path / "masks")
-    assert sorted(map(tuple, store.cells.tolist())) == [(row, col) for row in range(4) for col in range(12, 16)]
+    assert sorted(map(tuple, store.cells.tolist())) == [
+        (row, col) for row in range(4) for col in range(12, 16)
+    ]
     assert store.attributes["tissue"]["mask"] == "one_mask.png"
     assert (store.table.tissue_fraction == 1).all()
 
 
 def test_a_drawn_mask_says_where_the_tissue_is(slide: Path, tmp_path: Path) -> None:
     corners = [[0, 0], [125, 0], [125, 100], [0, 100], [0, 0]]
-    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [corners]}, "properties": {}}
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [corners]},
+        "properties": {},
+    }
     (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / "one.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    (tmp_path / "masks" / "one.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": [feature]})
+    )
     store = tile(slide, tmp_path / "out", "--mask", tmp_path / "masks", "--min-tissue", 0.4)
-    fractions = dict(zip(map(tuple, store.cells.tolist()), store.table.tissue_fraction.tolist(), strict=True))
+    fractions = dict(
+        zip(map(tuple, store.cells.tolist()), store.table.tissue_fraction.tolist(), strict=True)
+    )
     assert fractions == {(0, 0): 1, (0, 1): 1, (0, 2): 0.5, (1, 0): 1, (1, 1): 1, (1, 2): 0.5}
 
 
@@ -91,14 +111,28 @@ def test_the_mask_that_was_used_is_kept_over_the_thumbnail(slide: Path, tmp_path
     mask[:20, 60:] = 255
     write_png(tmp_path / "picture" / "one.png", mask)
     corners = [[0, 0], [124, 0], [124, 100], [0, 100], [0, 0]]
-    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [corners]}, "properties": {}}
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [corners]},
+        "properties": {},
+    }
     (tmp_path / "drawn").mkdir()
-    (tmp_path / "drawn" / "one.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    (tmp_path / "drawn" / "one.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": [feature]})
+    )
     found, picture, drawn = (
         tile(slide, tmp_path / name, *options).table.tissue
-        for name, options in (("a", ()), ("b", ("--mask", tmp_path / "picture")), ("c", ("--mask", tmp_path / "drawn")))
+        for name, options in (
+            ("a", ()),
+            ("b", ("--mask", tmp_path / "picture")),
+            ("c", ("--mask", tmp_path / "drawn")),
+        )
     )
-    for tissue, box in ((found, np.s_[:, :200]), (picture, np.s_[:100, 300:]), (drawn, np.s_[:50, :62])):
+    for tissue, box in (
+        (found, np.s_[:, :200]),
+        (picture, np.s_[:100, 300:]),
+        (drawn, np.s_[:50, :62]),
+    ):
         wanted = np.zeros((200, 400), dtype=np.bool_)
         wanted[box] = True
         assert np.array_equal(tissue, wanted)  # type: ignore[arg-type]
@@ -108,21 +142,56 @@ def test_another_mask_is_another_recipe(slide: Path, tmp_path: Path) -> None:
     write_png(tmp_path / "masks" / "one.png", np.full((40, 80), 255, dtype=np.uint8))
     tile(slide, tmp_path / "out", "--mask", tmp_path / "masks")
     write_png(tmp_path / "masks" / "one.png", np.full((20, 40), 255, dtype=np.uint8))
-    result = run("tile", slide, "-o", tmp_path / "out", "--workers", 0, "--mpp", 4, "--mask", tmp_path / "masks")
+    result = run(
+        "tile",
+        slide,
+        "-o",
+        tmp_path / "out",
+        "--workers",
+        0,
+        "--mpp",
+        4,
+        "--mask",
+        tmp_path / "masks",
+    )
     assert "was made from another mask" in result.stderr
 
 
-def test_a_slide_without_a_mask_fails_by_name_and_the_others_go_on(slide: Path, tmp_path: Path) -> None:
+def test_a_slide_without_a_mask_fails_by_name_and_the_others_go_on(
+    slide: Path, tmp_path: Path
+) -> None:
     write_slide(slide.parent / "two.tiff", paint(200, 200), mpp=4.0)
     write_png(tmp_path / "masks" / "two.png", np.full((20, 20), 255, dtype=np.uint8))
-    result = run("tile", slide.parent, "-o", tmp_path / "out", "--workers", 0, "--mpp", 4, "--mask", tmp_path / "masks")
+    result = run(
+        "tile",
+        slide.parent,
+        "-o",
+        tmp_path / "out",
+        "--workers",
+        0,
+        "--mpp",
+        4,
+        "--mask",
+        tmp_path / "masks",
+    )
     assert result.exit_code == 3
     assert "one: failed: one: no mask of that name" in result.stderr
 
 
 def test_a_mask_of_another_slide_is_refused(slide: Path, tmp_path: Path) -> None:
     write_png(tmp_path / "masks" / "one.png", np.full((40, 40), 255, dtype=np.uint8))
-    result = run("tile", slide, "-o", tmp_path / "out", "--workers", 0, "--mpp", 4, "--mask", tmp_path / "masks")
+    result = run(
+        "tile",
+        slide,
+        "-o",
+        tmp_path / "out",
+        "--workers",
+        0,
+        "--mpp",
+        4,
+        "--mask",
+        tmp_path / "masks",
+    )
     assert "does not lie over a slide of 800 × 400 px" in result.stderr
 
 
@@ -133,8 +202,18 @@ def test_what_counts_as_dust_and_as_a_hole(tmp_path: Path) -> None:
     pixels[100:150, 600:650] = PINK
     slide = write_slide(tmp_path / "slides" / "one.tiff", pixels, mpp=4.0)
     usual = set(map(tuple, tile(slide, tmp_path / "a", "--min-tissue", 0.9).cells.tolist()))
-    filled = set(map(tuple, tile(slide, tmp_path / "b", "--min-tissue", 0.9, "--max-hole", 60_000).cells.tolist()))
-    cleaned = set(map(tuple, tile(slide, tmp_path / "c", "--min-tissue", 0.9, "--min-object", 60_000).cells.tolist()))
+    filled = set(
+        map(
+            tuple,
+            tile(slide, tmp_path / "b", "--min-tissue", 0.9, "--max-hole", 60_000).cells.tolist(),
+        )
+    )
+    cleaned = set(
+        map(
+            tuple,
+            tile(slide, tmp_path / "c", "--min-tissue", 0.9, "--min-object", 60_000).cells.tolist(),
+        )
+    )
     assert filled - usual != set()
     assert usual - cleaned == {(2, 12)}
 
@@ -155,7 +234,9 @@ def test_pen_is_flagged_and_left_out_only_when_asked(tmp_path: Path) -> None:
     inked = flagged.cells[(flagged.table.quality.flags & 1) > 0].tolist()
     assert sorted(inked) == [[row, col] for row in range(4) for col in range(4)]
     assert tile(slide, tmp_path / "b", "--drop", "pen").table.patches == 8 * 16 - 16
-    assert not (tile(slide, tmp_path / "c", "--max-pen", 1).table.quality or flagged.table.quality).flags.any()
+    assert not (
+        tile(slide, tmp_path / "c", "--max-pen", 1).table.quality or flagged.table.quality
+    ).flags.any()
 
 
 def test_blur_is_measured_when_asked(tmp_path: Path) -> None:
@@ -172,7 +253,9 @@ def test_blur_is_measured_when_asked(tmp_path: Path) -> None:
     assert (measured.cells[blurred][:, 1] >= 8).all()
     assert (measured.cells[~blurred][:, 1] < 9).all()
     assert measured.attributes["quality"]["min_sharpness"] == 20
-    assert tile(slide, tmp_path / "c", "--min-sharpness", 20, "--drop", "blur").cells[:, 1].max() < 9
+    assert (
+        tile(slide, tmp_path / "c", "--min-sharpness", 20, "--drop", "blur").cells[:, 1].max() < 9
+    )
 
 
 def test_blur_cannot_be_dropped_unmeasured(slide: Path, tmp_path: Path) -> None:
@@ -181,7 +264,10 @@ def test_blur_cannot_be_dropped_unmeasured(slide: Path, tmp_path: Path) -> None:
 
 
 def test_every_reader_gives_the_same_store(slide: Path, tmp_path: Path) -> None:
-    stores = [folder_bytes(tile(slide, tmp_path / name, "--reader", name).path) for name in ("auto", "tiff", "openslide")]
+    stores = [
+        folder_bytes(tile(slide, tmp_path / name, "--reader", name).path)
+        for name in ("auto", "tiff", "openslide")
+    ]
     assert stores[0] == stores[1] == stores[2]
 
 
@@ -195,12 +281,34 @@ def test_zstd_is_lossless_and_recorded(slide: Path, tmp_path: Path) -> None:
     plain, packed = tile(slide, tmp_path / "a"), tile(slide, tmp_path / "b", "--codec", "zstd")
     assert np.array_equal(plain.read_block(0).pixels, packed.read_block(0).pixels)
     assert packed.attributes["codec"] == {"name": "zstd", "quality": None, "is_lossy": False}
-    assert sum(size for size, _ in packed.manifest.files.values()) < sum(size for size, _ in plain.manifest.files.values()) / 2
+    assert (
+        sum(size for size, _ in packed.manifest.files.values())
+        < sum(size for size, _ in plain.manifest.files.values()) / 2
+    )
 
 
 def test_jpeg_says_that_it_is_lossy_and_records_its_quality(tmp_path: Path) -> None:
-    slide = write_slide(tmp_path / "slides" / "one.tiff", np.kron(paint_noise(100, 50), np.ones((8, 8, 1), np.uint8)), mpp=4.0)
-    result = run("tile", slide, "-o", tmp_path / "out", "--workers", 0, "--mpp", 4, "--codec", "jpeg", "--quality", 80, "--min-tissue", 0)
+    slide = write_slide(
+        tmp_path / "slides" / "one.tiff",
+        np.kron(paint_noise(100, 50), np.ones((8, 8, 1), np.uint8)),
+        mpp=4.0,
+    )
+    result = run(
+        "tile",
+        slide,
+        "-o",
+        tmp_path / "out",
+        "--workers",
+        0,
+        "--mpp",
+        4,
+        "--codec",
+        "jpeg",
+        "--quality",
+        80,
+        "--min-tissue",
+        0,
+    )
     assert "lossy (JPEG quality 80)" in result.stderr
     store = PatchStore(tmp_path / "out" / "one.patches.zarr")
     assert store.attributes["codec"] == {"name": "jpeg", "quality": 80, "is_lossy": True}
@@ -219,7 +327,9 @@ def test_slides_by_pattern_folder_and_table(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("wsi,mpp\na/two.tiff,8\n")
 
     def names(out: str, *options: object) -> set[str]:
-        result = run("tile", "-o", tmp_path / out, "--workers", 0, "--mpp", 4, "--allow-upsample", *options)
+        result = run(
+            "tile", "-o", tmp_path / out, "--workers", 0, "--mpp", 4, "--allow-upsample", *options
+        )
         assert result.exit_code == 0, result.output
         return {path.name.split(".")[0] for path in (tmp_path / out).glob("*.zarr")}
 
@@ -241,7 +351,18 @@ def test_shards_share_the_slides_out(tmp_path: Path) -> None:
     (tmp_path / "slides" / "s9.svs").write_text("broken")
     done = []
     for shard in ("1/3", "2/3", "3/3"):
-        result = run("tile", tmp_path / "slides", "-o", tmp_path / "out", "--workers", 0, "--mpp", 4, "--shard", shard)
+        result = run(
+            "tile",
+            tmp_path / "slides",
+            "-o",
+            tmp_path / "out",
+            "--workers",
+            0,
+            "--mpp",
+            4,
+            "--shard",
+            shard,
+        )
         done.append(result.stdout.count("in 2 = ok 2") + result.stdout.count("in 2 = ok 1"))
     assert done == [1, 1, 1]
     assert len(list((tmp_path / "out").glob("*.zarr"))) == 5
@@ -267,7 +388,9 @@ def test_a_preview_shows_which_patches_were_taken(slide: Path, tmp_path: Path) -
 
 
 def test_zero_tissue_is_a_result(tmp_path: Path) -> None:
-    slide = write_slide(tmp_path / "slides" / "glass.tiff", paint(400, 400, (243, 243, 243)), mpp=4.0)
+    slide = write_slide(
+        tmp_path / "slides" / "glass.tiff", paint(400, 400, (243, 243, 243)), mpp=4.0
+    )
     result = run("tile", slide, "-o", tmp_path / "out", "--workers", 0, "--mpp", 4)
     assert result.exit_code == 0
     assert "zero 1" in result.stdout

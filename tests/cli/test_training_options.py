@@ -38,7 +38,9 @@ def parse(*arguments: object) -> dict[str, Any]:
         seen.update(options)
 
     result = CliRunner().invoke(
-        click.command()(training_options(command)), [str(argument) for argument in arguments], catch_exceptions=False
+        click.command()(training_options(command)),
+        [str(argument) for argument in arguments],
+        catch_exceptions=False,
     )
     assert result.exit_code == 0, result.output
     return seen
@@ -75,26 +77,50 @@ def test_every_option_of_the_configuration_is_tried() -> None:
 
 
 def test_a_file_of_weights_reaches_the_configuration(tmp_path: Path) -> None:
-    assert read_config(parse("--weights", write_model(tmp_path / "model.safetensors"))).pretrained == "file"
+    assert (
+        read_config(parse("--weights", write_model(tmp_path / "model.safetensors"))).pretrained
+        == "file"
+    )
 
 
 def test_a_split_file_names_all_three_sides(tmp_path: Path) -> None:
     for side, text in (("train", "a\n"), ("val", "b\n"), ("test", "c\n")):
         (tmp_path / f"cases_{side}.txt").write_text(text)
     choice = read_split(parse("--split-file", tmp_path), None)
-    assert (choice.train_patients, choice.val_patients, choice.test_patients, choice.ignores_absent) == (("a",), ("b",), ("c",), True)
+    assert (
+        choice.train_patients,
+        choice.val_patients,
+        choice.test_patients,
+        choice.ignores_absent,
+    ) == (("a",), ("b",), ("c",), True)
 
 
 @pytest.mark.parametrize("options", [["--split", "random"], ["--i-know-this-leaks"]])
 def test_a_leak_must_be_asked_for_twice(options: list[str], tmp_path: Path) -> None:
-    result = run("train", make_training_stores(tmp_path / "stores", 2, 6), "--out", tmp_path / "model", *options)
+    result = run(
+        "train",
+        make_training_stores(tmp_path / "stores", 2, 6),
+        "--out",
+        tmp_path / "model",
+        *options,
+    )
     assert result.exit_code == 2
     assert "needs --i-know-this-leaks" in result.stderr
 
 
 def test_a_leaky_run_says_so_at_both_ends(tmp_path: Path) -> None:
     stores = make_training_stores(tmp_path / "stores")
-    options = ["--split", "random", "--i-know-this-leaks", "--arch", "wide_resnet_10_1", "--epochs", 1, "--device", "cpu"]
+    options = [
+        "--split",
+        "random",
+        "--i-know-this-leaks",
+        "--arch",
+        "wide_resnet_10_1",
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+    ]
     result = run("train", stores, "--out", tmp_path / "model", *options)
     assert result.exit_code == 0, result.output
     assert result.stdout.count("LEAKY") == 2
@@ -105,7 +131,9 @@ def test_folds_report_mean_and_spread(tmp_path: Path) -> None:
     options = ["--folds", 2, "--arch", "wide_resnet_10_1", "--epochs", 1, "--device", "cpu"]
     result = run("train", stores, "--out", tmp_path / "folds", *options)
     assert result.exit_code == 0, result.output
-    auroc = json.loads((tmp_path / "folds" / "summary" / "folds.json").read_text())["figures"]["auroc"]
+    auroc = json.loads((tmp_path / "folds" / "summary" / "folds.json").read_text())["figures"][
+        "auroc"
+    ]
     assert f"{auroc['mean']:.3f} ± {auroc['standard_deviation']:.3f}" in result.stdout
 
 
@@ -113,7 +141,18 @@ def test_the_threshold_rule_is_applied_and_recorded(tmp_path: Path) -> None:
     from wsi_pipeline.models.checkpoint import load_checkpoint
 
     stores = make_training_stores(tmp_path / "stores")
-    options = ["--threshold", "0.25", "--val-patients", "p1", "--arch", "wide_resnet_10_1", "--epochs", 1, "--device", "cpu"]
+    options = [
+        "--threshold",
+        "0.25",
+        "--val-patients",
+        "p1",
+        "--arch",
+        "wide_resnet_10_1",
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+    ]
     assert run("train", stores, "--out", tmp_path / "model", *options).exit_code == 0
     checkpoint = load_checkpoint(tmp_path / "model" / "model.safetensors")
     assert checkpoint.threshold == 0.25
@@ -121,14 +160,32 @@ def test_the_threshold_rule_is_applied_and_recorded(tmp_path: Path) -> None:
 
 
 def test_an_unknown_threshold_rule_is_one_line(tmp_path: Path) -> None:
-    result = run("train", make_training_stores(tmp_path / "stores", 2, 6), "--out", tmp_path / "model", "--threshold", "best")
+    result = run(
+        "train",
+        make_training_stores(tmp_path / "stores", 2, 6),
+        "--out",
+        tmp_path / "model",
+        "--threshold",
+        "best",
+    )
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
 
 
 def test_lr_find_suggests_a_rate(tmp_path: Path) -> None:
     stores = make_training_stores(tmp_path / "stores")
-    options = ["--val-patients", "p1", "--arch", "wide_resnet_10_1", "--steps", 60, "--batch-size", 16, "--device", "cpu"]
+    options = [
+        "--val-patients",
+        "p1",
+        "--arch",
+        "wide_resnet_10_1",
+        "--steps",
+        60,
+        "--batch-size",
+        16,
+        "--device",
+        "cpu",
+    ]
     result = run("lr-find", stores, "--out", tmp_path / "sweep", *options)
     assert result.exit_code == 0, result.output
     assert "falls fastest at a learning rate of" in result.stdout
@@ -137,22 +194,48 @@ def test_lr_find_suggests_a_rate(tmp_path: Path) -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(signal_number: signal.Signals, tmp_path: Path) -> None:
+def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
+    signal_number: signal.Signals, tmp_path: Path
+) -> None:
     stores = make_training_stores(tmp_path / "stores", patients=3, patches=40)
-    options = ["--val-patients", "p1", "--arch", "wide_resnet_10_1", "--epochs", 6, "--patience", 6, "--device", "cpu", "--batch-size", 16]
-    line = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", "train", str(stores), *map(str, options)]
+    options = [
+        "--val-patients",
+        "p1",
+        "--arch",
+        "wide_resnet_10_1",
+        "--epochs",
+        6,
+        "--patience",
+        6,
+        "--device",
+        "cpu",
+        "--batch-size",
+        16,
+    ]
+    line = [
+        sys.executable,
+        "-c",
+        "from wsi_cli.main import wsi; wsi()",
+        "train",
+        str(stores),
+        *map(str, options),
+    ]
     killed = subprocess.Popen(
         [*line, "--out", str(tmp_path / "killed")],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a background job ignores it
     )
     wait_for_state(killed, tmp_path)
     killed.send_signal(signal_number)
     killed.communicate()
     assert not (tmp_path / "killed").exists()
-    again = subprocess.run([*line, "--out", str(tmp_path / "killed")], capture_output=True, text=True, check=True)
+    again = subprocess.run(
+        [*line, "--out", str(tmp_path / "killed")], capture_output=True, text=True, check=True
+    )
     assert "going on after epoch" in again.stdout
     # In a process of its own too: another number of threads gives other last bits.
     subprocess.run([*line, "--out", str(tmp_path / "quiet")], capture_output=True, check=True)

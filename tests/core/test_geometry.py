@@ -25,9 +25,15 @@ from wsi_pipeline.core.geometry import (
     xy_l0_to_cell,
 )
 
-specs = st.builds(PatchSpec, side_px=st.integers(1, 300), stride_px=st.integers(1, 300), mpp=st.just(0.25))
-ratios = st.builds(Fraction, st.integers(1, 400), st.integers(1, 20)).filter(lambda ratio: ratio >= Fraction(1, 2))
-bounds = st.tuples(st.integers(0, 500), st.integers(0, 500), st.integers(1, 5000), st.integers(1, 5000))
+specs = st.builds(
+    PatchSpec, side_px=st.integers(1, 300), stride_px=st.integers(1, 300), mpp=st.just(0.25)
+)
+ratios = st.builds(Fraction, st.integers(1, 400), st.integers(1, 20)).filter(
+    lambda ratio: ratio >= Fraction(1, 2)
+)
+bounds = st.tuples(
+    st.integers(0, 500), st.integers(0, 500), st.integers(1, 5000), st.integers(1, 5000)
+)
 
 
 @st.composite
@@ -39,7 +45,9 @@ def grids(draw: st.DrawFn) -> tuple[Grid, tuple[int, int, int, int]]:
 
 
 @given(grids(), st.data())
-def test_a_cell_and_its_corner_round_trip(grid_and_area: tuple[Grid, tuple[int, int, int, int]], data: st.DataObject) -> None:
+def test_a_cell_and_its_corner_round_trip(
+    grid_and_area: tuple[Grid, tuple[int, int, int, int]], data: st.DataObject
+) -> None:
     grid, _ = grid_and_area
     row = data.draw(st.integers(0, max(grid.rows - 1, 0)))
     col = data.draw(st.integers(0, max(grid.cols - 1, 0)))
@@ -47,7 +55,9 @@ def test_a_cell_and_its_corner_round_trip(grid_and_area: tuple[Grid, tuple[int, 
 
 
 @given(grids())
-def test_no_cell_lies_outside_the_slide(grid_and_area: tuple[Grid, tuple[int, int, int, int]]) -> None:
+def test_no_cell_lies_outside_the_slide(
+    grid_and_area: tuple[Grid, tuple[int, int, int, int]],
+) -> None:
     grid, (x, y, width, height) = grid_and_area
     if grid.rows * grid.cols == 0:
         return
@@ -60,7 +70,9 @@ def test_no_cell_lies_outside_the_slide(grid_and_area: tuple[Grid, tuple[int, in
 
 
 @given(grids())
-def test_one_more_column_would_lie_outside(grid_and_area: tuple[Grid, tuple[int, int, int, int]]) -> None:
+def test_one_more_column_would_lie_outside(
+    grid_and_area: tuple[Grid, tuple[int, int, int, int]],
+) -> None:
     grid, (_, _, width, _) = grid_and_area
     end_px = grid.cols * grid.spec.stride_px + grid.spec.side_px
     assert end_px * grid.downsample > math.floor(width / grid.downsample) * grid.downsample
@@ -69,8 +81,12 @@ def test_one_more_column_would_lie_outside(grid_and_area: tuple[Grid, tuple[int,
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 12))
 def test_ordering_keeps_every_cell_once(rows: int, cols: int, tile_cells: int) -> None:
     grid = Grid(PatchSpec(), rows, cols, Fraction(1))
-    ordered = order_by_macro_tile(all_cells(grid), (Fraction(1, tile_cells), Fraction(1, tile_cells)))
-    assert sorted(map(tuple, ordered.tolist())) == [(row, col) for row in range(rows) for col in range(cols)]
+    ordered = order_by_macro_tile(
+        all_cells(grid), (Fraction(1, tile_cells), Fraction(1, tile_cells))
+    )
+    assert sorted(map(tuple, ordered.tolist())) == [
+        (row, col) for row in range(rows) for col in range(cols)
+    ]
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 9))
@@ -85,13 +101,16 @@ def test_macro_tiles_come_one_after_another(rows: int, cols: int, tile_cells: in
 @given(st.integers(0, 20_000), st.integers(1, 5000))
 def test_blocks_cover_every_patch_once(patches: int, block_size: int) -> None:
     taken = [
-        index for block in range(count_blocks(patches, block_size)) for index in range(patches)[block_slice(block, block_size, patches)]
+        index
+        for block in range(count_blocks(patches, block_size))
+        for index in range(patches)[block_slice(block, block_size, patches)]
     ]
     assert taken == list(range(patches))
 
 
 def test_boxes_by_hand() -> None:
-    # 1 µm/px from 0.499 µm/px: 1000/499 level-0 pixels per patch pixel; the second column begins at 50 · 1000/499 = 100.2.
+    # 1 µm/px from 0.499 µm/px: 1000/499 level-0 pixels per patch pixel; the second column begins at
+    # 50 · 1000/499 = 100.2.
     grid = lay_grid((0, 0, 2220, 2967), downsample_between(0.499, 1.0), PatchSpec(50, 50, 1.0))
     assert (grid.rows, grid.cols, grid.downsample) == (29, 22, Fraction(1000, 499))
     boxes = cells_to_boxes_l0(np.array([[0, 0], [2, 1]], dtype=np.int32), grid)
@@ -99,7 +118,8 @@ def test_boxes_by_hand() -> None:
 
 
 def test_boxes_of_neighbours_meet_although_their_sides_differ() -> None:
-    # 7/3 level-0 pixels per patch pixel: lines at 10, 20 and 30 patch pixels lie at 23.3, 46.7 and 70.
+    # 7/3 level-0 pixels per patch pixel: lines at 10, 20 and 30 patch pixels lie at 23.3, 46.7 and
+    # 70.
     grid = Grid(PatchSpec(10, 10, 0.25), 3, 3, Fraction(7, 3))
     boxes = cells_to_boxes_l0(np.array([[2, 1], [1, 2]], dtype=np.int32), grid)
     assert boxes.tolist() == [[23, 46, 23, 24], [46, 23, 24, 23]]
@@ -137,7 +157,9 @@ def test_decimal_scales_give_exact_ratios() -> None:
 
 
 def test_a_ratio_has_a_denominator_of_at_most_10000() -> None:
-    assert downsample_between(1.0001, 1.0002) == Fraction(10_001, 10_000)  # 10002/10001 to a hundred-millionth
+    assert downsample_between(1.0001, 1.0002) == Fraction(
+        10_001, 10_000
+    )  # 10002/10001 to a hundred-millionth
 
 
 @pytest.mark.parametrize(("patches", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2)])
@@ -145,36 +167,57 @@ def test_blocks_are_counted_with_the_last_and_shorter_one(patches: int, blocks: 
     assert count_blocks(patches, 4) == blocks
 
 
-@pytest.mark.parametrize(("patches", "size"), [(0, 1), (7, 7), (1024, 1024), (16_383, 1024), (16_384, 4096), (3_000_000, 4096)])
+@pytest.mark.parametrize(
+    ("patches", "size"),
+    [(0, 1), (7, 7), (1024, 1024), (16_383, 1024), (16_384, 4096), (3_000_000, 4096)],
+)
 def test_block_size(patches: int, size: int) -> None:
     assert choose_block_size(patches, 50) == size
 
 
-@pytest.mark.parametrize(("patches", "size"), [(0, 1), (7, 7), (4096, 4096), (10_000, 4096), (3_000_000, 4096)])
+@pytest.mark.parametrize(
+    ("patches", "size"), [(0, 1), (7, 7), (4096, 4096), (10_000, 4096), (3_000_000, 4096)]
+)
 def test_a_store_has_at_most_one_file_per_4096_patches(patches: int, size: int) -> None:
     assert choose_store_block_size(patches, 50) == size
 
 
 def test_macro_tiles_follow_a_z() -> None:
-    # Macro-tiles of 2 × 2 cells; 4 × 4 cells are four of them: top left, top right, bottom left, bottom right.
-    ordered = order_by_macro_tile(all_cells(Grid(PatchSpec(), 4, 4, Fraction(1))), (Fraction(1, 2), Fraction(1, 2)))
+    # Macro-tiles of 2 × 2 cells; 4 × 4 cells are four of them: top left, top right, bottom left,
+    # bottom right.
+    ordered = order_by_macro_tile(
+        all_cells(Grid(PatchSpec(), 4, 4, Fraction(1))), (Fraction(1, 2), Fraction(1, 2))
+    )
     assert ordered[::4].tolist() == [[0, 0], [0, 2], [2, 0], [2, 2]]
 
 
 def test_cells_of_a_macro_tile_are_put_into_raster_order() -> None:
     shuffled = np.array([[1, 1], [0, 1], [1, 0], [0, 0]], dtype=np.int32)
-    assert order_by_macro_tile(shuffled, (Fraction(1, 2), Fraction(1, 2))).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert order_by_macro_tile(shuffled, (Fraction(1, 2), Fraction(1, 2))).tolist() == [
+        [0, 0],
+        [0, 1],
+        [1, 0],
+        [1, 1],
+    ]
 
 
 def test_macro_tiles_need_not_be_whole_numbers_of_cells() -> None:
-    # Cells of 50 px over macro-tiles of 120 px: cells 0, 1 and 2 begin before 120, 3 and 4 before 240.
-    codes = macro_tile_codes(np.array([[0, col] for col in range(6)], dtype=np.int32), (Fraction(50, 120), Fraction(50, 120)))
+    # Cells of 50 px over macro-tiles of 120 px: cells 0, 1 and 2 begin before 120, 3 and 4 before
+    # 240.
+    codes = macro_tile_codes(
+        np.array([[0, col] for col in range(6)], dtype=np.int32),
+        (Fraction(50, 120), Fraction(50, 120)),
+    )
     assert codes.tolist() == [0, 0, 0, 1, 1, 4]
 
 
 def test_far_macro_tiles_have_codes_of_their_own() -> None:
     cells = np.array([[0, 2**30], [2**30, 0], [2**30, 2**30]], dtype=np.int32)
-    assert macro_tile_codes(cells, (Fraction(1), Fraction(1))).tolist() == [2**60, 2**61, 2**60 + 2**61]
+    assert macro_tile_codes(cells, (Fraction(1), Fraction(1))).tolist() == [
+        2**60,
+        2**61,
+        2**60 + 2**61,
+    ]
 
 
 def test_a_block_of_large_patches_is_small() -> None:
@@ -183,7 +226,17 @@ def test_a_block_of_large_patches_is_small() -> None:
     assert choose_store_block_size(100_000, 512) == 85
 
 
-@pytest.mark.parametrize("wrong", [{"side_px": 0}, {"stride_px": 0}, {"mpp": 0.0}, {"mpp": float("nan")}, {"mpp": -1.0}, {"mpp": 1e9}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"side_px": 0},
+        {"stride_px": 0},
+        {"mpp": 0.0},
+        {"mpp": float("nan")},
+        {"mpp": -1.0},
+        {"mpp": 1e9},
+    ],
+)
 def test_impossible_patches_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         PatchSpec(**wrong)  # type: ignore[arg-type]
@@ -200,7 +253,9 @@ def test_impossible_patches_are_refused(wrong: dict[str, float]) -> None:
         ({"mpp": 100.1}, "mpp is 100.1 µm/px; it must lie between 0.05 and 100$"),
     ],
 )
-def test_patches_just_beyond_a_limit_are_refused_with_the_limit(wrong: dict[str, float], fault: str) -> None:
+def test_patches_just_beyond_a_limit_are_refused_with_the_limit(
+    wrong: dict[str, float], fault: str
+) -> None:
     with pytest.raises(ConfigError, match=fault):
         PatchSpec(**wrong)  # type: ignore[arg-type]
 

@@ -1,14 +1,26 @@
 import pytest
 
 from wsi_pipeline.core.errors import EnvironmentFault, SlideError
-from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure, find_failures, state_of
+from wsi_pipeline.core.outcome import (
+    RunAccount,
+    SlideOutcome,
+    SlideState,
+    describe_failure,
+    find_failures,
+    state_of,
+)
 
 
 def account(*states: str) -> RunAccount:
-    return RunAccount(tuple(SlideOutcome(f"s{k}", "", SlideState(state), "") for k, state in enumerate(states)))
+    return RunAccount(
+        tuple(SlideOutcome(f"s{k}", "", SlideState(state), "") for k, state in enumerate(states))
+    )
 
 
-@pytest.mark.parametrize(("patches", "unreadable", "state"), [(0, 0, "zero"), (5, 0, "ok"), (5, 2, "damaged"), (5, 5, "failed")])
+@pytest.mark.parametrize(
+    ("patches", "unreadable", "state"),
+    [(0, 0, "zero"), (5, 0, "ok"), (5, 2, "damaged"), (5, 5, "failed")],
+)
 def test_states(patches: int, unreadable: int, state: str) -> None:
     assert state_of(patches, unreadable) == state
 
@@ -30,7 +42,10 @@ def test_exit_codes(states: tuple[str, ...], code: int) -> None:
 
 
 def test_the_closing_line_adds_up() -> None:
-    assert account("ok", "ok", "zero", "damaged", "failed").closing_line == "in 5 = ok 2 + zero 1 + damaged 1 + failed 1"
+    assert (
+        account("ok", "ok", "zero", "damaged", "failed").closing_line
+        == "in 5 = ok 2 + zero 1 + damaged 1 + failed 1"
+    )
 
 
 def test_a_fault_of_the_machine_is_exit_code_5() -> None:
@@ -43,18 +58,31 @@ def test_a_failure_is_one_line() -> None:
 
 
 def test_a_foreign_error_is_named_by_its_type() -> None:
-    assert describe_failure("s", "p", ZeroDivisionError("division by zero")).message == "ZeroDivisionError: division by zero"
+    assert (
+        describe_failure("s", "p", ZeroDivisionError("division by zero")).message
+        == "ZeroDivisionError: division by zero"
+    )
 
 
 def test_a_failure_has_no_patches_and_was_not_taken_over_from_an_earlier_run() -> None:
     failure = describe_failure("s", "p", SlideError("broken"))
-    assert (failure.patches, failure.is_resumed_whole, failure.is_environment_fault) == (0, False, False)
+    assert (failure.patches, failure.is_resumed_whole, failure.is_environment_fault) == (
+        0,
+        False,
+        False,
+    )
 
 
 def test_failures_found_later_take_the_place_of_what_was_thought_of_their_slides() -> None:
-    found = [SlideOutcome(slide_id, "elsewhere", SlideState.FAILED, "found later") for slide_id in ("s0", "s1")]
+    found = [
+        SlideOutcome(slide_id, "elsewhere", SlideState.FAILED, "found later")
+        for slide_id in ("s0", "s1")
+    ]
     after = account("ok", "failed", "ok").with_failures(found)
-    assert [(outcome.slide_id, outcome.path, outcome.state, outcome.message) for outcome in after.outcomes] == [
+    assert [
+        (outcome.slide_id, outcome.path, outcome.state, outcome.message)
+        for outcome in after.outcomes
+    ] == [
         ("s0", "", "failed", "found later"),
         ("s1", "", "failed", ""),  # its own failure stays
         ("s2", "", "ok", ""),
@@ -62,7 +90,10 @@ def test_failures_found_later_take_the_place_of_what_was_thought_of_their_slides
 
 
 def test_failures_are_what_a_person_should_look_at() -> None:
-    assert [outcome.state for outcome in find_failures(account("ok", "damaged", "zero", "failed").outcomes)] == ["damaged", "failed"]
+    assert [
+        outcome.state
+        for outcome in find_failures(account("ok", "damaged", "zero", "failed").outcomes)
+    ] == ["damaged", "failed"]
 
 
 def test_errors_survive_the_way_between_processes() -> None:

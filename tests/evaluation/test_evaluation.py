@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.builders import SMALL, make_checkpoint, make_store, make_table, make_training_stores, rewrite_manifest, write_model
+from tests.builders import (
+    SMALL,
+    make_checkpoint,
+    make_store,
+    make_table,
+    make_training_stores,
+    rewrite_manifest,
+    write_model,
+)
 from tests.commands import infer, run
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.evaluation import evaluate_results
@@ -36,22 +44,33 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
     make_training_stores(folder / "stores", patients=3)
     infer_by(folder / "stores", make_checkpoint(bias=1.0), folder / "constant")
-    infer_by(folder / "stores", replace(make_checkpoint(seed=3), temperature=2.0), folder / "random")
+    infer_by(
+        folder / "stores", replace(make_checkpoint(seed=3), temperature=2.0), folder / "random"
+    )
     return folder
 
 
 def test_a_promise_of_three_quarters_that_comes_true_half_the_time(place: Path) -> None:
-    # The model says sigmoid(1) of every patch and half are positive; two patients more or less change nothing.
+    # The model says sigmoid(1) of every patch and half are positive; two patients more or less
+    # change nothing.
     judgement = evaluate_results(place / "constant").judgement
     promised = 1 / (1 + np.exp(-1))
     assert judgement.scores.expected_calibration_error == pytest.approx(promised - 0.5, abs=1e-6)
-    assert judgement.intervals["brier"] == pytest.approx([(promised**2 + (1 - promised) ** 2) / 2] * 2, abs=1e-6)
+    assert judgement.intervals["brier"] == pytest.approx(
+        [(promised**2 + (1 - promised) ** 2) / 2] * 2, abs=1e-6
+    )
     assert [patient.patient_id for patient in judgement.patients] == ["p0", "p1", "p2"]
 
 
 def test_the_temperature_is_undone_for_the_figures_before(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "stores", tmp_path / "stores")
-    calibrated = evaluate_results(infer_by(tmp_path / "stores", replace(make_checkpoint(bias=1.0), temperature=2.0), tmp_path / "half"))
+    calibrated = evaluate_results(
+        infer_by(
+            tmp_path / "stores",
+            replace(make_checkpoint(bias=1.0), temperature=2.0),
+            tmp_path / "half",
+        )
+    )
     before, after = calibrated.judgement.before, calibrated.judgement.after
     assert before.expected_calibration_error == pytest.approx(1 / (1 + np.exp(-1)) - 0.5, abs=1e-6)
     assert after.expected_calibration_error == pytest.approx(1 / (1 + np.exp(-0.5)) - 0.5, abs=1e-6)
@@ -76,9 +95,15 @@ def test_all_figures_are_in_a_file_for_machines(place: Path) -> None:
 
 def test_evaluating_again_gives_the_same_bytes(place: Path) -> None:
     evaluate_results(place / "random")
-    first = [(place / "random" / name).read_bytes() for name in ("evaluation.html", "evaluation.json", "evaluation.csv")]
+    first = [
+        (place / "random" / name).read_bytes()
+        for name in ("evaluation.html", "evaluation.json", "evaluation.csv")
+    ]
     evaluate_results(place / "random")
-    assert [(place / "random" / name).read_bytes() for name in ("evaluation.html", "evaluation.json", "evaluation.csv")] == first
+    assert [
+        (place / "random" / name).read_bytes()
+        for name in ("evaluation.html", "evaluation.json", "evaluation.csv")
+    ] == first
 
 
 def test_worst_patches_come_from_the_stores(place: Path) -> None:
@@ -99,7 +124,9 @@ def test_worst_patches_without_their_store_are_counted(place: Path, tmp_path: Pa
 
 
 def test_a_store_of_other_content_lends_no_pictures(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "s" / "a.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], slide_id="a"))
+    store = make_store(
+        tmp_path / "s" / "a.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], slide_id="a")
+    )
     results = infer_by(tmp_path / "s", make_checkpoint(bias=1.0), tmp_path / "results")
     shutil.rmtree(store)
     table = make_table(CELLS, labels=[0, 1, 0, 1], slide_id="a")
@@ -110,7 +137,12 @@ def test_a_store_of_other_content_lends_no_pictures(tmp_path: Path) -> None:
 
 def test_the_threshold_is_the_models_unless_told_otherwise(place: Path) -> None:
     assert evaluate_results(place / "random").judgement.scores.threshold == 0.5
-    assert evaluate_results(place / "random", threshold=ThresholdRule("fixed", 0.8)).judgement.scores.threshold == 0.8
+    assert (
+        evaluate_results(
+            place / "random", threshold=ThresholdRule("fixed", 0.8)
+        ).judgement.scores.threshold
+        == 0.8
+    )
 
 
 def test_a_threshold_chosen_on_the_judged_is_called_flattering(place: Path) -> None:
@@ -124,7 +156,10 @@ def test_a_threshold_chosen_on_the_judged_is_called_flattering(place: Path) -> N
 def test_an_unknown_threshold_rule_is_one_line(place: Path) -> None:
     result = run("evaluate", place / "random", "--threshold", "best")
     assert result.exit_code == 1
-    assert result.stderr.splitlines() == ["wsi: threshold 'best' is no rule; take youden, f1, sensitivity=NUMBER or a number from 0 to 1"]
+    assert result.stderr.splitlines() == [
+        "wsi: threshold 'best' is no rule; take youden, f1, sensitivity=NUMBER or a number from 0"
+        " to 1"
+    ]
 
 
 def test_a_leaky_model_is_called_one_wherever_it_is_judged(place: Path, tmp_path: Path) -> None:
@@ -139,17 +174,28 @@ def test_a_leaky_model_is_called_one_wherever_it_is_judged(place: Path, tmp_path
 
 def test_judging_a_model_on_the_patients_that_made_it_is_said(place: Path, tmp_path: Path) -> None:
     split = {"split": {"train": ["p0"], "val": ["p2"], "test": ["p1"]}}
-    results = infer_by(place / "stores", replace(make_checkpoint(), training=split), tmp_path / "known")
+    results = infer_by(
+        place / "stores", replace(make_checkpoint(), training=split), tmp_path / "known"
+    )
     evaluation = evaluate_results(results)
     [warning] = evaluation.warnings
-    assert warning.endswith(": 2 of 3 patients judged here trained it or chose its threshold; figures are inflated")
+    assert warning.endswith(
+        ": 2 of 3 patients judged here trained it or chose its threshold; figures are inflated"
+    )
     assert warning in (results / "evaluation.html").read_text()
     assert json.loads((results / "evaluation.json").read_text())["warnings"] == [warning]
 
 
 def test_patients_that_a_model_never_saw_give_no_warning(place: Path, tmp_path: Path) -> None:
     strangers = {"split": {"train": ["a"], "val": ["b"], "test": ["p1"]}}
-    assert evaluate_results(infer_by(place / "stores", replace(make_checkpoint(), training=strangers), tmp_path / "new")).warnings == ()
+    assert (
+        evaluate_results(
+            infer_by(
+                place / "stores", replace(make_checkpoint(), training=strangers), tmp_path / "new"
+            )
+        ).warnings
+        == ()
+    )
 
 
 def _mark_leaky(folder: Path) -> None:
@@ -159,12 +205,17 @@ def _mark_leaky(folder: Path) -> None:
     record["attributes"]["model"]["is_leaky"] = True
     path.write_text(json.dumps(record))
     entry = [path.stat().st_size, file_checksum(path)]
-    rewrite_manifest(folder, lambda manifest: manifest["files"].update({"predictions.zarr/zarr.json": entry}))
+    rewrite_manifest(
+        folder, lambda manifest: manifest["files"].update({"predictions.zarr/zarr.json": entry})
+    )
 
 
 def test_intervals_are_printed_beside_the_figures(place: Path) -> None:
     lines = run("evaluate", place / "constant").stdout.splitlines()
-    assert "all slides, with 95 % intervals from 1000 samples of 3 patients: so few that the intervals are a hint at most:" in lines
+    assert (
+        "all slides, with 95 % intervals from 1000 samples of 3 patients: so few that the intervals"
+        " are a hint at most:" in lines
+    )
     assert any(line.split()[:2] == ["AUROC", "0.500"] for line in lines)
 
 
@@ -172,7 +223,12 @@ def test_two_models_are_paired_on_what_they_share(place: Path) -> None:
     evaluation = evaluate_results(place / "random", compare_with=place / "constant")
     compared = evaluation.compared
     assert compared is not None
-    assert (compared.figures.patches, compared.figures.patients, compared.slides, compared.left_out) == (72, 3, 3, 0)
+    assert (
+        compared.figures.patches,
+        compared.figures.patients,
+        compared.slides,
+        compared.left_out,
+    ) == (72, 3, 3, 0)
     with (place / "random" / "comparison.csv").open(newline="") as stream:
         rows = {row["figure"]: row for row in csv.DictReader(stream)}
     assert list(rows) == list(FIGURES)
@@ -218,7 +274,9 @@ def test_an_older_comparison_goes_with_its_page(place: Path) -> None:
 
 
 def test_models_that_share_nothing_are_not_compared(place: Path, tmp_path: Path) -> None:
-    make_store(tmp_path / "s" / "x.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], slide_id="x"))
+    make_store(
+        tmp_path / "s" / "x.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], slide_id="x")
+    )
     other = infer_by(tmp_path / "s", make_checkpoint(), tmp_path / "other")
     with pytest.raises(StoreError, match="shares no labelled cell"):
         evaluate_results(place / "random", compare_with=other)
@@ -226,7 +284,9 @@ def test_models_that_share_nothing_are_not_compared(place: Path, tmp_path: Path)
 
 def test_other_labels_are_not_compared(tmp_path: Path) -> None:
     for name, labels in (("one", [0, 1, 0, 1]), ("other", [0, 1, 1, 1])):
-        make_store(tmp_path / name / "a.patches.zarr", make_table(CELLS, labels=labels, slide_id="a"))
+        make_store(
+            tmp_path / name / "a.patches.zarr", make_table(CELLS, labels=labels, slide_id="a")
+        )
         infer_by(tmp_path / name, make_checkpoint(), tmp_path / f"results-{name}")
     with pytest.raises(LabelError, match="a: 1 cells are labelled otherwise"):
         evaluate_results(tmp_path / "results-one", compare_with=tmp_path / "results-other")
@@ -234,17 +294,23 @@ def test_other_labels_are_not_compared(tmp_path: Path) -> None:
 
 def test_other_patients_are_not_compared(tmp_path: Path) -> None:
     for name in ("one", "other"):
-        make_store(tmp_path / name / "a.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], slide_id="a", patient_id=name))
+        make_store(
+            tmp_path / name / "a.patches.zarr",
+            make_table(CELLS, labels=[0, 1, 0, 1], slide_id="a", patient_id=name),
+        )
         infer_by(tmp_path / name, make_checkpoint(), tmp_path / f"results-{name}")
     with pytest.raises(StoreError, match="of patient one here, of other there"):
         evaluate_results(tmp_path / "results-one", compare_with=tmp_path / "results-other")
 
 
 def test_differences_by_hand() -> None:
-    # One is right on everything; the other calls everything positive: sensitivity 1 in both, specificity 1 against 0, Brier 0 against ½.
+    # One is right on everything; the other calls everything positive: sensitivity 1 in both,
+    # specificity 1 against 0, Brier 0 against ½.
     labels = np.array([0, 1, 0, 1], dtype=np.int8)
     right, blind = labels.astype(np.float32), np.ones(4, dtype=np.float32)
-    comparison = compare(labels, right, blind, np.array(["a", "a", "b", "b"]), thresholds=(0.5, 0.5), draws=40)
+    comparison = compare(
+        labels, right, blind, np.array(["a", "a", "b", "b"]), thresholds=(0.5, 0.5), draws=40
+    )
     found = {item.figure: (item.difference, item.interval) for item in comparison.differences}
     assert found["sensitivity"] == (0.0, (0.0, 0.0))
     assert found["specificity"] == (1.0, (1.0, 1.0))

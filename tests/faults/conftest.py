@@ -17,7 +17,9 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """A line for everything that tests counted with `record_property("count of …", n)`."""
-    reports = [report for state in ("passed", "failed") for report in terminalreporter.stats.get(state, [])]
+    reports = [
+        report for state in ("passed", "failed") for report in terminalreporter.stats.get(state, [])
+    ]
     counts: Counter[str] = Counter()
     for report in reports:
         for name, count in report.user_properties:

@@ -18,7 +18,13 @@ import pytest
 from tests import ROOT
 
 HERE = Path(__file__).parent
-HEAVY = ("wsi_cli.main", "wsi_pipeline.runs.tile", "wsi_pipeline.runs.infer", "wsi_pipeline.stages.aggregate", "wsi_pipeline.training.run")
+HEAVY = (
+    "wsi_cli.main",
+    "wsi_pipeline.runs.tile",
+    "wsi_pipeline.runs.infer",
+    "wsi_pipeline.stages.aggregate",
+    "wsi_pipeline.training.run",
+)
 """What loads most of what the commands need."""
 FORK_SAFE_THREAD = "jemalloc_bg_thd"
 """Arrow's allocator begins it when it is loaded, and a forked child begins its own."""
@@ -58,7 +64,16 @@ def build_library() -> Path | None:
     if compiler is None or not sys.platform.startswith("linux"):
         return None
     library = Path(tempfile.mkdtemp(prefix="wsi-faults-")) / "file_faults.so"
-    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(HERE / "file_faults.c"), "-ldl"]
+    command = [
+        compiler,
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-o",
+        str(library),
+        str(HERE / "file_faults.c"),
+        "-ldl",
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return library
 
@@ -77,7 +92,9 @@ class Zygote:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def warm(self, arguments: Sequence[object], fault: Fault = NO_FAULT, watched: Path | None = None) -> Ended:
+    def warm(
+        self, arguments: Sequence[object], fault: Fault = NO_FAULT, watched: Path | None = None
+    ) -> Ended:
         """Run a command undisturbed, and keep loaded what it loaded."""
         if fault is not NO_FAULT and build_library() is None:
             pytest.skip("needs a C compiler (cc) and Linux, to put faults into file operations")
@@ -92,20 +109,37 @@ class Zygote:
         threads = self._ask({"load": modules})
         assert {*threads} <= {FORK_SAFE_THREAD}, "a process with threads cannot be forked safely"
 
-    def run(self, arguments: Sequence[object], fault: Fault = NO_FAULT, watched: Path | None = None, **more: Any) -> Ended:
+    def run(
+        self,
+        arguments: Sequence[object],
+        fault: Fault = NO_FAULT,
+        watched: Path | None = None,
+        **more: Any,
+    ) -> Ended:
         """Run one command to its end."""
         return self.run_all([arguments], fault, watched, **more)[0]
 
     def run_all(
-        self, commands: Sequence[Sequence[object]], fault: Fault = NO_FAULT, watched: Path | None = None, **more: Any
+        self,
+        commands: Sequence[Sequence[object]],
+        fault: Fault = NO_FAULT,
+        watched: Path | None = None,
+        **more: Any,
     ) -> list[Ended]:
         """Run commands side by side, all to their ends."""
-        jobs = [self._describe(index, arguments, fault, watched) | more for index, arguments in enumerate(commands)]
+        jobs = [
+            self._describe(index, arguments, fault, watched) | more
+            for index, arguments in enumerate(commands)
+        ]
         codes = self._ask({"wait": self._ask({"begin": jobs})})
         return [self._read(job, code) for job, code in zip(jobs, codes, strict=True)]
 
-    def _describe(self, index: int, arguments: Sequence[object], fault: Fault, watched: Path | None) -> dict[str, Any]:
-        places = {name: str(self._scratch / f"{index}.{name}") for name in ("stdout", "stderr", "log")}
+    def _describe(
+        self, index: int, arguments: Sequence[object], fault: Fault, watched: Path | None
+    ) -> dict[str, Any]:
+        places = {
+            name: str(self._scratch / f"{index}.{name}") for name in ("stdout", "stderr", "log")
+        }
         Path(places["log"]).unlink(missing_ok=True)
         return {
             "arguments": [str(argument) for argument in arguments],
@@ -126,7 +160,9 @@ class Zygote:
 def open_zygote(scratch: Path) -> Iterator[Zygote]:
     """A zygote until the end of the block; `scratch` is an empty folder for what the commands say."""
     scratch.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    environment = os.environ | dict.fromkeys(
+        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+    )
     if (library := build_library()) is not None:
         environment["LD_PRELOAD"] = str(library)
     process = subprocess.Popen(

@@ -56,11 +56,18 @@ def swap(path: Path, other: Path, seed: int) -> None:
 
 Count = Callable[[], None]
 
-DAMAGES: dict[str, Callable[[Path, Path, int], None]] = {"delete": delete, "flip": flip_bit, "cut": cut_short, "swap": swap}
+DAMAGES: dict[str, Callable[[Path, Path, int], None]] = {
+    "delete": delete,
+    "flip": flip_bit,
+    "cut": cut_short,
+    "swap": swap,
+}
 
 
 def list_files(product: Path) -> list[str]:
-    return sorted(path.relative_to(product).as_posix() for path in product.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(product).as_posix() for path in product.rglob("*") if path.is_file()
+    )
 
 
 def choose_partner(product: Path, name: str) -> str:
@@ -83,9 +90,13 @@ def damaged(product: Path, name: str, damage: str, seed: int) -> Iterator[set[st
             (product / each).write_bytes(held)
 
 
-def every_damage(product: Path, count: Count, only: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, set[str]]]:
+def every_damage(
+    product: Path, count: Count, only: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, set[str]]]:
     """Every file, damaged in every way, one after the other: what was done, and the names of the damaged files."""
-    for seed, (name, damage) in enumerate(itertools.product(filter(only, list_files(product)), DAMAGES)):
+    for seed, (name, damage) in enumerate(
+        itertools.product(filter(only, list_files(product)), DAMAGES)
+    ):
         with damaged(product, name, damage, seed) as names:
             count()
             yield f"{damage} {name}", names
@@ -97,7 +108,9 @@ def count(request: pytest.FixtureRequest) -> Count:
     name = request.node.name.removeprefix("test_").replace("_", " ")
 
     def count() -> None:
-        request.node.user_properties.extend([(f"count of damages, {name}", 1), ("count of damages in all", 1)])
+        request.node.user_properties.extend(
+            [(f"count of damages, {name}", 1), ("count of damages in all", 1)]
+        )
 
     return count
 
@@ -110,19 +123,40 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels = np.arange(12) % 2
         noise = np.random.default_rng(number).integers(0, 90, (12, 50, 50, 3))
         pixels = (noise + labels[:, None, None, None] * 120).astype(np.uint8)
-        table = make_table([(k // 4, k % 4) for k in range(12)], labels=labels.tolist(), slide_id=f"p{number}", block_size=4)
+        table = make_table(
+            [(k // 4, k % 4) for k in range(12)],
+            labels=labels.tolist(),
+            slide_id=f"p{number}",
+            block_size=4,
+        )
         make_store(root / "stores" / f"p{number}.patches.zarr", table, pixels)
     train_on(root / "stores", root / "model")
-    infer(root / "stores" / "p0.patches.zarr", root / "model" / "model.safetensors", root / "results", view=View())
+    infer(
+        root / "stores" / "p0.patches.zarr",
+        root / "model" / "model.safetensors",
+        root / "results",
+        view=View(),
+    )
     export_model(root / "model", ["torchscript"], root / "export")
     return root
 
 
 def train_on(stores: Path, out: Path, listener: TrainListener | None = None) -> None:
-    train([stores], out, TrainConfig(architecture=SMALL, epochs=1, device="cpu"), SplitChoice(val_patients=("p0",)), listener=listener)
+    train(
+        [stores],
+        out,
+        TrainConfig(architecture=SMALL, epochs=1, device="cpu"),
+        SplitChoice(val_patients=("p0",)),
+        listener=listener,
+    )
 
 
-KINDS = {"patch store": "stores/p0.patches.zarr", "results": "results/p0", "training run": "model", "export": "export"}
+KINDS = {
+    "patch store": "stores/p0.patches.zarr",
+    "results": "results/p0",
+    "training run": "model",
+    "export": "export",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,11 +176,16 @@ def test_verify_names_every_damaged_file(kind: str, base: Path, count: Count) ->
 
 
 @by_extent
-def test_verify_finds_a_checkpoint_damaged_by_itself(is_whole: bool, base: Path, tmp_path: Path, count: Count) -> None:
+def test_verify_finds_a_checkpoint_damaged_by_itself(
+    is_whole: bool, base: Path, tmp_path: Path, count: Count
+) -> None:
     held = (base / "model" / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(held[:8], "little")
     rng = np.random.default_rng(5)
-    places = [int(place) for place in (np.arange(header) if is_whole else rng.choice(header, 150, replace=False))]
+    places = [
+        int(place)
+        for place in (np.arange(header) if is_whole else rng.choice(header, 150, replace=False))
+    ]
     places += [int(place) for place in rng.integers(header, len(held), 20)]
     path = tmp_path / "m.safetensors"
     missed = []
@@ -171,7 +210,9 @@ def test_verify_finds_a_checkpoint_damaged_by_itself(is_whole: bool, base: Path,
     assert missed == []
 
 
-def test_training_refuses_every_damaged_store_before_it_begins(base: Path, tmp_path: Path, count: Count) -> None:
+def test_training_refuses_every_damaged_store_before_it_begins(
+    base: Path, tmp_path: Path, count: Count
+) -> None:
     begun: list[str] = []
     listener = TrainListener(on_start=lambda *_: begun.append("begun"))
     missed = []
@@ -180,14 +221,18 @@ def test_training_refuses_every_damaged_store_before_it_begins(base: Path, tmp_p
             train_on(base / "stores", tmp_path / "model", listener)
             missed.append(f"{done}: trained")
         except StoreError as error:
-            if "p0.patches.zarr" not in str(error) or not (any(name in str(error) for name in names) or MANIFEST in names):
+            if "p0.patches.zarr" not in str(error) or not (
+                any(name in str(error) for name in names) or MANIFEST in names
+            ):
                 missed.append(f"{done}: {error}")
     assert missed == []
     assert begun == []
     assert not (tmp_path / "model").exists()
 
 
-def test_inference_refuses_every_damaged_store_before_use(base: Path, tmp_path: Path, count: Count) -> None:
+def test_inference_refuses_every_damaged_store_before_use(
+    base: Path, tmp_path: Path, count: Count
+) -> None:
     model = write_model(tmp_path / "m.safetensors")
     missed = []
     for done, names in every_damage(base / "stores" / "p0.patches.zarr", count):
@@ -209,9 +254,13 @@ def test_aggregation_refuses_every_damaged_result(base: Path, count: Count) -> N
     assert missed == []
 
 
-def test_inference_makes_no_outputs_of_damaged_predictions(base: Path, tmp_path: Path, count: Count) -> None:
+def test_inference_makes_no_outputs_of_damaged_predictions(
+    base: Path, tmp_path: Path, count: Count
+) -> None:
     missed = []
-    for done, _ in every_damage(base / "results" / "p0", count, lambda name: name.startswith(FOLDER)):
+    for done, _ in every_damage(
+        base / "results" / "p0", count, lambda name: name.startswith(FOLDER)
+    ):
         model = base / "model" / "model.safetensors"
         [outcome] = infer(base / "stores" / "p0.patches.zarr", model, base / "results").outcomes
         missed += [] if outcome.state is SlideState.FAILED else [f"{done}: {outcome.message}"]
@@ -220,7 +269,9 @@ def test_inference_makes_no_outputs_of_damaged_predictions(base: Path, tmp_path:
 
 def test_evaluation_refuses_damaged_predictions(base: Path, count: Count) -> None:
     missed = []
-    for done, _ in every_damage(base / "results" / "p0", count, lambda name: name.startswith(FOLDER)):
+    for done, _ in every_damage(
+        base / "results" / "p0", count, lambda name: name.startswith(FOLDER)
+    ):
         with contextlib.suppress(StoreError):
             label_results(base / "results")
             missed.append(done)
@@ -228,6 +279,11 @@ def test_evaluation_refuses_damaged_predictions(base: Path, count: Count) -> Non
 
 
 def test_tables_take_no_figures_from_a_damaged_summary(base: Path, count: Count) -> None:
-    for done, _ in every_damage(base / "results" / "p0", count, lambda name: name == "summary.json"):
+    for done, _ in every_damage(
+        base / "results" / "p0", count, lambda name: name == "summary.json"
+    ):
         finished = read_finished(base / "results")
-        assert (finished.summaries, [failure.slide_id for failure in finished.damaged]) == ((), ["p0"]), done
+        assert (finished.summaries, [failure.slide_id for failure in finished.damaged]) == (
+            (),
+            ["p0"],
+        ), done

@@ -29,12 +29,18 @@ def test_a_header_that_was_tampered_with_harms_nobody(
         path = tmp_path / "mutated.tiff"
         path.write_bytes(mutate(seed, random.Random(f"{kind} {number}")))
         answers[number] = opener.ask(path)
-        if answers[number].state == "hang":  # a machine with much else to do may leave a process alone for so long, but not twice
+        if (
+            answers[number].state == "hang"
+        ):  # a machine with much else to do may leave a process alone for so long, but not twice
             answers[number] = opener.ask(path)
     opener.close()
     for state, count in Counter(answer.state for answer in answers.values()).items():
         record_property(f"count of mutated headers, {state}", count)
-    harmful = {number: answer for number, answer in answers.items() if answer.state in ("hang", "crash", "memory")}
+    harmful = {
+        number: answer
+        for number, answer in answers.items()
+        if answer.state in ("hang", "crash", "memory")
+    }
     assert harmful == {}
     assert max(answer.seconds for answer in answers.values()) < DEADLINE_S
     assert max(answer.peak_bytes for answer in answers.values()) < MEMORY_BYTES

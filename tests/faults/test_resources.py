@@ -24,7 +24,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Path:
     """Two slides of twelve patches, a model, and what undisturbed runs make of them, `results` and `stores`."""
     root = tmp_path_factory.mktemp("resources")
     for number in range(2):
-        pixels = np.clip(np.array(PINK) + paint_noise(210, 160, number).astype(np.int64) // 8 - 16, 0, 255).astype(np.uint8)
+        pixels = np.clip(
+            np.array(PINK) + paint_noise(210, 160, number).astype(np.int64) // 8 - 16, 0, 255
+        ).astype(np.uint8)
         write_slide(root / "slides" / f"s{number}.tiff", pixels)
     write_model(root / "m.safetensors")
     zygote.warm(infer(root, root / "results"))
@@ -33,7 +35,16 @@ def base(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Path:
 
 
 def infer(base: Path, out: Path) -> tuple[object, ...]:
-    model = ("--model", base / "m.safetensors", "--engine", "torch", "--device", "cpu", "--workers", "0")
+    model = (
+        "--model",
+        base / "m.safetensors",
+        "--engine",
+        "torch",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    )
     return ("infer", "--slides", base / "slides", *model, "--results-dir", out, *OUTPUTS)
 
 
@@ -73,8 +84,16 @@ def grow(disk: Path, options: str) -> None:
 @pytest.mark.parametrize(
     ("small", "large", "reason"),
     [
-        ("size=160k", "size=64m", "0.00 GB free, of which --min-free keeps 0.00 GB and this slide needs"),
-        ("size=110k", "size=64m", "No space left on device"),  # for the patches of one slide, 90 kB, and not for what lies beside them
+        (
+            "size=160k",
+            "size=64m",
+            "0.00 GB free, of which --min-free keeps 0.00 GB and this slide needs",
+        ),
+        (
+            "size=110k",
+            "size=64m",
+            "No space left on device",
+        ),  # for the patches of one slide, 90 kB, and not for what lies beside them
         ("size=64m,nr_inodes=40", "size=64m,nr_inodes=4000", "No space left on device"),
     ],
 )
@@ -91,15 +110,22 @@ def test_a_full_disk_is_named_and_with_more_room_the_same_line_goes_on(
 
 
 @pytest.mark.parametrize("limit", [40_000])
-def test_a_limit_of_file_sizes_is_named(limit: int, base: Path, zygote: Zygote, tmp_path: Path) -> None:
-    is_clear(zygote.run(tile(base, tmp_path / "stores"), limits={"RLIMIT_FSIZE": limit}), "File too large")
+def test_a_limit_of_file_sizes_is_named(
+    limit: int, base: Path, zygote: Zygote, tmp_path: Path
+) -> None:
+    is_clear(
+        zygote.run(tile(base, tmp_path / "stores"), limits={"RLIMIT_FSIZE": limit}),
+        "File too large",
+    )
     assert find_broken(tmp_path) == []
     assert zygote.run(tile(base, tmp_path / "stores")).code == 0
     assert content(tmp_path / "stores") == content(base / "stores")
 
 
 @pytest.mark.parametrize("handles", [4, 10, 16])
-def test_too_few_file_handles_are_named(handles: int, base: Path, zygote: Zygote, tmp_path: Path) -> None:
+def test_too_few_file_handles_are_named(
+    handles: int, base: Path, zygote: Zygote, tmp_path: Path
+) -> None:
     ended = zygote.run(infer(base, tmp_path / "results"), limits={"RLIMIT_NOFILE": handles})
     if ended.code != 0:
         is_clear(ended, "Too many open files")
@@ -116,8 +142,12 @@ def test_worker_processes_need_no_shared_memory(base: Path, zygote: Zygote, tmp_
     apart = ("unshare", "--mount", "sh", "-c", TINY, "sh")
     if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("a small /dev/shm needs root, and a machine that lets it be mounted")
-    arguments = ["1" if argument == "0" else str(argument) for argument in infer(base, tmp_path / "results")]
+    arguments = [
+        "1" if argument == "0" else str(argument) for argument in infer(base, tmp_path / "results")
+    ]
     program = (sys.executable, "-c", "from wsi_cli.main import wsi; wsi()")
-    done = subprocess.run([*apart, *program, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*apart, *program, *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert folder_bytes(tmp_path / "results" / "s0") == folder_bytes(base / "results" / "s0")

@@ -56,14 +56,22 @@ def watch(process: subprocess.Popen[bytes], events: Path) -> list[Sample]:
     while process.poll() is None:
         time.sleep(1.0)
         done = events.read_text().count('"slide ended"') if events.is_file() else 0
-        samples += [found for number in list_tree(process.pid) if (found := look_at(number, done)) is not None]
+        samples += [
+            found
+            for number in list_tree(process.pid)
+            if (found := look_at(number, done)) is not None
+        ]
     return samples
 
 
 def list_tree(process: int) -> list[int]:
     """A process and all below it."""
     try:
-        below = [int(number) for task in Path(f"/proc/{process}/task").iterdir() for number in (task / "children").read_text().split()]
+        below = [
+            int(number)
+            for task in Path(f"/proc/{process}/task").iterdir()
+            for number in (task / "children").read_text().split()
+        ]
     except OSError:
         return []
     return [process, *(found for child in below for found in list_tree(child))]
@@ -84,7 +92,9 @@ def measure_growth(samples: Sequence[Sample], slides: int) -> dict[int, float]:
     late = [sample for sample in samples if sample.slides_done >= WARM]
     growth = {}
     for process in {sample.process for sample in late}:
-        done, memory = np.array([(sample.slides_done, sample.memory_kb) for sample in late if sample.process == process]).T
+        done, memory = np.array(
+            [(sample.slides_done, sample.memory_kb) for sample in late if sample.process == process]
+        ).T
         if done.max() - done.min() > slides / 2:
             growth[process] = float(np.polyfit(done, memory, 1)[0])
     return growth
@@ -112,7 +122,10 @@ def test_slides_without_end(command: str, is_whole: bool, tmp_path: Path) -> Non
         )
         samples = watch(process, tmp_path / "out" / "events.jsonl")
     assert process.returncode == 0, (tmp_path / "said").read_text()[-2000:]
-    assert f"in {slides} = ok {slides} + zero 0 + damaged 0 + failed 0" in (tmp_path / "said").read_text()
+    assert (
+        f"in {slides} = ok {slides} + zero 0 + damaged 0 + failed 0"
+        in (tmp_path / "said").read_text()
+    )
     assert not [path for path in (tmp_path / "out").rglob(".*") if path.name != ".zattrs"]
     late = [sample for sample in samples if min(WARM, slides // 2) <= sample.slides_done < slides]
     for number in {sample.process for sample in late}:
@@ -120,6 +133,9 @@ def test_slides_without_end(command: str, is_whole: bool, tmp_path: Path) -> Non
         assert max(files) - min(files) <= 12, "files stay open"
     if is_whole:
         growth = measure_growth(samples, slides)
-        sys.stdout.write(f"{command}: {slides} slides; kB per slide: {', '.join(f'{value:.1f}' for value in growth.values())}\n")
+        sys.stdout.write(
+            f"{command}: {slides} slides; kB per slide:"
+            f" {', '.join(f'{value:.1f}' for value in growth.values())}\n"
+        )
         assert len(growth) >= 2, "the driver and a worker"
         assert max(growth.values()) < MAX_GROWTH_KB

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.faults.injector import Ended, Fault, Zygote
-from tests.faults.workloads import Workload, content, digest_state, find_broken, list_workloads, make_inputs
+from tests.faults.workloads import (
+    Workload,
+    content,
+    digest_state,
+    find_broken,
+    list_workloads,
+    make_inputs,
+)
 
 SAMPLE = {"tile": 4, "infer": 2, "aggregate": 3, "train": 1, "store export": 1}
 """Operations per command and kind of fault in the sample."""
@@ -55,7 +62,10 @@ class Sweep:
         self.zygote = zygote
         ended = workload.prepare(zygote)
         self.expected = content(workload.out)
-        self.operations = {kind: [line for line in ended.operations if line.startswith(kind)] for kind in ("change", "read")}
+        self.operations = {
+            kind: [line for line in ended.operations if line.startswith(kind)]
+            for kind in ("change", "read")
+        }
         self.known: set[str] = set()
         """States that the same line again is known to mend."""
 
@@ -68,8 +78,15 @@ class Sweep:
             self._run_again()
         except Exception as error:  # noqa: BLE001 - all faults are told together
             said = ended.stderr.strip().splitlines()[-1:] or ended.stdout.strip().splitlines()[-1:]
-            struck = ended.operations[0].replace(str(self.workload.out), "") if ended.operations else "nothing struck"
-            return f"{fault.mode} at {struck}: exit {ended.code}: {type(error).__name__}: {str(error)[:300]} (said: {said})"
+            struck = (
+                ended.operations[0].replace(str(self.workload.out), "")
+                if ended.operations
+                else "nothing struck"
+            )
+            return (
+                f"{fault.mode} at {struck}: exit {ended.code}: {type(error).__name__}:"
+                f" {str(error)[:300]} (said: {said})"
+            )
         return None
 
     def _check(self, fault: Fault, ended: Ended) -> None:
@@ -83,7 +100,10 @@ class Sweep:
         if ended.code == 0:
             assert content(self.workload.out) == self.expected
         elif fault.mode != "kill":
-            assert any(line.startswith("wsi: ") or ": failed: " in line for line in (ended.stderr + ended.stdout).splitlines())
+            assert any(
+                line.startswith("wsi: ") or ": failed: " in line
+                for line in (ended.stderr + ended.stdout).splitlines()
+            )
 
     def _run_again(self) -> None:
         state = digest_state(self.workload.out)
@@ -92,7 +112,9 @@ class Sweep:
         again = self.zygote.run(self.workload.arguments, limits=LIMITED)
         assert again.code == 0, f"again: {again.stderr[-500:]}"
         found = content(self.workload.out)
-        different = sorted(name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name))
+        different = sorted(
+            name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name)
+        )
         assert not different, f"again: different: {different[:5]}"
         assert not list(self.workload.out.rglob(".wsi")), "again: left .wsi"
         self.known.add(state)
@@ -101,7 +123,12 @@ class Sweep:
 @pytest.fixture(
     scope="module",
     params=[(name, False) for name in SAMPLE]
-    + [pytest.param((name, True), marks=[pytest.mark.faults, pytest.mark.xdist_group(f"sweep of {name}")]) for name in ALL],
+    + [
+        pytest.param(
+            (name, True), marks=[pytest.mark.faults, pytest.mark.xdist_group(f"sweep of {name}")]
+        )
+        for name in ALL
+    ],
     ids=lambda param: f"{param[0]}, {'all' if param[1] else 'sample'}",
 )
 def sweep(request: pytest.FixtureRequest, base: Path, zygote: Zygote) -> Sweep:
@@ -112,15 +139,22 @@ def sweep(request: pytest.FixtureRequest, base: Path, zygote: Zygote) -> Sweep:
 
 
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(("mode", "kind"), [("kill", "change"), ("ENOSPC", "change"), ("EIO", "change"), ("EIO", "read")])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("kill", "change"), ("ENOSPC", "change"), ("EIO", "change"), ("EIO", "read")]
+)
 def test_a_fault_leaves_nothing_broken_and_the_same_line_goes_on(
     mode: str, kind: str, sweep: Sweep, record_property: Callable[[str, object], None]
 ) -> None:
     if not sweep.operations[kind]:
-        pytest.skip(f"{sweep.workload.name} does no such operation: nothing is read back from the folder that it writes to")
+        pytest.skip(
+            f"{sweep.workload.name} does no such operation: nothing is read back from the folder"
+            " that it writes to"
+        )
     numbers = choose(sweep.operations[kind], sweep.workload.name, mode, kind, sweep.is_whole)
     found = [sweep.disturb(Fault(mode, kind, number)) for number in numbers]
-    record_property(f"count of faults in {sweep.workload.name}: {mode} at what {kind}s", len(numbers))
+    record_property(
+        f"count of faults in {sweep.workload.name}: {mode} at what {kind}s", len(numbers)
+    )
     record_property("count of faults in all", len(numbers))
     wrong = [entry for entry in found if entry is not None]
     assert not wrong, f"{len(wrong)} of {len(numbers)}:\n" + "\n".join(wrong)

@@ -14,7 +14,15 @@ import numpy as np
 import pyarrow.parquet
 from PIL import Image
 
-from tests.builders import PINK, SMALL, folder_bytes, make_training_stores, paint_noise, write_model, write_slide
+from tests.builders import (
+    PINK,
+    SMALL,
+    folder_bytes,
+    make_training_stores,
+    paint_noise,
+    write_model,
+    write_slide,
+)
 from tests.faults.injector import Ended, Fault, Zygote
 from wsi_pipeline.store.lock import HIDDEN
 from wsi_pipeline.store.manifest import MANIFEST, check_whole
@@ -65,7 +73,9 @@ class Workload:
 
 def make_inputs(base: Path) -> None:
     """A tiny slide, a model, and labelled stores."""
-    pixels = np.clip(np.array(PINK) + paint_noise(210, 160).astype(np.int64) // 8 - 16, 0, 255).astype(np.uint8)
+    pixels = np.clip(
+        np.array(PINK) + paint_noise(210, 160).astype(np.int64) // 8 - 16, 0, 255
+    ).astype(np.uint8)
     write_slide(base / "inputs" / "slides" / "s.tiff", pixels)
     write_model(base / "inputs" / "m.safetensors")
     make_training_stores(base / "inputs" / "labelled", patients=3, patches=8)
@@ -74,19 +84,64 @@ def make_inputs(base: Path) -> None:
 def list_workloads(base: Path) -> dict[str, Workload]:
     """The commands, by name."""
     inputs, out = base / "inputs", base / "out"
-    model = ("--model", inputs / "m.safetensors", "--engine", "torch", "--device", "cpu", "--workers", "0")
+    model = (
+        "--model",
+        inputs / "m.safetensors",
+        "--engine",
+        "torch",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    )
     infer = ("infer", "--slides", inputs / "slides", *model, "--results-dir", out / "results")
-    kept = ("infer", "--slides", inputs / "slides", *model, "--results-dir", out / "results", "--keep-patches", out / "stores", *CHEAP)
+    kept = (
+        "infer",
+        "--slides",
+        inputs / "slides",
+        *model,
+        "--results-dir",
+        out / "results",
+        "--keep-patches",
+        out / "stores",
+        *CHEAP,
+    )
     every = [
-        Workload("tile", base, ("tile", inputs / "slides", "--out", out / "stores", "--mpp", "0.5", "--workers", "0")),
+        Workload(
+            "tile",
+            base,
+            ("tile", inputs / "slides", "--out", out / "stores", "--mpp", "0.5", "--workers", "0"),
+        ),
         Workload("infer", base, (*infer, *CHEAP)),
         Workload("infer with every picture", base, infer),
         Workload("infer, patches kept", base, kept),
-        Workload("aggregate", base, ("aggregate", out / "results", "--threshold", "0.9", *CHEAP), before=(*infer, *CHEAP)),
         Workload(
-            "train", base, ("train", inputs / "labelled", "--out", out / "model", "--epochs", "1", "--arch", SMALL, "--device", "cpu")
+            "aggregate",
+            base,
+            ("aggregate", out / "results", "--threshold", "0.9", *CHEAP),
+            before=(*infer, *CHEAP),
         ),
-        Workload("store export", base, ("store", "export", inputs / "labelled" / "p0.patches.zarr", "--out", out / "png")),
+        Workload(
+            "train",
+            base,
+            (
+                "train",
+                inputs / "labelled",
+                "--out",
+                out / "model",
+                "--epochs",
+                "1",
+                "--arch",
+                SMALL,
+                "--device",
+                "cpu",
+            ),
+        ),
+        Workload(
+            "store export",
+            base,
+            ("store", "export", inputs / "labelled" / "p0.patches.zarr", "--out", out / "png"),
+        ),
     ]
     return {workload.name: workload for workload in every}
 
@@ -104,7 +159,9 @@ def digest_state(folder: Path) -> str:
     """Names a folder's state: every file and its bytes, whatever process wrote it at whatever time."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        name = re.sub(r"[0-9a-f]{32}\.partial|\.\d+$|tfevents\..*", "*", path.relative_to(folder).as_posix())
+        name = re.sub(
+            r"[0-9a-f]{32}\.partial|\.\d+$|tfevents\..*", "*", path.relative_to(folder).as_posix()
+        )
         is_compared = path.is_file() and path.name not in DIFFERS and path.suffix != ".lock"
         digest.update(name.encode() + b"\0" + (path.read_bytes() if is_compared else b"") + b"\0")
     return digest.hexdigest()
@@ -122,12 +179,16 @@ def find_broken(folder: Path) -> list[str]:
     products = list(visible_products(folder))
     for product in products:
         manifest = check_whole(product)
-        found = {path.relative_to(product).as_posix() for path in product.rglob("*") if path.is_file()} - {MANIFEST}
+        found = {
+            path.relative_to(product).as_posix() for path in product.rglob("*") if path.is_file()
+        } - {MANIFEST}
         assert found == {*manifest.files}, product
     loose = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and HIDDEN not in path.parts and not any(path.is_relative_to(product) for product in products)
+        if path.is_file()
+        and HIDDEN not in path.parts
+        and not any(path.is_relative_to(product) for product in products)
     ]
     return [f"{path}: {reason}" for path in loose if (reason := judge(path))]
 
@@ -156,7 +217,9 @@ def read_csv(held: bytes) -> None:
 def read_events(held: bytes) -> None:
     for line in held.split(b"\n")[:-1]:
         if line:
-            json.loads(line) if line.endswith(b"}") else None  # a killed run leaves half a line, and readers pass it over
+            (
+                json.loads(line) if line.endswith(b"}") else None
+            )  # a killed run leaves half a line, and readers pass it over
 
 
 def read_html(held: bytes) -> None:

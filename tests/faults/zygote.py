@@ -1,7 +1,8 @@
 """A process that has loaded everything and forks a child for every command, some with faults of their file operations armed.
 
-It reads one JSON object a line (what to run) and answers with one (what came of it). A command so costs its own time, not that of
-loading torch. It is started with the library of `file_faults.c` preloaded.
+It reads one JSON object a line (what to run) and answers with one (what came of it). A command so
+costs its own time, not that of loading torch. It is started with the library of `file_faults.c`
+preloaded.
 """
 
 import contextlib
@@ -31,7 +32,13 @@ def run_command(job: dict[str, Any], faults: ctypes.CDLL | None) -> int:
         resource.setrlimit(getattr(resource, name), (value, value))
     if faults is not None and job["mode"] != "none":
         log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        faults.file_faults_arm(os.fsencode(job["watched"]), MODES[job["mode"]], KINDS[job["kind"]], ctypes.c_long(job["number"]), log)
+        faults.file_faults_arm(
+            os.fsencode(job["watched"]),
+            MODES[job["mode"]],
+            KINDS[job["kind"]],
+            ctypes.c_long(job["number"]),
+            log,
+        )
     code = 0
     try:
         wsi.main(args=job["arguments"], prog_name="wsi")

@@ -35,9 +35,15 @@ RULES = LabelRules(class_names=("benign", "tumour"))
 SQUARE = [[0, 0], [100, 0], [100, 100], [0, 100]]
 
 
-def feature(coordinates: object, name: str | None = "tumour", kind: str = "Polygon", **properties: object) -> dict[str, object]:
+def feature(
+    coordinates: object, name: str | None = "tumour", kind: str = "Polygon", **properties: object
+) -> dict[str, object]:
     properties |= {} if name is None else {"classification": {"name": name, "color": [1, 2, 3]}}
-    return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": properties}
+    return {
+        "type": "Feature",
+        "geometry": {"type": kind, "coordinates": coordinates},
+        "properties": properties,
+    }
 
 
 def write_json(path: Path, value: object) -> Path:
@@ -52,11 +58,16 @@ def write_asap(path: Path, *annotations: tuple[str, str, Corners]) -> Path:
         + "</Coordinates></Annotation>"
         for k, (kind, group, corners) in enumerate(annotations)
     )
-    path.write_text(f"<?xml version='1.0'?><ASAP_Annotations><Annotations>{body}</Annotations></ASAP_Annotations>")
+    path.write_text(
+        "<?xml"
+        f" version='1.0'?><ASAP_Annotations><Annotations>{body}</Annotations></ASAP_Annotations>"
+    )
     return path
 
 
-def write_imagescope(path: Path, *regions: tuple[str, str, Corners], name: str = "tumour", mpp: str = "0.5") -> Path:
+def write_imagescope(
+    path: Path, *regions: tuple[str, str, Corners], name: str = "tumour", mpp: str = "0.5"
+) -> Path:
     body = "".join(
         f'<Region Id="{k}" Type="{kind}" NegativeROA="{negative}"><Vertices>'
         + "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in corners)
@@ -70,7 +81,9 @@ def write_imagescope(path: Path, *regions: tuple[str, str, Corners], name: str =
 
 def label(path: Path, slide: SlideInfo = SLIDE, **rules: object) -> list[list[int]]:
     settings = {"class_names": ("benign", "tumour")} | rules
-    labels: list[list[int]] = label_cells(path, slide, GRID, CELLS, LabelRules(**settings)).labels.reshape(4, 4).tolist()  # type: ignore[arg-type]
+    labels: list[list[int]] = (
+        label_cells(path, slide, GRID, CELLS, LabelRules(**settings)).labels.reshape(4, 4).tolist()
+    )  # type: ignore[arg-type]
     return labels
 
 
@@ -89,7 +102,16 @@ TOP_LEFT = [[1, 1, -1, -1], [1, 1, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, -1]]
         feature([SQUARE], name=None, classification="tumour"),
         feature([SQUARE], name="TUMOUR"),
     ],
-    ids=["collection", "list", "single", "multipolygon", "closed", "names", "plain string", "other case"],
+    ids=[
+        "collection",
+        "list",
+        "single",
+        "multipolygon",
+        "closed",
+        "names",
+        "plain string",
+        "other case",
+    ],
 )
 def test_every_form_of_geojson_labels_the_same_patches(value: object, tmp_path: Path) -> None:
     assert label(write_json(tmp_path / "a.geojson", value)) == TOP_LEFT
@@ -100,9 +122,16 @@ def test_asap_polygons_label_patches(tmp_path: Path) -> None:
 
 
 def test_the_share_of_every_patch_is_recorded(tmp_path: Path) -> None:
-    path = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", [[0, 0], [100, 0], [100, 60], [0, 60]]))
+    path = write_asap(
+        tmp_path / "a.xml", ("Polygon", "tumour", [[0, 0], [100, 0], [100, 60], [0, 60]])
+    )
     fraction = label_cells(path, SLIDE, GRID, CELLS, RULES).fraction.reshape(4, 4)
-    assert fraction.tolist() == [[1, 1, 0, 0], [pytest.approx(0.2), pytest.approx(0.2), 0, 0], [0] * 4, [0] * 4]
+    assert fraction.tolist() == [
+        [1, 1, 0, 0],
+        [pytest.approx(0.2), pytest.approx(0.2), 0, 0],
+        [0] * 4,
+        [0] * 4,
+    ]
 
 
 def test_imagescope_regions_label_patches(tmp_path: Path) -> None:
@@ -120,11 +149,20 @@ def test_a_hole_in_a_polygon_is_no_tumour(tmp_path: Path) -> None:
 
 def test_a_negative_roa_is_a_hole(tmp_path: Path) -> None:
     hole = [[0, 0], [50, 0], [50, 50], [0, 50]]
-    assert label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), ("0", "1", hole)))[0] == [-1, 1, -1, -1]
+    assert label(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), ("0", "1", hole)))[0] == [
+        -1,
+        1,
+        -1,
+        -1,
+    ]
 
 
 def test_a_group_may_be_mapped_to_a_hole(tmp_path: Path) -> None:
-    path = write_asap(tmp_path / "a.xml", ("Polygon", "_0", SQUARE), ("Polygon", "_2", [[0, 0], [50, 0], [50, 50], [0, 50]]))
+    path = write_asap(
+        tmp_path / "a.xml",
+        ("Polygon", "_0", SQUARE),
+        ("Polygon", "_2", [[0, 0], [50, 0], [50, 50], [0, 50]]),
+    )
     assert label(path, meanings={"_0": "tumour", "_2": "hole"})[0] == [-1, 1, -1, -1]
 
 
@@ -142,24 +180,41 @@ def test_points_lines_and_detections_are_counted_not_used(tmp_path: Path) -> Non
 
 def test_tissue_outside_is_unknown_unless_said_otherwise(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.geojson", feature([SQUARE]))
-    assert label(path, outside="negative") == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert label(path, outside="negative") == [
+        [1, 1, 0, 0],
+        [1, 1, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+    ]
 
 
 def test_a_hole_stays_unknown_where_the_rest_is_negative(tmp_path: Path) -> None:
-    value = [feature([SQUARE]), feature([[[100, 0], [150, 0], [150, 50], [100, 50]]], name="artefact")]
-    assert label(write_json(tmp_path / "a.geojson", value), outside="negative", meanings={"artefact": "hole"})[0] == [1, 1, -1, 0]
+    value = [
+        feature([SQUARE]),
+        feature([[[100, 0], [150, 0], [150, 50], [100, 50]]], name="artefact"),
+    ]
+    assert label(
+        write_json(tmp_path / "a.geojson", value), outside="negative", meanings={"artefact": "hole"}
+    )[0] == [1, 1, -1, 0]
 
 
 @pytest.mark.parametrize(("priority", "expected"), [("positive", 1), ("negative", 0)])
-def test_priority_decides_where_both_are_drawn(priority: str, expected: int, tmp_path: Path) -> None:
+def test_priority_decides_where_both_are_drawn(
+    priority: str, expected: int, tmp_path: Path
+) -> None:
     path = write_json(tmp_path / "a.geojson", [feature([SQUARE]), feature([SQUARE], name="benign")])
     assert label(path, priority=priority)[0][0] == expected
 
 
 @pytest.mark.parametrize(("min_area", "expected"), [(0.5, 1), (0.51, -1)])
-def test_half_a_patch_is_enough_unless_more_is_asked_for(min_area: float, expected: int, tmp_path: Path) -> None:
+def test_half_a_patch_is_enough_unless_more_is_asked_for(
+    min_area: float, expected: int, tmp_path: Path
+) -> None:
     half = [[0, 0], [25, 0], [25, 50], [0, 50]]
-    assert label(write_json(tmp_path / "a.geojson", feature([half])), min_area=min_area)[0][0] == expected
+    assert (
+        label(write_json(tmp_path / "a.geojson", feature([half])), min_area=min_area)[0][0]
+        == expected
+    )
 
 
 def test_qupath_counts_from_the_scanned_area_and_asap_from_the_slide(tmp_path: Path) -> None:
@@ -171,9 +226,16 @@ def test_qupath_counts_from_the_scanned_area_and_asap_from_the_slide(tmp_path: P
     shifted = [[x + 100, y + 100] for x, y in SQUARE]
     asap = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", shifted))
     for path in (qupath, asap):
-        assert label_cells(path, slide, grid, CELLS, RULES).labels.reshape(4, 4).tolist() == TOP_LEFT
+        assert (
+            label_cells(path, slide, grid, CELLS, RULES).labels.reshape(4, 4).tolist() == TOP_LEFT
+        )
     from_slide = LabelRules(class_names=("benign", "tumour"), origin="slide")
-    assert label_cells(write_json(qupath, feature([shifted])), slide, grid, CELLS, from_slide).labels.reshape(4, 4).tolist() == TOP_LEFT
+    assert (
+        label_cells(write_json(qupath, feature([shifted])), slide, grid, CELLS, from_slide)
+        .labels.reshape(4, 4)
+        .tolist()
+        == TOP_LEFT
+    )
 
 
 def shares(geometry: shapely.Geometry) -> np.ndarray:
@@ -194,7 +256,10 @@ def test_shares_of_a_ring_by_hand() -> None:
 
 def test_shares_of_a_triangle_across_patches_by_hand() -> None:
     got = shares(Polygon([(0, 0), (100, 0), (0, 100)]))
-    assert got[:2, :2].tolist() == [[pytest.approx(1), pytest.approx(0.5)], [pytest.approx(0.5), pytest.approx(0)]]
+    assert got[:2, :2].tolist() == [
+        [pytest.approx(1), pytest.approx(0.5)],
+        [pytest.approx(0.5), pytest.approx(0)],
+    ]
 
 
 def test_shares_of_a_multipolygon_add_up() -> None:
@@ -203,17 +268,23 @@ def test_shares_of_a_multipolygon_add_up() -> None:
 
 
 def test_shares_of_many_patches_by_hand() -> None:
-    # 400 patches of 10 px, which are halved again and again: the left half of the slide, and a square about a corner of four patches.
+    # 400 patches of 10 px, which are halved again and again: the left half of the slide, and a
+    # square about a corner of four patches.
     grid = Grid(PatchSpec(10, 10, 0.5), 20, 20, Fraction(1))
     geometry = shapely.union_all([shapely.box(0, 0, 100, 200), shapely.box(155, 155, 165, 165)])
     expected = np.zeros((20, 20))
     expected[:, :10] = 1
     expected[15:17, 15:17] = 0.25
-    assert covered_shares(geometry, cells_to_boxes_l0(all_cells(grid), grid)).reshape(20, 20).tolist() == expected.tolist()
+    assert (
+        covered_shares(geometry, cells_to_boxes_l0(all_cells(grid), grid)).reshape(20, 20).tolist()
+        == expected.tolist()
+    )
 
 
 def test_shares_of_a_rotated_ellipse_agree_with_a_fine_raster() -> None:
-    ellipse = shapely.affinity.rotate(shapely.affinity.scale(shapely.Point(100, 100).buffer(1, quad_segs=200), 80, 35), 30)
+    ellipse = shapely.affinity.rotate(
+        shapely.affinity.scale(shapely.Point(100, 100).buffer(1, quad_segs=200), 80, 35), 30
+    )
     angle = np.deg2rad(30)
     y, x = np.mgrid[0:2000, 0:2000] / 10 + 0.05 - 100
     u, v = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
@@ -244,7 +315,9 @@ def test_a_hundred_thousand_corners_are_measured_exactly() -> None:
 
 
 def test_an_ellipse_keeps_its_area() -> None:
-    assert Polygon(inscribe_ellipse([(0, 0), (80, 40)])).area == pytest.approx(np.pi * 40 * 20, rel=1e-9)
+    assert Polygon(inscribe_ellipse([(0, 0), (80, 40)])).area == pytest.approx(
+        np.pi * 40 * 20, rel=1e-9
+    )
 
 
 def test_an_ellipse_of_256_corners_lies_in_the_middle_of_its_box() -> None:
@@ -262,18 +335,28 @@ PENTAGON = [[0, 0], [100, 0], [100, 100], [50, 120], [0, 100]]
     [
         ("0", SQUARE, 10_000),
         ("0", PENTAGON, 11_000),
-        *(("2", corners, np.pi * 50 * 50) for corners in ([[0, 0], [100, 100]], SQUARE[:3], SQUARE)),
+        *(
+            ("2", corners, np.pi * 50 * 50)
+            for corners in ([[0, 0], [100, 100]], SQUARE[:3], SQUARE)
+        ),
         ("2", PENTAGON, 11_000),
     ],
 )
-def test_an_imagescope_ellipse_has_up_to_four_corners(kind: str, corners: Corners, area: float, tmp_path: Path) -> None:
-    (region,) = read_imagescope(write_imagescope(tmp_path / "a.xml", (kind, "0", corners)), is_strict=False).regions
+def test_an_imagescope_ellipse_has_up_to_four_corners(
+    kind: str, corners: Corners, area: float, tmp_path: Path
+) -> None:
+    (region,) = read_imagescope(
+        write_imagescope(tmp_path / "a.xml", (kind, "0", corners)), is_strict=False
+    ).regions
     assert region.geometry.area == pytest.approx(area)
 
 
 def test_imagescope_objects_without_area_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     lines = [(kind, "0", [[0, 0], [9, 9]]) for kind in ("3", "4", "5")]
-    annotation = read_imagescope(write_imagescope(tmp_path / "a.xml", *lines, ("2", "0", [[5, 5]]), ("0", "0", SQUARE)), is_strict=False)
+    annotation = read_imagescope(
+        write_imagescope(tmp_path / "a.xml", *lines, ("2", "0", [[5, 5]]), ("0", "0", SQUARE)),
+        is_strict=False,
+    )
     assert annotation.ignored == {"arrow": 1, "ruler": 1, "counter": 1, "polygon of 1 points": 1}
     assert len(annotation.regions) == 1
 
@@ -283,22 +366,32 @@ def test_imagescope_objects_without_area_are_counted_and_the_rest_is_read(tmp_pa
     [
         ("benign", '<Attribute Name="Description" Value="tumour"/>', "benign"),
         ("", '<Attribute Name="Description" Value="tumour"/>', "tumour"),
-        ("", '<Attribute Name="Description" Value=""/><Attribute Name="stroma" Value=""/>', "stroma"),
+        (
+            "",
+            '<Attribute Name="Description" Value=""/><Attribute Name="stroma" Value=""/>',
+            "stroma",
+        ),
         ("", '<Attribute Name="Area" Value=""/>', "Area"),
         ("", '<Attribute Name="Description" Value=""/>', "layer 1"),
         ("", "", "layer 1"),
         ("benign", "", "benign"),
     ],
 )
-def test_an_imagescope_layer_is_called_what_it_says_first(layer: str, attributes: str, name: str, tmp_path: Path) -> None:
+def test_an_imagescope_layer_is_called_what_it_says_first(
+    layer: str, attributes: str, name: str, tmp_path: Path
+) -> None:
     path = write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), name=layer)
-    path.write_text(path.read_text().replace("<Regions>", f"<Attributes>{attributes}</Attributes><Regions>"))
+    path.write_text(
+        path.read_text().replace("<Regions>", f"<Attributes>{attributes}</Attributes><Regions>")
+    )
     assert read_imagescope(path, is_strict=False).class_names == [name]
 
 
 def test_an_imagescope_scale_that_is_no_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="MicronsPerPixel is '40x', which is no number"):
-        read_imagescope(write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp="40x"), is_strict=False)
+        read_imagescope(
+            write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp="40x"), is_strict=False
+        )
 
 
 def test_a_spline_goes_through_its_knots() -> None:
@@ -311,12 +404,16 @@ def test_a_spline_goes_through_its_knots() -> None:
 
 @pytest.mark.parametrize("kind", ["Polygon", "Rectangle"])
 def test_straight_asap_regions_stay_straight(kind: str, tmp_path: Path) -> None:
-    (region,) = read_asap(write_asap(tmp_path / "a.xml", (kind, "tumour", SQUARE)), is_strict=False).regions
+    (region,) = read_asap(
+        write_asap(tmp_path / "a.xml", (kind, "tumour", SQUARE)), is_strict=False
+    ).regions
     assert region.geometry.equals(shapely.box(0, 0, 100, 100))
 
 
 def test_an_asap_spline_of_two_knots_is_no_region(tmp_path: Path) -> None:
-    path = write_asap(tmp_path / "a.xml", ("Spline", "tumour", [[0, 0], [9, 9]]), ("Spline", "tumour", SQUARE[:3]))
+    path = write_asap(
+        tmp_path / "a.xml", ("Spline", "tumour", [[0, 0], [9, 9]]), ("Spline", "tumour", SQUARE[:3])
+    )
     annotation = read_asap(path, is_strict=False)
     assert annotation.ignored == {"polygon of 2 points": 1}
     assert annotation.regions[0].geometry.area > 5000  # rounder than the triangle
@@ -324,7 +421,10 @@ def test_an_asap_spline_of_two_knots_is_no_region(tmp_path: Path) -> None:
 
 def test_asap_objects_without_area_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     path = write_asap(
-        tmp_path / "a.xml", ("Dot", "tumour", [[5, 5]]), ("Measurement", "x", [[0, 0], [9, 9]]), ("Polygon", "tumour", SQUARE)
+        tmp_path / "a.xml",
+        ("Dot", "tumour", [[5, 5]]),
+        ("Measurement", "x", [[0, 0], [9, 9]]),
+        ("Polygon", "tumour", SQUARE),
     )
     annotation = read_asap(path, is_strict=False)
     assert annotation.ignored == {"Dot": 1, "Measurement": 1}
@@ -332,13 +432,25 @@ def test_asap_objects_without_area_are_counted_and_the_rest_is_read(tmp_path: Pa
 
 
 def test_an_asap_region_without_a_group_has_its_own_name(tmp_path: Path) -> None:
-    path = write_asap(tmp_path / "a.xml", ("Polygon", "None", SQUARE), ("Polygon", "Alpha", SQUARE), ("Polygon", "tumour", SQUARE))
-    assert [region.class_name for region in read_asap(path, is_strict=False).regions] == ["a0", "Alpha", "tumour"]
+    path = write_asap(
+        tmp_path / "a.xml",
+        ("Polygon", "None", SQUARE),
+        ("Polygon", "Alpha", SQUARE),
+        ("Polygon", "tumour", SQUARE),
+    )
+    assert [region.class_name for region in read_asap(path, is_strict=False).regions] == [
+        "a0",
+        "Alpha",
+        "tumour",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["Curve", "Zigzag"])
 def test_an_asap_type_that_nobody_knows_is_refused(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(LabelError, match=f"an annotation of type '{kind}'; only Polygon, Rectangle and Spline have an area"):
+    with pytest.raises(
+        LabelError,
+        match=f"an annotation of type '{kind}'; only Polygon, Rectangle and Spline have an area",
+    ):
         read_asap(write_asap(tmp_path / "a.xml", (kind, "tumour", SQUARE)), is_strict=False)
 
 
@@ -354,18 +466,29 @@ def test_asap_corners_come_in_the_order_that_they_state(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["Polygon", "Spline"])
 def test_a_corner_at_nan_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="a corner is not finite"):
-        read_asap(write_asap(tmp_path / "a.xml", (kind, "tumour", [*SQUARE, [float("nan"), 5]])), is_strict=False)
+        read_asap(
+            write_asap(tmp_path / "a.xml", (kind, "tumour", [*SQUARE, [float("nan"), 5]])),
+            is_strict=False,
+        )
 
 
 def test_an_annotation_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LabelError, match=r"a\.geojson: cannot be read \(No such file or directory\)"):
+    with pytest.raises(
+        LabelError, match=r"a\.geojson: cannot be read \(No such file or directory\)"
+    ):
         read_geojson(tmp_path / "a.geojson", is_strict=False)
 
 
-def test_what_an_imagescope_layer_has_no_area_for_and_what_was_mended_is_counted(tmp_path: Path) -> None:
+def test_what_an_imagescope_layer_has_no_area_for_and_what_was_mended_is_counted(
+    tmp_path: Path,
+) -> None:
     bow_tie = [[0, 0], [100, 100], [100, 0], [0, 100]]
     path = write_imagescope(
-        tmp_path / "a.xml", ("0", "0", [[5, 5]]), ("0", "0", bow_tie), ("0", "1", [[7, 7]]), ("4", "0", [[0, 0], [9, 9]])
+        tmp_path / "a.xml",
+        ("0", "0", [[5, 5]]),
+        ("0", "0", bow_tie),
+        ("0", "1", [[7, 7]]),
+        ("4", "0", [[0, 0], [9, 9]]),
     )
     annotation = read_imagescope(path, is_strict=False)
     assert (annotation.ignored, annotation.repaired) == ({"polygon of 1 points": 2, "ruler": 1}, 1)
@@ -373,15 +496,21 @@ def test_what_an_imagescope_layer_has_no_area_for_and_what_was_mended_is_counted
 
 def test_a_polygon_that_crosses_itself_is_mended_and_counted(tmp_path: Path) -> None:
     bow_tie = [[0, 0], [100, 100], [100, 0], [0, 100]]
-    annotation = read_geojson(write_json(tmp_path / "a.geojson", feature([bow_tie])), is_strict=False)
+    annotation = read_geojson(
+        write_json(tmp_path / "a.geojson", feature([bow_tie])), is_strict=False
+    )
     assert annotation.repaired == 1
     assert annotation.regions[0].geometry.area == pytest.approx(5000)
     with pytest.raises(LabelError, match="Self-intersection"):
         read_geojson(tmp_path / "a.geojson", is_strict=True)
 
 
-@pytest.mark.parametrize(("corners", "points"), [([[5, 5]], 1), ([[5, 5], [5, 5]], 1), ([[0, 0], [9, 9], [0, 0]], 2)])
-def test_a_corner_that_closes_a_polygon_is_not_counted_twice(corners: Corners, points: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("corners", "points"), [([[5, 5]], 1), ([[5, 5], [5, 5]], 1), ([[0, 0], [9, 9], [0, 0]], 2)]
+)
+def test_a_corner_that_closes_a_polygon_is_not_counted_twice(
+    corners: Corners, points: int, tmp_path: Path
+) -> None:
     path = write_json(tmp_path / "a.geojson", [feature([corners]), feature([SQUARE])])
     assert read_geojson(path, is_strict=False).ignored == {f"polygon of {points} points": 1}
 
@@ -391,7 +520,10 @@ def test_a_corner_that_closes_a_polygon_is_not_counted_twice(corners: Corners, p
     [
         ({}, ""),
         ({"repaired": 0, "ignored": {}}, ""),
-        ({"repaired": 2, "ignored": {"Point": 3, "LineString": 1}}, ", 2 invalid regions mended, 4 objects without area passed over"),
+        (
+            {"repaired": 2, "ignored": {"Point": 3, "LineString": 1}},
+            ", 2 invalid regions mended, 4 objects without area passed over",
+        ),
     ],
 )
 def test_what_was_mended_and_passed_over_is_told(description: dict[str, object], text: str) -> None:
@@ -399,27 +531,48 @@ def test_what_was_mended_and_passed_over_is_told(description: dict[str, object],
 
 
 def test_a_description_counts_regions_by_class() -> None:
-    regions = tuple(Region(name, shapely.box(0, 0, 1, 1)) for name in ("tumour", "benign", "tumour"))
-    assert describe(Annotation(regions)) == {"regions": {"tumour": 2, "benign": 1}, "ignored": {}, "repaired": 0}
+    regions = tuple(
+        Region(name, shapely.box(0, 0, 1, 1)) for name in ("tumour", "benign", "tumour")
+    )
+    assert describe(Annotation(regions)) == {
+        "regions": {"tumour": 2, "benign": 1},
+        "ignored": {},
+        "repaired": 0,
+    }
 
 
 def test_a_triangle_is_a_region_and_a_hole(tmp_path: Path) -> None:
     corner = [[0, 0], [50, 0], [0, 50]]
-    annotation = read_geojson(write_json(tmp_path / "a.geojson", [feature([corner]), feature([SQUARE, corner])]), is_strict=False)
+    annotation = read_geojson(
+        write_json(tmp_path / "a.geojson", [feature([corner]), feature([SQUARE, corner])]),
+        is_strict=False,
+    )
     assert [region.geometry.area for region in annotation.regions] == [1250, 8750]
 
 
 def test_a_region_of_one_pixel_is_one_and_a_region_of_no_area_is_none(tmp_path: Path) -> None:
     pixel, line = [[0, 0], [1, 0], [1, 1], [0, 1]], [[0, 0], [5, 5], [9, 9]]
-    sliver = [[0, 0], [1, 0], [0, 5e-324]]  # GEOS calls it valid, and its area is below the smallest number
-    path = write_json(tmp_path / "a.geojson", [feature([corners]) for corners in (pixel, line, sliver)])
+    sliver = [
+        [0, 0],
+        [1, 0],
+        [0, 5e-324],
+    ]  # GEOS calls it valid, and its area is below the smallest number
+    path = write_json(
+        tmp_path / "a.geojson", [feature([corners]) for corners in (pixel, line, sliver)]
+    )
     annotation = read_geojson(path, is_strict=False)
     assert [region.geometry.area for region in annotation.regions] == [1]
     assert annotation.ignored == {"region without area": 2}
 
 
-BOMB = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><ASAP_Annotations>&b;</ASAP_Annotations>'
-ENTITY = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passwd">]><ASAP_Annotations>&x;</ASAP_Annotations>'
+BOMB = (
+    '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b'
+    ' "&a;&a;&a;">]><ASAP_Annotations>&b;</ASAP_Annotations>'
+)
+ENTITY = (
+    '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY x SYSTEM'
+    ' "file:///etc/passwd">]><ASAP_Annotations>&x;</ASAP_Annotations>'
+)
 
 
 @pytest.mark.parametrize(
@@ -436,13 +589,27 @@ ENTITY = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passw
         ("a.geojson", '{"type": "Feature", "geometry": null}', "type None"),
         ("a.geojson", json.dumps(feature([[[0, 0], [1, 1], ["x", 2]]])), "no pair of numbers"),
         ("a.geojson", json.dumps(feature([[[0, 0], [1, float("nan")], [2, 2]]])), "NaN is no JSON"),
-        ("a.geojson", json.dumps(feature([SQUARE], name="stroma")), "class 'stroma' is unknown; map it"),
-        ("a.geojson", json.dumps(feature([[[x + 5000, y] for x, y in SQUARE]])), "looks like another slide's annotation"),
-        ("a.geojson", json.dumps({"type": "Polygon", "coordinates": [SQUARE]}), "not GeoJSON Features"),
+        (
+            "a.geojson",
+            json.dumps(feature([SQUARE], name="stroma")),
+            "class 'stroma' is unknown; map it",
+        ),
+        (
+            "a.geojson",
+            json.dumps(feature([[[x + 5000, y] for x, y in SQUARE]])),
+            "looks like another slide's annotation",
+        ),
+        (
+            "a.geojson",
+            json.dumps({"type": "Polygon", "coordinates": [SQUARE]}),
+            "not GeoJSON Features",
+        ),
         ("a.txt", "x", "not QuPath GeoJSON"),
     ],
 )
-def test_bad_annotations_are_refused_by_name(name: str, content: str, fault: str, tmp_path: Path) -> None:
+def test_bad_annotations_are_refused_by_name(
+    name: str, content: str, fault: str, tmp_path: Path
+) -> None:
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(LabelError, match=fault) as caught:
@@ -468,18 +635,41 @@ def test_a_scale_off_by_more_than_a_twentieth_is_refused(mpp: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("x", "y"),
-    [(-100, 0), (0, -100), (200, 0), (0, 200), (-150, -150), (250, 250), (-150, 250)],  # the square of 100 px beside the slide of 200
+    [
+        (-100, 0),
+        (0, -100),
+        (200, 0),
+        (0, 200),
+        (-150, -150),
+        (250, 250),
+        (-150, 250),
+    ],  # the square of 100 px beside the slide of 200
 )
-def test_a_region_beside_the_slide_is_refused_with_its_place(x: int, y: int, tmp_path: Path) -> None:
-    path = write_json(tmp_path / "a.geojson", [feature([SQUARE]), feature([[[x + dx, y + dy] for dx, dy in SQUARE]])])
-    fault = f"1 of 2 regions lie beyond the slide of 200 × 200 px (one from {x},{y} to {x + 100},{y + 100})"
+def test_a_region_beside_the_slide_is_refused_with_its_place(
+    x: int, y: int, tmp_path: Path
+) -> None:
+    path = write_json(
+        tmp_path / "a.geojson",
+        [feature([SQUARE]), feature([[[x + dx, y + dy] for dx, dy in SQUARE]])],
+    )
+    fault = (
+        f"1 of 2 regions lie beyond the slide of 200 × 200 px (one from {x},{y} to"
+        f" {x + 100},{y + 100})"
+    )
     with pytest.raises(LabelError, match=re.escape(fault)):
         label(path)
 
 
 @pytest.mark.parametrize(("x", "y"), [(-99, 0), (0, -99), (199, 0), (0, 199)])
-def test_a_region_of_which_a_pixel_lies_on_the_slide_is_taken(x: int, y: int, tmp_path: Path) -> None:
-    assert label(write_json(tmp_path / "a.geojson", feature([[[x + dx, y + dy] for dx, dy in SQUARE]])))[0][0] == -1
+def test_a_region_of_which_a_pixel_lies_on_the_slide_is_taken(
+    x: int, y: int, tmp_path: Path
+) -> None:
+    assert (
+        label(
+            write_json(tmp_path / "a.geojson", feature([[[x + dx, y + dy] for dx, dy in SQUARE]]))
+        )[0][0]
+        == -1
+    )
 
 
 @pytest.mark.parametrize(("priority", "expected"), [("positive", 1), ("negative", 0)])
@@ -495,14 +685,18 @@ def test_the_larger_share_wins_whatever_the_priority() -> None:
 
 
 def test_a_polygon_of_two_points_is_counted_or_refused(tmp_path: Path) -> None:
-    path = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", [[0, 0], [9, 9]]), ("Polygon", "tumour", SQUARE))
+    path = write_asap(
+        tmp_path / "a.xml", ("Polygon", "tumour", [[0, 0], [9, 9]]), ("Polygon", "tumour", SQUARE)
+    )
     assert read_asap(path, is_strict=False).ignored == {"polygon of 2 points": 1}
     with pytest.raises(LabelError, match="polygon of 2 points"):
         read_asap(path, is_strict=True)
 
 
 def test_a_label_map_is_read(tmp_path: Path) -> None:
-    (tmp_path / "m.yaml").write_text("classes: [benign, tumour]\nmap: {Tumor: tumour, _2: hole, 3: ignore}\noutside: negative\n")
+    (tmp_path / "m.yaml").write_text(
+        "classes: [benign, tumour]\nmap: {Tumor: tumour, _2: hole, 3: ignore}\noutside: negative\n"
+    )
     rules = LabelRules(**read_label_map(tmp_path / "m.yaml"))
     assert rules.meanings == {"Tumor": "tumour", "_2": "hole", "3": "ignore"}
     assert (rules.class_names, rules.outside) == (("benign", "tumour"), "negative")
@@ -528,7 +722,14 @@ def test_a_broken_label_map_is_refused(text: str, fault: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"min_area": 0.0}, {"min_area": -0.5}, {"min_area": 1.5}, {"outside": "x"}, {"priority": "x"}, {"origin": "x"}),
+        *(
+            {"min_area": 0.0},
+            {"min_area": -0.5},
+            {"min_area": 1.5},
+            {"outside": "x"},
+            {"priority": "x"},
+            {"origin": "x"},
+        ),
         *({"class_names": ("a", "a")}, {"class_names": ("a", "Unknown")}, {"meanings": {"x": "y"}}),
     ],
 )
@@ -570,15 +771,21 @@ def test_qupath_files_agree_with_geopandas(shared_data: Path) -> None:
         annotation = read_geojson(path, is_strict=False)
         value = json.loads(path.read_text())
         collection = value if isinstance(value, list) else [value]
-        for one in collection:  # geopandas wants properties everywhere, QuPath's are not always objects of strings
+        for one in (
+            collection
+        ):  # geopandas wants properties everywhere, QuPath's are not always objects of strings
             one["properties"] = {}
         frame = geopandas.GeoDataFrame.from_features(collection)
         areas = frame[frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"])]
         assert len(annotation.regions) == len(areas), path.name
         assert sum(annotation.ignored.values()) == len(frame) - len(areas)
-        vertices = sum(int(shapely.get_num_coordinates(region.geometry)) for region in annotation.regions)
+        vertices = sum(
+            int(shapely.get_num_coordinates(region.geometry)) for region in annotation.regions
+        )
         assert vertices == int(areas.geometry.count_coordinates().sum()), path.name
-        assert sum(region.geometry.area for region in annotation.regions) == pytest.approx(areas.geometry.area.sum())
+        assert sum(region.geometry.area for region in annotation.regions) == pytest.approx(
+            areas.geometry.area.sum()
+        )
 
 
 def test_asap_files_agree_with_a_count_by_hand(shared_data: Path) -> None:
@@ -588,12 +795,23 @@ def test_asap_files_agree_with_a_count_by_hand(shared_data: Path) -> None:
         annotations = list(ElementTree.parse(path).getroot().iter("Annotation"))
         annotation = read_asap(path, is_strict=False)
         assert len(annotation.regions) == len(annotations), path.name
-        assert set(annotation.class_names) == {element.attrib["PartOfGroup"] for element in annotations}
+        assert set(annotation.class_names) == {
+            element.attrib["PartOfGroup"] for element in annotations
+        }
         if annotation.repaired == 0:
             corners = sum(
-                len(list(element.iter("Coordinate"))) * (16 if element.attrib["Type"] == "Spline" else 1) + 1 for element in annotations
+                len(list(element.iter("Coordinate")))
+                * (16 if element.attrib["Type"] == "Spline" else 1)
+                + 1
+                for element in annotations
             )
-            assert sum(int(shapely.get_num_coordinates(region.geometry)) for region in annotation.regions) == corners
+            assert (
+                sum(
+                    int(shapely.get_num_coordinates(region.geometry))
+                    for region in annotation.regions
+                )
+                == corners
+            )
 
 
 def test_the_imagescope_file_agrees_with_its_own_areas(shared_data: Path) -> None:
@@ -601,7 +819,9 @@ def test_the_imagescope_file_agrees_with_its_own_areas(shared_data: Path) -> Non
 
     (path,) = real_files(shared_data, "imagescope")
     annotation = read_imagescope(path, is_strict=False)
-    stated = sorted(float(region.attrib["Area"]) for region in ElementTree.parse(path).getroot().iter("Region"))
+    stated = sorted(
+        float(region.attrib["Area"]) for region in ElementTree.parse(path).getroot().iter("Region")
+    )
     measured = sorted(region.geometry.area for region in annotation.regions)
     assert annotation.mpp == 0.252
     assert measured == pytest.approx(stated, rel=0.01)

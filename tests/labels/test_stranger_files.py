@@ -15,7 +15,11 @@ from wsi_pipeline.labels.mask import read_mask
 from wsi_pipeline.labels.rules import read_label_map
 from wsi_pipeline.scheduling.clusters import read_slurm_config
 
-LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha">' + "".join(f'<!ENTITY {chr(98 + k)} "{f"&{chr(97 + k)};" * 10}">' for k in range(9)) + "]>"
+LAUGHS = (
+    '<!DOCTYPE l [<!ENTITY a "ha">'
+    + "".join(f'<!ENTITY {chr(98 + k)} "{f"&{chr(97 + k)};" * 10}">' for k in range(9))
+    + "]>"
+)
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + k)}: &{chr(98 + k)} [{','.join([f'*{chr(97 + k)}'] * 9)}]\n" for k in range(9)
 )
@@ -25,7 +29,10 @@ ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     "text",
     [
         LAUGHS + "<ASAP_Annotations>&j;</ASAP_Annotations>",
-        '<!DOCTYPE l [<!ENTITY a SYSTEM "file:///etc/passwd">]><ASAP_Annotations>&a;</ASAP_Annotations>',
+        (
+            "<!DOCTYPE l [<!ENTITY a SYSTEM"
+            ' "file:///etc/passwd">]><ASAP_Annotations>&a;</ASAP_Annotations>'
+        ),
         '<!DOCTYPE l SYSTEM "http://127.0.0.1:9/x.dtd"><ASAP_Annotations/>',
         '<!DOCTYPE l [<!ENTITY % a SYSTEM "http://127.0.0.1:9/x">%a;]><ASAP_Annotations/>',
     ],
@@ -40,20 +47,40 @@ def test_xml_with_entities_is_not_read(text: str, tmp_path: Path) -> None:
 
 GEOJSON = {
     "200,000 brackets": ("[" * 200_000, "nest too deep"),
-    "a geometry in words": ('{"type": "Feature", "geometry": "here", "properties": {}}', "a broken Feature"),
-    "coordinates in one number": ('{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": 7}}', "a broken Feature"),
+    "a geometry in words": (
+        '{"type": "Feature", "geometry": "here", "properties": {}}',
+        "a broken Feature",
+    ),
+    "coordinates in one number": (
+        '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": 7}}',
+        "a broken Feature",
+    ),
     "corners at NaN": (
-        '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[NaN, 0], [1, 1], [2, 0]]]}}',
+        (
+            '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[NaN, 0], [1, 1],'
+            " [2, 0]]]}}"
+        ),
         "NaN is no JSON",
     ),
     "corners beyond any number": (
-        '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1e999, 0], [1, 1], [2, 0]]]}}',
+        (
+            '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1e999, 0], [1,'
+            " 1], [2, 0]]]}}"
+        ),
         "beyond any number",
     ),
-    "properties in a list": ('{"type": "Feature", "geometry": {}, "properties": [1]}', "a broken Feature"),
+    "properties in a list": (
+        '{"type": "Feature", "geometry": {}, "properties": [1]}',
+        "a broken Feature",
+    ),
     "a number": ("7", "not GeoJSON Features"),
     "deep coordinates": (
-        json.dumps({"type": "Feature", "geometry": {"type": "MultiPolygon", "coordinates": [[[[[[[1]]]]]]]}}),
+        json.dumps(
+            {
+                "type": "Feature",
+                "geometry": {"type": "MultiPolygon", "coordinates": [[[[[[[1]]]]]]]},
+            }
+        ),
         "broken",
     ),
 }
@@ -97,7 +124,9 @@ def test_a_label_image_of_ten_billion_pixels_is_not_decoded(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("key", ["map: {Tumor: *j}", "classes: [*j, b]", "outside: *j"])
-def test_a_label_map_that_would_unfold_for_ever_is_refused_at_once(key: str, tmp_path: Path) -> None:
+def test_a_label_map_that_would_unfold_for_ever_is_refused_at_once(
+    key: str, tmp_path: Path
+) -> None:
     # Inside an entry of the map, for at the top only four entries may stand.
     (tmp_path / "map.yaml").write_text(ALIASES.replace("\n", "\n") + key)
     text = "classes: [a, b]\nmap:\n" + "".join(f"  {line}\n" for line in ALIASES.splitlines())
@@ -109,7 +138,15 @@ def test_a_label_map_that_would_unfold_for_ever_is_refused_at_once(key: str, tmp
     assert time.process_time() - started < 5
 
 
-@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['true']", "a: !!python/name:os.system", "[" * 5_000, "a: b: c"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['true']",
+        "a: !!python/name:os.system",
+        "[" * 5_000,
+        "a: b: c",
+    ],
+)
 def test_yaml_of_code_or_nonsense_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(LabelError, match="not YAML"):
@@ -118,7 +155,9 @@ def test_yaml_of_code_or_nonsense_is_refused(text: str, tmp_path: Path) -> None:
         read_slurm_config(tmp_path / "a.yaml")
 
 
-def test_a_slurm_configuration_that_would_unfold_for_ever_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_slurm_configuration_that_would_unfold_for_ever_is_refused_at_once(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "a.yaml").write_text(ALIASES + "jobs: *j\n")
     with pytest.raises(ConfigError, match="jobs is 'a list'"):
         read_slurm_config(tmp_path / "a.yaml")

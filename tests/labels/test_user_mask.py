@@ -19,7 +19,11 @@ SLIDE = replace(make_slide_info(size_l0=(120, 6200)), bounds_l0=(100, 200, 20, 6
 
 def write_box(path: Path, left: float, top: float, right: float, bottom: float) -> Path:
     corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
-    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [corners]}, "properties": {}}
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [corners]},
+        "properties": {},
+    }
     path.write_text(json.dumps(feature))
     return path
 
@@ -55,29 +59,43 @@ def test_no_mask_and_several_are_refused() -> None:
 
 
 def test_drawn_shares_and_pixels_by_hand_beyond_the_first_256_rows(tmp_path: Path) -> None:
-    # QuPath counts from the scanned area, which begins at (100, 200): rows 255 to 257 of the first column.
+    # QuPath counts from the scanned area, which begins at (100, 200): rows 255 to 257 of the first
+    # column.
     picture = MaskPicture(write_box(tmp_path / "a.geojson", 0, 2551, 10, 2574), SLIDE)
     fraction = picture.drawn_fraction(Grid(PatchSpec(10, 10, 0.5), 600, 2, Fraction(1), (100, 200)))
     assert fraction.shape == (600, 2)
     assert fraction[254:259, 0].tolist() == pytest.approx([0, 0.9, 1, 0.4, 0])
     assert fraction.sum() == pytest.approx(2.3)
     mask = picture.lie_over(thumbnail(600, 2, downsample=10, origin=(100, 200)))
-    assert np.argwhere(mask).tolist() == [[255, 0], [256, 0]]  # centres at 2555 and 2565; that of row 257 is 2575
+    assert np.argwhere(mask).tolist() == [
+        [255, 0],
+        [256, 0],
+    ]  # centres at 2555 and 2565; that of row 257 is 2575
 
 
 def test_drawn_shares_begin_with_the_first_row(tmp_path: Path) -> None:
     picture = MaskPicture(write_box(tmp_path / "a.geojson", 0, 0, 10, 15), SLIDE)
-    assert picture.drawn_fraction(Grid(PatchSpec(10, 10, 0.5), 2, 2, Fraction(1), (100, 200))).tolist() == [[1, 0], [0.5, 0]]
+    assert picture.drawn_fraction(
+        Grid(PatchSpec(10, 10, 0.5), 2, 2, Fraction(1), (100, 200))
+    ).tolist() == [[1, 0], [0.5, 0]]
 
 
-@pytest.mark.parametrize("box", [(20.5, 0, 40, 10), (-105, 0, -100.5, 10), (0, -205, 10, -200.5), (0, 6000.5, 10, 6010)])
-def test_a_drawn_mask_beside_the_slide_is_refused(box: tuple[float, float, float, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "box", [(20.5, 0, 40, 10), (-105, 0, -100.5, 10), (0, -205, 10, -200.5), (0, 6000.5, 10, 6010)]
+)
+def test_a_drawn_mask_beside_the_slide_is_refused(
+    box: tuple[float, float, float, float], tmp_path: Path
+) -> None:
     with pytest.raises(LabelError, match="nothing of it lies on the slide of 120 × 6200 px"):
         MaskPicture(write_box(tmp_path / "a.geojson", *box), SLIDE)
 
 
-@pytest.mark.parametrize("box", [(19.5, 0, 40, 10), (-105, 0, -99.5, 10), (0, -205, 10, -199.5), (0, 5999.5, 10, 6010)])
-def test_a_drawn_mask_that_begins_on_the_slide_is_taken(box: tuple[float, float, float, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "box", [(19.5, 0, 40, 10), (-105, 0, -99.5, 10), (0, -205, 10, -199.5), (0, 5999.5, 10, 6010)]
+)
+def test_a_drawn_mask_that_begins_on_the_slide_is_taken(
+    box: tuple[float, float, float, float], tmp_path: Path
+) -> None:
     assert MaskPicture(write_box(tmp_path / "a.geojson", *box), SLIDE).thumbnail is None
 
 
@@ -86,11 +104,18 @@ def test_a_picture_is_tissue_where_it_is_not_black(tmp_path: Path) -> None:
     picture = MaskPicture(path, make_slide_info(size_l0=(100, 100)))
     assert picture.thumbnail is not None
     assert (picture.thumbnail.downsample, picture.thumbnail.origin_xy_l0) == (Fraction(50), (0, 0))
-    assert picture.lie_over(thumbnail(4, 4, downsample=25)).astype(int).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+    assert picture.lie_over(thumbnail(4, 4, downsample=25)).astype(int).tolist() == [
+        [0, 0, 1, 1],
+        [0, 0, 1, 1],
+        [1, 1, 0, 0],
+        [1, 1, 0, 0],
+    ]
 
 
 def test_there_is_no_tissue_beyond_a_picture_of_a_part(tmp_path: Path) -> None:
-    path = write_png(tmp_path / "a.png", np.full((25, 25), 255, dtype=np.uint8), mpp=2.0)  # the first 50 px of a slide of 1 µm/px
+    path = write_png(
+        tmp_path / "a.png", np.full((25, 25), 255, dtype=np.uint8), mpp=2.0
+    )  # the first 50 px of a slide of 1 µm/px
     picture = MaskPicture(path, make_slide_info(size_l0=(100, 120), mpp=1.0))
     mask = picture.lie_over(thumbnail(5, 4, downsample=25))
     assert np.argwhere(mask).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]

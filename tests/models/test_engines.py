@@ -24,7 +24,15 @@ from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.engines import ENGINES, choosing
 from wsi_pipeline.models.engines.choosing import list_candidates
-from wsi_pipeline.models.engines.engine import BF16, FP16, FP32, Engine, EngineFault, EngineSetting, Run
+from wsi_pipeline.models.engines.engine import (
+    BF16,
+    FP16,
+    FP32,
+    Engine,
+    EngineFault,
+    EngineSetting,
+    Run,
+)
 from wsi_pipeline.models.engines.torch_eager import fold_batch_norm
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import check_answers, open_first, open_predictor
@@ -40,10 +48,18 @@ def make_lively(seed: int = 0) -> Checkpoint:
     network = build_network("wide_resnet_10_1", SIDE)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean, module.running_var = torch.randn_like(module.bias) / 4, torch.rand_like(module.bias) + 0.5
+            module.running_mean, module.running_var = (
+                torch.randn_like(module.bias) / 4,
+                torch.rand_like(module.bias) + 0.5,
+            )
     weights = network.state_dict()
     weights["classifier.weight"] *= 4
-    return replace(make_checkpoint(), architecture="wide_resnet_10_1", spec=PatchSpec(SIDE, SIDE, 0.5), weights=weights)
+    return replace(
+        make_checkpoint(),
+        architecture="wide_resnet_10_1",
+        spec=PatchSpec(SIDE, SIDE, 0.5),
+        weights=weights,
+    )
 
 
 def expected(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -54,7 +70,10 @@ def expected(checkpoint: Checkpoint, pixels: NDArray[np.uint8]) -> NDArray[np.fl
 
 
 SETTINGS = [
-    pytest.param(EngineSetting(name, precision, "cpu"), marks=[pytest.mark.system] if name == "torch-compile" else [])
+    pytest.param(
+        EngineSetting(name, precision, "cpu"),
+        marks=[pytest.mark.system] if name == "torch-compile" else [],
+    )
     for name, engine in ENGINES.items()
     for precision in engine.precisions["cpu"]
 ]
@@ -88,14 +107,19 @@ def test_an_engine_refuses_patches_of_another_size(opened: Predictor) -> None:
         opened(make_patches(2, 50))
 
 
-def test_the_same_batch_gives_the_same_bits_in_any_order_and_beside_others(opened: Predictor) -> None:
+def test_the_same_batch_gives_the_same_bits_in_any_order_and_beside_others(
+    opened: Predictor,
+) -> None:
     pixels = make_patches(10 * BATCH, SIDE)
     blocks = [pixels[start : start + 2 * BATCH] for start in range(0, len(pixels), 2 * BATCH)]
     whole = opened(pixels)
     backwards = [opened(block) for block in reversed(blocks)]
     assert np.array_equal(np.concatenate(backwards[::-1]), whole)
     found: dict[int, NDArray[np.float32]] = {}
-    threads = [threading.Thread(target=lambda k=k: found.__setitem__(k, opened(blocks[k]))) for k in range(len(blocks))]
+    threads = [
+        threading.Thread(target=lambda k=k: found.__setitem__(k, opened(blocks[k])))
+        for k in range(len(blocks))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -117,10 +141,16 @@ def test_the_size_of_batches_changes_less_than_1e_5(name: str) -> None:
 
 
 def test_folding_leaves_no_batch_norm_behind_a_convolution_and_the_same_outputs() -> None:
-    network = build_network("idc_cnn", 22, replace(make_checkpoint().options, batch_norm=True)).eval()
+    network = build_network(
+        "idc_cnn", 22, replace(make_checkpoint().options, batch_norm=True)
+    ).eval()
     x = torch.rand(2, 3, 22, 22)
     folded = fold_batch_norm(network)
-    used = [type(dict(folded.named_modules())[str(node.target)]) for node in folded.graph.nodes if node.op == "call_module"]  # type: ignore[union-attr]
+    used = [
+        type(dict(folded.named_modules())[str(node.target)])
+        for node in folded.graph.nodes
+        if node.op == "call_module"
+    ]  # type: ignore[union-attr]
     assert nn.Conv2d in used
     assert nn.BatchNorm2d not in used
     assert torch.allclose(folded(x), network(x), atol=1e-5)
@@ -163,7 +193,12 @@ def cpu_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def pretend(*flags: str, openvino: bool = True) -> None:
         monkeypatch.setattr(device, "cpu_flags", lambda: frozenset(flags))
         monkeypatch.setitem(
-            ENGINES, "openvino", replace(ENGINES["openvino"], find_fault=lambda model, place: None if openvino else "not here")
+            ENGINES,
+            "openvino",
+            replace(
+                ENGINES["openvino"],
+                find_fault=lambda model, place: None if openvino else "not here",
+            ),
         )
 
     return pretend
@@ -179,22 +214,34 @@ def cpu_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ([], False, "torch", FP32),
     ],
 )
-def test_auto_reads_the_device(flags: list[str], openvino: bool, engine: str, precision: str, cpu_with: Callable[..., None]) -> None:
+def test_auto_reads_the_device(
+    flags: list[str], openvino: bool, engine: str, precision: str, cpu_with: Callable[..., None]
+) -> None:
     cpu_with(*flags, openvino=openvino)
     first = list_candidates(make_lively(), "cpu")[0]
     assert first.setting == EngineSetting(engine, precision, "cpu")
     assert ("not here" in first.reason) == (not openvino)
 
 
-@pytest.mark.parametrize(("generation", "precision"), [((9, 0), BF16), ((8, 0), BF16), ((7, 5), FP16), ((6, 1), FP32)])
-def test_auto_reads_the_gpu(generation: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("generation", "precision"), [((9, 0), BF16), ((8, 0), BF16), ((7, 5), FP16), ((6, 1), FP32)]
+)
+def test_auto_reads_the_gpu(
+    generation: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(choosing, "choose_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(choosing, "gpu_generation", lambda: generation)
-    assert [candidate.setting for candidate in list_candidates(make_lively())] == [EngineSetting("torch", precision, "cuda")]
+    assert [candidate.setting for candidate in list_candidates(make_lively())] == [
+        EngineSetting("torch", precision, "cuda")
+    ]
 
 
-def test_the_cpus_units_are_read_from_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx512f amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+def test_the_cpus_units_are_read_from_linux(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nflags\t\t: fpu avx512f amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n"
+    )
     monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
     device.cpu_flags.cache_clear()
     assert device.find_bf16_unit() == "amx_bf16"
@@ -227,12 +274,16 @@ def test_openvino_runs_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_openvino_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"engine openvino: it is not installed; pip install 'wsi-pipeline\[cpu\]'"):
+    with pytest.raises(
+        ModelError, match=r"engine openvino: it is not installed; pip install 'wsi-pipeline\[cpu\]'"
+    ):
         list_candidates(make_lively(), "cpu", "openvino")
     assert "openvino: it is not installed" in open_predictor(make_lively(), "cpu").line
 
 
-def test_a_machine_without_a_compiler_is_told_to_install_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_compiler_is_told_to_install_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ModelError, match=r"no C\+\+ compiler; install g\+\+"):
         list_candidates(make_lively(), "cpu", "torch-compile")
@@ -262,10 +313,15 @@ class Odd(nn.Module):
         return values.mean(dim=(1, 2, 3))
 
 
-def test_a_network_that_openvino_cannot_convert_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_openvino_cannot_convert_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = make_lively()
     monkeypatch.setattr(Checkpoint, "network", lambda self: Odd())
-    with pytest.raises(EngineFault, match=r"wide_resnet_10_1: OpenVINO cannot take it \(.{5,}\); use --engine torch"):
+    with pytest.raises(
+        EngineFault,
+        match=r"wide_resnet_10_1: OpenVINO cannot take it \(.{5,}\); use --engine torch",
+    ):
         Predictor(model, EngineSetting("openvino"))
 
 
@@ -281,12 +337,18 @@ def test_openvino_leaves_logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.system
 def test_openvino_reports_nothing_to_its_makers() -> None:
     code = (
-        "import sys; sys.path.insert(0, '.'); from tests.models.test_engines import *; "
-        "Predictor(make_lively(), EngineSetting('openvino'))(make_patches(2, SIDE)); "
-        "assert 'openvino' in sys.modules; "
-        "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and module is not None])"
+        "import sys; sys.path.insert(0, '.'); from tests.models.test_engines import *;"
+        " Predictor(make_lively(), EngineSetting('openvino'))(make_patches(2, SIDE)); assert"
+        " 'openvino' in sys.modules; print([name for name, module in sys.modules.items() if"
+        " name.startswith('openvino_telemetry') and module is not None])"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
@@ -319,7 +381,10 @@ def test_the_self_test_is_part_of_the_digest(tmp_path: Path) -> None:
 
 
 def test_a_self_test_for_patches_of_another_size_is_refused(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "m.safetensors", replace(make_lively(), self_test=make_self_test(make_checkpoint(side_px=22))))
+    path = write_model(
+        tmp_path / "m.safetensors",
+        replace(make_lively(), self_test=make_self_test(make_checkpoint(side_px=22))),
+    )
     with pytest.raises(ModelError, match="self-test has patches of another size"):
         load_checkpoint(path)
 
@@ -327,8 +392,16 @@ def test_a_self_test_for_patches_of_another_size_is_refused(tmp_path: Path) -> N
 def test_answers_that_differ_are_refused_with_model_engine_and_remedy() -> None:
     model = make_lively()
     made = make_self_test(model)
-    lying = replace(model, digest="0123456789abcdef", self_test=SelfTest(made.pixels, made.probability + 0.001))
-    with pytest.raises(ModelError, match=r"wide_resnet_10_1 0123456789ab: openvino fp32 on the CPU .* 0\.001 .* 0\.0001 .*--engine torch"):
+    lying = replace(
+        model, digest="0123456789abcdef", self_test=SelfTest(made.pixels, made.probability + 0.001)
+    )
+    with pytest.raises(
+        ModelError,
+        match=(
+            r"wide_resnet_10_1 0123456789ab: openvino fp32 on the CPU .* 0\.001 .* 0\.0001"
+            r" .*--engine torch"
+        ),
+    ):
         open_predictor(lying, "cpu", "openvino", FP32)
     with pytest.raises(ModelError, match=r"torch fp32 on the CPU .* train or export it again"):
         open_predictor(lying, "cpu", "torch", FP32)
@@ -337,25 +410,39 @@ def test_answers_that_differ_are_refused_with_model_engine_and_remedy() -> None:
 def test_answers_that_are_no_numbers_are_refused() -> None:
     model = make_lively()
     silent = replace(
-        model, weights={name: tensor * float("nan") for name, tensor in model.weights.items()}, self_test=make_self_test(model)
+        model,
+        weights={name: tensor * float("nan") for name, tensor in model.weights.items()},
+        self_test=make_self_test(model),
     )
     with pytest.raises(ModelError, match="differ by 1"):
         check_answers(Predictor(silent))
 
 
 @pytest.mark.parametrize(
-    ("stored", "said"), [(True, "of its stored self-test"), (False, "of its plain network, for the model stores no self-test")]
+    ("stored", "said"),
+    [
+        (True, "of its stored self-test"),
+        (False, "of its plain network, for the model stores no self-test"),
+    ],
 )
 def test_the_line_says_what_the_answers_were_held_against(stored: bool, said: str) -> None:
     model = make_lively()
-    opened = open_predictor(replace(model, self_test=make_self_test(model)) if stored else model, "cpu", "torch")
+    opened = open_predictor(
+        replace(model, self_test=make_self_test(model)) if stored else model, "cpu", "torch"
+    )
     assert opened.line.startswith("engine torch fp32 on the CPU: within ")
     assert opened.line.endswith(said)
 
 
 def test_none_of_no_engines_can_be_opened() -> None:
     with pytest.raises(ModelError, match="no engine"):
-        open_first([], lambda setting: (Predictor(make_lively(), setting), check_answers(Predictor(make_lively()))))
+        open_first(
+            [],
+            lambda setting: (
+                Predictor(make_lively(), setting),
+                check_answers(Predictor(make_lively())),
+            ),
+        )
 
 
 # --- the size of batches
@@ -409,7 +496,9 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return compute
 
-    monkeypatch.setitem(ENGINES, "narrow", Engine("narrow", {"cpu": (FP32,)}, lambda model, place: None, load))
+    monkeypatch.setitem(
+        ENGINES, "narrow", Engine("narrow", {"cpu": (FP32,)}, lambda model, place: None, load)
+    )
     return asked
 
 
@@ -423,11 +512,16 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_remembered(narrow: list[i
 
 
 def test_a_batch_that_the_user_chose_is_not_changed_in_silence(narrow: list[int]) -> None:
-    with pytest.raises(EnvironmentFault, match="does not hold batches of 8 patches; give a smaller --batch-size, or auto"):
+    with pytest.raises(
+        EnvironmentFault,
+        match="does not hold batches of 8 patches; give a smaller --batch-size, or auto",
+    ):
         Predictor(make_lively(), EngineSetting("narrow"), 8)(make_patches(40, SIDE))
 
 
-def test_measuring_happens_once_and_on_the_device(narrow: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_happens_once_and_on_the_device(
+    narrow: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictor = Predictor(make_lively(), EngineSetting("narrow"))
     monkeypatch.setattr(predictor, "_is_to_be_measured", True)  # as on a GPU
     predictor(make_patches(10, SIDE))
@@ -439,5 +533,9 @@ def test_measuring_happens_once_and_on_the_device(narrow: list[int], monkeypatch
 
 
 def test_a_setting_tells_itself() -> None:
-    assert json.loads(json.dumps(EngineSetting("openvino", BF16).to_json())) == {"engine": "openvino", "precision": "bf16", "device": "cpu"}
+    assert json.loads(json.dumps(EngineSetting("openvino", BF16).to_json())) == {
+        "engine": "openvino",
+        "precision": "bf16",
+        "device": "cpu",
+    }
     assert str(EngineSetting("torch", FP16, "cuda")) == "torch fp16 on a GPU"

@@ -46,13 +46,20 @@ def lively(logits: int = 1, temperature: float = 1.7) -> Checkpoint:
     network = build_network("wide_resnet_10_1", 50, NetworkOptions(logits=logits)).eval()
     weights = network.state_dict()
     weights["classifier.bias"].zero_()
-    weights["classifier.weight"][: logits - 1] = -weights["classifier.weight"][-1]  # no large logits whose difference loses digits
+    weights["classifier.weight"][: logits - 1] = -weights["classifier.weight"][
+        -1
+    ]  # no large logits whose difference loses digits
     with torch.inference_mode():
         logit = positive_logit(network(normalise(torch.from_numpy(varied()), plain.normalisation)))
     scale = 2 / float(logit.std())
     weights["classifier.weight"] *= scale
     weights["classifier.bias"][-1] = -scale * float(logit.mean())
-    changes = {"architecture": "wide_resnet_10_1", "weights": weights, "temperature": temperature, "options": NetworkOptions(logits=logits)}
+    changes = {
+        "architecture": "wide_resnet_10_1",
+        "weights": weights,
+        "temperature": temperature,
+        "options": NetworkOptions(logits=logits),
+    }
     return Checkpoint(**plain.__dict__ | changes)
 
 
@@ -75,7 +82,9 @@ def test_the_compared_patches_tell_networks_apart(model: Path) -> None:
 
 @pytest.mark.parametrize("is_inside", [False, True])
 @pytest.mark.parametrize("logits", [1, 2])
-def test_torchscript_read_back_as_a_foreign_folder_gives_the_same_probabilities(is_inside: bool, logits: int, tmp_path: Path) -> None:
+def test_torchscript_read_back_as_a_foreign_folder_gives_the_same_probabilities(
+    is_inside: bool, logits: int, tmp_path: Path
+) -> None:
     model = write_model(tmp_path / "m.safetensors", lively(logits))
     export_model(model, ["torchscript"], tmp_path / "zoo", is_normalised_inside=is_inside)
     foreign = probabilities(tmp_path / "zoo", ForeignTerms(trust(tmp_path / "zoo")))
@@ -83,7 +92,9 @@ def test_torchscript_read_back_as_a_foreign_folder_gives_the_same_probabilities(
 
 
 @pytest.mark.parametrize("name", [ONNX, "pt2"])
-def test_other_formats_are_compared_when_they_are_written(name: str, model: Path, tmp_path: Path) -> None:
+def test_other_formats_are_compared_when_they_are_written(
+    name: str, model: Path, tmp_path: Path
+) -> None:
     done = export_model(model, [name], tmp_path / "out")
     assert 0 <= done.differences[name] < 1e-5
     assert done.files[0].is_file()
@@ -95,13 +106,17 @@ def test_the_script_runs_without_this_package(model: Path, tmp_path: Path) -> No
     export_model(model, ["torchscript"], tmp_path / "zoo", is_normalised_inside=True)
     np.save(tmp_path / "patches.npy", make_patches(6))
     code = (
-        "import sys, warnings; warnings.simplefilter('ignore'); sys.modules['wsi_pipeline'] = None; import json, numpy, torch; "
-        "network = torch.jit.load('zoo/torchscript_model.pt'); "
-        "x = torch.from_numpy(numpy.load('patches.npy')).permute(0, 3, 1, 2) / 255; "
-        "print(json.dumps(network(x).softmax(1)[:, 1].tolist()))"
+        "import sys, warnings; warnings.simplefilter('ignore'); sys.modules['wsi_pipeline'] = None;"
+        " import json, numpy, torch; network = torch.jit.load('zoo/torchscript_model.pt'); x ="
+        " torch.from_numpy(numpy.load('patches.npy')).permute(0, 3, 1, 2) / 255;"
+        " print(json.dumps(network(x).softmax(1)[:, 1].tolist()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == pytest.approx(Predictor(load_model(model))(make_patches(6)).tolist(), abs=1e-6)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == pytest.approx(
+        Predictor(load_model(model))(make_patches(6)).tolist(), abs=1e-6
+    )
 
 
 def read_everything(path: Path) -> bytes:
@@ -113,13 +128,23 @@ def read_everything(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["torchscript", ONNX, "pt2"])
-def test_an_export_does_not_tell_where_it_was_made_and_comes_out_the_same_again(name: str, model: Path, tmp_path: Path) -> None:
+def test_an_export_does_not_tell_where_it_was_made_and_comes_out_the_same_again(
+    name: str, model: Path, tmp_path: Path
+) -> None:
     file = export_model(model, [name], tmp_path / "one").files[0]
     content = read_everything(file)
-    for place in (Path.cwd(), Path(export.__file__).parents[1], Path(torch.__file__).parents[1], Path(sys.prefix), tmp_path):
+    for place in (
+        Path.cwd(),
+        Path(export.__file__).parents[1],
+        Path(torch.__file__).parents[1],
+        Path(sys.prefix),
+        tmp_path,
+    ):
         assert str(place).encode() not in content
     if name != "torchscript":  # whose classes are numbered on within a process
-        assert export_model(model, [name], tmp_path / "two").files[0].read_bytes() == file.read_bytes()
+        assert (
+            export_model(model, [name], tmp_path / "two").files[0].read_bytes() == file.read_bytes()
+        )
 
 
 def test_the_configuration_is_the_zoos(model: Path, tmp_path: Path) -> None:
@@ -134,19 +159,34 @@ def test_the_configuration_is_the_zoos(model: Path, tmp_path: Path) -> None:
         "transform": [
             {"name": "Resize", "arguments": {"size": 50}},
             {"name": "ToTensor"},
-            {"name": "Normalize", "arguments": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}},
+            {
+                "name": "Normalize",
+                "arguments": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+            },
         ],
     }
 
 
 def test_an_export_keeps_the_mark_of_a_leak_and_the_hashes_of_its_patients(tmp_path: Path) -> None:
-    split = {"random": True, "patients_on_both_sides": ["anna"], "train": ["anna", "bert"], "val": ["carl"], "test": ["dora"]}
-    checkpoint = Checkpoint(**make_checkpoint().__dict__ | {"is_leaky": True, "training": {"split": split}})
-    export_model(write_model(tmp_path / "m.safetensors", checkpoint), ["torchscript"], tmp_path / "zoo")
+    split = {
+        "random": True,
+        "patients_on_both_sides": ["anna"],
+        "train": ["anna", "bert"],
+        "val": ["carl"],
+        "test": ["dora"],
+    }
+    checkpoint = Checkpoint(
+        **make_checkpoint().__dict__ | {"is_leaky": True, "training": {"split": split}}
+    )
+    export_model(
+        write_model(tmp_path / "m.safetensors", checkpoint), ["torchscript"], tmp_path / "zoo"
+    )
     foreign = load_foreign(tmp_path / "zoo", trust(tmp_path / "zoo"))
     assert foreign.is_leaky
     assert foreign.to_json()["is_leaky"] is True
-    assert foreign.to_json()["seen_patients"] == sorted(hashlib.sha256(name).hexdigest()[:16] for name in (b"anna", b"bert", b"carl"))
+    assert foreign.to_json()["seen_patients"] == sorted(
+        hashlib.sha256(name).hexdigest()[:16] for name in (b"anna", b"bert", b"carl")
+    )
     assert "anna" not in (tmp_path / "zoo" / "config.json").read_text()
     assert "LEAKY" in run("model", "info", tmp_path / "zoo").output
     write_slide(tmp_path / "slides" / "s.tiff", paint_noise(100, 100))
@@ -165,14 +205,18 @@ def test_an_export_keeps_the_mark_of_a_leak_and_the_hashes_of_its_patients(tmp_p
     assert open_result(tmp_path / "r" / "s").attributes["model"]["is_leaky"] is True
 
 
-def test_an_export_that_differs_is_not_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_differs_is_not_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = export.FORMATS["torchscript"]
 
     def write_another(_network: torch.nn.Module, example: torch.Tensor, path: Path) -> None:
         other = export.ExportedNetwork(lively(temperature=1.0), None).eval()
         honest.write(other, example, path)
 
-    monkeypatch.setitem(export.FORMATS, "torchscript", export.ExportFormat(honest.file, write_another, honest.read))
+    monkeypatch.setitem(
+        export.FORMATS, "torchscript", export.ExportFormat(honest.file, write_another, honest.read)
+    )
     with pytest.raises(ModelError, match="differ from the checkpoint's by"):
         export_model(model, ["torchscript"], tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()
@@ -184,7 +228,9 @@ def test_no_number_is_no_agreement() -> None:
         exporting._check_difference("onnx", float("nan"))
 
 
-def test_the_same_export_is_not_made_twice_and_another_does_not_mix_in(model: Path, tmp_path: Path) -> None:
+def test_the_same_export_is_not_made_twice_and_another_does_not_mix_in(
+    model: Path, tmp_path: Path
+) -> None:
     export_model(model, ["torchscript"], tmp_path / "zoo")
     assert export_model(model, ["torchscript"], tmp_path / "zoo").is_resumed_whole
     with pytest.raises(StoreError, match="is_normalised_inside"):
@@ -208,7 +254,9 @@ def test_force_does_not_put_an_export_in_the_models_place(model: Path) -> None:
         export_model(model.parent, ["torchscript"], model.parent / "exported", force=True)
 
 
-def test_without_onnx_the_remedy_is_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_the_remedy_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ModelError, match=r"pip install 'wsi-pipeline\[export\]'"):
         export_model(model, ["onnx"], tmp_path / "zoo")
@@ -222,7 +270,11 @@ class Constant(torch.nn.Module):
         self.outputs = outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, 0, 0, 0, None] * torch.arange(self.outputs, dtype=torch.float32) if self.outputs > 1 else x[:, 0, 0, :1]
+        return (
+            x[:, 0, 0, 0, None] * torch.arange(self.outputs, dtype=torch.float32)
+            if self.outputs > 1
+            else x[:, 0, 0, :1]
+        )
 
 
 def make_zoo(folder: Path, names: list[str], outputs: int | None = None, **changes: object) -> Path:
@@ -242,7 +294,9 @@ def make_zoo(folder: Path, names: list[str], outputs: int | None = None, **chang
     (folder / "config.json").write_text(json.dumps(config | changes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(Constant(outputs or len(names)), torch.rand(2, 3, 4, 4)).save(folder / "torchscript_model.pt")
+        torch.jit.trace(Constant(outputs or len(names)), torch.rand(2, 3, 4, 4)).save(
+            folder / "torchscript_model.pt"
+        )
     return folder
 
 
@@ -277,7 +331,10 @@ def test_of_three_classes_one_must_be_called_positive(tmp_path: Path) -> None:
 
 def test_the_positive_class_is_part_of_the_digest(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"])
-    assert load_foreign(folder, trust(folder), "a").digest != load_foreign(folder, trust(folder), "b").digest
+    assert (
+        load_foreign(folder, trust(folder), "a").digest
+        != load_foreign(folder, trust(folder), "b").digest
+    )
 
 
 def test_torchscript_is_refused_with_its_digest(tmp_path: Path) -> None:
@@ -321,8 +378,12 @@ def test_a_trusted_file_that_is_no_torchscript_is_refused(tmp_path: Path) -> Non
 
 def test_patches_are_resized_as_the_configuration_says(tmp_path: Path) -> None:
     steps = [{"name": "Resize", "arguments": {"size": 2}}, {"name": "ToTensor"}]
-    config = load_foreign(make_zoo(tmp_path / "zoo", ["a", "b"], transform=steps), trust(tmp_path / "zoo")).config
-    assert config.prepare(torch.full((1, 4, 4, 3), 51, dtype=torch.uint8)).flatten().tolist() == pytest.approx([0.2] * 12)
+    config = load_foreign(
+        make_zoo(tmp_path / "zoo", ["a", "b"], transform=steps), trust(tmp_path / "zoo")
+    ).config
+    assert config.prepare(
+        torch.full((1, 4, 4, 3), 51, dtype=torch.uint8)
+    ).flatten().tolist() == pytest.approx([0.2] * 12)
 
 
 @pytest.mark.parametrize(
@@ -341,12 +402,33 @@ def test_patches_are_resized_as_the_configuration_says(tmp_path: Path) -> None:
         ({"wsi": None}, "wsi must hold is_leaky"),
         ({"transform": None}, "list of steps"),
         ({"transform": [{"name": "CenterCrop"}]}, "it must be ToTensor"),
-        ({"transform": [{"name": "Resize", "arguments": {"size": 10**6}}, {"name": "ToTensor"}]}, "Resize has the size 1000000"),
-        ({"transform": [{"name": "ToTensor"}, {"name": "Normalize", "arguments": {"mean": [0.5]}}]}, "lists mean and std"),
-        ({"transform": [{"name": "ToTensor"}, {"name": "Normalize", "arguments": {"mean": [0, 0, 0], "std": [1, 0, 1]}}]}, "positive dev"),
+        (
+            {"transform": [{"name": "Resize", "arguments": {"size": 10**6}}, {"name": "ToTensor"}]},
+            "Resize has the size 1000000",
+        ),
+        (
+            {
+                "transform": [
+                    {"name": "ToTensor"},
+                    {"name": "Normalize", "arguments": {"mean": [0.5]}},
+                ]
+            },
+            "lists mean and std",
+        ),
+        (
+            {
+                "transform": [
+                    {"name": "ToTensor"},
+                    {"name": "Normalize", "arguments": {"mean": [0, 0, 0], "std": [1, 0, 1]}},
+                ]
+            },
+            "positive dev",
+        ),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused_by_name(changes: dict[str, Any], fault: str, tmp_path: Path) -> None:
+def test_a_configuration_that_cannot_be_is_refused_by_name(
+    changes: dict[str, Any], fault: str, tmp_path: Path
+) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"], **changes)
     with pytest.raises(ModelError, match=fault) as caught:
         load_foreign(folder, trust(folder))
@@ -359,16 +441,28 @@ def test_the_plain_configuration_is_read() -> None:
         "spacing_um_px": 0.25, "transform": [{"name": "ToTensor"}],
     }  # fmt: skip
     config = parse_zoo_config(value)
-    assert (config.spec, config.resized_px, config.normalisation) == (PatchSpec(350, 350, 0.25), None, None)
+    assert (config.spec, config.resized_px, config.normalisation) == (
+        PatchSpec(350, 350, 0.25),
+        None,
+        None,
+    )
 
 
-@pytest.mark.parametrize("workers", [HERE, pytest.param(Workers(count=1), marks=pytest.mark.system)], ids=["loop", "process"])
-def test_a_foreign_folder_gives_the_slides_of_its_checkpoint(workers: Workers, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "workers",
+    [HERE, pytest.param(Workers(count=1), marks=pytest.mark.system)],
+    ids=["loop", "process"],
+)
+def test_a_foreign_folder_gives_the_slides_of_its_checkpoint(
+    workers: Workers, model: Path, tmp_path: Path
+) -> None:
     write_slide(tmp_path / "slides" / "s.tiff", paint_noise(300, 300))
     export_model(model, ["torchscript"], tmp_path / "zoo")
     infer(tmp_path / "slides", model, tmp_path / "own")
     terms = ForeignTerms(trust(tmp_path / "zoo"))
-    account = infer(tmp_path / "slides", tmp_path / "zoo", tmp_path / "foreign", terms=terms, workers=workers)
+    account = infer(
+        tmp_path / "slides", tmp_path / "zoo", tmp_path / "foreign", terms=terms, workers=workers
+    )
     assert account.exit_code == 0
     one, other = (open_result(tmp_path / name / "s").probability for name in ("own", "foreign"))
     assert len(one) == 36
@@ -378,7 +472,15 @@ def test_a_foreign_folder_gives_the_slides_of_its_checkpoint(workers: Workers, m
 def test_infer_refuses_an_untrusted_folder_before_any_slide(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"])
     write_slide(tmp_path / "slides" / "s.tiff", paint_noise(100, 100))
-    done = run("infer", "--slides", tmp_path / "slides", "--model", folder, "--results-dir", tmp_path / "results")
+    done = run(
+        "infer",
+        "--slides",
+        tmp_path / "slides",
+        "--model",
+        folder,
+        "--results-dir",
+        tmp_path / "results",
+    )
     assert done.exit_code == 1
     assert trust(folder) in done.output
     assert not (tmp_path / "results" / "s").exists()
@@ -397,12 +499,26 @@ def test_export_prints_the_difference(model: Path, tmp_path: Path) -> None:
 
 
 def test_model_info_says_what_the_card_holds(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "m.safetensors", Checkpoint(**lively().__dict__ | {"is_leaky": True}))
+    model = write_model(
+        tmp_path / "m.safetensors", Checkpoint(**lively().__dict__ | {"is_leaky": True})
+    )
     text = run("model", "info", model).output
-    for part in ("wide_resnet_10_1", "50 px at 0.5 µm/px", "positive: positive", "77,265", "1.7", "set by a test", "LEAKY"):
+    for part in (
+        "wide_resnet_10_1",
+        "50 px at 0.5 µm/px",
+        "positive: positive",
+        "77,265",
+        "1.7",
+        "set by a test",
+        "LEAKY",
+    ):
         assert part in text
     facts = json.loads(run("model", "info", model, "--json").output)
-    assert (facts["parameters"], facts["is_leaky"], facts["digest"]) == (77265, True, load_model(model).digest)
+    assert (facts["parameters"], facts["is_leaky"], facts["digest"]) == (
+        77265,
+        True,
+        load_model(model).digest,
+    )
 
 
 def test_model_info_of_a_foreign_folder_names_its_digest_and_runs_nothing(tmp_path: Path) -> None:
@@ -422,8 +538,21 @@ def test_model_check_says_ok_or_the_fault(model: Path) -> None:
 
 
 def test_infer_says_that_a_model_is_leaky(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "m.safetensors", Checkpoint(**make_checkpoint().__dict__ | {"is_leaky": True}))
+    model = write_model(
+        tmp_path / "m.safetensors", Checkpoint(**make_checkpoint().__dict__ | {"is_leaky": True})
+    )
     write_slide(tmp_path / "slides" / "s.tiff", paint_noise(100, 100))
-    done = run("infer", "--slides", tmp_path / "slides", "--model", model, "-o", tmp_path / "r", *PLAIN, "--workers", 0)
+    done = run(
+        "infer",
+        "--slides",
+        tmp_path / "slides",
+        "--model",
+        model,
+        "-o",
+        tmp_path / "r",
+        *PLAIN,
+        "--workers",
+        0,
+    )
     assert "LEAKY: split at random" in done.output
     assert json.loads((tmp_path / "r" / "run.json").read_text())["model"]["is_leaky"] is True

@@ -25,8 +25,19 @@ def test_an_unknown_network_is_named() -> None:
 
 
 def test_idc_cnn_has_the_guides_layers() -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in build_network("idc_cnn", 50).state_dict().items() if name.endswith("weight")}
-    assert list(shapes.values()) == [(64, 3, 3, 3), (128, 64, 3, 3), (256, 128, 3, 3), (1024, 4096), (512, 1024), (1, 512)]
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in build_network("idc_cnn", 50).state_dict().items()
+        if name.endswith("weight")
+    }
+    assert list(shapes.values()) == [
+        (64, 3, 3, 3),
+        (128, 64, 3, 3),
+        (256, 128, 3, 3),
+        (1024, 4096),
+        (512, 1024),
+        (1, 512),
+    ]
 
 
 def test_normalisation_by_hand() -> None:
@@ -50,7 +61,11 @@ def test_one_colour_does_not_divide_by_zero() -> None:
 def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     saved = make_checkpoint(mpp=4.0, threshold=0.37)
     loaded = load_checkpoint(write_model(tmp_path / "m.safetensors", saved))
-    assert (loaded.spec, loaded.threshold, loaded.class_names) == (saved.spec, 0.37, ("negative", "positive"))
+    assert (loaded.spec, loaded.threshold, loaded.class_names) == (
+        saved.spec,
+        0.37,
+        ("negative", "positive"),
+    )
     assert all(torch.equal(loaded.weights[name], tensor) for name, tensor in saved.weights.items())
     assert len(loaded.digest) == 64
 
@@ -70,8 +85,14 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
         ({"options": {"colour": 2}}, "options colour are unknown"),
         ({"options": {"head": "dense20"}}, "has no head"),
         ({"architecture": "timm:resnet10t"}, "weights do not fit timm:resnet10t"),
-        ({"patch": {"side_px": 1_000_000, "stride_px": 50, "mpp": 0.5}}, "patch size is 1000000 px"),
-        ({"patch": {"side_px": 2000, "stride_px": 50, "mpp": 0.5}}, "more than 1,000,000,000; cut smaller"),
+        (
+            {"patch": {"side_px": 1_000_000, "stride_px": 50, "mpp": 0.5}},
+            "patch size is 1000000 px",
+        ),
+        (
+            {"patch": {"side_px": 2000, "stride_px": 50, "mpp": 0.5}},
+            "more than 1,000,000,000; cut smaller",
+        ),
         ({"architecture": "unknown"}, "no such architecture"),
         ({"patch": {"side_px": 64, "stride_px": 64, "mpp": 0.5}}, "weights do not fit idc_cnn"),
         ({"patch": {"side_px": 50, "stride_px": 50, "mpp": -1}}, "mpp is -1"),
@@ -93,7 +114,9 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
         ({"training": {"stores": {}}}, r"stores is '\{\}'"),
     ],
 )
-def test_a_card_that_cannot_be_is_refused_by_name(changes: dict[str, object], fault: str, tmp_path: Path) -> None:
+def test_a_card_that_cannot_be_is_refused_by_name(
+    changes: dict[str, object], fault: str, tmp_path: Path
+) -> None:
     path = write_model(tmp_path / "m.safetensors", make_checkpoint(architecture="idc_cnn"))
     rewrite_card(path, **changes)
     with pytest.raises(ModelError, match=fault) as caught:
@@ -183,7 +206,9 @@ def test_temperature_divides_the_logit() -> None:
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_the_batch_size_hardly_matters(batch_size: int) -> None:
     checkpoint, pixels = make_checkpoint(), make_patches(50)
-    assert predict(checkpoint, pixels, batch_size) == pytest.approx(predict(checkpoint, pixels), abs=1e-5)
+    assert predict(checkpoint, pixels, batch_size) == pytest.approx(
+        predict(checkpoint, pixels), abs=1e-5
+    )
 
 
 def test_the_same_patches_give_the_same_bits() -> None:

@@ -26,7 +26,11 @@ from wsi_pipeline.models.inputs import Normalisation
 NAMES = [*ARCHITECTURES, "wide_resnet_10_1", "timm:resnet10t"]
 SIDE = 32
 """Small patches, so that the large networks answer quickly."""
-SMALL = [name for name in NAMES if name not in ("wide_resnet_16_4", "wide_resnet_16_8", "wide_resnet_28_10", "wide_resnet50_2")]
+SMALL = [
+    name
+    for name in NAMES
+    if name not in ("wide_resnet_16_4", "wide_resnet_16_8", "wide_resnet_28_10", "wide_resnet50_2")
+]
 """Without those that take seconds to train a step of; their code is that of smaller ones, and the test of every name runs them."""
 
 
@@ -61,11 +65,17 @@ def test_every_network_may_have_two_logits(name: str) -> None:
 def test_gradients_reach_every_parameter(name: str, logits: int) -> None:
     network = build(name, logits=logits).train()
     for parameter in network.parameters():
-        if not bool(parameter.any()):  # a residual that begins at zero lets gradients through from the second step on
+        if not bool(
+            parameter.any()
+        ):  # a residual that begins at zero lets gradients through from the second step on
             nn.init.constant_(parameter, 0.5)
     output = positive_logit(network(noise(4)))
     (output * torch.tensor([1.0, -2.0, 3.0, 0.5])).sum().backward()
-    without = [key for key, parameter in network.named_parameters() if parameter.grad is None or not bool(parameter.grad.abs().sum() > 0)]
+    without = [
+        key
+        for key, parameter in network.named_parameters()
+        if parameter.grad is None or not bool(parameter.grad.abs().sum() > 0)
+    ]
     assert without == []
 
 
@@ -82,7 +92,9 @@ def test_every_network_works_at_its_smallest_patch_and_refuses_smaller_ones(name
 @pytest.mark.parametrize("name", SMALL)
 def test_every_network_comes_back_from_a_checkpoint(name: str, logits: int, tmp_path: Path) -> None:
     network = build(name, logits=logits).eval()
-    save_checkpoint(make_card(name, network, NetworkOptions(logits=logits)), tmp_path / "m.safetensors")
+    save_checkpoint(
+        make_card(name, network, NetworkOptions(logits=logits)), tmp_path / "m.safetensors"
+    )
     loaded = load_checkpoint(tmp_path / "m.safetensors")
     with torch.inference_mode():
         assert torch.equal(loaded.build()(noise(2)), network(noise(2)))
@@ -116,8 +128,12 @@ def test_the_head_of_a_strangers_network_is_unknown() -> None:
         find_head(nn.Linear(2, 1))
 
 
-# The paper's totals for 10 classes of CIFAR: 2.7, 11.0 and 36.5 million; a logit instead of ten classes takes off 9 · (64 k + 1).
-@pytest.mark.parametrize(("name", "millions"), [("wide_resnet", 2.7), ("wide_resnet_16_8", 11.0), ("wide_resnet_28_10", 36.5)])
+# The paper's totals for 10 classes of CIFAR: 2.7, 11.0 and 36.5 million; a logit instead of ten
+# classes takes off 9 · (64 k + 1).
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("wide_resnet", 2.7), ("wide_resnet_16_8", 11.0), ("wide_resnet_28_10", 36.5)],
+)
 def test_wide_residual_networks_have_the_papers_size(name: str, millions: float) -> None:
     with torch.device("meta"):
         network = find_architecture(name).build(32, NetworkOptions())
@@ -127,14 +143,21 @@ def test_wide_residual_networks_have_the_papers_size(name: str, millions: float)
 
 def test_wrn_10_1_has_the_parameters_worked_out_by_hand() -> None:
     stem = 3 * 16 * 9
-    groups = (16 * 16 * 9 * 2 + 32 + 32) + sum(a * b * 9 + b * b * 9 + a * b + 2 * a + 2 * b for a, b in ((16, 32), (32, 64)))
+    groups = (16 * 16 * 9 * 2 + 32 + 32) + sum(
+        a * b * 9 + b * b * 9 + a * b + 2 * a + 2 * b for a, b in ((16, 32), (32, 64))
+    )
     assert count_parameters(build("wide_resnet_10_1")) == stem + groups + 2 * 64 + 65
 
 
 def test_the_articles_head_is_dense_20_relu_logit() -> None:
     head = find_head(build("wide_resnet_10_1", head="dense20"))
     assert [type(module).__name__ for module in head.children()] == ["Linear", "ReLU", "Linear"]
-    assert [tuple(parameter.shape) for parameter in head.parameters()] == [(20, 64), (20,), (1, 20), (1,)]
+    assert [tuple(parameter.shape) for parameter in head.parameters()] == [
+        (20, 64),
+        (20,),
+        (1, 20),
+        (1,),
+    ]
 
 
 def test_dropout_acts_while_training_only() -> None:
@@ -144,7 +167,11 @@ def test_dropout_acts_while_training_only() -> None:
 
 
 def test_idc_cnn_takes_batch_normalisation_and_drops_the_biases_it_cancels() -> None:
-    names = [name for name, _ in build("idc_cnn", batch_norm=True).named_parameters() if name.startswith("features")]
+    names = [
+        name
+        for name, _ in build("idc_cnn", batch_norm=True).named_parameters()
+        if name.startswith("features")
+    ]
     assert names == [f"features.{i}.{part}" for i, part in ((0, "weight"), (1, "weight"), (1, "bias"), (4, "weight"), (5, "weight"),
                      (5, "bias"), (8, "weight"), (9, "weight"), (9, "bias"))]  # fmt: skip
 
@@ -164,12 +191,16 @@ def test_idc_cnn_takes_batch_normalisation_and_drops_the_biases_it_cancels() -> 
         ("timm:resnet10t", {"dropout": 0.2, "head": "dense20"}, "has no head"),
     ],
 )
-def test_what_a_network_cannot_be_is_refused(name: str, options: dict[str, object], fault: str) -> None:
+def test_what_a_network_cannot_be_is_refused(
+    name: str, options: dict[str, object], fault: str
+) -> None:
     with pytest.raises(ModelError, match=fault):
         build(name, 40, **options)
 
 
-@pytest.mark.parametrize("options", [{"dropout": 1.0}, {"dropout": -0.1}, {"head": "tail"}, {"logits": 3}, {"logits": 0}])
+@pytest.mark.parametrize(
+    "options", [{"dropout": 1.0}, {"dropout": -0.1}, {"head": "tail"}, {"logits": 3}, {"logits": 0}]
+)
 def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         NetworkOptions(**options)  # type: ignore[arg-type]
@@ -182,7 +213,10 @@ def test_options_come_back_from_json() -> None:
         NetworkOptions.from_json({"depth": 3})
 
 
-@pytest.mark.parametrize(("name", "side_px"), [("idc_cnn", 2048), ("idc_cnn", 10**6), ("wide_resnet", 10**6), ("wide_resnet_100_32", 50)])
+@pytest.mark.parametrize(
+    ("name", "side_px"),
+    [("idc_cnn", 2048), ("idc_cnn", 10**6), ("wide_resnet", 10**6), ("wide_resnet_100_32", 50)],
+)
 def test_an_absurd_size_is_refused_before_memory_is_taken(name: str, side_px: int) -> None:
     import resource
 
@@ -205,12 +239,21 @@ def test_positive_logit_by_hand() -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("name", ["wide_resnet_10_1", "timm:resnet10t"])
-def test_a_body_is_taken_over_and_a_head_of_another_shape_stays_fresh(name: str, suffix: str, tmp_path: Path) -> None:
+def test_a_body_is_taken_over_and_a_head_of_another_shape_stays_fresh(
+    name: str, suffix: str, tmp_path: Path
+) -> None:
     torch.manual_seed(5)
     old, new = build_network(name, SIDE, NetworkOptions(logits=2)), build(name)
-    weights, fresh = old.state_dict(), {key: value.clone() for key, value in find_head(new).state_dict().items()}
+    weights, fresh = (
+        old.state_dict(),
+        {key: value.clone() for key, value in find_head(new).state_dict().items()},
+    )
     path = tmp_path / f"weights{suffix}"
-    save_file(weights, path) if suffix == ".safetensors" else torch.save({"state_dict": weights}, path)
+    (
+        save_file(weights, path)
+        if suffix == ".safetensors"
+        else torch.save({"state_dict": weights}, path)
+    )
     load_pretrained(new, name, path, download=False)
     assert all(torch.equal(value, fresh[key]) for key, value in find_head(new).state_dict().items())
     body = [key for key, value in new.state_dict().items() if value.shape == weights[key].shape]
@@ -227,7 +270,10 @@ def test_weights_of_torchvision_fit_by_their_own_names() -> None:
     named = ours.rename_weights(theirs)
     own = ours.state_dict()
     assert set(named) == set(own)
-    assert [name for name, tensor in named.items() if tensor.shape != own[name].shape] == ["classifier.weight", "classifier.bias"]
+    assert [name for name, tensor in named.items() if tensor.shape != own[name].shape] == [
+        "classifier.weight",
+        "classifier.bias",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -239,10 +285,15 @@ def test_weights_of_torchvision_fit_by_their_own_names() -> None:
         ({"stem.weight": torch.full((16, 3, 3, 3), torch.nan)}, "not finite"),
     ],
 )
-def test_weights_that_do_not_fit_are_named_and_change_nothing(change: dict[str, torch.Tensor | None], fault: str, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_named_and_change_nothing(
+    change: dict[str, torch.Tensor | None], fault: str, tmp_path: Path
+) -> None:
     network = build("wide_resnet_10_1")
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    save_file({key: value for key, value in (before | change).items() if value is not None}, tmp_path / "w.safetensors")
+    save_file(
+        {key: value for key, value in (before | change).items() if value is not None},
+        tmp_path / "w.safetensors",
+    )
     with pytest.raises(ModelError, match=fault):
         load_pretrained(network, "wide_resnet_10_1", tmp_path / "w.safetensors", download=False)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -253,19 +304,28 @@ class Evil:
         return Path.touch, (Path("touched"),)  # type: ignore[return-value]
 
 
-def test_a_pickle_with_code_in_it_is_refused_unrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_with_code_in_it_is_refused_unrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"stem.weight": Evil()}, tmp_path / "w.pth")
     with pytest.raises(ModelError, match="not a file of weights alone"):
-        load_pretrained(build("wide_resnet_10_1"), "wide_resnet_10_1", tmp_path / "w.pth", download=False)
+        load_pretrained(
+            build("wide_resnet_10_1"), "wide_resnet_10_1", tmp_path / "w.pth", download=False
+        )
     assert not (tmp_path / "touched").exists()
 
 
-@pytest.mark.parametrize(("name", "fault"), [("w.h5", "are read from .safetensors and .pth"), ("absent.pth", "no such file")])
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("w.h5", "are read from .safetensors and .pth"), ("absent.pth", "no such file")],
+)
 def test_files_that_hold_no_weights_are_refused(name: str, fault: str, tmp_path: Path) -> None:
     (tmp_path / "w.h5").touch()
     with pytest.raises(ModelError, match=fault):
-        load_pretrained(build("wide_resnet_10_1"), "wide_resnet_10_1", tmp_path / name, download=False)
+        load_pretrained(
+            build("wide_resnet_10_1"), "wide_resnet_10_1", tmp_path / name, download=False
+        )
 
 
 def test_nothing_is_downloaded_for_a_network_that_nobody_publishes() -> None:

@@ -40,7 +40,9 @@ def put_header(path: Path, header: bytes, length: int | None = None, data: int =
 def giant_tensor(folder: Path) -> Path:
     """A tensor of 4 TB that the file does not hold."""
     entry = {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}
-    return put_header(folder / "m.safetensors", json.dumps({"__metadata__": {"wsi": "{}"}, "a": entry}).encode())
+    return put_header(
+        folder / "m.safetensors", json.dumps({"__metadata__": {"wsi": "{}"}, "a": entry}).encode()
+    )
 
 
 def giant_sparse_tensor(folder: Path) -> Path:
@@ -100,7 +102,11 @@ def endless_self_test(folder: Path) -> Path:
 
 def eight_bit_floats(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    save_file({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, folder / "m.safetensors", metadata={"wsi": "{}"})
+    save_file(
+        {"a": torch.zeros(2).to(torch.float8_e4m3fn)},
+        folder / "m.safetensors",
+        metadata={"wsi": "{}"},
+    )
     return folder / "m.safetensors"
 
 
@@ -114,7 +120,10 @@ BOMBS: dict[str, tuple[Send, str]] = {
     "a card of a number beyond any": (card_of('{"format": 1e999}'), "beyond any number"),
     "a card that is a list": (card_of("[]"), "no JSON object"),
     "patches of 480 px": (absurd_patch, "weights do not fit idc_cnn"),
-    "a network of 1.5 billion weights": (absurd_network, "weights do not fit wide_resnet_28_32|would have"),
+    "a network of 1.5 billion weights": (
+        absurd_network,
+        "weights do not fit wide_resnet_28_32|would have",
+    ),
     "a self-test of 5,000 patches": (endless_self_test, "more than 256"),
     "weights of eight bits": (eight_bit_floats, "is of type F8_E4M3"),
 }
@@ -142,12 +151,20 @@ print(used("VmHWM:") - before)
 @pytest.mark.system
 def test_bombs_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
     sent = [send(tmp_path / str(number)) for number, (send, _) in enumerate(BOMBS.values())]
-    answer = subprocess.run([sys.executable, "-c", LOAD_ALL, *map(str, sent)], capture_output=True, text=True, timeout=280, check=False)
+    answer = subprocess.run(
+        [sys.executable, "-c", LOAD_ALL, *map(str, sent)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert answer.returncode == 0, answer.stderr[-2000:]
     *lines, grown = answer.stdout.splitlines()
     refusals = dict(zip(BOMBS, map(json.loads, lines), strict=True))
     unexpected = {
-        bomb: refusals[bomb] for bomb, (_, fault) in BOMBS.items() if not any(part in refusals[bomb] for part in fault.split("|"))
+        bomb: refusals[bomb]
+        for bomb, (_, fault) in BOMBS.items()
+        if not any(part in refusals[bomb] for part in fault.split("|"))
     }
     assert not unexpected
     assert all("\n" not in line and len(line) < 600 for line in refusals.values())
@@ -164,7 +181,9 @@ class Payload:
         return (Path.write_text, (self.proof, "ran"))
 
 
-def zip_of(content: bytes, name: str = "archive/data.pkl", compression: int = zipfile.ZIP_STORED) -> bytes:
+def zip_of(
+    content: bytes, name: str = "archive/data.pkl", compression: int = zipfile.ZIP_STORED
+) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as archive:
         archive.writestr(name, content)
@@ -176,7 +195,9 @@ def zip_of(content: bytes, name: str = "archive/data.pkl", compression: int = zi
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "m.pth", "m.bin", "m.pkl", "m.ckpt"])
 @pytest.mark.parametrize("is_zipped", [False, True])
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_a_pickle_is_never_run_whatever_it_is_called(name: str, is_zipped: bool, protocol: int, tmp_path: Path) -> None:
+def test_a_pickle_is_never_run_whatever_it_is_called(
+    name: str, is_zipped: bool, protocol: int, tmp_path: Path
+) -> None:
     proof = tmp_path / "proof"
     content = pickle.dumps(Payload(proof), protocol)
     (tmp_path / name).write_bytes(zip_of(content) if is_zipped else content)
@@ -213,7 +234,9 @@ def test_pickled_objects_in_numpy_files_are_never_run(kind: str, tmp_path: Path)
 def test_a_numpy_header_of_10_12_images_takes_no_memory(tmp_path: Path) -> None:
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({10**12}, 50, 50, 3), }}"
     padded = header.ljust(117) + "\n"
-    (tmp_path / "a_images.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode())
+    (tmp_path / "a_images.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode()
+    )
     with pytest.raises(ConfigError, match="not a readable NumPy file"):
         read_stack_table(tmp_path / "a_images.npy")
 
@@ -230,13 +253,28 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: rewrite_card(path, patch={"side_px": 64, "stride_px": 64, "mpp": 0.5}),
         "weights do not fit idc_cnn",
     ),
-    "a scale of minus one": (lambda path: rewrite_card(path, patch={"side_px": 50, "stride_px": 50, "mpp": -1}), "mpp is -1"),
-    "another network": (lambda path: rewrite_card(path, architecture="wide_resnet_16_2"), "weights do not fit wide_resnet_16_2"),
+    "a scale of minus one": (
+        lambda path: rewrite_card(path, patch={"side_px": 50, "stride_px": 50, "mpp": -1}),
+        "mpp is -1",
+    ),
+    "another network": (
+        lambda path: rewrite_card(path, architecture="wide_resnet_16_2"),
+        "weights do not fit wide_resnet_16_2",
+    ),
     "weights that are NaN": (lambda path: put_nan(path), "not finite"),
-    "a cut file": (lambda path: os.truncate(path, path.stat().st_size - 1000), "not a whole safetensors file"),
+    "a cut file": (
+        lambda path: os.truncate(path, path.stat().st_size - 1000),
+        "not a whole safetensors file",
+    ),
     "a flipped bit": (flip, "weights are damaged (checksum)"),
-    "a format to come": (lambda path: rewrite_card(path, format=99), "card format 99, this version of wsi reads 2 and 3; update wsi"),
-    "a pickle": (lambda path: torch.save(make_checkpoint().weights, path), "not a whole safetensors file"),
+    "a format to come": (
+        lambda path: rewrite_card(path, format=99),
+        "card format 99, this version of wsi reads 2 and 3; update wsi",
+    ),
+    "a pickle": (
+        lambda path: torch.save(make_checkpoint().weights, path),
+        "not a whole safetensors file",
+    ),
     "nothing": (lambda path: path.write_bytes(b""), "not a whole safetensors file"),
 }
 
@@ -255,7 +293,18 @@ def test_a_broken_model_ends_infer_before_a_slide_is_opened(fault: str, tmp_path
     spoil(model)
     os.mkfifo(tmp_path / "slide.svs")
     results = tmp_path / "results"
-    arguments = ["infer", "--slides", tmp_path / "slide.svs", "--model", model, "--results-dir", results, *PLAIN, "--workers", 0]
+    arguments = [
+        "infer",
+        "--slides",
+        tmp_path / "slide.svs",
+        "--model",
+        model,
+        "--results-dir",
+        results,
+        *PLAIN,
+        "--workers",
+        0,
+    ]
     answer = run(*arguments)
     assert answer.exit_code == 1
     assert message in answer.stderr

@@ -20,16 +20,27 @@ from wsi_pipeline.outputs.heatmap import (
     summarise,
 )
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import FOLDER, Predictions, prepare_predictions, write_prediction_block
+from wsi_pipeline.store.predictions import (
+    FOLDER,
+    Predictions,
+    prepare_predictions,
+    write_prediction_block,
+)
 
 NAN = float("nan")
 
 
-def predicted(tmp_path: Path, cells: list[tuple[int, int]], probability: list[float], threshold: float = 0.5) -> Predictions:
+def predicted(
+    tmp_path: Path, cells: list[tuple[int, int]], probability: list[float], threshold: float = 0.5
+) -> Predictions:
     """Predictions of patches of 50 px at 4 µm/px: 0.04 mm² each."""
     staging = Staging(tmp_path / "slide", {})
     table = make_table(cells, mpp=4.0, block_size=100, rows=4, cols=5)
-    prepare_predictions(staging, table, {"model": {"threshold": threshold, "digest": "d", "class_names": ["negative", "positive"]}})
+    prepare_predictions(
+        staging,
+        table,
+        {"model": {"threshold": threshold, "digest": "d", "class_names": ["negative", "positive"]}},
+    )
     if cells:
         write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
     return Predictions(staging.product / FOLDER)
@@ -48,7 +59,12 @@ def test_probabilities_lie_in_their_cells(tmp_path: Path) -> None:
 
 
 def test_nan_cells_are_not_positive() -> None:
-    assert find_positive(np.array([0.9, NAN, 0.5, 0.1], dtype=np.float32), 0.5).tolist() == [True, False, True, False]
+    assert find_positive(np.array([0.9, NAN, 0.5, 0.1], dtype=np.float32), 0.5).tolist() == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_threshold_is_reached_by_its_own_float32() -> None:
@@ -63,27 +79,39 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert summary.assessed_mm2 == pytest.approx(0.2)
     assert summary.positive_mm2 == pytest.approx(0.16)
     assert summary.mean_probability == pytest.approx(0.6)
-    assert summary.p95_probability == pytest.approx(0.88)  # between 0.8 and 0.9, four fifths of the way
-    assert summary.largest_positive_region_mm2 == pytest.approx(0.12)  # (0,0) (0,1) and, across the corner, (1,2)
+    assert summary.p95_probability == pytest.approx(
+        0.88
+    )  # between 0.8 and 0.9, four fifths of the way
+    assert summary.largest_positive_region_mm2 == pytest.approx(
+        0.12
+    )  # (0,0) (0,1) and, across the corner, (1,2)
     assert summary.state is SlideState.OK
 
 
 def test_the_hot_spot_in_the_figures_is_an_area_about_a_centre(tmp_path: Path) -> None:
     # The map of 4 × 5 cells of 200 µm is hardly 1 mm wide: all of it is the window.
-    summary = summary_of(predicted(tmp_path, [(0, 0), (0, 1), (3, 4), (2, 0)], [0.9, 0.5, 0.8, 0.2]))
+    summary = summary_of(
+        predicted(tmp_path, [(0, 0), (0, 1), (3, 4), (2, 0)], [0.9, 0.5, 0.8, 0.2])
+    )
     assert summary.hot_spot_positive_mm2 == pytest.approx(0.12)
     assert (summary.hot_spot_x_l0, summary.hot_spot_y_l0) == (125, 100)
 
 
 def test_nothing_positive_is_zero_area_in_no_region(tmp_path: Path) -> None:
     summary = summary_of(predicted(tmp_path, [(0, 0)], [0.2]))
-    assert (summary.positive_regions, summary.positive_mm2, summary.largest_positive_region_mm2) == (0, 0, 0)
+    assert (
+        summary.positive_regions,
+        summary.positive_mm2,
+        summary.largest_positive_region_mm2,
+    ) == (0, 0, 0)
     assert (summary.mean_positive_region_mm2, summary.hot_spot_positive_mm2) == (None, None)
     assert (summary.hot_spot_x_l0, summary.hot_spot_y_l0) == (None, None)
 
 
 def test_unreadable_patches_are_neither_negative_nor_assessed(tmp_path: Path) -> None:
-    summary = summary_of(predicted(tmp_path, [(0, 0), (0, 1), (0, 2), (0, 3)], [0.9, NAN, NAN, 0.1]))
+    summary = summary_of(
+        predicted(tmp_path, [(0, 0), (0, 1), (0, 2), (0, 3)], [0.9, NAN, NAN, 0.1])
+    )
     assert (summary.patches, summary.unreadable, summary.positives) == (4, 2, 1)
     assert summary.positive_fraction == 0.5
     assert summary.assessed_mm2 == pytest.approx(0.08)
@@ -93,7 +121,11 @@ def test_unreadable_patches_are_neither_negative_nor_assessed(tmp_path: Path) ->
 def test_no_tissue_is_a_valid_result(tmp_path: Path) -> None:
     summary = summary_of(predicted(tmp_path, [], []))
     assert summary.state is SlideState.ZERO
-    assert (summary.positive_fraction, summary.mean_probability, summary.assessed_mm2) == (None, None, 0.0)
+    assert (summary.positive_fraction, summary.mean_probability, summary.assessed_mm2) == (
+        None,
+        None,
+        0.0,
+    )
     assert describe_summary(summary) == "no tissue, no patches"
 
 
@@ -102,7 +134,9 @@ def test_nothing_readable_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_one_line_of_figures(tmp_path: Path) -> None:
-    line = describe_summary(summary_of(predicted(tmp_path, [(0, 0), (0, 1), (0, 2)], [0.9, 0.1, NAN])))
+    line = describe_summary(
+        summary_of(predicted(tmp_path, [(0, 0), (0, 1), (0, 2)], [0.9, 0.1, NAN]))
+    )
     assert line == "3 patches, 1 positive (50.0%), 0.04 of 0.08 mm², 1 unreadable"
 
 
@@ -115,7 +149,9 @@ def test_regions_touch_at_corners() -> None:
 
 
 def test_another_threshold_may_be_drawn(tmp_path: Path) -> None:
-    heatmap: Heatmap = draw_heatmap(predicted(tmp_path, [(0, 0), (0, 1)], [0.4, 0.6]), threshold=0.3)
+    heatmap: Heatmap = draw_heatmap(
+        predicted(tmp_path, [(0, 0), (0, 1)], [0.4, 0.6]), threshold=0.3
+    )
     assert heatmap.positive.sum() == 2
 
 
@@ -128,13 +164,17 @@ def test_who_chose_the_threshold_is_told(tmp_path: Path) -> None:
 def test_a_map_is_as_it_was_predicted_unless_said_otherwise(tmp_path: Path) -> None:
     heatmap = draw_heatmap(predicted(tmp_path, [(0, 0)], [0.4]))
     plain = Heatmap(heatmap.grid, heatmap.probability, 0.5, "positive")
-    assert [(one.smooth_um, one.min_region_mm2) for one in (heatmap, plain, Aggregation())] == [(0, 0)] * 3
+    assert [(one.smooth_um, one.min_region_mm2) for one in (heatmap, plain, Aggregation())] == [
+        (0, 0)
+    ] * 3
 
 
 def test_smoothing_is_told_in_micrometres(tmp_path: Path) -> None:
     predictions = predicted(tmp_path, [(0, 1), (0, 2), (1, 2)], [0.1, 0.9, 0.4])
     by_hand = smooth_map(draw_heatmap(predictions).probability, 1.0)  # a cell is 50 px of 4 µm
-    assert np.array_equal(draw_heatmap(predictions, smooth_um=200).probability, by_hand, equal_nan=True)
+    assert np.array_equal(
+        draw_heatmap(predictions, smooth_um=200).probability, by_hand, equal_nan=True
+    )
 
 
 def test_smoothing_takes_nothing_from_cells_that_were_not_assessed() -> None:
@@ -162,11 +202,16 @@ def test_positives_in_small_regions_are_left_out_and_counted(tmp_path: Path) -> 
 
 def test_positives_that_touch_at_a_corner_are_large_together(tmp_path: Path) -> None:
     predictions = predicted(tmp_path, [(0, 0), (1, 1), (3, 4)], [0.9, 0.8, 0.7])
-    assert np.argwhere(draw_heatmap(predictions, min_region_mm2=0.08).positive).tolist() == [[0, 0], [1, 1]]
+    assert np.argwhere(draw_heatmap(predictions, min_region_mm2=0.08).positive).tolist() == [
+        [0, 0],
+        [1, 1],
+    ]
 
 
 def test_regions_and_shares_by_hand(tmp_path: Path) -> None:
-    summary = summary_of(predicted(tmp_path, [(0, 0), (0, 1), (2, 2), (3, 4)], [0.9, 0.8, 0.7, NAN]))
+    summary = summary_of(
+        predicted(tmp_path, [(0, 0), (0, 1), (2, 2), (3, 4)], [0.9, 0.8, 0.7, NAN])
+    )
     assert summary.positive_regions == 2
     assert summary.mean_positive_region_mm2 == pytest.approx(0.06)
     assert summary.max_probability == pytest.approx(0.9)
@@ -177,7 +222,9 @@ def test_regions_and_shares_by_hand(tmp_path: Path) -> None:
 def test_the_hot_spot_is_the_densest_square_millimetre() -> None:
     positive = np.zeros((20, 20), dtype=np.bool_)
     positive[0, 0] = True
-    positive[10:13, 8:12] = True  # windows of 5 × 5 cells hold all 12 from rows 8–10 and columns 7–8 on
+    positive[10:13, 8:12] = (
+        True  # windows of 5 × 5 cells hold all 12 from rows 8–10 and columns 7–8 on
+    )
     spot = find_hot_spot(positive, Grid(PatchSpec(50, 50, 4.0), 20, 20, Fraction(1), (1000, 0)))
     assert spot is not None
     assert (spot.positives, spot.x_l0, spot.y_l0) == (12, 1000 + (7 + 2.5) * 50, (8 + 2.5) * 50)
@@ -190,7 +237,8 @@ def test_a_slide_smaller_than_the_window_is_the_window() -> None:
 
 
 def test_the_hot_spot_of_overlapping_patches_lies_about_their_centres() -> None:
-    # Patches of 51 px every 50: a cell stands for the 50 px in the patch's middle, from half a patch pixel on.
+    # Patches of 51 px every 50: a cell stands for the 50 px in the patch's middle, from half a
+    # patch pixel on.
     spot = find_hot_spot(np.array([[True, False]]), Grid(PatchSpec(51, 50, 4.0), 1, 2, Fraction(2)))
     assert spot is not None
     assert (spot.x_l0, spot.y_l0) == (101, 51)
@@ -198,19 +246,34 @@ def test_the_hot_spot_of_overlapping_patches_lies_about_their_centres() -> None:
 
 @pytest.mark.parametrize(
     ("mpp", "side_cells"),
-    [(30.0, 1), (4.002, 2), (3.998, 3)],  # cells of 3 mm, of 400.2 µm (2.499 of them make 1 mm) and of 399.8 µm (2.501 of them)
+    [
+        (30.0, 1),
+        (4.002, 2),
+        (3.998, 3),
+    ],  # cells of 3 mm, of 400.2 µm (2.499 of them make 1 mm) and of 399.8 µm (2.501 of them)
 )
 def test_the_window_of_the_hot_spot_is_rounded_to_whole_cells(mpp: float, side_cells: int) -> None:
-    spot = find_hot_spot(np.ones((6, 6), dtype=np.bool_), Grid(PatchSpec(100, 100, mpp), 6, 6, Fraction(1)))
+    spot = find_hot_spot(
+        np.ones((6, 6), dtype=np.bool_), Grid(PatchSpec(100, 100, mpp), 6, 6, Fraction(1))
+    )
     assert spot is not None
-    assert (spot.positives, spot.x_l0, spot.y_l0) == (side_cells**2, side_cells * 50, side_cells * 50)
+    assert (spot.positives, spot.x_l0, spot.y_l0) == (
+        side_cells**2,
+        side_cells * 50,
+        side_cells * 50,
+    )
 
 
 def test_without_positives_there_is_no_hot_spot() -> None:
-    assert find_hot_spot(np.zeros((3, 3), dtype=np.bool_), Grid(PatchSpec(), 3, 3, Fraction(1))) is None
+    assert (
+        find_hot_spot(np.zeros((3, 3), dtype=np.bool_), Grid(PatchSpec(), 3, 3, Fraction(1)))
+        is None
+    )
 
 
-@pytest.mark.parametrize("wrong", [{"threshold": 1.5}, {"threshold": -0.1}, {"smooth_um": -1}, {"min_region_mm2": NAN}])
+@pytest.mark.parametrize(
+    "wrong", [{"threshold": 1.5}, {"threshold": -0.1}, {"smooth_um": -1}, {"min_region_mm2": NAN}]
+)
 def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         Aggregation(**wrong)

@@ -45,7 +45,9 @@ def make_network_that_overflows() -> Any:
     first.fill_(0.0)
     first[:, 0] = 3e38
     checkpoint.weights["features.0.bias"].fill_(0.0)
-    checkpoint.weights["classifier.6.weight"].copy_(torch.ones_like(checkpoint.weights["classifier.6.weight"]) * 1e-3)
+    checkpoint.weights["classifier.6.weight"].copy_(
+        torch.ones_like(checkpoint.weights["classifier.6.weight"]) * 1e-3
+    )
     purple = torch.tensor(PURPLE, dtype=torch.uint8).expand(1, 50, 50, 3).contiguous()
     return replace(checkpoint, self_test=SelfTest(purple, compute_plainly(checkpoint, purple)))
 
@@ -59,7 +61,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_slide(root / "slides" / "=s1.tiff", pixels)
     model = write_model(root / "m.safetensors", make_network_that_overflows())
     view = View(choose_formats(["all", "geojson-patches"]))
-    account = infer_slides([root / "slides"], model, root / "results", InferConfig(device="cpu", engine="torch", view=view), workers=HERE)
+    account = infer_slides(
+        [root / "slides"],
+        model,
+        root / "results",
+        InferConfig(device="cpu", engine="torch", view=view),
+        workers=HERE,
+    )
     assert account.exit_code == 3, account.outcomes[0].message
     return root / "results"
 
@@ -73,13 +81,23 @@ def count_csv(slide: Path) -> tuple[int, int, int]:
     with (slide / "patches.csv").open(newline="") as stream:
         cells = [row["prob_positive"] for row in csv.DictReader(stream)]
     numbers = [float(cell) for cell in cells if cell]
-    return sum(value >= 0.5 for value in numbers), sum(value < 0.5 for value in numbers), cells.count("")
+    return (
+        sum(value >= 0.5 for value in numbers),
+        sum(value < 0.5 for value in numbers),
+        cells.count(""),
+    )
 
 
 def count_parquet(slide: Path) -> tuple[int, int, int]:
     table = pyarrow.parquet.read_table(slide / "patches.parquet").to_pydict()
-    assert [value is None for value in table["probability"]] == [not readable for readable in table["readable"]]
-    return table["positive"].count(True), table["positive"].count(False), table["positive"].count(None)
+    assert [value is None for value in table["probability"]] == [
+        not readable for readable in table["readable"]
+    ]
+    return (
+        table["positive"].count(True),
+        table["positive"].count(False),
+        table["positive"].count(None),
+    )
 
 
 def count_geojson(slide: Path) -> tuple[int, int, int]:
@@ -98,11 +116,15 @@ def count_slides_csv(slide: Path) -> tuple[int, int, int]:
 
 
 def count_slides_parquet(slide: Path) -> tuple[int, int, int]:
-    return _count_figures(pyarrow.parquet.read_table(slide.parent / "slides.parquet").to_pylist()[0])
+    return _count_figures(
+        pyarrow.parquet.read_table(slide.parent / "slides.parquet").to_pylist()[0]
+    )
 
 
 def _count_figures(row: Any) -> tuple[int, int, int]:
-    patches, unreadable, positives = (int(row[name]) for name in ("patches", "unreadable", "positives"))
+    patches, unreadable, positives = (
+        int(row[name]) for name in ("patches", "unreadable", "positives")
+    )
     return positives, patches - unreadable - positives, unreadable
 
 
@@ -112,7 +134,9 @@ def count_predictions(slide: Path) -> tuple[int, int, int]:
 
 def count_zarr(slide: Path) -> tuple[int, int, int]:
     image = np.asarray(zarr.open_array(slide / "heatmap.ome.zarr" / "0", mode="r")[:])
-    labels = np.asarray(zarr.open_array(slide / "heatmap.ome.zarr" / "labels" / "classes" / "0", mode="r")[:])
+    labels = np.asarray(
+        zarr.open_array(slide / "heatmap.ome.zarr" / "labels" / "classes" / "0", mode="r")[:]
+    )
     counts = _count_values(image)
     assert counts == tuple(int(np.count_nonzero(labels == value)) for value in (2, 1, 0))
     return counts
@@ -135,7 +159,11 @@ def count_manifest(slide: Path) -> tuple[int, int, int]:
 
 def _count_values(values: Any) -> tuple[int, int, int]:
     """Every cell of this slide holds a patch, so that what has no value is what could not be read."""
-    return int(np.count_nonzero(values >= 0.5)), int(np.count_nonzero(values < 0.5)), int(np.count_nonzero(np.isnan(values)))
+    return (
+        int(np.count_nonzero(values >= 0.5)),
+        int(np.count_nonzero(values < 0.5)),
+        int(np.count_nonzero(np.isnan(values))),
+    )
 
 
 COUNTS = [
@@ -145,7 +173,9 @@ COUNTS = [
 
 
 @pytest.mark.parametrize("count", COUNTS, ids=lambda count: count.__name__)
-def test_every_format_counts_alike_and_what_is_no_number_is_never_negative(count: Any, slide: Path) -> None:
+def test_every_format_counts_alike_and_what_is_no_number_is_never_negative(
+    count: Any, slide: Path
+) -> None:
     assert count(slide) == (8, 0, 8)
 
 
@@ -161,11 +191,15 @@ def test_a_slide_that_is_called_like_a_formula_is_none_in_any_table(run: Path) -
     for path in run.rglob("*.csv"):
         with path.open(newline="") as stream:
             cells = [cell for row in csv.reader(stream) for cell in row]
-        assert [cell for cell in cells if cell.startswith(FORMULA_STARTS) and shield(cell) != cell] == []
+        assert [
+            cell for cell in cells if cell.startswith(FORMULA_STARTS) and shield(cell) != cell
+        ] == []
 
 
 def test_every_json_file_of_a_run_is_json_and_nothing_else(run: Path) -> None:
-    files = [path for path in run.rglob("*") if path.is_file() and path.suffix in (".json", ".geojson")]
+    files = [
+        path for path in run.rglob("*") if path.is_file() and path.suffix in (".json", ".geojson")
+    ]
     lines = [line for path in run.rglob("*.jsonl") for line in path.read_bytes().splitlines()]
     for content in [*(path.read_bytes() for path in files), *lines]:
         parse_json(content)
@@ -173,7 +207,9 @@ def test_every_json_file_of_a_run_is_json_and_nothing_else(run: Path) -> None:
     assert lines
 
 
-PROBABILITIES = st.lists(st.one_of(st.floats(0, 1, width=32), st.just(float("nan"))), min_size=0, max_size=6)
+PROBABILITIES = st.lists(
+    st.one_of(st.floats(0, 1, width=32), st.just(float("nan"))), min_size=0, max_size=6
+)
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -181,16 +217,27 @@ PROBABILITIES = st.lists(st.one_of(st.floats(0, 1, width=32), st.just(float("nan
 @example([float("nan")] * 6)
 @example([1e-45, 1.0, 0.0, float("nan")])
 @given(PROBABILITIES)
-def test_whatever_was_predicted_the_files_are_finite_json(tmp_path: Path, probability: list[float]) -> None:
+def test_whatever_was_predicted_the_files_are_finite_json(
+    tmp_path: Path, probability: list[float]
+) -> None:
     with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
         slide = Path(folder) / "slide"
-        summary = write_result(slide, probability, view=View(("summary", "geojson", "geojson-patches", "parquet")))
+        summary = write_result(
+            slide, probability, view=View(("summary", "geojson", "geojson-patches", "parquet"))
+        )
         write_slides_tables(Path(folder), read_finished(Path(folder)).summaries)
         for name in ("summary.json", "regions.geojson", "patches.geojson", "manifest.json"):
             parse_json((slide / name).read_bytes())
         unreadable = sum(np.isnan(probability))
-        assert (summary.unreadable, summary.positives) == (unreadable, sum(np.float32(value) >= np.float32(0.5) for value in probability))
-        assert count_parquet(slide) == (summary.positives, summary.patches - summary.unreadable - summary.positives, unreadable)
+        assert (summary.unreadable, summary.positives) == (
+            unreadable,
+            sum(np.float32(value) >= np.float32(0.5) for value in probability),
+        )
+        assert count_parquet(slide) == (
+            summary.positives,
+            summary.patches - summary.unreadable - summary.positives,
+            unreadable,
+        )
 
 
 JSON = st.recursive(
@@ -214,8 +261,28 @@ def test_json_is_written_finite_or_not_at_all(value: Any) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("NaN", "Infinity", "-Infinity", "[1e999]", "[-1e999]", "[" * 100_000, "", "{", "'a'", '{"a": 1,}', "[1 2]"),
-        *(str(2**63), str(-(2**63) - 1), "1" * 5000, r'"\ud800"', r'{"\udfff": 1}', r'["a\udc7fb"]', "\ufeff1"),
+        *(
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "[1e999]",
+            "[-1e999]",
+            "[" * 100_000,
+            "",
+            "{",
+            "'a'",
+            '{"a": 1,}',
+            "[1 2]",
+        ),
+        *(
+            str(2**63),
+            str(-(2**63) - 1),
+            "1" * 5000,
+            r'"\ud800"',
+            r'{"\udfff": 1}',
+            r'["a\udc7fb"]',
+            "\ufeff1",
+        ),
     ],
 )
 def test_what_is_no_json_is_not_read_as_json(text: str) -> None:
@@ -233,21 +300,50 @@ def test_json_is_never_written_without_looking_for_nan() -> None:
     careless: list[str] = []
     for path in [*(ROOT / "wsi_pipeline").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("dump", "dumps"):
-                careless += [] if any(keyword.arg == "allow_nan" for keyword in node.keywords) else [f"{path.name}:{node.lineno}"]
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("dump", "dumps")
+            ):
+                careless += (
+                    []
+                    if any(keyword.arg == "allow_nan" for keyword in node.keywords)
+                    else [f"{path.name}:{node.lineno}"]
+                )
     # The state of a training run is read by that run alone; a loss may be infinite in it.
     assert [place for place in careless if not place.startswith("saved_state.py")] == []
 
 
 def test_csv_is_written_in_one_place() -> None:
     sources = [*(ROOT / "wsi_pipeline").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]
-    assert [path.name for path in sources if re.search(r"csv\.(writer|DictWriter)\(|savetxt|to_csv", path.read_text())] == []
+    assert [
+        path.name
+        for path in sources
+        if re.search(r"csv\.(writer|DictWriter)\(|savetxt|to_csv", path.read_text())
+    ] == []
     columns = [path.name for path in sources if "pyarrow.csv" in path.read_text()]
     assert columns == ["patches_csv.py"]  # numbers alone, under a header of ours
 
 
-@given(st.lists(st.lists(st.text() | st.integers() | st.floats(allow_nan=False) | st.none(), min_size=2, max_size=2), max_size=5))
-@example([["=1+1", "+1"], ["-2+3+cmd|' /C calc'!A0", "@SUM(A1)"], ["\t=1", "\r=1"], ["＝1", "\n=1"], ["-0.5", "'=1"]])
+@given(
+    st.lists(
+        st.lists(
+            st.text() | st.integers() | st.floats(allow_nan=False) | st.none(),
+            min_size=2,
+            max_size=2,
+        ),
+        max_size=5,
+    )
+)
+@example(
+    [
+        ["=1+1", "+1"],
+        ["-2+3+cmd|' /C calc'!A0", "@SUM(A1)"],
+        ["\t=1", "\r=1"],
+        ["＝1", "\n=1"],
+        ["-0.5", "'=1"],
+    ]
+)
 def test_no_cell_is_ever_a_formula_and_every_text_comes_back(rows: list[list[Any]]) -> None:
     text = format_csv(["one", "two"], rows)
     read = list(csv.reader(io.StringIO(text, newline="")))[1:]
@@ -259,7 +355,11 @@ def test_no_cell_is_ever_a_formula_and_every_text_comes_back(rows: list[list[Any
 
 
 def _is_plain_number(cell: str) -> bool:
-    return cell.isascii() and set(cell.lower()) <= set("0123456789.e+-infa") and float(cell) is not None
+    return (
+        cell.isascii()
+        and set(cell.lower()) <= set("0123456789.e+-infa")
+        and float(cell) is not None
+    )
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,15 @@ def open_group(path: Path) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    return json.loads(
+        path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
 
 
 @pytest.fixture(scope="module", params=CASES)
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SlideSummary]:
+def written(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, SlideSummary]:
     folder = tmp_path_factory.mktemp("case") / "slide"
     return folder, write_result(folder, CASES[request.param])
 
@@ -80,7 +84,14 @@ def test_parquet_counts_as_the_summary(written: tuple[Path, SlideSummary]) -> No
 def test_csv_counts_as_the_summary(written: tuple[Path, SlideSummary]) -> None:
     folder, summary = written
     table = pd.read_csv(folder / "patches.csv", dtype={"prob_tumour": np.float32})
-    assert list(table.columns) == ["minx", "miny", "width", "height", "prob_non, tumour", "prob_tumour"]
+    assert list(table.columns) == [
+        "minx",
+        "miny",
+        "width",
+        "height",
+        "prob_non, tumour",
+        "prob_tumour",
+    ]
     assert len(table) == summary.patches
     assert (table["prob_tumour"] >= np.float32(summary.threshold)).sum() == summary.positives
     assert table["prob_tumour"].isna().sum() == summary.unreadable
@@ -97,13 +108,19 @@ def test_region_geojson_counts_as_the_summary(written: tuple[Path, SlideSummary]
     folder, summary = written
     features = read_json(folder / "regions.geojson")["features"]
     assert len(features) == summary.positive_regions
-    assert sum(feature["properties"]["measurements"]["patches"] for feature in features) == summary.positives
+    assert (
+        sum(feature["properties"]["measurements"]["patches"] for feature in features)
+        == summary.positives
+    )
     assert pd.read_csv(folder / "regions.csv")["patches"].sum() == summary.positives
 
 
 def test_patch_geojson_counts_as_the_summary(written: tuple[Path, SlideSummary]) -> None:
     folder, summary = written
-    classes = [feature["properties"]["classification"]["name"] for feature in read_json(folder / "patches.geojson")["features"]]
+    classes = [
+        feature["properties"]["classification"]["name"]
+        for feature in read_json(folder / "patches.geojson")["features"]
+    ]
     assert len(classes) == summary.patches
     assert classes.count("tumour") == summary.positives
     assert classes.count("unreadable") == summary.unreadable
@@ -138,14 +155,21 @@ def test_geopandas_opens_both(written: tuple[Path, SlideSummary]) -> None:
 
 def test_the_same_bytes_every_time(written: tuple[Path, SlideSummary], tmp_path: Path) -> None:
     folder, summary = written
-    case = next(name for name, values in CASES.items() if len(values) == summary.patches and _is_case(values, summary))
+    case = next(
+        name
+        for name, values in CASES.items()
+        if len(values) == summary.patches and _is_case(values, summary)
+    )
     write_result(tmp_path / "slide", CASES[case])
     assert folder_bytes(tmp_path / "slide") == folder_bytes(folder)
 
 
 def _is_case(values: list[float], summary: SlideSummary) -> bool:
     known = np.array([value for value in values if not np.isnan(value)], dtype=np.float32)
-    return len(values) - len(known) == summary.unreadable and int((known >= 0.5).sum()) == summary.positives
+    return (
+        len(values) - len(known) == summary.unreadable
+        and int((known >= 0.5).sum()) == summary.positives
+    )
 
 
 # What QuPath asks of GeoJSON.
@@ -168,12 +192,19 @@ def test_patches_are_tiles_with_probabilities_under_measurements(mixed: Path) ->
     first, *_ = read_json(mixed / "patches.geojson")["features"]
     assert first["properties"]["objectType"] == "tile"
     assert first["properties"]["classification"] == {"name": "tumour", "color": [217, 95, 14]}
-    assert first["properties"]["measurements"] == {"prob_non, tumour": pytest.approx(0.1), "prob_tumour": pytest.approx(0.9)}
+    assert first["properties"]["measurements"] == {
+        "prob_non, tumour": pytest.approx(0.1),
+        "prob_tumour": pytest.approx(0.9),
+    }
     assert first["geometry"]["coordinates"] == [[[0, 0], [50, 0], [50, 50], [0, 50], [0, 0]]]
 
 
 def test_every_object_has_a_name_of_its_own(mixed: Path) -> None:
-    names = [feature["id"] for name in ("regions", "patches") for feature in read_json(mixed / f"{name}.geojson")["features"]]
+    names = [
+        feature["id"]
+        for name in ("regions", "patches")
+        for feature in read_json(mixed / f"{name}.geojson")["features"]
+    ]
     assert len(set(names)) == len(names)
 
 
@@ -194,8 +225,9 @@ def test_qupath_counts_from_the_scanned_area(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "slide" / "patches.csv")["minx"].tolist() == [300]
 
 
-# Registration: the only positive patch is the corner cell (3, 4) of a grid that begins at (40, 80) px of a slide at 0.3 µm/px;
-# patches of 50 px at 1 µm/px. Its centre: x = 40·0.3 + (4·50 + 25) = 237, y = 80·0.3 + (3·50 + 25) = 199 µm.
+# Registration: the only positive patch is the corner cell (3, 4) of a grid that begins at (40, 80)
+# px of a slide at 0.3 µm/px; patches of 50 px at 1 µm/px. Its centre: x = 40·0.3 + (4·50 + 25) =
+# 237, y = 80·0.3 + (3·50 + 25) = 199 µm.
 
 CENTER_UM = (237.0, 199.0)
 
@@ -204,7 +236,11 @@ CENTER_UM = (237.0, 199.0)
 def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = make_table(CELLS, mpp=1.0, block_size=10, rows=4, cols=5)
     grid = Grid(PatchSpec(50, 50, 1.0), 4, 5, Fraction(10, 3), (40, 80))
-    table = replace(table, grid=grid, slide=replace(table.slide, mpp=0.3, size_l0=(1000, 1000), bounds_l0=(0, 0, 1000, 1000)))
+    table = replace(
+        table,
+        grid=grid,
+        slide=replace(table.slide, mpp=0.3, size_l0=(1000, 1000), bounds_l0=(0, 0, 1000, 1000)),
+    )
     folder = tmp_path_factory.mktemp("marked") / "slide"
     write_result(folder, [0.0, 0.0, 0.0, 0.0, 1.0, 0.0], table=table)
     return folder
@@ -230,7 +266,11 @@ def center_in_geojson(folder: Path) -> tuple[float, float]:
 
 def center_in_patch_geojson(folder: Path) -> tuple[float, float]:
     features = read_json(folder / "patches.geojson")["features"]
-    (ring,) = (f["geometry"]["coordinates"][0] for f in features if f["properties"]["classification"]["name"] == "tumour")
+    (ring,) = (
+        f["geometry"]["coordinates"][0]
+        for f in features
+        if f["properties"]["classification"]["name"] == "tumour"
+    )
     x, y = np.mean(ring[:4], axis=0) * 0.3
     return x, y
 
@@ -246,14 +286,22 @@ def center_in_ome_zarr(folder: Path) -> tuple[float, float]:
     attributes: Any = Image.from_zarr(group).ome_attributes
     scale, translation = attributes.multiscales[0].datasets[0].coordinateTransformations
     row, col = np.argwhere(group["0"][:] == 1)[0]
-    return col * scale.scale[1] + translation.translation[1], row * scale.scale[0] + translation.translation[0]
+    return (
+        col * scale.scale[1] + translation.translation[1],
+        row * scale.scale[0] + translation.translation[0],
+    )
 
 
 def center_in_ome_zarr_labels(folder: Path) -> tuple[float, float]:
     group = open_group(folder / "heatmap.ome.zarr" / "labels" / "classes")
-    scale, translation = group.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    scale, translation = group.attrs["ome"]["multiscales"][0]["datasets"][0][
+        "coordinateTransformations"
+    ]
     row, col = np.argwhere(group["0"][:] == 2)[0]
-    return col * scale["scale"][1] + translation["translation"][1], row * scale["scale"][0] + translation["translation"][0]
+    return (
+        col * scale["scale"][1] + translation["translation"][1],
+        row * scale["scale"][0] + translation["translation"][0],
+    )
 
 
 def center_in_ome_tiff(folder: Path) -> tuple[float, float]:
@@ -262,7 +310,10 @@ def center_in_ome_tiff(folder: Path) -> tuple[float, float]:
     assert str(pixels.physical_size_x_unit.value) == "µm"
     row, col = np.argwhere(tifffile.imread(folder / "heatmap.ome.tiff") == 1)[0]
     plane = pixels.planes[0]
-    return plane.position_x + col * pixels.physical_size_x, plane.position_y + row * pixels.physical_size_y
+    return (
+        plane.position_x + col * pixels.physical_size_x,
+        plane.position_y + row * pixels.physical_size_y,
+    )
 
 
 CENTERS: dict[str, Callable[[Path], tuple[float, float]]] = {
@@ -278,13 +329,22 @@ CENTERS: dict[str, Callable[[Path], tuple[float, float]]] = {
 
 
 @pytest.mark.parametrize("format_name", CENTERS)
-def test_every_format_puts_the_marked_patch_at_the_same_place(format_name: str, marked: Path) -> None:
+def test_every_format_puts_the_marked_patch_at_the_same_place(
+    format_name: str, marked: Path
+) -> None:
     # Formats in whole level-0 pixels (0.3 µm) round the corners of this grid down.
     assert CENTERS[format_name](marked) == pytest.approx(CENTER_UM, abs=0.3)
 
 
 def test_every_format_is_tried_for_its_place() -> None:
-    assert {name.split()[0] for name in CENTERS} | {"summary", "heatmap", "overlay", "gallery", "report", "dicom"} == set(WRITERS)
+    assert {name.split()[0] for name in CENTERS} | {
+        "summary",
+        "heatmap",
+        "overlay",
+        "gallery",
+        "report",
+        "dicom",
+    } == set(WRITERS)
 
 
 # Reductions.
@@ -296,7 +356,10 @@ def test_means_are_of_what_was_assessed() -> None:
 
 
 def test_no_positive_patch_vanishes_from_reduced_labels() -> None:
-    assert reduce_labels(np.array([[1, 2, 0], [0, 1, 0], [0, 1, 0]], dtype=np.uint8)).tolist() == [[2, 0], [1, 0]]
+    assert reduce_labels(np.array([[1, 2, 0], [0, 1, 0], [0, 1, 0]], dtype=np.uint8)).tolist() == [
+        [2, 0],
+        [1, 0],
+    ]
 
 
 def test_reductions_halve_until_they_are_small() -> None:
@@ -307,8 +370,16 @@ def test_reductions_halve_until_they_are_small() -> None:
 def test_reduced_levels_keep_their_place(tmp_path: Path) -> None:
     table = make_table([(0, 0)], mpp=1.0, rows=130, cols=1)
     write_result(tmp_path / "slide", [0.9], table=table, view=View(("summary", "ome-zarr")))
-    datasets = open_group(tmp_path / "slide" / "heatmap.ome.zarr").attrs["ome"]["multiscales"][0]["datasets"]
-    found = [(level["coordinateTransformations"][0]["scale"], level["coordinateTransformations"][1]["translation"]) for level in datasets]
+    datasets = open_group(tmp_path / "slide" / "heatmap.ome.zarr").attrs["ome"]["multiscales"][0][
+        "datasets"
+    ]
+    found = [
+        (
+            level["coordinateTransformations"][0]["scale"],
+            level["coordinateTransformations"][1]["translation"],
+        )
+        for level in datasets
+    ]
     assert found == [([50, 50], [25, 25]), ([100, 100], [50, 50]), ([200, 200], [100, 100])]
 
 
@@ -321,11 +392,19 @@ def test_all_is_everything_but_what_must_be_named() -> None:
 
 
 def test_names_and_groups_may_be_mixed_in_any_order() -> None:
-    assert choose_formats(["csv", "png", "csv"]) == ("heatmap", "overlay", "gallery", "summary", "csv")
+    assert choose_formats(["csv", "png", "csv"]) == (
+        "heatmap",
+        "overlay",
+        "gallery",
+        "summary",
+        "csv",
+    )
 
 
 def test_an_unknown_format_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="--outputs excel: no such format; choose from all, png, heatmap"):
+    with pytest.raises(
+        ConfigError, match="--outputs excel: no such format; choose from all, png, heatmap"
+    ):
         choose_formats(["excel"])
 
 
@@ -337,11 +416,18 @@ def test_a_look_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_a_folder_holds_what_was_asked_for_only(tmp_path: Path) -> None:
     write_result(tmp_path / "slide", [0.9], view=View(choose_formats(["csv"])))
-    assert {path.name for path in (tmp_path / "slide").iterdir()} == {FOLDER, "manifest.json", "summary.json", "patches.csv"}
+    assert {path.name for path in (tmp_path / "slide").iterdir()} == {
+        FOLDER,
+        "manifest.json",
+        "summary.json",
+        "patches.csv",
+    }
 
 
 def test_small_regions_are_positive_in_no_format(tmp_path: Path) -> None:
-    summary = write_result(tmp_path / "s", CASES["mixed"], view=View(FORMATS, Aggregation(min_region_mm2=0.1)))
+    summary = write_result(
+        tmp_path / "s", CASES["mixed"], view=View(FORMATS, Aggregation(min_region_mm2=0.1))
+    )
     assert (summary.positives, summary.positives_left_out) == (3, 1)
     table = pyarrow.parquet.read_table(tmp_path / "s" / "patches.parquet").to_pandas()
     labels = open_array(tmp_path / "s" / "heatmap.ome.zarr" / "labels" / "classes" / "0")[:]

@@ -36,12 +36,18 @@ CASES = {
 }
 
 
-def make_result(results: Path, slide_id: str, probability: list[float], formats: tuple[str, ...] = ("summary",)) -> Path:
+def make_result(
+    results: Path, slide_id: str, probability: list[float], formats: tuple[str, ...] = ("summary",)
+) -> Path:
     """A committed slide folder."""
     staging = Staging(results / slide_id, {"slide": slide_id})
     cells = [(0, 0), (0, 1), (1, 2), (2, 2)][: len(probability)]
     table = make_table(cells, slide_id=slide_id, mpp=4.0, block_size=10, rows=3, cols=3)
-    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d" * 64, "class_names": ["negative", "positive"]}})
+    prepare_predictions(
+        staging,
+        table,
+        {"model": {"threshold": 0.5, "digest": "d" * 64, "class_names": ["negative", "positive"]}},
+    )
     if probability:
         write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
     publish(staging, View(formats), make_samples(table, probability), results / slide_id)
@@ -52,8 +58,12 @@ def make_samples(table: PatchTable, probability: list[float]) -> tuple[Sample, .
     """A gallery of two lines, of every patch that could be read and of none."""
     known = np.flatnonzero(~np.isnan(np.array(probability, dtype=np.float32)))
     pixels = make_patches(len(known))
-    some = Sample("most probable", table.cells[known], np.array(probability, dtype=np.float32)[known], pixels)
-    return some, Sample("least probable", table.cells[:0], np.empty(0, dtype=np.float32), pixels[:0])
+    some = Sample(
+        "most probable", table.cells[known], np.array(probability, dtype=np.float32)[known], pixels
+    )
+    return some, Sample(
+        "least probable", table.cells[:0], np.empty(0, dtype=np.float32), pixels[:0]
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -69,7 +79,9 @@ def test_every_picture_opens_whatever_the_result(case: str, tmp_path: Path) -> N
 def test_the_summary_comes_back_and_is_json(case: str, tmp_path: Path) -> None:
     folder = make_result(tmp_path, "s", CASES[case])
     text = (folder / "summary.json").read_text()
-    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["patches"] == len(CASES[case])
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))[
+        "patches"
+    ] == len(CASES[case])
     assert read_summary(folder).patches == len(CASES[case])
 
 
@@ -107,15 +119,29 @@ def test_slides_csv_has_a_row_per_finished_slide(tmp_path: Path) -> None:
     with (tmp_path / "slides.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["slide_id"] for row in rows] == ["a", "b"]
-    assert (rows[1]["patches"], rows[1]["positives"], rows[1]["unreadable"], rows[1]["state"]) == ("4", "2", "1", "damaged")
-    assert (rows[0]["positive_fraction"], rows[0]["mean_probability"], rows[0]["state"]) == ("", "", "zero")
+    assert (rows[1]["patches"], rows[1]["positives"], rows[1]["unreadable"], rows[1]["state"]) == (
+        "4",
+        "2",
+        "1",
+        "damaged",
+    )
+    assert (rows[0]["positive_fraction"], rows[0]["mean_probability"], rows[0]["state"]) == (
+        "",
+        "",
+        "zero",
+    )
 
 
 def test_failures_csv_names_the_failures_only(tmp_path: Path) -> None:
-    outcomes = [SlideOutcome("a", "a.svs", SlideState.OK, "fine"), SlideOutcome("b", "b.svs", SlideState.FAILED, "broken, badly")]
+    outcomes = [
+        SlideOutcome("a", "a.svs", SlideState.OK, "fine"),
+        SlideOutcome("b", "b.svs", SlideState.FAILED, "broken, badly"),
+    ]
     write_failures_csv(tmp_path, outcomes)
     with (tmp_path / "failures.csv").open(newline="") as stream:
-        assert list(csv.DictReader(stream)) == [{"slide_id": "b", "path": "b.svs", "state": "failed", "reason": "broken, badly"}]
+        assert list(csv.DictReader(stream)) == [
+            {"slide_id": "b", "path": "b.svs", "state": "failed", "reason": "broken, badly"}
+        ]
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+A1", "-A1", "@SUM(A1)", "\t=1"])
@@ -146,7 +172,8 @@ def test_every_link_of_the_page_leads_to_a_file(tmp_path: Path) -> None:
     links = Links()
     links.feed(write_index(tmp_path).read_text())
     files = [unquote(target) for target in links.targets if not target.startswith("#")]
-    # slides.csv and slides.parquet; per slide three pictures twice each (shown, opened by a click), and a list of all.
+    # slides.csv and slides.parquet; per slide three pictures twice each (shown, opened by a click),
+    # and a list of all.
     assert len(files) == 2 + 2 * (6 + 5)
     assert all((tmp_path / name).exists() for name in files)
 

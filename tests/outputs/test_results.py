@@ -16,7 +16,9 @@ from wsi_pipeline.outputs.style import View
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Slide:
     folder = tmp_path_factory.mktemp("results")
-    write_result(folder / "slide", CASES["mixed"], view=View(("summary",), Aggregation(threshold=0.6)))
+    write_result(
+        folder / "slide", CASES["mixed"], view=View(("summary",), Aggregation(threshold=0.6))
+    )
     (slide,) = open_results(folder)
     return slide
 
@@ -39,13 +41,17 @@ def test_a_frame_has_a_row_per_patch(slide: Slide) -> None:
     frame = slide.to_frame()
     assert len(frame) == 6
     assert frame["positive"].sum() == 3
-    assert frame.loc[(frame["row"] == 0) & (frame["col"] == 0), "probability"].item() == pytest.approx(0.9)
+    assert frame.loc[
+        (frame["row"] == 0) & (frame["col"] == 0), "probability"
+    ].item() == pytest.approx(0.9)
 
 
 def test_xarray_knows_micrometres(slide: Slide) -> None:
     image = slide.to_xarray()
     assert image.dims == ("y", "x")
-    assert float(image.sel(x=120, y=80, method="nearest")) == pytest.approx(0.9)  # the first patch covers 0–200 µm
+    assert float(image.sel(x=120, y=80, method="nearest")) == pytest.approx(
+        0.9
+    )  # the first patch covers 0–200 µm
     assert float(image.sel(x=900, y=700)) == pytest.approx(0.7)  # the centre of cell (3, 4)
     assert np.isnan(float(image.sel(x=100, y=300)))
 
@@ -62,5 +68,8 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results_module, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pandas: is not installed; install it with pip install 'wsi-pipeline\[analysis\]'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"pandas: is not installed; install it with pip install 'wsi-pipeline\[analysis\]'",
+    ):
         check_extra("pandas")

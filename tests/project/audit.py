@@ -7,12 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 OWN = "wsi-pipeline"
-UNREACHABLE = "nothing was found out: the service of advisories cannot be reached from here; run `make audit` where pypi.org can be"
+UNREACHABLE = (
+    "nothing was found out: the service of advisories cannot be reached from here; run `make audit`"
+    " where pypi.org can be"
+)
 
 
 def main(command: Sequence[str]) -> int:
     """Run pip-audit and judge its answer; exit codes: 0 nothing known, 1 known faults, 2 not found out."""
-    answer = subprocess.run([*command, "--format", "json", "--progress-spinner", "off"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [*command, "--format", "json", "--progress-spinner", "off"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     try:
         packages: list[dict[str, Any]] = json.loads(answer.stdout)["dependencies"]
     except (ValueError, KeyError):
@@ -23,7 +31,9 @@ def main(command: Sequence[str]) -> int:
     for line in faulty:
         print(line)
     looked_up = len(packages) - len(skipped)
-    print(f"{looked_up} packages looked up, {len(faulty)} known faults, {len(skipped)} not looked up")
+    print(
+        f"{looked_up} packages looked up, {len(faulty)} known faults, {len(skipped)} not looked up"
+    )
     if looked_up == 0 and skipped:
         print(UNREACHABLE, file=sys.stderr)
         return 2
@@ -34,9 +44,14 @@ def main(command: Sequence[str]) -> int:
 
 def sort_packages(packages: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
     """A line for every known fault, and the names of packages that could not be looked up; ours is on no index."""
-    skipped = [package["name"] for package in packages if "skip_reason" in package and package["name"] != OWN]
+    skipped = [
+        package["name"]
+        for package in packages
+        if "skip_reason" in package and package["name"] != OWN
+    ]
     faulty = [
-        f"{package['name']} {package['version']}: {fault['id']}, mended in {', '.join(fault.get('fix_versions', [])) or 'no version yet'}"
+        f"{package['name']} {package['version']}: {fault['id']}, mended in"
+        f" {', '.join(fault.get('fix_versions', [])) or 'no version yet'}"
         for package in packages
         for fault in package.get("vulns", [])
     ]

@@ -73,7 +73,17 @@ DOORS: dict[str, set[str]] = {
 }
 """Which rooms of wsi_pipeline may import an outside library; one that is not listed may not be imported at all."""
 
-STATEFUL = {"DaskExecutor", "PlainLoop", "_Active", "Course", "Pace", "EventLog", "InferenceJob", "SlideTimes", "Batch"}
+STATEFUL = {
+    "DaskExecutor",
+    "PlainLoop",
+    "_Active",
+    "Course",
+    "Pace",
+    "EventLog",
+    "InferenceJob",
+    "SlideTimes",
+    "Batch",
+}
 """Dataclasses that change while something runs; all others hold what was checked once, where it entered."""
 
 STANDARD_CLI_LIBRARIES = {"click", "rich"}
@@ -102,24 +112,42 @@ def outside_libraries(path: Path) -> set[str]:
     import sys
 
     tops = {name.split(".")[0] for name in imported(path)}
-    return {top for top in tops if top not in sys.stdlib_module_names and top not in ("wsi_pipeline", "wsi_cli")}
+    return {
+        top
+        for top in tops
+        if top not in sys.stdlib_module_names and top not in ("wsi_pipeline", "wsi_cli")
+    }
 
 
 def test_every_part_has_a_floor() -> None:
     assert {part_of(path) for path in modules("wsi_pipeline")} == set(FLOORS)
 
 
-@pytest.mark.parametrize("path", modules("wsi_pipeline"), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", modules("wsi_pipeline"), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_imports_point_down(path: Path) -> None:
     part = part_of(path)
-    used = {name.split(".")[1] for name in imported(path) if name.startswith("wsi_pipeline.")} - {part}
-    upward = {other for other in used if FLOORS[other] > FLOORS[part] or (FLOORS[other] == FLOORS[part] != 0)}
+    used = {name.split(".")[1] for name in imported(path) if name.startswith("wsi_pipeline.")} - {
+        part
+    }
+    upward = {
+        other
+        for other in used
+        if FLOORS[other] > FLOORS[part] or (FLOORS[other] == FLOORS[part] != 0)
+    }
     assert not upward
 
 
-@pytest.mark.parametrize("path", modules("wsi_pipeline"), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", modules("wsi_pipeline"), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_outside_libraries_come_through_their_doors(path: Path) -> None:
-    assert {library for library in outside_libraries(path) if part_of(path) not in DOORS.get(library, set())} == set()
+    assert {
+        library
+        for library in outside_libraries(path)
+        if part_of(path) not in DOORS.get(library, set())
+    } == set()
 
 
 def test_floor_zero_needs_numpy_only() -> None:
@@ -160,7 +188,11 @@ def known_targets(path: Path) -> set[str]:
     known = {dotted(other) for other in modules("wsi_pipeline")}
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("wsi_pipeline"):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.startswith("wsi_pipeline")
+        ):
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 names.add(full if full in known else node.module)
@@ -170,7 +202,12 @@ def known_targets(path: Path) -> set[str]:
 def test_data_cannot_be_changed_after_they_were_checked() -> None:
     trees = [ast.parse(path.read_text()) for path in modules("wsi_pipeline")]
     classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    decorated = {(node.name, text) for node in classes for text in map(ast.unparse, node.decorator_list) if text.startswith("dataclass")}
+    decorated = {
+        (node.name, text)
+        for node in classes
+        for text in map(ast.unparse, node.decorator_list)
+        if text.startswith("dataclass")
+    }
     assert {name for name, text in decorated if "frozen=True" not in text} == STATEFUL
 
 
@@ -180,9 +217,9 @@ def test_help_loads_no_heavy_library() -> None:
     import sys
 
     code = (
-        "import sys; from click.testing import CliRunner; from wsi_cli.main import wsi; "
-        "assert CliRunner().invoke(wsi, ['--help']).exit_code == 0; "
-        "print([name for name in ('torch', 'openvino', 'dask', 'zarr', 'numpy', 'matplotlib', 'skimage') if name in sys.modules])"
+        "import sys; from click.testing import CliRunner; from wsi_cli.main import wsi; assert"
+        " CliRunner().invoke(wsi, ['--help']).exit_code == 0; print([name for name in ('torch',"
+        " 'openvino', 'dask', 'zarr', 'numpy', 'matplotlib', 'skimage') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,7 +1,7 @@
 """README and docs as their reader would use them: their blocks of code run, their commands and options exist, their pages build.
 
-A block whose first line begins with `# needs` (a GPU, a cluster, somebody's data, a network, time) is not run, and its reader is told
-why; the options of its `wsi` lines are looked at all the same.
+A block whose first line begins with `# needs` (a GPU, a cluster, somebody's data, a network, time)
+is not run, and its reader is told why; the options of its `wsi` lines are looked at all the same.
 """
 
 import os
@@ -31,7 +31,11 @@ from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.image_io import write_grey
 from wsi_pipeline.stages.patch_plan import TileConfig
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "neural_networks.md")
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "examples" / "neural_networks.md",
+)
 FROM_NOTHING = ("README.md", "quickstart.md")
 """Pages that begin with slides alone; the others stand in a folder where the chain has been run."""
 LANGUAGES = {"bash", "console", "csv", "json", "python", "text", "yaml"}
@@ -64,14 +68,21 @@ class Block:
     def wsi_lines(self) -> list[list[str]]:
         """The arguments of its `wsi` lines."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        words = [shlex.split(line, comments=True) for line in lines if line.startswith("wsi ") or " wsi " in line.split("#")[0]]
+        words = [
+            shlex.split(line, comments=True)
+            for line in lines
+            if line.startswith("wsi ") or " wsi " in line.split("#")[0]
+        ]
         nested = [shlex.split(each) for line in words for each in line if each.startswith("wsi ")]
         return [line[line.index("wsi") + 1 :] for line in (*words, *nested) if "wsi" in line]
 
 
 def read_blocks(page: Path) -> list[Block]:
     found = re.finditer(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    return [Block(page.name, page.read_text()[: match.start()].count("\n") + 1, match[1], match[2]) for match in found]
+    return [
+        Block(page.name, page.read_text()[: match.start()].count("\n") + 1, match[1], match[2])
+        for match in found
+    ]
 
 
 BLOCKS = {page.name: read_blocks(page) for page in PAGES}
@@ -103,19 +114,39 @@ def whole_chain(slides_alone: Path, tmp_path_factory: pytest.TempPathFactory) ->
     world = tmp_path_factory.mktemp("chain") / "world"
     shutil.copytree(slides_alone, world)
     config = TileConfig(spec=PatchSpec(mpp=MPP), rules=LabelRules(class_names=("benign", "tumour")))
-    tile_slides([world / "slides"], world / "stores", config, labels=[world / "labels"], workers=Workers(count=0))
+    tile_slides(
+        [world / "slides"],
+        world / "stores",
+        config,
+        labels=[world / "labels"],
+        workers=Workers(count=0),
+    )
     quick = InferConfig(device="cpu", view=View(formats=("summary",)))
     for results, model in (("results", "model"), ("other", "other-model")):
-        path = write_model(world / model / "model.safetensors", make_checkpoint(mpp=MPP, seed=len(model)))
+        path = write_model(
+            world / model / "model.safetensors", make_checkpoint(mpp=MPP, seed=len(model))
+        )
         infer_slides(
-            [world / "slides" / "8863.tiff", world / "slides" / "8955.tiff"], path, world / results, quick, workers=Workers(count=0)
+            [world / "slides" / "8863.tiff", world / "slides" / "8955.tiff"],
+            path,
+            world / results,
+            quick,
+            workers=Workers(count=0),
         )
     return world
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if any(not block.needs for block in blocks)])
-def test_blocks_of_code_run(page: str, slides_alone: Path, whole_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "page", [name for name, blocks in BLOCKS.items() if any(not block.needs for block in blocks)]
+)
+def test_blocks_of_code_run(
+    page: str,
+    slides_alone: Path,
+    whole_chain: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     world = tmp_path / "world"
     shutil.copytree(slides_alone if page in FROM_NOTHING else whole_chain, world)
     monkeypatch.chdir(world)
@@ -136,13 +167,20 @@ def run_lines(block: Block) -> None:
 
     for line in block.text.replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(line, comments=True) or ["wsi", "--version"]
-        assert program == "wsi", f"{block.page}:{block.line}: only `wsi` lines can be run; say what `# needs` …"
+        assert program == "wsi", (
+            f"{block.page}:{block.line}: only `wsi` lines can be run; say what `# needs` …"
+        )
         done = run(*arguments)
         assert done.exit_code == 0, f"{block.page}:{block.line}: {line}\n{done.output}"
 
 
 def test_every_block_of_code_says_its_language() -> None:
-    unnamed = [f"{block.page}:{block.line}" for blocks in BLOCKS.values() for block in blocks if block.language not in LANGUAGES]
+    unnamed = [
+        f"{block.page}:{block.line}"
+        for blocks in BLOCKS.values()
+        for block in blocks
+        if block.language not in LANGUAGES
+    ]
     assert unnamed == []
 
 
@@ -151,7 +189,8 @@ def test_commands_stand_in_blocks_that_run() -> None:
         f"{block.page}:{block.line}"
         for blocks in BLOCKS.values()
         for block in blocks
-        if block.language not in ("bash", "python", "console") and re.search(r"^wsi \w", block.text, flags=re.MULTILINE)
+        if block.language not in ("bash", "python", "console")
+        and re.search(r"^wsi \w", block.text, flags=re.MULTILINE)
     ]
     assert hidden == []
 
@@ -192,8 +231,24 @@ def test_every_command_in_the_text_exists(page: Path) -> None:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The documentation as `make docs` builds it, with every warning an error."""
     place = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(place)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(place),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return place
 
@@ -224,7 +279,13 @@ class Links(HTMLParser):
         values = dict(attrs)
         if tag in ("script", "img", "iframe", "source"):
             self.loaded.append(values.get("src") or "")
-        if tag == "link" and values.get("rel") in ("stylesheet", "preconnect", "preload", "icon", "dns-prefetch"):
+        if tag == "link" and values.get("rel") in (
+            "stylesheet",
+            "preconnect",
+            "preload",
+            "icon",
+            "dns-prefetch",
+        ):
             self.loaded.append(values.get("href") or "")
 
 
@@ -252,7 +313,10 @@ def test_the_python_pages_hold_what_docstrings_say(site: Path) -> None:
 @pytest.mark.system
 def test_every_example_has_a_page(site: Path) -> None:
     examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert {path.stem for path in (site / "examples").glob("*.html")} == examples | {"index", "neural_networks"}
+    assert {path.stem for path in (site / "examples").glob("*.html")} == examples | {
+        "index",
+        "neural_networks",
+    }
 
 
 def test_ci_builds_the_documentation() -> None:

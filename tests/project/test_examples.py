@@ -46,7 +46,10 @@ def write_patches(folder: Path, patients: int) -> None:
             base = np.array([(225, 140, 200), (120, 60, 150)][label])
             pixels = np.clip(base + rng.integers(-20, 21, (50, 50, 3)), 0, 255).astype(np.uint8)
             x, y = 1 + 50 * (index % 4), 1 + 50 * (index // 4)
-            write_png(folder / str(patient) / str(label) / f"{patient}_idx5_x{x}_y{y}_class{label}.png", pixels)
+            write_png(
+                folder / str(patient) / str(label) / f"{patient}_idx5_x{x}_y{y}_class{label}.png",
+                pixels,
+            )
 
 
 def test_idc_end_to_end(tmp_path: Path) -> None:
@@ -57,9 +60,18 @@ def test_idc_end_to_end(tmp_path: Path) -> None:
     mask = np.full((400, 400), 100, dtype=np.uint8)
     mask[:, 200:] = 200
     write_png(tmp_path / "labels" / "5_labels.png", mask)
-    command = [sys.executable, EXAMPLES / "idc_end_to_end.py", tmp_path / "patches", tmp_path / "out", "--test-patients", "5"]
+    command = [
+        sys.executable,
+        EXAMPLES / "idc_end_to_end.py",
+        tmp_path / "patches",
+        tmp_path / "out",
+        "--test-patients",
+        "5",
+    ]
     places = ["--slides", tmp_path / "slides", "--labels", tmp_path / "labels", "--epochs", "3"]
-    done = subprocess.run([*map(str, command), *map(str, places)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*map(str, command), *map(str, places)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "72 patches of 6 patients, 0 files left out"
@@ -71,19 +83,34 @@ def test_results_in_python(tmp_path: Path) -> None:
     write_result(tmp_path / "results" / "a", CASES["mixed"], view=View(("summary",)))
     write_result(tmp_path / "results" / "b", CASES["nothing positive"], view=View(("summary",)))
     (tmp_path / "clinical.csv").write_text("slide_id,grade\na,3\n")
-    command = [sys.executable, EXAMPLES / "results_in_python.py", tmp_path / "results", tmp_path / "clinical.csv", tmp_path / "out"]
+    command = [
+        sys.executable,
+        EXAMPLES / "results_in_python.py",
+        tmp_path / "results",
+        tmp_path / "clinical.csv",
+        tmp_path / "out",
+    ]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "2 slides, 2 positive regions, 1 with clinical data"
     with (tmp_path / "out" / "joined.csv").open(newline="") as stream:
-        assert {row["slide_id"]: row["grade"] for row in csv.DictReader(stream)} == {"a": "3.0", "b": ""}
+        assert {row["slide_id"]: row["grade"] for row in csv.DictReader(stream)} == {
+            "a": "3.0",
+            "b": "",
+        }
     assert (tmp_path / "out" / "a.png").stat().st_size > 10_000
 
 
-def write_idx(folder: Path, part: str, pictures: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
+def write_idx(
+    folder: Path, part: str, pictures: NDArray[np.uint8], labels: NDArray[np.uint8]
+) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, *pictures.shape) + pictures.tobytes())
-    (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, len(labels)) + labels.tobytes())
+    (folder / f"{part}-images-idx3-ubyte").write_bytes(
+        struct.pack(">4i", 0x803, *pictures.shape) + pictures.tobytes()
+    )
+    (folder / f"{part}-labels-idx1-ubyte").write_bytes(
+        struct.pack(">2i", 0x801, len(labels)) + labels.tobytes()
+    )
 
 
 def enlarge_digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -100,7 +127,10 @@ def test_mnist_learns_digits_of_idx_files(tmp_path: Path) -> None:
     lines = run_example("mnist_cnn.py", tmp_path / "mnist", tmp_path / "out", "--epochs", 5)
     assert lines[-1].startswith("accuracy on 297 held-out digits: 0.")
     assert last_number(lines[-1]) > 0.7
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"predictions.png", "history.svg"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "predictions.png",
+        "history.svg",
+    }
 
 
 def test_mnist_is_right_on_95_of_100_held_out_digits(shared_data: Path, tmp_path: Path) -> None:
@@ -115,7 +145,9 @@ def write_biopsies(path: Path, rows: int) -> Path:
     lines = []
     for number in range(rows):
         is_malignant = number % 3 == 0
-        grades = [str(grade) for grade in rng.integers(5, 11, 9) if is_malignant] or [str(grade) for grade in rng.integers(1, 6, 9)]
+        grades = [str(grade) for grade in rng.integers(5, 11, 9) if is_malignant] or [
+            str(grade) for grade in rng.integers(1, 6, 9)
+        ]
         if number % 50 == 49:
             grades[5] = "?"
         lines.append(",".join([str(1000 + number), *grades, "4" if is_malignant else "2"]))
@@ -125,20 +157,32 @@ def write_biopsies(path: Path, rows: int) -> Path:
 
 def test_wisconsin_leaves_out_rows_with_question_marks_and_learns(tmp_path: Path) -> None:
     table = write_biopsies(tmp_path / "table.data", 700)
-    lines = run_example("wisconsin_mlp.py", table, tmp_path / "out", "--rate", 0.5, "--iterations", 400)
+    lines = run_example(
+        "wisconsin_mlp.py", table, tmp_path / "out", "--rate", 0.5, "--iterations", 400
+    )
     assert lines[0].startswith("686 rows")
     accuracies = re.findall(r"validation threshold 0.5: accuracy ([\d.]+)", "\n".join(lines))
     assert float(accuracies[0]) > 0.98
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cost.png", "confusion.png"}
 
 
-@pytest.mark.parametrize(("rate", "iterations", "training", "validation"), [(0.01, 15_000, 0.96, 1.0), (0.07, 65_000, 0.998, 0.995)])
+@pytest.mark.parametrize(
+    ("rate", "iterations", "training", "validation"),
+    [(0.01, 15_000, 0.96, 1.0), (0.07, 65_000, 0.998, 0.995)],
+)
 def test_wisconsin_comes_to_the_published_figures(
-    rate: float, iterations: int, training: float, validation: float, shared_data: Path, tmp_path: Path
+    rate: float,
+    iterations: int,
+    training: float,
+    validation: float,
+    shared_data: Path,
+    tmp_path: Path,
 ) -> None:
     """Within 0.01: five of the 500 training rows, two of the 183 others."""
     table = shared_data / "wisconsin" / "breast-cancer-wisconsin.data"
-    lines = run_example("wisconsin_mlp.py", table, tmp_path / "out", "--rate", rate, "--iterations", iterations)
+    lines = run_example(
+        "wisconsin_mlp.py", table, tmp_path / "out", "--rate", rate, "--iterations", iterations
+    )
     assert lines[0].startswith("683 rows")
     differences = [float(value) for value in re.findall(r"\d\.\de-\d+", "\n".join(lines[:2]))]
     assert len(differences) == 2
@@ -162,7 +206,15 @@ def test_the_guides_first_number_is_the_share_of_negatives(tmp_path: Path) -> No
 
 def test_the_wide_resnet_answers_over_rest(tmp_path: Path) -> None:
     write_patches(tmp_path / "idc", patients=6)
-    lines = run_example("idc_wide_resnet.py", tmp_path / "idc", tmp_path / "out", "--arch", "wide_resnet_10_1", "--epochs", 2)
+    lines = run_example(
+        "idc_wide_resnet.py",
+        tmp_path / "idc",
+        tmp_path / "out",
+        "--arch",
+        "wide_resnet_10_1",
+        "--epochs",
+        2,
+    )
     assert lines[0].startswith("dashboard: tensorboard --logdir ")
     assert re.fullmatch(r"served: http://127\.0\.0\.1:\d+/", lines[-2])
     assert re.fullmatch(r"24 patches of validation patients sent, \d+ answers right", lines[-1])
@@ -177,14 +229,22 @@ def write_stained_patients(folder: Path, patients: int) -> None:
         for index in range(12):
             label = rare if index else 1 - rare
             pixels = np.clip(colour + rng.integers(-10, 11, (50, 50, 3)), 0, 255).astype(np.uint8)
-            write_png(folder / str(patient) / str(label) / f"{patient}_idx5_x{1 + 50 * index}_y1_class{label}.png", pixels)
+            write_png(
+                folder
+                / str(patient)
+                / str(label)
+                / f"{patient}_idx5_x{1 + 50 * index}_y1_class{label}.png",
+                pixels,
+            )
 
 
 def test_folds_of_patches_claim_what_folds_of_patients_do_not_show(tmp_path: Path) -> None:
     write_stained_patients(tmp_path / "idc", patients=12)
     lines = run_example("leak.py", tmp_path / "idc", tmp_path / "out", "--epochs", 4, "--folds", 2)
     assert lines[-5].startswith("144 patches of 12 patients, each judged by both")
-    claimed, honest, inflation = (float(value) for value in re.findall(r"[-+]?\d\.\d+", lines[-4])[:3])
+    claimed, honest, inflation = (
+        float(value) for value in re.findall(r"[-+]?\d\.\d+", lines[-4])[:3]
+    )
     assert lines[-4].startswith("auroc")
     assert claimed > 0.7
     assert inflation == pytest.approx(claimed - honest, abs=0.0015)
@@ -198,7 +258,11 @@ def test_learning_rates_draws_every_way(tmp_path: Path) -> None:
     lowest = {line[:28].strip(): float(line[28:].split()[3].rstrip(",")) for line in lines[:13]}
     assert lowest["momentum"] < lowest["SGD, constant"]
     assert lines[-1].startswith("learning rate finder: ")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"curves.png", "lr_find.png", "landscape.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "curves.png",
+        "lr_find.png",
+        "landscape.png",
+    }
 
 
 @pytest.mark.parametrize(
@@ -212,9 +276,17 @@ def test_learning_rates_draws_every_way(tmp_path: Path) -> None:
         ("leak.py", "kaggle.com"),
     ],
 )
-def test_without_the_data_one_line_says_where_they_are(name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = ["--test-patients", "1", "--slides", "s", "--labels", "l"] if name == "idc_end_to_end.py" else []
-    monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "nothing"), str(tmp_path / "out"), *more])
+def test_without_the_data_one_line_says_where_they_are(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = (
+        ["--test-patients", "1", "--slides", "s", "--labels", "l"]
+        if name == "idc_end_to_end.py"
+        else []
+    )
+    monkeypatch.setattr(
+        sys, "argv", [name, str(tmp_path / "nothing"), str(tmp_path / "out"), *more]
+    )
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     message = str(stopped.value.code)
@@ -230,12 +302,20 @@ def test_an_example_is_short(path: Path) -> None:
     tree = ast.parse(path.read_text())
     skipped: set[int] = set()
     for node in ast.walk(tree):
-        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        is_text = (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        )
         if is_text or isinstance(node, ast.Import | ast.ImportFrom):
             assert isinstance(node, ast.stmt)
             skipped |= {*range(node.lineno, (node.end_lineno or node.lineno) + 1)}
     lines = enumerate(path.read_text().splitlines(), start=1)
-    code = [line for number, line in lines if number not in skipped and line.strip() and not line.strip().startswith("#")]
+    code = [
+        line
+        for number, line in lines
+        if number not in skipped and line.strip() and not line.strip().startswith("#")
+    ]
     assert len(code) <= MAX_CODE_LINES
 
 

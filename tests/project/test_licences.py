@@ -24,9 +24,14 @@ PERMISSIVE = frozenset(
 )  # fmt: skip
 
 SPECIAL = {
-    "openslide-bin": "LGPL-2.1 and others: a shared library of its own, which may be replaced; used, not changed",
+    "openslide-bin": (
+        "LGPL-2.1 and others: a shared library of its own, which may be replaced; used, not changed"
+    ),
     "openslide-python": "LGPL-2.1: imported as it is, not changed",
-    "tqdm": "MPL-2.0 and MIT: the MPL binds changes to its own files, and nobody changes them; brought by the extra timm",
+    "tqdm": (
+        "MPL-2.0 and MIT: the MPL binds changes to its own files, and nobody changes them; brought"
+        " by the extra timm"
+    ),
     "cuda-toolkit": "names no licence: an empty package that brings NVIDIA's libraries",
 }
 """Packages under other licences, and why they may be used."""
@@ -47,14 +52,20 @@ def collect(name: str, extras: tuple[str, ...], found: dict[str, set[str]]) -> N
     found.setdefault(key, set()).update(extras)
     for text in metadata.requires(key) or []:
         wanted = Requirement(text)
-        if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+        if wanted.marker is None or any(
+            wanted.marker.evaluate({"extra": extra}) for extra in ("", *extras)
+        ):
             collect(wanted.name, tuple(wanted.extras), found)
 
 
 def licence_of(name: str) -> str:
     """What a package says of its licence: the expression where it has one, else its classifiers, else its own words."""
     said = metadata.metadata(name)
-    classifiers = [entry.rpartition("::")[2].strip() for entry in said.get_all("Classifier") or [] if entry.startswith("License ::")]
+    classifiers = [
+        entry.rpartition("::")[2].strip()
+        for entry in said.get_all("Classifier") or []
+        if entry.startswith("License ::")
+    ]
     words = ("\n".join(said.get_all("License") or [])).strip().splitlines()
     return (
         "".join(said.get_all("License-Expression") or [])
@@ -66,13 +77,20 @@ def licence_of(name: str) -> str:
 def is_permissive(licence: str) -> bool:
     """Whether every licence in an expression is one of PERMISSIVE; of alternatives, one is enough."""
     parts = [part.strip(" ()") for part in re.split(r"\s+(?:AND|WITH)\s+", licence)]
-    return all(any(choice.strip(" ()").lower() in PERMISSIVE for choice in re.split(r"\s+OR\s+", part)) for part in parts)
+    return all(
+        any(choice.strip(" ()").lower() in PERMISSIVE for choice in re.split(r"\s+OR\s+", part))
+        for part in parts
+    )
 
 
 def test_everything_needed_at_run_time_may_be_used_by_everybody() -> None:
     found: dict[str, set[str]] = {}
     collect("wsi-pipeline", EXTRAS, found)
-    licences = {name: licence_of(name) for name in sorted(found) if name not in SPECIAL and not PROPRIETARY.fullmatch(name)}
+    licences = {
+        name: licence_of(name)
+        for name in sorted(found)
+        if name not in SPECIAL and not PROPRIETARY.fullmatch(name)
+    }
     assert len(licences) > 60
     assert {name: licence for name, licence in licences.items() if not is_permissive(licence)} == {}
 
@@ -95,7 +113,10 @@ def test_licences_that_bind_are_found(licence: str) -> None:
     assert not is_permissive(licence)
 
 
-@pytest.mark.parametrize("licence", ["MIT", "Apache-2.0 OR GPL-3.0-only", "(MIT OR Apache-2.0) AND BSD-3-Clause", "BSD License"])
+@pytest.mark.parametrize(
+    "licence",
+    ["MIT", "Apache-2.0 OR GPL-3.0-only", "(MIT OR Apache-2.0) AND BSD-3-Clause", "BSD License"],
+)
 def test_licences_that_do_not_bind_are_taken(licence: str) -> None:
     assert is_permissive(licence)
 
@@ -125,7 +146,11 @@ def test_floors_that_keep_known_faults_out_are_there_with_their_reason() -> None
 def test_the_audit_counts_faults_and_what_it_could_not_look_up() -> None:
     packages: list[dict[str, Any]] = [
         {"name": "good", "version": "1", "vulns": []},
-        {"name": "bad", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}, {"id": "CVE-2", "fix_versions": []}]},
+        {
+            "name": "bad",
+            "version": "1",
+            "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}, {"id": "CVE-2", "fix_versions": []}],
+        },
         {"name": "unknown", "skip_reason": "Dependency not found on PyPI"},
         {"name": "wsi-pipeline", "skip_reason": "Dependency not found on PyPI"},
     ]
@@ -138,11 +163,19 @@ def test_the_audit_counts_faults_and_what_it_could_not_look_up() -> None:
     ("said", "exit_code"),
     [
         ('{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}', 0),
-        ('{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": []}]}]}', 1),
+        (
+            (
+                '{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1",'
+                ' "fix_versions": []}]}]}'
+            ),
+            1,
+        ),
         ('{"dependencies": [{"name": "a", "skip_reason": "not found on PyPI"}]}', 2),
         ("Traceback", 2),
     ],
 )
-def test_an_audit_that_found_out_nothing_is_no_good_news(said: str, exit_code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_audit_that_found_out_nothing_is_no_good_news(
+    said: str, exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["python3", "-c", f"print({said!r})"]) == exit_code
     assert ("nothing was found out" in capsys.readouterr().err) == (exit_code == 2)

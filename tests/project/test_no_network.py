@@ -27,9 +27,18 @@ if __name__ == "__main__":
 
 def run_guarded(log: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(GUARD), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "WSI_TEST_SOCKET_LOG": str(log), "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "PYTHONPATH": path,
+        "WSI_TEST_SOCKET_LOG": str(log),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     return subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, "-c", script, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
 
 
@@ -38,9 +47,15 @@ def run_guarded(log: Path, script: str, *arguments: str) -> subprocess.Completed
     [
         "import socket; socket.create_connection(('192.0.2.1', 80), 1)",
         "import socket; socket.getaddrinfo('pypi.org', 443)",
-        "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 53))",
+        (
+            "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x',"
+            " ('192.0.2.1', 53))"
+        ),
         "import urllib.request; urllib.request.urlopen('http://example.org', timeout=1)",
-        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import socket; socket.gethostbyname(\"a.org\")'], check=True)",
+        (
+            "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import socket;"
+            ' socket.gethostbyname("a.org")\'], check=True)'
+        ),
     ],
 )
 def test_the_guard_refuses_and_tells(attempt: str, tmp_path: Path) -> None:
@@ -49,7 +64,10 @@ def test_the_guard_refuses_and_tells(attempt: str, tmp_path: Path) -> None:
 
 
 def test_the_guard_lets_the_loopback_be(tmp_path: Path) -> None:
-    script = "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname()).close()"
+    script = (
+        "import socket; s = socket.create_server(('127.0.0.1', 0));"
+        " socket.create_connection(s.getsockname()).close()"
+    )
     assert run_guarded(tmp_path / "log", script).returncode == 0
     assert "tried" not in (tmp_path / "log").read_text()
 
@@ -62,11 +80,25 @@ def test_tile_train_and_infer_ask_nobody(tmp_path: Path) -> None:
     commands = [
         ["tile", slides, "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 1],
         ["train", stores, "--out", tmp_path / "model", "--epochs", 1, "--device", "cpu"],
-        ["infer", "--slides", slides, "--model", model, "--results-dir", tmp_path / "results", "--workers", 1],
+        [
+            "infer",
+            "--slides",
+            slides,
+            "--model",
+            model,
+            "--results-dir",
+            tmp_path / "results",
+            "--workers",
+            1,
+        ],
     ]
-    answer = run_guarded(tmp_path / "log", RUN, json.dumps([[str(part) for part in command] for command in commands]))
+    answer = run_guarded(
+        tmp_path / "log", RUN, json.dumps([[str(part) for part in command] for command in commands])
+    )
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert (tmp_path / "results" / "s" / "summary.json").is_file()
     lines = (tmp_path / "log").read_text().splitlines()
     assert [line for line in lines if line.startswith("tried")] == []
-    assert len({line for line in lines if line.startswith("guarded")}) >= 3  # this process's child and its workers
+    assert (
+        len({line for line in lines if line.startswith("guarded")}) >= 3
+    )  # this process's child and its workers

@@ -9,7 +9,9 @@ README = (ROOT / "README.md").read_text()
 
 
 def packages_on_disk() -> set[str]:
-    ours = {path.parent.relative_to(ROOT).parts for path in (ROOT / "wsi_pipeline").rglob("__init__.py")}
+    ours = {
+        path.parent.relative_to(ROOT).parts for path in (ROOT / "wsi_pipeline").rglob("__init__.py")
+    }
     return {".".join(parts) for parts in ours} | {"wsi_cli"}
 
 
@@ -20,7 +22,9 @@ def test_the_package_list_is_the_folders() -> None:
 
 def test_no_dependency_has_an_upper_bound() -> None:
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert [dependency for dependency in dependencies if "<" in dependency or "==" in dependency] == []
+    assert [
+        dependency for dependency in dependencies if "<" in dependency or "==" in dependency
+    ] == []
 
 
 def test_readme_module_map_names_every_module() -> None:
@@ -46,17 +50,30 @@ def test_every_option_in_readme_and_docs_exists() -> None:
     """Outside blocks of code, which test_docs.py looks at. An option of another program stands in backticks behind that program's name."""
     from wsi_cli.main import COMMANDS, wsi
 
-    known = {"--version", "--help", *(option for parameter in wsi.params for option in parameter.opts)}
+    known = {
+        "--version",
+        "--help",
+        *(option for parameter in wsi.params for option in parameter.opts),
+    }
     for name in COMMANDS:
         command = wsi.get_command(None, name)
         for each in (command, *getattr(command, "commands", {}).values()):
-            known |= {option for parameter in each.params for option in (*parameter.opts, *parameter.secondary_opts)}
+            known |= {
+                option
+                for parameter in each.params
+                for option in (*parameter.opts, *parameter.secondary_opts)
+            }
     for example in (ROOT / "examples").glob("*.py"):
         known |= set(re.findall(r'add_argument\("(--[a-z-]+)"', example.read_text()))
     for page in (README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))):
         text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
         spans = re.findall(r"`([^`]*)`", text)
-        ours = " ".join([re.sub(r"`[^`]*`", " ", text), *(span for span in spans if span.startswith(("wsi ", "-", "python examples/")))])
+        ours = " ".join(
+            [
+                re.sub(r"`[^`]*`", " ", text),
+                *(span for span in spans if span.startswith(("wsi ", "-", "python examples/"))),
+            ]
+        )
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", ours)) <= known
 
 

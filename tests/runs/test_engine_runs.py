@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.builders import folder_bytes, make_checkpoint, make_patches, make_store, make_table, write_model
+from tests.builders import (
+    folder_bytes,
+    make_checkpoint,
+    make_patches,
+    make_store,
+    make_table,
+    write_model,
+)
 from tests.commands import HERE, PLAIN, infer, run
 from wsi_pipeline.core.errors import EnvironmentFault, ModelError
 from wsi_pipeline.models.engines import ENGINES
@@ -28,7 +35,9 @@ SIDE = 22
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     checkpoint = make_checkpoint(side_px=SIDE)
-    return write_model(tmp_path / "m.safetensors", replace(checkpoint, self_test=make_self_test(checkpoint)))
+    return write_model(
+        tmp_path / "m.safetensors", replace(checkpoint, self_test=make_self_test(checkpoint))
+    )
 
 
 @pytest.fixture
@@ -38,7 +47,9 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_results_say_what_computed_them(precision: str, store: Path, model: Path, tmp_path: Path) -> None:
+def test_results_say_what_computed_them(
+    precision: str, store: Path, model: Path, tmp_path: Path
+) -> None:
     infer(store, model, tmp_path / "r", engine="openvino", precision=precision)
     parameters = json.loads((tmp_path / "r" / "run.json").read_text())["parameters"]
     made_by = {name: parameters[name] for name in ("engine", "precision", "device")}
@@ -48,13 +59,18 @@ def test_results_say_what_computed_them(precision: str, store: Path, model: Path
     assert parameters["batch_size"] == "auto"
 
 
-def test_a_slide_of_another_engine_is_neither_taken_nor_mixed(store: Path, model: Path, tmp_path: Path) -> None:
+def test_a_slide_of_another_engine_is_neither_taken_nor_mixed(
+    store: Path, model: Path, tmp_path: Path
+) -> None:
     infer(store, model, tmp_path / "r", engine="torch")
     before = folder_bytes(tmp_path / "r" / "s")
     account = infer(store, model, tmp_path / "r", engine="openvino")
     message = account.outcomes[0].message
     assert "s: was computed by torch fp32 (cpu), this run computes by openvino " in message
-    assert "run with --engine torch --precision fp32, with --force to replace it, or into another folder" in message
+    assert (
+        "run with --engine torch --precision fp32, with --force to replace it, or into another"
+        " folder" in message
+    )
     assert folder_bytes(tmp_path / "r" / "s") == before
     assert infer(store, model, tmp_path / "r", engine="torch").outcomes[0].is_resumed_whole
     assert infer(store, model, tmp_path / "r", engine="openvino", force=True).exit_code == 0
@@ -63,7 +79,9 @@ def test_a_slide_of_another_engine_is_neither_taken_nor_mixed(store: Path, model
 
 @pytest.mark.system
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_any_number_of_workers_gives_the_same_bytes(engine: str, store: Path, model: Path, tmp_path: Path) -> None:
+def test_any_number_of_workers_gives_the_same_bytes(
+    engine: str, store: Path, model: Path, tmp_path: Path
+) -> None:
     for name, workers in (("one", HERE), ("two", Workers(count=2))):
         assert infer(store, model, tmp_path / name, engine=engine, workers=workers).exit_code == 0
     assert folder_bytes(tmp_path / "one" / "s") == folder_bytes(tmp_path / "two" / "s")
@@ -72,14 +90,21 @@ def test_any_number_of_workers_gives_the_same_bytes(engine: str, store: Path, mo
 def test_engines_agree_on_a_slide(store: Path, model: Path, tmp_path: Path) -> None:
     for engine in ("torch", "openvino"):
         infer(store, model, tmp_path / engine, engine=engine)
-    one, other = (open_result(tmp_path / engine / "s").probability for engine in ("torch", "openvino"))
+    one, other = (
+        open_result(tmp_path / engine / "s").probability for engine in ("torch", "openvino")
+    )
     assert np.abs(one - other).max() < 1e-4
 
 
-def test_a_model_that_gives_other_answers_is_refused_before_any_slide(store: Path, tmp_path: Path) -> None:
+def test_a_model_that_gives_other_answers_is_refused_before_any_slide(
+    store: Path, tmp_path: Path
+) -> None:
     checkpoint = make_checkpoint(side_px=SIDE)
     made = make_self_test(checkpoint)
-    lying = write_model(tmp_path / "m.safetensors", replace(checkpoint, self_test=SelfTest(made.pixels, made.probability - 0.05)))
+    lying = write_model(
+        tmp_path / "m.safetensors",
+        replace(checkpoint, self_test=SelfTest(made.pixels, made.probability - 0.05)),
+    )
     done = run("infer", "--stores", store, "--model", lying, "-o", tmp_path / "r", *PLAIN)
     assert done.exit_code == 1
     assert "gives probabilities that differ by 0.05" in done.output
@@ -88,7 +113,9 @@ def test_a_model_that_gives_other_answers_is_refused_before_any_slide(store: Pat
 
 
 def test_a_worker_checks_the_answers_itself(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    choice = settle_engine(load_model(model), model, EngineWish(device="cpu", engine="torch", batch_size=9)).choice
+    choice = settle_engine(
+        load_model(model), model, EngineWish(device="cpu", engine="torch", batch_size=9)
+    ).choice
     plain = ENGINES["torch"].load
 
     def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
@@ -111,7 +138,9 @@ def test_a_worker_without_the_device_does_not_choose_another(model: Path) -> Non
 
 
 def test_threads_of_a_worker_share_one_model(model: Path) -> None:
-    choice = settle_engine(load_model(model), model, EngineWish(device="cpu", engine="torch", batch_size=3)).choice
+    choice = settle_engine(
+        load_model(model), model, EngineWish(device="cpu", engine="torch", batch_size=3)
+    ).choice
     found: list[int] = []
     threads = [threading.Thread(target=lambda: found.append(id(choice.load()))) for _ in range(4)]
     for thread in threads:
@@ -123,7 +152,17 @@ def test_threads_of_a_worker_share_one_model(model: Path) -> None:
 
 def test_the_choice_is_printed(store: Path, model: Path, tmp_path: Path) -> None:
     done = run(
-        "infer", "--stores", str(store), "--model", str(model), "--results-dir", str(tmp_path / "r"), "--device", "cpu", "--workers", "0"
+        "infer",
+        "--stores",
+        str(store),
+        "--model",
+        str(model),
+        "--results-dir",
+        str(tmp_path / "r"),
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
     )
     assert done.exit_code == 0, done.output
     lines = [line for line in done.stdout.splitlines() if line.startswith("engine ")]
@@ -141,7 +180,9 @@ def test_the_choice_is_printed(store: Path, model: Path, tmp_path: Path) -> None
         (["--engine", "tensorrt"], "'tensorrt' is not one of"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options: list[str], fault: str, store: Path, model: Path, tmp_path: Path) -> None:
+def test_options_that_cannot_be_are_refused(
+    options: list[str], fault: str, store: Path, model: Path, tmp_path: Path
+) -> None:
     done = run("infer", "--stores", store, "--model", model, "-o", tmp_path / "r", *options)
     assert done.exit_code == 2
     assert fault in done.output

@@ -24,7 +24,9 @@ CELLS = [(row, col) for row in range(3) for col in range(3)]
 
 
 def make_stores(folder: Path, count: int = 2) -> list[Path]:
-    return [make_store(folder / f"s{number}.patches.zarr", make_table(CELLS)) for number in range(count)]
+    return [
+        make_store(folder / f"s{number}.patches.zarr", make_table(CELLS)) for number in range(count)
+    ]
 
 
 def begin_work(target: Path) -> Path:
@@ -62,7 +64,10 @@ def another_holds(target: Path) -> Iterator[int]:
 
 def test_whole_products_are_counted(tmp_path: Path) -> None:
     stores = make_stores(tmp_path)
-    files = sum(len(list(path.rglob("*"))) - sum(entry.is_dir() for entry in path.rglob("*")) - 1 for path in stores)
+    files = sum(
+        len(list(path.rglob("*"))) - sum(entry.is_dir() for entry in path.rglob("*")) - 1
+        for path in stores
+    )
     result = run("verify", tmp_path)
     assert result.exit_code == 0
     assert result.stdout.startswith(f"2 products = whole 2 + damaged 0; {files} files, ")
@@ -79,7 +84,10 @@ def test_every_damaged_file_is_named(tmp_path: Path) -> None:
     result = run("verify", tmp_path)
     assert result.exit_code == 3
     assert f"{first}: zarr.json: is missing" in result.stdout
-    assert f"{first}: {pixels.relative_to(first)}: has another content than was written" in result.stdout
+    assert (
+        f"{first}: {pixels.relative_to(first)}: has another content than was written"
+        in result.stdout
+    )
     assert str(second) not in result.stdout
     assert "2 products = whole 1 + damaged 1" in result.stdout
 
@@ -139,7 +147,9 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname"])
-def test_files_outside_a_product_are_not_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_outside_a_product_are_not_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (store,) = make_stores(tmp_path / "stores", 1)
     (tmp_path / "stores" / "outside").write_bytes(b"somebody else's")
     rewrite_manifest(store, lambda manifest: manifest["files"].update({name: [15, "0"]}))
@@ -249,7 +259,11 @@ def test_files_that_were_never_renamed_are_removed_when_they_are_old(tmp_path: P
     process = context.Process(target=print)
     process.start()
     process.join()
-    names = (f".slides.csv.0abc.{process.pid}", f".run.json.0abc.{os.getpid()}", f".a.json.0abc.{process.pid}")
+    names = (
+        f".slides.csv.0abc.{process.pid}",
+        f".run.json.0abc.{os.getpid()}",
+        f".a.json.0abc.{process.pid}",
+    )
     dead, own, young = (tmp_path / name for name in names)
     for path in (dead, own, young):
         path.write_bytes(b"half")
@@ -261,7 +275,9 @@ def test_files_that_were_never_renamed_are_removed_when_they_are_old(tmp_path: P
 
 
 @pytest.mark.parametrize("command", ["clean", "unlock"])
-def test_a_place_where_nothing_can_be_locked_is_the_machines_fault(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_where_nothing_can_be_locked_is_the_machines_fault(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin_work(tmp_path / "s9")
     (tmp_path / ".wsi" / "locks").mkdir()
     (tmp_path / ".wsi" / "locks" / "s9.lock").write_text("process 7 on another-machine")
@@ -336,7 +352,9 @@ def test_a_pipe_that_is_to_be_verified_is_one_line(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.safetensors")
     result = run("verify", tmp_path / "x.safetensors")
     assert result.exit_code == 1
-    assert f"{tmp_path / 'x.safetensors'}: neither a folder nor a .safetensors file" in result.stderr
+    assert (
+        f"{tmp_path / 'x.safetensors'}: neither a folder nor a .safetensors file" in result.stderr
+    )
 
 
 @pytest.mark.parametrize("command", ["clean", "unlock"])

@@ -29,7 +29,14 @@ from wsi_pipeline.runs.checks import (
 )
 from wsi_pipeline.runs.doctor import Speed
 from wsi_pipeline.runs.dry_run import preview_run
-from wsi_pipeline.runs.events import EVENTS_JSONL, EventLog, hide_path, log_events, read_events, to_plain
+from wsi_pipeline.runs.events import (
+    EVENTS_JSONL,
+    EventLog,
+    hide_path,
+    log_events,
+    read_events,
+    to_plain,
+)
 from wsi_pipeline.runs.pace import Pace
 from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.slides.discovery import find_slides
@@ -60,7 +67,10 @@ def test_rate_shares_and_time_left_by_hand() -> None:
     assert pace.rate == 60
     assert pace.shares == {"read": 0.6, "compute": 0.3, "write": 0.1}
     assert pace.seconds_left == 15  # 900 patches at 60 a second
-    assert describe_pace(pace) == "0 of 2 slides, 60 patches/s, read 60% compute 30% write 10%, 15 s left"
+    assert (
+        describe_pace(pace)
+        == "0 of 2 slides, 60 patches/s, read 60% compute 30% write 10%, 15 s left"
+    )
 
 
 def test_slides_not_opened_are_taken_for_the_mean_of_the_others() -> None:
@@ -110,21 +120,35 @@ def test_the_rate_is_that_of_the_last_five_minutes() -> None:
     assert pace.rate == 2  # 600 in 300 s
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min")],
+)
 def test_durations_as_a_person_says_them(seconds: float, text: str) -> None:
     assert describe_duration(seconds) == text
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (123_456_789, "123 MB"), (2.5e15, "2500 TB")])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (123_456_789, "123 MB"), (2.5e15, "2500 TB")],
+)
 def test_bytes_as_a_person_says_them(count: float, text: str) -> None:
     assert describe_bytes(count) == text
 
 
-def test_where_the_output_is_no_terminal_a_line_comes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_output_is_no_terminal_a_line_comes_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("wsi_cli.progress.PLAIN_INTERVAL_S", 0)
     write_slide(tmp_path / "one.tiff", paint(300, 200))
-    result = run("tile", tmp_path / "one.tiff", "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
-    assert re.search(r"^0 of 1 slides, [\d,]+ patches/s, read \d+% compute 0% write \d+%, 0 s left$", result.stderr, flags=re.MULTILINE)
+    result = run(
+        "tile", tmp_path / "one.tiff", "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0
+    )
+    assert re.search(
+        r"^0 of 1 slides, [\d,]+ patches/s, read \d+% compute 0% write \d+%, 0 s left$",
+        result.stderr,
+        flags=re.MULTILINE,
+    )
 
 
 # --- the log of events
@@ -150,28 +174,70 @@ def model(tmp_path: Path) -> Path:
 def test_a_run_leaves_its_events(slides: Path, model: Path, tmp_path: Path) -> None:
     infer(slides, model, tmp_path / "results")
     events = read_events(tmp_path / "results")
-    assert [event["event"] for event in events] == ["run begun", "slide prepared", "slide ended", "slide ended", "run ended"]
+    assert [event["event"] for event in events] == [
+        "run begun",
+        "slide prepared",
+        "slide ended",
+        "slide ended",
+        "run ended",
+    ]
     begun, prepared, one, two, ended = events
-    assert (begun["command"], begun["slides"], begun["parameters"]["batch_size"]) == ("infer", 2, "auto")
+    assert (begun["command"], begun["slides"], begun["parameters"]["batch_size"]) == (
+        "infer",
+        2,
+        "auto",
+    )
     assert (prepared["slide"], prepared["patches"], prepared["missing_blocks"]) == ("one", 24, 1)
-    assert (one["slide"], one["state"], one["patches"], one["already_done"]) == ("one", "ok", 24, False)
+    assert (one["slide"], one["state"], one["patches"], one["already_done"]) == (
+        "one",
+        "ok",
+        24,
+        False,
+    )
     assert set(one["seconds"]) == {"total", "read", "compute", "write"}
     assert (two["slide"], two["state"], two["seconds"]) == ("two", "failed", {})
-    assert (ended["account"], ended["exit_code"]) == ("in 2 = ok 1 + zero 0 + damaged 0 + failed 1", 3)
+    assert (ended["account"], ended["exit_code"]) == (
+        "in 2 = ok 1 + zero 0 + damaged 0 + failed 1",
+        3,
+    )
     assert ended["slides"] == {"in": 2, "ok": 1, "zero": 0, "damaged": 0, "failed": 1}
     assert len({event["run"] for event in events}) == 1
 
 
-def test_no_folder_that_slides_lie_in_stands_in_the_events(slides: Path, model: Path, tmp_path: Path) -> None:
+def test_no_folder_that_slides_lie_in_stands_in_the_events(
+    slides: Path, model: Path, tmp_path: Path
+) -> None:
     infer(slides, model, tmp_path / "results", view=View())
     assert "Jane" not in (tmp_path / "results" / EVENTS_JSONL).read_text()
-    assert hide_path("/x/Jane Doe/a.svs: no; see /y/Jane/b.png", "/x/Jane Doe/a.svs", "a") == "a: no; see …/b.png"
+    assert (
+        hide_path("/x/Jane Doe/a.svs: no; see /y/Jane/b.png", "/x/Jane Doe/a.svs", "a")
+        == "a: no; see …/b.png"
+    )
 
 
 def test_tile_leaves_its_events(slides: Path, tmp_path: Path) -> None:
-    assert run("tile", slides, "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0, "--shard", "1/2").exit_code == 0
+    assert (
+        run(
+            "tile",
+            slides,
+            "--out",
+            tmp_path / "stores",
+            "--mpp",
+            0.5,
+            "--workers",
+            0,
+            "--shard",
+            "1/2",
+        ).exit_code
+        == 0
+    )
     lines = (tmp_path / "stores" / "events.1-of-2.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in lines] == ["run begun", "slide prepared", "slide ended", "run ended"]
+    assert [json.loads(line)["event"] for line in lines] == [
+        "run begun",
+        "slide prepared",
+        "slide ended",
+        "run ended",
+    ]
     assert json.loads(lines[0])["command"] == "tile"
 
 
@@ -185,16 +251,25 @@ def test_a_run_that_is_broken_off_says_by_what(tmp_path: Path) -> None:
 
 
 def test_events_are_ascii_lines_of_finite_numbers(tmp_path: Path) -> None:
-    EventLog(tmp_path / EVENTS_JSONL).write("x", slide="a\x1b[2J\n\udcffµ", rate=float("nan"), list=(float("inf"), 0.5), path=Path("p"))
+    EventLog(tmp_path / EVENTS_JSONL).write(
+        "x", slide="a\x1b[2J\n\udcffµ", rate=float("nan"), list=(float("inf"), 0.5), path=Path("p")
+    )
     content = (tmp_path / EVENTS_JSONL).read_bytes()
     assert content.isascii()
     assert content.count(b"\n") == 1
     assert b"\x1b" not in content
     event = json.loads(content, parse_constant=pytest.fail)
-    assert (event["slide"], event["rate"], event["list"], event["path"]) == ("a\x1b[2J\n\\udcffµ", None, [None, 0.5], "p")
+    assert (event["slide"], event["rate"], event["list"], event["path"]) == (
+        "a\x1b[2J\n\\udcffµ",
+        None,
+        [None, 0.5],
+        "p",
+    )
 
 
-def test_a_full_disk_stops_no_run(slides: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_stops_no_run(
+    slides: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(log: EventLog, path: Path, line: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -230,7 +305,10 @@ def test_brackets_without_end_are_no_event(tmp_path: Path) -> None:
 
 
 def test_values_of_any_kind_become_plain() -> None:
-    assert to_plain({"a": (1, True, None, 0.1234567891), Path("k"): {"b"}}) == {"a": [1, True, None, 0.123457], "k": "{'b'}"}
+    assert to_plain({"a": (1, True, None, 0.1234567891), Path("k"): {"b"}}) == {
+        "a": [1, True, None, 0.123457],
+        "k": "{'b'}",
+    }
 
 
 # --- dry runs
@@ -238,7 +316,16 @@ def test_values_of_any_kind_become_plain() -> None:
 
 def test_a_dry_run_writes_nothing_at_all(slides: Path, model: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
-    places = ("--slides", slides, "--model", model, "-o", tmp_path / "results", "--keep-patches", tmp_path / "kept")
+    places = (
+        "--slides",
+        slides,
+        "--model",
+        model,
+        "-o",
+        tmp_path / "results",
+        "--keep-patches",
+        tmp_path / "kept",
+    )
     result = run("infer", *places, "--dry-run", *PLAIN)
     assert sorted(tmp_path.rglob("*")) == before
     assert result.exit_code == 3
@@ -251,38 +338,79 @@ def test_a_dry_run_writes_nothing_at_all(slides: Path, model: Path, tmp_path: Pa
     assert lines[4].startswith("to predict: 24 patches")
 
 
-def test_a_dry_run_of_nothing_that_opens_is_exit_code_4(slides: Path, model: Path, tmp_path: Path) -> None:
-    assert run("infer", "--slides", slides / "two.svs", "--model", model, "-o", tmp_path / "r", "--dry-run", *PLAIN).exit_code == 4
+def test_a_dry_run_of_nothing_that_opens_is_exit_code_4(
+    slides: Path, model: Path, tmp_path: Path
+) -> None:
+    assert (
+        run(
+            "infer",
+            "--slides",
+            slides / "two.svs",
+            "--model",
+            model,
+            "-o",
+            tmp_path / "r",
+            "--dry-run",
+            *PLAIN,
+        ).exit_code
+        == 4
+    )
 
 
-def test_a_dry_run_reckons_the_bytes_that_a_run_writes(slides: Path, model: Path, tmp_path: Path) -> None:
+def test_a_dry_run_reckons_the_bytes_that_a_run_writes(
+    slides: Path, model: Path, tmp_path: Path
+) -> None:
     found = find_slides([slides / "one.tiff"])
-    reckoned = preview_run(found, False, model, tmp_path / "results", replace(SIMPLE, keep_patches=tmp_path / "kept")).slides[0]
+    reckoned = preview_run(
+        found, False, model, tmp_path / "results", replace(SIMPLE, keep_patches=tmp_path / "kept")
+    ).slides[0]
     infer(slides / "one.tiff", model, tmp_path / "results", keep_patches=tmp_path / "kept")
-    chunks = [path for path in (tmp_path / "results" / "one" / "predictions.zarr").rglob("c/**/*") if path.is_file()]
-    arrays = sum(path.stat().st_size for path in [*chunks, *(tmp_path / "results/one/predictions.zarr").glob("*/c")] if path.is_file())
+    chunks = [
+        path
+        for path in (tmp_path / "results" / "one" / "predictions.zarr").rglob("c/**/*")
+        if path.is_file()
+    ]
+    arrays = sum(
+        path.stat().st_size
+        for path in [*chunks, *(tmp_path / "results/one/predictions.zarr").glob("*/c")]
+        if path.is_file()
+    )
     assert reckoned.prediction_bytes == arrays
-    pixels = sum(path.stat().st_size for path in (tmp_path / "kept/one.patches.zarr/patches/c").rglob("*") if path.is_file())
+    pixels = sum(
+        path.stat().st_size
+        for path in (tmp_path / "kept/one.patches.zarr/patches/c").rglob("*")
+        if path.is_file()
+    )
     assert reckoned.patch_bytes == pixels - 4  # the checksum of its one chunk
 
 
 def standing(slides: Path, model: Path, results: Path, **options: object) -> dict[str, Standing]:
     config = replace(SIMPLE, **options)  # type: ignore[arg-type]
-    return {slide.slide_id: slide.standing for slide in preview_run(find_slides([slides]), False, model, results, config).slides}
+    return {
+        slide.slide_id: slide.standing
+        for slide in preview_run(find_slides([slides]), False, model, results, config).slides
+    }
 
 
 def test_a_dry_run_tells_what_earlier_runs_left(slides: Path, model: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     infer(slides, model, results)
     assert standing(slides, model, results) == {"one": Standing.DONE, "two": Standing.FAILED}
-    assert standing(slides, model, results, view=View(formats=("summary", "csv")))["one"] is Standing.PREDICTED
-    assert standing(slides, model, results, keep_patches=tmp_path / "kept")["one"] is Standing.UNKEPT
+    assert (
+        standing(slides, model, results, view=View(formats=("summary", "csv")))["one"]
+        is Standing.PREDICTED
+    )
+    assert (
+        standing(slides, model, results, keep_patches=tmp_path / "kept")["one"] is Standing.UNKEPT
+    )
     assert standing(slides, model, results, force=True)["one"] is Standing.NEW
     other = write_model(tmp_path / "other" / "m.safetensors", make_checkpoint(seed=1))
     assert standing(slides, other, results)["one"] is Standing.FAILED
 
 
-def break_off(slides: Path, model: Path, results: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+def break_off(
+    slides: Path, model: Path, results: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
     """A run that is interrupted when so many blocks are done."""
     from wsi_pipeline.stages import infer as inference
 
@@ -313,7 +441,12 @@ def test_a_dry_run_counts_the_blocks_that_are_done(broken_off: tuple[Path, Path,
     slide, model, results = broken_off
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
     preview = preview_run(find_slides([slide]), False, model, results, SIMPLE).slides[0]
-    assert (preview.standing, preview.blocks_done, preview.blocks, preview.missing_patches) == (Standing.BEGUN, 1, 2, 176)
+    assert (preview.standing, preview.blocks_done, preview.blocks, preview.missing_patches) == (
+        Standing.BEGUN,
+        1,
+        2,
+        176,
+    )
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before
 
 
@@ -329,7 +462,9 @@ def test_status_of_a_finished_run(slides: Path, model: Path, tmp_path: Path) -> 
     assert lines[3].endswith("(wsi infer) ended: in 2 = ok 1 + zero 0 + damaged 0 + failed 1")
 
 
-def test_status_goes_by_manifests_and_not_by_existence(slides: Path, model: Path, tmp_path: Path) -> None:
+def test_status_goes_by_manifests_and_not_by_existence(
+    slides: Path, model: Path, tmp_path: Path
+) -> None:
     infer(slides, model, tmp_path / "results", view=View(formats=("summary", "overlay")))
     (tmp_path / "results" / "one" / "overlay.png").unlink()
     (tmp_path / "results" / "copied by hand").mkdir()
@@ -342,7 +477,10 @@ def test_status_of_a_run_that_was_broken_off(broken_off: tuple[Path, Path, Path]
     work = read_status(broken_off[2]).under_way[0]
     assert (work.slide_id, work.blocks_done, work.blocks, work.owner) == ("big", 1, 2, None)
     output = run("status", broken_off[2]).stdout
-    assert "big: under way: 1 of 2 blocks done, nobody works on it; run the same line again to go on" in output
+    assert (
+        "big: under way: 1 of 2 blocks done, nobody works on it; run the same line again to go on"
+        in output
+    )
     assert "was stopped (KeyboardInterrupt) after 0 of 1 slides" in output
 
 
@@ -350,10 +488,16 @@ def test_status_names_who_works_and_whether_he_lives(broken_off: tuple[Path, Pat
     results = broken_off[2]
     with hold_lock(results / "big"):
         work = read_status(results).under_way[0]
-        assert (work.owner, work.is_alive) == (f"process {os.getpid()} on {socket.gethostname()}", True)
+        assert (work.owner, work.is_alive) == (
+            f"process {os.getpid()} on {socket.gethostname()}",
+            True,
+        )
     lock = results / ".wsi" / "locks" / "big.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    for owner, is_alive in ((f"process 4194305 on {socket.gethostname()}", False), ("process 1 on elsewhere", None)):
+    for owner, is_alive in (
+        (f"process 4194305 on {socket.gethostname()}", False),
+        ("process 1 on elsewhere", None),
+    ):
         lock.write_text(owner)
         work = read_status(results).under_way[0]
         assert (work.owner, work.is_alive) == (owner, is_alive)
@@ -369,7 +513,9 @@ def test_looking_takes_no_lock(broken_off: tuple[Path, Path, Path]) -> None:
 def test_a_killed_run_is_told_from_one_under_way(tmp_path: Path) -> None:
     events = EventLog(tmp_path / EVENTS_JSONL)
     for process, ending in ((os.getpid(), "under way"), (4194305, "killed")):
-        events.write("run begun", command="infer", process=process, host=socket.gethostname(), slides=3)
+        events.write(
+            "run begun", command="infer", process=process, host=socket.gethostname(), slides=3
+        )
         last = read_status(tmp_path).last_run
         assert last is not None
         assert last.ending == ending
@@ -377,16 +523,26 @@ def test_a_killed_run_is_told_from_one_under_way(tmp_path: Path) -> None:
 
 def test_status_for_machines(slides: Path, model: Path, tmp_path: Path) -> None:
     infer(slides, model, tmp_path / "results")
-    told = json.loads(run("status", tmp_path / "results", "--json").stdout, parse_constant=pytest.fail)
+    told = json.loads(
+        run("status", tmp_path / "results", "--json").stdout, parse_constant=pytest.fail
+    )
     assert told["counts"] == {"ok": 1, "zero": 0, "damaged": 0, "failed": 0}
-    assert told["finished"][0] == {"slide_id": "one", "state": "ok", "patches": 24, "unreadable": 0, "fault": ""}
+    assert told["finished"][0] == {
+        "slide_id": "one",
+        "state": "ok",
+        "patches": 24,
+        "unreadable": 0,
+        "fault": "",
+    }
     assert told["last_run"]["account"].startswith("in 2 = ")
 
 
 def test_status_understands_stores(slides: Path, tmp_path: Path) -> None:
     run("tile", slides, "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
     finished = read_status(tmp_path / "stores").finished
-    assert [(slide.slide_id, slide.state.value, slide.patches) for slide in finished] == [("one", "ok", 24)]
+    assert [(slide.slide_id, slide.state.value, slide.patches) for slide in finished] == [
+        ("one", "ok", 24)
+    ]
 
 
 @pytest.mark.timeout(60)
@@ -415,7 +571,9 @@ def test_a_run_that_does_not_tell_its_slides_in_numbers_has_none(tmp_path: Path)
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("content", [None, "[" * 200_000])
-def test_sources_are_read_from_no_pipe_and_no_brackets_without_end(content: str | None, tmp_path: Path) -> None:
+def test_sources_are_read_from_no_pipe_and_no_brackets_without_end(
+    content: str | None, tmp_path: Path
+) -> None:
     if content is None:
         os.mkfifo(tmp_path / "run.json")
     else:
@@ -436,7 +594,20 @@ def test_doctor_says_what_is_to_be_expected(tmp_path: Path) -> None:
     result = run("doctor", "--out", tmp_path / "new" / "results", "--seconds", 0.4)
     assert sorted(tmp_path.rglob("*")) == before
     assert all(line[:5].strip() in ("ok", "warn", "bad") for line in result.stdout.splitlines())
-    for name in ("OpenSlide", "torch", "zarr", "dask", "GPU", "CPU", "disk", "inodes", "shared memory", "open files", "decoding", "model"):
+    for name in (
+        "OpenSlide",
+        "torch",
+        "zarr",
+        "dask",
+        "GPU",
+        "CPU",
+        "disk",
+        "inodes",
+        "shared memory",
+        "open files",
+        "decoding",
+        "model",
+    ):
         assert any(line[5:].startswith(name) for line in result.stdout.splitlines()), name
     assert "idc_cnn, 50 px: " in result.stdout
     assert "the bottleneck is " in result.stdout
@@ -444,8 +615,13 @@ def test_doctor_says_what_is_to_be_expected(tmp_path: Path) -> None:
 
 
 def test_doctor_measures_the_model_that_is_named(model: Path, tmp_path: Path) -> None:
-    assert f"{SMALL}, 50 px: " in run("doctor", "--model", model, "--out", tmp_path, "--seconds", 0.2).stdout
-    refused = run("doctor", "--model", tmp_path / "no.safetensors", "--out", tmp_path, "--seconds", 0.2)
+    assert (
+        f"{SMALL}, 50 px: "
+        in run("doctor", "--model", model, "--out", tmp_path, "--seconds", 0.2).stdout
+    )
+    refused = run(
+        "doctor", "--model", tmp_path / "no.safetensors", "--out", tmp_path, "--seconds", 0.2
+    )
     assert (refused.exit_code, "no such model file" in refused.stderr) == (1, True)
 
 
@@ -459,10 +635,15 @@ def test_what_is_expected_by_hand() -> None:
     shared, apart = Speed(6000, 3000, shares_cores=True), Speed(6000, 3000, shares_cores=False)
     assert shared.expected == pytest.approx(2000)
     assert apart.expected == 3000
-    assert (shared.bottleneck, Speed(10, 30, shares_cores=False).bottleneck) == ("the model", "decoding the slides")
+    assert (shared.bottleneck, Speed(10, 30, shares_cores=False).bottleneck) == (
+        "the model",
+        "decoding the slides",
+    )
 
 
-@pytest.mark.parametrize(("amount", "verdict"), [(30, Verdict.OK), (5, Verdict.WARN), (0.5, Verdict.BAD)])
+@pytest.mark.parametrize(
+    ("amount", "verdict"), [(30, Verdict.OK), (5, Verdict.WARN), (0.5, Verdict.BAD)]
+)
 def test_amounts_are_judged(amount: float, verdict: Verdict) -> None:
     assert judge(amount, low=20, very_low=1) is verdict
 
@@ -471,8 +652,14 @@ def test_checks_name_a_remedy(tmp_path: Path) -> None:
     assert check_open_files(128).verdict is Verdict.BAD
     assert "ulimit -n" in check_open_files(1024).line
     assert "make room" in check_space(tmp_path, "disk", low_gb=1e9, very_low_gb=0).line
-    assert check_inodes(os.statvfs_result((4096, 4096, 0, 0, 0, 1_000_000, 50, 50, 0, 255))).verdict is Verdict.BAD
-    assert check_inodes(os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))).found == "not limited"
+    assert (
+        check_inodes(os.statvfs_result((4096, 4096, 0, 0, 0, 1_000_000, 50, 50, 0, 255))).verdict
+        is Verdict.BAD
+    )
+    assert (
+        check_inodes(os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))).found
+        == "not limited"
+    )
 
 
 def test_a_busy_machine_is_not_measured_without_saying_so() -> None:
@@ -481,16 +668,23 @@ def test_a_busy_machine_is_not_measured_without_saying_so() -> None:
 
 
 def test_units_of_the_cpu_are_named() -> None:
-    assert check_cpu(frozenset({"avx512f", "amx_bf16", "avx2"}), 2).found.endswith("AMX, AVX512, AVX2")
+    assert check_cpu(frozenset({"avx512f", "amx_bf16", "avx2"}), 2).found.endswith(
+        "AMX, AVX512, AVX2"
+    )
     assert "no units for bf16" in check_cpu(frozenset({"avx2"}), 2).found
 
 
-def test_a_gpu_that_torch_cannot_use_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_cannot_use_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA H100, 81559 MiB, 550.54'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     check = check_gpu(0, None)
     assert check.verdict is Verdict.WARN
-    assert check.line.endswith("NVIDIA H100, 81559 MiB, driver 550.54, but torch cannot use it; install a torch that is built for CUDA")
+    assert check.line.endswith(
+        "NVIDIA H100, 81559 MiB, driver 550.54, but torch cannot use it; install a torch that is"
+        " built for CUDA"
+    )
     assert check_gpu(1, "12.4").verdict is Verdict.OK

@@ -52,12 +52,16 @@ def model(tmp_path: Path) -> Path:
 
 def test_a_store_holds_the_pixels_of_the_slide(tmp_path: Path) -> None:
     pixels = tissue(600, 500)
-    account = tile_slides([write_slide(tmp_path / "s.tiff", pixels)], tmp_path / "out", MPP_HALF, workers=HERE)
+    account = tile_slides(
+        [write_slide(tmp_path / "s.tiff", pixels)], tmp_path / "out", MPP_HALF, workers=HERE
+    )
     store = PatchStore(tmp_path / "out" / "s.patches.zarr")
     assert account.outcomes[0].patches == store.table.patches == 120
     block = store.read_block(0)
     for index, (row, col) in enumerate(store.cells.tolist()):
-        assert np.array_equal(block.pixels[index], pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50])
+        assert np.array_equal(
+            block.pixels[index], pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50]
+        )
 
 
 def test_broken_slides_do_not_stop_the_others(tmp_path: Path, model: Path) -> None:
@@ -70,11 +74,21 @@ def test_broken_slides_do_not_stop_the_others(tmp_path: Path, model: Path) -> No
     break_tile(slides / "bad.tiff", page=0, tile=0)
     account = infer(slides, model, tmp_path / "results")
     states = {outcome.slide_id: outcome.state.value for outcome in account.outcomes}
-    assert states == {"bad": "damaged", "empty": "failed", "glass": "zero", "good": "ok", "notes": "failed"}
+    assert states == {
+        "bad": "damaged",
+        "empty": "failed",
+        "glass": "zero",
+        "good": "ok",
+        "notes": "failed",
+    }
     assert account.exit_code == 3
     assert account.closing_line == "in 5 = ok 1 + zero 1 + damaged 1 + failed 2"
     with (tmp_path / "results" / "failures.csv").open(newline="") as stream:
-        assert {row["slide_id"]: row["state"] for row in csv.DictReader(stream)} == {"bad": "damaged", "empty": "failed", "notes": "failed"}
+        assert {row["slide_id"]: row["state"] for row in csv.DictReader(stream)} == {
+            "bad": "damaged",
+            "empty": "failed",
+            "notes": "failed",
+        }
     assert not (tmp_path / "results" / "empty").exists()
 
 
@@ -101,7 +115,9 @@ def test_running_again_does_no_work(tmp_path: Path, model: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "s").rglob("*")}
     account = infer(tmp_path / "slides", model, tmp_path / "results")
     assert all(outcome.is_resumed_whole for outcome in account.outcomes)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "s").rglob("*")} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "s").rglob("*")
+    } == before
     assert json.loads((tmp_path / "results" / "run.json").read_text())["patches_predicted"] == 0
 
 
@@ -134,14 +150,22 @@ def test_a_changed_slide_is_not_taken_for_the_old_one(tmp_path: Path, model: Pat
 
 @pytest.mark.system
 @pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_gives_the_same_bytes(workers: int, tmp_path: Path, model: Path) -> None:
+def test_any_number_of_workers_gives_the_same_bytes(
+    workers: int, tmp_path: Path, model: Path
+) -> None:
     for number in range(3):
-        write_slide(tmp_path / "slides" / f"s{number}.tiff", tissue(900, 800 + 100 * number, seed=number))
+        write_slide(
+            tmp_path / "slides" / f"s{number}.tiff", tissue(900, 800 + 100 * number, seed=number)
+        )
     infer(tmp_path / "slides", model, tmp_path / "plain")
     infer(tmp_path / "slides", model, tmp_path / "dask", workers=Workers(count=workers, threads=2))
     for number in range(3):
-        assert folder_bytes(tmp_path / "plain" / f"s{number}") == folder_bytes(tmp_path / "dask" / f"s{number}")
-    assert (tmp_path / "plain" / "slides.csv").read_bytes() == (tmp_path / "dask" / "slides.csv").read_bytes()
+        assert folder_bytes(tmp_path / "plain" / f"s{number}") == folder_bytes(
+            tmp_path / "dask" / f"s{number}"
+        )
+    assert (tmp_path / "plain" / "slides.csv").read_bytes() == (
+        tmp_path / "dask" / "slides.csv"
+    ).read_bytes()
 
 
 def test_a_slide_and_its_store_give_the_same_probabilities(tmp_path: Path, model: Path) -> None:
@@ -186,18 +210,32 @@ def test_only_the_allow_list_leaves_a_slide(tmp_path: Path, model: Path) -> None
     path = tmp_path / "slides" / "s.tiff"
     path.parent.mkdir()
     with tifffile.TiffWriter(path) as writer:
-        options = {"tile": (256, 256), "photometric": "rgb", "resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
-        writer.write(tissue(512, 512), description="SECRET Jane Doe", software="SECRET software", **options)  # type: ignore[arg-type]
+        options = {
+            "tile": (256, 256),
+            "photometric": "rgb",
+            "resolution": (20_000, 20_000),
+            "resolutionunit": "CENTIMETER",
+        }
+        writer.write(
+            tissue(512, 512), description="SECRET Jane Doe", software="SECRET software", **options
+        )  # type: ignore[arg-type]
     account = infer(tmp_path / "slides", model, tmp_path / "results", view=View())
     assert account.exit_code == 0
     tile_slides([path], tmp_path / "stores", MPP_HALF, workers=HERE)
     for folder in ("results", "stores"):
-        assert not [name for name, content in folder_bytes(tmp_path / folder).items() if b"SECRET" in content or b"Jane" in content]
+        assert not [
+            name
+            for name, content in folder_bytes(tmp_path / folder).items()
+            if b"SECRET" in content or b"Jane" in content
+        ]
 
 
 def wait_for_blocks(results: Path, process: subprocess.Popen[bytes], blocks: int) -> None:
     deadline = time.monotonic() + 120
-    while not list(results.glob(".wsi/staging/*/prepared")) or len(list(results.glob(".wsi/staging/*/blocks/*.json"))) < blocks:
+    while (
+        not list(results.glob(".wsi/staging/*/prepared"))
+        or len(list(results.glob(".wsi/staging/*/blocks/*.json"))) < blocks
+    ):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -208,20 +246,40 @@ def quiet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a slide of 2,070 patches in three blocks, a model, and the results of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("quiet")
     write_slide(folder / "slides" / "s.tiff", tissue(2300, 2250))
-    infer(folder / "slides", write_model(folder / "m.safetensors"), folder / "results", view=PICTURES)
+    infer(
+        folder / "slides", write_model(folder / "m.safetensors"), folder / "results", view=PICTURES
+    )
     return folder
 
 
 @pytest.mark.system
 @pytest.mark.parametrize(
     ("signal_number", "exit_code", "workers", "after_blocks"),
-    # Two workers do the first blocks together: killed after one of them, the run might end before it notices.
-    [(signal.SIGKILL, -9, 0, 1), (signal.SIGKILL, -9, 2, 0), (signal.SIGTERM, 143, 0, 1), (signal.SIGINT, 130, 2, 0)],
+    # Two workers do the first blocks together: killed after one of them, the run might end before
+    # it notices.
+    [
+        (signal.SIGKILL, -9, 0, 1),
+        (signal.SIGKILL, -9, 2, 0),
+        (signal.SIGTERM, 143, 0, 1),
+        (signal.SIGINT, 130, 2, 0),
+    ],
 )
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(
-    signal_number: signal.Signals, exit_code: int, workers: int, after_blocks: int, tmp_path: Path, quiet_run: Path
+    signal_number: signal.Signals,
+    exit_code: int,
+    workers: int,
+    after_blocks: int,
+    tmp_path: Path,
+    quiet_run: Path,
 ) -> None:
-    places = ("--slides", quiet_run / "slides", "--model", quiet_run / "m.safetensors", "--results-dir", tmp_path / "killed")
+    places = (
+        "--slides",
+        quiet_run / "slides",
+        "--model",
+        quiet_run / "m.safetensors",
+        "--results-dir",
+        tmp_path / "killed",
+    )
     arguments = ("infer", *places, *PLAIN, *OUTPUTS, "--workers", workers)
     process = spawn(*arguments)
     wait_for_blocks(tmp_path / "killed", process, after_blocks)
@@ -233,14 +291,28 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     again = spawn(*arguments)
     again.communicate(timeout=120)
     assert again.returncode == 0
-    assert json.loads((tmp_path / "killed" / "run.json").read_text())["patches_predicted"] <= 2070 - 1024 * after_blocks
+    assert (
+        json.loads((tmp_path / "killed" / "run.json").read_text())["patches_predicted"]
+        <= 2070 - 1024 * after_blocks
+    )
     assert folder_bytes(tmp_path / "killed" / "s") == folder_bytes(quiet_run / "results" / "s")
-    assert (tmp_path / "killed" / "slides.csv").read_bytes() == (quiet_run / "results" / "slides.csv").read_bytes()
+    assert (tmp_path / "killed" / "slides.csv").read_bytes() == (
+        quiet_run / "results" / "slides.csv"
+    ).read_bytes()
 
 
 @pytest.mark.system
-def test_two_runs_into_one_folder_do_not_disturb_each_other(tmp_path: Path, quiet_run: Path) -> None:
-    places = ("--slides", quiet_run / "slides", "--model", quiet_run / "m.safetensors", "--results-dir", tmp_path / "results")
+def test_two_runs_into_one_folder_do_not_disturb_each_other(
+    tmp_path: Path, quiet_run: Path
+) -> None:
+    places = (
+        "--slides",
+        quiet_run / "slides",
+        "--model",
+        quiet_run / "m.safetensors",
+        "--results-dir",
+        tmp_path / "results",
+    )
     arguments = ("infer", *places, *PLAIN, *OUTPUTS, "--workers", 0)
     first = spawn(*arguments)
     wait_for_blocks(tmp_path / "results", first, 1)
@@ -273,7 +345,12 @@ def test_evaluation_by_hand(tmp_path: Path) -> None:
     only = evaluation.slides[0]
     assert (only.slide_id, only.labelled, only.not_assessed) == ("a_mosaic", 3, 0)
     scores = only.scores
-    assert (scores.true_positives, scores.false_positives, scores.true_negatives, scores.false_negatives) == (2, 1, 0, 0)
+    assert (
+        scores.true_positives,
+        scores.false_positives,
+        scores.true_negatives,
+        scores.false_negatives,
+    ) == (2, 1, 0, 0)
     assert scores.f1 == pytest.approx(0.8)
     assert evaluation.pooled.scores == scores
     with (results / "evaluation.csv").open(newline="") as stream:
@@ -281,7 +358,11 @@ def test_evaluation_by_hand(tmp_path: Path) -> None:
 
 
 def test_labels_of_stores_are_used_without_being_asked_for(tmp_path: Path) -> None:
-    make_store(tmp_path / "s.patches.zarr", make_table([(0, 0), (0, 1), (1, 0)], labels=[0, 1, -1]), unreadable=[1])
+    make_store(
+        tmp_path / "s.patches.zarr",
+        make_table([(0, 0), (0, 1), (1, 0)], labels=[0, 1, -1]),
+        unreadable=[1],
+    )
     model = write_model(tmp_path / "m.safetensors", make_checkpoint(bias=1.0))
     infer(tmp_path / "s.patches.zarr", model, tmp_path / "results")
     only = evaluate_results(tmp_path / "results").slides[0]
@@ -307,7 +388,9 @@ def test_a_state_is_kept_when_a_damaged_slide_is_found_done(tmp_path: Path, mode
         assert account.outcomes[0].state is SlideState.DAMAGED
 
 
-def test_a_slide_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slide_that_changes_while_it_is_read_is_not_kept(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wsi_pipeline.stages import infer as inference
 
     slide = write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
@@ -331,7 +414,10 @@ def test_tissue_that_no_patch_takes_in_is_not_a_slide_without_tissue(tmp_path: P
     config = TileConfig(spec=PatchSpec(mpp=8.0))
     account = tile_slides([tmp_path / "slides"], tmp_path / "out", config, workers=HERE)
     assert account.outcomes[0].state is SlideState.FAILED
-    assert "no patch of 400 µm lies in it by 50% or more; lower --min-tissue" in account.outcomes[0].message
+    assert (
+        "no patch of 400 µm lies in it by 50% or more; lower --min-tissue"
+        in account.outcomes[0].message
+    )
 
 
 def test_labels_of_other_classes_than_the_models_are_refused(tmp_path: Path, model: Path) -> None:
@@ -340,7 +426,10 @@ def test_labels_of_other_classes_than_the_models_are_refused(tmp_path: Path, mod
     table = replace(make_table([(0, 0)], labels=[1]), class_names=("tumour", "benign"))
     make_store(tmp_path / "s.patches.zarr", table)
     account = infer(tmp_path / "s.patches.zarr", model, tmp_path / "results")
-    assert "its labels mean tumour and benign, the model tells negative from positive" in account.outcomes[0].message
+    assert (
+        "its labels mean tumour and benign, the model tells negative from positive"
+        in account.outcomes[0].message
+    )
 
 
 def test_one_damaged_result_does_not_stop_the_tables(tmp_path: Path, model: Path) -> None:
@@ -356,7 +445,9 @@ def test_one_damaged_result_does_not_stop_the_tables(tmp_path: Path, model: Path
     assert "overlay.png is missing" in (tmp_path / "results" / "index.html").read_text()
 
 
-def test_a_slide_whose_results_cannot_be_read_back_has_failed(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slide_whose_results_cannot_be_read_back_has_failed(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a", "b"):
         write_slide(tmp_path / "slides" / f"{name}.tiff", tissue(100, 100))
 
@@ -370,9 +461,16 @@ def test_a_slide_whose_results_cannot_be_read_back_has_failed(tmp_path: Path, mo
     assert account.closing_line == "in 2 = ok 1 + zero 0 + damaged 0 + failed 1"
     with (tmp_path / "results" / "failures.csv").open(newline="") as stream:
         (row,) = csv.DictReader(stream)
-    assert (row["slide_id"], row["path"], row["state"]) == ("a", str(tmp_path / "slides" / "a.tiff"), "failed")
+    assert (row["slide_id"], row["path"], row["state"]) == (
+        "a",
+        str(tmp_path / "slides" / "a.tiff"),
+        "failed",
+    )
     assert "Input/output error" in row["reason"]
-    assert json.loads((tmp_path / "results" / "run.json").read_text())["account"] == account.closing_line
+    assert (
+        json.loads((tmp_path / "results" / "run.json").read_text())["account"]
+        == account.closing_line
+    )
 
 
 def test_a_store_made_anew_is_inferred_anew(tmp_path: Path, model: Path) -> None:
@@ -384,7 +482,9 @@ def test_a_store_made_anew_is_inferred_anew(tmp_path: Path, model: Path) -> None
     assert "made from another source.store" in account.outcomes[0].message
 
 
-def test_a_full_disk_is_the_machines_fault(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_the_machines_fault(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wsi_pipeline.outputs import WRITERS
 
     def fail(*arguments: object) -> None:
@@ -405,7 +505,9 @@ def test_failed_slides_are_let_go(tmp_path: Path, model: Path) -> None:
     from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 
     for number in range(5):
-        write_slide(tmp_path / "slides" / f"{number}.tiff", tissue(60, 60), mpp=2.0)  # too coarse for the model
+        write_slide(
+            tmp_path / "slides" / f"{number}.tiff", tissue(60, 60), mpp=2.0
+        )  # too coarse for the model
     account = infer(tmp_path / "slides", model, tmp_path / "results")
     gc.collect()
     readers = [entry for entry in gc.get_objects() if type(entry) is OpenSlideReader]
@@ -416,7 +518,9 @@ def test_failed_slides_are_let_go(tmp_path: Path, model: Path) -> None:
 
 @pytest.mark.system
 @pytest.mark.parametrize("place", ["flush_tree", "_publish"])
-def test_a_kill_while_a_slide_is_committed_loses_nothing(place: str, tmp_path: Path, quiet_run: Path) -> None:
+def test_a_kill_while_a_slide_is_committed_loses_nothing(
+    place: str, tmp_path: Path, quiet_run: Path
+) -> None:
     """The real command, killed inside the commit of its first slide."""
     code = f"""
 import os
@@ -433,9 +537,18 @@ def die(folder, *others):
 commit.{place} = die
 wsi()
 """
-    places = ["--slides", quiet_run / "slides", "--model", quiet_run / "m.safetensors", "--results-dir", tmp_path / "killed"]
+    places = [
+        "--slides",
+        quiet_run / "slides",
+        "--model",
+        quiet_run / "m.safetensors",
+        "--results-dir",
+        tmp_path / "killed",
+    ]
     arguments = ["infer", *map(str, places), *PLAIN, *OUTPUTS, "--workers", "0"]
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, check=False
+    )
     assert killed.returncode == -9
     assert not (tmp_path / "killed" / "s").exists()
     again = spawn(*arguments)
@@ -445,7 +558,9 @@ wsi()
     assert folder_bytes(tmp_path / "killed" / "s") == folder_bytes(quiet_run / "results" / "s")
 
 
-def test_a_kill_while_a_store_is_finished_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_a_store_is_finished_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wsi_pipeline.store.commit import Staging
 
     write_slide(tmp_path / "s.tiff", tissue(300, 300))
@@ -458,5 +573,10 @@ def test_a_kill_while_a_store_is_finished_loses_nothing(tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         tile_slides([tmp_path / "s.tiff"], tmp_path / "killed", MPP_HALF, workers=HERE)
     monkeypatch.undo()
-    assert tile_slides([tmp_path / "s.tiff"], tmp_path / "killed", MPP_HALF, workers=HERE).exit_code == 0
-    assert folder_bytes(tmp_path / "killed" / "s.patches.zarr") == folder_bytes(tmp_path / "quiet" / "s.patches.zarr")
+    assert (
+        tile_slides([tmp_path / "s.tiff"], tmp_path / "killed", MPP_HALF, workers=HERE).exit_code
+        == 0
+    )
+    assert folder_bytes(tmp_path / "killed" / "s.patches.zarr") == folder_bytes(
+        tmp_path / "quiet" / "s.patches.zarr"
+    )

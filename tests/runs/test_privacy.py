@@ -26,8 +26,14 @@ from wsi_pipeline.serve.settings import ServeSettings
 
 SLIDES = ("QZMARKanna_1", "QZMARKberta_1", "QZMARKcarla_1")
 PATIENTS = tuple(name.split("_")[0] for name in SLIDES)
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]  # a minute of work, on a machine that may have other things to do
-NO_DASHBOARD: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.timeout(900),
+]  # a minute of work, on a machine that may have other things to do
+NO_DASHBOARD: dict[str, Any] = {
+    "dashboard_address": "127.0.0.1:0",
+    "scheduler_kwargs": {"dashboard": False},
+}
 ID = re.compile(r"anon-[0-9a-f]{16}")
 
 
@@ -91,7 +97,10 @@ def draw_labels(path: Path) -> None:
     features = [
         {
             "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [[[x0, 0], [x1, 0], [x1, 300], [x0, 300], [x0, 0]]]},
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[x0, 0], [x1, 0], [x1, 300], [x0, 300], [x0, 0]]],
+            },
             "properties": {"objectType": "annotation", "classification": {"name": name}},
         }
         for name, (x0, x1) in boxes.items()
@@ -110,10 +119,15 @@ def make_inputs(root: Path) -> None:
     (folder / "QZMARKbroken_1.svs").write_bytes(whole[: len(whole) // 2])
     for name in (*SLIDES, "QZMARKbroken_1"):
         write_png(root / "QZMARKmasks" / f"{name}_mask.png", np.full((30, 40), 255, dtype=np.uint8))
-    (root / "QZMARKscales.csv").write_text("wsi,mpp\n" + "".join(f"{name}.svs,0.5\n" for name in SLIDES))
+    (root / "QZMARKscales.csv").write_text(
+        "wsi,mpp\n" + "".join(f"{name}.svs,0.5\n" for name in SLIDES)
+    )
     patches = root / "QZMARKpatches"
     for index in range(6):
-        write_png(patches / f"QZMARK{index % 2}_idx5_x{1 + 50 * index}_y1_class{index % 2}.png", tissue(50, 50, seed=index))
+        write_png(
+            patches / f"QZMARK{index % 2}_idx5_x{1 + 50 * index}_y1_class{index % 2}.png",
+            tissue(50, 50, seed=index),
+        )
     write_png(patches / "QZMARK0_idx5_x1_y101_class0.png", tissue(40, 50))
     (patches / "QZMARK0_idx5_x51_y101_class0.png").write_bytes(b"no picture")
 
@@ -122,11 +136,15 @@ def list_tasks(client: Client) -> str:
     """All that the scheduler remembers."""
 
     def tell(dask_scheduler: Any) -> str:
-        topics = {topic: list(kept.events) for topic, kept in dask_scheduler._broker._topics.items()}
+        topics = {
+            topic: list(kept.events) for topic, kept in dask_scheduler._broker._topics.items()
+        }
         return repr((list(dask_scheduler.tasks), list(dask_scheduler.transition_log), topics))
 
     told: str = client.run_on_scheduler(tell)
-    workers = client.run(lambda dask_worker: repr((list(dask_worker.state.tasks), list(dask_worker.state.log))))
+    workers = client.run(
+        lambda dask_worker: repr((list(dask_worker.state.tasks), list(dask_worker.state.log)))
+    )
     return told + repr(workers)
 
 
@@ -139,7 +157,8 @@ def crawl(url: str) -> dict[str, bytes]:
         for template, methods in client.get("/openapi.json").json()["paths"].items():
             if "get" in methods:
                 paths += [
-                    template.replace("{slide_id}", slide).format(**values) for slide in (slides if "{slide_id}" in template else [""])
+                    template.replace("{slide_id}", slide).format(**values)
+                    for slide in (slides if "{slide_id}" in template else [""])
                 ]
         return {path: _whole(client.get(path)) for path in dict.fromkeys(paths)}
 
@@ -169,7 +188,14 @@ def run_chain(root: Path) -> Chain:
         Watcher((out, root / "tmp", Path("/dev/shm"))) as watcher,
     ):
         there = ("--scheduler", cluster.scheduler_address)
-        labels = ("--labels", root / "QZMARKlabels", "--mask", root / "QZMARKmasks", "--mpp-csv", root / "QZMARKscales.csv")
+        labels = (
+            "--labels",
+            root / "QZMARKlabels",
+            "--mask",
+            root / "QZMARKmasks",
+            "--mpp-csv",
+            root / "QZMARKscales.csv",
+        )
         lines = [
             output_of(
                 "tile",
@@ -185,7 +211,9 @@ def run_chain(root: Path) -> Chain:
                 *there,
                 exit_code=3,
             ),
-            output_of("ingest", root / "QZMARKpatches", "--mpp", 4, "--out", out / "ingested", *anonymous),
+            output_of(
+                "ingest", root / "QZMARKpatches", "--mpp", 4, "--out", out / "ingested", *anonymous
+            ),
             output_of(
                 "train",
                 out / "stores",
@@ -242,11 +270,22 @@ def run_chain(root: Path) -> Chain:
                 *anonymous,
                 exit_code=3,
             ),
-            output_of("aggregate", out / "results", "--threshold", 0.4, "--outputs", "summary,csv", "--out", out / "again"),
+            output_of(
+                "aggregate",
+                out / "results",
+                "--threshold",
+                0.4,
+                "--outputs",
+                "summary,csv",
+                "--out",
+                out / "again",
+            ),
             output_of("evaluate", out / "judged"),
             output_of("export", model, "--to", "torchscript", "--out", out / "exported"),
             output_of("store", "info", out / "stores", out / "ingested"),
-            output_of("store", "export", out / "ingested", "--to", "webdataset", "--out", out / "tars"),
+            output_of(
+                "store", "export", out / "ingested", "--to", "webdataset", "--out", out / "tars"
+            ),
             output_of("label", out / "stores", "--export", out / "regions"),
             output_of("model", "info", model),
             output_of("status", out / "results"),
@@ -254,7 +293,11 @@ def run_chain(root: Path) -> Chain:
             output_of("view", out / "judged", "--no-open"),
         ]
         tasks = list_tasks(client)
-    with run_server(ServeSettings(results=(out / "results",), token=TOKEN, device="cpu", workers=HERE, decoders=1)) as (url, _):
+    with run_server(
+        ServeSettings(
+            results=(out / "results",), token=TOKEN, device="cpu", workers=HERE, decoders=1
+        )
+    ) as (url, _):
         answers = crawl(url)
     return Chain(root, "\n".join(lines), watcher.seen, tasks, answers)
 
@@ -296,7 +339,11 @@ def test_no_mark_is_in_task_keys_and_the_schedulers_memory(chain: Chain) -> None
 
 
 def test_no_mark_is_in_what_the_server_answers(chain: Chain) -> None:
-    assert [path for path, answer in chain.answers.items() if is_marked(answer.partition(b"\r\n\r\n")[2]) or MARK in answer] == []
+    assert [
+        path
+        for path, answer in chain.answers.items()
+        if is_marked(answer.partition(b"\r\n\r\n")[2]) or MARK in answer
+    ] == []
     assert sum(answer.startswith(b"(200") for answer in chain.answers.values()) > 30
 
 
@@ -307,9 +354,16 @@ def test_a_slide_and_its_patient_are_called_the_same_in_every_run(chain: Chain) 
         assert (out / "stores" / f"{name}.patches.zarr").is_dir()
         assert (out / "results" / name / "summary.json").is_file()
         assert (out / "kept" / f"{name}.patches.zarr").is_dir()
-        attributes = json.loads((out / "stores" / f"{name}.patches.zarr" / "zarr.json").read_bytes())["attributes"]
-        assert (attributes["slide"]["slide_id"], attributes["patient_id"]) == (name, pseudonyms.name(patient))
-    assert json.loads((out / "model" / "split.json").read_bytes())["test"] == [pseudonyms.name(PATIENTS[0])]
+        attributes = json.loads(
+            (out / "stores" / f"{name}.patches.zarr" / "zarr.json").read_bytes()
+        )["attributes"]
+        assert (attributes["slide"]["slide_id"], attributes["patient_id"]) == (
+            name,
+            pseudonyms.name(patient),
+        )
+    assert json.loads((out / "model" / "split.json").read_bytes())["test"] == [
+        pseudonyms.name(PATIENTS[0])
+    ]
     with (out / "ingested" / "left_out.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == 2
 
@@ -327,40 +381,88 @@ def test_the_key_and_its_links_are_their_owners_alone(chain: Chain) -> None:
     assert chain.key.stat().st_mode & 0o777 == 0o600
     links = chain.key.with_name("key.links")
     assert links.stat().st_mode & 0o777 == 0o700
-    assert (links / f"{open_pseudonyms(chain.key).name(SLIDES[0])}.svs").readlink() == chain.root / "QZMARKfolder" / f"{SLIDES[0]}.svs"
+    assert (
+        links / f"{open_pseudonyms(chain.key).name(SLIDES[0])}.svs"
+    ).readlink() == chain.root / "QZMARKfolder" / f"{SLIDES[0]}.svs"
 
 
 def test_a_second_run_finds_everything_done(chain: Chain) -> None:
     out, key = chain.root / "out", chain.key
     arguments = ("--mpp", 4, "--out", out / "ingested", "--anonymous-ids", key)
     assert "nothing to do" in output_of("ingest", chain.root / "QZMARKpatches", *arguments)
-    labels = ("--labels", chain.root / "QZMARKlabels", "--mask", chain.root / "QZMARKmasks", "--mpp-csv", chain.root / "QZMARKscales.csv")
+    labels = (
+        "--labels",
+        chain.root / "QZMARKlabels",
+        "--mask",
+        chain.root / "QZMARKmasks",
+        "--mpp-csv",
+        chain.root / "QZMARKscales.csv",
+    )
     places = [chain.root / "QZMARKfolder" / f"{name}.svs" for name in SLIDES]
     again = output_of(
-        *("tile", *places, "--out", out / "stores", "--mpp", 0.5, "--patient-regex", "^([^_.]+)", *labels),
+        *(
+            "tile",
+            *places,
+            "--out",
+            out / "stores",
+            "--mpp",
+            0.5,
+            "--patient-regex",
+            "^([^_.]+)",
+            *labels,
+        ),
         *("--anonymous-ids", key, "--workers", 0),
     )
     assert "nothing to do" in again
 
 
-def test_without_pseudonyms_metadata_and_folders_stay_out_of_pages_events_and_answers(tmp_path: Path) -> None:
+def test_without_pseudonyms_metadata_and_folders_stay_out_of_pages_events_and_answers(
+    tmp_path: Path,
+) -> None:
     """Names of files are slide ids then, as documented; everything else that a slide says of a patient stays in it."""
     write_marked_slide(tmp_path / "QZFOLDER" / "s1.svs", tissue(400, 300))
-    model, results = write_model(tmp_path / "m.safetensors", make_checkpoint()), tmp_path / "results"
-    infer = ("infer", "--slides", tmp_path / "QZFOLDER", "--model", model, "--results-dir", results, "--engine", "torch", "--workers", 0)
+    model, results = (
+        write_model(tmp_path / "m.safetensors", make_checkpoint()),
+        tmp_path / "results",
+    )
+    infer = (
+        "infer",
+        "--slides",
+        tmp_path / "QZFOLDER",
+        "--model",
+        model,
+        "--results-dir",
+        results,
+        "--engine",
+        "torch",
+        "--workers",
+        0,
+    )
     printed = output_of(*infer, "--device", "cpu", "--outputs", "summary,report,dicom")
-    output_of("tile", tmp_path / "QZFOLDER", "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0)
+    output_of(
+        "tile", tmp_path / "QZFOLDER", "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 0
+    )
     assert find_marks(results) == find_marks(tmp_path / "stores") == []
     assert "QZ" not in printed.replace(str(tmp_path), "")
     where_paths_may_stand = {"zarr.json", "run.json"}
-    named = {Path(found.removeprefix("name ")).name for found in find_marks(results, mark=b"QZFOLDER")}
+    named = {
+        Path(found.removeprefix("name ")).name for found in find_marks(results, mark=b"QZFOLDER")
+    }
     assert named <= where_paths_may_stand
-    with run_server(ServeSettings(results=(results,), token=TOKEN, device="cpu", workers=HERE, decoders=1)) as (url, _):
+    with run_server(
+        ServeSettings(results=(results,), token=TOKEN, device="cpu", workers=HERE, decoders=1)
+    ) as (url, _):
         answers = crawl(url)
-    assert [path for path, answer in answers.items() if b"QZFOLDER" in answer or is_marked(answer.partition(b"\r\n\r\n")[2])] == []
+    assert [
+        path
+        for path, answer in answers.items()
+        if b"QZFOLDER" in answer or is_marked(answer.partition(b"\r\n\r\n")[2])
+    ] == []
 
 
-def test_a_link_that_leads_to_itself_is_one_failed_slide_whose_name_nobody_tells(tmp_path: Path) -> None:
+def test_a_link_that_leads_to_itself_is_one_failed_slide_whose_name_nobody_tells(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "QZMARKfolder"
     write_marked_slide(folder / "QZMARKanna_1.svs", tissue(400, 300))
     (folder / "QZMARKloop.svs").symlink_to(folder / "QZMARKloop.svs")
@@ -368,8 +470,12 @@ def test_a_link_that_leads_to_itself_is_one_failed_slide_whose_name_nobody_tells
     (folder / "QZMARKabout.svs").symlink_to(folder / "QZMARKround.svs")
     line = ("tile", folder, "--mpp", 0.5, "--workers", 0)
     named = output_of(*line, "--out", tmp_path / "named", exit_code=3)
-    hidden = output_of(*line, "--out", tmp_path / "hidden", "--anonymous-ids", tmp_path / "key", exit_code=3)
-    assert all("in 4 = ok 1 + zero 0 + damaged 0 + failed 3" in printed for printed in (named, hidden))
+    hidden = output_of(
+        *line, "--out", tmp_path / "hidden", "--anonymous-ids", tmp_path / "key", exit_code=3
+    )
+    assert all(
+        "in 4 = ok 1 + zero 0 + damaged 0 + failed 3" in printed for printed in (named, hidden)
+    )
     assert MARK.decode() not in hidden
     assert find_marks(tmp_path / "hidden") == []
 
@@ -378,9 +484,20 @@ def test_a_copy_under_another_key_has_other_names(tmp_path: Path) -> None:
     write_marked_slide(tmp_path / "slides" / "s1.svs", tissue(400, 300))
     for key in ("one", "two"):
         output_of(
-            "tile", tmp_path / "slides", "--out", tmp_path / key, "--mpp", 0.5, "--workers", 0, "--anonymous-ids", tmp_path / f"{key}.key"
+            "tile",
+            tmp_path / "slides",
+            "--out",
+            tmp_path / key,
+            "--mpp",
+            0.5,
+            "--workers",
+            0,
+            "--anonymous-ids",
+            tmp_path / f"{key}.key",
         )
-    names = [sorted(path.name for path in (tmp_path / key).glob("*.zarr")) for key in ("one", "two")]
+    names = [
+        sorted(path.name for path in (tmp_path / key).glob("*.zarr")) for key in ("one", "two")
+    ]
     assert names[0] != names[1]
     shutil.rmtree(tmp_path / "two.key.links")
 
@@ -389,16 +506,28 @@ def test_a_copy_under_another_key_has_other_names(tmp_path: Path) -> None:
     ("arguments", "fault"),
     [
         (("--anonymous-ids", "{0}/out/key"), "would lie among the products"),
-        (("--anonymous-ids", "{0}/open"), "others may read this key; make it yours alone: chmod 600"),
+        (
+            ("--anonymous-ids", "{0}/open"),
+            "others may read this key; make it yours alone: chmod 600",
+        ),
         (("--anonymous-ids", "{0}/short"), "a key of 3 bytes can be guessed"),
         (("--anonymous-ids", "{0}/nowhere/key"), "no key could be made there"),
     ],
 )
-def test_a_key_that_protects_nobody_is_refused(arguments: tuple[str, ...], fault: str, tmp_path: Path) -> None:
+def test_a_key_that_protects_nobody_is_refused(
+    arguments: tuple[str, ...], fault: str, tmp_path: Path
+) -> None:
     write_marked_slide(tmp_path / "slides" / "s1.svs", tissue(400, 300))
     for name, content, mode in (("open", "k" * 40, 0o644), ("short", "abc", 0o600)):
         (tmp_path / name).write_text(content)
         (tmp_path / name).chmod(mode)
-    printed = output_of("tile", tmp_path / "slides", "--out", tmp_path / "out", *(part.format(tmp_path) for part in arguments), exit_code=1)
+    printed = output_of(
+        "tile",
+        tmp_path / "slides",
+        "--out",
+        tmp_path / "out",
+        *(part.format(tmp_path) for part in arguments),
+        exit_code=1,
+    )
     assert fault in printed
     assert not (tmp_path / "out").exists()

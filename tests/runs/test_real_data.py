@@ -26,7 +26,9 @@ EVERY_CELL = TissueParameters(min_tissue=0.0)
 
 
 @pytest.fixture(scope="module")
-def ingested(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[IngestAccount, Path]:
+def ingested(
+    shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[IngestAccount, Path]:
     out = tmp_path_factory.mktemp("stores")
     return ingest_patches(shared_data / "idc", out, PatchSpec(50, 50, 4.0)), out
 
@@ -34,12 +36,18 @@ def ingested(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 @pytest.mark.system
 def test_the_idc_set_gives_82_stores(ingested: tuple[IngestAccount, Path]) -> None:
     account, out = ingested
-    assert (account.patches, len(account.left_out), len(list(out.glob("*.patches.zarr")))) == (7130, 20, 82)
+    assert (account.patches, len(account.left_out), len(list(out.glob("*.patches.zarr")))) == (
+        7130,
+        20,
+        82,
+    )
     assert all("instead of 50 × 50" in entry.reason for entry in account.left_out)
 
 
 @pytest.mark.system
-def test_store_8863_holds_its_pngs_pixel_for_pixel(ingested: tuple[IngestAccount, Path], shared_data: Path) -> None:
+def test_store_8863_holds_its_pngs_pixel_for_pixel(
+    ingested: tuple[IngestAccount, Path], shared_data: Path
+) -> None:
     store = PatchStore(ingested[1] / "8863.patches.zarr")
     stored = dict(zip(map(tuple, store.cells.tolist()), store.read_block(0).pixels, strict=True))
     compared = 0
@@ -54,14 +62,18 @@ def test_store_8863_holds_its_pngs_pixel_for_pixel(ingested: tuple[IngestAccount
 
 
 @pytest.mark.system
-def test_the_mosaic_and_the_patches_are_the_same_tissue(ingested: tuple[IngestAccount, Path], shared_data: Path, tmp_path: Path) -> None:
+def test_the_mosaic_and_the_patches_are_the_same_tissue(
+    ingested: tuple[IngestAccount, Path], shared_data: Path, tmp_path: Path
+) -> None:
     config = TileConfig(spec=PatchSpec(mpp=4.0), tissue=EVERY_CELL)
     tile_slides([shared_data / "slides" / "idc_8865_mosaic.tiff"], tmp_path, config, workers=HERE)
     cut = PatchStore(tmp_path / "idc_8865_mosaic.patches.zarr")
     place = {cell: index for index, cell in enumerate(map(tuple, cut.cells.tolist()))}
     pixels = np.concatenate([cut.read_block(block).pixels for block in range(cut.blocks)])
     patches = PatchStore(ingested[1] / "8865.patches.zarr")
-    for cell, patch in zip(map(tuple, patches.cells.tolist()), patches.read_block(0).pixels, strict=True):
+    for cell, patch in zip(
+        map(tuple, patches.cells.tolist()), patches.read_block(0).pixels, strict=True
+    ):
         assert np.array_equal(pixels[place[cell]], patch)
 
 
@@ -78,7 +90,9 @@ def tile_cmu(cmu: Path, out: Path, mpp: float, **options: object) -> PatchStore:
 
 def patch_at(store: PatchStore, row: int, col: int) -> np.ndarray:
     index = int(np.flatnonzero((store.cells == (row, col)).all(axis=1))[0])
-    pixels: np.ndarray = store.read_block(index // store.block_size).pixels[index % store.block_size]
+    pixels: np.ndarray = store.read_block(index // store.block_size).pixels[
+        index % store.block_size
+    ]
     return pixels
 
 
@@ -89,22 +103,34 @@ def region(cmu: Path) -> Iterator[np.ndarray]:
         yield np.asarray(slide.read_region((0, 0), 0, slide.dimensions))[..., :3]
 
 
-def test_cmu_at_half_a_micrometre_is_level_0_as_it_is(cmu: Path, region: np.ndarray, tmp_path: Path) -> None:
+def test_cmu_at_half_a_micrometre_is_level_0_as_it_is(
+    cmu: Path, region: np.ndarray, tmp_path: Path
+) -> None:
     store = tile_cmu(cmu, tmp_path, 0.5)
     assert store.grid.spec.mpp == 0.499
-    assert (store.grid.cols, store.grid.rows, store.table.patches) == (2220 // 50, 2967 // 50, 44 * 59)
+    assert (store.grid.cols, store.grid.rows, store.table.patches) == (
+        2220 // 50,
+        2967 // 50,
+        44 * 59,
+    )
     for row, col in ((0, 0), (17, 31), (58, 43)):
-        assert np.array_equal(patch_at(store, row, col), region[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50])
+        assert np.array_equal(
+            patch_at(store, row, col), region[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50]
+        )
 
 
-def test_cmu_at_one_micrometre_is_averaged_exactly(cmu: Path, region: np.ndarray, tmp_path: Path) -> None:
+def test_cmu_at_one_micrometre_is_averaged_exactly(
+    cmu: Path, region: np.ndarray, tmp_path: Path
+) -> None:
     store = tile_cmu(cmu, tmp_path, 1.0)
     assert store.grid.downsample == Fraction(1000, 499)
     assert (store.grid.cols, store.grid.rows) == (22, 29)  # 1107.78 and 1480.53 px of 1 µm
     for row, col in ((0, 0), (13, 9), (28, 21)):
         patch = patch_at(store, row, col)
         for y, x in ((0, 0), (24, 31), (49, 49)):
-            assert patch[y, x].tolist() == mean_under(region, row * 50 + y, col * 50 + x, Fraction(1000, 499))
+            assert patch[y, x].tolist() == mean_under(
+                region, row * 50 + y, col * 50 + x, Fraction(1000, 499)
+            )
 
 
 def mean_under(region: np.ndarray, y: int, x: int, step: Fraction) -> list[int]:
@@ -112,8 +138,20 @@ def mean_under(region: np.ndarray, y: int, x: int, step: Fraction) -> list[int]:
     shares = []
     for start in (y * step, x * step):
         stop = start + step
-        shares.append({k: min(stop, Fraction(k + 1)) - max(start, Fraction(k)) for k in range(int(start), -int(-stop // 1))})
-    total = [sum(sy * sx * int(region[ky, kx, c]) for ky, sy in shares[0].items() for kx, sx in shares[1].items()) for c in range(3)]
+        shares.append(
+            {
+                k: min(stop, Fraction(k + 1)) - max(start, Fraction(k))
+                for k in range(int(start), -int(-stop // 1))
+            }
+        )
+    total = [
+        sum(
+            sy * sx * int(region[ky, kx, c])
+            for ky, sy in shares[0].items()
+            for kx, sx in shares[1].items()
+        )
+        for c in range(3)
+    ]
     return [int(value / step**2 + Fraction(1, 2)) for value in total]
 
 
@@ -125,16 +163,24 @@ def test_cmu_at_a_quarter_is_refused(cmu: Path, tmp_path: Path) -> None:
 
 @pytest.mark.system
 def test_cmu_at_a_quarter_is_cut_where_upsampling_is_allowed(cmu: Path, tmp_path: Path) -> None:
-    assert tile_cmu(cmu, tmp_path / "b", 0.25, allow_upsample=True).grid.cols == 88  # 2220 · 0.499 / 0.25 = 4431 px
+    assert (
+        tile_cmu(cmu, tmp_path / "b", 0.25, allow_upsample=True).grid.cols == 88
+    )  # 2220 · 0.499 / 0.25 = 4431 px
 
 
 def test_a_folder_with_one_good_slide(shared_data: Path, cmu: Path, tmp_path: Path) -> None:
     slides = tmp_path / "slides"
     slides.mkdir()
-    for path in (cmu, shared_data / "slides" / "broken.svs", shared_data / "slides" / "openslide-python_unreadable.svs"):
+    for path in (
+        cmu,
+        shared_data / "slides" / "broken.svs",
+        shared_data / "slides" / "openslide-python_unreadable.svs",
+    ):
         shutil.copy(path, slides)
     (slides / "readme.txt").write_text("copied on Monday")
-    result = run("tile", str(slides), "--out", str(tmp_path / "out"), "--mpp", "0.5", "--workers", "0")
+    result = run(
+        "tile", str(slides), "--out", str(tmp_path / "out"), "--mpp", "0.5", "--workers", "0"
+    )
     assert result.exit_code == 3
     assert "in 4 = ok 1 + zero 0 + damaged 0 + failed 3" in result.stdout
     failures = (tmp_path / "out" / "failures.csv").read_text()
@@ -159,7 +205,10 @@ def test_an_impossible_scale_is_refused_and_may_be_corrected(shared_data: Path) 
 
 @pytest.mark.parametrize(
     ("name", "fault"),
-    [("broken.svs", "not a slide"), ("openslide-python_unopenable.tiff", "OpenSlide cannot open it")],
+    [
+        ("broken.svs", "not a slide"),
+        ("openslide-python_unopenable.tiff", "OpenSlide cannot open it"),
+    ],
 )
 def test_broken_files_are_named(name: str, fault: str, shared_data: Path) -> None:
     with pytest.raises(SlideError, match=fault) as caught:
@@ -208,19 +257,35 @@ def labels_by_cell(store: Path) -> dict[tuple[int, ...], int]:
     return {cell: label for cell, label in labels if label >= 0}
 
 
-@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "idc_8863_mosaic.tiff", "idc_8865_mosaic.tiff", "openslide-python_boxes.tiff"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CMU-1-Small-Region.svs",
+        "idc_8863_mosaic.tiff",
+        "idc_8865_mosaic.tiff",
+        "openslide-python_boxes.tiff",
+    ],
+)
 def test_the_direct_reader_gives_openslides_pixels(name: str, shared_data: Path) -> None:
     path = shared_data / "slides" / name
-    ours, theirs = (open_slide(path, slide_mpp=0.5, reader=reader) for reader in ("tiff", "openslide"))
+    ours, theirs = (
+        open_slide(path, slide_mpp=0.5, reader=reader) for reader in ("tiff", "openslide")
+    )
     assert isinstance(ours, TiffReader)
     assert 0 in ours.direct_levels
     for level in ours.levels:
         width, height = level.size
-        for box in ((0, 0, width, height), (width // 3, height // 2, 333, 222), (width - 30, height - 20, 60, 60)):
+        for box in (
+            (0, 0, width, height),
+            (width // 3, height // 2, 333, 222),
+            (width - 30, height - 20, 60, 60),
+        ):
             assert np.array_equal(ours.read(level, *box), theirs.read(level, *box))
     assert ours.fallbacks == 0
 
 
-@pytest.mark.parametrize("name", ["test3-DAPI-2-387.ndpi", "openslide-python_boxes_dcm/boxes_0.dcm"])
+@pytest.mark.parametrize(
+    "name", ["test3-DAPI-2-387.ndpi", "openslide-python_boxes_dcm/boxes_0.dcm"]
+)
 def test_other_formats_go_through_openslide(name: str, shared_data: Path) -> None:
     assert isinstance(open_slide(shared_data / "slides" / name), OpenSlideReader)

@@ -54,7 +54,9 @@ class HungryJob:
 def test_a_worker_that_asks_for_too_much_fails_one_slide_and_lives_on() -> None:
     from distributed.system import MEMORY_LIMIT
 
-    limit, greedy, after = run_jobs([HungryJob(False), HungryJob(True), HungryJob(False)], Workers(count=1), Notes())
+    limit, greedy, after = run_jobs(
+        [HungryJob(False), HungryJob(True), HungryJob(False)], Workers(count=1), Notes()
+    )
     assert limit == after == max(4 * GIB, MEMORY_LIMIT)
     assert isinstance(greedy, MemoryError)
     line = describe_failure("s", "/slides/s.svs", greedy).message
@@ -130,18 +132,26 @@ def test_a_slide_that_opens_passes_the_probe_which_stays(probe: Probe, tmp_path:
 
 
 def test_what_the_probe_finds_wrong_is_the_slides_own_fault(probe: Probe, tmp_path: Path) -> None:
-    with pytest.raises(SlideError, match=r"nan\.svs: the file states no µm per pixel; give it with --slide-mpp"):
+    with pytest.raises(
+        SlideError, match=r"nan\.svs: the file states no µm per pixel; give it with --slide-mpp"
+    ):
         probe.try_open(write_aperio(tmp_path / "nan.svs", "nan"), scale=None, reader="auto")
 
 
-def test_a_slide_that_needs_too_much_memory_is_refused_and_the_next_one_opens(probe: Probe, tmp_path: Path) -> None:
+def test_a_slide_that_needs_too_much_memory_is_refused_and_the_next_one_opens(
+    probe: Probe, tmp_path: Path
+) -> None:
     (tmp_path / "bomb.png").write_bytes(BOMB)
-    with pytest.raises(SlideError, match=r"bomb\.png: needs more memory to be opened than any slide does"):
+    with pytest.raises(
+        SlideError, match=r"bomb\.png: needs more memory to be opened than any slide does"
+    ):
         probe.try_open(tmp_path / "bomb.png", scale=None, reader="auto")
     probe.try_open(write_tiled(tmp_path / "s.tiff"), scale=None, reader="auto")
 
 
-def test_a_slide_over_which_the_probe_dies_is_refused_and_the_next_one_opens(probe: Probe, tmp_path: Path) -> None:
+def test_a_slide_over_which_the_probe_dies_is_refused_and_the_next_one_opens(
+    probe: Probe, tmp_path: Path
+) -> None:
     slide = write_tiled(tmp_path / "s.tiff")
     probe.try_open(slide, scale=None, reader="auto")
     os.kill(child_of(probe).pid, signal.SIGSTOP)
@@ -151,7 +161,9 @@ def test_a_slide_over_which_the_probe_dies_is_refused_and_the_next_one_opens(pro
     probe.try_open(slide, scale=None, reader="auto")
 
 
-def test_a_slide_over_which_the_probe_hangs_is_refused_and_the_next_one_opens(tmp_path: Path) -> None:
+def test_a_slide_over_which_the_probe_hangs_is_refused_and_the_next_one_opens(
+    tmp_path: Path,
+) -> None:
     slide, probe = write_tiled(tmp_path / "s.tiff"), Probe(deadline_s=20)
     probe.try_open(slide, scale=None, reader="auto")
     os.kill(child_of(probe).pid, signal.SIGSTOP)
@@ -165,8 +177,9 @@ def test_a_slide_over_which_the_probe_hangs_is_refused_and_the_next_one_opens(tm
 
 def test_a_probe_leaves_no_process_behind(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from wsi_pipeline.slides import open_slide; from wsi_pipeline.slides.probe import PROBE; "
-        "open_slide(Path(sys.argv[1])); print(PROBE._process.pid)"
+        "import sys; from pathlib import Path; from wsi_pipeline.slides import open_slide; from"
+        " wsi_pipeline.slides.probe import PROBE; open_slide(Path(sys.argv[1]));"
+        " print(PROBE._process.pid)"
     )
     command = [sys.executable, "-c", code, str(write_tiled(tmp_path / "s.tiff"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -177,9 +190,23 @@ def test_a_probe_leaves_no_process_behind(tmp_path: Path) -> None:
 def test_info_and_a_dry_run_ask_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(Probe, "try_open", lambda self, path, **request: asked.append(path.name))
-    slide, model = write_tiled(tmp_path / "slides" / "s.tiff"), write_model(tmp_path / "model.safetensors")
+    slide, model = (
+        write_tiled(tmp_path / "slides" / "s.tiff"),
+        write_model(tmp_path / "model.safetensors"),
+    )
     assert run("info", str(slide)).exit_code == 0
-    dry = ["infer", "--dry-run", "--slides", str(slide), "--model", str(model), "--results-dir", str(tmp_path / "r"), "--device", "cpu"]
+    dry = [
+        "infer",
+        "--dry-run",
+        "--slides",
+        str(slide),
+        "--model",
+        str(model),
+        "--results-dir",
+        str(tmp_path / "r"),
+        "--device",
+        "cpu",
+    ]
     assert run(*dry).exit_code == 0
     assert asked == ["s.tiff"] * 2
 
@@ -189,4 +216,9 @@ def test_a_limited_process_needs_no_probe() -> None:
         "import resource; from wsi_pipeline.slides.probe import is_limited; before = is_limited(); "
         "resource.setrlimit(resource.RLIMIT_DATA, (1 << 32, 1 << 32)); print(before, is_limited())"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False True\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False True\n"
+    )

@@ -46,9 +46,17 @@ def test_every_job_is_done(crew: Crew, tmp_path: Path) -> None:
 
 
 def test_a_failing_job_does_not_stop_the_others(crew: Crew, tmp_path: Path) -> None:
-    special: dict[str, dict[str, object]] = {f"job{k}": {"fails_in": place} for k, place in enumerate(("prepare", "block", "finish"))}
+    special: dict[str, dict[str, object]] = {
+        f"job{k}": {"fails_in": place} for k, place in enumerate(("prepare", "block", "finish"))
+    }
     results = run_jobs(make_jobs(tmp_path, 5, **special), crew, Notes())
-    assert [str(result) for result in results] == ["broken in prepare", "broken in block", "broken in finish", "6", "6"]
+    assert [str(result) for result in results] == [
+        "broken in prepare",
+        "broken in block",
+        "broken in finish",
+        "6",
+        "6",
+    ]
 
 
 def test_a_crew_does_other_jobs_after_one_failed(crew: Crew, tmp_path: Path) -> None:
@@ -56,7 +64,9 @@ def test_a_crew_does_other_jobs_after_one_failed(crew: Crew, tmp_path: Path) -> 
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    assert isinstance(run_jobs(make_jobs(first, 2, job1={"fails_in": "block"}), crew, Notes())[1], SlideError)
+    assert isinstance(
+        run_jobs(make_jobs(first, 2, job1={"fails_in": "block"}), crew, Notes())[1], SlideError
+    )
     assert run_jobs(make_jobs(second, 2), crew, Notes()) == [6, 6]
 
 
@@ -81,7 +91,11 @@ def test_no_jobs_at_all(crew: Crew) -> None:
 
 def test_the_plain_loop_works_here_and_workers_elsewhere(crew: Crew, tmp_path: Path) -> None:
     run_jobs(make_jobs(tmp_path, 2), crew, Notes())
-    pids = {int((tmp_path / f"job{job}" / str(block)).read_text()) for job in range(2) for block in range(4)}
+    pids = {
+        int((tmp_path / f"job{job}" / str(block)).read_text())
+        for job in range(2)
+        for block in range(4)
+    }
     assert (pids == {os.getpid()}) is isinstance(crew.executor, PlainLoop)
 
 
@@ -92,7 +106,9 @@ def test_a_step_that_kills_its_worker_fails_its_own_job_only(tmp_path: Path) -> 
     assert [results[0], results[2]] == [6, 6]
 
 
-def test_a_scheduler_that_is_not_there_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_is_not_there_is_the_machines_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("wsi_pipeline.scheduling.clusters.CONNECT_TIMEOUT_S", 1)
     with pytest.raises(EnvironmentFault, match="cannot be reached"):
         run_jobs([CountJob(tmp_path, 1)], Workers(scheduler="tcp://127.0.0.1:1"), Notes())
@@ -105,12 +121,17 @@ def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
     with connect(Workers(count=1)) as executor:
         client = executor.client
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
-        assert all(address.startswith("tls://127.0.0.1:") for address in client.scheduler_info(n_workers=-1)["workers"])
+        assert all(
+            address.startswith("tls://127.0.0.1:")
+            for address in client.scheduler_info(n_workers=-1)["workers"]
+        )
         assert client.cluster.scheduler.http_application.applications == []
 
 
 @pytest.mark.system
-def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback_also_where_its_port_is_taken() -> None:
+def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback_also_where_its_port_is_taken() -> (
+    None
+):
     from wsi_pipeline.scheduling.clusters import DASHBOARD_PORT, connect
 
     with socket.socket() as taken:
@@ -126,7 +147,9 @@ def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback_also_whe
                 assert b"Dask" in answer.read()
 
 
-def test_a_dashboard_without_bokeh_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dashboard_without_bokeh_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from wsi_pipeline.scheduling.clusters import connect
 
     monkeypatch.setitem(sys.modules, "bokeh", None)
@@ -161,7 +184,9 @@ def count_profiles(dask_worker: Any) -> int:
 
 
 def read_allocator() -> dict[str, str | None]:
-    return {name: os.environ.get(name) for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")}
+    return {
+        name: os.environ.get(name) for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+    }
 
 
 @pytest.mark.system
@@ -171,7 +196,10 @@ def test_workers_keep_the_memory_that_a_network_will_want_again() -> None:
 
     with connect(Workers(count=1)) as executor:
         (found,) = executor.client.run(read_allocator).values()
-    assert found == {"MALLOC_TRIM_THRESHOLD_": str(64 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
+    assert found == {
+        "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+        "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    }
 
 
 @pytest.mark.system
@@ -199,8 +227,12 @@ def test_dask_begins_no_new_notes_where_it_had_nothing_to_do_for_a_moment(tmp_pa
         assert executor.client.run_on_scheduler(count_spans) == 2
 
 
-@pytest.mark.parametrize(("cores", "processes", "threads"), [(1, 1, 2), (2, 2, 2), (16, 16, 2), (64, 16, 4)])
-def test_tiling_takes_a_process_per_core(cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads"), [(1, 1, 2), (2, 2, 2), (16, 16, 2), (64, 16, 4)]
+)
+def test_tiling_takes_a_process_per_core(
+    cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("wsi_pipeline.runs.workers.available_cores", lambda: cores)
     crew = choose_tilers()
     assert (crew.processes, crew.threads) == (processes, threads)
@@ -220,7 +252,12 @@ def test_negative_workers_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("workers", "processes"),
-    [(Workers(), 1), (Workers(gpus=("0", "1", "2")), 3), (Workers(count=2, gpus=("0",)), 2), (Workers(count=0, gpus=("0",)), 0)],
+    [
+        (Workers(), 1),
+        (Workers(gpus=("0", "1", "2")), 3),
+        (Workers(count=2, gpus=("0",)), 2),
+        (Workers(count=0, gpus=("0",)), 0),
+    ],
 )
 def test_one_process_per_gpu_unless_said_otherwise(workers: Workers, processes: int) -> None:
     assert workers.processes == processes
@@ -234,7 +271,9 @@ def test_each_process_sees_one_gpu() -> None:
 
 
 @pytest.mark.parametrize(("visible", "expected"), [("2,3", ("2", "3")), ("GPU-a", ("GPU-a",))])
-def test_gpus_are_those_that_this_process_may_see(visible: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_those_that_this_process_may_see(
+    visible: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wsi_pipeline.models.device import list_gpus
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -275,8 +314,16 @@ def test_a_product_that_is_not_here_is_not_called_done(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TileJob, "finish", finish_elsewhere)
-        with pytest.raises(EnvironmentFault, match="is not here; give a folder that this machine and the workers share"):
-            tile_slides([tmp_path / "s.tiff"], tmp_path / "out", TileConfig(spec=PatchSpec(mpp=0.5)), workers=Workers(count=0))
+        with pytest.raises(
+            EnvironmentFault,
+            match="is not here; give a folder that this machine and the workers share",
+        ):
+            tile_slides(
+                [tmp_path / "s.tiff"],
+                tmp_path / "out",
+                TileConfig(spec=PatchSpec(mpp=0.5)),
+                workers=Workers(count=0),
+            )
 
 
 @pytest.mark.parametrize("seconds", [{"floor_s": 0}, {"first_s": -1}, {"factor": 0}])
@@ -287,9 +334,17 @@ def test_deadlines_that_no_step_can_keep_are_refused(seconds: dict[str, float]) 
 
 @pytest.mark.parametrize(
     ("kind", "before", "expected"),
-    [("block", [], 600), ("block", [1, 1], 600), ("block", [1, 2, 3], 60), ("block", [5, 7, 90], 70), ("finish", [1, 1, 1], 7200)],
+    [
+        ("block", [], 600),
+        ("block", [1, 1], 600),
+        ("block", [1, 2, 3], 60),
+        ("block", [5, 7, 90], 70),
+        ("finish", [1, 1, 1], 7200),
+    ],
 )
-def test_a_block_may_take_ten_medians_and_a_minute_at_least(kind: str, before: list[float], expected: float) -> None:
+def test_a_block_may_take_ten_medians_and_a_minute_at_least(
+    kind: str, before: list[float], expected: float
+) -> None:
     from wsi_pipeline.scheduling.dask_executor import choose_deadline
     from wsi_pipeline.scheduling.jobs import Step
 
@@ -301,10 +356,15 @@ def test_a_block_may_take_ten_medians_and_a_minute_at_least(kind: str, before: l
     [
         ({"cluster": "pbs"}, "must be one of local, slurm, cuda"),
         ({"cluster": "slurm"}, "--cluster slurm and --slurm-config belong together"),
-        ({"cluster": "cuda", "scheduler": "tls://h:1"}, "give a running cluster or --cluster cuda, not both"),
+        (
+            {"cluster": "cuda", "scheduler": "tls://h:1"},
+            "give a running cluster or --cluster cuda, not both",
+        ),
     ],
 )
-def test_crews_that_contradict_themselves_are_refused(settings: dict[str, str], message: str) -> None:
+def test_crews_that_contradict_themselves_are_refused(
+    settings: dict[str, str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         Workers(**settings)  # type: ignore[arg-type]
 
@@ -318,7 +378,9 @@ def test_crews_that_contradict_themselves_are_refused(settings: dict[str, str], 
         ("jobs: many", "jobs is 'many'"),
     ],
 )
-def test_a_slurm_configuration_that_makes_no_sense_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_a_slurm_configuration_that_makes_no_sense_is_refused(
+    text: str, message: str, tmp_path: Path
+) -> None:
     from wsi_pipeline.scheduling.clusters import read_slurm_config
 
     (tmp_path / "slurm.yaml").write_text(text)
@@ -326,7 +388,9 @@ def test_a_slurm_configuration_that_makes_no_sense_is_refused(text: str, message
         read_slurm_config(tmp_path / "slurm.yaml")
 
 
-def test_what_dask_cuda_would_start_is_refused_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_dask_cuda_would_start_is_refused_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     with pytest.raises(ConfigError, match="--cluster cuda needs dask-cuda"):
         run_jobs([CountJob(tmp_path, 1)], Workers(cluster="cuda"), Notes())

@@ -63,7 +63,13 @@ def free_port() -> int:
 
 def wait_until_idle(environment: dict[str, str]) -> None:
     for _ in range(100):
-        state = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True, check=False).stdout.strip()
+        state = subprocess.run(
+            ["sinfo", "-h", "-o", "%T"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
         if state == "idle":
             return
         time.sleep(0.2)
@@ -75,31 +81,50 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which Slurm's programs find the cluster."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing or os.getuid() != 0:
-        pytest.skip(f"needs root and Slurm; missing: {', '.join(missing) or 'root'} (Debian: slurmctld slurmd slurm-client munge)")
+        pytest.skip(
+            f"needs root and Slurm; missing: {', '.join(missing) or 'root'} (Debian: slurmctld"
+            " slurmd slurm-client munge)"
+        )
     folder = tmp_path_factory.mktemp("slurm")
     for name in ("spool", "state", "logs"):
         (folder / name).mkdir()
-    (folder / "slurm.conf").write_text(CONF.format(host=socket.gethostname(), folder=folder, ports=(free_port(), free_port())))
-    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "SLURM_FOLDER": str(folder)}
+    (folder / "slurm.conf").write_text(
+        CONF.format(host=socket.gethostname(), folder=folder, ports=(free_port(), free_port()))
+    )
+    environment = os.environ | {
+        "SLURM_CONF": str(folder / "slurm.conf"),
+        "SLURM_FOLDER": str(folder),
+    }
     if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode != 0:
         Path("/run/munge").mkdir(exist_ok=True)
         shutil.chown("/run/munge", "munge", "munge")
-        subprocess.run(["munged", "--force"], user="munge", group="munge", check=True, capture_output=True)
+        subprocess.run(
+            ["munged", "--force"], user="munge", group="munge", check=True, capture_output=True
+        )
     daemons = [
-        subprocess.Popen([program, "-D"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.Popen(
+            [program, "-D"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         for program in ("slurmctld", "slurmd")
     ]
     try:
         wait_until_idle(environment)
         yield environment
     finally:
-        subprocess.run(["scancel", "--state=RUNNING", "--partition=work"], env=environment, capture_output=True, check=False)
+        subprocess.run(
+            ["scancel", "--state=RUNNING", "--partition=work"],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
         for daemon in daemons:
             daemon.terminate()
             daemon.wait(timeout=30)
 
 
-def infer(tmp_path: Path, results: str, environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+def infer(
+    tmp_path: Path, results: str, environment: dict[str, str], *options: str
+) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-c",
@@ -110,8 +135,22 @@ def infer(tmp_path: Path, results: str, environment: dict[str, str], *options: s
         "--device",
         "cpu",
     ]
-    places = ["--model", str(tmp_path / "model.safetensors"), "--results-dir", str(tmp_path / results), "--engine", "torch"]
-    return subprocess.run([*command, *places, *options], env=environment, capture_output=True, text=True, check=False, timeout=240)
+    places = [
+        "--model",
+        str(tmp_path / "model.safetensors"),
+        "--results-dir",
+        str(tmp_path / results),
+        "--engine",
+        "torch",
+    ]
+    return subprocess.run(
+        [*command, *places, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
 
 
 @pytest.mark.timeout(300)
@@ -126,10 +165,19 @@ def test_slurm_jobs_give_what_the_plain_loop_gives(slurm: dict[str, str], tmp_pa
     assert "in 3 = ok 3" in done.stdout
     assert infer(tmp_path, "here", slurm, "--workers", "0").returncode == 0
     by_slurm, here = (
-        {name: content for name, content in folder_bytes(tmp_path / place).items() if "/predictions.zarr/" in name}
+        {
+            name: content
+            for name, content in folder_bytes(tmp_path / place).items()
+            if "/predictions.zarr/" in name
+        }
         for place in ("by-slurm", "here")
     )
     assert by_slurm == here
-    jobs = subprocess.run(["scontrol", "show", "jobs", "-o"], env=slurm, capture_output=True, text=True, check=True).stdout
+    jobs = subprocess.run(
+        ["scontrol", "show", "jobs", "-o"], env=slurm, capture_output=True, text=True, check=True
+    ).stdout
     assert jobs.count("JobName=dask-worker") == 2
-    assert "MALLOC_MMAP_THRESHOLD_=33554432\n" in (Path(slurm["SLURM_FOLDER"]) / "environment").read_text()
+    assert (
+        "MALLOC_MMAP_THRESHOLD_=33554432\n"
+        in (Path(slurm["SLURM_FOLDER"]) / "environment").read_text()
+    )

@@ -49,19 +49,28 @@ def make_jobs(tmp_path: Path, trouble: str, pid: int = 0) -> list[TroubleJob]:
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder in folders:
         folder.mkdir()
-    return [TroubleJob(folder, 4, trouble=trouble if folder.name == "b" else "", pid=pid) for folder in folders]
+    return [
+        TroubleJob(folder, 4, trouble=trouble if folder.name == "b" else "", pid=pid)
+        for folder in folders
+    ]
 
 
 @pytest.mark.timeout(180)
 def test_a_block_that_hangs_is_stopped_and_fails_its_own_job_only(tmp_path: Path) -> None:
-    results = run_jobs(make_jobs(tmp_path, "hang"), Workers(count=2, deadlines=Deadlines(floor_s=2, first_s=3)), Notes())
+    results = run_jobs(
+        make_jobs(tmp_path, "hang"),
+        Workers(count=2, deadlines=Deadlines(floor_s=2, first_s=3)),
+        Notes(),
+    )
     assert re.search(r"still at work after [23] s, also when it ran alone", str(results[1]))
     assert [results[0], results[2]] == [6, 6]
 
 
 @pytest.mark.timeout(180)
 def test_what_a_stopped_worker_had_is_done_by_another(tmp_path: Path) -> None:
-    assert run_jobs(make_jobs(tmp_path, "stop"), Workers(count=2, deadlines=Deadlines(silence_s=10)), Notes()) == [6, 6, 6]
+    assert run_jobs(
+        make_jobs(tmp_path, "stop"), Workers(count=2, deadlines=Deadlines(silence_s=10)), Notes()
+    ) == [6, 6, 6]
 
 
 @contextmanager
@@ -71,12 +80,32 @@ def running_cluster(tmp_path: Path) -> Iterator[tuple[str, int]]:
     dask = [sys.executable, "-m", "dask"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     scheduler = subprocess.Popen(
-        [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)],
+        [
+            *dask,
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--scheduler-file",
+            str(file),
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     worker = subprocess.Popen(
-        [*dask, "worker", "--scheduler-file", str(file), "--host", "127.0.0.1", "--nthreads", "2", "--no-dashboard"],
+        [
+            *dask,
+            "worker",
+            "--scheduler-file",
+            str(file),
+            "--host",
+            "127.0.0.1",
+            "--nthreads",
+            "2",
+            "--no-dashboard",
+        ],
         env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -98,8 +127,13 @@ def test_a_running_cluster_does_the_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_scheduler_that_is_killed_is_the_machines_fault_and_the_rest_is_done_by_the_same_line(tmp_path: Path) -> None:
-    with running_cluster(tmp_path) as (file, pid), pytest.raises(EnvironmentFault, match=r"cluster was lost.*run the same line again"):
+def test_a_scheduler_that_is_killed_is_the_machines_fault_and_the_rest_is_done_by_the_same_line(
+    tmp_path: Path,
+) -> None:
+    with (
+        running_cluster(tmp_path) as (file, pid),
+        pytest.raises(EnvironmentFault, match=r"cluster was lost.*run the same line again"),
+    ):
         run_jobs(make_jobs(tmp_path, "kill the scheduler", pid), Workers(scheduler=file), Notes())
     assert not list(tmp_path.glob("*/lock"))
 
@@ -111,13 +145,32 @@ MOST_KILLS = 8
 
 
 def infer(slides: Path, model: Path, results: Path, workers: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", "infer", "--slides", str(slides), "--model", str(model)]
-    options = ["--results-dir", str(results), "--workers", str(workers), *PLAIN, "--outputs", "csv,summary"]
+    command = [
+        sys.executable,
+        "-c",
+        "from wsi_cli.main import wsi; wsi()",
+        "infer",
+        "--slides",
+        str(slides),
+        "--model",
+        str(model),
+    ]
+    options = [
+        "--results-dir",
+        str(results),
+        "--workers",
+        str(workers),
+        *PLAIN,
+        "--outputs",
+        "csv,summary",
+    ]
     return subprocess.Popen(command + options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def workers_of(run: psutil.Process) -> Sequence[psutil.Process]:
-    return [child for child in run.children() if any("spawn_main" in word for word in child.cmdline())]
+    return [
+        child for child in run.children() if any("spawn_main" in word for word in child.cmdline())
+    ]
 
 
 def kill_a_worker(run: psutil.Process, chance: random.Random) -> int:
@@ -147,11 +200,19 @@ def test_forty_slides_survive_a_worker_killed_every_two_seconds(tmp_path: Path) 
         time.sleep(0.1)  # a cluster that cannot even start is the machine's fault
     while run.poll() is None:
         time.sleep(KILL_EVERY_S)
-        kills += kill_a_worker(psutil.Process(run.pid), chance) if run.poll() is None and kills < MOST_KILLS else 0
+        kills += (
+            kill_a_worker(psutil.Process(run.pid), chance)
+            if run.poll() is None and kills < MOST_KILLS
+            else 0
+        )
     assert run.returncode == 0
     assert kills >= 3
     quiet, chaos = (
-        {name: content for name, content in folder_bytes(tmp_path / place).items() if name.startswith("s") and "/" in name}
+        {
+            name: content
+            for name, content in folder_bytes(tmp_path / place).items()
+            if name.startswith("s") and "/" in name
+        }
         for place in ("quiet", "chaos")
     )
     assert len({name.split("/")[0] for name in quiet}) == SLIDES

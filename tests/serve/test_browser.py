@@ -25,10 +25,14 @@ from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.store.predictions import open_result
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; apt install chromium"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no Chromium on this machine; apt install chromium"
+    ),
 ]
 PATIENCE_MS = 60_000
 
@@ -58,28 +62,41 @@ class Watched:
             if is_fault:
                 self.faults.append(words)
 
-        self.page.on("request", lambda request: blame(not request.url.startswith(allowed), f"external: {request.url}"))
-        self.page.on("response", lambda answer: blame(answer.status >= 400, f"{answer.status}: {answer.url}"))
+        self.page.on(
+            "request",
+            lambda request: blame(not request.url.startswith(allowed), f"external: {request.url}"),
+        )
+        self.page.on(
+            "response", lambda answer: blame(answer.status >= 400, f"{answer.status}: {answer.url}")
+        )
         self.page.on("pageerror", lambda error: blame(True, f"script: {error}"))
-        self.page.on("console", lambda message: blame(message.type == "error", f"console: {message.text}"))
+        self.page.on(
+            "console", lambda message: blame(message.type == "error", f"console: {message.text}")
+        )
         return self
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="module")
-def server(served_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Services]]:
+def server(
+    served_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Services]]:
     root = tmp_path_factory.mktemp("browser") / "served"
     shutil.copytree(served_root, root)
     replace_probabilities(root / "results", "one", known_map())
     replace_probabilities(root / "other", "one", np.full((10, 12), 0.8, dtype=np.float32))
-    settings = ServeSettings(results=(root / "results", root / "other"), slides=root / "slides", token=TOKEN, decoders=1)
+    settings = ServeSettings(
+        results=(root / "results", root / "other"), slides=root / "slides", token=TOKEN, decoders=1
+    )
     with run_server(settings) as running:
         yield running
 
@@ -103,7 +120,10 @@ def open_viewer(watched: Watched, address: str = "/slides/one") -> Page:
 
 
 def set_slider(page: Page, name: str, value: float) -> None:
-    page.locator(f"#{name}").evaluate("(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", value)
+    page.locator(f"#{name}").evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }",
+        value,
+    )
 
 
 def wait_for(page: Page, expression: str) -> None:
@@ -112,7 +132,9 @@ def wait_for(page: Page, expression: str) -> None:
 
 
 def viewport(page: Page) -> list[float]:
-    place: list[float] = page.evaluate("[viewer.viewport.x, viewer.viewport.y, viewer.viewport.scale]")
+    place: list[float] = page.evaluate(
+        "[viewer.viewport.x, viewer.viewport.y, viewer.viewport.scale]"
+    )
     return place
 
 
@@ -122,7 +144,9 @@ def test_from_the_list_to_a_restored_view(watched: Watched) -> None:
     page.click("#rows a:text-is('one')")
     page.wait_for_selector("body[data-ready=yes]")
     expect(page.locator("#count")).to_have_text("8 of 119 patches positive (6.7 %)")
-    expect(page.locator("#area")).to_have_text("0.005 of 0.0744 mm² assessed")  # 8 and 119 times 0.025²
+    expect(page.locator("#area")).to_have_text(
+        "0.005 of 0.0744 mm² assessed"
+    )  # 8 and 119 times 0.025²
     scale = viewport(page)[2]
     page.mouse.move(400, 400)
     page.mouse.wheel(0, -400)
@@ -134,7 +158,9 @@ def test_from_the_list_to_a_restored_view(watched: Watched) -> None:
     assert viewport(page)[:2] == [325, 325]  # columns 5 to 7, row 6, cells of 50 px
     page.click("#next")
     assert viewport(page)[:2] == [575, 475]
-    expect(page.locator("#patch-text")).to_contain_text("row 9, column 11: probability 0.9500, positive")
+    expect(page.locator("#patch-text")).to_contain_text(
+        "row 9, column 11: probability 0.9500, positive"
+    )
     link = page.url
     place = viewport(page)
     page.goto("about:blank")
@@ -148,27 +174,37 @@ def test_from_the_list_to_a_restored_view(watched: Watched) -> None:
 
 def test_the_pointer_tells_probability_and_place(watched: Watched) -> None:
     page = open_viewer(watched)
-    x, y = page.evaluate(
-        """(() => { const box = byId('first').getBoundingClientRect();
+    x, y = page.evaluate("""(() => { const box = byId('first').getBoundingClientRect();
         const [x, y] = viewer.views[0].toScreen(325, 330);
-        return [box.x + x, box.y + y]; })()"""
-    )
+        return [box.x + x, box.y + y]; })()""")
     page.mouse.move(x, y)
-    expect(page.locator("#place")).to_have_text(re.compile(r"probability 0\.900 · x 16[23] µm, y 16[45] µm"))
+    expect(page.locator("#place")).to_have_text(
+        re.compile(r"probability 0\.900 · x 16[23] µm, y 16[45] µm")
+    )
     page.mouse.click(x, y)
-    expect(page.locator("#patch-text")).to_contain_text("row 6, column 6: probability 0.9000, positive; 50 px at 0.5 µm/px")
+    expect(page.locator("#patch-text")).to_contain_text(
+        "row 6, column 6: probability 0.9000, positive; 50 px at 0.5 µm/px"
+    )
     wait_for(page, "byId('patch').naturalWidth === 50")
 
 
 def picture_of(page: Page) -> Any:
-    return page.evaluate("(async () => { await nextFrame(); await nextFrame(); return viewer.views[0].canvas.toDataURL(); })()")
+    return page.evaluate(
+        "(async () => { await nextFrame(); await nextFrame(); return"
+        " viewer.views[0].canvas.toDataURL(); })()"
+    )
 
 
 def test_keys_switch_every_layer_and_move(watched: Watched) -> None:
     page = open_viewer(watched)
     wait_for(page, "viewer.tiles.isIdle")
     before = picture_of(page)
-    for key, box in (("h", "show-map"), ("r", "show-regions"), ("m", "show-tissue"), ("o", "only-positive")):
+    for key, box in (
+        ("h", "show-map"),
+        ("r", "show-regions"),
+        ("m", "show-tissue"),
+        ("o", "only-positive"),
+    ):
         was = page.locator(f"#{box}").is_checked()
         page.keyboard.press(key)
         expect(page.locator(f"#{box}")).to_be_checked(checked=not was)
@@ -198,26 +234,31 @@ def test_the_map_lies_where_its_cells_are(watched: Watched) -> None:
     page.keyboard.press("r")
     wait_for(page, "viewer.tiles.isIdle")
     picture_of(page)
-    colours = page.evaluate(
-        """[[325, 325], [75, 75], [575, 475], [425, 425]].map(([x, y]) => {
+    colours = page.evaluate("""[[325, 325], [75, 75], [575, 475], [425, 425]].map(([x, y]) => {
             const [px, py] = viewer.views[0].toScreen(x, y);
-            return [...viewer.views[0].canvas.getContext('2d').getImageData(px, py, 1, 1).data].slice(0, 3);
-        })"""
-    )
+            return [...viewer.views[0].canvas.getContext('2d').getImageData(px, py, 1,
+            1).data].slice(0, 3);
+        })""")
     from wsi_pipeline.outputs.canvas import colour_table
 
-    wanted = [colour_table()[int(np.float32(value) * 256)].tolist() for value in (0.9, 0.6, 0.95, 0.1)]
+    wanted = [
+        colour_table()[int(np.float32(value) * 256)].tolist() for value in (0.9, 0.6, 0.95, 0.1)
+    ]
     assert colours == wanted
 
 
-def test_tiles_are_drawn_where_the_slide_has_them(watched: Watched, server: tuple[str, Services]) -> None:
+def test_tiles_are_drawn_where_the_slide_has_them(
+    watched: Watched, server: tuple[str, Services]
+) -> None:
     from tests.served import read_level0
 
     page = open_viewer(watched)
     page.keyboard.press("h")
     page.keyboard.press("r")
     page.keyboard.press("1")
-    wait_for(page, "viewer.viewport.scale === 1 && viewer.tiles.isIdle && viewer.tiles.loaded.size > 3")
+    wait_for(
+        page, "viewer.viewport.scale === 1 && viewer.tiles.isIdle && viewer.tiles.loaded.size > 3"
+    )
     picture_of(page)
     shown = np.array(
         page.evaluate(
@@ -226,7 +267,11 @@ def test_tiles_are_drawn_where_the_slide_has_them(watched: Watched, server: tupl
         )
     ).reshape(60, 60, 4)[..., :3]
     pixels = read_level0(server[1].settings.slides / "one.tiff").astype(int)  # type: ignore[operator]
-    errors = [np.abs(shown - pixels[210 + dy : 270 + dy, 200 + dx : 260 + dx]).mean() for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    errors = [
+        np.abs(shown - pixels[210 + dy : 270 + dy, 200 + dx : 260 + dx]).mean()
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+    ]
     assert min(errors) < 8
 
 
@@ -237,11 +282,15 @@ def test_two_results_stand_side_by_side_and_move_together(watched: Watched) -> N
     expect(page.locator("#second")).to_be_visible()
     expect(page.locator("#patch-text")).to_contain_text("results: probability 0.9000, positive")
     expect(page.locator("#patch-text")).to_contain_text("other: probability 0.8000, positive")
-    wait_for(page, f"Math.abs(viewer.viewport.scale / {scale} - viewer.views[0].width / {width}) < 1e-6")  # what was in sight still is
+    wait_for(
+        page, f"Math.abs(viewer.viewport.scale / {scale} - viewer.views[0].width / {width}) < 1e-6"
+    )  # what was in sight still is
     set_slider(page, "threshold", 0.7)
     page.click("#reset-second")
     expect(page.locator("#threshold-value")).to_have_text("0.500")
-    both = "results: 8 of 119 patches positive (6.7 %)\nother: 120 of 120 patches positive (100.0 %)"
+    both = (
+        "results: 8 of 119 patches positive (6.7 %)\nother: 120 of 120 patches positive (100.0 %)"
+    )
     expect(page.locator("#count")).to_have_text(both)
     assert page.evaluate("viewer.views[0].viewport === viewer.views[1].viewport")
     assert page.evaluate("viewer.views.every((view) => view.width > 300)")
@@ -251,7 +300,9 @@ def test_two_results_stand_side_by_side_and_move_together(watched: Watched) -> N
     expect(page.locator("#second")).to_be_visible()
 
 
-def test_small_groups_do_not_count_here_either(watched: Watched, server: tuple[str, Services]) -> None:
+def test_small_groups_do_not_count_here_either(
+    watched: Watched, server: tuple[str, Services]
+) -> None:
     results = server[1].settings.results[0]
     probability = np.full((10, 12), 0.1, dtype=np.float32)
     probability[1:3, 1:3] = 0.6
@@ -261,15 +312,21 @@ def test_small_groups_do_not_count_here_either(watched: Watched, server: tuple[s
     assert (summary.positives, summary.positive_regions, summary.positives_left_out) == (4, 1, 1)
     page = open_viewer(watched, "/slides/two#p=9.11")
     expect(page.locator("#count")).to_have_text("4 of 120 patches positive (3.3 %)")
-    expect(page.locator("#area")).to_have_text("0.0025 of 0.075 mm² assessed; 1 more in groups below 0.0012 mm² do not count")
+    expect(page.locator("#area")).to_have_text(
+        "0.0025 of 0.075 mm² assessed; 1 more in groups below 0.0012 mm² do not count"
+    )
     expect(page.locator("#region-count")).to_have_text("1 region at 0.500, strongest first")
-    expect(page.locator("#patch-text")).to_contain_text("probability 0.9500, at the threshold, but in a group too small to count")
+    expect(page.locator("#patch-text")).to_contain_text(
+        "probability 0.9500, at the threshold, but in a group too small to count"
+    )
     set_slider(page, "threshold", 0.7)
     expect(page.locator("#count")).to_have_text("0 of 120 patches positive (0.0 %)")
     expect(page.locator("#region-count")).to_have_text("no region reaches the threshold")
 
 
-def test_the_patch_shows_its_own_probability_beside_the_smoothed_one(watched: Watched, server: tuple[str, Services]) -> None:
+def test_the_patch_shows_its_own_probability_beside_the_smoothed_one(
+    watched: Watched, server: tuple[str, Services]
+) -> None:
     probability = np.full((10, 12), 0.1, dtype=np.float32)
     probability[5, 5] = 0.9
     replace_probabilities(server[1].settings.results[0], "two", probability, smooth_um=25.0)
@@ -290,7 +347,9 @@ def test_the_view_is_saved_as_png(watched: Watched, tmp_path: Path) -> None:
         assert image.size[0] == page.evaluate("viewer.views[0].canvas.width")
 
 
-def test_results_that_change_on_disk_are_shown(watched: Watched, server: tuple[str, Services]) -> None:
+def test_results_that_change_on_disk_are_shown(
+    watched: Watched, server: tuple[str, Services]
+) -> None:
     results = server[1].settings.results[0]
     page = open_viewer(watched, "/slides/two")
     changed = np.full((10, 12), 0.3, dtype=np.float32)
@@ -319,7 +378,10 @@ def test_the_list_is_searched_filtered_and_sorted(watched: Watched) -> None:
 def test_nothing_is_cut_off(watched: Watched, width: int) -> None:
     watched.page.set_viewport_size({"width": width, "height": 800 if width == 1280 else 1080})
     page = open_viewer(watched)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight")
+    assert page.evaluate(
+        "document.documentElement.scrollWidth <= innerWidth &&"
+        " document.documentElement.scrollHeight <= innerHeight"
+    )
     assert page.evaluate("byId('first').clientWidth") > 0.7 * width
 
 
@@ -328,10 +390,14 @@ def test_the_rest_page_opens_without_a_network(watched: Watched) -> None:
     expect(watched.page.get_by_text("/api/v1/predict").first).to_be_visible()
 
 
-def test_the_report_opens_from_a_file_and_counts(browser: Browser, server: tuple[str, Services], tmp_path: Path) -> None:
+def test_the_report_opens_from_a_file_and_counts(
+    browser: Browser, server: tuple[str, Services], tmp_path: Path
+) -> None:
     folder = server[1].settings.results[0] / "one"
     predictions = open_result(folder)
-    write_report(SlideResult(predictions.table, draw_heatmap(predictions), read_summary(folder)), tmp_path)
+    write_report(
+        SlideResult(predictions.table, draw_heatmap(predictions), read_summary(folder)), tmp_path
+    )
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     watched = Watched(page, "file:").watch()
     page.goto((tmp_path / "report.html").as_uri())
@@ -349,11 +415,27 @@ def test_view_opens_the_browser_and_lets_it_in(served_root: Path, tmp_path: Path
     # The browser that BROWSER names keeps whoever starts it waiting until it has ended, as some do.
     shutil.copytree(served_root / "results", tmp_path / "results")
     browser, seen = tmp_path / "browser", tmp_path / "seen.html"
-    options = f'--headless --no-sandbox --disable-gpu --user-data-dir="{tmp_path}/profile" --virtual-time-budget=5000 --dump-dom'
-    browser.write_text(f'#!/bin/sh\n"{CHROMIUM}" {options} "$1" > "{seen}.part" && mv "{seen}.part" "{seen}"\n')
+    options = (
+        f'--headless --no-sandbox --disable-gpu --user-data-dir="{tmp_path}/profile"'
+        " --virtual-time-budget=5000 --dump-dom"
+    )
+    browser.write_text(
+        f'#!/bin/sh\n"{CHROMIUM}" {options} "$1" > "{seen}.part" && mv "{seen}.part" "{seen}"\n'
+    )
     browser.chmod(0o755)
-    command = [sys.executable, "-c", "from wsi_cli.main import wsi; wsi()", "view", str(tmp_path / "results")]
-    with subprocess.Popen(command, env=os.environ | {"BROWSER": str(browser)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as view:
+    command = [
+        sys.executable,
+        "-c",
+        "from wsi_cli.main import wsi; wsi()",
+        "view",
+        str(tmp_path / "results"),
+    ]
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"BROWSER": str(browser)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as view:
         try:
             wait_until(seen.exists, PATIENCE_MS / 1000)
         finally:

@@ -80,7 +80,9 @@ def manifest(**entries: object) -> Change:
 
 def view(**entries: object) -> Change:
     """Put entries into the view that the manifest tells of."""
-    return lambda product: rewrite_manifest(product, lambda value: value["recipe"]["view"].update(entries))
+    return lambda product: rewrite_manifest(
+        product, lambda value: value["recipe"]["view"].update(entries)
+    )
 
 
 def nest(levels: int) -> object:
@@ -90,7 +92,8 @@ def nest(levels: int) -> object:
     return nested
 
 
-# -- damaged results ------------------------------------------------------------------------------------------------
+# -- damaged results
+# ------------------------------------------------------------------------------------------------
 
 PLACES = [
     "",
@@ -109,7 +112,9 @@ PLACES = [
 ]
 
 
-def test_a_slide_whose_summary_is_damaged_is_refused_and_not_failed_over(client: httpx.Client, root: Path) -> None:
+def test_a_slide_whose_summary_is_damaged_is_refused_and_not_failed_over(
+    client: httpx.Client, root: Path
+) -> None:
     for run in ("results", "other"):
         flip_a_bit(root / run / "one")
         (root / run / "one" / "manifest.json").touch()
@@ -118,8 +123,14 @@ def test_a_slide_whose_summary_is_damaged_is_refused_and_not_failed_over(client:
     assert client.get("/api/v1/slides/two").status_code == 200
 
 
-@pytest.mark.parametrize("change", [flip_a_bit, lambda product: shutil.rmtree(product / FOLDER / "cells")], ids=["summary", "predictions"])
-def test_other_runs_of_a_slide_still_show_and_the_damaged_one_is_named(client: httpx.Client, root: Path, change: Change) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [flip_a_bit, lambda product: shutil.rmtree(product / FOLDER / "cells")],
+    ids=["summary", "predictions"],
+)
+def test_other_runs_of_a_slide_still_show_and_the_damaged_one_is_named(
+    client: httpx.Client, root: Path, change: Change
+) -> None:
     change(root / "results" / "one")
     (root / "results" / "one" / "manifest.json").touch()
     body = client.get("/api/v1/slides/one").json()
@@ -138,7 +149,9 @@ ODD = {
     "a model that nests": note("model", "scores", value=nest(300)),
     "a recipe that is a list": manifest(recipe=[1]),
     "counts that are a text": manifest(counts="many"),
-    "a view that is a text": lambda product: rewrite_manifest(product, lambda value: value["recipe"].update(view="nice")),
+    "a view that is a text": lambda product: rewrite_manifest(
+        product, lambda value: value["recipe"].update(view="nice")
+    ),
     "a threshold that is a text": view(threshold="half"),
     "a threshold above 1": view(threshold=7),
     "a smoothing that is a list": view(smooth_um=[1]),
@@ -148,7 +161,9 @@ ODD = {
 
 
 @pytest.mark.parametrize("change", ODD.values(), ids=ODD.keys())
-def test_a_result_of_odd_attributes_is_listed_as_damaged_and_its_neighbours_show(client: httpx.Client, root: Path, change: Change) -> None:
+def test_a_result_of_odd_attributes_is_listed_as_damaged_and_its_neighbours_show(
+    client: httpx.Client, root: Path, change: Change
+) -> None:
     damage(root, change)
     slides = {slide["slide_id"]: slide for slide in client.get("/api/v1/slides").json()["slides"]}
     assert slides["one"]["summaries"] == {"r0": None, "r1": None}
@@ -171,14 +186,19 @@ def test_texts_that_are_no_utf8_are_answered_in_ascii(client: httpx.Client, root
     damage(root, texts)
     answers = {place: client.get(f"/api/v1/slides/one{place}").status_code for place in PLACES}
     assert set(answers.values()) == {200}
-    assert client.get("/api/v1/slides").json()["slides"][0]["summaries"]["r0"]["positive_class"] == f"p{HALF}"
+    assert (
+        client.get("/api/v1/slides").json()["slides"][0]["summaries"]["r0"]["positive_class"]
+        == f"p{HALF}"
+    )
     body = client.get("/api/v1/slides/one")
     assert body.content.isascii()
     assert body.json()["slide"]["vendor"] == f"v{HALF}"
     assert body.json()["results"][0]["positive_class"] == f"p{HALF}"
 
 
-def test_a_folder_whose_name_is_no_utf8_is_listed_and_opens_by_the_name_that_it_is_listed_under(client: httpx.Client, root: Path) -> None:
+def test_a_folder_whose_name_is_no_utf8_is_listed_and_opens_by_the_name_that_it_is_listed_under(
+    client: httpx.Client, root: Path
+) -> None:
     (root / "results" / "two").rename(root / "results" / f"t{HALF}")
     listed = [slide["slide_id"] for slide in client.get("/api/v1/slides").json()["slides"]]
     assert listed == ["one", r"t\udc80", "two"]
@@ -195,9 +215,13 @@ def test_a_path_that_no_file_can_have_is_no_file(tmp_path: Path, name: str) -> N
     assert mark_file(tmp_path / name) is None
 
 
-def test_a_recorded_path_too_long_for_any_file_stops_no_list(client: httpx.Client, root: Path) -> None:
+def test_a_recorded_path_too_long_for_any_file_stops_no_list(
+    client: httpx.Client, root: Path
+) -> None:
     damage(root, note("slide", "path", value="/" + "x" * 300))
-    (root / "slides" / "one.tiff").rename(root / "slides" / "one.json")  # so that only the recorded path is left
+    (root / "slides" / "one.tiff").rename(
+        root / "slides" / "one.json"
+    )  # so that only the recorded path is left
     try:
         assert client.get("/api/v1/slides").json()["slides"][0]["has_file"] is False
     finally:
@@ -209,7 +233,13 @@ def test_an_empty_thumbnail_is_refused_and_no_fault(client: httpx.Client, root: 
         for name, shape in (("thumbnail", [0, 0, 3]), ("tissue", [0, 0])):
             place = f"{FOLDER}/{name}/zarr.json"
             edit_json(place, "shape", value=shape)(product)
-            edit_json(place, "chunk_grid", "configuration", "chunk_shape", value=[max(1, extent) for extent in shape])(product)
+            edit_json(
+                place,
+                "chunk_grid",
+                "configuration",
+                "chunk_shape",
+                value=[max(1, extent) for extent in shape],
+            )(product)
             shutil.rmtree(product / FOLDER / name / "c")
 
     damage(root, empty)
@@ -218,7 +248,8 @@ def test_an_empty_thumbnail_is_refused_and_no_fault(client: httpx.Client, root: 
     assert client.get("/api/v1/slides/one/thumbnail.jpg").status_code == 422
 
 
-# -- broken requests ------------------------------------------------------------------------------------------------
+# -- broken requests
+# ------------------------------------------------------------------------------------------------
 
 
 def has_trace(records: list[logging.LogRecord]) -> bool:
@@ -228,19 +259,29 @@ def has_trace(records: list[logging.LogRecord]) -> bool:
 def send_raw(url: str, head: str) -> bytes:
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as stream:
-        stream.sendall(f"POST /enter HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{head}".encode())
+        stream.sendall(
+            f"POST /enter HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{head}".encode()
+        )
         return b"".join(iter(lambda: stream.recv(65536), b""))
 
 
-def test_a_form_of_too_many_fields_is_refused_without_a_trace(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_form_of_too_many_fields_is_refused_without_a_trace(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO):
-        answer = httpx.post(f"{url}/enter", data={f"field{number}": "x" for number in range(6)}, headers={"Origin": url})
+        answer = httpx.post(
+            f"{url}/enter",
+            data={f"field{number}": "x" for number in range(6)},
+            headers={"Origin": url},
+        )
     assert answer.status_code == 400
     assert not has_trace(caplog.records)
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "+5", "1" * 30, "\xb2"])
-def test_a_length_that_is_none_is_refused_without_a_trace(url: str, caplog: pytest.LogCaptureFixture, length: str) -> None:
+def test_a_length_that_is_none_is_refused_without_a_trace(
+    url: str, caplog: pytest.LogCaptureFixture, length: str
+) -> None:
     with caplog.at_level(logging.INFO):
         answer = send_raw(url, f"Content-Length: {length}\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 4")
@@ -254,9 +295,14 @@ def test_a_form_that_is_longer_than_its_stated_length_is_refused(url: str) -> No
 
 
 @pytest.mark.parametrize("path", ["/enter", "/api/v1/jobs"])
-def test_whoever_hangs_up_leaves_no_trace(url: str, caplog: pytest.LogCaptureFixture, path: str) -> None:
+def test_whoever_hangs_up_leaves_no_trace(
+    url: str, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
     host, port = url.removeprefix("http://").split(":")
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type:"
+        " application/json\r\n"
+    )
     with caplog.at_level(logging.INFO, "wsi_pipeline"):
         with socket.create_connection((host, int(port)), timeout=10) as stream:
             stream.sendall(f"{head}Content-Length: 100\r\n\r\ntoken=".encode())
@@ -267,10 +313,16 @@ def test_whoever_hangs_up_leaves_no_trace(url: str, caplog: pytest.LogCaptureFix
 
 def test_what_a_request_says_in_halves_of_characters_is_answered(client: httpx.Client) -> None:
     content = json.dumps({"slide_id": "one", "x\ud800": 1}).encode()
-    assert client.post("/api/v1/jobs", content=content, headers={"Content-Type": "application/json"}).status_code == 422
+    assert (
+        client.post(
+            "/api/v1/jobs", content=content, headers={"Content-Type": "application/json"}
+        ).status_code
+        == 422
+    )
 
 
-# -- pictures -------------------------------------------------------------------------------------------------------
+# -- pictures
+# -------------------------------------------------------------------------------------------------------
 
 
 def encode_mode(mode: str, form: str = "PNG") -> bytes:
@@ -280,7 +332,9 @@ def encode_mode(mode: str, form: str = "PNG") -> bytes:
 
 
 def test_deeper_grey_than_8_bits_is_refused() -> None:
-    with pytest.raises(SlideError, match=r"type 'I;16' are no 8-bit grey or RGB; convert it to 8-bit RGB"):
+    with pytest.raises(
+        SlideError, match=r"type 'I;16' are no 8-bit grey or RGB; convert it to 8-bit RGB"
+    ):
         decode_sent(encode_mode("I;16"), 2500)
 
 
@@ -292,7 +346,10 @@ def test_deeper_grey_than_8_bits_has_no_probability(client: httpx.Client) -> Non
 
 @pytest.mark.parametrize(
     ("mode", "form"),
-    [*((mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")), *((mode, "JPEG") for mode in ("L", "RGB", "CMYK"))],
+    [
+        *((mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
+        *((mode, "JPEG") for mode in ("L", "RGB", "CMYK")),
+    ],
 )
 def test_pictures_of_8_bits_per_channel_are_taken(mode: str, form: str) -> None:
     assert decode_sent(encode_mode(mode, form), 2500).shape == (50, 50, 3)

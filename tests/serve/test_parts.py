@@ -23,7 +23,16 @@ from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve.auth import Door
 from wsi_pipeline.serve.catalogue import Catalogue, mark_file, name_runs
-from wsi_pipeline.serve.decoders import BrokenFrame, Busy, DecoderPool, DecodingError, Message, TooSlow, pack_message, read_message
+from wsi_pipeline.serve.decoders import (
+    BrokenFrame,
+    Busy,
+    DecoderPool,
+    DecodingError,
+    Message,
+    TooSlow,
+    pack_message,
+    read_message,
+)
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
 from wsi_pipeline.serve.slide_pixels import ENTRY_OVERHEAD_BYTES, TileCache
@@ -37,7 +46,8 @@ def png(pixels: np.ndarray) -> bytes:
     return encode_png(pixels)
 
 
-# -- deep zoom ------------------------------------------------------------------------------------------------------
+# -- deep zoom
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_slide_of_1000_by_600_has_three_levels() -> None:
@@ -56,7 +66,9 @@ def test_the_last_level_is_one_tile_and_the_one_before_is_not(size: tuple[int, i
 
 
 @given(SIZES, st.data())
-def test_tiles_cover_a_level_without_gap_or_overlap(size: tuple[int, int], data: st.DataObject) -> None:
+def test_tiles_cover_a_level_without_gap_or_overlap(
+    size: tuple[int, int], data: st.DataObject
+) -> None:
     pyramid = Pyramid(size, 256)
     level = data.draw(st.integers(0, pyramid.levels - 1))
     width, height = pyramid.level_size(level)
@@ -68,13 +80,15 @@ def test_tiles_cover_a_level_without_gap_or_overlap(size: tuple[int, int], data:
 
 
 def test_levels_that_would_read_too_much_are_not_offered() -> None:
-    # One 256-px tile of level 5 of a flat file reads (256 · 32)² = 67,108,864 px; of level 4, a quarter of that.
+    # One 256-px tile of level 5 of a flat file reads (256 · 32)² = 67,108,864 px; of level 4, a
+    # quarter of that.
     flat = Pyramid((100_000, 100_000), 256)
     assert flat.coarsest_level([1.0], 16_777_216) == 4
     assert flat.coarsest_level([1.0, 16.0], 16_777_216) == 8
 
 
-# -- cache ----------------------------------------------------------------------------------------------------------
+# -- cache
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_cache_stays_within_its_bytes_and_drops_what_was_not_asked_for_longest() -> None:
@@ -96,12 +110,19 @@ def test_the_cache_counts_its_bytes_exactly(puts: list[tuple[int, int]]) -> None
         assert cache.used_bytes == kept <= 5000
 
 
-# -- frames ---------------------------------------------------------------------------------------------------------
+# -- frames
+# ---------------------------------------------------------------------------------------------------------
 
 
-@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3), st.binary(max_size=50))
+@given(
+    st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3),
+    st.binary(max_size=50),
+)
 def test_a_message_comes_back_as_it_went(header: dict[str, object], payload: bytes) -> None:
-    assert read_message(io.BytesIO(pack_message(Message(header, payload))).read) == (header, payload)
+    assert read_message(io.BytesIO(pack_message(Message(header, payload))).read) == (
+        header,
+        payload,
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +139,8 @@ def test_what_is_no_message_is_refused_before_its_length_is_believed(frame: byte
         read_message(io.BytesIO(frame).read)
 
 
-# -- pictures -------------------------------------------------------------------------------------------------------
+# -- pictures
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_sent_image_is_measured_without_decoding_and_refused_when_too_large() -> None:
@@ -143,7 +165,13 @@ def test_clear_pixels_of_a_sent_image_are_white() -> None:
 def test_a_mask_is_clear_outside_tinted_inside_and_has_an_edge() -> None:
     mask = np.zeros((5, 5), dtype=np.bool_)
     mask[1:4, 1:4] = True
-    assert draw_tissue(mask)[..., 3].tolist() == [[0] * 5, [0, 255, 255, 255, 0], [0, 255, 60, 255, 0], [0, 255, 255, 255, 0], [0] * 5]
+    assert draw_tissue(mask)[..., 3].tolist() == [
+        [0] * 5,
+        [0, 255, 255, 255, 0],
+        [0, 255, 60, 255, 0],
+        [0, 255, 255, 255, 0],
+        [0] * 5,
+    ]
 
 
 def test_a_thumbnail_shrinks_to_the_side_that_is_asked_for() -> None:
@@ -151,7 +179,8 @@ def test_a_thumbnail_shrinks_to_the_side_that_is_asked_for() -> None:
     assert shrink(paint(40, 20), 300).shape == (20, 40, 3)
 
 
-# -- decoding processes ---------------------------------------------------------------------------------------------
+# -- decoding processes
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +195,9 @@ def request_for(slide: Path, **more: object) -> dict[str, object]:
 
 
 def tile_request(slide: Path, level: int, col: int, row: int) -> dict[str, object]:
-    return request_for(slide, do="tile", level=level, col=col, row=row, tile_px=256, region_px=16_000_000)
+    return request_for(
+        slide, do="tile", level=level, col=col, row=row, tile_px=256, region_px=16_000_000
+    )
 
 
 def test_a_tile_holds_the_pixels_of_its_place(pool: DecoderPool, tmp_path: Path) -> None:
@@ -174,7 +205,9 @@ def test_a_tile_holds_the_pixels_of_its_place(pool: DecoderPool, tmp_path: Path)
     with Image.open(io.BytesIO(pool.ask(tile_request(slide, 0, 1, 1)).payload)) as image:
         tile = np.asarray(image)
     assert tile.shape == (244, 256, 3)
-    assert np.abs(tile.astype(int) - read_level0(slide)[256:500, 256:512]).mean() < 4  # it went through JPEG
+    assert (
+        np.abs(tile.astype(int) - read_level0(slide)[256:500, 256:512]).mean() < 4
+    )  # it went through JPEG
 
 
 def test_the_coarsest_tile_is_the_whole_slide(pool: DecoderPool, tmp_path: Path) -> None:
@@ -183,7 +216,9 @@ def test_the_coarsest_tile_is_the_whole_slide(pool: DecoderPool, tmp_path: Path)
         assert image.size == (150, 125)
 
 
-def test_a_slide_is_described_without_anything_of_its_properties(pool: DecoderPool, tmp_path: Path) -> None:
+def test_a_slide_is_described_without_anything_of_its_properties(
+    pool: DecoderPool, tmp_path: Path
+) -> None:
     slide = write_slide(tmp_path / "s.tiff", paint(600, 500))
     header = pool.ask(request_for(slide, do="describe")).header
     assert header["slide"]["size_l0"] == [600, 500]
@@ -197,7 +232,9 @@ def test_a_region_limit_is_checked_before_reading(pool: DecoderPool, tmp_path: P
         pool.ask(tile_request(slide, 1, 0, 0) | {"region_px": 1000})
 
 
-def test_after_a_failed_read_the_slide_is_opened_anew_and_the_rest_is_read(pool: DecoderPool, tmp_path: Path) -> None:
+def test_after_a_failed_read_the_slide_is_opened_anew_and_the_rest_is_read(
+    pool: DecoderPool, tmp_path: Path
+) -> None:
     slide = write_slide(tmp_path / "s.tiff", paint(1200, 600))
     break_tile(slide, page=0, tile=0)
     for _ in range(2):
@@ -238,13 +275,17 @@ def test_a_decoding_process_that_takes_too_long_is_ended(tmp_path: Path) -> None
 
 
 def test_a_decoding_process_cannot_take_more_memory_than_it_may(tmp_path: Path) -> None:
-    # 8,000 × 8,000 px need 256 MB as RGBA alone; the process may have 512 MiB, of which the libraries take a good part.
+    # 8,000 × 8,000 px need 256 MB as RGBA alone; the process may have 512 MiB, of which the
+    # libraries take a good part.
     stream = io.BytesIO()
     Image.new("1", (8000, 8000)).save(stream, "PNG")
     pool = DecoderPool(1, 700 * MIB, waiting=1)
     with pytest.raises(DecodingError, match=r"Memory|died"):
         pool.ask({"do": "decode", "max_pixels": 10**9}, stream.getvalue())
-    assert pool.ask({"do": "decode", "max_pixels": 100}, png(paint(10, 10))).header == {"height": 10, "width": 10}
+    assert pool.ask({"do": "decode", "max_pixels": 100}, png(paint(10, 10))).header == {
+        "height": 10,
+        "width": 10,
+    }
     pool.close()
 
 
@@ -253,10 +294,16 @@ def test_a_decoding_process_can_write_no_file(tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import pathlib, signal, sys; from wsi_pipeline.serve.decoding import confine; confine(1 << 31); "
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); pathlib.Path(sys.argv[1]).write_bytes(b'x')"
+        "import pathlib, signal, sys; from wsi_pipeline.serve.decoding import confine; confine(1 <<"
+        " 31); signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        " pathlib.Path(sys.argv[1]).write_bytes(b'x')"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "f")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "f")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert "File too large" in done.stderr
 
@@ -283,7 +330,8 @@ def test_more_reads_than_may_wait_are_turned_away(tmp_path: Path) -> None:
     pool.close()
 
 
-# -- what is served -------------------------------------------------------------------------------------------------
+# -- what is served
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -339,14 +387,17 @@ def test_a_results_folder_that_goes_away_empties_the_table(results: Path) -> Non
 
 
 def test_runs_of_one_name_are_told_apart() -> None:
-    assert [run.name for run in name_runs([Path("/a/results"), Path("/b/results"), Path("/c/other")])] == [
+    assert [
+        run.name for run in name_runs([Path("/a/results"), Path("/b/results"), Path("/c/other")])
+    ] == [
         "results",
         "results (2)",
         "other",
     ]
 
 
-# -- settings -------------------------------------------------------------------------------------------------------
+# -- settings
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_another_host_needs_a_token() -> None:
@@ -363,7 +414,16 @@ def test_every_start_has_another_long_token_that_no_log_shows() -> None:
     assert one.token not in repr(one)
 
 
-@pytest.mark.parametrize("options", [{"allowed_hosts": ("*",)}, {"cors_origins": ("*",)}, {"port": 70_000}, {"decoders": 0}, {"token": ""}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allowed_hosts": ("*",)},
+        {"cors_origins": ("*",)},
+        {"port": 70_000},
+        {"decoders": 0},
+        {"token": ""},
+    ],
+)
 def test_settings_that_cannot_be_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         ServeSettings(results=(Path(),), **options)  # type: ignore[arg-type]
@@ -376,7 +436,11 @@ def test_a_limit_of_nothing_is_refused() -> None:
 
 def test_a_ticket_opens_once() -> None:
     door = Door(ServeSettings(results=(Path(),)))
-    assert [door.redeem("wrong"), door.redeem(door.issue_ticket()), door.redeem(door.issue_ticket())] == [False, True, False]
+    assert [
+        door.redeem("wrong"),
+        door.redeem(door.issue_ticket()),
+        door.redeem(door.issue_ticket()),
+    ] == [False, True, False]
 
 
 def test_jpeg_and_png_come_back() -> None:

@@ -42,7 +42,13 @@ def test_no_request_makes_the_server_fail(address: str, is_known: bool) -> None:
 def check_operation(operation: Any, is_known: bool) -> None:
     """Send examples of one operation; Hypothesis names the one that fails."""
 
-    @settings(max_examples=EXAMPLES, phases=[Phase.generate], derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES,
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(case=operation.as_strategy())
     def send(case: Any) -> None:
         if is_known and "slide_id" in case.path_parameters:

@@ -53,7 +53,9 @@ def go_through(path: Path) -> tuple[str, str]:
         with closing(open_slide(path)) as reader:
             table, _ = plan_patches(reader, CONFIG)
             source = SlidePatches(reader, table.grid, table.cells, table.block_size)
-            blocks = [source.read_block(block) for block in range(-(-table.patches // table.block_size))]
+            blocks = [
+                source.read_block(block) for block in range(-(-table.patches // table.block_size))
+            ]
     except SlideError as error:
         return FAILED, describe_failure("s", str(path), error).message
     unreadable = sum(int((~block.readable).sum()) for block in blocks)
@@ -61,7 +63,9 @@ def go_through(path: Path) -> tuple[str, str]:
     return state_of(table.patches, unreadable).value, line if table.patches else "no tissue"
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.make is not CASES["name in NFC"].make])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.make is not CASES["name in NFC"].make]
+)
 def test_each_file_alone_comes_to_its_end(name: str, tmp_path: Path) -> None:
     case, path = CASES[name], file_of(name, tmp_path)
     case.make(path)
@@ -101,7 +105,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["tile", "infer"])
-def runs(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BothRuns:
+def runs(
+    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> BothRuns:
     root = tmp_path_factory.mktemp("runs")
     good = [folder / "good-a.tiff", folder / "good-b.tiff"]
     if request.param == "tile":
@@ -110,12 +116,16 @@ def runs(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.
     else:
         model = write_model(root / "model.safetensors")
         common = ["--model", model, *PLAIN, "--outputs", "csv,summary"]
-        done = run("infer", "--slides", folder, "--results-dir", root / "together", "--workers", 1, *common)
+        done = run(
+            "infer", "--slides", folder, "--results-dir", root / "together", "--workers", 1, *common
+        )
         infer(good, model, root / "alone", view=View(choose_formats(["csv", "summary"])))
     with (root / "together" / "failures.csv").open(newline="", errors="surrogateescape") as stream:
         failures = {row["path"]: row for row in csv.DictReader(stream)}
     ids = {str(slide.path): slide.slide_id for slide in find_slides([folder])}
-    return BothRuns(done.stdout, done.exit_code, failures, root / "together", root / "alone", folder, ids)
+    return BothRuns(
+        done.stdout, done.exit_code, failures, root / "together", root / "alone", folder, ids
+    )
 
 
 @pytest.mark.system
@@ -123,14 +133,21 @@ def test_the_account_of_all_of_them_adds_up(runs: BothRuns) -> None:
     states = Counter(case.state for case in CASES.values() if case.state != PASSED_OVER)
     states["ok"] += 2
     total = sum(states.values())
-    line = f"in {total} = ok {states['ok']} + zero {states['zero']} + damaged {states['damaged']} + failed {states['failed']}"
+    line = (
+        f"in {total} = ok {states['ok']} + zero {states['zero']} + damaged {states['damaged']} +"
+        f" failed {states['failed']}"
+    )
     assert line in runs.stdout
     assert runs.exit_code == 3
 
 
 @pytest.mark.system
 def test_every_fault_is_named_with_its_reason_in_one_line(runs: BothRuns) -> None:
-    expected = {str(file_of(name, runs.folder)): case for name, case in CASES.items() if case.state in (FAILED, DAMAGED)}
+    expected = {
+        str(file_of(name, runs.folder)): case
+        for name, case in CASES.items()
+        if case.state in (FAILED, DAMAGED)
+    }
     assert set(runs.failures) == set(expected)
     for path, case in expected.items():
         row = runs.failures[path]
@@ -151,14 +168,20 @@ def test_every_other_slide_has_its_product_and_the_failed_have_none(runs: BothRu
         assert product.exists() == (case.state != FAILED)
         if case.state != FAILED:
             patches = json.loads((product / "manifest.json").read_text())["counts"]["patches"]
-            assert patches == (0 if case.state == "zero" else int(re.findall(r"(\d+) patches", case.says)[0]))
+            assert patches == (
+                0 if case.state == "zero" else int(re.findall(r"(\d+) patches", case.says)[0])
+            )
 
 
 @pytest.mark.system
 def test_the_good_neighbours_are_the_same_to_the_byte(runs: BothRuns) -> None:
     for name in ("good-a", "good-b"):
         together, alone = (
-            {path: content for path, content in folder_bytes(place).items() if path.startswith(name)}
+            {
+                path: content
+                for path, content in folder_bytes(place).items()
+                if path.startswith(name)
+            }
             for place in (runs.together, runs.alone)
         )
         assert len(alone) > 3
@@ -167,15 +190,23 @@ def test_the_good_neighbours_are_the_same_to_the_byte(runs: BothRuns) -> None:
 
 @pytest.mark.system
 def test_nothing_is_left_under_way_and_nothing_is_written_beside_the_slides(runs: BothRuns) -> None:
-    written = {file_of(name, runs.folder) for name in CASES} | {runs.folder / f"good-{name}.tiff" for name in "ab"}
+    written = {file_of(name, runs.folder) for name in CASES} | {
+        runs.folder / f"good-{name}.tiff" for name in "ab"
+    }
     assert set(runs.folder.iterdir()) == written
-    assert [path for path in runs.together.rglob("*") if "staging" in path.name and path.is_dir() and any(path.iterdir())] == []
+    assert [
+        path
+        for path in runs.together.rglob("*")
+        if "staging" in path.name and path.is_dir() and any(path.iterdir())
+    ] == []
 
 
 def test_every_name_becomes_one_that_is_safe_and_its_own(folder: Path) -> None:
     ids = [slide.slide_id for slide in find_slides([folder])]
     assert len({slide_id.casefold() for slide_id in ids}) == len(ids)
-    assert all(re.fullmatch(r"[\w.+() -]+", slide_id) and not slide_id.startswith("-") for slide_id in ids)
+    assert all(
+        re.fullmatch(r"[\w.+() -]+", slide_id) and not slide_id.startswith("-") for slide_id in ids
+    )
     assert all(len(slide_id.encode()) <= 140 for slide_id in ids)
 
 
@@ -185,7 +216,9 @@ def read_all(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("write", [write_tiled, write_aperio], ids=["tags first", "tags last"])
-def test_a_slide_cut_anywhere_is_never_ok_unless_its_pixels_are_whole(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_slide_cut_anywhere_is_never_ok_unless_its_pixels_are_whole(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
     whole = write(tmp_path / "s.svs")
     pixels, size = read_all(whole), whole.stat().st_size
     chance = random.Random(8)
@@ -199,7 +232,9 @@ def test_a_slide_cut_anywhere_is_never_ok_unless_its_pixels_are_whole(write: Cal
     assert ended[FAILED] >= 90
 
 
-def test_the_sample_slide_cut_at_200_places_is_never_ok_unless_its_pixels_are_whole(shared_data: Path, tmp_path: Path) -> None:
+def test_the_sample_slide_cut_at_200_places_is_never_ok_unless_its_pixels_are_whole(
+    shared_data: Path, tmp_path: Path
+) -> None:
     whole = shared_data / "slides" / "CMU-1-Small-Region.svs"
     content, chance = whole.read_bytes(), random.Random(200)
     with closing(open_slide(whole)) as reader:
@@ -266,12 +301,18 @@ def rewrite(path: Path) -> None:
     write_tiled(path, tissue()[:, ::-1])
 
 
-@pytest.mark.parametrize("happens", [replace_by_another, grow, rewrite, Path.unlink, lambda path: cut(path, -3000)])
-def test_a_slide_that_something_happens_to_while_it_is_read_is_not_kept(happens: Callable[[Path], object], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "happens", [replace_by_another, grow, rewrite, Path.unlink, lambda path: cut(path, -3000)]
+)
+def test_a_slide_that_something_happens_to_while_it_is_read_is_not_kept(
+    happens: Callable[[Path], object], tmp_path: Path
+) -> None:
     disturbed = Disturbed(tmp_path)
     outcome = disturbed.run(happens).outcomes[0]
     assert outcome.state == FAILED
-    assert re.search(r"s\.tiff: (changed while it was read|truncated|no such file)", outcome.message)
+    assert re.search(
+        r"s\.tiff: (changed while it was read|truncated|no such file)", outcome.message
+    )
     assert not disturbed.job.target.exists()
 
 

@@ -28,7 +28,10 @@ def test_the_files_own_scale_is_taken() -> None:
 
 
 def test_the_user_has_authority_over_the_file() -> None:
-    assert settle_mpp(PATH, declared("0.499", "0.499"), UserScale(0.25, "user (mpp.csv)")) == (0.25, "user (mpp.csv)")
+    assert settle_mpp(PATH, declared("0.499", "0.499"), UserScale(0.25, "user (mpp.csv)")) == (
+        0.25,
+        "user (mpp.csv)",
+    )
 
 
 def test_slightly_different_scales_are_averaged() -> None:
@@ -50,7 +53,9 @@ def test_slightly_different_scales_are_averaged() -> None:
         ("0.049", "0.049", "impossible"),
     ],
 )
-def test_an_unusable_scale_is_refused_with_the_remedy(mpp_x: str | None, mpp_y: str | None, fault: str) -> None:
+def test_an_unusable_scale_is_refused_with_the_remedy(
+    mpp_x: str | None, mpp_y: str | None, fault: str
+) -> None:
     with pytest.raises(SlideError, match=fault) as caught:
         settle_mpp(PATH, declared(mpp_x, mpp_y), None)
     assert "--slide-mpp" in str(caught.value)
@@ -62,11 +67,18 @@ def test_levels_cut_short_by_a_pixel_are_whole_downsamples() -> None:
 
 
 def test_a_level_of_another_aspect_is_left_out() -> None:
-    assert [level.number for level in settle_levels([(1000, 1000), (500, 500), (400, 100)])] == [0, 1]
+    assert [level.number for level in settle_levels([(1000, 1000), (500, 500), (400, 100)])] == [
+        0,
+        1,
+    ]
 
 
 def test_disordered_levels_are_sorted_and_keep_their_numbers() -> None:
-    assert [level.number for level in settle_levels([(1000, 1000), (250, 250), (500, 500)])] == [0, 2, 1]
+    assert [level.number for level in settle_levels([(1000, 1000), (250, 250), (500, 500)])] == [
+        0,
+        2,
+        1,
+    ]
 
 
 def test_a_broken_downsample_is_a_ratio() -> None:
@@ -106,7 +118,8 @@ def test_fingerprint_of_a_small_file_changes_with_any_byte(tmp_path: Path, place
 
 
 def test_tiles_touched_by_hand() -> None:
-    # Tiles of 10 × 20 px (width × height); a box over x 5…14, y 19…20 touches two columns and two rows.
+    # Tiles of 10 × 20 px (width × height); a box over x 5…14, y 19…20 touches two columns and two
+    # rows.
     boxes = np.array([[5, 19, 10, 2], [30, 0, 1, 1]])
     assert tiles_touched(boxes, (10, 20), (3, 4)).tolist() == [
         [True, True, False, True],

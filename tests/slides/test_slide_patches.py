@@ -10,8 +10,12 @@ from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 
 
-def cut(path: Path, grid: Grid, cells: np.ndarray | None = None, block_size: int = 1000) -> SlidePatches:
-    return SlidePatches(open_slide(path), grid, all_cells(grid) if cells is None else cells, block_size)
+def cut(
+    path: Path, grid: Grid, cells: np.ndarray | None = None, block_size: int = 1000
+) -> SlidePatches:
+    return SlidePatches(
+        open_slide(path), grid, all_cells(grid) if cells is None else cells, block_size
+    )
 
 
 def test_each_patch_is_its_piece_of_the_slide(tmp_path: Path) -> None:
@@ -19,7 +23,9 @@ def test_each_patch_is_its_piece_of_the_slide(tmp_path: Path) -> None:
     grid = Grid(PatchSpec(50, 50, 0.5), 8, 12, Fraction(1))
     patches = cut(write_slide(tmp_path / "s.tiff", pixels), grid).read_block(0)
     for index, (row, col) in enumerate(all_cells(grid).tolist()):
-        assert np.array_equal(patches.pixels[index], pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50])
+        assert np.array_equal(
+            patches.pixels[index], pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50]
+        )
     assert patches.readable.all()
 
 
@@ -29,13 +35,19 @@ def test_overlaps_and_gaps(stride: int, tmp_path: Path) -> None:
     grid = Grid(PatchSpec(50, stride, 0.5), 3, 4, Fraction(1))
     patches = cut(write_png(tmp_path / "s.png", pixels, mpp=0.5), grid).read_block(0)
     for index, (row, col) in enumerate(all_cells(grid).tolist()):
-        assert np.array_equal(patches.pixels[index], pixels[row * stride : row * stride + 50, col * stride : col * stride + 50])
+        assert np.array_equal(
+            patches.pixels[index],
+            pixels[row * stride : row * stride + 50, col * stride : col * stride + 50],
+        )
 
 
 def test_coordinates_read_back_at_downsample_4(tmp_path: Path) -> None:
-    # Red is x mod 251; the mean over x … x+3 of a ramp that does not wrap is x + 1.5, rounded up to x + 2.
+    # Red is x mod 251; the mean over x … x+3 of a ramp that does not wrap is x + 1.5, rounded up to
+    # x + 2.
     grid = Grid(PatchSpec(50, 50, 2.0), 1, 1, Fraction(4))
-    patches = cut(write_png(tmp_path / "s.png", paint_coordinates(240, 240), mpp=0.5), grid).read_block(0)
+    patches = cut(
+        write_png(tmp_path / "s.png", paint_coordinates(240, 240), mpp=0.5), grid
+    ).read_block(0)
     assert patches.pixels[0, 0, :, 0].tolist() == [4 * x + 2 for x in range(50)]
     assert patches.pixels[0, :, 0, 1].tolist() == [4 * y + 2 for y in range(50)]
 
@@ -70,7 +82,9 @@ def test_cells_in_any_order_give_their_own_pixels(tmp_path: Path) -> None:
     cells = np.array([[23, 23], [0, 0], [23, 0], [0, 23], [1, 1]], dtype=np.int32)
     block = cut(write_slide(tmp_path / "s.tiff", pixels), grid, cells).read_block(0)
     for index, (row, col) in enumerate(cells.tolist()):
-        assert np.array_equal(block.pixels[index], pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50])
+        assert np.array_equal(
+            block.pixels[index], pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50]
+        )
 
 
 def test_scattered_cells_read_the_same_as_all(tmp_path: Path) -> None:
@@ -78,19 +92,28 @@ def test_scattered_cells_read_the_same_as_all(tmp_path: Path) -> None:
     grid = Grid(PatchSpec(40, 30, 0.9), 20, 25, Fraction(9, 5))
     whole = cut(path, grid).read_block(0).pixels
     cells = all_cells(grid)[np.random.default_rng(0).random(500) < 0.1]
-    assert np.array_equal(cut(path, grid, cells).read_block(0).pixels, whole[cells[:, 0] * 25 + cells[:, 1]])
+    assert np.array_equal(
+        cut(path, grid, cells).read_block(0).pixels, whole[cells[:, 0] * 25 + cells[:, 1]]
+    )
 
 
 def test_a_slide_of_coordinates_reads_back_at_a_scale_between(tmp_path: Path) -> None:
-    # Over a ramp the mean under pixel k of step 3/2 is 1.5 k + 0.25, the mean of 0.5 … of the whole and half pixels under it.
+    # Over a ramp the mean under pixel k of step 3/2 is 1.5 k + 0.25, the mean of 0.5 … of the whole
+    # and half pixels under it.
     grid = Grid(PatchSpec(50, 50, 0.75), 1, 1, Fraction(3, 2))
-    patches = cut(write_png(tmp_path / "s.png", paint_coordinates(100, 100), mpp=0.5), grid).read_block(0)
+    patches = cut(
+        write_png(tmp_path / "s.png", paint_coordinates(100, 100), mpp=0.5), grid
+    ).read_block(0)
     assert np.abs(patches.pixels[0, 0, :, 0] - (1.5 * np.arange(50) + 0.25)).max() <= 0.5
 
 
 def test_an_empty_block(tmp_path: Path) -> None:
     grid = Grid(PatchSpec(50, 50, 0.5), 2, 2, Fraction(1))
-    source = cut(write_png(tmp_path / "s.png", paint_noise(100, 100), mpp=0.5), grid, np.empty((0, 2), np.int32))
+    source = cut(
+        write_png(tmp_path / "s.png", paint_noise(100, 100), mpp=0.5),
+        grid,
+        np.empty((0, 2), np.int32),
+    )
     assert source.read_block(0).pixels.shape == (0, 50, 50, 3)
 
 

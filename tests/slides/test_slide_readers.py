@@ -25,7 +25,9 @@ def write_for(kind: str, folder: Path, pixels: np.ndarray) -> Path:
 def test_pixels_come_back_as_they_were(kind: str, tmp_path: Path) -> None:
     pixels = paint_noise(700, 600)
     reader = open_slide(write_for(kind, tmp_path, pixels), reader=kind)
-    assert np.array_equal(reader.read(reader.levels[0], 130, 240, 300, 200), pixels[240:440, 130:430])
+    assert np.array_equal(
+        reader.read(reader.levels[0], 130, 240, 300, 200), pixels[240:440, 130:430]
+    )
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -51,7 +53,10 @@ def test_what_boxes_touch_is_read_and_the_rest_may_be_white(kind: str, tmp_path:
     boxes = np.array([[30, 40, 50, 50], [600, 500, 50, 50], [250, 250, 20, 20]])
     region = reader.read(reader.levels[0], 10, 20, 700, 600, boxes)
     for x, y, width, height in boxes.tolist():
-        assert np.array_equal(region[y - 20 : y - 20 + height, x - 10 : x - 10 + width], pixels[y : y + height, x : x + width])
+        assert np.array_equal(
+            region[y - 20 : y - 20 + height, x - 10 : x - 10 + width],
+            pixels[y : y + height, x : x + width],
+        )
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -63,12 +68,16 @@ def test_a_closed_reader_harms_nobody(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", READERS)
 def test_the_users_scale_wins(kind: str, tmp_path: Path) -> None:
-    info = open_slide(write_for(kind, tmp_path, paint_noise(300, 280)), slide_mpp=2.0, reader=kind).info
+    info = open_slide(
+        write_for(kind, tmp_path, paint_noise(300, 280)), slide_mpp=2.0, reader=kind
+    ).info
     assert (info.mpp, info.mpp_source) == (2.0, "user")
 
 
 def test_openslide_reads_our_pyramids(tmp_path: Path) -> None:
-    reader = open_slide(write_slide(tmp_path / "s.tiff", paint_noise(2100, 1500)), reader="openslide")
+    reader = open_slide(
+        write_slide(tmp_path / "s.tiff", paint_noise(2100, 1500)), reader="openslide"
+    )
     assert isinstance(reader, OpenSlideReader)
     assert [level.size for level in reader.levels] == [(2100, 1500), (1050, 750), (525, 375)]
 
@@ -154,7 +163,10 @@ def test_a_fifo_does_not_block(tmp_path: Path) -> None:
 def test_a_fifo_in_the_folder_of_a_dicom_slide_does_not_block(tmp_path: Path) -> None:
     (tmp_path / "s.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
     os.mkfifo(tmp_path / "other.dcm")
-    with pytest.raises(SlideError, match=r"other\.dcm, which belongs to its files, is not a regular file; move it away"):
+    with pytest.raises(
+        SlideError,
+        match=r"other\.dcm, which belongs to its files, is not a regular file; move it away",
+    ):
         open_slide(tmp_path / "s.dcm")
 
 
@@ -162,7 +174,9 @@ def test_a_fifo_among_the_files_of_a_mirax_slide_does_not_block(tmp_path: Path) 
     (tmp_path / "s.mrxs").write_bytes(b"foo")
     (tmp_path / "s").mkdir()
     os.mkfifo(tmp_path / "s" / "Slidedat.ini")
-    with pytest.raises(SlideError, match=r"s/Slidedat\.ini, which belongs to its files, is not a regular file"):
+    with pytest.raises(
+        SlideError, match=r"s/Slidedat\.ini, which belongs to its files, is not a regular file"
+    ):
         open_slide(tmp_path / "s.mrxs")
 
 
@@ -188,7 +202,9 @@ def test_the_same_slide_opens_from_many_threads(tmp_path: Path) -> None:
     def read(index: int) -> bool:
         x, y = 256 * (index % 4), 256 * (index // 4 % 4)
         try:
-            return np.array_equal(reader.read(reader.levels[0], x, y, 256, 256), pixels[y : y + 256, x : x + 256])
+            return np.array_equal(
+                reader.read(reader.levels[0], x, y, 256, 256), pixels[y : y + 256, x : x + 256]
+            )
         except SlideError:
             return (x, y) == (0, 0)
 
@@ -201,5 +217,12 @@ def test_a_level_of_a_broken_downsample_reads_the_same_however_it_is_split(tmp_p
     level = reader.levels[2]
     assert level.size == (514, 450)  # 2057 / 514 is 4.002: OpenSlide blends by what is left over
     whole = reader.read(level, 0, 0, 514, 450)
-    for x, y, width, height in ((0, 0, 10, 10), (37, 211, 100, 57), (500, 440, 14, 10), (255, 1, 3, 449)):
-        assert np.array_equal(reader.read(level, x, y, width, height), whole[y : y + height, x : x + width])
+    for x, y, width, height in (
+        (0, 0, 10, 10),
+        (37, 211, 100, 57),
+        (500, 440, 14, 10),
+        (255, 1, 3, 449),
+    ):
+        assert np.array_equal(
+            reader.read(level, x, y, width, height), whole[y : y + height, x : x + width]
+        )

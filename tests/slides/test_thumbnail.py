@@ -13,7 +13,9 @@ from wsi_pipeline.slides.thumbnail import MAX_SIDE_PX, read_thumbnail
 def test_it_shows_the_whole_slide_at_the_scale(tmp_path: Path) -> None:
     pixels = paint(1600, 800)
     pixels[:, :800] = 255
-    thumbnail, unreadable = read_thumbnail(open_slide(write_slide(tmp_path / "s.tiff", pixels, mpp=0.5)), mpp=8.0)
+    thumbnail, unreadable = read_thumbnail(
+        open_slide(write_slide(tmp_path / "s.tiff", pixels, mpp=0.5)), mpp=8.0
+    )
     assert thumbnail.pixels.shape == (50, 100, 3)
     assert thumbnail.downsample == Fraction(16)
     assert (thumbnail.pixels[:, :50] == 255).all()
@@ -22,12 +24,16 @@ def test_it_shows_the_whole_slide_at_the_scale(tmp_path: Path) -> None:
 
 
 def test_a_slide_coarser_than_the_mask_is_taken_as_it_is(tmp_path: Path) -> None:
-    thumbnail, _ = read_thumbnail(open_slide(write_slide(tmp_path / "s.tiff", paint(300, 200), mpp=10.0)), mpp=8.0)
+    thumbnail, _ = read_thumbnail(
+        open_slide(write_slide(tmp_path / "s.tiff", paint(300, 200), mpp=10.0)), mpp=8.0
+    )
     assert thumbnail.downsample == 1
 
 
 def test_a_large_slide_gets_a_coarser_thumbnail(tmp_path: Path) -> None:
-    thumbnail, _ = read_thumbnail(open_slide(write_slide(tmp_path / "s.tiff", paint(9000, 300), mpp=8.0)), mpp=8.0)
+    thumbnail, _ = read_thumbnail(
+        open_slide(write_slide(tmp_path / "s.tiff", paint(9000, 300), mpp=8.0)), mpp=8.0
+    )
     assert max(thumbnail.pixels.shape) <= MAX_SIDE_PX
 
 
@@ -50,5 +56,7 @@ def test_a_slide_without_a_readable_pixel_is_an_error(tmp_path: Path) -> None:
 def test_pieces_join_without_a_seam(tmp_path: Path) -> None:
     x = np.linspace(0, 250, 3000).astype(np.uint8)
     pixels = np.broadcast_to(x[None, :, None], (1500, 3000, 3)).copy()
-    thumbnail, _ = read_thumbnail(open_slide(write_slide(tmp_path / "s.tiff", pixels, mpp=1.0)), mpp=1.0)
+    thumbnail, _ = read_thumbnail(
+        open_slide(write_slide(tmp_path / "s.tiff", pixels, mpp=1.0)), mpp=1.0
+    )
     assert np.array_equal(thumbnail.pixels, pixels)

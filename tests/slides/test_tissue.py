@@ -9,7 +9,12 @@ from tests.builders import PINK, paint
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import Thumbnail
-from wsi_pipeline.slides.tissue import TissueParameters, area_fractions, find_tissue, tissue_fraction
+from wsi_pipeline.slides.tissue import (
+    TissueParameters,
+    area_fractions,
+    find_tissue,
+    tissue_fraction,
+)
 
 PARAMETERS = TissueParameters()
 
@@ -100,20 +105,27 @@ def test_area_fractions_by_hand() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 6), st.floats(0, 6), st.floats(0.3, 4))
-def test_area_fractions_agree_with_a_fine_raster(seed: int, top: float, left: float, side: float) -> None:
+def test_area_fractions_agree_with_a_fine_raster(
+    seed: int, top: float, left: float, side: float
+) -> None:
     mask = np.random.default_rng(seed).random((10, 10)) < 0.5
     places = (np.arange(200) + 0.5) / 200 * side
     fine = mask[np.ix_((top + places).astype(int), (left + places).astype(int))].mean()
-    assert area_fractions(mask, np.array([top]), np.array([left]), side)[0, 0] == pytest.approx(fine, abs=0.03)
+    assert area_fractions(mask, np.array([top]), np.array([left]), side)[0, 0] == pytest.approx(
+        fine, abs=0.03
+    )
 
 
 def test_fractions_follow_the_grid_over_the_thumbnail() -> None:
-    # Mask pixels of 16 level-0 px; cells of 100 level-0 px = 6.25 mask pixels. Tissue right of mask column 8 = level-0 px 128.
+    # Mask pixels of 16 level-0 px; cells of 100 level-0 px = 6.25 mask pixels. Tissue right of mask
+    # column 8 = level-0 px 128.
     mask = np.zeros((20, 20), dtype=np.bool_)
     mask[:, 8:] = True
     grid = Grid(PatchSpec(50, 50, 1.0), 3, 3, Fraction(2))
     fractions = tissue_fraction(mask, Thumbnail(paint(20, 20), Fraction(16), (0, 0)), grid)
-    assert fractions[0].tolist() == pytest.approx([0.0, 0.72, 1.0])  # column 1 spans 100 to 200: 72 of it
+    assert fractions[0].tolist() == pytest.approx(
+        [0.0, 0.72, 1.0]
+    )  # column 1 spans 100 to 200: 72 of it
 
 
 def test_a_shifted_origin_shifts_the_cells() -> None:
@@ -124,7 +136,10 @@ def test_a_shifted_origin_shifts_the_cells() -> None:
     assert fractions[0, 0] == 1.0
 
 
-@pytest.mark.parametrize("wrong", [{"min_tissue": -0.1}, {"min_tissue": 1.1}, {"mask_mpp": 0.1}, {"min_tissue": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"min_tissue": -0.1}, {"min_tissue": 1.1}, {"mask_mpp": 0.1}, {"min_tissue": float("nan")}],
+)
 def test_impossible_parameters_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         TissueParameters(**wrong)  # type: ignore[arg-type]

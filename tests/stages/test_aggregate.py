@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 from wsi_cli.options import COLORMAPS
 
-from tests.builders import folder_bytes, make_checkpoint, paint_noise, rewrite_manifest, write_model, write_slide
+from tests.builders import (
+    folder_bytes,
+    make_checkpoint,
+    paint_noise,
+    rewrite_manifest,
+    write_model,
+    write_slide,
+)
 from tests.commands import infer, run
 from tests.strangers import Change, edit_json, several, vouch
 from tests.written_results import CASES, FORMATS, write_result
@@ -48,7 +55,10 @@ def test_another_threshold_is_recorded_with_who_chose_it(results: Path) -> None:
 def test_the_tables_of_the_folder_follow(results: Path) -> None:
     aggregate_results(results, AT_08)
     with (results / "slides.csv").open(newline="") as stream:
-        assert {row["slide_id"]: row["threshold"] for row in csv.DictReader(stream)} == {"a": "0.8", "b": "0.8"}
+        assert {row["slide_id"]: row["threshold"] for row in csv.DictReader(stream)} == {
+            "a": "0.8",
+            "b": "0.8",
+        }
     assert (results / "slides.parquet").exists()
     assert (results / "index.html").exists()
 
@@ -67,14 +77,23 @@ def edit_table(*keys: str, value: object) -> Change:
     ],
     ids=["no recipe", "no counts", "half a pixel", "divided by none"],
 )
-def test_a_result_that_cannot_be_fails_and_its_neighbour_is_done(change: Change, results: Path) -> None:
+def test_a_result_that_cannot_be_fails_and_its_neighbour_is_done(
+    change: Change, results: Path
+) -> None:
     change(results / "a")
     account = aggregate_results(results, AT_08)
     assert [outcome.state for outcome in account.outcomes] == [SlideState.FAILED, SlideState.OK]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("patches", -5), ("patches", 10**30), ("positive_class", "\ud800"), ("positive_fraction", 1.5), ("mpp", -0.5)]
+    ("name", "value"),
+    [
+        ("patches", -5),
+        ("patches", 10**30),
+        ("positive_class", "\ud800"),
+        ("positive_fraction", 1.5),
+        ("mpp", -0.5),
+    ],
 )
 def test_a_figure_that_cannot_be_is_in_no_table(name: str, value: object, results: Path) -> None:
     several(edit_json("summary.json", name, value=value), vouch)(results / "a")
@@ -114,7 +133,9 @@ def test_another_folder_leaves_the_results_untouched(results: Path, tmp_path: Pa
     assert read_summary(tmp_path / "out" / "b").positives == 4
 
 
-def test_another_folder_holds_results_that_can_be_aggregated_again(results: Path, tmp_path: Path) -> None:
+def test_another_folder_holds_results_that_can_be_aggregated_again(
+    results: Path, tmp_path: Path
+) -> None:
     aggregate_results(results, AT_08, tmp_path / "out")
     aggregate_results(tmp_path / "out", TABLES)
     assert read_summary(tmp_path / "out" / "a").positives == read_summary(results / "a").positives
@@ -131,7 +152,9 @@ def test_a_damaged_slide_does_not_stop_the_others(results: Path) -> None:
     assert read_summary(results / "b").threshold == 0.8
 
 
-def test_a_writer_that_fails_leaves_the_slide_as_it_was(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_fails_leaves_the_slide_as_it_was(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wsi_pipeline.outputs import WRITERS
 
     def fail(*_: object) -> None:
@@ -163,7 +186,16 @@ def test_every_case_can_be_aggregated(case: str, tmp_path: Path) -> None:
 
 
 def test_the_command_line_does_the_same(results: Path, tmp_path: Path) -> None:
-    options = ["--threshold", 0.8, "--smooth", 100, "--min-region-mm2", 0.05, "--outputs", "csv,geojson"]
+    options = [
+        "--threshold",
+        0.8,
+        "--smooth",
+        100,
+        "--min-region-mm2",
+        0.05,
+        "--outputs",
+        "csv,geojson",
+    ]
     done = run("aggregate", results, *options, "--out", tmp_path / "out")
     assert done.exit_code == 3, done.output  # one slide has an unreadable patch
     assert "in 2 = ok 1 + zero 0 + damaged 1 + failed 0" in done.output
@@ -171,7 +203,10 @@ def test_the_command_line_does_the_same(results: Path, tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "out" / "a").recipe["view"] == view.to_json()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--threshold", "2"), ("--alpha", "-1"), ("--colormap", "jet"), ("--smooth", "-5")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--threshold", "2"), ("--alpha", "-1"), ("--colormap", "jet"), ("--smooth", "-5")],
+)
 def test_values_out_of_range_are_usage_errors(option: str, value: str, results: Path) -> None:
     assert run("aggregate", results, option, value).exit_code == 2
 
@@ -200,7 +235,13 @@ def inferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def infer_again(folder: Path, view: View) -> bool:
     """Infer the slides of a folder; whether nothing was left to do."""
     tiling = TileConfig(tissue=TissueParameters(min_tissue=0))
-    (outcome,) = infer(folder / "slides", folder / "model.safetensors", folder / "results", view=view, tiling=tiling).outcomes
+    (outcome,) = infer(
+        folder / "slides",
+        folder / "model.safetensors",
+        folder / "results",
+        view=view,
+        tiling=tiling,
+    ).outcomes
     return outcome.is_resumed_whole
 
 
@@ -210,7 +251,9 @@ def test_the_gallery_shows_patches_of_the_slide(inferred: Path) -> None:
     assert len(colors) > 1000  # noise has them, a white sheet with frames and text has not
 
 
-def test_other_outputs_are_made_without_predicting_again(inferred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_outputs_are_made_without_predicting_again(
+    inferred: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wsi_pipeline.stages import infer as inference
 
     monkeypatch.setattr(inference, "predict_block", lambda *_: pytest.fail("predicted again"))
@@ -224,7 +267,9 @@ def test_aggregation_without_the_slide_keeps_the_gallery(inferred: Path) -> None
     before = (inferred / "results" / "s" / "gallery.png").read_bytes()
     (inferred / "slides" / "s.tiff").rename(inferred / "moved.tiff")
     try:
-        account = aggregate_results(inferred / "results", View(("gallery", "summary"), Aggregation(threshold=0.9)))
+        account = aggregate_results(
+            inferred / "results", View(("gallery", "summary"), Aggregation(threshold=0.9))
+        )
     finally:
         (inferred / "moved.tiff").rename(inferred / "slides" / "s.tiff")
     assert account.exit_code == 0

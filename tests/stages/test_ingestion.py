@@ -14,9 +14,14 @@ from wsi_pipeline.store.patches import PatchStore
 SPEC = PatchSpec(50, 50, 4.0)
 
 
-def write_patch(folder: Path, patient: str, x: int, y: int, label: int, pixels: np.ndarray | None = None) -> Path:
+def write_patch(
+    folder: Path, patient: str, x: int, y: int, label: int, pixels: np.ndarray | None = None
+) -> Path:
     name = f"{patient}_idx5_x{x}_y{y}_class{label}.png"
-    return write_png(folder / patient / str(label) / name, make_patches(1, seed=x * 7 + y)[0] if pixels is None else pixels)
+    return write_png(
+        folder / patient / str(label) / name,
+        make_patches(1, seed=x * 7 + y)[0] if pixels is None else pixels,
+    )
 
 
 def test_one_store_per_patient_with_every_patch_in_its_place(tmp_path: Path) -> None:
@@ -27,7 +32,10 @@ def test_one_store_per_patient_with_every_patch_in_its_place(tmp_path: Path) -> 
     account = ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
     store = PatchStore(tmp_path / "out" / "8863.patches.zarr")
     assert account.patches == 3
-    assert store.cells.tolist() == [[1, 2], [4, 0]]  # row from y, column from x, both counted from 1 in steps of 50
+    assert store.cells.tolist() == [
+        [1, 2],
+        [4, 0],
+    ]  # row from y, column from x, both counted from 1 in steps of 50
     assert store.table.labels.tolist() == [0, 1]
     assert np.array_equal(store.read_block(0).pixels, pixels[:2])
     assert (store.grid.rows, store.grid.cols, store.grid.spec.mpp) == (5, 3, 4.0)

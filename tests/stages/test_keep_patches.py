@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.builders import break_tile, folder_bytes, make_checkpoint, tissue, write_model, write_slide
+from tests.builders import (
+    break_tile,
+    folder_bytes,
+    make_checkpoint,
+    tissue,
+    write_model,
+    write_slide,
+)
 from tests.commands import HERE, PLAIN, SUMMARY, infer, run
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
@@ -41,23 +48,39 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def infer_kept(made: Path, results: Path, keep: Path | None = None, slides: Path | None = None, **options: Any) -> RunAccount:
+def infer_kept(
+    made: Path, results: Path, keep: Path | None = None, slides: Path | None = None, **options: Any
+) -> RunAccount:
     """Infer, and keep the patches; by default only a summary and a table are made of the predictions."""
-    return infer(slides or made / "slides", made / "m.safetensors", results, keep_patches=keep, **{"view": WITH_TABLE} | options)
+    return infer(
+        slides or made / "slides",
+        made / "m.safetensors",
+        results,
+        keep_patches=keep,
+        **{"view": WITH_TABLE} | options,
+    )
 
 
-def test_the_store_is_that_of_tile_and_the_results_those_of_a_plain_run(made: Path, tmp_path: Path) -> None:
+def test_the_store_is_that_of_tile_and_the_results_those_of_a_plain_run(
+    made: Path, tmp_path: Path
+) -> None:
     assert infer_kept(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
     for name in ("s.patches.zarr", "s.mask.png"):
         kept, tiled = tmp_path / "kept" / name, made / "tiled" / name
-        assert folder_bytes(kept) == folder_bytes(tiled) if kept.is_dir() else kept.read_bytes() == tiled.read_bytes()
+        assert (
+            folder_bytes(kept) == folder_bytes(tiled)
+            if kept.is_dir()
+            else kept.read_bytes() == tiled.read_bytes()
+        )
     assert folder_bytes(tmp_path / "results" / "s") == folder_bytes(made / "plain" / "s")
     again = tile_slides([made / "slides"], tmp_path / "kept", TILING, workers=HERE)
     assert again.outcomes[0].is_resumed_whole
     assert not (tmp_path / "kept" / ".wsi").exists()
 
 
-def test_a_finished_store_is_read_instead_of_the_slide(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_store_is_read_instead_of_the_slide(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from wsi_pipeline.slides.patches import SlidePatches
 
     before = folder_times(made / "tiled")
@@ -68,7 +91,9 @@ def test_a_finished_store_is_read_instead_of_the_slide(made: Path, tmp_path: Pat
     monkeypatch.setattr(SlidePatches, "_read_in_order", refuse)
     account = infer_kept(made, tmp_path / "results", made / "tiled", view=SUMMARY)
     assert account.exit_code == 0
-    ours, plain = (open_result(folder / "s").probability for folder in (tmp_path / "results", made / "plain"))
+    ours, plain = (
+        open_result(folder / "s").probability for folder in (tmp_path / "results", made / "plain")
+    )
     assert np.array_equal(ours, plain)
     assert folder_times(made / "tiled") == before
 
@@ -77,7 +102,9 @@ def test_a_store_whose_preview_was_not_drawn_any_more_gets_it(made: Path, tmp_pa
     infer_kept(made, tmp_path / "results", tmp_path / "kept")
     (tmp_path / "kept" / "s.mask.png").unlink()
     assert infer_kept(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
-    assert (tmp_path / "kept" / "s.mask.png").read_bytes() == (made / "tiled" / "s.mask.png").read_bytes()
+    assert (tmp_path / "kept" / "s.mask.png").read_bytes() == (
+        made / "tiled" / "s.mask.png"
+    ).read_bytes()
 
 
 @pytest.fixture
@@ -87,7 +114,9 @@ def dead_process() -> int:
     return process.pid
 
 
-def test_what_a_dead_run_left_beside_a_finished_store_goes(made: Path, tmp_path: Path, dead_process: int) -> None:
+def test_what_a_dead_run_left_beside_a_finished_store_goes(
+    made: Path, tmp_path: Path, dead_process: int
+) -> None:
     kept = tmp_path / "kept"
     infer_kept(made, tmp_path / "results", kept)
     whole = sorted(kept.rglob("*"))
@@ -99,7 +128,9 @@ def test_what_a_dead_run_left_beside_a_finished_store_goes(made: Path, tmp_path:
     assert sorted(kept.rglob("*")) == whole
 
 
-def test_the_lock_of_a_living_writer_beside_a_finished_store_stays(made: Path, tmp_path: Path) -> None:
+def test_the_lock_of_a_living_writer_beside_a_finished_store_stays(
+    made: Path, tmp_path: Path
+) -> None:
     kept = tmp_path / "kept"
     infer_kept(made, tmp_path / "results", kept)
     with hold_lock(kept / "s.patches.zarr"):
@@ -115,13 +146,17 @@ def test_results_that_are_there_only_lack_their_patches(made: Path, tmp_path: Pa
     infer_kept(made, tmp_path / "results")
     account = infer_kept(made, tmp_path / "results", tmp_path / "kept")
     assert (account.exit_code, account.outcomes[0].is_resumed_whole) == (0, False)
-    assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(made / "tiled" / "s.patches.zarr")
+    assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(
+        made / "tiled" / "s.patches.zarr"
+    )
     assert infer_kept(made, tmp_path / "results", tmp_path / "kept").outcomes[0].is_resumed_whole
 
 
 @pytest.mark.system
 @pytest.mark.parametrize(("function", "number"), [("write_patch_block", 1), ("predict_block", 2)])
-def test_a_run_killed_inside_a_slide_goes_on(function: str, number: int, made: Path, tmp_path: Path) -> None:
+def test_a_run_killed_inside_a_slide_goes_on(
+    function: str, number: int, made: Path, tmp_path: Path
+) -> None:
     """The real command dies at the store's block, or at the second block of predictions when the store's is done."""
     code = f"""
 import os
@@ -141,7 +176,14 @@ def die(*arguments):
 setattr(place, {function!r}, die)
 wsi()
 """
-    places = ["--slides", made / "slides", "--model", made / "m.safetensors", "--results-dir", tmp_path / "results"]
+    places = [
+        "--slides",
+        made / "slides",
+        "--model",
+        made / "m.safetensors",
+        "--results-dir",
+        tmp_path / "results",
+    ]
     arguments = [
         *map(str, ["infer", *places, "--keep-patches", tmp_path / "kept", *PLAIN]),
         "--workers",
@@ -149,17 +191,23 @@ wsi()
         "--outputs",
         "csv,gallery,summary",
     ]
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=False, env=os.environ)
+    killed = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, check=False, env=os.environ
+    )
     assert killed.returncode == 9, killed.stderr
     assert not (tmp_path / "kept" / "s.patches.zarr").exists()
     done = len(list((tmp_path / "results" / ".wsi" / "staging").glob("*/blocks/*.json")))
     assert done == number - 1
     assert infer_kept(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
-    assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(made / "tiled" / "s.patches.zarr")
+    assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(
+        made / "tiled" / "s.patches.zarr"
+    )
     assert folder_bytes(tmp_path / "results" / "s") == folder_bytes(made / "plain" / "s")
 
 
-def test_unreadable_patches_are_the_same_with_and_without_a_store(made: Path, tmp_path: Path) -> None:
+def test_unreadable_patches_are_the_same_with_and_without_a_store(
+    made: Path, tmp_path: Path
+) -> None:
     slide = write_slide(tmp_path / "slides" / "s.tiff", tissue(600, 600))
     break_tile(slide, page=0, tile=0)
     account = infer_kept(made, tmp_path / "results", tmp_path / "kept", tmp_path / "slides")
@@ -177,16 +225,34 @@ def test_a_slide_without_a_readable_patch_leaves_nothing(made: Path, tmp_path: P
     assert not list((tmp_path / "results").rglob("staging/*"))
 
 
-def test_a_store_of_another_recipe_is_named_and_force_replaces_it(made: Path, tmp_path: Path) -> None:
-    tile_slides([made / "slides"], tmp_path / "kept", replace(TILING, spec=PatchSpec(40, 40, 0.5)), workers=HERE)
+def test_a_store_of_another_recipe_is_named_and_force_replaces_it(
+    made: Path, tmp_path: Path
+) -> None:
+    tile_slides(
+        [made / "slides"],
+        tmp_path / "kept",
+        replace(TILING, spec=PatchSpec(40, 40, 0.5)),
+        workers=HERE,
+    )
     account = infer_kept(made, tmp_path / "results", tmp_path / "kept")
     assert "was made from another patch.side_px" in account.outcomes[0].message
     assert infer_kept(made, tmp_path / "results", tmp_path / "kept", force=True).exit_code == 0
-    assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(made / "tiled" / "s.patches.zarr")
+    assert folder_bytes(tmp_path / "kept" / "s.patches.zarr") == folder_bytes(
+        made / "tiled" / "s.patches.zarr"
+    )
 
 
 def test_stores_are_no_slides_to_keep_patches_of(made: Path, tmp_path: Path) -> None:
-    places = ["--stores", made / "tiled", "--model", made / "m.safetensors", "-o", tmp_path / "r", "--keep-patches", tmp_path / "k"]
+    places = [
+        "--stores",
+        made / "tiled",
+        "--model",
+        made / "m.safetensors",
+        "-o",
+        tmp_path / "r",
+        "--keep-patches",
+        tmp_path / "k",
+    ]
     assert run("infer", *places).exit_code == 2
 
 
@@ -199,23 +265,33 @@ class Numbered:
         self.block_size = block_size
 
     def read_block(self, block: int) -> PatchBlock:
-        numbers = np.arange(len(self.cells), dtype=np.uint8)[block * self.block_size : (block + 1) * self.block_size]
+        numbers = np.arange(len(self.cells), dtype=np.uint8)[
+            block * self.block_size : (block + 1) * self.block_size
+        ]
         return PatchBlock(numbers[:, None, None, None].repeat(3, axis=3), numbers % 7 != 0)
 
 
 @pytest.mark.parametrize(("store", "predictions"), [(10, 4), (4, 10), (7, 7), (12, 4)])
-def test_every_prediction_gets_its_own_patches_whatever_the_blocks(store: int, predictions: int, tmp_path: Path) -> None:
+def test_every_prediction_gets_its_own_patches_whatever_the_blocks(
+    store: int, predictions: int, tmp_path: Path
+) -> None:
     count = 33
     source = Numbered(count, store)
-    results = SlidePlan(Staging(tmp_path, {}), count, tuple(range(-(-count // predictions))), predictions)
+    results = SlidePlan(
+        Staging(tmp_path, {}), count, tuple(range(-(-count // predictions))), predictions
+    )
     blocks = tuple(range(-(-count // store)))
-    plan = KeepPlan(SlidePlan(Staging(tmp_path, {}), count, blocks, store), results, count, store, blocks)
+    plan = KeepPlan(
+        SlidePlan(Staging(tmp_path, {}), count, blocks, store), results, count, store, blocks
+    )
     seen: list[int] = []
     for block in blocks:
         rows = slice(block * store, min((block + 1) * store, count))
         for number in plan.predictions_in(block):
             part = HeldBlock(source, source.read_block(block), rows, predictions).read_block(number)  # type: ignore[arg-type]
-            assert part.readable.tolist() == [value % 7 != 0 for value in part.pixels[:, 0, 0, 0].tolist()]
+            assert part.readable.tolist() == [
+                value % 7 != 0 for value in part.pixels[:, 0, 0, 0].tolist()
+            ]
             seen += part.pixels[:, 0, 0, 0].tolist()
     assert seen == list(range(count))
     assert plan.missing_patches >= count

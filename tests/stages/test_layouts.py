@@ -26,7 +26,10 @@ def store_of(out: Path, patient: str) -> PatchStore:
 
 def test_class_folders(tmp_path: Path) -> None:
     for index in range(6):
-        write_png(tmp_path / "in" / ("benign", "tumour")[index % 2] / f"P{index // 4}_{index}.png", PIXELS[index])
+        write_png(
+            tmp_path / "in" / ("benign", "tumour")[index % 2] / f"P{index // 4}_{index}.png",
+            PIXELS[index],
+        )
     account = ingest(tmp_path / "in", tmp_path / "out", "folders", patient_regex=r"(P\d+)_")
     one = store_of(tmp_path / "out", "P0")
     assert account.patches == 6
@@ -55,14 +58,20 @@ def test_three_class_folders_are_refused(tmp_path: Path) -> None:
 def test_an_npz_with_patients(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     np.savez(
-        tmp_path / "in" / "all.npz", images=PIXELS, labels=np.array([0, 1, 0, 1, 0, 1]), patients=np.array(["p", "p", "q", "q", "q", "q"])
+        tmp_path / "in" / "all.npz",
+        images=PIXELS,
+        labels=np.array([0, 1, 0, 1, 0, 1]),
+        patients=np.array(["p", "p", "q", "q", "q", "q"]),
     )
     ingest(tmp_path / "in", tmp_path / "out", "stacks")
     assert np.array_equal(store_of(tmp_path / "out", "q").read_block(0).pixels, PIXELS[2:])
     assert store_of(tmp_path / "out", "p").table.labels.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("images", "labels", "patient"), [("X.npy", "Y.npy", "in"), ("p7_images.npy", "p7_labels.npy", "p7")])
+@pytest.mark.parametrize(
+    ("images", "labels", "patient"),
+    [("X.npy", "Y.npy", "in"), ("p7_images.npy", "p7_labels.npy", "p7")],
+)
 def test_a_pair_of_npy_files(images: str, labels: str, patient: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     np.save(tmp_path / "in" / images, PIXELS)
@@ -81,7 +90,9 @@ def test_a_pair_of_npy_files(images: str, labels: str, patient: str, tmp_path: P
         ({"images": np.array([None, None]), "labels": np.zeros(2)}, "without pickled objects"),
     ],
 )
-def test_stacks_that_do_not_fit_together_are_refused(arrays: dict[str, np.ndarray], fault: str, tmp_path: Path) -> None:
+def test_stacks_that_do_not_fit_together_are_refused(
+    arrays: dict[str, np.ndarray], fault: str, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=fault):
         ingest(tmp_path, tmp_path / "out", "stacks")
@@ -113,15 +124,21 @@ def test_a_table_places_patches(tmp_path: Path) -> None:
         ("a.png,p", "line 2: has another number of cells"),
     ],
 )
-def test_what_is_wrong_in_a_table_is_named_with_its_line(line: str, fault: str, tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_table_is_named_with_its_line(
+    line: str, fault: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=fault):
         ingest(write_table(tmp_path / "t.csv", line), tmp_path / "out", "csv")
 
 
 def test_a_missing_file_of_a_table_is_left_out_by_name(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", PIXELS[0])
-    account = ingest(write_table(tmp_path / "t.csv", "a.png,p,0,,", "b.png,p,1,,"), tmp_path / "out", "csv")
-    assert [(entry.file, entry.reason) for entry in account.left_out] == [("b.png", "cannot be decoded")]
+    account = ingest(
+        write_table(tmp_path / "t.csv", "a.png,p,0,,", "b.png,p,1,,"), tmp_path / "out", "csv"
+    )
+    assert [(entry.file, entry.reason) for entry in account.left_out] == [
+        ("b.png", "cannot be decoded")
+    ]
 
 
 def test_a_patient_of_whom_nothing_is_whole_has_failed(tmp_path: Path) -> None:

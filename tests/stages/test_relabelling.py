@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.builders import make_patches, make_store, make_table, paint, paint_noise, write_png, write_slide
+from tests.builders import (
+    make_patches,
+    make_store,
+    make_table,
+    paint,
+    paint_noise,
+    write_png,
+    write_slide,
+)
 from tests.commands import run
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.labels.geojson import labels_to_geojson, write_labels_geojson
@@ -21,7 +29,9 @@ CELLS = [(row, col) for row in range(3) for col in range(3)]
 
 def write_mask(path: Path, labels: list[int]) -> Path:
     """A label image over 3 × 3 patches of 50 px."""
-    values = np.array([{-1: 0, 0: 100, 1: 200}[label] for label in labels], dtype=np.uint8).reshape(3, 3)
+    values = np.array([{-1: 0, 0: 100, 1: 200}[label] for label in labels], dtype=np.uint8).reshape(
+        3, 3
+    )
     return write_png(path, np.kron(values, np.ones((50, 50), dtype=np.uint8)))
 
 
@@ -32,7 +42,9 @@ def test_labels_change_and_pixels_stay(tmp_path: Path) -> None:
     store = PatchStore(path)
     assert store.table.labels.tolist() == [0, 1, -1] * 3
     assert store.table.label_fraction.tolist() == [1, 1, 0] * 3
-    assert np.array_equal(np.concatenate([store.read_block(block).pixels for block in range(3)]), pixels)
+    assert np.array_equal(
+        np.concatenate([store.read_block(block).pixels for block in range(3)]), pixels
+    )
     assert np.flatnonzero(~store.readable).tolist() == [4]
     assert find_damage(path) == []
     assert store.manifest.counts["labelled"] == 6
@@ -82,7 +94,10 @@ def test_labels_go_round_through_geojson(tmp_path: Path) -> None:
 
 def test_qupath_finds_what_it_needs_in_the_export() -> None:
     features = labels_to_geojson(make_table(CELLS, labels=[0, 1, -1] * 3))["features"]
-    assert [feature["properties"]["classification"]["name"] for feature in features] == ["negative", "positive"]
+    assert [feature["properties"]["classification"]["name"] for feature in features] == [
+        "negative",
+        "positive",
+    ]
     assert all(len(feature["properties"]["classification"]["color"]) == 3 for feature in features)
     assert all(feature["properties"]["objectType"] == "annotation" for feature in features)
 
@@ -109,16 +124,34 @@ def make_cohort(tmp_path: Path) -> Path:
     write_slide(tmp_path / "slides" / "b.tiff", paint(150, 150), mpp=0.5)
     write_mask(tmp_path / "masks" / "anything.png", [1] * 9)
     sheet = tmp_path / "sheet.csv"
-    sheet.write_text("wsi,mpp,patient_id,labels,split\nslides/a.tiff,1.0,P1,masks/anything.png,train\nslides/b.tiff,,P2,,val\n")
+    sheet.write_text(
+        "wsi,mpp,patient_id,labels,split\nslides/a.tiff,1.0,P1,masks/anything.png,train\nslides/b.tiff,,P2,,val\n"
+    )
     return sheet
 
 
 def test_a_sheet_says_everything_at_once(tmp_path: Path) -> None:
     sheet = make_cohort(tmp_path)
-    result = run("tile", "--sheet", sheet, "-o", tmp_path / "out", "--mpp", 1.0, "--workers", 0, "--min-tissue", 0)
+    result = run(
+        "tile",
+        "--sheet",
+        sheet,
+        "-o",
+        tmp_path / "out",
+        "--mpp",
+        1.0,
+        "--workers",
+        0,
+        "--min-tissue",
+        0,
+    )
     assert result.exit_code == 0, result.output
     one, two = (PatchStore(tmp_path / "out" / f"{name}.patches.zarr") for name in "ab")
-    assert (one.table.patient_id, one.slide.mpp, one.slide.mpp_source) == ("P1", 1.0, "user (sheet.csv)")
+    assert (one.table.patient_id, one.slide.mpp, one.slide.mpp_source) == (
+        "P1",
+        1.0,
+        "user (sheet.csv)",
+    )
     assert one.table.labels.tolist() == [1] * 9
     assert (two.table.patient_id, two.slide.mpp, two.table.labels.tolist()) == ("P2", 0.5, [-1])
 
@@ -137,7 +170,9 @@ def test_a_sheet_says_everything_at_once(tmp_path: Path) -> None:
         ("slides/a.tiff,,P,,train\nslides/b.tiff,,P,,val", "patient P stands on two sides"),
     ],
 )
-def test_what_is_wrong_in_a_sheet_is_named_with_its_line(line: str, fault: str, tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_sheet_is_named_with_its_line(
+    line: str, fault: str, tmp_path: Path
+) -> None:
     sheet = make_cohort(tmp_path)
     sheet.write_text(f"wsi,mpp,patient_id,labels,split\n{line}\n")
     result = run("tile", "--sheet", sheet, "-o", tmp_path / "out")
@@ -149,9 +184,23 @@ def test_a_patient_regex_names_the_patients(tmp_path: Path) -> None:
     for name in ("P1_a", "P1_b", "other"):
         write_slide(tmp_path / "slides" / f"{name}.tiff", paint(60, 60), mpp=0.5)
     regex = r"^(P\d+)_"
-    result = run("tile", tmp_path / "slides", "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0, "--patient-regex", regex)
+    result = run(
+        "tile",
+        tmp_path / "slides",
+        "-o",
+        tmp_path / "out",
+        "--mpp",
+        0.5,
+        "--workers",
+        0,
+        "--patient-regex",
+        regex,
+    )
     assert result.exit_code == 0
-    names = {name: PatchStore(tmp_path / "out" / f"{name}.patches.zarr").table.patient_id for name in ("P1_a", "P1_b", "other")}
+    names = {
+        name: PatchStore(tmp_path / "out" / f"{name}.patches.zarr").table.patient_id
+        for name in ("P1_a", "P1_b", "other")
+    }
     assert names == {"P1_a": "P1", "P1_b": "P1", "other": "other"}
 
 
@@ -159,7 +208,17 @@ def test_one_label_file_is_never_two_slides(tmp_path: Path) -> None:
     for folder in "ab":
         write_slide(tmp_path / folder / "s.tiff", paint(150, 150), mpp=0.5)
     write_mask(tmp_path / "s_labels.png", [1] * 9)
-    result = run("tile", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out", "--mpp", 0.5, "--labels", tmp_path / "s_labels.png")
+    result = run(
+        "tile",
+        tmp_path / "a",
+        tmp_path / "b",
+        "-o",
+        tmp_path / "out",
+        "--mpp",
+        0.5,
+        "--labels",
+        tmp_path / "s_labels.png",
+    )
     assert result.exit_code == 1
     assert "could be the labels of 2 slides" in result.stderr
 
@@ -167,14 +226,36 @@ def test_one_label_file_is_never_two_slides(tmp_path: Path) -> None:
 def test_the_label_file_beside_a_slide_is_found(tmp_path: Path) -> None:
     write_slide(tmp_path / "slides" / "s.tiff", paint(150, 150), mpp=0.5)
     write_labels_geojson(make_table(CELLS, labels=[1] * 9), tmp_path / "slides" / "s.geojson")
-    result = run("tile", tmp_path / "slides", "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0, "--labels", "auto")
+    result = run(
+        "tile",
+        tmp_path / "slides",
+        "-o",
+        tmp_path / "out",
+        "--mpp",
+        0.5,
+        "--workers",
+        0,
+        "--labels",
+        "auto",
+    )
     assert "9 patches, 9 labelled" in result.stderr
 
 
 def test_a_slide_without_its_labels_is_named(tmp_path: Path) -> None:
     write_slide(tmp_path / "slides" / "s.tiff", paint(150, 150), mpp=0.5)
     write_mask(tmp_path / "labels" / "other_labels.png", [1] * 9)
-    result = run("tile", tmp_path / "slides", "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0, "--labels", tmp_path / "labels")
+    result = run(
+        "tile",
+        tmp_path / "slides",
+        "-o",
+        tmp_path / "out",
+        "--mpp",
+        0.5,
+        "--workers",
+        0,
+        "--labels",
+        tmp_path / "labels",
+    )
     assert "no label file for 1 of 1 slides: s" in result.stderr
 
 
@@ -201,5 +282,17 @@ def test_mended_and_ignored_objects_are_counted_where_people_look(tmp_path: Path
 def test_the_label_of_a_whole_slide_stays_with_its_store(tmp_path: Path) -> None:
     write_slide(tmp_path / "a.tiff", paint(60, 60), mpp=0.5)
     (tmp_path / "sheet.csv").write_text("wsi,label\na.tiff,IDC grade 2\n")
-    run("tile", "--sheet", tmp_path / "sheet.csv", "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0)
-    assert PatchStore(tmp_path / "out" / "a.patches.zarr").attributes["slide_label"] == "IDC grade 2"
+    run(
+        "tile",
+        "--sheet",
+        tmp_path / "sheet.csv",
+        "-o",
+        tmp_path / "out",
+        "--mpp",
+        0.5,
+        "--workers",
+        0,
+    )
+    assert (
+        PatchStore(tmp_path / "out" / "a.patches.zarr").attributes["slide_label"] == "IDC grade 2"
+    )

@@ -31,7 +31,10 @@ class Disk:
 def have(monkeypatch: pytest.MonkeyPatch, *disks: Disk) -> None:
     """The next looks at the disk show these, and then always the last."""
     left = list(disks)
-    monkeypatch.setattr("wsi_pipeline.stages.disk_space.os.statvfs", lambda folder: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(
+        "wsi_pipeline.stages.disk_space.os.statvfs",
+        lambda folder: left.pop(0) if len(left) > 1 else left[0],
+    )
 
 
 def test_what_is_kept_free_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -48,7 +51,9 @@ def test_files_may_run_out_before_bytes(monkeypatch: pytest.MonkeyPatch, tmp_pat
         Room().check(tmp_path / "not" / "there" / "yet")
 
 
-def test_a_file_system_without_a_limit_of_files_has_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_system_without_a_limit_of_files_has_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     disk = Disk(10**12, 0)
     disk.f_files = 0
     have(monkeypatch, disk)
@@ -62,39 +67,95 @@ def test_less_than_nothing_cannot_be_kept_free() -> None:
 
 def test_no_slide_is_begun_without_room(tmp_path: Path) -> None:
     write_slide(tmp_path / "s.tiff", paint(150, 150))
-    result = run("tile", tmp_path / "s.tiff", "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0, "--min-free", "900TB")
+    result = run(
+        "tile",
+        tmp_path / "s.tiff",
+        "-o",
+        tmp_path / "out",
+        "--mpp",
+        0.5,
+        "--workers",
+        0,
+        "--min-free",
+        "900TB",
+    )
     assert result.exit_code == 5
-    assert "of which --min-free keeps 900,000.00 GB; make room and run the same line again" in result.stderr
+    assert (
+        "of which --min-free keeps 900,000.00 GB; make room and run the same line again"
+        in result.stderr
+    )
     assert not (tmp_path / "out" / "s.patches.zarr").exists()
-    assert run("tile", tmp_path / "s.tiff", "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0, "--min-free", "1MB").exit_code == 0
+    assert (
+        run(
+            "tile",
+            tmp_path / "s.tiff",
+            "-o",
+            tmp_path / "out",
+            "--mpp",
+            0.5,
+            "--workers",
+            0,
+            "--min-free",
+            "1MB",
+        ).exit_code
+        == 0
+    )
 
 
-def test_a_slide_that_will_not_fit_is_not_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_slide_that_will_not_fit_is_not_cut(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Nine patches of 50 × 50 × 3 bytes are 67,500; 16 blocks of 4,096 are 65,536."""
     write_slide(tmp_path / "s.tiff", paint(150, 150))
     have(monkeypatch, Disk(16 * 4096))
-    account = tile_slides([tmp_path / "s.tiff"], tmp_path / "out", CONFIG, workers=HERE, options=TileOptions(room=Room(0)))
+    account = tile_slides(
+        [tmp_path / "s.tiff"],
+        tmp_path / "out",
+        CONFIG,
+        workers=HERE,
+        options=TileOptions(room=Room(0)),
+    )
     assert account.exit_code == 5
     assert "this slide needs 0.00 GB more" in account.outcomes[0].message
     have(monkeypatch, Disk(17 * 4096))
-    assert tile_slides([tmp_path / "s.tiff"], tmp_path / "out", CONFIG, workers=HERE, options=TileOptions(room=Room(0))).exit_code == 0
+    assert (
+        tile_slides(
+            [tmp_path / "s.tiff"],
+            tmp_path / "out",
+            CONFIG,
+            workers=HERE,
+            options=TileOptions(room=Room(0)),
+        ).exit_code
+        == 0
+    )
 
 
-def test_work_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_work_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """10,000 patches in blocks of 4,096 are three: there is room at the two looks before the blocks, and at two of these."""
     write_slide(tmp_path / "s.tiff", paint_noise(1000, 1000))
     config = TileConfig(spec=PatchSpec(10, 10, 0.5))
     plenty, nothing = Disk(10**12), Disk(0)
     have(monkeypatch, plenty, plenty, plenty, plenty, nothing)
     options = TileOptions(room=Room(1_000_000))
-    account = tile_slides([tmp_path / "s.tiff"], tmp_path / "out", config, workers=HERE, options=options)
+    account = tile_slides(
+        [tmp_path / "s.tiff"], tmp_path / "out", config, workers=HERE, options=options
+    )
     assert account.exit_code == 5
     assert len(list((tmp_path / "out" / ".wsi" / "staging").glob("*/blocks/*.json"))) == 2
     monkeypatch.undo()
-    assert tile_slides([tmp_path / "s.tiff"], tmp_path / "out", config, workers=HERE, options=options).exit_code == 0
+    assert (
+        tile_slides(
+            [tmp_path / "s.tiff"], tmp_path / "out", config, workers=HERE, options=options
+        ).exit_code
+        == 0
+    )
 
 
-def test_where_everything_is_done_no_room_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_everything_is_done_no_room_is_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     write_slide(tmp_path / "s.tiff", paint(150, 150))
     tile_slides([tmp_path / "s.tiff"], tmp_path / "out", CONFIG, workers=HERE)
     have(monkeypatch, Disk(0))
@@ -119,7 +180,12 @@ def modes(folder: Path) -> tuple[set[int], set[int]]:
 
 
 @pytest.mark.parametrize(
-    ("option", "files", "folders"), [((), {0o600}, {0o700}), (("--mode", "640"), {0o640}, {0o750}), (("--mode", "664"), {0o664}, {0o775})]
+    ("option", "files", "folders"),
+    [
+        ((), {0o600}, {0o700}),
+        (("--mode", "640"), {0o640}, {0o750}),
+        (("--mode", "664"), {0o664}, {0o775}),
+    ],
 )
 def test_files_have_the_permissions_that_were_asked_for(
     option: tuple[str, ...], files: set[int], folders: set[int], tmp_path: Path
@@ -127,14 +193,40 @@ def test_files_have_the_permissions_that_were_asked_for(
     write_slide(tmp_path / "s.tiff", paint(150, 150))
     model = write_model(tmp_path / "m.safetensors")
     places = ("--slides", tmp_path / "s.tiff", "--model", model, "--results-dir", tmp_path / "out")
-    assert run("infer", *places, *PLAIN, "--workers", 0, "--keep-patches", tmp_path / "out" / "stores", *option).exit_code == 0
+    assert (
+        run(
+            "infer",
+            *places,
+            *PLAIN,
+            "--workers",
+            0,
+            "--keep-patches",
+            tmp_path / "out" / "stores",
+            *option,
+        ).exit_code
+        == 0
+    )
     assert modes(tmp_path / "out") == (files, folders)
 
 
 @pytest.mark.system
 def test_worker_processes_give_the_same_permissions(tmp_path: Path) -> None:
     write_slide(tmp_path / "s.tiff", paint(150, 150))
-    assert run("tile", tmp_path / "s.tiff", "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 1, "--mode", "640").exit_code == 0
+    assert (
+        run(
+            "tile",
+            tmp_path / "s.tiff",
+            "-o",
+            tmp_path / "out",
+            "--mpp",
+            0.5,
+            "--workers",
+            1,
+            "--mode",
+            "640",
+        ).exit_code
+        == 0
+    )
     assert modes(tmp_path / "out") == ({0o640}, {0o750})
 
 

@@ -35,14 +35,18 @@ def pyramid(tmp_path: Path, mpp: float = 0.5) -> Path:
         (0.75, 0.75, Fraction(3, 2)),
     ],
 )
-def test_a_level_near_the_wanted_scale_is_read_as_it_is(wanted: float, got: float, downsample: Fraction, tmp_path: Path) -> None:
+def test_a_level_near_the_wanted_scale_is_read_as_it_is(
+    wanted: float, got: float, downsample: Fraction, tmp_path: Path
+) -> None:
     spec, ratio = settle_scale(open_slide(pyramid(tmp_path)), config(wanted))
     assert spec.mpp == pytest.approx(got)
     assert ratio == downsample
 
 
 def test_cutting_finer_than_the_scan_is_refused_with_both_numbers(tmp_path: Path) -> None:
-    with pytest.raises(SlideError, match=r"scanned at 0\.5 µm/px, patches at 0\.25 µm/px .* --allow-upsample"):
+    with pytest.raises(
+        SlideError, match=r"scanned at 0\.5 µm/px, patches at 0\.25 µm/px .* --allow-upsample"
+    ):
         settle_scale(open_slide(pyramid(tmp_path)), config(0.25))
 
 
@@ -63,19 +67,24 @@ def test_an_upsampled_patch_repeats_the_pixels_of_the_scan(tmp_path: Path) -> No
 def test_cells_are_those_with_tissue(tmp_path: Path) -> None:
     table, _ = plan_patches(open_slide(pyramid(tmp_path)), config(0.5))
     assert table.grid.cols == 40
-    # Tissue begins at 1024 px: column 20 spans 1000 to 1050, and half of it or more is tissue; a mask pixel is 16 px wide.
+    # Tissue begins at 1024 px: column 20 spans 1000 to 1050, and half of it or more is tissue; a
+    # mask pixel is 16 px wide.
     assert table.cells[:, 1].min() in (20, 21)
     assert set(table.cells[:, 0].tolist()) == set(range(20))
     assert (table.tissue_fraction >= 0.5).all()
 
 
 def test_every_cell_is_kept_where_no_tissue_is_asked_for(tmp_path: Path) -> None:
-    table, _ = plan_patches(open_slide(pyramid(tmp_path)), config(0.5, tissue=TissueParameters(min_tissue=0.0)))
+    table, _ = plan_patches(
+        open_slide(pyramid(tmp_path)), config(0.5, tissue=TissueParameters(min_tissue=0.0))
+    )
     assert table.patches == 20 * 40
 
 
 def test_a_slide_of_glass_has_no_patches(tmp_path: Path) -> None:
-    table, _ = plan_patches(open_slide(write_slide(tmp_path / "g.tiff", paint(600, 600, (243, 243, 243)))), config(0.5))
+    table, _ = plan_patches(
+        open_slide(write_slide(tmp_path / "g.tiff", paint(600, 600, (243, 243, 243)))), config(0.5)
+    )
     assert table.patches == 0
 
 
@@ -93,7 +102,9 @@ def test_labels_are_taken_from_a_mask(tmp_path: Path) -> None:
     mask = np.zeros((1024, 2048), dtype=np.uint8)
     mask[:512] = 100
     mask[512:] = 200
-    table, _ = plan_patches(open_slide(pyramid(tmp_path)), config(0.5), write_png(tmp_path / "s_labels.png", mask))
+    table, _ = plan_patches(
+        open_slide(pyramid(tmp_path)), config(0.5), write_png(tmp_path / "s_labels.png", mask)
+    )
     rows = table.cells[:, 0]
     assert (table.labels[rows < 10] == 0).all()
     assert (table.labels[rows > 10] == 1).all()

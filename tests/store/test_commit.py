@@ -36,7 +36,9 @@ KIND = "test product"
 RECIPE = {"slide": "s", "mpp": 0.5}
 
 
-def make_product(target: Path, content: bytes = b"content", recipe: dict[str, object] = RECIPE) -> Path:
+def make_product(
+    target: Path, content: bytes = b"content", recipe: dict[str, object] = RECIPE
+) -> Path:
     staging = Staging(target, recipe)
     staging.begin()
     (staging.product / "sub").mkdir()
@@ -97,7 +99,9 @@ def begin_with_block(target: Path) -> Staging:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"pix"])
-def test_a_block_whose_pixels_are_gone_is_not_finished(content: bytes | None, tmp_path: Path) -> None:
+def test_a_block_whose_pixels_are_gone_is_not_finished(
+    content: bytes | None, tmp_path: Path
+) -> None:
     staging = begin_with_block(tmp_path / "p")
     (staging.product / "0").unlink()
     if content is not None:
@@ -137,11 +141,15 @@ class Killed(BaseException):
     """What ends a process between two steps."""
 
 
-def test_a_run_killed_right_before_the_rename_goes_on_with_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_right_before_the_rename_goes_on_with_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(_product: Path, _target: Path) -> None:
         raise Killed
 
-    staging = Staging(tmp_path / "p", {"slide": "s", "zoom": 1})  # names before and after "view" in the alphabet
+    staging = Staging(
+        tmp_path / "p", {"slide": "s", "zoom": 1}
+    )  # names before and after "view" in the alphabet
     staging.begin()
     staging.mark_prepared()
     monkeypatch.setattr(commit, "_publish", die)
@@ -217,9 +225,13 @@ def test_another_recipe_is_refused_unless_forced(tmp_path: Path) -> None:
 
 
 def test_every_entry_in_which_recipes_differ_is_named(tmp_path: Path) -> None:
-    target = make_product(tmp_path / "p", recipe={"labels": None, "model": {"digest": "d", "threshold": 0.5}})
+    target = make_product(
+        tmp_path / "p", recipe={"labels": None, "model": {"digest": "d", "threshold": 0.5}}
+    )
     other = Staging(target, {"labels": {"file": "f"}, "model": {"digest": "d", "threshold": 0.7}})
-    with pytest.raises(StoreError, match=r"was made from another labels and model\.threshold; use --force"):
+    with pytest.raises(
+        StoreError, match=r"was made from another labels and model\.threshold; use --force"
+    ):
         find_finished(other, KIND, force=False)
 
 
@@ -273,7 +285,9 @@ def test_nothing_is_written_into_a_finished_product(place: str, tmp_path: Path) 
 def test_force_spares_what_the_work_reads(tmp_path: Path) -> None:
     target = make_product(tmp_path / "p")
     with pytest.raises(StoreError, match=r"b\.txt, which this very work reads"):
-        find_finished(Staging(target, {"new": 1}), KIND, force=True, inputs=[None, target / "b.txt"])
+        find_finished(
+            Staging(target, {"new": 1}), KIND, force=True, inputs=[None, target / "b.txt"]
+        )
 
 
 def test_an_empty_folder_may_be_replaced(tmp_path: Path) -> None:
@@ -288,7 +302,9 @@ def test_a_folder_without_a_manifest_is_no_product(tmp_path: Path) -> None:
         read_manifest(tmp_path / "p")
 
 
-def test_a_folder_that_may_not_be_looked_into_may_be_a_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_looked_into_may_be_a_product(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def forbid(_path: Path) -> os.stat_result:
         raise PermissionError(13, "Permission denied")
 
@@ -346,7 +362,13 @@ def test_a_future_manifest_is_refused(tmp_path: Path) -> None:
     target = make_product(tmp_path / "p")
     value = json.loads((target / MANIFEST).read_text()) | {"format": 99}
     (target / MANIFEST).write_text(json.dumps(value))
-    with pytest.raises(StoreError, match="has a manifest of format 99, of another version of wsi, and this one reads 3; update wsi"):
+    with pytest.raises(
+        StoreError,
+        match=(
+            "has a manifest of format 99, of another version of wsi, and this one reads 3;"
+            " update wsi"
+        ),
+    ):
         read_manifest(target)
 
 
@@ -361,10 +383,14 @@ def test_a_future_manifest_is_refused(tmp_path: Path) -> None:
         ("files", {"a": ["x", "0"]}, "invalid literal"),
     ],
 )
-def test_a_sealed_manifest_of_other_types_is_damaged(entry: str, value: object, fault: str, tmp_path: Path) -> None:
+def test_a_sealed_manifest_of_other_types_is_damaged(
+    entry: str, value: object, fault: str, tmp_path: Path
+) -> None:
     target = make_product(tmp_path / "p")
     rewrite_manifest(target, lambda manifest: manifest.update({entry: value}))
-    with pytest.raises(StoreError, match=f"its manifest.json is damaged or of another version of wsi .*{fault}"):
+    with pytest.raises(
+        StoreError, match=f"its manifest.json is damaged or of another version of wsi .*{fault}"
+    ):
         read_manifest(target)
 
 
@@ -379,13 +405,21 @@ def test_a_manifest_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     target = make_product(tmp_path / "p")
     (target / MANIFEST).rename(tmp_path / "elsewhere")
     (target / MANIFEST).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match=r"its manifest\.json cannot be read \(Too many levels of symbolic links\); mend that"):
+    with pytest.raises(
+        StoreError,
+        match=r"its manifest\.json cannot be read \(Too many levels of symbolic links\); mend that",
+    ):
         read_manifest(target)
 
 
 @pytest.mark.parametrize(
     "manifest",
-    [{"kind": "a", "files": [], "recipe": {}}, {"kind": "a", "files": {}}, {"kind": 7, "files": {}, "recipe": {}}, ["kind"]],
+    [
+        {"kind": "a", "files": [], "recipe": {}},
+        {"kind": "a", "files": {}},
+        {"kind": 7, "files": {}, "recipe": {}},
+        ["kind"],
+    ],
 )
 def test_a_manifest_that_others_write_tells_no_kind(manifest: object, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
@@ -401,7 +435,9 @@ def test_a_count_that_is_no_number_is_never_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("files", "end"), [(3, ";"), (4, " …;")])
-def test_three_damaged_files_are_named_and_more_are_hinted_at(files: int, end: str, tmp_path: Path) -> None:
+def test_three_damaged_files_are_named_and_more_are_hinted_at(
+    files: int, end: str, tmp_path: Path
+) -> None:
     staging = Staging(tmp_path / "p", RECIPE)
     staging.begin()
     for name in "abcd"[:files]:
@@ -409,14 +445,20 @@ def test_three_damaged_files_are_named_and_more_are_hinted_at(files: int, end: s
     staging.commit(KIND, {})
     for name in "abcd"[:files]:
         (tmp_path / "p" / name).write_bytes(b"new")
-    with pytest.raises(StoreError, match=f"damaged: a has .*, b has .*, c has another content than was written{end}"):
+    with pytest.raises(
+        StoreError,
+        match=f"damaged: a has .*, b has .*, c has another content than was written{end}",
+    ):
         check_whole(tmp_path / "p")
 
 
 def test_a_file_that_vanished_after_the_manifest_was_read_is_named(tmp_path: Path) -> None:
     manifest = read_manifest(make_product(tmp_path / "p"))
     (tmp_path / "p" / "b.txt").unlink()
-    with pytest.raises(StoreError, match=r"damaged: b\.txt cannot be read \(No such file or directory\), x is no part of it;"):
+    with pytest.raises(
+        StoreError,
+        match=r"damaged: b\.txt cannot be read \(No such file or directory\), x is no part of it;",
+    ):
         check_files(tmp_path / "p", manifest, ["b.txt", "x"])
 
 
@@ -431,7 +473,9 @@ def test_a_manifest_of_the_past_is_refused_as_one_that_is_none(tmp_path: Path) -
     target = make_product(tmp_path / "p")
     value = json.loads((target / MANIFEST).read_text()) | {"format": 2}
     (target / MANIFEST).write_text(json.dumps(value))
-    with pytest.raises(StoreError, match=r"damaged or of another version of wsi \(manifest format 2\)"):
+    with pytest.raises(
+        StoreError, match=r"damaged or of another version of wsi \(manifest format 2\)"
+    ):
         read_manifest(target)
 
 
@@ -457,7 +501,10 @@ def test_the_second_writer_is_told_who_holds_the_lock(tmp_path: Path) -> None:
     holder.start()
     try:
         assert held.wait(60)
-        with pytest.raises(EnvironmentFault, match=f"being written by process {holder.pid} on"), hold_lock(tmp_path / "p"):
+        with (
+            pytest.raises(EnvironmentFault, match=f"being written by process {holder.pid} on"),
+            hold_lock(tmp_path / "p"),
+        ):
             pass
     finally:
         release.set()
@@ -477,7 +524,9 @@ def test_a_dead_writers_lock_does_not_stop_the_next(tmp_path: Path) -> None:
         pass
 
 
-def test_a_lock_whose_file_others_replaced_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_whose_file_others_replaced_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     older = tmp_path / "older"
     older.touch()
     opened: list[TextIO] = []
@@ -498,7 +547,9 @@ def test_a_lock_whose_file_others_replaced_meanwhile_is_taken_anew(tmp_path: Pat
         assert read_owner(tmp_path / "p") == f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def test_a_lock_is_taken_although_a_neighbour_removes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_taken_although_a_neighbour_removes_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempts: list[Path] = []
 
     def open_after_neighbour(path: Path) -> TextIO:
@@ -555,7 +606,9 @@ def test_a_living_writers_lock_stays(tmp_path: Path) -> None:
         assert read_owner(tmp_path / "p") is not None
 
 
-def test_writing_a_file_leaves_the_old_one_where_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_a_file_leaves_the_old_one_where_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "f"
     write_file(path, b"old")
 
@@ -569,13 +622,21 @@ def test_writing_a_file_leaves_the_old_one_where_it_fails(tmp_path: Path, monkey
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="this machine has no /proc, where folders never come to be")
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(),
+    reason="this machine has no /proc, where folders never come to be",
+)
 def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
-    with pytest.raises(EnvironmentFault, match="name a folder that you may write to"), hold_lock(Path("/proc/nowhere/product")):
+    with (
+        pytest.raises(EnvironmentFault, match="name a folder that you may write to"),
+        hold_lock(Path("/proc/nowhere/product")),
+    ):
         pass
 
 
-def test_a_folder_is_made_although_a_neighbour_removes_the_empty_one_above_it(tmp_path: Path) -> None:
+def test_a_folder_is_made_although_a_neighbour_removes_the_empty_one_above_it(
+    tmp_path: Path,
+) -> None:
     above = tmp_path / "staging"
     is_over = threading.Event()
 
@@ -583,7 +644,9 @@ def test_a_folder_is_made_although_a_neighbour_removes_the_empty_one_above_it(tm
         while not is_over.is_set():
             with contextlib.suppress(OSError):
                 above.rmdir()
-            time.sleep(1e-4)  # more often than any run would, and not so often that nobody else gets to do anything
+            time.sleep(
+                1e-4
+            )  # more often than any run would, and not so often that nobody else gets to do anything
 
     neighbour = threading.Thread(target=tidy_up)
     neighbour.start()
@@ -607,7 +670,9 @@ def test_a_product_is_swapped_with_the_one_that_it_replaces_in_one_step(tmp_path
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_product_is_replaced_on_every_file_system(can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_product_is_replaced_on_every_file_system(
+    can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not can_exchange:
         monkeypatch.setattr(commit, "exchange", lambda one, other: False)
     make_product(tmp_path / "p", b"old")
@@ -639,7 +704,9 @@ def watch_flushes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.parametrize("way", ["first", "swapped", "stepped aside"])
-def test_a_manifest_is_on_disk_before_the_rename_and_the_name_after_it(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_is_on_disk_before_the_rename_and_the_name_after_it(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if way != "first":
         make_product(tmp_path / "p", b"old", {"slide": "other"})
     if way == "stepped aside":
@@ -650,7 +717,9 @@ def test_a_manifest_is_on_disk_before_the_rename_and_the_name_after_it(way: str,
     assert flushed == [staging.product, tmp_path]
 
 
-def test_a_name_that_was_given_back_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_was_given_back_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     staging = begin_with_block(tmp_path / "p")
     make_product(tmp_path / "q", b"old").rename(staging.folder / commit.RETIRED)
     flushed = watch_flushes(monkeypatch)
@@ -658,11 +727,15 @@ def test_a_name_that_was_given_back_is_on_disk(tmp_path: Path, monkeypatch: pyte
     assert flushed == [tmp_path]
 
 
-def test_a_layout_is_on_disk_before_it_is_called_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layout_is_on_disk_before_it_is_called_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     staging = Staging(tmp_path / "p", RECIPE)
     staging.begin()
     seen: list[tuple[Path, bool]] = []
-    monkeypatch.setattr(commit, "flush_tree", lambda folder: seen.append((folder, staging.is_prepared)))
+    monkeypatch.setattr(
+        commit, "flush_tree", lambda folder: seen.append((folder, staging.is_prepared))
+    )
     staging.mark_prepared()
     assert seen == [(staging.product, False)]
     assert staging.is_prepared
@@ -674,16 +747,23 @@ def test_what_a_swap_left_of_another_recipe_is_not_taken_up(tmp_path: Path) -> N
     staging.commit(KIND, {})
     begin_with_block(tmp_path / "p")
     shutil.rmtree(staging.product)
-    make_product(tmp_path / "q", b"old", {"slide": "other"}).rename(staging.product)  # as a kill right after the swap leaves it
+    make_product(tmp_path / "q", b"old", {"slide": "other"}).rename(
+        staging.product
+    )  # as a kill right after the swap leaves it
     assert not staging.is_prepared
 
 
-def test_what_a_killed_process_left_beside_a_file_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_beside_a_file_is_removed_and_what_others_write_is_not(
+    tmp_path: Path,
+) -> None:
     dead = multiprocessing.get_context("spawn").Process()
     dead.start()
     dead.join()
     left = tmp_path / f".slides.csv.{HOST}.{dead.pid}"
-    spared = [tmp_path / name for name in (f".slides.csv.{HOST}.{os.getpid()}", f".slides.csv.zzzz.{dead.pid}", ".hidden")]
+    spared = [
+        tmp_path / name
+        for name in (f".slides.csv.{HOST}.{os.getpid()}", f".slides.csv.zzzz.{dead.pid}", ".hidden")
+    ]
     for path in (left, *spared):
         path.touch()
     remove_dead_asides(tmp_path)
@@ -696,23 +776,37 @@ def lock_file(target: Path) -> Path:
     return path
 
 
-def test_a_lock_file_that_is_a_link_is_refused_and_what_it_leads_to_is_left_alone(tmp_path: Path) -> None:
+def test_a_lock_file_that_is_a_link_is_refused_and_what_it_leads_to_is_left_alone(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "thesis.doc").write_text("ten years of work")
     lock = lock_file(tmp_path / "p")
     lock.symlink_to(tmp_path / "thesis.doc")
-    with pytest.raises(EnvironmentFault, match=f"{lock}: is a link, .* remove it"), hold_lock(tmp_path / "p"):
+    with (
+        pytest.raises(EnvironmentFault, match=f"{lock}: is a link, .* remove it"),
+        hold_lock(tmp_path / "p"),
+    ):
         pass
     assert (tmp_path / "thesis.doc").read_text() == "ten years of work"
 
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a socket"])
-def test_what_is_no_lock_file_is_refused_by_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_lock_file_is_refused_by_name(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = lock_file(tmp_path / "p")
     monkeypatch.chdir(lock.parent)  # a socket's path must be short
-    make: dict[str, Callable[[str], None]] = {"a pipe": os.mkfifo, "a folder": os.mkdir, "a socket": bind}
+    make: dict[str, Callable[[str], None]] = {
+        "a pipe": os.mkfifo,
+        "a folder": os.mkdir,
+        "a socket": bind,
+    }
     make[kind](lock.name)
-    with pytest.raises(EnvironmentFault, match=f"{lock}: is {kind}, .* remove it"), hold_lock(tmp_path / "p"):
+    with (
+        pytest.raises(EnvironmentFault, match=f"{lock}: is {kind}, .* remove it"),
+        hold_lock(tmp_path / "p"),
+    ):
         pass
     assert read_owner(tmp_path / "p") == "another process"
 
@@ -728,8 +822,12 @@ def test_nothing_is_told_of_a_file_that_a_lock_leads_to(tmp_path: Path) -> None:
     assert read_owner(tmp_path / "p") == "another process"
 
 
-@pytest.mark.parametrize(("content", "owner"), [(b"", "another process"), (b"process 7 on far\n", "process 7 on far")])
-def test_the_owner_of_a_lock_is_what_its_file_says(content: bytes, owner: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "owner"), [(b"", "another process"), (b"process 7 on far\n", "process 7 on far")]
+)
+def test_the_owner_of_a_lock_is_what_its_file_says(
+    content: bytes, owner: str, tmp_path: Path
+) -> None:
     lock_file(tmp_path / "p").write_bytes(content)
     assert read_owner(tmp_path / "p") == owner
 
@@ -761,7 +859,11 @@ def test_what_a_dead_process_of_the_same_number_left_does_not_stop_a_file(tmp_pa
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"new")]
 
 
-def test_a_product_in_the_place_of_a_link_to_what_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_a_product_in_the_place_of_a_link_to_what_is_not_there_is_refused_before_any_work(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "p").symlink_to(tmp_path / "drive" / "p")
-    with pytest.raises(StoreError, match="is a link to what is not there; mount that, or remove the link"):
+    with pytest.raises(
+        StoreError, match="is a link to what is not there; mount that, or remove the link"
+    ):
         find_finished(Staging(tmp_path / "p", {}), "test", force=False)

@@ -28,8 +28,17 @@ from wsi_pipeline.store.predictions import open_result
 CELLS, LABELS, PROBABILITY = [[0, 0], [0, 1], [1, 1]], [1, 0, -1], [0.75, 0.25, math.nan]
 PIXELS = np.arange(3 * 50 * 50 * 3, dtype=np.uint32).reshape(3, 50, 50, 3).astype(np.uint8)
 THUMBNAIL = np.arange(10 * 12 * 3, dtype=np.uint8).reshape(10, 12, 3)
-PATCH, CLASSES, RECIPE = {"side_px": 50, "stride_px": 50, "mpp": 0.5}, ["normal", "tumour"], {"slide": "f" * 64, "patch": {"side_px": 50}}
-FLOAT_ARRAYS = {"label_fraction": [1, 0, math.nan], "tissue_fraction": [1, 1, 0.5], "pen_fraction": [0, 0.25, 0], "sharpness": [9, 8, 7]}
+PATCH, CLASSES, RECIPE = (
+    {"side_px": 50, "stride_px": 50, "mpp": 0.5},
+    ["normal", "tumour"],
+    {"slide": "f" * 64, "patch": {"side_px": 50}},
+)
+FLOAT_ARRAYS = {
+    "label_fraction": [1, 0, math.nan],
+    "tissue_fraction": [1, 1, 0.5],
+    "pen_fraction": [0, 0.25, 0],
+    "sharpness": [9, 8, 7],
+}
 TABLE: dict[str, Any] = {
     "format_version": 1, "block_size": 2, "patient_id": "p", "class_names": CLASSES, "has_quality": True, "has_tissue": True,
     "slide": {
@@ -39,7 +48,13 @@ TABLE: dict[str, Any] = {
     "grid": {"spec": PATCH, "rows": 2, "cols": 2, "downsample": "2", "origin_xy_l0": [0, 0]},
     "thumbnail": {"downsample": "20", "origin_xy_l0": [0, 0]},
 }  # fmt: skip
-MODEL = {"digest": "d" * 64, "architecture": "idc_cnn", "class_names": CLASSES, "threshold": 0.5, "temperature": 1.0}
+MODEL = {
+    "digest": "d" * 64,
+    "architecture": "idc_cnn",
+    "class_names": CLASSES,
+    "threshold": 0.5,
+    "temperature": 1.0,
+}
 SUMMARY = {
     "slide_id": "s", "state": "damaged", "patches": 3, "unreadable": 1, "positives": 1, "positive_fraction": 0.5, "assessed_mm2": 0.00125,
     "positive_mm2": 0.000625, "mean_probability": 0.5, "p95_probability": 0.725, "max_probability": 0.75, "positive_regions": 1,
@@ -51,10 +66,19 @@ SUMMARY = {
 compact = partial(json.dumps, sort_keys=True, separators=(",", ":"))
 
 
-def put(group: Any, name: str, values: Any, rows: int = 3, codecs: tuple[Any, ...] = (Crc32cCodec(),)) -> None:
+def put(
+    group: Any, name: str, values: Any, rows: int = 3, codecs: tuple[Any, ...] = (Crc32cCodec(),)
+) -> None:
     """Chunks of so many rows, with a checksum in each, and none left out."""
-    layout = {"shape": values.shape, "chunks": (rows, *values.shape[1:]), "dtype": values.dtype.name, "compressors": codecs}
-    made = group.create_array(name, **layout, fill_value=math.nan if values.dtype.kind == "f" else 0)
+    layout = {
+        "shape": values.shape,
+        "chunks": (rows, *values.shape[1:]),
+        "dtype": values.dtype.name,
+        "compressors": codecs,
+    }
+    made = group.create_array(
+        name, **layout, fill_value=math.nan if values.dtype.kind == "f" else 0
+    )
     made.with_config({"write_empty_chunks": True})[...] = values
 
 
@@ -63,7 +87,9 @@ def put_table(path: Path, attributes: dict[str, Any]) -> Any:
     put(group, "cells", np.array(CELLS, np.int32))
     put(group, "labels", np.array(LABELS, np.int8))
     put(group, "thumbnail", THUMBNAIL, rows=10)
-    put(group, "tissue", np.full((10, 2), [0b11110000, 0b11110000], np.uint8), rows=10)  # 12 px wide: four tissue, four none, four tissue
+    put(
+        group, "tissue", np.full((10, 2), [0b11110000, 0b11110000], np.uint8), rows=10
+    )  # 12 px wide: four tissue, four none, four tissue
     put(group, "flags", np.array([0, 1, 2], np.uint8))
     for name, values in FLOAT_ARRAYS.items():
         put(group, name, np.array(values, np.float32))
@@ -71,69 +97,148 @@ def put_table(path: Path, attributes: dict[str, Any]) -> Any:
 
 
 def put_manifest(product: Path, kind: str, counts: dict[str, int]) -> None:
-    entries = {name: [len(content), xxhash.xxh3_128(content).hexdigest()] for name, content in folder_bytes(product).items()}
-    value = {"format": 3, "tool": "wsi-pipeline 0.1.0", "kind": kind, "recipe": RECIPE, "counts": counts, "files": entries}
+    entries = {
+        name: [len(content), xxhash.xxh3_128(content).hexdigest()]
+        for name, content in folder_bytes(product).items()
+    }
+    value = {
+        "format": 3,
+        "tool": "wsi-pipeline 0.1.0",
+        "kind": kind,
+        "recipe": RECIPE,
+        "counts": counts,
+        "files": entries,
+    }
     said = json.dumps(value, indent=1).removesuffix("\n}").encode()
-    (product / "manifest.json").write_bytes(said + b',\n "checksum": "' + xxhash.xxh3_128(said).hexdigest().encode() + b'"\n}')
+    (product / "manifest.json").write_bytes(
+        said + b',\n "checksum": "' + xxhash.xxh3_128(said).hexdigest().encode() + b'"\n}'
+    )
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
 def test_a_store_of_format_1_is_read(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "s.patches.zarr"
-    group = put_table(path, {"kind": "wsi patch store", "codec": {"name": codec, "quality": None, "is_lossy": False}})
-    put(group, "patches", PIXELS, rows=2, codecs=(Crc32cCodec(),) if codec == "none" else (ZstdCodec(level=3), Crc32cCodec()))
+    group = put_table(
+        path,
+        {"kind": "wsi patch store", "codec": {"name": codec, "quality": None, "is_lossy": False}},
+    )
+    put(
+        group,
+        "patches",
+        PIXELS,
+        rows=2,
+        codecs=(Crc32cCodec(),) if codec == "none" else (ZstdCodec(level=3), Crc32cCodec()),
+    )
     put(group, "readable", np.array([True, True, False]))
     put_manifest(path, "wsi patch store", {"patches": 3, "unreadable": 1, "labelled": 2})
     store = PatchStore(path)
     assert (find_damage(path), verify(find_products([path])[0]).is_whole) == ([], True)
-    assert [store.read_block(block).pixels.tolist() for block in (0, 1)] == [PIXELS[:2].tolist(), PIXELS[2:].tolist()]
-    assert (store.read_patches([2, 0]).tolist(), store.readable.tolist()) == (PIXELS[[2, 0]].tolist(), [True, True, False])
+    assert [store.read_block(block).pixels.tolist() for block in (0, 1)] == [
+        PIXELS[:2].tolist(),
+        PIXELS[2:].tolist(),
+    ]
+    assert (store.read_patches([2, 0]).tolist(), store.readable.tolist()) == (
+        PIXELS[[2, 0]].tolist(),
+        [True, True, False],
+    )
     check_table(store.table)
-    assert (store.slide.path, *map(str, store.slide.level_downsamples)) == ("/slides/s.tiff", "1", "1001/250")
-    assert ((grid := store.grid).rows, grid.cols, int(grid.downsample), grid.spec.side_px, grid.spec.mpp) == (2, 2, 2, 50, 0.5)
+    assert (store.slide.path, *map(str, store.slide.level_downsamples)) == (
+        "/slides/s.tiff",
+        "1",
+        "1001/250",
+    )
+    assert (
+        (grid := store.grid).rows,
+        grid.cols,
+        int(grid.downsample),
+        grid.spec.side_px,
+        grid.spec.mpp,
+    ) == (2, 2, 2, 50, 0.5)
 
 
 def check_table(table: Any) -> None:
-    assert (table.cells.tolist(), table.labels.tolist(), table.class_names) == (CELLS, LABELS, tuple(CLASSES))
+    assert (table.cells.tolist(), table.labels.tolist(), table.class_names) == (
+        CELLS,
+        LABELS,
+        tuple(CLASSES),
+    )
     assert (table.block_size, table.patient_id, table.thumbnail.downsample) == (2, "p", 20)
     np.testing.assert_array_equal(table.thumbnail.pixels, THUMBNAIL)
-    assert (table.tissue.tolist(), table.quality.flags.tolist()) == ([[True] * 4 + [False] * 4 + [True] * 4] * 10, [0, 1, 2])
-    found = (table.label_fraction, table.tissue_fraction, table.quality.pen_fraction, table.quality.sharpness)
+    assert (table.tissue.tolist(), table.quality.flags.tolist()) == (
+        [[True] * 4 + [False] * 4 + [True] * 4] * 10,
+        [0, 1, 2],
+    )
+    found = (
+        table.label_fraction,
+        table.tissue_fraction,
+        table.quality.pen_fraction,
+        table.quality.sharpness,
+    )
     np.testing.assert_array_equal(found, np.array([*FLOAT_ARRAYS.values()], np.float32))
 
 
 def test_a_result_of_format_1_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    group = put_table(folder / "predictions.zarr", {"kind": "wsi predictions", "model": MODEL, "engine": {"engine": "torch"}})
+    group = put_table(
+        folder / "predictions.zarr",
+        {"kind": "wsi predictions", "model": MODEL, "engine": {"engine": "torch"}},
+    )
     put(group, "probability", np.array(PROBABILITY, np.float32), rows=2)
     (folder / "summary.json").write_text(json.dumps(SUMMARY, indent=1) + "\n")
     put_manifest(folder, "wsi slide result", {"patches": 3, "unreadable": 1, "positives": 1})
     result = open_result(folder)
     check_table(result.table)
     np.testing.assert_array_equal(result.probability, PROBABILITY)
-    assert (result.threshold, result.negative_class, result.positive_class, result.model_digest) == (0.5, "normal", "tumour", "d" * 64)
+    assert (
+        result.threshold,
+        result.negative_class,
+        result.positive_class,
+        result.model_digest,
+    ) == (0.5, "normal", "tumour", "d" * 64)
     summary = read_summary(folder)
-    assert (find_damage(folder), summary.state, summary.positives, summary.hot_spot_x_l0) == ([], SlideState.DAMAGED, 1, 50.0)
+    assert (find_damage(folder), summary.state, summary.positives, summary.hot_spot_x_l0) == (
+        [],
+        SlideState.DAMAGED,
+        1,
+        50.0,
+    )
 
 
 def make_weights(bias: float) -> dict[str, Tensor]:
     """Of wide_resnet_10_1, whose last weights are zero, so that every patch has this logit."""
-    weights = {"stem.weight": torch.zeros(16, 3, 3, 3), "classifier.weight": torch.zeros(1, 64), "classifier.bias": torch.tensor([bias])}
+    weights = {
+        "stem.weight": torch.zeros(16, 3, 3, 3),
+        "classifier.weight": torch.zeros(1, 64),
+        "classifier.bias": torch.tensor([bias]),
+    }
     norms, parts = {"norm": 64}, ("weight", "bias", "running_mean", "running_var")
     for block, (taken, given) in enumerate(((16, 16), (16, 32), (32, 64))):
         name = f"blocks.{block}"
-        weights |= {f"{name}.conv1.weight": torch.zeros(given, taken, 3, 3), f"{name}.conv2.weight": torch.zeros(given, given, 3, 3)}
-        weights |= {} if taken == given else {f"{name}.shortcut.weight": torch.zeros(given, taken, 1, 1)}
+        weights |= {
+            f"{name}.conv1.weight": torch.zeros(given, taken, 3, 3),
+            f"{name}.conv2.weight": torch.zeros(given, given, 3, 3),
+        }
+        weights |= (
+            {} if taken == given else {f"{name}.shortcut.weight": torch.zeros(given, taken, 1, 1)}
+        )
         norms |= {f"{name}.norm1": taken, f"{name}.norm2": given}
-    weights |= {f"{name}.{part}": torch.ones(size) for name, size in norms.items() for part in parts}
+    weights |= {
+        f"{name}.{part}": torch.ones(size) for name, size in norms.items() for part in parts
+    }
     return weights | {f"{name}.num_batches_tracked": torch.tensor(0) for name in norms}
 
 
 @pytest.mark.parametrize("card_format", [2, 3])
 def test_a_checkpoint_of_format_2_or_3_is_read(tmp_path: Path, card_format: int) -> None:
-    tested = {"self_test.pixels": torch.zeros(2, 50, 50, 3, dtype=torch.uint8), "self_test.probability": torch.tensor([0.75, 0.75])}
+    tested = {
+        "self_test.pixels": torch.zeros(2, 50, 50, 3, dtype=torch.uint8),
+        "self_test.probability": torch.tensor([0.75, 0.75]),
+    }
     tensors = make_weights(math.log(3)) | (tested if card_format == 3 else {})
-    parts = [f"{name}:{each.dtype}:{tuple(each.shape)}:".encode() + each.numpy().tobytes() for name, each in sorted(tensors.items())]
+    parts = [
+        f"{name}:{each.dtype}:{tuple(each.shape)}:".encode() + each.numpy().tobytes()
+        for name, each in sorted(tensors.items())
+    ]
     card: dict[str, Any] = {
         "format": card_format, "architecture": "wide_resnet_10_1", "patch": PATCH, "class_names": CLASSES,
         "mean": [0.5] * 3, "std": [0.25] * 3, "temperature": 2.0, "threshold": 0.4, "threshold_source": "Youden on 9 patients",
@@ -141,9 +246,22 @@ def test_a_checkpoint_of_format_2_or_3_is_read(tmp_path: Path, card_format: int)
         "options": {"dropout": None, "head": "linear", "batch_norm": False, "logits": 1},
     }  # fmt: skip
     card["card_sha256"] = hashlib.sha256(compact(card).encode()).hexdigest()
-    (path := tmp_path / "model.safetensors").write_bytes(save(tensors, metadata={"wsi": compact(card)}))
+    (path := tmp_path / "model.safetensors").write_bytes(
+        save(tensors, metadata={"wsi": compact(card)})
+    )
     model = load_checkpoint(path)
-    assert (verify(find_products([path])[0]).is_whole, model.is_leaky, model.self_test is None) == (True, False, card_format == 2)
-    assert (model.spec.side_px, model.class_names, model.threshold, model.normalisation.mean) == (50, (*CLASSES,), 0.4, (0.5,) * 3)
+    assert (verify(find_products([path])[0]).is_whole, model.is_leaky, model.self_test is None) == (
+        True,
+        False,
+        card_format == 2,
+    )
+    assert (model.spec.side_px, model.class_names, model.threshold, model.normalisation.mean) == (
+        50,
+        (*CLASSES,),
+        0.4,
+        (0.5,) * 3,
+    )
     output = model.network()(torch.zeros(1, 50, 50, 3, dtype=torch.uint8))
-    assert model.probability(output).tolist() == pytest.approx([0.633975])  # σ(log(3) / 2) = √3 / (1 + √3)
+    assert model.probability(output).tolist() == pytest.approx(
+        [0.633975]
+    )  # σ(log(3) / 2) = √3 / (1 + √3)

@@ -51,7 +51,9 @@ def open_to_all(folder: Path) -> None:
 
 
 def make_stores(folder: Path) -> tuple[Path, Path]:
-    one, two = (make_store(folder / f"{name}.patches.zarr", make_table([(0, 0)])) for name in ("a", "b"))
+    one, two = (
+        make_store(folder / f"{name}.patches.zarr", make_table([(0, 0)])) for name in ("a", "b")
+    )
     open_to_all(folder)
     return one, two
 
@@ -67,7 +69,11 @@ def test_status_names_a_product_that_cannot_be_read_and_goes_on(what: str, share
     close(closed, what)
     with as_a_user():
         one, two = read_status(shared).finished
-    assert (one.slide_id, one.state, "cannot be read (Permission denied)" in one.fault) == ("a", SlideState.FAILED, True)
+    assert (one.slide_id, one.state, "cannot be read (Permission denied)" in one.fault) == (
+        "a",
+        SlideState.FAILED,
+        True,
+    )
     assert (two.slide_id, two.state) == ("b", SlideState.OK)
 
 
@@ -94,7 +100,9 @@ def test_verify_goes_on_past_a_folder_that_cannot_be_looked_into(shared: Path) -
     make_stores(shared)
     (shared / "private").mkdir(mode=0)
     with as_a_user():
-        verified = {product.path.name: verify(product).is_whole for product in find_products([shared])}
+        verified = {
+            product.path.name: verify(product).is_whole for product in find_products([shared])
+        }
     assert verified == {"a.patches.zarr": True, "b.patches.zarr": True, "private": False}
 
 
@@ -149,7 +157,9 @@ def test_clean_leaves_work_whose_lock_is_another_users(shared: Path) -> None:
     assert staging.exists()
 
 
-def test_a_lock_that_only_another_user_may_open_counts_as_held_and_no_force_removes_it(shared: Path) -> None:
+def test_a_lock_that_only_another_user_may_open_counts_as_held_and_no_force_removes_it(
+    shared: Path,
+) -> None:
     make_lock(shared / "c")
     make_lock(shared / "d")
     (shared / ".wsi" / "locks" / "c.lock").chmod(0)
@@ -170,6 +180,9 @@ def test_a_colleagues_result_is_named_and_its_neighbour_is_done(what: str, share
     with as_a_user():
         account = aggregate_results(shared, View(("summary",), Aggregation(threshold=0.8)))
         finished = read_finished(shared)
-    assert [(outcome.slide_id, outcome.state) for outcome in account.outcomes] == [("a", SlideState.FAILED), ("b", SlideState.OK)]
+    assert [(outcome.slide_id, outcome.state) for outcome in account.outcomes] == [
+        ("a", SlideState.FAILED),
+        ("b", SlideState.OK),
+    ]
     assert "Permission denied" in account.outcomes[0].message
     assert [summary.slide_id for summary in finished.summaries] == ["b"]

@@ -21,8 +21,19 @@ from wsi_pipeline.stages.export_patches import export_png, export_stores, export
 from wsi_pipeline.store.codecs import PixelCodec, decode_patches, encode_patches
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import find_damage
-from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store, write_patch_block
-from wsi_pipeline.store.zarr_io import chunk_file, create_array, create_group, open_array, write_rows
+from wsi_pipeline.store.patches import (
+    PatchStore,
+    finish_patch_store,
+    prepare_patch_store,
+    write_patch_block,
+)
+from wsi_pipeline.store.zarr_io import (
+    chunk_file,
+    create_array,
+    create_group,
+    open_array,
+    write_rows,
+)
 
 CELLS = [(index // 5, index % 5) for index in range(23)]
 
@@ -33,7 +44,9 @@ def write_store(path: Path, codec: PixelCodec) -> np.ndarray:
     prepare_patch_store(staging, table, {}, codec)
     for block in range(3):
         part = pixels[block * 8 : block * 8 + 8]
-        write_patch_block(staging, table, block, PatchBlock(part, np.ones(len(part), dtype=np.bool_)))
+        write_patch_block(
+            staging, table, block, PatchBlock(part, np.ones(len(part), dtype=np.bool_))
+        )
     finish_patch_store(staging, table)
     return pixels
 
@@ -52,7 +65,8 @@ def test_the_map_and_zarr_agree(tmp_path: Path) -> None:
     write_store(tmp_path / "s.patches.zarr", PixelCodec())
     wanted = np.random.default_rng(0).integers(0, 23, 50)
     assert np.array_equal(
-        PatchStore(tmp_path / "s.patches.zarr").read_patches(wanted), open_array(tmp_path / "s.patches.zarr", "patches").oindex[wanted]
+        PatchStore(tmp_path / "s.patches.zarr").read_patches(wanted),
+        open_array(tmp_path / "s.patches.zarr", "patches").oindex[wanted],
     )
 
 
@@ -89,13 +103,18 @@ def test_any_zarr_library_reads_a_jpeg_store_where_ours_is_installed(tmp_path: P
 
     write_store(tmp_path / "s.patches.zarr", PixelCodec("jpeg", 95))
     stored = zarr.open_group(tmp_path / "s.patches.zarr", mode="r")["patches"]
-    assert np.array_equal(np.asarray(stored[3:5]), PatchStore(tmp_path / "s.patches.zarr").read_patches([3, 4]))  # type: ignore[index]
+    assert np.array_equal(
+        np.asarray(stored[3:5]), PatchStore(tmp_path / "s.patches.zarr").read_patches([3, 4])
+    )  # type: ignore[index]
 
 
 @given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 100))
 @settings(max_examples=25)
 def test_jpeg_chunks_go_round(count: int, side: int, quality: int) -> None:
-    patches = np.full((count, side, side, 3), 128, dtype=np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
+    patches = (
+        np.full((count, side, side, 3), 128, dtype=np.uint8)
+        + np.arange(count, dtype=np.uint8)[:, None, None, None]
+    )
     decoded = decode_patches(encode_patches(patches, quality), patches.shape)
     assert np.abs(decoded.astype(int) - patches).max() <= 40
 
@@ -106,7 +125,9 @@ def test_a_chunk_that_contradicts_itself_is_refused(wrong: bytes) -> None:
         decode_patches(wrong, (1, 8, 8, 3))
 
 
-@pytest.mark.parametrize("wrong", [("bzip2", None), ("jpeg", None), ("none", 90), ("jpeg", 0), ("jpeg", 101)])
+@pytest.mark.parametrize(
+    "wrong", [("bzip2", None), ("jpeg", None), ("none", 90), ("jpeg", 0), ("jpeg", 101)]
+)
 def test_impossible_codecs_are_refused(wrong: tuple[str, int | None]) -> None:
     with pytest.raises(ConfigError):
         PixelCodec(*wrong)
@@ -121,7 +142,9 @@ def make_labelled_store(tmp_path: Path) -> tuple[Path, np.ndarray]:
 def test_export_as_png_loses_nothing(tmp_path: Path) -> None:
     store, pixels = make_labelled_store(tmp_path)
     assert export_png(PatchStore(store), tmp_path / "out") == 5
-    names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    names = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")
+    )
     assert names == [
         "negative/p1_r00000_c00000.png",
         "negative/p1_r00000_c00004.png",
@@ -129,7 +152,9 @@ def test_export_as_png_loses_nothing(tmp_path: Path) -> None:
         "positive/p1_r00000_c00003.png",
         "unknown/p1_r00000_c00002.png",
     ]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "positive" / "p1_r00000_c00003.png")), pixels[3])
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "out" / "positive" / "p1_r00000_c00003.png")), pixels[3]
+    )
 
 
 def test_export_as_webdataset_keeps_keys_together(tmp_path: Path) -> None:
@@ -137,10 +162,16 @@ def test_export_as_webdataset_keeps_keys_together(tmp_path: Path) -> None:
     assert export_webdataset(PatchStore(store), tmp_path / "out") == 5
     with tarfile.open(tmp_path / "out" / "p1-000000.tar") as tar:
         names = tar.getnames()
-        assert names[:3] == ["p1_r00000_c00000.png", "p1_r00000_c00000.cls", "p1_r00000_c00000.json"]
+        assert names[:3] == [
+            "p1_r00000_c00000.png",
+            "p1_r00000_c00000.cls",
+            "p1_r00000_c00000.json",
+        ]
         assert len(names) == 15
         content = {name: tar.extractfile(name).read() for name in names[3:6]}  # type: ignore[union-attr]
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content["p1_r00000_c00001.png"]))), pixels[1])
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(content["p1_r00000_c00001.png"]))), pixels[1]
+    )
     assert content["p1_r00000_c00001.cls"] == b"1"
     assert json.loads(content["p1_r00000_c00001.json"])["class"] == "positive"
 
@@ -156,7 +187,12 @@ def test_store_info_and_export_on_the_command_line(tmp_path: Path) -> None:
     make_labelled_store(tmp_path)
     shown = run("store", "info", str(tmp_path))
     assert shown.exit_code == 0, shown.output
-    for fact in ("6, 1 of them unreadable", "1 unknown, 2 negative, 3 positive", "codec          none", "0.5 µm/px"):
+    for fact in (
+        "6, 1 of them unreadable",
+        "1 unknown, 2 negative, 3 positive",
+        "codec          none",
+        "0.5 µm/px",
+    ):
         assert fact in shown.output
     done = run("store", "export", str(tmp_path), "--to", "webdataset", "-o", str(tmp_path / "out"))
     assert "5 patches, 1 unreadable left out" in done.output
@@ -173,10 +209,14 @@ def test_an_export_is_a_product(tmp_path: Path) -> None:
     assert folder_bytes(tmp_path / "out") == before
     assert "made from another to" in run(*command, "--to", "webdataset").output
     assert run(*command, "--to", "webdataset", "--force").exit_code == 0
-    assert [path.suffix for path in (tmp_path / "out").iterdir() if path.name != "manifest.json"] == [".tar"]
+    assert [
+        path.suffix for path in (tmp_path / "out").iterdir() if path.name != "manifest.json"
+    ] == [".tar"]
 
 
-def test_an_export_that_stops_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_stops_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, _ = make_labelled_store(tmp_path)
     monkeypatch.setattr("wsi_pipeline.stages.export_patches.TAR_PATCHES", 2)
     written = Path.write_bytes
@@ -215,7 +255,9 @@ def test_a_chunk_has_the_bytes_that_zarr_writes(tmp_path: Path, rows: int) -> No
     values = np.random.default_rng(0).integers(0, 256, (rows, 2, 2, 3), dtype=np.uint8)
     write_rows(tmp_path / "group", "ours", slice(0, rows), values)
     open_array(tmp_path / "group", "theirs", mode="r+")[...] = values
-    ours, theirs = (chunk_file(tmp_path / "group", name, 0, 4).read_bytes() for name in ("ours", "theirs"))
+    ours, theirs = (
+        chunk_file(tmp_path / "group", name, 0, 4).read_bytes() for name in ("ours", "theirs")
+    )
     assert ours == theirs
 
 
@@ -226,21 +268,30 @@ def rename_classes(store: Path, *names: str) -> Path:
 
 
 @pytest.mark.parametrize("names", [("a/b", "a_b"), ("a", "unknown"), ("A", "a")])
-def test_classes_that_would_share_a_folder_are_not_exported(names: tuple[str, str], tmp_path: Path) -> None:
+def test_classes_that_would_share_a_folder_are_not_exported(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
     store = rename_classes(make_store(tmp_path / "s.patches.zarr", make_table(CELLS)), *names)
     with pytest.raises(StoreError, match="would share a folder"):
         export_stores([PatchStore(store)], "png", tmp_path / "out")
 
 
 def test_classes_of_two_stores_that_would_share_a_folder_are_not_exported(tmp_path: Path) -> None:
-    stores = [make_store(tmp_path / f"{name}.patches.zarr", make_table(CELLS, slide_id=name)) for name in "xy"]
+    stores = [
+        make_store(tmp_path / f"{name}.patches.zarr", make_table(CELLS, slide_id=name))
+        for name in "xy"
+    ]
     rename_classes(stores[0], "none", "a/b")
     rename_classes(stores[1], "none", "a_b")
-    with pytest.raises(StoreError, match=r"y\.patches\.zarr: its class 'a_b' would share a folder with 'a/b'"):
+    with pytest.raises(
+        StoreError, match=r"y\.patches\.zarr: its class 'a_b' would share a folder with 'a/b'"
+    ):
         export_stores([PatchStore(store) for store in stores], "png", tmp_path / "out")
 
 
 def test_a_class_with_too_long_a_name_for_a_folder_is_the_stores_fault(tmp_path: Path) -> None:
-    store = rename_classes(make_store(tmp_path / "s.patches.zarr", make_table(CELLS)), "none", "x" * 400)
+    store = rename_classes(
+        make_store(tmp_path / "s.patches.zarr", make_table(CELLS)), "none", "x" * 400
+    )
     with pytest.raises(StoreError, match="too long a name"):
         export_stores([PatchStore(store)], "png", tmp_path / "out")

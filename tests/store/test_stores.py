@@ -14,7 +14,13 @@ from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import PatchStore, find_stores
-from wsi_pipeline.store.predictions import FOLDER, Predictions, find_results, prepare_predictions, write_prediction_block
+from wsi_pipeline.store.predictions import (
+    FOLDER,
+    Predictions,
+    find_results,
+    prepare_predictions,
+    write_prediction_block,
+)
 
 CELLS = [(row, col) for row in range(3) for col in range(3)]
 
@@ -29,7 +35,9 @@ def test_patches_come_back_block_by_block(tmp_path: Path) -> None:
     pixels = make_patches(9)
     store = PatchStore(make_store(tmp_path / "s.patches.zarr", make_table(CELLS), pixels))
     assert store.blocks == 3
-    assert np.array_equal(np.concatenate([store.read_block(block).pixels for block in range(3)]), pixels)
+    assert np.array_equal(
+        np.concatenate([store.read_block(block).pixels for block in range(3)]), pixels
+    )
 
 
 def test_the_table_comes_back(tmp_path: Path) -> None:
@@ -40,11 +48,17 @@ def test_the_table_comes_back(tmp_path: Path) -> None:
     assert np.array_equal(stored.cells, table.cells)
     assert np.array_equal(stored.labels, table.labels)
     assert np.array_equal(stored.thumbnail.pixels, table.thumbnail.pixels)
-    assert (stored.patient_id, stored.class_names, stored.block_size) == ("patient 7", ("negative", "positive"), 4)
+    assert (stored.patient_id, stored.class_names, stored.block_size) == (
+        "patient 7",
+        ("negative", "positive"),
+        4,
+    )
 
 
 def test_unreadable_patches_are_remembered(tmp_path: Path) -> None:
-    store = PatchStore(make_store(tmp_path / "s.patches.zarr", make_table(CELLS), unreadable=[1, 8]))
+    store = PatchStore(
+        make_store(tmp_path / "s.patches.zarr", make_table(CELLS), unreadable=[1, 8])
+    )
     assert np.flatnonzero(~store.readable).tolist() == [1, 8]
     assert store.read_block(2).readable.tolist() == [False]
     assert store.manifest.counts == {"patches": 9, "unreadable": 2, "labelled": 0}
@@ -64,7 +78,9 @@ def test_a_store_of_three_classes_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_white_patches_are_written_out(tmp_path: Path) -> None:
-    make_store(tmp_path / "s.patches.zarr", make_table(CELLS), np.zeros((9, 50, 50, 3), dtype=np.uint8))
+    make_store(
+        tmp_path / "s.patches.zarr", make_table(CELLS), np.zeros((9, 50, 50, 3), dtype=np.uint8)
+    )
     assert len(list((tmp_path / "s.patches.zarr" / "patches" / "c").iterdir())) == 3
 
 
@@ -76,7 +92,9 @@ def test_one_file_per_block(tmp_path: Path) -> None:
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 23), st.integers(1, 9), st.integers(0, 1000))
-def test_any_number_of_patches_round_trips(tmp_path: Path, count: int, block_size: int, seed: int) -> None:
+def test_any_number_of_patches_round_trips(
+    tmp_path: Path, count: int, block_size: int, seed: int
+) -> None:
     import tempfile
 
     pixels = make_patches(count, side_px=6, seed=seed)
@@ -130,14 +148,23 @@ def broken_tables() -> list[tuple[str, PatchTable]]:
 
 
 @pytest.mark.parametrize(("fault", "table"), broken_tables(), ids=["outside", "twice"])
-def test_a_table_that_contradicts_itself_is_refused(fault: str, table: PatchTable, tmp_path: Path) -> None:
+def test_a_table_that_contradicts_itself_is_refused(
+    fault: str, table: PatchTable, tmp_path: Path
+) -> None:
     path = make_store(tmp_path / "s.patches.zarr", table)
     with pytest.raises(StoreError, match=fault):
         PatchStore(path)
 
 
 @pytest.mark.parametrize(
-    "attributes", [{"grid": {}}, {"slide": None}, {"block_size": 0}, {"class_names": []}, {"thumbnail": {"downsample": "1/0"}}]
+    "attributes",
+    [
+        {"grid": {}},
+        {"slide": None},
+        {"block_size": 0},
+        {"class_names": []},
+        {"thumbnail": {"downsample": "1/0"}},
+    ],
 )
 def test_damaged_attributes_are_named(attributes: dict[str, object], tmp_path: Path) -> None:
     path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
@@ -161,7 +188,11 @@ def test_a_folder_without_stores_is_an_error(tmp_path: Path) -> None:
 
 def prepare(staging: Staging, cells: list[tuple[int, int]] = CELLS) -> PatchTable:
     table = make_table(cells)
-    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d", "class_names": ["negative", "positive"]}})
+    prepare_predictions(
+        staging,
+        table,
+        {"model": {"threshold": 0.5, "digest": "d", "class_names": ["negative", "positive"]}},
+    )
     return table
 
 
@@ -174,9 +205,13 @@ def test_predictions_begin_as_not_assessed(tmp_path: Path) -> None:
 def test_predictions_come_back(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "slide", {})
     table = prepare(staging)
-    write_prediction_block(staging, table, 1, np.array([0.25, np.nan, 1.0, 0.0], dtype=np.float32), {})
+    write_prediction_block(
+        staging, table, 1, np.array([0.25, np.nan, 1.0, 0.0], dtype=np.float32), {}
+    )
     probability = Predictions(staging.product / FOLDER).probability
-    assert np.array_equal(probability[4:8], np.array([0.25, np.nan, 1.0, 0.0], dtype=np.float32), equal_nan=True)
+    assert np.array_equal(
+        probability[4:8], np.array([0.25, np.nan, 1.0, 0.0], dtype=np.float32), equal_nan=True
+    )
     assert np.isnan(probability[[0, 1, 2, 3, 8]]).all()
 
 

@@ -21,8 +21,20 @@ from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.store.codecs import PixelCodec, read_zstd_size
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import check_whole, read_manifest
-from wsi_pipeline.store.patches import PatchStore, describe_store, finish_patch_store, prepare_patch_store, write_patch_block
-from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, open_result, prepare_predictions, write_prediction_block
+from wsi_pipeline.store.patches import (
+    PatchStore,
+    describe_store,
+    finish_patch_store,
+    prepare_patch_store,
+    write_patch_block,
+)
+from wsi_pipeline.store.predictions import (
+    FOLDER,
+    RESULT_KIND,
+    open_result,
+    prepare_predictions,
+    write_prediction_block,
+)
 
 CELLS = [(row, col) for row in range(3) for col in range(3)]
 MEMORY_LIMIT_MB = 300
@@ -33,7 +45,11 @@ OBJECTS = [{"name": "vlen-utf8"}, {"name": "crc32c"}]
 SHARDED = [
     {
         "name": "sharding_indexed",
-        "configuration": {"chunk_shape": [1, 2], "codecs": [{"name": "bytes"}], "index_codecs": [{"name": "bytes"}]},
+        "configuration": {
+            "chunk_shape": [1, 2],
+            "codecs": [{"name": "bytes"}],
+            "index_codecs": [{"name": "bytes"}],
+        },
     }
 ]
 
@@ -51,7 +67,12 @@ def sparse_cells(product: Path) -> None:
 BOMBS: dict[str, tuple[Change, str]] = {
     "cells of 10^12 patches": (declare("cells", [BIG, 2]), "patches on a grid of 3 × 3"),
     "all arrays of 10^12 patches": (
-        several(*[declare(name, [BIG, *inner]) for name, inner in {"cells": [2], "labels": [], "patches": [50, 50, 3]}.items()]),
+        several(
+            *[
+                declare(name, [BIG, *inner])
+                for name, inner in {"cells": [2], "labels": [], "patches": [50, 50, 3]}.items()
+            ]
+        ),
         "patches on a grid of 3 × 3",
     ),
     "a file of 10^11 cells without content": (sparse_cells, "patches on a grid of 3 × 3"),
@@ -60,56 +81,140 @@ BOMBS: dict[str, tuple[Change, str]] = {
         "more than 268,435,456",
     ),
     "labels of 10^12 patches": (declare("labels", [BIG]), "'labels' has the shape"),
-    "a thumbnail of 10^12 pixels": (declare("thumbnail", [10**6, 10**6, 3]), "'thumbnail' is not as long as its values"),
-    "pixels in one chunk of 10^15 bytes": (declare("patches", [9, 50, 50, 3], [BIG, 50, 50, 3]), "'patches' has the chunks"),
-    "pixels of 10^12 patches": (declare("patches", [BIG, 50, 50, 3], [4, 50, 50, 3]), "'patches' has the shape"),
-    "pixels in chunks of one byte": (declare("patches", [9, 50, 50, 3], [1, 1, 1, 1]), "'patches' has the chunks"),
+    "a thumbnail of 10^12 pixels": (
+        declare("thumbnail", [10**6, 10**6, 3]),
+        "'thumbnail' is not as long as its values",
+    ),
+    "pixels in one chunk of 10^15 bytes": (
+        declare("patches", [9, 50, 50, 3], [BIG, 50, 50, 3]),
+        "'patches' has the chunks",
+    ),
+    "pixels of 10^12 patches": (
+        declare("patches", [BIG, 50, 50, 3], [4, 50, 50, 3]),
+        "'patches' has the shape",
+    ),
+    "pixels in chunks of one byte": (
+        declare("patches", [9, 50, 50, 3], [1, 1, 1, 1]),
+        "'patches' has the chunks",
+    ),
     "blocks of 10^12 patches": (attribute("block_size", value=BIG), "beyond any slide"),
     "blocks that fill the memory": (attribute("block_size", value=10**8), "too large for memory"),
-    "a downsample with 10^9 digits": (attribute("grid", "downsample", value="1e999999999"), "no downsample"),
-    "a thumbnail's downsample with 10^9 digits": (attribute("thumbnail", "downsample", value="1e999999999"), "no downsample"),
-    "a level's downsample with 10^9 digits": (attribute("slide", "level_downsamples", value=["1e999999999"]), "no downsample"),
+    "a downsample with 10^9 digits": (
+        attribute("grid", "downsample", value="1e999999999"),
+        "no downsample",
+    ),
+    "a thumbnail's downsample with 10^9 digits": (
+        attribute("thumbnail", "downsample", value="1e999999999"),
+        "no downsample",
+    ),
+    "a level's downsample with 10^9 digits": (
+        attribute("slide", "level_downsamples", value=["1e999999999"]),
+        "no downsample",
+    ),
     "a number of 10^5 digits": (
         lambda product: (product / "zarr.json").write_text('{"attributes": ' + "9" * 100_000 + "}"),
         "damaged",
     ),
     "brackets 200,000 deep": (deep_json, "nest too deep"),
-    "metadata of 100 MB": (lambda product: os.truncate(product / "zarr.json", 10**8), "more than 67108864"),
+    "metadata of 100 MB": (
+        lambda product: os.truncate(product / "zarr.json", 10**8),
+        "more than 67108864",
+    ),
 }
 
 LIES: dict[str, tuple[Change, str]] = {
-    "a label of no class": (put_values("labels", np.array([2] + [0] * 8, dtype=np.int8)), "none of its classes"),
-    "a label below unknown": (put_values("labels", np.array([-2] + [0] * 8, dtype=np.int8)), "none of its classes"),
-    "a label fraction above 1": (put_values("label_fraction", np.full(9, 1.5, np.float32)), "label fraction lies outside"),
-    "an infinite tissue fraction": (put_values("tissue_fraction", np.full(9, np.inf, np.float32)), "tissue fraction lies outside"),
+    "a label of no class": (
+        put_values("labels", np.array([2] + [0] * 8, dtype=np.int8)),
+        "none of its classes",
+    ),
+    "a label below unknown": (
+        put_values("labels", np.array([-2] + [0] * 8, dtype=np.int8)),
+        "none of its classes",
+    ),
+    "a label fraction above 1": (
+        put_values("label_fraction", np.full(9, 1.5, np.float32)),
+        "label fraction lies outside",
+    ),
+    "an infinite tissue fraction": (
+        put_values("tissue_fraction", np.full(9, np.inf, np.float32)),
+        "tissue fraction lies outside",
+    ),
     "a cell twice": (put_values("cells", np.array([[0, 0]] * 9, dtype=np.int32)), "occurs twice"),
-    "a cell outside": (put_values("cells", np.array([*CELLS[:8], (3, 0)], dtype=np.int32)), "outside the grid"),
-    "a negative cell": (put_values("cells", np.array([*CELLS[:8], (-1, 0)], dtype=np.int32)), "outside the grid"),
-    "labels of fewer patches": (several(declare("labels", [8]), put_values("labels", np.zeros(8, np.int8))), "'labels' has the shape 8"),
-    "fractions as whole numbers": (edit_json("label_fraction/zarr.json", "data_type", value="int32"), "'label_fraction' has the dtype"),
+    "a cell outside": (
+        put_values("cells", np.array([*CELLS[:8], (3, 0)], dtype=np.int32)),
+        "outside the grid",
+    ),
+    "a negative cell": (
+        put_values("cells", np.array([*CELLS[:8], (-1, 0)], dtype=np.int32)),
+        "outside the grid",
+    ),
+    "labels of fewer patches": (
+        several(declare("labels", [8]), put_values("labels", np.zeros(8, np.int8))),
+        "'labels' has the shape 8",
+    ),
+    "fractions as whole numbers": (
+        edit_json("label_fraction/zarr.json", "data_type", value="int32"),
+        "'label_fraction' has the dtype",
+    ),
     "a slide at minus half a µm": (attribute("slide", "mpp", value=-0.5), "the slide has -0.5"),
     "patches at minus half a µm": (attribute("grid", "spec", "mpp", value=-0.5), "mpp is -0.5"),
     "a slide at NaN µm": (attribute("slide", "mpp", value=float("nan")), "NaN is no JSON"),
     "a slide at 10^999 µm": (
         lambda product: (
-            (product / "zarr.json").write_text((product / "zarr.json").read_text().replace('"mpp": 0.5', '"mpp": 1e999')) and None
+            (product / "zarr.json").write_text(
+                (product / "zarr.json").read_text().replace('"mpp": 0.5', '"mpp": 1e999')
+            )
+            and None
         ),
         "beyond any number",
     ),
     "a scale in words": (attribute("slide", "mpp", value="half"), "damaged"),
-    "a slide called like a way out": (attribute("slide", "slide_id", value="../../etc/passwd"), "no name of a slide"),
-    "a slide called like the parent": (attribute("slide", "slide_id", value=".."), "no name of a slide"),
+    "a slide called like a way out": (
+        attribute("slide", "slide_id", value="../../etc/passwd"),
+        "no name of a slide",
+    ),
+    "a slide called like the parent": (
+        attribute("slide", "slide_id", value=".."),
+        "no name of a slide",
+    ),
     "a slide without a name": (attribute("slide", "slide_id", value=""), "no name of a slide"),
-    "classes that are no texts": (attribute("class_names", value=[{"a": 1}, []]), "no list of texts"),
-    "a pickling codec": (edit_json("cells/zarr.json", "codecs", value=PICKLE), "'cells' has the codecs numcodecs.pickle"),
-    "a pickling codec for pixels": (edit_json("patches/zarr.json", "codecs", value=PICKLE), "'patches' has the codecs numcodecs.pickle"),
-    "an object codec": (edit_json("labels/zarr.json", "codecs", value=OBJECTS), "'labels' has the codecs vlen-utf8"),
-    "shards": (edit_json("cells/zarr.json", "codecs", value=SHARDED), "'cells' has the codecs sharding_indexed"),
-    "texts for labels": (edit_json("labels/zarr.json", "data_type", value="string"), "laid out as wsi lays none out"),
-    "a transformer": (edit_json("cells/zarr.json", "storage_transformers", value=[{"name": "x"}]), "laid out as wsi lays none out"),
-    "another codec than it says": (attribute("codec", value={"name": "zstd"}), "'patches' has the codecs bytes × crc32c"),
+    "classes that are no texts": (
+        attribute("class_names", value=[{"a": 1}, []]),
+        "no list of texts",
+    ),
+    "a pickling codec": (
+        edit_json("cells/zarr.json", "codecs", value=PICKLE),
+        "'cells' has the codecs numcodecs.pickle",
+    ),
+    "a pickling codec for pixels": (
+        edit_json("patches/zarr.json", "codecs", value=PICKLE),
+        "'patches' has the codecs numcodecs.pickle",
+    ),
+    "an object codec": (
+        edit_json("labels/zarr.json", "codecs", value=OBJECTS),
+        "'labels' has the codecs vlen-utf8",
+    ),
+    "shards": (
+        edit_json("cells/zarr.json", "codecs", value=SHARDED),
+        "'cells' has the codecs sharding_indexed",
+    ),
+    "texts for labels": (
+        edit_json("labels/zarr.json", "data_type", value="string"),
+        "laid out as wsi lays none out",
+    ),
+    "a transformer": (
+        edit_json("cells/zarr.json", "storage_transformers", value=[{"name": "x"}]),
+        "laid out as wsi lays none out",
+    ),
+    "another codec than it says": (
+        attribute("codec", value={"name": "zstd"}),
+        "'patches' has the codecs bytes × crc32c",
+    ),
     "a codec that nobody knows": (attribute("codec", value={"name": "pickle"}), "codec is unknown"),
-    "a future format": (attribute("format_version", value=99), "has format 99, this version of wsi reads 1; update wsi"),
+    "a future format": (
+        attribute("format_version", value=99),
+        "has format 99, this version of wsi reads 1; update wsi",
+    ),
     "another kind": (attribute("kind", value="wsi predictions"), "holds 'wsi predictions'"),
 }
 
@@ -142,14 +247,22 @@ print(used("VmHWM:"))
 
 
 def test_bombs_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
-    sent = [send(tmp_path, change, f"bomb{number}") for number, (change, _) in enumerate(BOMBS.values())]
+    sent = [
+        send(tmp_path, change, f"bomb{number}") for number, (change, _) in enumerate(BOMBS.values())
+    ]
     answer = subprocess.run(
-        [sys.executable, "-c", OPEN_ALL, str(MEMORY_LIMIT_MB), *map(str, sent)], capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, "-c", OPEN_ALL, str(MEMORY_LIMIT_MB), *map(str, sent)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert answer.returncode == 0, answer.stderr[-2000:]
     *lines, _ = answer.stdout.splitlines()
     refusals = dict(zip(BOMBS, map(json.loads, lines), strict=True))
-    unexpected = {bomb: refusals[bomb] for bomb, (_, fault) in BOMBS.items() if fault not in refusals[bomb]}
+    unexpected = {
+        bomb: refusals[bomb] for bomb, (_, fault) in BOMBS.items() if fault not in refusals[bomb]
+    }
     assert not unexpected
     assert all("\n" not in line and len(line) < 600 for line in refusals.values())
 
@@ -164,7 +277,13 @@ def test_what_cannot_be_is_refused(lie: str, tmp_path: Path) -> None:
 
 
 JSON: st.SearchStrategy[object] = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers(), max_size=4) | st.just({})
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.lists(st.integers(), max_size=4)
+    | st.just({})
 )
 PLACES = [
     ("block_size",), ("patient_id",), ("class_names",), ("class_names", 0), ("codec",), ("codec", "name"), ("codec", "quality"), ("slide",),
@@ -177,7 +296,10 @@ PLACES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.sampled_from(PLACES), JSON)
 def test_whatever_stands_in_an_attribute_a_store_is_opened_or_refused_in_one_line(
     tmp_path: Path, place: tuple[str | int, ...], value: object
@@ -204,7 +326,9 @@ def test_a_store_that_nobody_changed_is_opened_after_the_same_treatment(tmp_path
     assert PatchStore(send(tmp_path, lambda product: None)).table.patches == 9
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../other/zarr.json", "patches/../../other", "", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../other/zarr.json", "patches/../../other", "", "a\0b"]
+)
 def test_a_manifest_never_names_a_file_outside(name: str, tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
     rewrite_manifest(store, lambda manifest: manifest["files"].update({name: [0, "0" * 32]}))
@@ -257,7 +381,9 @@ def test_a_manifest_of_the_future_says_to_update(tmp_path: Path) -> None:
         read_manifest(store)
 
 
-@pytest.mark.parametrize("content", ["[" * 200_000, '{"format": NaN}', "", "{", "7", '{"format": 2, "files": 7}'])
+@pytest.mark.parametrize(
+    "content", ["[" * 200_000, '{"format": NaN}', "", "{", "7", '{"format": 2, "files": 7}']
+)
 def test_a_manifest_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
     (store / "manifest.json").write_text(content)
@@ -272,7 +398,9 @@ def compress(path: Path, codec: PixelCodec, table: PatchTable) -> Path:
     for block in range(-(-table.patches // table.block_size)):
         rows = slice(block * table.block_size, (block + 1) * table.block_size)
         part = pixels[rows]
-        write_patch_block(staging, table, block, PatchBlock(part, np.ones(len(part), dtype=np.bool_)))
+        write_patch_block(
+            staging, table, block, PatchBlock(part, np.ones(len(part), dtype=np.bool_))
+        )
     finish_patch_store(staging, table)
     return path
 
@@ -285,7 +413,9 @@ def replace_chunk(store: Path, content: bytes) -> None:
 
 def test_compressed_stores_are_still_read(tmp_path: Path) -> None:
     for codec in (PixelCodec("zstd"), PixelCodec("jpeg", 90)):
-        store = PatchStore(compress(tmp_path / f"{codec.name}.patches.zarr", codec, make_table(CELLS)))
+        store = PatchStore(
+            compress(tmp_path / f"{codec.name}.patches.zarr", codec, make_table(CELLS))
+        )
         assert store.read_block(2).pixels.shape == (1, 50, 50, 3)
 
 
@@ -308,7 +438,9 @@ def test_the_size_in_a_zstd_header_is_the_one_that_the_library_wrote(size: int) 
     assert read_zstd_size(header) == size
 
 
-@pytest.mark.parametrize("header", [b"", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfd\x00\x58", b"PK\x03\x04aaaaaaaaaaaa"])
+@pytest.mark.parametrize(
+    "header", [b"", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfd\x00\x58", b"PK\x03\x04aaaaaaaaaaaa"]
+)
 def test_a_zstd_frame_that_keeps_its_size_to_itself_has_none(header: bytes) -> None:
     assert read_zstd_size(header) is None
 
@@ -324,14 +456,23 @@ def test_a_jpeg_of_another_size_than_a_patch_is_not_decoded(tmp_path: Path) -> N
         PatchStore(store).read_block(0)
 
 
-def make_result(folder: Path, probability: list[float], counts: dict[str, int] | None = None) -> Path:
+def make_result(
+    folder: Path, probability: list[float], counts: dict[str, int] | None = None
+) -> Path:
     staging = Staging(folder, {})
     table = make_table(CELLS[: len(probability)])
-    prepare_predictions(staging, table, {"model": {"threshold": 0.5, "digest": "d", "class_names": ["negative", "positive"]}})
+    prepare_predictions(
+        staging,
+        table,
+        {"model": {"threshold": 0.5, "digest": "d", "class_names": ["negative", "positive"]}},
+    )
     values = np.array(probability, dtype=np.float32)
     for block in range(-(-len(values) // table.block_size)):
         write_prediction_block(staging, table, block, values[block * 4 : block * 4 + 4], {})
-    staging.commit(RESULT_KIND, counts or {"patches": len(probability), "unreadable": int(np.isnan(values).sum())})
+    staging.commit(
+        RESULT_KIND,
+        counts or {"patches": len(probability), "unreadable": int(np.isnan(values).sum())},
+    )
     return folder
 
 
@@ -342,7 +483,9 @@ def test_predictions_with_as_many_nan_as_were_unreadable_are_opened(tmp_path: Pa
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.1])
 def test_a_score_that_is_none_is_refused(value: float, tmp_path: Path) -> None:
     result = make_result(tmp_path / "s", [0.1, 0.2, 0.9])
-    put_values("predictions.zarr/probability", np.array([0.1, value, 0.9, np.nan], dtype=np.float32))(result)
+    put_values(
+        "predictions.zarr/probability", np.array([0.1, value, 0.9, np.nan], dtype=np.float32)
+    )(result)
     vouch(result)
     with pytest.raises(StoreError, match="disagree" if np.isnan(value) else "outside 0 to 1"):
         open_result(result)
@@ -357,7 +500,15 @@ def test_a_block_of_predictions_that_the_manifest_leaves_out_is_missed(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "model", [None, 7, {}, {"threshold": "half"}, {"threshold": 2}, {"threshold": True, "digest": "d", "class_names": ["a", "b"]}]
+    "model",
+    [
+        None,
+        7,
+        {},
+        {"threshold": "half"},
+        {"threshold": 2},
+        {"threshold": True, "digest": "d", "class_names": ["a", "b"]},
+    ],
 )
 def test_predictions_of_no_model_are_refused(model: object, tmp_path: Path) -> None:
     result = make_result(tmp_path / "s", [0.1])
@@ -380,7 +531,9 @@ def test_predictions_of_no_model_are_refused(model: object, tmp_path: Path) -> N
         ("threshold", "NaN"),
     ],
 )
-def test_a_summary_with_a_figure_that_is_none_is_refused(name: str, value: object, tmp_path: Path) -> None:
+def test_a_summary_with_a_figure_that_is_none_is_refused(
+    name: str, value: object, tmp_path: Path
+) -> None:
     write_result(tmp_path / "s", [0.1, 0.9])
     edit_json("summary.json", name, value=value)(tmp_path / "s")
     vouch(tmp_path / "s")

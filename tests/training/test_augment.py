@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.training.augment import NO_AUGMENTATION, STAINS_TO_RGB, Augmentation, jitter_stains, shift_tone, turn, warp
+from wsi_pipeline.training.augment import (
+    NO_AUGMENTATION,
+    STAINS_TO_RGB,
+    Augmentation,
+    jitter_stains,
+    shift_tone,
+    turn,
+    warp,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -37,8 +45,13 @@ def test_flips_alone_never_turn() -> None:
     assert seen_ways(turns=False) == {0, 4}
 
 
-@given(st.sampled_from(["flips", "turns", "affine", "brightness", "contrast", "hed"]), st.integers(0, 99))
-def test_each_change_alone_does_something_and_stays_within_zero_to_one(name: str, seed: int) -> None:
+@given(
+    st.sampled_from(["flips", "turns", "affine", "brightness", "contrast", "hed"]),
+    st.integers(0, 99),
+)
+def test_each_change_alone_does_something_and_stays_within_zero_to_one(
+    name: str, seed: int
+) -> None:
     x = torch.rand(8, 3, 6, 6, generator=generator(seed))
     only = Augmentation(
         **{"flips": False, "turns": False, "affine": 0, "brightness": 0, "contrast": 0, "hed": 0}  # type: ignore[arg-type]
@@ -66,7 +79,9 @@ def test_the_same_seed_gives_the_same_changes() -> None:
 
 
 def test_brightness_moves_a_grey_patch_within_its_bound() -> None:
-    shifted = shift_tone(torch.full((1000, 3, 2, 2), 0.5), brightness=0.1, contrast=0.5, generator=generator())
+    shifted = shift_tone(
+        torch.full((1000, 3, 2, 2), 0.5), brightness=0.1, contrast=0.5, generator=generator()
+    )
     assert 0.4 <= float(shifted.min()) < 0.41  # contrast has nothing to stretch
     assert 0.59 < float(shifted.max()) <= 0.6
 
@@ -88,7 +103,11 @@ def test_stain_jitter_of_nothing_gives_the_patch_back() -> None:
 def test_stain_jitter_moves_along_the_stains() -> None:
     """A pixel of pure haematoxylin at density 0.5 stays haematoxylin where each stain is only made stronger or weaker."""
     stains = np.array(STAINS_TO_RGB)
-    x = torch.tensor(np.exp(-0.5 * stains[0]), dtype=torch.float32).reshape(1, 3, 1, 1).repeat(300, 1, 1, 1)
+    x = (
+        torch.tensor(np.exp(-0.5 * stains[0]), dtype=torch.float32)
+        .reshape(1, 3, 1, 1)
+        .repeat(300, 1, 1, 1)
+    )
     jittered = jitter_stains(x, 0.2, generator())
     density = -np.log(jittered[:, :, 0, 0].numpy()) @ np.linalg.inv(stains)
     assert 0.5 * 0.8 - 0.2 - 1e-3 <= density[:, 0].min() < 0.25
@@ -110,7 +129,10 @@ def test_warping_moves_a_centred_dot_by_less_than_the_bounds() -> None:
     assert int(cols.abs().max()) in (2, 3)
 
 
-@pytest.mark.parametrize("wrong", [{"hed": -0.1}, {"affine": 2.0}, {"brightness": float("nan")}, {"contrast": float("inf")}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"hed": -0.1}, {"affine": 2.0}, {"brightness": float("nan")}, {"contrast": float("inf")}],
+)
 def test_impossible_strengths_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="must lie between 0 and 1"):
         Augmentation(**wrong)  # type: ignore[arg-type]

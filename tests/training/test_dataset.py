@@ -14,7 +14,12 @@ CELLS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 def test_unlabelled_and_unreadable_patches_are_skipped(tmp_path: Path) -> None:
     pixels = make_patches(4)
-    make_store(tmp_path / "a.patches.zarr", make_table(CELLS, labels=[0, -1, 1, 1], slide_id="a"), pixels, unreadable=[3])
+    make_store(
+        tmp_path / "a.patches.zarr",
+        make_table(CELLS, labels=[0, -1, 1, 1], slide_id="a"),
+        pixels,
+        unreadable=[3],
+    )
     patches = load_labelled([tmp_path / "a.patches.zarr"])
     assert np.array_equal(read_pixels(patches, np.arange(len(patches))), pixels[[0, 2]])
     assert patches.labels.tolist() == [0, 1]
@@ -23,7 +28,11 @@ def test_unlabelled_and_unreadable_patches_are_skipped(tmp_path: Path) -> None:
 
 
 def test_pixels_and_labels_stay_together_over_blocks(tmp_path: Path) -> None:
-    table = make_table([(k // 5, k % 5) for k in range(23)], labels=[k % 2 if k % 3 else -1 for k in range(23)], block_size=4)
+    table = make_table(
+        [(k // 5, k % 5) for k in range(23)],
+        labels=[k % 2 if k % 3 else -1 for k in range(23)],
+        block_size=4,
+    )
     pixels = make_patches(23)
     make_store(tmp_path / "a.patches.zarr", table, pixels)
     patches = load_labelled([tmp_path / "a.patches.zarr"])
@@ -37,7 +46,9 @@ def test_pixels_and_labels_stay_together_over_blocks(tmp_path: Path) -> None:
         ({"side_px": 64}, "64 px.* has 50 px"),
     ],
 )
-def test_stores_that_do_not_fit_together_are_refused(other: dict[str, float], fault: str, tmp_path: Path) -> None:
+def test_stores_that_do_not_fit_together_are_refused(
+    other: dict[str, float], fault: str, tmp_path: Path
+) -> None:
     make_store(tmp_path / "a.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1]))
     make_store(tmp_path / "b.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], **other))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=fault):
@@ -62,13 +73,20 @@ def test_a_flipped_bit_is_found_before_training(tmp_path: Path) -> None:
 
 def test_some_patches_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
     pixels = make_patches(4)
-    make_store(tmp_path / "a.patches.zarr", make_table(CELLS, labels=[0, 1, 1, 0], block_size=2), pixels)
+    make_store(
+        tmp_path / "a.patches.zarr", make_table(CELLS, labels=[0, 1, 1, 0], block_size=2), pixels
+    )
     patches = load_labelled([tmp_path / "a.patches.zarr"])
     assert np.array_equal(read_pixels(patches, np.array([3, 0, 2])), pixels[[3, 0, 2]])
 
 
 def test_one_slide_of_two_patients_is_refused(tmp_path: Path) -> None:
     for patient in ("a", "b"):
-        make_store(tmp_path / f"{patient}.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], patient_id=patient))
-    with pytest.raises(ConfigError, match=r"b\.patches\.zarr: holds the same slide as .*a\.patches\.zarr"):
+        make_store(
+            tmp_path / f"{patient}.patches.zarr",
+            make_table(CELLS, labels=[0, 1, 0, 1], patient_id=patient),
+        )
+    with pytest.raises(
+        ConfigError, match=r"b\.patches\.zarr: holds the same slide as .*a\.patches\.zarr"
+    ):
         load_labelled([tmp_path / "a.patches.zarr", tmp_path / "b.patches.zarr"])

@@ -31,7 +31,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.system
-def test_a_run_of_folds_stopped_in_the_second_goes_on_there_and_ends_in_the_same_bytes(stores: Path, tmp_path: Path) -> None:
+def test_a_run_of_folds_stopped_in_the_second_goes_on_there_and_ends_in_the_same_bytes(
+    stores: Path, tmp_path: Path
+) -> None:
     train_folds([stores], tmp_path / "quiet", QUICK, 3)
     trained: list[int] = []
 
@@ -43,17 +45,28 @@ def test_a_run_of_folds_stopped_in_the_second_goes_on_there_and_ends_in_the_same
     with pytest.raises(Stopped):
         train_folds([stores], tmp_path / "stopped", QUICK, 3, listener=TrainListener(on_epoch=stop))
     rest: list[int] = []
-    train_folds([stores], tmp_path / "stopped", QUICK, 3, listener=TrainListener(on_epoch=lambda epoch: rest.append(epoch.epoch)))
+    train_folds(
+        [stores],
+        tmp_path / "stopped",
+        QUICK,
+        3,
+        listener=TrainListener(on_epoch=lambda epoch: rest.append(epoch.epoch)),
+    )
     assert rest == [2, 1, 2]
     assert folder_bytes(tmp_path / "stopped") == folder_bytes(tmp_path / "quiet")
 
 
 def test_the_spread_is_mean_and_sample_deviation_of_the_folds(stores: Path, tmp_path: Path) -> None:
     result = train_folds([stores], tmp_path / "folds", QUICK, 3)
-    metrics = [json.loads((tmp_path / "folds" / f"fold-{k}" / "metrics.json").read_text())["scores"] for k in (1, 2, 3)]
+    metrics = [
+        json.loads((tmp_path / "folds" / f"fold-{k}" / "metrics.json").read_text())["scores"]
+        for k in (1, 2, 3)
+    ]
     brier = [fold["brier"] for fold in metrics]
     assert result.figures["brier"].mean == pytest.approx(sum(brier) / 3)
-    assert result.figures["brier"].deviation == pytest.approx(np.sqrt(sum((value - sum(brier) / 3) ** 2 for value in brier) / 2))
+    assert result.figures["brier"].deviation == pytest.approx(
+        np.sqrt(sum((value - sum(brier) / 3) ** 2 for value in brier) / 2)
+    )
     with (tmp_path / "folds" / "summary" / "folds.csv").open() as stream:
         rows = {row["figure"]: row for row in csv.DictReader(stream)}
     assert [float(rows["brier"][f"fold-{k}"]) for k in (1, 2, 3)] == brier
@@ -76,7 +89,9 @@ def test_other_folds_do_not_mix_into_a_finished_folder(stores: Path, tmp_path: P
 def test_the_suggestion_is_where_the_loss_falls_fastest_per_decade() -> None:
     """Flat up to 1e-4, falling by 0.1 per step of the logarithm around 1e-3, flat again, then rising."""
     exponents = np.linspace(-8, 0, 81)
-    losses = np.interp(exponents, [-8, -4, -3.5, -2.5, -2, -1, 0], [0.7, 0.7, 0.65, 0.35, 0.3, 0.3, 2.0])
+    losses = np.interp(
+        exponents, [-8, -4, -3.5, -2.5, -2, -1, 0], [0.7, 0.7, 0.65, 0.35, 0.3, 0.3, 2.0]
+    )
     assert 10**-3.5 <= Sweep(10**exponents, losses).suggestion <= 10**-2.5
 
 
@@ -88,10 +103,20 @@ def test_a_loss_that_never_falls_suggests_nothing() -> None:
 def test_a_sweep_of_a_real_network_leaves_a_table_and_a_plot(stores: Path, tmp_path: Path) -> None:
     done: list[int] = []
     sweep = sweep_stores(
-        [stores], tmp_path / "sweep", QUICK, SplitChoice(val_patients=("p1",)), steps=60, highest=10.0, on_step=done.append
+        [stores],
+        tmp_path / "sweep",
+        QUICK,
+        SplitChoice(val_patients=("p1",)),
+        steps=60,
+        highest=10.0,
+        on_step=done.append,
     )
     assert 1e-7 < sweep.suggestion < 10
-    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"lr_find.csv", "lr_find.png", "manifest.json"}
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
+        "lr_find.csv",
+        "lr_find.png",
+        "manifest.json",
+    }
     rows = (tmp_path / "sweep" / "lr_find.csv").read_text().splitlines()
     assert len(rows) - 1 == len(done) == len(sweep.rates)
     assert float(rows[1].split(",")[0]) == pytest.approx(1e-7)
@@ -100,7 +125,15 @@ def test_a_sweep_of_a_real_network_leaves_a_table_and_a_plot(stores: Path, tmp_p
 def test_the_same_sweep_again_reads_the_one_that_is_there(stores: Path, tmp_path: Path) -> None:
     done: list[list[int]] = [[], []]
     first, again = (
-        sweep_stores([stores], tmp_path / "sweep", QUICK, SplitChoice(val_patients=("p1",)), steps=40, highest=10.0, on_step=steps.append)
+        sweep_stores(
+            [stores],
+            tmp_path / "sweep",
+            QUICK,
+            SplitChoice(val_patients=("p1",)),
+            steps=40,
+            highest=10.0,
+            on_step=steps.append,
+        )
         for steps in done
     )
     assert len(done[0]) > 30
@@ -109,9 +142,18 @@ def test_the_same_sweep_again_reads_the_one_that_is_there(stores: Path, tmp_path
 
 
 @pytest.mark.parametrize("highest", [0.0, float("nan"), -1.0])
-def test_an_impossible_highest_rate_is_refused(highest: float, stores: Path, tmp_path: Path) -> None:
+def test_an_impossible_highest_rate_is_refused(
+    highest: float, stores: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="must be above 0"):
-        sweep_stores([stores], tmp_path / "sweep", QUICK, SplitChoice(val_patients=("p1",)), steps=40, highest=highest)
+        sweep_stores(
+            [stores],
+            tmp_path / "sweep",
+            QUICK,
+            SplitChoice(val_patients=("p1",)),
+            steps=40,
+            highest=highest,
+        )
 
 
 def test_a_sweep_that_ends_at_once_suggests_nothing() -> None:
@@ -121,4 +163,11 @@ def test_a_sweep_that_ends_at_once_suggests_nothing() -> None:
 
 def test_a_sweep_of_a_few_steps_is_refused(stores: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 40"):
-        sweep_stores([stores], tmp_path / "sweep", QUICK, SplitChoice(val_patients=("p1",)), steps=20, highest=10.0)
+        sweep_stores(
+            [stores],
+            tmp_path / "sweep",
+            QUICK,
+            SplitChoice(val_patients=("p1",)),
+            steps=20,
+            highest=10.0,
+        )

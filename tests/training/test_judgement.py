@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.training.bootstrap import ResampledFigures, bootstrap_intervals, draw_patients, find_interval
+from wsi_pipeline.training.bootstrap import (
+    ResampledFigures,
+    bootstrap_intervals,
+    draw_patients,
+    find_interval,
+)
 from wsi_pipeline.training.calibration import (
     MAX_TEMPERATURE,
     ThresholdRule,
@@ -43,7 +48,8 @@ def names(*values: str) -> NDArray[np.str_]:
     return np.array(values)
 
 
-# Labels and probabilities of two to forty patches with both classes; few different probabilities, so that there are ties.
+# Labels and probabilities of two to forty patches with both classes; few different probabilities,
+# so that there are ties.
 @st.composite
 def patches(draw: st.DrawFn) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.intp]]:
     count = draw(st.integers(2, 40))
@@ -53,13 +59,17 @@ def patches(draw: st.DrawFn) -> tuple[NDArray[np.int8], NDArray[np.float32], NDA
 
 
 def test_brier_score_by_hand() -> None:
-    assert brier_score(ints(0, 1, 1), floats(0.5, 1.0, 0.25)) == pytest.approx((0.25 + 0 + 0.5625) / 3)
+    assert brier_score(ints(0, 1, 1), floats(0.5, 1.0, 0.25)) == pytest.approx(
+        (0.25 + 0 + 0.5625) / 3
+    )
 
 
 def test_likelihood_by_hand() -> None:
     # ln 3 is the logit of 3/4: the positive patch got 3/4, the negative one 1/4.
     logits = floats(math.log(3), math.log(3))
-    assert negative_log_likelihood(ints(1, 0), logits) == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
+    assert negative_log_likelihood(ints(1, 0), logits) == pytest.approx(
+        (math.log(4 / 3) + math.log(4)) / 2
+    )
 
 
 def test_the_likelihood_of_a_sure_mistake_is_finite() -> None:
@@ -67,14 +77,16 @@ def test_the_likelihood_of_a_sure_mistake_is_finite() -> None:
 
 
 def test_average_precision_by_hand() -> None:
-    # Called one by one from the top: true (1 of 1), false, true (2 of 3), false. Half of the positives at each true one.
+    # Called one by one from the top: true (1 of 1), false, true (2 of 3), false. Half of the
+    # positives at each true one.
     scores = score(ints(1, 0, 1, 0), floats(0.9, 0.8, 0.7, 0.1), 0.5)
     assert scores.average_precision == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
 
 
 def test_calibration_error_by_hand() -> None:
-    # Bin 3 (0.2 to 0.267): two patches promised 0.25 each, one is positive, so 0.5 came true: off by 0.25.
-    # Bin 13 (0.867 to 0.933): two promised 0.9, both positive: off by 0.1. Each bin holds half of the patches.
+    # Bin 3 (0.2 to 0.267): two patches promised 0.25 each, one is positive, so 0.5 came true: off
+    # by 0.25. Bin 13 (0.867 to 0.933): two promised 0.9, both positive: off by 0.1. Each bin holds
+    # half of the patches.
     labels, probability = ints(0, 1, 1, 1), floats(0.25, 0.25, 0.9, 0.9)
     assert expected_calibration_error(labels, probability) == pytest.approx((0.25 + 0.1) / 2)
 
@@ -89,13 +101,16 @@ def test_the_calibration_error_is_of_the_positive_class() -> None:
 
 def test_the_last_bin_takes_in_certainty() -> None:
     bins = measure_reliability(ints(1, 0), floats(1.0, 0.0))
-    assert [(item.patches, item.mean_probability, item.positive_share) for item in (bins[0], bins[14])] == [(1, 0.0, 0.0), (1, 1.0, 1.0)]
+    assert [
+        (item.patches, item.mean_probability, item.positive_share) for item in (bins[0], bins[14])
+    ] == [(1, 0.0, 0.0), (1, 1.0, 1.0)]
     assert len(bins) == 15
     assert bins[1].mean_probability is None
 
 
 def test_a_network_that_is_twice_too_sure_gets_temperature_two() -> None:
-    # Of four patches at logit 2 ln 3 three are positive, of four at -2 ln 3 one: the true logits are ±ln 3.
+    # Of four patches at logit 2 ln 3 three are positive, of four at -2 ln 3 one: the true logits
+    # are ±ln 3.
     sure = 2 * math.log(3)
     labels, logits = ints(1, 1, 1, 0, 0, 0, 0, 1), floats(*[sure] * 4, *[-sure] * 4)
     assert fit_temperature(labels, logits) == pytest.approx(2, rel=1e-6)
@@ -105,18 +120,24 @@ def test_a_network_that_is_twice_too_sure_gets_temperature_two() -> None:
 @given(st.floats(0.1, 15))
 def test_the_temperature_undoes_any_scale(factor: float) -> None:
     true = math.log(3)
-    labels, logits = ints(1, 1, 1, 0, 0, 0, 0, 1), floats(*[true] * 4, *[-true] * 4) * np.float32(factor)
+    labels, logits = (
+        ints(1, 1, 1, 0, 0, 0, 0, 1),
+        floats(*[true] * 4, *[-true] * 4) * np.float32(factor),
+    )
     assert fit_temperature(labels, logits) == pytest.approx(factor, rel=1e-5)
 
 
 def test_groups_of_one_logit_each_are_weighed_together() -> None:
-    # Right for half of the patches at temperature 1, for the other half at 3; the slope of the likelihood is 0 in between:
-    # Σ (sigmoid(z / T) - share) z = 0, here solved on a grid.
+    # Right for half of the patches at temperature 1, for the other half at 3; the slope of the
+    # likelihood is 0 in between: Σ (sigmoid(z / T) - share) z = 0, here solved on a grid.
     logits = floats(*[math.log(3)] * 4, *[3 * math.log(3)] * 4)
     labels = ints(1, 1, 1, 0, 1, 1, 1, 0)
     best = fit_temperature(labels, logits)
     grid = np.linspace(1, 5, 40_001)
-    losses = [negative_log_likelihood(labels, logits.astype(np.float64) / temperature) for temperature in grid]
+    losses = [
+        negative_log_likelihood(labels, logits.astype(np.float64) / temperature)
+        for temperature in grid
+    ]
     assert best == pytest.approx(grid[int(np.argmin(losses))], abs=2e-4)
 
 
@@ -141,7 +162,9 @@ def test_no_temperature_of_logits_that_are_no_numbers() -> None:
 
 @settings(max_examples=30)
 @given(patches(), st.integers(0, 99))
-def test_the_order_of_patches_does_not_change_the_temperature(item: tuple[NDArray[np.int8], ...], seed: int) -> None:
+def test_the_order_of_patches_does_not_change_the_temperature(
+    item: tuple[NDArray[np.int8], ...], seed: int
+) -> None:
     labels, logits = item[0], undo_temperature(item[1].astype(np.float32), 1.0)
     order = np.random.default_rng(seed).permutation(len(labels))
     assert fit_temperature(labels, logits) == fit_temperature(labels[order], logits[order])
@@ -149,7 +172,9 @@ def test_the_order_of_patches_does_not_change_the_temperature(item: tuple[NDArra
 
 @settings(max_examples=30)
 @given(patches(), st.floats(0.25, 20))  # below, logits of ±4 reach 1 within float32
-def test_no_temperature_changes_the_ranking(item: tuple[NDArray[np.int8], ...], temperature: float) -> None:
+def test_no_temperature_changes_the_ranking(
+    item: tuple[NDArray[np.int8], ...], temperature: float
+) -> None:
     labels, logits = item[0], (item[1].astype(np.float32) - np.float32(0.5)) * 8
     before, after = (score(labels, apply_temperature(logits, t), 0.5) for t in (1.0, temperature))
     assert after.auroc == pytest.approx(before.auroc, abs=1e-12)
@@ -161,7 +186,9 @@ def test_no_temperature_changes_the_ranking(item: tuple[NDArray[np.int8], ...], 
 def test_a_temperature_can_be_undone(logit: float, temperature: float) -> None:
     again = undo_temperature(apply_temperature(floats(logit), temperature), temperature)
     # float32 holds probabilities near 1 to about 6e-8 only, the coarser the surer.
-    assert again[0] == pytest.approx(logit, abs=temperature * (1e-6 + 1e-7 * math.exp(abs(logit) / temperature)), rel=1e-5)
+    assert again[0] == pytest.approx(
+        logit, abs=temperature * (1e-6 + 1e-7 * math.exp(abs(logit) / temperature)), rel=1e-5
+    )
 
 
 def test_equal_logits_have_equal_probabilities_wherever_they_stand() -> None:
@@ -189,7 +216,19 @@ def test_threshold_rules_are_read(text: str, rule: ThresholdRule) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "best", "f1=2", "sensitivity", "sensitivity=", "sensitivity=0", "sensitivity=1.1", "1.5", "-0.1", "nan"]
+    "text",
+    [
+        "",
+        "best",
+        "f1=2",
+        "sensitivity",
+        "sensitivity=",
+        "sensitivity=0",
+        "sensitivity=1.1",
+        "1.5",
+        "-0.1",
+        "nan",
+    ],
 )
 def test_anything_else_is_no_threshold_rule(text: str) -> None:
     with pytest.raises(ConfigError):
@@ -197,7 +236,10 @@ def test_anything_else_is_no_threshold_rule(text: str) -> None:
 
 
 def test_rules_describe_themselves() -> None:
-    assert [parse_threshold_rule(text).describe() for text in ("youden", "f1", "sensitivity=0.95", "0.5")] == [
+    assert [
+        parse_threshold_rule(text).describe()
+        for text in ("youden", "f1", "sensitivity=0.95", "0.5")
+    ] == [
         "highest balanced accuracy (Youden)",
         "highest F1",
         "highest threshold with a sensitivity of at least 0.95",
@@ -206,13 +248,23 @@ def test_rules_describe_themselves() -> None:
 
 
 def test_each_rule_by_hand() -> None:
-    labels, probability = ints(0, 0, 0, 1, 0, 1, 1, 1), floats(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-    # From 0.6 up: 3 of 4 positives, no false call: J = 0.75, F1 = 6/7. From 0.4 up: 4 of 4, one false call of 4: J = 0.75, F1 = 8/9.
+    labels, probability = (
+        ints(0, 0, 0, 1, 0, 1, 1, 1),
+        floats(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    )
+    # From 0.6 up: 3 of 4 positives, no false call: J = 0.75, F1 = 6/7. From 0.4 up: 4 of 4, one
+    # false call of 4: J = 0.75, F1 = 8/9.
     assert parse_threshold_rule("youden").choose(labels, probability) == pytest.approx(0.55)
     assert parse_threshold_rule("f1").choose(labels, probability) == pytest.approx(0.35)
-    assert parse_threshold_rule("sensitivity=0.5").choose(labels, probability) == pytest.approx(0.65)
-    assert parse_threshold_rule("sensitivity=0.75").choose(labels, probability) == pytest.approx(0.55)
-    assert parse_threshold_rule("sensitivity=0.76").choose(labels, probability) == pytest.approx(0.35)
+    assert parse_threshold_rule("sensitivity=0.5").choose(labels, probability) == pytest.approx(
+        0.65
+    )
+    assert parse_threshold_rule("sensitivity=0.75").choose(labels, probability) == pytest.approx(
+        0.55
+    )
+    assert parse_threshold_rule("sensitivity=0.76").choose(labels, probability) == pytest.approx(
+        0.35
+    )
     assert parse_threshold_rule("0.42").choose(labels, probability) == 0.42
 
 
@@ -224,7 +276,9 @@ def test_rules_need_both_classes(text: str) -> None:
 
 @settings(max_examples=30)
 @given(patches(), st.floats(0.01, 1))
-def test_a_promised_sensitivity_is_reached_and_no_higher_threshold_reaches_it(item: tuple[NDArray[np.int8], ...], value: float) -> None:
+def test_a_promised_sensitivity_is_reached_and_no_higher_threshold_reaches_it(
+    item: tuple[NDArray[np.int8], ...], value: float
+) -> None:
     labels, probability = item[0], item[1].astype(np.float32)
     threshold = ThresholdRule("sensitivity", value).choose(labels, probability)
     assert (score(labels, probability, threshold).sensitivity or 0) >= value - 1e-9
@@ -241,28 +295,41 @@ def test_a_promised_sensitivity_is_reached_and_no_higher_threshold_reaches_it(it
 def test_no_threshold_has_a_higher_f1(item: tuple[NDArray[np.int8], ...]) -> None:
     labels, probability = item[0], item[1].astype(np.float32)
     chosen = score(labels, probability, ThresholdRule("f1").choose(labels, probability)).f1 or 0
-    assert chosen == pytest.approx(max(score(labels, probability, float(p)).f1 or 0 for p in probability))
+    assert chosen == pytest.approx(
+        max(score(labels, probability, float(p)).f1 or 0 for p in probability)
+    )
 
 
 @settings(max_examples=30)
 @given(patches())
 def test_no_threshold_has_a_higher_balanced_accuracy(item: tuple[NDArray[np.int8], ...]) -> None:
     labels, probability = item[0], item[1].astype(np.float32)
-    chosen = score(labels, probability, ThresholdRule("youden").choose(labels, probability)).balanced_accuracy or 0
+    chosen = (
+        score(
+            labels, probability, ThresholdRule("youden").choose(labels, probability)
+        ).balanced_accuracy
+        or 0
+    )
     others = max(score(labels, probability, float(p)).balanced_accuracy or 0 for p in probability)
     assert chosen == pytest.approx(max(others, 0.5))  # 0.5: everything is called
 
 
 @settings(max_examples=30)
 @given(patches(), st.integers(0, 99))
-def test_figures_of_a_draw_are_those_of_the_patches_copied_out(item: tuple[NDArray[np.int8], ...], seed: int) -> None:
+def test_figures_of_a_draw_are_those_of_the_patches_copied_out(
+    item: tuple[NDArray[np.int8], ...], seed: int
+) -> None:
     labels, probability, codes = item[0], item[1].astype(np.float32), item[2].astype(np.intp)
     weights = np.random.default_rng(seed).integers(0, 3, 5)
-    figures = dict(zip(FIGURES, ResampledFigures(labels, probability, codes, 5, 0.5)(weights), strict=True))
+    figures = dict(
+        zip(FIGURES, ResampledFigures(labels, probability, codes, 5, 0.5)(weights), strict=True)
+    )
     copies = np.repeat(np.arange(len(labels)), weights[codes])
     expected = score(labels[copies], probability[copies], 0.5).to_json()
     for name in FIGURES:
-        assert figures[name] == pytest.approx(math.nan if expected[name] is None else expected[name], abs=1e-9, nan_ok=True), name
+        assert figures[name] == pytest.approx(
+            math.nan if expected[name] is None else expected[name], abs=1e-9, nan_ok=True
+        ), name
 
 
 def test_a_draw_takes_as_many_patients_as_there_are() -> None:
@@ -272,7 +339,8 @@ def test_a_draw_takes_as_many_patients_as_there_are() -> None:
 
 
 def test_intervals_of_two_patients_by_hand() -> None:
-    # Patient a is all right, b all wrong: a draw is aa, ab, ba or bb, so sensitivity is 1, 1/2 or 0, and the middle 95 % spans them all.
+    # Patient a is all right, b all wrong: a draw is aa, ab, ba or bb, so sensitivity is 1, 1/2 or
+    # 0, and the middle 95 % spans them all.
     labels, probability = ints(0, 1, 0, 1), floats(0.1, 0.9, 0.9, 0.1)
     intervals = bootstrap_intervals(labels, probability, names("a", "a", "b", "b"), 0.5)
     assert [intervals[name] for name in ("sensitivity", "auroc")] == [(0, 1), (0, 1)]
@@ -280,17 +348,22 @@ def test_intervals_of_two_patients_by_hand() -> None:
 
 def test_patients_who_agree_leave_no_width() -> None:
     labels, probability = np.tile(ints(0, 1, 1), 6), np.tile(floats(0.1, 0.9, 0.4), 6)
-    intervals = bootstrap_intervals(labels, probability, np.repeat([f"p{k}" for k in range(6)], 3), 0.5)
+    intervals = bootstrap_intervals(
+        labels, probability, np.repeat([f"p{k}" for k in range(6)], 3), 0.5
+    )
     assert intervals["sensitivity"] == (0.5, 0.5)
     assert intervals["brier"] == pytest.approx([(0.01 + 0.01 + 0.36) / 3] * 2)
     assert set(intervals) == set(FIGURES)
 
 
 def test_intervals_tell_patients_from_patches() -> None:
-    # A hundred patches of one patient are one witness: were patches drawn, the interval would be about ± 0.04.
+    # A hundred patches of one patient are one witness: were patches drawn, the interval would be
+    # about ± 0.04.
     labels = np.ones(400, dtype=np.int8)
     probability = np.repeat(floats(0.9, 0.9, 0.1, 0.1), 100)
-    low, high = bootstrap_intervals(labels, probability, np.repeat(["a", "b", "c", "d"], 100), 0.5)["sensitivity"]
+    low, high = bootstrap_intervals(labels, probability, np.repeat(["a", "b", "c", "d"], 100), 0.5)[
+        "sensitivity"
+    ]
     assert (low, high) == (0, 1)
 
 
@@ -310,25 +383,37 @@ def test_draws_without_meaning_are_left_out() -> None:
 
 def test_other_seeds_draw_other_patients() -> None:
     rng = np.random.default_rng(0)
-    labels, probability = rng.integers(0, 2, 200).astype(np.int8), rng.random(200).astype(np.float32)
+    labels, probability = (
+        rng.integers(0, 2, 200).astype(np.int8),
+        rng.random(200).astype(np.float32),
+    )
     patients = np.repeat([f"p{k}" for k in range(20)], 10)
-    one, same, other = (bootstrap_intervals(labels, probability, patients, 0.5, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (
+        bootstrap_intervals(labels, probability, patients, 0.5, seed=seed) for seed in (0, 0, 1)
+    )
     assert one == same
     assert one != other
 
 
 def example(temperature: float = 2.0) -> Judgement:
     labels, logits = ints(0, 0, 1, 1, 0, 1), floats(-4, 1, 2, 5, -2, -1)
-    return judge(labels, logits, names("b", "b", "b", "a", "a", "a"), temperature=temperature, threshold=0.5)
+    return judge(
+        labels, logits, names("b", "b", "b", "a", "a", "a"), temperature=temperature, threshold=0.5
+    )
 
 
 def test_a_judgement_shows_calibration_before_and_after() -> None:
     judgement = example()
     assert (judgement.before.temperature, judgement.after.temperature) == (1.0, 2.0)
     logits = [-4, 1, 2, 5, -2, -1]
-    squares = [(1 / (1 + math.exp(-z)) - y) ** 2 for z, y in zip(logits, [0, 0, 1, 1, 0, 1], strict=True)]
+    squares = [
+        (1 / (1 + math.exp(-z)) - y) ** 2 for z, y in zip(logits, [0, 0, 1, 1, 0, 1], strict=True)
+    ]
     assert judgement.before.brier == pytest.approx(sum(squares) / 6)
-    halved = [(1 / (1 + math.exp(-z / 2)) - y) ** 2 for z, y in zip(logits, [0, 0, 1, 1, 0, 1], strict=True)]
+    halved = [
+        (1 / (1 + math.exp(-z / 2)) - y) ** 2
+        for z, y in zip(logits, [0, 0, 1, 1, 0, 1], strict=True)
+    ]
     assert judgement.after.brier == judgement.scores.brier == pytest.approx(sum(halved) / 6)
 
 
@@ -340,14 +425,20 @@ def test_without_a_temperature_nothing_changes() -> None:
 def test_a_judgement_has_a_line_for_each_patient() -> None:
     one, other = example().patients
     assert (one.patient_id, one.scores.patches, one.positives) == ("a", 3, 2)
-    assert (one.scores.true_positives, one.scores.false_negatives, one.scores.true_negatives) == (1, 1, 1)
+    assert (one.scores.true_positives, one.scores.false_negatives, one.scores.true_negatives) == (
+        1,
+        1,
+        1,
+    )
     assert (other.patient_id, other.scores.false_positives) == ("b", 1)
 
 
 def test_the_sweep_counts_from_the_threshold_on() -> None:
     labels, probability = ints(0, 0, 1, 1), floats(0.1, 0.5, 0.5, 0.9)
     points = sweep_thresholds(labels, probability, (0.5, 0.51, 0.95))
-    counts = [(p.true_negatives, p.false_positives, p.false_negatives, p.true_positives) for p in points]
+    counts = [
+        (p.true_negatives, p.false_positives, p.false_negatives, p.true_positives) for p in points
+    ]
     assert counts == [(1, 1, 0, 2), (2, 0, 1, 1), (2, 0, 2, 0)]
     assert (points[2].f1, points[2].balanced_accuracy) == (0.0, 0.5)
 
@@ -358,12 +449,21 @@ def test_sweep_and_scores_agree(item: tuple[NDArray[np.int8], ...], threshold: f
     labels, probability = item[0], item[1].astype(np.float32)
     (point,) = sweep_thresholds(labels, probability, (threshold,))
     scores = score(labels, probability, threshold)
-    assert (point.true_positives, point.false_positives, point.f1) == (scores.true_positives, scores.false_positives, scores.f1)
+    assert (point.true_positives, point.false_positives, point.f1) == (
+        scores.true_positives,
+        scores.false_positives,
+        scores.f1,
+    )
     assert point.balanced_accuracy == scores.balanced_accuracy
 
 
 def test_named_thresholds_lie_on_the_sweep() -> None:
-    assert [example().at(threshold).threshold for threshold in (0.5, 0.7, 0.8, 0.9)] == [0.5, 0.7, 0.8, 0.9]
+    assert [example().at(threshold).threshold for threshold in (0.5, 0.7, 0.8, 0.9)] == [
+        0.5,
+        0.7,
+        0.8,
+        0.9,
+    ]
 
 
 def test_a_judgement_is_json() -> None:
@@ -376,22 +476,31 @@ def test_a_judgement_is_json() -> None:
 def test_stored_probabilities_are_judged_like_the_logits_they_came_from() -> None:
     labels, logits = ints(0, 0, 1, 1, 0, 1), floats(-4, 1, 2, 5, -2, -1)
     patients = names("b", "b", "b", "a", "a", "a")
-    stored = judge_probability(labels, apply_temperature(logits, 2.0), patients, temperature=2.0, threshold=0.5)
+    stored = judge_probability(
+        labels, apply_temperature(logits, 2.0), patients, temperature=2.0, threshold=0.5
+    )
     assert stored.scores == example().scores
     assert stored.intervals == example().intervals
     assert stored.before.brier == pytest.approx(example().before.brier)
-    assert stored.before.negative_log_likelihood == pytest.approx(example().before.negative_log_likelihood)
+    assert stored.before.negative_log_likelihood == pytest.approx(
+        example().before.negative_log_likelihood
+    )
 
 
 @settings(max_examples=15)
 @given(st.integers(0, 999))
 def test_the_order_of_patches_changes_no_judgement(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    labels, logits = rng.integers(0, 2, 60).astype(np.int8), rng.normal(size=60).astype(np.float32).round(1)
+    labels, logits = (
+        rng.integers(0, 2, 60).astype(np.int8),
+        rng.normal(size=60).astype(np.float32).round(1),
+    )
     patients = rng.choice(["a", "b", "c", "d"], 60)
     order = rng.permutation(60)
     one = judge(labels, logits, patients, temperature=1.5, threshold=0.4, draws=50)
-    other = judge(labels[order], logits[order], patients[order], temperature=1.5, threshold=0.4, draws=50)
+    other = judge(
+        labels[order], logits[order], patients[order], temperature=1.5, threshold=0.4, draws=50
+    )
     assert one.intervals == other.intervals
     assert one.sweep == other.sweep
     assert one.after.brier == pytest.approx(other.after.brier, abs=1e-12)
@@ -399,7 +508,12 @@ def test_the_order_of_patches_changes_no_judgement(seed: int) -> None:
 
 def test_nothing_to_judge_is_judged_as_nothing() -> None:
     nothing = judge(ints(), floats(), names(), temperature=1.0, threshold=0.5)
-    assert (nothing.scores.f1, nothing.intervals, nothing.patients, nothing.after.brier) == (None, {}, (), None)
+    assert (nothing.scores.f1, nothing.intervals, nothing.patients, nothing.after.brier) == (
+        None,
+        {},
+        (),
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -410,14 +524,21 @@ def test_nothing_to_judge_is_judged_as_nothing() -> None:
         (ints(0, 1), floats(0, math.nan), "no number"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(labels: NDArray[np.int8], logits: NDArray[np.float32], fault: str) -> None:
+def test_what_cannot_be_judged_is_refused(
+    labels: NDArray[np.int8], logits: NDArray[np.float32], fault: str
+) -> None:
     with pytest.raises(ConfigError, match=fault):
         judge(labels, logits, names("a", "b"), temperature=1.0, threshold=0.5)
 
 
 def test_own_ranking_figures_are_those_of_the_library() -> None:
     rng = np.random.default_rng(5)
-    labels, probability = rng.integers(0, 2, 500).astype(np.int8), rng.random(500).astype(np.float32).round(2)
-    auroc, average_precision, *_ = ResampledFigures(labels, probability, np.zeros(500, dtype=np.intp), 1, 0.5)(np.array([1]))
+    labels, probability = (
+        rng.integers(0, 2, 500).astype(np.int8),
+        rng.random(500).astype(np.float32).round(2),
+    )
+    auroc, average_precision, *_ = ResampledFigures(
+        labels, probability, np.zeros(500, dtype=np.intp), 1, 0.5
+    )(np.array([1]))
     assert auroc == pytest.approx(roc_auc_score(labels, probability))
     assert average_precision == pytest.approx(average_precision_score(labels, probability))

@@ -17,7 +17,11 @@ from wsi_pipeline.training.objective import ManyClasses, TwoClasses
 from wsi_pipeline.training.optimizer import Optimisation
 
 QUICK = TrainConfig(
-    epochs=4, batch_size=8, device="cpu", augmentation=NO_AUGMENTATION, optimisation=Optimisation(learning_rate=0.05, weight_decay=0.0)
+    epochs=4,
+    batch_size=8,
+    device="cpu",
+    augmentation=NO_AUGMENTATION,
+    optimisation=Optimisation(learning_rate=0.05, weight_decay=0.0),
 )
 
 
@@ -51,7 +55,9 @@ def test_three_classes_are_learned_and_predicted() -> None:
     fitted = fit_pictures(ColourNet(3), colours(3), colours(3), QUICK, ManyClasses())
     assert fitted.course.best_logits.shape == (60, 3)
     assert fitted.course.history[-1].val_auroc == 1.0
-    assert np.array_equal(fitted.predict_logits(colours(3).pixels).argmax(axis=1), colours(3).labels)
+    assert np.array_equal(
+        fitted.predict_logits(colours(3).pixels).argmax(axis=1), colours(3).labels
+    )
 
 
 def test_the_network_is_left_with_its_best_epoch() -> None:
@@ -65,7 +71,9 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     weights = []
     for _ in range(2):
         torch.manual_seed(0)
-        weights.append(fit_pictures(ColourNet(1), colours(2), colours(2), QUICK).network.state_dict())
+        weights.append(
+            fit_pictures(ColourNet(1), colours(2), colours(2), QUICK).network.state_dict()
+        )
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -106,7 +114,8 @@ def test_figures_of_three_classes_are_means_over_the_classes() -> None:
     figures = ManyClasses().judge(labels, logits)
     assert figures.balanced_accuracy == pytest.approx((1 + 1 + 0.5) / 3)
     assert figures.f1 == pytest.approx((1 + 0.8 + 2 / 3) / 3)
-    # One against the others: class 0 without fault; of 2 × 4 pairs class 1 ties two, class 2 ties the four of its missed picture.
+    # One against the others: class 0 without fault; of 2 × 4 pairs class 1 ties two, class 2 ties
+    # the four of its missed picture.
     assert figures.auroc == pytest.approx((1 + 7 / 8 + 6 / 8) / 3)
 
 
@@ -126,4 +135,6 @@ def test_class_weights_weigh_the_loss() -> None:
 def test_label_smoothing_moves_both_targets() -> None:
     """Targets 0.1 and 0.9 at logit 0 cost log 2 as well; at logit 2 a positive one costs 0.9 log(1 + e⁻²) + 0.1 log(1 + e²)."""
     loss = TwoClasses(label_smoothing=0.2).measure_loss(torch.tensor([2.0]), torch.tensor([1]))
-    assert float(loss) == pytest.approx(0.9 * np.log1p(np.exp(-2)) + 0.1 * np.log1p(np.exp(2)), abs=1e-6)
+    assert float(loss) == pytest.approx(
+        0.9 * np.log1p(np.exp(-2)) + 0.1 * np.log1p(np.exp(2)), abs=1e-6
+    )

@@ -36,7 +36,11 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.opened.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "data", "srcset")]
+        self.addresses += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "action", "data", "srcset")
+        ]
 
     def handle_endtag(self, tag: str) -> None:
         self.closed.append(tag)
@@ -62,7 +66,10 @@ def make_content() -> ReportContent:
         logits=logits,
         patients=patients,
         facts={"network": "idc_cnn"},
-        history=[{"epoch": 1, "train_loss": 0.7, "val_loss": 0.6, "val_auroc": 0.8, "is_best": True}, {"epoch": 2, "train_loss": 0.5}],
+        history=[
+            {"epoch": 1, "train_loss": 0.7, "val_loss": 0.6, "val_auroc": 0.8, "is_best": True},
+            {"epoch": 2, "train_loss": 0.5},
+        ],
         worst=[WorstPatch(make_patches(1, 5)[0], "tumour, but 0.010")],
     )
 
@@ -82,7 +89,9 @@ def test_every_tag_is_closed(page: Path) -> None:
 
 def test_nothing_is_fetched_from_elsewhere(page: Path) -> None:
     tags = parse(page)
-    assert len(tags.addresses) == 7  # history, ROC, precision-recall, reliability before and after, sweep, one patch
+    assert (
+        len(tags.addresses) == 7
+    )  # history, ROC, precision-recall, reliability before and after, sweep, one patch
     assert all(address.startswith("data:image/") for address in tags.addresses)
     assert {"script", "link", "iframe"} & set(tags.opened) == set()
     assert "url(" not in page.read_text()
@@ -107,8 +116,14 @@ def test_the_page_says_its_figures(page: Path) -> None:
     judgement = make_content().judgement
     low, high = judgement.intervals["f1"]
     assert f"<td>F1</td><td>{judgement.scores.f1:.3f}</td><td>{low:.3f} to {high:.3f}</td>" in text
-    assert f"<td>before</td><td>1.000</td><td>{judgement.before.expected_calibration_error:.3f}</td>" in text
-    assert f"<td>after</td><td>2.000</td><td>{judgement.after.expected_calibration_error:.3f}</td>" in text
+    assert (
+        f"<td>before</td><td>1.000</td><td>{judgement.before.expected_calibration_error:.3f}</td>"
+        in text
+    )
+    assert (
+        f"<td>after</td><td>2.000</td><td>{judgement.after.expected_calibration_error:.3f}</td>"
+        in text
+    )
     for threshold in (0.5, 0.7, 0.8, 0.9):
         assert f"<caption>{threshold}</caption>" in text
 
@@ -123,7 +138,14 @@ def test_names_from_strangers_are_escaped(tmp_path: Path) -> None:
         content,
         title=HOSTILE,
         class_names=(HOSTILE, HOSTILE),
-        judgement=judge(content.labels, content.logits, np.repeat([HOSTILE, "b"], 60), temperature=1.0, threshold=0.5, draws=5),
+        judgement=judge(
+            content.labels,
+            content.logits,
+            np.repeat([HOSTILE, "b"], 60),
+            temperature=1.0,
+            threshold=0.5,
+            draws=5,
+        ),
         facts={HOSTILE: HOSTILE},
         worst=[WorstPatch(make_patches(1, 5)[0], HOSTILE)],
         notes=[HOSTILE],
@@ -142,22 +164,42 @@ def test_a_leaky_model_is_called_one(page: Path, tmp_path: Path) -> None:
 def test_a_report_of_nothing_can_be_written(tmp_path: Path) -> None:
     labels, logits, patients = np.empty(0, np.int8), np.empty(0, np.float32), np.empty(0, np.str_)
     judgement = judge(labels, logits, patients, temperature=1.0, threshold=0.5)
-    write_report_page(tmp_path / "report.html", ReportContent("nothing", ("a", "b"), judgement, labels, logits, patients))
+    write_report_page(
+        tmp_path / "report.html",
+        ReportContent("nothing", ("a", "b"), judgement, labels, logits, patients),
+    )
     assert "No curves: both classes are needed." in (tmp_path / "report.html").read_text()
 
 
 def test_one_class_has_no_curves_but_a_sweep(tmp_path: Path) -> None:
-    labels, logits, patients = np.zeros(4, np.int8), np.arange(4, dtype=np.float32), np.array(["a", "a", "b", "b"])
+    labels, logits, patients = (
+        np.zeros(4, np.int8),
+        np.arange(4, dtype=np.float32),
+        np.array(["a", "a", "b", "b"]),
+    )
     judgement = judge(labels, logits, patients, temperature=1.0, threshold=0.5)
-    write_report_page(tmp_path / "report.html", ReportContent("one class", ("a", "b"), judgement, labels, logits, patients))
+    write_report_page(
+        tmp_path / "report.html",
+        ReportContent("one class", ("a", "b"), judgement, labels, logits, patients),
+    )
     assert len(parse(tmp_path / "report.html").addresses) == 3
 
 
 def test_another_model_stands_beside(tmp_path: Path) -> None:
     content = make_content()
     probability = apply_temperature(content.logits, 1.0)
-    comparison = compare(content.labels, probability, 1 - probability, content.patients, thresholds=(0.5, 0.6), draws=20)
-    write_report_page(tmp_path / "report.html", replace(content, comparison=ComparisonSection("net A", "net <B>", comparison)))
+    comparison = compare(
+        content.labels,
+        probability,
+        1 - probability,
+        content.patients,
+        thresholds=(0.5, 0.6),
+        draws=20,
+    )
+    write_report_page(
+        tmp_path / "report.html",
+        replace(content, comparison=ComparisonSection("net A", "net <B>", comparison)),
+    )
     text = (tmp_path / "report.html").read_text()
     assert "Other: net &lt;B&gt;, at threshold\n0.600" in text
 
@@ -177,8 +219,16 @@ def test_where_one_kind_is_rare_the_other_fills_up() -> None:
 
 
 def test_what_is_right_is_never_among_the_worst() -> None:
-    assert pick_worst(np.array([0, 1], dtype=np.int8), np.array([0.4, 0.6], dtype=np.float32), 5).tolist() == []
+    assert (
+        pick_worst(
+            np.array([0, 1], dtype=np.int8), np.array([0.4, 0.6], dtype=np.float32), 5
+        ).tolist()
+        == []
+    )
 
 
 def test_a_caption_says_truth_and_promise() -> None:
-    assert describe_worst(1, 0.0123, ("benign", "tumour"), "p7") == "tumour, but probability of tumour 0.012; patient p7"
+    assert (
+        describe_worst(1, 0.0123, ("benign", "tumour"), "p7")
+        == "tumour, but probability of tumour 0.012; patient p7"
+    )

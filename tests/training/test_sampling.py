@@ -12,7 +12,13 @@ from tests.builders import make_patches, make_store, make_table
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.data import LabelledPatches, load_labelled
 from wsi_pipeline.training.fit import measure_source
-from wsi_pipeline.training.pixels import MemoryPixels, StorePixels, choose_cache, free_memory, open_pixels
+from wsi_pipeline.training.pixels import (
+    MemoryPixels,
+    StorePixels,
+    choose_cache,
+    free_memory,
+    open_pixels,
+)
 from wsi_pipeline.training.sampling import cut_batches, draw_epoch, weigh_classes
 
 CPU = torch.device("cpu")
@@ -23,10 +29,14 @@ def draws(seed: int = 0) -> torch.Generator:
 
 
 @given(st.integers(1, 200), st.integers(2, 50), st.integers(0, 99), st.integers(1, 3))
-def test_every_patch_is_seen_once_per_epoch(count: int, batch_size: int, seed: int, ranks: int) -> None:
+def test_every_patch_is_seen_once_per_epoch(
+    count: int, batch_size: int, seed: int, ranks: int
+) -> None:
     labels = np.zeros(count, dtype=np.int8)
     batch_size = max(batch_size, 2 * ranks)  # as the configuration demands
-    batches = cut_batches(draw_epoch("shuffle", labels, labels.astype(str), draws(seed)), batch_size, ranks)
+    batches = cut_batches(
+        draw_epoch("shuffle", labels, labels.astype(str), draws(seed)), batch_size, ranks
+    )
     assert sorted(torch.cat(batches).tolist()) == list(range(count))
     assert len(batches) == 1 or min(len(batch) for batch in batches[:-1]) == batch_size
     assert len(batches) == 1 or len(batches[-1]) >= 2 * ranks
@@ -49,9 +59,14 @@ def test_patient_sampling_shows_patients_alike() -> None:
 
 def test_class_and_patient_sampling_shows_classes_alike_and_within_a_class_its_patients() -> None:
     patients = np.array(["a"] * 700 + ["b"] * 200 + ["c"] * 100)
-    labels = np.array([0] * 700 + [0] * 100 + [1] * 100 + [1] * 100, dtype=np.int8)  # a has no positives, c no negatives
+    labels = np.array(
+        [0] * 700 + [0] * 100 + [1] * 100 + [1] * 100, dtype=np.int8
+    )  # a has no positives, c no negatives
     drawn = draw_epoch("class-patient", labels, patients, draws()).numpy()
-    counts = {key: int(((labels[drawn] == key[0]) & (patients[drawn] == key[1])).sum()) for key in ((0, "a"), (0, "b"), (1, "b"), (1, "c"))}
+    counts = {
+        key: int(((labels[drawn] == key[0]) & (patients[drawn] == key[1])).sum())
+        for key in ((0, "a"), (0, "b"), (1, "b"), (1, "c"))
+    }
     assert all(200 < count < 300 for count in counts.values()), counts
 
 
@@ -68,21 +83,35 @@ def two_stores(folder: Path) -> tuple[LabelledPatches, np.ndarray]:
     """Two stores of 23 and 9 patches in blocks of 4; a third of the first has no label."""
     first, second = make_patches(23, seed=1), make_patches(9, seed=2)
     labels = [k % 2 if k % 3 else -1 for k in range(23)]
-    make_store(folder / "a.patches.zarr", make_table([(k // 5, k % 5) for k in range(23)], labels=labels, slide_id="a"), first)
-    make_store(folder / "b.patches.zarr", make_table([(k, 0) for k in range(9)], labels=[k % 2 for k in range(9)], slide_id="b"), second)
+    make_store(
+        folder / "a.patches.zarr",
+        make_table([(k // 5, k % 5) for k in range(23)], labels=labels, slide_id="a"),
+        first,
+    )
+    make_store(
+        folder / "b.patches.zarr",
+        make_table([(k, 0) for k in range(9)], labels=[k % 2 for k in range(9)], slide_id="b"),
+        second,
+    )
     patches = load_labelled([folder / "a.patches.zarr", folder / "b.patches.zarr"])
     return patches, np.concatenate([first[np.array(labels) >= 0], second])
 
 
 @settings(max_examples=25)
-@given(seed=st.integers(0, 999), blocks_held=st.integers(1, 9), how=st.sampled_from(["shuffle", "class", "patient", "class-patient"]))
+@given(
+    seed=st.integers(0, 999),
+    blocks_held=st.integers(1, 9),
+    how=st.sampled_from(["shuffle", "class", "patient", "class-patient"]),
+)
 def test_the_stores_give_the_pixels_that_memory_gives(
     seed: int, blocks_held: int, how: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     patches, pixels = two_stores(tmp_path_factory.mktemp("stores"))
     members = np.arange(len(patches))
     source = StorePixels(patches, members, CPU, buffer_bytes=blocks_held * 4 * 7500)
-    order = source.arrange(draw_epoch(how, patches.labels, patches.patients, draws(seed)), draws(seed))
+    order = source.arrange(
+        draw_epoch(how, patches.labels, patches.patients, draws(seed)), draws(seed)
+    )
     batches = cut_batches(order, 5)
     for batch, streamed in zip(batches, source.stream(batches), strict=True):
         assert np.array_equal(streamed.numpy(), pixels[batch.numpy()])
@@ -99,7 +128,10 @@ def test_two_epochs_read_the_blocks_in_different_order(tmp_path: Path) -> None:
     patches, _ = two_stores(tmp_path)
     source = StorePixels(patches, np.arange(len(patches)), CPU, buffer_bytes=1)
     everything = torch.arange(len(patches))
-    assert source.arrange(everything, draws(1)).tolist() != source.arrange(everything, draws(2)).tolist()
+    assert (
+        source.arrange(everything, draws(1)).tolist()
+        != source.arrange(everything, draws(2)).tolist()
+    )
 
 
 def test_few_blocks_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +176,13 @@ def test_a_small_set_is_kept_in_memory(tmp_path: Path) -> None:
     assert isinstance(open_pixels(patches, np.arange(3), "memory", CPU), MemoryPixels)
 
 
-def test_a_set_larger_than_half_the_memory_is_read_from_the_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_larger_than_half_the_memory_is_read_from_the_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     patches, _ = two_stores(tmp_path)
-    monkeypatch.setattr("wsi_pipeline.training.pixels.free_memory", lambda: 2 * len(patches) * 7500 - 1)
+    monkeypatch.setattr(
+        "wsi_pipeline.training.pixels.free_memory", lambda: 2 * len(patches) * 7500 - 1
+    )
     assert choose_cache("auto", patches, CPU) == "stores"
     assert choose_cache("memory", patches, CPU) == "memory"
 

@@ -8,7 +8,13 @@ from torch import nn
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import build_network, find_head
-from wsi_pipeline.training.optimizer import OPTIMIZERS, Optimisation, initialise, make_optimizer, measure_l1
+from wsi_pipeline.training.optimizer import (
+    OPTIMIZERS,
+    Optimisation,
+    initialise,
+    make_optimizer,
+    measure_l1,
+)
 from wsi_pipeline.training.saved_state import pack_optimizer, unpack_optimizer
 from wsi_pipeline.training.schedule import SCHEDULES, Schedule, Steps, list_rates, make_scheduler
 
@@ -74,10 +80,17 @@ def test_every_schedule_goes_on_where_it_was_put_down(name: str, optimizer: str)
     def begin() -> tuple[nn.Linear, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         torch.manual_seed(0)
         layer = nn.Linear(4, 1)
-        taker = OPTIMIZERS[optimizer]([{"params": list(layer.parameters()), "lr": 0.1}], Optimisation(learning_rate=0.1))
+        taker = OPTIMIZERS[optimizer](
+            [{"params": list(layer.parameters()), "lr": 0.1}], Optimisation(learning_rate=0.1)
+        )
         return layer, taker, make_scheduler(taker, STEPS, Schedule(name, step_epochs=1))
 
-    def go(layer: nn.Linear, taker: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, steps: range) -> None:
+    def go(
+        layer: nn.Linear,
+        taker: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        steps: range,
+    ) -> None:
         for step in steps:
             taker.zero_grad()
             (layer(torch.full((2, 4), step / 7)) ** 2).sum().backward()
@@ -89,7 +102,10 @@ def test_every_schedule_goes_on_where_it_was_put_down(name: str, optimizer: str)
     other_layer, other_taker, other_scheduler = begin()
     go(other_layer, other_taker, other_scheduler, range(13))
     tensors, plain = pack_optimizer(other_taker.state_dict())
-    plain, course = json.loads(json.dumps(plain)), json.loads(json.dumps(other_scheduler.state_dict()))
+    plain, course = (
+        json.loads(json.dumps(plain)),
+        json.loads(json.dumps(other_scheduler.state_dict())),
+    )
     weights = {name: tensor.clone() for name, tensor in other_layer.state_dict().items()}
     third_layer, third_taker, third_scheduler = begin()
     third_layer.load_state_dict(weights)
@@ -104,14 +120,26 @@ def test_the_head_has_its_own_rate() -> None:
     network = build_network("idc_cnn", 50)
     optimizer = make_optimizer(network, Optimisation(learning_rate=0.01, head_learning_rate=0.1))
     head = {id(parameter) for parameter in find_head(network).parameters()}
-    rates = {id(parameter) in head: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    rates = {
+        id(parameter) in head: group["lr"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     assert rates == {True: 0.1, False: 0.01}
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(
+        list(network.parameters())
+    )
 
 
 def test_biases_and_normalisations_have_no_weight_decay() -> None:
-    optimizer = make_optimizer(build_network("wide_resnet_10_1", 50), Optimisation(weight_decay=0.3))
-    decays = {(parameter.ndim > 1, group["weight_decay"]) for group in optimizer.param_groups for parameter in group["params"]}
+    optimizer = make_optimizer(
+        build_network("wide_resnet_10_1", 50), Optimisation(weight_decay=0.3)
+    )
+    decays = {
+        (parameter.ndim > 1, group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     assert decays == {(True, 0.3), (False, 0.0)}
 
 
@@ -152,7 +180,15 @@ def test_impossible_optimisations_are_refused(wrong: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"name": "never"}, {"step_epochs": 0}, {"gamma": 0.0}, {"gamma": 1.5}, {"rise": 1.0}, {"cycle_growth": 0}]
+    "wrong",
+    [
+        {"name": "never"},
+        {"step_epochs": 0},
+        {"gamma": 0.0},
+        {"gamma": 1.5},
+        {"rise": 1.0},
+        {"cycle_growth": 0},
+    ],
 )
 def test_impossible_schedules_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):

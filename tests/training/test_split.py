@@ -9,19 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.training.split import PatientSplit, read_split_file, split_at_random, split_folds, split_patients
+from wsi_pipeline.training.split import (
+    PatientSplit,
+    read_split_file,
+    split_at_random,
+    split_folds,
+    split_patients,
+)
 
 
 def labelled(**patients: list[int]) -> tuple[np.ndarray, np.ndarray]:
     names = np.array([name for name, labels in patients.items() for _ in labels])
-    return names, np.array([label for labels in patients.values() for label in labels], dtype=np.int8)
+    return names, np.array(
+        [label for labels in patients.values() for label in labels], dtype=np.int8
+    )
 
 
 @settings(max_examples=40)
 @given(st.integers(4, 12), st.integers(0, 10_000), st.floats(0.1, 0.5))
 def test_no_patient_is_on_two_sides(count: int, seed: int, fraction: float) -> None:
     rng = np.random.default_rng(seed)
-    names, labels = labelled(**{f"p{k}": [0, 1, *rng.integers(0, 2, rng.integers(0, 20)).tolist()] for k in range(count)})
+    names, labels = labelled(
+        **{f"p{k}": [0, 1, *rng.integers(0, 2, rng.integers(0, 20)).tolist()] for k in range(count)}
+    )
     split = split_patients(names, labels, val_fraction=fraction, seed=seed)
     assert {*split.train} & {*split.val} == set()
     assert {*split.train} | {*split.val} == {*names.tolist()}
@@ -92,7 +102,9 @@ def test_named_training_patients_leave_the_others_out() -> None:
 def test_every_patient_validates_in_exactly_one_fold(count: int, folds: int, seed: int) -> None:
     names, labels = labelled(**{f"p{k}": [0, 1, k % 2] for k in range(count)})
     splits = split_folds(names, labels, folds, test_patients=["p0"], seed=seed)
-    assert sorted(name for split in splits for name in split.val) == sorted({*names.tolist()} - {"p0"})
+    assert sorted(name for split in splits for name in split.val) == sorted(
+        {*names.tolist()} - {"p0"}
+    )
     assert all(split.test == ("p0",) for split in splits)
 
 
@@ -105,7 +117,11 @@ def test_more_folds_than_patients_are_refused() -> None:
 def test_a_division_puts_every_patch_on_its_patients_side() -> None:
     names, _ = labelled(a=[0, 1], b=[0, 1, 1], c=[0])
     division = PatientSplit(("a",), ("b",), ("c",)).divide(names)
-    assert (division.train.tolist(), division.val.tolist(), division.is_leaky) == ([0, 1], [2, 3, 4], False)
+    assert (division.train.tolist(), division.val.tolist(), division.is_leaky) == (
+        [0, 1],
+        [2, 3, 4],
+        False,
+    )
 
 
 def test_a_random_division_says_that_it_leaks_and_whom() -> None:

@@ -73,7 +73,12 @@ def test_impossible_parameters_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_a_network_learns_dark_from_bright(stores: Path, tmp_path: Path) -> None:
-    trained = train([stores], tmp_path / "model", replace(QUICK, architecture="idc_cnn"), SplitChoice(val_fraction=0.5))
+    trained = train(
+        [stores],
+        tmp_path / "model",
+        replace(QUICK, architecture="idc_cnn"),
+        SplitChoice(val_fraction=0.5),
+    )
     assert trained.judgement is not None
     assert trained.judgement.scores.auroc == 1.0
     assert trained.judgement.scores.f1 == 1.0
@@ -91,7 +96,9 @@ def test_a_run_leaves_a_checkpoint_and_a_report(finished: tuple[Path, Trained]) 
 
 
 def test_the_split_json_of_a_run_repeats_its_split(finished: tuple[Path, Trained]) -> None:
-    assert read_split_file(finished[0] / "split.json") == PatientSplit(("p0", "p2"), ("p1",), ("p3",))
+    assert read_split_file(finished[0] / "split.json") == PatientSplit(
+        ("p0", "p2"), ("p1",), ("p3",)
+    )
 
 
 def test_tensorboard_reads_the_events(finished: tuple[Path, Trained]) -> None:
@@ -106,7 +113,9 @@ def test_tensorboard_reads_the_events(finished: tuple[Path, Trained]) -> None:
     assert [event.step for event in events.Scalars("auroc/validation")] == [1, 2]
 
 
-def test_the_checkpoint_knows_its_terms_of_use(finished: tuple[Path, Trained], stores: Path) -> None:
+def test_the_checkpoint_knows_its_terms_of_use(
+    finished: tuple[Path, Trained], stores: Path
+) -> None:
     checkpoint = load_checkpoint(finished[1].model)
     assert checkpoint.spec.mpp == 0.5
     assert checkpoint.training["split"] == {"train": ["p0", "p2"], "val": ["p1"], "test": ["p3"]}
@@ -115,30 +124,43 @@ def test_the_checkpoint_knows_its_terms_of_use(finished: tuple[Path, Trained], s
     assert "on 1 validation patients, 24 patches" in checkpoint.threshold_source
     patches = load_labelled([stores / f"p{k}.patches.zarr" for k in (0, 2)])
     pixels = read_pixels(patches, np.arange(len(patches)))
-    assert checkpoint.normalisation.mean == pytest.approx((pixels.reshape(-1, 3) / 255).mean(axis=0), abs=1e-6)
+    assert checkpoint.normalisation.mean == pytest.approx(
+        (pixels.reshape(-1, 3) / 255).mean(axis=0), abs=1e-6
+    )
 
 
-def test_the_checkpoint_gives_the_probabilities_that_were_judged(finished: tuple[Path, Trained], stores: Path) -> None:
+def test_the_checkpoint_gives_the_probabilities_that_were_judged(
+    finished: tuple[Path, Trained], stores: Path
+) -> None:
     """Weights, normalisation and temperature of the file, run by the predictor, against what training wrote down."""
     checkpoint = load_checkpoint(finished[1].model)
     patches = load_labelled([stores / "p1.patches.zarr"])
     probability = Predictor(checkpoint)(read_pixels(patches, np.arange(len(patches))))
-    written = [float(row.split(",")[-1]) for row in (finished[0] / "validation.csv").read_text().splitlines()[1:]]
+    written = [
+        float(row.split(",")[-1])
+        for row in (finished[0] / "validation.csv").read_text().splitlines()[1:]
+    ]
     assert probability == pytest.approx(written, abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_folder(finished: tuple[Path, Trained], stores: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_folder(
+    finished: tuple[Path, Trained], stores: Path, tmp_path: Path
+) -> None:
     train([stores], tmp_path / "again", QUICK, HELD_OUT)
     assert folder_bytes(tmp_path / "again") == folder_bytes(finished[0])
 
 
 def test_training_again_does_nothing(finished: tuple[Path, Trained], stores: Path) -> None:
     epochs: list[object] = []
-    again = train([stores], finished[0], QUICK, HELD_OUT, listener=TrainListener(on_epoch=epochs.append))
+    again = train(
+        [stores], finished[0], QUICK, HELD_OUT, listener=TrainListener(on_epoch=epochs.append)
+    )
     assert (again.model, again.judgement, epochs) == (finished[1].model, None, [])
 
 
-def test_other_parameters_do_not_overwrite_a_model(finished: tuple[Path, Trained], stores: Path) -> None:
+def test_other_parameters_do_not_overwrite_a_model(
+    finished: tuple[Path, Trained], stores: Path
+) -> None:
     with pytest.raises(StoreError, match=r"another parameters\.seed; use --force"):
         train([stores], finished[0], replace(QUICK, seed=1), HELD_OUT)
 
@@ -182,13 +204,17 @@ VARIANTS: dict[str, TrainConfig] = {
 @pytest.fixture(scope="session")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> LabelledPatches:
     """Of three patients to train on and one to choose by, 6 patches each: an epoch is two steps."""
-    return load_labelled(find_stores([make_training_stores(tmp_path_factory.mktemp("few") / "stores", patches=6)]))
+    return load_labelled(
+        find_stores([make_training_stores(tmp_path_factory.mktemp("few") / "stores", patches=6)])
+    )
 
 
 def fit_once(patches: LabelledPatches, config: TrainConfig) -> bytes:
     """The weights that one epoch comes to."""
     division = FIXED.divide(patches, config.seed)
-    weights = run_fit(FitJob(replace(config, epochs=1), patches, division), Watch()).course.best_weights
+    weights = run_fit(
+        FitJob(replace(config, epochs=1), patches, division), Watch()
+    ).course.best_weights
     return b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
 
 
@@ -198,11 +224,15 @@ def plain_weights(patches: LabelledPatches) -> bytes:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_parameter_changes_the_weights(name: str, patches: LabelledPatches, plain_weights: bytes) -> None:
+def test_every_parameter_changes_the_weights(
+    name: str, patches: LabelledPatches, plain_weights: bytes
+) -> None:
     assert fit_once(patches, VARIANTS[name]) != plain_weights
 
 
-def test_the_same_parameters_give_the_same_weights(patches: LabelledPatches, plain_weights: bytes) -> None:
+def test_the_same_parameters_give_the_same_weights(
+    patches: LabelledPatches, plain_weights: bytes
+) -> None:
     assert fit_once(patches, QUICK) == plain_weights
 
 
@@ -213,7 +243,9 @@ def test_class_weights_change_the_weights_where_classes_differ_in_number(tmp_pat
 
 
 @pytest.fixture(scope="session")
-def quiet_runs(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrainConfig], Path]:
+def quiet_runs(
+    stores: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[TrainConfig], Path]:
     """Folders of runs that nobody disturbed, one per configuration."""
     folder = tmp_path_factory.mktemp("quiet")
 
@@ -230,14 +262,29 @@ def quiet_runs(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     "config",
     [
         QUICK,
-        replace(QUICK, optimisation=Optimisation("sgd", ema=0.9, clip_norm=1.0), schedule=Schedule("one-cycle"), sampling="class"),
-        replace(QUICK, network=NetworkOptions(dropout=0.3), augmentation=Augmentation(affine=1, hed=0.1), cache="stores", precision="bf16"),
+        replace(
+            QUICK,
+            optimisation=Optimisation("sgd", ema=0.9, clip_norm=1.0),
+            schedule=Schedule("one-cycle"),
+            sampling="class",
+        ),
+        replace(
+            QUICK,
+            network=NetworkOptions(dropout=0.3),
+            augmentation=Augmentation(affine=1, hed=0.1),
+            cache="stores",
+            precision="bf16",
+        ),
     ],
     ids=["plain", "averaged", "from the stores"],
 )
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_stopped_run_ends_in_the_same_bytes(
-    config: TrainConfig, epoch: int, stores: Path, quiet_runs: Callable[[TrainConfig], Path], tmp_path: Path
+    config: TrainConfig,
+    epoch: int,
+    stores: Path,
+    quiet_runs: Callable[[TrainConfig], Path],
+    tmp_path: Path,
 ) -> None:
     config = replace(config, epochs=3)
     quiet = quiet_runs(config)
@@ -256,7 +303,14 @@ def test_not_resuming_begins_anew(stores: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train([stores], tmp_path / "model", QUICK, FIXED, listener=stop_after(1))
     done: list[int] = []
-    train([stores], tmp_path / "model", QUICK, FIXED, resume=False, listener=TrainListener(on_epoch=lambda one: done.append(one.epoch)))
+    train(
+        [stores],
+        tmp_path / "model",
+        QUICK,
+        FIXED,
+        resume=False,
+        listener=TrainListener(on_epoch=lambda one: done.append(one.epoch)),
+    )
     assert done == [1, 2]
 
 
@@ -277,7 +331,9 @@ def test_nothing_of_a_finished_run_is_left_in_staging(finished: tuple[Path, Trai
 
 
 def test_a_random_split_marks_model_and_report(stores: Path, tmp_path: Path) -> None:
-    trained = train([stores], tmp_path / "model", QUICK, SplitChoice(val_fraction=0.25, is_random=True))
+    trained = train(
+        [stores], tmp_path / "model", QUICK, SplitChoice(val_fraction=0.25, is_random=True)
+    )
     checkpoint = load_checkpoint(trained.model)
     assert checkpoint.is_leaky
     assert checkpoint.training["split"]["patients_on_both_sides"] == ["p0", "p1", "p2", "p3"]
@@ -288,7 +344,9 @@ def test_a_random_split_marks_model_and_report(stores: Path, tmp_path: Path) -> 
 
 def test_training_may_start_from_the_weights_of_another_model(stores: Path, tmp_path: Path) -> None:
     first = train([stores], tmp_path / "first", QUICK, FIXED)
-    frozen = replace(QUICK, epochs=1, optimisation=Optimisation("sgd", learning_rate=1e-12), pretrained="file")
+    frozen = replace(
+        QUICK, epochs=1, optimisation=Optimisation("sgd", learning_rate=1e-12), pretrained="file"
+    )
     second = train([stores], tmp_path / "second", frozen, FIXED, pretrained=first.model)
     one, other = load_checkpoint(first.model).weights, load_checkpoint(second.model).weights
     name = next(name for name in one if name.endswith(("conv.weight", "conv1.weight")))
@@ -305,7 +363,9 @@ def test_training_may_start_from_the_weights_of_another_model(stores: Path, tmp_
         (replace(QUICK, precision="fp16"), "only GPUs"),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_training_starts(config: TrainConfig, fault: str, stores: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_said_before_training_starts(
+    config: TrainConfig, fault: str, stores: Path, tmp_path: Path
+) -> None:
     started: list[object] = []
     listener = TrainListener(on_start=lambda *facts: started.append(facts))
     with pytest.raises((ModelError, EnvironmentFault), match=fault):
@@ -313,12 +373,23 @@ def test_what_cannot_be_trained_is_said_before_training_starts(config: TrainConf
     assert (started, (tmp_path / "model").exists()) == ([], False)
 
 
-def test_weights_of_another_architecture_are_refused_before_training_starts(stores: Path, tmp_path: Path) -> None:
-    other = write_model(tmp_path / "idc" / "model.safetensors", make_checkpoint(architecture="idc_cnn"))
+def test_weights_of_another_architecture_are_refused_before_training_starts(
+    stores: Path, tmp_path: Path
+) -> None:
+    other = write_model(
+        tmp_path / "idc" / "model.safetensors", make_checkpoint(architecture="idc_cnn")
+    )
     started: list[object] = []
     listener = TrainListener(on_start=lambda *facts: started.append(facts))
     with pytest.raises(ModelError, match=r"model\.safetensors"):
-        train([stores], tmp_path / "model", replace(QUICK, pretrained="file"), FIXED, pretrained=other, listener=listener)
+        train(
+            [stores],
+            tmp_path / "model",
+            replace(QUICK, pretrained="file"),
+            FIXED,
+            pretrained=other,
+            listener=listener,
+        )
     assert started == []
 
 
@@ -327,7 +398,13 @@ def test_two_processes_train_one_network(stores: Path, tmp_path: Path) -> None:
     """As several GPUs do, by DDP: gradients are averaged, so that each step is that of the whole batch."""
     done: list[int] = []
     listener = TrainListener(on_epoch=lambda one: done.append(one.epoch))
-    config = replace(QUICK, architecture="idc_cnn", devices=2, augmentation=NO_AUGMENTATION, network=NetworkOptions(dropout=0.0))
+    config = replace(
+        QUICK,
+        architecture="idc_cnn",
+        devices=2,
+        augmentation=NO_AUGMENTATION,
+        network=NetworkOptions(dropout=0.0),
+    )
     double = train([stores], tmp_path / "double", config, FIXED, listener=listener)
     single = train([stores], tmp_path / "single", replace(config, devices=1), FIXED)
     assert done == [1, 2]

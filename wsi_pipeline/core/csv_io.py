@@ -14,7 +14,9 @@ SHIELD = "'"
 
 def format_csv(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     """A CSV table; empty cells for None, numbers as they are, texts shielded where a spreadsheet would run them."""
-    return "".join(",".join(_quote(shield(value)) for value in row) + "\n" for row in (header, *rows))
+    return "".join(
+        ",".join(_quote(shield(value)) for value in row) + "\n" for row in (header, *rows)
+    )
 
 
 def _quote(value: Any) -> str:
@@ -27,7 +29,13 @@ def shield(value: Any) -> Any:
     """A cell as it may be written."""
     if value is None:
         return ""
-    return f"{SHIELD}{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) and not NUMBER.fullmatch(value) else value
+    return (
+        f"{SHIELD}{value}"
+        if isinstance(value, str)
+        and value.startswith(FORMULA_STARTS)
+        and not NUMBER.fullmatch(value)
+        else value
+    )
 
 
 def unshield(text: str) -> str:

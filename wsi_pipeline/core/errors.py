@@ -1,7 +1,8 @@
 """Every error that the pipeline raises on purpose.
 
-Each takes one finished message (`what: where: what to do`), so that it survives pickling between processes. Context gained on
-the way up is added with `add_note`. Foreign exceptions are translated in the one module that calls the library.
+Each takes one finished message (`what: where: what to do`), so that it survives pickling between
+processes. Context gained on the way up is added with `add_note`. Foreign exceptions are translated
+in the one module that calls the library.
 """
 
 import errno
@@ -10,7 +11,16 @@ from pathlib import Path
 
 MACHINE_ERRNOS = frozenset(
     {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
+        *(
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EMFILE,
+            errno.ENFILE,
+        ),
         *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT),
     }
 )
@@ -53,5 +63,12 @@ def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
     """The fault of the machine that an error tells of, at the file that it names, else `path`; None where the input is to blame."""
     if error.errno not in MACHINE_ERRNOS:
         return None
-    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else path
-    return EnvironmentFault(f"{where}: {error.strerror}; mend that (see df -h, df -i and permissions) and run the same line again")
+    where = (
+        os.fsdecode(error.filename)
+        if isinstance(error.filename, str | bytes | os.PathLike)
+        else path
+    )
+    return EnvironmentFault(
+        f"{where}: {error.strerror}; mend that (see df -h, df -i and permissions) and run the same"
+        " line again"
+    )

@@ -1,8 +1,9 @@
 """Patches, grids and frames: where a cell lies on a slide, by integer arithmetic alone.
 
-Frames, from the outside in. *Level-0 pixels* (`_l0`) are those of the scan. *Patch pixels* (`_px`) are those of the virtual image
-that the slide would be at `PatchSpec.mpp`: one of them covers `Grid.downsample` level-0 pixels, a ratio of integers, so that
-no corner ever depends on floating-point rounding. A *cell* (row, col) is one patch of that image.
+Frames, from the outside in. *Level-0 pixels* (`_l0`) are those of the scan. *Patch pixels* (`_px`)
+are those of the virtual image that the slide would be at `PatchSpec.mpp`: one of them covers
+`Grid.downsample` level-0 pixels, a ratio of integers, so that no corner ever depends on
+floating-point rounding. A *cell* (row, col) is one patch of that image.
 """
 
 import math
@@ -34,13 +35,18 @@ class PatchSpec:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.side_px, int) and isinstance(self.stride_px, int)):
-            raise ConfigError(f"patch size {self.side_px} and stride {self.stride_px} must be whole numbers of pixels")
+            raise ConfigError(
+                f"patch size {self.side_px} and stride {self.stride_px} must be whole numbers of"
+                " pixels"
+            )
         if not 1 <= self.side_px <= 8192:
             raise ConfigError(f"patch size is {self.side_px} px; it must lie between 1 and 8192")
         if not 1 <= self.stride_px <= 8192:
             raise ConfigError(f"stride is {self.stride_px} px; it must lie between 1 and 8192")
         if not (math.isfinite(self.mpp) and MIN_MPP <= self.mpp <= 10 * MAX_MPP):
-            raise ConfigError(f"mpp is {self.mpp} µm/px; it must lie between {MIN_MPP} and {10 * MAX_MPP:g}")
+            raise ConfigError(
+                f"mpp is {self.mpp} µm/px; it must lie between {MIN_MPP} and {10 * MAX_MPP:g}"
+            )
 
     @property
     def field_um(self) -> float:
@@ -67,9 +73,14 @@ class Grid:
         if self.rows < 0 or self.cols < 0:
             raise ConfigError(f"a grid of {self.rows} × {self.cols} cells cannot be")
         if self.rows * self.cols > MAX_CELLS:
-            raise ConfigError(f"a grid of {self.rows} × {self.cols} cells has more than {MAX_CELLS:,}; raise --mpp or --stride")
+            raise ConfigError(
+                f"a grid of {self.rows} × {self.cols} cells has more than {MAX_CELLS:,}; raise"
+                " --mpp or --stride"
+            )
         if self.spec.stride_px * self.downsample < 1:
-            raise ConfigError(f"stride {self.spec.stride_px} px is less than one pixel of the slide; raise it")
+            raise ConfigError(
+                f"stride {self.spec.stride_px} px is less than one pixel of the slide; raise it"
+            )
 
     @property
     def cell_area_mm2(self) -> float:
@@ -127,12 +138,18 @@ def all_cells(grid: Grid) -> NDArray[np.int32]:
     return np.ascontiguousarray(row_col.reshape(2, -1).T)
 
 
-def macro_tile_codes(cells: NDArray[np.int32], per_cell: tuple[Fraction, Fraction]) -> NDArray[np.uint64]:
+def macro_tile_codes(
+    cells: NDArray[np.int32], per_cell: tuple[Fraction, Fraction]
+) -> NDArray[np.uint64]:
     """The macro-tile of every cell, (n,), numbered along a Z-shaped curve: macro-tiles of near numbers lie near one another.
 
-    `per_cell` is how many macro-tiles one step to the next row, or column, is; a cell belongs to the one in which its corner lies.
+    `per_cell` is how many macro-tiles one step to the next row, or column, is; a cell belongs to
+    the one in which its corner lies.
     """
-    row, col = (np.asarray(cells[:, axis], dtype=np.int64) * step.numerator // step.denominator for axis, step in enumerate(per_cell))
+    row, col = (
+        np.asarray(cells[:, axis], dtype=np.int64) * step.numerator // step.denominator
+        for axis, step in enumerate(per_cell)
+    )
     return _spread_bits(row) << np.uint64(1) | _spread_bits(col)
 
 
@@ -150,10 +167,13 @@ def _spread_bits(values: NDArray[np.int64]) -> NDArray[np.uint64]:
     return spread
 
 
-def order_by_macro_tile(cells: NDArray[np.int32], per_cell: tuple[Fraction, Fraction]) -> NDArray[np.int32]:
+def order_by_macro_tile(
+    cells: NDArray[np.int32], per_cell: tuple[Fraction, Fraction]
+) -> NDArray[np.int32]:
     """The same cells, macro-tile by macro-tile as `macro_tile_codes` numbers them, in raster order within each.
 
-    Patches of one block, and of one block and the next, then lie close together and share JPEG tiles.
+    Patches of one block, and of one block and the next, then lie close together and share JPEG
+    tiles.
     """
     order = np.lexsort((cells[:, 1], cells[:, 0], macro_tile_codes(cells, per_cell)))
     return np.ascontiguousarray(cells[order])
@@ -163,7 +183,8 @@ BLOCK_PATCHES = 4096
 SMALL_BLOCK_PATCHES = 1024
 """Patches per block; the smaller one where a slide has fewer than four large blocks, so that workers can share it.
 
-A slide with fewer patches than that is one block of them all: a chunk on disk is never longer than its slide.
+A slide with fewer patches than that is one block of them all: a chunk on disk is never longer than
+its slide.
 """
 
 

@@ -18,12 +18,17 @@ LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 def parse_json(content: bytes | str) -> Any:
     """The value of a JSON text in UTF-8.
 
-    Raises ValueError for what is none: NaN, numbers beyond float64 or int64, halves of characters, brackets that nest too deep.
+    Raises ValueError for what is none: NaN, numbers beyond float64 or int64, halves of characters,
+    brackets that nest too deep.
     """
     text = content if isinstance(content, str) else content.decode()
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_parse_float, parse_int=_parse_int)
-        if "\\u" in text and LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False, allow_nan=False)):
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_parse_float, parse_int=_parse_int
+        )
+        if "\\u" in text and LONE_SURROGATE.search(
+            json.dumps(value, ensure_ascii=False, allow_nan=False)
+        ):
             raise ValueError("a text in it has half a character")
     except RecursionError as error:
         raise ValueError("its brackets nest too deep") from error

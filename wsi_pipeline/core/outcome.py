@@ -106,9 +106,11 @@ class RunAccount:
         found = {failure.slide_id: failure for failure in failures}
         return RunAccount(
             tuple(
-                replace(found[outcome.slide_id], path=outcome.path)
-                if outcome.slide_id in found and outcome.state is not SlideState.FAILED
-                else outcome
+                (
+                    replace(found[outcome.slide_id], path=outcome.path)
+                    if outcome.slide_id in found and outcome.state is not SlideState.FAILED
+                    else outcome
+                )
                 for outcome in self.outcomes
             )
         )
@@ -116,7 +118,9 @@ class RunAccount:
     @property
     def closing_line(self) -> str:
         """The line that adds up: `in 4 = ok 2 + zero 0 + damaged 1 + failed 1`."""
-        return f"in {len(self.outcomes)} = " + " + ".join(f"{state.value} {self.count(state)}" for state in SlideState)
+        return f"in {len(self.outcomes)} = " + " + ".join(
+            f"{state.value} {self.count(state)}" for state in SlideState
+        )
 
     @property
     def exit_code(self) -> int:
@@ -134,7 +138,10 @@ def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOut
     if isinstance(error, OSError) and (fault := machine_fault(path, error)):
         error = fault
     if isinstance(error, MemoryError):
-        error = WsiError(f"{path}: needs more memory than a worker may take; leave it out, or use fewer workers or a larger machine")
+        error = WsiError(
+            f"{path}: needs more memory than a worker may take; leave it out, or use fewer workers"
+            " or a larger machine"
+        )
     message = str(error) if isinstance(error, WsiError) else f"{type(error).__name__}: {error}"
     return SlideOutcome(
         slide_id=slide_id,
@@ -147,4 +154,6 @@ def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOut
 
 def find_failures(outcomes: Sequence[SlideOutcome]) -> list[SlideOutcome]:
     """The outcomes that a person should look at: failed, or done with unreadable patches."""
-    return [outcome for outcome in outcomes if outcome.state in (SlideState.FAILED, SlideState.DAMAGED)]
+    return [
+        outcome for outcome in outcomes if outcome.state in (SlideState.FAILED, SlideState.DAMAGED)
+    ]

@@ -1,7 +1,7 @@
 """Names that nobody can turn back without a key: the same name gives the same pseudonym wherever the same key is used.
 
-A plain hash would not do: whoever has a list of accession numbers computes the hash of each. So it is an HMAC, under a key that lies
-in a file of its own, outside of every product.
+A plain hash would not do: whoever has a list of accession numbers computes the hash of each. So it
+is an HMAC, under a key that lies in a file of its own, outside of every product.
 """
 
 import hashlib
@@ -79,18 +79,25 @@ class Pseudonyms:
                 aside.symlink_to(target)
                 aside.replace(link)
         except OSError as error:
-            raise EnvironmentFault(f"{self.links}: cannot be written ({error.strerror}); keep the key where you may write") from error
+            raise EnvironmentFault(
+                f"{self.links}: cannot be written ({error.strerror}); keep the key where you may"
+                " write"
+            ) from error
         return link
 
 
 def open_pseudonyms(key_file: Path, out: Path | None = None) -> Pseudonyms:
     """The pseudonyms of a key; where there is no such file, a new key is made. `out` is where products go.
 
-    Raises ConfigError where others than its owner may read the key, where it is too short, or lies among the products.
+    Raises ConfigError where others than its owner may read the key, where it is too short, or lies
+    among the products.
     """
     key_file = key_file.absolute()
     if out is not None and key_file.is_relative_to(out.absolute()):
-        raise ConfigError(f"{key_file}: the key would lie among the products; keep it where those who get them cannot read it")
+        raise ConfigError(
+            f"{key_file}: the key would lie among the products; keep it where those who get them"
+            " cannot read it"
+        )
     _make_key(key_file)
     key = _read_key(key_file)
     return Pseudonyms(key, _make_private(key_file.with_name(key_file.name + LINKS_SUFFIX)))
@@ -102,7 +109,9 @@ def _make_private(folder: Path) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
     except OSError as error:
-        raise EnvironmentFault(f"{folder}: cannot be made ({error.strerror}); keep the key where you may write") from error
+        raise EnvironmentFault(
+            f"{folder}: cannot be made ({error.strerror}); keep the key where you may write"
+        ) from error
     return folder
 
 
@@ -122,21 +131,33 @@ def _make_key(key_file: Path) -> None:
         finally:
             Path(aside).unlink()
     except OSError as error:
-        raise ConfigError(f"{key_file}: no key could be made there ({error.strerror}); name a file in a folder that is there") from error
+        raise ConfigError(
+            f"{key_file}: no key could be made there ({error.strerror}); name a file in a folder"
+            " that is there"
+        ) from error
 
 
 def _read_key(key_file: Path) -> bytes:
     try:
         status = key_file.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_KEY_BYTES:
-            raise ConfigError(f"{key_file}: not a key file; name another, or one that does not exist yet")
+            raise ConfigError(
+                f"{key_file}: not a key file; name another, or one that does not exist yet"
+            )
         if status.st_mode & 0o077:
-            raise ConfigError(f"{key_file}: others may read this key; make it yours alone: chmod 600")
+            raise ConfigError(
+                f"{key_file}: others may read this key; make it yours alone: chmod 600"
+            )
         key = key_file.read_bytes().strip()
     except OSError as error:
-        raise ConfigError(f"{key_file}: cannot be read ({error.strerror}); name the key file") from error
+        raise ConfigError(
+            f"{key_file}: cannot be read ({error.strerror}); name the key file"
+        ) from error
     if len(key) < MIN_KEY_BYTES:
-        raise ConfigError(f"{key_file}: a key of {len(key)} bytes can be guessed; it must have {MIN_KEY_BYTES} or more")
+        raise ConfigError(
+            f"{key_file}: a key of {len(key)} bytes can be guessed; it must have {MIN_KEY_BYTES} or"
+            " more"
+        )
     return key
 
 
@@ -149,7 +170,9 @@ class Veil:
 
     def __call__(self, text: str) -> str:
         """The text without these names: longest first, whole words only."""
-        for name in sorted((name for name in self.names if name and name in text), key=len, reverse=True):
+        for name in sorted(
+            (name for name in self.names if name and name in text), key=len, reverse=True
+        ):
             text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", self.names[name], text)
         return text
 

@@ -1,6 +1,7 @@
 """evaluation.html: the report of a model on labelled slides.
 
-Its worst patches are shown with their pixels, read again from where the results say that they came from.
+Its worst patches are shown with their pixels, read again from where the results say that they came
+from.
 """
 
 import logging
@@ -48,7 +49,9 @@ def write_evaluation_page(
     labels, probability, patients = pool_slides(slides)
     worst, worst_note = _show_worst(labelled, slides, labels, probability)
     content = ReportContent(
-        title=f"{labelled.model_name} on {len(slides)} labelled slide{'s' if len(slides) > 1 else ''}",
+        title=(
+            f"{labelled.model_name} on {len(slides)} labelled slide{'s' if len(slides) > 1 else ''}"
+        ),
         class_names=labelled.class_names,
         judgement=judgement,
         labels=labels,
@@ -64,7 +67,9 @@ def write_evaluation_page(
     write_report_page(path, content)
 
 
-def pool_slides(slides: Sequence[LabelledSlide]) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.str_]]:
+def pool_slides(
+    slides: Sequence[LabelledSlide],
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.str_]]:
     """Labels, probabilities and patients of all slides, (n,) each."""
     return (
         np.concatenate([slide.labels for slide in slides]),
@@ -73,7 +78,9 @@ def pool_slides(slides: Sequence[LabelledSlide]) -> tuple[NDArray[np.int8], NDAr
     )
 
 
-def _list_facts(labelled: LabelledResults, judgement: Judgement, threshold_source: str) -> dict[str, str]:
+def _list_facts(
+    labelled: LabelledResults, judgement: Judgement, threshold_source: str
+) -> dict[str, str]:
     model = labelled.model
     patch = model.get("patch", {})
     known = sum(len(slide.labels) for slide in labelled.slides)
@@ -84,13 +91,19 @@ def _list_facts(labelled: LabelledResults, judgement: Judgement, threshold_sourc
         "temperature": f"{labelled.temperature:.4g}",
         "threshold": f"{judgement.scores.threshold:.4g}: {threshold_source}",
         "slides": ", ".join(slide.slide_id for slide in labelled.slides),
-        "labelled patches": f"{known}, of which {known - judgement.scores.patches} were not assessed and enter no figure",
+        "labelled patches": (
+            f"{known}, of which {known - judgement.scores.patches} were not assessed and enter no"
+            " figure"
+        ),
         "slides without labels": ", ".join(labelled.unlabelled) or "none",
     }
 
 
 def _show_worst(
-    labelled: LabelledResults, slides: Sequence[LabelledSlide], labels: NDArray[np.int8], probability: NDArray[np.float32]
+    labelled: LabelledResults,
+    slides: Sequence[LabelledSlide],
+    labels: NDArray[np.int8],
+    probability: NDArray[np.float32],
 ) -> tuple[list[WorstPatch], str]:
     """Pictures of the most confidently wrong patches, and a word on those that have none."""
     finder = PixelFinder(labelled.path)
@@ -105,10 +118,20 @@ def _show_worst(
             continue
         for place, pixels, readable in zip(places, block.pixels, block.readable, strict=True):
             if readable:
-                caption = describe_worst(int(labels[place]), float(probability[place]), labelled.class_names, slide.table.patient_id)
+                caption = describe_worst(
+                    int(labels[place]),
+                    float(probability[place]),
+                    labelled.class_names,
+                    slide.table.patient_id,
+                )
                 pictures[int(place)] = WorstPatch(pixels, caption)
     missing = len(chosen) - len(pictures)
-    note = f"{missing} more have no picture: the slide or store that they came from is gone, changed or unreadable." if missing else ""
+    note = (
+        f"{missing} more have no picture: the slide or store that they came from is gone, changed"
+        " or unreadable."
+        if missing
+        else ""
+    )
     return [pictures[int(place)] for place in chosen if int(place) in pictures], note
 
 
@@ -165,4 +188,7 @@ def _read_slide(path: Path, table: PatchTable, cells: NDArray[np.int32]) -> Patc
 
 
 def _stack(patches: Sequence[PatchBlock]) -> PatchBlock:
-    return PatchBlock(np.stack([patch.pixels for patch in patches]), np.array([patch.readable for patch in patches]))
+    return PatchBlock(
+        np.stack([patch.pixels for patch in patches]),
+        np.array([patch.readable for patch in patches]),
+    )

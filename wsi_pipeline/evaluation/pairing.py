@@ -27,19 +27,25 @@ class PairedCells:
 def pair_results(one: LabelledResults, other: LabelledResults) -> PairedCells:
     """The labelled cells that both results assessed, matched by slide content, grid and place.
 
-    Raises StoreError where nothing is shared or the two mean other classes or patients, LabelError where their labels differ.
+    Raises StoreError where nothing is shared or the two mean other classes or patients, LabelError
+    where their labels differ.
     """
     if one.class_names != other.class_names:
         raise StoreError(
-            f"{other.path}: tells {' from '.join(other.class_names)}, {one.path} {' from '.join(one.class_names)}; "
-            "compare models of one task"
+            f"{other.path}: tells {' from '.join(other.class_names)}, {one.path}"
+            f" {' from '.join(one.class_names)}; compare models of one task"
         )
     by_content = {_content(slide): slide for slide in other.slides}
-    pairs = [_pair_slides(slide, by_content[_content(slide)]) for slide in one.slides if _content(slide) in by_content]
+    pairs = [
+        _pair_slides(slide, by_content[_content(slide)])
+        for slide in one.slides
+        if _content(slide) in by_content
+    ]
     paired = [pair for pair in pairs if len(pair.labels)]
     if not paired:
         raise StoreError(
-            f"{other.path}: shares no labelled cell with {one.path}; infer both models on the same slides or stores, at one scale"
+            f"{other.path}: shares no labelled cell with {one.path}; infer both models on the same"
+            " slides or stores, at one scale"
         )
     return _pool(paired, sum(len(slide.labels) for slide in one.slides))
 
@@ -51,17 +57,28 @@ def _content(slide: LabelledSlide) -> tuple[str, Grid]:
 def _pair_slides(one: LabelledSlide, other: LabelledSlide) -> PairedCells:
     if one.table.patient_id != other.table.patient_id:
         raise StoreError(
-            f"{one.slide_id}: of patient {one.table.patient_id} here, of {other.table.patient_id} there; infer both with the same patients"
+            f"{one.slide_id}: of patient {one.table.patient_id} here, of {other.table.patient_id}"
+            " there; infer both with the same patients"
         )
-    _, first, second = np.intersect1d(_number_cells(one), _number_cells(other), assume_unique=True, return_indices=True)
+    _, first, second = np.intersect1d(
+        _number_cells(one), _number_cells(other), assume_unique=True, return_indices=True
+    )
     differing = int(np.count_nonzero(one.labels[first] != other.labels[second]))
     if differing:
         raise LabelError(
-            f"{one.slide_id}: {differing} cells are labelled otherwise in the other results; evaluate both with the same --labels"
+            f"{one.slide_id}: {differing} cells are labelled otherwise in the other results;"
+            " evaluate both with the same --labels"
         )
     both = ~np.isnan(one.probability[first]) & ~np.isnan(other.probability[second])
     first, second = first[both], second[both]
-    return PairedCells(one.labels[first], one.probability[first], other.probability[second], one.patients[first], 1, 0)
+    return PairedCells(
+        one.labels[first],
+        one.probability[first],
+        other.probability[second],
+        one.patients[first],
+        1,
+        0,
+    )
 
 
 def _number_cells(slide: LabelledSlide) -> NDArray[np.int64]:

@@ -75,16 +75,19 @@ def evaluate_results(
 ) -> Evaluation:
     """Score every finished slide in `results`; write evaluation.csv, evaluation.json and evaluation.html there.
 
-    Labels are the label files or folders given, else those that came with the stores. The threshold is the model's unless a rule
-    is given. With `compare_with`, another results folder, both models are compared on the cells that they share (comparison.csv).
-    Raises LabelError where no slide has labels, StoreError where slides were predicted by different models or nothing is shared.
+    Labels are the label files or folders given, else those that came with the stores. The threshold
+    is the model's unless a rule is given. With `compare_with`, another results folder, both models
+    are compared on the cells that they share (comparison.csv). Raises LabelError where no slide has
+    labels, StoreError where slides were predicted by different models or nothing is shared.
     """
     labelled = label_results(results, labels, rules)
     other = None if compare_with is None else label_results(compare_with, labels, rules)
     assessed = [slide.keep_assessed() for slide in labelled.slides]
     known, probability, patients = pool_slides(assessed)
     at = _choose_threshold(labelled, threshold)
-    judgement = judge_probability(known, probability, patients, temperature=labelled.temperature, threshold=at)
+    judgement = judge_probability(
+        known, probability, patients, temperature=labelled.temperature, threshold=at
+    )
     evaluation = Evaluation(
         slides=tuple(_evaluate(slide, at) for slide in labelled.slides),
         pooled=SlideEvaluation(POOLED, *_count_cells(labelled.slides), judgement.scores),
@@ -100,20 +103,37 @@ def evaluate_results(
 
 def _evaluate(slide: LabelledSlide, threshold: float) -> SlideEvaluation:
     assessed = slide.keep_assessed()
-    return SlideEvaluation(slide.slide_id, *_count_cells([slide]), score(assessed.labels, assessed.probability, threshold))
+    return SlideEvaluation(
+        slide.slide_id,
+        *_count_cells([slide]),
+        score(assessed.labels, assessed.probability, threshold),
+    )
 
 
 def _count_cells(slides: Sequence[LabelledSlide]) -> tuple[int, int]:
     """Labelled cells, and those of them that were not assessed."""
-    return sum(len(slide.labels) for slide in slides), sum(int(np.isnan(slide.probability).sum()) for slide in slides)
+    return sum(len(slide.labels) for slide in slides), sum(
+        int(np.isnan(slide.probability).sum()) for slide in slides
+    )
 
 
-def _warn(labelled: LabelledResults, other: LabelledResults | None, threshold: ThresholdRule | None) -> list[str]:
-    warnings = [f"{item.model_name}: {LEAK_WARNING}" for item in (labelled, other) if item is not None and item.is_leaky]
-    warnings += [overlap for item in (labelled, other) if item is not None and (overlap := item.describe_overlap())]
+def _warn(
+    labelled: LabelledResults, other: LabelledResults | None, threshold: ThresholdRule | None
+) -> list[str]:
+    warnings = [
+        f"{item.model_name}: {LEAK_WARNING}"
+        for item in (labelled, other)
+        if item is not None and item.is_leaky
+    ]
+    warnings += [
+        overlap
+        for item in (labelled, other)
+        if item is not None and (overlap := item.describe_overlap())
+    ]
     if threshold is not None and threshold.name != "fixed":
         warnings.append(
-            "the threshold was chosen on the very patients that it is judged on: figures at it are better than they will be on others"
+            "the threshold was chosen on the very patients that it is judged on: figures at it are"
+            " better than they will be on others"
         )
     return warnings
 
@@ -133,24 +153,57 @@ def _choose_threshold(labelled: LabelledResults, rule: ThresholdRule | None) -> 
     return rule.choose(known, probability)
 
 
-def _write(results: Path, labelled: LabelledResults, evaluation: Evaluation, threshold: ThresholdRule | None) -> None:
+def _write(
+    results: Path,
+    labelled: LabelledResults,
+    evaluation: Evaluation,
+    threshold: ThresholdRule | None,
+) -> None:
     _write_csv(results / EVALUATION_CSV, evaluation)
-    record = {"model": dict(labelled.model), "warnings": list(evaluation.warnings)} | evaluation.judgement.to_json()
-    write_file(results / EVALUATION_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-    source = str(labelled.model.get("threshold_source", "the model's")) if threshold is None else threshold.describe()
+    record = {
+        "model": dict(labelled.model),
+        "warnings": list(evaluation.warnings),
+    } | evaluation.judgement.to_json()
+    write_file(
+        results / EVALUATION_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+    )
+    source = (
+        str(labelled.model.get("threshold_source", "the model's"))
+        if threshold is None
+        else threshold.describe()
+    )
     compared, section = evaluation.compared, None
-    (results / COMPARISON_CSV).unlink(missing_ok=True)  # of an earlier evaluation, which the page is no longer about
+    (results / COMPARISON_CSV).unlink(
+        missing_ok=True
+    )  # of an earlier evaluation, which the page is no longer about
     if compared is not None:
         _write_comparison(results / COMPARISON_CSV, compared.figures)
         section = ComparisonSection(compared.one, compared.other, compared.figures)
-    write_evaluation_page(results / EVALUATION_HTML, labelled, evaluation.judgement, source, section, evaluation.warnings)
+    write_evaluation_page(
+        results / EVALUATION_HTML,
+        labelled,
+        evaluation.judgement,
+        source,
+        section,
+        evaluation.warnings,
+    )
 
 
 def _write_csv(path: Path, evaluation: Evaluation) -> None:
     names = [field.name for field in fields(Scores)]
-    ends = [end for intervals in (evaluation.judgement.intervals,) for name in FIGURES for end in intervals.get(name, (None, None))]
+    ends = [
+        end
+        for intervals in (evaluation.judgement.intervals,)
+        for name in FIGURES
+        for end in intervals.get(name, (None, None))
+    ]
     rows = [
-        [slide.slide_id, slide.labelled, slide.not_assessed, *(asdict(slide.scores)[name] for name in names)]
+        [
+            slide.slide_id,
+            slide.labelled,
+            slide.not_assessed,
+            *(asdict(slide.scores)[name] for name in names),
+        ]
         for slide in (*evaluation.slides, evaluation.pooled)
     ]
     # Slides have no interval of their own: it is from resampling patients.
@@ -161,7 +214,17 @@ def _write_csv(path: Path, evaluation: Evaluation) -> None:
 
 def _write_comparison(path: Path, comparison: Comparison) -> None:
     rows = (
-        [item.figure, item.one, item.other, item.difference, *(item.interval or (None, None)), comparison.patches, comparison.patients]
+        [
+            item.figure,
+            item.one,
+            item.other,
+            item.difference,
+            *(item.interval or (None, None)),
+            comparison.patches,
+            comparison.patients,
+        ]
         for item in comparison.differences
     )
-    write_csv(path, ["figure", "one", "other", "difference", "low", "high", "patches", "patients"], rows)
+    write_csv(
+        path, ["figure", "one", "other", "difference", "low", "high", "patches", "patients"], rows
+    )

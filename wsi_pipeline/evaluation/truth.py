@@ -40,7 +40,13 @@ class LabelledSlide:
     def keep_assessed(self) -> "LabelledSlide":
         """The same without cells that have no probability."""
         known = ~np.isnan(self.probability)
-        return LabelledSlide(self.slide_id, self.table, self.cells[known], self.labels[known], self.probability[known])
+        return LabelledSlide(
+            self.slide_id,
+            self.table,
+            self.cells[known],
+            self.labels[known],
+            self.probability[known],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,10 @@ class LabelledResults:
         known, judged = len(self.find_seen()), len(self._list_patients())
         if not known:
             return ""
-        return f"{self.model_name}: {known} of {judged} patients judged here trained it or chose its threshold; figures are inflated"
+        return (
+            f"{self.model_name}: {known} of {judged} patients judged here trained it or chose its"
+            " threshold; figures are inflated"
+        )
 
     def _list_patients(self) -> list[str]:
         return sorted({slide.table.patient_id for slide in self.slides})
@@ -95,27 +104,43 @@ class LabelledResults:
         return f"{self.model.get('architecture', 'model')} {str(self.model.get('digest', ''))[:12]}"
 
 
-def label_results(results: Path, labels: Sequence[Path] = (), rules: LabelRules | None = None) -> LabelledResults:
+def label_results(
+    results: Path, labels: Sequence[Path] = (), rules: LabelRules | None = None
+) -> LabelledResults:
     """The labelled slides of `results`: by the label files or folders given, else by what came with the stores.
 
-    Raises LabelError where no slide has labels, StoreError where the slides were predicted by different models.
+    Raises LabelError where no slide has labels, StoreError where the slides were predicted by
+    different models.
     """
     predictions = _open_all(results)
     if len({prediction.model_digest for prediction in predictions}) > 1:
-        raise StoreError(f"{results}: its slides were predicted by different models; evaluate each model in a folder of its own")
+        raise StoreError(
+            f"{results}: its slides were predicted by different models; evaluate each model in a"
+            " folder of its own"
+        )
     files = list_label_files(labels) if labels else []
     slides: list[LabelledSlide] = []
     unlabelled: list[str] = []
     for prediction in predictions:
         slide_id = prediction.path.parent.name
-        slide = _label_slide(slide_id, prediction, files, rules or LabelRules(class_names=prediction.table.class_names))
+        slide = _label_slide(
+            slide_id,
+            prediction,
+            files,
+            rules or LabelRules(class_names=prediction.table.class_names),
+        )
         if slide is None or len(slide.labels) == 0:
             unlabelled.append(slide_id)
         else:
             slides.append(slide)
     if not slides:
-        raise LabelError(f"{results}: no labels for any of {len(predictions)} slides; name label masks with --labels")
-    return LabelledResults(results, predictions[0].attributes["model"], tuple(slides), tuple(unlabelled))
+        raise LabelError(
+            f"{results}: no labels for any of {len(predictions)} slides; name label masks with"
+            " --labels"
+        )
+    return LabelledResults(
+        results, predictions[0].attributes["model"], tuple(slides), tuple(unlabelled)
+    )
 
 
 def find_class_names(results: Path) -> tuple[str, str]:
@@ -130,11 +155,15 @@ def _open_all(results: Path) -> list[Predictions]:
     return predictions
 
 
-def _label_slide(slide_id: str, predictions: Predictions, files: Sequence[Path], rules: LabelRules) -> LabelledSlide | None:
+def _label_slide(
+    slide_id: str, predictions: Predictions, files: Sequence[Path], rules: LabelRules
+) -> LabelledSlide | None:
     table = predictions.table
     if not files:
         known = table.labels >= 0
-        return LabelledSlide(slide_id, table, table.cells[known], table.labels[known], predictions.probability[known])
+        return LabelledSlide(
+            slide_id, table, table.cells[known], table.labels[known], predictions.probability[known]
+        )
     label_file = match_labels(slide_id, files)
     if label_file is None:
         return None

@@ -48,36 +48,64 @@ def _assign_annotation(
     cells: NDArray[np.int32],
     rules: LabelRules,
 ) -> CellLabels:
-    return assign_regions(path, read(path, rules.is_strict), is_from_bounds, slide, grid, cells, rules)
+    return assign_regions(
+        path, read(path, rules.is_strict), is_from_bounds, slide, grid, cells, rules
+    )
 
 
 LABEL_SOURCES: dict[str, LabelSource] = {
-    # QuPath shows the scanned area only, so its coordinates begin there; the others count from the slide's corner.
-    "geojson": LabelSource(lambda path: path.suffix.lower() in JSON_SUFFIXES, partial(_assign_annotation, read_geojson, True)),
-    "asap": LabelSource(lambda path: peek_root(path) == ASAP_ROOT, partial(_assign_annotation, read_asap, False)),
-    "imagescope": LabelSource(lambda path: peek_root(path) == IMAGESCOPE_ROOT, partial(_assign_annotation, read_imagescope, False)),
+    # QuPath shows the scanned area only, so its coordinates begin there; the others count from the
+    # slide's corner.
+    "geojson": LabelSource(
+        lambda path: path.suffix.lower() in JSON_SUFFIXES,
+        partial(_assign_annotation, read_geojson, True),
+    ),
+    "asap": LabelSource(
+        lambda path: peek_root(path) == ASAP_ROOT, partial(_assign_annotation, read_asap, False)
+    ),
+    "imagescope": LabelSource(
+        lambda path: peek_root(path) == IMAGESCOPE_ROOT,
+        partial(_assign_annotation, read_imagescope, False),
+    ),
     "mask": LabelSource(lambda path: path.suffix.lower() in IMAGE_SUFFIXES, assign_mask),
 }
 """Asked in this order; the first that recognises a file reads it."""
 
 
-def label_cells(path: Path, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules) -> CellLabels:
+def label_cells(
+    path: Path, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules
+) -> CellLabels:
     """The labels of cells (n, 2) by an annotation file or a label image. Raises LabelError."""
     for source in LABEL_SOURCES.values():
         if source.recognises(path):
             return source.assign(path, slide, grid, cells, rules)
-    raise LabelError(f"{path}: not QuPath GeoJSON, ASAP or ImageScope XML, nor a label image; export the annotation as one of them")
+    raise LabelError(
+        f"{path}: not QuPath GeoJSON, ASAP or ImageScope XML, nor a label image; export the"
+        " annotation as one of them"
+    )
 
 
 def label_recipe(rules: LabelRules, label_file: Path | None) -> dict[str, Any] | None:
     """Everything that decides a store's labels; None where it has none."""
-    return None if label_file is None else {"sha256": file_sha256(label_file), "rules": rules.to_json()}
+    return (
+        None
+        if label_file is None
+        else {"sha256": file_sha256(label_file), "rules": rules.to_json()}
+    )
 
 
-def label_patches(label_file: Path | None, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules) -> CellLabels:
+def label_patches(
+    label_file: Path | None,
+    slide: SlideInfo,
+    grid: Grid,
+    cells: NDArray[np.int32],
+    rules: LabelRules,
+) -> CellLabels:
     """Labels of cells by a file, with its digest in the description; all unknown where there is no file. Raises LabelError."""
     if label_file is None:
-        return CellLabels(np.full(len(cells), UNKNOWN, np.int8), np.full(len(cells), np.nan, np.float32), {})
+        return CellLabels(
+            np.full(len(cells), UNKNOWN, np.int8), np.full(len(cells), np.nan, np.float32), {}
+        )
     labels = label_cells(label_file, slide, grid, cells, rules)
     source = {"file": label_file.name, "sha256": file_sha256(label_file)}
     return labels._replace(description=source | labels.description)

@@ -72,7 +72,12 @@ class AnnotationBuilder:
         """Count an object that has no area."""
         self._ignored[kind] += 1
 
-    def add_polygon(self, class_name: str, shell: Sequence[Sequence[float]], holes: Iterable[Sequence[Sequence[float]]] = ()) -> None:
+    def add_polygon(
+        self,
+        class_name: str,
+        shell: Sequence[Sequence[float]],
+        holes: Iterable[Sequence[Sequence[float]]] = (),
+    ) -> None:
         """Add a polygon from its corners (x, y). Raises LabelError for coordinates that are no numbers."""
         corners = self._check_ring(shell)
         if len(corners) < MIN_VERTICES:
@@ -86,8 +91,13 @@ class AnnotationBuilder:
         if not geometry.is_valid:
             if self._is_strict:
                 reason = shapely.is_valid_reason(geometry)
-                raise LabelError(f"{self._path}: an invalid region of class {class_name!r} ({reason}); mend it, or leave out --strict")
-            geometry = keep_areas(shapely.make_valid(geometry, method="structure", keep_collapsed=False))
+                raise LabelError(
+                    f"{self._path}: an invalid region of class {class_name!r} ({reason}); mend it,"
+                    " or leave out --strict"
+                )
+            geometry = keep_areas(
+                shapely.make_valid(geometry, method="structure", keep_collapsed=False)
+            )
             self._repaired += 1
         if geometry.is_empty or geometry.area == 0:
             self._refuse_or_ignore("region without area")
@@ -97,16 +107,26 @@ class AnnotationBuilder:
     def finish(self, mpp: float | None = None) -> Annotation:
         """The annotation. Raises LabelError where nothing was drawn at all."""
         if not self._regions and not self._ignored:
-            raise LabelError(f"{self._path}: holds no annotation; export it again from the program that drew it")
+            raise LabelError(
+                f"{self._path}: holds no annotation; export it again from the program that drew it"
+            )
         return Annotation(tuple(self._regions), dict(self._ignored), self._repaired, mpp)
 
     def _check_ring(self, ring: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         try:
-            points = np.array([(float(point[0]), float(point[1])) for point in ring], dtype=np.float64).reshape(-1, 2)
+            points = np.array(
+                [(float(point[0]), float(point[1])) for point in ring], dtype=np.float64
+            ).reshape(-1, 2)
         except (TypeError, ValueError, IndexError) as error:
-            raise LabelError(f"{self._path}: a corner is no pair of numbers ({error}); export the annotation again") from error
+            raise LabelError(
+                f"{self._path}: a corner is no pair of numbers ({error}); export the annotation"
+                " again"
+            ) from error
         if not np.isfinite(points).all():
-            raise LabelError(f"{self._path}: a corner is not finite (NaN or infinite); export the annotation again")
+            raise LabelError(
+                f"{self._path}: a corner is not finite (NaN or infinite); export the annotation"
+                " again"
+            )
         corners = [(float(x), float(y)) for x, y in points]
         is_closed = len(corners) > 1 and corners[0] == corners[-1]
         return corners[:-1] if is_closed else corners
@@ -119,7 +139,11 @@ class AnnotationBuilder:
 
 def keep_areas(geometry: BaseGeometry) -> BaseGeometry:
     """The parts of a geometry that have an area."""
-    parts = [part for part in shapely.get_parts(geometry) if part.geom_type in ("Polygon", "MultiPolygon")]
+    parts = [
+        part
+        for part in shapely.get_parts(geometry)
+        if part.geom_type in ("Polygon", "MultiPolygon")
+    ]
     return shapely.union_all(parts) if parts else MultiPolygon()
 
 
@@ -127,10 +151,14 @@ def read_text(path: Path) -> bytes:
     """A whole annotation file. Raises LabelError."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise LabelError(f"{path}: larger than {MAX_BYTES >> 20} MB; export regions, not single cells")
+            raise LabelError(
+                f"{path}: larger than {MAX_BYTES >> 20} MB; export regions, not single cells"
+            )
         content = path.read_bytes()
     except OSError as error:
-        raise LabelError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise LabelError(
+            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
     if not content.strip():
         raise LabelError(f"{path}: the file is empty; export the annotation again")
     return content

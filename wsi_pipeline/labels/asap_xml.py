@@ -28,7 +28,10 @@ def read_asap(path: Path, is_strict: bool) -> Annotation:
         if kind == "Spline" and len(corners) > 2:
             corners = close_spline(corners)
         elif kind not in ("Polygon", "Rectangle", "Spline"):
-            raise LabelError(f"{path}: an annotation of type {kind!r}; only Polygon, Rectangle and Spline have an area")
+            raise LabelError(
+                f"{path}: an annotation of type {kind!r}; only Polygon, Rectangle and Spline have"
+                " an area"
+            )
         builder.add_polygon(_class_of(annotation), corners)
     return builder.finish()
 
@@ -38,7 +41,9 @@ def _corners_in_order(path: Path, annotation: Element) -> list[tuple[float, floa
     try:
         coordinates.sort(key=lambda element: float(element.attrib.get("Order", "0")))
     except ValueError as error:
-        raise LabelError(f"{path}: an Order that is no number ({error}); export the annotation again") from error
+        raise LabelError(
+            f"{path}: an Order that is no number ({error}); export the annotation again"
+        ) from error
     return read_corners(path, coordinates)
 
 
@@ -49,7 +54,9 @@ def _class_of(annotation: Element) -> str:
 
 def close_spline(knots: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The closed smooth curve through the knots, as a polygon: a periodic cubic spline, as ASAP draws it."""
-    from scipy.interpolate import CubicSpline  # here, because it takes most of a worker's start and few files need it
+    from scipy.interpolate import (
+        CubicSpline,
+    )  # here, because it takes most of a worker's start and few files need it
 
     ring = np.array([*knots, knots[0]], dtype=np.float64)
     if not np.isfinite(ring).all():

@@ -38,7 +38,9 @@ class CellLabels(NamedTuple):
     """What was drawn, passed over and mended."""
 
 
-def decide(shares: Sequence[NDArray[np.float64]], rules: LabelRules) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def decide(
+    shares: Sequence[NDArray[np.float64]], rules: LabelRules
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Labels and fractions from the (negative, positive) shares (n,) of every patch; the larger share that suffices wins."""
     both = np.stack(shares)  # (2, n)
     order = (NEGATIVE, POSITIVE) if rules.priority == "negative" else (POSITIVE, NEGATIVE)
@@ -50,14 +52,23 @@ def decide(shares: Sequence[NDArray[np.float64]], rules: LabelRules) -> tuple[ND
 
 
 def assign_regions(
-    path: Path, annotation: Annotation, is_from_bounds: bool, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules
+    path: Path,
+    annotation: Annotation,
+    is_from_bounds: bool,
+    slide: SlideInfo,
+    grid: Grid,
+    cells: NDArray[np.int32],
+    rules: LabelRules,
 ) -> CellLabels:
     """Label cells (n, 2) by the regions over them. Raises LabelError where they belong to another slide or a class is unknown."""
     offset = slide.bounds_l0[:2] if _counts_from_bounds(is_from_bounds, rules) else (0, 0)
     _check_slide(path, annotation, offset, slide)
     negative, positive, hole = _merge(path, annotation, offset, rules)
     boxes = cells_to_boxes_l0(cells, grid)
-    positive_share, negative_share = covered_shares(positive, boxes), covered_shares(negative, boxes)
+    positive_share, negative_share = (
+        covered_shares(positive, boxes),
+        covered_shares(negative, boxes),
+    )
     if rules.outside == "negative":
         negative_share = np.clip(1 - positive_share - covered_shares(hole, boxes), 0, 1)
     labels, fraction = decide((negative_share, positive_share), rules)
@@ -72,11 +83,17 @@ def _merge(
     path: Path, annotation: Annotation, offset: tuple[int, int], rules: LabelRules
 ) -> tuple[BaseGeometry, BaseGeometry, BaseGeometry]:
     """All negative, all positive and all hole area, without overlap, in level-0 pixels of the whole slide."""
-    by_meaning: dict[str, list[BaseGeometry]] = {name: [] for name in (*rules.class_names, HOLE, IGNORE)}
+    by_meaning: dict[str, list[BaseGeometry]] = {
+        name: [] for name in (*rules.class_names, HOLE, IGNORE)
+    }
     for region in annotation.regions:
-        by_meaning[rules.meaning_of(path, region.class_name)].append(translate(region.geometry, *offset))
+        by_meaning[rules.meaning_of(path, region.class_name)].append(
+            translate(region.geometry, *offset)
+        )
     hole = _union(by_meaning[HOLE])
-    negative, positive = (shapely.difference(_union(by_meaning[name]), hole) for name in rules.class_names)
+    negative, positive = (
+        shapely.difference(_union(by_meaning[name]), hole) for name in rules.class_names
+    )
     if rules.priority == "positive":
         negative = shapely.difference(negative, positive)
     else:
@@ -88,33 +105,47 @@ def _union(geometries: list[BaseGeometry]) -> BaseGeometry:
     return shapely.union_all(geometries) if geometries else MultiPolygon()
 
 
-def _check_slide(path: Path, annotation: Annotation, offset: tuple[int, int], slide: SlideInfo) -> None:
+def _check_slide(
+    path: Path, annotation: Annotation, offset: tuple[int, int], slide: SlideInfo
+) -> None:
     """Raise LabelError where the annotation cannot be of this slide: another scale, or regions beyond its edges."""
     if annotation.mpp is not None and abs(annotation.mpp - slide.mpp) > MPP_TOLERANCE * slide.mpp:
         raise LabelError(
-            f"{path}: drawn on a slide of {annotation.mpp:g} µm/px, {slide.slide_id} has {slide.mpp:g}; name its own annotation"
+            f"{path}: drawn on a slide of {annotation.mpp:g} µm/px, {slide.slide_id} has"
+            f" {slide.mpp:g}; name its own annotation"
         )
     if not annotation.regions:
         return
     width, height = slide.size_l0
-    bounds = np.array([region.geometry.bounds for region in annotation.regions]) + np.array([*offset, *offset])
-    is_beyond = (bounds[:, 2] <= 0) | (bounds[:, 3] <= 0) | (bounds[:, 0] >= width) | (bounds[:, 1] >= height)
+    bounds = np.array([region.geometry.bounds for region in annotation.regions]) + np.array(
+        [*offset, *offset]
+    )
+    is_beyond = (
+        (bounds[:, 2] <= 0)
+        | (bounds[:, 3] <= 0)
+        | (bounds[:, 0] >= width)
+        | (bounds[:, 1] >= height)
+    )
     if is_beyond.any():
         x0, y0, x1, y1 = bounds[is_beyond][0]
         raise LabelError(
-            f"{path}: {int(is_beyond.sum())} of {len(bounds)} regions lie beyond the slide of {width} × {height} px "
-            f"(one from {x0:.0f},{y0:.0f} to {x1:.0f},{y1:.0f}); this looks like another slide's annotation"
+            f"{path}: {int(is_beyond.sum())} of {len(bounds)} regions lie beyond the slide of"
+            f" {width} × {height} px (one from {x0:.0f},{y0:.0f} to {x1:.0f},{y1:.0f}); this looks"
+            " like another slide's annotation"
         )
 
 
 def covered_shares(geometry: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of each box (n, 4: x, y, width, height) that lies in the geometry, (n,) 0 to 1.
 
-    Boxes are halved again and again, and with them the geometry. Halves that lie wholly inside or outside are settled at once, so that
-    work goes where the outline runs, and each corner of it is looked at a few times and not once per box.
+    Boxes are halved again and again, and with them the geometry. Halves that lie wholly inside or
+    outside are settled at once, so that work goes where the outline runs, and each corner of it is
+    looked at a few times and not once per box.
     """
     shares = np.zeros(len(boxes), dtype=np.float64)
-    pending: list[tuple[BaseGeometry, NDArray[np.intp]]] = [(geometry, np.arange(len(boxes)))] if len(boxes) else []
+    pending: list[tuple[BaseGeometry, NDArray[np.intp]]] = (
+        [(geometry, np.arange(len(boxes)))] if len(boxes) else []
+    )
     while pending:
         piece, members = pending.pop()
         around = _frame(boxes[members])
@@ -133,7 +164,9 @@ def covered_shares(geometry: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[
 def _frame(boxes: NDArray[np.int64]) -> BaseGeometry:
     """The smallest rectangle around the boxes."""
     x, y, width, height = boxes.T
-    return shapely.box(float(x.min()), float(y.min()), float((x + width).max()), float((y + height).max()))
+    return shapely.box(
+        float(x.min()), float(y.min()), float((x + width).max()), float((y + height).max())
+    )
 
 
 def _intersect(one: Any, other: Any) -> Any:
@@ -149,7 +182,9 @@ def _measure(piece: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[np.float6
     return shares
 
 
-def _halve(boxes: NDArray[np.int64], members: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _halve(
+    boxes: NDArray[np.int64], members: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """The members in two halves, along the axis on which they are spread wider."""
     corners = boxes[members, :2]
     axis = int(np.argmax(np.ptp(corners, axis=0)))

@@ -23,36 +23,54 @@ def list_label_files(places: Iterable[Path]) -> list[Path]:
         else:
             raise LabelError(f"{place}: no such file or folder; check the path")
     if not found:
-        raise LabelError(f"{', '.join(map(str, places))}: no annotations or *{LABEL_ENDING}.png among them; name the label files")
+        raise LabelError(
+            f"{', '.join(map(str, places))}: no annotations or *{LABEL_ENDING}.png among them; name"
+            " the label files"
+        )
     return found
 
 
 def is_label_file(path: Path) -> bool:
     """Whether a file in a folder is one of labels; a plain image is one only if its name says so."""
     suffix = path.suffix.lower()
-    return path.is_file() and suffix in LABEL_SUFFIXES and (suffix not in IMAGE_SUFFIXES or path.stem.endswith(LABEL_ENDING))
+    return (
+        path.is_file()
+        and suffix in LABEL_SUFFIXES
+        and (suffix not in IMAGE_SUFFIXES or path.stem.endswith(LABEL_ENDING))
+    )
 
 
 def match_labels(slide_id: str, files: Sequence[Path]) -> Path | None:
     """The label file of a slide: its stem without `_labels` is the slide's name, or the name's beginning up to `_`, `-` or `.`.
 
-    So `idc_8863_labels.png` belongs to `idc_8863_mosaic`. The longest match wins; raises LabelError where two are as long.
+    So `idc_8863_labels.png` belongs to `idc_8863_mosaic`. The longest match wins; raises LabelError
+    where two are as long.
     """
-    fitting = [(len(stem), path) for path in files if _belongs(stem := path.stem.removesuffix(LABEL_ENDING), slide_id)]
+    fitting = [
+        (len(stem), path)
+        for path in files
+        if _belongs(stem := path.stem.removesuffix(LABEL_ENDING), slide_id)
+    ]
     if not fitting:
         return None
     longest = max(length for length, _ in fitting)
     best = [path for length, path in fitting if length == longest]
     if len(best) > 1:
-        raise LabelError(f"{slide_id}: both {best[0]} and {best[1]} could be its labels; name one of them")
+        raise LabelError(
+            f"{slide_id}: both {best[0]} and {best[1]} could be its labels; name one of them"
+        )
     return best[0]
 
 
 def find_beside(slide: Path) -> Path | None:
     """The label file that lies beside a slide and carries its name. Raises LabelError where there are two."""
-    beside = [path for path in sorted(slide.parent.iterdir()) if path != slide and is_label_file(path)]
+    beside = [
+        path for path in sorted(slide.parent.iterdir()) if path != slide and is_label_file(path)
+    ]
     return match_labels(slide.stem, beside)
 
 
 def _belongs(stem: str, slide_id: str) -> bool:
-    return stem != "" and (slide_id == stem or (slide_id.startswith(stem) and slide_id[len(stem)] in "_-."))
+    return stem != "" and (
+        slide_id == stem or (slide_id.startswith(stem) and slide_id[len(stem)] in "_-.")
+    )

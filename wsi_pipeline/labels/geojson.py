@@ -1,6 +1,7 @@
 """QuPath GeoJSON: a FeatureCollection, a list of Features, or a single Feature.
 
-Labels of a store are written as such too: patches of one class, joined to regions that QuPath opens.
+Labels of a store are written as such too: patches of one class, joined to regions that QuPath
+opens.
 """
 
 import json
@@ -33,22 +34,32 @@ def read_geojson(path: Path, is_strict: bool) -> Annotation:
     try:
         value = parse_json(read_text(path))
     except ValueError as error:
-        raise LabelError(f"{path}: not JSON ({error}); export it again from QuPath as GeoJSON") from error
+        raise LabelError(
+            f"{path}: not JSON ({error}); export it again from QuPath as GeoJSON"
+        ) from error
     builder = AnnotationBuilder(path, is_strict)
     for feature in _list_features(path, value):
         try:
             _add_feature(path, builder, feature)
         except (TypeError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise LabelError(f"{path}: a broken Feature ({reason}); export it again from QuPath as GeoJSON") from error
+            raise LabelError(
+                f"{path}: a broken Feature ({reason}); export it again from QuPath as GeoJSON"
+            ) from error
     return builder.finish()
 
 
 def _list_features(path: Path, value: Any) -> Iterator[dict[str, Any]]:
-    features = value.get("features") if isinstance(value, dict) and value.get("type") == "FeatureCollection" else value
+    features = (
+        value.get("features")
+        if isinstance(value, dict) and value.get("type") == "FeatureCollection"
+        else value
+    )
     for feature in features if isinstance(features, list) else [features]:
         if not isinstance(feature, dict) or feature.get("type") != "Feature":
-            raise LabelError(f"{path}: not GeoJSON Features; export it again from QuPath as GeoJSON")
+            raise LabelError(
+                f"{path}: not GeoJSON Features; export it again from QuPath as GeoJSON"
+            )
         yield feature
 
 
@@ -66,14 +77,18 @@ def _add_feature(path: Path, builder: AnnotationBuilder, feature: dict[str, Any]
     elif kind == "MultiPolygon":
         builder.add_geometry(_class_of(properties), _read_shape(path, geometry))
     else:
-        raise LabelError(f"{path}: a Feature of type {kind!r}; only polygons, lines and points are known")
+        raise LabelError(
+            f"{path}: a Feature of type {kind!r}; only polygons, lines and points are known"
+        )
 
 
 def _read_shape(path: Path, geometry: dict[str, Any]) -> BaseGeometry:
     try:
         read = shape(geometry)
     except (ValueError, TypeError, IndexError, AttributeError) as error:
-        raise LabelError(f"{path}: a broken MultiPolygon ({error}); export it again from QuPath") from error
+        raise LabelError(
+            f"{path}: a broken MultiPolygon ({error}); export it again from QuPath"
+        ) from error
     return read if isinstance(read, Polygon | MultiPolygon) else MultiPolygon()
 
 
@@ -84,13 +99,20 @@ def _class_of(properties: dict[str, Any]) -> str:
         return classification
     if isinstance(classification, dict):
         names = classification.get("names")
-        return str(classification.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else ""))
+        return str(
+            classification.get("name")
+            or (": ".join(map(str, names)) if isinstance(names, list) else "")
+        )
     return ""
 
 
 def labels_to_geojson(table: PatchTable) -> dict[str, Any]:
     """A FeatureCollection with one Feature per class that occurs, in pixels from the scanned area's corner, as QuPath counts."""
-    features = [_make_feature(table, label) for label in (NEGATIVE, POSITIVE) if (table.labels == label).any()]
+    features = [
+        _make_feature(table, label)
+        for label in (NEGATIVE, POSITIVE)
+        if (table.labels == label).any()
+    ]
     return {"type": "FeatureCollection", "features": features}
 
 
@@ -109,5 +131,9 @@ def _make_feature(table: PatchTable, label: int) -> dict[str, Any]:
         "type": "Feature",
         "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{table.slide.fingerprint}/{name}")),
         "geometry": shapely.geometry.mapping(area),
-        "properties": {"objectType": "annotation", "classification": {"name": name, "color": COLORS[label]}, "isLocked": LOCKED},
+        "properties": {
+            "objectType": "annotation",
+            "classification": {"name": name, "color": COLORS[label]},
+            "isLocked": LOCKED,
+        },
     }

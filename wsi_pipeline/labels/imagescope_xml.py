@@ -47,7 +47,11 @@ def _merge(builder: AnnotationBuilder, drawn: AnnotationBuilder, holes: Annotati
     """Add a layer's regions without its holes, and what was counted on the way."""
     cut = shapely.union_all([region.geometry for region in holes.regions])
     for region in drawn.regions:
-        rest = keep_areas(shapely.difference(region.geometry, cut)) if holes.regions else region.geometry
+        rest = (
+            keep_areas(shapely.difference(region.geometry, cut))
+            if holes.regions
+            else region.geometry
+        )
         builder.add_geometry(region.class_name, rest)
     builder.take_counts(drawn)
     builder.take_counts(holes)
@@ -75,7 +79,10 @@ def inscribe_ellipse(corners: list[tuple[float, float]]) -> list[tuple[float, fl
     # A polygon with its corners on the ellipse is smaller by sin(2π/n) / (2π/n).
     step = 2 * np.pi / ELLIPSE_CORNERS
     grown = radii * np.sqrt(step / np.sin(step))
-    return [(float(x), float(y)) for x, y in centre + np.stack([np.cos(angle), np.sin(angle)], axis=1) * grown]
+    return [
+        (float(x), float(y))
+        for x, y in centre + np.stack([np.cos(angle), np.sin(angle)], axis=1) * grown
+    ]
 
 
 def _read_mpp(path: Path, root: Element) -> float | None:
@@ -83,4 +90,6 @@ def _read_mpp(path: Path, root: Element) -> float | None:
     try:
         return float(text) if text else None
     except ValueError as error:
-        raise LabelError(f"{path}: MicronsPerPixel is {text!r}, which is no number; export it again") from error
+        raise LabelError(
+            f"{path}: MicronsPerPixel is {text!r}, which is no number; export it again"
+        ) from error

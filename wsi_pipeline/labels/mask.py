@@ -37,13 +37,27 @@ def read_mask(path: Path) -> LabelImage:
     try:
         with _open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise LabelError(f"{path}: {image.width} × {image.height} px is too large for a label image; reduce it")
+                raise LabelError(
+                    f"{path}: {image.width} × {image.height} px is too large for a label image;"
+                    " reduce it"
+                )
             if image.mode not in ("L", "P", "1"):
-                raise LabelError(f"{path}: a label image holds one 8-bit value per pixel, this has {image.mode!r}; save it as 8-bit grey")
+                raise LabelError(
+                    f"{path}: a label image holds one 8-bit value per pixel, this has"
+                    f" {image.mode!r}; save it as 8-bit grey"
+                )
             values = np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
             return LabelImage(values, _stated_mpp(image))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise LabelError(f"{path}: not a readable label image ({error}); give a PNG or TIFF") from error
+    except (
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise LabelError(
+            f"{path}: not a readable label image ({error}); give a PNG or TIFF"
+        ) from error
 
 
 def _open(path: Path) -> Image.Image:
@@ -58,20 +72,31 @@ def _stated_mpp(image: Image.Image) -> float | None:
     tags = getattr(image, "tag_v2", {})
     described = PHYSICAL_SIZE.search(str(tags.get(IMAGE_DESCRIPTION_TAG, "")))
     dpi = image.info.get("dpi")
-    mpp = float(described[1]) if described else (UM_PER_INCH / float(dpi[0]) if dpi and float(dpi[0]) > 0 else 0.0)
+    mpp = (
+        float(described[1])
+        if described
+        else (UM_PER_INCH / float(dpi[0]) if dpi and float(dpi[0]) > 0 else 0.0)
+    )
     return mpp if 0 < mpp <= 100 * MAX_MPP else None
 
 
-def assign_mask(path: Path, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules) -> CellLabels:
+def assign_mask(
+    path: Path, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules
+) -> CellLabels:
     """Label cells (n, 2) by the share of each class's pixels under them. Raises LabelError where the image does not fit the slide."""
     image = read_mask(path)
     boxes = cells_to_boxes_l0(cells, grid) / register_image(path, image, slide)
     values = rules.mask_values
-    negative, positive = (_covered(image.values == value, boxes) for value in (values.negative, values.positive))
+    negative, positive = (
+        _covered(image.values == value, boxes) for value in (values.negative, values.positive)
+    )
     if rules.outside == "negative":
         negative = 1 - positive
     labels, fraction = decide((negative, positive), rules)
-    counts = {str(value): int(np.count_nonzero(image.values == value)) for value in (values.negative, values.positive)}
+    counts = {
+        str(value): int(np.count_nonzero(image.values == value))
+        for value in (values.negative, values.positive)
+    }
     return CellLabels(labels, fraction, {"mask_pixels": counts})
 
 
@@ -84,14 +109,19 @@ def register_image(path: Path, image: LabelImage, slide: SlideInfo) -> float:
     if image.mpp is not None and _fits_within(image.mpp / slide.mpp, image, slide):
         return image.mpp / slide.mpp
     raise LabelError(
-        f"{path}: an image of {width} × {height} px does not lie over a slide of {slide.size_l0[0]} × {slide.size_l0[1]} px; "
-        "it must show the whole slide, at the same or a smaller size, or state its µm per pixel"
+        f"{path}: an image of {width} × {height} px does not lie over a slide of {slide.size_l0[0]}"
+        f" × {slide.size_l0[1]} px; it must show the whole slide, at the same or a smaller size, or"
+        " state its µm per pixel"
     )
 
 
 def _fits_within(scale: float, image: LabelImage, slide: SlideInfo) -> bool:
     height, width = image.values.shape
-    return scale >= 0.5 and (width - 1) * scale <= slide.size_l0[0] and (height - 1) * scale <= slide.size_l0[1]
+    return (
+        scale >= 0.5
+        and (width - 1) * scale <= slide.size_l0[0]
+        and (height - 1) * scale <= slide.size_l0[1]
+    )
 
 
 def _covered(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -108,8 +138,13 @@ def _covered(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.
     return shares
 
 
-def _nearest_pixels(start: NDArray[np.float64], extent: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _nearest_pixels(
+    start: NDArray[np.float64], extent: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The first pixel and the one behind the last; where both edges come to the same place, the pixel in which their middle lies."""
-    first, behind = np.floor(start + 0.5).astype(np.int64), np.floor(start + extent + 0.5).astype(np.int64)
+    first, behind = (
+        np.floor(start + 0.5).astype(np.int64),
+        np.floor(start + extent + 0.5).astype(np.int64),
+    )
     first = np.where(behind > first, first, np.floor(start + extent / 2).astype(np.int64))
     return first, np.maximum(behind, first + 1)

@@ -33,9 +33,12 @@ class MaskValues:
     positive: int = 200
 
     def __post_init__(self) -> None:
-        if self.negative == self.positive or not (0 <= self.negative <= 255 and 0 <= self.positive <= 255):
+        if self.negative == self.positive or not (
+            0 <= self.negative <= 255 and 0 <= self.positive <= 255
+        ):
             raise ConfigError(
-                f"mask values {self.negative} and {self.positive} do not tell two classes apart; give two numbers from 0 to 255"
+                f"mask values {self.negative} and {self.positive} do not tell two classes apart;"
+                " give two numbers from 0 to 255"
             )
 
 
@@ -61,17 +64,31 @@ class LabelRules:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= 1:
-            raise ConfigError(f"min_label_area is {self.min_area}; it must be above 0 and at most 1")
-        if self.outside not in OUTSIDE or self.priority not in ("positive", "negative") or self.origin not in ORIGINS:
-            raise ConfigError(f"outside {self.outside!r}, priority {self.priority!r} or origin {self.origin!r} is none of the choices")
+            raise ConfigError(
+                f"min_label_area is {self.min_area}; it must be above 0 and at most 1"
+            )
+        if (
+            self.outside not in OUTSIDE
+            or self.priority not in ("positive", "negative")
+            or self.origin not in ORIGINS
+        ):
+            raise ConfigError(
+                f"outside {self.outside!r}, priority {self.priority!r} or origin {self.origin!r} is"
+                " none of the choices"
+            )
         if self.class_names[0] == self.class_names[1]:
             raise ConfigError(f"both classes are called {self.class_names[0]!r}; give two names")
         if OUTSIDE[0] in map(str.casefold, self.class_names):
-            raise ConfigError(f"no class can be called {OUTSIDE[0]!r}, as patches without a label are; give it another name")
+            raise ConfigError(
+                f"no class can be called {OUTSIDE[0]!r}, as patches without a label are; give it"
+                " another name"
+            )
         for drawn, meaning in self.meanings.items():
             if meaning not in (*self.class_names, IGNORE, HOLE):
                 choices = ", ".join((*self.class_names, IGNORE, HOLE))
-                raise ConfigError(f"class {drawn!r} is mapped to {meaning!r}; it must be one of {choices}")
+                raise ConfigError(
+                    f"class {drawn!r} is mapped to {meaning!r}; it must be one of {choices}"
+                )
 
     def meaning_of(self, path: Path, drawn: str) -> str:
         """What a drawn class means. Raises LabelError for a class that nobody mapped."""
@@ -80,39 +97,60 @@ class LabelRules:
         for name in self.class_names:
             if name.casefold() == drawn.casefold():
                 return name
-        raise LabelError(f"{path}: class {drawn!r} is unknown; map it in --label-map to {', '.join((*self.class_names, IGNORE, HOLE))}")
+        raise LabelError(
+            f"{path}: class {drawn!r} is unknown; map it in --label-map to"
+            f" {', '.join((*self.class_names, IGNORE, HOLE))}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The rules as they are recorded in recipes."""
-        return asdict(self) | {"class_names": list(self.class_names), "meanings": dict(self.meanings)}
+        return asdict(self) | {
+            "class_names": list(self.class_names),
+            "meanings": dict(self.meanings),
+        }
 
 
 def read_label_map(path: Path) -> dict[str, Any]:
     """The entries of a label map as keyword arguments of LabelRules. Raises LabelError naming the entry.
 
-    A YAML file with `classes: [negative, positive]` and `map: {drawn class: meaning}`; `outside` and `priority` may be set too.
+    A YAML file with `classes: [negative, positive]` and `map: {drawn class: meaning}`; `outside`
+    and `priority` may be set too.
     """
     try:
         value = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise LabelError(f"{path}: not YAML ({' '.join(str(error).split())[:120]}); see the README for a label map") from error
+        raise LabelError(
+            f"{path}: not YAML ({' '.join(str(error).split())[:120]}); see the README for a"
+            " label map"
+        ) from error
     if not isinstance(value, dict) or not set(value) <= MAP_KEYS:
-        raise LabelError(f"{path}: a label map has the entries {', '.join(sorted(MAP_KEYS))} and no others")
-    found: dict[str, Any] = {key: _read_word(path, value[key]) for key in ("outside", "priority") if key in value}
+        raise LabelError(
+            f"{path}: a label map has the entries {', '.join(sorted(MAP_KEYS))} and no others"
+        )
+    found: dict[str, Any] = {
+        key: _read_word(path, value[key]) for key in ("outside", "priority") if key in value
+    }
     if "classes" in value:
         classes = value["classes"]
         if not (isinstance(classes, list) and len(classes) == 2):
-            raise LabelError(f"{path}: `classes` must be a list of two names, the negative class first")
+            raise LabelError(
+                f"{path}: `classes` must be a list of two names, the negative class first"
+            )
         found["class_names"] = (_read_word(path, classes[0]), _read_word(path, classes[1]))
     if "map" in value:
         if not isinstance(value["map"], dict):
             raise LabelError(f"{path}: `map` must hold lines of `drawn class: meaning`")
-        found["meanings"] = {_read_word(path, drawn): _read_word(path, meaning) for drawn, meaning in value["map"].items()}
+        found["meanings"] = {
+            _read_word(path, drawn): _read_word(path, meaning)
+            for drawn, meaning in value["map"].items()
+        }
     return found
 
 
 def _read_word(path: Path, value: Any) -> str:
     """A name or a number as text. Raises LabelError for lists and tables, which a few lines of YAML can make endless."""
     if not isinstance(value, str | int | float):
-        raise LabelError(f"{path}: a list or table stands where a name is wanted; see the README for a label map")
+        raise LabelError(
+            f"{path}: a list or table stands where a name is wanted; see the README for a label map"
+        )
     return str(value)

@@ -19,11 +19,16 @@ def read_xml(path: Path, root_tag: str) -> Element:
     try:
         root: Element = fromstring(read_text(path), forbid_dtd=True)
     except DefusedXmlException as error:
-        raise LabelError(f"{path}: its XML declares a document type or entities, which no annotation needs; it was not read") from error
+        raise LabelError(
+            f"{path}: its XML declares a document type or entities, which no annotation needs; it"
+            " was not read"
+        ) from error
     except (ParseError, ValueError) as error:
         raise LabelError(f"{path}: not whole XML ({error}); export it again") from error
     if root.tag != root_tag:
-        raise LabelError(f"{path}: XML of <{root.tag}>, expected <{root_tag}>; this is another program's file")
+        raise LabelError(
+            f"{path}: XML of <{root.tag}>, expected <{root_tag}>; this is another program's file"
+        )
     return root
 
 
@@ -41,4 +46,6 @@ def read_corners(path: Path, elements: list[Element]) -> list[tuple[float, float
     try:
         return [(float(element.attrib["X"]), float(element.attrib["Y"])) for element in elements]
     except (KeyError, ValueError) as error:
-        raise LabelError(f"{path}: a corner without numbers X and Y ({error}); export the annotation again") from error
+        raise LabelError(
+            f"{path}: a corner without numbers X and Y ({error}); export the annotation again"
+        ) from error

@@ -1,6 +1,7 @@
 """Checkpoints: weights as safetensors, and in the same file a JSON card with everything needed to use them.
 
-No pickle is written or read. The card carries a SHA-256 over the weights, so that a flipped bit is found before use.
+No pickle is written or read. The card carries a SHA-256 over the weights, so that a flipped bit is
+found before use.
 """
 
 import hashlib
@@ -65,9 +66,15 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
-            raise ModelError(f"a threshold of {self.threshold} is no probability; train or export the model again")
+            raise ModelError(
+                f"a threshold of {self.threshold} is no probability; train or export the model"
+                " again"
+            )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ModelError(f"a temperature of {self.temperature} is not positive; train or export the model again")
+            raise ModelError(
+                f"a temperature of {self.temperature} is not positive; train or export the model"
+                " again"
+            )
 
     @property
     def positive_class(self) -> str:
@@ -79,7 +86,16 @@ class Checkpoint:
         """Hashes of the patients that it was trained, or its threshold chosen, on; none where its card names none."""
         split = self.training.get("split", {})
         sides = (split.get(side) for side in ("train", "val", "patients_on_both_sides"))
-        return tuple(sorted({hash_patient(str(name)) for side in sides if isinstance(side, list | tuple) for name in side}))
+        return tuple(
+            sorted(
+                {
+                    hash_patient(str(name))
+                    for side in sides
+                    if isinstance(side, list | tuple)
+                    for name in side
+                }
+            )
+        )
 
     def build(self) -> nn.Module:
         """The network with these weights, ready for inference. Raises ModelError where they do not fit."""
@@ -123,9 +139,14 @@ class Checkpoint:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write the checkpoint; the same content always gives the same bytes. Raises OSError where the disk does not take it."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()
+    }
     if checkpoint.self_test is not None:
-        tensors |= {TEST_PIXELS: checkpoint.self_test.pixels, TEST_PROBABILITY: checkpoint.self_test.probability}
+        tensors |= {
+            TEST_PIXELS: checkpoint.self_test.pixels,
+            TEST_PROBABILITY: checkpoint.self_test.probability,
+        }
     card = {
         "format": CARD_FORMAT,
         "architecture": checkpoint.architecture,
@@ -153,10 +174,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     text, card, shapes = read_safetensors_card(path, CARD_KEY)
     if card.get("format") not in READ_FORMATS:
         known = " and ".join(map(str, READ_FORMATS))
-        raise ModelError(f"{path}: card format {str(card.get('format'))[:20]}, this version of wsi reads {known}; {_remedy(card)}")
+        raise ModelError(
+            f"{path}: card format {str(card.get('format'))[:20]}, this version of wsi reads"
+            f" {known}; {_remedy(card)}"
+        )
     said = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
     if card.get("card_sha256") != said or text != canonical_json(card):
-        raise ModelError(f"{path}: its card is damaged or was edited (checksum); copy it again or train anew")
+        raise ModelError(
+            f"{path}: its card is damaged or was edited (checksum); copy it again or train anew"
+        )
     _check_shapes(path, card, shapes)
     tensors = read_tensors(path)
     if card.get("weights_sha256") != _weights_sha256(tensors):
@@ -176,7 +202,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             scores=_read_entry(card, "scores"),
             training=_read_training(card),
             is_leaky=bool(card["is_leaky"]),
-            weights={name: tensor for name, tensor in tensors.items() if name not in (TEST_PIXELS, TEST_PROBABILITY)},
+            weights={
+                name: tensor
+                for name, tensor in tensors.items()
+                if name not in (TEST_PIXELS, TEST_PROBABILITY)
+            },
             self_test=_read_self_test(tensors, int(card["patch"]["side_px"])),
             digest=file_sha256(path),
         )
@@ -184,7 +214,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (ModelError, ConfigError) as error:
         raise ModelError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(f"{path}: its card is damaged ({error}); train or export it again") from error
+        raise ModelError(
+            f"{path}: its card is damaged ({error}); train or export it again"
+        ) from error
     return checkpoint
 
 
@@ -219,16 +251,25 @@ def _read_self_test(tensors: Mapping[str, Tensor], side_px: int) -> SelfTest | N
 
 def _read_class_names(value: Any) -> tuple[str, str]:
     if not (isinstance(value, list) and len(value) == 2):
-        raise ModelError(f"classes {value} are not two, and wsi handles models of two classes only; use another model")
+        raise ModelError(
+            f"classes {value} are not two, and wsi handles models of two classes only; use another"
+            " model"
+        )
     return str(value[0]), str(value[1])
 
 
 def _remedy(card: Mapping[str, Any]) -> str:
     found = card.get("format")
-    return "update wsi" if isinstance(found, int) and found > CARD_FORMAT else "train it again with this one"
+    return (
+        "update wsi"
+        if isinstance(found, int) and found > CARD_FORMAT
+        else "train it again with this one"
+    )
 
 
-def _check_shapes(path: Path, card: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(
+    path: Path, card: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     """Raise ModelError where the file's tensors are not those of the card's network: before any of them is read, or the network built."""
     try:
         name, side_px = str(card["architecture"]), PatchSpec(**card["patch"]).side_px
@@ -236,18 +277,23 @@ def _check_shapes(path: Path, card: Mapping[str, Any], shapes: Mapping[str, tupl
     except (ModelError, ConfigError) as error:
         raise ModelError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: its card is damaged ({error}); train or export it again") from error
+        raise ModelError(
+            f"{path}: its card is damaged ({error}); train or export it again"
+        ) from error
     wanted = {key: tuple(tensor.shape) for key, tensor in outline.state_dict().items()}
     found = {key: shape for key, shape in shapes.items() if not key.startswith(PREFIX)}
     if wrong := sorted({*wanted.items()} ^ {*found.items()}):
         key = wrong[0][0]
         raise ModelError(
-            f"{path}: weights do not fit {name}: {key[:80]} has the shape {found.get(key, 'none')}, the network's has "
-            f"{wanted.get(key, 'none')}; train or export it again"
+            f"{path}: weights do not fit {name}: {key[:80]} has the shape {found.get(key, 'none')},"
+            f" the network's has {wanted.get(key, 'none')}; train or export it again"
         )
     tested = [shape[0] for key, shape in shapes.items() if key.startswith(PREFIX) and shape]
     if max(tested, default=0) > MAX_TESTED:
-        raise ModelError(f"{path}: its self-test has {max(tested)} patches, more than {MAX_TESTED}; train it again")
+        raise ModelError(
+            f"{path}: its self-test has {max(tested)} patches, more than {MAX_TESTED}; train it"
+            " again"
+        )
 
 
 def _weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -255,6 +301,7 @@ def _weights_sha256(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         tensor = weights[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-        # Flat first: a channels-last tensor with a side of 1 counts as contiguous and yet cannot be viewed as bytes.
+        # Flat first: a channels-last tensor with a side of 1 counts as contiguous and yet cannot be
+        # viewed as bytes.
         digest.update(tensor.flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -56,12 +56,16 @@ def check_model(path: Path, terms: ForeignTerms | None = None) -> Model:
     """Load a model, verify its checksums and run a batch through it. Raises ModelError naming the fault."""
     model = load_model(path, terms)
     side = model.spec.side_px
-    pixels = np.random.default_rng(0).integers(0, 256, (CHECKED_PATCHES, side, side, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (CHECKED_PATCHES, side, side, 3), dtype=np.uint8
+    )
     predictor = Predictor(model)
     check_answers(predictor)
     probability = predictor(pixels)
     if not bool(((probability >= 0) & (probability <= 1)).all()):
-        raise ModelError(f"{path}: gives numbers that are no probabilities; train or export it again")
+        raise ModelError(
+            f"{path}: gives numbers that are no probabilities; train or export it again"
+        )
     return model
 
 
@@ -71,10 +75,22 @@ def describe_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = facts["class_names"]
     lines = [
         ("architecture", facts["architecture"]),
-        ("patches", f"{patch['side_px']} px at {patch['mpp']:g} µm/px, a field of {patch['side_px'] * patch['mpp']:g} µm"),
-        ("classes", ", ".join(names) + (f" (positive: {names[1]})" if facts["kind"] == "checkpoint" else "")),
+        (
+            "patches",
+            (
+                f"{patch['side_px']} px at {patch['mpp']:g} µm/px, a field of"
+                f" {patch['side_px'] * patch['mpp']:g} µm"
+            ),
+        ),
+        (
+            "classes",
+            ", ".join(names)
+            + (f" (positive: {names[1]})" if facts["kind"] == "checkpoint" else ""),
+        ),
     ]
-    return lines + (_lines_of_checkpoint(facts) if facts["kind"] == "checkpoint" else _lines_of_foreign(facts))
+    return lines + (
+        _lines_of_checkpoint(facts) if facts["kind"] == "checkpoint" else _lines_of_foreign(facts)
+    )
 
 
 def _lines_of_foreign(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -98,13 +114,30 @@ def _lines_of_checkpoint(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("temperature", f"{facts['temperature']:g}"),
         ("threshold", f"{facts['threshold']:.4g} ({facts['threshold_source']})"),
     ]
-    lines += [(f"scores, {side}", _list_numbers(scores)) for side, scores in facts["scores"].items() if isinstance(scores, Mapping)]
-    lines += [(f"patients, {side}", str(len(members))) for side, members in training.get("split", {}).items() if isinstance(members, list)]
-    lines += [(f"patches, {side}", _list_numbers(counts)) for side, counts in training.get("patches", {}).items()]
+    lines += [
+        (f"scores, {side}", _list_numbers(scores))
+        for side, scores in facts["scores"].items()
+        if isinstance(scores, Mapping)
+    ]
+    lines += [
+        (f"patients, {side}", str(len(members)))
+        for side, members in training.get("split", {}).items()
+        if isinstance(members, list)
+    ]
+    lines += [
+        (f"patches, {side}", _list_numbers(counts))
+        for side, counts in training.get("patches", {}).items()
+    ]
     tool = training.get("tool", {})
     lines += [
         ("stores", str(len(training.get("stores", [])))),
-        ("made by", f"{tool.get('tool', 'unknown')} {tool.get('version', '')}, {_list_numbers(tool.get('packages', {}))}"),
+        (
+            "made by",
+            (
+                f"{tool.get('tool', 'unknown')} {tool.get('version', '')},"
+                f" {_list_numbers(tool.get('packages', {}))}"
+            ),
+        ),
         ("digest", f"sha256:{facts['digest']}"),
     ]
     return lines + ([("LEAKY", LEAK)] if facts["is_leaky"] else [])
@@ -112,7 +145,10 @@ def _lines_of_checkpoint(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _list_numbers(values: Mapping[str, Any]) -> str:
     shown = {name: value for name, value in values.items() if isinstance(value, int | float | str)}
-    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items())
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in shown.items()
+    )
 
 
 def _round(values: list[float]) -> str:

@@ -19,7 +19,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentFault("cuda: no usable GPU on this machine (see nvidia-smi); use --device cpu")
+        raise EnvironmentFault(
+            "cuda: no usable GPU on this machine (see nvidia-smi); use --device cpu"
+        )
     return torch.device(name)
 
 
@@ -31,7 +33,11 @@ def cuda_version() -> str | None:
 
 def list_gpus() -> tuple[str, ...]:
     """GPUs that torch can use on this machine, named as CUDA_VISIBLE_DEVICES names them: those that this process may see."""
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    visible = [
+        name.strip()
+        for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        if name.strip()
+    ]
     return tuple(visible or map(str, range(torch.cuda.device_count())))
 
 
@@ -42,7 +48,9 @@ def cpu_flags() -> frozenset[str]:
         lines = CPUINFO.read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+    return frozenset(
+        next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    )
 
 
 def find_bf16_unit() -> str | None:

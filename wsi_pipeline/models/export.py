@@ -1,7 +1,8 @@
 """Networks in the formats of other programs: written, and read back as those programs do.
 
-An exported network takes prepared patches, float32 (b, 3, side, side) for any b, and gives two logits (b, 2), whose softmax is our
-calibrated probability: the temperature is folded in. No file tells where on whose machine it was made.
+An exported network takes prepared patches, float32 (b, 3, side, side) for any b, and gives two
+logits (b, 2), whose softmax is our calibrated probability: the temperature is folded in. No file
+tells where on whose machine it was made.
 """
 
 import io
@@ -43,14 +44,19 @@ class ExportedNetwork(nn.Module):
         self.network = checkpoint.build()
         self.temperature = checkpoint.temperature
         self.has_normalisation = inside is not None
-        self.register_buffer("mean", torch.tensor(inside.mean if inside else (0.0, 0.0, 0.0)).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(inside.std if inside else (1.0, 1.0, 1.0)).view(3, 1, 1))
+        self.register_buffer(
+            "mean", torch.tensor(inside.mean if inside else (0.0, 0.0, 0.0)).view(3, 1, 1)
+        )
+        self.register_buffer(
+            "std", torch.tensor(inside.std if inside else (1.0, 1.0, 1.0)).view(3, 1, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.has_normalisation:
             x = (x - self.mean) / self.std
         logit = positive_logit(self.network(x)) / self.temperature  # (b,)
-        # Half of it each way: the softmax of the two is the sigmoid of the one, to the last bits also where both logits were large.
+        # Half of it each way: the softmax of the two is the sigmoid of the one, to the last bits
+        # also where both logits were large.
         return torch.stack([-logit / 2, logit / 2], dim=1)  # (b, 2)
 
 
@@ -65,7 +71,8 @@ class ExportFormat:
 
 def _write_torchscript(network: nn.Module, example: Tensor, path: Path) -> None:
     with warnings.catch_warnings():
-        # torch would rather have torch.export, but QuPath and WSInfer read this; branches on shapes are the same for every batch.
+        # torch would rather have torch.export, but QuPath and WSInfer read this; branches on shapes
+        # are the same for every batch.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         traced = torch.jit.trace(network, example)
@@ -98,9 +105,16 @@ def _read_pt2(path: Path) -> Run:
 
 def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
     _import_onnxruntime()  # before the work, where it is not there to check it
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it reports every step of its optimiser
+    logging.getLogger("onnxscript").setLevel(
+        logging.ERROR
+    )  # it reports every step of its optimiser
     program = torch.onnx.export(
-        _capture(network, example), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, external_data=False, verbose=False
+        _capture(network, example),
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamo=True,
+        external_data=False,
+        verbose=False,
     )
     if program is None:
         raise TypeError("torch gave no ONNX program")
@@ -132,7 +146,9 @@ def _import_onnxruntime() -> Callable[..., Any]:
         import onnxscript  # noqa: F401 - what torch writes it with
         from onnxruntime import InferenceSession
     except ImportError as error:
-        raise ModelError(f"onnx: needs {error.name}, which is not installed; pip install 'wsi-pipeline[export]'") from error
+        raise ModelError(
+            f"onnx: needs {error.name}, which is not installed; pip install 'wsi-pipeline[export]'"
+        ) from error
     session: Callable[..., Any] = InferenceSession
     return session
 
@@ -157,9 +173,13 @@ def describe_export(checkpoint: Checkpoint, *, is_normalised_inside: bool) -> Zo
     )
 
 
-def write_export(checkpoint: Checkpoint, name: str, path: Path, *, is_normalised_inside: bool) -> None:
+def write_export(
+    checkpoint: Checkpoint, name: str, path: Path, *, is_normalised_inside: bool
+) -> None:
     """Write a checkpoint's network in the format called `name`. Raises ModelError where that cannot be done."""
-    network = ExportedNetwork(checkpoint, checkpoint.normalisation if is_normalised_inside else None).eval()
+    network = ExportedNetwork(
+        checkpoint, checkpoint.normalisation if is_normalised_inside else None
+    ).eval()
     side = checkpoint.spec.side_px
     example = torch.rand((EXAMPLE_BATCH, 3, side, side), generator=torch.Generator().manual_seed(0))
     try:
@@ -167,7 +187,10 @@ def write_export(checkpoint: Checkpoint, name: str, path: Path, *, is_normalised
             FORMATS[name].write(network, example, path)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{checkpoint.architecture}: cannot be written as {name} ({reason}); choose another format") from error
+        raise ModelError(
+            f"{checkpoint.architecture}: cannot be written as {name} ({reason}); choose another"
+            " format"
+        ) from error
 
 
 def compare_export(checkpoint: Checkpoint, name: str, path: Path, config: ZooConfig) -> float:
@@ -179,10 +202,15 @@ def compare_export(checkpoint: Checkpoint, name: str, path: Path, config: ZooCon
     try:
         run = FORMATS[name].read(path)
         with torch.no_grad():
-            batches = [run(config.prepare(torch.from_numpy(batch)).contiguous()) for batch in (pixels[:5], pixels[5:])]
+            batches = [
+                run(config.prepare(torch.from_numpy(batch)).contiguous())
+                for batch in (pixels[:5], pixels[5:])
+            ]
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{name}: the file was written, but does not run ({reason}); choose another format") from error
+        raise ModelError(
+            f"{name}: the file was written, but does not run ({reason}); choose another format"
+        ) from error
     probability = torch.softmax(torch.cat(batches), dim=1)[:, 1].numpy()
     expected = Predictor(checkpoint)(pixels)
     return float(np.abs(probability - expected).max())

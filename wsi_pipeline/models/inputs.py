@@ -17,9 +17,15 @@ class Normalisation:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        is_finite = all(isinstance(value, int | float) and math.isfinite(value) for value in (*self.mean, *self.std))
+        is_finite = all(
+            isinstance(value, int | float) and math.isfinite(value)
+            for value in (*self.mean, *self.std)
+        )
         if len(self.mean) != 3 or len(self.std) != 3 or not is_finite or min(self.std) <= 0:
-            raise ModelError(f"normalisation {self.mean} / {self.std} is not three means and three positive deviations")
+            raise ModelError(
+                f"normalisation {self.mean} / {self.std} is not three means and three positive"
+                " deviations"
+            )
 
 
 def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:
@@ -45,7 +51,9 @@ class PatchNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = (pixels.float() - self.mean) / self.std  # (b, side, side, 3)
-        output: Tensor = self.network(x.permute(0, 3, 1, 2))  # (b, 3, side, side), channels last in memory
+        output: Tensor = self.network(
+            x.permute(0, 3, 1, 2)
+        )  # (b, 3, side, side), channels last in memory
         return output
 
 
@@ -56,7 +64,12 @@ def measure_normalisation(pixels: Tensor) -> Normalisation:
 
 def count_levels(pixels: Tensor) -> Tensor:
     """How often each value 0 … 255 occurs in each channel of uint8 patches (n, side, side, 3): int64 (3, 256) on the CPU."""
-    return torch.stack([torch.bincount(pixels[..., channel].reshape(-1), minlength=256).cpu() for channel in range(3)])
+    return torch.stack(
+        [
+            torch.bincount(pixels[..., channel].reshape(-1), minlength=256).cpu()
+            for channel in range(3)
+        ]
+    )
 
 
 def normalisation_of(counts: Tensor) -> Normalisation:
@@ -69,4 +82,6 @@ def normalisation_of(counts: Tensor) -> Normalisation:
         variance = float((share * (levels - mean) ** 2).sum())
         means.append(mean)
         deviations.append(max(variance**0.5, 1 / 255))
-    return Normalisation(mean=(means[0], means[1], means[2]), std=(deviations[0], deviations[1], deviations[2]))
+    return Normalisation(
+        mean=(means[0], means[1], means[2]), std=(deviations[0], deviations[1], deviations[2])
+    )

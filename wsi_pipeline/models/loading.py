@@ -25,13 +25,17 @@ class ForeignTerms:
 def load_model(path: Path, terms: ForeignTerms | None = None) -> Model:
     """A checkpoint, a folder of `wsi train` that holds one, or a trusted folder as in the WSInfer zoo.
 
-    Raises ModelError where it cannot be used, and ConfigError where terms for foreign models are given for one of our own.
+    Raises ModelError where it cannot be used, and ConfigError where terms for foreign models are
+    given for one of our own.
     """
     terms = terms or ForeignTerms()
     if is_zoo_folder(path):
         return load_foreign(path, terms.trust, terms.positive_class)
     if terms != ForeignTerms():
-        raise ConfigError(f"{path}: is no folder with a {CONFIG_JSON}; --trust-model and --positive-class are for these alone")
+        raise ConfigError(
+            f"{path}: is no folder with a {CONFIG_JSON}; --trust-model and --positive-class are for"
+            " these alone"
+        )
     return load_checkpoint(find_checkpoint(path))
 
 

@@ -36,7 +36,11 @@ class Agreement:
     @property
     def against(self) -> str:
         """What the engine was held against."""
-        return "stored self-test" if self.is_stored else "plain network, for the model stores no self-test"
+        return (
+            "stored self-test"
+            if self.is_stored
+            else "plain network, for the model stores no self-test"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +54,17 @@ class Opened:
 Load = Callable[[EngineSetting], tuple[Predictor, Agreement]]
 
 
-def open_predictor(model: Model, device: str = AUTO, engine: str = AUTO, precision: str = AUTO, batch_size: int | None = None) -> Opened:
+def open_predictor(
+    model: Model,
+    device: str = AUTO,
+    engine: str = AUTO,
+    precision: str = AUTO,
+    batch_size: int | None = None,
+) -> Opened:
     """The predictor for a model, by the engine that is asked for or fits the device.
 
-    Raises ModelError where the engine cannot run the model, or gives other answers than it is known to give.
+    Raises ModelError where the engine cannot run the model, or gives other answers than it is known
+    to give.
     """
 
     def load(setting: EngineSetting) -> tuple[Predictor, Agreement]:
@@ -86,23 +97,36 @@ def check_answers(predictor: Predictor) -> Agreement:
     model, setting = predictor.model, predictor.setting
     known = model.self_test or make_self_test(model)
     given, expected = predictor(known.pixels.numpy()), known.probability.numpy()
-    if not (np.isfinite(given).any() or np.isfinite(expected).any()):  # for some it may give none: they are unreadable then
-        raise ModelError(f"{model.architecture} {model.digest[:12]}: gives no number for any of {len(given)} drawn patches; train it again")
+    if not (
+        np.isfinite(given).any() or np.isfinite(expected).any()
+    ):  # for some it may give none: they are unreadable then
+        raise ModelError(
+            f"{model.architecture} {model.digest[:12]}: gives no number for any of {len(given)}"
+            " drawn patches; train it again"
+        )
     apart = np.abs(given - expected)
     apart[np.isnan(given) & np.isnan(expected)] = 0.0
     agreement = Agreement(float(np.nan_to_num(apart, nan=1.0).max()), model.self_test is not None)
     if agreement.difference > setting.bound:
-        remedy = "train or export it again" if setting == EngineSetting() else "use --engine torch --precision fp32 --device cpu"
+        remedy = (
+            "train or export it again"
+            if setting == EngineSetting()
+            else "use --engine torch --precision fp32 --device cpu"
+        )
         raise ModelError(
-            f"{model.architecture} {model.digest[:12]}: {setting} gives probabilities that differ by {agreement.difference:.2g} from "
-            f"those of its {agreement.against}, at most {setting.bound:g} is allowed; {remedy}"
+            f"{model.architecture} {model.digest[:12]}: {setting} gives probabilities that differ"
+            f" by {agreement.difference:.2g} from those of its {agreement.against}, at most"
+            f" {setting.bound:g} is allowed; {remedy}"
         )
     return agreement
 
 
 def _describe(predictor: Predictor, agreement: Agreement, reasons: Sequence[str]) -> str:
     why = "; ".join(reason for reason in reasons if reason)
-    return f"engine {predictor.setting}{f' ({why})' if why else ''}: within {agreement.difference:.1g} of its {agreement.against}"
+    return (
+        f"engine {predictor.setting}{f' ({why})' if why else ''}: within {agreement.difference:.1g}"
+        f" of its {agreement.against}"
+    )
 
 
 def draw_checkpoint(architecture: str = "idc_cnn") -> Checkpoint:

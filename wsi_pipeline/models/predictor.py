@@ -38,30 +38,43 @@ logger = logging.getLogger(__name__)
 class Predictor:
     """Patches in, calibrated probabilities out; may be shared between threads, computes for one at a time."""
 
-    def __init__(self, model: Model, setting: EngineSetting | None = None, batch_size: int | None = None) -> None:
+    def __init__(
+        self, model: Model, setting: EngineSetting | None = None, batch_size: int | None = None
+    ) -> None:
         """`batch_size` None: chosen for the device. Raises ModelError where the engine cannot run the model."""
         self.model = model
         self.setting = setting or EngineSetting()
         self._engine = ENGINES[self.setting.engine]
         self._is_chosen_by_user = batch_size is not None
         is_on_cpu = self.setting.device == "cpu"
-        # On the CPU each batch is computed by one thread, several batches side by side: the order of additions, and with it
-        # the last bit of a result, would otherwise depend on the number of cores.
+        # On the CPU each batch is computed by one thread, several batches side by side: the order
+        # of additions, and with it the last bit of a result, would otherwise depend on the number
+        # of cores.
         lanes = available_cores() if is_on_cpu else GPU_LANES
-        self._pool = ThreadPoolExecutor(lanes, "predict", initializer=_compute_on_one_thread if is_on_cpu else None)
+        self._pool = ThreadPoolExecutor(
+            lanes, "predict", initializer=_compute_on_one_thread if is_on_cpu else None
+        )
         self._computing, self._falling_back = threading.Lock(), threading.Lock()
-        self._is_to_be_measured = batch_size is None and not is_on_cpu and not self._engine.is_fixed_shape
-        self.batch_size = batch_size or (choose_cpu_batch(model.spec.side_px) if is_on_cpu else GPU_FIXED_BATCH)
+        self._is_to_be_measured = (
+            batch_size is None and not is_on_cpu and not self._engine.is_fixed_shape
+        )
+        self.batch_size = batch_size or (
+            choose_cpu_batch(model.spec.side_px) if is_on_cpu else GPU_FIXED_BATCH
+        )
         self._run = self._engine.load(model, self.setting, self.batch_size)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (b, side, side, 3) → float32 (b,) probability of the positive class, NaN where the network gave no number.
 
-        Raises ModelError for patches of another size than the model's, EnvironmentFault where the device's memory does not suffice.
+        Raises ModelError for patches of another size than the model's, EnvironmentFault where the
+        device's memory does not suffice.
         """
         side = self.model.spec.side_px
         if pixels.shape[1:] != (side, side, 3) or pixels.dtype != np.uint8:
-            raise ModelError(f"the model takes uint8 patches of {side} × {side} px, these are {pixels.dtype} {pixels.shape[1:]}")
+            raise ModelError(
+                f"the model takes uint8 patches of {side} × {side} px, these are {pixels.dtype}"
+                f" {pixels.shape[1:]}"
+            )
         with self._computing:
             if self._is_to_be_measured and len(pixels):
                 self._measure()
@@ -73,20 +86,27 @@ class Predictor:
 
     def _predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         size = self.batch_size
-        batches = self._pool.map(lambda start: self._predict_batch(pixels[start : start + size]), range(0, len(pixels), size))
+        batches = self._pool.map(
+            lambda start: self._predict_batch(pixels[start : start + size]),
+            range(0, len(pixels), size),
+        )
         return np.concatenate([np.empty(0, np.float32), *batches])
 
     def _predict_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         probability = self._compute(self._run, pixels)
         if self.setting.precision != FP32 and not np.isfinite(probability).all():
-            probability = np.where(np.isfinite(probability), probability, self._compute(self._plain_run, pixels))
+            probability = np.where(
+                np.isfinite(probability), probability, self._compute(self._plain_run, pixels)
+            )
         probability[~np.isfinite(probability)] = np.nan
         return probability
 
     def _compute(self, run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(pixels)
         if self._engine.is_fixed_shape and count < self.batch_size:
-            pixels = np.concatenate([pixels, np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)])
+            pixels = np.concatenate(
+                [pixels, np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)]
+            )
         return np.array(self.model.probability(run(pixels)[:count]).numpy(), dtype=np.float32)
 
     @property
@@ -97,7 +117,10 @@ class Predictor:
 
     @cached_property
     def _loaded_plain_run(self) -> Run:
-        logger.warning("%s gives numbers that are not finite for some patches; these are computed in fp32", self.setting)
+        logger.warning(
+            "%s gives numbers that are not finite for some patches; these are computed in fp32",
+            self.setting,
+        )
         plain = EngineSetting("torch", FP32, self.setting.device)
         return ENGINES[plain.engine].load(self.model, plain, self.batch_size)
 
@@ -119,12 +142,16 @@ class Predictor:
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
         if self._is_chosen_by_user or self._engine.is_fixed_shape:
             raise EnvironmentFault(
-                f"the device's memory does not hold batches of {self.batch_size} patches; give a smaller --batch-size, or auto"
+                f"the device's memory does not hold batches of {self.batch_size} patches; give a"
+                " smaller --batch-size, or auto"
             ) from error
         self.batch_size = halve(self.batch_size, error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        logger.warning("the device's memory does not suffice: batches of %d patches from now on", self.batch_size)
+        logger.warning(
+            "the device's memory does not suffice: batches of %d patches from now on",
+            self.batch_size,
+        )
 
 
 def _compute_on_one_thread() -> None:
@@ -162,5 +189,8 @@ def measure_batch(seconds_of: Callable[[int], float]) -> int:
 def halve(size: int, error: BaseException) -> int:
     """Half the batch. Raises EnvironmentFault where it was one patch already."""
     if size == 1:
-        raise EnvironmentFault("the device's memory does not hold the model and one patch; free it, or use --device cpu") from error
+        raise EnvironmentFault(
+            "the device's memory does not hold the model and one patch; free it, or use"
+            " --device cpu"
+        ) from error
     return size // 2

@@ -32,7 +32,8 @@ class Declared(NamedTuple):
 def read_safetensors_card(path: Path, key: str) -> Declared:
     """The JSON object under a key of the file's metadata, and the shape of every tensor.
 
-    Raises ModelError, and EnvironmentFault where the machine does not let the file be read. Reads no tensor.
+    Raises ModelError, and EnvironmentFault where the machine does not let the file be read. Reads
+    no tensor.
     """
     try:
         header = _read_header(path)
@@ -40,13 +41,24 @@ def read_safetensors_card(path: Path, key: str) -> Declared:
         card = parse_json(text)
         if not isinstance(card, dict):
             raise ValueError("its card is no JSON object")
-        return Declared(text, card, {name: _read_shape(name, entry) for name, entry in header.items() if name != METADATA})
+        return Declared(
+            text,
+            card,
+            {name: _read_shape(name, entry) for name, entry in header.items() if name != METADATA},
+        )
     except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be read ({error.strerror}); mend that and run the same line again") from error
+        raise EnvironmentFault(
+            f"{path}: cannot be read ({error.strerror}); mend that and run the same line again"
+        ) from error
     except KeyError as error:
-        raise ModelError(f"{path}: no checkpoint of wsi (it has no card); give a model.safetensors of `wsi train`") from error
+        raise ModelError(
+            f"{path}: no checkpoint of wsi (it has no card); give a model.safetensors of `wsi"
+            " train`"
+        ) from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file ({error}); copy it again or train anew") from error
+        raise ModelError(
+            f"{path}: not a whole safetensors file ({error}); copy it again or train anew"
+        ) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -56,9 +68,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
     except RuntimeError as error:  # torch, where it cannot open the file; it names no number
         reason = " ".join(str(error).split())
-        raise EnvironmentFault(f"{path}: cannot be read ({reason}); mend that and run the same line again") from error
+        raise EnvironmentFault(
+            f"{path}: cannot be read ({reason}); mend that and run the same line again"
+        ) from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file ({error}); copy it again or train anew") from error
+        raise ModelError(
+            f"{path}: not a whole safetensors file ({error}); copy it again or train anew"
+        ) from error
 
 
 def _read_header(path: Path) -> Mapping[str, Any]:
@@ -71,7 +87,9 @@ def _read_header(path: Path) -> Mapping[str, Any]:
         header = parse_json(stream.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != METADATA), default=0)
+    end = max(
+        (entry["data_offsets"][1] for name, entry in header.items() if name != METADATA), default=0
+    )
     if LENGTH_BYTES + length + end != size:
         raise ValueError(f"it should have {LENGTH_BYTES + length + end} bytes and has {size}")
     return header
@@ -80,7 +98,9 @@ def _read_header(path: Path) -> Mapping[str, Any]:
 def _read_shape(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
     dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in ITEM_BYTES:
-        raise ValueError(f"{name[:80]} is of type {str(dtype)[:20]}, and weights are floating-point numbers")
+        raise ValueError(
+            f"{name[:80]} is of type {str(dtype)[:20]}, and weights are floating-point numbers"
+        )
     if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
         raise ValueError(f"{name[:80]} is not as long as its shape")
     return tuple(shape)

@@ -33,7 +33,12 @@ class SelfTest:
 
     def __post_init__(self) -> None:
         count = self.pixels.shape[0] if self.pixels.ndim == 4 else 0
-        if self.pixels.dtype != torch.uint8 or self.probability.dtype != torch.float32 or self.probability.shape != (count,) or not count:
+        if (
+            self.pixels.dtype != torch.uint8
+            or self.probability.dtype != torch.float32
+            or self.probability.shape != (count,)
+            or not count
+        ):
             raise ModelError("its self-test is not patches with a probability each; train it again")
 
 
@@ -59,7 +64,9 @@ def compute_plainly(model: Tested, pixels: Tensor) -> Tensor:
     network = model.network()
 
     def compute() -> Tensor:
-        torch.set_num_threads(1)  # of this thread alone: the last bits would depend on the number of cores
+        torch.set_num_threads(
+            1
+        )  # of this thread alone: the last bits would depend on the number of cores
         with torch.inference_mode():
             return model.probability(network(pixels).float())
 
@@ -75,7 +82,11 @@ def draw_patches(side_px: int) -> Tensor:
     for grain in GRAINS_PX:
         cells = -(-side_px // grain) + 1
         blots = torch.rand(PATCHES, 2, cells, cells, generator=generator)
-        stains += interpolate(blots, (side_px, side_px), mode="bilinear", align_corners=True) / len(GRAINS_PX)
+        stains += interpolate(blots, (side_px, side_px), mode="bilinear", align_corners=True) / len(
+            GRAINS_PX
+        )
     strength = torch.linspace(0.2, 6.0, PATCHES).view(-1, 1, 1, 1)
-    density = torch.einsum("bshw,sc->bhwc", strength * stains**2, torch.tensor([HAEMATOXYLIN, EOSIN]))
+    density = torch.einsum(
+        "bshw,sc->bhwc", strength * stains**2, torch.tensor([HAEMATOXYLIN, EOSIN])
+    )
     return (torch.exp(-density) * 243).round().to(torch.uint8)  # (b, side, side, 3)

@@ -1,7 +1,7 @@
 """Models of others: folders as in the WSInfer zoo, with `config.json` and `torchscript_model.pt`.
 
-TorchScript is code. A file of it is loaded only where the user names its SHA-256, in every process that loads it, and what was
-hashed is what is loaded: the same bytes in memory.
+TorchScript is code. A file of it is loaded only where the user names its SHA-256, in every process
+that loads it, and what was hashed is what is loaded: the same bytes in memory.
 """
 
 import hashlib
@@ -57,7 +57,9 @@ class ForeignModel:
     def class_names(self) -> tuple[str, str]:
         """The negative and the positive one; where there are not exactly two, the negative one is everything else."""
         names = self.config.class_names
-        negative = names[1 - self.positive_index] if len(names) == 2 else f"not {self.positive_class}"
+        negative = (
+            names[1 - self.positive_index] if len(names) == 2 else f"not {self.positive_class}"
+        )
         return negative, self.positive_class
 
     @property
@@ -75,7 +77,13 @@ class ForeignModel:
     @property
     def digest(self) -> str:
         """Names script, configuration and positive class together."""
-        return recipe_digest({"script": self.script_sha256, "config": self.config.to_json(), "positive": self.positive_class})
+        return recipe_digest(
+            {
+                "script": self.script_sha256,
+                "config": self.config.to_json(),
+                "positive": self.positive_class,
+            }
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -109,10 +117,16 @@ class ForeignModel:
             with torch.inference_mode():
                 output = network(torch.zeros((2, side, side, 3), dtype=torch.uint8))
         except RuntimeError as error:
-            raise ModelError(f"{self.path}: does not run on its own patches ({_last_line(error)}); give another model") from error
+            raise ModelError(
+                f"{self.path}: does not run on its own patches ({_last_line(error)}); give another"
+                " model"
+            ) from error
         outputs = len(self.config.class_names)
         if output.shape != (2, outputs) and not (outputs == 1 and output.shape == (2,)):
-            raise ModelError(f"{self.path}: gives {tuple(output.shape)} for 2 patches and {outputs} classes; mend its {CONFIG_JSON}")
+            raise ModelError(
+                f"{self.path}: gives {tuple(output.shape)} for 2 patches and {outputs} classes;"
+                f" mend its {CONFIG_JSON}"
+            )
         return network
 
     def probability(self, output: Tensor) -> Tensor:
@@ -134,11 +148,13 @@ class PreparedScript(nn.Module):
         return output.float()
 
 
-def load_foreign(folder: Path, trust: str | None, positive_class: str | None = None) -> ForeignModel:
+def load_foreign(
+    folder: Path, trust: str | None, positive_class: str | None = None
+) -> ForeignModel:
     """A model folder whose TorchScript has the digest `trust` (sha256:…).
 
-    Raises ModelError where it is not trusted, naming its digest, where a file is absent or damaged, or where it is unclear which class
-    is the positive one; nothing of the script has run then.
+    Raises ModelError where it is not trusted, naming its digest, where a file is absent or damaged,
+    or where it is unclear which class is the positive one; nothing of the script has run then.
     """
     config = read_zoo_config(folder / CONFIG_JSON)
     positive_index = _find_positive(folder, config.class_names, positive_class)
@@ -151,7 +167,10 @@ def load_foreign(folder: Path, trust: str | None, positive_class: str | None = N
             f"if you trust whoever made it, add --trust-model sha256:{digest}"
         )
     if digest != parse_trust(trust):
-        raise ModelError(f"{path}: has the digest sha256:{digest}, not the one given with --trust-model; get the file that you trust")
+        raise ModelError(
+            f"{path}: has the digest sha256:{digest}, not the one given with --trust-model; get the"
+            " file that you trust"
+        )
     return ForeignModel(path, config, script, digest, positive_index)
 
 
@@ -160,17 +179,25 @@ def read_script(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SCRIPT_BYTES:
-            raise ModelError(f"{path}: no regular file of at most {MAX_SCRIPT_BYTES >> 30} GB; give another model")
+            raise ModelError(
+                f"{path}: no regular file of at most {MAX_SCRIPT_BYTES >> 30} GB; give another"
+                " model"
+            )
         return path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); a model folder needs it") from error
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); a model folder needs it"
+        ) from error
 
 
 def parse_trust(text: str) -> str:
     """The hex digest in `sha256:…`. Raises ConfigError where it is none."""
     match = TRUST.fullmatch(text.strip().lower())
     if match is None:
-        raise ConfigError(f"{text!r} is no digest; give the one that the refusal prints, such as sha256:9f86d0…, all 64 digits of it")
+        raise ConfigError(
+            f"{text!r} is no digest; give the one that the refusal prints, such as sha256:9f86d0…,"
+            " all 64 digits of it"
+        )
     return match[1]
 
 
@@ -178,10 +205,14 @@ def load_torchscript(script: bytes, path: Path) -> nn.Module:
     """The network in a TorchScript file that is trusted already, on the CPU. Raises ModelError where it cannot be loaded."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch would rather have torch.export; the zoo has TorchScript
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # torch would rather have torch.export; the zoo has TorchScript
             network = torch.jit.load(io.BytesIO(script), map_location="cpu")
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be loaded as TorchScript ({_last_line(error)}); get it again") from error
+        raise ModelError(
+            f"{path}: cannot be loaded as TorchScript ({_last_line(error)}); get it again"
+        ) from error
     loaded: nn.Module = network.eval()
     return loaded
 
@@ -193,7 +224,10 @@ def _find_positive(folder: Path, names: tuple[str, ...], wanted: str | None) -> 
             raise ModelError(f"{folder}: has no class {wanted!r} to call positive; it has {listed}")
         return names.index(wanted)
     if len(names) > 2:
-        raise ModelError(f"{folder}: tells {len(names)} classes apart ({listed}); say which is positive with --positive-class")
+        raise ModelError(
+            f"{folder}: tells {len(names)} classes apart ({listed}); say which is positive with"
+            " --positive-class"
+        )
     return len(names) - 1
 
 

@@ -42,7 +42,9 @@ class ZooConfig:
         """uint8 (b, side, side, 3) → float32 (b, 3, side, side) as the network takes them, on the same device."""
         x = pixels.permute(0, 3, 1, 2)  # (b, 3, side, side)
         if self.resized_px is not None and self.resized_px != x.shape[-1]:
-            from torchvision.transforms.functional import resize  # here, because importing torchvision takes seconds
+            from torchvision.transforms.functional import (
+                resize,
+            )  # here, because importing torchvision takes seconds
 
             x = resize(x, [self.resized_px, self.resized_px], antialias=True)
         x = x.float() / 255
@@ -58,7 +60,10 @@ class ZooConfig:
             {"name": "ToTensor"},
         ]
         if self.normalisation is not None:
-            statistics = {"mean": list(self.normalisation.mean), "std": list(self.normalisation.std)}
+            statistics = {
+                "mean": list(self.normalisation.mean),
+                "std": list(self.normalisation.std),
+            }
             transform.append({"name": "Normalize", "arguments": statistics})
         ours = {"is_leaky": self.is_leaky, "seen_patients": list(self.seen_patients)}
         return {
@@ -77,12 +82,19 @@ def read_zoo_config(path: Path) -> ZooConfig:
     """Read and check a config.json. Raises ModelError naming the entry that is absent or cannot be."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ModelError(f"{path}: {path.stat().st_size} bytes are too many for a model's configuration; give another folder")
+            raise ModelError(
+                f"{path}: {path.stat().st_size} bytes are too many for a model's configuration;"
+                " give another folder"
+            )
         value = parse_json(path.read_bytes())
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); a model folder needs it") from error
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); a model folder needs it"
+        ) from error
     except ValueError as error:
-        raise ModelError(f"{path}: not JSON ({' '.join(str(error).split())[:120]}); copy it again") from error
+        raise ModelError(
+            f"{path}: not JSON ({' '.join(str(error).split())[:120]}); copy it again"
+        ) from error
     try:
         return parse_zoo_config(value)
     except (ModelError, ConfigError) as error:
@@ -94,12 +106,23 @@ def parse_zoo_config(value: Any) -> ZooConfig:
     if not isinstance(value, Mapping):
         raise ModelError("is no JSON object; see the WSInfer zoo for its entries")
     if value.get("spec_version") != SPEC_VERSION:
-        raise ModelError(f"spec_version is {value.get('spec_version')!r}; this version of wsi reads {SPEC_VERSION!r}")
+        raise ModelError(
+            f"spec_version is {value.get('spec_version')!r}; this version of wsi reads"
+            f" {SPEC_VERSION!r}"
+        )
     names = value.get("class_names")
-    if not (isinstance(names, list) and names and all(isinstance(name, str) and name for name in names) and len(names) == len({*names})):
+    if not (
+        isinstance(names, list)
+        and names
+        and all(isinstance(name, str) and name for name in names)
+        and len(names) == len({*names})
+    ):
         raise ModelError("class_names must be a list of different names")
     if value.get("num_classes") != len(names):
-        raise ModelError(f"num_classes is {value.get('num_classes')!r} and class_names has {len(names)}; they must agree")
+        raise ModelError(
+            f"num_classes is {value.get('num_classes')!r} and class_names has {len(names)}; they"
+            " must agree"
+        )
     architecture = value.get("architecture")
     if not (isinstance(architecture, str) and architecture):
         raise ModelError("architecture must be a name")
@@ -108,13 +131,28 @@ def parse_zoo_config(value: Any) -> ZooConfig:
         raise ModelError("patch_size_pixels must be a whole number and spacing_um_px a number")
     resized_px, normalisation = _parse_transform(value.get("transform"))
     spec = PatchSpec(side_px, side_px, float(mpp))
-    return ZooConfig(architecture, tuple(names), spec, resized_px, normalisation, *_parse_ours(value.get(OURS, {})))
+    return ZooConfig(
+        architecture,
+        tuple(names),
+        spec,
+        resized_px,
+        normalisation,
+        *_parse_ours(value.get(OURS, {})),
+    )
 
 
 def _parse_ours(value: Any) -> tuple[bool, tuple[str, ...]]:
     """What an export of ours says of its making: whether it is leaky, the hashes of its patients."""
-    is_leaky, seen = (value.get("is_leaky", False), value.get("seen_patients", [])) if isinstance(value, Mapping) else (None, None)
-    if not (isinstance(is_leaky, bool) and isinstance(seen, list) and all(isinstance(name, str) for name in seen)):
+    is_leaky, seen = (
+        (value.get("is_leaky", False), value.get("seen_patients", []))
+        if isinstance(value, Mapping)
+        else (None, None)
+    )
+    if not (
+        isinstance(is_leaky, bool)
+        and isinstance(seen, list)
+        and all(isinstance(name, str) for name in seen)
+    ):
         raise ModelError(f"{OURS} must hold is_leaky, true or false, and the list seen_patients")
     return is_leaky, tuple(seen)
 
@@ -124,8 +162,16 @@ def _parse_transform(steps: Any) -> tuple[int | None, Normalisation | None]:
     if not (isinstance(steps, list) and all(isinstance(step, Mapping) for step in steps)):
         raise ModelError("transform must be a list of steps with a name each")
     names = [step.get("name") for step in steps]
-    if names not in (["ToTensor"], ["Resize", "ToTensor"], ["ToTensor", "Normalize"], ["Resize", "ToTensor", "Normalize"]):
-        raise ModelError(f"transform is {names}; it must be ToTensor, with Resize before and Normalize after where they are needed")
+    if names not in (
+        ["ToTensor"],
+        ["Resize", "ToTensor"],
+        ["ToTensor", "Normalize"],
+        ["Resize", "ToTensor", "Normalize"],
+    ):
+        raise ModelError(
+            f"transform is {names}; it must be ToTensor, with Resize before and Normalize after"
+            " where they are needed"
+        )
     arguments = {step["name"]: step.get("arguments") or {} for step in steps}
     if not all(isinstance(entry, Mapping) for entry in arguments.values()):
         raise ModelError("the arguments of a transform must be an object")
@@ -133,7 +179,9 @@ def _parse_transform(steps: Any) -> tuple[int | None, Normalisation | None]:
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
     if "Resize" in arguments and not (_is_whole(size) and 1 <= size <= MAX_RESIZED_PX):
-        raise ModelError(f"Resize has the size {size}; it must be one side between 1 and {MAX_RESIZED_PX} px")
+        raise ModelError(
+            f"Resize has the size {size}; it must be one side between 1 and {MAX_RESIZED_PX} px"
+        )
     if "Normalize" not in arguments:
         return size, None
     mean, std = (arguments["Normalize"].get(name) for name in ("mean", "std"))

@@ -67,7 +67,11 @@ def _frame(table: PatchTable, title: str) -> tuple[Figure, Axes]:
     left, right, bottom, top = thumbnail_extent_mm(table.thumbnail, table.slide.mpp)
     width, height = right - left, bottom - top
     scale = LONG_SIDE_INCH / max(width, height)
-    figure = Figure(figsize=(max(width * scale, 3.5) + 1.6, max(height * scale, 2.0) + 0.9), dpi=DPI, layout="constrained")
+    figure = Figure(
+        figsize=(max(width * scale, 3.5) + 1.6, max(height * scale, 2.0) + 0.9),
+        dpi=DPI,
+        layout="constrained",
+    )
     axes = figure.add_subplot()
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
     axes.set_title(title, fontsize=10)
@@ -82,20 +86,42 @@ def plain_text(text: str) -> str:
 
 def _title(result: SlideResult) -> str:
     summary = result.summary
-    share = "" if summary.positive_fraction is None else f", {summary.positives} positive ({summary.positive_fraction:.1%})"
-    return f"{plain_text(summary.slide_id)}\n{summary.patches - summary.unreadable} patches assessed{share}"
+    share = (
+        ""
+        if summary.positive_fraction is None
+        else f", {summary.positives} positive ({summary.positive_fraction:.1%})"
+    )
+    return (
+        f"{plain_text(summary.slide_id)}\n{summary.patches - summary.unreadable} patches"
+        f" assessed{share}"
+    )
 
 
 def _scale_bar(axes: Axes, width_mm: float) -> AnchoredSizeBar:
     length = max((bar for bar in SCALE_BARS_MM if bar <= width_mm / 4), default=SCALE_BARS_MM[0])
     text = f"{length:g} mm" if length >= 1 else f"{length * 1000:g} µm"
-    return AnchoredSizeBar(axes.transData, length, text, loc="lower left", frameon=True, sep=3, size_vertical=width_mm / 300, borderpad=0.6)
+    return AnchoredSizeBar(
+        axes.transData,
+        length,
+        text,
+        loc="lower left",
+        frameon=True,
+        sep=3,
+        size_vertical=width_mm / 300,
+        borderpad=0.6,
+    )
 
 
-def draw_probability(axes: Axes, heatmap: Heatmap, extent: Extent, colormap: str, alpha: float) -> AxesImage:
+def draw_probability(
+    axes: Axes, heatmap: Heatmap, extent: Extent, colormap: str, alpha: float
+) -> AxesImage:
     """The map on its fixed 0–1 scale; cells not assessed stay transparent."""
     return axes.imshow(
-        np.ma.masked_invalid(heatmap.probability) if heatmap.probability.size else np.ma.masked_all((1, 1)),
+        (
+            np.ma.masked_invalid(heatmap.probability)
+            if heatmap.probability.size
+            else np.ma.masked_all((1, 1))
+        ),
         extent=extent,
         cmap=colormaps[colormap],
         vmin=0,
@@ -108,7 +134,9 @@ def draw_probability(axes: Axes, heatmap: Heatmap, extent: Extent, colormap: str
 
 def draw_color_bar(figure: Figure, axes: Axes, image: AxesImage, heatmap: Heatmap) -> None:
     """The colour bar, with the threshold marked."""
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, label=f"probability of {heatmap.positive_class}")
+    bar = figure.colorbar(
+        image, ax=axes, shrink=0.8, label=f"probability of {heatmap.positive_class}"
+    )
     bar.ax.axhline(heatmap.threshold, color="black", linewidth=2.5)
     bar.ax.axhline(heatmap.threshold, color="white", linewidth=1)
     bar.ax.annotate(
@@ -131,7 +159,9 @@ def outline_positive(axes: Axes, result: SlideResult, color: str) -> None:
         return
     scale_mm = result.table.slide.mpp / 1000
     lines = [shapely.get_coordinates(ring) * scale_mm for ring in shapely.get_rings(polygons)]
-    axes.add_collection(LineCollection(lines, colors=color, linewidths=0.8, zorder=3), autolim=False)
+    axes.add_collection(
+        LineCollection(lines, colors=color, linewidths=0.8, zorder=3), autolim=False
+    )
 
 
 def save_canvas(figure: Figure, path: Path) -> None:
@@ -144,9 +174,13 @@ def colour_table(name: str = COLORMAPS[0]) -> NDArray[np.uint8]:
     return np.asarray(colormaps[name](np.arange(256), bytes=True), dtype=np.uint8)[:, :3]
 
 
-def paint_map(probability: NDArray[np.float32], threshold: float | None = None) -> NDArray[np.uint8]:
+def paint_map(
+    probability: NDArray[np.float32], threshold: float | None = None
+) -> NDArray[np.uint8]:
     """RGBA (rows, cols, 4): opaque where assessed, transparent elsewhere and, where a threshold is given, below it."""
-    is_shown = ~np.isnan(probability) if threshold is None else find_positive(probability, threshold)
+    is_shown = (
+        ~np.isnan(probability) if threshold is None else find_positive(probability, threshold)
+    )
     number = np.minimum(np.nan_to_num(probability) * 256, 255).astype(np.uint8)
     alpha = np.where(is_shown, 255, 0).astype(np.uint8)
     return np.concatenate([colour_table()[number], alpha[..., None]], axis=-1)

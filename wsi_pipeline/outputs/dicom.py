@@ -25,7 +25,10 @@ FIXED = {"DA": "19700101", "TM": "000000", "DT": "19700101000000"}
 def check_installed() -> None:
     """Raise ConfigError where the extra is missing."""
     if importlib.util.find_spec("highdicom") is None or importlib.util.find_spec("pydicom") is None:
-        raise ConfigError("--outputs dicom: needs pydicom and highdicom; install them with pip install 'wsi-pipeline[dicom]'")
+        raise ConfigError(
+            "--outputs dicom: needs pydicom and highdicom; install them with pip install"
+            " 'wsi-pipeline[dicom]'"
+        )
 
 
 def write_dicom(result: SlideResult, folder: Path) -> None:
@@ -118,7 +121,9 @@ def _place(result: SlideResult, source: Any) -> dict[str, Any]:
     import highdicom as hd
 
     place = find_place(result.table.grid, result.table.slide.mpp)
-    column_x, column_y, _, row_x, row_y, _ = (float(value) for value in source.ImageOrientationSlide)
+    column_x, column_y, _, row_x, row_y, _ = (
+        float(value) for value in source.ImageOrientationSlide
+    )
     origin = source.TotalPixelMatrixOriginSequence[0]
     # DICOM gives the centre of the first pixel, of the matrix as of the map.
     right, down = ((center - result.table.slide.mpp / 2) / 1000 for center in place.center_um)
@@ -126,9 +131,17 @@ def _place(result: SlideResult, source: Any) -> dict[str, Any]:
     y = float(origin.YOffsetInSlideCoordinateSystem) + right * column_y + down * row_y
     slide = hd.CoordinateSystemNames.SLIDE
     return {
-        "pixel_measures": hd.PixelMeasuresSequence(pixel_spacing=[place.pixel_um / 1000] * 2, slice_thickness=0.001),
-        "plane_orientation": hd.PlaneOrientationSequence(slide, [float(value) for value in source.ImageOrientationSlide]),
-        "plane_positions": [hd.PlanePositionSequence(slide, image_position=[x, y, 0.0], pixel_matrix_position=(1, 1))],
+        "pixel_measures": hd.PixelMeasuresSequence(
+            pixel_spacing=[place.pixel_um / 1000] * 2, slice_thickness=0.001
+        ),
+        "plane_orientation": hd.PlaneOrientationSequence(
+            slide, [float(value) for value in source.ImageOrientationSlide]
+        ),
+        "plane_positions": [
+            hd.PlanePositionSequence(
+                slide, image_position=[x, y, 0.0], pixel_matrix_position=(1, 1)
+            )
+        ],
     }
 
 
@@ -143,7 +156,9 @@ def _algorithm() -> Any:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    return hd.AlgorithmIdentificationSequence(name=TOOL, version=tool_version(), family=codes.cid7162.ArtificialIntelligence)
+    return hd.AlgorithmIdentificationSequence(
+        name=TOOL, version=tool_version(), family=codes.cid7162.ArtificialIntelligence
+    )
 
 
 def _measure(probability: NDArray[np.float32]) -> Any:
@@ -151,7 +166,9 @@ def _measure(probability: NDArray[np.float32]) -> Any:
     from highdicom.sr.coding import CodedConcept
 
     name = CodedConcept("mean_probability", "99WSI", "Mean probability")
-    return hd.ann.Measurements(name=name, unit=CodedConcept("1", "UCUM", "no units"), values=probability)
+    return hd.ann.Measurements(
+        name=name, unit=CodedConcept("1", "UCUM", "no units"), values=probability
+    )
 
 
 def _identity(result: SlideResult, name: str) -> dict[str, Any]:
@@ -159,7 +176,12 @@ def _identity(result: SlideResult, name: str) -> dict[str, Any]:
     return {
         "series_instance_uid": _uid(result, name, "series"),
         "sop_instance_uid": _uid(
-            result, name, "instance", result.heatmap.threshold, result.heatmap.smooth_um, result.heatmap.min_region_mm2
+            result,
+            name,
+            "instance",
+            result.heatmap.threshold,
+            result.heatmap.smooth_um,
+            result.heatmap.min_region_mm2,
         ),
         "manufacturer": TOOL,
         "manufacturer_model_name": TOOL,

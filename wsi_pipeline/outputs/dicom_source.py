@@ -31,7 +31,9 @@ def find_source(result: SlideResult, folder: Path) -> Any | None:
     if header is None and result.previous is not None and (result.previous / SOURCE_JSON).is_file():
         header = pydicom.Dataset.from_json(json.loads((result.previous / SOURCE_JSON).read_bytes()))
     if header is not None:
-        (folder / SOURCE_JSON).write_text(json.dumps(header.to_json_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n")
+        (folder / SOURCE_JSON).write_text(
+            json.dumps(header.to_json_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        )
     return header
 
 
@@ -51,8 +53,14 @@ def _read_slide(path: Path, size_l0: tuple[int, int]) -> Any | None:
         return None
     for file in sorted(path.parent.iterdir()):
         header = read(file) if file.is_file() else None
-        is_of_series = header is not None and header.get("SeriesInstanceUID") == first.SeriesInstanceUID
-        if header is not None and is_of_series and (header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows) == size_l0:
+        is_of_series = (
+            header is not None and header.get("SeriesInstanceUID") == first.SeriesInstanceUID
+        )
+        if (
+            header is not None
+            and is_of_series
+            and (header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows) == size_l0
+        ):
             return _reduce(header)
     return None
 

@@ -29,19 +29,31 @@ def _draw(result: SlideResult, samples: tuple[Sample, ...]) -> Figure:
     figure = Figure(figsize=(COLUMNS * 1.1 * PATCH_INCH + 0.4, height), dpi=DPI)
     field_um = result.table.grid.spec.field_um
     name = plain_text(result.summary.slide_id)
-    figure.suptitle(f"{name}: probability of {plain_text(result.heatmap.positive_class)}; each patch is {field_um:g} µm wide", fontsize=10)
+    figure.suptitle(
+        f"{name}: probability of {plain_text(result.heatmap.positive_class)}; each patch is"
+        f" {field_um:g} µm wide",
+        fontsize=10,
+    )
     for line, sample in enumerate(samples):
         top = 1 - (0.5 + line * 1.45) * PATCH_INCH / height
         figure.text(0.02, top, f"{sample.title} ({len(sample.cells)})", fontsize=9, va="top")
-        for column, (pixels, probability) in enumerate(zip(sample.pixels, sample.probability, strict=True)):
-            _draw_patch(figure, pixels, float(probability), column, top - 0.22 * PATCH_INCH / height)
+        for column, (pixels, probability) in enumerate(
+            zip(sample.pixels, sample.probability, strict=True)
+        ):
+            _draw_patch(
+                figure, pixels, float(probability), column, top - 0.22 * PATCH_INCH / height
+            )
     return figure
 
 
-def _draw_patch(figure: Figure, pixels: NDArray[np.uint8], probability: float, column: int, top: float) -> None:
+def _draw_patch(
+    figure: Figure, pixels: NDArray[np.uint8], probability: float, column: int, top: float
+) -> None:
     width, height = figure.get_size_inches()
     left = (0.2 + column * 1.1 * PATCH_INCH) / width
-    axes = figure.add_axes((left, top - PATCH_INCH / height, PATCH_INCH / width, PATCH_INCH / height))
+    axes = figure.add_axes(
+        (left, top - PATCH_INCH / height, PATCH_INCH / width, PATCH_INCH / height)
+    )
     axes.imshow(pixels, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(f"{probability:.3f}", fontsize=7, labelpad=1)

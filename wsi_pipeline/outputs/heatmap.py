@@ -55,7 +55,11 @@ class Heatmap:
     def positive(self) -> NDArray[np.bool_]:
         """(rows, cols) cells at or above the threshold, in groups that are large enough; NaN never is."""
         positive = find_positive(self.probability, self.threshold)
-        return drop_small_groups(positive, self.min_region_mm2 / self.grid.cell_area_mm2) if self.min_region_mm2 else positive
+        return (
+            drop_small_groups(positive, self.min_region_mm2 / self.grid.cell_area_mm2)
+            if self.min_region_mm2
+            else positive
+        )
 
 
 def find_positive(probability: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
@@ -66,7 +70,11 @@ def find_positive(probability: NDArray[np.float32], threshold: float) -> NDArray
 
 
 def draw_heatmap(
-    predictions: Predictions, threshold: float | None = None, *, smooth_um: float = 0.0, min_region_mm2: float = 0.0
+    predictions: Predictions,
+    threshold: float | None = None,
+    *,
+    smooth_um: float = 0.0,
+    min_region_mm2: float = 0.0,
 ) -> Heatmap:
     """The map of a slide's predictions, at the model's threshold unless another is given."""
     table = predictions.table
@@ -74,7 +82,9 @@ def draw_heatmap(
     probability[table.cells[:, 0], table.cells[:, 1]] = predictions.probability
     return Heatmap(
         grid=table.grid,
-        probability=smooth_map(probability, smooth_um / (table.grid.spec.stride_px * table.grid.spec.mpp)),
+        probability=smooth_map(
+            probability, smooth_um / (table.grid.spec.stride_px * table.grid.spec.mpp)
+        ),
         threshold=predictions.threshold if threshold is None else threshold,
         positive_class=predictions.positive_class,
         negative_class=predictions.negative_class,
@@ -108,7 +118,9 @@ def drop_small_groups(positive: NDArray[np.bool_], min_cells: float) -> NDArray[
 
 def is_large(cells: NDArray[Any], min_cells: float) -> NDArray[np.bool_]:
     """Whether groups of so many cells count as regions."""
-    large: NDArray[np.bool_] = cells >= min_cells - 1e-9  # an area of exactly n cells must not fail by rounding
+    large: NDArray[np.bool_] = (
+        cells >= min_cells - 1e-9
+    )  # an area of exactly n cells must not fail by rounding
     return large
 
 
@@ -129,8 +141,13 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         assessed_mm2=len(known) * table.grid.cell_area_mm2,
         positive_mm2=positives * table.grid.cell_area_mm2,
         unreadable_fraction=unreadable / table.patches if table.patches else None,
-        unassessed_fraction=1 - len(known) / heatmap.probability.size if heatmap.probability.size else None,
-        positives_left_out=int(np.count_nonzero(find_positive(heatmap.probability, heatmap.threshold))) - positives,
+        unassessed_fraction=(
+            1 - len(known) / heatmap.probability.size if heatmap.probability.size else None
+        ),
+        positives_left_out=int(
+            np.count_nonzero(find_positive(heatmap.probability, heatmap.threshold))
+        )
+        - positives,
         threshold=heatmap.threshold,
         threshold_source=heatmap.threshold_source,
         smooth_um=heatmap.smooth_um,
@@ -158,7 +175,9 @@ def _describe_regions(positive: NDArray[np.bool_], grid: Grid) -> dict[str, Any]
     spot = find_hot_spot(positive, grid)
     return {
         "positive_regions": len(sizes),
-        "mean_positive_region_mm2": float(sizes.mean() * grid.cell_area_mm2) if len(sizes) else None,
+        "mean_positive_region_mm2": (
+            float(sizes.mean() * grid.cell_area_mm2) if len(sizes) else None
+        ),
         "largest_positive_region_mm2": float(sizes.max(initial=0) * grid.cell_area_mm2),
         "hot_spot_positive_mm2": None if spot is None else spot.positives * grid.cell_area_mm2,
         "hot_spot_x_l0": None if spot is None else spot.x_l0,
@@ -184,11 +203,23 @@ def find_hot_spot(positive: NDArray[np.bool_], grid: Grid) -> HotSpot | None:
     rows, cols = (min(side, extent) for extent in positive.shape)
     integral = np.zeros((positive.shape[0] + 1, positive.shape[1] + 1), dtype=np.int64)
     integral[1:, 1:] = positive.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
-    counts = integral[rows:, cols:] - integral[:-rows, cols:] - integral[rows:, :-cols] + integral[:-rows, :-cols]
+    counts = (
+        integral[rows:, cols:]
+        - integral[:-rows, cols:]
+        - integral[rows:, :-cols]
+        + integral[:-rows, :-cols]
+    )
     row, col = (int(index) for index in np.unravel_index(int(counts.argmax()), counts.shape))
     x0, y0 = grid.origin_xy_l0
-    step, inset = grid.spec.stride_px * float(grid.downsample), (grid.spec.side_px - grid.spec.stride_px) / 2 * float(grid.downsample)
-    return HotSpot(int(counts[row, col]), x0 + inset + (col + cols / 2) * step, y0 + inset + (row + rows / 2) * step)
+    step, inset = (
+        grid.spec.stride_px * float(grid.downsample),
+        (grid.spec.side_px - grid.spec.stride_px) / 2 * float(grid.downsample),
+    )
+    return HotSpot(
+        int(counts[row, col]),
+        x0 + inset + (col + cols / 2) * step,
+        y0 + inset + (row + rows / 2) * step,
+    )
 
 
 def count_largest_region(positive: NDArray[np.bool_]) -> int:

@@ -9,12 +9,28 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.outputs import dicom_source, gallery_png, heatmap_png, overlay_png
-from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON, SLIDES_CSV, SLIDES_PARQUET, Finished, read_finished
+from wsi_pipeline.outputs.run_tables import (
+    FAILURES_CSV,
+    RUN_JSON,
+    SLIDES_CSV,
+    SLIDES_PARQUET,
+    Finished,
+    read_finished,
+)
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.manifest import MANIFEST, is_product
 
 INDEX_HTML = "index.html"
-RUN_FILES = (SLIDES_CSV, SLIDES_PARQUET, FAILURES_CSV, RUN_JSON, "aggregate.json", "evaluation.html", "evaluation.csv", "comparison.csv")
+RUN_FILES = (
+    SLIDES_CSV,
+    SLIDES_PARQUET,
+    FAILURES_CSV,
+    RUN_JSON,
+    "aggregate.json",
+    "evaluation.html",
+    "evaluation.csv",
+    "comparison.csv",
+)
 PICTURES = {
     overlay_png.FILE_NAME: "on the slide",
     heatmap_png.FILE_NAME: "probability; grey: not assessed",
@@ -30,11 +46,16 @@ def write_index(results: Path, finished: Finished | None = None) -> Path:
         raise StoreError(f"{results}: is one slide's folder; give the results folder above it")
     if not finished.summaries and not finished.damaged and not (results / SLIDES_CSV).exists():
         raise StoreError(f"{results}: holds no results; make some with `wsi infer`")
-    environment = Environment(loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape())
+    environment = Environment(
+        loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape()
+    )
     environment.filters["path"] = quote
     page = environment.get_template("index.html").render(
         name=results.resolve().name,
-        slides=[(summary, _list_outputs(results / summary.slide_id)) for summary in _sort(finished.summaries)],
+        slides=[
+            (summary, _list_outputs(results / summary.slide_id))
+            for summary in _sort(finished.summaries)
+        ],
         states=sorted({summary.state.value for summary in finished.summaries}),
         damaged=finished.damaged,
         files=[name for name in RUN_FILES if (results / name).exists()],
@@ -46,8 +67,14 @@ def write_index(results: Path, finished: Finished | None = None) -> Path:
 
 def _list_outputs(folder: Path) -> list[str]:
     """Everything that a slide's folder holds for people: pictures first, then the rest by name."""
-    found = sorted(path.name for path in folder.iterdir() if path.name not in NOT_FOR_PEOPLE and not path.name.startswith("."))
-    return [name for name in PICTURES if name in found] + [name for name in found if name not in PICTURES]
+    found = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name not in NOT_FOR_PEOPLE and not path.name.startswith(".")
+    )
+    return [name for name in PICTURES if name in found] + [
+        name for name in found if name not in PICTURES
+    ]
 
 
 def _sort(summaries: Sequence[SlideSummary]) -> list[SlideSummary]:

@@ -29,11 +29,18 @@ def write_ome_tiff(result: SlideResult, folder: Path) -> None:
         "PhysicalSizeYUnit": "µm",
         "Plane": {"PositionX": x, "PositionXUnit": "µm", "PositionY": y, "PositionYUnit": "µm"},
     }
-    common: dict[str, Any] = {"tile": (TILE, TILE), "compression": "zlib", "photometric": "minisblack", "software": TOOL}
+    common: dict[str, Any] = {
+        "tile": (TILE, TILE),
+        "compression": "zlib",
+        "photometric": "minisblack",
+        "software": TOOL,
+    }
     with tifffile.TiffWriter(folder / FILE_NAME, ome=True) as tiff:
         for number, level in enumerate(levels):
             per_cm = 1e4 / (place.pixel_um * 2**number)
             is_base = number == 0
             extra: dict[str, Any] = {"metadata": metadata if is_base else None}
             extra |= {"subifds": len(levels) - 1} if is_base else {"subfiletype": 1}
-            tiff.write(level, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER", **common, **extra)
+            tiff.write(
+                level, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER", **common, **extra
+            )

@@ -36,12 +36,18 @@ def write_ome_zarr(result: SlideResult, folder: Path) -> None:
     place = find_place(result.table.grid, result.table.slide.mpp)
     image = build_pyramid(image_of(result), reduce_image)
     name = f"prob_{result.heatmap.positive_class}"
-    attributes = _dump(ImageAttrs(version="0.5", multiscales=[_describe_levels(name, image, place)]))
+    attributes = _dump(
+        ImageAttrs(version="0.5", multiscales=[_describe_levels(name, image, place)])
+    )
     _put(path, attributes | {"omero": _describe_channel(name)}, image)
     create_group(path / "labels", {"ome": _dump(LabelsAttrs(version="0.5", labels=[LABELS]))})
     labels = build_pyramid(labels_of(result), reduce_labels)
     multiscales = [_describe_levels(LABELS, labels, place)]
-    _put(path / "labels" / LABELS, _dump(ImageLabelAttrs(version="0.5", multiscales=multiscales, **_describe_labels(result))), labels)
+    _put(
+        path / "labels" / LABELS,
+        _dump(ImageLabelAttrs(version="0.5", multiscales=multiscales, **_describe_labels(result))),
+        labels,
+    )
 
 
 def _put(path: Path, ome: dict[str, Any], levels: list[NDArray[Any]]) -> None:
@@ -55,23 +61,34 @@ def _describe_levels(name: str, levels: list[NDArray[Any]], place: Place) -> Mul
     for number in range(len(levels)):
         level = place.reduce(2**number)
         x, y = level.center_um
-        datasets.append(Dataset.build(path=str(number), scale=[level.pixel_um] * 2, translation=[y, x]))
+        datasets.append(
+            Dataset.build(path=str(number), scale=[level.pixel_um] * 2, translation=[y, x])
+        )
     axes = [Axis(name=axis, type="space", unit="micrometer") for axis in AXES]
     return Multiscale(axes=axes, datasets=tuple(datasets), name=name)
 
 
 def _describe_channel(name: str) -> dict[str, Any]:
     window = {"min": 0.0, "max": 1.0, "start": 0.0, "end": 1.0}
-    return {"channels": [{"label": name, "color": "FFFFFF", "active": True, "window": window}], "rdefs": {"model": "greyscale"}}
+    return {
+        "channels": [{"label": name, "color": "FFFFFF", "active": True, "window": window}],
+        "rdefs": {"model": "greyscale"},
+    }
 
 
 def _describe_labels(result: SlideResult) -> dict[str, Label]:
-    classes = zip((NEGATIVE, POSITIVE), result.class_names, (NEGATIVE_COLOR, POSITIVE_COLOR), strict=True)
+    classes = zip(
+        (NEGATIVE, POSITIVE), result.class_names, (NEGATIVE_COLOR, POSITIVE_COLOR), strict=True
+    )
     colors, properties = [], []
     for value, name, color in classes:
         colors.append(Color.model_validate({"label-value": value, "rgba": (*color, 255)}))
         properties.append(Property.model_validate({"label-value": value, "class": name}))
-    return {"image-label": Label(colors=tuple(colors), properties=tuple(properties), source=Source(image="../../"))}
+    return {
+        "image-label": Label(
+            colors=tuple(colors), properties=tuple(properties), source=Source(image="../../")
+        )
+    }
 
 
 def _dump(attributes: Any) -> dict[str, Any]:

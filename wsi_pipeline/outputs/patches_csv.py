@@ -16,9 +16,14 @@ FILE_NAME = "patches.csv"
 def write_patches_csv(result: SlideResult, folder: Path) -> None:
     """minx, miny, width, height in level-0 pixels and a probability for each class; empty where a patch could not be read."""
     boxes = cells_to_boxes_l0(result.cells, result.table.grid)
-    columns = {name: pa.array(boxes[:, index]) for index, name in enumerate(("minx", "miny", "width", "height"))}
+    columns = {
+        name: pa.array(boxes[:, index])
+        for index, name in enumerate(("minx", "miny", "width", "height"))
+    }
     is_missing = np.isnan(result.probability)
-    for name, probability in zip(result.class_names, (np.float32(1) - result.probability, result.probability), strict=True):
+    for name, probability in zip(
+        result.class_names, (np.float32(1) - result.probability, result.probability), strict=True
+    ):
         columns[f"prob_{name}"] = pa.array(probability, mask=is_missing)
     with (folder / FILE_NAME).open("wb") as stream:
         stream.write(format_csv([*columns], []).encode())

@@ -20,7 +20,9 @@ def write_patches_geojson(result: SlideResult, folder: Path) -> None:
         stream.write('{"type": "FeatureCollection", "features": [')
         separator = "\n"
         for start in range(0, len(result.cells), PATCHES_AT_ONCE):
-            stream.write(separator + ",\n".join(_describe(result, slice(start, start + PATCHES_AT_ONCE))))
+            stream.write(
+                separator + ",\n".join(_describe(result, slice(start, start + PATCHES_AT_ONCE)))
+            )
             separator = ",\n"
         stream.write("\n]}\n")
 
@@ -41,11 +43,14 @@ def _describe(result: SlideResult, rows: slice) -> Iterator[str]:
             classification, measurements = _classify(*UNREADABLE), "{}"
         else:
             classification = classes[is_positive]
-            measurements = f"{{{keys[0]}: {np.float32(1) - probability!s}, {keys[1]}: {probability!s}}}"
+            measurements = (
+                f"{{{keys[0]}: {np.float32(1) - probability!s}, {keys[1]}: {probability!s}}}"
+            )
         yield (
-            f'{{"type": "Feature", "id": "{result.name_uuid("patch", row, col)}", "geometry": {{"type": "Polygon", "coordinates": '
-            f"[[[{x}, {y}], [{right}, {y}], [{right}, {bottom}], [{x}, {bottom}], [{x}, {y}]]]}}, "
-            f'"properties": {{"objectType": "tile", "classification": {classification}, "measurements": {measurements}}}}}'
+            f'{{"type": "Feature", "id": "{result.name_uuid("patch", row, col)}", "geometry":'
+            f' {{"type": "Polygon", "coordinates": [[[{x}, {y}], [{right}, {y}], [{right},'
+            f' {bottom}], [{x}, {bottom}], [{x}, {y}]]]}}, "properties": {{"objectType": "tile",'
+            f' "classification": {classification}, "measurements": {measurements}}}}}'
         )
 
 

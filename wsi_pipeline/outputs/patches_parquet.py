@@ -17,7 +17,9 @@ METADATA_KEY = "wsi"
 
 def write_patches_parquet(result: SlideResult, folder: Path) -> None:
     """The patches in raster order, compressed with zstd."""
-    with (folder / FILE_NAME).open("wb") as stream:  # Arrow's own files say that something failed, and not what
+    with (folder / FILE_NAME).open(
+        "wb"
+    ) as stream:  # Arrow's own files say that something failed, and not what
         pyarrow.parquet.write_table(tabulate_patches(result), stream, compression="zstd")
 
 
@@ -27,13 +29,18 @@ def tabulate_patches(result: SlideResult) -> pa.Table:
     The slide's figures, with threshold and scale, lie as JSON under the metadata key `wsi`.
     """
     boxes = cells_to_boxes_l0(result.cells, result.table.grid)
-    columns = {name: pa.array(boxes[:, index].astype(np.int32)) for index, name in enumerate(("x", "y", "width", "height"))}
+    columns = {
+        name: pa.array(boxes[:, index].astype(np.int32))
+        for index, name in enumerate(("x", "y", "width", "height"))
+    }
     columns |= {"row": pa.array(result.cells[:, 0]), "col": pa.array(result.cells[:, 1])}
     for index, name in enumerate(("x_um", "y_um", "width_um", "height_um")):
         columns[name] = pa.array(boxes[:, index] * result.table.slide.mpp)
     is_missing = np.isnan(result.probability)
     columns["probability"] = pa.array(result.probability, mask=is_missing)
-    columns["positive"] = pa.array(result.positive[result.cells[:, 0], result.cells[:, 1]], mask=is_missing)
+    columns["positive"] = pa.array(
+        result.positive[result.cells[:, 0], result.cells[:, 1]], mask=is_missing
+    )
     columns["readable"] = pa.array(~is_missing)
     tissue = result.table.tissue_fraction[result.order]
     columns["tissue_fraction"] = pa.array(tissue, mask=np.isnan(tissue))

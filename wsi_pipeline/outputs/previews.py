@@ -1,6 +1,7 @@
 """<slide>.mask.png: the slide in small, its patches in colour and all else pale, so that a mask can be judged at a glance.
 
-<slide>.labels.png: labelled patches drawn over the slide's thumbnail, with counts per class and mm².
+<slide>.labels.png: labelled patches drawn over the slide's thumbnail, with counts per class and
+mm².
 """
 
 import io
@@ -36,7 +37,11 @@ def write_mask_preview(table: PatchTable, path: Path) -> None:
     step = max(1, -(-max(table.thumbnail.pixels.shape[:2]) // MAX_SIDE_PX))
     picture = table.thumbnail.pixels[::step, ::step].astype(np.float32)
     scale = float(table.thumbnail.downsample) * step
-    flagged = np.zeros(table.patches, dtype=np.bool_) if table.quality is None else table.quality.flags > 0
+    flagged = (
+        np.zeros(table.patches, dtype=np.bool_)
+        if table.quality is None
+        else table.quality.flags > 0
+    )
     taken = _cover(table, ~flagged, scale, picture.shape[:2])
     suspect = _cover(table, flagged, scale, picture.shape[:2])
     drawn = np.where((taken | suspect)[..., None], picture, 255 - (255 - picture) * PALE)
@@ -45,12 +50,16 @@ def write_mask_preview(table: PatchTable, path: Path) -> None:
     write_file(path, to_png(drawn.astype(np.uint8)))
 
 
-def _cover(table: PatchTable, members: NDArray[np.bool_], scale: float, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _cover(
+    table: PatchTable, members: NDArray[np.bool_], scale: float, shape: tuple[int, ...]
+) -> NDArray[np.bool_]:
     """Pixels of the preview that lie under patches."""
     boxes = cells_to_boxes_l0(table.cells[members], table.grid)
     x, y = table.thumbnail.origin_xy_l0
     low = np.floor((boxes[:, :2] - [x, y]) / scale).astype(np.int64)
-    high = np.maximum(np.ceil((boxes[:, :2] + boxes[:, 2:] - [x, y]) / scale).astype(np.int64), low + 1)
+    high = np.maximum(
+        np.ceil((boxes[:, :2] + boxes[:, 2:] - [x, y]) / scale).astype(np.int64), low + 1
+    )
     low, high = (np.clip(place, 0, [shape[1], shape[0]]) for place in (low, high))
     steps = np.zeros((shape[0] + 1, shape[1] + 1), dtype=np.int32)
     for rows, cols, step in ((low, low, 1), (high, high, 1), (low, high, -1), (high, low, -1)):
@@ -89,7 +98,9 @@ def write_label_preview(table: PatchTable, path: Path) -> None:
         Patch(facecolor=color, label=_describe(table, name, index - 1))
         for index, (name, color) in enumerate(zip(names, COLORS, strict=True))
     ]
-    axes.legend(handles=legend, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+    axes.legend(
+        handles=legend, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9
+    )
     write_file(path, _to_png(figure))
 
 

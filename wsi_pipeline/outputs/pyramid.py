@@ -32,7 +32,9 @@ class Place:
 def find_place(grid: Grid, slide_mpp: float) -> Place:
     """A pixel for each cell: as wide as the stride, its centre the patch's."""
     patch_px_um = float(grid.downsample) * slide_mpp
-    x, y = (origin * slide_mpp + grid.spec.side_px / 2 * patch_px_um for origin in grid.origin_xy_l0)
+    x, y = (
+        origin * slide_mpp + grid.spec.side_px / 2 * patch_px_um for origin in grid.origin_xy_l0
+    )
     return Place(grid.spec.stride_px * patch_px_um, (x, y))
 
 

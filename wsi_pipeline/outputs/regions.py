@@ -1,6 +1,7 @@
 """Regions: positive cells that touch, as polygons that a viewer shows at once where a million squares would stop it.
 
-Their outlines are the borders of cells: vectorised, exact and valid, for a million cells as for one.
+Their outlines are the borders of cells: vectorised, exact and valid, for a million cells as for
+one.
 """
 
 from dataclasses import dataclass
@@ -40,11 +41,14 @@ class Region:
     """In level-0 pixels, with holes, valid; cells that touch at a corner only are parts of a MultiPolygon."""
 
 
-def find_regions(heatmap: Heatmap, threshold: float, min_area_mm2: float = 0.0) -> tuple[Region, ...]:
+def find_regions(
+    heatmap: Heatmap, threshold: float, min_area_mm2: float = 0.0
+) -> tuple[Region, ...]:
     """The groups of touching cells at or above the threshold, those smaller than `min_area_mm2` left out, largest first.
 
-    Cells touch along an edge or at a corner (8-connectivity), as in the summary's figures. A cell stands for the square of one stride
-    about its patch's centre; where patches neither overlap nor leave gaps, that is the patch itself.
+    Cells touch along an edge or at a corner (8-connectivity), as in the summary's figures. A cell
+    stands for the square of one stride about its patch's centre; where patches neither overlap nor
+    leave gaps, that is the patch itself.
     """
     groups = number_groups(find_positive(heatmap.probability, threshold), corners=True)
     patches = np.bincount(groups.ravel())[1:]
@@ -87,7 +91,11 @@ def outline_groups(groups: NDArray[Any], grid: Grid) -> NDArray[Any]:
     parts = number_groups(groups > 0, corners=False)
     x, y = grid_lines(grid)
     polygons = trace_outlines(parts, x, y)
-    first = np.unique(parts, return_index=True)[1][-len(polygons) :] if len(polygons) else np.empty(0, dtype=np.int64)
+    first = (
+        np.unique(parts, return_index=True)[1][-len(polygons) :]
+        if len(polygons)
+        else np.empty(0, dtype=np.int64)
+    )
     owner = groups.ravel()[first]
     order = np.argsort(owner, kind="stable")
     outlines: NDArray[Any] = shapely.multipolygons(polygons[order], indices=owner[order] - 1)
@@ -103,7 +111,13 @@ def grid_lines(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x0, y0 = grid.origin_xy_l0
 
     def lines(origin: int, count: int) -> NDArray[np.float64]:
-        return np.array([origin + (inset_px + k * spec.stride_px) * grid.downsample // 1 for k in range(count + 1)], dtype=np.float64)
+        return np.array(
+            [
+                origin + (inset_px + k * spec.stride_px) * grid.downsample // 1
+                for k in range(count + 1)
+            ],
+            dtype=np.float64,
+        )
 
     return lines(x0, grid.cols), lines(y0, grid.rows)
 
@@ -111,16 +125,22 @@ def grid_lines(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def find_centers(cells: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
     """Centres of patches (n, 2) as x, y in level-0 pixels, unrounded."""
     center_px = cells[:, ::-1] * grid.spec.stride_px + grid.spec.side_px / 2
-    centers: NDArray[np.float64] = center_px * float(grid.downsample) + np.array(grid.origin_xy_l0, dtype=np.float64)
+    centers: NDArray[np.float64] = center_px * float(grid.downsample) + np.array(
+        grid.origin_xy_l0, dtype=np.float64
+    )
     return centers
 
 
-def trace_outlines(parts: NDArray[Any], x_edges: NDArray[np.float64], y_edges: NDArray[np.float64]) -> NDArray[Any]:
+def trace_outlines(
+    parts: NDArray[Any], x_edges: NDArray[np.float64], y_edges: NDArray[np.float64]
+) -> NDArray[Any]:
     """One valid polygon, with holes, for each part of a grid: shapely (n,), polygon k of the cells with number k + 1.
 
-    `parts` (rows, cols) numbers groups of cells that touch along an edge from 1 on, 0 elsewhere; no two groups share an edge.
-    `x_edges` (cols + 1,) and `y_edges` (rows + 1,) are the grid's lines, in the frame of the result. Corners only: no vertex lies
-    within a straight line. shapely's own unions take minutes on a noisy map of this size, and this takes a second or two.
+    `parts` (rows, cols) numbers groups of cells that touch along an edge from 1 on, 0 elsewhere; no
+    two groups share an edge.
+    `x_edges` (cols + 1,) and `y_edges` (rows + 1,) are the grid's lines, in the frame of the
+    result. Corners only: no vertex lies within a straight line. shapely's own unions take minutes
+    on a noisy map of this size, and this takes a second or two.
     """
     count = int(parts.max(initial=0))
     if count == 0:
@@ -128,8 +148,12 @@ def trace_outlines(parts: NDArray[Any], x_edges: NDArray[np.float64], y_edges: N
     borders = _find_borders(np.pad(parts, 1))
     corners, rings = _walk(_follow(borders), borders)
     owner = borders.part[corners[rings[:-1]]]
-    row, col = (borders.cell[corners] + STEPS[borders.side[corners]] + STARTS[borders.side[corners]]).T
-    points = np.stack([x_edges[col - 1], y_edges[row - 1]], axis=1)  # the padding begins one cell earlier
+    row, col = (
+        borders.cell[corners] + STEPS[borders.side[corners]] + STARTS[borders.side[corners]]
+    ).T
+    points = np.stack(
+        [x_edges[col - 1], y_edges[row - 1]], axis=1
+    )  # the padding begins one cell earlier
     return _to_polygons(points, rings, owner, count)
 
 
@@ -161,8 +185,9 @@ def _find_borders(parts: NDArray[Any]) -> _Borders:
 def _follow(borders: _Borders) -> NDArray[np.int32]:
     """The border that follows each one (n,), so that every ring is simple.
 
-    Where two cells meet at a corner only, the ring turns right (stays with its cell) if they are of different parts, and left if they
-    are of the same one: there a closed way through the part separates the two gaps, which become different rings.
+    Where two cells meet at a corner only, the ring turns right (stays with its cell) if they are of
+    different parts, and left if they are of the same one: there a closed way through the part
+    separates the two gaps, which become different rings.
     """
     ahead = borders.cell + STEPS[borders.side]
     diagonal = ahead + STEPS[borders.side - 1]  # to the left of the cell ahead
@@ -171,11 +196,15 @@ def _follow(borders: _Borders) -> NDArray[np.int32]:
     straight[borders.parts[ahead[:, 0], ahead[:, 1]] != borders.part] = -1
     turning_left = borders.index[borders.side - 1, diagonal[:, 0], diagonal[:, 1]]
     is_same = borders.parts[diagonal[:, 0], diagonal[:, 1]] == borders.part
-    following = np.where(turning_right >= 0, turning_right, np.where(straight >= 0, straight, turning_left))
+    following = np.where(
+        turning_right >= 0, turning_right, np.where(straight >= 0, straight, turning_left)
+    )
     return np.where(is_same & (turning_left >= 0), turning_left, following).astype(np.int32)
 
 
-def _walk(following: NDArray[np.int32], borders: _Borders) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _walk(
+    following: NDArray[np.int32], borders: _Borders
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The borders at whose end a ring turns, ring by ring, and where each ring starts among them, ending with their number."""
     following_list = following.tolist()
     is_turn = (borders.side[following] != borders.side).tolist()
@@ -195,7 +224,9 @@ def _walk(following: NDArray[np.int32], borders: _Borders) -> tuple[NDArray[np.i
     return np.array(corners, dtype=np.int64), np.array(rings, dtype=np.int64)
 
 
-def _to_polygons(points: NDArray[np.float64], rings: NDArray[np.int64], owner: NDArray[Any], count: int) -> NDArray[Any]:
+def _to_polygons(
+    points: NDArray[np.float64], rings: NDArray[np.int64], owner: NDArray[Any], count: int
+) -> NDArray[Any]:
     """Rings (starts in `points`) to the polygon of their owner; a part's first ring, of its topmost borders, is its shell."""
     numbers = np.repeat(np.arange(len(owner)), np.diff(rings))
     lines = shapely.linearrings(points, indices=numbers)

@@ -19,7 +19,10 @@ def write_regions_geojson(result: SlideResult, folder: Path) -> None:
     """One annotation per region, in pixels from the scanned area's corner, as QuPath counts; plain and gzipped, the same text."""
     text = "".join(_lines(result)).encode()
     (folder / FILE_NAME).write_bytes(text)
-    with (folder / GZIP_NAME).open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream:
+    with (
+        (folder / GZIP_NAME).open("wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream,
+    ):
         stream.write(text)
 
 
@@ -44,8 +47,16 @@ def _describe(result: SlideResult, region: Region) -> str:
         },
     }
     left, top = result.table.slide.bounds_l0[:2]
-    outline = region.outline if (left, top) == (0, 0) else shapely.transform(region.outline, lambda points: points - (left, top))
-    # Named by its first corner, not by its number: the same region keeps its name where others appear or vanish.
+    outline = (
+        region.outline
+        if (left, top) == (0, 0)
+        else shapely.transform(region.outline, lambda points: points - (left, top))
+    )
+    # Named by its first corner, not by its number: the same region keeps its name where others
+    # appear or vanish.
     x, y = shapely.get_coordinates(region.outline)[0].tolist()
     start = format_json({"type": "Feature", "id": result.name_uuid("region", x, y, region.patches)})
-    return f'{start[:-1]}, "geometry": {shapely.to_geojson(outline)}, "properties": {format_json(properties)}}}'
+    return (
+        f'{start[:-1]}, "geometry": {shapely.to_geojson(outline)}, "properties":'
+        f" {format_json(properties)}}}"
+    )

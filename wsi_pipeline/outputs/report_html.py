@@ -14,7 +14,9 @@ from wsi_pipeline.store.files import write_file
 
 FILE_NAME = "report.html"
 MAX_REGIONS = 500
-CONTENT_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
 SCRIPTS = ("map_layer.js", "slide_view.js", "report.js")
 STYLE = "slide_view.css"
 
@@ -27,8 +29,13 @@ def write_report(result: SlideResult, folder: Path) -> None:
 def render_report(result: SlideResult) -> str:
     """The page as HTML."""
     view = describe_result(result, order_regions(result.regions)[:MAX_REGIONS])
-    view["overview"]["image"] = "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(result.table.thumbnail.pixels)).decode()
-    environment = Environment(loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape())
+    view["overview"]["image"] = (
+        "data:image/jpeg;base64,"
+        + base64.b64encode(encode_jpeg(result.table.thumbnail.pixels)).decode()
+    )
+    environment = Environment(
+        loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape()
+    )
     return environment.get_template("report.html").render(
         slide=result.table.slide,
         summary=result.summary,

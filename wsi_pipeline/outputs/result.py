@@ -97,7 +97,14 @@ class SlideResult:
 
     def name_uuid(self, *parts: Any) -> str:
         """A name for an object of this slide, the same on every run."""
-        return str(uuid.uuid5(uuid.NAMESPACE_OID, "/".join(map(str, (self.table.slide.fingerprint, self.summary.model_digest, *parts)))))
+        return str(
+            uuid.uuid5(
+                uuid.NAMESPACE_OID,
+                "/".join(
+                    map(str, (self.table.slide.fingerprint, self.summary.model_digest, *parts))
+                ),
+            )
+        )
 
 
 Writer = Callable[[SlideResult, Path], None]

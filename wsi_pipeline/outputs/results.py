@@ -56,7 +56,10 @@ class Slide:
     def draw(self, aggregation: Aggregation) -> Heatmap:
         """The map at any threshold, with any smoothing; nothing is written."""
         return draw_heatmap(
-            self.predictions, aggregation.threshold, smooth_um=aggregation.smooth_um, min_region_mm2=aggregation.min_region_mm2
+            self.predictions,
+            aggregation.threshold,
+            smooth_um=aggregation.smooth_um,
+            min_region_mm2=aggregation.min_region_mm2,
         )
 
     @cached_property
@@ -81,11 +84,20 @@ class Slide:
 
         grid = self.heatmap.grid
         place = find_place(grid, self.summary.slide_mpp)
-        x, y = (start + place.pixel_um * np.arange(count) for start, count in zip(place.center_um, (grid.cols, grid.rows), strict=True))
+        x, y = (
+            start + place.pixel_um * np.arange(count)
+            for start, count in zip(place.center_um, (grid.cols, grid.rows), strict=True)
+        )
         attributes = {"units": "1", "threshold": self.summary.threshold, "slide_id": self.slide_id}
         coordinates = {"y": ("y", y, {"units": "µm"}), "x": ("x", x, {"units": "µm"})}
         name = f"prob_{self.summary.positive_class}"
-        return xr.DataArray(self.heatmap.probability, coords=coordinates, dims=("y", "x"), name=name, attrs=attributes)
+        return xr.DataArray(
+            self.heatmap.probability,
+            coords=coordinates,
+            dims=("y", "x"),
+            name=name,
+            attrs=attributes,
+        )
 
 
 def open_slide_result(folder: Path) -> Slide:
@@ -109,10 +121,14 @@ def slides_frame(results: Path) -> "pd.DataFrame":
 
     summaries = read_finished(results).summaries
     columns = [field.name for field in fields(SlideSummary)]
-    return pd.DataFrame([asdict(summary) for summary in summaries], columns=columns).set_index("slide_id")
+    return pd.DataFrame([asdict(summary) for summary in summaries], columns=columns).set_index(
+        "slide_id"
+    )
 
 
 def check_extra(library: str) -> None:
     """Raise ConfigError where a library of the extra `analysis` is not installed."""
     if find_spec(library) is None:
-        raise ConfigError(f"{library}: is not installed; install it with pip install 'wsi-pipeline[analysis]'")
+        raise ConfigError(
+            f"{library}: is not installed; install it with pip install 'wsi-pipeline[analysis]'"
+        )

@@ -9,7 +9,9 @@ from typing import Any
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideSummary, describe_failure, find_failures
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.outputs.tables import write_csv as write_csv  # tables of runs are written with it elsewhere too
+from wsi_pipeline.outputs.tables import (
+    write_csv as write_csv,
+)  # tables of runs are written with it elsewhere too
 from wsi_pipeline.outputs.tables import write_parquet
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.manifest import read_manifest
@@ -51,7 +53,8 @@ def read_finished(results: Path) -> Finished:
     for folder in find_results([results]):
         try:
             read_manifest(folder)
-            # By the folder's name, which is unique where stores of one slide were inferred side by side.
+            # By the folder's name, which is unique where stores of one slide were inferred side by
+            # side.
             summaries.append(replace(read_summary(folder), slide_id=folder.name))
         except StoreError as error:
             damaged.append(describe_failure(folder.name, str(folder), error))
@@ -60,7 +63,10 @@ def read_finished(results: Path) -> Finished:
 
 def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome], suffix: str = "") -> None:
     """The slides of this run that failed or are damaged, with the reason."""
-    rows = ([failure.slide_id, failure.path, failure.state, failure.message] for failure in find_failures(outcomes))
+    rows = (
+        [failure.slide_id, failure.path, failure.state, failure.message]
+        for failure in find_failures(outcomes)
+    )
     path = results / FAILURES_CSV
     write_csv(path.with_stem(path.stem + suffix), ["slide_id", "path", "state", "reason"], rows)
 
@@ -68,4 +74,7 @@ def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome], suffix: 
 def write_run_json(results: Path, record: Mapping[str, Any], suffix: str = "") -> None:
     """What was asked for, by which versions, and how long each stage took."""
     path = results / RUN_JSON
-    write_file(path.with_stem(path.stem + suffix), (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    write_file(
+        path.with_stem(path.stem + suffix),
+        (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(),
+    )

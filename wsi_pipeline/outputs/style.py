@@ -33,7 +33,9 @@ def choose_formats(names: Sequence[str]) -> tuple[str, ...]:
     chosen = {ALWAYS}
     for name in names:
         if name not in WRITERS and name not in GROUPS:
-            raise ConfigError(f"--outputs {name}: no such format; choose from {', '.join([*GROUPS, *WRITERS])}")
+            raise ConfigError(
+                f"--outputs {name}: no such format; choose from {', '.join([*GROUPS, *WRITERS])}"
+            )
         chosen |= set(GROUPS.get(name, (name,)))
     if "dicom" in chosen:
         check_installed()

@@ -22,12 +22,16 @@ MAX_BYTES = 1024 * 1024
 
 def write_summary(result: SlideResult, folder: Path) -> None:
     """The summary as JSON; null where nothing was assessed, never NaN."""
-    (folder / FILE_NAME).write_text(json.dumps(asdict(result.summary), indent=1, allow_nan=False) + "\n")
+    (folder / FILE_NAME).write_text(
+        json.dumps(asdict(result.summary), indent=1, allow_nan=False) + "\n"
+    )
 
 
 def read_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) that every summary.json keeps to."""
-    schema: dict[str, Any] = json.loads(resources.files("wsi_pipeline.outputs").joinpath("schemas", SCHEMA_NAME).read_bytes())
+    schema: dict[str, Any] = json.loads(
+        resources.files("wsi_pipeline.outputs").joinpath("schemas", SCHEMA_NAME).read_bytes()
+    )
     return schema
 
 
@@ -36,14 +40,19 @@ def read_summary(folder: Path) -> SlideSummary:
     if is_product(folder):
         manifest = read_manifest(folder)
         if manifest.files.get(FILE_NAME, (0, ""))[0] > MAX_BYTES:
-            raise StoreError(f"{folder / FILE_NAME}: damaged: has more than {MAX_BYTES} bytes; make it again with --force")
+            raise StoreError(
+                f"{folder / FILE_NAME}: damaged: has more than {MAX_BYTES} bytes; make it again"
+                " with --force"
+            )
         check_files(folder, manifest, [FILE_NAME])
     try:
         value = read_json(folder / FILE_NAME, MAX_BYTES)
         summary = SlideSummary(**value | {"state": SlideState(value["state"])})
         _check_types(summary)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder / FILE_NAME}: missing or damaged ({error}); make it again with --force") from error
+        raise StoreError(
+            f"{folder / FILE_NAME}: missing or damaged ({error}); make it again with --force"
+        ) from error
     return summary
 
 

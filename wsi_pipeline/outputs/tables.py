@@ -19,7 +19,10 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 def write_parquet(path: Path, types: Mapping[str, type], rows: Sequence[Mapping[str, Any]]) -> None:
     """A Parquet table, whole or not at all; a column per name in `types` (str, int or float), null for None."""
     known = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    columns = {name: pa.array([_cast(row[name], kind) for row in rows], type=known[kind]) for name, kind in types.items()}
+    columns = {
+        name: pa.array([_cast(row[name], kind) for row in rows], type=known[kind])
+        for name, kind in types.items()
+    }
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(pa.Table.from_pydict(columns), sink)
     write_file(path, sink.getvalue().to_pybytes())
@@ -29,4 +32,8 @@ def _cast(value: Any, kind: type) -> Any:
     if value is None:
         return None
     # Names of files need not be text; Parquet's strings must be.
-    return str(value).encode(errors="surrogateescape").decode(errors="replace") if kind is str else kind(value)
+    return (
+        str(value).encode(errors="surrogateescape").decode(errors="replace")
+        if kind is str
+        else kind(value)
+    )

@@ -48,7 +48,9 @@ def describe_overview(thumbnail: Thumbnail) -> dict[str, Any]:
     """Where the thumbnail lies: x, y, width, height in level-0 pixels."""
     height, width = thumbnail.pixels.shape[:2]
     x, y = thumbnail.origin_xy_l0
-    return {"box_l0": [x, y, width * float(thumbnail.downsample), height * float(thumbnail.downsample)]}
+    return {
+        "box_l0": [x, y, width * float(thumbnail.downsample), height * float(thumbnail.downsample)]
+    }
 
 
 def describe_region(region: Region) -> dict[str, Any]:
@@ -69,12 +71,16 @@ def describe_region(region: Region) -> dict[str, Any]:
 
 def order_regions(regions: Sequence[Region]) -> list[Region]:
     """Strongest first: by the probability that a region holds in all, its mean times its area."""
-    return sorted(regions, key=lambda region: (-region.mean_probability * region.area_mm2, region.number))
+    return sorted(
+        regions, key=lambda region: (-region.mean_probability * region.area_mm2, region.number)
+    )
 
 
 def encode_map(heatmap: Heatmap) -> str:
     """The map's float32 values in row order, little-endian, base64."""
-    return base64.b64encode(np.ascontiguousarray(heatmap.probability, dtype="<f4").tobytes()).decode()
+    return base64.b64encode(
+        np.ascontiguousarray(heatmap.probability, dtype="<f4").tobytes()
+    ).decode()
 
 
 def encode_colours(colormap: str = COLORMAPS[0]) -> str:

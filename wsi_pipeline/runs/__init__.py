@@ -1,7 +1,7 @@
 """Runs over many slides: one outcome per slide whatever happens, and the tables that people read.
 
-Everything here is callable from Python; the command line adds nothing but options and printing. Scripts that use worker processes
-need the usual `if __name__ == "__main__":` guard.
+Everything here is callable from Python; the command line adds nothing but options and printing.
+Scripts that use worker processes need the usual `if __name__ == "__main__":` guard.
 """
 
 from importlib import import_module
@@ -40,7 +40,14 @@ PLACES = {
 
 if TYPE_CHECKING:
     from wsi_pipeline.runs.infer import InferConfig, infer_found, infer_slides, infer_stores
-    from wsi_pipeline.runs.tile import LEFT_OUT_CSV, IngestAccount, TileOptions, ingest_patches, tile_found, tile_slides
+    from wsi_pipeline.runs.tile import (
+        LEFT_OUT_CSV,
+        IngestAccount,
+        TileOptions,
+        ingest_patches,
+        tile_found,
+        tile_slides,
+    )
     from wsi_pipeline.runs.workers import choose_tilers, choose_workers
 else:
 

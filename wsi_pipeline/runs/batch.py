@@ -66,7 +66,9 @@ class SlideTimes:
 
     def add(self, report: BlockReport) -> None:
         """Count one block's."""
-        for stage, seconds in zip(STAGES, (report.seconds_read, report.seconds_compute, report.seconds_write), strict=True):
+        for stage, seconds in zip(
+            STAGES, (report.seconds_read, report.seconds_compute, report.seconds_write), strict=True
+        ):
             self.stages[stage] += seconds
 
     def to_json(self) -> dict[str, float]:
@@ -100,7 +102,9 @@ class Batch:
         """A slide's patches are known."""
         self.slide_times[job] = SlideTimes()
         self.pace.open_slide(job, plan.missing_patches)
-        self.events.slide_prepared(self.slides[job].slide_id, plan.patches, plan.missing_patches, len(plan.blocks))
+        self.events.slide_prepared(
+            self.slides[job].slide_id, plan.patches, plan.missing_patches, len(plan.blocks)
+        )
         self.progress.add_patches(plan.missing_patches)
         self.progress.show(self.pace)
 
@@ -108,7 +112,9 @@ class Batch:
         """A block is on disk."""
         self.patches_predicted += report.patches if report.is_predicted else 0
         self.slide_times[job].add(report)
-        self.pace.add_block(report.patches, report.seconds_read, report.seconds_compute, report.seconds_write)
+        self.pace.add_block(
+            report.patches, report.seconds_read, report.seconds_compute, report.seconds_write
+        )
         self.progress.advance(report.patches)
         self.progress.show(self.pace)
 
@@ -129,7 +135,11 @@ class Batch:
         if not self.veil.is_on:
             logger.error("slide %s failed", slide.slide_id, exc_info=error)
             return outcome
-        logger.error("slide %s failed\n%s", slide.slide_id, self.veil("".join(traceback.format_exception(error))))
+        logger.error(
+            "slide %s failed\n%s",
+            slide.slide_id,
+            self.veil("".join(traceback.format_exception(error))),
+        )
         return replace(outcome, message=self.veil(outcome.message), path=self.veil(outcome.path))
 
     @property
@@ -158,7 +168,8 @@ def run_batch(
     for job, outcome in zip(jobs, batch.account.outcomes, strict=True):
         if outcome.state is not SlideState.FAILED and not job.target.exists():
             raise EnvironmentFault(
-                f"{job.target}: was made by a worker but is not here; give a folder that this machine and the workers share"
+                f"{job.target}: was made by a worker but is not here; give a folder that this"
+                " machine and the workers share"
             )
     return batch
 
@@ -166,5 +177,10 @@ def run_batch(
 def make_absolute(slides: Sequence[FoundSlide]) -> list[FoundSlide]:
     """The slides by paths that mean the same in every process."""
     return [
-        replace(slide, path=slide.path.absolute(), label_file=slide.label_file.absolute() if slide.label_file else None) for slide in slides
+        replace(
+            slide,
+            path=slide.path.absolute(),
+            label_file=slide.label_file.absolute() if slide.label_file else None,
+        )
+        for slide in slides
     ]

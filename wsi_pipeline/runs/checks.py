@@ -92,7 +92,12 @@ def check_load(cores: int, load: float | None = None) -> Check:
     found = f"{load:.1f} processes want to run on {cores} cores"
     if load <= cores + 1:
         return Check("load", Verdict.OK, found)
-    return Check("load", Verdict.WARN, f"{found}, so the figures below are too low", "measure again when the others have ended")
+    return Check(
+        "load",
+        Verdict.WARN,
+        f"{found}, so the figures below are too low",
+        "measure again when the others have ended",
+    )
 
 
 def check_gpu(usable: int, torch_cuda: str | None) -> Check:
@@ -103,7 +108,11 @@ def check_gpu(usable: int, torch_cuda: str | None) -> Check:
     found = "; ".join(present)
     if usable:
         return Check("GPU", Verdict.OK, f"{found} ({usable} usable, CUDA {torch_cuda})")
-    remedy = "install a torch that is built for CUDA" if torch_cuda is None else f"install a driver that knows CUDA {torch_cuda}"
+    remedy = (
+        "install a torch that is built for CUDA"
+        if torch_cuda is None
+        else f"install a driver that knows CUDA {torch_cuda}"
+    )
     return Check("GPU", Verdict.WARN, f"{found}, but torch cannot use it", remedy)
 
 
@@ -117,7 +126,9 @@ def list_gpus() -> list[str]:
         told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[part.strip() for part in line.split(",")] for line in told.splitlines() if line.strip()]
+    rows = [
+        [part.strip() for part in line.split(",")] for line in told.splitlines() if line.strip()
+    ]
     return [f"{', '.join(row[:-1])}, driver {row[-1]}" for row in rows]
 
 
@@ -126,11 +137,20 @@ def check_folder(folder: Path) -> list[Check]:
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    checks = [check_space(place, "disk", LOW_DISK_GB, VERY_LOW_DISK_GB), check_inodes(os.statvfs(place))]
+    checks = [
+        check_space(place, "disk", LOW_DISK_GB, VERY_LOW_DISK_GB),
+        check_inodes(os.statvfs(place)),
+    ]
     return [*checks, _try_writing(place)]
 
 
-def check_space(place: Path, name: str, low_gb: float, very_low_gb: float, remedy: str = "make room, or name another folder") -> Check:
+def check_space(
+    place: Path,
+    name: str,
+    low_gb: float,
+    very_low_gb: float,
+    remedy: str = "make room, or name another folder",
+) -> Check:
     """Free space of a file system."""
     usage = shutil.disk_usage(place)
     verdict = judge(usage.free / GB, low_gb, very_low_gb)
@@ -155,15 +175,31 @@ def _try_writing(place: Path) -> Check:
             os.fsync(stream.fileno())
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return Check("writing", Verdict.BAD, f"{place}: {error.strerror}", "name a folder that can be written to and locked in")
+        return Check(
+            "writing",
+            Verdict.BAD,
+            f"{place}: {error.strerror}",
+            "name a folder that can be written to and locked in",
+        )
     return Check("writing", Verdict.OK, "files can be written, flushed and locked there")
 
 
 def check_shared_memory(place: Path = SHARED_MEMORY) -> Check:
     """Through which processes of one training run hand each other batches."""
     if not place.is_dir():
-        return Check("shared memory", Verdict.WARN, f"{place} is not there", "mount a tmpfs on it where several GPUs are to train")
-    return check_space(place, "shared memory", LOW_SHARED_GB, 0.0, "start the container with --shm-size=2g where several GPUs are to train")
+        return Check(
+            "shared memory",
+            Verdict.WARN,
+            f"{place} is not there",
+            "mount a tmpfs on it where several GPUs are to train",
+        )
+    return check_space(
+        place,
+        "shared memory",
+        LOW_SHARED_GB,
+        0.0,
+        "start the container with --shm-size=2g where several GPUs are to train",
+    )
 
 
 def check_open_files(limit: int | None = None) -> Check:
@@ -173,4 +209,9 @@ def check_open_files(limit: int | None = None) -> Check:
     if limit == resource.RLIM_INFINITY:
         return Check("open files", Verdict.OK, "not limited")
     verdict = judge(limit, LOW_OPEN_FILES, VERY_LOW_OPEN_FILES)
-    return Check("open files", verdict, f"{limit:,} a process", "" if verdict is Verdict.OK else f"ulimit -n {max(hard, LOW_OPEN_FILES)}")
+    return Check(
+        "open files",
+        verdict,
+        f"{limit:,} a process",
+        "" if verdict is Verdict.OK else f"ulimit -n {max(hard, LOW_OPEN_FILES)}",
+    )

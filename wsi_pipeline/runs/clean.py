@@ -14,7 +14,15 @@ from wsi_pipeline.core.errors import EnvironmentFault, StoreError
 from wsi_pipeline.runs.status import is_owner_alive
 from wsi_pipeline.store.commit import STAGED, list_staged, put_back
 from wsi_pipeline.store.files import is_process_alive
-from wsi_pipeline.store.lock import HIDDEN, LockHeld, hold_lock, is_lock_held, read_owner, remove_empty, remove_lock
+from wsi_pipeline.store.lock import (
+    HIDDEN,
+    LockHeld,
+    hold_lock,
+    is_lock_held,
+    read_owner,
+    remove_empty,
+    remove_lock,
+)
 from wsi_pipeline.store.manifest import is_product
 
 ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{4}\.(\d+)")
@@ -52,7 +60,8 @@ class Leftover:
 def unlock(paths: Sequence[Path], force: bool = False) -> list[Lock]:
     """Remove the lock files that nobody holds, and with `force` those that somebody on another machine holds; all that there are.
 
-    Raises StoreError where no run has left anything, and never takes a lock from a process that lives here.
+    Raises StoreError where no run has left anything, and never takes a lock from a process that
+    lives here.
     """
     locks = []
     for target in _targets(paths, "locks", r"(.+)\.lock"):
@@ -64,7 +73,9 @@ def unlock(paths: Sequence[Path], force: bool = False) -> list[Lock]:
         except EnvironmentFault as error:
             if not _is_refusal(error):
                 raise
-            locks.append(Lock(target, owner, is_held=True))  # whether its owner lives here cannot be told, so that no force removes it
+            locks.append(
+                Lock(target, owner, is_held=True)
+            )  # whether its owner lives here cannot be told, so that no force removes it
             continue
         if is_held and force and not is_owner_alive(owner):
             remove_lock(target)
@@ -78,7 +89,9 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
 
 
-def clean(paths: Sequence[Path], older_than_days: float = 0.0, is_dry: bool = False) -> list[Leftover]:
+def clean(
+    paths: Sequence[Path], older_than_days: float = 0.0, is_dry: bool = False
+) -> list[Leftover]:
     """Remove work that was begun and that nobody is at, and files that were never renamed; what is or would be removed, and what was left.
 
     Finished products are not touched, nor what only another user may look into.
@@ -86,26 +99,40 @@ def clean(paths: Sequence[Path], older_than_days: float = 0.0, is_dry: bool = Fa
     Raises StoreError where no run has left anything in any of the paths.
     """
     latest = time.time() - older_than_days * DAY_S
-    found = [leftover for target in _targets(paths, "staging", STAGED.pattern) for leftover in _clean_work(target, latest, is_dry)]
+    found = [
+        leftover
+        for target in _targets(paths, "staging", STAGED.pattern)
+        for leftover in _clean_work(target, latest, is_dry)
+    ]
     found += [leftover for path in paths for leftover in _clean_asides(path, latest, is_dry)]
-    return found + [Leftover(folder, folder, 0, PERHAPS.format("it cannot be read")) for path in paths for folder in _list_forbidden(path)]
+    return found + [
+        Leftover(folder, folder, 0, PERHAPS.format("it cannot be read"))
+        for path in paths
+        for folder in _list_forbidden(path)
+    ]
 
 
 def _clean_work(target: Path, latest: float, is_dry: bool) -> Iterator[Leftover]:
     try:
         with hold_lock(target):
             staged = list_staged(target)
-            if not is_dry and all(map(_is_folder, staged)):  # through a link, something would be put back that is no product
+            if not is_dry and all(
+                map(_is_folder, staged)
+            ):  # through a link, something would be put back that is no product
                 put_back(target)
             for folder in filter(_is_folder, staged):
                 if _last_change(folder) <= latest:
                     yield _remove_staging(folder, target, is_dry)
     except LockHeld:
-        yield Leftover(target.parent / HIDDEN / "staging", target, 0, read_owner(target) or "another process")
+        yield Leftover(
+            target.parent / HIDDEN / "staging", target, 0, read_owner(target) or "another process"
+        )
     except (PermissionError, EnvironmentFault) as error:
         if not _is_refusal(error):
             raise
-        yield Leftover(target.parent / HIDDEN / "staging", target, 0, PERHAPS.format(os.strerror(errno.EACCES)))
+        yield Leftover(
+            target.parent / HIDDEN / "staging", target, 0, PERHAPS.format(os.strerror(errno.EACCES))
+        )
     remove_empty(target)
 
 
@@ -122,7 +149,11 @@ def _clean_asides(path: Path, latest: float, is_dry: bool) -> Iterator[Leftover]
     for folder in _folders_of_products(path):
         for entry in sorted(folder.iterdir()):
             match = ASIDE.fullmatch(entry.name)
-            if match is None or not stat.S_ISREG((found := entry.lstat()).st_mode) or is_process_alive(int(match[2])):
+            if (
+                match is None
+                or not stat.S_ISREG((found := entry.lstat()).st_mode)
+                or is_process_alive(int(match[2]))
+            ):
                 continue
             if found.st_mtime <= min(latest, time.time() - ASIDE_AGE_S):
                 yield _remove_aside(entry, folder / match[1], found.st_size, is_dry)
@@ -139,10 +170,22 @@ def _remove_aside(entry: Path, target: Path, size: int, is_dry: bool) -> Leftove
 
 def _targets(paths: Sequence[Path], inside: str, pattern: str) -> list[Path]:
     """The products of which something lies in a hidden folder: those at the paths and those below."""
-    hidden = [(folder / HIDDEN, None) for path in paths for folder in _folders_of_products(path) if (folder / HIDDEN).is_dir()]
-    beside = [(path.absolute().parent / HIDDEN, path.absolute().name) for path in paths if (path.absolute().parent / HIDDEN).is_dir()]
+    hidden = [
+        (folder / HIDDEN, None)
+        for path in paths
+        for folder in _folders_of_products(path)
+        if (folder / HIDDEN).is_dir()
+    ]
+    beside = [
+        (path.absolute().parent / HIDDEN, path.absolute().name)
+        for path in paths
+        if (path.absolute().parent / HIDDEN).is_dir()
+    ]
     if not hidden and not beside and not any(path.is_dir() for path in paths):
-        raise StoreError(f"{', '.join(map(str, paths))}: no run of wsi has written here; name a folder of its products")
+        raise StoreError(
+            f"{', '.join(map(str, paths))}: no run of wsi has written here; name a folder of its"
+            " products"
+        )
     found = set()
     for folder, only in hidden + beside:
         if not _is_folder(folder) or _is_forbidden(folder) or not _is_folder(folder / inside):
@@ -170,7 +213,11 @@ def _list_forbidden(path: Path) -> Iterator[Path]:
         yield path.absolute()
     for folder in _folders_of_products(path):
         for entry in sorted(folder.iterdir()):
-            if (entry.name == HIDDEN or not entry.name.startswith(".")) and _is_folder(entry) and _is_forbidden(entry):
+            if (
+                (entry.name == HIDDEN or not entry.name.startswith("."))
+                and _is_folder(entry)
+                and _is_forbidden(entry)
+            ):
                 yield entry
 
 
@@ -184,9 +231,13 @@ def _is_forbidden(folder: Path) -> bool:
 
 
 def _last_change(folder: Path) -> float:
-    inside = (Path(base) / name for base, folders, files in os.walk(folder) for name in [*folders, *files])
+    inside = (
+        Path(base) / name for base, folders, files in os.walk(folder) for name in [*folders, *files]
+    )
     return max(path.lstat().st_mtime for path in (folder, *inside))
 
 
 def _count_bytes(folder: Path) -> int:
-    return sum((Path(base) / name).lstat().st_size for base, _, names in os.walk(folder) for name in names)
+    return sum(
+        (Path(base) / name).lstat().st_size for base, _, names in os.walk(folder) for name in names
+    )

@@ -52,14 +52,35 @@ def run_demo(
     """Run the whole chain into `out`; run again, it goes on from what is there."""
     size = size or DemoSize()
     here = Workers(count=0)
-    say(f"1/5  drawing {size.training_slides + size.held_out_slides} slides at {PHANTOM_MPP:g} µm/px into {out / 'slides'}")
-    training = [_draw(out, f"patient-{number}", number, size) for number in range(1, size.training_slides + 1)]
-    held_out = [_draw(out, f"held-out-{number}", 100 + number, size) for number in range(1, size.held_out_slides + 1)]
+    say(
+        f"1/5  drawing {size.training_slides + size.held_out_slides} slides at {PHANTOM_MPP:g}"
+        f" µm/px into {out / 'slides'}"
+    )
+    training = [
+        _draw(out, f"patient-{number}", number, size)
+        for number in range(1, size.training_slides + 1)
+    ]
+    held_out = [
+        _draw(out, f"held-out-{number}", 100 + number, size)
+        for number in range(1, size.held_out_slides + 1)
+    ]
     labels = [out / "labels"]
-    say(f"2/5  tiling the {len(training)} training slides: wsi tile … --mpp {PHANTOM_MPP:g} --labels labels")
-    config = TileConfig(spec=PatchSpec(mpp=PHANTOM_MPP), rules=LabelRules(class_names=("benign", "tumour")))
-    _check(tile_slides(training, out / "stores", config, labels=labels, workers=here, progress=progress))
-    say("3/5  training idc_cnn on these patients, a third of them for validation: wsi train stores --arch idc_cnn")
+    say(
+        f"2/5  tiling the {len(training)} training slides: wsi tile … --mpp {PHANTOM_MPP:g}"
+        " --labels labels"
+    )
+    config = TileConfig(
+        spec=PatchSpec(mpp=PHANTOM_MPP), rules=LabelRules(class_names=("benign", "tumour"))
+    )
+    _check(
+        tile_slides(
+            training, out / "stores", config, labels=labels, workers=here, progress=progress
+        )
+    )
+    say(
+        "3/5  training idc_cnn on these patients, a third of them for validation: wsi train stores"
+        " --arch idc_cnn"
+    )
     trained = train(
         [out / "stores"],
         out / "model",
@@ -67,8 +88,15 @@ def run_demo(
         SplitChoice(val_fraction=1 / 3),
         listener=listener,
     )
-    say(f"4/5  inferring {len(held_out)} slides of patients that training never saw: wsi infer --slides slides --model model")
-    _check(infer_slides(held_out, trained.model, out / "results", InferConfig(), workers=here, progress=progress))
+    say(
+        f"4/5  inferring {len(held_out)} slides of patients that training never saw: wsi infer"
+        " --slides slides --model model"
+    )
+    _check(
+        infer_slides(
+            held_out, trained.model, out / "results", InferConfig(), workers=here, progress=progress
+        )
+    )
     say("5/5  comparing with the truth: wsi evaluate results --labels labels")
     return DemoResult(evaluate_results(out / "results", labels), out / "results" / INDEX_HTML)
 

@@ -54,7 +54,11 @@ class Speed:
     @property
     def expected(self) -> float:
         """Patches per second of `wsi infer`, at best."""
-        return 1 / (1 / self.read + 1 / self.compute) if self.shares_cores else min(self.read, self.compute)
+        return (
+            1 / (1 / self.read + 1 / self.compute)
+            if self.shares_cores
+            else min(self.read, self.compute)
+        )
 
     @property
     def bottleneck(self) -> str:
@@ -62,7 +66,9 @@ class Speed:
         return "decoding the slides" if self.read < self.compute else "the model"
 
 
-def examine(model: Path | None, out: Path, terms: ForeignTerms | None = None, seconds: float = MEASURED_S) -> Iterator[Check]:
+def examine(
+    model: Path | None, out: Path, terms: ForeignTerms | None = None, seconds: float = MEASURED_S
+) -> Iterator[Check]:
     """Every check, one after another as it is made. Raises ModelError where the model named cannot be used."""
     yield check_tool()
     yield _check_openslide()
@@ -87,8 +93,18 @@ def check_engines(model: Model) -> list[Check]:
     place = choose_device("auto").type
     found = []
     for name, engine in ENGINES.items():
-        fault = "not for this device" if place not in engine.precisions else engine.find_fault(model, place)
-        found.append(Check(f"engine {name}", Verdict.OK, engine.summary if fault is None else f"not here: {fault}"))
+        fault = (
+            "not for this device"
+            if place not in engine.precisions
+            else engine.find_fault(model, place)
+        )
+        found.append(
+            Check(
+                f"engine {name}",
+                Verdict.OK,
+                engine.summary if fault is None else f"not here: {fault}",
+            )
+        )
     return found
 
 
@@ -96,7 +112,9 @@ def _measure(model: Model, seconds: float) -> list[Check]:
     """The model's speed on this machine, and that of decoding."""
     cores, side = available_cores(), model.spec.side_px
     pixels = measure_decoding(seconds, cores)
-    decoding = Check("decoding", Verdict.OK, f"{pixels / 1e6:,.0f} million pixels/s of JPEG with {cores} cores")
+    decoding = Check(
+        "decoding", Verdict.OK, f"{pixels / 1e6:,.0f} million pixels/s of JPEG with {cores} cores"
+    )
     try:
         predictor = open_predictor(model).predictor
         compute = measure_model(predictor, model.spec, seconds)
@@ -110,7 +128,8 @@ def _measure(model: Model, seconds: float) -> list[Check]:
         Check(
             "expected",
             Verdict.OK,
-            f"about {speed.expected:,.0f} patches/s of slides scanned at the model's scale; the bottleneck is {speed.bottleneck}",
+            f"about {speed.expected:,.0f} patches/s of slides scanned at the model's scale; the"
+            f" bottleneck is {speed.bottleneck}",
         ),
     ]
 

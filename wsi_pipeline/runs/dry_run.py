@@ -42,7 +42,11 @@ class RunPreview:
     @property
     def prediction_bytes(self) -> int:
         """Of the predictions of all slides that are not done, when they are finished."""
-        return sum(slide.prediction_bytes for slide in self.slides if slide.standing in (Standing.NEW, Standing.BEGUN))
+        return sum(
+            slide.prediction_bytes
+            for slide in self.slides
+            if slide.standing in (Standing.NEW, Standing.BEGUN)
+        )
 
     @property
     def patch_bytes(self) -> int:
@@ -51,18 +55,36 @@ class RunPreview:
 
 
 def preview_run(
-    slides: Sequence[FoundSlide], are_stores: bool, model: Path, results: Path, config: InferConfig | None = None
+    slides: Sequence[FoundSlide],
+    are_stores: bool,
+    model: Path,
+    results: Path,
+    config: InferConfig | None = None,
 ) -> RunPreview:
     """Open every slide and look at what earlier runs left in `results`. Writes nothing; raises what the run itself would."""
     config = config or InferConfig()
     loaded = load_model(model, config.terms)
     choice = settle_engine(loaded, model, config.wish, config.terms).choice
     tiling = tile_for(loaded, config.tiling)
-    slides = disguise_slides(make_absolute(slides if config.shard is None else config.shard.take(slides)), config.pseudonyms)
-    jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep=config.keep_patches)
+    slides = disguise_slides(
+        make_absolute(slides if config.shard is None else config.shard.take(slides)),
+        config.pseudonyms,
+    )
+    jobs = make_jobs(
+        slides,
+        are_stores,
+        choice,
+        tiling,
+        results,
+        force=config.force,
+        view=config.view,
+        keep=config.keep_patches,
+    )
     with ThreadPoolExecutor(available_cores(), "look") as pool:
         found = list(pool.map(look_at, slides, jobs))
-    return RunPreview(tuple(preview for preview, _ in found), RunAccount(tuple(outcome for _, outcome in found)))
+    return RunPreview(
+        tuple(preview for preview, _ in found), RunAccount(tuple(outcome for _, outcome in found))
+    )
 
 
 def look_at(slide: FoundSlide, job: InferJob | KeepJob) -> tuple[SlidePreview, SlideOutcome]:
@@ -74,7 +96,9 @@ def look_at(slide: FoundSlide, job: InferJob | KeepJob) -> tuple[SlidePreview, S
         failure = describe_failure(slide.slide_id, str(slide.path), error)
         return SlidePreview(slide.slide_id, Standing.FAILED, reason=failure.message), failure
     state = SlideState.OK if preview.patches else SlideState.ZERO
-    return preview, outcome(state, preview.standing.value, preview.patches, preview.standing is Standing.DONE)
+    return preview, outcome(
+        state, preview.standing.value, preview.patches, preview.standing is Standing.DONE
+    )
 
 
 def free_bytes(folder: Path) -> int:

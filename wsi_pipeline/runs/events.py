@@ -1,7 +1,8 @@
 """events.jsonl: what happened in runs, for machines: one JSON object a line, appended by every run into the same folder.
 
-Lines of several runs may stand in between one another; `run` tells them apart. The text is plain ASCII without control characters, numbers
-are finite, and a slide is named by its `slide_id` alone: no path, nothing else of a patient. A line that cannot be written stops no run.
+Lines of several runs may stand in between one another; `run` tells them apart. The text is plain
+ASCII without control characters, numbers are finite, and a slide is named by its `slide_id` alone:
+no path, nothing else of a patient. A line that cannot be written stops no run.
 """
 
 import json
@@ -43,12 +44,16 @@ class EventLog:
         if self.path is None:
             return
         moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = json.dumps(to_plain({"time": moment, "run": self.run_id, "event": event} | entries), allow_nan=False)
+        line = json.dumps(
+            to_plain({"time": moment, "run": self.run_id, "event": event} | entries),
+            allow_nan=False,
+        )
         with suppress(OSError):
             self._append(self.path, f"{line}\n".encode())
 
     def _append(self, path: Path, line: bytes) -> None:
-        # Opened anew for every line, and written in one call: several processes may append, and whoever moves the file away gets a new one.
+        # Opened anew for every line, and written in one call: several processes may append, and
+        # whoever moves the file away gets a new one.
         handle = open_to_append(path)
         try:
             content = b"\n" + line if self._is_torn or _ends_within_a_line(handle) else line
@@ -57,9 +62,17 @@ class EventLog:
         finally:
             os.close(handle)
 
-    def slide_prepared(self, slide_id: str, patches: int, missing_patches: int, blocks: int) -> None:
+    def slide_prepared(
+        self, slide_id: str, patches: int, missing_patches: int, blocks: int
+    ) -> None:
         """A slide was opened and its patches are known; `blocks` are missing."""
-        self.write("slide prepared", slide=slide_id, patches=patches, missing_patches=missing_patches, missing_blocks=blocks)
+        self.write(
+            "slide prepared",
+            slide=slide_id,
+            patches=patches,
+            missing_patches=missing_patches,
+            missing_blocks=blocks,
+        )
 
     def slide_ended(self, outcome: SlideOutcome, seconds: Mapping[str, float | None]) -> None:
         """A slide came to its end; `seconds` by stage, and by the clock since it was opened."""
@@ -78,7 +91,8 @@ class EventLog:
         self.write(
             "run ended",
             account=account.closing_line,
-            slides={"in": len(account.outcomes)} | {state.value: account.count(state) for state in SlideState},
+            slides={"in": len(account.outcomes)}
+            | {state.value: account.count(state) for state in SlideState},
             patches=patches,
             seconds=dict(seconds),
             exit_code=account.exit_code,
@@ -86,17 +100,28 @@ class EventLog:
 
 
 @contextmanager
-def log_events(folder: Path | None, command: str, slides: int, parameters: Mapping[str, Any], suffix: str = "") -> Iterator[EventLog]:
+def log_events(
+    folder: Path | None, command: str, slides: int, parameters: Mapping[str, Any], suffix: str = ""
+) -> Iterator[EventLog]:
     """The log of a run into `folder`, from its beginning on; a run that is broken off is said to be stopped, and by what."""
     path = None if folder is None else folder / EVENTS_JSONL
     events = EventLog(path and path.with_stem(path.stem + suffix))
-    who = {"tool": TOOL, "version": tool_version(), "process": os.getpid(), "host": socket.gethostname()}
+    who = {
+        "tool": TOOL,
+        "version": tool_version(),
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+    }
     events.write("run begun", command=command, **who, slides=slides, parameters=dict(parameters))
     started = time.perf_counter()
     try:
         yield events
     except BaseException as error:
-        events.write("run stopped", reason=type(error).__name__, seconds={"total": time.perf_counter() - started})
+        events.write(
+            "run stopped",
+            reason=type(error).__name__,
+            seconds={"total": time.perf_counter() - started},
+        )
         raise
 
 
@@ -144,5 +169,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         event = parse_json(line)
     except ValueError:
         return None
-    is_event = isinstance(event, dict) and all(isinstance(event.get(name), str) for name in ("time", "run", "event"))
+    is_event = isinstance(event, dict) and all(
+        isinstance(event.get(name), str) for name in ("time", "run", "event")
+    )
     return event if is_event else None

@@ -17,7 +17,12 @@ from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.models.loading import ForeignTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.outputs.index_page import write_index
-from wsi_pipeline.outputs.run_tables import read_finished, write_failures_csv, write_run_json, write_slides_tables
+from wsi_pipeline.outputs.run_tables import (
+    read_finished,
+    write_failures_csv,
+    write_run_json,
+    write_slides_tables,
+)
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.runs.batch import Batch, Progress, SilentProgress, make_absolute, run_batch
 from wsi_pipeline.runs.events import log_events
@@ -28,7 +33,14 @@ from wsi_pipeline.slides.selection import Shard
 from wsi_pipeline.stages import pseudonymize
 from wsi_pipeline.stages.disk_space import Room
 from wsi_pipeline.stages.infer_plan import list_stores, make_jobs, tile_for
-from wsi_pipeline.stages.model_choice import EngineWish, ModelChoice, Settled, let_go, settle_engine, settle_engine_of
+from wsi_pipeline.stages.model_choice import (
+    EngineWish,
+    ModelChoice,
+    Settled,
+    let_go,
+    settle_engine,
+    settle_engine_of,
+)
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
 
@@ -76,7 +88,9 @@ def infer_slides(
     progress: Progress | None = None,
 ) -> RunAccount:
     """Run a model over every slide among `places` and write the results of each, and the tables of the run."""
-    return infer_found(find_slides(places), model, results, config, workers=workers, progress=progress)
+    return infer_found(
+        find_slides(places), model, results, config, workers=workers, progress=progress
+    )
 
 
 def infer_found(
@@ -102,7 +116,9 @@ def infer_stores(
     progress: Progress | None = None,
 ) -> RunAccount:
     """Run a model over patch stores instead of slides; labels in the stores go along, for `wsi evaluate`."""
-    return _infer(list_stores(places), True, model, results, config or InferConfig(), workers, progress)
+    return _infer(
+        list_stores(places), True, model, results, config or InferConfig(), workers, progress
+    )
 
 
 def _infer(
@@ -118,20 +134,38 @@ def _infer(
     loaded = load_model(model, config.terms)
     workers = workers or choose_workers(device=config.device)
     slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
-    veil, slides = pseudonymize.veil_slides(slides, config.pseudonyms), pseudonymize.disguise_slides(slides, config.pseudonyms)
+    veil, slides = (
+        pseudonymize.veil_slides(slides, config.pseudonyms),
+        pseudonymize.disguise_slides(slides, config.pseudonyms),
+    )
     tiling = tile_for(loaded, config.tiling)
     suffix = "" if config.shard is None else config.shard.suffix
     with ExitStack() as log:
         with open_crew(workers) as crew:
             choice = _settle(loaded, model, config, workers, crew).choice
             make_folder(results)
-            jobs = make_jobs(slides, are_stores, choice, tiling, results, force=config.force, view=config.view, keep=config.keep_patches)
+            jobs = make_jobs(
+                slides,
+                are_stores,
+                choice,
+                tiling,
+                results,
+                force=config.force,
+                view=config.view,
+                keep=config.keep_patches,
+            )
             parameters = _list_parameters(choice, tiling, config, workers)
-            told = parameters | {"model": {"architecture": loaded.architecture, "digest": loaded.digest}}
+            told = parameters | {
+                "model": {"architecture": loaded.architecture, "digest": loaded.digest}
+            }
             events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
-            batch = run_batch(slides, jobs, crew, progress or SilentProgress(), events, config.room, veil)
+            batch = run_batch(
+                slides, jobs, crew, progress or SilentProgress(), events, config.room, veil
+            )
         seconds = {"total": time.perf_counter() - started} | batch.seconds
-        account = write_tables(results, batch.account, describe_run(batch, loaded, parameters, seconds), suffix)
+        account = write_tables(
+            results, batch.account, describe_run(batch, loaded, parameters, seconds), suffix
+        )
         for folder in (results, config.keep_patches):
             if folder is not None and folder.is_dir():
                 remove_dead_asides(folder)
@@ -139,7 +173,9 @@ def _infer(
     return account
 
 
-def _settle(loaded: Model, model: Path, config: InferConfig, workers: Workers, crew: Crew) -> Settled:
+def _settle(
+    loaded: Model, model: Path, config: InferConfig, workers: Workers, crew: Crew
+) -> Settled:
     """The engine of the whole run: chosen by the device here, or by a worker's where the workers are elsewhere."""
     if not workers.is_elsewhere:
         settled = settle_engine(loaded, model, config.wish, config.terms)
@@ -151,7 +187,9 @@ def _settle(loaded: Model, model: Path, config: InferConfig, workers: Workers, c
     return answer
 
 
-def _list_parameters(choice: ModelChoice, tiling: TileConfig, config: InferConfig, workers: Workers) -> dict[str, Any]:
+def _list_parameters(
+    choice: ModelChoice, tiling: TileConfig, config: InferConfig, workers: Workers
+) -> dict[str, Any]:
     return {
         "tiling": asdict(tiling),
         **choice.setting.to_json(),
@@ -162,7 +200,9 @@ def _list_parameters(choice: ModelChoice, tiling: TileConfig, config: InferConfi
     }
 
 
-def describe_run(batch: Batch, model: Model, parameters: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+def describe_run(
+    batch: Batch, model: Model, parameters: Mapping[str, Any], seconds: Mapping[str, float]
+) -> dict[str, Any]:
     """What was asked for, by which versions, and how long each stage took."""
     return {
         "model": model.to_json(),
@@ -174,7 +214,9 @@ def describe_run(batch: Batch, model: Model, parameters: Mapping[str, Any], seco
     }
 
 
-def write_tables(results: Path, account: RunAccount, record: Mapping[str, Any], suffix: str) -> RunAccount:
+def write_tables(
+    results: Path, account: RunAccount, record: Mapping[str, Any], suffix: str
+) -> RunAccount:
     """failures.csv and run.json of this run, the tables and the page of all finished slides.
 
     Returns the account, in which a slide has failed whose results cannot be read back.
@@ -184,9 +226,18 @@ def write_tables(results: Path, account: RunAccount, record: Mapping[str, Any], 
     own = {outcome.slide_id for outcome in account.outcomes}
     for failure in finished.damaged:
         logger.warning("%s", failure.message)
-    write_failures_csv(results, [*account.outcomes, *(failure for failure in finished.damaged if failure.slide_id not in own)], suffix)
+    write_failures_csv(
+        results,
+        [
+            *account.outcomes,
+            *(failure for failure in finished.damaged if failure.slide_id not in own),
+        ],
+        suffix,
+    )
     outcomes = [asdict(outcome) for outcome in account.outcomes]
-    write_run_json(results, {"account": account.closing_line, "outcomes": outcomes, **record}, suffix)
+    write_run_json(
+        results, {"account": account.closing_line, "outcomes": outcomes, **record}, suffix
+    )
     write_slides_tables(results, finished.summaries)
     write_index(results, finished)
     return account

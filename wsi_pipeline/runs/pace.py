@@ -67,7 +67,11 @@ class Pace:
     def shares(self) -> Mapping[str, float] | None:
         """Share of the time that each stage took, 0 to 1; None before there is any."""
         total = sum(self.seconds.values())
-        return {stage: seconds / total for stage, seconds in self.seconds.items()} if total > 0 else None
+        return (
+            {stage: seconds / total for stage, seconds in self.seconds.items()}
+            if total > 0
+            else None
+        )
 
     @property
     def has_unopened(self) -> bool:

@@ -105,12 +105,23 @@ class Status:
 
 def read_status(folder: Path) -> Status:
     """How things stand in a folder. Nothing is written and no lock is touched. Raises StoreError where there never was a run."""
-    finished = [_read_finished(path) for path in sorted(folder.iterdir()) if path.name != HIDDEN and is_product(path)]
+    finished = [
+        _read_finished(path)
+        for path in sorted(folder.iterdir())
+        if path.name != HIDDEN and is_product(path)
+    ]
     under_way = _list_under_way(folder)
     last_run = _read_last_run(folder)
     if not finished and not under_way and last_run is None and not (folder / RUN_JSON).is_file():
-        raise StoreError(f"{folder}: no run of wsi has written here; name a folder of `wsi infer` or `wsi tile`")
-    return Status(tuple(slide for slide in finished if slide is not None), under_way, _read_failures(folder), last_run)
+        raise StoreError(
+            f"{folder}: no run of wsi has written here; name a folder of `wsi infer` or `wsi tile`"
+        )
+    return Status(
+        tuple(slide for slide in finished if slide is not None),
+        under_way,
+        _read_failures(folder),
+        last_run,
+    )
 
 
 def _read_finished(product: Path) -> Finished | None:
@@ -119,8 +130,16 @@ def _read_finished(product: Path) -> Finished | None:
     try:
         manifest = read_manifest(product)
         if manifest.kind == STORE_KIND:
-            return _count(slide_id, manifest, state_of(manifest.counts["patches"], manifest.counts["unreadable"]))
-        return _count(slide_id, manifest, read_summary(product).state) if manifest.kind == RESULT_KIND else None
+            return _count(
+                slide_id,
+                manifest,
+                state_of(manifest.counts["patches"], manifest.counts["unreadable"]),
+            )
+        return (
+            _count(slide_id, manifest, read_summary(product).state)
+            if manifest.kind == RESULT_KIND
+            else None
+        )
     except (StoreError, KeyError, TypeError) as error:
         return Finished(slide_id, SlideState.FAILED, 0, fault=str(error))
     except OSError as error:
@@ -129,13 +148,19 @@ def _read_finished(product: Path) -> Finished | None:
 
 
 def _count(slide_id: str, manifest: Manifest, state: SlideState) -> Finished:
-    return Finished(slide_id, state, int(manifest.counts["patches"]), int(manifest.counts["unreadable"]))
+    return Finished(
+        slide_id, state, int(manifest.counts["patches"]), int(manifest.counts["unreadable"])
+    )
 
 
 def _list_under_way(folder: Path) -> tuple[UnderWay, ...]:
     """What lies in the hidden folder: work that was begun, and locks that are held before there is any."""
     hidden = folder / HIDDEN
-    staged = {match[1]: path for path in sorted((hidden / "staging").glob("*")) if (match := STAGED.fullmatch(path.name))}
+    staged = {
+        match[1]: path
+        for path in sorted((hidden / "staging").glob("*"))
+        if (match := STAGED.fullmatch(path.name))
+    }
     locked = {path.stem for path in (hidden / "locks").glob("*.lock")}
     found = []
     for name in sorted(staged.keys() | locked):
@@ -156,10 +181,17 @@ def _count_blocks(folder: Path) -> tuple[int, int | None]:
     try:
         if not (folder / "prepared").exists():
             return 0, None
-        place, name = (product / FOLDER, "probability") if (product / FOLDER).is_dir() else (product, "patches")
+        place, name = (
+            (product / FOLDER, "probability")
+            if (product / FOLDER).is_dir()
+            else (product, "patches")
+        )
         array = open_array(place, name)
     except (StoreError, EnvironmentFault, OSError):
-        return 0, None  # it was finished, or thrown away, while we looked, or it is for others' eyes
+        return (
+            0,
+            None,
+        )  # it was finished, or thrown away, while we looked, or it is for others' eyes
     done = sum(1 for _ in (folder / "blocks").glob("*.json"))
     return done, count_blocks(int(array.shape[0]), int(array.chunks[0]))
 
@@ -177,8 +209,13 @@ def _read_failures(folder: Path) -> tuple[Failure, ...]:
     found: list[Failure] = []
     for path in sorted(folder.glob(f"{stem}*.{suffix}")):
         with suppress(OSError, ValueError, csv.Error, KeyError):
-            rows = csv.DictReader(io.StringIO(read_bounded(path, MAX_RECORD_BYTES).decode(), newline=""), restval="")
-            found += [Failure(unshield(row["slide_id"]), row["state"], unshield(row["reason"])) for row in rows]
+            rows = csv.DictReader(
+                io.StringIO(read_bounded(path, MAX_RECORD_BYTES).decode(), newline=""), restval=""
+            )
+            found += [
+                Failure(unshield(row["slide_id"]), row["state"], unshield(row["reason"]))
+                for row in rows
+            ]
     return tuple(found)
 
 
@@ -193,7 +230,8 @@ def _read_last_run(folder: Path) -> LastRun | None:
     return LastRun(
         began=begun["time"],
         command=str(begun.get("command", "")),
-        ending={"run ended": "ended", "run stopped": "stopped"}.get(last["event"]) or _guess_ending(begun),
+        ending={"run ended": "ended", "run stopped": "stopped"}.get(last["event"])
+        or _guess_ending(begun),
         account=str(last.get("account", "")),
         slides=slides if isinstance(slides := begun.get("slides"), int) else 0,
         slides_ended=sum(event["event"] == "slide ended" for event in own),

@@ -1,8 +1,8 @@
 """Phantoms: drawn slides that look like H&E from afar and whose tumour regions are known to the pixel.
 
-Light passes stain by Beer and Lambert: intensity = lamp · exp(-(haematoxylin + eosin)), with the stain colours of Ruifrok and
-Johnston (2001). Tumour is where nuclei are large, dark and crowded; clusters of small dark lymphocytes, which are benign, keep it from
-being a matter of colour alone.
+Light passes stain by Beer and Lambert: intensity = lamp · exp(-(haematoxylin + eosin)), with the
+stain colours of Ruifrok and Johnston (2001). Tumour is where nuclei are large, dark and crowded;
+clusters of small dark lymphocytes, which are benign, keep it from being a matter of colour alone.
 
 They are written as tiled, pyramidal TIFF that OpenSlide, QuPath and our own readers open.
 """
@@ -58,25 +58,48 @@ def draw_phantom(width: int, height: int, seed: int) -> Phantom:
     """A slide of that size; another seed gives another patient, with its own tissue, tumour and staining."""
     rng = np.random.default_rng(seed)
     shape = (height, width)
-    tissue = _smooth_noise(rng, shape, scale=shape[0] // 4) - 1.4 * _distance_from_centre(shape) > -0.85
+    tissue = (
+        _smooth_noise(rng, shape, scale=shape[0] // 4) - 1.4 * _distance_from_centre(shape) > -0.85
+    )
     tumour = tissue & _top(_smooth_noise(rng, shape, scale=shape[0] // 7), share=0.35)
     lymphoid = tissue & ~tumour & _top(_smooth_noise(rng, shape, scale=shape[0] // 14), share=0.12)
-    haematoxylin = 0.06 + _strew(rng, tissue & ~tumour, STROMAL) + _strew(rng, lymphoid, LYMPHOCYTE) + _strew(rng, tumour, TUMOUR)
-    eosin = 0.32 + 0.10 * _smooth_noise(rng, shape, scale=6) + 0.08 * _smooth_noise(rng, shape, scale=2)
+    haematoxylin = (
+        0.06
+        + _strew(rng, tissue & ~tumour, STROMAL)
+        + _strew(rng, lymphoid, LYMPHOCYTE)
+        + _strew(rng, tumour, TUMOUR)
+    )
+    eosin = (
+        0.32 + 0.10 * _smooth_noise(rng, shape, scale=6) + 0.08 * _smooth_noise(rng, shape, scale=2)
+    )
     eosin *= np.where(tumour, 0.85, 1.0)
     strength = rng.uniform(0.85, 1.15, size=2)  # every laboratory stains a little differently
     soft_tissue = gaussian(tissue.astype(np.float64), sigma=1.5)[..., None]
-    density = strength[0] * haematoxylin[..., None] * HAEMATOXYLIN + strength[1] * np.clip(eosin, 0, None)[..., None] * EOSIN
+    density = (
+        strength[0] * haematoxylin[..., None] * HAEMATOXYLIN
+        + strength[1] * np.clip(eosin, 0, None)[..., None] * EOSIN
+    )
     rgb = LAMP * np.exp(-density * soft_tissue) + rng.normal(0, 2.0, (*shape, 3))
-    truth = np.where(tumour, LABEL_TUMOUR, np.where(tissue, LABEL_BENIGN, LABEL_NONE)).astype(np.uint8)
+    truth = np.where(tumour, LABEL_TUMOUR, np.where(tissue, LABEL_BENIGN, LABEL_NONE)).astype(
+        np.uint8
+    )
     return Phantom(np.clip(rgb, 0, 255).astype(np.uint8), truth)
 
 
-def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: int) -> NDArray[np.float64]:
+def _smooth_noise(
+    rng: np.random.Generator, shape: tuple[int, int], scale: int
+) -> NDArray[np.float64]:
     """Noise of zero mean and unit deviation whose features are about `scale` pixels wide."""
     factor = max(1, scale // 4)  # broad features are drawn small and enlarged
-    coarse = gaussian(rng.standard_normal((shape[0] // factor + 1, shape[1] // factor + 1)), sigma=scale / factor / 2)
-    smooth: NDArray[np.float64] = resize(coarse, shape, order=1, mode="edge", anti_aliasing=False) if factor > 1 else coarse[:-1, :-1]
+    coarse = gaussian(
+        rng.standard_normal((shape[0] // factor + 1, shape[1] // factor + 1)),
+        sigma=scale / factor / 2,
+    )
+    smooth: NDArray[np.float64] = (
+        resize(coarse, shape, order=1, mode="edge", anti_aliasing=False)
+        if factor > 1
+        else coarse[:-1, :-1]
+    )
     standardised: NDArray[np.float64] = (smooth - smooth.mean()) / smooth.std()
     return standardised
 
@@ -91,7 +114,9 @@ def _top(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
     return values > np.quantile(values, 1 - share)
 
 
-def _strew(rng: np.random.Generator, region: NDArray[np.bool_], kind: _Nuclei) -> NDArray[np.float64]:
+def _strew(
+    rng: np.random.Generator, region: NDArray[np.bool_], kind: _Nuclei
+) -> NDArray[np.float64]:
     """Optical density of nuclei strewn over a region: blurred points, as dark in the middle as `darkness`."""
     points = np.zeros(region.shape)
     hits = (rng.random(region.shape) < kind.per_px) & region
@@ -101,7 +126,9 @@ def _strew(rng: np.random.Generator, region: NDArray[np.bool_], kind: _Nuclei) -
     return density
 
 
-def write_pyramid(path: Path, pixels: NDArray[np.uint8], mpp: float, compression: str = "deflate") -> None:
+def write_pyramid(
+    path: Path, pixels: NDArray[np.uint8], mpp: float, compression: str = "deflate"
+) -> None:
     """Write RGB (height, width, 3) at `mpp` µm/px with levels reduced 2, 4, 8… times, the scale in the resolution tags."""
     with tifffile.TiffWriter(path) as writer:
         level, level_mpp = pixels, mpp

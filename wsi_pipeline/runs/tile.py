@@ -17,7 +17,13 @@ from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
 from wsi_pipeline.stages import pseudonymize
 from wsi_pipeline.stages.disk_space import Room
-from wsi_pipeline.stages.ingest_layouts import LayoutOptions, LeftOut, check_regex, find_patches, find_patient
+from wsi_pipeline.stages.ingest_layouts import (
+    LayoutOptions,
+    LeftOut,
+    check_regex,
+    find_patches,
+    find_patient,
+)
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.stages.tile import IngestJob, TileJob, add_labels
 from wsi_pipeline.store.codecs import PixelCodec
@@ -60,8 +66,10 @@ def tile_slides(
 ) -> RunAccount:
     """Cut every slide among `places` (files, folders, patterns, or one sample sheet) into a patch store in `out`.
 
-    `labels` are label files or folders of them, matched to slides by name; None takes the label file that lies beside each slide.
-    `patient_regex` says where the patient stands in a slide's file name; without it every slide counts as a patient of its own.
+    `labels` are label files or folders of them, matched to slides by name; None takes the label
+    file that lies beside each slide.
+    `patient_regex` says where the patient stands in a slide's file name; without it every slide
+    counts as a patient of its own.
     """
     options = options or TileOptions()
     slides = select_slides(places, options.recursive)
@@ -69,8 +77,13 @@ def tile_slides(
         slides = add_labels(slides, labels, options.pseudonyms)
     if patient_regex is not None:
         check_regex(patient_regex)
-        slides = [replace(slide, patient_id=find_patient(patient_regex, slide.path.name)) for slide in slides]
-    return tile_found(slides, out, config, options=options, workers=workers, force=force, progress=progress)
+        slides = [
+            replace(slide, patient_id=find_patient(patient_regex, slide.path.name))
+            for slide in slides
+        ]
+    return tile_found(
+        slides, out, config, options=options, workers=workers, force=force, progress=progress
+    )
 
 
 def tile_found(
@@ -87,15 +100,30 @@ def tile_found(
     options = options or TileOptions()
     slides = slides if options.mpp_csv is None else scale_slides(slides, options.mpp_csv)
     slides = make_absolute(slides if options.shard is None else options.shard.take(slides))
-    masks = () if options.masks is None else tuple(path.absolute() for path in list_masks(options.masks))
+    masks = (
+        ()
+        if options.masks is None
+        else tuple(path.absolute() for path in list_masks(options.masks))
+    )
     make_folder(out)
-    veil, masks = pseudonymize.veil_slides(slides, options.pseudonyms), pseudonymize.disguise_masks(slides, masks, options.pseudonyms)
+    veil, masks = (
+        pseudonymize.veil_slides(slides, options.pseudonyms),
+        pseudonymize.disguise_masks(slides, masks, options.pseudonyms),
+    )
     slides = pseudonymize.disguise_slides(slides, options.pseudonyms)
     jobs = [TileJob(slide, out.absolute(), config, force, options.codec, masks) for slide in slides]
     suffix = "" if options.shard is None else options.shard.suffix
     parameters = {"tiling": asdict(config), "codec": options.codec.to_json(), "force": force}
     with log_events(out, "tile", len(slides), parameters, suffix) as events:
-        batch = run_batch(slides, jobs, workers or choose_tilers(), progress or SilentProgress(), events, options.room, veil)
+        batch = run_batch(
+            slides,
+            jobs,
+            workers or choose_tilers(),
+            progress or SilentProgress(),
+            events,
+            options.room,
+            veil,
+        )
         write_failures_csv(out, batch.account.outcomes, suffix=suffix)
         remove_dead_asides(out)
         events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
@@ -132,12 +160,31 @@ def ingest_patches(
     found = find_patches(place.absolute(), layout, options or LayoutOptions())
     make_folder(out)
     out = out.absolute()
-    veil, patients = pseudonymize.veil_patients(found.patients, pseudonyms), pseudonymize.disguise_patients(found.patients, pseudonyms)
-    names = name_slides([Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in patients])
-    jobs = [IngestJob(patient, name, out, spec, force, pseudonyms) for name, patient in zip(names, patients, strict=True)]
+    veil, patients = (
+        pseudonymize.veil_patients(found.patients, pseudonyms),
+        pseudonymize.disguise_patients(found.patients, pseudonyms),
+    )
+    names = name_slides(
+        [Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in patients]
+    )
+    jobs = [
+        IngestJob(patient, name, out, spec, force, pseudonyms)
+        for name, patient in zip(names, patients, strict=True)
+    ]
     slides = [FoundSlide(job.store_name, Path(job.source)) for job in jobs]
-    batch = run_batch(slides, jobs, workers or Workers(count=0), progress or SilentProgress(), room=room, veil=veil)
-    made = [job.target for job, outcome in zip(jobs, batch.account.outcomes, strict=True) if outcome.state is not SlideState.FAILED]
+    batch = run_batch(
+        slides,
+        jobs,
+        workers or Workers(count=0),
+        progress or SilentProgress(),
+        room=room,
+        veil=veil,
+    )
+    made = [
+        job.target
+        for job, outcome in zip(jobs, batch.account.outcomes, strict=True)
+        if outcome.state is not SlideState.FAILED
+    ]
     left_out = pseudonymize.disguise_left_out(found.left_out, pseudonyms) + [
         LeftOut(*entry) for store in made for entry in read_attributes(store)["left_out"]
     ]

@@ -15,7 +15,10 @@ CHECKPOINT_SUFFIX = ".safetensors"
 MARKS = (FOLDER, "summary.json", "zarr.json", "history.csv")
 """What a folder that was a product holds, where its manifest is gone."""
 CHECKPOINT = "checkpoint"
-NO_PRODUCT = f"{{}}: neither a folder nor a {CHECKPOINT_SUFFIX} file; name stores, results, models or folders of them"
+NO_PRODUCT = (
+    f"{{}}: neither a folder nor a {CHECKPOINT_SUFFIX} file; name stores, results, models or"
+    " folders of them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,10 @@ def find_products(paths: Sequence[Path]) -> list[Found]:
     """Every product at or below the paths, and every checkpoint by itself. Raises StoreError where there is none at all."""
     found = [product for path in paths for product in _walk(path)]
     if not found:
-        raise StoreError(f"{', '.join(map(str, paths))}: nothing to verify; name stores, results, models or folders of them")
+        raise StoreError(
+            f"{', '.join(map(str, paths))}: nothing to verify; name stores, results, models or"
+            " folders of them"
+        )
     return found
 
 
@@ -79,7 +85,9 @@ def _may_hold_products(entry: Path) -> bool:
         return False
     try:
         is_loop = entry.is_symlink() and not is_product(entry)
-        return not is_loop and (entry.is_dir() or (entry.suffix == CHECKPOINT_SUFFIX and entry.is_file()))
+        return not is_loop and (
+            entry.is_dir() or (entry.suffix == CHECKPOINT_SUFFIX and entry.is_file())
+        )
     except PermissionError:
         return True
 
@@ -117,7 +125,9 @@ def _verify_checkpoint(found: Found, on_bytes: Callable[[int], None]) -> Verifie
     """By the checksum that it carries."""
     if found.path.suffix != CHECKPOINT_SUFFIX:
         raise StoreError(NO_PRODUCT.format(found.path))
-    from wsi_pipeline.models.checkpoint import load_checkpoint  # here, because torch takes seconds to import and other products need none
+    from wsi_pipeline.models.checkpoint import (
+        load_checkpoint,
+    )  # here, because torch takes seconds to import and other products need none
 
     try:
         load_checkpoint(found.path)
@@ -129,4 +139,8 @@ def _verify_checkpoint(found: Found, on_bytes: Callable[[int], None]) -> Verifie
 
 
 def _list_files(folder: Path) -> set[str]:
-    return {(Path(base) / name).relative_to(folder).as_posix() for base, _, names in os.walk(folder) for name in names}
+    return {
+        (Path(base) / name).relative_to(folder).as_posix()
+        for base, _, names in os.walk(folder)
+        for name in names
+    }

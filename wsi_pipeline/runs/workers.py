@@ -11,10 +11,13 @@ MOST_TILERS = 16
 """Processes that tile unless more are asked for: each takes about half a gigabyte."""
 
 
-def choose_workers(count: int | None = None, scheduler: str | None = None, device: str = "cpu", **settings: Any) -> Workers:
+def choose_workers(
+    count: int | None = None, scheduler: str | None = None, device: str = "cpu", **settings: Any
+) -> Workers:
     """The cluster at `scheduler`, or `count` processes here, or one per GPU where `device` is one, or one.
 
-    `settings` are further fields of Workers; `gpus` among them names the GPUs to use instead of all. Raises ConfigError.
+    `settings` are further fields of Workers; `gpus` among them names the GPUs to use instead of
+    all. Raises ConfigError.
     """
     gpus = tuple(settings.pop("gpus", ()))
     crew = Workers(count=count, scheduler=scheduler, wants_gpu=device != "cpu", **settings)
@@ -22,12 +25,16 @@ def choose_workers(count: int | None = None, scheduler: str | None = None, devic
         return replace(crew, threads=max(2, available_cores()))
     names = _find_gpus(device)
     if gpus and not names:
-        raise ConfigError(f"--gpus {','.join(gpus)}: no usable GPU on this machine, or --device cpu; leave it out")
+        raise ConfigError(
+            f"--gpus {','.join(gpus)}: no usable GPU on this machine, or --device cpu; leave it out"
+        )
     crew = replace(crew, gpus=(gpus or names) if names else (), wants_gpu=bool(names))
     return replace(crew, threads=max(2, available_cores() // max(crew.processes, 1)))
 
 
-def choose_tilers(count: int | None = None, scheduler: str | None = None, **settings: Any) -> Workers:
+def choose_tilers(
+    count: int | None = None, scheduler: str | None = None, **settings: Any
+) -> Workers:
     """The same for work that is all decoding: one process per core unless `count` says otherwise, for threads share an interpreter."""
     if count is None and scheduler is None and settings.get("cluster", "local") == "local":
         count = min(available_cores(), MOST_TILERS)

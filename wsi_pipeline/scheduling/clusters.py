@@ -48,13 +48,16 @@ logger = logging.getLogger(__name__)
 def connect(workers: Workers) -> Iterator[DaskExecutor]:
     """A client of the cluster that is asked for, and that cluster where it is ours. Raises EnvironmentFault and ConfigError."""
     # With the dashboard off an HTTP port would still list tasks to every local user.
-    routes: dict[str, Any] = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker", "nanny")}
+    routes: dict[str, Any] = {
+        f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker", "nanny")
+    }
     rules = {
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
         "distributed.scheduler.worker-ttl": f"{workers.deadlines.silence_s}s",
-        # What the profiler writes down grows by 150 kB a slide. And it asks for all threads' frames under a lock, in which a garbage
-        # collection may close a slide and so let another thread run, which waits for that lock with the interpreter in hand: the worker
-        # stands still (python/cpython#106883).
+        # What the profiler writes down grows by 150 kB a slide. And it asks for all threads' frames
+        # under a lock, in which a garbage collection may close a slide and so let another thread
+        # run, which waits for that lock with the interpreter in hand: the worker stands still
+        # (python/cpython#106883).
         "distributed.worker.profile.enabled": False,
         **{f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in ALLOCATOR.items()},
         "distributed.admin.log-length": EVENTS_KEPT,
@@ -64,13 +67,21 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(routes | rules))
         try:
-            executor = _join(workers, stack) if workers.scheduler is not None else _start(workers, stack)
+            executor = (
+                _join(workers, stack) if workers.scheduler is not None else _start(workers, stack)
+            )
         except (OSError, TimeoutError, RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
             place = workers.scheduler or f"the {workers.cluster} cluster"
-            hint = "check it" if workers.scheduler else "a script needs the guard `if __name__ == '__main__':`; else check the machine"
-            raise EnvironmentFault(f"{place}: cannot be reached ({error}); {hint}, then run the same line again") from error
+            hint = (
+                "check it"
+                if workers.scheduler
+                else "a script needs the guard `if __name__ == '__main__':`; else check the machine"
+            )
+            raise EnvironmentFault(
+                f"{place}: cannot be reached ({error}); {hint}, then run the same line again"
+            ) from error
         yield executor
 
 
@@ -78,9 +89,17 @@ def _join(workers: Workers, stack: ExitStack) -> DaskExecutor:
     """A running cluster, by its address or by the file that its scheduler wrote."""
     place = str(workers.scheduler)
     if place.startswith("tcp://"):
-        logger.warning("%s: neither encrypted nor guarded, whoever reaches it can run programs there; prefer tls://", place)
+        logger.warning(
+            "%s: neither encrypted nor guarded, whoever reaches it can run programs there; prefer"
+            " tls://",
+            place,
+        )
     target = {"address": place} if ADDRESS.fullmatch(place) else {"scheduler_file": place}
-    client = stack.enter_context(Client(**target, security=_security(workers), set_as_default=False, timeout=CONNECT_TIMEOUT_S))
+    client = stack.enter_context(
+        Client(
+            **target, security=_security(workers), set_as_default=False, timeout=CONNECT_TIMEOUT_S
+        )
+    )
     client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
     return _executor(client, workers, processes=None)
 
@@ -91,7 +110,9 @@ def _security(workers: Workers) -> Security | None:
         return None
     for path in (workers.tls.ca_file, workers.tls.cert, workers.tls.key):
         if not path.is_file():
-            raise ConfigError(f"{path}: no such file; name the PEM files of the cluster's certificates")
+            raise ConfigError(
+                f"{path}: no such file; name the PEM files of the cluster's certificates"
+            )
     return Security(
         tls_ca_file=str(workers.tls.ca_file),
         tls_client_cert=str(workers.tls.cert),
@@ -117,9 +138,16 @@ def _start(workers: Workers, stack: ExitStack) -> DaskExecutor:
 def _executor(client: Any, workers: Workers, processes: int | None) -> DaskExecutor:
     known = client.scheduler_info(n_workers=-1)["workers"].values()
     has_gpu = any(worker.get("resources", {}).get(GPU) for worker in known)
-    # Several blocks share a GPU, for some read while one computes; a hair less than their share, so that rounding locks none out.
-    share = 0.999 / max((worker["nthreads"] for worker in known), default=1) if has_gpu and workers.wants_gpu else 0.0
-    return DaskExecutor(client, len(known) if processes is None else processes, workers.deadlines, share)
+    # Several blocks share a GPU, for some read while one computes; a hair less than their share, so
+    # that rounding locks none out.
+    share = (
+        0.999 / max((worker["nthreads"] for worker in known), default=1)
+        if has_gpu and workers.wants_gpu
+        else 0.0
+    )
+    return DaskExecutor(
+        client, len(known) if processes is None else processes, workers.deadlines, share
+    )
 
 
 def _start_local(workers: Workers) -> SpecCluster:
@@ -127,10 +155,21 @@ def _start_local(workers: Workers) -> SpecCluster:
     _start_tracker()
     security = Security.temporary()
     common = {"security": security, "host": LOOPBACK}
-    options = common | {"nthreads": workers.threads, "memory_limit": 0, "silence_logs": logging.CRITICAL, "dashboard": False}
+    options = common | {
+        "nthreads": workers.threads,
+        "memory_limit": 0,
+        "silence_logs": logging.CRITICAL,
+        "dashboard": False,
+    }
     return SpecCluster(
-        workers={index: {"cls": Nanny, "options": options | _place(workers, index)} for index in range(workers.processes)},
-        scheduler={"cls": Scheduler, "options": common | {"protocol": "tls://"} | _dashboard(workers)},
+        workers={
+            index: {"cls": Nanny, "options": options | _place(workers, index)}
+            for index in range(workers.processes)
+        },
+        scheduler={
+            "cls": Scheduler,
+            "options": common | {"protocol": "tls://"} | _dashboard(workers),
+        },
         security=security,
         silence_logs=logging.CRITICAL,
     )
@@ -151,7 +190,10 @@ def _place(workers: Workers, index: int) -> dict[str, Any]:
     """Each process sees one GPU."""
     if not workers.gpus:
         return {}
-    return {"env": {"CUDA_VISIBLE_DEVICES": workers.gpus[index % len(workers.gpus)]}, "resources": {GPU: 1}}
+    return {
+        "env": {"CUDA_VISIBLE_DEVICES": workers.gpus[index % len(workers.gpus)]},
+        "resources": {GPU: 1},
+    }
 
 
 def _dashboard_address() -> str:
@@ -172,7 +214,9 @@ def _dashboard(workers: Workers) -> dict[str, Any]:
     try:
         import bokeh  # noqa: F401  # the dashboard is made with it
     except ImportError as error:
-        raise ConfigError("the dashboard needs Bokeh: pip install 'wsi-pipeline[dashboard]'") from error
+        raise ConfigError(
+            "the dashboard needs Bokeh: pip install 'wsi-pipeline[dashboard]'"
+        ) from error
     return {"dashboard": True, "dashboard_address": _dashboard_address()}
 
 
@@ -181,14 +225,25 @@ def _start_slurm(workers: Workers) -> Any:
     try:
         from dask_jobqueue.slurm import SLURMCluster
     except ImportError as error:
-        raise ConfigError("--cluster slurm needs dask-jobqueue: pip install 'wsi-pipeline[slurm]'") from error
+        raise ConfigError(
+            "--cluster slurm needs dask-jobqueue: pip install 'wsi-pipeline[slurm]'"
+        ) from error
     settings = read_slurm_config(workers.slurm_config)
     jobs = settings.pop("jobs", 1) if workers.count is None else workers.count
-    scheduler = {"dashboard_address": f"{LOOPBACK}:0", "dashboard": False} | _dashboard(workers) | settings.pop("scheduler_options", {})
+    scheduler = (
+        {"dashboard_address": f"{LOOPBACK}:0", "dashboard": False}
+        | _dashboard(workers)
+        | settings.pop("scheduler_options", {})
+    )
     home = {"shared_temp_directory": str(Path.home())}  # where the jobs find the certificates
     exports = [f"export {name}={size}" for name, size in ALLOCATOR.items()]
     prologue = {"job_script_prologue": exports + list(settings.pop("job_script_prologue", []))}
-    cluster: Any = SLURMCluster(**home | settings | prologue, security=Security.temporary(), protocol="tls://", scheduler_options=scheduler)
+    cluster: Any = SLURMCluster(
+        **home | settings | prologue,
+        security=Security.temporary(),
+        protocol="tls://",
+        scheduler_options=scheduler,
+    )
     cluster.scale(jobs=jobs)
     return cluster
 
@@ -198,12 +253,18 @@ def read_slurm_config(path: Path | None) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(Path(path or "").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); see docs/servers.md") from error
+        raise ConfigError(
+            f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); see"
+            " docs/servers.md"
+        ) from error
     if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
         raise ConfigError(f"{path}: must be a table such as 'cores: 8'; see docs/servers.md")
     reserved = {"security", "protocol", "n_workers", "asynchronous"} & set(settings)
     if reserved:
-        raise ConfigError(f"{path}: {', '.join(sorted(reserved))}: not to be set here, wsi sets it itself; take it out")
+        raise ConfigError(
+            f"{path}: {', '.join(sorted(reserved))}: not to be set here, wsi sets it itself; take"
+            " it out"
+        )
     jobs = settings.get("jobs", 1)
     if not isinstance(jobs, int) or jobs < 1:
         said = jobs if isinstance(jobs, int | float | str) else f"a {type(jobs).__name__}"
@@ -216,7 +277,10 @@ def _start_cuda(workers: Workers) -> Any:
     try:
         from dask_cuda import LocalCUDACluster
     except ImportError as error:
-        raise ConfigError("--cluster cuda needs dask-cuda and a GPU: pip install 'wsi-pipeline[gpu]', or --cluster local") from error
+        raise ConfigError(
+            "--cluster cuda needs dask-cuda and a GPU: pip install 'wsi-pipeline[gpu]', or"
+            " --cluster local"
+        ) from error
     return LocalCUDACluster(
         CUDA_VISIBLE_DEVICES=",".join(workers.gpus) or None,
         n_workers=workers.processes,
@@ -231,13 +295,18 @@ def _start_cuda(workers: Workers) -> Any:
     )
 
 
-STARTERS: dict[str, Callable[[Workers], Any]] = {"local": _start_local, "slurm": _start_slurm, "cuda": _start_cuda}
+STARTERS: dict[str, Callable[[Workers], Any]] = {
+    "local": _start_local,
+    "slurm": _start_slurm,
+    "cuda": _start_cuda,
+}
 
 
 def share_memory(workers: Workers) -> int:
     """Bytes of private memory that each worker process of this machine may take: its (or its cgroup's) memory, divided among them.
 
-    Those that drive a GPU may each take all of it: what drivers set aside for a GPU's memory is not to be mistaken for a slide's.
+    Those that drive a GPU may each take all of it: what drivers set aside for a GPU's memory is not
+    to be mistaken for a slide's.
     """
     has_gpu = workers.gpus or workers.cluster == "cuda"
     return max(SMALLEST_SHARE, MEMORY_LIMIT // (1 if has_gpu else max(workers.processes, 1)))
@@ -246,8 +315,9 @@ def share_memory(workers: Workers) -> int:
 def limit_memory(most_bytes: int) -> None:
     """Hold this process to that much private memory; what asks for more gets a MemoryError, and the machine never swaps for it.
 
-    The limit is RLIMIT_DATA, which counts memory that a process may write to and shares with nobody. RLIMIT_AS would count all address
-    space too, of which CUDA reserves hundreds of gigabytes that it never uses, and files that are mapped. Only Linux counts so.
+    The limit is RLIMIT_DATA, which counts memory that a process may write to and shares with
+    nobody. RLIMIT_AS would count all address space too, of which CUDA reserves hundreds of
+    gigabytes that it never uses, and files that are mapped. Only Linux counts so.
     """
     if sys.platform != "linux":
         return

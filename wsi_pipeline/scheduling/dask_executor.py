@@ -1,7 +1,8 @@
 """Steps as Dask tasks, and what becomes of steps whose worker died.
 
-A step is under watch in its worker process: how long it took, and an end to it where it hangs. A thread cannot be stopped from
-outside, so a worker whose step outlives its deadline says so and ends itself; its keeper starts another.
+A step is under watch in its worker process: how long it took, and an end to it where it hangs. A
+thread cannot be stopped from outside, so a worker whose step outlives its deadline says so and ends
+itself; its keeper starts another.
 """
 
 import logging
@@ -78,8 +79,9 @@ class DaskExecutor:
     def _send(self, work: _Submitted) -> None:
         step = work.step
         self._sent += 1
-        # A tuple, of which Dask takes the first for the name of a group. It keeps notes of every group that ever was, also where one of the
-        # same name is begun anew after its last task: so there is a group per kind of step, and a task that keeps it.
+        # A tuple, of which Dask takes the first for the name of a group. It keeps notes of every
+        # group that ever was, also where one of the same name is begun anew after its last task: so
+        # there is a group per kind of step, and a task that keeps it.
         group = f"{step.kind}-{self.client.id}"
         key = (group, step.job, step.block, self._sent)
         if step.kind not in self._anchors:
@@ -92,7 +94,11 @@ class DaskExecutor:
             key=key,
             pure=False,
             priority=-step.job if step.kind != "prepare" else 1,
-            resources={"GPU": self.gpu_share} if self.gpu_share and step.kind in ("ask", "block") else None,
+            resources=(
+                {"GPU": self.gpu_share}
+                if self.gpu_share and step.kind in ("ask", "block")
+                else None
+            ),
         )
         self._pending[key] = work._replace(future=future)
         self._done.add(future)
@@ -108,8 +114,8 @@ class DaskExecutor:
     def next_done(self) -> tuple[Step, Any]:
         """Wait for the next step. Raises EnvironmentFault where the cluster is lost.
 
-        A step whose worker died is tried again when nothing else is running: what runs beside a deadly step dies with it, and must
-        not be taken for its cause.
+        A step whose worker died is tried again when nothing else is running: what runs beside a
+        deadly step dies with it, and must not be taken for its cause.
         """
         while True:
             if not self._pending and self._suspects:
@@ -146,15 +152,23 @@ def _result_of(future: Any) -> Any:
     try:
         return future.result()
     except FutureCancelledError as error:
-        raise EnvironmentFault("the Dask cluster was lost; what is finished stays on disk, run the same line again") from error
+        raise EnvironmentFault(
+            "the Dask cluster was lost; what is finished stays on disk, run the same line again"
+        ) from error
     except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the job's result, its neighbours go on
         return error
 
 
 def _in_words(hangs: Sequence[float]) -> RuntimeError:
     if hangs:
-        return RuntimeError(f"still at work after {hangs[-1]:.0f} s, also when it ran alone (a drive that hangs, or a decoder)")
-    return RuntimeError("a worker process died over it, also when it ran alone (out of memory, or a crash in a decoder)")
+        return RuntimeError(
+            f"still at work after {hangs[-1]:.0f} s, also when it ran alone (a drive that hangs, or"
+            " a decoder)"
+        )
+    return RuntimeError(
+        "a worker process died over it, also when it ran alone (out of memory, or a crash in a"
+        " decoder)"
+    )
 
 
 class Timed(NamedTuple):
@@ -177,7 +191,14 @@ _seconds: deque[float] = deque(maxlen=101)
 """What blocks took in this process."""
 
 
-def run_watched(step: Step, deadline_s: float, deadlines: Deadlines, key: str, function: Callable[..., Any], *arguments: Any) -> Timed:
+def run_watched(
+    step: Step,
+    deadline_s: float,
+    deadlines: Deadlines,
+    key: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+) -> Timed:
     """Run a step in a worker. It is stopped after `deadline_s`, or earlier where this process knows blocks to be faster."""
     deadline_s = min(deadline_s, choose_deadline(step, deadlines, _seconds))
     watch = threading.Timer(deadline_s, _give_up, [get_worker(), key, deadline_s])

@@ -1,7 +1,8 @@
 """What a job is: a slide's work in steps that can travel between processes.
 
-There are three kinds of step: `prepare` once, `run_block` for every block that is missing, `finish` once. Steps travel as small
-picklable objects and read and write by path: no pixels pass through the scheduler.
+There are three kinds of step: `prepare` once, `run_block` for every block that is missing, `finish`
+once. Steps travel as small picklable objects and read and write by path: no pixels pass through the
+scheduler.
 """
 
 import re
@@ -117,13 +118,25 @@ class Workers:
         if self.count is not None and self.count < 0:
             raise ConfigError(f"{self.count} workers cannot be; give 0 for a plain loop, or more")
         if self.cluster not in CLUSTERS:
-            raise ConfigError(f"cluster is {self.cluster!r}; it must be one of {', '.join(CLUSTERS)}")
-        if self.scheduler is not None and not ADDRESS.fullmatch(self.scheduler) and not Path(self.scheduler).is_file():
-            raise ConfigError(f"scheduler {self.scheduler!r} is no address and no file; give one such as tls://host:8786")
+            raise ConfigError(
+                f"cluster is {self.cluster!r}; it must be one of {', '.join(CLUSTERS)}"
+            )
+        if (
+            self.scheduler is not None
+            and not ADDRESS.fullmatch(self.scheduler)
+            and not Path(self.scheduler).is_file()
+        ):
+            raise ConfigError(
+                f"scheduler {self.scheduler!r} is no address and no file; give one such as"
+                " tls://host:8786"
+            )
         if self.scheduler is not None and self.cluster != "local":
             raise ConfigError(f"give a running cluster or --cluster {self.cluster}, not both")
         if (self.cluster == "slurm") != (self.slurm_config is not None):
-            raise ConfigError("--cluster slurm and --slurm-config belong together: a YAML of cores, memory, walltime, interface, …")
+            raise ConfigError(
+                "--cluster slurm and --slurm-config belong together: a YAML of cores, memory,"
+                " walltime, interface, …"
+            )
 
     @property
     def is_elsewhere(self) -> bool:

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from wsi_pipeline.core.limits import tidy_memory
-from wsi_pipeline.scheduling.jobs import Executor, Job, Listener, PlanT, ReportT, ResultT, Step, Workers
+from wsi_pipeline.scheduling.jobs import (
+    Executor,
+    Job,
+    Listener,
+    PlanT,
+    ReportT,
+    ResultT,
+    Step,
+    Workers,
+)
 
 
 @dataclass
@@ -74,18 +83,23 @@ def open_crew(workers: Workers) -> Iterator[Crew]:
     if workers.scheduler is None and workers.cluster == "local" and workers.processes == 0:
         yield Crew(PlainLoop(), window=1)
         return
-    from wsi_pipeline.scheduling.clusters import connect  # here, because Dask takes a second to import and the plain loop needs none
+    from wsi_pipeline.scheduling.clusters import (
+        connect,
+    )  # here, because Dask takes a second to import and the plain loop needs none
 
     with connect(workers) as executor:
         yield Crew(executor, window=2 * max(executor.processes, 1))
 
 
 def run_jobs(
-    jobs: Sequence[Job[PlanT, ReportT, ResultT]], workers: Workers | Crew, listener: Listener[PlanT, ReportT, ResultT]
+    jobs: Sequence[Job[PlanT, ReportT, ResultT]],
+    workers: Workers | Crew,
+    listener: Listener[PlanT, ReportT, ResultT],
 ) -> list[ResultT | Exception]:
     """Run every job; the result or the exception of each, in their order. One job's fault never stops the others.
 
-    Raises EnvironmentFault where the cluster is lost: what is on disk stays, and the same call goes on from there.
+    Raises EnvironmentFault where the cluster is lost: what is on disk stays, and the same call goes
+    on from there.
     """
     if isinstance(workers, Workers):
         with open_crew(workers) as crew:
@@ -163,7 +177,9 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
 
     def _finish_when_complete(self, index: int, active: _Active) -> None:
         if active.outstanding == 0:
-            self._executor.submit(Step(index, "finish"), _finish, active.job, active.plan, active.reports)
+            self._executor.submit(
+                Step(index, "finish"), _finish, active.job, active.plan, active.reports
+            )
 
     def _conclude(self, index: int, result: ResultT | Exception) -> None:
         active = self._active.pop(index, None)

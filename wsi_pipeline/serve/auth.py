@@ -20,8 +20,8 @@ from wsi_pipeline.serve.metrics import Metrics
 from wsi_pipeline.serve.settings import ServeSettings
 
 CONTENT_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;"
+    " connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 HEADERS = {
     "content-security-policy": CONTENT_POLICY,
@@ -93,13 +93,19 @@ class Guard:
         started = time.perf_counter()
         try:
             if not await self._refuse(scope, answer):
-                body = _Body(receive, self._settings.limits.upload_bytes, self._settings.limits.body_s)
+                body = _Body(
+                    receive, self._settings.limits.upload_bytes, self._settings.limits.body_s
+                )
                 await self._app(scope, body, answer)
         except Refusal as refusal:
             await _reply(answer, refusal)
         finally:
             route = getattr(scope.get("endpoint"), "__name__", "none")
-            method = scope["method"] if scope["method"] in (*READING, "POST", "DELETE", "PUT", "PATCH") else "other"
+            method = (
+                scope["method"]
+                if scope["method"] in (*READING, "POST", "DELETE", "PUT", "PATCH")
+                else "other"
+            )
             self._metrics.count_request(route, method, answer.status, time.perf_counter() - started)
 
     async def _refuse(self, scope: Scope, answer: "_Answer") -> bool:
@@ -108,10 +114,18 @@ class Guard:
         if _host_name(headers.get("host", "")) not in self._settings.host_names:
             raise Refusal(421, "this server does not go by that name; allow it with --allow-host")
         length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > self._settings.limits.upload_bytes:
+        if (
+            not (length.isascii() and length.isdigit())
+            or len(length) > 18
+            or int(length) > self._settings.limits.upload_bytes
+        ):
             raise Refusal(413, f"a body of more than {self._settings.limits.upload_bytes:,} bytes")
         self._check_origin(scope, headers)
-        if scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDERS) or _is_preflight(scope, headers):
+        if (
+            scope["path"] in OPEN_PATHS
+            or scope["path"].startswith(OPEN_FOLDERS)
+            or _is_preflight(scope, headers)
+        ):
             return False
         return await self._ask_token(scope, headers, answer)
 
@@ -120,11 +134,20 @@ class Guard:
         if scope["method"] in READING:
             return
         origin = headers.get("origin")
-        allowed = {f"http://{headers.get('host', '')}", f"https://{headers.get('host', '')}", *self._settings.cors_origins}
+        allowed = {
+            f"http://{headers.get('host', '')}",
+            f"https://{headers.get('host', '')}",
+            *self._settings.cors_origins,
+        }
         if origin is not None and origin not in allowed:
-            raise Refusal(403, "this page may not do that here; allow its origin with --cors-origin")
+            raise Refusal(
+                403, "this page may not do that here; allow its origin with --cors-origin"
+            )
         if origin is None and "authorization" not in headers and self._cookie(headers) is not None:
-            raise Refusal(403, "a cookie alone is not enough for this; send the token as Authorization: Bearer")
+            raise Refusal(
+                403,
+                "a cookie alone is not enough for this; send the token as Authorization: Bearer",
+            )
 
     async def _ask_token(self, scope: Scope, headers: dict[str, str], answer: "_Answer") -> bool:
         if self._door.is_open:
@@ -141,14 +164,21 @@ class Guard:
         if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
             await _redirect(answer, "/enter")
             return True
-        raise Refusal(401, "a token is needed: Authorization: Bearer …; it was printed when the server started")
+        raise Refusal(
+            401,
+            "a token is needed: Authorization: Bearer …; it was printed when the server started",
+        )
 
     def _cookie(self, headers: dict[str, str]) -> str | None:
         try:
             cookies: dict[str, Any] = dict(SimpleCookie(headers.get("cookie", "")))
         except CookieError:
             return None
-        return str(cookies[self._door.cookie_name].value) if self._door.cookie_name in cookies else None
+        return (
+            str(cookies[self._door.cookie_name].value)
+            if self._door.cookie_name in cookies
+            else None
+        )
 
     def _place_without_token(self, scope: Scope) -> str | None:
         """Where to go on after `?token=…` was right: the same place without it, so that it stays in no history."""
@@ -161,7 +191,9 @@ class Guard:
             return None
         rest = urlencode(query, doseq=True)
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
-        path = raw.decode("latin-1").replace("\\", "%5C")  # browsers take a backslash for a slash, and two slashes for another host
+        path = raw.decode("latin-1").replace(
+            "\\", "%5C"
+        )  # browsers take a backslash for a slash, and two slashes for another host
         return "/" + path.lstrip("/") + (f"?{rest}" if rest else "")
 
 
@@ -176,7 +208,11 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             present = {name.lower() for name, _ in message["headers"]}
-            added = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in present]
+            added = [
+                (name.encode(), value.encode())
+                for name, value in HEADERS.items()
+                if name.encode() not in present
+            ]
             message = {**message, "headers": [*message["headers"], *added]}
         await self._send(message)
 
@@ -194,7 +230,9 @@ class _Body:
         if self._is_whole:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, self._deadline - time.monotonic()))
+            message = await asyncio.wait_for(
+                self._receive(), max(0.0, self._deadline - time.monotonic())
+            )
         except TimeoutError as error:
             raise Refusal(408, "the body took too long") from error
         self._left -= len(message.get("body", b""))

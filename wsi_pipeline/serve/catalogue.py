@@ -1,7 +1,7 @@
 """The table of what is served. Names in requests are looked up here and never become part of a path.
 
-Folders change underneath a long-lived server: every so often the table is compared with the disk, by the size and time of each
-manifest, and what changed is read anew.
+Folders change underneath a long-lived server: every so often the table is compared with the disk,
+by the size and time of each manifest, and what changed is read anew.
 """
 
 import logging
@@ -145,7 +145,8 @@ class Catalogue:
         self._known = known
         files = _list_files(self._slides)
         return {
-            slide_id: _make_entry(slide_id, files.get(slide_id), by_slide.get(slide_id, {})) for slide_id in sorted({*by_slide, *files})
+            slide_id: _make_entry(slide_id, files.get(slide_id), by_slide.get(slide_id, {}))
+            for slide_id in sorted({*by_slide, *files})
         }
 
     def _read(self, folder: Path) -> Result | None:
@@ -162,8 +163,15 @@ def name_runs(results: Sequence[Path]) -> tuple[Run, ...]:
     names: list[str] = []
     for folder in results:
         name = spell_out(folder.resolve().name) or "results"
-        names.append(name if name not in names else f"{name} ({1 + sum(other.split(' (')[0] == name for other in names)})")
-    return tuple(Run(f"r{index}", name, folder.absolute()) for index, (name, folder) in enumerate(zip(names, results, strict=True)))
+        names.append(
+            name
+            if name not in names
+            else f"{name} ({1 + sum(other.split(' (')[0] == name for other in names)})"
+        )
+    return tuple(
+        Run(f"r{index}", name, folder.absolute())
+        for index, (name, folder) in enumerate(zip(names, results, strict=True))
+    )
 
 
 def read_result(folder: Path, mark: Mark) -> Result | None:
@@ -187,7 +195,11 @@ def read_aggregation(recipe: Mapping[str, Any]) -> Aggregation:
     view = recipe.get(VIEW, {})
     if not isinstance(view, dict):
         raise TypeError("its view is no table")
-    named = {name: view[name] for name in ("threshold", "smooth_um", "min_region_mm2") if view.get(name) is not None}
+    named = {
+        name: view[name]
+        for name in ("threshold", "smooth_um", "min_region_mm2")
+        if view.get(name) is not None
+    }
     if not all(type(value) in (int, float) for value in named.values()):
         raise TypeError("a number of its view is none")
     if named.get("smooth_um", 0) > MAX_SMOOTH_UM:
@@ -233,5 +245,7 @@ def _list_files(slides: Path | None) -> dict[str, Path]:
 
 
 def _make_entry(slide_id: str, file: Path | None, results: dict[str, Result]) -> SlideEntry:
-    recorded = next((Path(result.slide.path) for result in results.values() if result.slide is not None), None)
+    recorded = next(
+        (Path(result.slide.path) for result in results.values() if result.slide is not None), None
+    )
     return SlideEntry(slide_id, file or recorded, file is not None, results)

@@ -1,8 +1,8 @@
 """The server's side of decoding: a fixed number of limited processes, each asked one thing at a time and ended when it takes too long.
 
-Messages between the two are a JSON header and raw bytes, never pickles. Frame: 4 bytes length of the header, 8 bytes length of the
-payload (big-endian), header, payload. A decoding process that was taken over by a hostile file can send back wrong pixels; it cannot
-make the server run anything.
+Messages between the two are a JSON header and raw bytes, never pickles. Frame: 4 bytes length of
+the header, 8 bytes length of the payload (big-endian), header, payload. A decoding process that was
+taken over by a hostile file can send back wrong pixels; it cannot make the server run anything.
 """
 
 import json
@@ -77,7 +77,11 @@ class Decoder:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # each thread would cost address space
+            env=os.environ
+            | {
+                "OPENBLAS_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "1",
+            },  # each thread would cost address space
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

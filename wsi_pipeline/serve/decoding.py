@@ -1,6 +1,7 @@
 """The process that touches foreign pixels: it reads slides and decodes images under limits, and knows no network.
 
-Run as `python -P -m wsi_pipeline.serve.decoding BYTES`; requests come on stdin, answers go to stdout, as frames.
+Run as `python -P -m wsi_pipeline.serve.decoding BYTES`; requests come on stdin, answers go to
+stdout, as frames.
 """
 
 import os
@@ -41,7 +42,9 @@ class SlidePool:
     def take(self, request: dict[str, Any]) -> SlideReader:
         """The open slide of a request. Raises SlideError."""
         key = (request["path"], request.get("slide_mpp"), *request["mark"])
-        reader = self._open.pop(key, None) or open_slide(Path(request["path"]), slide_mpp=request.get("slide_mpp"))
+        reader = self._open.pop(key, None) or open_slide(
+            Path(request["path"]), slide_mpp=request.get("slide_mpp")
+        )
         self._open[key] = reader
         while len(self._open) > self._capacity:
             self._open.popitem(last=False)[1].close()
@@ -69,13 +72,17 @@ def read_tile(reader: SlideReader, request: dict[str, Any]) -> Message:
     read_px = width * height * (downsample / source.downsample) ** 2
     if read_px > request["region_px"]:
         raise SlideError(f"tile: would read {int(read_px):,} px; ask for a finer level")
-    return Message({}, encode_jpeg(ScaledView(reader, source, downsample, (0, 0)).read(x, y, width, height)))
+    return Message(
+        {}, encode_jpeg(ScaledView(reader, source, downsample, (0, 0)).read(x, y, width, height))
+    )
 
 
 def read_overview(reader: SlideReader, request: dict[str, Any]) -> Message:
     """The whole scanned area as one small JPEG."""
     _, _, width_l0, height_l0 = reader.info.bounds_l0
-    thumbnail = read_thumbnail(reader, reader.info.mpp * max(width_l0, height_l0) / THUMBNAIL_PX).thumbnail
+    thumbnail = read_thumbnail(
+        reader, reader.info.mpp * max(width_l0, height_l0) / THUMBNAIL_PX
+    ).thumbnail
     return Message({}, encode_jpeg(thumbnail.pixels))
 
 
@@ -92,7 +99,13 @@ def read_patch(reader: SlideReader, request: dict[str, Any]) -> Message:
 def _read_grid(value: dict[str, Any]) -> Grid:
     # As in store/schema.py, whose Zarr would make every start of this process three times as long.
     x, y = value["origin_xy_l0"]
-    return Grid(PatchSpec(**value["spec"]), value["rows"], value["cols"], Fraction(value["downsample"]), (x, y))
+    return Grid(
+        PatchSpec(**value["spec"]),
+        value["rows"],
+        value["cols"],
+        Fraction(value["downsample"]),
+        (x, y),
+    )
 
 
 SLIDE_REQUESTS: dict[str, Callable[[SlideReader, dict[str, Any]], Message]] = {
@@ -115,7 +128,10 @@ def measure_upload(request: dict[str, Any], payload: bytes) -> Message:
     return Message({"height": height, "width": width})
 
 
-UPLOAD_REQUESTS: dict[str, Callable[[dict[str, Any], bytes], Message]] = {"decode": decode_upload, "measure": measure_upload}
+UPLOAD_REQUESTS: dict[str, Callable[[dict[str, Any], bytes], Message]] = {
+    "decode": decode_upload,
+    "measure": measure_upload,
+}
 
 
 def answer(request: Message, pool: SlidePool) -> Message:
@@ -128,7 +144,12 @@ def answer(request: Message, pool: SlidePool) -> Message:
     except (WsiError, OSError, MemoryError, ValueError, ArithmeticError) as error:
         if "path" in header:
             pool.drop(header["path"])
-        return Message({"error": f"{type(error).__name__}: {error}", "is_memory": isinstance(error, MemoryError)})
+        return Message(
+            {
+                "error": f"{type(error).__name__}: {error}",
+                "is_memory": isinstance(error, MemoryError),
+            }
+        )
 
 
 def confine(memory_bytes: int) -> None:

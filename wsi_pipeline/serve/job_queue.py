@@ -70,9 +70,15 @@ class InferenceJob:
         if outcome.state is SlideState.FAILED:
             fault_id = secrets.token_hex(4)
             logger.warning("%s: job %s failed: %s", fault_id, self.job_id, outcome.message)
-            self.state, self.message = JobState.FAILED, f"failed; the server's log has the reason under {fault_id}"
+            self.state, self.message = (
+                JobState.FAILED,
+                f"failed; the server's log has the reason under {fault_id}",
+            )
         else:
-            self.state, self.message = JobState.DONE, outcome.message  # figures only, as in the slide list
+            self.state, self.message = (
+                JobState.DONE,
+                outcome.message,
+            )  # figures only, as in the slide list
 
     def show(self, pace: Pace) -> None:
         """The page shows patches alone."""
@@ -86,7 +92,13 @@ class JobQueue:
     """Runs jobs in one thread; safe to ask from others."""
 
     def __init__(
-        self, model: Path, results: Path, config: InferConfig, workers: Workers, capacity: int, on_end: Callable[[], None]
+        self,
+        model: Path,
+        results: Path,
+        config: InferConfig,
+        workers: Workers,
+        capacity: int,
+        on_end: Callable[[], None],
     ) -> None:
         self._model = model
         self._results = results
@@ -105,7 +117,10 @@ class JobQueue:
         with self._lock:
             under_way = [job for job in self._jobs.values() if job.state not in ENDED]
             if len(under_way) >= self._capacity:
-                raise Refusal(429, f"{self._capacity} jobs are waiting already; try again when some have ended")
+                raise Refusal(
+                    429,
+                    f"{self._capacity} jobs are waiting already; try again when some have ended",
+                )
             if any(job.slide.slide_id == slide.slide_id for job in under_way):
                 raise Refusal(409, "a job for this slide is under way already")
             job = InferenceJob(slide, force)
@@ -155,10 +170,18 @@ class JobQueue:
     def _run_job(self, job: InferenceJob) -> None:
         config = replace(self._config, force=job.force)
         try:
-            infer_found([job.slide], self._model, self._results, config, workers=self._workers, progress=job)
+            infer_found(
+                [job.slide], self._model, self._results, config, workers=self._workers, progress=job
+            )
         except Cancelled:
-            job.state, job.message = JobState.CANCELLED, "cancelled; what is finished is kept for the next run"
+            job.state, job.message = (
+                JobState.CANCELLED,
+                "cancelled; what is finished is kept for the next run",
+            )
         except (WsiError, OSError, RuntimeError, ValueError) as error:
             fault_id = secrets.token_hex(4)
             logger.warning("%s: job %s failed", fault_id, job.job_id, exc_info=error)
-            job.state, job.message = JobState.FAILED, f"failed; the server's log has the reason under {fault_id}"
+            job.state, job.message = (
+                JobState.FAILED,
+                f"failed; the server's log has the reason under {fault_id}",
+            )

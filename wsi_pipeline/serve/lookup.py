@@ -23,17 +23,30 @@ async def get_services(request: Request) -> Services:
 Here = Annotated[Services, Depends(get_services)]
 
 
-async def find_entry(services: Here, slide_id: Annotated[str, Path(max_length=MAX_NAME)]) -> SlideEntry:
+async def find_entry(
+    services: Here, slide_id: Annotated[str, Path(max_length=MAX_NAME)]
+) -> SlideEntry:
     """The slide that a path names. Raises Refusal."""
     catalogue = services.catalogue
-    entry = catalogue.find(slide_id) if catalogue.is_fresh else await run_in_threadpool(catalogue.find, slide_id)
+    entry = (
+        catalogue.find(slide_id)
+        if catalogue.is_fresh
+        else await run_in_threadpool(catalogue.find, slide_id)
+    )
     if entry is None:
         raise Refusal(404, "no such slide")
     return entry
 
 
 NamedSlide = Annotated[SlideEntry, Depends(find_entry)]
-RunName = Annotated[str | None, Query(alias="run", max_length=MAX_NAME, description="Which results folder; the first that has the slide.")]
+RunName = Annotated[
+    str | None,
+    Query(
+        alias="run",
+        max_length=MAX_NAME,
+        description="Which results folder; the first that has the slide.",
+    ),
+]
 
 
 def find_result(services: Services, entry: SlideEntry, run_id: str | None) -> tuple[Run, Result]:
@@ -51,7 +64,9 @@ def require_summary(result: Result) -> SlideSummary:
     return result.summary
 
 
-def load_result(services: Here, entry: NamedSlide, run: RunName = None) -> tuple[Result, LoadedResult]:
+def load_result(
+    services: Here, entry: NamedSlide, run: RunName = None
+) -> tuple[Result, LoadedResult]:
     """The slide's results, whole. Raises Refusal, or StoreError where they are damaged."""
     _, result = find_result(services, entry, run)
     require_summary(result)
@@ -65,6 +80,9 @@ def match_etag(request: Request, response_headers: dict[str, str], version: str)
     """The answer where the client already has this version; else None, and the tag is among the headers."""
     tag = f'"{version}"'
     response_headers["ETag"] = tag
-    if tag in [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]:
+    if tag in [
+        one.strip().removeprefix("W/")
+        for one in request.headers.get("if-none-match", "").split(",")
+    ]:
         return Response(status_code=304, headers={"ETag": tag})
     return None

@@ -13,9 +13,22 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter("wsi_requests", "Requests answered", ["route", "method", "status"], registry=self.registry)
-        self._seconds = Histogram("wsi_request_seconds", "Time to answer", ["route"], registry=self.registry, buckets=BUCKETS_S)
-        self.patches = Counter("wsi_predicted_patches", "Patches predicted on request", registry=self.registry)
+        self._requests = Counter(
+            "wsi_requests",
+            "Requests answered",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "wsi_request_seconds",
+            "Time to answer",
+            ["route"],
+            registry=self.registry,
+            buckets=BUCKETS_S,
+        )
+        self.patches = Counter(
+            "wsi_predicted_patches", "Patches predicted on request", registry=self.registry
+        )
 
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """One request is answered."""

@@ -29,8 +29,13 @@ def _read_own(name: str) -> str:
 
 def load_web_files() -> dict[str, tuple[str, str]]:
     """Every script and style sheet by name: content and media type. A table: no name in a request becomes a path."""
-    shared = {name: read_web_file(name) for name in ("map_layer.js", "slide_view.js", "slide_view.css")}
-    own = {name: _read_own(name) for name in ("tile_layer.js", "viewer.js", "viewer_panel.js", "list.js", "list.css")}
+    shared = {
+        name: read_web_file(name) for name in ("map_layer.js", "slide_view.js", "slide_view.css")
+    }
+    own = {
+        name: _read_own(name)
+        for name in ("tile_layer.js", "viewer.js", "viewer_panel.js", "list.js", "list.css")
+    }
     kinds = {"js": "text/javascript", "css": "text/css"}
     return {name: (text, kinds[name.rpartition(".")[2]]) for name, text in (shared | own).items()}
 
@@ -76,10 +81,13 @@ def show_docs() -> HTMLResponse:
         swagger_favicon_url=f"{DOCS_FILES}/favicon.png",
     )
     scripts = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts)
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
+        for script in scripts
+    )
     page.headers["Content-Security-Policy"] = (
-        f"default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src"
+        " 'self' data:; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
     return page
 
@@ -107,12 +115,19 @@ async def take_token(request: Request, services: Here) -> Response:
 async def _read_form(request: Request) -> dict[str, list[str]]:
     """The fields of a short form. Raises Refusal: anybody may send one, so nothing in it may end in a fault of the server."""
     length = request.headers.get("content-length", "")
-    if not (length.isascii() and length.isdigit() and len(length) <= len(str(MAX_FORM_BYTES)) and int(length) <= MAX_FORM_BYTES):
+    if not (
+        length.isascii()
+        and length.isdigit()
+        and len(length) <= len(str(MAX_FORM_BYTES))
+        and int(length) <= MAX_FORM_BYTES
+    ):
         raise Refusal(413, "no token is that long")
     content = b""
     async for piece in request.stream():
         content += piece
-        if len(content) > MAX_FORM_BYTES:  # sent in chunks, a body may be longer than its stated length
+        if (
+            len(content) > MAX_FORM_BYTES
+        ):  # sent in chunks, a body may be longer than its stated length
             raise Refusal(413, "no token is that long")
     try:
         return parse_qs(content.decode("latin-1"), max_num_fields=MAX_FORM_FIELDS)

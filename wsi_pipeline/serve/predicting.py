@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError
-from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP, Grid, PatchSpec, all_cells, choose_block_size, count_blocks, lay_grid
+from wsi_pipeline.core.geometry import (
+    MAX_MPP,
+    MIN_MPP,
+    Grid,
+    PatchSpec,
+    all_cells,
+    choose_block_size,
+    count_blocks,
+    lay_grid,
+)
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outputs.view_json import describe_grid
@@ -30,14 +39,31 @@ class SentImage:
         self._pixels = pixels
         height, width = pixels.shape[:2]
         self.levels = (Level(0, (width, height), Fraction(1)),)
-        self.info = SlideInfo("image", "image", (width, height), mpp, "user", (Fraction(1),), (0, 0, width, height), "")
+        self.info = SlideInfo(
+            "image",
+            "image",
+            (width, height),
+            mpp,
+            "user",
+            (Fraction(1),),
+            (0, 0, width, height),
+            "",
+        )
 
     @property
     def fallbacks(self) -> int:
         """No other reader is ever needed."""
         return 0
 
-    def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+    def read(
+        self,
+        level: Level,
+        x: int,
+        y: int,
+        width: int,
+        height: int,
+        only: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.uint8]:
         """RGB (height, width, 3) at (x, y); grids never reach beyond the image."""
         return self._pixels[y : y + height, x : x + width]
 
@@ -73,15 +99,22 @@ class PredictionService:
     def predict(self, images: Sequence[bytes], mpp: float | None) -> list[dict[str, Any]]:
         """One answer per image. Raises Refusal for what the model does not take; every limit is checked before anything is decoded."""
         if not images or len(images) > self._limits.images:
-            raise Refusal(413 if images else 422, f"send 1 to {self._limits.images} images at a time")
+            raise Refusal(
+                413 if images else 422, f"send 1 to {self._limits.images} images at a time"
+            )
         if mpp is not None and not MIN_MPP <= mpp <= MAX_MPP:
             raise Refusal(422, f"mpp is in µm per pixel, {MIN_MPP:g} to {MAX_MPP:g}")
         if not self._places.acquire(blocking=False):
             raise Refusal(503, "too many predictions are under way; try again in a moment")
         try:
-            plans = [self._plan(number, size, mpp) for number, size in enumerate(self._measure(images))]
+            plans = [
+                self._plan(number, size, mpp) for number, size in enumerate(self._measure(images))
+            ]
             self._check_sums(plans)
-            return [self._predict_image(number, image, plan) for number, (image, plan) in enumerate(zip(images, plans, strict=True))]
+            return [
+                self._predict_image(number, image, plan)
+                for number, (image, plan) in enumerate(zip(images, plans, strict=True))
+            ]
         finally:
             self._places.release()
 
@@ -103,7 +136,11 @@ class PredictionService:
         if is_patch and (mpp is None or abs(mpp - spec.mpp) <= SCALE_TOLERANCE * spec.mpp):
             return ImagePlan(size, None, spec.mpp)
         if mpp is None:
-            raise Refusal(422, f"image {number}: not {spec.side_px} × {spec.side_px} px; state its mpp (µm per pixel) to have it cut")
+            raise Refusal(
+                422,
+                f"image {number}: not {spec.side_px} × {spec.side_px} px; state its mpp (µm per"
+                " pixel) to have it cut",
+            )
         return ImagePlan(size, self._lay_grid(number, size, mpp, spec), mpp)
 
     def _lay_grid(self, number: int, size: tuple[int, int], mpp: float, spec: PatchSpec) -> Grid:
@@ -112,7 +149,11 @@ class PredictionService:
         try:
             settled, downsample = settle_scale(reader, TileConfig(spec=spec))
         except SlideError as error:
-            raise Refusal(422, f"image {number}: at {mpp:g} µm/px it is coarser than the model's {spec.mpp:g} µm/px") from error
+            raise Refusal(
+                422,
+                f"image {number}: at {mpp:g} µm/px it is coarser than the model's {spec.mpp:g}"
+                " µm/px",
+            ) from error
         grid = lay_grid((0, 0, *size), downsample, settled)
         if grid.rows * grid.cols == 0:
             raise Refusal(422, f"image {number}: smaller than one patch of {spec.field_um:g} µm")
@@ -120,30 +161,59 @@ class PredictionService:
 
     def _check_sums(self, plans: Sequence[ImagePlan]) -> None:
         if sum(plan.patches for plan in plans) > self._limits.grid_patches:
-            raise Refusal(413, f"images of more than {self._limits.grid_patches:,} patches together")
+            raise Refusal(
+                413, f"images of more than {self._limits.grid_patches:,} patches together"
+            )
 
     def _decode(self, number: int, image: bytes) -> NDArray[np.uint8]:
         try:
-            reply = self._pool.ask({"do": "decode", "max_pixels": self._limits.decoded_px}, image, self._limits.read_s)
+            reply = self._pool.ask(
+                {"do": "decode", "max_pixels": self._limits.decoded_px}, image, self._limits.read_s
+            )
         except DecodingError as error:
-            raise Refusal(422, f"image {number}: cannot be decoded; send a whole PNG or JPEG of 8 bits per channel") from error
+            raise Refusal(
+                422,
+                f"image {number}: cannot be decoded; send a whole PNG or JPEG of 8 bits per"
+                " channel",
+            ) from error
         shape = (int(reply.header["height"]), int(reply.header["width"]), 3)
-        return np.frombuffer(bytearray(reply.payload), dtype=np.uint8).reshape(shape)  # writable, as torch wants it
+        return np.frombuffer(bytearray(reply.payload), dtype=np.uint8).reshape(
+            shape
+        )  # writable, as torch wants it
 
     def _predict_image(self, number: int, image: bytes, plan: ImagePlan) -> dict[str, Any]:
         pixels = self._decode(number, image)
         threshold = np.float32(self.predictor.model.threshold)
-        probability = self.predictor(pixels[None]) if plan.grid is None else self._predict_grid(pixels, plan.grid, plan.mpp)
+        probability = (
+            self.predictor(pixels[None])
+            if plan.grid is None
+            else self._predict_grid(pixels, plan.grid, plan.mpp)
+        )
         values = [float(value) if np.isfinite(value) else None for value in probability]
-        answer: dict[str, Any] = {"image": number, "size": list(plan.size), "positives": int((probability >= threshold).sum())}
+        answer: dict[str, Any] = {
+            "image": number,
+            "size": list(plan.size),
+            "positives": int((probability >= threshold).sum()),
+        }
         if plan.grid is None:
             return answer | {"probability": values[0], "grid": None, "probabilities": None}
-        rows = [values[start : start + plan.grid.cols] for start in range(0, len(values), plan.grid.cols)]
-        return answer | {"probability": None, "grid": describe_grid(plan.grid), "probabilities": rows}
+        rows = [
+            values[start : start + plan.grid.cols]
+            for start in range(0, len(values), plan.grid.cols)
+        ]
+        return answer | {
+            "probability": None,
+            "grid": describe_grid(plan.grid),
+            "probabilities": rows,
+        }
 
-    def _predict_grid(self, pixels: NDArray[np.uint8], grid: Grid, mpp: float) -> NDArray[np.float32]:
+    def _predict_grid(
+        self, pixels: NDArray[np.uint8], grid: Grid, mpp: float
+    ) -> NDArray[np.float32]:
         cells = all_cells(grid)
         block_size = choose_block_size(len(cells), grid.spec.side_px)
         patches = SlidePatches(SentImage(pixels, mpp), grid, cells, block_size)
         blocks = range(count_blocks(len(cells), block_size))
-        return np.concatenate([self.predictor(patches.read_block(block).pixels) for block in blocks])
+        return np.concatenate(
+            [self.predictor(patches.read_block(block).pixels) for block in blocks]
+        )

@@ -40,7 +40,11 @@ class Pyramid:
 
     def coarsest_level(self, downsamples: list[float], region_px: int) -> int:
         """The coarsest level whose whole tiles can be made of at most `region_px` pixels, given the file's own downsamples."""
-        return max(level for level in range(self.levels) if level == 0 or self._read_px(level, downsamples) <= region_px)
+        return max(
+            level
+            for level in range(self.levels)
+            if level == 0 or self._read_px(level, downsamples) <= region_px
+        )
 
     def _read_px(self, level: int, downsamples: list[float]) -> float:
         finer = max((own for own in downsamples if own <= 2**level), default=1.0)

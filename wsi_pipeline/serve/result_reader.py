@@ -93,7 +93,9 @@ def _load(result: Result) -> LoadedResult:
         view = read_aggregation(read_manifest(result.folder).recipe)
         model = read_model(predictions.attributes)
     except DAMAGES as error:
-        raise StoreError(f"{result.folder}: damaged ({error}); make it again with --force") from error
+        raise StoreError(
+            f"{result.folder}: damaged ({error}); make it again with --force"
+        ) from error
     heatmap = _draw_as_published(predictions, view)
     return LoadedResult(
         table=predictions.table,
@@ -110,4 +112,6 @@ def describe_model(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def _draw_as_published(predictions: Predictions, view: Aggregation) -> Heatmap:
     """The map with the threshold, smoothing and smallest region that the slide's outputs were made with."""
-    return draw_heatmap(predictions, view.threshold, smooth_um=view.smooth_um, min_region_mm2=view.min_region_mm2)
+    return draw_heatmap(
+        predictions, view.threshold, smooth_um=view.smooth_um, min_region_mm2=view.min_region_mm2
+    )

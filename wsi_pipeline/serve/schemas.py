@@ -75,7 +75,9 @@ class SlideRow(BaseModel):
     version: str = Field(description="Changes whenever the results on disk do.")
     has_file: bool
     can_run: bool = Field(description="Whether POST /jobs may run it.")
-    summaries: dict[str, SummaryBody | None] = Field(description="By run; null where the results are damaged.")
+    summaries: dict[str, SummaryBody | None] = Field(
+        description="By run; null where the results are damaged."
+    )
 
 
 class SlideList(BaseModel):
@@ -102,10 +104,14 @@ class ResultBody(BaseModel):
     summary: SummaryBody
     threshold: float
     positive_class: str
-    grid: dict[str, Any] = Field(description="Rows, columns and where the cells lie, in level-0 pixels.")
+    grid: dict[str, Any] = Field(
+        description="Rows, columns and where the cells lie, in level-0 pixels."
+    )
     model: dict[str, Any]
     overview: dict[str, Any] = Field(description="Where its tissue mask lies, in level-0 pixels.")
-    has_tissue: bool = Field(description="Whether the results hold the tissue mask that the patches were chosen by.")
+    has_tissue: bool = Field(
+        description="Whether the results hold the tissue mask that the patches were chosen by."
+    )
 
 
 class SlideBody(BaseModel):
@@ -113,12 +119,16 @@ class SlideBody(BaseModel):
 
     slide_id: str
     version: str
-    slide: dict[str, Any] = Field(description="Size, bounds and scale: nothing else leaves the file.")
+    slide: dict[str, Any] = Field(
+        description="Size, bounds and scale: nothing else leaves the file."
+    )
     overview: dict[str, Any] = Field(description="Where the thumbnail lies, in level-0 pixels.")
     tiles: TilesBody | None
     tiles_note: str | None = Field(description="Why there are no tiles, where there are none.")
     results: list[ResultBody]
-    damaged_runs: list[RunBody] = Field(description="Left out of the results: those on disk are damaged.")
+    damaged_runs: list[RunBody] = Field(
+        description="Left out of the results: those on disk are damaged."
+    )
     colours: str = Field(description="The 256 colours of the map, base64 of RGB.")
 
 
@@ -132,7 +142,9 @@ class RegionBody(BaseModel):
     max_probability: float
     bounds_l0: list[float]
     peak_xy_l0: list[float]
-    outline: list[list[list[list[float]]]] = Field(description="Polygons of rings of x, y in level-0 pixels; the first ring is the outer.")
+    outline: list[list[list[list[float]]]] = Field(
+        description="Polygons of rings of x, y in level-0 pixels; the first ring is the outer."
+    )
 
 
 class RegionsBody(BaseModel):

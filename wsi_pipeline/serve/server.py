@@ -37,8 +37,9 @@ BACKLOG = 128
 Announce = Callable[[Services], None]
 """Is called when the server's address is certain, before it answers."""
 DESCRIPTION = (
-    "Slides with their probability maps, and the model that made them. For research, not for diagnosis. "
-    "Every request shows the token that was printed at the start: `Authorization: Bearer …`."
+    "Slides with their probability maps, and the model that made them. For research, not for"
+    " diagnosis. Every request shows the token that was printed at the start: `Authorization:"
+    " Bearer …`."
 )
 MAX_NAMED_FIELDS = 5
 
@@ -50,7 +51,9 @@ def run_server(settings: ServeSettings, announce: Announce) -> None:
         with open_services(bound) as services:
             server = uvicorn.Server(configure(services))
             announce(services)
-            with suppress(KeyboardInterrupt):  # Ctrl+C is how a server ends; uvicorn has closed every connection by then
+            with suppress(
+                KeyboardInterrupt
+            ):  # Ctrl+C is how a server ends; uvicorn has closed every connection by then
                 server.run(sockets=[listener])
 
 
@@ -75,7 +78,8 @@ def configure(services: Services) -> uvicorn.Config:
 def bind(settings: ServeSettings) -> socket.socket:
     """A listening socket. Raises EnvironmentFault where the address cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # The protocol is named because asyncio turns off Nagle's delay, 40 ms an answer, only where it is.
+    # The protocol is named because asyncio turns off Nagle's delay, 40 ms an answer, only where it
+    # is.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -84,7 +88,10 @@ def bind(settings: ServeSettings) -> socket.socket:
     except OSError as error:
         listener.close()
         reason = error.strerror or str(error)
-        raise EnvironmentFault(f"{settings.host}:{settings.port}: cannot be had ({reason}); give another --host or --port") from error
+        raise EnvironmentFault(
+            f"{settings.host}:{settings.port}: cannot be had ({reason}); give another --host or"
+            " --port"
+        ) from error
     return listener
 
 
@@ -116,7 +123,12 @@ def build_app(services: Services) -> ASGIApp:
         default_response_class=JsonAnswer,
     )
     app.state.services = services
-    api = APIRouter(prefix="/api/v1", dependencies=[Depends(HTTPBearer(auto_error=False, description="The token printed at the start."))])
+    api = APIRouter(
+        prefix="/api/v1",
+        dependencies=[
+            Depends(HTTPBearer(auto_error=False, description="The token printed at the start."))
+        ],
+    )
     api.include_router(slide_routes.router)
     api.include_router(work_routes.router)
     app.include_router(api)
@@ -125,7 +137,10 @@ def build_app(services: Services) -> ASGIApp:
     inner: ASGIApp = app
     if services.settings.cors_origins:
         inner = CORSMiddleware(
-            app, allow_origins=services.settings.cors_origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["Authorization"]
+            app,
+            allow_origins=services.settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization"],
         )
     return Guard(inner, services.settings, services.door, services.metrics)
 
@@ -138,7 +153,9 @@ def _answer_faults(app: FastAPI) -> None:
 
     async def tell_invalid(_request: Request, error: Exception) -> JsonAnswer:
         assert isinstance(error, RequestValidationError)
-        named = "; ".join(f"{_name_field(fault)}: {fault['msg']}" for fault in error.errors()[:MAX_NAMED_FIELDS])
+        named = "; ".join(
+            f"{_name_field(fault)}: {fault['msg']}" for fault in error.errors()[:MAX_NAMED_FIELDS]
+        )
         reply = settle_fault(Refusal(422, f"the request is not as it should be: {named}"))
         return JsonAnswer(reply.to_json(), reply.status)
 

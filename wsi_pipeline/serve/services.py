@@ -88,7 +88,11 @@ def _open_jobs(settings: ServeSettings, catalogue: Catalogue) -> JobQueue | None
     return JobQueue(
         model=settings.model,
         results=settings.results[0],
-        config=InferConfig(tiling=TileConfig(slide_mpp=settings.slide_mpp), device=settings.device, terms=settings.terms),
+        config=InferConfig(
+            tiling=TileConfig(slide_mpp=settings.slide_mpp),
+            device=settings.device,
+            terms=settings.terms,
+        ),
         workers=settings.workers or choose_workers(device=settings.device),
         capacity=settings.limits.jobs,
         on_end=catalogue.refresh,
@@ -100,7 +104,15 @@ def _watch(services: Services, readers: DecoderPool, uploads: DecoderPool) -> No
     watch("wsi_tile_cache_bytes", "Bytes of tiles in memory", lambda: cache.used_bytes)
     watch("wsi_tile_cache_hits", "Tiles found in memory", lambda: cache.hits)
     watch("wsi_tile_cache_misses", "Tiles not found in memory", lambda: cache.misses)
-    watch("wsi_decoders_replaced", "Decoding processes that died or were ended", lambda: readers.replaced + uploads.replaced)
+    watch(
+        "wsi_decoders_replaced",
+        "Decoding processes that died or were ended",
+        lambda: readers.replaced + uploads.replaced,
+    )
     watch("wsi_slides", "Slides served", lambda: len(services.catalogue.entries()))
     if jobs is not None:
-        watch("wsi_jobs_under_way", "Jobs that wait or run", lambda: sum(job.state not in ENDED for job in jobs.list()))
+        watch(
+            "wsi_jobs_under_way",
+            "Jobs that wait or run",
+            lambda: sum(job.state not in ENDED for job in jobs.list()),
+        )

@@ -87,7 +87,10 @@ class ServeSettings:
         if self.decoders < 1:
             raise ConfigError(f"{self.decoders} decoding processes cannot be; give 1 or more")
         if self.token is None and not self.is_loopback:
-            raise ConfigError(f"host {self.host} is reachable from elsewhere; a token is needed there, leave out --no-token")
+            raise ConfigError(
+                f"host {self.host} is reachable from elsewhere; a token is needed there, leave out"
+                " --no-token"
+            )
         if self.token == "":
             raise ConfigError("the token is empty; leave it out to have one made")
         if "*" in (*self.allowed_hosts, *self.cors_origins):

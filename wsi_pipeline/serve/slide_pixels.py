@@ -93,7 +93,9 @@ class OpenedSlide:
 class SlidePixels:
     """Reads slides for the server; safe to share between threads."""
 
-    def __init__(self, pool: DecoderPool, cache: TileCache, limits: Limits, slide_mpp: float | None = None) -> None:
+    def __init__(
+        self, pool: DecoderPool, cache: TileCache, limits: Limits, slide_mpp: float | None = None
+    ) -> None:
         self._pool = pool
         self._cache = cache
         self._limits = limits
@@ -124,7 +126,9 @@ class SlidePixels:
         return (entry.file, mark, self._mpp_of(entry), _fingerprint(entry))
 
     def _mpp_of(self, entry: SlideEntry) -> float | None:
-        recorded = next((result.slide for result in entry.results.values() if result.slide is not None), None)
+        recorded = next(
+            (result.slide for result in entry.results.values() if result.slide is not None), None
+        )
         if recorded is None:
             return self._slide_mpp
         return recorded.mpp  # whoever said so: the map was made at that scale
@@ -137,7 +141,9 @@ class SlidePixels:
         if fingerprint is not None and info.fingerprint != fingerprint:
             raise Refusal(404, "the slide's file is not the one that was inferred; infer it again")
         pyramid = Pyramid(info.size_l0, self._limits.tile_px)
-        coarsest = pyramid.coarsest_level([float(ratio) for ratio in info.level_downsamples], self._limits.region_px)
+        coarsest = pyramid.coarsest_level(
+            [float(ratio) for ratio in info.level_downsamples], self._limits.region_px
+        )
         return OpenedSlide(path, mark, slide_mpp, info, pyramid, coarsest)
 
     def tile(self, entry: SlideEntry, level: int, col: int, row: int) -> bytes:
@@ -147,7 +153,13 @@ class SlidePixels:
             raise Refusal(404, "no such tile")
         key = (slide.path, slide.mark, level, col, row)
         if (content := self._cache.get(key)) is None:
-            place = {"level": level, "col": col, "row": row, "tile_px": self._limits.tile_px, "region_px": self._limits.region_px}
+            place = {
+                "level": level,
+                "col": col,
+                "row": row,
+                "tile_px": self._limits.tile_px,
+                "region_px": self._limits.region_px,
+            }
             content = self._read(slide, {"do": "tile"} | place)
             self._cache.put(key, content)
         return content
@@ -180,7 +192,9 @@ class SlidePixels:
             raise Refusal(404, "no such patch")
         if (grid.spec.side_px * float(grid.downsample)) ** 2 > self._limits.region_px:
             raise Refusal(413, "a patch of this grid covers more pixels than one read may take")
-        return self._read(self.open(entry), {"do": "patch", "grid": grid_to_json(grid), "row": row, "col": col})
+        return self._read(
+            self.open(entry), {"do": "patch", "grid": grid_to_json(grid), "row": row, "col": col}
+        )
 
     def _read(self, slide: OpenedSlide, request: dict[str, Any]) -> bytes:
         try:
@@ -188,12 +202,17 @@ class SlidePixels:
         except TooSlow:
             raise
         except DecodingError as error:
-            logger.info("read again after a failure: %s", error)  # the handle is dead or its process is; both are replaced
+            logger.info(
+                "read again after a failure: %s", error
+            )  # the handle is dead or its process is; both are replaced
             return self._pool.ask(slide.request | request, timeout_s=self._limits.read_s).payload
 
 
 def _fingerprint(entry: SlideEntry) -> str | None:
-    return next((result.slide.fingerprint for result in entry.results.values() if result.slide is not None), None)
+    return next(
+        (result.slide.fingerprint for result in entry.results.values() if result.slide is not None),
+        None,
+    )
 
 
 def _keep(known: dict[tuple[Any, ...], Any], key: tuple[Any, ...], value: Any) -> None:

@@ -17,10 +17,25 @@ from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.canvas import paint_map
 from wsi_pipeline.outputs.report_html import render_report
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.outputs.view_json import describe_grid, describe_overview, describe_region, describe_slide, encode_colours, order_regions
+from wsi_pipeline.outputs.view_json import (
+    describe_grid,
+    describe_overview,
+    describe_region,
+    describe_slide,
+    encode_colours,
+    order_regions,
+)
 from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
 from wsi_pipeline.serve.errors import Refusal
-from wsi_pipeline.serve.lookup import Here, NamedResult, NamedSlide, RunName, find_result, match_etag, require_summary
+from wsi_pipeline.serve.lookup import (
+    Here,
+    NamedResult,
+    NamedSlide,
+    RunName,
+    find_result,
+    match_etag,
+    require_summary,
+)
 from wsi_pipeline.serve.result_reader import LoadedResult
 from wsi_pipeline.serve.schemas import (
     Fault,
@@ -39,10 +54,14 @@ from wsi_pipeline.slides.image_io import encode_jpeg, encode_png
 from wsi_pipeline.store.schema import DAMAGES
 
 FAULTS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Fault} for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 503)
+    status: {"model": Fault}
+    for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 503)
 }
 DEFAULT_REGIONS = 500
-REPORT_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; sandbox allow-scripts"
+REPORT_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+    " blob:; sandbox allow-scripts"
+)
 
 
 router = APIRouter(prefix="/slides", tags=["slides"], responses=FAULTS)
@@ -58,8 +77,14 @@ def picture(content: bytes, media_type: str, headers: dict[str, str]) -> Respons
     return Response(content, media_type=media_type, headers=headers)
 
 
-PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}, 304: {"description": "Unchanged."}}
-JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}, 304: {"description": "Unchanged."}}
+PNG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {}}},
+    304: {"description": "Unchanged."},
+}
+JPEG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {}}},
+    304: {"description": "Unchanged."},
+}
 
 
 @router.get("")
@@ -67,7 +92,12 @@ def list_slides(services: Here) -> SlideList:
     """Every slide with its figures in every run."""
     runs = [RunBody(run_id=run.run_id, name=run.name) for run in services.catalogue.runs]
     rows = [_describe_row(services, entry) for entry in services.catalogue.entries()]
-    return SlideList(runs=runs, can_predict=services.predictions is not None, can_run_jobs=services.jobs is not None, slides=rows)
+    return SlideList(
+        runs=runs,
+        can_predict=services.predictions is not None,
+        can_run_jobs=services.jobs is not None,
+        slides=rows,
+    )
 
 
 def _describe_row(services: Services, entry: SlideEntry) -> SlideRow:
@@ -77,7 +107,10 @@ def _describe_row(services: Services, entry: SlideEntry) -> SlideRow:
         version=entry.version,
         has_file=entry.has_file,
         can_run=services.jobs is not None and entry.is_in_folder,
-        summaries={run_id: None if one is None else SummaryBody.model_validate(one) for run_id, one in summaries.items()},
+        summaries={
+            run_id: None if one is None else SummaryBody.model_validate(one)
+            for run_id, one in summaries.items()
+        },
     )
 
 
@@ -97,7 +130,11 @@ def describe_one(services: Here, entry: NamedSlide, request: Request) -> Respons
         slide_id=entry.slide_id,
         version=entry.version,
         slide=describe_slide(slide) | {"slide_id": entry.slide_id},
-        overview=describe_overview(loaded[0][1].table.thumbnail) if loaded else {"box_l0": list(slide.bounds_l0)},
+        overview=(
+            describe_overview(loaded[0][1].table.thumbnail)
+            if loaded
+            else {"box_l0": list(slide.bounds_l0)}
+        ),
         tiles=tiles,
         tiles_note=note,
         results=[describe_result(run, entry.results[run.run_id], one) for run, one in loaded],
@@ -107,7 +144,9 @@ def describe_one(services: Here, entry: NamedSlide, request: Request) -> Respons
     return JsonAnswer(body.model_dump(mode="json"), headers=headers)
 
 
-def _load_runs(services: Services, entry: SlideEntry) -> tuple[list[tuple[Run, LoadedResult]], list[RunBody]]:
+def _load_runs(
+    services: Services, entry: SlideEntry
+) -> tuple[list[tuple[Run, LoadedResult]], list[RunBody]]:
     """What every run found on a slide, and the runs whose results are damaged. Raises Refusal where no others are left."""
     loaded: list[tuple[Run, LoadedResult]] = []
     damaged: list[RunBody] = []
@@ -125,7 +164,9 @@ def _load_runs(services: Services, entry: SlideEntry) -> tuple[list[tuple[Run, L
     return loaded, damaged
 
 
-def _open_file(services: Services, entry: SlideEntry) -> tuple[SlideInfo | None, TilesBody | None, str | None]:
+def _open_file(
+    services: Services, entry: SlideEntry
+) -> tuple[SlideInfo | None, TilesBody | None, str | None]:
     """What the slide's file says of itself, its tiles, and, where there are none, why."""
     try:
         opened = services.pixels.open(entry)
@@ -151,8 +192,14 @@ def describe_result(run: Run, result: Result, loaded: LoadedResult) -> ResultBod
     )
 
 
-@router.get("/{slide_id}/summary", response_model=SummaryBody, responses={304: {"description": "Unchanged."}})
-def show_summary(services: Here, entry: NamedSlide, request: Request, run: RunName = None) -> Response:
+@router.get(
+    "/{slide_id}/summary",
+    response_model=SummaryBody,
+    responses={304: {"description": "Unchanged."}},
+)
+def show_summary(
+    services: Here, entry: NamedSlide, request: Request, run: RunName = None
+) -> Response:
     """The figures of the slide, as in summary.json."""
     _, result = find_result(services, entry, run)
     headers: dict[str, str] = {}
@@ -162,14 +209,22 @@ def show_summary(services: Here, entry: NamedSlide, request: Request, run: RunNa
     return JsonAnswer(summary.model_dump(mode="json"), headers=headers)
 
 
-@router.get("/{slide_id}/regions", response_model=RegionsBody, responses={304: {"description": "Unchanged."}})
+@router.get(
+    "/{slide_id}/regions",
+    response_model=RegionsBody,
+    responses={304: {"description": "Unchanged."}},
+)
 def show_regions(
     services: Here,
     found: NamedResult,
     request: Request,
     threshold: Threshold = None,
-    min_area_mm2: Annotated[float | None, Query(ge=0, le=1e6, description="Instead of that of the results.")] = None,
-    limit: Annotated[int | None, Query(ge=0, description="So many of the strongest; 500 unless said otherwise.")] = None,
+    min_area_mm2: Annotated[
+        float | None, Query(ge=0, le=1e6, description="Instead of that of the results.")
+    ] = None,
+    limit: Annotated[
+        int | None, Query(ge=0, description="So many of the strongest; 500 unless said otherwise.")
+    ] = None,
 ) -> Response:
     """Positive cells that touch, corners included, strongest first."""
     result, loaded = found
@@ -182,15 +237,33 @@ def show_regions(
     at = loaded.heatmap.threshold if threshold is None else threshold
     smallest = loaded.heatmap.min_region_mm2 if min_area_mm2 is None else min_area_mm2
     regions = services.results.regions(result, at, smallest)
-    shown = [describe_region(region) for region in order_regions(regions)[: min(DEFAULT_REGIONS, most) if limit is None else limit]]
-    return JsonAnswer({"threshold": at, "min_area_mm2": smallest, "found": len(regions), "regions": shown}, headers=headers)
+    shown = [
+        describe_region(region)
+        for region in order_regions(regions)[
+            : min(DEFAULT_REGIONS, most) if limit is None else limit
+        ]
+    ]
+    return JsonAnswer(
+        {"threshold": at, "min_area_mm2": smallest, "found": len(regions), "regions": shown},
+        headers=headers,
+    )
 
 
-@router.get("/{slide_id}/map.npy", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
+@router.get(
+    "/{slide_id}/map.npy",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}},
+)
 def send_map(
     found: NamedResult,
     request: Request,
-    is_own: Annotated[bool, Query(alias="own", description="The patches' own probabilities, where the results' map is smoothed.")] = False,
+    is_own: Annotated[
+        bool,
+        Query(
+            alias="own",
+            description="The patches' own probabilities, where the results' map is smoothed.",
+        ),
+    ] = False,
 ) -> Response:
     """The map as a NumPy file: float32 (rows, cols), NaN where nothing was assessed."""
     result, loaded = found
@@ -230,7 +303,10 @@ def show_tissue(found: NamedResult, request: Request) -> Response:
 
 @router.get("/{slide_id}/thumbnail.jpg", response_class=Response, responses=JPEG)
 def show_thumbnail(
-    services: Here, entry: NamedSlide, request: Request, side: Annotated[int | None, Query(ge=16, le=4096)] = None
+    services: Here,
+    entry: NamedSlide,
+    request: Request,
+    side: Annotated[int | None, Query(ge=16, le=4096)] = None,
 ) -> Response:
     """The scanned area as one picture, with at most `side` pixels along its longer side."""
     headers: dict[str, str] = {}
@@ -248,7 +324,14 @@ def show_thumbnail(
 
 
 @router.get("/{slide_id}/tiles/{level}/{col}/{row}.jpg", response_class=Response, responses=JPEG)
-async def show_tile(services: Here, entry: NamedSlide, request: Request, level: TileNumber, col: TileNumber, row: TileNumber) -> Response:
+async def show_tile(
+    services: Here,
+    entry: NamedSlide,
+    request: Request,
+    level: TileNumber,
+    col: TileNumber,
+    row: TileNumber,
+) -> Response:
     """One tile of the slide; level 0 is the scan, level k the scan reduced 2ᵏ times."""
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, services.pixels.file_version(entry)):
@@ -260,20 +343,33 @@ async def show_tile(services: Here, entry: NamedSlide, request: Request, level: 
 
 
 @router.get("/{slide_id}/patches/{row}/{col}.png", response_class=Response, responses=PNG)
-def show_patch(services: Here, entry: NamedSlide, found: NamedResult, row: TileNumber, col: TileNumber) -> Response:
+def show_patch(
+    services: Here, entry: NamedSlide, found: NamedResult, row: TileNumber, col: TileNumber
+) -> Response:
     """One patch, pixel by pixel as the model saw it."""
     return picture(services.pixels.patch(entry, found[1].table.grid, row, col), "image/png", {})
 
 
-@router.get("/{slide_id}/report.html", response_class=Response, responses={200: {"content": {"text/html": {}}}})
+@router.get(
+    "/{slide_id}/report.html",
+    response_class=Response,
+    responses={200: {"content": {"text/html": {}}}},
+)
 def send_report(entry: NamedSlide, found: NamedResult) -> Response:
     """The slide's report as one file that opens by itself."""
     result, loaded = found
     try:
-        page = render_report(SlideResult(loaded.table, loaded.heatmap, require_summary(result))).encode(errors="replace")
+        page = render_report(
+            SlideResult(loaded.table, loaded.heatmap, require_summary(result))
+        ).encode(errors="replace")
     except DAMAGES as error:
-        raise StoreError(f"{result.folder}: its report cannot be drawn ({error}); infer the slide again") from error
-    headers = {"Content-Disposition": 'attachment; filename="report.html"', "Content-Security-Policy": REPORT_POLICY}
+        raise StoreError(
+            f"{result.folder}: its report cannot be drawn ({error}); infer the slide again"
+        ) from error
+    headers = {
+        "Content-Disposition": 'attachment; filename="report.html"',
+        "Content-Security-Policy": REPORT_POLICY,
+    }
     return Response(page, media_type="text/html", headers=headers)
 
 

@@ -29,9 +29,18 @@ def show_model(services: Here) -> dict[str, Any]:
 @router.post("/predict", tags=["predict"])
 async def predict(
     services: Here,
-    images: Annotated[list[UploadFile], File(description="PNG or JPEG: patches of the model's size, or larger images.")],
+    images: Annotated[
+        list[UploadFile],
+        File(description="PNG or JPEG: patches of the model's size, or larger images."),
+    ],
     mpp: Annotated[
-        float | None, Form(description="µm per pixel of the images; needed for images that are not patches: these are cut on a grid.")
+        float | None,
+        Form(
+            description=(
+                "µm per pixel of the images; needed for images that are not patches: these are cut"
+                " on a grid."
+            )
+        ),
     ] = None,
 ) -> PredictionBody:
     """Probabilities for images: one for a patch, one for every cell of the grid of a larger image."""
@@ -41,7 +50,10 @@ async def predict(
     contents = [await image.read() for image in images]
     answers = await run_in_threadpool(service.predict, contents, mpp)
     services.metrics.patches.inc(
-        sum(1 if answer["grid"] is None else answer["grid"]["rows"] * answer["grid"]["cols"] for answer in answers)
+        sum(
+            1 if answer["grid"] is None else answer["grid"]["rows"] * answer["grid"]["cols"]
+            for answer in answers
+        )
     )
     model = service.predictor.model
     return PredictionBody(

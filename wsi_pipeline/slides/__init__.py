@@ -29,11 +29,16 @@ READERS: dict[str, ReaderKind] = {
 AUTO = "auto"
 
 
-def open_slide(path: Path, slide_id: str | None = None, slide_mpp: float | UserScale | None = None, reader: str = AUTO) -> SlideReader:
+def open_slide(
+    path: Path,
+    slide_id: str | None = None,
+    slide_mpp: float | UserScale | None = None,
+    reader: str = AUTO,
+) -> SlideReader:
     """Open a slide file with the first reader that recognises it, or with the one that is named.
 
-    `slide_mpp`, µm per level-0 pixel, overrules what the file says. Where this process may take any amount of memory, a limited one tries
-    first. Raises SlideError, naming the file and the remedy.
+    `slide_mpp`, µm per level-0 pixel, overrules what the file says. Where this process may take any
+    amount of memory, a limited one tries first. Raises SlideError, naming the file and the remedy.
     """
     check_slide_file(path)
     if reader not in (AUTO, *READERS):
@@ -46,15 +51,24 @@ def open_slide(path: Path, slide_id: str | None = None, slide_mpp: float | UserS
             opened = kind.open(path, slide_id if slide_id is not None else path.stem, scale)
             return _check_direct(path, opened) if reader == "tiff" else opened
     if reader != AUTO:
-        raise SlideError(f"{path}: the reader {reader!r} does not know this kind of file; leave the choice to --reader auto")
-    raise SlideError(f"{path}: not a slide or image that any reader knows; move it out of the folder or convert it")
+        raise SlideError(
+            f"{path}: the reader {reader!r} does not know this kind of file; leave the choice to"
+            " --reader auto"
+        )
+    raise SlideError(
+        f"{path}: not a slide or image that any reader knows; move it out of the folder or"
+        " convert it"
+    )
 
 
 def _check_direct(path: Path, reader: SlideReader) -> SlideReader:
     """Raise SlideError where the direct reader was asked for by name, and would leave the scan itself to OpenSlide."""
     if isinstance(reader, tiff_reader.TiffReader) and 0 not in reader.direct_levels:
         reader.close()
-        raise SlideError(f"{path}: its tiles cannot be decoded as OpenSlide decodes them; leave the choice to --reader auto")
+        raise SlideError(
+            f"{path}: its tiles cannot be decoded as OpenSlide decodes them; leave the choice to"
+            " --reader auto"
+        )
     return reader
 
 
@@ -63,6 +77,12 @@ def describe_reader(reader: SlideReader) -> str:
     if not isinstance(reader, tiff_reader.TiffReader):
         return "image" if isinstance(reader, image_reader.ImageReader) else "openslide"
     direct = [str(level.number) for level in reader.levels if level.number in reader.direct_levels]
-    others = [str(level.number) for level in reader.levels if level.number not in reader.direct_levels]
-    parts = [f"{name} (level {', '.join(numbers)})" for name, numbers in (("tiff", direct), ("openslide", others)) if numbers]
+    others = [
+        str(level.number) for level in reader.levels if level.number not in reader.direct_levels
+    ]
+    parts = [
+        f"{name} (level {', '.join(numbers)})"
+        for name, numbers in (("tiff", direct), ("openslide", others))
+        if numbers
+    ]
     return " and ".join(parts)

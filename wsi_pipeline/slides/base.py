@@ -44,10 +44,19 @@ class SlideReader(Protocol):
         """Reads of this thread that another reader had to do because of a fault."""
         ...
 
-    def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+    def read(
+        self,
+        level: Level,
+        x: int,
+        y: int,
+        width: int,
+        height: int,
+        only: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.uint8]:
         """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels are white. Raises SlideError.
 
-        Where `only` names boxes, (n, 4) as x, y, width, height, pixels outside all of them need not be read.
+        Where `only` names boxes, (n, 4) as x, y, width, height, pixels outside all of them need not
+        be read.
         """
         ...
 
@@ -86,7 +95,9 @@ def settle_mpp(path: Path, declared: DeclaredScale, scale: UserScale | None) -> 
     _check_mpp(path, mpp_x, declared.source)
     _check_mpp(path, mpp_y, declared.source)
     if abs(mpp_x - mpp_y) > MAX_ANISOTROPY * min(mpp_x, mpp_y):
-        raise SlideError(f"{path}: {mpp_x:g} µm/px in x but {mpp_y:g} in y; give the true scale with --slide-mpp")
+        raise SlideError(
+            f"{path}: {mpp_x:g} µm/px in x but {mpp_y:g} in y; give the true scale with --slide-mpp"
+        )
     return (mpp_x if mpp_x == mpp_y else (mpp_x + mpp_y) / 2), declared.source
 
 
@@ -94,14 +105,16 @@ def _parse_mpp(path: Path, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise SlideError(f"{path}: µm per pixel is {text!r}, which is no number; give it with --slide-mpp") from error
+        raise SlideError(
+            f"{path}: µm per pixel is {text!r}, which is no number; give it with --slide-mpp"
+        ) from error
 
 
 def _check_mpp(path: Path, mpp: float, source: str) -> float:
     if not (math.isfinite(mpp) and MIN_MPP <= mpp <= MAX_MPP):
         raise SlideError(
-            f"{path}: {mpp:g} µm per pixel (from: {source}) is impossible for a slide, which has {MIN_MPP:g} to {MAX_MPP:g}; "
-            "give the true scale with --slide-mpp"
+            f"{path}: {mpp:g} µm per pixel (from: {source}) is impossible for a slide, which has"
+            f" {MIN_MPP:g} to {MAX_MPP:g}; give the true scale with --slide-mpp"
         )
     return float(mpp)
 
@@ -114,8 +127,13 @@ MAX_SLIDE_PX = 250_000_000_000
 def check_size(path: Path, size: tuple[int, int]) -> None:
     """Raise SlideError where a slide of `size` (width, height) cannot be."""
     width, height = size
-    if not (1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX and width * height <= MAX_SLIDE_PX):
-        raise SlideError(f"{path}: says that it has {width} × {height} px, which no slide has; copy it again or export it anew")
+    if not (
+        1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX and width * height <= MAX_SLIDE_PX
+    ):
+        raise SlideError(
+            f"{path}: says that it has {width} × {height} px, which no slide has; copy it again or"
+            " export it anew"
+        )
 
 
 MAX_ASPECT_ERROR = 0.02
@@ -139,7 +157,8 @@ def _settle_downsample(size_l0: tuple[int, int], size: tuple[int, int]) -> Fract
     whole = round((ratio_x * ratio_y) ** 0.5)
     if whole >= 1 and all(_is_reduced_by(whole, *pair) for pair in zip(size_l0, size, strict=True)):
         return Fraction(whole)
-    # A very small level is off by a pixel of rounding; only larger disagreement means another image.
+    # A very small level is off by a pixel of rounding; only larger disagreement means another
+    # image.
     allowed = MAX_ASPECT_ERROR + 1 / min(size)
     if abs(ratio_x - ratio_y) > allowed * min(ratio_x, ratio_y):
         return None
@@ -165,7 +184,9 @@ def fingerprint_file(path: Path, extra: str = "") -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(f"{size}:{extra}:".encode())
     last_start = max(0, size - FINGERPRINT_WINDOW_BYTES)
-    starts = sorted({last_start * k // (FINGERPRINT_WINDOWS - 1) for k in range(FINGERPRINT_WINDOWS)})
+    starts = sorted(
+        {last_start * k // (FINGERPRINT_WINDOWS - 1) for k in range(FINGERPRINT_WINDOWS)}
+    )
     with path.open("rb") as stream:
         for start in starts:
             stream.seek(start)
@@ -178,11 +199,15 @@ def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     alpha = rgba[..., 3:]
     if int(alpha.min(initial=255)) == 255:
         return np.ascontiguousarray(rgba[..., :3])
-    weighted = rgba[..., :3].astype(np.uint16) * alpha + np.uint16(255) * (255 - alpha.astype(np.uint16))
+    weighted = rgba[..., :3].astype(np.uint16) * alpha + np.uint16(255) * (
+        255 - alpha.astype(np.uint16)
+    )
     return ((weighted + 127) // 255).astype(np.uint8)
 
 
-def tiles_touched(boxes: NDArray[np.int64], tile: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.bool_]:
+def tiles_touched(
+    boxes: NDArray[np.int64], tile: tuple[int, int], shape: tuple[int, int]
+) -> NDArray[np.bool_]:
     """Which of `shape` (rows, cols) tiles of (width, height) pixels, the first at (0, 0), any box (n, 4: x, y, width, height) touches."""
     rows, cols = shape
     left, top = np.clip(boxes[:, 0] // tile[0], 0, cols), np.clip(boxes[:, 1] // tile[1], 0, rows)
@@ -190,7 +215,12 @@ def tiles_touched(boxes: NDArray[np.int64], tile: tuple[int, int], shape: tuple[
     bottom = np.clip((boxes[:, 1] + boxes[:, 3] - 1) // tile[1] + 1, 0, rows)
     # Corners as steps of a sum over rows and columns: where the sum is positive, boxes lie.
     steps = np.zeros((rows + 1, cols + 1), dtype=np.int32)
-    for place, step in (((top, left), 1), ((bottom, right), 1), ((top, right), -1), ((bottom, left), -1)):
+    for place, step in (
+        ((top, left), 1),
+        ((bottom, right), 1),
+        ((top, right), -1),
+        ((bottom, left), -1),
+    ):
         np.add.at(steps, place, step)
     touched: NDArray[np.bool_] = steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
     return touched

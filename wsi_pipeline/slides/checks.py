@@ -53,7 +53,9 @@ def check_slide_file(path: Path) -> None:
     except BrokenTiff as error:
         raise SlideError(f"{path}: {error}") from error
     except OSError as error:
-        raise SlideError(f"{path}: cannot be read ({error.strerror}); check the drive, or copy it again") from error
+        raise SlideError(
+            f"{path}: cannot be read ({error.strerror}); check the drive, or copy it again"
+        ) from error
 
 
 def _check_regular(path: Path) -> None:
@@ -74,13 +76,26 @@ def _check_regular(path: Path) -> None:
 def _check_neighbours(path: Path) -> None:
     """Nothing that a reader looks into beside this file, or in its folder, is a pipe: it would be waited for without end."""
     is_dicom = _read_bytes(path, 4, DICOM_PREAMBLE) == DICOM_MAGIC
-    folder = path.parent if is_dicom else path.with_suffix("") if path.suffix.lower() == MIRAX_SUFFIX else None
+    folder = (
+        path.parent
+        if is_dicom
+        else path.with_suffix("")
+        if path.suffix.lower() == MIRAX_SUFFIX
+        else None
+    )
     if folder is None or not folder.is_dir():
         return
     with os.scandir(folder) as entries:
-        odd = sorted(entry.name for entry in entries if not entry.is_file() and not entry.is_dir() and Path(entry).exists())
+        odd = sorted(
+            entry.name
+            for entry in entries
+            if not entry.is_file() and not entry.is_dir() and Path(entry).exists()
+        )
     if odd:
-        raise SlideError(f"{path}: {folder.name}/{odd[0]}, which belongs to its files, is not a regular file; move it away")
+        raise SlideError(
+            f"{path}: {folder.name}/{odd[0]}, which belongs to its files, is not a regular file;"
+            " move it away"
+        )
 
 
 def _read_bytes(path: Path, count: int, offset: int = 0) -> bytes:
@@ -89,7 +104,9 @@ def _read_bytes(path: Path, count: int, offset: int = 0) -> bytes:
             stream.seek(offset)
             return stream.read(count)
     except OSError as error:
-        raise machine_fault(path, error) or SlideError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise machine_fault(path, error) or SlideError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
 
 
 def _check_within(structure: TiffStructure) -> None:
@@ -99,14 +116,22 @@ def _check_within(structure: TiffStructure) -> None:
             continue
         offsets, counts = page.offsets[page.counts != 0], page.counts[page.counts != 0]
         if (counts < 0).any() or ((counts > MAX_TILE_BYTES).any() and page.is_tiled):
-            raise BrokenTiff(f"a tile claims {int(counts.max()):,} bytes, which cannot be; copy it again or export it anew")
+            raise BrokenTiff(
+                f"a tile claims {int(counts.max()):,} bytes, which cannot be; copy it again or"
+                " export it anew"
+            )
         if (offsets < 0).any():
-            raise BrokenTiff("truncated: a tile claims to lie beyond byte 2⁶³; copy it again or export it anew")
+            raise BrokenTiff(
+                "truncated: a tile claims to lie beyond byte 2⁶³; copy it again or export it anew"
+            )
         beyond = offsets > structure.file_size - counts
         if beyond.any():
             last = int(np.argmax(np.where(beyond, offsets, 0)))
             end = int(offsets[last]) + int(counts[last])
-            raise BrokenTiff(f"truncated: image data end at byte {end} of a file of {structure.file_size}; copy it again")
+            raise BrokenTiff(
+                f"truncated: image data end at byte {end} of a file of {structure.file_size}; copy"
+                " it again"
+            )
 
 
 def _pictures(structure: TiffStructure) -> list[TiffPage]:
@@ -141,9 +166,19 @@ def _check_extent(path: Path, page: TiffPage) -> None:
         return
     (width, height), (tile_width, tile_height) = page.size, page.tile
     if not (1 <= tile_width <= MAX_TILE_PX and 1 <= tile_height <= MAX_TILE_PX):
-        raise BrokenTiff(f"tiles of {tile_width} × {tile_height} px cannot be (1 to {MAX_TILE_PX}); export it anew")
-    needed = -(-width // tile_width) * -(-height // tile_height) * (page.number(SAMPLES, 1) if page.number(PLANES, 1) == 2 else 1)
+        raise BrokenTiff(
+            f"tiles of {tile_width} × {tile_height} px cannot be (1 to {MAX_TILE_PX}); export it"
+            " anew"
+        )
+    needed = (
+        -(-width // tile_width)
+        * -(-height // tile_height)
+        * (page.number(SAMPLES, 1) if page.number(PLANES, 1) == 2 else 1)
+    )
     if needed > MAX_TILES or len(page.offsets) < needed:
-        raise BrokenTiff(f"says {width} × {height} px but lists {len(page.offsets):,} of {needed:,} tiles; copy it again or export it anew")
+        raise BrokenTiff(
+            f"says {width} × {height} px but lists {len(page.offsets):,} of {needed:,} tiles; copy"
+            " it again or export it anew"
+        )
     if not len(page.counts):
         raise BrokenTiff("does not say how long its tiles are; export it anew")

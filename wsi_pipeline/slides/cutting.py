@@ -1,7 +1,7 @@
 """Cutting patches out of pixels: out of a region that was read as a whole, or out of JPEG tiles one by one as they are decoded.
 
-Bytes are moved in rows of patches, not pixel by pixel. From a tile straight into the patches they move once, while the tile is still in
-the processor's cache; by way of a region it would be twice.
+Bytes are moved in rows of patches, not pixel by pixel. From a tile straight into the patches they
+move once, while the tile is still in the processor's cache; by way of a region it would be twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,9 @@ def cut_region(region: NDArray[np.uint8], cut: Cut, pixels: NDArray[np.uint8]) -
     count, side, stride = len(cut.cells), cut.side, cut.stride
     item = np.dtype((np.void, side * 3))
     shape = ((height - side) // stride + 1, (width - side) // stride + 1, side)
-    windows: NDArray[np.void] = np.ndarray(shape, item, region.data, strides=(stride * width * 3, stride * 3, width * 3))
+    windows: NDArray[np.void] = np.ndarray(
+        shape, item, region.data, strides=(stride * width * 3, stride * 3, width * 3)
+    )
     rows_of_pixels = pixels.reshape(count, side, side * 3).view(item)[..., 0]
     cells = cut.cells - cut.cells.min(axis=0)
     for start, stop in _runs(cells):
@@ -119,14 +121,21 @@ class TileCutter:
             first, last = int(self._first[axis]), int(self._cut.cells[:, axis].max())
             side, stride = self._cut.side, self._cut.stride
             overlaps = []
-            for cell in range(max(first, -((side - 1 - start) // stride)), min(last, (start + length - 1) // stride) + 1):
+            for cell in range(
+                max(first, -((side - 1 - start) // stride)),
+                min(last, (start + length - 1) // stride) + 1,
+            ):
                 begin, end = max(cell * stride, start), min(cell * stride + side, start + length)
                 if begin < end:  # else the tile lies in a gap between cells
-                    overlaps.append(Overlap(cell - first, begin - start, begin - cell * stride, end - begin))
+                    overlaps.append(
+                        Overlap(cell - first, begin - start, begin - cell * stride, end - begin)
+                    )
             self._known[axis, start] = overlaps
         return self._known[axis, start]
 
-    def _take_whole(self, tile: NDArray[np.uint8], row: Overlap, col: Overlap, places: Sequence[int]) -> None:
+    def _take_whole(
+        self, tile: NDArray[np.uint8], row: Overlap, col: Overlap, places: Sequence[int]
+    ) -> None:
         """Copy patches of a row whose width lies within the tile; those of a run are one copy."""
         pitch = tile.shape[1] * 3
         windows: NDArray[np.void] = np.ndarray(
@@ -138,11 +147,18 @@ class TileCutter:
         )
         into = slice(row.patch_start, row.patch_start + row.length)
         for start, stop in _runs_of(places):
-            self._whole_rows[places[start] : places[start] + stop - start, into] = windows[start:stop]
+            self._whole_rows[places[start] : places[start] + stop - start, into] = windows[
+                start:stop
+            ]
 
     def _take_part(self, lines: NDArray[np.uint8], row: Overlap, col: Overlap, place: int) -> None:
-        self._rows[place, row.patch_start : row.patch_start + row.length, col.patch_start * 3 : (col.patch_start + col.length) * 3] = lines[
-            row.tile_start : row.tile_start + row.length, col.tile_start * 3 : (col.tile_start + col.length) * 3
+        self._rows[
+            place,
+            row.patch_start : row.patch_start + row.length,
+            col.patch_start * 3 : (col.patch_start + col.length) * 3,
+        ] = lines[
+            row.tile_start : row.tile_start + row.length,
+            col.tile_start * 3 : (col.tile_start + col.length) * 3,
         ]
 
 

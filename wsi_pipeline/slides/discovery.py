@@ -68,8 +68,9 @@ class FoundSlide:
 def find_slides(places: Sequence[Path]) -> list[FoundSlide]:
     """Files named directly, and every file of folders that may be a slide, in sorted order.
 
-    Each `slide_id` is the file's stem where that is unique and safe as a file name, else stem and a hash of the path.
-    Raises ConfigError where a place does not exist or nothing is found, EnvironmentFault where a folder may not be entered.
+    Each `slide_id` is the file's stem where that is unique and safe as a file name, else stem and a
+    hash of the path. Raises ConfigError where a place does not exist or nothing is found,
+    EnvironmentFault where a folder may not be entered.
     """
     return list_found(places, (path for place in places for path in _list_place(place)))
 
@@ -81,14 +82,20 @@ def list_found(places: Sequence[Path | str], paths: Iterable[Path]) -> list[Foun
     for path, entry in zip(found, locate(found), strict=True):
         once.setdefault(entry, path)
     if not once:
-        raise ConfigError(f"{', '.join(map(str, places))}: no slide files; name a folder that holds some")
+        raise ConfigError(
+            f"{', '.join(map(str, places))}: no slide files; name a folder that holds some"
+        )
     found = list(once.values())
-    return [FoundSlide(slide_id, path) for slide_id, path in zip(name_slides(found), found, strict=True)]
+    return [
+        FoundSlide(slide_id, path) for slide_id, path in zip(name_slides(found), found, strict=True)
+    ]
 
 
 def locate(paths: Sequence[Path]) -> list[tuple[str, str]]:
     """(real folder, name) of each: the same for every spelling of a path, but not for two links to one file, which are two slides."""
-    folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}  # Path.resolve raises where links circle
+    folders = {
+        folder: os.path.realpath(folder) for folder in {path.parent for path in paths}
+    }  # Path.resolve raises where links circle
     return [(folders[path.parent], path.name) for path in paths]
 
 
@@ -116,7 +123,9 @@ def list_folder(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 def _refuse(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # a folder that went meanwhile holds nothing any more
+    if not isinstance(
+        error, FileNotFoundError
+    ):  # a folder that went meanwhile holds nothing any more
         raise machine_fault(error.filename, error) or error
 
 
@@ -127,7 +136,9 @@ def _may_be_entered(name: str, files: Sequence[str]) -> bool:
 
 
 def _may_be_slide(name: str) -> bool:
-    return not (name.startswith(".") or Path(name).suffix.lower() in SIDECAR_SUFFIXES or is_written(name))
+    return not (
+        name.startswith(".") or Path(name).suffix.lower() in SIDECAR_SUFFIXES or is_written(name)
+    )
 
 
 def is_written(name: str) -> bool:
@@ -154,12 +165,20 @@ def name_slides(paths: Sequence[Path]) -> list[str]:
     stems = [safe_name(path.stem) for path in paths]
     stems = [f"{stem}_" if stem.casefold() in RESERVED else stem for stem in stems]
     seen = Counter(map(_fold, stems))
-    names = {place: stem for place, stem in enumerate(stems) if stem == paths[place].stem and seen[_fold(stem)] == 1}
+    names = {
+        place: stem
+        for place, stem in enumerate(stems)
+        if stem == paths[place].stem and seen[_fold(stem)] == 1
+    }
     taken = set(map(_fold, names.values()))
     common = _common_folder(paths)
-    for place in sorted(set(range(len(paths))) - set(names), key=lambda place: str(paths[place].absolute())):
+    for place in sorted(
+        set(range(len(paths))) - set(names), key=lambda place: str(paths[place].absolute())
+    ):
         # A file may really be called like another's stem and hash: then the hash is drawn again.
-        candidates = (f"{stems[place]}-{_short_hash(paths[place], common, turn)}" for turn in count())
+        candidates = (
+            f"{stems[place]}-{_short_hash(paths[place], common, turn)}" for turn in count()
+        )
         names[place] = next(name for name in candidates if _fold(name) not in taken)
         taken.add(_fold(names[place]))
     return [names[place] for place in range(len(paths))]

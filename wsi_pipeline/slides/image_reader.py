@@ -9,7 +9,15 @@ from PIL import Image, UnidentifiedImageError
 
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.slides.base import DeclaredScale, Level, UserScale, composite_on_white, fingerprint_file, settle_levels, settle_mpp
+from wsi_pipeline.slides.base import (
+    DeclaredScale,
+    Level,
+    UserScale,
+    composite_on_white,
+    fingerprint_file,
+    settle_levels,
+    settle_mpp,
+)
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MODES = ("RGB", "RGBA", "L", "LA")
@@ -42,7 +50,15 @@ class ImageReader:
             fingerprint=fingerprint_file(path),
         )
 
-    def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+    def read(
+        self,
+        level: Level,
+        x: int,
+        y: int,
+        width: int,
+        height: int,
+        only: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.uint8]:
         """RGB (height, width, 3) at (x, y); pixels outside the image are white."""
         region = np.full((height, width, 3), 255, dtype=np.uint8)
         x0, y0 = max(x, 0), max(y, 0)
@@ -102,7 +118,9 @@ def _open(path: Path) -> Image.Image:
 
 def _broken(path: Path, error: Exception) -> SlideError:
     if isinstance(error, Image.DecompressionBombError):
-        return SlideError(f"{path}: too large for a plain image ({error}); convert it to a pyramidal TIFF")
+        return SlideError(
+            f"{path}: too large for a plain image ({error}); convert it to a pyramidal TIFF"
+        )
     return SlideError(f"{path}: not a whole image ({error}); copy it again")
 
 
@@ -110,16 +128,21 @@ def _check_decodable(path: Path, image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise SlideError(
-            f"{path}: {width} × {height} px is too large for a plain image (limit {MAX_PIXELS:,} px); convert it to a pyramidal TIFF"
+            f"{path}: {width} × {height} px is too large for a plain image (limit {MAX_PIXELS:,}"
+            " px); convert it to a pyramidal TIFF"
         )
     if image.mode not in MODES:
-        raise SlideError(f"{path}: pixels of type {image.mode!r} are no 8-bit grey or RGB; convert it to 8-bit RGB")
+        raise SlideError(
+            f"{path}: pixels of type {image.mode!r} are no 8-bit grey or RGB; convert it to"
+            " 8-bit RGB"
+        )
 
 
 def _declared_scale(image: Image.Image) -> DeclaredScale:
     dpi = image.info.get("dpi")
     if dpi is None or not all(float(value) > 0 for value in dpi):
         return DeclaredScale("image header", None, None)
-    # Headers keep whole dots per metre, so that 4 µm/px comes back as 3.99999…: six digits are what they hold.
+    # Headers keep whole dots per metre, so that 4 µm/px comes back as 3.99999…: six digits are what
+    # they hold.
     mpp_x, mpp_y = (f"{UM_PER_INCH / float(value):.5g}" for value in dpi)
     return DeclaredScale("image header", mpp_x, mpp_y)

@@ -53,7 +53,10 @@ class OpenSlideReader:
         check_size(path, handle.dimensions)
         self._level_downsamples = handle.level_downsamples
         properties = handle.properties
-        self.levels = tuple(level._replace(tile=_tile_size(properties, level.number)) for level in settle_levels(handle.level_dimensions))
+        self.levels = tuple(
+            level._replace(tile=_tile_size(properties, level.number))
+            for level in settle_levels(handle.level_dimensions)
+        )
         mpp, mpp_source = settle_mpp(path, _declared_scale(properties), scale)
         self.info = SlideInfo(
             slide_id=slide_id,
@@ -72,7 +75,15 @@ class OpenSlideReader:
         """Whether OpenSlide reduces the level by a whole number, so that its pixels come out as they are stored."""
         return float(self._level_downsamples[level.number]).is_integer()
 
-    def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+    def read(
+        self,
+        level: Level,
+        x: int,
+        y: int,
+        width: int,
+        height: int,
+        only: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.uint8]:
         """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels are white."""
         box = (x, y, width, height)
         parts = [box] if only is None else merge_boxes(only)
@@ -80,8 +91,9 @@ class OpenSlideReader:
         try:
             return self._read_with(handle, level, box, parts)
         except OPENSLIDE_FAULTS:
-            # After one failed read a handle answers every read with that error (openslide#689), and another thread's
-            # failure may have been the first: only a handle of our own can tell whether these pixels are at fault.
+            # After one failed read a handle answers every read with that error (openslide#689), and
+            # another thread's failure may have been the first: only a handle of our own can tell
+            # whether these pixels are at fault.
             self._forget(handle)
         private = _open_handle(self._path)
         try:
@@ -89,7 +101,8 @@ class OpenSlideReader:
         except OPENSLIDE_FAULTS as error:
             private.close()
             raise SlideError(
-                f"{self._path}: level {level.number} at {x},{y}: cannot be decoded ({error}); scan or copy it again"
+                f"{self._path}: level {level.number} at {x},{y}: cannot be decoded ({error}); scan"
+                " or copy it again"
             ) from error
         self._share(private)
         return pixels
@@ -101,7 +114,9 @@ class OpenSlideReader:
                 self._handle.close()
                 self._handle = None
 
-    def _read_with(self, handle: openslide.OpenSlide, level: Level, box: Box, parts: Sequence[Box]) -> NDArray[np.uint8]:
+    def _read_with(
+        self, handle: openslide.OpenSlide, level: Level, box: Box, parts: Sequence[Box]
+    ) -> NDArray[np.uint8]:
         if not self.is_whole(level):
             return self._read_on_lattice(handle, level, *box)
         downsample = round(self._level_downsamples[level.number])
@@ -113,15 +128,27 @@ class OpenSlideReader:
             region[y - box[1] : y - box[1] + height, x - box[0] : x - box[0] + width] = piece
         return region
 
-    def _read_on_lattice(self, handle: openslide.OpenSlide, level: Level, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        # OpenSlide divides the level-0 location by a downsample such as 4.0021 and blends pixels by what is left over. Reading
-        # whole cells of a fixed lattice makes that blend, of an eighth of a pixel at most, the same in whatever piece a pixel is read.
+    def _read_on_lattice(
+        self, handle: openslide.OpenSlide, level: Level, x: int, y: int, width: int, height: int
+    ) -> NDArray[np.uint8]:
+        # OpenSlide divides the level-0 location by a downsample such as 4.0021 and blends pixels by
+        # what is left over. Reading whole cells of a fixed lattice makes that blend, of an eighth
+        # of a pixel at most, the same in whatever piece a pixel is read.
         downsample = self._level_downsamples[level.number]
         x0, y0 = x // LATTICE_PX * LATTICE_PX, y // LATTICE_PX * LATTICE_PX
-        region = np.empty((-(-(y + height - y0) // LATTICE_PX) * LATTICE_PX, -(-(x + width - x0) // LATTICE_PX) * LATTICE_PX, 3), np.uint8)
+        region = np.empty(
+            (
+                -(-(y + height - y0) // LATTICE_PX) * LATTICE_PX,
+                -(-(x + width - x0) // LATTICE_PX) * LATTICE_PX,
+                3,
+            ),
+            np.uint8,
+        )
         for row in range(0, region.shape[0], LATTICE_PX):
             for col in range(0, region.shape[1], LATTICE_PX):
-                cell = _read_region(handle, level, downsample, x0 + col, y0 + row, LATTICE_PX, LATTICE_PX)
+                cell = _read_region(
+                    handle, level, downsample, x0 + col, y0 + row, LATTICE_PX, LATTICE_PX
+                )
                 region[row : row + LATTICE_PX, col : col + LATTICE_PX] = cell
         return region[y - y0 : y - y0 + height, x - x0 : x - x0 + width]
 
@@ -168,7 +195,13 @@ def merge_boxes(boxes: NDArray[np.int64]) -> list[Box]:
 
 
 def _read_region(
-    handle: openslide.OpenSlide, level: Level, downsample: float, x: int, y: int, width: int, height: int
+    handle: openslide.OpenSlide,
+    level: Level,
+    downsample: float,
+    x: int,
+    y: int,
+    width: int,
+    height: int,
 ) -> NDArray[np.uint8]:
     location = (round(x * downsample), round(y * downsample))
     image = handle.read_region(location, level.number, (width, height))
@@ -194,7 +227,10 @@ def _open_handle(path: Path) -> openslide.OpenSlide:
         handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
         return handle
     except OPENSLIDE_FAULTS as error:
-        raise SlideError(f"{path}: OpenSlide cannot open it ({error}); copy it again or convert it to a pyramidal TIFF") from error
+        raise SlideError(
+            f"{path}: OpenSlide cannot open it ({error}); copy it again or convert it to a"
+            " pyramidal TIFF"
+        ) from error
 
 
 def _declared_scale(properties: Mapping[str, str]) -> DeclaredScale:
@@ -207,8 +243,14 @@ def _declared_scale(properties: Mapping[str, str]) -> DeclaredScale:
 
 
 def _tile_size(properties: Mapping[str, str], level: int) -> tuple[int, int] | None:
-    width, height = (properties.get(f"openslide.level[{level}].tile-{side}", "") for side in ("width", "height"))
-    return (int(width), int(height)) if width.isdigit() and height.isdigit() and int(width) and int(height) else None
+    width, height = (
+        properties.get(f"openslide.level[{level}].tile-{side}", "") for side in ("width", "height")
+    )
+    return (
+        (int(width), int(height))
+        if width.isdigit() and height.isdigit() and int(width) and int(height)
+        else None
+    )
 
 
 def _bounds(properties: Mapping[str, str], size_l0: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -222,7 +264,14 @@ def _bounds(properties: Mapping[str, str], size_l0: tuple[int, int]) -> tuple[in
         x, y, width, height = (int(properties[name]) for name in names)
     except (KeyError, ValueError):
         return (0, 0, *size_l0)
-    is_inside = x >= 0 and y >= 0 and width > 0 and height > 0 and x + width <= size_l0[0] and y + height <= size_l0[1]
+    is_inside = (
+        x >= 0
+        and y >= 0
+        and width > 0
+        and height > 0
+        and x + width <= size_l0[0]
+        and y + height <= size_l0[1]
+    )
     return (x, y, width, height) if is_inside else (0, 0, *size_l0)
 
 

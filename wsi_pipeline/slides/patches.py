@@ -1,8 +1,8 @@
 """Patches cut straight from a slide: each macro-tile is read once and cut up in memory.
 
-Memory for the pixels of blocks is used again and again: a block is 31 MB. Fresh memory comes from the operating system page by page,
-each cleared first, and on virtual machines that takes longer than decoding a third of the block; memory that was used before costs
-nothing.
+Memory for the pixels of blocks is used again and again: a block is 31 MB. Fresh memory comes from
+the operating system page by page, each cleared first, and on virtual machines that takes longer
+than decoding a third of the block; memory that was used before costs nothing.
 """
 
 import threading
@@ -33,7 +33,9 @@ KEPT = 4
 class SlidePatches:
     """The patches of `cells` (n, 2), read from the slide; pixel-identical to what a patch store holds of them."""
 
-    def __init__(self, reader: SlideReader, grid: Grid, cells: NDArray[np.int32], block_size: int) -> None:
+    def __init__(
+        self, reader: SlideReader, grid: Grid, cells: NDArray[np.int32], block_size: int
+    ) -> None:
         self._reader = reader
         self._view = view_grid(reader, grid)
         self._macro_tiles = macro_tiles_per_cell(self._view, grid)
@@ -50,7 +52,8 @@ class SlidePatches:
         """The pixels of block number `block`; patches that cannot be decoded are white and marked unreadable."""
         cells = self.cells[block_slice(block, self.block_size, len(self.cells))]
         codes = macro_tile_codes(cells, self._macro_tiles)
-        # Macro-tile by macro-tile, and in each from top left to bottom right: a reader copies runs of neighbours at once.
+        # Macro-tile by macro-tile, and in each from top left to bottom right: a reader copies runs
+        # of neighbours at once.
         order = np.lexsort((cells[:, 1], cells[:, 0], codes))
         if (order[1:] > order[:-1]).all():
             return self._read_in_order(cells, codes)
@@ -81,7 +84,9 @@ class SlidePatches:
         cut = Cut(cells, 0, 0, spec.side_px, spec.stride_px)
         cut_region(view.read(*cut.box, None if cut.is_full else cut.boxes), cut, pixels)
 
-    def _read_singly(self, cells: NDArray[np.int32], pixels: NDArray[np.uint8], readable: NDArray[np.bool_]) -> None:
+    def _read_singly(
+        self, cells: NDArray[np.int32], pixels: NDArray[np.uint8], readable: NDArray[np.bool_]
+    ) -> None:
         """Read patch by patch, so that one bad JPEG tile costs only the patches that it lies under."""
         for index in range(len(cells)):
             try:
@@ -100,7 +105,8 @@ def view_grid(reader: SlideReader, grid: Grid) -> ScaledView:
 def macro_tiles_per_cell(view: ScaledView, grid: Grid) -> tuple[Fraction, Fraction]:
     """How much of a macro-tile one step down, and one to the right, is; macro-tiles are whole tiles of the level that is read.
 
-    It depends on the slide alone and not on who reads it, for it decides the order of patches in a store.
+    It depends on the slide alone and not on who reads it, for it decides the order of patches in a
+    store.
     """
     step = grid.spec.stride_px * view.reduction
     wanted = MACRO_TILE_LEVEL_PX if view.reduction == 1 else REDUCED_MACRO_TILE_LEVEL_PX
@@ -138,10 +144,17 @@ class PixelBuffers:
 class _Lease:
     """The owner of one array's memory, as NumPy sees it."""
 
-    def __init__(self, owner: PixelBuffers, buffer: NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, owner: PixelBuffers, buffer: NDArray[np.uint8], shape: tuple[int, ...]
+    ) -> None:
         self._owner = owner
         self._buffer = buffer
-        self.__array_interface__: dict[str, Any] = {"shape": shape, "typestr": "|u1", "data": (buffer.ctypes.data, False), "version": 3}
+        self.__array_interface__: dict[str, Any] = {
+            "shape": shape,
+            "typestr": "|u1",
+            "data": (buffer.ctypes.data, False),
+            "version": 3,
+        }
 
     def __del__(self) -> None:
         self._owner.give_back(self._buffer)

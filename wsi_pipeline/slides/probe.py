@@ -1,6 +1,7 @@
 """Opening a slide in a limited process of its own first, so that a file which crashes, hangs or bloats a library harms nobody else.
 
-Worker processes of a run are limited themselves and need none of this; a process that a user started is not.
+Worker processes of a run are limited themselves and need none of this; a process that a user
+started is not.
 """
 
 import atexit
@@ -27,7 +28,10 @@ PIECE_BYTES = 1 << 16
 
 def is_limited() -> bool:
     """Whether this process may take only so much memory: a worker's, a server's decoder, or a shell's under `ulimit`."""
-    return any(resource.getrlimit(kind)[0] != resource.RLIM_INFINITY for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
+    return any(
+        resource.getrlimit(kind)[0] != resource.RLIM_INFINITY
+        for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)
+    )
 
 
 class Probe:
@@ -45,17 +49,27 @@ class Probe:
 
         Raises EnvironmentFault where there can be no such process.
         """
-        line = json.dumps({"path": str(path.absolute()), "name": str(path), **request}, allow_nan=False).encode() + b"\n"
+        line = (
+            json.dumps(
+                {"path": str(path.absolute()), "name": str(path), **request}, allow_nan=False
+            ).encode()
+            + b"\n"
+        )
         with self._lock:
             process = self._start()
             try:
                 answer = self._ask(process, line)
             except TimeoutError as error:
                 self._end()
-                raise SlideError(f"{path}: is not open after {self._deadline_s:g} s; copy it to another drive, or leave it out") from error
+                raise SlideError(
+                    f"{path}: is not open after {self._deadline_s:g} s; copy it to another drive,"
+                    " or leave it out"
+                ) from error
             except OSError as error:
                 self._end()
-                raise SlideError(f"{path}: a process that opened it crashed; copy it again or leave it out") from error
+                raise SlideError(
+                    f"{path}: a process that opened it crashed; copy it again or leave it out"
+                ) from error
             if answer.get("is_last"):
                 self._end()
         if "error" in answer:
@@ -88,7 +102,13 @@ class Probe:
             return self._process
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "wsi_pipeline.slides.probing", str(self._memory_bytes)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "wsi_pipeline.slides.probing",
+                    str(self._memory_bytes),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -100,7 +120,8 @@ class Probe:
             self._end()
             reason = error.strerror or "it ended at once: Too many open files, or no memory"
             raise EnvironmentFault(
-                f"the process that tries slides first: cannot be started ({reason}); see ulimit -a and run the same line again"
+                f"the process that tries slides first: cannot be started ({reason}); see ulimit -a"
+                " and run the same line again"
             ) from error
         return self._process
 

@@ -1,8 +1,9 @@
 """Pen marks and blur: measured, flagged, and left to the user to act upon.
 
-Ink is found on the thumbnail, by colours that are saturated as no stain is at that scale. Sharpness is the variance of the Laplacian of
-brightness (0–255) at a fixed scale, so that a threshold means the same for every patch size and scanner; it is looked at in a window of at
-least 64 µm, because a patch of 12.5 µm may be smooth and in focus.
+Ink is found on the thumbnail, by colours that are saturated as no stain is at that scale. Sharpness
+is the variance of the Laplacian of brightness (0–255) at a fixed scale, so that a threshold means
+the same for every patch size and scanner; it is looked at in a window of at least 64 µm, because a
+patch of 12.5 µm may be smooth and in focus.
 """
 
 import math
@@ -64,12 +65,19 @@ class QualityParameters:
     def __post_init__(self) -> None:
         if not 0 <= self.max_pen <= 1:
             raise ConfigError(f"max_pen is {self.max_pen}; it must lie between 0 and 1")
-        if self.min_sharpness is not None and not (math.isfinite(self.min_sharpness) and self.min_sharpness > 0):
+        if self.min_sharpness is not None and not (
+            math.isfinite(self.min_sharpness) and self.min_sharpness > 0
+        ):
             raise ConfigError(f"min_sharpness is {self.min_sharpness}; it must be above 0")
         if unknown := set(self.drop) - set(FLAG_NAMES):
-            raise ConfigError(f"there is no flag {sorted(unknown)[0]!r}; flags are {', '.join(FLAG_NAMES)}")
+            raise ConfigError(
+                f"there is no flag {sorted(unknown)[0]!r}; flags are {', '.join(FLAG_NAMES)}"
+            )
         if "blur" in self.drop and self.min_sharpness is None:
-            raise ConfigError("blurred patches can only be left out where a sharpness is asked for; give --min-sharpness")
+            raise ConfigError(
+                "blurred patches can only be left out where a sharpness is asked for; give"
+                " --min-sharpness"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The parameters as they are recorded in stores and recipes."""
@@ -92,10 +100,13 @@ ReadRegion = Callable[[int, int, int, int], NDArray[np.uint8]]
 """RGB (height, width, 3) of x, y, width, height at the scale of sharpness."""
 
 
-def measure_sharpness(read: ReadRegion, size: tuple[int, int], boxes: NDArray[np.float64], mpp: float) -> NDArray[np.float32]:
+def measure_sharpness(
+    read: ReadRegion, size: tuple[int, int], boxes: NDArray[np.float64], mpp: float
+) -> NDArray[np.float32]:
     """Variance of the Laplacian around every box (n, 4: x, y, width, height) of a picture of `size` at `mpp` µm/px.
 
-    NaN where nothing could be read. Pieces without a box are not read, and one piece is held at a time.
+    NaN where nothing could be read. Pieces without a box are not read, and one piece is held at a
+    time.
     """
     windows = _windows(boxes, size, MIN_WINDOW_UM / mpp)
     sharpness = np.full(len(boxes), np.nan, dtype=np.float32)
@@ -109,11 +120,15 @@ def measure_sharpness(read: ReadRegion, size: tuple[int, int], boxes: NDArray[np
             picture = read(x0, y0, x1 - x0, y1 - y0)
         except SlideError:
             continue
-        sharpness[members] = _variances(laplace(rgb2gray(picture) * 255), windows[members] - [x0, y0, x0, y0])
+        sharpness[members] = _variances(
+            laplace(rgb2gray(picture) * 255), windows[members] - [x0, y0, x0, y0]
+        )
     return sharpness
 
 
-def _windows(boxes: NDArray[np.float64], size: tuple[int, int], least_px: float) -> NDArray[np.int64]:
+def _windows(
+    boxes: NDArray[np.float64], size: tuple[int, int], least_px: float
+) -> NDArray[np.int64]:
     """The boxes as (n, 4) x0, y0, x1, y1, widened to `least_px` about their centres, within the picture."""
     centre, extent = boxes[:, :2] + boxes[:, 2:] / 2, np.maximum(boxes[:, 2:], least_px)
     low = np.clip(np.floor(centre - extent / 2), 0, np.array(size) - 1)
@@ -128,7 +143,9 @@ def _variances(values: NDArray[np.float64], windows: NDArray[np.int64]) -> NDArr
     def mean(of: NDArray[np.float64]) -> NDArray[np.float64]:
         integral = np.zeros((of.shape[0] + 1, of.shape[1] + 1))
         integral[1:, 1:] = of.cumsum(axis=0).cumsum(axis=1)
-        total: NDArray[np.float64] = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
+        total: NDArray[np.float64] = (
+            integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
+        )
         average: NDArray[np.float64] = total / count
         return average
 
@@ -136,12 +153,16 @@ def _variances(values: NDArray[np.float64], windows: NDArray[np.int64]) -> NDArr
     return variances
 
 
-def judge(pen: NDArray[np.float32], sharpness: NDArray[np.float32], parameters: QualityParameters) -> PatchQuality:
+def judge(
+    pen: NDArray[np.float32], sharpness: NDArray[np.float32], parameters: QualityParameters
+) -> PatchQuality:
     """The flags of patches by the share of them that is ink, (n,), and by their sharpness, (n,), NaN where that is not known."""
     flags = np.where(pen > parameters.max_pen, Flag.PEN, 0)
     if parameters.min_sharpness is not None:
         flags |= np.where(sharpness < parameters.min_sharpness, Flag.BLUR, 0)
-    return PatchQuality(pen.astype(np.float32), sharpness.astype(np.float32), flags.astype(np.uint8))
+    return PatchQuality(
+        pen.astype(np.float32), sharpness.astype(np.float32), flags.astype(np.uint8)
+    )
 
 
 def is_kept(quality: PatchQuality, parameters: QualityParameters) -> NDArray[np.bool_]:

@@ -1,7 +1,8 @@
 """Reading a slide at any scale: the pixels of the virtual image at a given downsample, by exact area averaging.
 
-Each pixel of the virtual image is the mean of the level's pixels under it, weighted by the area that they share. All sums are of
-integers, so a pixel's value depends on its place alone, never on how a read was split.
+Each pixel of the virtual image is the mean of the level's pixels under it, weighted by the area
+that they share. All sums are of integers, so a pixel's value depends on its place alone, never on
+how a read was split.
 """
 
 import math
@@ -58,10 +59,13 @@ class ScaledView(NamedTuple):
             return None
         return int(corner[0]), int(corner[1])
 
-    def read(self, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+    def read(
+        self, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None
+    ) -> NDArray[np.uint8]:
         """RGB (height, width, 3) at (x, y) in the view's pixels. Raises SlideError.
 
-        Where `only` names boxes, (n, 4) as x, y, width, height in the view's pixels, what lies outside all of them need not be read.
+        Where `only` names boxes, (n, 4) as x, y, width, height in the view's pixels, what lies
+        outside all of them need not be read.
         """
         x_edges = self._edges(self.origin_xy_l0[0], x, width)
         y_edges = self._edges(self.origin_xy_l0[1], y, height)
@@ -86,17 +90,23 @@ class ScaledView(NamedTuple):
 
     def _edges(self, origin_l0: int, start: int, count: int) -> Edges:
         step = self.reduction.limit_denominator(MAX_STEP_DENOMINATOR)
-        origin = (Fraction(origin_l0) / self.level.downsample).limit_denominator(MAX_ORIGIN_DENOMINATOR)
+        origin = (Fraction(origin_l0) / self.level.downsample).limit_denominator(
+            MAX_ORIGIN_DENOMINATOR
+        )
         unit = math.lcm(step.denominator, origin.denominator)
         places = np.arange(start, start + count + 1, dtype=np.int64)
         return Edges(int(origin * unit) + places * int(step * unit), unit)
 
-    def _read_level(self, x0: int, y0: int, x1: int, y1: int, only: NDArray[np.int64] | None) -> NDArray[np.uint8]:
+    def _read_level(
+        self, x0: int, y0: int, x1: int, y1: int, only: NDArray[np.int64] | None
+    ) -> NDArray[np.uint8]:
         """Level pixels x0…x1, y0…y1; beyond a level that was cut short by a pixel, its last column or row goes on."""
         width, height = self.level.size
         x_stop, y_stop = min(x1, width), min(y1, height)
         x_start, y_start = min(x0, x_stop - 1), min(y0, y_stop - 1)
-        pixels = self.reader.read(self.level, x_start, y_start, x_stop - x_start, y_stop - y_start, only)
+        pixels = self.reader.read(
+            self.level, x_start, y_start, x_stop - x_start, y_stop - y_start, only
+        )
         if (x_start, y_start, x_stop, y_stop) == (x0, y0, x1, y1):
             return pixels
         rows = np.clip(np.arange(y0, y1) - y_start, 0, y_stop - y_start - 1)
@@ -133,8 +143,15 @@ def _average_whole(pixels: NDArray[np.uint8], y_step: int, x_step: int) -> NDArr
     height, width = pixels.shape[0] // y_step, pixels.shape[1] // x_step
     cut = pixels[: height * y_step, : width * x_step]
     area = y_step * x_step
-    # Sums of slices, in the smallest type that holds twice the largest sum: a reshape and a sum over axes takes five times as long.
-    dtype = np.dtype(np.uint16 if 2 * 255 * area + area < 2**16 else np.uint32 if 2 * 255 * area + area < 2**32 else np.uint64)
+    # Sums of slices, in the smallest type that holds twice the largest sum: a reshape and a sum
+    # over axes takes five times as long.
+    dtype = np.dtype(
+        np.uint16
+        if 2 * 255 * area + area < 2**16
+        else np.uint32
+        if 2 * 255 * area + area < 2**32
+        else np.uint64
+    )
     columns = _sum_slices(cut, y_step, dtype)
     total = np.swapaxes(_sum_slices(np.swapaxes(columns, 0, 1), x_step, dtype), 0, 1)
     total *= dtype.type(2)

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Self
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.slides.discovery import FoundSlide, is_product, is_written, list_folder, list_found
+from wsi_pipeline.slides.discovery import (
+    FoundSlide,
+    is_product,
+    is_written,
+    list_folder,
+    list_found,
+)
 from wsi_pipeline.slides.sheet import check_header, parse_mpp, read_sheet
 
 SHEET_SUFFIX = ".csv"
@@ -24,7 +30,9 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
-            raise ConfigError(f"shard {self.number}/{self.count} cannot be; give I/N with I from 1 to N")
+            raise ConfigError(
+                f"shard {self.number}/{self.count} cannot be; give I/N with I from 1 to N"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -53,7 +61,9 @@ def select_slides(places: Sequence[Path | str], recursive: bool = False) -> list
     sheets = [Path(place) for place in places if str(place).lower().endswith(SHEET_SUFFIX)]
     if sheets:
         if len(places) > 1:
-            raise ConfigError(f"{sheets[0]}: a sample sheet names all slides of a run; give nothing beside it")
+            raise ConfigError(
+                f"{sheets[0]}: a sample sheet names all slides of a run; give nothing beside it"
+            )
         return [row.slide for row in read_sheet(sheets[0])]
     return list_found(places, (path for place in places for path in _list_place(place, recursive)))
 
@@ -66,8 +76,14 @@ def _list_place(place: Path | str, recursive: bool) -> list[Path]:
         return [path]
     matching = sorted(Path(match) for match in glob.glob(str(place), recursive=recursive))  # noqa: PTH207 - patterns may be absolute
     if not matching:
-        raise ConfigError(f"{place}: no such file or folder, and no pattern that anything matches; check the path")
-    products = {folder for folder in {parent for match in matching for parent in match.parents} if is_product(folder)}
+        raise ConfigError(
+            f"{place}: no such file or folder, and no pattern that anything matches; check the path"
+        )
+    products = {
+        folder
+        for folder in {parent for match in matching for parent in match.parents}
+        if is_product(folder)
+    }
     others = [match for match in matching if products.isdisjoint(match.parents)]
     return [found for match in others for found in _list_match(match, recursive)]
 
@@ -86,17 +102,26 @@ def read_mpp_csv(path: Path) -> dict[str, float]:
             lines = [(reader.line_num, line) for line in reader if any(line.values())]
             header = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: not a readable CSV file ({error}); save it as CSV in UTF-8") from error
+        raise ConfigError(
+            f"{path}: not a readable CSV file ({error}); save it as CSV in UTF-8"
+        ) from error
     if not {"wsi", "mpp"} <= set(header):
-        raise ConfigError(f"{path}: line 1: the columns are {', '.join(header) or 'none'}; wsi and mpp must be among them")
+        raise ConfigError(
+            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; wsi and mpp must be"
+            " among them"
+        )
     check_header(path, header)
     scales: dict[str, float] = {}
     for number, line in lines:
         name, mpp = (line["wsi"] or "").strip(), parse_mpp(path, number, line["mpp"] or "")
         if not name or mpp is None:
-            raise ConfigError(f"{path}: line {number}: names no slide or no mpp; fill in both or remove the line")
+            raise ConfigError(
+                f"{path}: line {number}: names no slide or no mpp; fill in both or remove the line"
+            )
         if scales.setdefault(Path(name).name, mpp) != mpp:
-            raise ConfigError(f"{path}: line {number}: {name} was given another mpp above; keep one line")
+            raise ConfigError(
+                f"{path}: line {number}: {name} was given another mpp above; keep one line"
+            )
     return scales
 
 
@@ -107,5 +132,9 @@ def scale_slides(slides: Sequence[FoundSlide], path: Path) -> list[FoundSlide]:
     scaled = []
     for slide in slides:
         mpp = scales.get(slide.path.name, scales.get(slide.path.stem))
-        scaled.append(slide if mpp is None or slide.slide_mpp is not None else replace(slide, slide_mpp=mpp, mpp_source=source))
+        scaled.append(
+            slide
+            if mpp is None or slide.slide_mpp is not None
+            else replace(slide, slide_mpp=mpp, mpp_source=source)
+        )
     return scaled

@@ -43,7 +43,11 @@ def read_thumbnail(reader: SlideReader, mpp: float) -> ThumbnailRead:
     pixels = np.full((height, width, 3), 255, dtype=np.uint8)
     unreadable = np.zeros((height, width), dtype=np.bool_)
     piece = max(1, int(PIECE_LEVEL_PX / view.reduction))
-    faults = [fault for box in _pieces(width, height, piece) if (fault := _read_piece(view, box, pixels, unreadable))]
+    faults = [
+        fault
+        for box in _pieces(width, height, piece)
+        if (fault := _read_piece(view, box, pixels, unreadable))
+    ]
     if unreadable.all():
         raise faults[0]
     return ThumbnailRead(Thumbnail(pixels, downsample, (x0, y0)), unreadable)
@@ -56,7 +60,10 @@ def _pieces(width: int, height: int, side: int) -> Iterator[tuple[int, int, int,
 
 
 def _read_piece(
-    view: ScaledView, box: tuple[int, int, int, int], pixels: NDArray[np.uint8], unreadable: NDArray[np.bool_]
+    view: ScaledView,
+    box: tuple[int, int, int, int],
+    pixels: NDArray[np.uint8],
+    unreadable: NDArray[np.bool_],
 ) -> SlideError | None:
     """Fill one piece; where it cannot be decoded, its quarters, down to pieces too small to matter."""
     x, y, width, height = box

@@ -1,6 +1,7 @@
 """Where the tiles of a TIFF's levels lie, for those levels that can be decoded here exactly as OpenSlide does.
 
-Whatever a file says is held against its own size before it is believed: a hostile one costs no more than a look.
+Whatever a file says is held against its own size before it is believed: a hostile one costs no more
+than a look.
 """
 
 from collections.abc import Sequence
@@ -99,7 +100,10 @@ def _is_plain_rgb(page: TiffPage) -> bool:
         page.numbers.get(SAMPLES) == (3,)
         and set(page.numbers.get(BITS, (1,))) == {8}
         and set(page.numbers.get(SAMPLE_FORMAT, (1,))) == {1}
-        and all(page.number(tag, 1) == 1 for tag in (PLANES, FILL_ORDER, ORIENTATION, IMAGE_DEPTH, TILE_DEPTH))
+        and all(
+            page.number(tag, 1) == 1
+            for tag in (PLANES, FILL_ORDER, ORIENTATION, IMAGE_DEPTH, TILE_DEPTH)
+        )
         and all(1 <= side <= MAX_TILE_PX for side in page.tile)
     )
 
@@ -107,6 +111,10 @@ def _is_plain_rgb(page: TiffPage) -> bool:
 def _is_within(layout: LevelLayout, file_size: int) -> bool:
     """Whether every tile that is there lies within the file and is no larger than any tile could be."""
     offsets, counts = layout.offsets[layout.counts != 0], layout.counts[layout.counts != 0]
-    if len(layout.offsets) != len(layout.counts) or (counts < 0).any() or (counts > MAX_TILE_BYTES).any():
+    if (
+        len(layout.offsets) != len(layout.counts)
+        or (counts < 0).any()
+        or (counts > MAX_TILE_BYTES).any()
+    ):
         return False
     return not ((offsets < 0) | (offsets > file_size - counts)).any()

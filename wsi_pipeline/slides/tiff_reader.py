@@ -1,10 +1,12 @@
 """Slides whose tiles are decoded here, without OpenSlide's compositing: pixel for pixel what OpenSlide gives, several times as fast.
 
-OpenSlide still says what the slide is (size, scale, levels, bounds), so that nothing but speed depends on the reader. It also reads
-whatever cannot be had here: levels of other formats; levels whose downsample is no whole number, because OpenSlide blends their pixels and
-a slide must give the same patches either way; and any region in which a tile cannot be decoded.
+OpenSlide still says what the slide is (size, scale, levels, bounds), so that nothing but speed
+depends on the reader. It also reads whatever cannot be had here: levels of other formats; levels
+whose downsample is no whole number, because OpenSlide blends their pixels and a slide must give the
+same patches either way; and any region in which a tile cannot be decoded.
 
-Decoded tiles that a neighbouring macro-tile may want again are kept, within a bound for the whole process.
+Decoded tiles that a neighbouring macro-tile may want again are kept, within a bound for the whole
+process.
 """
 
 import itertools
@@ -52,7 +54,13 @@ class CutsPatches(Protocol):
 class TiffReader:
     """A TIFF or SVS slide of which at least some levels are decoded directly; safe to share between threads."""
 
-    def __init__(self, path: Path, slide_id: str, scale: UserScale | None = None, decode_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        slide_id: str,
+        scale: UserScale | None = None,
+        decode_threads: int | None = None,
+    ) -> None:
         self._path = path
         self._openslide = OpenSlideReader(path, slide_id, scale)
         self.info = self._openslide.info
@@ -76,7 +84,15 @@ class TiffReader:
         """Regions that this thread had OpenSlide read because of a fault in a tile."""
         return getattr(self._here, "fallbacks", 0)
 
-    def read(self, level: Level, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+    def read(
+        self,
+        level: Level,
+        x: int,
+        y: int,
+        width: int,
+        height: int,
+        only: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.uint8]:
         """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels, and those under no box of `only`, are white."""
         layout = self.layout_of(level)
         if layout is None:
@@ -89,20 +105,33 @@ class TiffReader:
 
     def _note(self, level: Level, box: tuple[int, int, int, int], fault: TileFault) -> None:
         self._here.fallbacks = self.fallbacks + 1
-        logger.info("%s: level %d at %s: %s; OpenSlide is asked", self._path, level.number, box[:2], fault)
+        logger.info(
+            "%s: level %d at %s: %s; OpenSlide is asked", self._path, level.number, box[:2], fault
+        )
 
     def cut(self, level: Level, cut: Cut, pixels: NDArray[np.uint8]) -> bool:
         """Fill `pixels` (b, side, side, 3) straight from the tiles; False where the level is not decoded here. Raises SlideError."""
         layout = self.layout_of(level)
         x, y, width, height = box = cut.box
-        if layout is None or x < 0 or y < 0 or x + width > layout.size[0] or y + height > layout.size[1]:
+        if (
+            layout is None
+            or x < 0
+            or y < 0
+            or x + width > layout.size[0]
+            or y + height > layout.size[1]
+        ):
             return False
         only = None if cut.is_full else cut.boxes
         cutter = TileCutter(cut, pixels)
 
         def take(index: int) -> None:
             left, top = layout.corner(index)
-            is_inside = x <= left and y <= top and left + layout.form.width <= x + width and top + layout.form.height <= y + height
+            is_inside = (
+                x <= left
+                and y <= top
+                and left + layout.form.width <= x + width
+                and top + layout.form.height <= y + height
+            )
             cutter.take(self._tile(level, layout, index, keep=not is_inside), left, top)
 
         try:
@@ -129,13 +158,18 @@ class TiffReader:
         """Where the level's tiles lie; None where OpenSlide reads it. A few tiles are held against OpenSlide's the first time."""
         if level.number not in self._probed:
             layout = self._layouts.get(level.number)
-            is_equal = layout is not None and all(self._is_equal(level, layout, index) for index in _choose_probes(layout))
+            is_equal = layout is not None and all(
+                self._is_equal(level, layout, index) for index in _choose_probes(layout)
+            )
             self._probed[level.number] = layout if is_equal else None
         return self._probed[level.number]
 
     def _is_equal(self, level: Level, layout: LevelLayout, index: int) -> bool:
         x, y = layout.corner(index)
-        width, height = min(layout.form.width, level.size[0] - x), min(layout.form.height, level.size[1] - y)
+        width, height = (
+            min(layout.form.width, level.size[0] - x),
+            min(layout.form.height, level.size[1] - y),
+        )
         try:
             ours = self._assemble(level, layout, (x, y, width, height), None)
         except TileFault:
@@ -145,18 +179,30 @@ class TiffReader:
         except SlideError:
             return False
         if not np.array_equal(ours, theirs):
-            logger.warning("%s: level %d is decoded otherwise than by OpenSlide, which therefore reads it", self._path, level.number)
+            logger.warning(
+                "%s: level %d is decoded otherwise than by OpenSlide, which therefore reads it",
+                self._path,
+                level.number,
+            )
             return False
         return True
 
     def _assemble(
-        self, level: Level, layout: LevelLayout, box: tuple[int, int, int, int], only: NDArray[np.int64] | None
+        self,
+        level: Level,
+        layout: LevelLayout,
+        box: tuple[int, int, int, int],
+        only: NDArray[np.int64] | None,
     ) -> NDArray[np.uint8]:
         """The tiles under a box, each decoded once, side by side. Raises TileFault."""
         x, y, width, height = box
         indices = _tiles_wanted(layout, box, only)
         is_covered = _covers(layout, indices, box)
-        region = np.empty((height, width, 3), np.uint8) if is_covered else np.full((height, width, 3), 255, np.uint8)
+        region = (
+            np.empty((height, width, 3), np.uint8)
+            if is_covered
+            else np.full((height, width, 3), 255, np.uint8)
+        )
 
         def place(index: int) -> None:
             self._place(level, layout, index, region, (x, y))
@@ -185,7 +231,14 @@ class TiffReader:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
 
-    def _place(self, level: Level, layout: LevelLayout, index: int, region: NDArray[np.uint8], corner: tuple[int, int]) -> None:
+    def _place(
+        self,
+        level: Level,
+        layout: LevelLayout,
+        index: int,
+        region: NDArray[np.uint8],
+        corner: tuple[int, int],
+    ) -> None:
         """Decode one tile and copy what lies within the region."""
         left, top = layout.corner(index)
         x, y = corner
@@ -213,7 +266,8 @@ class TiffReader:
         return tile
 
     def _read_bytes(self, offset: int, count: int) -> bytes:
-        # Read, not mapped: a file that is cut short meanwhile is a fault here and would kill the process there.
+        # Read, not mapped: a file that is cut short meanwhile is a fault here and would kill the
+        # process there.
         try:
             content = os.pread(self._handle(), count, offset)
         except OSError as error:
@@ -241,13 +295,19 @@ def _choose_probes(layout: LevelLayout) -> list[int]:
     return [int(index) for index in largest if layout.counts[index]]
 
 
-def _tiles_wanted(layout: LevelLayout, box: tuple[int, int, int, int], only: NDArray[np.int64] | None) -> list[int]:
+def _tiles_wanted(
+    layout: LevelLayout, box: tuple[int, int, int, int], only: NDArray[np.int64] | None
+) -> list[int]:
     """Numbers of the tiles under a box, or under those of `only` (n, 4: x, y, width, height), row by row."""
     rows, cols = layout.tiles_under(*box)
     if only is None or not rows or not cols:
         return [row * layout.across + col for row in rows for col in cols]
     corner = [cols.start * layout.form.width, rows.start * layout.form.height, 0, 0]
-    row, col = np.nonzero(tiles_touched(only - corner, (layout.form.width, layout.form.height), (len(rows), len(cols))))
+    row, col = np.nonzero(
+        tiles_touched(
+            only - corner, (layout.form.width, layout.form.height), (len(rows), len(cols))
+        )
+    )
     wanted: list[int] = ((row + rows.start) * layout.across + col + cols.start).tolist()
     return wanted
 

@@ -1,7 +1,8 @@
 """What a TIFF says of itself, gone through without a decoder: its images, their sizes and formats, and where their pixels lie.
 
-Nothing is believed before it is held against the file's size and the limits below, so that a hostile file costs no more than a look:
-every offset is visited once, every table is read once, and no memory is taken for what is not there.
+Nothing is believed before it is held against the file's size and the limits below, so that a
+hostile file costs no more than a look: every offset is visited once, every table is read once, and
+no memory is taken for what is not there.
 """
 
 import os
@@ -27,7 +28,15 @@ MAX_VALUES = 64
 """Of any tag that is no table of tiles."""
 MAX_JPEG_TABLES = 1 << 20
 
-WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 256, 257, 258, 259, 262, 266, 270
+WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = (
+    256,
+    257,
+    258,
+    259,
+    262,
+    266,
+    270,
+)
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
 PLANES, PREDICTOR, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 317, 322, 323, 324, 325
 SUB_IFDS, SAMPLE_FORMAT, JPEG_TABLES, OLD_JPEG_OFFSET, OLD_JPEG_COUNT = 330, 339, 347, 513, 514
@@ -36,13 +45,40 @@ NDPI = 65420
 """The tag by which Hamamatsu's files are known, whose offsets have 64 bits in a TIFF of 32."""
 
 NUMBERS = frozenset(
-    {WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES, ROWS_PER_STRIP, PLANES, PREDICTOR, TILE_WIDTH}
+    {
+        WIDTH,
+        LENGTH,
+        BITS,
+        COMPRESSION,
+        PHOTOMETRIC,
+        FILL_ORDER,
+        ORIENTATION,
+        SAMPLES,
+        ROWS_PER_STRIP,
+        PLANES,
+        PREDICTOR,
+        TILE_WIDTH,
+    }
     | {TILE_LENGTH, SAMPLE_FORMAT, IMAGE_DEPTH, TILE_DEPTH}
 )
-TABLES = frozenset({STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, OLD_JPEG_OFFSET, OLD_JPEG_COUNT})
+TABLES = frozenset(
+    {STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, OLD_JPEG_OFFSET, OLD_JPEG_COUNT}
+)
 KNOWN = NUMBERS | TABLES | {DESCRIPTION, SUB_IFDS, JPEG_TABLES, NDPI}
 
-TYPES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
+TYPES = {
+    1: "u1",
+    3: "u2",
+    4: "u4",
+    6: "i1",
+    7: "u1",
+    8: "i2",
+    9: "i4",
+    13: "u4",
+    16: "u8",
+    17: "i8",
+    18: "u8",
+}
 """NumPy's names of TIFF's kinds of whole numbers, without the byte order."""
 TEXT = 2
 
@@ -128,7 +164,11 @@ class _Walk:
 
     def pages(self) -> Iterator[TiffPage]:
         """Every image, those that hang on another one after it."""
-        start = self._unpack("Q", self._read(8, 8)) if self._is_big else self._unpack("I", self._read(4, 4))
+        start = (
+            self._unpack("Q", self._read(8, 8))
+            if self._is_big
+            else self._unpack("I", self._read(4, 4))
+        )
         waiting = [(self._find_ndpi(start), False)]
         while waiting:
             place, is_sub = waiting.pop()
@@ -149,7 +189,9 @@ class _Walk:
         count = min(self._unpack("H", self._read(long_start, 2)), MAX_ENTRIES)
         if long_start + 2 + count * 12 + 8 > self.size:
             return start
-        codes = [code for code, *_ in struct.iter_unpack("<HHII", self._read(long_start + 2, count * 12))]
+        codes = [
+            code for code, *_ in struct.iter_unpack("<HHII", self._read(long_start + 2, count * 12))
+        ]
         self._is_ndpi = NDPI in codes
         return long_start if self._is_ndpi else start
 
@@ -159,15 +201,22 @@ class _Walk:
             raise BrokenTiff("its images go round in a circle; export it anew")
         self._visited.add(place)
         if len(self._visited) > MAX_PAGES:
-            raise BrokenTiff(f"has more than {MAX_PAGES:,} images, which no slide has; export it anew")
+            raise BrokenTiff(
+                f"has more than {MAX_PAGES:,} images, which no slide has; export it anew"
+            )
         wide, form, length = ("Q", "HHQ8s", 20) if self._is_big else ("H", "HHI4s", 12)
         head = struct.calcsize(wide)
         count = self._unpack(wide, self._read(place, head))
         if not 0 < count <= MAX_ENTRIES:
-            raise BrokenTiff(f"image at byte {place} has {count:,} tags, which cannot be; copy it again or export it anew")
+            raise BrokenTiff(
+                f"image at byte {place} has {count:,} tags, which cannot be; copy it again or"
+                " export it anew"
+            )
         entries: dict[int, Entry] = {}
         content = self._read(place + head, count * length)
-        for index, (code, kind, values, inline) in enumerate(struct.iter_unpack(self._order + form, content)):
+        for index, (code, kind, values, inline) in enumerate(
+            struct.iter_unpack(self._order + form, content)
+        ):
             if code in KNOWN and code not in entries:
                 at = place + head + (index + 1) * length - len(inline)
                 entries[code] = self._entry(code, kind, values, inline, at)
@@ -178,24 +227,49 @@ class _Walk:
     def _entry(self, code: int, kind: int, count: int, inline: bytes, at: int) -> Entry:
         width = 1 if kind == TEXT else np.dtype(TYPES[kind]).itemsize if kind in TYPES else 0
         is_inline = count * width <= len(inline)
-        return Entry(kind, count, at if is_inline else self._unpack("Q" if self._is_big else "I", inline), is_inline)
+        return Entry(
+            kind,
+            count,
+            at if is_inline else self._unpack("Q" if self._is_big else "I", inline),
+            is_inline,
+        )
 
     def _page(self, place: int, is_sub: bool, entries: dict[int, Entry]) -> TiffPage:
         for code, entry in entries.items():
-            if code == DESCRIPTION and entry.kind == TEXT and entry.place + entry.length > self.size:
-                raise BrokenTiff(f"truncated: tag {code} ends at byte {entry.place + entry.length} of a file of {self.size}; copy it again")
-        numbers = {code: values for code in NUMBERS if (values := self._values(entries, code, MAX_VALUES))}
+            if (
+                code == DESCRIPTION
+                and entry.kind == TEXT
+                and entry.place + entry.length > self.size
+            ):
+                raise BrokenTiff(
+                    f"truncated: tag {code} ends at byte {entry.place + entry.length} of a file of"
+                    f" {self.size}; copy it again"
+                )
+        numbers = {
+            code: values for code in NUMBERS if (values := self._values(entries, code, MAX_VALUES))
+        }
         is_tiled = TILE_OFFSETS in entries
         old = OLD_JPEG_OFFSET in entries and STRIP_OFFSETS not in entries
-        names = (TILE_OFFSETS, TILE_COUNTS) if is_tiled else (OLD_JPEG_OFFSET, OLD_JPEG_COUNT) if old else (STRIP_OFFSETS, STRIP_COUNTS)
+        names = (
+            (TILE_OFFSETS, TILE_COUNTS)
+            if is_tiled
+            else (OLD_JPEG_OFFSET, OLD_JPEG_COUNT)
+            if old
+            else (STRIP_OFFSETS, STRIP_COUNTS)
+        )
         offsets, counts = (self._table(entries, name) for name in names)
         if self._is_ndpi and len(offsets) == 1:
             offsets = self._widen(place, entries[names[0]], offsets)
         if not is_tiled and len(counts):  # labels and macro images, which nobody reads
             offsets, counts = offsets[: len(counts)], counts[: len(offsets)]
         if len(counts) not in (0, len(offsets)):
-            raise BrokenTiff(f"lists {len(offsets):,} tiles but {len(counts):,} lengths of tiles; copy it again or export it anew")
-        jpeg_tables = self._values_of(entries, JPEG_TABLES, MAX_JPEG_TABLES).astype("u1").tobytes() or None
+            raise BrokenTiff(
+                f"lists {len(offsets):,} tiles but {len(counts):,} lengths of tiles; copy it again"
+                " or export it anew"
+            )
+        jpeg_tables = (
+            self._values_of(entries, JPEG_TABLES, MAX_JPEG_TABLES).astype("u1").tobytes() or None
+        )
         return TiffPage(place, is_sub, numbers, offsets, counts, jpeg_tables)
 
     def _widen(self, place: int, entry: Entry, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -222,19 +296,30 @@ class _Walk:
         if entry is None or entry.kind not in TYPES:
             return np.empty(0, np.int64)
         if entry.length > most:
-            raise BrokenTiff(f"tag {code} claims {entry.length:,} values, which cannot be; copy it again or export it anew")
+            raise BrokenTiff(
+                f"tag {code} claims {entry.length:,} values, which cannot be; copy it again or"
+                " export it anew"
+            )
         form = np.dtype(self._order + TYPES[entry.kind])
         end = entry.place + entry.length * form.itemsize
         if end > self.size:
-            raise BrokenTiff(f"truncated: tag {code} ends at byte {end} of a file of {self.size}; copy it again")
+            raise BrokenTiff(
+                f"truncated: tag {code} ends at byte {end} of a file of {self.size}; copy it again"
+            )
         return np.frombuffer(self._read(entry.place, entry.length * form.itemsize), form)
 
     def _unpack(self, form: str, content: bytes) -> int:
         return int(struct.unpack(self._order + form, content)[0])
 
     def _read(self, place: int, count: int) -> bytes:
-        # No seek beyond what an offset may hold, and a file that has become shorter meanwhile is one that was cut.
-        content = b"" if place < 0 or place + count > self.size else os.pread(self._file, count, place)
+        # No seek beyond what an offset may hold, and a file that has become shorter meanwhile is
+        # one that was cut.
+        content = (
+            b"" if place < 0 or place + count > self.size else os.pread(self._file, count, place)
+        )
         if len(content) != count:
-            raise BrokenTiff(f"truncated: goes on to byte {place + count} of a file of {self.size}; copy it again")
+            raise BrokenTiff(
+                f"truncated: goes on to byte {place + count} of a file of {self.size}; copy it"
+                " again"
+            )
         return content

@@ -1,8 +1,9 @@
 """Decoding one tile of a TIFF: exactly the pixels that OpenSlide gives for it, or a fault.
 
-OpenSlide decodes JPEG with libjpeg-turbo's defaults (slow integer DCT, fancy upsampling), lossless codecs with libtiff and JPEG 2000 with
-OpenJPEG. imagecodecs calls the same libraries with the same settings. What it does otherwise is left out here, and OpenSlide reads it:
-JPEG 2000 whose colours are YCbCr (Aperio's 33003), tiles with alpha, planes apart, more than 8 bits.
+OpenSlide decodes JPEG with libjpeg-turbo's defaults (slow integer DCT, fancy upsampling), lossless
+codecs with libtiff and JPEG 2000 with OpenJPEG. imagecodecs calls the same libraries with the same
+settings. What it does otherwise is left out here, and OpenSlide reads it: JPEG 2000 whose colours
+are YCbCr (Aperio's 33003), tiles with alpha, planes apart, more than 8 bits.
 
 How fast this machine decodes JPEG tiles is measured with the same codec.
 """
@@ -53,20 +54,27 @@ def can_decode(form: TileFormat) -> bool:
     """Whether tiles of this format come out exactly as OpenSlide gives them."""
     if form.compression == JPEG:
         return form.photometric in (RGB, YCBCR)
-    return form.compression in DECODERS and form.photometric == RGB and form.predictor in (1, DIFFERENCES)
+    return (
+        form.compression in DECODERS
+        and form.photometric == RGB
+        and form.predictor in (1, DIFFERENCES)
+    )
 
 
 def decode_tile(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     """The pixels of a tile, RGB (height, width, 3). Raises TileFault.
 
-    The result's memory is set aside beforehand, so that a tile that claims to be larger than its level's tiles is a fault.
+    The result's memory is set aside beforehand, so that a tile that claims to be larger than its
+    level's tiles is a fault.
     """
     try:
         pixels = DECODERS[form.compression](content, form)
     except DECODER_FAULTS as error:
         raise TileFault(f"{type(error).__name__}: {error}") from error
     if pixels.shape != (form.height, form.width, 3) or pixels.dtype != np.uint8:
-        raise TileFault(f"a tile of {pixels.shape} {pixels.dtype} instead of {form.height} × {form.width} RGB")
+        raise TileFault(
+            f"a tile of {pixels.shape} {pixels.dtype} instead of {form.height} × {form.width} RGB"
+        )
     return pixels
 
 
@@ -75,7 +83,9 @@ def _empty(form: TileFormat) -> NDArray[np.uint8]:
 
 
 def _decode_jpeg(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
-    colors = "YCBCR" if form.photometric == YCBCR else "RGB"  # TIFF's word counts, as for OpenSlide, whatever markers say
+    colors = (
+        "YCBCR" if form.photometric == YCBCR else "RGB"
+    )  # TIFF's word counts, as for OpenSlide, whatever markers say
     pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
         content, tables=form.jpeg_tables, colorspace=colors, outcolorspace="RGB", out=_empty(form)
     )
@@ -129,14 +139,19 @@ def draw_tile(seed: int) -> NDArray[np.uint8]:
     coarse = rng.random((TILE_PX // GRAIN_PX, TILE_PX // GRAIN_PX))
     blots = np.kron(coarse, np.ones((GRAIN_PX, GRAIN_PX)))[..., None]
     colours = blots * np.array([220, 130, 190]) + (1 - blots) * np.array([110, 70, 150])
-    tile: NDArray[np.uint8] = np.clip(colours + rng.normal(0, 6, (TILE_PX, TILE_PX, 3)), 0, 255).astype(np.uint8)
+    tile: NDArray[np.uint8] = np.clip(
+        colours + rng.normal(0, 6, (TILE_PX, TILE_PX, 3)), 0, 255
+    ).astype(np.uint8)
     return tile
 
 
 def measure_decoding(seconds: float, threads: int) -> float:
     """Pixels per second that `threads` threads decode together; takes about `seconds`."""
     form = TileFormat(TILE_PX, TILE_PX, JPEG, YCBCR, 1, None)
-    tiles = [bytes(imagecodecs.jpeg8_encode(draw_tile(seed), level=QUALITY)) for seed in range(DRAWN_TILES)]
+    tiles = [
+        bytes(imagecodecs.jpeg8_encode(draw_tile(seed), level=QUALITY))
+        for seed in range(DRAWN_TILES)
+    ]
 
     def decode_until(stop: float) -> int:
         count = 0

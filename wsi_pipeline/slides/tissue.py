@@ -1,11 +1,12 @@
 """Where the tissue is: a mask on a thumbnail, and how much of each cell it covers.
 
-Method: median filter, Otsu's threshold on HSV saturation, morphological closing, then removal of small objects and filling of small
-holes, with scikit-image. Glass is grey and unsaturated however bright the lamp; haematoxylin and eosin are not. Fat is as clear as
-glass, but its cells have stained walls: closing joins them, so that fatty tissue counts as tissue.
+Method: median filter, Otsu's threshold on HSV saturation, morphological closing, then removal of
+small objects and filling of small holes, with scikit-image. Glass is grey and unsaturated however
+bright the lamp; haematoxylin and eosin are not. Fat is as clear as glass, but its cells have
+stained walls: closing joins them, so that fatty tissue counts as tissue.
 
-A scan without any colour has no saturation: there tissue is what is darker than the glass, by Otsu's threshold too, and what is black was
-not scanned.
+A scan without any colour has no saturation: there tissue is what is darker than the glass, by
+Otsu's threshold too, and what is black was not scanned.
 """
 
 from dataclasses import asdict, dataclass
@@ -56,24 +57,32 @@ class TissueParameters:
             raise ConfigError(f"mask_mpp is {self.mask_mpp} µm/px; it must lie between 0.5 and 64")
         for name in ("min_object_um2", "max_hole_um2"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be an area of 0 µm² or more")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be an area of 0 µm² or more"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The parameters as they are recorded in stores and recipes."""
         return asdict(self)
 
 
-def find_tissue(rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters) -> NDArray[np.bool_]:
+def find_tissue(
+    rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters
+) -> NDArray[np.bool_]:
     """Tissue mask (h, w) of a thumbnail (h, w, 3) at `mpp` µm/px."""
     has_colour = bool((rgb[..., 0] != rgb[..., 1]).any() or (rgb[..., 1] != rgb[..., 2]).any())
     stain = _saturation(rgb) if has_colour else _darkness(rgb[..., 0])
-    lowest, highest = (parameters.min_saturation, parameters.max_saturation) if has_colour else GREY_THRESHOLDS
+    lowest, highest = (
+        (parameters.min_saturation, parameters.max_saturation) if has_colour else GREY_THRESHOLDS
+    )
     smooth = median(stain, disk(parameters.median_radius_px), mode="nearest")
     mask = smooth > 255 * _threshold(smooth, lowest, highest)
     mask = closing(mask, disk(round(parameters.closing_radius_um / mpp)))
     pixel_um2 = mpp * mpp
     mask = remove_small_objects(mask, max_size=int(parameters.min_object_um2 / pixel_um2))
-    filled: NDArray[np.bool_] = remove_small_holes(mask, max_size=int(parameters.max_hole_um2 / pixel_um2))
+    filled: NDArray[np.bool_] = remove_small_holes(
+        mask, max_size=int(parameters.max_hole_um2 / pixel_um2)
+    )
     return filled
 
 
@@ -81,15 +90,23 @@ def _saturation(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """HSV saturation (h, w), 0–255; in strips, for HSV takes eight times the memory of RGB."""
     saturation = np.empty(rgb.shape[:2], dtype=np.uint8)
     for top in range(0, len(rgb), STRIP_PX):
-        saturation[top : top + STRIP_PX] = np.round(rgb2hsv(rgb[top : top + STRIP_PX])[..., 1] * 255)
+        saturation[top : top + STRIP_PX] = np.round(
+            rgb2hsv(rgb[top : top + STRIP_PX])[..., 1] * 255
+        )
     return saturation
 
 
 def _darkness(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """How much darker than the glass every pixel is (h, w), 0–255; 0 where nothing was scanned."""
     is_scanned = grey > BLACK
-    glass = max(DARKEST_GLASS, np.percentile(grey[is_scanned], GLASS_PERCENTILE)) if is_scanned.any() else DARKEST_GLASS
-    return np.where(is_scanned, np.clip(glass - grey.astype(np.float32), 0, 255), 0).astype(np.uint8)
+    glass = (
+        max(DARKEST_GLASS, np.percentile(grey[is_scanned], GLASS_PERCENTILE))
+        if is_scanned.any()
+        else DARKEST_GLASS
+    )
+    return np.where(is_scanned, np.clip(glass - grey.astype(np.float32), 0, 255), 0).astype(
+        np.uint8
+    )
 
 
 def _threshold(stain: NDArray[np.uint8], lowest: float, highest: float) -> float:
@@ -100,11 +117,14 @@ def _threshold(stain: NDArray[np.uint8], lowest: float, highest: float) -> float
     return min(max(otsu, lowest), highest)
 
 
-def tissue_fraction(mask: NDArray[np.bool_], thumbnail: Thumbnail, grid: Grid) -> NDArray[np.float32]:
+def tissue_fraction(
+    mask: NDArray[np.bool_], thumbnail: Thumbnail, grid: Grid
+) -> NDArray[np.float32]:
     """Fraction of every cell of the grid that is tissue, float32 (rows, cols), 0 to 1, by exact area."""
     scale = float(grid.downsample / thumbnail.downsample)
     offset_x, offset_y = (
-        (origin - other) / float(thumbnail.downsample) for origin, other in zip(grid.origin_xy_l0, thumbnail.origin_xy_l0, strict=True)
+        (origin - other) / float(thumbnail.downsample)
+        for origin, other in zip(grid.origin_xy_l0, thumbnail.origin_xy_l0, strict=True)
     )
     rows = offset_y + scale * grid.spec.stride_px * np.arange(grid.rows)
     cols = offset_x + scale * grid.spec.stride_px * np.arange(grid.cols)
@@ -113,7 +133,10 @@ def tissue_fraction(mask: NDArray[np.bool_], thumbnail: Thumbnail, grid: Grid) -
 
 
 def area_fractions(
-    mask: NDArray[np.bool_], tops: NDArray[np.floating[Any]], lefts: NDArray[np.floating[Any]], side: float
+    mask: NDArray[np.bool_],
+    tops: NDArray[np.floating[Any]],
+    lefts: NDArray[np.floating[Any]],
+    side: float,
 ) -> NDArray[np.float32]:
     """Share of True in the squares of `side` mask pixels at every (top, left): float32 (len(tops), len(lefts))."""
     integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.float64)
@@ -123,7 +146,9 @@ def area_fractions(
     return np.clip(area / (side * side), 0, 1).astype(np.float32)
 
 
-def _between(integral: NDArray[np.float64], starts: NDArray[np.floating[Any]], side: float) -> NDArray[np.float64]:
+def _between(
+    integral: NDArray[np.float64], starts: NDArray[np.floating[Any]], side: float
+) -> NDArray[np.float64]:
     """Differences of the integral along axis 0 over [start, start + side], linear between mask pixels."""
     return _at(integral, starts + side) - _at(integral, starts)
 
@@ -132,5 +157,7 @@ def _at(integral: NDArray[np.float64], places: NDArray[np.floating[Any]]) -> NDA
     places = np.clip(places, 0, len(integral) - 1)
     below = np.minimum(places.astype(np.int64), max(len(integral) - 2, 0))
     weight = (places - below)[:, None]
-    between: NDArray[np.float64] = integral[below] * (1 - weight) + integral[np.minimum(below + 1, len(integral) - 1)] * weight
+    between: NDArray[np.float64] = (
+        integral[below] * (1 - weight) + integral[np.minimum(below + 1, len(integral) - 1)] * weight
+    )
     return between

@@ -32,8 +32,8 @@ def aggregate_results(
 ) -> RunAccount:
     """Make the outputs of every finished slide in `results` anew, in place or in the results folder `out`.
 
-    One outcome per slide, whatever is raised; a slide whose outputs show this very view already is left alone.
-    Raises StoreError where `results` holds no finished slide.
+    One outcome per slide, whatever is raised; a slide whose outputs show this very view already is
+    left alone. Raises StoreError where `results` holds no finished slide.
     """
     put_back_retired(results)
     folders = find_results([results])
@@ -43,12 +43,16 @@ def aggregate_results(
     make_folder(target)
     outcomes: list[SlideOutcome] = []
     for folder in folders:
-        outcomes.append(_try_aggregate(folder.absolute(), target / folder.absolute().name, view, force))
+        outcomes.append(
+            _try_aggregate(folder.absolute(), target / folder.absolute().name, view, force)
+        )
         say(outcomes[-1])
     finished = read_finished(target)
     account = RunAccount(tuple(outcomes)).with_failures(finished.damaged)
     record = {"view": view.to_json(), "account": account.closing_line, "tool": describe_tool()}
-    write_file(target / AGGREGATE_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    write_file(
+        target / AGGREGATE_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+    )
     if target != results.absolute():
         write_failures_csv(target, account.outcomes)
     write_slides_tables(target, finished.summaries)
@@ -65,13 +69,22 @@ def _try_aggregate(folder: Path, target: Path, view: View, force: bool) -> Slide
     except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the slide's outcome, its neighbours go on
         return describe_failure(folder.name, str(folder), error)
     message = describe_summary(summary)
-    return SlideOutcome(folder.name, str(folder), summary.state, message, summary.patches, is_resumed_whole=not is_new)
+    return SlideOutcome(
+        folder.name,
+        str(folder),
+        summary.state,
+        message,
+        summary.patches,
+        is_resumed_whole=not is_new,
+    )
 
 
 def _aggregate(folder: Path, target: Path, view: View, force: bool) -> bool:
     """Make one slide's outputs; False where they were there."""
     source = check_whole(folder)
-    staging = Staging(target, {name: entry for name, entry in source.recipe.items() if name != VIEW})
+    staging = Staging(
+        target, {name: entry for name, entry in source.recipe.items() if name != VIEW}
+    )
     manifest = find_finished(staging, RESULT_KIND, force)
     if manifest is not None and manifest.recipe.get(VIEW) == view.to_json():
         return False

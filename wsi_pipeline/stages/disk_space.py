@@ -34,14 +34,18 @@ class Room:
         system = os.statvfs(_existing(folder))
         free = system.f_bavail * system.f_frsize
         if free < self.min_free_bytes + needed_bytes:
-            wanted = f" and this slide needs {needed_bytes / GB:,.2f} GB more" if needed_bytes else ""
+            wanted = (
+                f" and this slide needs {needed_bytes / GB:,.2f} GB more" if needed_bytes else ""
+            )
             raise EnvironmentFault(
-                f"{folder}: {free / GB:,.2f} GB free, of which --min-free keeps {self.min_free_bytes / GB:,.2f} GB{wanted}; "
-                "make room and run the same line again"
+                f"{folder}: {free / GB:,.2f} GB free, of which --min-free keeps"
+                f" {self.min_free_bytes / GB:,.2f} GB{wanted}; make room and run the same line"
+                " again"
             )
         if self.min_free_bytes and system.f_files and system.f_favail < MIN_FREE_FILES:
             raise EnvironmentFault(
-                f"{folder}: room for {system.f_favail:,} more files only (df -i); remove small files and run the same line again"
+                f"{folder}: room for {system.f_favail:,} more files only (df -i); remove small"
+                " files and run the same line again"
             )
 
 
@@ -76,7 +80,9 @@ class GuardedJob:
     def prepare(self) -> Any:
         """Prepare, and look whether everything that is missing will find room."""
         os.umask(self.umask)
-        if not is_product(self.target):  # else there may be nothing to do, for which there is always room
+        if not is_product(
+            self.target
+        ):  # else there may be nothing to do, for which there is always room
             self._look()
         plan: WorkPlan = self.job.prepare()
         if plan.missing_patches:

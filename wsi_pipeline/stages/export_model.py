@@ -30,11 +30,19 @@ class Exported:
     """An earlier run had made these very files."""
 
 
-def export_model(model: Path, formats: Sequence[str], out: Path, *, is_normalised_inside: bool = False, force: bool = False) -> Exported:
+def export_model(
+    model: Path,
+    formats: Sequence[str],
+    out: Path,
+    *,
+    is_normalised_inside: bool = False,
+    force: bool = False,
+) -> Exported:
     """Commit `out` with the model in every format and `config.json` beside them.
 
-    Each file is read back and compared with the checkpoint first. Raises ModelError, leaving nothing, where a probability differs by
-    more than MAX_DIFFERENCE, and ConfigError for a format that there is not.
+    Each file is read back and compared with the checkpoint first. Raises ModelError, leaving
+    nothing, where a probability differs by more than MAX_DIFFERENCE, and ConfigError for a format
+    that there is not.
     """
     if unknown := sorted({*formats} - {*FORMATS}):
         raise ConfigError(f"format {unknown[0]!r}; it must be one of {', '.join(FORMATS)}")
@@ -49,17 +57,24 @@ def export_model(model: Path, formats: Sequence[str], out: Path, *, is_normalise
     files = tuple(out / FORMATS[name].file for name in recipe["formats"])
     with hold_lock(out):
         if manifest := find_finished(staging, KIND, force, [model]):
-            return Exported(files, dict(manifest.counts["largest_difference"]), is_resumed_whole=True)
+            return Exported(
+                files, dict(manifest.counts["largest_difference"]), is_resumed_whole=True
+            )
         staging.begin()
         try:
             config_path = staging.product / CONFIG_JSON
             config = describe_export(checkpoint, is_normalised_inside=is_normalised_inside)
-            config_path.write_text(json.dumps(config.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+            config_path.write_text(
+                json.dumps(config.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+                encoding="utf-8",
+            )
             differences = {}
             for name in recipe["formats"]:
                 path = staging.product / FORMATS[name].file
                 write_export(checkpoint, name, path, is_normalised_inside=is_normalised_inside)
-                differences[name] = compare_export(checkpoint, name, path, read_zoo_config(config_path))
+                differences[name] = compare_export(
+                    checkpoint, name, path, read_zoo_config(config_path)
+                )
                 _check_difference(name, differences[name])
             staging.commit(KIND, {"largest_difference": differences})
         finally:
@@ -70,6 +85,7 @@ def export_model(model: Path, formats: Sequence[str], out: Path, *, is_normalise
 def _check_difference(name: str, difference: float) -> None:
     if not difference <= MAX_DIFFERENCE:  # so that NaN does not pass
         raise ModelError(
-            f"{name}: read back, its probabilities differ from the checkpoint's by {difference:.2g}, more than {MAX_DIFFERENCE:g}; "
-            "nothing was kept; choose another format"
+            f"{name}: read back, its probabilities differ from the checkpoint's by"
+            f" {difference:.2g}, more than {MAX_DIFFERENCE:g}; nothing was kept; choose another"
+            " format"
         )

@@ -36,17 +36,26 @@ class ExportedPatch(NamedTuple):
     label: int
 
 
-def export_stores(stores: Sequence[PatchStore], form: str, out: Path, force: bool = False) -> dict[str, int]:
+def export_stores(
+    stores: Sequence[PatchStore], form: str, out: Path, force: bool = False
+) -> dict[str, int]:
     """Commit `out` with the patches of every store, unreadable ones left out; returns how many of each store, by its name.
 
-    Raises StoreError where a store is damaged, two have the same name, or two classes would share a folder.
+    Raises StoreError where a store is damaged, two have the same name, or two classes would share a
+    folder.
     """
     names = Counter(store.path.name for store in stores)
     if twice := [name for name, count in names.items() if count > 1]:
-        raise StoreError(f"{twice[0]}: {names[twice[0]]} stores have this name and their patches would mix; export them apart")
+        raise StoreError(
+            f"{twice[0]}: {names[twice[0]]} stores have this name and their patches would mix;"
+            " export them apart"
+        )
     if form == "png":
         _check_folders(stores)
-    recipe = {"to": form, "stores": {store.path.name: store.manifest.content_digest for store in stores}}
+    recipe = {
+        "to": form,
+        "stores": {store.path.name: store.manifest.content_digest for store in stores},
+    }
     staging = Staging(out, recipe)
     with hold_lock(out):
         if manifest := find_finished(staging, KIND, force, [store.path for store in stores]):
@@ -69,10 +78,14 @@ def _check_folders(stores: Sequence[PatchStore]) -> None:
             folder = _folder_name(name)
             if (owner := owners.setdefault(folder.casefold(), name)) != name:
                 raise StoreError(
-                    f"{store.path}: its class {name[:80]!r} would share a folder with {owner[:80]!r}; label it with other names"
+                    f"{store.path}: its class {name[:80]!r} would share a folder with"
+                    f" {owner[:80]!r}; label it with other names"
                 )
             if len(os.fsencode(folder)) > MAX_NAME_BYTES:
-                raise StoreError(f"{store.path}: its class {name[:40]!r}… has too long a name for a folder; give it another one")
+                raise StoreError(
+                    f"{store.path}: its class {name[:40]!r}… has too long a name for a folder; give"
+                    " it another one"
+                )
 
 
 def export_png(store: PatchStore, out: Path) -> int:
@@ -105,7 +118,10 @@ def export_webdataset(store: PatchStore, out: Path) -> int:
     return count + len(pending)
 
 
-EXPORTS: dict[str, Callable[[PatchStore, Path], int]] = {"png": export_png, "webdataset": export_webdataset}
+EXPORTS: dict[str, Callable[[PatchStore, Path], int]] = {
+    "png": export_png,
+    "webdataset": export_webdataset,
+}
 
 
 def _patches(store: PatchStore) -> Iterator[ExportedPatch]:
@@ -119,7 +135,9 @@ def _patches(store: PatchStore) -> Iterator[ExportedPatch]:
                 label = int(store.table.labels[first + index])
                 class_name = store.table.class_names[label] if label >= 0 else UNKNOWN
                 png = bytes(imagecodecs.png_encode(pixels[index]))
-                yield ExportedPatch(f"{name}_r{row:05d}_c{col:05d}", _folder_name(class_name), png, row, col, label)
+                yield ExportedPatch(
+                    f"{name}_r{row:05d}_c{col:05d}", _folder_name(class_name), png, row, col, label
+                )
 
 
 def _folder_name(class_name: str) -> str:
@@ -140,7 +158,11 @@ def _write_tar(store: PatchStore, out: Path, number: int, patches: list[Exported
                 "mpp": store.grid.spec.mpp,
                 "class": patch.class_name,
             }
-            for suffix, content in (("png", patch.png), ("cls", str(patch.label).encode()), ("json", format_json(described).encode())):
+            for suffix, content in (
+                ("png", patch.png),
+                ("cls", str(patch.label).encode()),
+                ("json", format_json(described).encode()),
+            ):
                 entry = tarfile.TarInfo(f"{patch.name}.{suffix}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
@@ -151,4 +173,6 @@ def _write(path: Path, content: bytes) -> None:
     try:
         path.write_bytes(content)
     except OSError as error:
-        raise machine_fault(path, error) or StoreError(f"{path}: cannot be written ({error}); check the disk") from error
+        raise machine_fault(path, error) or StoreError(
+            f"{path}: cannot be written ({error}); check the disk"
+        ) from error

@@ -1,6 +1,7 @@
 """The job that ends in a slide's results: its predictions, and everything that is made of them.
 
-Predictions are made block by block, from any patch source; for the gallery it is chosen which patches a person should see.
+Predictions are made block by block, from any patch source; for the gallery it is chosen which
+patches a person should see.
 """
 
 import hashlib
@@ -50,7 +51,14 @@ from wsi_pipeline.store.commit import VIEW, Staging, find_finished, look_for_fin
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions, open_result, prepare_predictions, write_prediction_block
+from wsi_pipeline.store.predictions import (
+    FOLDER,
+    RESULT_KIND,
+    Predictions,
+    open_result,
+    prepare_predictions,
+    write_prediction_block,
+)
 
 PATCH_BYTES = 100
 """A million patches in all default formats take 68 MB, and some more on their way."""
@@ -68,11 +76,16 @@ def refuse_other_engine(staging: Staging) -> None:
         return
     made = read_manifest(staging.target).recipe
     old, new = made.get(ENGINE), staging.recipe[ENGINE]
-    if isinstance(old, Mapping) and old != new and {**made, ENGINE: new, VIEW: None} == {**staging.recipe, VIEW: None}:
+    if (
+        isinstance(old, Mapping)
+        and old != new
+        and {**made, ENGINE: new, VIEW: None} == {**staging.recipe, VIEW: None}
+    ):
         one, other = describe_engine(old), describe_engine(new)
         raise StoreError(
-            f"{staging.target}: was computed by {one}, this run computes by {other}, and their results are not the same; "
-            f"run with --engine {old.get('engine')} --precision {old.get('precision')}, with --force to replace it, or into another folder"
+            f"{staging.target}: was computed by {one}, this run computes by {other}, and their"
+            f" results are not the same; run with --engine {old.get('engine')} --precision"
+            f" {old.get('precision')}, with --force to replace it, or into another folder"
         )
 
 
@@ -124,19 +137,31 @@ class InferJob:
         self.model.load()
         with self._open_source() as source:
             staging = self._stage(source.recipe)
-            if manifest := find_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]):
+            if manifest := find_finished(
+                staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]
+            ):
                 return self._reuse(staging, manifest)
             if not staging.is_prepared:
                 self._begin(staging, known or source.choose_patches())
-        return open_plan(staging, staged_table(staging.product / FOLDER), None if self.is_store else self.slide.path)
+        return open_plan(
+            staging,
+            staged_table(staging.product / FOLDER),
+            None if self.is_store else self.slide.path,
+        )
 
     def look(self) -> SlidePreview:
         """What the job would come to: everything that `prepare` finds out, and nothing is written."""
         with self._open_source() as source:
             staging = self._stage(source.recipe)
-            manifest = look_for_finished(staging, RESULT_KIND, self.force, [self.slide.path, self.model.path])
+            manifest = look_for_finished(
+                staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]
+            )
             if manifest is not None:
-                standing = Standing.DONE if manifest.recipe.get(VIEW) == self.view.to_json() else Standing.PREDICTED
+                standing = (
+                    Standing.DONE
+                    if manifest.recipe.get(VIEW) == self.view.to_json()
+                    else Standing.PREDICTED
+                )
                 return preview_finished(self.slide, source.slide, standing, manifest)
             if staging.is_prepared and not self.force:
                 table = read_staged_table(staging.product / FOLDER)
@@ -151,11 +176,19 @@ class InferJob:
         slide = self.slide
         if self.is_store:
             store = PatchStore(slide.path)
-            yield _Source(store.slide, {"store": store.manifest.content_digest}, lambda: store.table)
+            yield _Source(
+                store.slide, {"store": store.manifest.content_digest}, lambda: store.table
+            )
             return
         with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
             recipe = patch_plan.tile_recipe(reader.info, self.config, patient_id=slide.patient_id)
-            yield _Source(reader.info, recipe, lambda: patch_plan.plan_patches(reader, self.config, patient_id=slide.patient_id)[0])
+            yield _Source(
+                reader.info,
+                recipe,
+                lambda: patch_plan.plan_patches(reader, self.config, patient_id=slide.patient_id)[
+                    0
+                ],
+            )
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
         staging = Staging(self.target, inference_recipe(source_recipe, self.model.load()))
@@ -181,14 +214,18 @@ class InferJob:
             source: PatchSource = open_store(self.slide.path, plan.staging.folder.name)
         else:
             source = open_patches(self.slide, self._slide_mpp, folder)
-        return BlockReport(**predict_block(source, self.model.load(), plan.staging, staged_table(folder), block))
+        return BlockReport(
+            **predict_block(source, self.model.load(), plan.staging, staged_table(folder), block)
+        )
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Aggregate, write every output, commit them together."""
         if not plan.is_finished:
             if not plan.is_predicted:
                 self._check_predictions(plan)
-            publish(plan.staging, self.view, self._choose_samples(plan.staging), previous=self.target)
+            publish(
+                plan.staging, self.view, self._choose_samples(plan.staging), previous=self.target
+            )
         summary = read_summary(self.target)
         return SlideOutcome(
             slide_id=self.slide.slide_id,
@@ -220,17 +257,23 @@ def check_fit(name: str, spec: PatchSpec, model: Model) -> None:
     wanted = model.spec
     if spec.side_px != wanted.side_px:
         raise ModelError(
-            f"{name}: patches of {spec.side_px} px, the model takes {wanted.side_px} px; tile with --patch-size {wanted.side_px}"
+            f"{name}: patches of {spec.side_px} px, the model takes {wanted.side_px} px; tile with"
+            f" --patch-size {wanted.side_px}"
         )
     if abs(spec.mpp - wanted.mpp) > SCALE_TOLERANCE * wanted.mpp:
         raise ModelError(
-            f"{name}: patches at {spec.mpp:g} µm/px, the model was trained at {wanted.mpp:g} µm/px; tile with --mpp {wanted.mpp:g}"
+            f"{name}: patches at {spec.mpp:g} µm/px, the model was trained at {wanted.mpp:g} µm/px;"
+            f" tile with --mpp {wanted.mpp:g}"
         )
 
 
 def inference_recipe(source_recipe: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]:
     """Everything that decides a slide's predictions and what is drawn of them; the size of batches changes the last bits at most."""
-    return {"source": dict(source_recipe), "model": predictor.model.digest, ENGINE: predictor.setting.to_json()}
+    return {
+        "source": dict(source_recipe),
+        "model": predictor.model.digest,
+        ENGINE: predictor.setting.to_json(),
+    }
 
 
 def describe_engine(entry: Mapping[str, Any]) -> str:
@@ -252,11 +295,17 @@ def check_table(table: PatchTable, model: Model) -> None:
 def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor) -> None:
     """Lay out the predictions of a slide. Raises ModelError where its patches do not fit the model."""
     check_table(table, predictor.model)
-    attributes = {"model": predictor.model.to_json(), ENGINE: predictor.setting.to_json(), "provenance": describe_tool()}
+    attributes = {
+        "model": predictor.model.to_json(),
+        ENGINE: predictor.setting.to_json(),
+        "provenance": describe_tool(),
+    }
     prepare_predictions(staging, table, attributes)
 
 
-def predict_block(source: PatchSource, predictor: Predictor, staging: Staging, table: PatchTable, block: int) -> dict[str, Any]:
+def predict_block(
+    source: PatchSource, predictor: Predictor, staging: Staging, table: PatchTable, block: int
+) -> dict[str, Any]:
     """Read, predict and write one block; returns counts and seconds by stage. Unreadable patches get NaN."""
     started = time.perf_counter()
     patches = source.read_block(block)
@@ -283,9 +332,16 @@ def choose_samples(predictions: Predictions, read: ReadPixels) -> tuple[Sample, 
     rising = known[np.argsort(predictions.probability[known], kind="stable")]
     seed = int.from_bytes(hashlib.sha256(predictions.table.slide.fingerprint.encode()).digest()[:8])
     random = np.sort(np.random.default_rng(seed).permutation(known)[:COLUMNS])
-    chosen = {"most probable": rising[::-1][:COLUMNS], "least probable": rising[:COLUMNS], "random sample": random}
+    chosen = {
+        "most probable": rising[::-1][:COLUMNS],
+        "least probable": rising[:COLUMNS],
+        "random sample": random,
+    }
     cells, probability = predictions.table.cells, predictions.probability
-    return tuple(Sample(title, cells[index], probability[index], read(index)) for title, index in chosen.items())
+    return tuple(
+        Sample(title, cells[index], probability[index], read(index))
+        for title, index in chosen.items()
+    )
 
 
 def read_from_slide(reader: SlideReader, predictions: Predictions) -> ReadPixels:
@@ -293,7 +349,11 @@ def read_from_slide(reader: SlideReader, predictions: Predictions) -> ReadPixels
     table = predictions.table
 
     def read(index: NDArray[np.intp]) -> NDArray[np.uint8]:
-        return SlidePatches(reader, table.grid, table.cells[index], max(len(index), 1)).read_block(0).pixels
+        return (
+            SlidePatches(reader, table.grid, table.cells[index], max(len(index), 1))
+            .read_block(0)
+            .pixels
+        )
 
     return read
 

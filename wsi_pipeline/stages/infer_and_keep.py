@@ -1,6 +1,7 @@
 """The job that ends in a slide's results and in its patch store: pixels are read once, and a store that is there is read instead.
 
-The store is the very one that `wsi tile` makes with the same parameters, and the results are those of a run that keeps no patches.
+The store is the very one that `wsi tile` makes with the same parameters, and the results are those
+of a run that keeps no patches.
 """
 
 import time
@@ -13,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError, StoreError
-from wsi_pipeline.core.geometry import Grid, block_slice, choose_block_size, choose_store_block_size, count_blocks
+from wsi_pipeline.core.geometry import (
+    Grid,
+    block_slice,
+    choose_block_size,
+    choose_store_block_size,
+    count_blocks,
+)
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.slide import PatchBlock, PatchSource, SlideInfo
 from wsi_pipeline.stages import infer
@@ -46,7 +53,9 @@ class KeepPlan:
     def count_patches(self, block: int) -> int:
         """Patches predicted with a block of the store; where none is, those that are only stored."""
         size = self.results.block_size
-        predicted = [block_slice(number, size, self.patches) for number in self.predictions_in(block)]
+        predicted = [
+            block_slice(number, size, self.patches) for number in self.predictions_in(block)
+        ]
         rows = predicted or [block_slice(block, self.store_block_size, self.patches)]
         return sum(part.stop - part.start for part in rows)
 
@@ -54,7 +63,9 @@ class KeepPlan:
         """Missing blocks of predictions that begin in a block of the store; the last may reach into the next."""
         rows = block_slice(block, self.store_block_size, self.patches)
         size = self.results.block_size
-        return tuple(number for number in self.results.blocks if rows.start <= number * size < rows.stop)
+        return tuple(
+            number for number in self.results.blocks if rows.start <= number * size < rows.stop
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +85,9 @@ class KeepJob:
         """Those of the results, and those of the store where it is still to be made."""
         store = {} if is_product(self.patches.target) else self.patches.patch_bytes
         results = self.results.patch_bytes
-        return {folder: results.get(folder, 0) + store.get(folder, 0) for folder in {**results, **store}}
+        return {
+            folder: results.get(folder, 0) + store.get(folder, 0) for folder in {**results, **store}
+        }
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -89,7 +102,11 @@ class KeepJob:
     def prepare(self) -> KeepPlan:
         """Lay out the store, or take the one that is there; then the predictions of the same patches."""
         store = self._prepare_store()
-        table = PatchStore(self.patches.target).table if store.is_finished else staged_table(store.staging.product)
+        table = (
+            PatchStore(self.patches.target).table
+            if store.is_finished
+            else staged_table(store.staging.product)
+        )
         side = table.grid.spec.side_px
         known = replace(
             table,
@@ -98,7 +115,10 @@ class KeepJob:
         )
         results = self.results.prepare(known)
         size = choose_store_block_size(table.patches, side)
-        blocks = {*store.blocks, *(number * results.block_size // size for number in results.blocks)}
+        blocks = {
+            *store.blocks,
+            *(number * results.block_size // size for number in results.blocks),
+        }
         return KeepPlan(store, results, table.patches, size, tuple(sorted(blocks)))
 
     def _prepare_store(self) -> SlidePlan:
@@ -121,7 +141,11 @@ class KeepJob:
             is_kept = False
         if is_kept:
             return preview
-        standing = Standing.UNKEPT if preview.standing in (Standing.DONE, Standing.PREDICTED) else preview.standing
+        standing = (
+            Standing.UNKEPT
+            if preview.standing in (Standing.DONE, Standing.PREDICTED)
+            else preview.standing
+        )
         side = self.patches.config.spec.side_px
         size = choose_store_block_size(preview.patches, side)
         padded = count_blocks(preview.patches, size) * size
@@ -133,7 +157,9 @@ class KeepJob:
         source = self._read(plan, block)
         was_read = time.perf_counter()
         if block in plan.store.blocks:
-            write_patch_block(plan.store.staging, staged_table(plan.store.staging.product), block, source.held)
+            write_patch_block(
+                plan.store.staging, staged_table(plan.store.staging.product), block, source.held
+            )
         written = time.perf_counter()
         parts = [self._predict(plan, source, number) for number in plan.predictions_in(block)]
         return BlockReport(
@@ -152,14 +178,23 @@ class KeepJob:
         if plan.store.is_finished:
             source = open_store(self.patches.target, plan.store.staging.folder.name)
         else:
-            source = open_patches(self.patches.slide, self.patches.slide_mpp, plan.store.staging.product, self.patches.config.reader)
+            source = open_patches(
+                self.patches.slide,
+                self.patches.slide_mpp,
+                plan.store.staging.product,
+                self.patches.config.reader,
+            )
         rows = block_slice(block, plan.store_block_size, plan.patches)
         return HeldBlock(source, source.read_block(block), rows, plan.store_block_size)
 
     def _predict(self, plan: KeepPlan, source: "HeldBlock", number: int) -> BlockReport:
         table = staged_table(plan.results.staging.product / FOLDER)
         parts = replace(source, block_size=table.block_size)
-        return BlockReport(**infer.predict_block(parts, self.results.model.load(), plan.results.staging, table, number))
+        return BlockReport(
+            **infer.predict_block(
+                parts, self.results.model.load(), plan.results.staging, table, number
+            )
+        )
 
     def finish(self, plan: KeepPlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store where it was not there already, then the results."""
@@ -173,7 +208,9 @@ class KeepJob:
             for part in (plan.store, plan.results):
                 part.staging.discard()  # nothing is kept of a slide that changed, or that cannot be read
             raise
-        return replace(outcome, is_resumed_whole=outcome.is_resumed_whole and plan.store.is_finished)
+        return replace(
+            outcome, is_resumed_whole=outcome.is_resumed_whole and plan.store.is_finished
+        )
 
 
 @dataclass(frozen=True, slots=True)

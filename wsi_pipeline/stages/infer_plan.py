@@ -20,7 +20,9 @@ from wsi_pipeline.store.patches import SUFFIX, find_stores
 def list_stores(places: Sequence[Path]) -> list[FoundSlide]:
     """The patch stores among `places`, by the names that their results will carry."""
     stores = find_stores(list(places))
-    names = name_slides([store.with_name(store.name.removesuffix(SUFFIX) + ".zarr") for store in stores])
+    names = name_slides(
+        [store.with_name(store.name.removesuffix(SUFFIX) + ".zarr") for store in stores]
+    )
     return [FoundSlide(name, store) for name, store in zip(names, stores, strict=True)]
 
 
@@ -47,11 +49,19 @@ def make_jobs(
     keep: Path | None,
 ) -> list[InferJob | KeepJob]:
     """A job for every slide, or store; with `keep` one that leaves a store in that folder. Raises ConfigError."""
-    jobs = [InferJob(slide, results.absolute(), choice, tiling, are_stores, force, view) for slide in slides]
+    jobs = [
+        InferJob(slide, results.absolute(), choice, tiling, are_stores, force, view)
+        for slide in slides
+    ]
     if keep is None:
         return list(jobs)
     if are_stores:
-        raise ConfigError(f"{keep}: patches are kept of slides, and these are patch stores already; leave --keep-patches out")
+        raise ConfigError(
+            f"{keep}: patches are kept of slides, and these are patch stores already; leave"
+            " --keep-patches out"
+        )
     # As `wsi tile` does without labels: what a model calls its classes is not the store's business.
     plain, folder = replace(tiling, rules=LabelRules()), keep.absolute()
-    return [KeepJob(job, TileJob(replace(job.slide, label_file=None), folder, plain)) for job in jobs]
+    return [
+        KeepJob(job, TileJob(replace(job.slide, label_file=None), folder, plain)) for job in jobs
+    ]

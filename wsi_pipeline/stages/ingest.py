@@ -15,7 +15,13 @@ from wsi_pipeline.core.geometry import Grid, PatchSpec, block_slice, choose_bloc
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.slides.image_reader import read_rgb, read_size
-from wsi_pipeline.stages.ingest_layouts import LeftOut, PatchEntry, PatientPatches, open_images, stack_shape
+from wsi_pipeline.stages.ingest_layouts import (
+    LeftOut,
+    PatchEntry,
+    PatientPatches,
+    open_images,
+    stack_shape,
+)
 
 MAX_CELLS_PER_SIDE = 20_000
 """Coordinates beyond this many patches are no place on a slide."""
@@ -63,7 +69,9 @@ Naming = Callable[[str], str]
 """What a file is called in everything that is written."""
 
 
-def sort_files(patient: PatientPatches, spec: PatchSpec, naming: Naming = str) -> tuple[list[PatchFile], list[LeftOut]]:
+def sort_files(
+    patient: PatientPatches, spec: PatchSpec, naming: Naming = str
+) -> tuple[list[PatchFile], list[LeftOut]]:
     """The patches that are whole and on the grid, in raster order, and the others with the reason.
 
     Where nobody knows the places, the patches stand in their order on a square.
@@ -80,7 +88,9 @@ def sort_files(patient: PatientPatches, spec: PatchSpec, naming: Naming = str) -
             place = entry.y // spec.stride_px, entry.x // spec.stride_px
         found = PatchFile(entry, *place)
         if (earlier := taken.setdefault(place, found)) is not found:
-            left_out.append(LeftOut(_name(entry, naming), f"lies where {_name(earlier.entry, naming)} lies"))
+            left_out.append(
+                LeftOut(_name(entry, naming), f"lies where {_name(earlier.entry, naming)} lies")
+            )
     return [taken[cell] for cell in sorted(taken)], left_out
 
 
@@ -116,12 +126,17 @@ def _name(entry: PatchEntry, naming: Naming) -> str:
     return name if entry.stack_index < 0 else f"{name}#{entry.stack_index}"
 
 
-def plan_ingestion(patient: PatientPatches, files: Sequence[PatchFile], fingerprint: str, spec: PatchSpec) -> PatchTable:
+def plan_ingestion(
+    patient: PatientPatches, files: Sequence[PatchFile], fingerprint: str, spec: PatchSpec
+) -> PatchTable:
     """The patch table of one patient; the slide is the reduced scan, as far as the patches reach."""
     cells = np.array([(file.row, file.col) for file in files], dtype=np.int32).reshape(-1, 2)
     rows, cols = (int(extent) for extent in cells.max(axis=0, initial=-1) + 1)
     grid = Grid(spec=spec, rows=rows, cols=cols, downsample=Fraction(1))
-    size = (max(cols - 1, 0) * spec.stride_px + spec.side_px, max(rows - 1, 0) * spec.stride_px + spec.side_px)
+    size = (
+        max(cols - 1, 0) * spec.stride_px + spec.side_px,
+        max(rows - 1, 0) * spec.stride_px + spec.side_px,
+    )
     slide = SlideInfo(
         slide_id=patient.patient_id,
         path=str(patient.folder),
@@ -146,7 +161,9 @@ def plan_ingestion(patient: PatientPatches, files: Sequence[PatchFile], fingerpr
     )
 
 
-def describe_ingestion(files: Sequence[PatchFile], left_out: Sequence[LeftOut], naming: Naming = str) -> dict[str, Any]:
+def describe_ingestion(
+    files: Sequence[PatchFile], left_out: Sequence[LeftOut], naming: Naming = str
+) -> dict[str, Any]:
     """What the store records about where its patches came from."""
     return {
         "files": [list(file.entry._replace(file=naming(file.entry.file))) for file in files],
@@ -180,10 +197,16 @@ class PatchFiles:
         return PatchBlock(pixels, readable)
 
 
-def _read_patches(folder: Path, entries: Sequence[PatchEntry], side: int) -> Iterator[NDArray[np.uint8] | None]:
+def _read_patches(
+    folder: Path, entries: Sequence[PatchEntry], side: int
+) -> Iterator[NDArray[np.uint8] | None]:
     for entry in entries:
         try:
-            patch = read_rgb(folder / entry.file) if entry.stack_index < 0 else _read_from_stack(folder, entry)
+            patch = (
+                read_rgb(folder / entry.file)
+                if entry.stack_index < 0
+                else _read_from_stack(folder, entry)
+            )
         except (SlideError, ConfigError):
             yield None
         else:
@@ -202,11 +225,17 @@ def _draw_thumbnail(folder: Path, files: Sequence[PatchFile], grid: Grid) -> Thu
     factors = [factor for factor in range(1, side + 1) if side % factor == 0]
     factor = next((f for f in factors if extent * side // f <= MAX_THUMBNAIL_PX), side)
     small = side // factor
-    picture = np.full((max(grid.rows, 1) * small, max(grid.cols, 1) * small, 3), 255, dtype=np.uint8)
+    picture = np.full(
+        (max(grid.rows, 1) * small, max(grid.cols, 1) * small, 3), 255, dtype=np.uint8
+    )
     if grid.spec.stride_px != side:  # overlapping or scattered patches make no picture
         return Thumbnail(picture, Fraction(factor), (0, 0))
-    for file, patch in zip(files, _read_patches(folder, [file.entry for file in files], side), strict=True):
+    for file, patch in zip(
+        files, _read_patches(folder, [file.entry for file in files], side), strict=True
+    ):
         if patch is not None:
             reduced = patch.reshape(small, factor, small, factor, 3).mean(axis=(1, 3))
-            picture[file.row * small : (file.row + 1) * small, file.col * small : (file.col + 1) * small] = reduced.round()
+            picture[
+                file.row * small : (file.row + 1) * small, file.col * small : (file.col + 1) * small
+            ] = reduced.round()
     return Thumbnail(picture, Fraction(factor), (0, 0))

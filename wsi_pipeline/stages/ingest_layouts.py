@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import ConfigError
 
-IDC_NAME = re.compile(r"(?P<patient>[^_]+)_idx\d+_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])\.png", re.IGNORECASE)
+IDC_NAME = re.compile(
+    r"(?P<patient>[^_]+)_idx\d+_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])\.png", re.IGNORECASE
+)
 IDC_CLASS_NAMES = ("non_idc", "idc")
 DEFAULT_CLASS_NAMES = ("negative", "positive")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -83,11 +85,17 @@ def find_idc(folder: Path, options: LayoutOptions) -> Found:
     by_patient: defaultdict[str, list[PatchEntry]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         if match := IDC_NAME.fullmatch(path.name):
-            entry = PatchEntry(_relative(path, folder), int(match["label"]), int(match["x"]) - 1, int(match["y"]) - 1)
+            entry = PatchEntry(
+                _relative(path, folder),
+                int(match["label"]),
+                int(match["x"]) - 1,
+                int(match["y"]) - 1,
+            )
             by_patient[match["patient"]].append(entry)
     if not by_patient:
         raise ConfigError(
-            f"{folder}: no files called <patient>_idx5_x<X>_y<Y>_class<0|1>.png below it; give the data set's folder or another --layout"
+            f"{folder}: no files called <patient>_idx5_x<X>_y<Y>_class<0|1>.png below it; give the"
+            " data set's folder or another --layout"
         )
     return _gather(folder, by_patient, options.class_names or IDC_CLASS_NAMES, [])
 
@@ -95,7 +103,10 @@ def find_idc(folder: Path, options: LayoutOptions) -> Found:
 def find_folders(folder: Path, options: LayoutOptions) -> Found:
     """One folder per class, images in it at any depth; the patient is in the path, where `patient_regex` says."""
     if options.patient_regex is None:
-        raise ConfigError(f"{folder}: class folders do not name patients; say where they stand with --patient-regex")
+        raise ConfigError(
+            f"{folder}: class folders do not name patients; say where they stand with"
+            " --patient-regex"
+        )
     class_names = options.class_names or _class_folders(folder)
     by_patient: defaultdict[str, list[PatchEntry]] = defaultdict(list)
     left_out: list[LeftOut] = []
@@ -110,7 +121,9 @@ def find_folders(folder: Path, options: LayoutOptions) -> Found:
             else:
                 by_patient[patient].append(PatchEntry(relative, label))
     if not by_patient:
-        raise ConfigError(f"{folder}: no image of {' or '.join(class_names)} matches --patient-regex; check both")
+        raise ConfigError(
+            f"{folder}: no image of {' or '.join(class_names)} matches --patient-regex; check both"
+        )
     return _gather(folder, by_patient, class_names, left_out)
 
 
@@ -122,10 +135,17 @@ def find_stacks(folder: Path, options: LayoutOptions) -> Found:
     by_patient: defaultdict[str, list[PatchEntry]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in STACK_SUFFIXES and (table := read_stack_table(path)) is not None:
-            for index, (patient, label) in enumerate(zip(table.patients, table.labels, strict=True)):
-                by_patient[patient].append(PatchEntry(_relative(path, folder), label, stack_index=index))
+            for index, (patient, label) in enumerate(
+                zip(table.patients, table.labels, strict=True)
+            ):
+                by_patient[patient].append(
+                    PatchEntry(_relative(path, folder), label, stack_index=index)
+                )
     if not by_patient:
-        raise ConfigError(f"{folder}: no NPZ with images and labels, nor a pair of NPY files; see `wsi ingest --help`")
+        raise ConfigError(
+            f"{folder}: no NPZ with images and labels, nor a pair of NPY files; see `wsi ingest"
+            " --help`"
+        )
     return _gather(folder, by_patient, options.class_names or DEFAULT_CLASS_NAMES, [])
 
 
@@ -151,12 +171,23 @@ def find_patches(place: Path, layout: str, options: LayoutOptions) -> Found:
     if layout not in LAYOUTS:
         raise ConfigError(f"layout {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     if not (place.is_file() if layout == "csv" else place.is_dir()):
-        raise ConfigError(f"{place}: not a {'CSV file' if layout == 'csv' else 'folder'}; the layout {layout!r} needs one")
+        raise ConfigError(
+            f"{place}: not a {'CSV file' if layout == 'csv' else 'folder'}; the layout {layout!r}"
+            " needs one"
+        )
     return LAYOUTS[layout](place, options)
 
 
-def _gather(folder: Path, by_patient: Mapping[str, Sequence[PatchEntry]], class_names: tuple[str, str], left_out: list[LeftOut]) -> Found:
-    patients = [PatientPatches(patient, folder, tuple(entries), class_names) for patient, entries in sorted(by_patient.items())]
+def _gather(
+    folder: Path,
+    by_patient: Mapping[str, Sequence[PatchEntry]],
+    class_names: tuple[str, str],
+    left_out: list[LeftOut],
+) -> Found:
+    patients = [
+        PatientPatches(patient, folder, tuple(entries), class_names)
+        for patient, entries in sorted(by_patient.items())
+    ]
     return Found(patients, left_out)
 
 
@@ -165,10 +196,13 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _class_folders(folder: Path) -> tuple[str, str]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     if len(names) != 2:
         raise ConfigError(
-            f"{folder}: has {len(names)} folders ({', '.join(names[:5])}), two classes are needed; name two with --class-names"
+            f"{folder}: has {len(names)} folders ({', '.join(names[:5])}), two classes are needed;"
+            " name two with --class-names"
         )
     return names[0], names[1]
 
@@ -180,7 +214,9 @@ def check_regex(regex: str) -> None:
     except re.error as error:
         raise ConfigError(f"patient regex {regex!r} is no regular expression ({error})") from error
     if groups < 1:
-        raise ConfigError(f"patient regex {regex!r} has no group; put the patient's part in parentheses")
+        raise ConfigError(
+            f"patient regex {regex!r} has no group; put the patient's part in parentheses"
+        )
 
 
 def find_patient(regex: str, relative: str) -> str | None:
@@ -199,25 +235,35 @@ def _read_table(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
             header = reader.fieldnames or []
             lines = [(reader.line_num, line) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{table}: not a readable CSV file ({error}); save it as CSV in UTF-8") from error
+        raise ConfigError(
+            f"{table}: not a readable CSV file ({error}); save it as CSV in UTF-8"
+        ) from error
     if not {"path", "patient", "label"} <= set(header) <= set(TABLE_COLUMNS):
         raise ConfigError(
-            f"{table}: line 1: the columns are {', '.join(header) or 'none'}; path, patient and label are needed, x and y allowed"
+            f"{table}: line 1: the columns are {', '.join(header) or 'none'}; path, patient and"
+            " label are needed, x and y allowed"
         )
     if not lines:
         raise ConfigError(f"{table}: names no patch; add a line for each")
     for number, line in lines:
         if None in line or None in line.values():
-            raise ConfigError(f"{table}: line {number}: has another number of cells than the header; mend it")
+            raise ConfigError(
+                f"{table}: line {number}: has another number of cells than the header; mend it"
+            )
         yield number, line
 
 
-def _read_line(table: Path, number: int, line: dict[str, str], class_names: tuple[str, str]) -> PatchEntry:
+def _read_line(
+    table: Path, number: int, line: dict[str, str], class_names: tuple[str, str]
+) -> PatchEntry:
     if not (line["path"] and line["patient"]):
         raise ConfigError(f"{table}: line {number}: path or patient is empty; fill both in")
     text = line["label"].strip()
     if text not in ("0", "1", *class_names):
-        raise ConfigError(f"{table}: line {number}: label is {text!r}; it must be 0, 1, {class_names[0]} or {class_names[1]}")
+        raise ConfigError(
+            f"{table}: line {number}: label is {text!r}; it must be 0, 1, {class_names[0]} or"
+            f" {class_names[1]}"
+        )
     label = int(text) if text in ("0", "1") else class_names.index(text)
     try:
         x, y = (int(line[name]) if line.get(name, "").strip() else None for name in ("x", "y"))
@@ -242,13 +288,19 @@ def read_stack_table(path: Path) -> StackTable | None:
         return None
     labels = _companion(path, LABELS)
     if labels is None:
-        raise ConfigError(f"{path}: has no labels beside its images; add an array `labels`, or <name>_labels.npy")
+        raise ConfigError(
+            f"{path}: has no labels beside its images; add an array `labels`, or <name>_labels.npy"
+        )
     patients = _companion(path, PATIENTS)
     count = shape[0]
     if labels.shape != (count,) or not np.isin(labels, (0, 1)).all():
-        raise ConfigError(f"{path}: its labels {labels.shape} are not one 0 or 1 for each of {count} images")
+        raise ConfigError(
+            f"{path}: its labels {labels.shape} are not one 0 or 1 for each of {count} images"
+        )
     if patients is not None and patients.shape != (count,):
-        raise ConfigError(f"{path}: its patients {patients.shape} are not one for each of {count} images")
+        raise ConfigError(
+            f"{path}: its patients {patients.shape} are not one for each of {count} images"
+        )
     names = [_name_of(path)] * count if patients is None else [str(patient) for patient in patients]
     return StackTable(names, [int(label) for label in labels])
 
@@ -259,7 +311,10 @@ def stack_shape(path: Path) -> tuple[int, ...] | None:
     if images is None:
         return None
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ConfigError(f"{path}: its images are {images.dtype} {images.shape}; they must be uint8 (n, side, side, 3)")
+        raise ConfigError(
+            f"{path}: its images are {images.dtype} {images.shape}; they must be uint8 (n, side,"
+            " side, 3)"
+        )
     return images.shape
 
 
@@ -268,12 +323,18 @@ def open_images(path: Path) -> NDArray[np.uint8] | None:
     """The images of a file, mapped into memory where it is NPY. Raises ConfigError."""
     try:
         if path.suffix.lower() == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False) if _is_called(path, IMAGES) else None
+            return (
+                np.load(path, mmap_mode="r", allow_pickle=False)
+                if _is_called(path, IMAGES)
+                else None
+            )
         with np.load(path, allow_pickle=False) as arrays:
             name = _pick(list(arrays), IMAGES)
             return None if name is None else arrays[name]
     except STACK_FAULTS as error:
-        raise ConfigError(f"{path}: not a readable NumPy file ({error}); save it again, without pickled objects") from error
+        raise ConfigError(
+            f"{path}: not a readable NumPy file ({error}); save it again, without pickled objects"
+        ) from error
 
 
 def _companion(path: Path, names: tuple[str, ...]) -> NDArray[np.generic] | None:
@@ -283,10 +344,17 @@ def _companion(path: Path, names: tuple[str, ...]) -> NDArray[np.generic] | None
             with np.load(path, allow_pickle=False) as arrays:
                 name = _pick(list(arrays), names)
                 return None if name is None else arrays[name]
-        beside = [other for other in path.parent.iterdir() if _stem_of(other) == _stem_of(path) and _is_called(other, names)]
+        beside = [
+            other
+            for other in path.parent.iterdir()
+            if _stem_of(other) == _stem_of(path) and _is_called(other, names)
+        ]
         return np.load(beside[0], allow_pickle=False) if beside else None
     except STACK_FAULTS as error:
-        raise ConfigError(f"{path}: its {names[0]} cannot be read ({error}); save them again, without pickled objects") from error
+        raise ConfigError(
+            f"{path}: its {names[0]} cannot be read ({error}); save them again, without pickled"
+            " objects"
+        ) from error
 
 
 def _is_called(path: Path, names: tuple[str, ...]) -> bool:

@@ -18,7 +18,9 @@ _loading = threading.Lock()
 
 
 @lru_cache(1)
-def _open(path: Path, digest: str, setting: EngineSetting, batch_size: int | None, terms: ForeignTerms) -> tuple[Predictor, Agreement]:
+def _open(
+    path: Path, digest: str, setting: EngineSetting, batch_size: int | None, terms: ForeignTerms
+) -> tuple[Predictor, Agreement]:
     choose_device(setting.device)  # which refuses one that is not there
     predictor = Predictor(load_same(path, digest, terms), setting, batch_size)
     return predictor, check_answers(predictor)
@@ -71,14 +73,19 @@ class Settled:
     line: str
 
 
-def settle_engine(model: Model, path: Path, wish: EngineWish, terms: ForeignTerms | None = None) -> Settled:
+def settle_engine(
+    model: Model, path: Path, wish: EngineWish, terms: ForeignTerms | None = None
+) -> Settled:
     """Choose the engine, load the model with it in this process and check its answers; no slide is needed for it.
 
-    Raises ModelError where the engine cannot run the model or gives other answers, and EnvironmentFault where the device is absent.
+    Raises ModelError where the engine cannot run the model or gives other answers, and
+    EnvironmentFault where the device is absent.
     """
 
     def choose(setting: EngineSetting) -> ModelChoice:
-        return ModelChoice(path.resolve(), model.digest, setting, wish.batch_size, terms or ForeignTerms())
+        return ModelChoice(
+            path.resolve(), model.digest, setting, wish.batch_size, terms or ForeignTerms()
+        )
 
     candidates = list_candidates(model, wish.device, wish.engine, wish.precision)
     opened = open_first(candidates, lambda setting: choose(setting).load_checked())

@@ -29,7 +29,14 @@ from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import MaskPicture
 from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.patches import macro_tiles_per_cell, view_grid
-from wsi_pipeline.slides.quality import SHARPNESS_MPP, QualityParameters, find_pen, is_kept, judge, measure_sharpness
+from wsi_pipeline.slides.quality import (
+    SHARPNESS_MPP,
+    QualityParameters,
+    find_pen,
+    is_kept,
+    judge,
+    measure_sharpness,
+)
 from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.thumbnail import read_thumbnail
 from wsi_pipeline.slides.tissue import TissueParameters, find_tissue, tissue_fraction
@@ -58,8 +65,13 @@ class TileConfig:
     """Which reader opens the slides; it changes no pixel."""
 
     def __post_init__(self) -> None:
-        if self.slide_mpp is not None and not (math.isfinite(self.slide_mpp) and MIN_MPP <= self.slide_mpp <= MAX_MPP):
-            raise ConfigError(f"slide mpp is {self.slide_mpp} µm/px; it must lie between {MIN_MPP:g} and {MAX_MPP:g}")
+        if self.slide_mpp is not None and not (
+            math.isfinite(self.slide_mpp) and MIN_MPP <= self.slide_mpp <= MAX_MPP
+        ):
+            raise ConfigError(
+                f"slide mpp is {self.slide_mpp} µm/px; it must lie between {MIN_MPP:g} and"
+                f" {MAX_MPP:g}"
+            )
 
 
 def tile_recipe(
@@ -73,7 +85,11 @@ def tile_recipe(
     return {
         "slide": slide.fingerprint,
         "slide_mpp": slide.mpp,
-        "patch": {"side_px": config.spec.side_px, "stride_px": config.spec.stride_px, "mpp": config.spec.mpp},
+        "patch": {
+            "side_px": config.spec.side_px,
+            "stride_px": config.spec.stride_px,
+            "mpp": config.spec.mpp,
+        },
         "tissue": config.tissue.to_json(),
         "mask": None if mask_file is None else file_sha256(mask_file),
         "quality": config.quality.to_json(),
@@ -124,8 +140,16 @@ def plan_patches(
         quality=quality,
         tissue=tissue,
     )
-    parameters = config.tissue.to_json() | {"mask": None if mask_file is None else mask_file.name, "tissue_mm2": tissue_mm2}
-    record = {"tissue": parameters, "quality": config.quality.to_json(), "labels": labels.description, "provenance": describe_tool()}
+    parameters = config.tissue.to_json() | {
+        "mask": None if mask_file is None else mask_file.name,
+        "tissue_mm2": tissue_mm2,
+    }
+    record = {
+        "tissue": parameters,
+        "quality": config.quality.to_json(),
+        "labels": labels.description,
+        "provenance": describe_tool(),
+    }
     return table, record
 
 
@@ -135,33 +159,50 @@ def _find_tissue(
     """Our own mask of the thumbnail, and the tissue's area in mm²."""
     mpp = slide.mpp * float(thumbnail.downsample)
     mask = find_tissue(thumbnail.pixels, mpp, config.tissue)
-    # What cannot be seen may be tissue: such cells are tried, and counted as unreadable if they are.
+    # What cannot be seen may be tissue: such cells are tried, and counted as unreadable if they
+    # are.
     return mask | unreadable, float(mask.sum()) * (mpp / 1000) ** 2
 
 
-def _take_mask(mask: MaskPicture, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:
+def _take_mask(
+    mask: MaskPicture, slide: SlideInfo, grid: Grid
+) -> tuple[NDArray[np.float32], float]:
     """Share of tissue in every cell, by the user's mask, and the area in mm² of the cells' tissue."""
     picture = mask.thumbnail
-    fraction = mask.drawn_fraction(grid) if picture is None else tissue_fraction(picture.pixels[..., 0] > 0, picture, grid)
+    fraction = (
+        mask.drawn_fraction(grid)
+        if picture is None
+        else tissue_fraction(picture.pixels[..., 0] > 0, picture, grid)
+    )
     pitch_mm = grid.spec.stride_px * float(grid.downsample) * slide.mpp / 1000
     return fraction, float(fraction.sum(dtype=np.float64)) * pitch_mm**2
 
 
 def _judge_cells(
-    reader: SlideReader, grid: Grid, cells: NDArray[np.int32], thumbnail: Thumbnail, parameters: QualityParameters
+    reader: SlideReader,
+    grid: Grid,
+    cells: NDArray[np.int32],
+    thumbnail: Thumbnail,
+    parameters: QualityParameters,
 ) -> tuple[NDArray[np.int32], PatchQuality]:
     """What is wrong with the patches of cells, and those that are kept."""
     mpp = reader.info.mpp * float(thumbnail.downsample)
-    pen = tissue_fraction(find_pen(thumbnail.pixels, mpp), thumbnail, grid)[cells[:, 0], cells[:, 1]]
+    pen = tissue_fraction(find_pen(thumbnail.pixels, mpp), thumbnail, grid)[
+        cells[:, 0], cells[:, 1]
+    ]
     sharpness = np.full(len(cells), np.nan, dtype=np.float32)
     if parameters.min_sharpness is not None and len(cells):
         sharpness = _measure_sharpness(reader, grid, cells)
     quality = judge(pen, sharpness, parameters)
     kept = is_kept(quality, parameters)
-    return cells[kept], PatchQuality(quality.pen_fraction[kept], quality.sharpness[kept], quality.flags[kept])
+    return cells[kept], PatchQuality(
+        quality.pen_fraction[kept], quality.sharpness[kept], quality.flags[kept]
+    )
 
 
-def _measure_sharpness(reader: SlideReader, grid: Grid, cells: NDArray[np.int32]) -> NDArray[np.float32]:
+def _measure_sharpness(
+    reader: SlideReader, grid: Grid, cells: NDArray[np.int32]
+) -> NDArray[np.float32]:
     slide = reader.info
     mpp = max(SHARPNESS_MPP, slide.mpp)
     downsample = downsample_between(slide.mpp, mpp)
@@ -172,30 +213,39 @@ def _measure_sharpness(reader: SlideReader, grid: Grid, cells: NDArray[np.int32]
     return measure_sharpness(view.read, size, boxes, mpp)
 
 
-def _refuse_lost_tissue(slide: SlideInfo, tissue_mm2: float, cells: NDArray[np.int32], config: TileConfig) -> None:
+def _refuse_lost_tissue(
+    slide: SlideInfo, tissue_mm2: float, cells: NDArray[np.int32], config: TileConfig
+) -> None:
     """Raise SlideError where there is tissue but no patch takes it in: that must not look like a slide without tissue."""
     if len(cells) or tissue_mm2 == 0:
         return
     raise SlideError(
-        f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of {config.spec.field_um:g} µm lies in it by "
-        f"{config.tissue.min_tissue:.0%} or more; lower --min-tissue or use smaller patches"
+        f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of"
+        f" {config.spec.field_um:g} µm lies in it by {config.tissue.min_tissue:.0%} or more; lower"
+        " --min-tissue or use smaller patches"
     )
 
 
 def settle_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, Fraction]:
     """The scale that is really cut, and level-0 pixels per patch pixel.
 
-    A level within 2 % of the wanted scale is taken as it is. Raises SlideError where the scan is too coarse.
+    A level within 2 % of the wanted scale is taken as it is. Raises SlideError where the scan is
+    too coarse.
     """
     slide, spec = reader.info, config.spec
-    near = [level for level in reader.levels if _is_near(slide.mpp * float(level.downsample), spec.mpp)]
+    near = [
+        level for level in reader.levels if _is_near(slide.mpp * float(level.downsample), spec.mpp)
+    ]
     if near:
         level = min(near, key=lambda level: abs(slide.mpp * float(level.downsample) - spec.mpp))
-        return PatchSpec(spec.side_px, spec.stride_px, slide.mpp * float(level.downsample)), level.downsample
+        return (
+            PatchSpec(spec.side_px, spec.stride_px, slide.mpp * float(level.downsample)),
+            level.downsample,
+        )
     if spec.mpp < slide.mpp and not config.allow_upsample:
         raise SlideError(
-            f"{slide.path}: scanned at {slide.mpp:g} µm/px, patches at {spec.mpp:g} µm/px would be made up; "
-            f"use --mpp {slide.mpp:g} or more, or --allow-upsample"
+            f"{slide.path}: scanned at {slide.mpp:g} µm/px, patches at {spec.mpp:g} µm/px would be"
+            f" made up; use --mpp {slide.mpp:g} or more, or --allow-upsample"
         )
     return spec, downsample_between(slide.mpp, spec.mpp)
 
@@ -204,13 +254,21 @@ def _is_near(mpp: float, wanted_mpp: float) -> bool:
     return abs(mpp - wanted_mpp) <= LEVEL_TOLERANCE * wanted_mpp
 
 
-def _take_cells(reader: SlideReader, grid: Grid, fraction: NDArray[np.float32], min_tissue: float) -> NDArray[np.int32]:
-    is_kept = (fraction >= min_tissue) & (fraction > 0) if min_tissue > 0 else np.ones_like(fraction, dtype=np.bool_)
+def _take_cells(
+    reader: SlideReader, grid: Grid, fraction: NDArray[np.float32], min_tissue: float
+) -> NDArray[np.int32]:
+    is_kept = (
+        (fraction >= min_tissue) & (fraction > 0)
+        if min_tissue > 0
+        else np.ones_like(fraction, dtype=np.bool_)
+    )
     kept = np.argwhere(is_kept).astype(np.int32)
     return order_by_macro_tile(kept, macro_tiles_per_cell(view_grid(reader, grid), grid))
 
 
-def store_block(source: PatchSource, table: PatchTable, staging: Staging, block: int) -> dict[str, Any]:
+def store_block(
+    source: PatchSource, table: PatchTable, staging: Staging, block: int
+) -> dict[str, Any]:
     """Read one block and write it to the store; returns patches, unreadable ones, regions read otherwise, and seconds spent."""
     started = time.perf_counter()
     patches = source.read_block(block)

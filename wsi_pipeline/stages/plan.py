@@ -102,8 +102,16 @@ def finished_plan(staging: Staging, manifest: Manifest) -> SlidePlan:
 def open_plan(staging: Staging, table: PatchTable, slide: Path | None = None) -> SlidePlan:
     """The plan of a product under way."""
     done = staging.block_reports()
-    missing = tuple(block for block in range(count_blocks(table.patches, table.block_size)) if block not in done)
-    return SlidePlan(staging, table.patches, missing, table.block_size, slide_mark=None if slide is None else mark_slide(slide))
+    missing = tuple(
+        block for block in range(count_blocks(table.patches, table.block_size)) if block not in done
+    )
+    return SlidePlan(
+        staging,
+        table.patches,
+        missing,
+        table.block_size,
+        slide_mark=None if slide is None else mark_slide(slide),
+    )
 
 
 def mark_slide(path: Path) -> tuple[int, int]:
@@ -116,7 +124,9 @@ def refuse_changed(path: Path, plan: SlidePlan) -> None:
     """Raise SlideError where the slide was written to while it was read; nothing is kept of such a mixture."""
     if plan.slide_mark is not None and mark_slide(path) != plan.slide_mark:
         plan.staging.discard()
-        raise SlideError(f"{path}: changed while it was read; run the same line again when it is complete")
+        raise SlideError(
+            f"{path}: changed while it was read; run the same line again when it is complete"
+        )
 
 
 _opening = threading.Lock()
@@ -139,7 +149,9 @@ def read_staged_table(folder: Path) -> PatchTable:
     return read_table(folder, read_attributes(folder))
 
 
-def open_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path, reader: str = AUTO) -> PatchSource:
+def open_patches(
+    slide: FoundSlide, slide_mpp: float | None, folder: Path, reader: str = AUTO
+) -> PatchSource:
     """The patches of a product under way, read from the slide. Raises SlideError where the slide was changed meanwhile."""
     table = staged_table(folder)
     with _opening:
@@ -147,12 +159,16 @@ def open_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path, reade
 
 
 @lru_cache(OPEN_SOURCES)
-def _open_slide_patches(slide: FoundSlide, slide_mpp: float | None, folder: Path, fingerprint: str, reader: str) -> PatchSource:
+def _open_slide_patches(
+    slide: FoundSlide, slide_mpp: float | None, folder: Path, fingerprint: str, reader: str
+) -> PatchSource:
     table = _read_staged_table(folder)
     opened = open_slide(slide.path, slide.slide_id, slide_mpp, reader)
     if opened.info.fingerprint != fingerprint:
         opened.close()
-        raise SlideError(f"{slide.path}: changed while it was read; run the same line again when it is complete")
+        raise SlideError(
+            f"{slide.path}: changed while it was read; run the same line again when it is complete"
+        )
     return SlidePatches(opened, table.grid, table.cells, table.block_size)
 
 
@@ -164,10 +180,14 @@ def open_store(path: Path, work: str) -> PatchStore:
 
 def refuse_unreadable(path: Path, plan: SlidePlan) -> None:
     """Raise SlideError where not a single patch could be read; nothing is kept of such a slide."""
-    unreadable = sum(_count(report["unreadable"]) for report in plan.staging.block_reports().values())
+    unreadable = sum(
+        _count(report["unreadable"]) for report in plan.staging.block_reports().values()
+    )
     if state_of(plan.patches, unreadable) is SlideState.FAILED:
         plan.staging.discard()
-        raise SlideError(f"{path}: none of its {plan.patches} patches can be decoded; scan or copy it again")
+        raise SlideError(
+            f"{path}: none of its {plan.patches} patches can be decoded; scan or copy it again"
+        )
 
 
 def _count(unreadable: int | list[int]) -> int:

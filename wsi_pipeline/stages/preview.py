@@ -53,7 +53,9 @@ class SlidePreview:
     """Why it cannot be run."""
 
 
-def preview_finished(slide: FoundSlide, facts: SlideInfo, standing: Standing, manifest: Manifest) -> SlidePreview:
+def preview_finished(
+    slide: FoundSlide, facts: SlideInfo, standing: Standing, manifest: Manifest
+) -> SlidePreview:
     """A slide whose predictions an earlier run has finished."""
     return SlidePreview(
         slide.slide_id,
@@ -62,14 +64,20 @@ def preview_finished(slide: FoundSlide, facts: SlideInfo, standing: Standing, ma
         size_l0=facts.size_l0,
         mpp=facts.mpp,
         patches=int(manifest.counts["patches"]),
-        prediction_bytes=sum(size for name, (size, _) in manifest.files.items() if name.startswith(f"{FOLDER}/")),
+        prediction_bytes=sum(
+            size for name, (size, _) in manifest.files.items() if name.startswith(f"{FOLDER}/")
+        ),
     )
 
 
 def preview_begun(slide: FoundSlide, table: PatchTable, done: Mapping[int, Any]) -> SlidePreview:
     """A slide of which some blocks may be done."""
     blocks = count_blocks(table.patches, table.block_size)
-    rows = [block_slice(block, table.block_size, table.patches) for block in range(blocks) if block not in done]
+    rows = [
+        block_slice(block, table.block_size, table.patches)
+        for block in range(blocks)
+        if block not in done
+    ]
     return SlidePreview(
         slide.slide_id,
         Standing.BEGUN if done else Standing.NEW,
@@ -80,14 +88,22 @@ def preview_begun(slide: FoundSlide, table: PatchTable, done: Mapping[int, Any])
         missing_patches=sum(part.stop - part.start for part in rows),
         blocks=blocks,
         blocks_done=blocks - len(rows),
-        prediction_bytes=count_table_bytes(table) + blocks * (table.block_size * PROBABILITY_BYTES + CHECKSUM_BYTES),
+        prediction_bytes=count_table_bytes(table)
+        + blocks * (table.block_size * PROBABILITY_BYTES + CHECKSUM_BYTES),
     )
 
 
 def count_table_bytes(table: PatchTable) -> int:
     """Bytes of a table's arrays on disk, which predictions and patch stores both carry."""
     quality = () if table.quality is None else table.quality
-    arrays = (table.cells, table.labels, table.label_fraction, table.tissue_fraction, table.thumbnail.pixels, *quality)
+    arrays = (
+        table.cells,
+        table.labels,
+        table.label_fraction,
+        table.tissue_fraction,
+        table.thumbnail.pixels,
+        *quality,
+    )
     rows, cols = (0, 0) if table.tissue is None else table.tissue.shape
     mask = 0 if table.tissue is None else rows * -(-cols // 8) + CHECKSUM_BYTES  # a bit a pixel
     return int(mask + sum(array.nbytes + CHECKSUM_BYTES for array in arrays))
@@ -95,4 +111,8 @@ def count_table_bytes(table: PatchTable) -> int:
 
 def _bytes_of(slide: FoundSlide) -> int:
     path = slide.path
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if path.is_dir()
+        else path.stat().st_size
+    )

@@ -16,12 +16,19 @@ MASKS = "masks"
 MIRAX, DICOM = ".mrxs", ".dcm"
 
 
-def disguise_slides(slides: Sequence[FoundSlide], pseudonyms: Pseudonyms | None) -> list[FoundSlide]:
+def disguise_slides(
+    slides: Sequence[FoundSlide], pseudonyms: Pseudonyms | None
+) -> list[FoundSlide]:
     """The slides by links that carry their pseudonyms, with label files and patients likewise; as they are without `pseudonyms`.
 
-    A run that reads through these links can tell nobody the slides' names, whatever raises, logs or records a path.
+    A run that reads through these links can tell nobody the slides' names, whatever raises, logs or
+    records a path.
     """
-    return list(slides) if pseudonyms is None else [_disguise_slide(slide, pseudonyms) for slide in slides]
+    return (
+        list(slides)
+        if pseudonyms is None
+        else [_disguise_slide(slide, pseudonyms) for slide in slides]
+    )
 
 
 def _disguise_slide(slide: FoundSlide, pseudonyms: Pseudonyms) -> FoundSlide:
@@ -31,7 +38,11 @@ def _disguise_slide(slide: FoundSlide, pseudonyms: Pseudonyms) -> FoundSlide:
         slide_id=name,
         path=_link_slide(slide.path, name, pseudonyms),
         patient_id=None if slide.patient_id is None else pseudonyms.name(slide.patient_id),
-        label_file=None if slide.label_file is None else pseudonyms.link(slide.label_file, f"{name}.{LABELS}"),
+        label_file=(
+            None
+            if slide.label_file is None
+            else pseudonyms.link(slide.label_file, f"{name}.{LABELS}")
+        ),
         mpp_source="user",  # not the name of a table
     )
 
@@ -50,7 +61,9 @@ def _link_slide(path: Path, name: str, pseudonyms: Pseudonyms) -> Path:
     return pseudonyms.link(path, name)
 
 
-def disguise_masks(slides: Sequence[FoundSlide], masks: tuple[Path, ...], pseudonyms: Pseudonyms | None) -> tuple[Path, ...]:
+def disguise_masks(
+    slides: Sequence[FoundSlide], masks: tuple[Path, ...], pseudonyms: Pseudonyms | None
+) -> tuple[Path, ...]:
     """The users' masks of these slides (by their real names) under the slides' pseudonyms; those of no slide are left out."""
     if pseudonyms is None:
         return masks
@@ -64,17 +77,24 @@ def disguise_masks(slides: Sequence[FoundSlide], masks: tuple[Path, ...], pseudo
     return tuple(found) or masks[:0]
 
 
-def disguise_patients(patients: Sequence[PatientPatches], pseudonyms: Pseudonyms | None) -> list[PatientPatches]:
+def disguise_patients(
+    patients: Sequence[PatientPatches], pseudonyms: Pseudonyms | None
+) -> list[PatientPatches]:
     """The patients under pseudonyms; their files keep their names, by which they are read."""
     if pseudonyms is None:
         return list(patients)
-    disguised = [replace(patient, patient_id=pseudonyms.name(patient.patient_id)) for patient in patients]
+    disguised = [
+        replace(patient, patient_id=pseudonyms.name(patient.patient_id)) for patient in patients
+    ]
     return sorted(disguised, key=lambda patient: patient.patient_id)
 
 
 def disguise_left_out(left_out: Iterable[LeftOut], pseudonyms: Pseudonyms | None) -> list[LeftOut]:
     """Files that became no patches, under pseudonyms."""
-    return [entry if pseudonyms is None else LeftOut(pseudonyms.name(entry.file), entry.reason) for entry in left_out]
+    return [
+        entry if pseudonyms is None else LeftOut(pseudonyms.name(entry.file), entry.reason)
+        for entry in left_out
+    ]
 
 
 def veil_slides(slides: Sequence[FoundSlide], pseudonyms: Pseudonyms | None) -> Veil:
@@ -106,5 +126,9 @@ def veil_patients(patients: Sequence[PatientPatches], pseudonyms: Pseudonyms | N
         names |= {str(patient.folder): "…", patient.patient_id: pseudonyms.name(patient.patient_id)}
         for entry in patient.entries:
             alias = pseudonyms.name(entry.file)
-            names |= {entry.file: alias, str(patient.folder / entry.file): alias, Path(entry.file).name: alias}
+            names |= {
+                entry.file: alias,
+                str(patient.folder / entry.file): alias,
+                Path(entry.file).name: alias,
+            }
     return Veil(names)

@@ -21,7 +21,9 @@ def take_over(staging: Staging, folder: Path) -> None:
         shutil.copytree(folder / FOLDER, staging.product / FOLDER)
     except shutil.Error as error:  # of every file that could not be copied; one says enough
         _, place, reason = error.args[0][0]
-        raise EnvironmentFault(f"{place}: cannot be written ({reason}); mend that and run the same line again") from error
+        raise EnvironmentFault(
+            f"{place}: cannot be written ({reason}); mend that and run the same line again"
+        ) from error
 
 
 def _clear_outputs(product: Path) -> None:
@@ -35,16 +37,34 @@ def _clear_outputs(product: Path) -> None:
             path.unlink()
 
 
-def publish(staging: Staging, view: View, samples: tuple[Sample, ...] | None, previous: Path) -> SlideSummary:
+def publish(
+    staging: Staging, view: View, samples: tuple[Sample, ...] | None, previous: Path
+) -> SlideSummary:
     """Aggregate, write every format of the view, commit them together; `previous` is the slide's folder as it stood, if any."""
     predictions = Predictions(staging.product / FOLDER)
     aggregation = view.aggregation
-    heatmap = draw_heatmap(predictions, aggregation.threshold, smooth_um=aggregation.smooth_um, min_region_mm2=aggregation.min_region_mm2)
+    heatmap = draw_heatmap(
+        predictions,
+        aggregation.threshold,
+        smooth_um=aggregation.smooth_um,
+        min_region_mm2=aggregation.min_region_mm2,
+    )
     summary = summarise(predictions, heatmap)
-    result = SlideResult(predictions.table, heatmap, summary, view.look, samples, previous if is_product(previous) else None)
+    result = SlideResult(
+        predictions.table,
+        heatmap,
+        summary,
+        view.look,
+        samples,
+        previous if is_product(previous) else None,
+    )
     _clear_outputs(staging.product)
     for name in view.formats:
         WRITERS[name](result, staging.product)
-    counts = {"patches": summary.patches, "unreadable": summary.unreadable, "positives": summary.positives}
+    counts = {
+        "patches": summary.patches,
+        "unreadable": summary.unreadable,
+        "positives": summary.positives,
+    }
     staging.commit(RESULT_KIND, counts, view.to_json())
     return summary

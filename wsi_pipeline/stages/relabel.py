@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from wsi_pipeline.core.errors import WsiError
-from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure, state_of
+from wsi_pipeline.core.outcome import (
+    RunAccount,
+    SlideOutcome,
+    SlideState,
+    describe_failure,
+    state_of,
+)
 from wsi_pipeline.labels import label_patches, label_recipe
 from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
@@ -41,7 +47,13 @@ def relabel_stores(places: Sequence[Path], labels: Sequence[Path], rules: LabelR
 
 def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRules) -> SlideOutcome:
     if label_file is None:
-        return SlideOutcome(slide_id, str(path), SlideState.OK, "no label file of its name, left as it was", is_resumed_whole=True)
+        return SlideOutcome(
+            slide_id,
+            str(path),
+            SlideState.OK,
+            "no label file of its name, left as it was",
+            is_resumed_whole=True,
+        )
     is_new = relabel_store(path, label_file, rules)
     store = PatchStore(path)
     write_label_preview(store.table, path.with_name(f"{slide_id}{PREVIEW_SUFFIX}"))
@@ -50,7 +62,14 @@ def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRul
     message = ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
     message += describe_oddities(store.attributes["labels"])
     unreadable = int(np.count_nonzero(~store.readable))
-    return SlideOutcome(slide_id, str(path), state_of(store.table.patches, unreadable), message, store.table.patches, not is_new)
+    return SlideOutcome(
+        slide_id,
+        str(path),
+        state_of(store.table.patches, unreadable),
+        message,
+        store.table.patches,
+        not is_new,
+    )
 
 
 def export_labels(places: Sequence[Path], folder: Path) -> list[Path]:
@@ -67,12 +86,15 @@ def export_labels(places: Sequence[Path], folder: Path) -> list[Path]:
 def relabel_store(path: Path, label_file: Path, rules: LabelRules) -> bool:
     """Put the labels of a file into a store, in place of its old ones; False where it has these very labels already.
 
-    Pixels are taken over as they are (hard links where the file system has them). The old generation stays until the new one is
-    complete. Raises StoreError for a damaged store, LabelError for labels that do not fit; the store is then as it was.
+    Pixels are taken over as they are (hard links where the file system has them). The old
+    generation stays until the new one is complete. Raises StoreError for a damaged store,
+    LabelError for labels that do not fit; the store is then as it was.
     """
     with hold_lock(path):
         store = PatchStore(path)
-        staging = Staging(path, dict(store.manifest.recipe) | {"labels": label_recipe(rules, label_file)})
+        staging = Staging(
+            path, dict(store.manifest.recipe) | {"labels": label_recipe(rules, label_file)}
+        )
         if staging.recipe == store.manifest.recipe:
             return False
         find_finished(staging, KIND, force=True, inputs=[label_file])
@@ -87,7 +109,9 @@ def relabel_store(path: Path, label_file: Path, rules: LabelRules) -> bool:
             "generation": int(store.attributes.get("generation", 1)) + 1,
         }
         write_labels(staging.product, attributes, labels.labels, labels.fraction)
-        counts = dict(store.manifest.counts) | {"labelled": int(np.count_nonzero(labels.labels >= 0))}
+        counts = dict(store.manifest.counts) | {
+            "labelled": int(np.count_nonzero(labels.labels >= 0))
+        }
         staging.commit(KIND, counts)
         return True
 

@@ -42,7 +42,13 @@ from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.commit import Staging, find_finished, look_for_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import read_manifest
-from wsi_pipeline.store.patches import KIND, SUFFIX, PatchStore, finish_patch_store, prepare_patch_store
+from wsi_pipeline.store.patches import (
+    KIND,
+    SUFFIX,
+    PatchStore,
+    finish_patch_store,
+    prepare_patch_store,
+)
 from wsi_pipeline.store.zarr_io import AS_THEY_ARE, read_attributes
 
 logger = logging.getLogger(__name__)
@@ -82,7 +88,9 @@ class TileJob:
             if manifest := find_finished(staging, KIND, self.force, [slide.path, slide.label_file]):
                 return finished_plan(staging, manifest)
             if not staging.is_prepared:
-                table, record = patch_plan.plan_patches(reader, self.config, slide.label_file, slide.patient_id, mask)
+                table, record = patch_plan.plan_patches(
+                    reader, self.config, slide.label_file, slide.patient_id, mask
+                )
                 record |= {"slide_label": slide.slide_label}
                 prepare_patch_store(staging, in_large_blocks(table), record, self.codec)
         return open_plan(staging, staged_table(staging.product), slide.path)
@@ -90,14 +98,20 @@ class TileJob:
     def is_finished(self) -> bool:
         """Whether an earlier run made this very store. Raises StoreError where another recipe made what is there; nothing is touched."""
         with self._open() as reader:
-            found = look_for_finished(self._stage(reader), KIND, self.force, [self.slide.path, self.slide.label_file])
+            found = look_for_finished(
+                self._stage(reader), KIND, self.force, [self.slide.path, self.slide.label_file]
+            )
         return found is not None
 
     def _open(self) -> closing[SlideReader]:
-        return closing(open_slide(self.slide.path, self.slide.slide_id, self._scale, self.config.reader))
+        return closing(
+            open_slide(self.slide.path, self.slide.slide_id, self._scale, self.config.reader)
+        )
 
     def _stage(self, reader: SlideReader) -> Staging:
-        recipe = patch_plan.tile_recipe(reader.info, self.config, self.slide.label_file, self.slide.patient_id, self._mask)
+        recipe = patch_plan.tile_recipe(
+            reader.info, self.config, self.slide.label_file, self.slide.patient_id, self._mask
+        )
         return Staging(self.target, recipe | {"codec": self.codec.to_json()})
 
     @property
@@ -130,7 +144,9 @@ class TileJob:
         for path, write in self._previews().items():
             if not (plan.is_finished and path.exists()):
                 write(store.table, path)
-        message = outcome.message + (f", {fallbacks} regions read by OpenSlide after a fault" if fallbacks else "")
+        message = outcome.message + (
+            f", {fallbacks} regions read by OpenSlide after a fault" if fallbacks else ""
+        )
         message += f", lossy (JPEG quality {self.codec.quality})" if self.codec.is_lossy else ""
         if self.slide.label_file is not None:
             message += describe_oddities(store.attributes["labels"])
@@ -146,17 +162,27 @@ class TileJob:
         writers = {MASK_SUFFIX: write_mask_preview}
         if self.slide.label_file is not None:
             writers[PREVIEW_SUFFIX] = write_label_preview
-        return {self.out / f"{self.slide.slide_id}{suffix}": write for suffix, write in writers.items()}
+        return {
+            self.out / f"{self.slide.slide_id}{suffix}": write for suffix, write in writers.items()
+        }
 
 
 def in_large_blocks(table: PatchTable) -> PatchTable:
     """The table with blocks as large as a store's may be: at most one file per 4,096 patches, memory allowing."""
-    return replace(table, block_size=choose_store_block_size(table.patches, table.grid.spec.side_px))
+    return replace(
+        table, block_size=choose_store_block_size(table.patches, table.grid.spec.side_px)
+    )
 
 
 def count_fallbacks(plan: SlidePlan) -> int:
     """Regions of a product under way that were read by another reader because of a fault, in this run and those before it."""
-    return 0 if plan.is_finished else sum(int(report.get("fallbacks", 0)) for report in plan.staging.block_reports().values())
+    return (
+        0
+        if plan.is_finished
+        else sum(
+            int(report.get("fallbacks", 0)) for report in plan.staging.block_reports().values()
+        )
+    )
 
 
 def _pixel_bytes(spec: PatchSpec) -> int:
@@ -167,7 +193,10 @@ def describe_flags(table: PatchTable) -> str:
     """How many patches are flagged, for a person: nothing where none is."""
     if table.quality is None:
         return ""
-    counts = {name: int(np.count_nonzero(table.quality.flags & np.uint8(flag))) for name, flag in FLAG_NAMES.items()}
+    counts = {
+        name: int(np.count_nonzero(table.quality.flags & np.uint8(flag)))
+        for name, flag in FLAG_NAMES.items()
+    }
     return "".join(f", {count} flagged {name}" for name, count in counts.items() if count)
 
 
@@ -218,25 +247,41 @@ class IngestJob:
             files, left_out = ingest.sort_files(self.patient, self.spec, self.naming)
             if not files:
                 reason = f"{left_out[0].file}: {left_out[0].reason}" if left_out else "it has none"
-                raise SlideError(f"{self.patient.patient_id}: none of its {len(left_out)} files is a whole patch ({reason})")
+                raise SlideError(
+                    f"{self.patient.patient_id}: none of its {len(left_out)} files is a whole patch"
+                    f" ({reason})"
+                )
             table = ingest.plan_ingestion(self.patient, files, recipe["slide"], self.spec)
-            table = replace(table, slide=replace(table.slide, slide_id=self.store_name, path=self.source))
-            prepare_patch_store(staging, in_large_blocks(table), ingest.describe_ingestion(files, left_out, self.naming))
+            table = replace(
+                table, slide=replace(table.slide, slide_id=self.store_name, path=self.source)
+            )
+            prepare_patch_store(
+                staging,
+                in_large_blocks(table),
+                ingest.describe_ingestion(files, left_out, self.naming),
+            )
         return open_plan(staging, staged_table(staging.product))
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Read and store one block."""
         table = staged_table(plan.staging.product)
         real = {self.naming(entry.file): entry.file for entry in self.patient.entries}
-        entries = [PatchEntry(real[name], *rest) for name, *rest in read_attributes(plan.staging.product)["files"]]
-        return _store_block(ingest.PatchFiles(table, self.patient.folder, entries), table, plan, block)
+        entries = [
+            PatchEntry(real[name], *rest)
+            for name, *rest in read_attributes(plan.staging.product)["files"]
+        ]
+        return _store_block(
+            ingest.PatchFiles(table, self.patient.folder, entries), table, plan, block
+        )
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store."""
         return _finish_store(plan, self.store_name, Path(self.source))
 
 
-def _store_block(source: PatchSource, table: PatchTable, plan: SlidePlan, block: int) -> BlockReport:
+def _store_block(
+    source: PatchSource, table: PatchTable, plan: SlidePlan, block: int
+) -> BlockReport:
     report = patch_plan.store_block(source, table, plan.staging, block)
     return BlockReport(**report)
 
@@ -254,25 +299,43 @@ def _finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
         slide_id=slide_id,
         path=str(path),
         state=state_of(counts["patches"], counts["unreadable"]),
-        message=f"{counts['patches']} patches{labelled}{unreadable}" if counts["patches"] else "no tissue, no patches",
+        message=(
+            f"{counts['patches']} patches{labelled}{unreadable}"
+            if counts["patches"]
+            else "no tissue, no patches"
+        ),
         patches=counts["patches"],
         is_resumed_whole=plan.is_finished,
     )
 
 
-def add_labels(slides: Sequence[FoundSlide], labels: Sequence[Path] | None, pseudonyms: Pseudonyms | None = None) -> list[FoundSlide]:
+def add_labels(
+    slides: Sequence[FoundSlide],
+    labels: Sequence[Path] | None,
+    pseudonyms: Pseudonyms | None = None,
+) -> list[FoundSlide]:
     """The slides with their label files, by the names of the files; None: those that lie beside the slides.
 
     Raises LabelError where one file could belong to several slides.
     """
     files = list_label_files(labels) if labels else []
-    found = [find_beside(slide.path) if labels is None else match_labels(slide.path.stem, files) for slide in slides]
+    found = [
+        find_beside(slide.path) if labels is None else match_labels(slide.path.stem, files)
+        for slide in slides
+    ]
     for path, count in Counter(found).items():
         if path is not None and count > 1:
-            names = ", ".join(str(slide.path) for slide, file in zip(slides, found, strict=True) if file == path)
-            raise LabelError(f"{path}: could be the labels of {count} slides ({names}); say which in a sample sheet, with --sheet")
+            names = ", ".join(
+                str(slide.path) for slide, file in zip(slides, found, strict=True) if file == path
+            )
+            raise LabelError(
+                f"{path}: could be the labels of {count} slides ({names}); say which in a sample"
+                " sheet, with --sheet"
+            )
     without = [slide.slide_id for slide, file in zip(slides, found, strict=True) if file is None]
     if without and (labels is None or labels):
         shown = [name if pseudonyms is None else pseudonyms.name(name) for name in without[:5]]
-        logger.warning("no label file for %d of %d slides: %s", len(without), len(slides), ", ".join(shown))
+        logger.warning(
+            "no label file for %d of %d slides: %s", len(without), len(slides), ", ".join(shown)
+        )
     return [replace(slide, label_file=file) for slide, file in zip(slides, found, strict=True)]

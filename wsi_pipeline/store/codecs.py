@@ -69,7 +69,11 @@ class PixelCodec:
 
     def is_possible_size(self, found: int, plain: int) -> bool:
         """Whether a chunk of `plain` bytes of pixels may take `found` bytes on disk."""
-        return found == plain + CHECKSUM_BYTES if self.name == "none" else 0 < found <= plain + plain // 4 + MAX_OVERHEAD_BYTES
+        return (
+            found == plain + CHECKSUM_BYTES
+            if self.name == "none"
+            else 0 < found <= plain + plain // 4 + MAX_OVERHEAD_BYTES
+        )
 
 
 def read_zstd_size(header: bytes) -> int | None:
@@ -102,7 +106,8 @@ def read_codec(attributes: dict[str, Any]) -> PixelCodec:
 class JpegPatches(ArrayBytesCodec):
     """A chunk of patches (n, side, side, 3) as n JPEG streams, so that no patch bleeds into another.
 
-    The bytes are n lengths, 32 bits each, little-endian, then the streams. Colours are not subsampled.
+    The bytes are n lengths, 32 bits each, little-endian, then the streams. Colours are not
+    subsampled.
     """
 
     quality: int
@@ -123,7 +128,9 @@ class JpegPatches(ArrayBytesCodec):
         raise NotImplementedError
 
     async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
-        return chunk_spec.prototype.buffer.from_bytes(encode_patches(chunk_array.as_numpy_array(), self.quality))
+        return chunk_spec.prototype.buffer.from_bytes(
+            encode_patches(chunk_array.as_numpy_array(), self.quality)
+        )
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         patches = decode_patches(chunk_bytes.to_bytes(), chunk_spec.shape)
@@ -133,7 +140,13 @@ class JpegPatches(ArrayBytesCodec):
 def encode_patches(patches: NDArray[np.uint8], quality: int) -> bytes:
     """N patches (n, side, side, 3) as one chunk of JPEG streams."""
     streams = [
-        imagecodecs.jpeg8_encode(np.ascontiguousarray(patch), level=quality, colorspace="RGB", outcolorspace="YCBCR", subsampling="444")
+        imagecodecs.jpeg8_encode(
+            np.ascontiguousarray(patch),
+            level=quality,
+            colorspace="RGB",
+            outcolorspace="YCBCR",
+            subsampling="444",
+        )
         for patch in patches
     ]
     return np.array([len(stream) for stream in streams], dtype="<u4").tobytes() + b"".join(streams)
@@ -148,7 +161,9 @@ def decode_patches(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     patches = np.empty(shape, dtype=np.uint8)
     for index in range(shape[0]):
         try:
-            imagecodecs.jpeg8_decode(content[edges[index] : edges[index + 1]], outcolorspace="RGB", out=patches[index])
+            imagecodecs.jpeg8_decode(
+                content[edges[index] : edges[index + 1]], outcolorspace="RGB", out=patches[index]
+            )
         except RuntimeError as error:
             raise ValueError(f"patch {index}: {error}") from error
     return patches

@@ -1,13 +1,16 @@
 """The commit rule: a product is written aside, described by a manifest, flushed, and renamed into place once.
 
-A product is complete if and only if its final name exists and its manifest verifies. Beside every product lies a hidden folder
+A product is complete if and only if its final name exists and its manifest verifies. Beside every
+product lies a hidden folder
 `.wsi` with the staging of products under way and the locks of their writers:
 
     <out>/<name>/                       the product, with manifest.json
-    <out>/.wsi/staging/<name>.<recipe>/ product/ (becomes <out>/<name>) and blocks/ (one small file per finished block)
-    <out>/.wsi/locks/<name>.lock        held by `flock` while somebody writes the product
+    <out>/.wsi/staging/<name>.<recipe>/ product/ (becomes <out>/<name>) and blocks/ (one small file
+    per finished block) <out>/.wsi/locks/<name>.lock        held by `flock` while somebody writes
+    the product
 
-Staging is named by its recipe, so a killed run is taken up where it stopped and work of another recipe never mixes in.
+Staging is named by its recipe, so a killed run is taken up where it stopped and work of another
+recipe never mixes in.
 """
 
 import json
@@ -53,7 +56,12 @@ class Staging:
     @property
     def folder(self) -> Path:
         """Where everything of this product under way lies."""
-        return self.target.parent / HIDDEN / "staging" / f"{self.target.name}.{recipe_digest(self.recipe)[:16]}"
+        return (
+            self.target.parent
+            / HIDDEN
+            / "staging"
+            / f"{self.target.name}.{recipe_digest(self.recipe)[:16]}"
+        )
 
     @property
     def product(self) -> Path:
@@ -67,7 +75,11 @@ class Staging:
     @property
     def is_prepared(self) -> bool:
         """Whether an earlier run prepared this product to the end, so that only blocks may be missing."""
-        return (self.folder / "prepared").exists() and self.product.is_dir() and not self._holds_replaced_product()
+        return (
+            (self.folder / "prepared").exists()
+            and self.product.is_dir()
+            and not self._holds_replaced_product()
+        )
 
     def _holds_replaced_product(self) -> bool:
         """Whether the product was published, and what lies here is the one that it replaced."""
@@ -91,18 +103,24 @@ class Staging:
     def mark_block(self, block: int, report: Mapping[str, Any], chunk: Path) -> None:
         """Say that a block is on disk, in `chunk`, and what came of it; called after the chunk and its folders are flushed."""
         place = {"file": chunk.relative_to(self.product).as_posix(), "bytes": chunk.stat().st_size}
-        write_file(self._blocks / f"{block}.json", format_json(dict(report) | {"chunk": place}).encode())
+        write_file(
+            self._blocks / f"{block}.json", format_json(dict(report) | {"chunk": place}).encode()
+        )
 
     def block_reports(self) -> dict[int, dict[str, Any]]:
         """Reports of the finished blocks; one whose chunk is gone or has another size is not finished."""
-        found = {int(path.stem): self._read_report(path) for path in sorted(self._blocks.glob("*.json"))}
+        found = {
+            int(path.stem): self._read_report(path) for path in sorted(self._blocks.glob("*.json"))
+        }
         return {block: report for block, report in found.items() if report is not None}
 
     def _read_report(self, path: Path) -> dict[str, Any] | None:
         try:
             report: dict[str, Any] = json.loads(path.read_bytes())
             place = report["chunk"]
-            return report if (self.product / place["file"]).stat().st_size == place["bytes"] else None
+            return (
+                report if (self.product / place["file"]).stat().st_size == place["bytes"] else None
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -110,10 +128,15 @@ class Staging:
         """The reports of all blocks. Raises EnvironmentFault where one has vanished since it was written."""
         reports = self.block_reports()
         if len(reports) != blocks:
-            raise EnvironmentFault(f"{self.target}: {blocks - len(reports)} finished blocks have vanished; run the same line again")
+            raise EnvironmentFault(
+                f"{self.target}: {blocks - len(reports)} finished blocks have vanished; run the"
+                " same line again"
+            )
         return reports
 
-    def commit(self, kind: str, counts: Mapping[str, Any], view: Mapping[str, Any] | None = None) -> Manifest:
+    def commit(
+        self, kind: str, counts: Mapping[str, Any], view: Mapping[str, Any] | None = None
+    ) -> Manifest:
         """Write the manifest, flush, and put the product under its final name, in place of an older one."""
         _check_replaceable(self.target, kind)
         _sweep(self.product)
@@ -138,7 +161,11 @@ class Staging:
 def list_staged(target: Path) -> list[Path]:
     """The stagings of a product, one for every recipe that was begun."""
     folders = sorted((target.parent / HIDDEN / "staging").glob("*"))
-    return [folder for folder in folders if (match := STAGED.fullmatch(folder.name)) and match[1] == target.name]
+    return [
+        folder
+        for folder in folders
+        if (match := STAGED.fullmatch(folder.name)) and match[1] == target.name
+    ]
 
 
 def _sweep(product: Path) -> None:
@@ -165,7 +192,10 @@ def put_back_retired(folder: Path) -> None:
     """Give products in a folder their names back that stepped aside for newer ones which, by a kill, never came."""
     for retired in sorted((folder / HIDDEN / "staging").glob(f"*/{RETIRED}")):
         target = folder / retired.parent.name.rpartition(".")[0]
-        with suppress(EnvironmentFault), hold_lock(target):  # where it is being written, it is no dead writer's
+        with (
+            suppress(EnvironmentFault),
+            hold_lock(target),
+        ):  # where it is being written, it is no dead writer's
             put_back(target)
 
 
@@ -177,11 +207,14 @@ def put_back(target: Path) -> None:
             flush_folder(target.parent)
 
 
-def find_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()) -> Manifest | None:
+def find_finished(
+    staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()
+) -> Manifest | None:
     """The manifest of the product where this very recipe made it, whatever its view; None where it is to be made.
 
-    Raises StoreError where another recipe made what is there and `force` does not allow replacing it, and, whatever `force` says,
-    where a product of another kind or one of the `inputs` would go; with `force`, work that was begun is thrown away too.
+    Raises StoreError where another recipe made what is there and `force` does not allow replacing
+    it, and, whatever `force` says, where a product of another kind or one of the `inputs` would go;
+    with `force`, work that was begun is thrown away too.
     """
     put_back(staging.target)
     manifest = look_for_finished(staging, kind, force, inputs)
@@ -190,7 +223,9 @@ def find_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Pat
     return manifest
 
 
-def look_for_finished(staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()) -> Manifest | None:
+def look_for_finished(
+    staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()
+) -> Manifest | None:
     """The same as `find_finished`, which nothing is touched by."""
     _check_replaceable(staging.target, kind)
     _spare_inputs(staging.target, inputs)
@@ -200,7 +235,10 @@ def look_for_finished(staging: Staging, kind: str, force: bool, inputs: Iterable
     made_from = {name: entry for name, entry in manifest.recipe.items() if name != VIEW}
     if made_from != staging.recipe:
         changed = " and ".join(_find_changes(made_from, staging.recipe))
-        raise StoreError(f"{staging.target}: was made from another {changed}; use --force to replace it, or another folder")
+        raise StoreError(
+            f"{staging.target}: was made from another {changed}; use --force to replace it, or"
+            " another folder"
+        )
     return manifest
 
 
@@ -220,15 +258,21 @@ def _check_replaceable(target: Path, kind: str) -> None:
     """Raise StoreError where something else than a product of this kind would be replaced, or another product written into."""
     for folder in target.absolute().parents:
         if (owner := find_kind(folder)) is not None:
-            raise StoreError(f"{target}: lies inside a finished {owner}, {folder}; name another place")
+            raise StoreError(
+                f"{target}: lies inside a finished {owner}, {folder}; name another place"
+            )
     if not target.exists():
         if target.is_symlink():
-            raise StoreError(f"{target}: is a link to what is not there; mount that, or remove the link")
+            raise StoreError(
+                f"{target}: is a link to what is not there; mount that, or remove the link"
+            )
         return
     if not is_product(target):
         if target.is_dir() and not any(target.iterdir()):
             return
-        raise StoreError(f"{target}: exists and was not made by wsi; move it away or name another place")
+        raise StoreError(
+            f"{target}: exists and was not made by wsi; move it away or name another place"
+        )
     if not has_damaged_manifest(target) and (found := find_kind(target)) != kind:
         what = "was not made by wsi" if found is None else f"is a {found}, no {kind}"
         raise StoreError(f"{target}: {what}, and is never replaced by one; name another place")
@@ -238,4 +282,6 @@ def _spare_inputs(target: Path, inputs: Iterable[Path | None]) -> None:
     """Raise StoreError where something that the work reads lies in the product's place and would go with an older one."""
     for path in inputs:
         if path is not None and path.resolve().is_relative_to(target.resolve()):
-            raise StoreError(f"{target}: holds {path}, which this very work reads; name another place")
+            raise StoreError(
+                f"{target}: holds {path}, which this very work reads; name another place"
+            )

@@ -57,7 +57,8 @@ def _open_anew(path: Path) -> BufferedWriter:
 def open_to_append(path: Path) -> int:
     """A handle for reading a regular file and appending to it, made where there is none. Raises OSError.
 
-    A link is not followed, for it may lead to any file of whoever runs this, and a pipe is not waited for.
+    A link is not followed, for it may lead to any file of whoever runs this, and a pipe is not
+    waited for.
     """
     handle = os.open(path, APPENDING, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -102,7 +103,9 @@ def make_folder(folder: Path) -> None:
             if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
                 continue  # a neighbour removed the empty folder above it meanwhile
             reason = error.strerror or str(error)
-            raise EnvironmentFault(f"{folder}: cannot be made ({reason}); name a folder that you may write to") from error
+            raise EnvironmentFault(
+                f"{folder}: cannot be made ({reason}); name a folder that you may write to"
+            ) from error
 
 
 def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:

@@ -1,7 +1,8 @@
 """What arrays of others may look like, read from their `zarr.json` before Zarr, a codec or memory is let at them.
 
-Anybody may send a store. Its arrays must have the very shape, type, chunks and codecs that we write, and the files that hold them must be
-as long as that makes them: so nothing is allocated that is not on disk, and no codec but ours is ever called.
+Anybody may send a store. Its arrays must have the very shape, type, chunks and codecs that we
+write, and the files that hold them must be as long as that makes them: so nothing is allocated that
+is not on disk, and no codec but ours is ever called.
 """
 
 import math
@@ -49,7 +50,9 @@ def read_group(path: Path) -> dict[str, Any]:
     value = _read_node(path, "group", MAX_GROUP_JSON_BYTES)
     attributes = value.get("attributes", {})
     if not isinstance(attributes, dict):
-        raise StoreError(f"{path}: damaged: its attributes are no table; make it again with --force")
+        raise StoreError(
+            f"{path}: damaged: its attributes are no table; make it again with --force"
+        )
     return attributes
 
 
@@ -72,9 +75,14 @@ def read_layout(path: Path, name: str) -> ArrayLayout:
             and not value.get("storage_transformers")
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{path}: damaged: the metadata of its array {name!r} are no metadata ({error}); make it again") from error
+        raise StoreError(
+            f"{path}: damaged: the metadata of its array {name!r} are no metadata ({error}); make"
+            " it again"
+        ) from error
     if not is_ours:
-        raise StoreError(f"{path}: its array {name!r} is laid out as wsi lays none out; make it again")
+        raise StoreError(
+            f"{path}: its array {name!r} is laid out as wsi lays none out; make it again"
+        )
     return layout
 
 
@@ -84,7 +92,10 @@ def check_layout(path: Path, name: str, wanted: ArrayLayout) -> None:
     for what in ("dtype", "shape", "chunks", "codecs"):
         if getattr(found, what) != getattr(wanted, what):
             one, other = (_describe(getattr(layout, what)) for layout in (found, wanted))
-            raise StoreError(f"{path}: damaged: its array {name!r} has the {what} {one} instead of {other}; make it again")
+            raise StoreError(
+                f"{path}: damaged: its array {name!r} has the {what} {one} instead of {other}; make"
+                " it again"
+            )
 
 
 def check_one_chunk(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -96,7 +107,10 @@ def check_one_chunk(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -
     chunk = name_one_chunk(name, shape)
     check_contained(path, [chunk])
     if size_of_own(path / chunk) != wanted.chunk_bytes + CHECKSUM_BYTES:
-        raise StoreError(f"{path}: damaged: the file of its array {name!r} is not as long as its values; make it again")
+        raise StoreError(
+            f"{path}: damaged: the file of its array {name!r} is not as long as its values; make it"
+            " again"
+        )
 
 
 def name_one_chunk(name: str, shape: tuple[int, ...]) -> str:
@@ -108,16 +122,24 @@ def _read_node(path: Path, kind: str, max_bytes: int) -> dict[str, Any]:
     try:
         value = read_json(path / ZARR_JSON, max_bytes)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(f"{path}: not a store of wsi, or parts of it are missing; make it again") from error
+        raise StoreError(
+            f"{path}: not a store of wsi, or parts of it are missing; make it again"
+        ) from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: damaged ({error}); make it again with --force") from error
-    if not isinstance(value, dict) or value.get("node_type") != kind or value.get("zarr_format") != 3:
+    if (
+        not isinstance(value, dict)
+        or value.get("node_type") != kind
+        or value.get("zarr_format") != 3
+    ):
         raise StoreError(f"{path}: damaged: not a Zarr {kind} of format 3; make it again")
     return value
 
 
 def _read_extents(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(extent) is int and extent >= 0 for extent in value):
+    if not isinstance(value, list) or not all(
+        type(extent) is int and extent >= 0 for extent in value
+    ):
         raise ValueError("extents must be whole numbers from 0 on")
     return tuple(value)
 

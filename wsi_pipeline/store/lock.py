@@ -18,7 +18,12 @@ HIDDEN = ".wsi"
 MOST_ATTEMPTS = 100
 MAX_OWNER_BYTES = 4096
 """Of the line by which a writer names itself, with room to spare."""
-STRANGERS = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+STRANGERS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
 """What may lie where a lock file belongs; a device besides."""
 ANOTHER = "another process"
 
@@ -37,7 +42,9 @@ def hold_lock(target: Path) -> Iterator[None]:
         stream.flush()
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still held: whoever opened it meanwhile sees that it is gone and tries again
+        path.unlink(
+            missing_ok=True
+        )  # while it is still held: whoever opened it meanwhile sees that it is gone and tries again
         stream.close()
         remove_empty(target)
 
@@ -45,8 +52,8 @@ def hold_lock(target: Path) -> Iterator[None]:
 def read_owner(target: Path) -> str | None:
     """Who wrote itself into a product's lock, `process N on HOST`; None where there is no lock. It may have died since.
 
-    The lock is not tried: a writer that came at that very moment would be turned away. Nothing is told of what cannot be read, or is no
-    regular file, but that it lies there.
+    The lock is not tried: a writer that came at that very moment would be turned away. Nothing is
+    told of what cannot be read, or is no regular file, but that it lies there.
     """
     try:
         return _to_owner(read_bounded(_lock_path(target), MAX_OWNER_BYTES))
@@ -75,13 +82,17 @@ def _lock_file(path: Path, target: Path) -> TextIO:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
                 continue  # the folder was removed by a writer that just ended; in /proc and the like it never comes to be
-            raise EnvironmentFault(f"{path}: cannot be written ({error.strerror}); name a folder that you may write to") from error
+            raise EnvironmentFault(
+                f"{path}: cannot be written ({error.strerror}); name a folder that you may write to"
+            ) from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = _to_owner(os.pread(stream.fileno(), MAX_OWNER_BYTES, 0))
             stream.close()
-            raise LockHeld(f"{target}: is being written by {owner}; wait for it, then run the same line again") from error
+            raise LockHeld(
+                f"{target}: is being written by {owner}; wait for it, then run the same line again"
+            ) from error
         if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
             stream.truncate(0)
             return stream
@@ -98,7 +109,9 @@ def _open_lock(path: Path) -> TextIO:
             if not stat.S_ISREG(mode):
                 found = STRANGERS.get(stat.S_IFMT(mode), "a device")
                 remedy = "see whose it is, remove it, and run the same line again"
-                raise EnvironmentFault(f"{path}: is {found}, where wsi keeps a lock file; {remedy}") from error
+                raise EnvironmentFault(
+                    f"{path}: is {found}, where wsi keeps a lock file; {remedy}"
+                ) from error
         raise
 
 

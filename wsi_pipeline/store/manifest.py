@@ -1,6 +1,7 @@
 """What a product says of itself: `manifest.json`, with the size and checksum of every file, and its own.
 
-Sizes are compared at every opening, checksums of a file before it is used, and of every file by `wsi verify` and before training.
+Sizes are compared at every opening, checksums of a file before it is used, and of every file by
+`wsi verify` and before training.
 
 A product's files are its own: regular, in its own folders, never links to somewhere else.
 """
@@ -66,23 +67,29 @@ def read_manifest(product: Path) -> Manifest:
 def read_claims(product: Path) -> Manifest:
     """The manifest of a product, whatever has become of its files.
 
-    Raises StoreError where it is not as it was written, or names files that are not the product's own.
+    Raises StoreError where it is not as it was written, or names files that are not the product's
+    own.
     """
     try:
         manifest = manifest_from_json(read_bounded(product / MANIFEST, MAX_MANIFEST_BYTES))
     except FileNotFoundError as error:
-        raise StoreError(f"{product}: not a finished product of wsi (no {MANIFEST}); make it again") from error
+        raise StoreError(
+            f"{product}: not a finished product of wsi (no {MANIFEST}); make it again"
+        ) from error
     except NewerFormat as error:
         raise StoreError(
-            f"{product}: has a {error}, of another version of wsi, and this one reads {MANIFEST_FORMAT}; update wsi, or make it again"
+            f"{product}: has a {error}, of another version of wsi, and this one reads"
+            f" {MANIFEST_FORMAT}; update wsi, or make it again"
         ) from error
     except OSError as error:
         raise StoreError(
-            f"{product}: its {MANIFEST} cannot be read ({error.strerror or error}); mend that and run the same line again"
+            f"{product}: its {MANIFEST} cannot be read ({error.strerror or error}); mend that and"
+            " run the same line again"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
-            f"{product}: its {MANIFEST} is damaged or of another version of wsi ({error}); make it again with --force"
+            f"{product}: its {MANIFEST} is damaged or of another version of wsi ({error}); make it"
+            " again with --force"
         ) from error
     check_contained(product, manifest.files)
     return manifest
@@ -101,7 +108,11 @@ def find_kind(folder: Path) -> str | None:
     try:
         value = read_json(folder / MANIFEST, MAX_MANIFEST_BYTES)
         kind = value["kind"]
-        return kind if isinstance(kind, str) and isinstance(value["files"], dict) and "recipe" in value else None
+        return (
+            kind
+            if isinstance(kind, str) and isinstance(value["files"], dict) and "recipe" in value
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -120,7 +131,9 @@ def find_damage(product: Path) -> list[str]:
     return list(find_faults(product, read_manifest(product)))
 
 
-def find_faults(product: Path, manifest: Manifest, on_file: Callable[[int], None] = lambda size: None) -> dict[str, str]:
+def find_faults(
+    product: Path, manifest: Manifest, on_file: Callable[[int], None] = lambda size: None
+) -> dict[str, str]:
     """Every file of a product that is not as it was written → what is wrong with it; `on_file` is told the size of each that was read."""
     faults: dict[str, str] = {}
     for name, (size, digest) in manifest.files.items():
@@ -141,10 +154,16 @@ def _content_fault(path: Path, digest: str) -> str | None:
 def check_files(product: Path, manifest: Manifest, names: Iterable[str]) -> None:
     """Compare the checksums of some of a product's files before they are used. Raises StoreError naming the damaged ones."""
     named = {name: manifest.files.get(name) for name in names}
-    faults = {name: "is no part of it" if entry is None else _content_fault(product / name, entry[1]) for name, entry in named.items()}
+    faults = {
+        name: "is no part of it" if entry is None else _content_fault(product / name, entry[1])
+        for name, entry in named.items()
+    }
     damaged = [f"{name} {fault}" for name, fault in faults.items() if fault is not None]
     if damaged:
-        raise StoreError(f"{product}: damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}; make it again with --force")
+        raise StoreError(
+            f"{product}: damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}; make"
+            " it again with --force"
+        )
 
 
 def check_whole(product: Path) -> Manifest:
@@ -187,8 +206,14 @@ def manifest_from_json(content: bytes) -> Manifest:
     if content != seal(content.rpartition(SEAL)[0] + END):
         raise ValueError("its checksum does not fit")
     files = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
-    manifest = Manifest(kind=value["kind"], recipe=value["recipe"], counts=value["counts"], files=files)
-    if not (isinstance(manifest.kind, str) and isinstance(manifest.recipe, dict) and isinstance(manifest.counts, dict)):
+    manifest = Manifest(
+        kind=value["kind"], recipe=value["recipe"], counts=value["counts"], files=files
+    )
+    if not (
+        isinstance(manifest.kind, str)
+        and isinstance(manifest.recipe, dict)
+        and isinstance(manifest.counts, dict)
+    ):
         raise TypeError("it says neither what the product is nor what it was made from")
     return manifest
 
@@ -205,11 +230,16 @@ def check_contained(product: Path, names: Iterable[str]) -> None:
     for name in names:
         path = PurePosixPath(name)
         if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-            raise StoreError(f"{product}: names a file outside the product, {name[:80]!r}; do not use it")
+            raise StoreError(
+                f"{product}: names a file outside the product, {name[:80]!r}; do not use it"
+            )
         folders.update(path.parents)
     for folder in sorted(folders, key=lambda path: len(path.parts)):
         if folder.parts and (product / folder).is_symlink():
-            raise StoreError(f"{product}: {folder} is a link to somewhere else; copy the product whole, with its own files")
+            raise StoreError(
+                f"{product}: {folder} is a link to somewhere else; copy the product whole, with its"
+                " own files"
+            )
 
 
 def size_of_own(path: Path) -> int | None:

@@ -35,22 +35,35 @@ MAX_MAPS = 1024
 """Chunks that a store keeps mapped; they take address space, not memory."""
 
 
-def prepare_patch_store(staging: Staging, table: PatchTable, attributes: dict[str, Any], codec: PixelCodec = AS_THEY_ARE) -> None:
+def prepare_patch_store(
+    staging: Staging, table: PatchTable, attributes: dict[str, Any], codec: PixelCodec = AS_THEY_ARE
+) -> None:
     """Lay out an empty store for the table's patches."""
     staging.begin()
     side = table.grid.spec.side_px
     write_table(staging.product, KIND, table, attributes | {"codec": codec.to_json()})
     shape = (table.patches, side, side, 3)
-    create_array(staging.product, "patches", shape, (table.block_size, side, side, 3), "uint8", codec=codec)
+    create_array(
+        staging.product, "patches", shape, (table.block_size, side, side, 3), "uint8", codec=codec
+    )
     staging.mark_prepared()
 
 
 def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: PatchBlock) -> int:
     """Write one block; returns how many of its patches were unreadable."""
-    write_rows(staging.product, "patches", block_slice(block, table.block_size, table.patches), patches.pixels)
+    write_rows(
+        staging.product,
+        "patches",
+        block_slice(block, table.block_size, table.patches),
+        patches.pixels,
+    )
     chunk = flush_chunk(staging.product, "patches", block, dimensions=4)
     unreadable = np.flatnonzero(~patches.readable).tolist()
-    report = {"patches": len(patches.readable), "unreadable": unreadable, "fallbacks": patches.fallbacks}
+    report = {
+        "patches": len(patches.readable),
+        "unreadable": unreadable,
+        "fallbacks": patches.fallbacks,
+    }
     staging.mark_block(block, report, chunk)
     return len(unreadable)
 
@@ -58,7 +71,9 @@ def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: 
 def finish_patch_store(staging: Staging, table: PatchTable) -> Manifest:
     """Write what the blocks reported and commit the store."""
     readable = np.ones(table.patches, dtype=np.bool_)
-    for block, report in staging.check_complete(count_blocks(table.patches, table.block_size)).items():
+    for block, report in staging.check_complete(
+        count_blocks(table.patches, table.block_size)
+    ).items():
         readable[block_slice(block, table.block_size, table.patches)][report["unreadable"]] = False
     put_array(staging.product, "readable", readable)
     counts = {
@@ -79,11 +94,16 @@ class PatchStore:
         self.attributes = check_tables(path, self.manifest, KIND)
         self.table = read_table(path, self.attributes)
         if self.manifest.counts.get("patches") != self.table.patches:
-            raise StoreError(f"{path}: damaged: its patches and its manifest disagree; make it again with --force")
+            raise StoreError(
+                f"{path}: damaged: its patches and its manifest disagree; make it again with"
+                " --force"
+            )
         try:
             self.codec = read_codec(self.attributes)
         except (ConfigError, AttributeError) as error:
-            raise StoreError(f"{path}: its codec is unknown to this version of wsi ({error}); make it again") from error
+            raise StoreError(
+                f"{path}: its codec is unknown to this version of wsi ({error}); make it again"
+            ) from error
         self._check_pixels()
         self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._mapping = threading.Lock()
@@ -92,7 +112,9 @@ class PatchStore:
     def _check_pixels(self) -> None:
         """Raise StoreError where pixels are not laid out as the table says, or a chunk of theirs is not in the manifest or too large."""
         patches, side, size = self.table.patches, self.grid.spec.side_px, self.block_size
-        wanted = ArrayLayout("uint8", (patches, side, side, 3), (size, side, side, 3), self.codec.zarr_names)
+        wanted = ArrayLayout(
+            "uint8", (patches, side, side, 3), (size, side, side, 3), self.codec.zarr_names
+        )
         check_layout(self.path, "patches", wanted)
         check_one_chunk(self.path, "readable", "bool", (patches,))
         if patches:
@@ -100,7 +122,10 @@ class PatchStore:
         for block in range(self.blocks):
             found = self.manifest.files.get(f"patches/c/{block}/0/0/0")
             if found is None or not self.codec.is_possible_size(found[0], wanted.chunk_bytes):
-                raise StoreError(f"{self.path}: damaged: block {block} of its pixels is missing or of another size; make it again")
+                raise StoreError(
+                    f"{self.path}: damaged: block {block} of its pixels is missing or of another"
+                    " size; make it again"
+                )
 
     @property
     def slide(self) -> SlideInfo:
@@ -146,19 +171,27 @@ class PatchStore:
         with chunk_file(self.path, "patches", block, 4).open("rb") as stream:
             declared = read_zstd_size(stream.read(ZSTD_HEADER_BYTES))
         if declared != self.block_size * side * side * 3:
-            raise StoreError(f"{self.path}: damaged: block {block} does not unpack to its pixels; make it again with --force")
+            raise StoreError(
+                f"{self.path}: damaged: block {block} does not unpack to its pixels; make it again"
+                " with --force"
+            )
 
     def _check_block(self, block: int) -> None:
         """Compare the block's chunk with the manifest, once: a chunk of another block is whole by its own checksum."""
         if block not in self._checked and self.table.patches:
-            check_files(self.path, self.manifest, [chunk_file(Path(), "patches", block, dimensions=4).as_posix()])
+            check_files(
+                self.path,
+                self.manifest,
+                [chunk_file(Path(), "patches", block, dimensions=4).as_posix()],
+            )
             self._checked.add(block)
 
     def read_patches(self, numbers: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Any patches in any order, (b, side, side, 3). Raises StoreError, or IndexError for numbers that are none.
 
-        Where pixels are stored as they are, only those bytes are touched, by way of the memory map of a chunk; checksums are then not
-        looked at (`wsi train` does so for whole stores before it begins). Of a compressed store whole chunks are decoded.
+        Where pixels are stored as they are, only those bytes are touched, by way of the memory map
+        of a chunk; checksums are then not looked at (`wsi train` does so for whole stores before it
+        begins). Of a compressed store whole chunks are decoded.
         """
         wanted = np.asarray(numbers, dtype=np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.table.patches):
@@ -168,7 +201,11 @@ class PatchStore:
         blocks, rows = np.divmod(wanted, self.block_size)
         for block in np.unique(blocks).tolist():
             members = np.flatnonzero(blocks == block)
-            source = self._map_block(block) if self.codec.name == "none" else self.read_block(block).pixels
+            source = (
+                self._map_block(block)
+                if self.codec.name == "none"
+                else self.read_block(block).pixels
+            )
             pixels[members] = source[rows[members]]
         return pixels
 
@@ -193,9 +230,14 @@ def find_stores(places: list[Path]) -> list[Path]:
         elif place.is_dir():
             stores += sorted(place.glob(f"*{SUFFIX}"))
         else:
-            raise StoreError(f"{place}: no such store or folder; make stores with `wsi tile` or `wsi ingest`")
+            raise StoreError(
+                f"{place}: no such store or folder; make stores with `wsi tile` or `wsi ingest`"
+            )
     if not stores:
-        raise StoreError(f"{', '.join(map(str, places))}: no patch stores (*{SUFFIX}); make some with `wsi tile` or `wsi ingest`")
+        raise StoreError(
+            f"{', '.join(map(str, places))}: no patch stores (*{SUFFIX}); make some with `wsi tile`"
+            " or `wsi ingest`"
+        )
     return list({store.resolve(): store for store in stores}.values())
 
 
@@ -217,12 +259,18 @@ def describe_store(store: PatchStore) -> dict[str, str]:
         "tissue": _describe_tissue(table.tissue_fraction) if table.patches else "none",
         "codec": f"{store.codec.name}{lossy}",
         "blocks": f"{store.blocks} of at most {store.block_size} patches",
-        "size": f"{sum(size for size, _ in store.manifest.files.values()) / 1e6:,.1f} MB in {len(store.manifest.files)} files",
+        "size": (
+            f"{sum(size for size, _ in store.manifest.files.values()) / 1e6:,.1f} MB in"
+            f" {len(store.manifest.files)} files"
+        ),
         "made by": _describe_maker(store.attributes.get("provenance")),
     }
     if table.quality is not None:
         flags = {"pen": 1, "blur": 2}
-        described["flags"] = ", ".join(f"{int(np.count_nonzero(table.quality.flags & bit))} {name}" for name, bit in flags.items())
+        described["flags"] = ", ".join(
+            f"{int(np.count_nonzero(table.quality.flags & bit))} {name}"
+            for name, bit in flags.items()
+        )
     return described
 
 

@@ -28,16 +28,24 @@ def prepare_predictions(staging: Staging, table: PatchTable, attributes: dict[st
     staging.begin()
     path = staging.product / FOLDER
     write_table(path, KIND, table, attributes)
-    create_array(path, "probability", (table.patches,), (table.block_size,), "float32", float("nan"))
+    create_array(
+        path, "probability", (table.patches,), (table.block_size,), "float32", float("nan")
+    )
     staging.mark_prepared()
 
 
 def write_prediction_block(
-    staging: Staging, table: PatchTable, block: int, probability: NDArray[np.float32], report: dict[str, Any]
+    staging: Staging,
+    table: PatchTable,
+    block: int,
+    probability: NDArray[np.float32],
+    report: dict[str, Any],
 ) -> None:
     """Write the probabilities (b,) of one block, and what came of it."""
     path = staging.product / FOLDER
-    write_rows(path, "probability", block_slice(block, table.block_size, table.patches), probability)
+    write_rows(
+        path, "probability", block_slice(block, table.block_size, table.patches), probability
+    )
     staging.mark_block(block, report, flush_chunk(path, "probability", block, dimensions=1))
 
 
@@ -79,7 +87,9 @@ class Predictions:
         values = read_rows(self.path, "probability")
         known = values[~np.isnan(values)]
         if values.shape != (self.table.patches,) or ((known < 0) | (known > 1)).any():
-            raise StoreError(f"{self.path}: damaged: probabilities outside 0 to 1; make it again with --force")
+            raise StoreError(
+                f"{self.path}: damaged: probabilities outside 0 to 1; make it again with --force"
+            )
         return values
 
 
@@ -87,16 +97,26 @@ def _check_model(path: Path, model: Any) -> None:
     """Raise StoreError where what stands there of the model cannot be used."""
     named = model if isinstance(model, dict) else {}
     threshold, names = named.get("threshold"), named.get("class_names")
-    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and 0 <= threshold <= 1
-    is_named = isinstance(names, list) and len(names) == 2 and all(isinstance(name, str) for name in names)
+    is_number = (
+        isinstance(threshold, int | float)
+        and not isinstance(threshold, bool)
+        and 0 <= threshold <= 1
+    )
+    is_named = (
+        isinstance(names, list) and len(names) == 2 and all(isinstance(name, str) for name in names)
+    )
     if not (is_number and is_named and isinstance(named.get("digest"), str)):
-        raise StoreError(f"{path}: damaged: does not say which model made it, with which threshold and classes; make it again with --force")
+        raise StoreError(
+            f"{path}: damaged: does not say which model made it, with which threshold and classes;"
+            " make it again with --force"
+        )
 
 
 def open_result(folder: Path) -> Predictions:
     """The predictions of a finished slide result. Raises StoreError where they are not those that were written.
 
-    A patch without a number is one that could not be read: where the manifest counts fewer of these, numbers are missing.
+    A patch without a number is one that could not be read: where the manifest counts fewer of
+    these, numbers are missing.
     """
     manifest = read_manifest(folder)
     check_tables(folder, manifest, KIND, FOLDER)
@@ -105,18 +125,27 @@ def open_result(folder: Path) -> Predictions:
     _check_chunks(folder, manifest, table)
     unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
     if (counts.get("patches"), counts.get("unreadable")) != (table.patches, unreadable):
-        raise StoreError(f"{folder}: damaged: its predictions and its manifest disagree; make it again with --force")
+        raise StoreError(
+            f"{folder}: damaged: its predictions and its manifest disagree; make it again with"
+            " --force"
+        )
     return predictions
 
 
 def _check_chunks(folder: Path, manifest: Manifest, table: PatchTable) -> None:
     """Raise StoreError where a block of probabilities is not in the manifest, or not as it was written."""
-    names = [f"{FOLDER}/probability/c/{block}" for block in range(count_blocks(table.patches, table.block_size))]
-    wanted = ArrayLayout("float32", (table.patches,), (table.block_size,)).chunk_bytes + CHECKSUM_BYTES
+    names = [
+        f"{FOLDER}/probability/c/{block}"
+        for block in range(count_blocks(table.patches, table.block_size))
+    ]
+    wanted = (
+        ArrayLayout("float32", (table.patches,), (table.block_size,)).chunk_bytes + CHECKSUM_BYTES
+    )
     for block, name in enumerate(names):
         if manifest.files.get(name, (0, ""))[0] != wanted:
             raise StoreError(
-                f"{folder}: damaged: block {block} of its predictions is missing or of another size; make it again with --force"
+                f"{folder}: damaged: block {block} of its predictions is missing or of another"
+                " size; make it again with --force"
             )
     check_files(folder, manifest, names)
 

@@ -1,8 +1,8 @@
 """How slides, grids and patch tables are written down: the format of every store, and the checks on reading it back.
 
-When a group of a product is opened, its metadata are compared with the manifest, then what they declare with what we write, then
-content. In this order, because metadata are small, and a table that has the right layout is as long as its patches make it: nothing
-endless is read.
+When a group of a product is opened, its metadata are compared with the manifest, then what they
+declare with what we write, then content. In this order, because metadata are small, and a table
+that has the right layout is as long as its patches make it: nothing endless is read.
 """
 
 import math
@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.geometry import MAX_BLOCK_BYTES, MAX_MPP, MIN_MPP, Grid, PatchSpec
 from wsi_pipeline.core.slide import PatchQuality, PatchTable, SlideInfo, Thumbnail
-from wsi_pipeline.store.layout import MAX_GROUP_JSON_BYTES, ZARR_JSON, check_one_chunk, name_one_chunk, read_layout
+from wsi_pipeline.store.layout import (
+    MAX_GROUP_JSON_BYTES,
+    ZARR_JSON,
+    check_one_chunk,
+    name_one_chunk,
+    read_layout,
+)
 from wsi_pipeline.store.manifest import Manifest, check_files
 from wsi_pipeline.store.zarr_io import create_group, put_array, read_attributes, read_rows
 
@@ -44,7 +50,9 @@ def slide_from_json(value: dict[str, Any]) -> SlideInfo:
         | {
             "size_l0": _read_whole(value["size_l0"], 2),
             "bounds_l0": _read_whole(value["bounds_l0"], 4),
-            "level_downsamples": tuple(read_ratio(ratio) for ratio in value["level_downsamples"][:MAX_LEVELS]),
+            "level_downsamples": tuple(
+                read_ratio(ratio) for ratio in value["level_downsamples"][:MAX_LEVELS]
+            ),
         }
     )
     texts = (slide.slide_id, slide.path, slide.mpp_source, slide.fingerprint, slide.vendor or "")
@@ -63,7 +71,11 @@ def slide_from_json(value: dict[str, Any]) -> SlideInfo:
 
 def _read_whole(value: Any, count: int) -> tuple[Any, ...]:
     """Sizes and places in level-0 pixels."""
-    if not isinstance(value, list) or len(value) != count or not all(type(entry) is int for entry in value):
+    if (
+        not isinstance(value, list)
+        or len(value) != count
+        or not all(type(entry) is int for entry in value)
+    ):
         raise ValueError(f"{str(value)[:40]} are not {count} whole numbers")
     if max(map(abs, value)) > MAX_EXTENT_L0:
         raise ValueError(f"{str(value)[:40]} are beyond any slide")
@@ -115,7 +127,9 @@ def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, 
     put_array(path, "tissue_fraction", table.tissue_fraction)
     put_array(path, "thumbnail", table.thumbnail.pixels)
     if table.tissue is not None:
-        put_array(path, "tissue", np.packbits(table.tissue, axis=1))  # a bit a pixel: a mask is a tenth of what it lies over
+        put_array(
+            path, "tissue", np.packbits(table.tissue, axis=1)
+        )  # a bit a pixel: a mask is a tenth of what it lies over
     if table.quality is not None:
         for name, values in table.quality._asdict().items():
             put_array(path, name, values)
@@ -124,7 +138,9 @@ def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, 
 LABEL_ARRAYS = ("labels", "label_fraction")
 
 
-def write_labels(path: Path, attributes: dict[str, Any], labels: NDArray[np.int8], fraction: NDArray[np.float32]) -> None:
+def write_labels(
+    path: Path, attributes: dict[str, Any], labels: NDArray[np.int8], fraction: NDArray[np.float32]
+) -> None:
     """Give a group, whose other arrays lie there already, its attributes and labels."""
     create_group(path, attributes)
     _put_labels(path, labels, fraction)
@@ -144,8 +160,8 @@ def check_kind(path: Path, kind: str) -> dict[str, Any]:
     if (found_version := attributes.get("format_version")) != FORMAT_VERSION:
         is_newer = isinstance(found_version, int) and found_version > FORMAT_VERSION
         raise StoreError(
-            f"{path}: has format {str(found_version)[:20]}, this version of wsi reads {FORMAT_VERSION}; "
-            f"{'update wsi, or ' if is_newer else ''}make it again"
+            f"{path}: has format {str(found_version)[:20]}, this version of wsi reads"
+            f" {FORMAT_VERSION}; {'update wsi, or ' if is_newer else ''}make it again"
         )
     return attributes
 
@@ -156,7 +172,11 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
         slide, grid = slide_from_json(attributes["slide"]), grid_from_json(attributes["grid"])
         thumbnail = attributes["thumbnail"]
         arrays = _read_arrays(path, attributes, grid)
-        quality = PatchQuality(*(arrays[name] for name in PatchQuality._fields)) if attributes.get("has_quality") else None
+        quality = (
+            PatchQuality(*(arrays[name] for name in PatchQuality._fields))
+            if attributes.get("has_quality")
+            else None
+        )
         table = PatchTable(
             slide=slide,
             grid=grid,
@@ -164,7 +184,11 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
             labels=arrays["labels"],
             label_fraction=arrays["label_fraction"],
             tissue_fraction=arrays["tissue_fraction"],
-            thumbnail=Thumbnail(arrays["thumbnail"], read_ratio(thumbnail["downsample"]), _read_whole(thumbnail["origin_xy_l0"], 2)),
+            thumbnail=Thumbnail(
+                arrays["thumbnail"],
+                read_ratio(thumbnail["downsample"]),
+                _read_whole(thumbnail["origin_xy_l0"], 2),
+            ),
             block_size=_read_whole([attributes["block_size"]], 1)[0],
             patient_id=str(attributes["patient_id"]),
             class_names=_read_class_names(path, attributes["class_names"]),
@@ -172,7 +196,9 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
             tissue=_unpack_tissue(arrays) if attributes.get("has_tissue") else None,
         )
     except DAMAGES as error:
-        raise StoreError(f"{path}: its attributes are damaged ({error}); make it again with --force") from error
+        raise StoreError(
+            f"{path}: its attributes are damaged ({error}); make it again with --force"
+        ) from error
     _check_table(path, table)
     return table
 
@@ -189,7 +215,9 @@ def list_table_files(path: Path, attributes: Mapping[str, Any]) -> list[str]:
     try:
         shapes = _check_arrays(path, attributes, grid_from_json(attributes["grid"]))
     except DAMAGES as error:
-        raise StoreError(f"{path}: its attributes are damaged ({error}); make it again with --force") from error
+        raise StoreError(
+            f"{path}: its attributes are damaged ({error}); make it again with --force"
+        ) from error
     return [name_one_chunk(name, shape) for name, shape in shapes.items() if math.prod(shape)]
 
 
@@ -198,7 +226,9 @@ def _read_arrays(path: Path, attributes: Mapping[str, Any], grid: Grid) -> dict[
     return {name: read_rows(path, name) for name in _check_arrays(path, attributes, grid)}
 
 
-def _check_arrays(path: Path, attributes: Mapping[str, Any], grid: Grid) -> dict[str, tuple[int, ...]]:
+def _check_arrays(
+    path: Path, attributes: Mapping[str, Any], grid: Grid
+) -> dict[str, tuple[int, ...]]:
     """The shape of every array of the table, none of which is longer than its file."""
     patches = _count_rows(path, "cells", 2)
     if patches > grid.rows * grid.cols:
@@ -211,7 +241,9 @@ def _check_arrays(path: Path, attributes: Mapping[str, Any], grid: Grid) -> dict
         "tissue": ("uint8", (height, -(-width // 8))),
         "flags": ("uint8", (patches,)),
     }
-    found = {name: layouts.get(name, ("float32", (patches,))) for name in list_table_arrays(attributes)}
+    found = {
+        name: layouts.get(name, ("float32", (patches,))) for name in list_table_arrays(attributes)
+    }
     for name, (dtype, shape) in found.items():
         check_one_chunk(path, name, dtype, shape)
     return {name: shape for name, (_, shape) in found.items()}
@@ -232,7 +264,9 @@ def _thumbnail_size(path: Path) -> tuple[int, int]:
 
 
 def _unpack_tissue(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    return np.unpackbits(arrays["tissue"], axis=1, count=arrays["thumbnail"].shape[1]).astype(np.bool_)
+    return np.unpackbits(arrays["tissue"], axis=1, count=arrays["thumbnail"].shape[1]).astype(
+        np.bool_
+    )
 
 
 def _read_class_names(path: Path, names: Any) -> tuple[str, str]:
@@ -240,7 +274,10 @@ def _read_class_names(path: Path, names: Any) -> tuple[str, str]:
         raise TypeError("the names of its classes are no list of texts")
     if len(names) > 2:
         listed = ", ".join(names)[:120]
-        raise StoreError(f"{path}: has {len(names)} classes ({listed}), and wsi handles two only; label it anew with two")
+        raise StoreError(
+            f"{path}: has {len(names)} classes ({listed}), and wsi handles two only; label it anew"
+            " with two"
+        )
     return names[0], names[1]
 
 
@@ -250,13 +287,24 @@ def _check_table(path: Path, table: PatchTable) -> None:
     block_bytes = table.block_size * 3 * grid.spec.side_px**2
     faults = {
         "the block size is not positive": table.block_size < 1,
-        "its blocks are too large for memory": table.block_size > 1 and block_bytes > MAX_BLOCK_BYTES,
-        "a label is none of its classes": bool(len(cells)) and not -1 <= table.labels.min() <= table.labels.max() <= 1,
+        "its blocks are too large for memory": (
+            table.block_size > 1 and block_bytes > MAX_BLOCK_BYTES
+        ),
+        "a label is none of its classes": (
+            bool(len(cells)) and not -1 <= table.labels.min() <= table.labels.max() <= 1
+        ),
         "a label fraction lies outside 0 to 1": _has_outsiders(table.label_fraction, 1),
         "a tissue fraction lies outside 0 to 1": _has_outsiders(table.tissue_fraction, 1),
-        "a measure of quality is none": table.quality is not None
-        and (_has_outsiders(table.quality.pen_fraction, 1) or _has_outsiders(table.quality.sharpness, math.inf)),
-        "a cell lies outside the grid": bool(len(cells)) and bool(cells.min() < 0 or (cells >= [grid.rows, grid.cols]).any()),
+        "a measure of quality is none": (
+            table.quality is not None
+            and (
+                _has_outsiders(table.quality.pen_fraction, 1)
+                or _has_outsiders(table.quality.sharpness, math.inf)
+            )
+        ),
+        "a cell lies outside the grid": (
+            bool(len(cells)) and bool(cells.min() < 0 or (cells >= [grid.rows, grid.cols]).any())
+        ),
     }
     for fault, is_so in faults.items():
         if is_so:
@@ -281,11 +329,20 @@ def _count_distinct(cells: NDArray[np.int32], grid: Grid) -> int:
 def check_tables(product: Path, manifest: Manifest, kind: str, folder: str = "") -> dict[str, Any]:
     """The attributes of the group in `folder` of a product, whose tables are as they were written. Raises StoreError."""
     prefix = f"{folder}/" if folder else ""
-    metadata = [name for name in manifest.files if name.startswith(prefix) and name.endswith(ZARR_JSON)]
+    metadata = [
+        name for name in manifest.files if name.startswith(prefix) and name.endswith(ZARR_JSON)
+    ]
     for name in metadata:
         if manifest.files[name][0] > MAX_GROUP_JSON_BYTES:
-            raise StoreError(f"{product}: damaged: {name} has more than {MAX_GROUP_JSON_BYTES} bytes; make it again with --force")
+            raise StoreError(
+                f"{product}: damaged: {name} has more than {MAX_GROUP_JSON_BYTES} bytes; make it"
+                " again with --force"
+            )
     check_files(product, manifest, metadata)
     attributes = check_kind(product / folder, kind)
-    check_files(product, manifest, [f"{prefix}{name}" for name in list_table_files(product / folder, attributes)])
+    check_files(
+        product,
+        manifest,
+        [f"{prefix}{name}" for name in list_table_files(product / folder, attributes)],
+    )
     return attributes

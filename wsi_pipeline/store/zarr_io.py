@@ -25,12 +25,21 @@ def zarr_errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:  # zarr's not-found errors are subclasses
-        raise StoreError(f"{path}: not a store of wsi, or parts of it are missing; make it again") from error
+        raise StoreError(
+            f"{path}: not a store of wsi, or parts of it are missing; make it again"
+        ) from error
     except OSError as error:
         if fault := machine_fault(path, error):
             raise fault from error
-        raise StoreError(f"{path}: cannot be read or written ({error}); check the disk and its permissions") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:  # checksums, broken JSON, wrong shapes
+        raise StoreError(
+            f"{path}: cannot be read or written ({error}); check the disk and its permissions"
+        ) from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+    ) as error:  # checksums, broken JSON, wrong shapes
         raise StoreError(f"{path}: damaged ({error}); make it again with --force") from error
 
 
@@ -73,7 +82,9 @@ IMAGE_CHUNK = 1024
 """Side of an image's chunks in pixels."""
 
 
-def put_image(path: Path, name: str, values: NDArray[Any], dimension_names: tuple[str, ...]) -> None:
+def put_image(
+    path: Path, name: str, values: NDArray[Any], dimension_names: tuple[str, ...]
+) -> None:
     """Make an array that viewers read as an image: named dimensions, square chunks, a checksum in each."""
     with zarr_errors_named(path):
         array = zarr.open_group(path, mode="r+").create_array(
@@ -94,24 +105,37 @@ def write_rows(path: Path, name: str, rows: slice, values: NDArray[Any]) -> None
         return
     with zarr_errors_named(path):
         array = open_array(path, name, mode="r+")
-        if rows.start % array.chunks[0] == 0 and len(values) <= array.chunks[0] and _has_plain_chunks(array):
-            _write_plain_chunk(chunk_file(path, name, rows.start // array.chunks[0], array.ndim), values, array)
+        if (
+            rows.start % array.chunks[0] == 0
+            and len(values) <= array.chunks[0]
+            and _has_plain_chunks(array)
+        ):
+            _write_plain_chunk(
+                chunk_file(path, name, rows.start // array.chunks[0], array.ndim), values, array
+            )
             return
-        # Without write_empty_chunks Zarr compares every chunk with the fill value first (270 instead of 2,400 MB/s), and leaves
-        # chunks of nothing but the fill value out, so that they would look as if nobody had written them.
+        # Without write_empty_chunks Zarr compares every chunk with the fill value first (270
+        # instead of 2,400 MB/s), and leaves chunks of nothing but the fill value out, so that they
+        # would look as if nobody had written them.
         array.with_config({"write_empty_chunks": True})[rows] = values
 
 
 def _has_plain_chunks(array: Any) -> bool:
     """Whether a chunk's file is the bytes of its rows and their crc32c."""
     codecs = [type(codec) for codec in array.metadata.codecs]
-    return codecs == [BytesCodec, Crc32cCodec] and array.chunks[1:] == array.shape[1:] and array.dtype.newbyteorder("<") == array.dtype
+    return (
+        codecs == [BytesCodec, Crc32cCodec]
+        and array.chunks[1:] == array.shape[1:]
+        and array.dtype.newbyteorder("<") == array.dtype
+    )
 
 
 def _write_plain_chunk(file: Path, values: NDArray[Any], array: Any) -> None:
     """The very bytes that Zarr would write, without its copy of them: a chunk of patches is 31 MB."""
     values = np.ascontiguousarray(values, dtype=array.dtype)
-    missing = np.full((array.chunks[0] - len(values), *array.shape[1:]), array.fill_value, dtype=array.dtype)
+    missing = np.full(
+        (array.chunks[0] - len(values), *array.shape[1:]), array.fill_value, dtype=array.dtype
+    )
     pieces = [part.reshape(-1).view(np.uint8) for part in (values, missing) if part.size]
     checksum = 0
     make_folder(file.parent)

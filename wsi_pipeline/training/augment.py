@@ -1,7 +1,7 @@
 """Changes to training patches that leave their class as it is, made in batches on the device.
 
-All work on (b, 3, side, side) float32 RGB from 0 to 1, and draw from a generator on the CPU, so that a seed gives the same changes on
-every device.
+All work on (b, 3, side, side) float32 RGB from 0 to 1, and draw from a generator on the CPU, so
+that a seed gives the same changes on every device.
 """
 
 import math
@@ -60,7 +60,9 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation(flips=False, turns=False, brightness=0.0, contrast=0.0)
 
 
-def turn(x: Tensor, generator: torch.Generator, *, flips: bool = True, turns: bool = True) -> Tensor:
+def turn(
+    x: Tensor, generator: torch.Generator, *, flips: bool = True, turns: bool = True
+) -> Tensor:
     """One of the eight symmetries of the square for each patch, or of the four turns, or of two mirror images."""
     quarters = torch.randint(0, 4 if turns else 1, (len(x),), generator=generator)
     mirrored = torch.randint(0, 2 if flips else 1, (len(x),), generator=generator)
@@ -80,7 +82,9 @@ def warp(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     scale = 1 + draws[1] * AFFINE_SCALE
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     shift = draws[2:] * 2 * AFFINE_SHIFT  # the grid runs from -1 to 1
-    theta = torch.stack([torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1)  # (b, 2, 3)
+    theta = torch.stack(
+        [torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1
+    )  # (b, 2, 3)
     grid = affine_grid(theta.to(x), list(x.shape), align_corners=False)
     return grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 

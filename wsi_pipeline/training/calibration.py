@@ -24,18 +24,22 @@ LARGEST_LOGIT = 87.0
 def fit_temperature(labels: NDArray[np.int8], logits: NDArray[np.float32]) -> float:
     """The temperature that logits (n,) are to be divided by, so that their likelihood for labels (n,) 0 or 1 is the highest.
 
-    Temperature scaling after Guo et al. (2017): one positive number, which changes no ranking. The likelihood is concave in its
-    inverse, so there is one optimum; it is kept within 0.05 to 20. Where no patch lies on the wrong side of logit 0, the likelihood
-    grows without end as the temperature falls: the patches do not say how sure one may be, and the answer is 1. Raises ConfigError
-    where a class is missing or a logit is no number.
+    Temperature scaling after Guo et al. (2017): one positive number, which changes no ranking. The
+    likelihood is concave in its inverse, so there is one optimum; it is kept within 0.05 to 20.
+    Where no patch lies on the wrong side of logit 0, the likelihood grows without end as the
+    temperature falls: the patches do not say how sure one may be, and the answer is 1. Raises
+    ConfigError where a class is missing or a logit is no number.
     """
     if not np.isfinite(logits).all():
-        raise ConfigError("a logit is no number; the temperature cannot be fitted: train again with a lower --lr")
+        raise ConfigError(
+            "a logit is no number; the temperature cannot be fitted: train again with a lower --lr"
+        )
     _check_both_classes(labels, "the temperature cannot be fitted")
     z = logits.astype(np.float64)
     if not np.where(labels == 1, z < 0, z > 0).any():
         return 1.0
-    # Order of addition fixed, so that the same patches give the same bits in whatever order they come.
+    # Order of addition fixed, so that the same patches give the same bits in whatever order they
+    # come.
     order = np.lexsort((z, labels))
     z, y = z[order], labels[order].astype(np.float64)
 
@@ -46,13 +50,16 @@ def fit_temperature(labels: NDArray[np.int8], logits: NDArray[np.float32]) -> fl
         return MAX_TEMPERATURE
     if slope(1 / MIN_TEMPERATURE) <= 0:
         return MIN_TEMPERATURE
-    return float(1 / brentq(slope, 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, xtol=1e-12, rtol=1e-12))
+    return float(
+        1 / brentq(slope, 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, xtol=1e-12, rtol=1e-12)
+    )
 
 
 def apply_temperature(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
     """Probabilities (n,) of uncalibrated logits (n,): the predictor's, but for the last bit.
 
-    In float64, because torch's float32 gives equal logits different last bits by their place in the array, which unties ties.
+    In float64, because torch's float32 gives equal logits different last bits by their place in the
+    array, which unties ties.
     """
     return np.asarray(expit(logits.astype(np.float64) / temperature), dtype=np.float32)
 
@@ -76,9 +83,13 @@ class ThresholdRule:
         if self.name not in (*RULES, "fixed"):
             raise ConfigError(f"threshold rule {self.name!r} is unknown; take {CHOICES}")
         if self.name == "fixed" and not 0 <= self.value <= 1:
-            raise ConfigError(f"a threshold of {self.value} is no probability; it must lie between 0 and 1")
+            raise ConfigError(
+                f"a threshold of {self.value} is no probability; it must lie between 0 and 1"
+            )
         if self.name == "sensitivity" and not 0 < self.value <= 1:
-            raise ConfigError(f"a sensitivity of {self.value} cannot be reached; it must be above 0 and at most 1")
+            raise ConfigError(
+                f"a sensitivity of {self.value} cannot be reached; it must be above 0 and at most 1"
+            )
 
     def describe(self) -> str:
         """What the rule does, for people."""
@@ -109,14 +120,20 @@ def parse_threshold_rule(text: str) -> ThresholdRule:
     if name in ("youden", "f1") and not equals:
         return ThresholdRule(name)
     try:
-        return ThresholdRule("sensitivity", float(number)) if name == "sensitivity" and equals else ThresholdRule("fixed", float(text))
+        return (
+            ThresholdRule("sensitivity", float(number))
+            if name == "sensitivity" and equals
+            else ThresholdRule("fixed", float(text))
+        )
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"threshold {text!r} is no rule; take {CHOICES}") from error
 
 
-def _choose_youden(labels: NDArray[np.int8], probability: NDArray[np.float32], _value: float) -> float:
+def _choose_youden(
+    labels: NDArray[np.int8], probability: NDArray[np.float32], _value: float
+) -> float:
     return choose_threshold(labels, probability)
 
 
@@ -128,7 +145,9 @@ def _choose_f1(labels: NDArray[np.int8], probability: NDArray[np.float32], _valu
     return cut_below(probability, float(thresholds[len(f1) - 1 - int(np.argmax(f1[::-1]))]))
 
 
-def _choose_sensitivity(labels: NDArray[np.int8], probability: NDArray[np.float32], value: float) -> float:
+def _choose_sensitivity(
+    labels: NDArray[np.int8], probability: NDArray[np.float32], value: float
+) -> float:
     """The highest threshold that calls enough of the positives."""
     positives = np.sort(probability[labels == 1])[::-1]
     needed = max(1, math.ceil(value * len(positives) - 1e-9))
@@ -146,6 +165,6 @@ def _check_both_classes(labels: NDArray[np.int8], consequence: str) -> None:
     positives = int(np.count_nonzero(labels == 1))
     if positives == 0 or positives == len(labels):
         raise ConfigError(
-            f"{len(labels)} validation patches, {positives} positive: {consequence} without both classes; "
-            "choose other patients with --val-patients"
+            f"{len(labels)} validation patches, {positives} positive: {consequence} without both"
+            " classes; choose other patients with --val-patients"
         )

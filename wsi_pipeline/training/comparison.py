@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.training.bootstrap import DRAWS, Interval, ResampledFigures, draw_patients, find_interval
+from wsi_pipeline.training.bootstrap import (
+    DRAWS,
+    Interval,
+    ResampledFigures,
+    draw_patients,
+    find_interval,
+)
 from wsi_pipeline.training.metrics import FIGURES
 
 
@@ -63,7 +69,9 @@ def compare(
     drawn = np.stack([first(row) - second(row) for row in weights])  # (draws, figures)
     pairs = zip(FIGURES, first(once), second(once), strict=True)
     differences = tuple(
-        _describe(figure, float(a), float(b), find_interval(drawn[:, index]) if len(names) > 1 else None)
+        _describe(
+            figure, float(a), float(b), find_interval(drawn[:, index]) if len(names) > 1 else None
+        )
         for index, (figure, a, b) in enumerate(pairs)
     )
     return Comparison(len(labels), len(names), thresholds, draws, differences)

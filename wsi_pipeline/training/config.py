@@ -45,16 +45,30 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.patience < 1:
-            raise ConfigError(f"epochs {self.epochs}, batch size {self.batch_size} and patience {self.patience} must be at least 1")
+            raise ConfigError(
+                f"epochs {self.epochs}, batch size {self.batch_size} and patience {self.patience}"
+                " must be at least 1"
+            )
         if self.devices < 1 or (self.devices > 1 and self.batch_size < 2 * self.devices):
-            raise ConfigError(f"a batch of {self.batch_size} on {self.devices} devices; each needs at least 2 patches of it")
+            raise ConfigError(
+                f"a batch of {self.batch_size} on {self.devices} devices; each needs at least 2"
+                " patches of it"
+            )
         if not 0 <= self.seed < MAX_SEED:
             raise ConfigError(f"seed is {self.seed}; it must be 0 or more, and below 2^63")
         if self.pretrained not in (None, "file", "download"):
             raise ConfigError(f"pretrained is {self.pretrained}; it must be file or download")
         if self.optimisation.class_weights and self.sampling in ("class", "class-patient"):
-            raise ConfigError(f"class weights and sampling by {self.sampling} correct the same thing twice; choose one of them")
-        for name, table in (("stop_on", STOP_METRICS), ("sampling", SAMPLINGS), ("precision", PRECISIONS), ("cache", CACHES)):
+            raise ConfigError(
+                f"class weights and sampling by {self.sampling} correct the same thing twice;"
+                " choose one of them"
+            )
+        for name, table in (
+            ("stop_on", STOP_METRICS),
+            ("sampling", SAMPLINGS),
+            ("precision", PRECISIONS),
+            ("cache", CACHES),
+        ):
             if getattr(self, name) not in table:
                 raise ConfigError(f"{name} is {getattr(self, name)}; there are {', '.join(table)}")
 

@@ -48,25 +48,41 @@ class LabelledPatches:
 def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
     """Every labelled, readable patch of the stores, in one order whatever order the stores were given or cut in.
 
-    Raises StoreError where a checksum fails, and ConfigError where the stores differ in patch size, scale or classes, or nothing is
-    labelled: all before a pixel is used.
+    Raises StoreError where a checksum fails, and ConfigError where the stores differ in patch size,
+    scale or classes, or nothing is labelled: all before a pixel is used.
     """
-    stores = sorted((PatchStore(path) for path in paths), key=lambda store: (store.table.patient_id, store.slide.slide_id))
+    stores = sorted(
+        (PatchStore(path) for path in paths),
+        key=lambda store: (store.table.patient_id, store.slide.slide_id),
+    )
     _check_alike(stores)
     digests = tuple(check_whole(store.path).content_digest for store in stores)
     chosen = [_choose_in_raster_order(store) for store in stores]
     if not any(len(indices) for indices in chosen):
-        raise ConfigError(f"none of the {len(stores)} stores has a labelled patch; make labelled ones with `wsi ingest` or --labels")
+        raise ConfigError(
+            f"none of the {len(stores)} stores has a labelled patch; make labelled ones with `wsi"
+            " ingest` or --labels"
+        )
     return LabelledPatches(
-        labels=np.concatenate([store.table.labels[indices] for store, indices in zip(stores, chosen, strict=True)]),
-        patients=np.concatenate([np.full(len(indices), store.table.patient_id) for store, indices in zip(stores, chosen, strict=True)]),
+        labels=np.concatenate(
+            [store.table.labels[indices] for store, indices in zip(stores, chosen, strict=True)]
+        ),
+        patients=np.concatenate(
+            [
+                np.full(len(indices), store.table.patient_id)
+                for store, indices in zip(stores, chosen, strict=True)
+            ]
+        ),
         places=np.concatenate([_place(number, indices) for number, indices in enumerate(chosen)]),
         spec=stores[0].grid.spec,
         class_names=stores[0].table.class_names,
         paths=tuple(store.path for store in stores),
         block_sizes=np.array([store.block_size for store in stores], dtype=np.int64),
         stores=digests,
-        skipped=sum(store.table.patches - len(indices) for store, indices in zip(stores, chosen, strict=True)),
+        skipped=sum(
+            store.table.patches - len(indices)
+            for store, indices in zip(stores, chosen, strict=True)
+        ),
     )
 
 
@@ -81,7 +97,9 @@ def read_pixels(patches: LabelledPatches, members: NDArray[np.intp]) -> NDArray[
         inside = places[wanted, 1]
         for block in np.unique(inside // store.block_size):
             here = inside // store.block_size == block
-            pixels[wanted[here]] = store.read_block(int(block)).pixels[inside[here] - block * store.block_size]
+            pixels[wanted[here]] = store.read_block(int(block)).pixels[
+                inside[here] - block * store.block_size
+            ]
     return pixels
 
 
@@ -102,20 +120,26 @@ def _check_alike(stores: Sequence[PatchStore]) -> None:
         one, other = first.grid.spec, store.grid.spec
         if one.side_px != other.side_px:
             raise ConfigError(
-                f"{store.path}: patches of {other.side_px} px, {first.path} has {one.side_px} px; train on stores of one patch size"
+                f"{store.path}: patches of {other.side_px} px, {first.path} has {one.side_px} px;"
+                " train on stores of one patch size"
             )
         if one.stride_px != other.stride_px:
             raise ConfigError(
-                f"{store.path}: patches every {other.stride_px} px, {first.path} has them every {one.stride_px}; train on stores cut alike"
+                f"{store.path}: patches every {other.stride_px} px, {first.path} has them every"
+                f" {one.stride_px}; train on stores cut alike"
             )
         if first.table.class_names != store.table.class_names:
             raise ConfigError(
-                f"{store.path}: classes {store.table.class_names}, {first.path} has {first.table.class_names}; train on stores of the same"
+                f"{store.path}: classes {store.table.class_names}, {first.path} has"
+                f" {first.table.class_names}; train on stores of the same"
             )
     finest, coarsest = (pick(stores, key=lambda store: store.grid.spec.mpp) for pick in (min, max))
     low, high = finest.grid.spec.mpp, coarsest.grid.spec.mpp
     if high - low > SCALE_TOLERANCE * low:
-        raise ConfigError(f"{coarsest.path}: patches at {high:g} µm/px, {finest.path} has {low:g} µm/px; train on stores of one scale")
+        raise ConfigError(
+            f"{coarsest.path}: patches at {high:g} µm/px, {finest.path} has {low:g} µm/px; train on"
+            " stores of one scale"
+        )
     _check_distinct(stores)
 
 
@@ -125,4 +149,6 @@ def _check_distinct(stores: Sequence[PatchStore]) -> None:
     for store in stores:
         twin = seen.setdefault(store.slide.fingerprint, store)
         if twin is not store:
-            raise ConfigError(f"{store.path}: holds the same slide as {twin.path}; leave one of them out")
+            raise ConfigError(
+                f"{store.path}: holds the same slide as {twin.path}; leave one of them out"
+            )

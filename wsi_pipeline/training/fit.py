@@ -24,7 +24,15 @@ from wsi_pipeline.models.inputs import Normalisation, count_levels, normalisatio
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches
 from wsi_pipeline.training.learner import Learner
-from wsi_pipeline.training.loop import VALIDATION_BATCH, Course, Side, Watch, derive_seed, fit, unpack_course
+from wsi_pipeline.training.loop import (
+    VALIDATION_BATCH,
+    Course,
+    Side,
+    Watch,
+    derive_seed,
+    fit,
+    unpack_course,
+)
 from wsi_pipeline.training.objective import TwoClasses
 from wsi_pipeline.training.optimizer import initialise
 from wsi_pipeline.training.pixels import PixelSource, choose_cache, open_pixels
@@ -37,7 +45,9 @@ PRECISION_NAMES = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Ours and Fabric's."""
 FAILED = "failed"
 
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its banner, also in the processes that import this module
+logging.getLogger("lightning_fabric").setLevel(
+    logging.WARNING
+)  # its banner, also in the processes that import this module
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +79,14 @@ def run_fit(job: FitJob, watch: Watch) -> Fitted:
         fabric.launch()
         return _fit_here(fabric, job, watch)
     if len(job.division.train) < 2 * job.config.devices:
-        raise ConfigError(f"{len(job.division.train)} training patches for {job.config.devices} devices; give fewer with --devices")
+        raise ConfigError(
+            f"{len(job.division.train)} training patches for {job.config.devices} devices; give"
+            " fewer with --devices"
+        )
     # Decided here, once: processes that looked for themselves could read in different orders.
-    cache = choose_cache(job.config.cache, job.patches, choose_device(job.config.device), copies=job.config.devices)
+    cache = choose_cache(
+        job.config.cache, job.patches, choose_device(job.config.device), copies=job.config.devices
+    )
     return _fit_in_processes(replace(job, config=replace(job.config, cache=cache)), watch)
 
 
@@ -79,7 +94,10 @@ def make_fabric(config: TrainConfig) -> Fabric:
     """Device, number of processes and precision, as Fabric takes them. Raises EnvironmentFault where the machine lacks them."""
     device = choose_device(config.device)
     if device.type == "cuda" and config.devices > torch.cuda.device_count():
-        raise EnvironmentFault(f"{config.devices} GPUs: this machine has {torch.cuda.device_count()}; give fewer with --devices")
+        raise EnvironmentFault(
+            f"{config.devices} GPUs: this machine has {torch.cuda.device_count()}; give fewer with"
+            " --devices"
+        )
     return Fabric(
         accelerator=device.type,
         devices=config.devices,
@@ -92,7 +110,11 @@ def make_fabric(config: TrainConfig) -> Fabric:
 def choose_precision(wanted: str, device: torch.device) -> str:
     """`auto`: bf16 on a GPU that has it, else fp32. Raises EnvironmentFault for fp16 without a GPU."""
     if wanted == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return (
+            "bf16"
+            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "fp32"
+        )
     if wanted == "fp16" and device.type != "cuda":
         raise EnvironmentFault("fp16: only GPUs compute in it; use --precision bf16 or fp32")
     return wanted
@@ -103,7 +125,10 @@ def _fit_here(fabric: Fabric, job: FitJob, watch: Watch) -> Fitted:
     state = None if job.state_file is None else load_state(job.state_file)
     precision = choose_precision(job.config.precision, fabric.device)
     cache = _choose_cache(job, fabric.device, state)
-    train, val = (open_side(job.patches, members, cache, fabric.device) for members in (job.division.train, job.division.val))
+    train, val = (
+        open_side(job.patches, members, cache, fabric.device)
+        for members in (job.division.train, job.division.val)
+    )
     normalisation = measure_source(train.pixels)
     learner = make_learner(job, fabric, normalisation)
     course = Course()
@@ -112,7 +137,12 @@ def _fit_here(fabric: Fabric, job: FitJob, watch: Watch) -> Fitted:
         course = unpack_course(state)
         learner.restore(state.tensors, state.plain["learner"])
         watch.on_resume(len(course.history))
-    notes = {"cache": cache, "precision": precision, "mean": normalisation.mean, "std": normalisation.std}
+    notes = {
+        "cache": cache,
+        "precision": precision,
+        "mean": normalisation.mean,
+        "std": normalisation.std,
+    }
     fit(learner, train, val, job.config, fabric, course, job.state_file, notes, watch)
     return Fitted(course, normalisation)
 
@@ -128,29 +158,48 @@ def _choose_cache(job: FitJob, device: torch.device, state: SavedState | None) -
 def _check_precision(now: str, begun: str) -> None:
     if now != begun:
         raise ConfigError(
-            f"this run was begun in {begun} and would go on in {now}; give --precision {begun}, or begin anew with --no-resume"
+            f"this run was begun in {begun} and would go on in {now}; give --precision {begun}, or"
+            " begin anew with --no-resume"
         )
 
 
-def open_side(patches: LabelledPatches, members: NDArray[Any], cache: str, device: torch.device) -> Side:
+def open_side(
+    patches: LabelledPatches, members: NDArray[Any], cache: str, device: torch.device
+) -> Side:
     """Some of the patches, ready to be read."""
-    return Side(patches.labels[members], patches.patients[members], open_pixels(patches, members, cache, device))
+    return Side(
+        patches.labels[members],
+        patches.patients[members],
+        open_pixels(patches, members, cache, device),
+    )
 
 
 def measure_source(source: PixelSource) -> Normalisation:
     """Mean and deviation of all pixels of a source, exactly."""
     batches = list(source.order_for_reading().split(VALIDATION_BATCH))
     return normalisation_of(
-        sum((count_levels(pixels) for pixels in source.stream(batches)), start=torch.zeros((3, 256), dtype=torch.int64))
+        sum(
+            (count_levels(pixels) for pixels in source.stream(batches)),
+            start=torch.zeros((3, 256), dtype=torch.int64),
+        )
     )
 
 
-def make_learner(job: FitJob, fabric: Fabric, normalisation: Normalisation, steps: Steps | None = None) -> Learner:
+def make_learner(
+    job: FitJob, fabric: Fabric, normalisation: Normalisation, steps: Steps | None = None
+) -> Learner:
     """The job's network with fresh or given weights, and what trains it, for all its epochs or so many steps."""
     labels, choice = job.patches.labels[job.division.train], job.config.optimisation
     weights = weigh_classes(labels) if choice.class_weights else (1.0, 1.0)
     steps = steps or count_steps(len(labels), job.config, fabric.world_size)
-    return Learner(make_network(job), job.config, steps, normalisation, fabric, TwoClasses(choice.label_smoothing, weights))
+    return Learner(
+        make_network(job),
+        job.config,
+        steps,
+        normalisation,
+        fabric,
+        TwoClasses(choice.label_smoothing, weights),
+    )
 
 
 def count_steps(patches: int, config: TrainConfig, ranks: int = 1) -> Steps:
@@ -165,7 +214,9 @@ def make_network(job: FitJob) -> nn.Module:
     network = build_network(job.config.architecture, job.patches.spec.side_px, job.config.network)
     initialise(network, job.config.optimisation.initialisation)
     if job.config.pretrained is not None:
-        load_pretrained(network, job.config.architecture, job.pretrained, download=job.pretrained is None)
+        load_pretrained(
+            network, job.config.architecture, job.pretrained, download=job.pretrained is None
+        )
     return network
 
 
@@ -182,7 +233,10 @@ def _fit_in_processes(job: FitJob, watch: Watch) -> Fitted:
         make_fabric(job.config).launch(partial(_fit_rank, job=job, messages=messages))
     except ProcessException as error:
         reason = str(error).strip().splitlines()[-1]
-        fault = EnvironmentFault(f"training on {job.config.devices} devices: a process ended ({reason}); run the same line again")
+        fault = EnvironmentFault(
+            f"training on {job.config.devices} devices: a process ended ({reason}); run the same"
+            " line again"
+        )
         raise (failures[0] if failures else fault) from error
     finally:
         # Whatever ends this, nobody may go on writing once the lock is let go.
@@ -193,15 +247,21 @@ def _fit_in_processes(job: FitJob, watch: Watch) -> Fitted:
         listening.join()
     state = load_state(job.state_file)
     if state is None:
-        raise EnvironmentFault(f"{job.state_file}: the state of this training has vanished; run the same line again")
-    return Fitted(unpack_course(state), Normalisation(tuple(state.plain["mean"]), tuple(state.plain["std"])))
+        raise EnvironmentFault(
+            f"{job.state_file}: the state of this training has vanished; run the same line again"
+        )
+    return Fitted(
+        unpack_course(state), Normalisation(tuple(state.plain["mean"]), tuple(state.plain["std"]))
+    )
 
 
 def _fit_rank(fabric: Fabric, job: FitJob, messages: Any) -> None:
     """One of several processes; runs where it was spawned."""
     watch = Watch()
     if fabric.is_global_zero:
-        watch = Watch(*(partial(_post, messages, name) for name in ("on_resume", "on_epoch", "on_batch")))
+        watch = Watch(
+            *(partial(_post, messages, name) for name in ("on_resume", "on_epoch", "on_batch"))
+        )
     try:
         _fit_here(fabric, job, watch)
     except WsiError as error:
@@ -213,7 +273,9 @@ def _post(messages: Any, name: str, value: Any) -> None:
     messages.put((name, value))
 
 
-def _pass_on(receive: Callable[[], tuple[str, Any] | None], watch: Watch, failures: list[WsiError]) -> None:
+def _pass_on(
+    receive: Callable[[], tuple[str, Any] | None], watch: Watch, failures: list[WsiError]
+) -> None:
     """Messages of the processes to this process's listeners, until None comes."""
     while (message := receive()) is not None:
         name, value = message

@@ -62,7 +62,9 @@ def train_folds(
     Folds that are finished are not trained again. Raises as `train` does.
     """
     patches = load_labelled(find_stores(list(stores)))
-    splits = split_folds(patches.patients, patches.labels, folds, test_patients=test_patients, seed=config.seed)
+    splits = split_folds(
+        patches.patients, patches.labels, folds, test_patients=test_patients, seed=config.seed
+    )
     runs = []
     for number, split in enumerate(splits, start=1):
         run = out / f"fold-{number}"
@@ -95,19 +97,33 @@ def _summarise(folder: Path, runs: Sequence[Path]) -> FoldsResult:
 
 def measure_spread(runs: Sequence[Path]) -> dict[str, Spread]:
     """Every figure that all folds have, on each fold's validation patients at its own threshold."""
-    scores = [json.loads((run / METRICS_JSON).read_text(encoding="utf-8"))["scores"] for run in runs]
+    scores = [
+        json.loads((run / METRICS_JSON).read_text(encoding="utf-8"))["scores"] for run in runs
+    ]
     spreads = {}
     for name in FIGURES:
         values = [fold[name] for fold in scores]
         if all(value is not None for value in values):
-            spreads[name] = Spread(float(np.mean(values)), float(np.std(values, ddof=1)), tuple(values))
+            spreads[name] = Spread(
+                float(np.mean(values)), float(np.std(values, ddof=1)), tuple(values)
+            )
     return spreads
 
 
 def _write_summary(folder: Path, runs: Sequence[Path], figures: dict[str, Spread]) -> None:
     header = ["figure", "mean", "standard_deviation", *(run.name for run in runs)]
-    table = format_csv(header, ([name, spread.mean, spread.deviation, *spread.folds] for name, spread in figures.items()))
+    table = format_csv(
+        header,
+        ([name, spread.mean, spread.deviation, *spread.folds] for name, spread in figures.items()),
+    )
     (folder / FOLDS_CSV).write_text(table, encoding="utf-8", newline="")
     models = {run.name: f"../{run.name}/{MODEL_FILE}" for run in runs}
-    value = {"figures": {name: {"mean": s.mean, "standard_deviation": s.deviation} for name, s in figures.items()}, "models": models}
-    (folder / FOLDS_JSON).write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    value = {
+        "figures": {
+            name: {"mean": s.mean, "standard_deviation": s.deviation} for name, s in figures.items()
+        },
+        "models": models,
+    }
+    (folder / FOLDS_JSON).write_text(
+        json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )

@@ -32,9 +32,15 @@ class Pictures:
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[3] != 3 or self.pixels.dtype != np.uint8:
-            raise ConfigError(f"pictures are {self.pixels.dtype} {self.pixels.shape}; they must be uint8 (n, side, side, 3)")
+            raise ConfigError(
+                f"pictures are {self.pixels.dtype} {self.pixels.shape}; they must be uint8 (n,"
+                " side, side, 3)"
+            )
         if len(self.pixels) != len(self.labels):
-            raise ConfigError(f"{len(self.pixels)} pictures and {len(self.labels)} labels; give one label per picture")
+            raise ConfigError(
+                f"{len(self.pixels)} pictures and {len(self.labels)} labels; give one label per"
+                " picture"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,7 +65,10 @@ class FittedNetwork:
         """The network's output, (n,) or (n, classes), for pictures uint8 (n, side, side, 3)."""
         device = next(self.network.parameters()).device
         parts = torch.from_numpy(pixels).split(VALIDATION_BATCH)
-        outputs = [self.network.eval()(normalise(part.to(device), self.normalisation)).float().cpu() for part in parts]
+        outputs = [
+            self.network.eval()(normalise(part.to(device), self.normalisation)).float().cpu()
+            for part in parts
+        ]
         return np.asarray(torch.cat(outputs).numpy(), dtype=np.float32)
 
 
@@ -73,13 +82,16 @@ def fit_pictures(
 ) -> FittedNetwork:
     """Train a network in place, and leave it with the weights of its best epoch.
 
-    Two classes unless `objective` says otherwise. Of `config`, what speaks of architecture, sampling by patient and stores has no
-    meaning here. The same seed and the same number of threads give the same weights.
+    Two classes unless `objective` says otherwise. Of `config`, what speaks of architecture,
+    sampling by patient and stores has no meaning here. The same seed and the same number of threads
+    give the same weights.
     """
     fabric = _launch(config)
     sides = _as_side(train, fabric), _as_side(val, fabric)
     normalisation = measure_source(sides[0].pixels)
-    learner = _make_learner(network, config, count_steps(len(train), config), normalisation, fabric, objective)
+    learner = _make_learner(
+        network, config, count_steps(len(train), config), normalisation, fabric, objective
+    )
     course = Course()
     fit(learner, *sides, config, fabric, course, None, {}, watch or Watch())
     network.load_state_dict(course.best_weights)
@@ -87,33 +99,56 @@ def fit_pictures(
 
 
 def sweep_pictures(
-    network: Network, train: Pictures, config: TrainConfig, steps: int, highest: float, objective: Objective | None = None
+    network: Network,
+    train: Pictures,
+    config: TrainConfig,
+    steps: int,
+    highest: float,
+    objective: Objective | None = None,
 ) -> Sweep:
     """Sweep the learning rate over `steps` steps up to `highest`, as `wsi lr-find` does; the network's weights are spent by it."""
     fabric = _launch(config)
     config = rise_to(config, highest)
     side = _as_side(train, fabric)
-    learner = _make_learner(network, config, Steps(steps, steps), measure_source(side.pixels), fabric, objective)
+    learner = _make_learner(
+        network, config, Steps(steps, steps), measure_source(side.pixels), fabric, objective
+    )
     return sweep_learner(learner, side, config, steps)
 
 
 def _launch(config: TrainConfig) -> Fabric:
     if config.devices != 1:
-        raise ConfigError(f"{config.devices} devices for pictures in memory; they are trained on by one")
+        raise ConfigError(
+            f"{config.devices} devices for pictures in memory; they are trained on by one"
+        )
     fabric = make_fabric(config)
     fabric.launch()
     return fabric
 
 
 def _make_learner(
-    network: Network, config: TrainConfig, steps: Steps, normalisation: Normalisation, fabric: Fabric, objective: Objective | None
+    network: Network,
+    config: TrainConfig,
+    steps: Steps,
+    normalisation: Normalisation,
+    fabric: Fabric,
+    objective: Objective | None,
 ) -> Learner:
     torch.manual_seed(derive_seed(config.seed, 0, 0))
     initialise(network, config.optimisation.initialisation)
-    return Learner(network, config, steps, normalisation, fabric, objective or TwoClasses(config.optimisation.label_smoothing))
+    return Learner(
+        network,
+        config,
+        steps,
+        normalisation,
+        fabric,
+        objective or TwoClasses(config.optimisation.label_smoothing),
+    )
 
 
 def _as_side(pictures: Pictures, fabric: Fabric) -> Side:
     """Every picture a patient of its own."""
     patients = np.arange(len(pictures)).astype(str)
-    return Side(pictures.labels, patients, MemoryPixels(torch.from_numpy(pictures.pixels), fabric.device))
+    return Side(
+        pictures.labels, patients, MemoryPixels(torch.from_numpy(pictures.pixels), fabric.device)
+    )

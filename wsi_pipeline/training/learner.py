@@ -38,7 +38,9 @@ class Learner:
         self._objective = objective
         self._average: AveragedModel | None = None
         if self._choice.ema is not None:
-            self._average = AveragedModel(self._network, multi_avg_fn=get_ema_multi_avg_fn(self._choice.ema), use_buffers=True)
+            self._average = AveragedModel(
+                self._network, multi_avg_fn=get_ema_multi_avg_fn(self._choice.ema), use_buffers=True
+            )
         self._optimizer = make_optimizer(self._network, self._choice)
         self._scheduler = make_scheduler(self._optimizer, steps, config.schedule)
         if config.is_compiled:
@@ -70,7 +72,9 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         self._fabric.backward(loss + penalty)
         if self._choice.clip_norm is not None:
-            self._fabric.clip_gradients(self._run, self._stepper, max_norm=self._choice.clip_norm, error_if_nonfinite=False)
+            self._fabric.clip_gradients(
+                self._run, self._stepper, max_norm=self._choice.clip_norm, error_if_nonfinite=False
+            )
         self._stepper.step()
         self._scheduler.step()
         if self._average is not None:
@@ -81,7 +85,8 @@ class Learner:
     def predict(self, pixels: Tensor) -> Tensor:
         """float32 logits (b,) of the positive class, or (b, classes), by the network that is judged.
 
-        Always in float32, as inference computes: the threshold lies between two probabilities that must occur there.
+        Always in float32, as inference computes: the threshold lies between two probabilities that
+        must occur there.
         """
         self.judged.eval()
         return self._objective.read(self.judged(self._standardise(_to_unit(pixels))))
@@ -93,8 +98,13 @@ class Learner:
         """Every tensor that the next step depends on, by name."""
         state = {f"network.{name}": tensor for name, tensor in self._network.state_dict().items()}
         if self._average is not None:
-            state |= {f"average.{name}": tensor for name, tensor in self._average.state_dict().items()}
-        return state | {f"optimizer.{name}": tensor for name, tensor in pack_optimizer(self._optimizer.state_dict())[0].items()}
+            state |= {
+                f"average.{name}": tensor for name, tensor in self._average.state_dict().items()
+            }
+        return state | {
+            f"optimizer.{name}": tensor
+            for name, tensor in pack_optimizer(self._optimizer.state_dict())[0].items()
+        }
 
     def plain(self) -> dict[str, Any]:
         """Whatever else the next step depends on, as JSON values."""
@@ -109,7 +119,9 @@ class Learner:
         self._network.load_state_dict(_under("network", tensors))
         if self._average is not None:
             self._average.load_state_dict(_under("average", tensors))
-        self._optimizer.load_state_dict(unpack_optimizer(_under("optimizer", tensors), plain["optimizer"]))
+        self._optimizer.load_state_dict(
+            unpack_optimizer(_under("optimizer", tensors), plain["optimizer"])
+        )
         self._scheduler.load_state_dict(dict(plain["scheduler"]))
         self._fabric.strategy.precision.load_state_dict(dict(plain["precision"]))
 
@@ -120,4 +132,8 @@ def _to_unit(pixels: Tensor) -> Tensor:
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
+    return {
+        name.removeprefix(f"{prefix}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }

@@ -103,18 +103,36 @@ def fit(
         train_loss = _train_epoch(learner, train, config, number, fabric, watch.on_batch)
         logits = predict_logits(learner, val)
         figures = learner.objective.judge(val.labels, logits)
-        epoch = _note_epoch(number, learning_rate, train_loss, figures, course, config, time.perf_counter() - started)
+        epoch = _note_epoch(
+            number,
+            learning_rate,
+            train_loss,
+            figures,
+            course,
+            config,
+            time.perf_counter() - started,
+        )
         epoch = fabric.broadcast(epoch)  # all processes go by what the first one saw
         course.history.append(epoch)
         if epoch.is_best:
-            course.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in learner.judged.state_dict().items()}
+            course.best_weights = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in learner.judged.state_dict().items()
+            }
             course.best_logits = logits
         if state_file is not None and fabric.is_global_zero:
             save_state(state_file, pack_course(learner, course, notes))
         watch.on_epoch(epoch)
 
 
-def _train_epoch(learner: Learner, train: Side, config: TrainConfig, number: int, fabric: Fabric, on_batch: Callable[[int], None]) -> float:
+def _train_epoch(
+    learner: Learner,
+    train: Side,
+    config: TrainConfig,
+    number: int,
+    fabric: Fabric,
+    on_batch: Callable[[int], None],
+) -> float:
     """One pass over the training patches; returns the mean loss."""
     order_draws = torch.Generator().manual_seed(derive_seed(config.seed, number, 0))
     rank, ranks = fabric.global_rank, fabric.world_size
@@ -137,7 +155,9 @@ def _train_epoch(learner: Learner, train: Side, config: TrainConfig, number: int
 
 def derive_seed(seed: int, epoch: int, stream: int) -> int:
     """A seed for one stream of draws of one epoch: nothing of it depends on what was drawn before, so that any epoch can be resumed."""
-    return int(np.random.SeedSequence([seed, epoch, stream % 2**32]).generate_state(1, np.uint64)[0] >> 1)
+    return int(
+        np.random.SeedSequence([seed, epoch, stream % 2**32]).generate_state(1, np.uint64)[0] >> 1
+    )
 
 
 def predict_logits(learner: Learner, side: Side) -> NDArray[np.float32]:
@@ -147,7 +167,9 @@ def predict_logits(learner: Learner, side: Side) -> NDArray[np.float32]:
     parts = [learner.predict(pixels).cpu().numpy() for pixels in side.pixels.stream(batches)]
     found = np.concatenate(parts).astype(np.float32, copy=False)
     if not np.isfinite(found).all():
-        raise ModelError("the network's output is no longer a number; train again with a lower --lr")
+        raise ModelError(
+            "the network's output is no longer a number; train again with a lower --lr"
+        )
     logits = np.empty_like(found)
     logits[order.numpy()] = found
     return logits
@@ -188,9 +210,15 @@ def measure(epoch: Epoch, metric: str) -> float:
 
 def pack_course(learner: Learner, course: Course, notes: Mapping[str, Any]) -> SavedState:
     """Learner, course and notes as one state to save."""
-    tensors = learner.tensors() | {f"best.{name}": tensor for name, tensor in course.best_weights.items()}
+    tensors = learner.tensors() | {
+        f"best.{name}": tensor for name, tensor in course.best_weights.items()
+    }
     tensors["best_logits"] = torch.from_numpy(course.best_logits)
-    plain: dict[str, Any] = {**notes, "learner": learner.plain(), "history": [asdict(epoch) for epoch in course.history]}
+    plain: dict[str, Any] = {
+        **notes,
+        "learner": learner.plain(),
+        "history": [asdict(epoch) for epoch in course.history],
+    }
     return SavedState(tensors, plain)
 
 

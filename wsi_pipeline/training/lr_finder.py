@@ -56,18 +56,30 @@ class Sweep:
             raise ModelError("the loss left at once; sweep again with a lower --high")
         usable = slice(SKIPPED, min(int(np.argmin(self.losses)) + 1, len(self.rates) - SKIPPED))
         falls = len(self.rates[usable]) > 1
-        slope = np.gradient(self.losses[usable], np.log(self.rates[usable])) if falls else np.zeros(1)
+        slope = (
+            np.gradient(self.losses[usable], np.log(self.rates[usable])) if falls else np.zeros(1)
+        )
         if slope.min() >= 0:
-            raise ModelError("the loss falls at none of the rates; sweep again with a higher --high or more --steps")
+            raise ModelError(
+                "the loss falls at none of the rates; sweep again with a higher --high or more"
+                " --steps"
+            )
         return float(self.rates[usable][int(np.argmin(slope))])
 
 
-def find_learning_rate(job: FitJob, steps: int, highest: float, on_step: Callable[[int], None] = lambda step: None) -> Sweep:
+def find_learning_rate(
+    job: FitJob, steps: int, highest: float, on_step: Callable[[int], None] = lambda step: None
+) -> Sweep:
     """Sweep the rate over `steps` steps up to `highest`, a head's own rate in proportion; ends early where the loss diverges."""
     job = replace(job, config=rise_to(job.config, highest))
     fabric = make_fabric(job.config)
     fabric.launch()
-    side = open_side(job.patches, job.division.train, choose_cache(job.config.cache, job.patches, fabric.device), fabric.device)
+    side = open_side(
+        job.patches,
+        job.division.train,
+        choose_cache(job.config.cache, job.patches, fabric.device),
+        fabric.device,
+    )
     learner = make_learner(job, fabric, measure_source(side.pixels), Steps(steps, steps))
     return sweep_learner(learner, side, job.config, steps, on_step)
 
@@ -76,12 +88,20 @@ def rise_to(config: TrainConfig, highest: float) -> TrainConfig:
     """The configuration of a sweep up to `highest`."""
     optimisation = config.optimisation
     head = optimisation.head_learning_rate
-    swept = replace(optimisation, learning_rate=highest, head_learning_rate=head and head * highest / optimisation.learning_rate)
+    swept = replace(
+        optimisation,
+        learning_rate=highest,
+        head_learning_rate=head and head * highest / optimisation.learning_rate,
+    )
     return replace(config, optimisation=swept, schedule=Schedule("rise"))
 
 
 def sweep_learner(
-    learner: Learner, side: Side, config: TrainConfig, steps: int, on_step: Callable[[int], None] = lambda step: None
+    learner: Learner,
+    side: Side,
+    config: TrainConfig,
+    steps: int,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Sweep:
     """The sweep itself, by a learner whose rate rises."""
     rates: list[float] = []
@@ -110,16 +130,23 @@ def _learn_for_ever(learner: Learner, side: Side, config: TrainConfig) -> Iterat
     draws = torch.Generator().manual_seed(derive_seed(config.seed, 0, 1))
     labels = torch.from_numpy(side.labels.astype(np.int64))
     while True:
-        order = side.pixels.arrange(draw_epoch(config.sampling, side.labels, side.patients, draws), draws)
+        order = side.pixels.arrange(
+            draw_epoch(config.sampling, side.labels, side.patients, draws), draws
+        )
         batches = cut_batches(order, config.batch_size)
         for indices, pixels in zip(batches, side.pixels.stream(batches), strict=True):
             rate = learner.learning_rate
-            yield _Loss(rate, float(learner.learn(pixels, labels[indices].to(pixels.device), draws)))
+            yield _Loss(
+                rate, float(learner.learn(pixels, labels[indices].to(pixels.device), draws))
+            )
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:
     """The sweep as a table and as a plot with the suggestion marked."""
-    table = format_csv(["learning_rate", "smoothed_loss"], zip(sweep.rates.tolist(), sweep.losses.tolist(), strict=True))
+    table = format_csv(
+        ["learning_rate", "smoothed_loss"],
+        zip(sweep.rates.tolist(), sweep.losses.tolist(), strict=True),
+    )
     (folder / SWEEP_CSV).write_text(table, newline="")
     draw_sweep(folder / SWEEP_PNG, sweep)
 
@@ -130,7 +157,9 @@ def read_sweep(folder: Path) -> Sweep:
         table = np.loadtxt(folder / SWEEP_CSV, delimiter=",", skiprows=1, ndmin=2)
         return Sweep(table[:, 0], table[:, 1])
     except (OSError, ValueError, IndexError) as error:
-        raise StoreError(f"{folder}: its {SWEEP_CSV} cannot be read ({error}); sweep again with --force") from error
+        raise StoreError(
+            f"{folder}: its {SWEEP_CSV} cannot be read ({error}); sweep again with --force"
+        ) from error
 
 
 def draw_sweep(path: Path, sweep: Sweep) -> None:
@@ -139,7 +168,12 @@ def draw_sweep(path: Path, sweep: Sweep) -> None:
     axes = figure.add_subplot()
     axes.semilogx(sweep.rates, sweep.losses, label="smoothed loss")
     with suppress(ModelError):  # a sweep without a suggestion is drawn all the same
-        axes.axvline(sweep.suggestion, color="grey", linestyle=":", label=f"steepest fall: {sweep.suggestion:.2g}")
+        axes.axvline(
+            sweep.suggestion,
+            color="grey",
+            linestyle=":",
+            label=f"steepest fall: {sweep.suggestion:.2g}",
+        )
     axes.set(xlabel="learning rate", ylabel="loss", ylim=(0, 1.1 * max(sweep.losses, default=1.0)))
     axes.legend(fontsize=8)
     figure.savefig(path, metadata={"Software": None})
@@ -166,12 +200,17 @@ def sweep_stores(
         pass  # a place that cannot be written to is said before the stores are read
     patches = load_labelled(find_stores(list(stores)))
     division = choice.divide(patches, config.seed)
-    recipe = make_recipe(patches, division, config, pretrained) | {"steps": steps, "highest": highest}
+    recipe = make_recipe(patches, division, config, pretrained) | {
+        "steps": steps,
+        "highest": highest,
+    }
     staging = Staging(out, recipe)
     with hold_lock(out):
         if find_finished(staging, KIND, force, [*patches.paths, pretrained]):
             return read_sweep(out)
-        sweep = find_learning_rate(FitJob(config, patches, division, pretrained), steps, highest, on_step)
+        sweep = find_learning_rate(
+            FitJob(config, patches, division, pretrained), steps, highest, on_step
+        )
         staging.begin()
         write_sweep(staging.product, sweep)
         staging.commit(KIND, {"steps": len(sweep.rates)})

@@ -73,13 +73,19 @@ def score(labels: NDArray[np.int8], probability: NDArray[np.float32], threshold:
         true_positives=tp,
         threshold=threshold,
         f1=_ratio(2 * tp, 2 * tp + fp + fn),
-        balanced_accuracy=(sensitivity + specificity) / 2 if sensitivity is not None and specificity is not None else None,
+        balanced_accuracy=(
+            (sensitivity + specificity) / 2
+            if sensitivity is not None and specificity is not None
+            else None
+        ),
         sensitivity=sensitivity,
         specificity=specificity,
         auroc=float(roc_auc_score(labels, probability)) if both else None,
         average_precision=float(average_precision_score(labels, probability)) if both else None,
         brier=brier_score(labels, probability) if len(labels) else None,
-        expected_calibration_error=expected_calibration_error(labels, probability) if len(labels) else None,
+        expected_calibration_error=(
+            expected_calibration_error(labels, probability) if len(labels) else None
+        ),
     )
 
 
@@ -101,18 +107,25 @@ def negative_log_likelihood(labels: NDArray[np.int8], logits: NDArray[np.floatin
 def expected_calibration_error(labels: NDArray[np.int8], probability: NDArray[np.float32]) -> float:
     """Mean distance between promised probability and share of positives, over 15 equally wide bins weighted by their patches.
 
-    A number from 0 (every promise kept) to 1. It is of the positive class's probability, not of the likelier class's confidence.
+    A number from 0 (every promise kept) to 1. It is of the positive class's probability, not of the
+    likelier class's confidence.
     """
-    gaps = np.bincount(calibration_bins(probability), probability.astype(np.float64) - labels, CALIBRATION_BINS)
+    gaps = np.bincount(
+        calibration_bins(probability), probability.astype(np.float64) - labels, CALIBRATION_BINS
+    )
     return float(np.abs(gaps).sum() / len(labels))
 
 
 def calibration_bins(probability: NDArray[np.float32]) -> NDArray[np.int64]:
     """The bin of each probability, 0 to 14: a bin takes in its lower edge, the last one also 1."""
-    return np.minimum((probability.astype(np.float64) * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    return np.minimum(
+        (probability.astype(np.float64) * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1
+    )
 
 
-def measure_reliability(labels: NDArray[np.int8], probability: NDArray[np.float32]) -> tuple[ReliabilityBin, ...]:
+def measure_reliability(
+    labels: NDArray[np.int8], probability: NDArray[np.float32]
+) -> tuple[ReliabilityBin, ...]:
     """The 15 bins of the reliability diagram, empty ones too."""
     bins = calibration_bins(probability)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
@@ -133,11 +146,14 @@ def measure_reliability(labels: NDArray[np.int8], probability: NDArray[np.float3
 def choose_threshold(labels: NDArray[np.int8], probability: NDArray[np.float32]) -> float:
     """The threshold with the highest balanced accuracy (Youden's J), halfway between two probabilities that occur.
 
-    Balanced accuracy, because it does not turn on the share of positives, which among hand-picked training patches is another than
-    on whole slides; F1 does.
+    Balanced accuracy, because it does not turn on the share of positives, which among hand-picked
+    training patches is another than on whole slides; F1 does.
     """
-    false_positive_rate, true_positive_rate, thresholds = roc_curve(labels, probability, drop_intermediate=False)
-    # Without the first point, which calls nothing: no threshold up to 1 does that where a probability is 1.
+    false_positive_rate, true_positive_rate, thresholds = roc_curve(
+        labels, probability, drop_intermediate=False
+    )
+    # Without the first point, which calls nothing: no threshold up to 1 does that where a
+    # probability is 1.
     best = 1 + int(np.argmax((true_positive_rate - false_positive_rate)[1:]))
     return cut_below(probability, float(thresholds[best]))
 
@@ -145,7 +161,8 @@ def choose_threshold(labels: NDArray[np.int8], probability: NDArray[np.float32])
 def cut_below(probability: NDArray[np.float32], lowest_called: float) -> float:
     """A threshold that calls positive what is at least `lowest_called`, halfway to the next lower probability that occurs.
 
-    Halfway, because a threshold that is exactly some patch's probability turns on that patch's last bit.
+    Halfway, because a threshold that is exactly some patch's probability turns on that patch's last
+    bit.
     """
     below = probability[probability < np.float32(lowest_called)]
     highest_spared = float(below.max()) if len(below) else 0.0
@@ -156,8 +173,14 @@ def cut_below(probability: NDArray[np.float32], lowest_called: float) -> float:
 
 def describe_scores(scores: Scores) -> str:
     """One line: AUROC, F1, balanced accuracy."""
-    figures = (("AUROC", scores.auroc), ("F1", scores.f1), ("balanced accuracy", scores.balanced_accuracy))
-    return ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in figures)
+    figures = (
+        ("AUROC", scores.auroc),
+        ("F1", scores.f1),
+        ("balanced accuracy", scores.balanced_accuracy),
+    )
+    return ", ".join(
+        f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in figures
+    )
 
 
 def draw_confusion(scores: Scores, class_names: tuple[str, str]) -> str:
@@ -168,4 +191,6 @@ def draw_confusion(scores: Scores, class_names: tuple[str, str]) -> str:
         (class_names[0], str(scores.true_negatives), str(scores.false_positives)),
         (class_names[1], str(scores.false_negatives), str(scores.true_positives)),
     )
-    return "\n".join(f"{row[0]:<20}" + "".join(f"{cell:>{width}}" for cell in row[1:]) for row in rows)
+    return "\n".join(
+        f"{row[0]:<20}" + "".join(f"{cell:>{width}}" for cell in row[1:]) for row in rows
+    )

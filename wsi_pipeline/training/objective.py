@@ -57,7 +57,9 @@ class TwoClasses:
     def measure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         targets = labels.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
         negative, positive = self.class_weights
-        weights = torch.where(labels == 1, positive, negative)  # of numbers: no copy to the device in every step
+        weights = torch.where(
+            labels == 1, positive, negative
+        )  # of numbers: no copy to the device in every step
         return binary_cross_entropy_with_logits(logits, targets, weights)
 
     def judge(self, labels: NDArray[np.int8], logits: NDArray[np.float32]) -> EpochFigures:
@@ -65,9 +67,13 @@ class TwoClasses:
         target = torch.from_numpy(labels.astype(np.float32))
         return EpochFigures(
             loss=float(binary_cross_entropy_with_logits(torch.from_numpy(logits), target)),
-            auroc=float(roc_auc_score(labels, logits)),  # of logits: probabilities of a sure network tie at 1
+            auroc=float(
+                roc_auc_score(labels, logits)
+            ),  # of logits: probabilities of a sure network tie at 1
             average_precision=float(average_precision_score(labels, logits)),
-            balanced_accuracy=math.nan if scores.balanced_accuracy is None else scores.balanced_accuracy,
+            balanced_accuracy=(
+                math.nan if scores.balanced_accuracy is None else scores.balanced_accuracy
+            ),
             f1=math.nan if scores.f1 is None else scores.f1,
         )
 
@@ -89,9 +95,13 @@ class ManyClasses:
         one_of_each = (labels[:, None] == present).astype(np.int8)  # (n, classes that occur)
         called = logits.argmax(axis=1)
         return EpochFigures(
-            loss=float(cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels.astype(np.int64)))),
+            loss=float(
+                cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels.astype(np.int64)))
+            ),
             auroc=float(roc_auc_score(one_of_each, logits[:, present], average="macro")),
-            average_precision=float(average_precision_score(one_of_each, logits[:, present], average="macro")),
+            average_precision=float(
+                average_precision_score(one_of_each, logits[:, present], average="macro")
+            ),
             balanced_accuracy=float(recall_score(labels, called, labels=present, average="macro")),
             f1=float(f1_score(labels, called, labels=present, average="macro")),
         )

@@ -57,12 +57,17 @@ def _check_choice(name: str, value: str, table: Iterable[str]) -> None:
         raise ConfigError(f"{name} is {value}; there are {', '.join(table)}")
 
 
-def _check_range(name: str, value: float | None, *, low: float, high: float, above: bool = False) -> None:
+def _check_range(
+    name: str, value: float | None, *, low: float, high: float, above: bool = False
+) -> None:
     """From low (or above it) to below high; None is no value to check."""
     if value is None:
         return
     if not math.isfinite(value) or value < low or value >= high or (above and value == low):
-        raise ConfigError(f"{name.replace('_', ' ')} is {value}; it must be {'above' if above else 'at least'} {low} and below {high}")
+        raise ConfigError(
+            f"{name.replace('_', ' ')} is {value}; it must be {'above' if above else 'at least'}"
+            f" {low} and below {high}"
+        )
 
 
 def _or_default(value: float | None, default: float) -> float:
@@ -75,15 +80,21 @@ def _sgd(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
 
 
 def _adam(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    return Adam(groups, betas=(_or_default(choice.momentum, 0.9), 0.999), weight_decay=choice.weight_decay)
+    return Adam(
+        groups, betas=(_or_default(choice.momentum, 0.9), 0.999), weight_decay=choice.weight_decay
+    )
 
 
 def _adamw(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    return AdamW(groups, betas=(_or_default(choice.momentum, 0.9), 0.999), weight_decay=choice.weight_decay)
+    return AdamW(
+        groups, betas=(_or_default(choice.momentum, 0.9), 0.999), weight_decay=choice.weight_decay
+    )
 
 
 def _rmsprop(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    return RMSprop(groups, momentum=_or_default(choice.momentum, 0.0), weight_decay=choice.weight_decay)
+    return RMSprop(
+        groups, momentum=_or_default(choice.momentum, 0.0), weight_decay=choice.weight_decay
+    )
 
 
 def _adagrad(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
@@ -105,10 +116,21 @@ def make_optimizer(network: nn.Module, choice: Optimisation) -> Optimizer:
     head = {id(parameter) for parameter in find_head(network).parameters()}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = []
-    for is_head, rate in ((False, choice.learning_rate), (True, choice.head_learning_rate or choice.learning_rate)):
+    for is_head, rate in (
+        (False, choice.learning_rate),
+        (True, choice.head_learning_rate or choice.learning_rate),
+    ):
         part = [parameter for parameter in trained if (id(parameter) in head) == is_head]
-        groups.append({"params": [parameter for parameter in part if parameter.ndim > 1], "lr": rate})
-        groups.append({"params": [parameter for parameter in part if parameter.ndim <= 1], "lr": rate, "weight_decay": 0.0})
+        groups.append(
+            {"params": [parameter for parameter in part if parameter.ndim > 1], "lr": rate}
+        )
+        groups.append(
+            {
+                "params": [parameter for parameter in part if parameter.ndim <= 1],
+                "lr": rate,
+                "weight_decay": 0.0,
+            }
+        )
     return OPTIMIZERS[choice.optimizer]([group for group in groups if group["params"]], choice)
 
 
@@ -124,7 +146,11 @@ def _he(weight: Tensor) -> None:
     nn.init.kaiming_normal_(weight, mode="fan_in", nonlinearity="relu")
 
 
-INITIALISATIONS: dict[str, Callable[[Tensor], None]] = {"default": _keep, "xavier": _xavier, "he": _he}
+INITIALISATIONS: dict[str, Callable[[Tensor], None]] = {
+    "default": _keep,
+    "xavier": _xavier,
+    "he": _he,
+}
 """Glorot & Bengio 2010; He et al. 2015."""
 
 
@@ -141,4 +167,6 @@ def initialise(network: nn.Module, how: str) -> None:
 
 def measure_l1(network: nn.Module) -> Tensor:
     """Sum of the absolute values of all weights of more than one dimension: biases and batch norms are not penalised."""
-    return torch.stack([parameter.abs().sum() for parameter in network.parameters() if parameter.ndim > 1]).sum()
+    return torch.stack(
+        [parameter.abs().sum() for parameter in network.parameters() if parameter.ndim > 1]
+    ).sum()

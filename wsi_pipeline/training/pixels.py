@@ -62,13 +62,21 @@ class MemoryPixels:
 class StorePixels:
     """Pixels read from the stores, some blocks at a time: blocks come in random order, patches are shuffled among those held together."""
 
-    def __init__(self, patches: LabelledPatches, members: NDArray[np.intp], device: torch.device, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        patches: LabelledPatches,
+        members: NDArray[np.intp],
+        device: torch.device,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
         self._paths = patches.paths
         self._device = device
         self._places = patches.places[members]
         sizes = patches.block_sizes
         self._sizes = sizes
-        keys = np.stack([self._places[:, 0], self._places[:, 1] // sizes[self._places[:, 0]]], axis=1)
+        keys = np.stack(
+            [self._places[:, 0], self._places[:, 1] // sizes[self._places[:, 0]]], axis=1
+        )
         self._blocks, self._block_of = np.unique(keys, axis=0, return_inverse=True)
         self._block_of = self._block_of.reshape(-1)
         self._starts = self._blocks[:, 1] * sizes[self._blocks[:, 0]]
@@ -79,7 +87,11 @@ class StorePixels:
     def arrange(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
         ranks = torch.randperm(len(self._blocks), generator=generator).numpy()
         window = ranks[self._block_of[drawn.numpy()]] // self._blocks_together
-        return drawn[torch.from_numpy(np.lexsort((torch.randperm(len(drawn), generator=generator).numpy(), window)))]
+        return drawn[
+            torch.from_numpy(
+                np.lexsort((torch.randperm(len(drawn), generator=generator).numpy(), window))
+            )
+        ]
 
     def order_for_reading(self) -> Tensor:
         return torch.from_numpy(np.argsort(self._block_of, kind="stable"))
@@ -92,7 +104,9 @@ class StorePixels:
         pool = ThreadPoolExecutor(READ_THREADS, "read")
         try:
             for number, batch in enumerate(batches):
-                while len(held) < 2 * self._blocks_together or not all(block in held for block in needed[number]):
+                while len(held) < 2 * self._blocks_together or not all(
+                    block in held for block in needed[number]
+                ):
                     block = next(coming, None)
                     if block is None:
                         break
@@ -106,10 +120,15 @@ class StorePixels:
 
     def _read(self, block: int) -> NDArray[np.uint8]:
         store, start = int(self._blocks[block, 0]), int(self._starts[block])
-        # Not by way of PatchStore, which reads the whole table: blocks come in random order from any number of stores.
-        return read_rows(self._paths[store], "patches", slice(start, start + int(self._sizes[store])))
+        # Not by way of PatchStore, which reads the whole table: blocks come in random order from
+        # any number of stores.
+        return read_rows(
+            self._paths[store], "patches", slice(start, start + int(self._sizes[store]))
+        )
 
-    def _gather(self, batch: NDArray[np.int64], held: dict[int, "Future[NDArray[np.uint8]]"]) -> Tensor:
+    def _gather(
+        self, batch: NDArray[np.int64], held: dict[int, "Future[NDArray[np.uint8]]"]
+    ) -> Tensor:
         blocks = self._block_of[batch]
         rows = self._places[batch, 1] - self._starts[blocks]
         first = held[int(blocks[0])].result()
@@ -120,7 +139,9 @@ class StorePixels:
         return torch.from_numpy(pixels).to(self._device)
 
 
-def choose_cache(wanted: str, patches: LabelledPatches, device: torch.device, copies: int = 1) -> str:
+def choose_cache(
+    wanted: str, patches: LabelledPatches, device: torch.device, copies: int = 1
+) -> str:
     """`auto`: all on the device where half of its free memory is enough, else in memory likewise, else read from the stores.
 
     `copies` is how many processes of this machine will each hold them.
@@ -135,11 +156,15 @@ def choose_cache(wanted: str, patches: LabelledPatches, device: torch.device, co
     return "memory" if total * copies <= MEMORY_SHARE * free_memory() else "stores"
 
 
-def open_pixels(patches: LabelledPatches, members: NDArray[np.intp], cache: str, device: torch.device) -> PixelSource:
+def open_pixels(
+    patches: LabelledPatches, members: NDArray[np.intp], cache: str, device: torch.device
+) -> PixelSource:
     """The pixels of some patches by a cache that `choose_cache` named."""
     if cache == "stores":
         return StorePixels(patches, members, device)
-    return MemoryPixels(load_pixels(patches, members, device if cache == "device" else torch.device("cpu")), device)
+    return MemoryPixels(
+        load_pixels(patches, members, device if cache == "device" else torch.device("cpu")), device
+    )
 
 
 def load_pixels(patches: LabelledPatches, members: NDArray[np.intp], place: torch.device) -> Tensor:
@@ -149,7 +174,9 @@ def load_pixels(patches: LabelledPatches, members: NDArray[np.intp], place: torc
     numbers = patches.places[members, 0]
     for number in np.unique(numbers):
         wanted = np.flatnonzero(numbers == number)
-        pixels[torch.from_numpy(wanted).to(place)] = torch.from_numpy(read_pixels(patches, members[wanted])).to(place)
+        pixels[torch.from_numpy(wanted).to(place)] = torch.from_numpy(
+            read_pixels(patches, members[wanted])
+        ).to(place)
     return pixels
 
 

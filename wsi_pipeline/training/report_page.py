@@ -69,7 +69,11 @@ class ReportContent:
 
 def write_report_page(path: Path, content: ReportContent) -> None:
     """Write the page whole or not at all; the same content gives the same bytes."""
-    environment = Environment(loader=PackageLoader("wsi_pipeline.training"), autoescape=select_autoescape(), trim_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("wsi_pipeline.training"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+    )
     environment.filters |= {"figure": format_figure, "interval": format_interval}
     page = environment.get_template("report.html").render(
         content=content,
@@ -80,15 +84,21 @@ def write_report_page(path: Path, content: ReportContent) -> None:
         matrices=[content.judgement.scores, *map(content.judgement.at, NAMED_THRESHOLDS)],
         has_few_patients=len(content.judgement.patients) < FEW_PATIENTS,
         leak_warning=LEAK_WARNING,
-        worst=[(embed_picture("png", report_plots.encode_png(patch.pixels)), patch.caption) for patch in content.worst],
+        worst=[
+            (embed_picture("png", report_plots.encode_png(patch.pixels)), patch.caption)
+            for patch in content.worst
+        ],
     )
     write_file(path, page.encode(errors="replace"))
 
 
-def pick_worst(labels: NDArray[np.int8], probability: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+def pick_worst(
+    labels: NDArray[np.int8], probability: NDArray[np.float32], count: int
+) -> NDArray[np.intp]:
     """Places of the `count` most confidently wrong patches, worst first: on the wrong side of 0.5, NaN never.
 
-    Half of them missed positives, half false calls, where there are as many; else more of the other kind.
+    Half of them missed positives, half false calls, where there are as many; else more of the other
+    kind.
     """
     distance = np.abs(np.nan_to_num(probability.astype(np.float64), nan=0.5) - (labels == 1))
     order = np.argsort(-distance, kind="stable")
@@ -99,9 +109,14 @@ def pick_worst(labels: NDArray[np.int8], probability: NDArray[np.float32], count
     return np.asarray(chosen[np.argsort(-distance[chosen], kind="stable")], dtype=np.intp)
 
 
-def describe_worst(label: int, probability: float, class_names: tuple[str, str], patient: str) -> str:
+def describe_worst(
+    label: int, probability: float, class_names: tuple[str, str], patient: str
+) -> str:
     """The words under a patch that was got wrong."""
-    return f"{class_names[label]}, but probability of {class_names[1]} {probability:.3f}; patient {patient}"
+    return (
+        f"{class_names[label]}, but probability of {class_names[1]} {probability:.3f}; patient"
+        f" {patient}"
+    )
 
 
 def format_figure(value: float | None) -> str:
@@ -127,9 +142,13 @@ def _draw_pictures(content: ReportContent) -> dict[str, str]:
         drawn["history"] = report_plots.draw_history(content.history)
     if judgement.scores.auroc is not None:
         drawn["roc"] = report_plots.draw_roc(labels, probability, content.patients, judgement)
-        drawn["precision_recall"] = report_plots.draw_precision_recall(labels, probability, judgement)
+        drawn["precision_recall"] = report_plots.draw_precision_recall(
+            labels, probability, judgement
+        )
     if len(labels):
         drawn["before"] = report_plots.draw_reliability(judgement.before, "before, temperature 1")
-        drawn["after"] = report_plots.draw_reliability(judgement.after, f"after, temperature {judgement.after.temperature:.3f}")
+        drawn["after"] = report_plots.draw_reliability(
+            judgement.after, f"after, temperature {judgement.after.temperature:.3f}"
+        )
         drawn["sweep"] = report_plots.draw_sweep(judgement)
     return {name: embed_picture("svg+xml", picture) for name, picture in drawn.items()}

@@ -1,6 +1,7 @@
 """The report's pictures, as bytes that depend on nothing but the numbers in them.
 
-No name from outside is drawn in them: it would need its glyphs in the font, and a dollar sign would begin a formula.
+No name from outside is drawn in them: it would need its glyphs in the font, and a dollar sign would
+begin a formula.
 """
 
 import io
@@ -36,9 +37,13 @@ def draw_history(rows: Sequence[Mapping[str, Any]]) -> bytes:
         (rank, "val_auroc", "validation patients", ORANGE),
     )
     for axes, column, label, color in columns:
-        points = [(float(row["epoch"]), float(row[column])) for row in rows if row.get(column) is not None]
+        points = [
+            (float(row["epoch"]), float(row[column])) for row in rows if row.get(column) is not None
+        ]
         if points:
-            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=label)
+            axes.plot(
+                *zip(*points, strict=True), color=color, marker="o", markersize=3, label=label
+            )
             axes.legend(fontsize=8)
     best = [row["epoch"] for row in rows if row.get("is_best")]
     for axes, name in ((losses, "loss"), (rank, "AUROC")):
@@ -49,7 +54,12 @@ def draw_history(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return _save(figure)
 
 
-def draw_roc(labels: NDArray[np.int8], probability: NDArray[np.float32], patients: NDArray[np.str_], judgement: Judgement) -> bytes:
+def draw_roc(
+    labels: NDArray[np.int8],
+    probability: NDArray[np.float32],
+    patients: NDArray[np.str_],
+    judgement: Judgement,
+) -> bytes:
     """The ROC curve of all patches, thin ones of single patients, and the threshold's place."""
     figure, axes = _square("1 − specificity", "sensitivity")
     for members in _patients_with_curves(labels, patients):
@@ -60,22 +70,38 @@ def draw_roc(labels: NDArray[np.int8], probability: NDArray[np.float32], patient
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(false_rate[shown], true_rate[shown], color=BLUE, linewidth=2, label="all patches")
     scores = judgement.scores
-    axes.plot(1 - (scores.specificity or 0), scores.sensitivity or 0, "o", color=ORANGE, label=f"threshold {scores.threshold:.3f}")
+    axes.plot(
+        1 - (scores.specificity or 0),
+        scores.sensitivity or 0,
+        "o",
+        color=ORANGE,
+        label=f"threshold {scores.threshold:.3f}",
+    )
     axes.legend(loc="lower right", fontsize=8)
     return _save(figure)
 
 
-def draw_precision_recall(labels: NDArray[np.int8], probability: NDArray[np.float32], judgement: Judgement) -> bytes:
+def draw_precision_recall(
+    labels: NDArray[np.int8], probability: NDArray[np.float32], judgement: Judgement
+) -> bytes:
     """Precision over sensitivity, the share of positives, and the threshold's place."""
     figure, axes = _square("sensitivity (recall)", "precision")
     precision, recall, _ = precision_recall_curve(labels, probability)
     shown = _thin_out(len(precision))
     axes.plot(recall[shown], precision[shown], color=BLUE, linewidth=2, label="all patches")
-    axes.axhline(float(np.mean(labels)), color=GREY, linestyle=":", linewidth=1, label="share of positives")
+    axes.axhline(
+        float(np.mean(labels)), color=GREY, linestyle=":", linewidth=1, label="share of positives"
+    )
     scores = judgement.scores
     called = scores.true_positives + scores.false_positives
     if called:
-        axes.plot(scores.sensitivity or 0, scores.true_positives / called, "o", color=ORANGE, label=f"threshold {scores.threshold:.3f}")
+        axes.plot(
+            scores.sensitivity or 0,
+            scores.true_positives / called,
+            "o",
+            color=ORANGE,
+            label=f"threshold {scores.threshold:.3f}",
+        )
     axes.legend(loc="lower left", fontsize=8)
     return _save(figure)
 
@@ -87,11 +113,20 @@ def draw_reliability(figures: CalibrationFigures, title: str) -> bytes:
     total = sum(item.patches for item in filled)
     heights = [item.patches / total for item in filled]
     width = 1 / len(figures.reliability)
-    axes.bar([item.low for item in filled], heights, width=width, align="edge", color="#d5dde8", label="share of patches")
+    axes.bar(
+        [item.low for item in filled],
+        heights,
+        width=width,
+        align="edge",
+        color="#d5dde8",
+        label="share of patches",
+    )
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     points = [(item.mean_probability or 0.0, item.positive_share or 0.0) for item in filled]
     axes.plot(*zip(*points, strict=True), "o-", color=BLUE, markersize=4, label="came true")
-    axes.set_title(f"{title}: calibration error {figures.expected_calibration_error or 0:.3f}", fontsize=10)
+    axes.set_title(
+        f"{title}: calibration error {figures.expected_calibration_error or 0:.3f}", fontsize=10
+    )
     axes.legend(loc="upper left", fontsize=8)
     return _save(figure)
 
@@ -109,8 +144,19 @@ def draw_sweep(judgement: Judgement) -> bytes:
     ):
         values = [getattr(point, column) for point in judgement.sweep]
         name = {"f1": "F1"}.get(column, column.replace("_", " "))
-        axes.plot(at, [np.nan if value is None else value for value in values], style, color=color, label=name)
-    axes.axvline(judgement.scores.threshold, color=GREY, linestyle=":", label=f"threshold {judgement.scores.threshold:.3f}")
+        axes.plot(
+            at,
+            [np.nan if value is None else value for value in values],
+            style,
+            color=color,
+            label=name,
+        )
+    axes.axvline(
+        judgement.scores.threshold,
+        color=GREY,
+        linestyle=":",
+        label=f"threshold {judgement.scores.threshold:.3f}",
+    )
     axes.set(xlabel="threshold", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _save(figure)
@@ -130,10 +176,16 @@ def _square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _patients_with_curves(labels: NDArray[np.int8], patients: NDArray[np.str_]) -> list[NDArray[np.intp]]:
+def _patients_with_curves(
+    labels: NDArray[np.int8], patients: NDArray[np.str_]
+) -> list[NDArray[np.intp]]:
     """Patches of each patient who has both classes and enough of them for a curve; none where there are too many patients to tell apart."""
     members = [np.flatnonzero(patients == name) for name in np.unique(patients)]
-    curves = [own for own in members if len(own) >= MIN_PATIENT_PATCHES and 0 < labels[own].sum() < len(own)]
+    curves = [
+        own
+        for own in members
+        if len(own) >= MIN_PATIENT_PATCHES and 0 < labels[own].sum() < len(own)
+    ]
     return curves if 1 < len(curves) <= MAX_PATIENT_CURVES else []
 
 

@@ -14,7 +14,9 @@ SAMPLINGS = ("shuffle", "class", "patient", "class-patient")
 within each class between its patients."""
 
 
-def draw_epoch(how: str, labels: NDArray[np.int8], patients: NDArray[np.str_], generator: torch.Generator) -> Tensor:
+def draw_epoch(
+    how: str, labels: NDArray[np.int8], patients: NDArray[np.str_], generator: torch.Generator
+) -> Tensor:
     """Indices (n,) into the n training patches, for one epoch."""
     if how == "shuffle":
         return torch.randperm(len(labels), generator=generator)

@@ -1,7 +1,8 @@
 """A training run's state on disk after every epoch, so that a killed run goes on as if nothing had happened.
 
-One safetensors file, renamed into place: weights, averaged weights, best weights and the optimiser's tensors, and as JSON what is no
-tensor. No random state is kept, for none is carried over: every epoch's draws follow from the seed and the epoch's number.
+One safetensors file, renamed into place: weights, averaged weights, best weights and the
+optimiser's tensors, and as JSON what is no tensor. No random state is kept, for none is carried
+over: every epoch's draws follow from the seed and the epoch's number.
 """
 
 import json
@@ -30,7 +31,11 @@ class SavedState:
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix.`, without it."""
-        return {name.removeprefix(f"{prefix}."): tensor for name, tensor in self.tensors.items() if name.startswith(f"{prefix}.")}
+        return {
+            name.removeprefix(f"{prefix}."): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(f"{prefix}.")
+        }
 
 
 def save_state(path: Path, state: SavedState) -> None:
@@ -53,7 +58,9 @@ def load_state(path: Path) -> SavedState | None:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return SavedState(load(content), json.loads(header["__metadata__"]["plain"]))
     except (SafetensorError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: the state of this training run is damaged ({error}); begin anew with --force") from error
+        raise ModelError(
+            f"{path}: the state of this training run is damaged ({error}); begin anew with --force"
+        ) from error
 
 
 def pack_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

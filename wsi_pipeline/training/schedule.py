@@ -1,6 +1,7 @@
 """How the learning rate changes from step to step. Each schedule is one line in a table.
 
-Exponential, cosine and one-cycle are stretched over all steps that training may have; the others go by epochs.
+Exponential, cosine and one-cycle are stretched over all steps that training may have; the others go
+by epochs.
 """
 
 from collections.abc import Callable
@@ -48,9 +49,15 @@ class Schedule:
         if self.name not in SCHEDULES:
             raise ConfigError(f"schedule is {self.name}; there are {', '.join(SCHEDULES)}")
         if self.step_epochs < 1 or self.cycle_growth < 1:
-            raise ConfigError(f"schedule: {self.step_epochs} epochs and a growth of {self.cycle_growth}; both must be at least 1")
+            raise ConfigError(
+                f"schedule: {self.step_epochs} epochs and a growth of {self.cycle_growth}; both"
+                " must be at least 1"
+            )
         if not (0 < self.gamma <= 1 and 0 < self.rise < 1):
-            raise ConfigError(f"schedule: gamma {self.gamma} and rise {self.rise} must lie above 0 and at most at 1")
+            raise ConfigError(
+                f"schedule: gamma {self.gamma} and rise {self.rise} must lie above 0 and at most"
+                " at 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,9 @@ def _cosine(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRSchedul
 
 def _warm_restarts(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
     first = schedule.step_epochs * steps.per_epoch
-    return CosineAnnealingWarmRestarts(optimizer, T_0=first, T_mult=schedule.cycle_growth, eta_min=_floor(optimizer))
+    return CosineAnnealingWarmRestarts(
+        optimizer, T_0=first, T_mult=schedule.cycle_growth, eta_min=_floor(optimizer)
+    )
 
 
 def _one_cycle(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
@@ -136,7 +145,9 @@ def make_scheduler(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LR
 
 def list_rates(schedule: Schedule, steps: Steps, learning_rate: float) -> list[float]:
     """The rate at each of all steps, for plots and tests."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=learning_rate, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [torch.nn.Parameter(torch.zeros(1))], lr=learning_rate, momentum=0.9
+    )
     scheduler = make_scheduler(optimizer, steps, schedule)
     rates = []
     for _ in range(steps.total):

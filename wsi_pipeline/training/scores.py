@@ -101,7 +101,16 @@ def judge(
     Raises ConfigError where they do not fit together or hold anything else.
     """
     _check(labels, logits, patients)
-    return _judge(labels, logits, apply_temperature(logits, temperature), patients, temperature, threshold, seed, draws)
+    return _judge(
+        labels,
+        logits,
+        apply_temperature(logits, temperature),
+        patients,
+        temperature,
+        threshold,
+        seed,
+        draws,
+    )
 
 
 def judge_probability(
@@ -116,12 +125,26 @@ def judge_probability(
 ) -> Judgement:
     """The same from calibrated probabilities (n,), as results hold them: the temperature is undone for the figures before it."""
     _check(labels, probability, patients)
-    return _judge(labels, undo_temperature(probability, temperature), probability, patients, temperature, threshold, seed, draws)
+    return _judge(
+        labels,
+        undo_temperature(probability, temperature),
+        probability,
+        patients,
+        temperature,
+        threshold,
+        seed,
+        draws,
+    )
 
 
-def _check(labels: NDArray[np.int8], values: NDArray[np.float32], patients: NDArray[np.str_]) -> None:
+def _check(
+    labels: NDArray[np.int8], values: NDArray[np.float32], patients: NDArray[np.str_]
+) -> None:
     if not len(labels) == len(values) == len(patients):
-        raise ConfigError(f"{len(labels)} labels, {len(values)} predictions, {len(patients)} patients; give one of each per patch")
+        raise ConfigError(
+            f"{len(labels)} labels, {len(values)} predictions, {len(patients)} patients; give one"
+            " of each per patch"
+        )
     if not np.isin(labels, (0, 1)).all():
         raise ConfigError("a label is neither 0 nor 1; leave out patches whose class is unknown")
     if not np.isfinite(values).all():
@@ -140,7 +163,9 @@ def _judge(
 ) -> Judgement:
     return Judgement(
         scores=score(labels, probability, threshold),
-        intervals=bootstrap_intervals(labels, probability, patients, threshold, draws=draws, seed=seed),
+        intervals=bootstrap_intervals(
+            labels, probability, patients, threshold, draws=draws, seed=seed
+        ),
         draws=draws,
         before=_measure_calibration(labels, logits, apply_temperature(logits, 1.0), 1.0),
         after=_measure_calibration(labels, logits, probability, temperature),
@@ -150,7 +175,10 @@ def _judge(
 
 
 def _measure_calibration(
-    labels: NDArray[np.int8], logits: NDArray[np.float32], probability: NDArray[np.float32], temperature: float
+    labels: NDArray[np.int8],
+    logits: NDArray[np.float32],
+    probability: NDArray[np.float32],
+    temperature: float,
 ) -> CalibrationFigures:
     if not len(labels):
         return CalibrationFigures(temperature, None, None, None, ())
@@ -158,18 +186,24 @@ def _measure_calibration(
         temperature=temperature,
         brier=brier_score(labels, probability),
         expected_calibration_error=expected_calibration_error(labels, probability),
-        negative_log_likelihood=negative_log_likelihood(labels, logits.astype(np.float64) / temperature),
+        negative_log_likelihood=negative_log_likelihood(
+            labels, logits.astype(np.float64) / temperature
+        ),
         reliability=measure_reliability(labels, probability),
     )
 
 
-def sweep_thresholds(labels: NDArray[np.int8], probability: NDArray[np.float32], thresholds: Sequence[float]) -> tuple[SweepPoint, ...]:
+def sweep_thresholds(
+    labels: NDArray[np.int8], probability: NDArray[np.float32], thresholds: Sequence[float]
+) -> tuple[SweepPoint, ...]:
     """The confusion matrix at each threshold."""
     positive, negative = np.sort(probability[labels == 1]), np.sort(probability[labels == 0])
     at = np.array(thresholds, dtype=np.float32)  # compared as float32, like everywhere
     fn, tn = (np.searchsorted(values, at, side="left").tolist() for values in (positive, negative))
     return tuple(
-        _describe_point(threshold, tn[index], len(negative) - tn[index], fn[index], len(positive) - fn[index])
+        _describe_point(
+            threshold, tn[index], len(negative) - tn[index], fn[index], len(positive) - fn[index]
+        )
         for index, threshold in enumerate(thresholds)
     )
 
@@ -184,20 +218,31 @@ def _describe_point(threshold: float, tn: int, fp: int, fn: int, tp: int) -> Swe
         false_negatives=fn,
         true_positives=tp,
         f1=2 * tp / (2 * tp + fp + fn) if 2 * tp + fp + fn else None,
-        balanced_accuracy=None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2,
+        balanced_accuracy=(
+            None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
+        ),
         sensitivity=sensitivity,
         specificity=specificity,
     )
 
 
 def _score_patients(
-    labels: NDArray[np.int8], probability: NDArray[np.float32], patients: NDArray[np.str_], threshold: float
+    labels: NDArray[np.int8],
+    probability: NDArray[np.float32],
+    patients: NDArray[np.str_],
+    threshold: float,
 ) -> tuple[PatientScores, ...]:
     if not len(labels):
         return ()
     names, codes = np.unique(patients, return_inverse=True)
-    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])
+    members = np.split(
+        np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
+    )
     return tuple(
-        PatientScores(str(name), int((labels[own] == 1).sum()), score(labels[own], probability[own], threshold))
+        PatientScores(
+            str(name),
+            int((labels[own] == 1).sum()),
+            score(labels[own], probability[own], threshold),
+        )
         for name, own in zip(names, members, strict=True)
     )

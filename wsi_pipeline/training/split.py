@@ -1,8 +1,10 @@
 """Dividing patients between training, validation and test. Patches of one patient never stand on two sides.
 
-`split_at_random` is the exception: it exists to measure how much a leak inflates the figures, and marks what it returns.
+`split_at_random` is the exception: it exists to measure how much a leak inflates the figures, and
+marks what it returns.
 
-Published splits are three lists of patients in a folder, or the split.json of an earlier training run.
+Published splits are three lists of patients in a folder, or the split.json of an earlier training
+run.
 """
 
 import json
@@ -35,15 +37,24 @@ class PatientSplit:
     def __post_init__(self) -> None:
         for one, other in ((self.train, self.val), (self.train, self.test), (self.val, self.test)):
             if both := sorted({*one} & {*other}):
-                raise ConfigError(f"patients on two sides of the split: {', '.join(both[:5])}; each belongs on one")
+                raise ConfigError(
+                    f"patients on two sides of the split: {', '.join(both[:5])}; each belongs"
+                    " on one"
+                )
 
     def keep_present(self, patients: Names) -> "PatientSplit":
         """Only those who have patches. Raises ConfigError where of a side that was named nobody is left."""
         present = {*patients.tolist()}
-        train, val, test = (tuple(name for name in side if name in present) for side in (self.train, self.val, self.test))
+        train, val, test = (
+            tuple(name for name in side if name in present)
+            for side in (self.train, self.val, self.test)
+        )
         for side, listed, kept in (("training", self.train, train), ("validation", self.val, val)):
             if listed and not kept:
-                raise ConfigError(f"none of the {len(listed)} listed {side} patients has a labelled patch; check the names")
+                raise ConfigError(
+                    f"none of the {len(listed)} listed {side} patients has a labelled patch; check"
+                    " the names"
+                )
         return PatientSplit(train, val, test)
 
     def divide(self, patients: Names) -> "Division":
@@ -74,8 +85,9 @@ class Division:
             negatives, positives = np.bincount(labels[members], minlength=2)[:2]
             if not (negatives and positives):
                 raise ConfigError(
-                    f"the {side} patients have {positives} positive and {negatives} negative patches; both are needed: "
-                    "choose other patients with --val-patients or --seed"
+                    f"the {side} patients have {positives} positive and {negatives} negative"
+                    " patches; both are needed: choose other patients with --val-patients or"
+                    " --seed"
                 )
 
 
@@ -91,8 +103,9 @@ def split_patients(
 ) -> PatientSplit:
     """Divide the patients of labelled patches (n,) (n,); named validation patients, or about `val_fraction` of the others.
 
-    Without named training patients everybody else is trained on. The drawn ones have about the same share of positive patches
-    (StratifiedGroupKFold). Raises ConfigError where a side is empty or has only one class, or a named patient has no patches.
+    Without named training patients everybody else is trained on. The drawn ones have about the same
+    share of positive patches (StratifiedGroupKFold). Raises ConfigError where a side is empty or
+    has only one class, or a named patient has no patches.
     """
     _check_known(patients, [*train_patients, *val_patients, *test_patients])
     rest = ~np.isin(patients, list(test_patients))
@@ -104,13 +117,18 @@ def split_patients(
     return split
 
 
-def split_folds(patients: Names, labels: Labels, folds: int, *, test_patients: Sequence[str] = (), seed: int = 0) -> list[PatientSplit]:
+def split_folds(
+    patients: Names, labels: Labels, folds: int, *, test_patients: Sequence[str] = (), seed: int = 0
+) -> list[PatientSplit]:
     """Every patient but the held-out ones in exactly one of `folds` validation sides. Raises ConfigError as `split_patients` does."""
     _check_known(patients, test_patients)
     rest = ~np.isin(patients, list(test_patients))
     count = len(np.unique(patients[rest]))
     if not 2 <= folds <= count:
-        raise ConfigError(f"{folds} folds of {count} patients; there must be at least 2 folds and a patient for each")
+        raise ConfigError(
+            f"{folds} folds of {count} patients; there must be at least 2 folds and a patient for"
+            " each"
+        )
     return [
         split_patients(patients, labels, val_patients=val, test_patients=test_patients)
         for val in _draw_folds(patients[rest], labels[rest], folds, seed)
@@ -118,7 +136,12 @@ def split_folds(patients: Names, labels: Labels, folds: int, *, test_patients: S
 
 
 def split_at_random(
-    patients: Names, labels: Labels, *, val_fraction: float = 0.2, test_patients: Sequence[str] = (), seed: int = 0
+    patients: Names,
+    labels: Labels,
+    *,
+    val_fraction: float = 0.2,
+    test_patients: Sequence[str] = (),
+    seed: int = 0,
 ) -> Division:
     """Patches drawn without regard to patients, as published code does: the same patient stands on both sides, and it leaks.
 
@@ -129,10 +152,21 @@ def split_at_random(
     rest = np.flatnonzero(~np.isin(patients, list(test_patients)))
     rarer = min(np.bincount(labels[rest], minlength=2))
     if rarer * val_fraction < 1 or rarer < 2:
-        raise ConfigError(f"{rarer} patches of the rarer class cannot be divided at {val_fraction}; add stores or raise --val-fraction")
-    train, val = train_test_split(rest, test_size=val_fraction, random_state=seed, stratify=labels[rest])
+        raise ConfigError(
+            f"{rarer} patches of the rarer class cannot be divided at {val_fraction}; add stores or"
+            " raise --val-fraction"
+        )
+    train, val = train_test_split(
+        rest, test_size=val_fraction, random_state=seed, stratify=labels[rest]
+    )
     both = sorted({*patients[train].tolist()} & {*patients[val].tolist()})
-    record = {"random": True, "seed": seed, "val_fraction": val_fraction, "patients_on_both_sides": both, "test": sorted({*test_patients})}
+    record = {
+        "random": True,
+        "seed": seed,
+        "val_fraction": val_fraction,
+        "patients_on_both_sides": both,
+        "test": sorted({*test_patients}),
+    }
     division = Division(np.sort(train), np.sort(val), record, is_leaky=True)
     division.check_classes(labels)
     return division
@@ -140,7 +174,10 @@ def split_at_random(
 
 def _check_known(patients: Names, named: Sequence[str]) -> None:
     if missing := sorted({*named} - {*patients.tolist()}):
-        raise ConfigError(f"patients without a labelled patch: {', '.join(missing[:5])}; check the list against the stores")
+        raise ConfigError(
+            f"patients without a labelled patch: {', '.join(missing[:5])}; check the list against"
+            " the stores"
+        )
 
 
 def _check_share(val_fraction: float) -> None:
@@ -151,7 +188,11 @@ def _check_share(val_fraction: float) -> None:
 def _draw_share(patients: Names, labels: Labels, val_fraction: float, seed: int) -> tuple[str, ...]:
     """The patients of as many twentieths (or fewer, larger folds) as come nearest to the share of patches wanted."""
     _check_share(val_fraction)
-    parts = round(1 / val_fraction) if abs(1 / val_fraction - round(1 / val_fraction)) < 0.01 else FINEST_FOLDS
+    parts = (
+        round(1 / val_fraction)
+        if abs(1 / val_fraction - round(1 / val_fraction)) < 0.01
+        else FINEST_FOLDS
+    )
     parts = min(parts, len(np.unique(patients)))
     folds = _draw_folds(patients, labels, parts, seed)
     taken = max(1, min(round(val_fraction * parts), parts - 1))
@@ -161,13 +202,16 @@ def _draw_share(patients: Names, labels: Labels, val_fraction: float, seed: int)
 def _draw_folds(patients: Names, labels: Labels, folds: int, seed: int) -> list[tuple[str, ...]]:
     count = len(np.unique(patients))
     if count < 2:
-        raise ConfigError(f"{count} patient with labelled patches; training needs at least two, one of them for validation")
+        raise ConfigError(
+            f"{count} patient with labelled patches; training needs at least two, one of them for"
+            " validation"
+        )
     if min(np.bincount(labels, minlength=2)) == 0:
         raise ConfigError("all labelled patches are of one class; add stores that hold the other")
     if min(np.bincount(labels)) < folds:
         raise ConfigError(
-            f"{min(np.bincount(labels))} patches of the rarer class are too few to draw {folds} parts of patients by; "
-            "ask for fewer --folds, or name patients with --val-patients"
+            f"{min(np.bincount(labels))} patches of the rarer class are too few to draw {folds}"
+            " parts of patients by; ask for fewer --folds, or name patients with --val-patients"
         )
     splitter = StratifiedGroupKFold(n_splits=min(folds, count), shuffle=True, random_state=seed)
     parts = splitter.split(np.zeros(len(labels)), labels, groups=patients)
@@ -177,14 +221,18 @@ def _draw_folds(patients: Names, labels: Labels, folds: int, seed: int) -> list[
 def read_split_file(path: Path) -> PatientSplit:
     """Who is on which side, whether they have patches or not.
 
-    A folder holds one text file per side whose name ends in train, val or test, with a patient per line; the test list may be absent.
-    Raises ConfigError where a list is missing, empty or unreadable, or a patient is on two sides.
+    A folder holds one text file per side whose name ends in train, val or test, with a patient per
+    line; the test list may be absent. Raises ConfigError where a list is missing, empty or
+    unreadable, or a patient is on two sides.
     """
     try:
         lists = _read_folder(path) if path.is_dir() else _read_json(path)
         return PatientSplit(**{side: tuple(dict.fromkeys(names)) for side, names in lists.items()})
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a split ({error}); give a folder of three lists, or a split.json") from error
+        raise ConfigError(
+            f"{path}: cannot be read as a split ({error}); give a folder of three lists, or a"
+            " split.json"
+        ) from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -194,8 +242,19 @@ def _read_folder(folder: Path) -> dict[str, list[str]]:
     for side in SIDES:
         found = sorted(file for file in folder.glob("*.txt") if file.stem.lower().endswith(side))
         if len(found) > 1 or (not found and side != "test"):
-            raise ConfigError(f"{len(found)} files end in {side}.txt; there must be one list for each of {', '.join(SIDES)}")
-        lists[side] = [line.strip() for line in found[0].read_text(encoding="utf-8").splitlines() if line.strip()] if found else []
+            raise ConfigError(
+                f"{len(found)} files end in {side}.txt; there must be one list for each of"
+                f" {', '.join(SIDES)}"
+            )
+        lists[side] = (
+            [
+                line.strip()
+                for line in found[0].read_text(encoding="utf-8").splitlines()
+                if line.strip()
+            ]
+            if found
+            else []
+        )
         if not lists[side] and side != "test":
             raise ConfigError(f"its {side} list is empty; name at least one patient")
     return lists
@@ -206,5 +265,8 @@ def _read_json(path: Path) -> dict[str, list[str]]:
         value = json.loads(path.read_text(encoding="utf-8"))
         lists = {side: [str(name) for name in value[side]] for side in SIDES}
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"no split by patient in it ({type(error).__name__}: {error}); it must have lists train, val and test") from error
+        raise ConfigError(
+            f"no split by patient in it ({type(error).__name__}: {error}); it must have lists"
+            " train, val and test"
+        ) from error
     return lists

@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from wsi_pipeline.core.errors import ModelError
-from wsi_pipeline.models.architectures import idc_cnn, timm_networks, torchvision_networks, wide_resnet
+from wsi_pipeline.models.architectures import (
+    idc_cnn,
+    timm_networks,
+    torchvision_networks,
+    wide_resnet,
+)
 from wsi_pipeline.models.architectures.network import (
     HEADS,
     Network,
@@ -58,12 +63,17 @@ def _wide_resnet(depth: int, widening: int) -> Architecture:
     def build(side_px: int, options: NetworkOptions) -> Network:
         return wide_resnet.WideResNet(depth, widening, options)
 
-    return Architecture(build, wide_resnet.MIN_SIDE_PX, f"WRN-{depth}-{widening} after Zagoruyko & Komodakis", HEADS)
+    return Architecture(
+        build, wide_resnet.MIN_SIDE_PX, f"WRN-{depth}-{widening} after Zagoruyko & Komodakis", HEADS
+    )
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "idc_cnn": Architecture(
-        idc_cnn.IdcCnn, idc_cnn.MIN_SIDE_PX, "3 convolutions and 3 linear layers, 5.1 M parameters at 50 px", may_lack_batch_norm=True
+        idc_cnn.IdcCnn,
+        idc_cnn.MIN_SIDE_PX,
+        "3 convolutions and 3 linear layers, 5.1 M parameters at 50 px",
+        may_lack_batch_norm=True,
     ),
     "wide_resnet": _wide_resnet(16, 4),
     "wide_resnet_16_2": _wide_resnet(16, 2),
@@ -90,7 +100,8 @@ def find_architecture(name: str) -> Architecture:
         short = name.removeprefix(timm_networks.PREFIX)
         return Architecture(partial(timm_networks.build_timm, short), 1, f"{short} of timm")
     raise ModelError(
-        f"{name}: no such architecture; there are {', '.join(sorted(ARCHITECTURES))}, wide_resnet_<depth>_<widening> and timm:NAME"
+        f"{name}: no such architecture; there are {', '.join(sorted(ARCHITECTURES))},"
+        " wide_resnet_<depth>_<widening> and timm:NAME"
     )
 
 
@@ -107,41 +118,59 @@ def build_network(name: str, side_px: int, options: NetworkOptions | None = None
 def outline_network(name: str, side_px: int, options: NetworkOptions | None = None) -> nn.Module:
     """The same network on the meta device: names and shapes of its weights, without memory for them; not to be changed, for it is kept.
 
-    Raises ModelError where the name, the patch size or an option does not fit, or the network would be absurdly large.
+    Raises ModelError where the name, the patch size or an option does not fit, or the network would
+    be absurdly large.
     """
     architecture = find_architecture(name)
     options = options or NetworkOptions()
     _check_options(name, architecture, options)
     if side_px < architecture.min_side_px:
-        raise ModelError(f"{name}: needs patches of at least {architecture.min_side_px} px, these have {side_px}; cut larger ones")
+        raise ModelError(
+            f"{name}: needs patches of at least {architecture.min_side_px} px, these have"
+            f" {side_px}; cut larger ones"
+        )
     if side_px > MAX_SIDE_PX:
-        raise ModelError(f"{name}: patches of {side_px} px are beyond the {MAX_SIDE_PX} that networks take; cut smaller ones")
+        raise ModelError(
+            f"{name}: patches of {side_px} px are beyond the {MAX_SIDE_PX} that networks take; cut"
+            " smaller ones"
+        )
     with torch.device("meta"):
         outline = architecture.build(side_px, options)
     if (parameters := count_parameters(outline)) > MAX_PARAMETERS:
         raise ModelError(
-            f"{name}: would have {parameters:,} parameters for patches of {side_px} px, more than {MAX_PARAMETERS:,}; cut smaller patches"
+            f"{name}: would have {parameters:,} parameters for patches of {side_px} px, more than"
+            f" {MAX_PARAMETERS:,}; cut smaller patches"
         )
     if fault := fits_patches(outline, side_px):
-        raise ModelError(f"{name}: does not take patches of {side_px} px ({fault}); cut others or choose another network")
+        raise ModelError(
+            f"{name}: does not take patches of {side_px} px ({fault}); cut others or choose another"
+            " network"
+        )
     return outline
 
 
 def _check_options(name: str, architecture: Architecture, options: NetworkOptions) -> None:
     if options.head not in architecture.heads:
-        raise ModelError(f"{name}: has no head {options.head!r}; leave it {' or '.join(architecture.heads)}")
+        raise ModelError(
+            f"{name}: has no head {options.head!r}; leave it {' or '.join(architecture.heads)}"
+        )
     if options.batch_norm and not architecture.may_lack_batch_norm:
-        raise ModelError(f"{name}: batch normalisation is no choice here, for it has its own; leave it out")
+        raise ModelError(
+            f"{name}: batch normalisation is no choice here, for it has its own; leave it out"
+        )
 
 
 def load_pretrained(network: nn.Module, name: str, source: Path | None, download: bool) -> None:
     """Start a network of `build_network(name, …)` from trained weights: those in `source`, or published ones with `download`.
 
-    The head keeps fresh weights where the others do not have its shape. Raises ModelError naming what does not fit, and
-    EnvironmentFault where the download fails. Without a source and a download, does nothing.
+    The head keeps fresh weights where the others do not have its shape. Raises ModelError naming
+    what does not fit, and EnvironmentFault where the download fails. Without a source and a
+    download, does nothing.
     """
     if not isinstance(network, Network):
-        raise ModelError(f"{type(network).__name__}: not a network of wsi; build it with build_network")
+        raise ModelError(
+            f"{type(network).__name__}: not a network of wsi; build it with build_network"
+        )
     if source is not None:
         fit_weights(network, read_weights(source), str(source))
     elif download:

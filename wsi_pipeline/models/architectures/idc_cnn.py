@@ -12,8 +12,9 @@ DROPOUT = 0.5
 class IdcCnn(Network):
     """Three 3×3 convolutions (3→64→128→256), each with ReLU and 2×2 max-pooling, then 4096→1024→512→1.
 
-    The figures are those of 50-px patches; other sides change the first linear layer. With `batch_norm`, each convolution is followed
-    by batch normalisation and has no bias of its own, which that would cancel.
+    The figures are those of 50-px patches; other sides change the first linear layer. With
+    `batch_norm`, each convolution is followed by batch normalisation and has no bias of its own,
+    which that would cancel.
     """
 
     def __init__(self, side_px: int = 50, options: NetworkOptions | None = None) -> None:

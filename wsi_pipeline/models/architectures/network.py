@@ -32,7 +32,10 @@ class NetworkOptions:
         if self.head not in HEADS:
             raise ConfigError(f"head {self.head!r}; it must be one of {', '.join(HEADS)}")
         if self.logits not in (1, 2):
-            raise ConfigError(f"{self.logits} logits; there may be 1 or 2, for more than two classes are not trained yet")
+            raise ConfigError(
+                f"{self.logits} logits; there may be 1 or 2, for more than two classes are not"
+                " trained yet"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The options as a checkpoint's card records them."""
@@ -42,7 +45,10 @@ class NetworkOptions:
     def from_json(cls, value: Mapping[str, Any]) -> "NetworkOptions":
         """The options of a card. Raises ModelError where it names others than there are."""
         if unknown := sorted({*value} - {*cls.__dataclass_fields__}):
-            raise ModelError(f"options {', '.join(unknown)} are unknown to this version of wsi; update it, or train the model again")
+            raise ModelError(
+                f"options {', '.join(unknown)} are unknown to this version of wsi; update it, or"
+                " train the model again"
+            )
         return cls(**value)
 
 
@@ -60,7 +66,10 @@ class Network(nn.Module):
 
     def download_weights(self) -> Mapping[str, Tensor]:
         """Published weights. Raises ModelError where there are none, EnvironmentFault where they cannot be fetched."""
-        raise ModelError(f"{type(self).__name__}: nobody publishes weights for it; give a file of them, or train from fresh ones")
+        raise ModelError(
+            f"{type(self).__name__}: nobody publishes weights for it; give a file of them, or train"
+            " from fresh ones"
+        )
 
 
 def squeeze_logits(x: Tensor) -> Tensor:
@@ -76,7 +85,10 @@ def positive_logit(output: Tensor) -> Tensor:
 def find_head(network: nn.Module) -> nn.Module:
     """The part of a network of `build_network` that learns at the head's rate. Raises ModelError for others."""
     if not isinstance(network, Network):
-        raise ModelError(f"{type(network).__name__}: not a network of wsi, so its head is unknown; build it with build_network")
+        raise ModelError(
+            f"{type(network).__name__}: not a network of wsi, so its head is unknown; build it with"
+            " build_network"
+        )
     return network.head
 
 
@@ -84,7 +96,9 @@ def make_head(features: int, options: NetworkOptions) -> nn.Module:
     """From pooled features (b, features) to logits (b, 1 or 2)."""
     if options.head == "linear":
         return nn.Linear(features, options.logits)
-    return nn.Sequential(nn.Linear(features, DENSE_WIDTH), nn.ReLU(), nn.Linear(DENSE_WIDTH, options.logits))
+    return nn.Sequential(
+        nn.Linear(features, DENSE_WIDTH), nn.ReLU(), nn.Linear(DENSE_WIDTH, options.logits)
+    )
 
 
 def count_parameters(network: nn.Module) -> int:

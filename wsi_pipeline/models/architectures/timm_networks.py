@@ -31,17 +31,29 @@ class TimmNetwork(Network):
         return found
 
     def rename_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name if name.startswith(BODY) else f"{BODY}{name}": tensor for name, tensor in weights.items()}
+        return {
+            name if name.startswith(BODY) else f"{BODY}{name}": tensor
+            for name, tensor in weights.items()
+        }
 
     def download_weights(self) -> Mapping[str, Tensor]:
         timm = _import_timm(self._name)
         try:
-            body = timm.create_model(self._name, pretrained=True, **self._settings)  # timm fits them to the patch size
+            body = timm.create_model(
+                self._name, pretrained=True, **self._settings
+            )  # timm fits them to the patch size
         except (OSError, RuntimeError) as error:  # no network; no published weights
             reason = " ".join(str(error).split())[:160]
-            raise EnvironmentFault(f"{PREFIX}{self._name}: its weights cannot be downloaded ({reason}); give a file instead") from error
+            raise EnvironmentFault(
+                f"{PREFIX}{self._name}: its weights cannot be downloaded ({reason}); give a file"
+                " instead"
+            ) from error
         head = {id(tensor) for tensor in body.get_classifier().state_dict(keep_vars=True).values()}
-        return {name: tensor for name, tensor in body.state_dict(keep_vars=True).items() if id(tensor) not in head}
+        return {
+            name: tensor
+            for name, tensor in body.state_dict(keep_vars=True).items()
+            if id(tensor) not in head
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         return squeeze_logits(self.body(x))
@@ -50,27 +62,36 @@ class TimmNetwork(Network):
 def build_timm(name: str, side_px: int, options: NetworkOptions) -> Network:
     """A network of timm with fresh weights.
 
-    Raises ModelError where timm is not installed, or has no such model, or the model does not take these options.
+    Raises ModelError where timm is not installed, or has no such model, or the model does not take
+    these options.
     """
     timm = _import_timm(name)
     if not NAME.fullmatch(name) or not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{re.sub(r'[^A-Za-z0-9_]', '*', name)[:30]}*")[:3])
         raise ModelError(
-            f"{PREFIX}{name}: timm {timm.__version__} has no such model{f'; perhaps {near}' if near else ''}; see timm.list_models()"
+            f"{PREFIX}{name}: timm {timm.__version__} has no such"
+            f" model{f'; perhaps {near}' if near else ''}; see timm.list_models()"
         )
     settings: dict[str, Any] = {"num_classes": options.logits, "in_chans": 3}
     settings |= {} if options.dropout is None else {"drop_rate": options.dropout}
     configuration = timm.get_pretrained_cfg(name)
-    settings |= {"img_size": side_px} if configuration is not None and configuration.fixed_input_size else {}
+    settings |= (
+        {"img_size": side_px}
+        if configuration is not None and configuration.fixed_input_size
+        else {}
+    )
     try:
         body = timm.create_model(name, pretrained=False, **settings)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{PREFIX}{name}: cannot be built for patches of {side_px} px with these options ({reason}); choose another"
+            f"{PREFIX}{name}: cannot be built for patches of {side_px} px with these options"
+            f" ({reason}); choose another"
         ) from error
     if not isinstance(body.get_classifier(), nn.Module):
-        raise ModelError(f"{PREFIX}{name}: has no single classifier that could be replaced; choose another model")
+        raise ModelError(
+            f"{PREFIX}{name}: has no single classifier that could be replaced; choose another model"
+        )
     return TimmNetwork(body, name, settings)
 
 
@@ -78,5 +99,7 @@ def _import_timm(name: str) -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        raise ModelError(f"{PREFIX}{name}: needs timm, which is not installed; pip install 'wsi-pipeline[timm]'") from error
+        raise ModelError(
+            f"{PREFIX}{name}: needs timm, which is not installed; pip install 'wsi-pipeline[timm]'"
+        ) from error
     return timm

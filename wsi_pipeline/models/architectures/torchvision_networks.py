@@ -1,6 +1,7 @@
 """Networks of torchvision, with heads of ours.
 
-torchvision is imported where it is used: it brings torch's compiler along, which takes as long as all other imports of a worker together.
+torchvision is imported where it is used: it brings torch's compiler along, which takes as long as
+all other imports of a worker together.
 """
 
 from collections.abc import Mapping
@@ -8,7 +9,12 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from wsi_pipeline.core.errors import EnvironmentFault
-from wsi_pipeline.models.architectures.network import Network, NetworkOptions, make_head, squeeze_logits
+from wsi_pipeline.models.architectures.network import (
+    Network,
+    NetworkOptions,
+    make_head,
+    squeeze_logits,
+)
 
 MIN_SIDE_PX = 32
 FEATURES = 2048
@@ -42,9 +48,14 @@ class WideResNet50(Network):
         from torchvision.models import Wide_ResNet50_2_Weights
 
         try:
-            weights: Mapping[str, Tensor] = Wide_ResNet50_2_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True)
+            weights: Mapping[str, Tensor] = Wide_ResNet50_2_Weights.IMAGENET1K_V2.get_state_dict(
+                progress=False, check_hash=True
+            )
         except (OSError, RuntimeError) as error:  # no network, or a file that came over damaged
-            raise EnvironmentFault(f"wide_resnet50_2: its weights cannot be downloaded ({error}); give a file of them instead") from error
+            raise EnvironmentFault(
+                f"wide_resnet50_2: its weights cannot be downloaded ({error}); give a file of them"
+                " instead"
+            ) from error
         return weights
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,4 +66,6 @@ class WideResNet50(Network):
 def _rename(name: str) -> str:
     if name.startswith((BODY, NEW_HEAD)):
         return name
-    return f"{NEW_HEAD}{name.removeprefix(OLD_HEAD)}" if name.startswith(OLD_HEAD) else f"{BODY}{name}"
+    return (
+        f"{NEW_HEAD}{name.removeprefix(OLD_HEAD)}" if name.startswith(OLD_HEAD) else f"{BODY}{name}"
+    )

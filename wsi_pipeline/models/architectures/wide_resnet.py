@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from wsi_pipeline.core.errors import ModelError
-from wsi_pipeline.models.architectures.network import Network, NetworkOptions, make_head, squeeze_logits
+from wsi_pipeline.models.architectures.network import (
+    Network,
+    NetworkOptions,
+    make_head,
+    squeeze_logits,
+)
 
 STEM_WIDTH = 16
 MIN_SIDE_PX = 8
@@ -26,7 +31,11 @@ class PreActivationBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
         is_same = channels == width and stride == 1
-        self.shortcut = None if is_same else nn.Conv2d(channels, width, kernel_size=1, stride=stride, bias=False)
+        self.shortcut = (
+            None
+            if is_same
+            else nn.Conv2d(channels, width, kernel_size=1, stride=stride, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         activated = torch.relu(self.norm1(x))
@@ -78,7 +87,11 @@ def parse_name(name: str) -> tuple[int, int] | None:
         return None
     depth, widening = int(match[1]), int(match[2])
     if depth < 10 or depth > MAX_DEPTH or (depth - 4) % 6:
-        raise ModelError(f"{name}: a depth of {depth} cannot be; it must be 10, 16, 22, 28 … up to {MAX_DEPTH}")
+        raise ModelError(
+            f"{name}: a depth of {depth} cannot be; it must be 10, 16, 22, 28 … up to {MAX_DEPTH}"
+        )
     if not 1 <= widening <= MAX_WIDENING:
-        raise ModelError(f"{name}: {widening} times as wide cannot be; it must lie between 1 and {MAX_WIDENING}")
+        raise ModelError(
+            f"{name}: {widening} times as wide cannot be; it must lie between 1 and {MAX_WIDENING}"
+        )
     return depth, widening

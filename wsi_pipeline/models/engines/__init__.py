@@ -19,5 +19,11 @@ ENGINES: dict[str, Engine] = {
         torch_compiled.load,
         is_fixed_shape=True,
     ),
-    "openvino": Engine("OpenVINO, on the CPU", {"cpu": (FP32, BF16)}, openvino.find_fault, openvino.load, is_fixed_shape=True),
+    "openvino": Engine(
+        "OpenVINO, on the CPU",
+        {"cpu": (FP32, BF16)},
+        openvino.find_fault,
+        openvino.load,
+        is_fixed_shape=True,
+    ),
 }

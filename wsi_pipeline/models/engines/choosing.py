@@ -21,14 +21,18 @@ class Candidate:
     reason: str
 
 
-def list_candidates(model: Model, device: str = AUTO, engine: str = AUTO, precision: str = AUTO) -> list[Candidate]:
+def list_candidates(
+    model: Model, device: str = AUTO, engine: str = AUTO, precision: str = AUTO
+) -> list[Candidate]:
     """The settings to try, in order: several only where `engine` is left to us and the first might turn out not to take the model.
 
-    Raises ConfigError for an engine or a precision that there is not, ModelError where the named engine cannot run the model, and
-    EnvironmentFault where the device is absent.
+    Raises ConfigError for an engine or a precision that there is not, ModelError where the named
+    engine cannot run the model, and EnvironmentFault where the device is absent.
     """
     if precision not in (AUTO, *PRECISIONS):
-        raise ConfigError(f"precision {precision!r}; it must be auto or one of {', '.join(PRECISIONS)}")
+        raise ConfigError(
+            f"precision {precision!r}; it must be auto or one of {', '.join(PRECISIONS)}"
+        )
     if engine == AUTO:
         return _choose_freely(model, choose_device(device).type, precision)
     if engine not in ENGINES:
@@ -50,17 +54,30 @@ def _choose_freely(model: Model, place: str, precision: str) -> list[Candidate]:
         else:
             settled, why = _choose_precision(name, place, precision)
             reasons = [part for part in (why, *faults) if part]
-            found.append(Candidate(EngineSetting(name, settled, place), "; ".join(["chosen for this device", *reasons])))
+            found.append(
+                Candidate(
+                    EngineSetting(name, settled, place),
+                    "; ".join(["chosen for this device", *reasons]),
+                )
+            )
     if not found:
-        raise ConfigError(f"precision {precision}: no engine has it on this device ({'; '.join(faults)}); leave it auto")
+        raise ConfigError(
+            f"precision {precision}: no engine has it on this device ({'; '.join(faults)}); leave"
+            " it auto"
+        )
     return found
 
 
 def _place_of(engine: str, device: str) -> str:
     places = ENGINES[engine].precisions
-    place = next(iter(places)) if device == AUTO and len(places) == 1 else choose_device(device).type
+    place = (
+        next(iter(places)) if device == AUTO and len(places) == 1 else choose_device(device).type
+    )
     if place not in places:
-        raise ConfigError(f"engine {engine}: does not run on {place}; add --device {next(iter(places))} or choose another engine")
+        raise ConfigError(
+            f"engine {engine}: does not run on {place}; add --device {next(iter(places))} or choose"
+            " another engine"
+        )
     return place
 
 
@@ -69,7 +86,9 @@ def _choose_precision(engine: str, place: str, precision: str) -> tuple[str, str
     known = ENGINES[engine].precisions[place]
     if precision != AUTO:
         if precision not in known:
-            raise ConfigError(f"engine {engine}: has no {precision} on {place}; it has {', '.join(known)}")
+            raise ConfigError(
+                f"engine {engine}: has no {precision} on {place}; it has {', '.join(known)}"
+            )
         return precision, ""
     if place == "cuda":
         major, minor = gpu_generation()

@@ -27,27 +27,33 @@ def find_fault(model: Model, device: str) -> str | None:
     if importlib.util.find_spec("openvino") is None:
         return "it is not installed; pip install 'wsi-pipeline[cpu]'"
     if model.resizes_patches:
-        return "the model resizes its patches, which only torch does as its maker did; use --engine torch"
+        return (
+            "the model resizes its patches, which only torch does as its maker did; use --engine"
+            " torch"
+        )
     return None
 
 
 def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
     """The graph compiled for this CPU, a stream of one thread per core."""
     cores = available_cores()
-    with _converting, _keep_logging():  # it sets Python's filters for warnings, which all threads share
+    with (
+        _converting,
+        _keep_logging(),
+    ):  # it sets Python's filters for warnings, which all threads share
         compiled = _compile(_convert(model, batch_size), setting, cores)
     own, starting = threading.local(), threading.Lock()
     side = model.spec.side_px
 
     def run(pixels: NDArray[np.uint8]) -> Tensor:
         if not hasattr(own, "request"):
-            with (
-                starting
-            ):  # a stream is prepared by the first batch that it gets: one at a time, for nothing promises that two at once go well
+            with starting:  # a stream is prepared by the first batch that it gets: one at a time, for nothing promises that two at once go well
                 request = compiled.create_infer_request()
                 request.infer({0: np.zeros((batch_size, side, side, 3), np.uint8)})
                 own.request = request
-        return torch.from_numpy(np.array(own.request.infer({0: np.ascontiguousarray(pixels)})[0], dtype=np.float32))
+        return torch.from_numpy(
+            np.array(own.request.infer({0: np.ascontiguousarray(pixels)})[0], dtype=np.float32)
+        )
 
     return run
 
@@ -59,14 +65,17 @@ def _convert(model: Model, batch_size: int) -> Any:
     example = torch.zeros((batch_size, side, side, 3), dtype=torch.uint8)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            # torch would rather have torch.export, which takes seconds where tracing takes tenths, and no TorchScript of others.
+            # torch would rather have torch.export, which takes seconds where tracing takes tenths,
+            # and no TorchScript of others.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             traced = torch.jit.trace(network, example, check_trace=False)
             return openvino.convert_model(traced, input=[([*example.shape], openvino.Type.u8)])
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
-        raise EngineFault(f"{model.architecture}: OpenVINO cannot take it ({reason}); use --engine torch") from error
+        raise EngineFault(
+            f"{model.architecture}: OpenVINO cannot take it ({reason}); use --engine torch"
+        ) from error
 
 
 @contextmanager
@@ -90,7 +99,8 @@ def _compile(graph: Any, setting: EngineSetting, cores: int) -> Any:
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": HINTS[setting.precision],
-                # One thread computes a batch: the order of additions must not depend on the number of cores.
+                # One thread computes a batch: the order of additions must not depend on the number
+                # of cores.
                 "NUM_STREAMS": cores,
                 "INFERENCE_NUM_THREADS": cores,
                 "ENABLE_CPU_PINNING": False,  # pinned, two processes can land on one core

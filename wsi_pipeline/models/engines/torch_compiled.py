@@ -18,14 +18,18 @@ def find_fault(model: Model, device: str) -> str | None:
     """A compiler is needed, and a network whose code can be read."""
     if model.is_script:
         return "TorchScript of others cannot be compiled; use --engine torch or openvino"
-    if device == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name):
+    if device == "cpu" and not any(
+        shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name
+    ):
         return "there is no C++ compiler; install g++"
     return None
 
 
 def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
     """The compiled network; it is compiled when the first batch comes, which takes seconds to a minute."""
-    network = torch.compile(place_network(model, setting.device), dynamic=False, options={"freezing": True})
+    network = torch.compile(
+        place_network(model, setting.device), dynamic=False, options={"freezing": True}
+    )
     compiling = threading.Lock()
     is_compiled = threading.Event()
 
@@ -42,7 +46,9 @@ def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
                 output = compute(pixels)
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = " ".join(str(error).split())[:120]
-                raise EngineFault(f"{model.architecture}: torch cannot compile it ({reason}); use --engine torch") from error
+                raise EngineFault(
+                    f"{model.architecture}: torch cannot compile it ({reason}); use --engine torch"
+                ) from error
             is_compiled.set()
             return output
 

@@ -51,7 +51,11 @@ def compute_exactly() -> None:
 
 def in_precision(setting: EngineSetting) -> torch.autocast:
     """The context that networks run in."""
-    return torch.autocast(setting.device, DTYPES[setting.precision] if setting.precision != FP32 else None, setting.precision != FP32)
+    return torch.autocast(
+        setting.device,
+        DTYPES[setting.precision] if setting.precision != FP32 else None,
+        setting.precision != FP32,
+    )
 
 
 def send(pixels: NDArray[np.uint8], device: str) -> Tensor:
@@ -64,17 +68,27 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     """The same network in which a convolution that only a batch normalisation reads has taken it in; for inference alone."""
     try:
         traced = fx.symbolic_trace(network.eval())
-    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError):  # its course depends on its input: as it is
+    except (
+        fx.proxy.TraceError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ):  # its course depends on its input: as it is
         return network
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules.get(str(node.target)), nn.BatchNorm2d):
+        if node.op != "call_module" or not isinstance(
+            modules.get(str(node.target)), nn.BatchNorm2d
+        ):
             continue
         before = node.args[0]
         convolution = modules.get(str(before.target)) if before.op == "call_module" else None
         if not isinstance(convolution, nn.Conv2d) or len(before.users) != 1:
             continue
-        modules[str(before.target)] = fused = fuse_conv_bn_eval(convolution, modules[str(node.target)])
+        modules[str(before.target)] = fused = fuse_conv_bn_eval(
+            convolution, modules[str(node.target)]
+        )
         traced.set_submodule(str(before.target), fused)
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
