@@ -121,7 +121,7 @@ def compare(slide: Path, model: Path, blocks: int, rounds: int, folder: Path) ->
     table, _ = plan_patches(reader, TileConfig(spec=PatchSpec(50, 50, MPP)))
     opened = open_predictor(load_checkpoint(model))
     print(opened.line)
-    source = SlidePatches(reader, table.grid, table.cells, table.block_size)
+    source = SlidePatches(reader, table.grid, table.positions, table.block_size)
     turn_blocks = min(blocks, count_blocks(table.patches, table.block_size) // rounds)
     pixels = source.read_block(0).pixels
     read, whole = [], []
@@ -231,9 +231,9 @@ class Ends:
 def measure_scheduling(workers: int, block_s: float) -> None:
     """Print what a block costs that does nothing, for jobs of 10 blocks each."""
     costs = {}
-    for name, crew in (("plain loop", Workers(count=0)), ("Dask", Workers(count=workers))):
+    for name, pool in (("plain loop", Workers(count=0)), ("Dask", Workers(count=workers))):
         ends = Ends()
-        run_jobs([NullJob(10)] * (NULL_BLOCKS // 10), crew, ends)
+        run_jobs([NullJob(10)] * (NULL_BLOCKS // 10), pool, ends)
         costs[name] = (ends.times[-1] - ends.times[0]) / (NULL_BLOCKS - 1)
     load = os.getloadavg()[0]
     overhead = costs["Dask"] - costs["plain loop"]

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from wsi_pipeline.core.geometry import Grid, PatchSpec, all_cells
+from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
 from wsi_pipeline.core.slide import PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.outputs import GROUPS, WRITERS, SlideResult
-from wsi_pipeline.outputs.heatmap import draw_heatmap, summarise
+from wsi_pipeline.outputs.heatmap import build_heatmap, summarise
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.stages.infer import choose_samples
 from wsi_pipeline.stages.publish import publish
@@ -119,7 +119,7 @@ def measure_commit(staging: Staging, side: int) -> dict[str, Any]:
 
 def read_result(staging: Staging, side: int) -> SlideResult:
     predictions = Predictions(staging.product / FOLDER)
-    heatmap = draw_heatmap(predictions)
+    heatmap = build_heatmap(predictions)
     samples = choose_samples(
         predictions, lambda index: np.zeros((len(index), 50, 50, 3), dtype=np.uint8)
     )
@@ -134,7 +134,7 @@ def write_predictions(target: Path, side: int) -> Staging:
     probability = (1 / (1 + np.exp(-2 * (field - 1)))).astype(np.float32)
     probability[rng.random((side, side)) < 0.001] = np.nan
     grid = Grid(PatchSpec(50, 50, MPP), side, side, Fraction(1))
-    cells = all_cells(grid)
+    cells = all_positions(grid)
     n, extent = len(cells), side * 50
     slide = SlideInfo(
         "slide",

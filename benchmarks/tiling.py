@@ -123,7 +123,7 @@ def compare_reading(slide: Path, blocks: int, threads: int, clock: str, folder: 
     first = max(0, (count_blocks(table.patches, table.block_size) - blocks) // 2)
     chosen = range(first, min(first + blocks, table.patches // table.block_size))
     direct, by_openslide = (
-        SlidePatches(one, table.grid, table.cells, table.block_size) for one in (reader, theirs)
+        SlidePatches(one, table.grid, table.positions, table.block_size) for one in (reader, theirs)
     )
     tiles = TilesOnce(slide, reader, table)
     handle = openslide.OpenSlide(slide)
@@ -137,9 +137,11 @@ def compare_reading(slide: Path, blocks: int, threads: int, clock: str, folder: 
         rates.setdefault(name, []).append(patches / (now() - started))
 
     # A naive reader goes through the slide row by row; here from the middle on.
-    in_rows = table.cells[np.lexsort((table.cells[:, 1], table.cells[:, 0]))][table.patches // 2 :]
+    in_rows = table.positions[np.lexsort((table.positions[:, 1], table.positions[:, 0]))][
+        table.patches // 2 :
+    ]
     for block in chosen:
-        cells = table.cells[block_slice(block, table.block_size, table.patches)]
+        cells = table.positions[block_slice(block, table.block_size, table.patches)]
         raster, in_rows = in_rows[:SAMPLE], in_rows[SAMPLE:]
         streams = tiles.take(cells)
         measure(
@@ -239,12 +241,14 @@ def measure_end_to_end(
 ) -> tuple[float, float]:
     """Patches per second into a store, two blocks under way, from the end of the first to the end of the last; and decoded just before."""
     reader = TiffReader(slide, "slide", decode_threads=threads)
-    source = SlidePatches(reader, table.grid, table.cells, table.block_size)
+    source = SlidePatches(reader, table.grid, table.positions, table.block_size)
     tiles = TilesOnce(slide, reader, table)
     streams = [
         stream
         for block in blocks
-        for stream in tiles.take(table.cells[block_slice(block, table.block_size, table.patches)])
+        for stream in tiles.take(
+            table.positions[block_slice(block, table.block_size, table.patches)]
+        )
     ]
     started = now()
     tiles.decode(streams)
@@ -300,7 +304,10 @@ class Share:
     @classmethod
     def open(cls, slide: Path, table: PatchTable) -> None:
         cls.source = SlidePatches(
-            TiffReader(slide, "slide", decode_threads=1), table.grid, table.cells, table.block_size
+            TiffReader(slide, "slide", decode_threads=1),
+            table.grid,
+            table.positions,
+            table.block_size,
         )
 
     @classmethod

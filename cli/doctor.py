@@ -40,11 +40,11 @@ def doctor(
     A line per check: ok, warn (works, but slower or not for long) or bad (work will fail), with the
     remedy. Exit code 5 where one is bad.
     """
-    from wsi_pipeline.models.loading import ForeignTerms
+    from wsi_pipeline.models.loading import ExternalModelTerms
     from wsi_pipeline.runs.doctor import examine, exit_code
 
     checks = []
-    for check in examine(model, out, ForeignTerms(trust_model, positive_class), seconds / 2):
+    for check in examine(model, out, ExternalModelTerms(trust_model, positive_class), seconds / 2):
         click.echo(printable(check.line))
         checks.append(check)
     click.get_current_context().exit(exit_code(checks))

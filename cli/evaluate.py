@@ -105,7 +105,9 @@ def _draw_slides(slides: "list[SlideEvaluation]") -> list[str]:
             (slide.slide_id, str(slide.labelled), str(slide.not_assessed), *map(_show, figures))
         )
     width = max(len(row[0]) for row in rows)
-    return [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
+    return [
+        f"{row[0]:<{width}}" + "".join(f"{position:>14}" for position in row[1:]) for row in rows
+    ]
 
 
 def draw_intervals(judgement: "Judgement", what: str) -> list[str]:

@@ -16,7 +16,6 @@ from .options import (
     allow_upsample_option,
     anonymous_option,
     choose_engine_name,
-    crew_options,
     device_option,
     engine_options,
     force_option,
@@ -24,14 +23,15 @@ from .options import (
     min_tissue_option,
     mode_option,
     positive_class_option,
-    read_crew,
     read_pseudonyms,
     read_view,
+    read_workers,
     shard_option,
     sheet_option,
     slide_mpp_option,
     trust_option,
     view_options,
+    worker_options,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ STEP = 1000
 @engine_options
 @anonymous_option
 @shard_option
-@crew_options
+@worker_options
 @force_option
 @click.option(
     "--keep-patches",
@@ -123,12 +123,12 @@ def infer(
     from wsi_pipeline.runs.dry_run import preview_run
     from wsi_pipeline.runs.infer import infer_found, infer_stores
     from wsi_pipeline.stages.infer_plan import list_stores
-    from wsi_pipeline.stages.model_choice import settle_engine
+    from wsi_pipeline.stages.model_choice import resolve_engine
 
     from .progress import close_run, log_to, show_progress
 
     check_sources(slides, stores, sheet, options)
-    crew = read_crew(options, device)
+    workers = read_workers(options, device)
     config = read_config(options, device, results_dir)
     loaded = load_model(model, config.terms)
     with suppress(BrokenPipeError):  # as with `| head -1`: the run goes on all the same
@@ -138,14 +138,14 @@ def infer(
         print_preview(
             preview_run(found, bool(stores), model, results_dir, config), results_dir, config
         )
-    if not crew.is_elsewhere:
-        line = printable(settle_engine(loaded, model, config.wish, config.terms).line)
+    if not workers.is_elsewhere:
+        line = printable(resolve_engine(loaded, model, config.engine_request, config.terms).line)
         with suppress(BrokenPipeError):
             click.echo(line)
     with log_to(results_dir), show_progress() as progress:
         if stores:
             account = infer_stores(
-                stores, model, results_dir, config, workers=crew, progress=progress
+                stores, model, results_dir, config, workers=workers, progress=progress
             )
         else:
             account = infer_found(
@@ -153,7 +153,7 @@ def infer(
                 model,
                 results_dir,
                 config,
-                workers=crew,
+                workers=workers,
                 progress=progress,
             )
     close_run(account, results_dir / "index.html")
@@ -184,11 +184,11 @@ def list_slides(slides: tuple[Path, ...], sheet: Path | None) -> list["FoundSlid
 
 def read_config(options: dict[str, Any], device: str, results_dir: Path) -> "InferConfig":
     """How slides are inferred, by the options."""
-    from wsi_pipeline.models.loading import ForeignTerms
+    from wsi_pipeline.models.loading import ExternalModelTerms
     from wsi_pipeline.runs.infer import InferConfig
     from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.slides.tissue import TissueParameters
-    from wsi_pipeline.stages.disk_space import Room
+    from wsi_pipeline.stages.disk_space import DiskSpace
     from wsi_pipeline.stages.patch_plan import TileConfig
 
     return InferConfig(
@@ -204,10 +204,10 @@ def read_config(options: dict[str, Any], device: str, results_dir: Path) -> "Inf
         force=options["force"],
         view=read_view(options),
         shard=None if options["shard"] is None else Shard.parse(options["shard"]),
-        terms=ForeignTerms(options["trust_model"], options["positive_class"]),
+        terms=ExternalModelTerms(options["trust_model"], options["positive_class"]),
         keep_patches=options["keep_patches"],
         pseudonyms=read_pseudonyms(options["anonymous_ids"], results_dir),
-        room=Room(options["min_free"]),
+        disk_space=DiskSpace(options["min_free"]),
     )
 
 
@@ -234,9 +234,9 @@ def describe_bytes(count: float) -> str:
 
 def describe_preview(slide: "SlidePreview") -> str:
     """One slide in one line."""
-    from wsi_pipeline.stages.preview import Standing
+    from wsi_pipeline.stages.preview import PreviewState
 
-    if slide.standing is Standing.FAILED:
+    if slide.state is PreviewState.FAILED:
         return printable(f"{slide.slide_id}: cannot be run: {slide.reason}")
     width, height = slide.size_l0
     parts = [
@@ -247,21 +247,21 @@ def describe_preview(slide: "SlidePreview") -> str:
         parts.append(f"patches to keep {describe_bytes(slide.patch_bytes)}")
     progress = (
         f", {slide.blocks_done} of {slide.blocks} blocks done"
-        if slide.standing is Standing.BEGUN
+        if slide.state is PreviewState.STARTED
         else ""
     )
-    return printable(f"{slide.slide_id}: {slide.standing.value}{progress}: {'; '.join(parts)}")
+    return printable(f"{slide.slide_id}: {slide.state.value}{progress}: {'; '.join(parts)}")
 
 
 def print_preview(preview: "RunPreview", results: Path, config: "InferConfig") -> None:
     """Every slide, what it comes to, and whether there is room for it."""
     from wsi_pipeline.runs.dry_run import free_bytes
-    from wsi_pipeline.stages.preview import Standing
+    from wsi_pipeline.stages.preview import PreviewState
 
     for slide in preview.slides:
         click.echo(describe_preview(slide))
     counts = " + ".join(
-        f"{standing.value} {count}" for standing in Standing if (count := preview.count(standing))
+        f"{state.value} {count}" for state in PreviewState if (count := preview.count(state))
     )
     click.echo(f"in {len(preview.slides)} = {counts}")
     click.echo(

@@ -86,13 +86,12 @@ def ingest(
     from wsi_pipeline.core.geometry import PatchSpec
     from wsi_pipeline.runs.tile import LEFT_OUT_CSV, ingest_patches
     from wsi_pipeline.scheduling import Workers
-    from wsi_pipeline.stages.disk_space import Room
+    from wsi_pipeline.stages.disk_space import DiskSpace
     from wsi_pipeline.stages.ingest_layouts import LayoutOptions
 
     from .main import printable
     from .progress import close_run, log_to, show_progress
 
-    crew = Workers(count=workers)
     with log_to(out), show_progress() as progress:
         account = ingest_patches(
             place,
@@ -100,11 +99,11 @@ def ingest(
             PatchSpec(patch_size, patch_size, mpp),
             layout=layout,
             options=LayoutOptions(patient_regex, class_names),
-            workers=crew,
+            workers=Workers(count=workers),
             force=force,
             progress=progress,
             pseudonyms=read_pseudonyms(anonymous_ids, out),
-            room=Room(min_free),
+            disk_space=DiskSpace(min_free),
         )
     stores = (
         f"{account.patches} patches of {patch_size}×{patch_size} in {len(account.run.outcomes)}"

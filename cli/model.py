@@ -41,9 +41,9 @@ def info(model: Path, is_json: bool) -> None:
 def check(model: Path, trust_model: str | None, positive_class: str | None) -> None:
     """Load MODEL, verify its checksums and run a batch: says ok, or the fault, with exit code 1."""
     from wsi_pipeline.models.description import check_model
-    from wsi_pipeline.models.loading import ForeignTerms
+    from wsi_pipeline.models.loading import ExternalModelTerms
 
-    found = check_model(model, ForeignTerms(trust_model, positive_class))
+    found = check_model(model, ExternalModelTerms(trust_model, positive_class))
     click.echo(
         printable(
             f"{model}: ok: {found.architecture}, {found.spec.side_px} px at {found.spec.mpp:g}"

@@ -135,7 +135,7 @@ workers_option = click.option(
         " one per core, 16 at most]"
     ),
 )
-CREW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+WORKER_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     workers_option,
     click.option(
         "--gpus",
@@ -179,14 +179,16 @@ CREW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
 )
 
 
-def crew_options(command: Command) -> Command:
+def worker_options(command: Command) -> Command:
     """Add the options that say who does the work; they arrive together by their names."""
-    for option in reversed(CREW_OPTIONS):
+    for option in reversed(WORKER_OPTIONS):
         command = option(command)
     return command
 
 
-def read_crew(options: dict[str, Any], device: str = "cpu", is_tiling: bool = False) -> "Workers":
+def read_workers(
+    options: dict[str, Any], device: str = "cpu", is_tiling: bool = False
+) -> "Workers":
     """Take the crew's options out of `options`; who does the work by them."""
     from wsi_pipeline.runs.workers import choose_tilers, choose_workers
     from wsi_pipeline.scheduling import Tls
@@ -464,7 +466,7 @@ def read_view(
 ) -> "View":
     """The view that the options ask for."""
     from wsi_pipeline.outputs.heatmap import Aggregation
-    from wsi_pipeline.outputs.result import Look
+    from wsi_pipeline.outputs.result import PlotStyle
     from wsi_pipeline.outputs.style import View, choose_formats
 
     return View(
@@ -472,7 +474,7 @@ def read_view(
             [name.strip() for name in view["outputs"].split(",") if name.strip()]
         ),
         aggregation=Aggregation(threshold, smooth_um, min_region_mm2),
-        look=Look(view["colormap"], view["alpha"]),
+        plot_style=PlotStyle(view["colormap"], view["alpha"]),
     )
 
 

@@ -7,13 +7,13 @@ import click
 
 from .main import printable
 from .options import (
-    crew_options,
     device_option,
     mode_option,
     positive_class_option,
-    read_crew,
+    read_workers,
     slide_mpp_option,
     trust_option,
+    worker_options,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ READABLE = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @slide_mpp_option
 @device_option
-@crew_options
+@worker_options
 @mode_option
 def serve(
     results: tuple[Path, ...],
@@ -103,7 +103,7 @@ def serve(
     max_upload_mb: int,
     slide_mpp: float | None,
     device: str,
-    **crew: Any,
+    **workers: Any,
 ) -> None:
     """Show slides and heatmaps in the browser, and answer REST requests.
 
@@ -111,7 +111,7 @@ def serve(
     --model, images that are sent are predicted; with --slides and --results too, slides are
     inferred on request into the first results folder.
     """
-    from wsi_pipeline.models.loading import ForeignTerms
+    from wsi_pipeline.models.loading import ExternalModelTerms
     from wsi_pipeline.serve.server import log_to_stderr, run_server
     from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
 
@@ -121,14 +121,14 @@ def serve(
         results=results,
         slides=slides,
         model=model,
-        terms=ForeignTerms(trust_model, positive_class),
+        terms=ExternalModelTerms(trust_model, positive_class),
         host=host,
         port=port,
         allowed_hosts=allow_host,
         cors_origins=cors_origin,
         slide_mpp=slide_mpp,
         device=device,
-        workers=read_crew(crew, device) if model else None,
+        workers=read_workers(workers, device) if model else None,
         limits=Limits(cache_bytes=cache_mb * MIB, upload_bytes=max_upload_mb * MIB),
         **optional,
     )

@@ -8,21 +8,21 @@ import click
 from .options import (
     allow_upsample_option,
     anonymous_option,
-    crew_options,
     force_option,
     label_rules_options,
     min_free_option,
     mode_option,
     out_option,
     patch_size_option,
-    read_crew,
     read_pseudonyms,
     read_rules,
+    read_workers,
     reader_option,
     shard_option,
     sheet_option,
     slide_mpp_option,
     tissue_options,
+    worker_options,
 )
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ DEFAULT_QUALITY = 90
 )
 @anonymous_option
 @shard_option
-@crew_options
+@worker_options
 @force_option
 @min_free_option
 @mode_option
@@ -133,7 +133,7 @@ def tile(
 
     if bool(places or slides) == bool(sheet) or (sheet and labels):
         raise click.UsageError("give either slides, with or without --labels, or --sheet")
-    crew = read_crew(settings, is_tiling=True)
+    workers = read_workers(settings, is_tiling=True)
     config, options = read_config(settings), read_tile_options(settings, out)
     if settings["magnification"] is not None:
         click.echo(
@@ -143,7 +143,7 @@ def tile(
         if sheet is not None:
             found = [row.slide for row in read_sheet(sheet)]
             account = tile_found(
-                found, out, config, options=options, workers=crew, force=force, progress=progress
+                found, out, config, options=options, workers=workers, force=force, progress=progress
             )
         else:
             account = tile_slides(
@@ -153,7 +153,7 @@ def tile(
                 labels=None if labels == ("auto",) else [Path(place) for place in labels],
                 patient_regex=patient_regex,
                 options=options,
-                workers=crew,
+                workers=workers,
                 force=force,
                 progress=progress,
             )
@@ -206,7 +206,7 @@ def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
     """Which slides are tiled and how stores are written, by the options."""
     from wsi_pipeline.runs.tile import TileOptions
     from wsi_pipeline.slides.selection import Shard
-    from wsi_pipeline.stages.disk_space import Room
+    from wsi_pipeline.stages.disk_space import DiskSpace
     from wsi_pipeline.store.codecs import PixelCodec
 
     codec, quality = settings["codec"], settings["quality"]
@@ -219,5 +219,5 @@ def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
         codec=PixelCodec(codec, (quality or DEFAULT_QUALITY) if codec == "jpeg" else None),
         shard=None if settings["shard"] is None else Shard.parse(settings["shard"]),
         pseudonyms=read_pseudonyms(settings["anonymous_ids"], out),
-        room=Room(settings["min_free"]),
+        disk_space=DiskSpace(settings["min_free"]),
     )

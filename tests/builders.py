@@ -92,7 +92,7 @@ def make_slide_info(
 
 
 def make_table(
-    cells: Sequence[tuple[int, int]],
+    positions: Sequence[tuple[int, int]],
     *,
     labels: Sequence[int] | None = None,
     slide_id: str = "slide",
@@ -104,13 +104,13 @@ def make_table(
     cols: int | None = None,
 ) -> PatchTable:
     """A patch table on a grid just large enough for the cells."""
-    array = np.array(cells, dtype=np.int32).reshape(-1, 2)
+    array = np.array(positions, dtype=np.int32).reshape(-1, 2)
     rows = rows if rows is not None else int(array[:, 0].max(initial=-1)) + 1
     cols = cols if cols is not None else int(array[:, 1].max(initial=-1)) + 1
     return PatchTable(
         slide=make_slide_info(slide_id, (max(cols, 1) * side_px, max(rows, 1) * side_px), mpp),
         grid=Grid(PatchSpec(side_px, side_px, mpp), rows, cols, Fraction(1)),
-        cells=array,
+        positions=array,
         labels=np.array(labels if labels is not None else [-1] * len(array), dtype=np.int8),
         label_fraction=np.full(len(array), np.nan, dtype=np.float32),
         tissue_fraction=np.ones(len(array), dtype=np.float32),

@@ -76,7 +76,9 @@ def open_and_plan(path: Path) -> str:
         reader = open_slide(path)
         table, _ = plan_patches(reader, TileConfig(spec=PatchSpec(mpp=0.5)))
         if table.patches:
-            block = SlidePatches(reader, table.grid, table.cells, table.block_size).read_block(0)
+            block = SlidePatches(reader, table.grid, table.positions, table.block_size).read_block(
+                0
+            )
             return "read" if block.readable.all() else "damaged"
         reader.close()
     except SlideError:

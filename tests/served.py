@@ -101,13 +101,13 @@ def replace_probabilities(
 ) -> None:
     """Put known probabilities (rows, cols) in the place of a slide's predictions, by the commit rule; NaN leaves a cell out."""
     from wsi_pipeline.outputs import SlideResult
-    from wsi_pipeline.outputs.heatmap import Aggregation, draw_heatmap, summarise
+    from wsi_pipeline.outputs.heatmap import Aggregation, build_heatmap, summarise
     from wsi_pipeline.outputs.summary_json import write_summary
     from wsi_pipeline.store.predictions import Predictions, open_result
 
     old = open_result(results / slide_id)
-    cells = np.argwhere(~np.isnan(probability)).astype(np.int32)
-    table = _take(old.table, cells)
+    positions = np.argwhere(~np.isnan(probability)).astype(np.int32)
+    table = _take(old.table, positions)
     table = table if has_tissue else replace(table, tissue=None)
     view = View(
         aggregation=Aggregation(smooth_um=smooth_um, min_region_mm2=min_region_mm2)
@@ -117,20 +117,20 @@ def replace_probabilities(
         {"made": "by a test", "values": probability.tobytes().hex(), "has_tissue": has_tissue},
     )
     prepare_predictions(staging, table, {"model": old.attributes["model"], "provenance": {}})
-    write_prediction_block(staging, table, 0, probability[cells[:, 0], cells[:, 1]], {})
+    write_prediction_block(staging, table, 0, probability[positions[:, 0], positions[:, 1]], {})
     predictions = Predictions(staging.product / FOLDER)
-    heatmap = draw_heatmap(predictions, smooth_um=smooth_um, min_region_mm2=min_region_mm2)
+    heatmap = build_heatmap(predictions, smooth_um=smooth_um, min_region_mm2=min_region_mm2)
     write_summary(
         SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product
     )  # no pictures: nobody looks at them
-    staging.commit(RESULT_KIND, {"patches": len(cells), "unreadable": 0}, view)
+    staging.commit(RESULT_KIND, {"patches": len(positions), "unreadable": 0}, view)
 
 
-def _take(table: PatchTable, cells: NDArray[np.int32]) -> PatchTable:
-    count = len(cells)
+def _take(table: PatchTable, positions: NDArray[np.int32]) -> PatchTable:
+    count = len(positions)
     return replace(
         table,
-        cells=cells,
+        positions=positions,
         labels=np.full(count, -1, dtype=np.int8),
         label_fraction=np.full(count, np.nan, dtype=np.float32),
         tissue_fraction=np.ones(count, dtype=np.float32),

@@ -80,7 +80,7 @@ def test_a_mask_image_says_where_the_tissue_is(slide: Path, tmp_path: Path) -> N
     mask[:20, 60:] = 255  # the top right quarter, all glass: cells of rows 0–3 and columns 12–15
     write_png(tmp_path / "masks" / "one_mask.png", mask)
     store = tile(slide, tmp_path / "out", "--mask", tmp_path / "masks")
-    assert sorted(map(tuple, store.cells.tolist())) == [
+    assert sorted(map(tuple, store.positions.tolist())) == [
         (row, col) for row in range(4) for col in range(12, 16)
     ]
     assert store.attributes["tissue"]["mask"] == "one_mask.png"
@@ -100,7 +100,7 @@ def test_a_drawn_mask_says_where_the_tissue_is(slide: Path, tmp_path: Path) -> N
     )
     store = tile(slide, tmp_path / "out", "--mask", tmp_path / "masks", "--min-tissue", 0.4)
     fractions = dict(
-        zip(map(tuple, store.cells.tolist()), store.table.tissue_fraction.tolist(), strict=True)
+        zip(map(tuple, store.positions.tolist()), store.table.tissue_fraction.tolist(), strict=True)
     )
     assert fractions == {(0, 0): 1, (0, 1): 1, (0, 2): 0.5, (1, 0): 1, (1, 1): 1, (1, 2): 0.5}
 
@@ -201,17 +201,21 @@ def test_what_counts_as_dust_and_as_a_hole(tmp_path: Path) -> None:
     pixels[175:225, 175:225] = WHITE  # 200 µm square: 40,000 µm²; closing takes some of it
     pixels[100:150, 600:650] = PINK
     slide = write_slide(tmp_path / "slides" / "one.tiff", pixels, mpp=4.0)
-    usual = set(map(tuple, tile(slide, tmp_path / "a", "--min-tissue", 0.9).cells.tolist()))
+    usual = set(map(tuple, tile(slide, tmp_path / "a", "--min-tissue", 0.9).positions.tolist()))
     filled = set(
         map(
             tuple,
-            tile(slide, tmp_path / "b", "--min-tissue", 0.9, "--max-hole", 60_000).cells.tolist(),
+            tile(
+                slide, tmp_path / "b", "--min-tissue", 0.9, "--max-hole", 60_000
+            ).positions.tolist(),
         )
     )
     cleaned = set(
         map(
             tuple,
-            tile(slide, tmp_path / "c", "--min-tissue", 0.9, "--min-object", 60_000).cells.tolist(),
+            tile(
+                slide, tmp_path / "c", "--min-tissue", 0.9, "--min-object", 60_000
+            ).positions.tolist(),
         )
     )
     assert filled - usual != set()
@@ -231,7 +235,7 @@ def test_pen_is_flagged_and_left_out_only_when_asked(tmp_path: Path) -> None:
     flagged = tile(slide, tmp_path / "a")
     assert flagged.table.patches == 8 * 16
     assert flagged.table.quality is not None
-    inked = flagged.cells[(flagged.table.quality.flags & 1) > 0].tolist()
+    inked = flagged.positions[(flagged.table.quality.flags & 1) > 0].tolist()
     assert sorted(inked) == [[row, col] for row in range(4) for col in range(4)]
     assert tile(slide, tmp_path / "b", "--drop", "pen").table.patches == 8 * 16 - 16
     assert not (
@@ -250,11 +254,12 @@ def test_blur_is_measured_when_asked(tmp_path: Path) -> None:
     measured = tile(slide, tmp_path / "b", "--min-sharpness", 20)
     assert measured.table.quality is not None
     blurred = measured.table.quality.flags & 2 > 0
-    assert (measured.cells[blurred][:, 1] >= 8).all()
-    assert (measured.cells[~blurred][:, 1] < 9).all()
+    assert (measured.positions[blurred][:, 1] >= 8).all()
+    assert (measured.positions[~blurred][:, 1] < 9).all()
     assert measured.attributes["quality"]["min_sharpness"] == 20
     assert (
-        tile(slide, tmp_path / "c", "--min-sharpness", 20, "--drop", "blur").cells[:, 1].max() < 9
+        tile(slide, tmp_path / "c", "--min-sharpness", 20, "--drop", "blur").positions[:, 1].max()
+        < 9
     )
 
 

@@ -11,10 +11,8 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import (
     Grid,
     PatchSpec,
-    all_cells,
+    all_positions,
     block_slice,
-    cell_to_xy_l0,
-    cells_to_boxes_l0,
     choose_block_size,
     choose_store_block_size,
     count_blocks,
@@ -22,7 +20,9 @@ from wsi_pipeline.core.geometry import (
     lay_grid,
     macro_tile_codes,
     order_by_macro_tile,
-    xy_l0_to_cell,
+    position_to_xy_l0,
+    positions_to_boxes_l0,
+    xy_l0_to_position,
 )
 
 specs = st.builds(
@@ -51,7 +51,7 @@ def test_a_cell_and_its_corner_round_trip(
     grid, _ = grid_and_area
     row = data.draw(st.integers(0, max(grid.rows - 1, 0)))
     col = data.draw(st.integers(0, max(grid.cols - 1, 0)))
-    assert xy_l0_to_cell(*cell_to_xy_l0(row, col, grid), grid) == (row, col)
+    assert xy_l0_to_position(*position_to_xy_l0(row, col, grid), grid) == (row, col)
 
 
 @given(grids())
@@ -62,7 +62,7 @@ def test_no_cell_lies_outside_the_slide(
     if grid.rows * grid.cols == 0:
         return
     corners = np.array([[0, 0], [grid.rows - 1, grid.cols - 1]], dtype=np.int32)
-    boxes = cells_to_boxes_l0(corners, grid)
+    boxes = positions_to_boxes_l0(corners, grid)
     assert (boxes[:, 0] >= x).all()
     assert (boxes[:, 1] >= y).all()
     assert (boxes[:, 0] + boxes[:, 2] <= x + width).all()
@@ -79,10 +79,10 @@ def test_one_more_column_would_lie_outside(
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 12))
-def test_ordering_keeps_every_cell_once(rows: int, cols: int, tile_cells: int) -> None:
+def test_ordering_keeps_every_cell_once(rows: int, cols: int, tile_positions: int) -> None:
     grid = Grid(PatchSpec(), rows, cols, Fraction(1))
     ordered = order_by_macro_tile(
-        all_cells(grid), (Fraction(1, tile_cells), Fraction(1, tile_cells))
+        all_positions(grid), (Fraction(1, tile_positions), Fraction(1, tile_positions))
     )
     assert sorted(map(tuple, ordered.tolist())) == [
         (row, col) for row in range(rows) for col in range(cols)
@@ -90,10 +90,12 @@ def test_ordering_keeps_every_cell_once(rows: int, cols: int, tile_cells: int) -
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 9))
-def test_macro_tiles_come_one_after_another(rows: int, cols: int, tile_cells: int) -> None:
-    per_cell = (Fraction(1, tile_cells), Fraction(1, tile_cells))
-    ordered = order_by_macro_tile(all_cells(Grid(PatchSpec(), rows, cols, Fraction(1))), per_cell)
-    tiles = list(map(tuple, (ordered // tile_cells).tolist()))
+def test_macro_tiles_come_one_after_another(rows: int, cols: int, tile_positions: int) -> None:
+    per_patch = (Fraction(1, tile_positions), Fraction(1, tile_positions))
+    ordered = order_by_macro_tile(
+        all_positions(Grid(PatchSpec(), rows, cols, Fraction(1))), per_patch
+    )
+    tiles = list(map(tuple, (ordered // tile_positions).tolist()))
     changes = sum(one != other for one, other in itertools.pairwise(tiles))
     assert changes == len(set(tiles)) - 1
 
@@ -113,7 +115,7 @@ def test_boxes_by_hand() -> None:
     # 50 · 1000/499 = 100.2.
     grid = lay_grid((0, 0, 2220, 2967), downsample_between(0.499, 1.0), PatchSpec(50, 50, 1.0))
     assert (grid.rows, grid.cols, grid.downsample) == (29, 22, Fraction(1000, 499))
-    boxes = cells_to_boxes_l0(np.array([[0, 0], [2, 1]], dtype=np.int32), grid)
+    boxes = positions_to_boxes_l0(np.array([[0, 0], [2, 1]], dtype=np.int32), grid)
     assert boxes.tolist() == [[0, 0, 100, 100], [100, 200, 100, 100]]
 
 
@@ -121,7 +123,7 @@ def test_boxes_of_neighbours_meet_although_their_sides_differ() -> None:
     # 7/3 level-0 pixels per patch pixel: lines at 10, 20 and 30 patch pixels lie at 23.3, 46.7 and
     # 70.
     grid = Grid(PatchSpec(10, 10, 0.25), 3, 3, Fraction(7, 3))
-    boxes = cells_to_boxes_l0(np.array([[2, 1], [1, 2]], dtype=np.int32), grid)
+    boxes = positions_to_boxes_l0(np.array([[2, 1], [1, 2]], dtype=np.int32), grid)
     assert boxes.tolist() == [[23, 46, 23, 24], [46, 23, 24, 23]]
 
 
@@ -132,23 +134,23 @@ def test_a_partial_cell_is_no_cell() -> None:
 
 def test_a_slide_smaller_than_a_patch_has_no_cells() -> None:
     grid = lay_grid((0, 0, 49, 500), Fraction(1), PatchSpec())
-    assert len(all_cells(grid)) == 0
+    assert len(all_positions(grid)) == 0
 
 
 def test_the_grid_begins_at_the_scanned_area() -> None:
     grid = lay_grid((1000, 2000, 400, 400), Fraction(2), PatchSpec())
-    assert cell_to_xy_l0(1, 3, grid) == (1300, 2100)
+    assert position_to_xy_l0(1, 3, grid) == (1300, 2100)
 
 
 def test_overlapping_cells() -> None:
     grid = lay_grid((0, 0, 100, 50), Fraction(1), PatchSpec(50, 25))
     assert grid.cols == 3
-    assert cell_to_xy_l0(0, 2, grid) == (50, 0)
+    assert position_to_xy_l0(0, 2, grid) == (50, 0)
 
 
 def test_cell_area_is_the_field_in_mm2() -> None:
-    assert Grid(PatchSpec(50, 50, 4.0), 1, 1, Fraction(1)).cell_area_mm2 == pytest.approx(0.04)
-    assert Grid(PatchSpec(50, 25, 4.0), 1, 1, Fraction(1)).cell_area_mm2 == pytest.approx(0.01)
+    assert Grid(PatchSpec(50, 50, 4.0), 1, 1, Fraction(1)).patch_area_mm2 == pytest.approx(0.04)
+    assert Grid(PatchSpec(50, 25, 4.0), 1, 1, Fraction(1)).patch_area_mm2 == pytest.approx(0.01)
 
 
 def test_decimal_scales_give_exact_ratios() -> None:
@@ -186,7 +188,7 @@ def test_macro_tiles_follow_a_z() -> None:
     # Macro-tiles of 2 × 2 cells; 4 × 4 cells are four of them: top left, top right, bottom left,
     # bottom right.
     ordered = order_by_macro_tile(
-        all_cells(Grid(PatchSpec(), 4, 4, Fraction(1))), (Fraction(1, 2), Fraction(1, 2))
+        all_positions(Grid(PatchSpec(), 4, 4, Fraction(1))), (Fraction(1, 2), Fraction(1, 2))
     )
     assert ordered[::4].tolist() == [[0, 0], [0, 2], [2, 0], [2, 2]]
 
@@ -212,8 +214,8 @@ def test_macro_tiles_need_not_be_whole_numbers_of_cells() -> None:
 
 
 def test_far_macro_tiles_have_codes_of_their_own() -> None:
-    cells = np.array([[0, 2**30], [2**30, 0], [2**30, 2**30]], dtype=np.int32)
-    assert macro_tile_codes(cells, (Fraction(1), Fraction(1))).tolist() == [
+    positions = np.array([[0, 2**30], [2**30, 0], [2**30, 2**30]], dtype=np.int32)
+    assert macro_tile_codes(positions, (Fraction(1), Fraction(1))).tolist() == [
         2**60,
         2**61,
         2**60 + 2**61,

@@ -15,9 +15,9 @@ from shapely.geometry import Polygon
 
 from tests.builders import make_slide_info
 from wsi_pipeline.core.errors import ConfigError, LabelError
-from wsi_pipeline.core.geometry import Grid, PatchSpec, all_cells, cells_to_boxes_l0
+from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.labels import LABEL_SOURCES, label_cells
+from wsi_pipeline.labels import LABEL_SOURCES, label_positions
 from wsi_pipeline.labels.annotation import Annotation, Region, describe, describe_oddities
 from wsi_pipeline.labels.asap_xml import close_spline, read_asap
 from wsi_pipeline.labels.assignment import covered_shares, decide
@@ -29,7 +29,7 @@ Corners = Sequence[Sequence[float]]
 
 GRID = Grid(PatchSpec(50, 50, 0.5), 4, 4, Fraction(1))
 SLIDE = make_slide_info(size_l0=(200, 200))
-CELLS = all_cells(GRID)
+CELLS = all_positions(GRID)
 RULES = LabelRules(class_names=("benign", "tumour"))
 
 SQUARE = [[0, 0], [100, 0], [100, 100], [0, 100]]
@@ -81,10 +81,10 @@ def write_imagescope(
 
 def label(path: Path, slide: SlideInfo = SLIDE, **rules: object) -> list[list[int]]:
     settings = {"class_names": ("benign", "tumour")} | rules
-    labels: list[list[int]] = (
-        label_cells(path, slide, GRID, CELLS, LabelRules(**settings)).labels.reshape(4, 4).tolist()
-    )  # type: ignore[arg-type]
-    return labels
+    chosen = LabelRules(**settings)  # type: ignore[arg-type]
+    labels = label_positions(path, slide, GRID, CELLS, chosen).labels
+    rows: list[list[int]] = labels.reshape(4, 4).tolist()
+    return rows
 
 
 TOP_LEFT = [[1, 1, -1, -1], [1, 1, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, -1]]
@@ -125,7 +125,7 @@ def test_the_share_of_every_patch_is_recorded(tmp_path: Path) -> None:
     path = write_asap(
         tmp_path / "a.xml", ("Polygon", "tumour", [[0, 0], [100, 0], [100, 60], [0, 60]])
     )
-    fraction = label_cells(path, SLIDE, GRID, CELLS, RULES).fraction.reshape(4, 4)
+    fraction = label_positions(path, SLIDE, GRID, CELLS, RULES).fraction.reshape(4, 4)
     assert fraction.tolist() == [
         [1, 1, 0, 0],
         [pytest.approx(0.2), pytest.approx(0.2), 0, 0],
@@ -227,11 +227,12 @@ def test_qupath_counts_from_the_scanned_area_and_asap_from_the_slide(tmp_path: P
     asap = write_asap(tmp_path / "a.xml", ("Polygon", "tumour", shifted))
     for path in (qupath, asap):
         assert (
-            label_cells(path, slide, grid, CELLS, RULES).labels.reshape(4, 4).tolist() == TOP_LEFT
+            label_positions(path, slide, grid, CELLS, RULES).labels.reshape(4, 4).tolist()
+            == TOP_LEFT
         )
     from_slide = LabelRules(class_names=("benign", "tumour"), origin="slide")
     assert (
-        label_cells(write_json(qupath, feature([shifted])), slide, grid, CELLS, from_slide)
+        label_positions(write_json(qupath, feature([shifted])), slide, grid, CELLS, from_slide)
         .labels.reshape(4, 4)
         .tolist()
         == TOP_LEFT
@@ -239,7 +240,7 @@ def test_qupath_counts_from_the_scanned_area_and_asap_from_the_slide(tmp_path: P
 
 
 def shares(geometry: shapely.Geometry) -> np.ndarray:
-    return covered_shares(geometry, cells_to_boxes_l0(CELLS, GRID)).reshape(4, 4)
+    return covered_shares(geometry, positions_to_boxes_l0(CELLS, GRID)).reshape(4, 4)
 
 
 def test_shares_of_a_square_by_hand() -> None:
@@ -276,7 +277,9 @@ def test_shares_of_many_patches_by_hand() -> None:
     expected[:, :10] = 1
     expected[15:17, 15:17] = 0.25
     assert (
-        covered_shares(geometry, cells_to_boxes_l0(all_cells(grid), grid)).reshape(20, 20).tolist()
+        covered_shares(geometry, positions_to_boxes_l0(all_positions(grid), grid))
+        .reshape(20, 20)
+        .tolist()
         == expected.tolist()
     )
 
@@ -310,7 +313,7 @@ def test_a_hundred_thousand_corners_are_measured_exactly() -> None:
     grid = Grid(PatchSpec(), 800, 800, Fraction(1))
     angle = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
     circle = Polygon(20_000 + 15_000 * np.stack([np.cos(angle), np.sin(angle)], axis=1))
-    got = covered_shares(circle, cells_to_boxes_l0(all_cells(grid), grid))
+    got = covered_shares(circle, positions_to_boxes_l0(all_positions(grid), grid))
     assert got.sum() * 2500 == pytest.approx(circle.area, rel=1e-9)
 
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from tests.builders import make_slide_info, write_png
 from wsi_pipeline.core.errors import ConfigError, LabelError
-from wsi_pipeline.core.geometry import Grid, PatchSpec, all_cells
-from wsi_pipeline.labels import label_cells
+from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
+from wsi_pipeline.labels import label_positions
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.mask import read_mask
 from wsi_pipeline.labels.rules import LabelRules, MaskValues
@@ -21,8 +21,8 @@ def label(
     path: Path, size: tuple[int, int] = (100, 100), values: MaskValues = VALUES, **options: object
 ) -> list[int]:
     rules = LabelRules(mask_values=values, **options)  # type: ignore[arg-type]
-    labels: list[int] = label_cells(
-        path, make_slide_info(size_l0=size, mpp=1.0), GRID, all_cells(GRID), rules
+    labels: list[int] = label_positions(
+        path, make_slide_info(size_l0=size, mpp=1.0), GRID, all_positions(GRID), rules
     ).labels.tolist()
     return labels
 
@@ -68,8 +68,8 @@ def test_what_has_no_mask_is_negative_where_the_rules_say_so(tmp_path: Path) -> 
     mask[:75, :25] = 37  # means nothing
     rules = LabelRules(outside="negative", priority="negative")
     path = write_png(tmp_path / "m.png", mask)
-    labels = label_cells(
-        path, make_slide_info(size_l0=(100, 100), mpp=1.0), GRID, all_cells(GRID), rules
+    labels = label_positions(
+        path, make_slide_info(size_l0=(100, 100), mpp=1.0), GRID, all_positions(GRID), rules
     )
     assert labels.labels.tolist() == [0, 1, 0, 0]
     assert labels.fraction.tolist() == [0.5, 1.0, 0.75, 0.5]
@@ -80,8 +80,8 @@ def test_the_share_of_a_class_is_its_pixels_over_the_patchs(tmp_path: Path) -> N
     mask = np.zeros((100, 100), dtype=np.uint8)
     mask[:75] = 200
     path = write_png(tmp_path / "m.png", mask)
-    labels = label_cells(
-        path, make_slide_info(size_l0=(100, 100), mpp=1.0), GRID, all_cells(GRID), LabelRules()
+    labels = label_positions(
+        path, make_slide_info(size_l0=(100, 100), mpp=1.0), GRID, all_positions(GRID), LabelRules()
     )
     assert labels.fraction.tolist() == [1, 1, 0.5, 0.5]
 

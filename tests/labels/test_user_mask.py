@@ -62,7 +62,9 @@ def test_drawn_shares_and_pixels_by_hand_beyond_the_first_256_rows(tmp_path: Pat
     # QuPath counts from the scanned area, which begins at (100, 200): rows 255 to 257 of the first
     # column.
     picture = MaskPicture(write_box(tmp_path / "a.geojson", 0, 2551, 10, 2574), SLIDE)
-    fraction = picture.drawn_fraction(Grid(PatchSpec(10, 10, 0.5), 600, 2, Fraction(1), (100, 200)))
+    fraction = picture.annotated_fraction(
+        Grid(PatchSpec(10, 10, 0.5), 600, 2, Fraction(1), (100, 200))
+    )
     assert fraction.shape == (600, 2)
     assert fraction[254:259, 0].tolist() == pytest.approx([0, 0.9, 1, 0.4, 0])
     assert fraction.sum() == pytest.approx(2.3)
@@ -75,7 +77,7 @@ def test_drawn_shares_and_pixels_by_hand_beyond_the_first_256_rows(tmp_path: Pat
 
 def test_drawn_shares_begin_with_the_first_row(tmp_path: Path) -> None:
     picture = MaskPicture(write_box(tmp_path / "a.geojson", 0, 0, 10, 15), SLIDE)
-    assert picture.drawn_fraction(
+    assert picture.annotated_fraction(
         Grid(PatchSpec(10, 10, 0.5), 2, 2, Fraction(1), (100, 200))
     ).tolist() == [[1, 0], [0.5, 0]]
 

@@ -146,11 +146,9 @@ def test_folding_leaves_no_batch_norm_behind_a_convolution_and_the_same_outputs(
     ).eval()
     x = torch.rand(2, 3, 22, 22)
     folded = fold_batch_norm(network)
-    used = [
-        type(dict(folded.named_modules())[str(node.target)])
-        for node in folded.graph.nodes
-        if node.op == "call_module"
-    ]  # type: ignore[union-attr]
+    nodes = folded.graph.nodes  # type: ignore[union-attr]
+    modules = dict(folded.named_modules())
+    used = [type(modules[str(node.target)]) for node in nodes if node.op == "call_module"]  # type: ignore[union-attr]
     assert nn.Conv2d in used
     assert nn.BatchNorm2d not in used
     assert torch.allclose(folded(x), network(x), atol=1e-5)

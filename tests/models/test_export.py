@@ -20,9 +20,9 @@ from wsi_pipeline.models import export
 from wsi_pipeline.models.architectures import NetworkOptions, build_network, positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.inputs import normalise
-from wsi_pipeline.models.loading import ForeignTerms, load_model, load_same
+from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_same
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.models.zoo import load_foreign
+from wsi_pipeline.models.zoo import load_external
 from wsi_pipeline.models.zoo_config import parse_zoo_config
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.stages import export_model as exporting
@@ -72,7 +72,7 @@ def trust(folder: Path) -> str:
     return "sha256:" + hashlib.sha256((folder / "torchscript_model.pt").read_bytes()).hexdigest()
 
 
-def probabilities(model: Path, terms: ForeignTerms | None = None) -> np.ndarray:
+def probabilities(model: Path, terms: ExternalModelTerms | None = None) -> np.ndarray:
     return Predictor(load_model(model, terms))(varied())
 
 
@@ -87,7 +87,7 @@ def test_torchscript_read_back_as_a_foreign_folder_gives_the_same_probabilities(
 ) -> None:
     model = write_model(tmp_path / "m.safetensors", lively(logits))
     export_model(model, ["torchscript"], tmp_path / "zoo", is_normalised_inside=is_inside)
-    foreign = probabilities(tmp_path / "zoo", ForeignTerms(trust(tmp_path / "zoo")))
+    foreign = probabilities(tmp_path / "zoo", ExternalModelTerms(trust(tmp_path / "zoo")))
     assert np.abs(foreign - probabilities(model)).max() < 1e-6
 
 
@@ -181,7 +181,7 @@ def test_an_export_keeps_the_mark_of_a_leak_and_the_hashes_of_its_patients(tmp_p
     export_model(
         write_model(tmp_path / "m.safetensors", checkpoint), ["torchscript"], tmp_path / "zoo"
     )
-    foreign = load_foreign(tmp_path / "zoo", trust(tmp_path / "zoo"))
+    foreign = load_external(tmp_path / "zoo", trust(tmp_path / "zoo"))
     assert foreign.is_leaky
     assert foreign.to_json()["is_leaky"] is True
     assert foreign.to_json()["seen_patients"] == sorted(
@@ -304,43 +304,43 @@ def of_red(folder: Path, positive: str | None = None) -> float:
     """The probability of a patch that is all red."""
     pixels = np.zeros((1, 4, 4, 3), dtype=np.uint8)
     pixels[..., 0] = 255
-    return float(Predictor(load_foreign(folder, trust(folder), positive))(pixels)[0])
+    return float(Predictor(load_external(folder, trust(folder), positive))(pixels)[0])
 
 
 def test_one_output_goes_through_a_sigmoid(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["Tumor"])
     assert of_red(folder) == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
-    assert load_foreign(folder, trust(folder)).class_names == ("not Tumor", "Tumor")
+    assert load_external(folder, trust(folder)).class_names == ("not Tumor", "Tumor")
 
 
 def test_two_outputs_go_through_a_softmax_and_the_last_is_positive(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["Other", "Tumor"])
     assert of_red(folder) == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
     assert of_red(folder, "Other") == pytest.approx(1 / (1 + np.exp(1)), abs=1e-6)
-    assert load_foreign(folder, trust(folder), "Other").class_names == ("Tumor", "Other")
+    assert load_external(folder, trust(folder), "Other").class_names == ("Tumor", "Other")
 
 
 def test_of_three_classes_one_must_be_called_positive(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b", "c"])
     with pytest.raises(ModelError, match="say which is positive with --positive-class"):
-        load_foreign(folder, trust(folder))
+        load_external(folder, trust(folder))
     assert of_red(folder, "b") == pytest.approx(np.exp(1) / (1 + np.exp(1) + np.exp(2)), abs=1e-6)
     with pytest.raises(ModelError, match="no class 'd'"):
-        load_foreign(folder, trust(folder), "d")
+        load_external(folder, trust(folder), "d")
 
 
 def test_the_positive_class_is_part_of_the_digest(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"])
     assert (
-        load_foreign(folder, trust(folder), "a").digest
-        != load_foreign(folder, trust(folder), "b").digest
+        load_external(folder, trust(folder), "a").digest
+        != load_external(folder, trust(folder), "b").digest
     )
 
 
 def test_torchscript_is_refused_with_its_digest(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"])
     with pytest.raises(ModelError, match=f"--trust-model {trust(folder)}$"):
-        load_foreign(folder, None)
+        load_external(folder, None)
 
 
 def test_another_file_than_the_trusted_one_is_refused_unrun(tmp_path: Path) -> None:
@@ -348,13 +348,13 @@ def test_another_file_than_the_trusted_one_is_refused_unrun(tmp_path: Path) -> N
     before = trust(folder)
     (folder / "torchscript_model.pt").write_bytes(b"something else")
     with pytest.raises(ModelError, match="not the one given with --trust-model"):
-        load_foreign(folder, before)
+        load_external(folder, before)
 
 
 @pytest.mark.parametrize("text", ["yes", "sha256:abc", "md5:" + "0" * 64, ""])
 def test_trust_needs_a_whole_digest(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no digest"):
-        load_foreign(make_zoo(tmp_path / "zoo", ["a", "b"]), text)
+        load_external(make_zoo(tmp_path / "zoo", ["a", "b"]), text)
 
 
 def test_a_model_swapped_during_a_run_is_found(tmp_path: Path) -> None:
@@ -366,19 +366,19 @@ def test_a_model_swapped_during_a_run_is_found(tmp_path: Path) -> None:
 def test_outputs_that_contradict_the_configuration_are_refused(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"], outputs=3)
     with pytest.raises(ModelError, match=r"gives \(2, 3\) for 2 patches and 2 classes"):
-        Predictor(load_foreign(folder, trust(folder)))
+        Predictor(load_external(folder, trust(folder)))
 
 
 def test_a_trusted_file_that_is_no_torchscript_is_refused(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"])
     (folder / "torchscript_model.pt").write_bytes(b"no zip")
     with pytest.raises(ModelError, match="cannot be loaded as TorchScript"):
-        Predictor(load_foreign(folder, trust(folder)))
+        Predictor(load_external(folder, trust(folder)))
 
 
 def test_patches_are_resized_as_the_configuration_says(tmp_path: Path) -> None:
     steps = [{"name": "Resize", "arguments": {"size": 2}}, {"name": "ToTensor"}]
-    config = load_foreign(
+    config = load_external(
         make_zoo(tmp_path / "zoo", ["a", "b"], transform=steps), trust(tmp_path / "zoo")
     ).config
     assert config.prepare(
@@ -431,7 +431,7 @@ def test_a_configuration_that_cannot_be_is_refused_by_name(
 ) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"], **changes)
     with pytest.raises(ModelError, match=fault) as caught:
-        load_foreign(folder, trust(folder))
+        load_external(folder, trust(folder))
     assert "config.json" in str(caught.value)
 
 
@@ -459,7 +459,7 @@ def test_a_foreign_folder_gives_the_slides_of_its_checkpoint(
     write_slide(tmp_path / "slides" / "s.tiff", paint_noise(300, 300))
     export_model(model, ["torchscript"], tmp_path / "zoo")
     infer(tmp_path / "slides", model, tmp_path / "own")
-    terms = ForeignTerms(trust(tmp_path / "zoo"))
+    terms = ExternalModelTerms(trust(tmp_path / "zoo"))
     account = infer(
         tmp_path / "slides", tmp_path / "zoo", tmp_path / "foreign", terms=terms, workers=workers
     )

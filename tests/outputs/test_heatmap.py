@@ -11,9 +11,9 @@ from wsi_pipeline.core.outcome import SlideState, SlideSummary
 from wsi_pipeline.outputs.heatmap import (
     Aggregation,
     Heatmap,
+    build_heatmap,
     count_largest_region,
     describe_summary,
-    draw_heatmap,
     find_hot_spot,
     find_positive,
     smooth_map,
@@ -31,27 +31,30 @@ NAN = float("nan")
 
 
 def predicted(
-    tmp_path: Path, cells: list[tuple[int, int]], probability: list[float], threshold: float = 0.5
+    tmp_path: Path,
+    positions: list[tuple[int, int]],
+    probability: list[float],
+    threshold: float = 0.5,
 ) -> Predictions:
     """Predictions of patches of 50 px at 4 µm/px: 0.04 mm² each."""
     staging = Staging(tmp_path / "slide", {})
-    table = make_table(cells, mpp=4.0, block_size=100, rows=4, cols=5)
+    table = make_table(positions, mpp=4.0, block_size=100, rows=4, cols=5)
     prepare_predictions(
         staging,
         table,
         {"model": {"threshold": threshold, "digest": "d", "class_names": ["negative", "positive"]}},
     )
-    if cells:
+    if positions:
         write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
     return Predictions(staging.product / FOLDER)
 
 
 def summary_of(predictions: Predictions) -> SlideSummary:
-    return summarise(predictions, draw_heatmap(predictions))
+    return summarise(predictions, build_heatmap(predictions))
 
 
 def test_probabilities_lie_in_their_cells(tmp_path: Path) -> None:
-    heatmap = draw_heatmap(predicted(tmp_path, [(0, 4), (3, 1)], [0.25, 0.75]))
+    heatmap = build_heatmap(predicted(tmp_path, [(0, 4), (3, 1)], [0.25, 0.75]))
     assert heatmap.probability.shape == (4, 5)
     assert heatmap.probability[0, 4] == 0.25
     assert heatmap.probability[3, 1] == 0.75
@@ -72,8 +75,8 @@ def test_a_threshold_is_reached_by_its_own_float32() -> None:
 
 
 def test_figures_by_hand(tmp_path: Path) -> None:
-    cells = [(0, 0), (0, 1), (1, 2), (3, 4), (2, 0)]
-    summary = summary_of(predicted(tmp_path, cells, [0.9, 0.5, 0.6, 0.8, 0.2]))
+    positions = [(0, 0), (0, 1), (1, 2), (3, 4), (2, 0)]
+    summary = summary_of(predicted(tmp_path, positions, [0.9, 0.5, 0.6, 0.8, 0.2]))
     assert (summary.patches, summary.positives, summary.unreadable) == (5, 4, 0)
     assert summary.positive_fraction == 0.8
     assert summary.assessed_mm2 == pytest.approx(0.2)
@@ -149,7 +152,7 @@ def test_regions_touch_at_corners() -> None:
 
 
 def test_another_threshold_may_be_drawn(tmp_path: Path) -> None:
-    heatmap: Heatmap = draw_heatmap(
+    heatmap: Heatmap = build_heatmap(
         predicted(tmp_path, [(0, 0), (0, 1)], [0.4, 0.6]), threshold=0.3
     )
     assert heatmap.positive.sum() == 2
@@ -157,12 +160,12 @@ def test_another_threshold_may_be_drawn(tmp_path: Path) -> None:
 
 def test_who_chose_the_threshold_is_told(tmp_path: Path) -> None:
     predictions = predicted(tmp_path, [(0, 0)], [0.4])
-    assert draw_heatmap(predictions).threshold_source == "model"
-    assert draw_heatmap(predictions, threshold=0.5).threshold_source == "user"
+    assert build_heatmap(predictions).threshold_source == "model"
+    assert build_heatmap(predictions, threshold=0.5).threshold_source == "user"
 
 
 def test_a_map_is_as_it_was_predicted_unless_said_otherwise(tmp_path: Path) -> None:
-    heatmap = draw_heatmap(predicted(tmp_path, [(0, 0)], [0.4]))
+    heatmap = build_heatmap(predicted(tmp_path, [(0, 0)], [0.4]))
     plain = Heatmap(heatmap.grid, heatmap.probability, 0.5, "positive")
     assert [(one.smooth_um, one.min_region_mm2) for one in (heatmap, plain, Aggregation())] == [
         (0, 0)
@@ -171,9 +174,9 @@ def test_a_map_is_as_it_was_predicted_unless_said_otherwise(tmp_path: Path) -> N
 
 def test_smoothing_is_told_in_micrometres(tmp_path: Path) -> None:
     predictions = predicted(tmp_path, [(0, 1), (0, 2), (1, 2)], [0.1, 0.9, 0.4])
-    by_hand = smooth_map(draw_heatmap(predictions).probability, 1.0)  # a cell is 50 px of 4 µm
+    by_hand = smooth_map(build_heatmap(predictions).probability, 1.0)  # a cell is 50 px of 4 µm
     assert np.array_equal(
-        draw_heatmap(predictions, smooth_um=200).probability, by_hand, equal_nan=True
+        build_heatmap(predictions, smooth_um=200).probability, by_hand, equal_nan=True
     )
 
 
@@ -196,13 +199,13 @@ def test_no_smoothing_is_the_map_itself() -> None:
 
 def test_positives_in_small_regions_are_left_out_and_counted(tmp_path: Path) -> None:
     predictions = predicted(tmp_path, [(0, 0), (0, 1), (3, 4)], [0.9, 0.8, 0.7])
-    summary = summarise(predictions, draw_heatmap(predictions, min_region_mm2=0.08))
+    summary = summarise(predictions, build_heatmap(predictions, min_region_mm2=0.08))
     assert (summary.positives, summary.positives_left_out, summary.positive_regions) == (2, 1, 1)
 
 
 def test_positives_that_touch_at_a_corner_are_large_together(tmp_path: Path) -> None:
     predictions = predicted(tmp_path, [(0, 0), (1, 1), (3, 4)], [0.9, 0.8, 0.7])
-    assert np.argwhere(draw_heatmap(predictions, min_region_mm2=0.08).positive).tolist() == [
+    assert np.argwhere(build_heatmap(predictions, min_region_mm2=0.08).positive).tolist() == [
         [0, 0],
         [1, 1],
     ]

@@ -29,7 +29,7 @@ from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.outputs import GROUPS, WRITERS
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.pyramid import build_pyramid, reduce_image, reduce_labels
-from wsi_pipeline.outputs.result import Look
+from wsi_pipeline.outputs.result import PlotStyle
 from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.outputs.summary_json import read_schema
 from wsi_pipeline.store.predictions import FOLDER
@@ -411,7 +411,7 @@ def test_an_unknown_format_is_named_with_those_there_are() -> None:
 @pytest.mark.parametrize("wrong", [{"colormap": "jet"}, {"alpha": 1.5}])
 def test_a_look_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        Look(**wrong)
+        PlotStyle(**wrong)
 
 
 def test_a_folder_holds_what_was_asked_for_only(tmp_path: Path) -> None:

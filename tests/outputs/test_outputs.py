@@ -41,8 +41,8 @@ def make_result(
 ) -> Path:
     """A committed slide folder."""
     staging = Staging(results / slide_id, {"slide": slide_id})
-    cells = [(0, 0), (0, 1), (1, 2), (2, 2)][: len(probability)]
-    table = make_table(cells, slide_id=slide_id, mpp=4.0, block_size=10, rows=3, cols=3)
+    positions = [(0, 0), (0, 1), (1, 2), (2, 2)][: len(probability)]
+    table = make_table(positions, slide_id=slide_id, mpp=4.0, block_size=10, rows=3, cols=3)
     prepare_predictions(
         staging,
         table,
@@ -59,10 +59,13 @@ def make_samples(table: PatchTable, probability: list[float]) -> tuple[Sample, .
     known = np.flatnonzero(~np.isnan(np.array(probability, dtype=np.float32)))
     pixels = make_patches(len(known))
     some = Sample(
-        "most probable", table.cells[known], np.array(probability, dtype=np.float32)[known], pixels
+        "most probable",
+        table.positions[known],
+        np.array(probability, dtype=np.float32)[known],
+        pixels,
     )
     return some, Sample(
-        "least probable", table.cells[:0], np.empty(0, dtype=np.float32), pixels[:0]
+        "least probable", table.positions[:0], np.empty(0, dtype=np.float32), pixels[:0]
     )
 
 

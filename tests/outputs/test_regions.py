@@ -85,7 +85,7 @@ def test_small_regions_are_left_out_and_one_of_exactly_the_size_is_kept() -> Non
 
 def test_regions_and_map_leave_out_the_same_groups_whatever_the_rounding() -> None:
     heatmap = heatmap_of([[1, 1, 1, 0, 1, 1]])
-    area = 3 * heatmap.grid.cell_area_mm2 * (1 + 1e-12)  # what a user's decimals may come to
+    area = 3 * heatmap.grid.patch_area_mm2 * (1 + 1e-12)  # what a user's decimals may come to
     regions = find_regions(heatmap, 0.5, min_area_mm2=area)
     assert (
         sum(region.patches for region in regions)

@@ -25,7 +25,7 @@ from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.self_test import SelfTest, make_self_test
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.stages.model_choice import EngineWish, settle_engine
+from wsi_pipeline.stages.model_choice import EngineRequest, resolve_engine
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import open_result
 
@@ -113,8 +113,8 @@ def test_a_model_that_gives_other_answers_is_refused_before_any_slide(
 
 
 def test_a_worker_checks_the_answers_itself(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    choice = settle_engine(
-        load_model(model), model, EngineWish(device="cpu", engine="torch", batch_size=9)
+    choice = resolve_engine(
+        load_model(model), model, EngineRequest(device="cpu", engine="torch", batch_size=9)
     ).choice
     plain = ENGINES["torch"].load
 
@@ -128,8 +128,8 @@ def test_a_worker_checks_the_answers_itself(model: Path, monkeypatch: pytest.Mon
 
 
 def test_a_worker_without_the_device_does_not_choose_another(model: Path) -> None:
-    settled = settle_engine(load_model(model), model, EngineWish(device="cpu", engine="torch"))
-    elsewhere = replace(settled.choice, setting=replace(settled.choice.setting, device="cuda"))
+    resolved = resolve_engine(load_model(model), model, EngineRequest(device="cpu", engine="torch"))
+    elsewhere = replace(resolved.choice, setting=replace(resolved.choice.setting, device="cuda"))
     if torch.cuda.is_available():
         assert elsewhere.load().setting.device == "cuda"
     else:
@@ -138,8 +138,8 @@ def test_a_worker_without_the_device_does_not_choose_another(model: Path) -> Non
 
 
 def test_threads_of_a_worker_share_one_model(model: Path) -> None:
-    choice = settle_engine(
-        load_model(model), model, EngineWish(device="cpu", engine="torch", batch_size=3)
+    choice = resolve_engine(
+        load_model(model), model, EngineRequest(device="cpu", engine="torch", batch_size=3)
     ).choice
     found: list[int] = []
     threads = [threading.Thread(target=lambda: found.append(id(choice.load()))) for _ in range(4)]

@@ -40,7 +40,7 @@ from wsi_pipeline.runs.events import (
 from wsi_pipeline.runs.pace import Pace
 from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.slides.discovery import find_slides
-from wsi_pipeline.stages.preview import Standing
+from wsi_pipeline.stages.preview import PreviewState
 from wsi_pipeline.store.lock import hold_lock
 
 
@@ -384,10 +384,10 @@ def test_a_dry_run_reckons_the_bytes_that_a_run_writes(
     assert reckoned.patch_bytes == pixels - 4  # the checksum of its one chunk
 
 
-def standing(slides: Path, model: Path, results: Path, **options: object) -> dict[str, Standing]:
+def state(slides: Path, model: Path, results: Path, **options: object) -> dict[str, PreviewState]:
     config = replace(SIMPLE, **options)  # type: ignore[arg-type]
     return {
-        slide.slide_id: slide.standing
+        slide.slide_id: slide.state
         for slide in preview_run(find_slides([slides]), False, model, results, config).slides
     }
 
@@ -395,17 +395,18 @@ def standing(slides: Path, model: Path, results: Path, **options: object) -> dic
 def test_a_dry_run_tells_what_earlier_runs_left(slides: Path, model: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     infer(slides, model, results)
-    assert standing(slides, model, results) == {"one": Standing.DONE, "two": Standing.FAILED}
+    assert state(slides, model, results) == {"one": PreviewState.DONE, "two": PreviewState.FAILED}
     assert (
-        standing(slides, model, results, view=View(formats=("summary", "csv")))["one"]
-        is Standing.PREDICTED
+        state(slides, model, results, view=View(formats=("summary", "csv")))["one"]
+        is PreviewState.PREDICTED
     )
     assert (
-        standing(slides, model, results, keep_patches=tmp_path / "kept")["one"] is Standing.UNKEPT
+        state(slides, model, results, keep_patches=tmp_path / "kept")["one"]
+        is PreviewState.PATCHES_MISSING
     )
-    assert standing(slides, model, results, force=True)["one"] is Standing.NEW
+    assert state(slides, model, results, force=True)["one"] is PreviewState.NEW
     other = write_model(tmp_path / "other" / "m.safetensors", make_checkpoint(seed=1))
-    assert standing(slides, other, results)["one"] is Standing.FAILED
+    assert state(slides, other, results)["one"] is PreviewState.FAILED
 
 
 def break_off(
@@ -441,8 +442,8 @@ def test_a_dry_run_counts_the_blocks_that_are_done(broken_off: tuple[Path, Path,
     slide, model, results = broken_off
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
     preview = preview_run(find_slides([slide]), False, model, results, SIMPLE).slides[0]
-    assert (preview.standing, preview.blocks_done, preview.blocks, preview.missing_patches) == (
-        Standing.BEGUN,
+    assert (preview.state, preview.blocks_done, preview.blocks, preview.missing_patches) == (
+        PreviewState.STARTED,
         1,
         2,
         176,

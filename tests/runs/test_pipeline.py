@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_a_store_holds_the_pixels_of_the_slide(tmp_path: Path) -> None:
     store = PatchStore(tmp_path / "out" / "s.patches.zarr")
     assert account.outcomes[0].patches == store.table.patches == 120
     block = store.read_block(0)
-    for index, (row, col) in enumerate(store.cells.tolist()):
+    for index, (row, col) in enumerate(store.positions.tolist()):
         assert np.array_equal(
             block.pixels[index], pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50]
         )
@@ -97,7 +98,7 @@ def test_unreadable_patches_are_nan(tmp_path: Path, model: Path) -> None:
     break_tile(tmp_path / "slides" / "s.tiff", page=0, tile=0)
     infer(tmp_path / "slides", model, tmp_path / "results")
     predictions = open_result(tmp_path / "results" / "s")
-    under_it = (predictions.table.cells < 6).all(axis=1)  # 6 · 50 = 300 > 256
+    under_it = (predictions.table.positions < 6).all(axis=1)  # 6 · 50 = 300 > 256
     assert np.array_equal(np.isnan(predictions.probability), under_it)
 
 
@@ -174,7 +175,7 @@ def test_a_slide_and_its_store_give_the_same_probabilities(tmp_path: Path, model
     tile_slides([tmp_path / "slides"], tmp_path / "stores", MPP_HALF, workers=HERE)
     infer(tmp_path / "stores", model, tmp_path / "stored")
     direct, stored = (open_result(tmp_path / name / "s") for name in ("direct", "stored"))
-    assert np.array_equal(direct.table.cells, stored.table.cells)
+    assert np.array_equal(direct.table.positions, stored.table.positions)
     assert np.array_equal(direct.probability, stored.probability)
 
 
@@ -210,7 +211,7 @@ def test_only_the_allow_list_leaves_a_slide(tmp_path: Path, model: Path) -> None
     path = tmp_path / "slides" / "s.tiff"
     path.parent.mkdir()
     with tifffile.TiffWriter(path) as writer:
-        options = {
+        options: dict[str, Any] = {
             "tile": (256, 256),
             "photometric": "rgb",
             "resolution": (20_000, 20_000),
@@ -218,7 +219,7 @@ def test_only_the_allow_list_leaves_a_slide(tmp_path: Path, model: Path) -> None
         }
         writer.write(
             tissue(512, 512), description="SECRET Jane Doe", software="SECRET software", **options
-        )  # type: ignore[arg-type]
+        )
     account = infer(tmp_path / "slides", model, tmp_path / "results", view=View())
     assert account.exit_code == 0
     tile_slides([path], tmp_path / "stores", MPP_HALF, workers=HERE)

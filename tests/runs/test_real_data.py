@@ -49,7 +49,9 @@ def test_store_8863_holds_its_pngs_pixel_for_pixel(
     ingested: tuple[IngestAccount, Path], shared_data: Path
 ) -> None:
     store = PatchStore(ingested[1] / "8863.patches.zarr")
-    stored = dict(zip(map(tuple, store.cells.tolist()), store.read_block(0).pixels, strict=True))
+    stored = dict(
+        zip(map(tuple, store.positions.tolist()), store.read_block(0).pixels, strict=True)
+    )
     compared = 0
     for path in (shared_data / "idc" / "8863").glob("*/*.png"):
         match = IDC_NAME.fullmatch(path.name)
@@ -68,13 +70,13 @@ def test_the_mosaic_and_the_patches_are_the_same_tissue(
     config = TileConfig(spec=PatchSpec(mpp=4.0), tissue=EVERY_CELL)
     tile_slides([shared_data / "slides" / "idc_8865_mosaic.tiff"], tmp_path, config, workers=HERE)
     cut = PatchStore(tmp_path / "idc_8865_mosaic.patches.zarr")
-    place = {cell: index for index, cell in enumerate(map(tuple, cut.cells.tolist()))}
+    place = {position: index for index, position in enumerate(map(tuple, cut.positions.tolist()))}
     pixels = np.concatenate([cut.read_block(block).pixels for block in range(cut.blocks)])
     patches = PatchStore(ingested[1] / "8865.patches.zarr")
-    for cell, patch in zip(
-        map(tuple, patches.cells.tolist()), patches.read_block(0).pixels, strict=True
+    for position, patch in zip(
+        map(tuple, patches.positions.tolist()), patches.read_block(0).pixels, strict=True
     ):
-        assert np.array_equal(pixels[place[cell]], patch)
+        assert np.array_equal(pixels[place[position]], patch)
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def tile_cmu(cmu: Path, out: Path, mpp: float, **options: object) -> PatchStore:
 
 
 def patch_at(store: PatchStore, row: int, col: int) -> np.ndarray:
-    index = int(np.flatnonzero((store.cells == (row, col)).all(axis=1))[0])
+    index = int(np.flatnonzero((store.positions == (row, col)).all(axis=1))[0])
     pixels: np.ndarray = store.read_block(index // store.block_size).pixels[
         index % store.block_size
     ]
@@ -253,8 +255,8 @@ def test_slides_labelled_by_regions_train_like_the_patches_they_came_from(
 
 def labels_by_cell(store: Path) -> dict[tuple[int, ...], int]:
     table = PatchStore(store).table
-    labels = zip(map(tuple, table.cells.tolist()), table.labels.tolist(), strict=True)
-    return {cell: label for cell, label in labels if label >= 0}
+    labels = zip(map(tuple, table.positions.tolist()), table.labels.tolist(), strict=True)
+    return {position: label for position, label in labels if label >= 0}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from tests.counting_jobs import CountJob, Notes
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, SlideError
 from wsi_pipeline.runs import choose_tilers, choose_workers
-from wsi_pipeline.scheduling import Crew, Deadlines, Workers, open_crew, run_jobs
+from wsi_pipeline.scheduling import Deadlines, WorkerPool, Workers, open_workers, run_jobs
 from wsi_pipeline.scheduling.dask_executor import DaskExecutor
 from wsi_pipeline.scheduling.run import PlainLoop
 
@@ -23,10 +23,10 @@ CREWS = {"plain loop": Workers(count=0), "two processes": Workers(count=2)}
 
 
 @pytest.fixture(scope="module", params=CREWS)
-def crew(request: pytest.FixtureRequest) -> Iterator[Crew]:
+def pool(request: pytest.FixtureRequest) -> Iterator[WorkerPool]:
     """The plain loop, or two processes that are started once."""
-    with open_crew(CREWS[request.param]) as crew:
-        yield crew
+    with open_workers(CREWS[request.param]) as pool:
+        yield pool
 
 
 def make_jobs(tmp_path: Path, count: int, **special: dict[str, object]) -> list[CountJob]:
@@ -38,18 +38,18 @@ def make_jobs(tmp_path: Path, count: int, **special: dict[str, object]) -> list[
     return jobs
 
 
-def test_every_job_is_done(crew: Crew, tmp_path: Path) -> None:
+def test_every_job_is_done(pool: WorkerPool, tmp_path: Path) -> None:
     notes = Notes()
-    assert run_jobs(make_jobs(tmp_path, 5), crew, notes) == [6] * 5
+    assert run_jobs(make_jobs(tmp_path, 5), pool, notes) == [6] * 5
     assert sorted(notes.blocks) == [(job, block) for job in range(5) for block in range(4)]
     assert notes.ends == dict.fromkeys(range(5), 6)
 
 
-def test_a_failing_job_does_not_stop_the_others(crew: Crew, tmp_path: Path) -> None:
+def test_a_failing_job_does_not_stop_the_others(pool: WorkerPool, tmp_path: Path) -> None:
     special: dict[str, dict[str, object]] = {
         f"job{k}": {"fails_in": place} for k, place in enumerate(("prepare", "block", "finish"))
     }
-    results = run_jobs(make_jobs(tmp_path, 5, **special), crew, Notes())
+    results = run_jobs(make_jobs(tmp_path, 5, **special), pool, Notes())
     assert [str(result) for result in results] == [
         "broken in prepare",
         "broken in block",
@@ -59,44 +59,46 @@ def test_a_failing_job_does_not_stop_the_others(crew: Crew, tmp_path: Path) -> N
     ]
 
 
-def test_a_crew_does_other_jobs_after_one_failed(crew: Crew, tmp_path: Path) -> None:
+def test_a_crew_does_other_jobs_after_one_failed(pool: WorkerPool, tmp_path: Path) -> None:
     """Numbers of jobs begin at 0 each time: what is ignored of the first list must not be ignored of the second."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
     assert isinstance(
-        run_jobs(make_jobs(first, 2, job1={"fails_in": "block"}), crew, Notes())[1], SlideError
+        run_jobs(make_jobs(first, 2, job1={"fails_in": "block"}), pool, Notes())[1], SlideError
     )
-    assert run_jobs(make_jobs(second, 2), crew, Notes()) == [6, 6]
+    assert run_jobs(make_jobs(second, 2), pool, Notes()) == [6, 6]
 
 
-def test_locks_are_let_go_whatever_happens(crew: Crew, tmp_path: Path) -> None:
-    run_jobs(make_jobs(tmp_path, 3, job1={"fails_in": "block"}), crew, Notes())
+def test_locks_are_let_go_whatever_happens(pool: WorkerPool, tmp_path: Path) -> None:
+    run_jobs(make_jobs(tmp_path, 3, job1={"fails_in": "block"}), pool, Notes())
     assert list(tmp_path.glob("*/lock")) == []
 
 
-def test_a_job_held_by_another_is_reported_and_the_rest_go_on(crew: Crew, tmp_path: Path) -> None:
-    results = run_jobs(make_jobs(tmp_path, 3, job0={"is_locked": True}), crew, Notes())
+def test_a_job_held_by_another_is_reported_and_the_rest_go_on(
+    pool: WorkerPool, tmp_path: Path
+) -> None:
+    results = run_jobs(make_jobs(tmp_path, 3, job0={"is_locked": True}), pool, Notes())
     assert isinstance(results[0], EnvironmentFault)
     assert results[1:] == [6, 6]
 
 
-def test_a_job_without_blocks_is_finished(crew: Crew, tmp_path: Path) -> None:
-    assert run_jobs([CountJob(tmp_path, blocks=0)], crew, Notes()) == [0]
+def test_a_job_without_blocks_is_finished(pool: WorkerPool, tmp_path: Path) -> None:
+    assert run_jobs([CountJob(tmp_path, blocks=0)], pool, Notes()) == [0]
 
 
-def test_no_jobs_at_all(crew: Crew) -> None:
-    assert run_jobs([], crew, Notes()) == []
+def test_no_jobs_at_all(pool: WorkerPool) -> None:
+    assert run_jobs([], pool, Notes()) == []
 
 
-def test_the_plain_loop_works_here_and_workers_elsewhere(crew: Crew, tmp_path: Path) -> None:
-    run_jobs(make_jobs(tmp_path, 2), crew, Notes())
+def test_the_plain_loop_works_here_and_workers_elsewhere(pool: WorkerPool, tmp_path: Path) -> None:
+    run_jobs(make_jobs(tmp_path, 2), pool, Notes())
     pids = {
         int((tmp_path / f"job{job}" / str(block)).read_text())
         for job in range(2)
         for block in range(4)
     }
-    assert (pids == {os.getpid()}) is isinstance(crew.executor, PlainLoop)
+    assert (pids == {os.getpid()}) is isinstance(pool.executor, PlainLoop)
 
 
 @pytest.mark.system
@@ -205,9 +207,9 @@ def test_workers_keep_the_memory_that_a_network_will_want_again() -> None:
 @pytest.mark.system
 def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
     """What it kept per step, or wrote down of what a worker does, would fill the memory in days."""
-    with open_crew(Workers(count=1)) as crew:
-        run_jobs([CountJob(tmp_path, 2) for _ in range(20)], crew, Notes())
-        executor = crew.executor
+    with open_workers(Workers(count=1)) as pool:
+        run_jobs([CountJob(tmp_path, 2) for _ in range(20)], pool, Notes())
+        executor = pool.executor
         assert isinstance(executor, DaskExecutor)
         assert len(executor.client.run_on_scheduler(list_groups)) == 3
         assert set(executor.client.run(count_profiles).values()) == {0}
@@ -234,8 +236,8 @@ def test_tiling_takes_a_process_per_core(
     cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsi_pipeline.runs.workers.available_cores", lambda: cores)
-    crew = choose_tilers()
-    assert (crew.processes, crew.threads) == (processes, threads)
+    pool = choose_tilers()
+    assert (pool.processes, pool.threads) == (processes, threads)
     assert choose_tilers(3).processes == 3
     assert choose_tilers(scheduler="tls://127.0.0.1:1").count is None
 

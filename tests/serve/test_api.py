@@ -32,7 +32,7 @@ from tests.served import (
     wait_until,
 )
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.models.loading import ForeignTerms
+from wsi_pipeline.models.loading import ExternalModelTerms
 from wsi_pipeline.runs import InferConfig, TileOptions, tile_slides
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve import job_queue
@@ -116,10 +116,10 @@ def test_the_map_is_the_stored_one(client: httpx.Client, root: Path) -> None:
     answer = client.get("/api/v1/slides/one/map.npy")
     values = np.load(io.BytesIO(answer.content), allow_pickle=False)
     predictions = open_result(root / "results" / "one")
-    cells = predictions.table.cells
+    positions = predictions.table.positions
     assert values.dtype == np.float32
     assert values.shape == (10, 12)
-    assert np.array_equal(values[cells[:, 0], cells[:, 1]], predictions.probability)
+    assert np.array_equal(values[positions[:, 0], positions[:, 1]], predictions.probability)
 
 
 def test_the_map_as_png_is_clear_where_nothing_was_assessed_and_below_a_threshold(
@@ -318,7 +318,7 @@ def test_a_sent_patch_has_the_probability_that_infer_gave_it(
     pixels = read_level0(root / "slides" / "one.tiff")
     chosen = [0, 17, 63, 119]
     patches = []
-    for row, col in predictions.table.cells[chosen]:
+    for row, col in predictions.table.positions[chosen]:
         patches.append(encode_png(pixels[row * 50 : row * 50 + 50, col * 50 : col * 50 + 50]))
     body = client.post("/api/v1/predict", files=files(*patches)).json()
     assert [image["probability"] for image in body["images"]] == pytest.approx(
@@ -332,7 +332,7 @@ def test_a_larger_image_is_cut_on_the_grid_of_infer(client: httpx.Client, root: 
     pixels = read_level0(root / "slides" / "one.tiff")
     predictions = open_result(root / "results" / "one")
     wanted = np.full((10, 12), np.nan)
-    wanted[tuple(predictions.table.cells.T)] = predictions.probability
+    wanted[tuple(predictions.table.positions.T)] = predictions.probability
     image = client.post(
         "/api/v1/predict", files=files(encode_png(pixels[:240, :260])), data={"mpp": 0.5}
     ).json()["images"][0]
@@ -564,7 +564,7 @@ def test_a_model_of_others_is_served_where_it_is_trusted(
     zoo: Path, root: Path, tmp_path: Path
 ) -> None:
     script = (zoo / "torchscript_model.pt").read_bytes()
-    terms = ForeignTerms("sha256:" + hashlib.sha256(script).hexdigest())
+    terms = ExternalModelTerms("sha256:" + hashlib.sha256(script).hexdigest())
     slides = tmp_path / "slides"
     slides.mkdir()
     shutil.copyfile(root / "slides" / "one.tiff", slides / "one.tiff")
@@ -580,7 +580,7 @@ def test_a_model_of_others_is_served_where_it_is_trusted(
         decoders=1,
     )
     predictions = open_result(root / "results" / "one")
-    row, col = predictions.table.cells[5]
+    row, col = predictions.table.positions[5]
     patch = read_level0(root / "slides" / "one.tiff")[
         row * 50 : row * 50 + 50, col * 50 : col * 50 + 50
     ]

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
 from wsi_pipeline.outputs import SlideResult
-from wsi_pipeline.outputs.heatmap import draw_heatmap, smooth_map
+from wsi_pipeline.outputs.heatmap import build_heatmap, smooth_map
 from wsi_pipeline.outputs.report_html import write_report
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.serve.services import Services
@@ -396,7 +396,7 @@ def test_the_report_opens_from_a_file_and_counts(
     folder = server[1].settings.results[0] / "one"
     predictions = open_result(folder)
     write_report(
-        SlideResult(predictions.table, draw_heatmap(predictions), read_summary(folder)), tmp_path
+        SlideResult(predictions.table, build_heatmap(predictions), read_summary(folder)), tmp_path
     )
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     watched = Watched(page, "file:").watch()

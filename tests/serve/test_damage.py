@@ -18,7 +18,7 @@ from tests.served import TOKEN, connect, run_server, serve_all, wait_until
 from tests.strangers import Change, edit_json, several, vouch
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.serve import catalogue as catalogue_module
-from wsi_pipeline.serve.catalogue import mark_file, name_runs
+from wsi_pipeline.serve.catalogue import name_runs, stamp_file
 from wsi_pipeline.slides.image_io import decode_sent, encode_jpeg, encode_png
 from wsi_pipeline.store.predictions import FOLDER
 
@@ -212,7 +212,7 @@ def test_a_run_whose_name_is_no_utf8_has_a_name_that_pages_can_show(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300, "\ud800"])
 def test_a_path_that_no_file_can_have_is_no_file(tmp_path: Path, name: str) -> None:
-    assert mark_file(tmp_path / name) is None
+    assert stamp_file(tmp_path / name) is None
 
 
 def test_a_recorded_path_too_long_for_any_file_stops_no_list(

@@ -22,7 +22,7 @@ from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve.auth import Door
-from wsi_pipeline.serve.catalogue import Catalogue, mark_file, name_runs
+from wsi_pipeline.serve.catalogue import Catalogue, name_runs, stamp_file
 from wsi_pipeline.serve.decoders import (
     BrokenFrame,
     Busy,
@@ -191,7 +191,7 @@ def pool() -> Iterator[DecoderPool]:
 
 
 def request_for(slide: Path, **more: object) -> dict[str, object]:
-    return {"path": str(slide), "mark": list(mark_file(slide) or ()), "slide_mpp": None} | more
+    return {"path": str(slide), "mark": list(stamp_file(slide) or ()), "slide_mpp": None} | more
 
 
 def tile_request(slide: Path, level: int, col: int, row: int) -> dict[str, object]:

@@ -52,7 +52,7 @@ def go_through(path: Path) -> tuple[str, str]:
     try:
         with closing(open_slide(path)) as reader:
             table, _ = plan_patches(reader, CONFIG)
-            source = SlidePatches(reader, table.grid, table.cells, table.block_size)
+            source = SlidePatches(reader, table.grid, table.positions, table.block_size)
             blocks = [
                 source.read_block(block) for block in range(-(-table.patches // table.block_size))
             ]

@@ -151,9 +151,9 @@ def test_one_colour_stays_one_colour_whatever_the_level(
 ) -> None:
     """Levels of padded slides have downsamples such as 4.002: the sums must not run over."""
     from wsi_pipeline.core.geometry import downsample_between
-    from wsi_pipeline.slides.base import settle_levels
+    from wsi_pipeline.slides.base import resolve_levels
 
-    level = settle_levels([(width * reduced, height * reduced), (width, height + 1)])[-1]
+    level = resolve_levels([(width * reduced, height * reduced), (width, height + 1)])[-1]
 
     class Uniform(ArrayReader):
         def read(
@@ -167,7 +167,6 @@ def test_one_colour_stays_one_colour_whatever_the_level(
         ) -> np.ndarray:
             return np.full((height, width, 3), 200, dtype=np.uint8)
 
-    shown = ScaledView(
-        Uniform(), level, level.downsample * downsample_between(mpp, mpp * 1.37), (origin, origin)
-    )  # type: ignore[arg-type]
+    downsample = level.downsample * downsample_between(mpp, mpp * 1.37)
+    shown = ScaledView(Uniform(), level, downsample, (origin, origin))  # type: ignore[arg-type]
     assert (shown.read(3, 5, 20, 10) == 200).all()

@@ -11,8 +11,8 @@ from wsi_pipeline.slides.base import (
     choose_level,
     composite_on_white,
     fingerprint_file,
-    settle_levels,
-    settle_mpp,
+    resolve_levels,
+    resolve_mpp,
     tiles_touched,
 )
 
@@ -24,18 +24,18 @@ def declared(mpp_x: str | None, mpp_y: str | None) -> DeclaredScale:
 
 
 def test_the_files_own_scale_is_taken() -> None:
-    assert settle_mpp(PATH, declared("0.499", "0.499"), None) == (0.499, "property")
+    assert resolve_mpp(PATH, declared("0.499", "0.499"), None) == (0.499, "property")
 
 
 def test_the_user_has_authority_over_the_file() -> None:
-    assert settle_mpp(PATH, declared("0.499", "0.499"), UserScale(0.25, "user (mpp.csv)")) == (
+    assert resolve_mpp(PATH, declared("0.499", "0.499"), UserScale(0.25, "user (mpp.csv)")) == (
         0.25,
         "user (mpp.csv)",
     )
 
 
 def test_slightly_different_scales_are_averaged() -> None:
-    assert settle_mpp(PATH, declared("0.50", "0.52"), None)[0] == pytest.approx(0.51)
+    assert resolve_mpp(PATH, declared("0.50", "0.52"), None)[0] == pytest.approx(0.51)
 
 
 @pytest.mark.parametrize(
@@ -57,24 +57,24 @@ def test_an_unusable_scale_is_refused_with_the_remedy(
     mpp_x: str | None, mpp_y: str | None, fault: str
 ) -> None:
     with pytest.raises(SlideError, match=fault) as caught:
-        settle_mpp(PATH, declared(mpp_x, mpp_y), None)
+        resolve_mpp(PATH, declared(mpp_x, mpp_y), None)
     assert "--slide-mpp" in str(caught.value)
 
 
 def test_levels_cut_short_by_a_pixel_are_whole_downsamples() -> None:
-    levels = settle_levels([(2791, 2335), (1395, 1167), (697, 583), (348, 291)])
+    levels = resolve_levels([(2791, 2335), (1395, 1167), (697, 583), (348, 291)])
     assert [level.downsample for level in levels] == [1, 2, 4, 8]
 
 
 def test_a_level_of_another_aspect_is_left_out() -> None:
-    assert [level.number for level in settle_levels([(1000, 1000), (500, 500), (400, 100)])] == [
+    assert [level.number for level in resolve_levels([(1000, 1000), (500, 500), (400, 100)])] == [
         0,
         1,
     ]
 
 
 def test_disordered_levels_are_sorted_and_keep_their_numbers() -> None:
-    assert [level.number for level in settle_levels([(1000, 1000), (250, 250), (500, 500)])] == [
+    assert [level.number for level in resolve_levels([(1000, 1000), (250, 250), (500, 500)])] == [
         0,
         2,
         1,
@@ -82,12 +82,12 @@ def test_disordered_levels_are_sorted_and_keep_their_numbers() -> None:
 
 
 def test_a_broken_downsample_is_a_ratio() -> None:
-    level = settle_levels([(3000, 3000), (2000, 2000)])[1]
+    level = resolve_levels([(3000, 3000), (2000, 2000)])[1]
     assert level.downsample == Fraction(3, 2)
 
 
 def test_the_nearest_finer_level_is_chosen() -> None:
-    levels = settle_levels([(4000, 4000), (2000, 2000), (1000, 1000)])
+    levels = resolve_levels([(4000, 4000), (2000, 2000), (1000, 1000)])
     assert choose_level(levels, Fraction(3)).downsample == 2
     assert choose_level(levels, Fraction(4)).downsample == 4
     assert choose_level(levels, Fraction(1, 2)).downsample == 1

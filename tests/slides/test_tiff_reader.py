@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.builders import folder_bytes, paint_noise, write_png, write_slide
 from tests.commands import HERE
 from wsi_pipeline.core.errors import ConfigError, SlideError
-from wsi_pipeline.core.geometry import Grid, PatchSpec, all_cells
+from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
 from wsi_pipeline.runs import tile_slides
 from wsi_pipeline.slides import describe_reader, open_slide, tiff_reader
 from wsi_pipeline.slides.base import Level
@@ -233,11 +233,11 @@ def test_patches_cut_from_tiles_are_pieces_of_the_slide(
         (709 - side) // stride + 1,
         Fraction(1),
     )
-    cells = all_cells(grid)
-    cells = cells[np.random.default_rng(1).random(len(cells)) < share]
+    positions = all_positions(grid)
+    positions = positions[np.random.default_rng(1).random(len(positions)) < share]
     whole = OpenSlideReader(path, "s").read(Level(0, ODD_SIZE, Fraction(1)), 0, 0, *ODD_SIZE)
-    block = SlidePatches(TiffReader(path, "s"), grid, cells, 10_000).read_block(0)
-    for (row, col), patch in zip(cells.tolist(), block.pixels, strict=True):
+    block = SlidePatches(TiffReader(path, "s"), grid, positions, 10_000).read_block(0)
+    for (row, col), patch in zip(positions.tolist(), block.pixels, strict=True):
         assert np.array_equal(
             patch, whole[row * stride : row * stride + side, col * stride : col * stride + side]
         )
@@ -267,7 +267,7 @@ def test_a_spoilt_tile_costs_the_same_patches_with_either_reader(tmp_path: Path)
     path = spoil_tile(write_tiles(tmp_path / "s.tiff", 768, 512, tile=256, **JPEG_YCC), 1)
     grid = Grid(PatchSpec(50, 50, 0.5), 10, 15, Fraction(1))
     ours, theirs = (
-        SlidePatches(reader, grid, all_cells(grid), 150).read_block(0)
+        SlidePatches(reader, grid, all_positions(grid), 150).read_block(0)
         for reader in (TiffReader(path, "s"), OpenSlideReader(path, "s"))
     )
     assert np.array_equal(ours.readable, theirs.readable)
@@ -288,12 +288,14 @@ def test_a_fault_of_our_own_decoder_costs_no_patch_and_is_counted(
 
     monkeypatch.setattr(tiff_reader, "decode_tile", fail)
     grid = Grid(PatchSpec(50, 50, 0.5), 10, 15, Fraction(1))
-    block = SlidePatches(reader, grid, all_cells(grid), 150).read_block(0)
+    block = SlidePatches(reader, grid, all_positions(grid), 150).read_block(0)
     assert block.readable.all()
     assert block.fallbacks == 1
     assert np.array_equal(
         block.pixels,
-        SlidePatches(OpenSlideReader(path, "s"), grid, all_cells(grid), 150).read_block(0).pixels,
+        SlidePatches(OpenSlideReader(path, "s"), grid, all_positions(grid), 150)
+        .read_block(0)
+        .pixels,
     )
 
 
@@ -441,8 +443,12 @@ def test_boxes_that_touch_are_read_together() -> None:
     ),
     st.integers(20, 70),
 )
-def test_merged_boxes_cover_what_the_boxes_cover(cells: list[tuple[int, int]], stride: int) -> None:
-    boxes = np.array([[col * stride, row * stride, 50, 50] for row, col in cells], dtype=np.int64)
+def test_merged_boxes_cover_what_the_boxes_cover(
+    positions: list[tuple[int, int]], stride: int
+) -> None:
+    boxes = np.array(
+        [[col * stride, row * stride, 50, 50] for row, col in positions], dtype=np.int64
+    )
     wanted, covered = np.zeros((900, 900), np.bool_), np.zeros((900, 900), np.bool_)
     for picture, rectangles in ((wanted, boxes.tolist()), (covered, merge_boxes(boxes))):
         for x, y, width, height in rectangles:

@@ -32,7 +32,7 @@ def test_one_store_per_patient_with_every_patch_in_its_place(tmp_path: Path) -> 
     account = ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
     store = PatchStore(tmp_path / "out" / "8863.patches.zarr")
     assert account.patches == 3
-    assert store.cells.tolist() == [
+    assert store.positions.tolist() == [
         [1, 2],
         [4, 0],
     ]  # row from y, column from x, both counted from 1 in steps of 50

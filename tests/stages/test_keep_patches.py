@@ -261,11 +261,11 @@ class Numbered:
 
     def __init__(self, count: int, block_size: int) -> None:
         self.slide = self.grid = None
-        self.cells = np.zeros((count, 2), dtype=np.int32)
+        self.positions = np.zeros((count, 2), dtype=np.int32)
         self.block_size = block_size
 
     def read_block(self, block: int) -> PatchBlock:
-        numbers = np.arange(len(self.cells), dtype=np.uint8)[
+        numbers = np.arange(len(self.positions), dtype=np.uint8)[
             block * self.block_size : (block + 1) * self.block_size
         ]
         return PatchBlock(numbers[:, None, None, None].repeat(3, axis=3), numbers % 7 != 0)

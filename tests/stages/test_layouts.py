@@ -36,7 +36,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert one.table.class_names == ("benign", "tumour")
     assert one.table.labels.tolist() == [0, 0, 1, 1]
     assert np.array_equal(one.read_block(0).pixels, PIXELS[[0, 2, 1, 3]])
-    assert len(np.unique(one.cells, axis=0)) == 4
+    assert len(np.unique(one.positions, axis=0)) == 4
 
 
 def test_class_folders_without_a_patient_are_refused_or_named(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_table_places_patches(tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.csv", "0.png,p,0,100,50", "1.png,p,positive,0,0")
     ingest(table, tmp_path / "out", "csv")
     store = store_of(tmp_path / "out", "p")
-    assert store.cells.tolist() == [[0, 0], [1, 2]]
+    assert store.positions.tolist() == [[0, 0], [1, 2]]
     assert store.table.labels.tolist() == [1, 0]
     assert np.array_equal(store.read_block(0).pixels, PIXELS[[1, 0]])
 

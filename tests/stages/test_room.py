@@ -11,7 +11,7 @@ from tests.commands import HERE, PLAIN, run
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.runs import TileOptions, tile_slides
-from wsi_pipeline.stages.disk_space import Room
+from wsi_pipeline.stages.disk_space import DiskSpace
 from wsi_pipeline.stages.patch_plan import TileConfig
 
 CONFIG = TileConfig(spec=PatchSpec(mpp=0.5))
@@ -39,16 +39,16 @@ def have(monkeypatch: pytest.MonkeyPatch, *disks: Disk) -> None:
 
 def test_what_is_kept_free_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     have(monkeypatch, Disk(4096 * 1000))
-    Room(4096 * 1000).check(tmp_path)
-    Room(4096 * 600).check(tmp_path, 4096 * 400)
+    DiskSpace(4096 * 1000).check(tmp_path)
+    DiskSpace(4096 * 600).check(tmp_path, 4096 * 400)
     with pytest.raises(EnvironmentFault, match="--min-free keeps"):
-        Room(4096 * 600).check(tmp_path, 4096 * 400 + 1)
+        DiskSpace(4096 * 600).check(tmp_path, 4096 * 400 + 1)
 
 
 def test_files_may_run_out_before_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     have(monkeypatch, Disk(10**12, 999))
     with pytest.raises(EnvironmentFault, match="room for 999 more files only"):
-        Room().check(tmp_path / "not" / "there" / "yet")
+        DiskSpace().check(tmp_path / "not" / "there" / "yet")
 
 
 def test_a_file_system_without_a_limit_of_files_has_room(
@@ -57,12 +57,12 @@ def test_a_file_system_without_a_limit_of_files_has_room(
     disk = Disk(10**12, 0)
     disk.f_files = 0
     have(monkeypatch, disk)
-    Room().check(tmp_path)
+    DiskSpace().check(tmp_path)
 
 
 def test_less_than_nothing_cannot_be_kept_free() -> None:
     with pytest.raises(ConfigError):
-        Room(-1)
+        DiskSpace(-1)
 
 
 def test_no_slide_is_begun_without_room(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_slide_that_will_not_fit_is_not_cut(
         tmp_path / "out",
         CONFIG,
         workers=HERE,
-        options=TileOptions(room=Room(0)),
+        options=TileOptions(disk_space=DiskSpace(0)),
     )
     assert account.exit_code == 5
     assert "this slide needs 0.00 GB more" in account.outcomes[0].message
@@ -124,7 +124,7 @@ def test_a_slide_that_will_not_fit_is_not_cut(
             tmp_path / "out",
             CONFIG,
             workers=HERE,
-            options=TileOptions(room=Room(0)),
+            options=TileOptions(disk_space=DiskSpace(0)),
         ).exit_code
         == 0
     )
@@ -138,7 +138,7 @@ def test_work_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(
     config = TileConfig(spec=PatchSpec(10, 10, 0.5))
     plenty, nothing = Disk(10**12), Disk(0)
     have(monkeypatch, plenty, plenty, plenty, plenty, nothing)
-    options = TileOptions(room=Room(1_000_000))
+    options = TileOptions(disk_space=DiskSpace(1_000_000))
     account = tile_slides(
         [tmp_path / "s.tiff"], tmp_path / "out", config, workers=HERE, options=options
     )

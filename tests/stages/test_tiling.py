@@ -9,7 +9,7 @@ from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.tissue import TissueParameters
-from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches, settle_scale, tile_recipe
+from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches, resolve_scale, tile_recipe
 
 
 def config(mpp: float, **other: object) -> TileConfig:
@@ -38,7 +38,7 @@ def pyramid(tmp_path: Path, mpp: float = 0.5) -> Path:
 def test_a_level_near_the_wanted_scale_is_read_as_it_is(
     wanted: float, got: float, downsample: Fraction, tmp_path: Path
 ) -> None:
-    spec, ratio = settle_scale(open_slide(pyramid(tmp_path)), config(wanted))
+    spec, ratio = resolve_scale(open_slide(pyramid(tmp_path)), config(wanted))
     assert spec.mpp == pytest.approx(got)
     assert ratio == downsample
 
@@ -47,11 +47,11 @@ def test_cutting_finer_than_the_scan_is_refused_with_both_numbers(tmp_path: Path
     with pytest.raises(
         SlideError, match=r"scanned at 0\.5 µm/px, patches at 0\.25 µm/px .* --allow-upsample"
     ):
-        settle_scale(open_slide(pyramid(tmp_path)), config(0.25))
+        resolve_scale(open_slide(pyramid(tmp_path)), config(0.25))
 
 
 def test_upsampling_may_be_allowed(tmp_path: Path) -> None:
-    spec, ratio = settle_scale(open_slide(pyramid(tmp_path)), config(0.25, allow_upsample=True))
+    spec, ratio = resolve_scale(open_slide(pyramid(tmp_path)), config(0.25, allow_upsample=True))
     assert (spec.mpp, ratio) == (0.25, Fraction(1, 2))
 
 
@@ -60,7 +60,7 @@ def test_an_upsampled_patch_repeats_the_pixels_of_the_scan(tmp_path: Path) -> No
 
     reader = open_slide(pyramid(tmp_path))
     table, _ = plan_patches(reader, config(0.25, allow_upsample=True))
-    block = SlidePatches(reader, table.grid, table.cells[:1], 1).read_block(0)
+    block = SlidePatches(reader, table.grid, table.positions[:1], 1).read_block(0)
     assert (block.pixels == PINK).all()
 
 
@@ -69,8 +69,8 @@ def test_cells_are_those_with_tissue(tmp_path: Path) -> None:
     assert table.grid.cols == 40
     # Tissue begins at 1024 px: column 20 spans 1000 to 1050, and half of it or more is tissue; a
     # mask pixel is 16 px wide.
-    assert table.cells[:, 1].min() in (20, 21)
-    assert set(table.cells[:, 0].tolist()) == set(range(20))
+    assert table.positions[:, 1].min() in (20, 21)
+    assert set(table.positions[:, 0].tolist()) == set(range(20))
     assert (table.tissue_fraction >= 0.5).all()
 
 
@@ -94,8 +94,8 @@ def test_unreadable_areas_are_tried_rather_than_taken_for_glass(tmp_path: Path) 
     path = write_slide(tmp_path / "s.tiff", pixels, mpp=8.0)
     break_tile(path, page=0, tile=0)
     table, _ = plan_patches(open_slide(path), config(8.0))
-    assert [0, 0] in table.cells.tolist()
-    assert [0, 8] not in table.cells.tolist()
+    assert [0, 0] in table.positions.tolist()
+    assert [0, 8] not in table.positions.tolist()
 
 
 def test_labels_are_taken_from_a_mask(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_labels_are_taken_from_a_mask(tmp_path: Path) -> None:
     table, _ = plan_patches(
         open_slide(pyramid(tmp_path)), config(0.5), write_png(tmp_path / "s_labels.png", mask)
     )
-    rows = table.cells[:, 0]
+    rows = table.positions[:, 0]
     assert (table.labels[rows < 10] == 0).all()
     assert (table.labels[rows > 10] == 1).all()
 

@@ -157,7 +157,7 @@ def test_a_store_of_format_1_is_read(tmp_path: Path, codec: str) -> None:
 
 
 def check_table(table: Any) -> None:
-    assert (table.cells.tolist(), table.labels.tolist(), table.class_names) == (
+    assert (table.positions.tolist(), table.labels.tolist(), table.class_names) == (
         CELLS,
         LABELS,
         tuple(CLASSES),

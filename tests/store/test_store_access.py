@@ -103,9 +103,8 @@ def test_any_zarr_library_reads_a_jpeg_store_where_ours_is_installed(tmp_path: P
 
     write_store(tmp_path / "s.patches.zarr", PixelCodec("jpeg", 95))
     stored = zarr.open_group(tmp_path / "s.patches.zarr", mode="r")["patches"]
-    assert np.array_equal(
-        np.asarray(stored[3:5]), PatchStore(tmp_path / "s.patches.zarr").read_patches([3, 4])
-    )  # type: ignore[index]
+    pixels = np.asarray(stored[3:5])  # type: ignore[index]
+    assert np.array_equal(pixels, PatchStore(tmp_path / "s.patches.zarr").read_patches([3, 4]))
 
 
 @given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 100))

@@ -45,7 +45,7 @@ def test_the_table_comes_back(tmp_path: Path) -> None:
     stored = PatchStore(make_store(tmp_path / "s.patches.zarr", table)).table
     assert stored.slide == table.slide
     assert stored.grid == table.grid
-    assert np.array_equal(stored.cells, table.cells)
+    assert np.array_equal(stored.positions, table.positions)
     assert np.array_equal(stored.labels, table.labels)
     assert np.array_equal(stored.thumbnail.pixels, table.thumbnail.pixels)
     assert (stored.patient_id, stored.class_names, stored.block_size) == (
@@ -141,9 +141,9 @@ def test_a_future_format_is_refused(tmp_path: Path) -> None:
 
 def broken_tables() -> list[tuple[str, PatchTable]]:
     outside = make_table(CELLS, rows=3, cols=3)
-    outside.cells[0] = (7, 7)
+    outside.positions[0] = (7, 7)
     twice = make_table(CELLS, rows=3, cols=3)
-    twice.cells[1] = twice.cells[0]
+    twice.positions[1] = twice.positions[0]
     return [("outside the grid", outside), ("occurs twice", twice)]
 
 
@@ -186,8 +186,8 @@ def test_a_folder_without_stores_is_an_error(tmp_path: Path) -> None:
         find_stores([tmp_path])
 
 
-def prepare(staging: Staging, cells: list[tuple[int, int]] = CELLS) -> PatchTable:
-    table = make_table(cells)
+def prepare(staging: Staging, positions: list[tuple[int, int]] = CELLS) -> PatchTable:
+    table = make_table(positions)
     prepare_predictions(
         staging,
         table,

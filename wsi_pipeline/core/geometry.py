@@ -54,7 +54,7 @@ class PatchSpec:
         return self.side_px * self.mpp
 
 
-MAX_CELLS = 256 * 1024 * 1024
+MAX_POSITIONS = 256 * 1024 * 1024
 """Cells of a grid: a scan of 800,000 × 800,000 px in patches of 50 px. Maps of more would not fit into memory."""
 
 
@@ -72,9 +72,9 @@ class Grid:
     def __post_init__(self) -> None:
         if self.rows < 0 or self.cols < 0:
             raise ConfigError(f"a grid of {self.rows} × {self.cols} cells cannot be")
-        if self.rows * self.cols > MAX_CELLS:
+        if self.rows * self.cols > MAX_POSITIONS:
             raise ConfigError(
-                f"a grid of {self.rows} × {self.cols} cells has more than {MAX_CELLS:,}; raise"
+                f"a grid of {self.rows} × {self.cols} cells has more than {MAX_POSITIONS:,}; raise"
                 " --mpp or --stride"
             )
         if self.spec.stride_px * self.downsample < 1:
@@ -83,7 +83,7 @@ class Grid:
             )
 
     @property
-    def cell_area_mm2(self) -> float:
+    def patch_area_mm2(self) -> float:
         """Tissue area that one cell stands for, in mm²: its pitch squared, or its own area where cells leave gaps."""
         side_um = min(self.spec.side_px, self.spec.stride_px) * self.spec.mpp
         return (side_um / 1000) ** 2
@@ -98,32 +98,32 @@ def downsample_between(slide_mpp: float, patch_mpp: float) -> Fraction:
 def lay_grid(bounds_l0: tuple[int, int, int, int], downsample: Fraction, spec: PatchSpec) -> Grid:
     """The cells that fit wholly into `bounds_l0` (x, y, width, height); a partial cell at an edge is no cell."""
     x, y, width_l0, height_l0 = bounds_l0
-    cols = _count_cells(math.floor(width_l0 / downsample), spec)
-    rows = _count_cells(math.floor(height_l0 / downsample), spec)
+    cols = _count_patches(math.floor(width_l0 / downsample), spec)
+    rows = _count_patches(math.floor(height_l0 / downsample), spec)
     return Grid(spec=spec, rows=rows, cols=cols, downsample=downsample, origin_xy_l0=(x, y))
 
 
-def _count_cells(extent_px: int, spec: PatchSpec) -> int:
+def _count_patches(extent_px: int, spec: PatchSpec) -> int:
     return 0 if extent_px < spec.side_px else (extent_px - spec.side_px) // spec.stride_px + 1
 
 
-def cell_to_xy_l0(row: int, col: int, grid: Grid) -> tuple[int, int]:
+def position_to_xy_l0(row: int, col: int, grid: Grid) -> tuple[int, int]:
     """Top-left corner of a cell, as (x, y) in level-0 pixels, rounded down."""
     step_l0 = grid.spec.stride_px * grid.downsample
     x0, y0 = grid.origin_xy_l0
     return x0 + math.floor(col * step_l0), y0 + math.floor(row * step_l0)
 
 
-def xy_l0_to_cell(x: int, y: int, grid: Grid) -> tuple[int, int]:
+def xy_l0_to_position(x: int, y: int, grid: Grid) -> tuple[int, int]:
     """The last cell (row, col) that begins at or before a level-0 pixel; it may lie outside the grid."""
     step_l0 = grid.spec.stride_px * grid.downsample
     x0, y0 = grid.origin_xy_l0
     return math.ceil((y - y0 + 1) / step_l0) - 1, math.ceil((x - x0 + 1) / step_l0) - 1
 
 
-def cells_to_boxes_l0(cells: NDArray[np.int32], grid: Grid) -> NDArray[np.int64]:
-    """Level-0 boxes of cells (n, 2): int64 (n, 4) of x, y, width, height; edges rounded down as in `cell_to_xy_l0`."""
-    row_col = cells.astype(np.int64)
+def positions_to_boxes_l0(positions: NDArray[np.int32], grid: Grid) -> NDArray[np.int64]:
+    """Level-0 boxes of cells (n, 2): int64 (n, 4) of x, y, width, height; edges rounded down as in `position_to_xy_l0`."""
+    row_col = positions.astype(np.int64)
     start_px = row_col[:, ::-1] * grid.spec.stride_px  # (n, 2) as x, y
     numerator, denominator = grid.downsample.numerator, grid.downsample.denominator
     start_l0 = start_px * numerator // denominator
@@ -132,23 +132,23 @@ def cells_to_boxes_l0(cells: NDArray[np.int32], grid: Grid) -> NDArray[np.int64]
     return np.concatenate([start_l0 + origin, stop_l0 - start_l0], axis=1)
 
 
-def all_cells(grid: Grid) -> NDArray[np.int32]:
+def all_positions(grid: Grid) -> NDArray[np.int32]:
     """Every cell of the grid in raster order, int32 (rows · cols, 2)."""
     row_col = np.indices((grid.rows, grid.cols), dtype=np.int32)
     return np.ascontiguousarray(row_col.reshape(2, -1).T)
 
 
 def macro_tile_codes(
-    cells: NDArray[np.int32], per_cell: tuple[Fraction, Fraction]
+    positions: NDArray[np.int32], per_patch: tuple[Fraction, Fraction]
 ) -> NDArray[np.uint64]:
     """The macro-tile of every cell, (n,), numbered along a Z-shaped curve: macro-tiles of near numbers lie near one another.
 
-    `per_cell` is how many macro-tiles one step to the next row, or column, is; a cell belongs to
+    `per_patch` is how many macro-tiles one step to the next row, or column, is; a cell belongs to
     the one in which its corner lies.
     """
     row, col = (
-        np.asarray(cells[:, axis], dtype=np.int64) * step.numerator // step.denominator
-        for axis, step in enumerate(per_cell)
+        np.asarray(positions[:, axis], dtype=np.int64) * step.numerator // step.denominator
+        for axis, step in enumerate(per_patch)
     )
     return _spread_bits(row) << np.uint64(1) | _spread_bits(col)
 
@@ -168,15 +168,15 @@ def _spread_bits(values: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def order_by_macro_tile(
-    cells: NDArray[np.int32], per_cell: tuple[Fraction, Fraction]
+    positions: NDArray[np.int32], per_patch: tuple[Fraction, Fraction]
 ) -> NDArray[np.int32]:
     """The same cells, macro-tile by macro-tile as `macro_tile_codes` numbers them, in raster order within each.
 
     Patches of one block, and of one block and the next, then lie close together and share JPEG
     tiles.
     """
-    order = np.lexsort((cells[:, 1], cells[:, 0], macro_tile_codes(cells, per_cell)))
-    return np.ascontiguousarray(cells[order])
+    order = np.lexsort((positions[:, 1], positions[:, 0], macro_tile_codes(positions, per_patch)))
+    return np.ascontiguousarray(positions[order])
 
 
 BLOCK_PATCHES = 4096

@@ -71,7 +71,7 @@ class PatchTable:
 
     slide: SlideInfo
     grid: Grid
-    cells: NDArray[np.int32]
+    positions: NDArray[np.int32]
     """(n, 2) row, col of each patch, in storing order."""
     labels: NDArray[np.int8]
     """(n,) index into `class_names`, -1 unknown."""
@@ -94,7 +94,7 @@ class PatchTable:
     @property
     def patches(self) -> int:
         """Number of patches."""
-        return len(self.cells)
+        return len(self.positions)
 
 
 class PatchSource(Protocol):
@@ -107,7 +107,7 @@ class PatchSource(Protocol):
     def grid(self) -> Grid: ...
 
     @property
-    def cells(self) -> NDArray[np.int32]:
+    def positions(self) -> NDArray[np.int32]:
         """(n, 2) row, col."""
         ...
 

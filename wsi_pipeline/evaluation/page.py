@@ -113,7 +113,7 @@ def _show_worst(
     pictures: dict[int, WorstPatch] = {}
     for owner in np.unique(owners):
         slide, places = slides[owner], chosen[owners == owner]
-        block = finder.read(slide.slide_id, slide.table, slide.cells[places - starts[owner]])
+        block = finder.read(slide.slide_id, slide.table, slide.positions[places - starts[owner]])
         if block is None:
             continue
         for place, pixels, readable in zip(places, block.pixels, block.readable, strict=True):
@@ -141,14 +141,16 @@ class PixelFinder:
     def __init__(self, results: Path) -> None:
         self._sources = _read_sources(results / RUN_JSON)
 
-    def read(self, slide_id: str, table: PatchTable, cells: NDArray[np.int32]) -> PatchBlock | None:
+    def read(
+        self, slide_id: str, table: PatchTable, positions: NDArray[np.int32]
+    ) -> PatchBlock | None:
         """The patches of cells (n, 2) of a slide; None where their source is gone, changed or cannot be read."""
         for place in dict.fromkeys([self._sources.get(slide_id, ""), table.slide.path]):
             try:
                 if place and is_product(Path(place)):
-                    return _read_store(Path(place), table, cells)
+                    return _read_store(Path(place), table, positions)
                 if place and Path(place).is_file():
-                    return _read_slide(Path(place), table, cells)
+                    return _read_slide(Path(place), table, positions)
             except (WsiError, OSError) as error:
                 logger.info("no pixels for the report: %s", error)
         return None
@@ -163,13 +165,13 @@ def _read_sources(run_json: Path) -> dict[str, str]:
         return {}
 
 
-def _read_store(path: Path, table: PatchTable, cells: NDArray[np.int32]) -> PatchBlock | None:
+def _read_store(path: Path, table: PatchTable, positions: NDArray[np.int32]) -> PatchBlock | None:
     store = PatchStore(path)
     if (store.slide.fingerprint, store.grid) != (table.slide.fingerprint, table.grid):
         return None
-    rows = {(int(row), int(col)): index for index, (row, col) in enumerate(store.cells)}
+    rows = {(int(row), int(col)): index for index, (row, col) in enumerate(store.positions)}
     found: list[PatchBlock] = []
-    for row, col in cells:
+    for row, col in positions:
         index = rows.get((int(row), int(col)))
         if index is None:
             return None
@@ -179,12 +181,12 @@ def _read_store(path: Path, table: PatchTable, cells: NDArray[np.int32]) -> Patc
     return _stack(found)
 
 
-def _read_slide(path: Path, table: PatchTable, cells: NDArray[np.int32]) -> PatchBlock | None:
+def _read_slide(path: Path, table: PatchTable, positions: NDArray[np.int32]) -> PatchBlock | None:
     slide_mpp = table.slide.mpp if table.slide.mpp_source == "user" else None
     with closing(open_slide(path, table.slide.slide_id, slide_mpp)) as reader:
         if reader.info.fingerprint != table.slide.fingerprint:
             return None
-        return SlidePatches(reader, table.grid, cells, len(cells)).read_block(0)
+        return SlidePatches(reader, table.grid, positions, len(positions)).read_block(0)
 
 
 def _stack(patches: Sequence[PatchBlock]) -> PatchBlock:

@@ -12,7 +12,7 @@ from wsi_pipeline.evaluation.truth import LabelledResults, LabelledSlide
 
 
 @dataclass(frozen=True, slots=True)
-class PairedCells:
+class PairedPatches:
     """Cells that both models assessed, (n,) each."""
 
     labels: NDArray[np.int8]
@@ -24,7 +24,7 @@ class PairedCells:
     """Labelled cells of the first results that the other has not, or that one of them did not assess."""
 
 
-def pair_results(one: LabelledResults, other: LabelledResults) -> PairedCells:
+def pair_results(one: LabelledResults, other: LabelledResults) -> PairedPatches:
     """The labelled cells that both results assessed, matched by slide content, grid and place.
 
     Raises StoreError where nothing is shared or the two mean other classes or patients, LabelError
@@ -54,14 +54,14 @@ def _content(slide: LabelledSlide) -> tuple[str, Grid]:
     return slide.table.slide.fingerprint, slide.table.grid
 
 
-def _pair_slides(one: LabelledSlide, other: LabelledSlide) -> PairedCells:
+def _pair_slides(one: LabelledSlide, other: LabelledSlide) -> PairedPatches:
     if one.table.patient_id != other.table.patient_id:
         raise StoreError(
             f"{one.slide_id}: of patient {one.table.patient_id} here, of {other.table.patient_id}"
             " there; infer both with the same patients"
         )
     _, first, second = np.intersect1d(
-        _number_cells(one), _number_cells(other), assume_unique=True, return_indices=True
+        _number_positions(one), _number_positions(other), assume_unique=True, return_indices=True
     )
     differing = int(np.count_nonzero(one.labels[first] != other.labels[second]))
     if differing:
@@ -71,7 +71,7 @@ def _pair_slides(one: LabelledSlide, other: LabelledSlide) -> PairedCells:
         )
     both = ~np.isnan(one.probability[first]) & ~np.isnan(other.probability[second])
     first, second = first[both], second[both]
-    return PairedCells(
+    return PairedPatches(
         one.labels[first],
         one.probability[first],
         other.probability[second],
@@ -81,14 +81,14 @@ def _pair_slides(one: LabelledSlide, other: LabelledSlide) -> PairedCells:
     )
 
 
-def _number_cells(slide: LabelledSlide) -> NDArray[np.int64]:
+def _number_positions(slide: LabelledSlide) -> NDArray[np.int64]:
     """The place of each cell in raster order."""
-    return slide.cells[:, 0].astype(np.int64) * slide.table.grid.cols + slide.cells[:, 1]
+    return slide.positions[:, 0].astype(np.int64) * slide.table.grid.cols + slide.positions[:, 1]
 
 
-def _pool(pairs: Sequence[PairedCells], labelled: int) -> PairedCells:
+def _pool(pairs: Sequence[PairedPatches], labelled: int) -> PairedPatches:
     labels = np.concatenate([pair.labels for pair in pairs])
-    return PairedCells(
+    return PairedPatches(
         labels=labels,
         one=np.concatenate([pair.one for pair in pairs]),
         other=np.concatenate([pair.other for pair in pairs]),

@@ -90,7 +90,7 @@ def evaluate_results(
     )
     evaluation = Evaluation(
         slides=tuple(_evaluate(slide, at) for slide in labelled.slides),
-        pooled=SlideEvaluation(POOLED, *_count_cells(labelled.slides), judgement.scores),
+        pooled=SlideEvaluation(POOLED, *_count_patches(labelled.slides), judgement.scores),
         judgement=judgement,
         class_names=labelled.class_names,
         unlabelled=labelled.unlabelled,
@@ -105,12 +105,12 @@ def _evaluate(slide: LabelledSlide, threshold: float) -> SlideEvaluation:
     assessed = slide.keep_assessed()
     return SlideEvaluation(
         slide.slide_id,
-        *_count_cells([slide]),
+        *_count_patches([slide]),
         score(assessed.labels, assessed.probability, threshold),
     )
 
 
-def _count_cells(slides: Sequence[LabelledSlide]) -> tuple[int, int]:
+def _count_patches(slides: Sequence[LabelledSlide]) -> tuple[int, int]:
     """Labelled cells, and those of them that were not assessed."""
     return sum(len(slide.labels) for slide in slides), sum(
         int(np.isnan(slide.probability).sum()) for slide in slides

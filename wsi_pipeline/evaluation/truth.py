@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import LabelError, StoreError
-from wsi_pipeline.core.geometry import all_cells
+from wsi_pipeline.core.geometry import all_positions
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.labels import label_cells
+from wsi_pipeline.labels import label_positions
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.model import hash_patient
-from wsi_pipeline.outputs.heatmap import draw_heatmap
+from wsi_pipeline.outputs.heatmap import build_heatmap
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 
 
@@ -25,7 +25,7 @@ class LabelledSlide:
 
     slide_id: str
     table: PatchTable
-    cells: NDArray[np.int32]
+    positions: NDArray[np.int32]
     """(n, 2) row, col."""
     labels: NDArray[np.int8]
     """0 or 1."""
@@ -43,7 +43,7 @@ class LabelledSlide:
         return LabelledSlide(
             self.slide_id,
             self.table,
-            self.cells[known],
+            self.positions[known],
             self.labels[known],
             self.probability[known],
         )
@@ -162,14 +162,18 @@ def _label_slide(
     if not files:
         known = table.labels >= 0
         return LabelledSlide(
-            slide_id, table, table.cells[known], table.labels[known], predictions.probability[known]
+            slide_id,
+            table,
+            table.positions[known],
+            table.labels[known],
+            predictions.probability[known],
         )
     label_file = match_labels(slide_id, files)
     if label_file is None:
         return None
     # Every cell of the grid, so that labelled tissue which was never assessed is counted too.
-    cells = all_cells(table.grid)
-    labels = label_cells(label_file, table.slide, table.grid, cells, rules).labels
-    probability = draw_heatmap(predictions).probability[cells[:, 0], cells[:, 1]]
+    positions = all_positions(table.grid)
+    labels = label_positions(label_file, table.slide, table.grid, positions, rules).labels
+    probability = build_heatmap(predictions).probability[positions[:, 0], positions[:, 1]]
     known = labels >= 0
-    return LabelledSlide(slide_id, table, cells[known], labels[known], probability[known])
+    return LabelledSlide(slide_id, table, positions[known], labels[known], probability[known])

@@ -16,7 +16,7 @@ from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.annotation import Annotation
 from wsi_pipeline.labels.asap_xml import ROOT as ASAP_ROOT
 from wsi_pipeline.labels.asap_xml import read_asap
-from wsi_pipeline.labels.assignment import CellLabels, assign_regions
+from wsi_pipeline.labels.assignment import PatchLabels, assign_regions
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.imagescope_xml import ROOT as IMAGESCOPE_ROOT
 from wsi_pipeline.labels.imagescope_xml import read_imagescope
@@ -28,7 +28,7 @@ JSON_SUFFIXES = (".geojson", ".json")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 LABEL_SUFFIXES = (*JSON_SUFFIXES, ".xml", *IMAGE_SUFFIXES)
 
-Assign = Callable[[Path, SlideInfo, Grid, NDArray[np.int32], LabelRules], CellLabels]
+Assign = Callable[[Path, SlideInfo, Grid, NDArray[np.int32], LabelRules], PatchLabels]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ def _assign_annotation(
     path: Path,
     slide: SlideInfo,
     grid: Grid,
-    cells: NDArray[np.int32],
+    positions: NDArray[np.int32],
     rules: LabelRules,
-) -> CellLabels:
+) -> PatchLabels:
     return assign_regions(
-        path, read(path, rules.is_strict), is_from_bounds, slide, grid, cells, rules
+        path, read(path, rules.is_strict), is_from_bounds, slide, grid, positions, rules
     )
 
 
@@ -72,13 +72,13 @@ LABEL_SOURCES: dict[str, LabelSource] = {
 """Asked in this order; the first that recognises a file reads it."""
 
 
-def label_cells(
-    path: Path, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules
-) -> CellLabels:
+def label_positions(
+    path: Path, slide: SlideInfo, grid: Grid, positions: NDArray[np.int32], rules: LabelRules
+) -> PatchLabels:
     """The labels of cells (n, 2) by an annotation file or a label image. Raises LabelError."""
     for source in LABEL_SOURCES.values():
         if source.recognises(path):
-            return source.assign(path, slide, grid, cells, rules)
+            return source.assign(path, slide, grid, positions, rules)
     raise LabelError(
         f"{path}: not QuPath GeoJSON, ASAP or ImageScope XML, nor a label image; export the"
         " annotation as one of them"
@@ -98,14 +98,16 @@ def label_patches(
     label_file: Path | None,
     slide: SlideInfo,
     grid: Grid,
-    cells: NDArray[np.int32],
+    positions: NDArray[np.int32],
     rules: LabelRules,
-) -> CellLabels:
+) -> PatchLabels:
     """Labels of cells by a file, with its digest in the description; all unknown where there is no file. Raises LabelError."""
     if label_file is None:
-        return CellLabels(
-            np.full(len(cells), UNKNOWN, np.int8), np.full(len(cells), np.nan, np.float32), {}
+        return PatchLabels(
+            np.full(len(positions), UNKNOWN, np.int8),
+            np.full(len(positions), np.nan, np.float32),
+            {},
         )
-    labels = label_cells(label_file, slide, grid, cells, rules)
+    labels = label_positions(label_file, slide, grid, positions, rules)
     source = {"file": label_file.name, "sha256": file_sha256(label_file)}
     return labels._replace(description=source | labels.description)

@@ -15,7 +15,7 @@ from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.errors import LabelError
-from wsi_pipeline.core.geometry import Grid, cells_to_boxes_l0
+from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.annotation import Annotation, describe
 from wsi_pipeline.labels.rules import HOLE, IGNORE, NEGATIVE, POSITIVE, UNKNOWN, LabelRules
@@ -27,7 +27,7 @@ MANY_BOXES = 64
 WHOLE = 1 - 1e-12
 
 
-class CellLabels(NamedTuple):
+class PatchLabels(NamedTuple):
     """The labels of a slide's patches."""
 
     labels: NDArray[np.int8]
@@ -57,14 +57,14 @@ def assign_regions(
     is_from_bounds: bool,
     slide: SlideInfo,
     grid: Grid,
-    cells: NDArray[np.int32],
+    positions: NDArray[np.int32],
     rules: LabelRules,
-) -> CellLabels:
+) -> PatchLabels:
     """Label cells (n, 2) by the regions over them. Raises LabelError where they belong to another slide or a class is unknown."""
     offset = slide.bounds_l0[:2] if _counts_from_bounds(is_from_bounds, rules) else (0, 0)
     _check_slide(path, annotation, offset, slide)
     negative, positive, hole = _merge(path, annotation, offset, rules)
-    boxes = cells_to_boxes_l0(cells, grid)
+    boxes = positions_to_boxes_l0(positions, grid)
     positive_share, negative_share = (
         covered_shares(positive, boxes),
         covered_shares(negative, boxes),
@@ -72,7 +72,7 @@ def assign_regions(
     if rules.outside == "negative":
         negative_share = np.clip(1 - positive_share - covered_shares(hole, boxes), 0, 1)
     labels, fraction = decide((negative_share, positive_share), rules)
-    return CellLabels(labels, fraction, describe(annotation))
+    return PatchLabels(labels, fraction, describe(annotation))
 
 
 def _counts_from_bounds(is_from_bounds: bool, rules: LabelRules) -> bool:

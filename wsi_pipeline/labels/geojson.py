@@ -16,7 +16,7 @@ from shapely.geometry import MultiPolygon, Polygon, shape
 from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.errors import LabelError
-from wsi_pipeline.core.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder, read_text
@@ -122,7 +122,9 @@ def write_labels_geojson(table: PatchTable, path: Path) -> None:
 
 
 def _make_feature(table: PatchTable, label: int) -> dict[str, Any]:
-    boxes = cells_to_boxes_l0(table.cells[table.labels == label], table.grid).astype(np.float64)
+    boxes = positions_to_boxes_l0(table.positions[table.labels == label], table.grid).astype(
+        np.float64
+    )
     x, y, width, height = boxes.T
     left, top = table.slide.bounds_l0[:2]
     area = shapely.union_all(shapely.box(x - left, y - top, x - left + width, y - top + height))

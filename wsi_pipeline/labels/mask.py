@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from wsi_pipeline.core.errors import LabelError
-from wsi_pipeline.core.geometry import MAX_MPP, Grid, cells_to_boxes_l0
+from wsi_pipeline.core.geometry import MAX_MPP, Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.labels.assignment import CellLabels, decide
+from wsi_pipeline.labels.assignment import PatchLabels, decide
 from wsi_pipeline.labels.rules import LabelRules
 
 MAX_PIXELS = 170_000_000
@@ -81,11 +81,11 @@ def _stated_mpp(image: Image.Image) -> float | None:
 
 
 def assign_mask(
-    path: Path, slide: SlideInfo, grid: Grid, cells: NDArray[np.int32], rules: LabelRules
-) -> CellLabels:
+    path: Path, slide: SlideInfo, grid: Grid, positions: NDArray[np.int32], rules: LabelRules
+) -> PatchLabels:
     """Label cells (n, 2) by the share of each class's pixels under them. Raises LabelError where the image does not fit the slide."""
     image = read_mask(path)
-    boxes = cells_to_boxes_l0(cells, grid) / register_image(path, image, slide)
+    boxes = positions_to_boxes_l0(positions, grid) / register_image(path, image, slide)
     values = rules.mask_values
     negative, positive = (
         _covered(image.values == value, boxes) for value in (values.negative, values.positive)
@@ -97,7 +97,7 @@ def assign_mask(
         str(value): int(np.count_nonzero(image.values == value))
         for value in (values.negative, values.positive)
     }
-    return CellLabels(labels, fraction, {"mask_pixels": counts})
+    return PatchLabels(labels, fraction, {"mask_pixels": counts})
 
 
 def register_image(path: Path, image: LabelImage, slide: SlideInfo) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shapely.affinity import translate
 
 from wsi_pipeline.core.errors import LabelError
-from wsi_pipeline.core.geometry import Grid, cells_to_boxes_l0
+from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.labels import IMAGE_SUFFIXES, JSON_SUFFIXES
 from wsi_pipeline.labels.assignment import covered_shares
@@ -86,12 +86,14 @@ class MaskPicture:
                 (image.values > 0).astype(np.uint8)[..., None], scale, (0, 0)
             )
 
-    def drawn_fraction(self, grid: Grid) -> NDArray[np.float32]:
+    def annotated_fraction(self, grid: Grid) -> NDArray[np.float32]:
         """Share of every cell that lies in the drawn regions, float32 (rows, cols)."""
         fraction = np.zeros((grid.rows, grid.cols), dtype=np.float32)
         for top in range(0, grid.rows, ROWS_AT_ONCE):
             rows, cols = np.indices((min(ROWS_AT_ONCE, grid.rows - top), grid.cols), dtype=np.int32)
-            boxes = cells_to_boxes_l0(np.stack([rows.ravel() + top, cols.ravel()], axis=1), grid)
+            boxes = positions_to_boxes_l0(
+                np.stack([rows.ravel() + top, cols.ravel()], axis=1), grid
+            )
             fraction[top : top + len(rows)] = covered_shares(self._regions, boxes).reshape(
                 rows.shape
             )

@@ -10,11 +10,16 @@ from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.recipe import file_sha256
 from wsi_pipeline.models.architectures.network import count_parameters
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.models.loading import ForeignTerms, find_checkpoint, is_zoo_folder, load_model
+from wsi_pipeline.models.loading import (
+    ExternalModelTerms,
+    find_checkpoint,
+    is_zoo_folder,
+    load_model,
+)
 from wsi_pipeline.models.model import Model, spec_to_json
 from wsi_pipeline.models.opening import check_answers
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.models.zoo import FOREIGN_THRESHOLD, TORCHSCRIPT
+from wsi_pipeline.models.zoo import EXTERNAL_THRESHOLD, TORCHSCRIPT
 from wsi_pipeline.models.zoo_config import CONFIG_JSON, read_zoo_config
 
 LEAK = "split at random: patients on both sides; its figures are inflated"
@@ -24,7 +29,7 @@ CHECKED_PATCHES = 8
 def describe_model(path: Path) -> dict[str, Any]:
     """Everything that the model's file or folder says, as JSON. Raises ModelError where it is damaged; no foreign code is run."""
     if is_zoo_folder(path):
-        return _describe_foreign(path)
+        return _describe_external(path)
     checkpoint = load_checkpoint(find_checkpoint(path))
     return {
         **checkpoint.to_json(),
@@ -37,7 +42,7 @@ def describe_model(path: Path) -> dict[str, Any]:
     }
 
 
-def _describe_foreign(folder: Path) -> dict[str, Any]:
+def _describe_external(folder: Path) -> dict[str, Any]:
     config = read_zoo_config(folder / CONFIG_JSON)
     script = folder / TORCHSCRIPT
     return {
@@ -45,14 +50,14 @@ def _describe_foreign(folder: Path) -> dict[str, Any]:
         "architecture": config.architecture,
         "patch": spec_to_json(config.spec),
         "class_names": list(config.class_names),
-        "threshold": FOREIGN_THRESHOLD,
+        "threshold": EXTERNAL_THRESHOLD,
         "is_leaky": config.is_leaky,
         "transform": config.to_json()["transform"],
         "torchscript_sha256": file_sha256(script) if script.is_file() else None,
     }
 
 
-def check_model(path: Path, terms: ForeignTerms | None = None) -> Model:
+def check_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
     """Load a model, verify its checksums and run a batch through it. Raises ModelError naming the fault."""
     model = load_model(path, terms)
     side = model.spec.side_px
@@ -89,11 +94,13 @@ def describe_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     return lines + (
-        _lines_of_checkpoint(facts) if facts["kind"] == "checkpoint" else _lines_of_foreign(facts)
+        _lines_of_checkpoint(facts)
+        if facts["kind"] == "checkpoint"
+        else _describe_external_lines(facts)
     )
 
 
-def _lines_of_foreign(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _describe_external_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     digest = facts["torchscript_sha256"]
     return [
         ("kind", "TorchScript of others; it runs only with --trust-model"),

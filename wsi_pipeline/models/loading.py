@@ -6,14 +6,14 @@ from pathlib import Path
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.zoo import load_foreign
+from wsi_pipeline.models.zoo import load_external
 from wsi_pipeline.models.zoo_config import CONFIG_JSON
 
 MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignTerms:
+class ExternalModelTerms:
     """What the user says of a model that wsi did not train."""
 
     trust: str | None = None
@@ -22,16 +22,16 @@ class ForeignTerms:
     """None: the last of at most two."""
 
 
-def load_model(path: Path, terms: ForeignTerms | None = None) -> Model:
+def load_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
     """A checkpoint, a folder of `wsi train` that holds one, or a trusted folder as in the WSInfer zoo.
 
     Raises ModelError where it cannot be used, and ConfigError where terms for foreign models are
     given for one of our own.
     """
-    terms = terms or ForeignTerms()
+    terms = terms or ExternalModelTerms()
     if is_zoo_folder(path):
-        return load_foreign(path, terms.trust, terms.positive_class)
-    if terms != ForeignTerms():
+        return load_external(path, terms.trust, terms.positive_class)
+    if terms != ExternalModelTerms():
         raise ConfigError(
             f"{path}: is no folder with a {CONFIG_JSON}; --trust-model and --positive-class are for"
             " these alone"
@@ -39,7 +39,7 @@ def load_model(path: Path, terms: ForeignTerms | None = None) -> Model:
     return load_checkpoint(find_checkpoint(path))
 
 
-def load_same(path: Path, digest: str, terms: ForeignTerms | None = None) -> Model:
+def load_same(path: Path, digest: str, terms: ExternalModelTerms | None = None) -> Model:
     """The model that a run began with. Raises ModelError where another lies in its place by now."""
     model = load_model(path, terms)
     if model.digest != digest:

@@ -80,8 +80,8 @@ def draw_patches(side_px: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     stains = torch.zeros(PATCHES, 2, side_px, side_px)
     for grain in GRAINS_PX:
-        cells = -(-side_px // grain) + 1
-        blots = torch.rand(PATCHES, 2, cells, cells, generator=generator)
+        positions = -(-side_px // grain) + 1
+        blots = torch.rand(PATCHES, 2, positions, positions, generator=generator)
         stains += interpolate(blots, (side_px, side_px), mode="bilinear", align_corners=True) / len(
             GRAINS_PX
         )

@@ -26,13 +26,13 @@ from wsi_pipeline.models.zoo_config import CONFIG_JSON, ZooConfig, read_zoo_conf
 
 TORCHSCRIPT = "torchscript_model.pt"
 TRUST = re.compile(r"sha256:([0-9a-f]{64})")
-FOREIGN_THRESHOLD = 0.5
+EXTERNAL_THRESHOLD = 0.5
 MAX_SCRIPT_BYTES = 4 * 1024**3
 """It is read into memory whole."""
 
 
 @dataclass(frozen=True)
-class ForeignModel:
+class ExternalModel:
     """A trusted TorchScript file and the configuration beside it."""
 
     path: Path
@@ -42,7 +42,7 @@ class ForeignModel:
     positive_index: int
     """Which of the network's outputs is the positive class."""
 
-    threshold: float = FOREIGN_THRESHOLD
+    threshold: float = EXTERNAL_THRESHOLD
     threshold_source: str = "one half, for its folder states none"
 
     @property
@@ -148,9 +148,9 @@ class PreparedScript(nn.Module):
         return output.float()
 
 
-def load_foreign(
+def load_external(
     folder: Path, trust: str | None, positive_class: str | None = None
-) -> ForeignModel:
+) -> ExternalModel:
     """A model folder whose TorchScript has the digest `trust` (sha256:…).
 
     Raises ModelError where it is not trusted, naming its digest, where a file is absent or damaged,
@@ -171,7 +171,7 @@ def load_foreign(
             f"{path}: has the digest sha256:{digest}, not the one given with --trust-model; get the"
             " file that you trust"
         )
-    return ForeignModel(path, config, script, digest, positive_index)
+    return ExternalModel(path, config, script, digest, positive_index)
 
 
 def read_script(path: Path) -> bytes:

@@ -36,7 +36,7 @@ def _draw(result: SlideResult, samples: tuple[Sample, ...]) -> Figure:
     )
     for line, sample in enumerate(samples):
         top = 1 - (0.5 + line * 1.45) * PATCH_INCH / height
-        figure.text(0.02, top, f"{sample.title} ({len(sample.cells)})", fontsize=9, va="top")
+        figure.text(0.02, top, f"{sample.title} ({len(sample.positions)})", fontsize=9, va="top")
         for column, (pixels, probability) in enumerate(
             zip(sample.pixels, sample.probability, strict=True)
         ):

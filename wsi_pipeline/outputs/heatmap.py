@@ -56,7 +56,7 @@ class Heatmap:
         """(rows, cols) cells at or above the threshold, in groups that are large enough; NaN never is."""
         positive = find_positive(self.probability, self.threshold)
         return (
-            drop_small_groups(positive, self.min_region_mm2 / self.grid.cell_area_mm2)
+            drop_small_groups(positive, self.min_region_mm2 / self.grid.patch_area_mm2)
             if self.min_region_mm2
             else positive
         )
@@ -69,7 +69,7 @@ def find_positive(probability: NDArray[np.float32], threshold: float) -> NDArray
     return positive
 
 
-def draw_heatmap(
+def build_heatmap(
     predictions: Predictions,
     threshold: float | None = None,
     *,
@@ -79,7 +79,7 @@ def draw_heatmap(
     """The map of a slide's predictions, at the model's threshold unless another is given."""
     table = predictions.table
     probability = np.full((table.grid.rows, table.grid.cols), np.nan, dtype=np.float32)
-    probability[table.cells[:, 0], table.cells[:, 1]] = predictions.probability
+    probability[table.positions[:, 0], table.positions[:, 1]] = predictions.probability
     return Heatmap(
         grid=table.grid,
         probability=smooth_map(
@@ -94,32 +94,32 @@ def draw_heatmap(
     )
 
 
-def smooth_map(probability: NDArray[np.float32], sigma_cells: float) -> NDArray[np.float32]:
+def smooth_map(probability: NDArray[np.float32], sigma_patches: float) -> NDArray[np.float32]:
     """Each assessed cell as the Gaussian mean of the assessed cells around it; cells not assessed give nothing and stay NaN."""
-    if sigma_cells == 0:
+    if sigma_patches == 0:
         return probability
     known = ~np.isnan(probability)
     values = np.where(known, probability, 0).astype(np.float64)
-    total = gaussian_filter(values, sigma_cells, mode="constant")
-    weight = gaussian_filter(known.astype(np.float64), sigma_cells, mode="constant")
+    total = gaussian_filter(values, sigma_patches, mode="constant")
+    weight = gaussian_filter(known.astype(np.float64), sigma_patches, mode="constant")
     smooth = np.divide(total, weight, out=np.full(probability.shape, np.nan), where=known)
     smoothed: NDArray[np.float32] = np.clip(smooth, 0, 1).astype(np.float32)
     return smoothed
 
 
-def drop_small_groups(positive: NDArray[np.bool_], min_cells: float) -> NDArray[np.bool_]:
-    """The mask without groups of touching cells (corners included) of fewer than `min_cells`."""
+def drop_small_groups(positive: NDArray[np.bool_], min_patches: float) -> NDArray[np.bool_]:
+    """The mask without groups of touching cells (corners included) of fewer than `min_patches`."""
     groups = number_groups(positive, corners=True)
-    is_kept = is_large(np.bincount(groups.ravel()), min_cells)
+    is_kept = is_large(np.bincount(groups.ravel()), min_patches)
     is_kept[:1] = False
     kept: NDArray[np.bool_] = is_kept[groups]
     return kept
 
 
-def is_large(cells: NDArray[Any], min_cells: float) -> NDArray[np.bool_]:
+def is_large(positions: NDArray[Any], min_patches: float) -> NDArray[np.bool_]:
     """Whether groups of so many cells count as regions."""
     large: NDArray[np.bool_] = (
-        cells >= min_cells - 1e-9
+        positions >= min_patches - 1e-9
     )  # an area of exactly n cells must not fail by rounding
     return large
 
@@ -138,8 +138,8 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         unreadable=unreadable,
         positives=positives,
         positive_fraction=positives / len(known) if len(known) else None,
-        assessed_mm2=len(known) * table.grid.cell_area_mm2,
-        positive_mm2=positives * table.grid.cell_area_mm2,
+        assessed_mm2=len(known) * table.grid.patch_area_mm2,
+        positive_mm2=positives * table.grid.patch_area_mm2,
         unreadable_fraction=unreadable / table.patches if table.patches else None,
         unassessed_fraction=(
             1 - len(known) / heatmap.probability.size if heatmap.probability.size else None
@@ -176,10 +176,10 @@ def _describe_regions(positive: NDArray[np.bool_], grid: Grid) -> dict[str, Any]
     return {
         "positive_regions": len(sizes),
         "mean_positive_region_mm2": (
-            float(sizes.mean() * grid.cell_area_mm2) if len(sizes) else None
+            float(sizes.mean() * grid.patch_area_mm2) if len(sizes) else None
         ),
-        "largest_positive_region_mm2": float(sizes.max(initial=0) * grid.cell_area_mm2),
-        "hot_spot_positive_mm2": None if spot is None else spot.positives * grid.cell_area_mm2,
+        "largest_positive_region_mm2": float(sizes.max(initial=0) * grid.patch_area_mm2),
+        "hot_spot_positive_mm2": None if spot is None else spot.positives * grid.patch_area_mm2,
         "hot_spot_x_l0": None if spot is None else spot.x_l0,
         "hot_spot_y_l0": None if spot is None else spot.y_l0,
     }

@@ -21,7 +21,7 @@ def write_heatmap(result: SlideResult, folder: Path) -> None:
     figure, axes = open_canvas(result)
     axes.set_facecolor(NOT_ASSESSED)
     extent = grid_extent_mm(result.table)
-    image = draw_probability(axes, result.heatmap, extent, result.look.colormap, alpha=1.0)
+    image = draw_probability(axes, result.heatmap, extent, result.plot_style.colormap, alpha=1.0)
     outline_positive(axes, result, color="black")
     draw_color_bar(figure, axes, image, result.heatmap)
     save_canvas(figure, folder / FILE_NAME)

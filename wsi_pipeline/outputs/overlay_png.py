@@ -21,7 +21,9 @@ def write_overlay(result: SlideResult, folder: Path) -> None:
     figure, axes = open_canvas(result)
     show_thumbnail(axes, result.table)
     extent = grid_extent_mm(result.table)
-    image = draw_probability(axes, result.heatmap, extent, result.look.colormap, result.look.alpha)
+    image = draw_probability(
+        axes, result.heatmap, extent, result.plot_style.colormap, result.plot_style.alpha
+    )
     outline_positive(axes, result, color="#c00000")
     draw_color_bar(figure, axes, image, result.heatmap)
     save_canvas(figure, folder / FILE_NAME)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from wsi_pipeline.core.csv_io import format_csv
-from wsi_pipeline.core.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.outputs.result import SlideResult
 
 FILE_NAME = "patches.csv"
@@ -15,7 +15,7 @@ FILE_NAME = "patches.csv"
 
 def write_patches_csv(result: SlideResult, folder: Path) -> None:
     """minx, miny, width, height in level-0 pixels and a probability for each class; empty where a patch could not be read."""
-    boxes = cells_to_boxes_l0(result.cells, result.table.grid)
+    boxes = positions_to_boxes_l0(result.positions, result.table.grid)
     columns = {
         name: pa.array(boxes[:, index])
         for index, name in enumerate(("minx", "miny", "width", "height"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_pipeline.core.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.outputs.result import NEGATIVE_COLOR, POSITIVE_COLOR, SlideResult
 
@@ -19,7 +19,7 @@ def write_patches_geojson(result: SlideResult, folder: Path) -> None:
     with (folder / FILE_NAME).open("w", encoding="utf-8", newline="\n") as stream:
         stream.write('{"type": "FeatureCollection", "features": [')
         separator = "\n"
-        for start in range(0, len(result.cells), PATCHES_AT_ONCE):
+        for start in range(0, len(result.positions), PATCHES_AT_ONCE):
             stream.write(
                 separator + ",\n".join(_describe(result, slice(start, start + PATCHES_AT_ONCE)))
             )
@@ -28,15 +28,15 @@ def write_patches_geojson(result: SlideResult, folder: Path) -> None:
 
 
 def _describe(result: SlideResult, rows: slice) -> Iterator[str]:
-    cells = result.cells[rows]
+    positions = result.positions[rows]
     left, top = result.table.slide.bounds_l0[:2]
-    boxes = cells_to_boxes_l0(cells, result.table.grid) - (left, top, 0, 0)
-    positive = result.positive[cells[:, 0], cells[:, 1]].tolist()
+    boxes = positions_to_boxes_l0(positions, result.table.grid) - (left, top, 0, 0)
+    positive = result.positive[positions[:, 0], positions[:, 1]].tolist()
     negative_name, positive_name = result.class_names
     classes = [_classify(negative_name, NEGATIVE_COLOR), _classify(positive_name, POSITIVE_COLOR)]
     keys = [format_json(f"prob_{name}") for name in result.class_names]
     for (row, col), (x, y, width, height), is_positive, probability in zip(
-        cells.tolist(), boxes.tolist(), positive, result.probability[rows], strict=True
+        positions.tolist(), boxes.tolist(), positive, result.probability[rows], strict=True
     ):
         right, bottom = x + width, y + height
         if np.isnan(probability):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from wsi_pipeline.core.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.outputs.result import SlideResult
 
 FILE_NAME = "patches.parquet"
@@ -28,18 +28,18 @@ def tabulate_patches(result: SlideResult) -> pa.Table:
 
     The slide's figures, with threshold and scale, lie as JSON under the metadata key `wsi`.
     """
-    boxes = cells_to_boxes_l0(result.cells, result.table.grid)
+    boxes = positions_to_boxes_l0(result.positions, result.table.grid)
     columns = {
         name: pa.array(boxes[:, index].astype(np.int32))
         for index, name in enumerate(("x", "y", "width", "height"))
     }
-    columns |= {"row": pa.array(result.cells[:, 0]), "col": pa.array(result.cells[:, 1])}
+    columns |= {"row": pa.array(result.positions[:, 0]), "col": pa.array(result.positions[:, 1])}
     for index, name in enumerate(("x_um", "y_um", "width_um", "height_um")):
         columns[name] = pa.array(boxes[:, index] * result.table.slide.mpp)
     is_missing = np.isnan(result.probability)
     columns["probability"] = pa.array(result.probability, mask=is_missing)
     columns["positive"] = pa.array(
-        result.positive[result.cells[:, 0], result.cells[:, 1]], mask=is_missing
+        result.positive[result.positions[:, 0], result.positions[:, 1]], mask=is_missing
     )
     columns["readable"] = pa.array(~is_missing)
     tissue = result.table.tissue_fraction[result.order]

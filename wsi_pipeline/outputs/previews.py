@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.geometry import cells_to_boxes_l0
+from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.canvas import frame_slide, grid_extent_mm
 from wsi_pipeline.slides.image_io import to_png
@@ -54,7 +54,7 @@ def _cover(
     table: PatchTable, members: NDArray[np.bool_], scale: float, shape: tuple[int, ...]
 ) -> NDArray[np.bool_]:
     """Pixels of the preview that lie under patches."""
-    boxes = cells_to_boxes_l0(table.cells[members], table.grid)
+    boxes = positions_to_boxes_l0(table.positions[members], table.grid)
     x, y = table.thumbnail.origin_xy_l0
     low = np.floor((boxes[:, :2] - [x, y]) / scale).astype(np.int64)
     high = np.maximum(
@@ -81,7 +81,7 @@ def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def write_label_preview(table: PatchTable, path: Path) -> None:
     """Draw every patch of a store in the colour of its label."""
     picture = np.full((max(table.grid.rows, 1), max(table.grid.cols, 1)), np.nan)
-    picture[table.cells[:, 0], table.cells[:, 1]] = table.labels + 1
+    picture[table.positions[:, 0], table.positions[:, 1]] = table.labels + 1
     figure, axes = frame_slide(table, table.slide.slide_id)
     axes.imshow(
         np.ma.masked_invalid(picture),
@@ -106,7 +106,7 @@ def write_label_preview(table: PatchTable, path: Path) -> None:
 
 def _describe(table: PatchTable, name: str, label: int) -> str:
     count = int(np.count_nonzero(table.labels == label))
-    return f"{name}: {count} patches, {count * table.grid.cell_area_mm2:.2f} mm²"
+    return f"{name}: {count} patches, {count * table.grid.patch_area_mm2:.2f} mm²"
 
 
 def _to_png(figure: Figure) -> bytes:

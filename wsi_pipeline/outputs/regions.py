@@ -53,7 +53,7 @@ def find_regions(
     groups = number_groups(find_positive(heatmap.probability, threshold), corners=True)
     patches = np.bincount(groups.ravel())[1:]
     order = np.argsort(-patches, kind="stable")  # groups are numbered in raster order already
-    order = order[is_large(patches[order], min_area_mm2 / heatmap.grid.cell_area_mm2)]
+    order = order[is_large(patches[order], min_area_mm2 / heatmap.grid.patch_area_mm2)]
     if len(order) == 0:
         return ()
     row, col = np.nonzero(groups)
@@ -67,7 +67,7 @@ def find_regions(
         Region(
             number=number,
             patches=int(patches[index]),
-            area_mm2=float(patches[index] * heatmap.grid.cell_area_mm2),
+            area_mm2=float(patches[index] * heatmap.grid.patch_area_mm2),
             mean_probability=float(mean[index]),
             max_probability=float(probability[peak[index]]),
             bounds_l0=tuple(bounds[index].tolist()),
@@ -122,9 +122,9 @@ def grid_lines(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return lines(x0, grid.cols), lines(y0, grid.rows)
 
 
-def find_centers(cells: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
+def find_centers(positions: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
     """Centres of patches (n, 2) as x, y in level-0 pixels, unrounded."""
-    center_px = cells[:, ::-1] * grid.spec.stride_px + grid.spec.side_px / 2
+    center_px = positions[:, ::-1] * grid.spec.stride_px + grid.spec.side_px / 2
     centers: NDArray[np.float64] = center_px * float(grid.downsample) + np.array(
         grid.origin_xy_l0, dtype=np.float64
     )
@@ -149,7 +149,7 @@ def trace_outlines(
     corners, rings = _walk(_follow(borders), borders)
     owner = borders.part[corners[rings[:-1]]]
     row, col = (
-        borders.cell[corners] + STEPS[borders.side[corners]] + STARTS[borders.side[corners]]
+        borders.position[corners] + STEPS[borders.side[corners]] + STARTS[borders.side[corners]]
     ).T
     points = np.stack(
         [x_edges[col - 1], y_edges[row - 1]], axis=1
@@ -165,8 +165,8 @@ class _Borders:
         self.index = index  # (4, rows, cols): number of the border, -1 where there is none
         place = np.argwhere(index >= 0)
         self.side = place[:, 0]
-        self.cell = place[:, 1:]
-        self.part = parts[self.cell[:, 0], self.cell[:, 1]]
+        self.position = place[:, 1:]
+        self.part = parts[self.position[:, 0], self.position[:, 1]]
 
 
 def _find_borders(parts: NDArray[Any]) -> _Borders:
@@ -189,9 +189,11 @@ def _follow(borders: _Borders) -> NDArray[np.int32]:
     different parts, and left if they are of the same one: there a closed way through the part
     separates the two gaps, which become different rings.
     """
-    ahead = borders.cell + STEPS[borders.side]
+    ahead = borders.position + STEPS[borders.side]
     diagonal = ahead + STEPS[borders.side - 1]  # to the left of the cell ahead
-    turning_right = borders.index[(borders.side + 1) % 4, borders.cell[:, 0], borders.cell[:, 1]]
+    turning_right = borders.index[
+        (borders.side + 1) % 4, borders.position[:, 0], borders.position[:, 1]
+    ]
     straight = borders.index[borders.side, ahead[:, 0], ahead[:, 1]]
     straight[borders.parts[ahead[:, 0], ahead[:, 1]] != borders.part] = -1
     turning_left = borders.index[borders.side - 1, diagonal[:, 0], diagonal[:, 1]]

@@ -24,7 +24,7 @@ POSITIVE_COLOR = (217, 95, 14)
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PlotStyle:
     """How pictures are drawn."""
 
     colormap: str = COLORMAPS[0]
@@ -43,7 +43,7 @@ class Sample:
     """Patches that a person should see."""
 
     title: str
-    cells: NDArray[np.int32]
+    positions: NDArray[np.int32]
     """(n, 2) row, col."""
     probability: NDArray[np.float32]
     """(n,) as predicted, never smoothed."""
@@ -58,7 +58,7 @@ class SlideResult:
     table: PatchTable
     heatmap: Heatmap
     summary: SlideSummary
-    look: Look = field(default_factory=Look)
+    plot_style: PlotStyle = field(default_factory=PlotStyle)
     samples: tuple[Sample, ...] | None = None
     """For the gallery; None where neither the slide nor its store is at hand."""
     previous: Path | None = None
@@ -72,17 +72,19 @@ class SlideResult:
     @cached_property
     def order(self) -> NDArray[np.intp]:
         """The patches in raster order (n,): tables then do not depend on how the slide was cut into blocks."""
-        return np.lexsort((self.table.cells[:, 1], self.table.cells[:, 0]))
+        return np.lexsort((self.table.positions[:, 1], self.table.positions[:, 0]))
 
     @cached_property
-    def cells(self) -> NDArray[np.int32]:
+    def positions(self) -> NDArray[np.int32]:
         """(n, 2) row, col in raster order."""
-        return np.ascontiguousarray(self.table.cells[self.order])
+        return np.ascontiguousarray(self.table.positions[self.order])
 
     @cached_property
     def probability(self) -> NDArray[np.float32]:
         """(n,) of the map, in raster order; NaN where a patch could not be read."""
-        values: NDArray[np.float32] = self.heatmap.probability[self.cells[:, 0], self.cells[:, 1]]
+        values: NDArray[np.float32] = self.heatmap.probability[
+            self.positions[:, 0], self.positions[:, 1]
+        ]
         return values
 
     @property

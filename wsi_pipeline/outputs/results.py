@@ -16,7 +16,7 @@ import numpy as np
 
 from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, draw_heatmap
+from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, build_heatmap
 from wsi_pipeline.outputs.patches_parquet import tabulate_patches
 from wsi_pipeline.outputs.pyramid import find_place
 from wsi_pipeline.outputs.regions import Region
@@ -55,7 +55,7 @@ class Slide:
 
     def draw(self, aggregation: Aggregation) -> Heatmap:
         """The map at any threshold, with any smoothing; nothing is written."""
-        return draw_heatmap(
+        return build_heatmap(
             self.predictions,
             aggregation.threshold,
             smooth_um=aggregation.smooth_um,

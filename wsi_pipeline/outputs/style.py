@@ -8,7 +8,7 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.outputs import GROUPS, WRITERS
 from wsi_pipeline.outputs.dicom import check_installed
 from wsi_pipeline.outputs.heatmap import Aggregation
-from wsi_pipeline.outputs.result import Look
+from wsi_pipeline.outputs.result import PlotStyle
 
 ALWAYS = "summary"
 """Without it a slide's folder does not count."""
@@ -21,11 +21,15 @@ class View:
     formats: tuple[str, ...] = GROUPS["all"]
     """Names in WRITERS, in their order; `choose_formats` makes them of what a user names."""
     aggregation: Aggregation = field(default_factory=Aggregation)
-    look: Look = field(default_factory=Look)
+    plot_style: PlotStyle = field(default_factory=PlotStyle)
 
     def to_json(self) -> dict[str, Any]:
         """The view as it is recorded in manifests."""
-        return {"formats": list(self.formats), **asdict(self.aggregation), **asdict(self.look)}
+        return {
+            "formats": list(self.formats),
+            **asdict(self.aggregation),
+            **asdict(self.plot_style),
+        }
 
 
 def choose_formats(names: Sequence[str]) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def describe_grid(grid: Grid) -> dict[str, Any]:
         "side_l0": grid.spec.side_px * float(grid.downsample),
         "side_px": grid.spec.side_px,
         "mpp": grid.spec.mpp,
-        "cell_area_mm2": grid.cell_area_mm2,
+        "cell_area_mm2": grid.patch_area_mm2,
     }
 
 
@@ -98,6 +98,6 @@ def describe_result(result: SlideResult, regions: Sequence[Region]) -> dict[str,
         "threshold": result.heatmap.threshold,
         "positive_class": result.heatmap.positive_class,
         "map": encode_map(result.heatmap),
-        "colours": encode_colours(result.look.colormap),
+        "colours": encode_colours(result.plot_style.colormap),
         "regions": [describe_region(region) for region in order_regions(regions)],
     }

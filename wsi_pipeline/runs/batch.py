@@ -12,9 +12,9 @@ from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, desc
 from wsi_pipeline.core.pseudonyms import Veil
 from wsi_pipeline.runs.events import EventLog
 from wsi_pipeline.runs.pace import STAGES, Pace
-from wsi_pipeline.scheduling import Crew, Workers, run_jobs
+from wsi_pipeline.scheduling import WorkerPool, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.stages.disk_space import GuardedJob, Room, current_umask
+from wsi_pipeline.stages.disk_space import DiskSpace, SpaceCheckedJob, current_umask
 from wsi_pipeline.stages.plan import BlockReport, SlideJob, WorkPlan
 
 logger = logging.getLogger(__name__)
@@ -151,20 +151,22 @@ class Batch:
 def run_batch(
     slides: Sequence[FoundSlide],
     jobs: Sequence[SlideJob],
-    workers: Workers | Crew,
+    workers: Workers | WorkerPool,
     progress: Progress,
     events: EventLog | None = None,
-    room: Room | None = None,
+    disk_space: DiskSpace | None = None,
     veil: Veil | None = None,
 ) -> Batch:
-    """Run every job while there is `room`; each slide ends in one outcome.
+    """Run every job while there is `disk_space`; each slide ends in one outcome.
 
     Raises EnvironmentFault where what the workers made is not on this machine.
     """
     batch = Batch(slides, progress, events or EventLog(None), veil or Veil())
     progress.begin(len(slides))
     umask = current_umask()
-    run_jobs([GuardedJob(job, room or Room(), umask) for job in jobs], workers, batch)
+    run_jobs(
+        [SpaceCheckedJob(job, disk_space or DiskSpace(), umask) for job in jobs], workers, batch
+    )
     for job, outcome in zip(jobs, batch.account.outcomes, strict=True):
         if outcome.state is not SlideState.FAILED and not job.target.exists():
             raise EnvironmentFault(

@@ -14,7 +14,7 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.device import choose_device, cpu_flags, cuda_version, list_gpus
 from wsi_pipeline.models.engines import ENGINES
-from wsi_pipeline.models.loading import ForeignTerms, load_model
+from wsi_pipeline.models.loading import ExternalModelTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import draw_checkpoint, open_predictor
 from wsi_pipeline.runs.checks import (
@@ -67,7 +67,10 @@ class Speed:
 
 
 def examine(
-    model: Path | None, out: Path, terms: ForeignTerms | None = None, seconds: float = MEASURED_S
+    model: Path | None,
+    out: Path,
+    terms: ExternalModelTerms | None = None,
+    seconds: float = MEASURED_S,
 ) -> Iterator[Check]:
     """Every check, one after another as it is made. Raises ModelError where the model named cannot be used."""
     yield check_tool()

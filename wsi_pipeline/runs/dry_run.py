@@ -17,8 +17,8 @@ from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.infer_and_keep import KeepJob
 from wsi_pipeline.stages.infer_plan import make_jobs, tile_for
-from wsi_pipeline.stages.model_choice import settle_engine
-from wsi_pipeline.stages.preview import SlidePreview, Standing
+from wsi_pipeline.stages.model_choice import resolve_engine
+from wsi_pipeline.stages.preview import PreviewState, SlidePreview
 from wsi_pipeline.stages.pseudonymize import disguise_slides
 
 
@@ -30,9 +30,9 @@ class RunPreview:
     account: RunAccount
     """As the run's own would be, as far as that can be known beforehand."""
 
-    def count(self, standing: Standing) -> int:
+    def count(self, state: PreviewState) -> int:
         """Number of slides of that standing."""
-        return Counter(slide.standing for slide in self.slides)[standing]
+        return Counter(slide.state for slide in self.slides)[state]
 
     @property
     def missing_patches(self) -> int:
@@ -45,7 +45,7 @@ class RunPreview:
         return sum(
             slide.prediction_bytes
             for slide in self.slides
-            if slide.standing in (Standing.NEW, Standing.BEGUN)
+            if slide.state in (PreviewState.NEW, PreviewState.STARTED)
         )
 
     @property
@@ -64,7 +64,7 @@ def preview_run(
     """Open every slide and look at what earlier runs left in `results`. Writes nothing; raises what the run itself would."""
     config = config or InferConfig()
     loaded = load_model(model, config.terms)
-    choice = settle_engine(loaded, model, config.wish, config.terms).choice
+    choice = resolve_engine(loaded, model, config.engine_request, config.terms).choice
     tiling = tile_for(loaded, config.tiling)
     slides = disguise_slides(
         make_absolute(slides if config.shard is None else config.shard.take(slides)),
@@ -81,23 +81,23 @@ def preview_run(
         keep=config.keep_patches,
     )
     with ThreadPoolExecutor(available_cores(), "look") as pool:
-        found = list(pool.map(look_at, slides, jobs))
+        found = list(pool.map(preview_slide, slides, jobs))
     return RunPreview(
         tuple(preview for preview, _ in found), RunAccount(tuple(outcome for _, outcome in found))
     )
 
 
-def look_at(slide: FoundSlide, job: InferJob | KeepJob) -> tuple[SlidePreview, SlideOutcome]:
+def preview_slide(slide: FoundSlide, job: InferJob | KeepJob) -> tuple[SlidePreview, SlideOutcome]:
     """What is known of one slide, whatever is wrong with it."""
     outcome = partial(SlideOutcome, slide.slide_id, str(slide.path))
     try:
-        preview = job.look()
+        preview = job.preview()
     except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the slide's own, its neighbours go on
         failure = describe_failure(slide.slide_id, str(slide.path), error)
-        return SlidePreview(slide.slide_id, Standing.FAILED, reason=failure.message), failure
+        return SlidePreview(slide.slide_id, PreviewState.FAILED, reason=failure.message), failure
     state = SlideState.OK if preview.patches else SlideState.ZERO
     return preview, outcome(
-        state, preview.standing.value, preview.patches, preview.standing is Standing.DONE
+        state, preview.state.value, preview.patches, preview.state is PreviewState.DONE
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.core.recipe import describe_tool
-from wsi_pipeline.models.loading import ForeignTerms, load_model
+from wsi_pipeline.models.loading import ExternalModelTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import (
@@ -27,19 +27,19 @@ from wsi_pipeline.outputs.style import View
 from wsi_pipeline.runs.batch import Batch, Progress, SilentProgress, make_absolute, run_batch
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers
-from wsi_pipeline.scheduling import Crew, Workers, open_crew
+from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides
 from wsi_pipeline.slides.selection import Shard
 from wsi_pipeline.stages import pseudonymize
-from wsi_pipeline.stages.disk_space import Room
+from wsi_pipeline.stages.disk_space import DiskSpace
 from wsi_pipeline.stages.infer_plan import list_stores, make_jobs, tile_for
 from wsi_pipeline.stages.model_choice import (
-    EngineWish,
+    EngineRequest,
     ModelChoice,
-    Settled,
-    let_go,
-    settle_engine,
-    settle_engine_of,
+    ResolvedEngine,
+    resolve_engine,
+    resolve_engine_for,
+    unload,
 )
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
@@ -61,7 +61,7 @@ class InferConfig:
     force: bool = False
     view: View = field(default_factory=View)
     """What is made of the predictions."""
-    terms: ForeignTerms = field(default_factory=ForeignTerms)
+    terms: ExternalModelTerms = field(default_factory=ExternalModelTerms)
     """For models that wsi did not train."""
     shard: Shard | None = None
     """The share of the slides that this run takes."""
@@ -69,13 +69,13 @@ class InferConfig:
     """Slides and patients stand under these in everything that is written."""
     keep_patches: Path | None = None
     """Folder for the patch stores of the slides, written on the way or read where they are there."""
-    room: Room = field(default_factory=Room)
+    disk_space: DiskSpace = field(default_factory=DiskSpace)
     """What is to stay free on the disk."""
 
     @property
-    def wish(self) -> EngineWish:
+    def engine_request(self) -> EngineRequest:
         """What is asked for of the computation."""
-        return EngineWish(self.device, self.engine, self.precision, self.batch_size)
+        return EngineRequest(self.device, self.engine, self.precision, self.batch_size)
 
 
 def infer_slides(
@@ -141,8 +141,8 @@ def _infer(
     tiling = tile_for(loaded, config.tiling)
     suffix = "" if config.shard is None else config.shard.suffix
     with ExitStack() as log:
-        with open_crew(workers) as crew:
-            choice = _settle(loaded, model, config, workers, crew).choice
+        with open_workers(workers) as pool:
+            choice = _resolve_engine(loaded, model, config, workers, pool).choice
             make_folder(results)
             jobs = make_jobs(
                 slides,
@@ -160,7 +160,7 @@ def _infer(
             }
             events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
             batch = run_batch(
-                slides, jobs, crew, progress or SilentProgress(), events, config.room, veil
+                slides, jobs, pool, progress or SilentProgress(), events, config.disk_space, veil
             )
         seconds = {"total": time.perf_counter() - started} | batch.seconds
         account = write_tables(
@@ -173,16 +173,18 @@ def _infer(
     return account
 
 
-def _settle(
-    loaded: Model, model: Path, config: InferConfig, workers: Workers, crew: Crew
-) -> Settled:
+def _resolve_engine(
+    loaded: Model, model: Path, config: InferConfig, workers: Workers, pool: WorkerPool
+) -> ResolvedEngine:
     """The engine of the whole run: chosen by the device here, or by a worker's where the workers are elsewhere."""
     if not workers.is_elsewhere:
-        settled = settle_engine(loaded, model, config.wish, config.terms)
+        resolved = resolve_engine(loaded, model, config.engine_request, config.terms)
         if workers.processes:
-            let_go()
-        return settled
-    answer: Settled = crew.ask(settle_engine_of, model.resolve(), config.wish, config.terms)
+            unload()
+        return resolved
+    answer: ResolvedEngine = pool.ask(
+        resolve_engine_for, model.resolve(), config.engine_request, config.terms
+    )
     logger.warning("on the workers: %s", answer.line)
     return answer
 

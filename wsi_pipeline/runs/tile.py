@@ -16,7 +16,7 @@ from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
 from wsi_pipeline.stages import pseudonymize
-from wsi_pipeline.stages.disk_space import Room
+from wsi_pipeline.stages.disk_space import DiskSpace
 from wsi_pipeline.stages.ingest_layouts import (
     LayoutOptions,
     LeftOut,
@@ -48,7 +48,7 @@ class TileOptions:
     """The share of the slides that this run takes."""
     pseudonyms: Pseudonyms | None = None
     """Slides and patients stand under these in everything that is written."""
-    room: Room = field(default_factory=Room)
+    disk_space: DiskSpace = field(default_factory=DiskSpace)
     """What is to stay free on the disk."""
 
 
@@ -121,7 +121,7 @@ def tile_found(
             workers or choose_tilers(),
             progress or SilentProgress(),
             events,
-            options.room,
+            options.disk_space,
             veil,
         )
         write_failures_csv(out, batch.account.outcomes, suffix=suffix)
@@ -153,7 +153,7 @@ def ingest_patches(
     workers: Workers | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    room: Room | None = None,
+    disk_space: DiskSpace | None = None,
     pseudonyms: Pseudonyms | None = None,
 ) -> IngestAccount:
     """Take the patches of every patient of a data set into stores in `out`, and list what was left out, with the reason."""
@@ -177,7 +177,7 @@ def ingest_patches(
         jobs,
         workers or Workers(count=0),
         progress or SilentProgress(),
-        room=room,
+        disk_space=disk_space,
         veil=veil,
     )
     made = [

@@ -12,7 +12,7 @@ from wsi_pipeline.store.patches import SUFFIX
 from wsi_pipeline.store.predictions import FOLDER
 
 CHECKPOINT_SUFFIX = ".safetensors"
-MARKS = (FOLDER, "summary.json", "zarr.json", "history.csv")
+MARKER_FILES = (FOLDER, "summary.json", "zarr.json", "history.csv")
 """What a folder that was a product holds, where its manifest is gone."""
 CHECKPOINT = "checkpoint"
 NO_PRODUCT = (
@@ -94,7 +94,7 @@ def _may_hold_products(entry: Path) -> bool:
 
 def _was_product(folder: Path) -> bool:
     """Whether a folder without a manifest was made by wsi."""
-    return folder.name.endswith(SUFFIX) or any((folder / mark).exists() for mark in MARKS)
+    return folder.name.endswith(SUFFIX) or any((folder / mark).exists() for mark in MARKER_FILES)
 
 
 def _look_at(path: Path) -> Found:

@@ -20,16 +20,16 @@ def choose_workers(
     all. Raises ConfigError.
     """
     gpus = tuple(settings.pop("gpus", ()))
-    crew = Workers(count=count, scheduler=scheduler, wants_gpu=device != "cpu", **settings)
-    if crew.is_elsewhere:
-        return replace(crew, threads=max(2, available_cores()))
+    pool = Workers(count=count, scheduler=scheduler, wants_gpu=device != "cpu", **settings)
+    if pool.is_elsewhere:
+        return replace(pool, threads=max(2, available_cores()))
     names = _find_gpus(device)
     if gpus and not names:
         raise ConfigError(
             f"--gpus {','.join(gpus)}: no usable GPU on this machine, or --device cpu; leave it out"
         )
-    crew = replace(crew, gpus=(gpus or names) if names else (), wants_gpu=bool(names))
-    return replace(crew, threads=max(2, available_cores() // max(crew.processes, 1)))
+    pool = replace(pool, gpus=(gpus or names) if names else (), wants_gpu=bool(names))
+    return replace(pool, threads=max(2, available_cores() // max(pool.processes, 1)))
 
 
 def choose_tilers(

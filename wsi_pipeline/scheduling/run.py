@@ -57,7 +57,7 @@ class _Active:
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class WorkerPool:
     """Workers that are there: a plain loop, or processes that were started or reached."""
 
     executor: Executor
@@ -78,22 +78,22 @@ QUESTION = -1
 
 
 @contextmanager
-def open_crew(workers: Workers) -> Iterator[Crew]:
+def open_workers(workers: Workers) -> Iterator[WorkerPool]:
     """The workers, started or reached, until the end of the block. Raises EnvironmentFault where they cannot be had."""
     if workers.scheduler is None and workers.cluster == "local" and workers.processes == 0:
-        yield Crew(PlainLoop(), window=1)
+        yield WorkerPool(PlainLoop(), window=1)
         return
     from wsi_pipeline.scheduling.clusters import (
         connect,
     )  # here, because Dask takes a second to import and the plain loop needs none
 
     with connect(workers) as executor:
-        yield Crew(executor, window=2 * max(executor.processes, 1))
+        yield WorkerPool(executor, window=2 * max(executor.processes, 1))
 
 
 def run_jobs(
     jobs: Sequence[Job[PlanT, ReportT, ResultT]],
-    workers: Workers | Crew,
+    workers: Workers | WorkerPool,
     listener: Listener[PlanT, ReportT, ResultT],
 ) -> list[ResultT | Exception]:
     """Run every job; the result or the exception of each, in their order. One job's fault never stops the others.
@@ -102,8 +102,8 @@ def run_jobs(
     on from there.
     """
     if isinstance(workers, Workers):
-        with open_crew(workers) as crew:
-            return run_jobs(jobs, crew, listener)
+        with open_workers(workers) as pool:
+            return run_jobs(jobs, pool, listener)
     return _Run(jobs, workers.executor, listener, workers.window).results()
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlencode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wsi_pipeline.core.json_io import format_json
-from wsi_pipeline.serve.errors import Refusal, settle_fault
+from wsi_pipeline.serve.errors import Refusal, resolve_fault
 from wsi_pipeline.serve.metrics import Metrics
 from wsi_pipeline.serve.settings import ServeSettings
 
@@ -253,7 +253,7 @@ async def _redirect(send: Send, place: str, cookie: str | None = None) -> None:
 async def _reply(answer: _Answer, refusal: Refusal) -> None:
     if answer.status:
         return  # the answer is under way already; the connection ends here
-    reply = settle_fault(refusal)
+    reply = resolve_fault(refusal)
     headers = [(b"content-type", b"application/json")]
     if reply.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

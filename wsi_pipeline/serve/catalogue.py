@@ -30,7 +30,7 @@ MAX_SMOOTH_UM = 100_000
 MAX_DEPTH = 32
 """Brackets within brackets in what results say of their model: the answer's JSON cannot nest without end."""
 
-Mark = tuple[int, int, int]
+FileStamp = tuple[int, int, int]
 """Size, time of change and inode of a file: another after every replacement."""
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Result:
     """One slide's results in one run, as far as the list needs them."""
 
     folder: Path
-    mark: Mark
+    stamp: FileStamp
     digest: str
     """Of the content, by its manifest."""
     summary: SlideSummary | None = None
@@ -84,7 +84,7 @@ class SlideEntry:
         return "-".join(result.digest[:16] for _, result in sorted(self.results.items())) or "none"
 
 
-def mark_file(path: Path) -> Mark | None:
+def stamp_file(path: Path) -> FileStamp | None:
     """The file's mark; None where there is no file."""
     try:
         status = path.stat()
@@ -151,11 +151,11 @@ class Catalogue:
 
     def _read(self, folder: Path) -> Result | None:
         """The result in a folder, read only where it changed."""
-        mark = mark_file(folder / MANIFEST)
-        if mark is None:
+        stamp = stamp_file(folder / MANIFEST)
+        if stamp is None:
             return None
         old = self._known.get(folder)
-        return old if old is not None and old.mark == mark else read_result(folder, mark)
+        return old if old is not None and old.stamp == stamp else read_result(folder, stamp)
 
 
 def name_runs(results: Sequence[Path]) -> tuple[Run, ...]:
@@ -174,7 +174,7 @@ def name_runs(results: Sequence[Path]) -> tuple[Run, ...]:
     )
 
 
-def read_result(folder: Path, mark: Mark) -> Result | None:
+def read_result(folder: Path, stamp: FileStamp) -> Result | None:
     """What the list shows of a result; None where it is being replaced this moment."""
     try:
         manifest = read_manifest(folder)
@@ -182,12 +182,12 @@ def read_result(folder: Path, mark: Mark) -> Result | None:
         slide = slide_from_json(attributes["slide"])
         read_aggregation(manifest.recipe)
         read_model(attributes)
-        return Result(folder, mark, manifest.content_digest, read_summary(folder), slide)
+        return Result(folder, stamp, manifest.content_digest, read_summary(folder), slide)
     except (WsiError, OSError, *DAMAGES) as error:
-        if mark_file(folder / MANIFEST) != mark:
+        if stamp_file(folder / MANIFEST) != stamp:
             return None
         logger.warning("%s: damaged results: %s", folder.name, error)
-        return Result(folder, mark, f"damaged{mark[1]:x}")
+        return Result(folder, stamp, f"damaged{stamp[1]:x}")
 
 
 def read_aggregation(recipe: Mapping[str, Any]) -> Aggregation:

@@ -89,8 +89,8 @@ def read_overview(reader: SlideReader, request: dict[str, Any]) -> Message:
 def read_patch(reader: SlideReader, request: dict[str, Any]) -> Message:
     """One patch as PNG, pixel by pixel what the model saw."""
     grid = _read_grid(request["grid"])
-    cells = np.array([[request["row"], request["col"]]], dtype=np.int32)
-    block = SlidePatches(reader, grid, cells, block_size=1).read_block(0)
+    positions = np.array([[request["row"], request["col"]]], dtype=np.int32)
+    block = SlidePatches(reader, grid, positions, block_size=1).read_block(0)
     if not block.readable[0]:
         raise SlideError("patch: cannot be decoded; the file is damaged there")
     return Message({}, encode_png(block.pixels[0]))

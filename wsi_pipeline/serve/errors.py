@@ -40,7 +40,7 @@ class Reply:
         return {"error": self.text, "id": self.fault_id}
 
 
-def settle_fault(error: Exception) -> Reply:
+def resolve_fault(error: Exception) -> Reply:
     """The reply to a request that ended in `error`, which is logged in full under the reply's id."""
     fault_id = secrets.token_hex(4)
     if isinstance(error, HTTPException):

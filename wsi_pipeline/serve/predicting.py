@@ -15,7 +15,7 @@ from wsi_pipeline.core.geometry import (
     MIN_MPP,
     Grid,
     PatchSpec,
-    all_cells,
+    all_positions,
     choose_block_size,
     count_blocks,
     lay_grid,
@@ -29,7 +29,7 @@ from wsi_pipeline.serve.settings import Limits
 from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.stages.infer import SCALE_TOLERANCE
-from wsi_pipeline.stages.patch_plan import TileConfig, settle_scale
+from wsi_pipeline.stages.patch_plan import TileConfig, resolve_scale
 
 
 class SentImage:
@@ -147,14 +147,14 @@ class PredictionService:
         blank = np.empty((0, 0, 3), dtype=np.uint8)
         reader = SentImage(blank, mpp)
         try:
-            settled, downsample = settle_scale(reader, TileConfig(spec=spec))
+            resolved, downsample = resolve_scale(reader, TileConfig(spec=spec))
         except SlideError as error:
             raise Refusal(
                 422,
                 f"image {number}: at {mpp:g} µm/px it is coarser than the model's {spec.mpp:g}"
                 " µm/px",
             ) from error
-        grid = lay_grid((0, 0, *size), downsample, settled)
+        grid = lay_grid((0, 0, *size), downsample, resolved)
         if grid.rows * grid.cols == 0:
             raise Refusal(422, f"image {number}: smaller than one patch of {spec.field_um:g} µm")
         return grid
@@ -210,10 +210,10 @@ class PredictionService:
     def _predict_grid(
         self, pixels: NDArray[np.uint8], grid: Grid, mpp: float
     ) -> NDArray[np.float32]:
-        cells = all_cells(grid)
-        block_size = choose_block_size(len(cells), grid.spec.side_px)
-        patches = SlidePatches(SentImage(pixels, mpp), grid, cells, block_size)
-        blocks = range(count_blocks(len(cells), block_size))
+        positions = all_positions(grid)
+        block_size = choose_block_size(len(positions), grid.spec.side_px)
+        patches = SlidePatches(SentImage(pixels, mpp), grid, positions, block_size)
+        blocks = range(count_blocks(len(positions), block_size))
         return np.concatenate(
             [self.predictor(patches.read_block(block).pixels) for block in blocks]
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, draw_heatmap
+from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, build_heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.serve.catalogue import Result, read_aggregation, read_model
 from wsi_pipeline.store.manifest import read_manifest
@@ -78,12 +78,12 @@ class ResultReader:
 
     def load(self, result: Result) -> LoadedResult:
         """The whole result. Raises StoreError where it is damaged or being replaced."""
-        return self._results.get((result.folder, result.mark), lambda: _load(result))
+        return self._results.get((result.folder, result.stamp), lambda: _load(result))
 
     def regions(self, result: Result, threshold: float, min_area_mm2: float) -> tuple[Region, ...]:
         """Regions at a threshold."""
         loaded = self.load(result)
-        key = (result.folder, result.mark, threshold, min_area_mm2)
+        key = (result.folder, result.stamp, threshold, min_area_mm2)
         return self._regions.get(key, lambda: find_regions(loaded.heatmap, threshold, min_area_mm2))
 
 
@@ -101,7 +101,7 @@ def _load(result: Result) -> LoadedResult:
         table=predictions.table,
         heatmap=heatmap,
         model=describe_model(model),
-        own=draw_heatmap(predictions).probability if heatmap.smooth_um else heatmap.probability,
+        own=build_heatmap(predictions).probability if heatmap.smooth_um else heatmap.probability,
     )
 
 
@@ -112,6 +112,6 @@ def describe_model(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def _draw_as_published(predictions: Predictions, view: Aggregation) -> Heatmap:
     """The map with the threshold, smoothing and smallest region that the slide's outputs were made with."""
-    return draw_heatmap(
+    return build_heatmap(
         predictions, view.threshold, smooth_um=view.smooth_um, min_region_mm2=view.min_region_mm2
     )

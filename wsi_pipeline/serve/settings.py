@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.limits import available_cores
-from wsi_pipeline.models.loading import ForeignTerms
+from wsi_pipeline.models.loading import ExternalModelTerms
 from wsi_pipeline.scheduling import Workers
 
 MIB = 1024 * 1024
@@ -61,7 +61,7 @@ class ServeSettings:
     """Results folders; one slide's results of several of them can be looked at side by side. Jobs write to the first."""
     slides: Path | None = None
     model: Path | None = None
-    terms: ForeignTerms = field(default_factory=ForeignTerms)
+    terms: ExternalModelTerms = field(default_factory=ExternalModelTerms)
     """For a model that wsi did not train."""
     host: str = "127.0.0.1"
     port: int = 8765

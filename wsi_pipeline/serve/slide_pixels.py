@@ -14,7 +14,7 @@ from typing import Any
 
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.serve.catalogue import Mark, SlideEntry, mark_file
+from wsi_pipeline.serve.catalogue import FileStamp, SlideEntry, stamp_file
 from wsi_pipeline.serve.decoders import DecoderPool, DecodingError, TooSlow
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.pyramid import Pyramid
@@ -77,7 +77,7 @@ class OpenedSlide:
     """A slide file that can be read."""
 
     path: Path
-    mark: Mark
+    stamp: FileStamp
     slide_mpp: float | None
     info: SlideInfo
     pyramid: Pyramid
@@ -87,7 +87,7 @@ class OpenedSlide:
     @property
     def request(self) -> dict[str, Any]:
         """What names the slide to a decoding process."""
-        return {"path": str(self.path), "mark": list(self.mark), "slide_mpp": self.slide_mpp}
+        return {"path": str(self.path), "mark": list(self.stamp), "slide_mpp": self.slide_mpp}
 
 
 class SlidePixels:
@@ -120,10 +120,10 @@ class SlidePixels:
         return opened
 
     def _key(self, entry: SlideEntry) -> tuple[Any, ...]:
-        mark = None if entry.file is None else mark_file(entry.file)
-        if entry.file is None or mark is None:
+        stamp = None if entry.file is None else stamp_file(entry.file)
+        if entry.file is None or stamp is None:
             raise Refusal(404, "the slide's file is not here; serve its folder with --slides")
-        return (entry.file, mark, self._mpp_of(entry), _fingerprint(entry))
+        return (entry.file, stamp, self._mpp_of(entry), _fingerprint(entry))
 
     def _mpp_of(self, entry: SlideEntry) -> float | None:
         recorded = next(
@@ -134,8 +134,8 @@ class SlidePixels:
         return recorded.mpp  # whoever said so: the map was made at that scale
 
     def _open(self, entry: SlideEntry, key: tuple[Any, ...]) -> OpenedSlide:
-        path, mark, slide_mpp, fingerprint = key
-        request = {"do": "describe", "path": str(path), "mark": list(mark), "slide_mpp": slide_mpp}
+        path, stamp, slide_mpp, fingerprint = key
+        request = {"do": "describe", "path": str(path), "mark": list(stamp), "slide_mpp": slide_mpp}
         header = self._pool.ask(request, timeout_s=OPEN_FACTOR * self._limits.read_s).header
         info = slide_from_json(header["slide"])
         if fingerprint is not None and info.fingerprint != fingerprint:
@@ -144,14 +144,14 @@ class SlidePixels:
         coarsest = pyramid.coarsest_level(
             [float(ratio) for ratio in info.level_downsamples], self._limits.region_px
         )
-        return OpenedSlide(path, mark, slide_mpp, info, pyramid, coarsest)
+        return OpenedSlide(path, stamp, slide_mpp, info, pyramid, coarsest)
 
     def tile(self, entry: SlideEntry, level: int, col: int, row: int) -> bytes:
         """One tile as JPEG. Raises Refusal where there is no such tile, before anything is read."""
         slide = self.open(entry)
         if not slide.pyramid.has_tile(level, col, row) or level > slide.coarsest:
             raise Refusal(404, "no such tile")
-        key = (slide.path, slide.mark, level, col, row)
+        key = (slide.path, slide.stamp, level, col, row)
         if (content := self._cache.get(key)) is None:
             place = {
                 "level": level,
@@ -170,7 +170,9 @@ class SlidePixels:
             slide = self._facts.get(self._key(entry))
         except Refusal:
             return None
-        return None if slide is None else self._cache.get((slide.path, slide.mark, level, col, row))
+        return (
+            None if slide is None else self._cache.get((slide.path, slide.stamp, level, col, row))
+        )
 
     def file_version(self, entry: SlideEntry) -> str:
         """Changes whenever the slide's file does. Raises Refusal where there is none."""
@@ -180,7 +182,7 @@ class SlidePixels:
     def overview(self, entry: SlideEntry) -> bytes:
         """The scanned area as one small JPEG."""
         slide = self.open(entry)
-        key = (slide.path, slide.mark, "overview")
+        key = (slide.path, slide.stamp, "overview")
         if (content := self._cache.get(key)) is None:
             content = self._read(slide, {"do": "overview"})
             self._cache.put(key, content)

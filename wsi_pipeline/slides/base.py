@@ -84,7 +84,7 @@ class UserScale(NamedTuple):
     """Where it was said."""
 
 
-def settle_mpp(path: Path, declared: DeclaredScale, scale: UserScale | None) -> tuple[float, str]:
+def resolve_mpp(path: Path, declared: DeclaredScale, scale: UserScale | None) -> tuple[float, str]:
     """The slide's µm per pixel and who said so; what the user says has authority over the file."""
     if scale is not None:
         return _check_mpp(path, scale.mpp, scale.source), scale.source
@@ -140,17 +140,17 @@ MAX_ASPECT_ERROR = 0.02
 """A level whose width and height disagree by more than this about its downsample is not a level of this image."""
 
 
-def settle_levels(sizes: Sequence[tuple[int, int]]) -> tuple[Level, ...]:
+def resolve_levels(sizes: Sequence[tuple[int, int]]) -> tuple[Level, ...]:
     """The usable levels, finest first, each with an exact downsample; levels of another aspect are left out."""
     levels = [Level(0, sizes[0], Fraction(1))]
     for index, size in enumerate(sizes[1:], start=1):
-        downsample = _settle_downsample(sizes[0], size)
+        downsample = _resolve_downsample(sizes[0], size)
         if downsample is not None:
             levels.append(Level(index, size, downsample))
     return tuple(sorted(levels, key=lambda level: level.downsample))
 
 
-def _settle_downsample(size_l0: tuple[int, int], size: tuple[int, int]) -> Fraction | None:
+def _resolve_downsample(size_l0: tuple[int, int], size: tuple[int, int]) -> Fraction | None:
     if min(size) < 1:
         return None
     ratio_x, ratio_y = size_l0[0] / size[0], size_l0[1] / size[1]

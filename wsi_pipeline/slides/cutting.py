@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 
 class Cut(NamedTuple):
-    """Patches to be cut from one level: `cells` (b, 2: row, col) in raster order, the cell (0, 0) at (x, y) of the level."""
+    """Patches to be cut from one level: `positions` (b, 2: row, col) in raster order, the cell (0, 0) at (x, y) of the level."""
 
-    cells: NDArray[np.int32]
+    positions: NDArray[np.int32]
     x: int
     y: int
     side: int
@@ -25,7 +25,7 @@ class Cut(NamedTuple):
     @property
     def box(self) -> tuple[int, int, int, int]:
         """The rectangle around all of them, as x, y, width, height."""
-        first, last = self.cells.min(axis=0), self.cells.max(axis=0)
+        first, last = self.positions.min(axis=0), self.positions.max(axis=0)
         top, left = (int(place) * self.stride for place in first)
         height, width = (int(extent) * self.stride + self.side for extent in last - first)
         return self.x + left, self.y + top, width, height
@@ -33,44 +33,44 @@ class Cut(NamedTuple):
     @property
     def boxes(self) -> NDArray[np.int64]:
         """Where each lies, (b, 4) as x, y, width, height."""
-        corners = self.cells[:, ::-1].astype(np.int64) * self.stride + [self.x, self.y]
+        corners = self.positions[:, ::-1].astype(np.int64) * self.stride + [self.x, self.y]
         return np.concatenate([corners, np.full_like(corners, self.side)], axis=1)
 
     @property
     def is_full(self) -> bool:
         """Whether they fill the rectangle around them."""
-        first, last = self.cells.min(axis=0), self.cells.max(axis=0)
+        first, last = self.positions.min(axis=0), self.positions.max(axis=0)
         rows, cols = last - first + 1
-        return len(self.cells) == int(rows) * int(cols)
+        return len(self.positions) == int(rows) * int(cols)
 
 
 def cut_region(region: NDArray[np.uint8], cut: Cut, pixels: NDArray[np.uint8]) -> None:
     """Fill `pixels` (b, side, side, 3) from the pixels of `cut.box`, RGB (height, width, 3)."""
     region = np.ascontiguousarray(region)
     height, width = region.shape[:2]
-    count, side, stride = len(cut.cells), cut.side, cut.stride
+    count, side, stride = len(cut.positions), cut.side, cut.stride
     item = np.dtype((np.void, side * 3))
     shape = ((height - side) // stride + 1, (width - side) // stride + 1, side)
     windows: NDArray[np.void] = np.ndarray(
         shape, item, region.data, strides=(stride * width * 3, stride * 3, width * 3)
     )
     rows_of_pixels = pixels.reshape(count, side, side * 3).view(item)[..., 0]
-    cells = cut.cells - cut.cells.min(axis=0)
-    for start, stop in _runs(cells):
-        row, col = cells[start]
+    positions = cut.positions - cut.positions.min(axis=0)
+    for start, stop in _runs(positions):
+        row, col = positions[start]
         rows_of_pixels[start:stop] = windows[row, col : col + stop - start]
 
 
-def _runs(cells: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
+def _runs(positions: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
     """Where cells follow one another from left to right, as (start, stop)."""
-    is_break = (np.diff(cells[:, 0]) != 0) | (np.diff(cells[:, 1]) != 1)
-    yield from pairwise([0, *(np.flatnonzero(is_break) + 1).tolist(), len(cells)])
+    is_break = (np.diff(positions[:, 0]) != 0) | (np.diff(positions[:, 1]) != 1)
+    yield from pairwise([0, *(np.flatnonzero(is_break) + 1).tolist(), len(positions)])
 
 
 class Overlap(NamedTuple):
     """What a tile and the cells of one row, or column, share along that axis."""
 
-    cell: int
+    position: int
     tile_start: int
     patch_start: int
     length: int
@@ -82,8 +82,8 @@ class TileCutter:
     def __init__(self, cut: Cut, pixels: NDArray[np.uint8]) -> None:
         """`pixels` (b, side, side, 3) is filled."""
         self._cut = cut
-        self._first = cut.cells.min(axis=0)
-        self._rows = pixels.reshape(len(cut.cells), cut.side, cut.side * 3)
+        self._first = cut.positions.min(axis=0)
+        self._rows = pixels.reshape(len(cut.positions), cut.side, cut.side * 3)
         self._item = np.dtype((np.void, cut.side * 3))
         self._whole_rows = self._rows.view(self._item)[..., 0]  # (b, side)
         self._known: dict[tuple[int, int], list[Overlap]] = {}
@@ -91,10 +91,10 @@ class TileCutter:
     @cached_property
     def _places(self) -> list[list[int]]:
         """Number of the patch of each cell of the rectangle, -1 where none is wanted."""
-        rows, cols = self._cut.cells.max(axis=0) - self._first + 1
+        rows, cols = self._cut.positions.max(axis=0) - self._first + 1
         places = np.full((rows, cols), -1, dtype=np.int64)
-        row, col = (self._cut.cells - self._first).T
-        places[row, col] = np.arange(len(self._cut.cells))
+        row, col = (self._cut.positions - self._first).T
+        places[row, col] = np.arange(len(self._cut.positions))
         listed: list[list[int]] = places.tolist()
         return listed
 
@@ -107,28 +107,35 @@ class TileCutter:
         parts = [overlap for overlap in cols if overlap.length != self._cut.side]
         lines = tile.reshape(height, width * 3)
         for row in rows:
-            places = self._places[row.cell]
+            places = self._places[row.position]
             if whole:
-                self._take_whole(tile, row, whole[0], places[whole[0].cell : whole[-1].cell + 1])
+                self._take_whole(
+                    tile, row, whole[0], places[whole[0].position : whole[-1].position + 1]
+                )
             for col in parts:
-                place = places[col.cell]
+                place = places[col.position]
                 if place >= 0:
                     self._take_part(lines, row, col, place)
 
     def _overlaps(self, axis: int, start: int, length: int) -> list[Overlap]:
         """What pixels from `start` on, counted from cell 0, share with the cells of rows (axis 0) or columns; the same for many tiles."""
         if (axis, start) not in self._known:
-            first, last = int(self._first[axis]), int(self._cut.cells[:, axis].max())
+            first, last = int(self._first[axis]), int(self._cut.positions[:, axis].max())
             side, stride = self._cut.side, self._cut.stride
             overlaps = []
-            for cell in range(
+            for position in range(
                 max(first, -((side - 1 - start) // stride)),
                 min(last, (start + length - 1) // stride) + 1,
             ):
-                begin, end = max(cell * stride, start), min(cell * stride + side, start + length)
+                begin, end = (
+                    max(position * stride, start),
+                    min(position * stride + side, start + length),
+                )
                 if begin < end:  # else the tile lies in a gap between cells
                     overlaps.append(
-                        Overlap(cell - first, begin - start, begin - cell * stride, end - begin)
+                        Overlap(
+                            position - first, begin - start, begin - position * stride, end - begin
+                        )
                     )
             self._known[axis, start] = overlaps
         return self._known[axis, start]

@@ -15,8 +15,8 @@ from wsi_pipeline.slides.base import (
     UserScale,
     composite_on_white,
     fingerprint_file,
-    settle_levels,
-    settle_mpp,
+    resolve_levels,
+    resolve_mpp,
 )
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -35,10 +35,10 @@ class ImageReader:
     """A plain image is decoded whole, or not at all."""
 
     def __init__(self, path: Path, slide_id: str, scale: UserScale | None = None) -> None:
-        mpp, mpp_source = settle_mpp(path, _read_scale(path), scale)  # before anything is decoded
+        mpp, mpp_source = resolve_mpp(path, _read_scale(path), scale)  # before anything is decoded
         self._pixels = read_rgb(path)
         height, width = self._pixels.shape[:2]
-        self.levels = settle_levels([(width, height)])
+        self.levels = resolve_levels([(width, height)])
         self.info = SlideInfo(
             slide_id=slide_id,
             path=str(path),

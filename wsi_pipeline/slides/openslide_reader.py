@@ -17,8 +17,8 @@ from wsi_pipeline.slides.base import (
     check_size,
     composite_on_white,
     fingerprint_file,
-    settle_levels,
-    settle_mpp,
+    resolve_levels,
+    resolve_mpp,
 )
 
 LATTICE_PX = 512
@@ -55,9 +55,9 @@ class OpenSlideReader:
         properties = handle.properties
         self.levels = tuple(
             level._replace(tile=_tile_size(properties, level.number))
-            for level in settle_levels(handle.level_dimensions)
+            for level in resolve_levels(handle.level_dimensions)
         )
-        mpp, mpp_source = settle_mpp(path, _declared_scale(properties), scale)
+        mpp, mpp_source = resolve_mpp(path, _declared_scale(properties), scale)
         self.info = SlideInfo(
             slide_id=slide_id,
             path=str(path),
@@ -146,10 +146,10 @@ class OpenSlideReader:
         )
         for row in range(0, region.shape[0], LATTICE_PX):
             for col in range(0, region.shape[1], LATTICE_PX):
-                cell = _read_region(
+                position = _read_region(
                     handle, level, downsample, x0 + col, y0 + row, LATTICE_PX, LATTICE_PX
                 )
-                region[row : row + LATTICE_PX, col : col + LATTICE_PX] = cell
+                region[row : row + LATTICE_PX, col : col + LATTICE_PX] = position
         return region[y - y0 : y - y0 + height, x - x0 : x - x0 + width]
 
     def _open(self) -> openslide.OpenSlide:

@@ -31,16 +31,16 @@ KEPT = 4
 
 
 class SlidePatches:
-    """The patches of `cells` (n, 2), read from the slide; pixel-identical to what a patch store holds of them."""
+    """The patches of `positions` (n, 2), read from the slide; pixel-identical to what a patch store holds of them."""
 
     def __init__(
-        self, reader: SlideReader, grid: Grid, cells: NDArray[np.int32], block_size: int
+        self, reader: SlideReader, grid: Grid, positions: NDArray[np.int32], block_size: int
     ) -> None:
         self._reader = reader
         self._view = view_grid(reader, grid)
-        self._macro_tiles = macro_tiles_per_cell(self._view, grid)
+        self._macro_tiles = macro_tiles_per_patch(self._view, grid)
         self.grid = grid
-        self.cells = cells
+        self.positions = positions
         self.block_size = block_size
 
     @property
@@ -50,47 +50,47 @@ class SlidePatches:
 
     def read_block(self, block: int) -> PatchBlock:
         """The pixels of block number `block`; patches that cannot be decoded are white and marked unreadable."""
-        cells = self.cells[block_slice(block, self.block_size, len(self.cells))]
-        codes = macro_tile_codes(cells, self._macro_tiles)
+        positions = self.positions[block_slice(block, self.block_size, len(self.positions))]
+        codes = macro_tile_codes(positions, self._macro_tiles)
         # Macro-tile by macro-tile, and in each from top left to bottom right: a reader copies runs
         # of neighbours at once.
-        order = np.lexsort((cells[:, 1], cells[:, 0], codes))
+        order = np.lexsort((positions[:, 1], positions[:, 0], codes))
         if (order[1:] > order[:-1]).all():
-            return self._read_in_order(cells, codes)
+            return self._read_in_order(positions, codes)
         place = np.argsort(order, kind="stable")
-        pixels, readable, fallbacks = self._read_in_order(cells[order], codes[order])
+        pixels, readable, fallbacks = self._read_in_order(positions[order], codes[order])
         return PatchBlock(pixels[place], readable[place], fallbacks)
 
-    def _read_in_order(self, cells: NDArray[np.int32], codes: NDArray[np.uint64]) -> PatchBlock:
+    def _read_in_order(self, positions: NDArray[np.int32], codes: NDArray[np.uint64]) -> PatchBlock:
         side = self.grid.spec.side_px
-        pixels = BUFFERS.take((len(cells), side, side, 3))
-        readable = np.ones(len(cells), dtype=np.bool_)
+        pixels = BUFFERS.take((len(positions), side, side, 3))
+        readable = np.ones(len(positions), dtype=np.bool_)
         fallbacks_before = self._reader.fallbacks
-        edges = [0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist(), len(cells)]
-        for start, stop in pairwise(edges if len(cells) else []):
+        edges = [0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist(), len(positions)]
+        for start, stop in pairwise(edges if len(positions) else []):
             try:
-                self._read_together(cells[start:stop], pixels[start:stop])
+                self._read_together(positions[start:stop], pixels[start:stop])
             except SlideError:
-                self._read_singly(cells[start:stop], pixels[start:stop], readable[start:stop])
+                self._read_singly(positions[start:stop], pixels[start:stop], readable[start:stop])
         return PatchBlock(pixels, readable, self._reader.fallbacks - fallbacks_before)
 
-    def _read_together(self, cells: NDArray[np.int32], pixels: NDArray[np.uint8]) -> None:
+    def _read_together(self, positions: NDArray[np.int32], pixels: NDArray[np.uint8]) -> None:
         """Fill `pixels` (b, side, side, 3) with the patches of cells that lie close together."""
         spec, view = self.grid.spec, self._view
         if isinstance(self._reader, CutsPatches) and (corner := view.corner_on_level()) is not None:
-            cut = Cut(cells, *corner, spec.side_px, spec.stride_px)
+            cut = Cut(positions, *corner, spec.side_px, spec.stride_px)
             if self._reader.cut(view.level, cut, pixels):
                 return
-        cut = Cut(cells, 0, 0, spec.side_px, spec.stride_px)
+        cut = Cut(positions, 0, 0, spec.side_px, spec.stride_px)
         cut_region(view.read(*cut.box, None if cut.is_full else cut.boxes), cut, pixels)
 
     def _read_singly(
-        self, cells: NDArray[np.int32], pixels: NDArray[np.uint8], readable: NDArray[np.bool_]
+        self, positions: NDArray[np.int32], pixels: NDArray[np.uint8], readable: NDArray[np.bool_]
     ) -> None:
         """Read patch by patch, so that one bad JPEG tile costs only the patches that it lies under."""
-        for index in range(len(cells)):
+        for index in range(len(positions)):
             try:
-                self._read_together(cells[index : index + 1], pixels[index : index + 1])
+                self._read_together(positions[index : index + 1], pixels[index : index + 1])
             except SlideError:
                 pixels[index] = 255
                 readable[index] = False
@@ -102,7 +102,7 @@ def view_grid(reader: SlideReader, grid: Grid) -> ScaledView:
     return ScaledView(reader, level, grid.downsample, grid.origin_xy_l0)
 
 
-def macro_tiles_per_cell(view: ScaledView, grid: Grid) -> tuple[Fraction, Fraction]:
+def macro_tiles_per_patch(view: ScaledView, grid: Grid) -> tuple[Fraction, Fraction]:
     """How much of a macro-tile one step down, and one to the right, is; macro-tiles are whole tiles of the level that is read.
 
     It depends on the slide alone and not on who reads it, for it decides the order of patches in a

@@ -20,7 +20,7 @@ GB = 1e9
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class DiskSpace:
     """What is to stay free on every file system that is written to."""
 
     min_free_bytes: int = DEFAULT_MIN_FREE
@@ -56,11 +56,11 @@ def _existing(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class GuardedJob:
+class SpaceCheckedJob:
     """A job that goes on only while there is room, and whose files get the permissions that were asked for, wherever it runs."""
 
     job: SlideJob
-    room: Room
+    disk_space: DiskSpace
     umask: int
 
     @property
@@ -87,7 +87,7 @@ class GuardedJob:
         plan: WorkPlan = self.job.prepare()
         if plan.missing_patches:
             for folder, size in self.patch_bytes.items():
-                self.room.check(folder, size * plan.missing_patches)
+                self.disk_space.check(folder, size * plan.missing_patches)
         return plan
 
     def run_block(self, plan: Any, block: int) -> BlockReport:
@@ -103,7 +103,7 @@ class GuardedJob:
     def _look(self) -> None:
         os.umask(self.umask)
         for folder in self.patch_bytes:
-            self.room.check(folder)
+            self.disk_space.check(folder)
 
 
 def current_umask() -> int:

@@ -131,7 +131,7 @@ def _patches(store: PatchStore) -> Iterator[ExportedPatch]:
         pixels, readable = store.read_block(block)[:2]
         for index in range(len(pixels)):
             if readable[index]:
-                row, col = store.cells[first + index].tolist()
+                row, col = store.positions[first + index].tolist()
                 label = int(store.table.labels[first + index])
                 class_name = store.table.class_names[label] if label >= 0 else UNKNOWN
                 png = bytes(imagecodecs.png_encode(pixels[index]))

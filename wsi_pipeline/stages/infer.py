@@ -45,9 +45,14 @@ from wsi_pipeline.stages.plan import (
     refuse_unreadable,
     staged_table,
 )
-from wsi_pipeline.stages.preview import SlidePreview, Standing, preview_begun, preview_finished
+from wsi_pipeline.stages.preview import (
+    PreviewState,
+    SlidePreview,
+    preview_finished,
+    preview_started,
+)
 from wsi_pipeline.stages.publish import publish, take_over
-from wsi_pipeline.store.commit import VIEW, Staging, find_finished, look_for_finished
+from wsi_pipeline.store.commit import VIEW, Staging, check_finished, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
@@ -149,26 +154,26 @@ class InferJob:
             None if self.is_store else self.slide.path,
         )
 
-    def look(self) -> SlidePreview:
+    def preview(self) -> SlidePreview:
         """What the job would come to: everything that `prepare` finds out, and nothing is written."""
         with self._open_source() as source:
             staging = self._stage(source.recipe)
-            manifest = look_for_finished(
+            manifest = check_finished(
                 staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]
             )
             if manifest is not None:
-                standing = (
-                    Standing.DONE
+                state = (
+                    PreviewState.DONE
                     if manifest.recipe.get(VIEW) == self.view.to_json()
-                    else Standing.PREDICTED
+                    else PreviewState.PREDICTED
                 )
-                return preview_finished(self.slide, source.slide, standing, manifest)
+                return preview_finished(self.slide, source.slide, state, manifest)
             if staging.is_prepared and not self.force:
                 table = read_staged_table(staging.product / FOLDER)
-                return preview_begun(self.slide, table, staging.block_reports())
+                return preview_started(self.slide, table, staging.block_reports())
             table = source.choose_patches()
             check_table(table, self.model.load().model)
-            return preview_begun(self.slide, table, {})
+            return preview_started(self.slide, table, {})
 
     @contextmanager
     def _open_source(self) -> Iterator["_Source"]:
@@ -337,9 +342,9 @@ def choose_samples(predictions: Predictions, read: ReadPixels) -> tuple[Sample, 
         "least probable": rising[:COLUMNS],
         "random sample": random,
     }
-    cells, probability = predictions.table.cells, predictions.probability
+    positions, probability = predictions.table.positions, predictions.probability
     return tuple(
-        Sample(title, cells[index], probability[index], read(index))
+        Sample(title, positions[index], probability[index], read(index))
         for title, index in chosen.items()
     )
 
@@ -350,7 +355,7 @@ def read_from_slide(reader: SlideReader, predictions: Predictions) -> ReadPixels
 
     def read(index: NDArray[np.intp]) -> NDArray[np.uint8]:
         return (
-            SlidePatches(reader, table.grid, table.cells[index], max(len(index), 1))
+            SlidePatches(reader, table.grid, table.positions[index], max(len(index), 1))
             .read_block(0)
             .pixels
         )

@@ -26,7 +26,7 @@ from wsi_pipeline.core.slide import PatchBlock, PatchSource, SlideInfo
 from wsi_pipeline.stages import infer
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.plan import BlockReport, SlidePlan, open_patches, open_store, staged_table
-from wsi_pipeline.stages.preview import SlidePreview, Standing
+from wsi_pipeline.stages.preview import PreviewState, SlidePreview
 from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.store.lock import remove_remains
 from wsi_pipeline.store.manifest import is_product
@@ -130,9 +130,9 @@ class KeepJob:
                 raise
             return replace(self.patches, force=True).prepare()
 
-    def look(self) -> SlidePreview:
+    def preview(self) -> SlidePreview:
         """What the job would come to; nothing is written."""
-        preview = self.results.look()
+        preview = self.results.preview()
         try:
             is_kept = self.patches.is_finished()
         except StoreError:
@@ -141,15 +141,15 @@ class KeepJob:
             is_kept = False
         if is_kept:
             return preview
-        standing = (
-            Standing.UNKEPT
-            if preview.standing in (Standing.DONE, Standing.PREDICTED)
-            else preview.standing
+        state = (
+            PreviewState.PATCHES_MISSING
+            if preview.state in (PreviewState.DONE, PreviewState.PREDICTED)
+            else preview.state
         )
         side = self.patches.config.spec.side_px
         size = choose_store_block_size(preview.patches, side)
         padded = count_blocks(preview.patches, size) * size
-        return replace(preview, standing=standing, patch_bytes=padded * side * side * 3)
+        return replace(preview, state=state, patch_bytes=padded * side * side * 3)
 
     def run_block(self, plan: KeepPlan, block: int) -> BlockReport:
         """Read one block of the store's patches, store it, and predict those in it, where this has not been done yet."""
@@ -235,13 +235,13 @@ class HeldBlock:
         return self.source.grid
 
     @property
-    def cells(self) -> NDArray[np.int32]:
+    def positions(self) -> NDArray[np.int32]:
         """Those of all patches of the slide."""
-        return self.source.cells
+        return self.source.positions
 
     def read_block(self, block: int) -> PatchBlock:
         """A block that begins among the patches held; what lies beyond them is read now."""
-        rows = block_slice(block, self.block_size, len(self.cells))
+        rows = block_slice(block, self.block_size, len(self.positions))
         pixels, readable = [self.held.pixels], [self.held.readable]
         stop, following = self.rows.stop, self.rows.stop // self.source.block_size
         while stop < rows.stop:

@@ -23,7 +23,7 @@ from wsi_pipeline.stages.ingest_layouts import (
     stack_shape,
 )
 
-MAX_CELLS_PER_SIDE = 20_000
+MAX_POSITIONS_PER_SIDE = 20_000
 """Coordinates beyond this many patches are no place on a slide."""
 
 MAX_THUMBNAIL_PX = 1500
@@ -91,7 +91,7 @@ def sort_files(
             left_out.append(
                 LeftOut(_name(entry, naming), f"lies where {_name(earlier.entry, naming)} lies")
             )
-    return [taken[cell] for cell in sorted(taken)], left_out
+    return [taken[position] for position in sorted(taken)], left_out
 
 
 def _find_fault(folder: Path, entry: PatchEntry, spec: PatchSpec) -> str | None:
@@ -106,7 +106,7 @@ def _find_fault(folder: Path, entry: PatchEntry, spec: PatchSpec) -> str | None:
         return None
     if entry.x < 0 or entry.y < 0 or entry.x % spec.stride_px or entry.y % spec.stride_px:
         return f"its place {entry.x},{entry.y} (from 0) is no multiple of {spec.stride_px}"
-    if max(entry.x, entry.y) // spec.stride_px >= MAX_CELLS_PER_SIDE:
+    if max(entry.x, entry.y) // spec.stride_px >= MAX_POSITIONS_PER_SIDE:
         return "lies beyond any slide"
     return None
 
@@ -130,8 +130,8 @@ def plan_ingestion(
     patient: PatientPatches, files: Sequence[PatchFile], fingerprint: str, spec: PatchSpec
 ) -> PatchTable:
     """The patch table of one patient; the slide is the reduced scan, as far as the patches reach."""
-    cells = np.array([(file.row, file.col) for file in files], dtype=np.int32).reshape(-1, 2)
-    rows, cols = (int(extent) for extent in cells.max(axis=0, initial=-1) + 1)
+    positions = np.array([(file.row, file.col) for file in files], dtype=np.int32).reshape(-1, 2)
+    rows, cols = (int(extent) for extent in positions.max(axis=0, initial=-1) + 1)
     grid = Grid(spec=spec, rows=rows, cols=cols, downsample=Fraction(1))
     size = (
         max(cols - 1, 0) * spec.stride_px + spec.side_px,
@@ -150,7 +150,7 @@ def plan_ingestion(
     return PatchTable(
         slide=slide,
         grid=grid,
-        cells=cells,
+        positions=positions,
         labels=np.array([file.entry.label for file in files], dtype=np.int8),
         label_fraction=np.ones(len(files), dtype=np.float32),
         tissue_fraction=np.full(len(files), np.nan, dtype=np.float32),
@@ -180,7 +180,7 @@ class PatchFiles:
         self._entries = entries
         self.slide = table.slide
         self.grid = table.grid
-        self.cells = table.cells
+        self.positions = table.positions
         self.block_size = table.block_size
 
     def read_block(self, block: int) -> PatchBlock:

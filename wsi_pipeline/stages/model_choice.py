@@ -8,7 +8,7 @@ from pathlib import Path
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines.choosing import AUTO, list_candidates
 from wsi_pipeline.models.engines.engine import EngineSetting
-from wsi_pipeline.models.loading import ForeignTerms, load_model, load_same
+from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_same
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import Agreement, check_answers, open_first
 from wsi_pipeline.models.predictor import Predictor
@@ -19,14 +19,18 @@ _loading = threading.Lock()
 
 @lru_cache(1)
 def _open(
-    path: Path, digest: str, setting: EngineSetting, batch_size: int | None, terms: ForeignTerms
+    path: Path,
+    digest: str,
+    setting: EngineSetting,
+    batch_size: int | None,
+    terms: ExternalModelTerms,
 ) -> tuple[Predictor, Agreement]:
     choose_device(setting.device)  # which refuses one that is not there
     predictor = Predictor(load_same(path, digest, terms), setting, batch_size)
     return predictor, check_answers(predictor)
 
 
-def let_go() -> None:
+def unload() -> None:
     """Forget the model that this process has loaded, where only others will run it."""
     with _loading:
         _open.cache_clear()
@@ -41,7 +45,7 @@ class ModelChoice:
     setting: EngineSetting = field(default_factory=EngineSetting)
     batch_size: int | None = None
     """None: as the device has it."""
-    terms: ForeignTerms = field(default_factory=ForeignTerms)
+    terms: ExternalModelTerms = field(default_factory=ExternalModelTerms)
     """A worker trusts a foreign model by these alone, and checks its digest itself."""
 
     def load(self) -> Predictor:
@@ -55,7 +59,7 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineWish:
+class EngineRequest:
     """What the user says of how a model is computed; "auto" leaves it to the device."""
 
     device: str = AUTO
@@ -66,16 +70,16 @@ class EngineWish:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class ResolvedEngine:
     """A choice that runs on this machine and gives the right answers, and what is to be said of it."""
 
     choice: ModelChoice
     line: str
 
 
-def settle_engine(
-    model: Model, path: Path, wish: EngineWish, terms: ForeignTerms | None = None
-) -> Settled:
+def resolve_engine(
+    model: Model, path: Path, engine_request: EngineRequest, terms: ExternalModelTerms | None = None
+) -> ResolvedEngine:
     """Choose the engine, load the model with it in this process and check its answers; no slide is needed for it.
 
     Raises ModelError where the engine cannot run the model or gives other answers, and
@@ -84,14 +88,22 @@ def settle_engine(
 
     def choose(setting: EngineSetting) -> ModelChoice:
         return ModelChoice(
-            path.resolve(), model.digest, setting, wish.batch_size, terms or ForeignTerms()
+            path.resolve(),
+            model.digest,
+            setting,
+            engine_request.batch_size,
+            terms or ExternalModelTerms(),
         )
 
-    candidates = list_candidates(model, wish.device, wish.engine, wish.precision)
+    candidates = list_candidates(
+        model, engine_request.device, engine_request.engine, engine_request.precision
+    )
     opened = open_first(candidates, lambda setting: choose(setting).load_checked())
-    return Settled(choose(opened.predictor.setting), opened.line)
+    return ResolvedEngine(choose(opened.predictor.setting), opened.line)
 
 
-def settle_engine_of(path: Path, wish: EngineWish, terms: ForeignTerms) -> Settled:
+def resolve_engine_for(
+    path: Path, engine_request: EngineRequest, terms: ExternalModelTerms
+) -> ResolvedEngine:
     """The same for a model by its file, for workers of other machines."""
-    return settle_engine(load_model(path, terms), path, wish, terms)
+    return resolve_engine(load_model(path, terms), path, engine_request, terms)

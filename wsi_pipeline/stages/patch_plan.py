@@ -16,11 +16,11 @@ from wsi_pipeline.core.geometry import (
     MIN_MPP,
     Grid,
     PatchSpec,
-    cells_to_boxes_l0,
     choose_block_size,
     downsample_between,
     lay_grid,
     order_by_macro_tile,
+    positions_to_boxes_l0,
 )
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
 from wsi_pipeline.core.slide import PatchQuality, PatchSource, PatchTable, SlideInfo, Thumbnail
@@ -28,7 +28,7 @@ from wsi_pipeline.labels import label_patches, label_recipe
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import MaskPicture
 from wsi_pipeline.slides.base import SlideReader, choose_level
-from wsi_pipeline.slides.patches import macro_tiles_per_cell, view_grid
+from wsi_pipeline.slides.patches import macro_tiles_per_patch, view_grid
 from wsi_pipeline.slides.quality import (
     SHARPNESS_MPP,
     QualityParameters,
@@ -112,7 +112,7 @@ def plan_patches(
     Raises SlideError, or LabelError for labels or a mask that do not fit the slide.
     """
     slide = reader.info
-    spec, downsample = settle_scale(reader, config)
+    spec, downsample = resolve_scale(reader, config)
     grid = lay_grid(slide.bounds_l0, downsample, spec)
     thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
     if mask_file is None:
@@ -122,19 +122,19 @@ def plan_patches(
         mask = MaskPicture(mask_file, slide)
         fraction, tissue_mm2 = _take_mask(mask, slide, grid)
         tissue = mask.lie_over(thumbnail)
-    cells = _take_cells(reader, grid, fraction, config.tissue.min_tissue)
-    _refuse_lost_tissue(slide, tissue_mm2, cells, config)
-    cells, quality = _judge_cells(reader, grid, cells, thumbnail, config.quality)
-    labels = label_patches(label_file, slide, grid, cells, config.rules)
+    positions = _take_positions(reader, grid, fraction, config.tissue.min_tissue)
+    _refuse_lost_tissue(slide, tissue_mm2, positions, config)
+    positions, quality = _judge_patches(reader, grid, positions, thumbnail, config.quality)
+    labels = label_patches(label_file, slide, grid, positions, config.rules)
     table = PatchTable(
         slide=slide,
         grid=grid,
-        cells=cells,
+        positions=positions,
         labels=labels.labels,
         label_fraction=labels.fraction,
-        tissue_fraction=fraction[cells[:, 0], cells[:, 1]],
+        tissue_fraction=fraction[positions[:, 0], positions[:, 1]],
         thumbnail=thumbnail,
-        block_size=choose_block_size(len(cells), spec.side_px),
+        block_size=choose_block_size(len(positions), spec.side_px),
         patient_id=patient_id or slide.slide_id,
         class_names=config.rules.class_names,
         quality=quality,
@@ -170,7 +170,7 @@ def _take_mask(
     """Share of tissue in every cell, by the user's mask, and the area in mm² of the cells' tissue."""
     picture = mask.thumbnail
     fraction = (
-        mask.drawn_fraction(grid)
+        mask.annotated_fraction(grid)
         if picture is None
         else tissue_fraction(picture.pixels[..., 0] > 0, picture, grid)
     )
@@ -178,46 +178,46 @@ def _take_mask(
     return fraction, float(fraction.sum(dtype=np.float64)) * pitch_mm**2
 
 
-def _judge_cells(
+def _judge_patches(
     reader: SlideReader,
     grid: Grid,
-    cells: NDArray[np.int32],
+    positions: NDArray[np.int32],
     thumbnail: Thumbnail,
     parameters: QualityParameters,
 ) -> tuple[NDArray[np.int32], PatchQuality]:
     """What is wrong with the patches of cells, and those that are kept."""
     mpp = reader.info.mpp * float(thumbnail.downsample)
     pen = tissue_fraction(find_pen(thumbnail.pixels, mpp), thumbnail, grid)[
-        cells[:, 0], cells[:, 1]
+        positions[:, 0], positions[:, 1]
     ]
-    sharpness = np.full(len(cells), np.nan, dtype=np.float32)
-    if parameters.min_sharpness is not None and len(cells):
-        sharpness = _measure_sharpness(reader, grid, cells)
+    sharpness = np.full(len(positions), np.nan, dtype=np.float32)
+    if parameters.min_sharpness is not None and len(positions):
+        sharpness = _measure_sharpness(reader, grid, positions)
     quality = judge(pen, sharpness, parameters)
     kept = is_kept(quality, parameters)
-    return cells[kept], PatchQuality(
+    return positions[kept], PatchQuality(
         quality.pen_fraction[kept], quality.sharpness[kept], quality.flags[kept]
     )
 
 
 def _measure_sharpness(
-    reader: SlideReader, grid: Grid, cells: NDArray[np.int32]
+    reader: SlideReader, grid: Grid, positions: NDArray[np.int32]
 ) -> NDArray[np.float32]:
     slide = reader.info
     mpp = max(SHARPNESS_MPP, slide.mpp)
     downsample = downsample_between(slide.mpp, mpp)
     x, y, width, height = slide.bounds_l0
     view = ScaledView(reader, choose_level(reader.levels, downsample), downsample, (x, y))
-    boxes = (cells_to_boxes_l0(cells, grid) - [x, y, 0, 0]) / float(downsample)
+    boxes = (positions_to_boxes_l0(positions, grid) - [x, y, 0, 0]) / float(downsample)
     size = (max(1, math.floor(width / downsample)), max(1, math.floor(height / downsample)))
     return measure_sharpness(view.read, size, boxes, mpp)
 
 
 def _refuse_lost_tissue(
-    slide: SlideInfo, tissue_mm2: float, cells: NDArray[np.int32], config: TileConfig
+    slide: SlideInfo, tissue_mm2: float, positions: NDArray[np.int32], config: TileConfig
 ) -> None:
     """Raise SlideError where there is tissue but no patch takes it in: that must not look like a slide without tissue."""
-    if len(cells) or tissue_mm2 == 0:
+    if len(positions) or tissue_mm2 == 0:
         return
     raise SlideError(
         f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of"
@@ -226,7 +226,7 @@ def _refuse_lost_tissue(
     )
 
 
-def settle_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, Fraction]:
+def resolve_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, Fraction]:
     """The scale that is really cut, and level-0 pixels per patch pixel.
 
     A level within 2 % of the wanted scale is taken as it is. Raises SlideError where the scan is
@@ -254,7 +254,7 @@ def _is_near(mpp: float, wanted_mpp: float) -> bool:
     return abs(mpp - wanted_mpp) <= LEVEL_TOLERANCE * wanted_mpp
 
 
-def _take_cells(
+def _take_positions(
     reader: SlideReader, grid: Grid, fraction: NDArray[np.float32], min_tissue: float
 ) -> NDArray[np.int32]:
     is_kept = (
@@ -263,7 +263,7 @@ def _take_cells(
         else np.ones_like(fraction, dtype=np.bool_)
     )
     kept = np.argwhere(is_kept).astype(np.int32)
-    return order_by_macro_tile(kept, macro_tiles_per_cell(view_grid(reader, grid), grid))
+    return order_by_macro_tile(kept, macro_tiles_per_patch(view_grid(reader, grid), grid))
 
 
 def store_block(

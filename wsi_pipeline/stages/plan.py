@@ -37,7 +37,7 @@ class SlidePlan:
     """An earlier run committed this very product."""
     is_predicted: bool = False
     """An earlier run made these very predictions; only other outputs are asked for."""
-    slide_mark: tuple[int, int] | None = None
+    slide_stamp: tuple[int, int] | None = None
     """Size and time of change of the slide's file when it was opened."""
 
     @property
@@ -110,11 +110,11 @@ def open_plan(staging: Staging, table: PatchTable, slide: Path | None = None) ->
         table.patches,
         missing,
         table.block_size,
-        slide_mark=None if slide is None else mark_slide(slide),
+        slide_stamp=None if slide is None else stamp_slide(slide),
     )
 
 
-def mark_slide(path: Path) -> tuple[int, int]:
+def stamp_slide(path: Path) -> tuple[int, int]:
     """What changes whenever somebody writes to the file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
@@ -122,7 +122,7 @@ def mark_slide(path: Path) -> tuple[int, int]:
 
 def refuse_changed(path: Path, plan: SlidePlan) -> None:
     """Raise SlideError where the slide was written to while it was read; nothing is kept of such a mixture."""
-    if plan.slide_mark is not None and mark_slide(path) != plan.slide_mark:
+    if plan.slide_stamp is not None and stamp_slide(path) != plan.slide_stamp:
         plan.staging.discard()
         raise SlideError(
             f"{path}: changed while it was read; run the same line again when it is complete"
@@ -169,7 +169,7 @@ def _open_slide_patches(
         raise SlideError(
             f"{slide.path}: changed while it was read; run the same line again when it is complete"
         )
-    return SlidePatches(opened, table.grid, table.cells, table.block_size)
+    return SlidePatches(opened, table.grid, table.positions, table.block_size)
 
 
 @lru_cache(OPEN_SOURCES)

@@ -15,14 +15,14 @@ from wsi_pipeline.store.predictions import FOLDER
 PROBABILITY_BYTES = 4
 
 
-class Standing(StrEnum):
+class PreviewState(StrEnum):
     """How far earlier runs have come with a slide."""
 
     NEW = "new"
-    BEGUN = "begun"
+    STARTED = "begun"
     PREDICTED = "outputs missing"
     """Its predictions are there; only other outputs are asked for."""
-    UNKEPT = "patches missing"
+    PATCHES_MISSING = "patches missing"
     """Its results are there; its patches are to be kept, too."""
     DONE = "done"
     FAILED = "failed"
@@ -33,7 +33,7 @@ class SlidePreview:
     """What is known of one slide before it is run."""
 
     slide_id: str
-    standing: Standing
+    state: PreviewState
     file_bytes: int = 0
     size_l0: tuple[int, int] = (0, 0)
     """(width, height) in pixels."""
@@ -54,12 +54,12 @@ class SlidePreview:
 
 
 def preview_finished(
-    slide: FoundSlide, facts: SlideInfo, standing: Standing, manifest: Manifest
+    slide: FoundSlide, facts: SlideInfo, state: PreviewState, manifest: Manifest
 ) -> SlidePreview:
     """A slide whose predictions an earlier run has finished."""
     return SlidePreview(
         slide.slide_id,
-        standing,
+        state,
         file_bytes=_bytes_of(slide),
         size_l0=facts.size_l0,
         mpp=facts.mpp,
@@ -70,7 +70,7 @@ def preview_finished(
     )
 
 
-def preview_begun(slide: FoundSlide, table: PatchTable, done: Mapping[int, Any]) -> SlidePreview:
+def preview_started(slide: FoundSlide, table: PatchTable, done: Mapping[int, Any]) -> SlidePreview:
     """A slide of which some blocks may be done."""
     blocks = count_blocks(table.patches, table.block_size)
     rows = [
@@ -80,7 +80,7 @@ def preview_begun(slide: FoundSlide, table: PatchTable, done: Mapping[int, Any])
     ]
     return SlidePreview(
         slide.slide_id,
-        Standing.BEGUN if done else Standing.NEW,
+        PreviewState.STARTED if done else PreviewState.NEW,
         file_bytes=_bytes_of(slide),
         size_l0=table.slide.size_l0,
         mpp=table.slide.mpp,
@@ -97,7 +97,7 @@ def count_table_bytes(table: PatchTable) -> int:
     """Bytes of a table's arrays on disk, which predictions and patch stores both carry."""
     quality = () if table.quality is None else table.quality
     arrays = (
-        table.cells,
+        table.positions,
         table.labels,
         table.label_fraction,
         table.tissue_fraction,

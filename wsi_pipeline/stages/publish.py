@@ -6,7 +6,7 @@ from pathlib import Path
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.outputs import WRITERS, SlideResult
-from wsi_pipeline.outputs.heatmap import draw_heatmap, summarise
+from wsi_pipeline.outputs.heatmap import build_heatmap, summarise
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.store.commit import Staging
@@ -43,7 +43,7 @@ def publish(
     """Aggregate, write every format of the view, commit them together; `previous` is the slide's folder as it stood, if any."""
     predictions = Predictions(staging.product / FOLDER)
     aggregation = view.aggregation
-    heatmap = draw_heatmap(
+    heatmap = build_heatmap(
         predictions,
         aggregation.threshold,
         smooth_um=aggregation.smooth_um,
@@ -54,7 +54,7 @@ def publish(
         predictions.table,
         heatmap,
         summary,
-        view.look,
+        view.plot_style,
         samples,
         previous if is_product(previous) else None,
     )

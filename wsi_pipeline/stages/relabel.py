@@ -100,7 +100,7 @@ def relabel_store(path: Path, label_file: Path, rules: LabelRules) -> bool:
         find_finished(staging, KIND, force=True, inputs=[label_file])
         check_whole(path)
         table = store.table
-        labels = label_patches(label_file, table.slide, table.grid, table.cells, rules)
+        labels = label_patches(label_file, table.slide, table.grid, table.positions, rules)
         staging.begin()
         _take_over(path, staging.product, [*store.manifest.files])
         attributes = store.attributes | {

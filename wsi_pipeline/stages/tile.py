@@ -39,7 +39,7 @@ from wsi_pipeline.stages.plan import (
     staged_table,
 )
 from wsi_pipeline.store.codecs import PixelCodec
-from wsi_pipeline.store.commit import Staging, find_finished, look_for_finished
+from wsi_pipeline.store.commit import Staging, check_finished, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.patches import (
@@ -98,7 +98,7 @@ class TileJob:
     def is_finished(self) -> bool:
         """Whether an earlier run made this very store. Raises StoreError where another recipe made what is there; nothing is touched."""
         with self._open() as reader:
-            found = look_for_finished(
+            found = check_finished(
                 self._stage(reader), KIND, self.force, [self.slide.path, self.slide.label_file]
             )
         return found is not None

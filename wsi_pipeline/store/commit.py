@@ -217,13 +217,13 @@ def find_finished(
     with `force`, work that was begun is thrown away too.
     """
     put_back(staging.target)
-    manifest = look_for_finished(staging, kind, force, inputs)
+    manifest = check_finished(staging, kind, force, inputs)
     if force or manifest is not None:
         staging.discard()  # of a finished product nothing is left but what a kill after its commit spared
     return manifest
 
 
-def look_for_finished(
+def check_finished(
     staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()
 ) -> Manifest | None:
     """The same as `find_finished`, which nothing is touched by."""

@@ -138,9 +138,9 @@ class PatchStore:
         return self.table.grid
 
     @property
-    def cells(self) -> NDArray[np.int32]:
+    def positions(self) -> NDArray[np.int32]:
         """(n, 2) row, col of each patch."""
-        return self.table.cells
+        return self.table.positions
 
     @property
     def block_size(self) -> int:

@@ -122,7 +122,7 @@ def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, 
         }
         | attributes,
     )
-    put_array(path, "cells", table.cells)
+    put_array(path, "cells", table.positions)
     _put_labels(path, table.labels, table.label_fraction)
     put_array(path, "tissue_fraction", table.tissue_fraction)
     put_array(path, "thumbnail", table.thumbnail.pixels)
@@ -180,7 +180,7 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
         table = PatchTable(
             slide=slide,
             grid=grid,
-            cells=arrays["cells"],
+            positions=arrays["cells"],
             labels=arrays["labels"],
             label_fraction=arrays["label_fraction"],
             tissue_fraction=arrays["tissue_fraction"],
@@ -283,7 +283,7 @@ def _read_class_names(path: Path, names: Any) -> tuple[str, str]:
 
 def _check_table(path: Path, table: PatchTable) -> None:
     """Raise StoreError where values cannot be; shapes and types are right by now."""
-    cells, grid = table.cells, table.grid
+    positions, grid = table.positions, table.grid
     block_bytes = table.block_size * 3 * grid.spec.side_px**2
     faults = {
         "the block size is not positive": table.block_size < 1,
@@ -291,7 +291,7 @@ def _check_table(path: Path, table: PatchTable) -> None:
             table.block_size > 1 and block_bytes > MAX_BLOCK_BYTES
         ),
         "a label is none of its classes": (
-            bool(len(cells)) and not -1 <= table.labels.min() <= table.labels.max() <= 1
+            bool(len(positions)) and not -1 <= table.labels.min() <= table.labels.max() <= 1
         ),
         "a label fraction lies outside 0 to 1": _has_outsiders(table.label_fraction, 1),
         "a tissue fraction lies outside 0 to 1": _has_outsiders(table.tissue_fraction, 1),
@@ -303,13 +303,14 @@ def _check_table(path: Path, table: PatchTable) -> None:
             )
         ),
         "a cell lies outside the grid": (
-            bool(len(cells)) and bool(cells.min() < 0 or (cells >= [grid.rows, grid.cols]).any())
+            bool(len(positions))
+            and bool(positions.min() < 0 or (positions >= [grid.rows, grid.cols]).any())
         ),
     }
     for fault, is_so in faults.items():
         if is_so:
             raise StoreError(f"{path}: damaged: {fault}; make it again with --force")
-    if _count_distinct(cells, grid) != len(cells):
+    if _count_distinct(positions, grid) != len(positions):
         raise StoreError(f"{path}: damaged: a cell occurs twice; make it again with --force")
 
 
@@ -319,10 +320,10 @@ def _has_outsiders(values: NDArray[np.float32], most: float) -> bool:
     return bool((~np.isfinite(known) | (known < 0) | (known > most)).any())
 
 
-def _count_distinct(cells: NDArray[np.int32], grid: Grid) -> int:
+def _count_distinct(positions: NDArray[np.int32], grid: Grid) -> int:
     """Number of different cells, without sorting: a store of millions of patches opens at once."""
     is_there = np.zeros(grid.rows * grid.cols, dtype=np.bool_)
-    is_there[cells[:, 0].astype(np.int64) * grid.cols + cells[:, 1]] = True
+    is_there[positions[:, 0].astype(np.int64) * grid.cols + positions[:, 1]] = True
     return int(np.count_nonzero(is_there))
 
 

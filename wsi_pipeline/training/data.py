@@ -106,8 +106,8 @@ def read_pixels(patches: LabelledPatches, members: NDArray[np.intp]) -> NDArray[
 def _choose_in_raster_order(store: PatchStore) -> NDArray[np.intp]:
     """The store's labelled, readable patches from top left to bottom right: the same however the store was cut."""
     usable = np.flatnonzero((store.table.labels >= 0) & store.readable)
-    cells = store.cells[usable]
-    return usable[np.lexsort((cells[:, 1], cells[:, 0]))]
+    positions = store.positions[usable]
+    return usable[np.lexsort((positions[:, 1], positions[:, 0]))]
 
 
 def _place(number: int, indices: NDArray[np.intp]) -> NDArray[np.int64]:

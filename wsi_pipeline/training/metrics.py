@@ -192,5 +192,5 @@ def draw_confusion(scores: Scores, class_names: tuple[str, str]) -> str:
         (class_names[1], str(scores.false_negatives), str(scores.true_positives)),
     )
     return "\n".join(
-        f"{row[0]:<20}" + "".join(f"{cell:>{width}}" for cell in row[1:]) for row in rows
+        f"{row[0]:<20}" + "".join(f"{position:>{width}}" for position in row[1:]) for row in rows
     )

@@ -40,8 +40,8 @@ def list_candidates(
     place = _place_of(engine, device)
     if fault := ENGINES[engine].find_fault(model, place):
         raise ModelError(f"engine {engine}: {fault}")
-    settled, why = _choose_precision(engine, place, precision)
-    return [Candidate(EngineSetting(engine, settled, place), why)]
+    resolved, why = _choose_precision(engine, place, precision)
+    return [Candidate(EngineSetting(engine, resolved, place), why)]
 
 
 def _choose_freely(model: Model, place: str, precision: str) -> list[Candidate]:
@@ -52,11 +52,11 @@ def _choose_freely(model: Model, place: str, precision: str) -> list[Candidate]:
         elif fault := ENGINES[name].find_fault(model, place):
             faults.append(f"{name}: {fault}")
         else:
-            settled, why = _choose_precision(name, place, precision)
+            resolved, why = _choose_precision(name, place, precision)
             reasons = [part for part in (why, *faults) if part]
             found.append(
                 Candidate(
-                    EngineSetting(name, settled, place),
+                    EngineSetting(name, resolved, place),
                     "; ".join(["chosen for this device", *reasons]),
                 )
             )
