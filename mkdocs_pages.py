@@ -5,6 +5,7 @@ anywhere else.
 """
 
 import ast
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from wsi_cli.main import COMMANDS, wsi
 
 ROOT = Path(__file__).parent
-SOURCE_LINK = re.compile(r"\((?:\.\./)?(?:examples/)?([a-z_]+)\.py\)")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 PYTHON_PAGES = {
     "Pipeline": ("runs.tile", "runs.infer", "runs.workers", "core.outcome", "runs.batch"),
     "Results": ("outputs.results", "outputs.heatmap", "evaluation.run"),
@@ -28,24 +30,25 @@ PYTHON_PAGES = {
     "Errors": ("core.errors",),
 }  # fmt: skip
 """Pages of the Python API and the modules on each."""
+GENERATED = {
+    "contributing.md": "",
+    "changelog.md": "",
+    "examples/index.md": "",
+    "examples/neural_networks.md": "examples",
+}
+"""Pages that are copies of text in the repository, with the folder that its links start from."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Complete the navigation: pages of docs/ that it does not name, and all that is generated."""
     named = set(_leaves(config.nav))
+    pages = [
+        path.relative_to(ROOT / "docs").as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))
+    ]
+    others = [page for page in pages if page not in named]
     config.nav = [
         *(config.nav or []),
-        *(
-            {"More": others}
-            for others in [
-                [
-                    path.name
-                    for path in sorted((ROOT / "docs").glob("*.md"))
-                    if path.name not in named
-                ]
-            ]
-            if others
-        ),
+        *([{"More": others}] if others else []),
         {"Commands": ["commands/index.md", *(f"commands/{name}.md" for name in COMMANDS)]},
         {
             "Examples": [
@@ -67,6 +70,45 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead links to files of the repository to the pages that the site has for them."""
+    place = page.file.src_uri
+    folder = posixpath.join("docs", posixpath.dirname(place))
+    return LINK.sub(lambda link: _lead(link, GENERATED.get(place, folder), place), markdown)
+
+
+def _lead(link: re.Match[str], folder: str, place: str) -> str:
+    text, target, anchor = link[1], link[2], link[3] or ""
+    if ":" in target:
+        return link[0]
+    file = posixpath.normpath(posixpath.join(folder, target))
+    page = file.removeprefix("docs/") if file.startswith("docs/") else find_page(file + anchor)
+    if page is None:
+        return text
+    there = posixpath.relpath(page, posixpath.dirname(place) or ".")
+    return f"[{text}]({there}{anchor if file.startswith('docs/') else ''})"
+
+
+def find_page(file: str) -> str | None:
+    """The generated page for a file of the repository, if there is one."""
+    fixed = {
+        "README.md#commands": "commands/index.md",
+        "README.md#examples": "examples/index.md",
+        "CONTRIBUTING.md": "contributing.md",
+        "CHANGELOG.md": "changelog.md",
+    }
+    if file in fixed:
+        return fixed[file]
+    path = Path(file)
+    if path.parent == Path("examples"):
+        return f"examples/{path.stem}.md"
+    if path.parent == Path("cli"):
+        return f"commands/{path.stem.replace('_', '-')}.md"
+    module = ".".join(path.with_suffix("").parts[1:])
+    titles = [title for title, modules in PYTHON_PAGES.items() if module in modules]
+    return f"python/{_slug(titles[0])}.md" if titles else None
+
+
 def write_pages() -> dict[str, str]:
     """Every generated page by its place in the site."""
     pages = {f"commands/{name}.md": write_command(name) for name in COMMANDS}
@@ -77,8 +119,8 @@ def write_pages() -> dict[str, str]:
     }
     pages |= {f"examples/{path.stem}.md": write_example(path) for path in list_examples()}
     pages["examples/index.md"] = write_examples_overview()
-    pages["examples/neural_networks.md"] = _link_pages(
-        (ROOT / "examples" / "neural_networks.md").read_text(encoding="utf-8")
+    pages["examples/neural_networks.md"] = (ROOT / "examples" / "neural_networks.md").read_text(
+        encoding="utf-8"
     )
     pages["contributing.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     pages["changelog.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -198,14 +240,7 @@ def write_examples_overview() -> str:
         .split("\n## Examples\n")[1]
         .split("\n## ")[0]
     )
-    return "# Examples\n" + _link_pages(section).replace(
-        "(examples/neural_networks.md)", "(neural_networks.md)"
-    )
-
-
-def _link_pages(text: str) -> str:
-    """Links to example files become links to their pages."""
-    return SOURCE_LINK.sub(r"(\1.md)", text)
+    return "# Examples\n" + section
 
 
 def _slug(title: str) -> str:

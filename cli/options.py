@@ -173,7 +173,7 @@ WORKER_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         "--slurm-config",
         type=EXISTING,
         metavar="YAML",
-        help="What a Slurm job asks for; see docs/servers.md.",
+        help="What a Slurm job asks for; see docs/guides/servers.md.",
     ),
     click.option("--dashboard", is_flag=True, help="Show Dask's dashboard at 127.0.0.1:8787."),
 )
@@ -346,7 +346,7 @@ LABEL_RULES: tuple[Callable[[Command], Command], ...] = (
         "--label-map",
         type=EXISTING,
         metavar="YAML",
-        help="Which drawn class means what; see docs/labels.md.",
+        help="Which drawn class means what; see docs/guides/labels.md.",
     ),
     click.option(
         "--min-label-area",

@@ -50,7 +50,7 @@ SPLIT: tuple[Option[Any], ...] = (
 )  # fmt: skip
 NETWORK: tuple[Option[Any], ...] = (
     click.option("--arch", default="idc_cnn", help="Network: idc_cnn, wide_resnet (also wide_resnet_<depth>_<width>), wide_resnet50_2, "
-                 "or timm:NAME; docs/models.md lists them."),
+                 "or timm:NAME; docs/guides/models.md lists them."),
     click.option("--dropout", type=float, help="Share of values dropped. [default: the network's own]"),
     click.option("--head", type=click.Choice(["linear", "dense20"]), default="linear",
                  help="Of wide_resnet: one linear layer, or 20 ReLU units before it."),

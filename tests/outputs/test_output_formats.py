@@ -437,7 +437,7 @@ def test_small_regions_are_positive_in_no_format(tmp_path: Path) -> None:
 
 
 def test_the_published_schema_is_the_one_in_docs() -> None:
-    docs = ROOT / "docs" / "summary.schema.json"
+    docs = ROOT / "docs" / "reference" / "summary.schema.json"
     assert json.loads(docs.read_text()) == read_schema()
 
 

@@ -33,7 +33,7 @@ from wsi_pipeline.stages.patch_plan import TileConfig
 
 PAGES = (
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "examples" / "neural_networks.md",
 )
 FROM_NOTHING = ("README.md", "quickstart.md")

@@ -65,7 +65,7 @@ def test_every_option_in_readme_and_docs_exists() -> None:
             }
     for example in (ROOT / "examples").glob("*.py"):
         known |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', example.read_text()))
-    for page in (README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))):
+    for page in (README, *(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))):
         text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
         spans = re.findall(r"`([^`]*)`", text)
         ours = " ".join(

@@ -255,10 +255,10 @@ def read_slurm_config(path: Path | None) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); see"
-            " docs/servers.md"
+            " docs/guides/servers.md"
         ) from error
     if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
-        raise ConfigError(f"{path}: must be a table such as 'cores: 8'; see docs/servers.md")
+        raise ConfigError(f"{path}: must be a table such as 'cores: 8'; see docs/guides/servers.md")
     reserved = {"security", "protocol", "n_workers", "asynchronous"} & set(settings)
     if reserved:
         raise ConfigError(
