@@ -101,15 +101,15 @@ BOMBS: dict[str, tuple[Change, str]] = {
     "blocks that fill the memory": (attribute("block_size", value=10**8), "too large for memory"),
     "a downsample with 10^9 digits": (
         attribute("grid", "downsample", value="1e999999999"),
-        "no downsample",
+        "not a downsample",
     ),
     "a thumbnail's downsample with 10^9 digits": (
         attribute("thumbnail", "downsample", value="1e999999999"),
-        "no downsample",
+        "not a downsample",
     ),
     "a level's downsample with 10^9 digits": (
         attribute("slide", "level_downsamples", value=["1e999999999"]),
-        "no downsample",
+        "not a downsample",
     ),
     "a number of 10^5 digits": (
         lambda product: (product / "zarr.json").write_text('{"attributes": ' + "9" * 100_000 + "}"),
@@ -125,11 +125,11 @@ BOMBS: dict[str, tuple[Change, str]] = {
 LIES: dict[str, tuple[Change, str]] = {
     "a label of no class": (
         put_values("labels", np.array([2] + [0] * 8, dtype=np.int8)),
-        "none of its classes",
+        "not one of its classes",
     ),
     "a label below unknown": (
         put_values("labels", np.array([-2] + [0] * 8, dtype=np.int8)),
-        "none of its classes",
+        "not one of its classes",
     ),
     "a label fraction above 1": (
         put_values("label_fraction", np.full(9, 1.5, np.float32)),
@@ -171,16 +171,16 @@ LIES: dict[str, tuple[Change, str]] = {
     "a scale in words": (attribute("slide", "mpp", value="half"), "damaged"),
     "a slide called like a way out": (
         attribute("slide", "slide_id", value="../../etc/passwd"),
-        "no name of a slide",
+        "cannot be the name of a slide",
     ),
     "a slide called like the parent": (
         attribute("slide", "slide_id", value=".."),
-        "no name of a slide",
+        "cannot be the name of a slide",
     ),
-    "a slide without a name": (attribute("slide", "slide_id", value=""), "no name of a slide"),
+    "a slide without a name": (attribute("slide", "slide_id", value=""), "cannot be the name of a slide"),
     "classes that are no texts": (
         attribute("class_names", value=[{"a": 1}, []]),
-        "no list of texts",
+        "not a list of texts",
     ),
     "a pickling codec": (
         edit_json("cells/zarr.json", "codecs", value=PICKLE),

@@ -59,6 +59,10 @@ class EnvironmentFault(WsiError):
     exit_code = 5
 
 
+DAMAGES = (KeyError, TypeError, ValueError, IndexError, ArithmeticError, ConfigError)
+"""What reading JSON values raises where they are not as they were written."""
+
+
 def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
     """The fault of the machine that an error tells of, at the file that it names, else `path`; None where the input is to blame."""
     if error.errno not in MACHINE_ERRNOS:

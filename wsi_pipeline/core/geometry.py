@@ -1,14 +1,17 @@
-"""Patches, grids and frames: where a cell lies on a slide, by integer arithmetic alone.
+"""Patches, grids and frames: the place of every patch on a slide, by integer arithmetic alone.
 
 Frames, from the outside in. *Level-0 pixels* (`_l0`) are those of the scan. *Patch pixels* (`_px`)
 are those of the virtual image that the slide would be at `PatchSpec.mpp`: one of them covers
 `Grid.downsample` level-0 pixels, a ratio of integers, so that no corner ever depends on
-floating-point rounding. A *cell* (row, col) is one patch of that image.
+floating-point rounding. A *position* (row, col) is the place of one patch on the grid.
 """
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +20,37 @@ from wsi_pipeline.core.errors import ConfigError
 
 MIN_MPP = 0.05
 MAX_MPP = 10.0
-"""A slide whose scale lies outside MIN_MPP to MAX_MPP µm per pixel was mislabelled: no scanner makes one."""
+"""No scanner makes a slide outside MIN_MPP to MAX_MPP µm per pixel: such a scale is a mistake."""
 
 MAX_DENOMINATOR = 10_000
-"""Downsamples are rounded to a ratio with at most this denominator: off by less than 0.003 px over 250,000 px."""
+"""Downsamples are rounded to a ratio with at most this denominator.
+
+The error is less than 0.003 px over 250,000 px.
+"""
+
+MAX_EXTENT_L0 = 2**31 - 1
+RATIO = re.compile(r"[0-9]{1,12}(/0*[1-9][0-9]{0,11})?")
+"""An exact downsample. Fraction itself would also take `1e999999999`, and compute it."""
+
+
+def read_integers(value: Any, count: int) -> tuple[Any, ...]:
+    """Return `count` sizes or places in level-0 pixels from a JSON array. Raises ValueError."""
+    if (
+        not isinstance(value, list)
+        or len(value) != count
+        or not all(type(entry) is int for entry in value)
+    ):
+        raise ValueError(f"{str(value)[:40]} are not {count} whole numbers")
+    if max(map(abs, value)) > MAX_EXTENT_L0:
+        raise ValueError(f"{str(value)[:40]} are beyond any slide")
+    return tuple(value)
+
+
+def read_ratio(text: Any) -> Fraction:
+    """Return an exact ratio above 0, written as `4` or `1001/250`. Raises ValueError."""
+    if not isinstance(text, str) or not RATIO.fullmatch(text) or (ratio := Fraction(text)) <= 0:
+        raise ValueError(f"{str(text)[:40]!r} is not a downsample")
+    return ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +59,7 @@ class PatchSpec:
 
     side_px: int = 50
     stride_px: int = 50
-    """Distance between neighbouring patches; equal to `side_px` where they neither overlap nor leave gaps."""
+    """Distance between neighbouring patches; `side_px` where they neither overlap nor leave gaps."""
     mpp: float = 0.25
     """µm per patch pixel; 0.25 is what scanners call 40x."""
 
@@ -53,14 +83,21 @@ class PatchSpec:
         """Side of one patch in µm of tissue."""
         return self.side_px * self.mpp
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the specification as JSON values."""
+        return asdict(self)
+
 
 MAX_POSITIONS = 256 * 1024 * 1024
-"""Cells of a grid: a scan of 800,000 × 800,000 px in patches of 50 px. Maps of more would not fit into memory."""
+"""Positions of a grid: a scan of 800,000 × 800,000 px in patches of 50 px.
+
+Maps with more positions would not fit into memory.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The cells of one slide: `rows` × `cols` patches of `spec`, the first at `origin_xy_l0`."""
+    """The positions of one slide: `rows` × `cols` patches of `spec`, from `origin_xy_l0` on."""
 
     spec: PatchSpec
     rows: int
@@ -71,11 +108,11 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.rows < 0 or self.cols < 0:
-            raise ConfigError(f"a grid of {self.rows} × {self.cols} cells cannot be")
+            raise ConfigError(f"a grid of {self.rows} × {self.cols} positions cannot be laid")
         if self.rows * self.cols > MAX_POSITIONS:
             raise ConfigError(
-                f"a grid of {self.rows} × {self.cols} cells has more than {MAX_POSITIONS:,}; raise"
-                " --mpp or --stride"
+                f"a grid of {self.rows} × {self.cols} positions has more than {MAX_POSITIONS:,};"
+                " raise --mpp or --stride"
             )
         if self.spec.stride_px * self.downsample < 1:
             raise ConfigError(
@@ -84,19 +121,33 @@ class Grid:
 
     @property
     def patch_area_mm2(self) -> float:
-        """Tissue area that one cell stands for, in mm²: its pitch squared, or its own area where cells leave gaps."""
+        """Tissue area that one position stands for, in mm².
+
+        The stride squared, or the area of the patch where patches leave gaps.
+        """
         side_um = min(self.spec.side_px, self.spec.stride_px) * self.spec.mpp
         return (side_um / 1000) ** 2
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the grid as JSON values; the downsample as an exact ratio."""
+        return asdict(self) | {"downsample": str(self.downsample)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return the grid that `to_json` wrote. Raises one of `DAMAGES` for anything else."""
+        rows, cols = read_integers([value["rows"], value["cols"]], 2)
+        x, y = read_integers(value["origin_xy_l0"], 2)
+        return cls(PatchSpec(**value["spec"]), rows, cols, read_ratio(value["downsample"]), (x, y))
+
 
 def downsample_between(slide_mpp: float, patch_mpp: float) -> Fraction:
-    """Level-0 pixels per patch pixel as a ratio of integers, from two decimal scales in µm/px."""
+    """Return the level-0 pixels per patch pixel as a ratio of integers, from scales in µm/px."""
     ratio = Fraction(repr(float(patch_mpp))) / Fraction(repr(float(slide_mpp)))
     return ratio.limit_denominator(MAX_DENOMINATOR)
 
 
 def lay_grid(bounds_l0: tuple[int, int, int, int], downsample: Fraction, spec: PatchSpec) -> Grid:
-    """The cells that fit wholly into `bounds_l0` (x, y, width, height); a partial cell at an edge is no cell."""
+    """Return the grid of the patches that fit wholly into `bounds_l0` (x, y, width, height)."""
     x, y, width_l0, height_l0 = bounds_l0
     cols = _count_patches(math.floor(width_l0 / downsample), spec)
     rows = _count_patches(math.floor(height_l0 / downsample), spec)
@@ -108,21 +159,27 @@ def _count_patches(extent_px: int, spec: PatchSpec) -> int:
 
 
 def position_to_xy_l0(row: int, col: int, grid: Grid) -> tuple[int, int]:
-    """Top-left corner of a cell, as (x, y) in level-0 pixels, rounded down."""
+    """Return the top-left corner of a patch as (x, y) in level-0 pixels, rounded down."""
     step_l0 = grid.spec.stride_px * grid.downsample
     x0, y0 = grid.origin_xy_l0
     return x0 + math.floor(col * step_l0), y0 + math.floor(row * step_l0)
 
 
 def xy_l0_to_position(x: int, y: int, grid: Grid) -> tuple[int, int]:
-    """The last cell (row, col) that begins at or before a level-0 pixel; it may lie outside the grid."""
+    """Return the last position (row, col) that begins at or before a level-0 pixel.
+
+    It may lie outside the grid.
+    """
     step_l0 = grid.spec.stride_px * grid.downsample
     x0, y0 = grid.origin_xy_l0
     return math.ceil((y - y0 + 1) / step_l0) - 1, math.ceil((x - x0 + 1) / step_l0) - 1
 
 
 def positions_to_boxes_l0(positions: NDArray[np.int32], grid: Grid) -> NDArray[np.int64]:
-    """Level-0 boxes of cells (n, 2): int64 (n, 4) of x, y, width, height; edges rounded down as in `position_to_xy_l0`."""
+    """Return the level-0 boxes of positions (n, 2): int64 (n, 4) of x, y, width, height.
+
+    Edges are rounded down as in `position_to_xy_l0`.
+    """
     row_col = positions.astype(np.int64)
     start_px = row_col[:, ::-1] * grid.spec.stride_px  # (n, 2) as x, y
     numerator, denominator = grid.downsample.numerator, grid.downsample.denominator
@@ -133,7 +190,7 @@ def positions_to_boxes_l0(positions: NDArray[np.int32], grid: Grid) -> NDArray[n
 
 
 def all_positions(grid: Grid) -> NDArray[np.int32]:
-    """Every cell of the grid in raster order, int32 (rows · cols, 2)."""
+    """Return every position of the grid in raster order, int32 (rows · cols, 2)."""
     row_col = np.indices((grid.rows, grid.cols), dtype=np.int32)
     return np.ascontiguousarray(row_col.reshape(2, -1).T)
 
@@ -141,10 +198,10 @@ def all_positions(grid: Grid) -> NDArray[np.int32]:
 def macro_tile_codes(
     positions: NDArray[np.int32], per_patch: tuple[Fraction, Fraction]
 ) -> NDArray[np.uint64]:
-    """The macro-tile of every cell, (n,), numbered along a Z-shaped curve: macro-tiles of near numbers lie near one another.
+    """Return the macro-tile of every position, (n,), numbered along a Z-shaped curve.
 
-    `per_patch` is how many macro-tiles one step to the next row, or column, is; a cell belongs to
-    the one in which its corner lies.
+    Macro-tiles with near numbers lie near one another. `per_patch` is the number of macro-tiles per
+    step to the next row, and to the next column; a patch belongs to the one that holds its corner.
     """
     row, col = (
         np.asarray(positions[:, axis], dtype=np.int64) * step.numerator // step.denominator
@@ -154,7 +211,7 @@ def macro_tile_codes(
 
 
 def _spread_bits(values: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The lower 32 bits of each value, a zero before every one of them."""
+    """Return the lower 32 bits of each value with a zero before every bit."""
     spread = values.astype(np.uint64)
     for shift, mask in (
         (16, 0x0000FFFF0000FFFF),
@@ -170,10 +227,10 @@ def _spread_bits(values: NDArray[np.int64]) -> NDArray[np.uint64]:
 def order_by_macro_tile(
     positions: NDArray[np.int32], per_patch: tuple[Fraction, Fraction]
 ) -> NDArray[np.int32]:
-    """The same cells, macro-tile by macro-tile as `macro_tile_codes` numbers them, in raster order within each.
+    """Return the positions macro-tile by macro-tile, in raster order within each.
 
-    Patches of one block, and of one block and the next, then lie close together and share JPEG
-    tiles.
+    Macro-tiles are ordered as `macro_tile_codes` numbers them: patches of one block, and of one
+    block and the next, then lie close together and share JPEG tiles.
     """
     order = np.lexsort((positions[:, 1], positions[:, 0], macro_tile_codes(positions, per_patch)))
     return np.ascontiguousarray(positions[order])
@@ -181,33 +238,37 @@ def order_by_macro_tile(
 
 BLOCK_PATCHES = 4096
 SMALL_BLOCK_PATCHES = 1024
-"""Patches per block; the smaller one where a slide has fewer than four large blocks, so that workers can share it.
+"""Patches per block; the smaller where a slide has under four large blocks, so that workers share it.
 
-A slide with fewer patches than that is one block of them all: a chunk on disk is never longer than
-its slide.
+A slide with fewer patches than that is one block: a chunk on disk is never longer than its slide.
 """
-
 
 MAX_BLOCK_BYTES = 64 * 1024 * 1024
 """Pixels of a block of large patches: a process holds a few blocks at a time."""
 
 
 def choose_block_size(patches: int, side_px: int) -> int:
-    """Patches per block for a slide of that many patches of that size; depends on nothing else, so every run agrees."""
+    """Return the patches per block for a slide of that many patches of that size.
+
+    Nothing else decides it, so every run agrees.
+    """
     wanted = BLOCK_PATCHES if patches >= 4 * BLOCK_PATCHES else min(patches, SMALL_BLOCK_PATCHES)
     return max(1, min(wanted, MAX_BLOCK_BYTES // (3 * side_px * side_px)))
 
 
 def choose_store_block_size(patches: int, side_px: int) -> int:
-    """Patches per block of a store on disk: as many as memory allows up to 4,096, so that stores are few files."""
+    """Return the patches per block of a store on disk.
+
+    As many as memory allows, up to 4,096, so that a store has few files.
+    """
     return max(1, min(patches, BLOCK_PATCHES, MAX_BLOCK_BYTES // (3 * side_px * side_px)))
 
 
 def count_blocks(patches: int, block_size: int) -> int:
-    """Number of blocks, the last one perhaps shorter."""
+    """Return the number of blocks; the last one may be shorter."""
     return -(-patches // block_size)
 
 
 def block_slice(block: int, block_size: int, patches: int) -> slice:
-    """The patches of block number `block`, counted from 0."""
+    """Return the patches of block number `block`, counted from 0."""
     return slice(block * block_size, min((block + 1) * block_size, patches))

@@ -1,18 +1,22 @@
-"""What a slide is to the stages, and where patches come from."""
+"""Slides and their patches as data, and where patches come from."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.geometry import Grid
+from wsi_pipeline.core.choices import QUALITY_FLAGS
+from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP, Grid, read_integers, read_ratio
+
+MAX_LEVELS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class SlideInfo:
-    """All that ever leaves a slide file besides pixels: nothing of a patient, nothing of the scanner's log."""
+    """Everything that leaves a slide file besides pixels: no data of the patient or the scanner."""
 
     slide_id: str
     path: str
@@ -21,16 +25,45 @@ class SlideInfo:
     mpp: float
     """µm per level-0 pixel."""
     mpp_source: str
-    """Who says so: "property" (the slide's own), "TIFF tag", "image header" or "user"."""
+    """Source of the scale: "property" (the slide's own), "TIFF tag", "image header" or "user"."""
     level_downsamples: tuple[Fraction, ...]
     """Level-0 pixels per pixel of each pyramid level, finest first."""
     bounds_l0: tuple[int, int, int, int]
     """(x, y, width, height) of the scanned area."""
     fingerprint: str
-    """Names the file's content; equal for copies, different after any edit that matters."""
+    """Name of the file's content; equal for copies, different after any edit that matters."""
     magnification: float | None = None
     """Objective power as written in the file; shown to people, never computed with."""
     vendor: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the slide as JSON values."""
+        return asdict(self) | {
+            "level_downsamples": [str(ratio) for ratio in self.level_downsamples]
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return the slide that `to_json` wrote. Raises one of `DAMAGES` for anything else."""
+        ratios = value["level_downsamples"][:MAX_LEVELS]
+        exact = {
+            "size_l0": read_integers(value["size_l0"], 2),
+            "bounds_l0": read_integers(value["bounds_l0"], 4),
+            "level_downsamples": tuple(read_ratio(ratio) for ratio in ratios),
+        }
+        slide = cls(**{**value, **exact})
+        texts = (slide.slide_id, slide.path, slide.mpp_source, slide.fingerprint)
+        if not all(isinstance(text, str) for text in (*texts, slide.vendor or "")):
+            raise TypeError("a name of the slide is not a text")
+        if slide.slide_id in ("", ".", "..") or set(slide.slide_id) & set("/\\\0"):
+            raise ValueError(f"{slide.slide_id[:40]!r} cannot be the name of a slide")
+        if "\0" in slide.path:
+            raise ValueError("the slide's path has a null character")
+        if slide.magnification is not None and type(slide.magnification) not in (int, float):
+            raise TypeError("the slide's magnification is not a number")
+        if not MIN_MPP <= slide.mpp <= 10 * MAX_MPP:  # false for NaN too
+            raise ValueError(f"the slide has {slide.mpp} µm/px")
+        return slide
 
 
 class PatchBlock(NamedTuple):
@@ -41,22 +74,22 @@ class PatchBlock(NamedTuple):
     readable: NDArray[np.bool_]
     """(b,)"""
     fallbacks: int = 0
-    """Regions that were read by another reader than the slide's own, because of a fault. It changes no pixel."""
+    """Regions that another reader than the slide's own read, because of a fault; same pixels."""
 
 
 class PatchQuality(NamedTuple):
-    """What was measured of patches besides their tissue."""
+    """Measurements of patches besides their tissue."""
 
     pen_fraction: NDArray[np.float32]
     """(n,) share of the patch that is pen ink, 0 to 1."""
     sharpness: NDArray[np.float32]
     """(n,) variance of the Laplacian; NaN where it was not measured."""
     flags: NDArray[np.uint8]
-    """(n,) 1 pen, 2 blur, added up."""
+    """(n,) the sum of a patch's `QUALITY_FLAGS`."""
 
 
 class Thumbnail(NamedTuple):
-    """A small picture of the whole slide, kept so that nobody reads the slide again to draw."""
+    """A small image of the whole slide, kept so that the slide need not be read again to draw."""
 
     pixels: NDArray[np.uint8]
     """RGB, (height, width, 3)."""
@@ -67,7 +100,7 @@ class Thumbnail(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PatchTable:
-    """Everything known of a slide's patches but their pixels: patch stores and predictions both carry it."""
+    """Everything known of a slide's patches but their pixels, as stores and predictions carry it."""
 
     slide: SlideInfo
     grid: Grid
@@ -76,29 +109,99 @@ class PatchTable:
     labels: NDArray[np.int8]
     """(n,) index into `class_names`, -1 unknown."""
     label_fraction: NDArray[np.float32]
-    """(n,) share of the patch that has its label's class, 0 to 1; NaN where nobody looked."""
+    """(n,) share of the patch that has its label's class, 0 to 1; NaN where it is not known."""
     tissue_fraction: NDArray[np.float32]
-    """(n,) 0 to 1, NaN where nobody looked."""
+    """(n,) 0 to 1, NaN where it was not measured."""
     thumbnail: Thumbnail
     block_size: int
     patient_id: str
-    """Whom the tissue is from; patients, never patches, are divided between training and validation."""
+    """The patient; patients, never patches, are divided between training and validation."""
     class_names: tuple[str, str]
     """(negative, positive)"""
     quality: PatchQuality | None = None
-    """None where nobody looked."""
+    """None where it was not measured."""
     tissue: NDArray[np.bool_] | None = None
-    """(height, width) of the thumbnail's pixels: what counted as tissue when the cells were chosen, be it found or the user's mask; None
-    where nobody looked."""
+    """(height, width) of the thumbnail: the tissue by which patches were chosen.
+
+    Found, or the user's mask; None where there was neither.
+    """
 
     @property
     def patches(self) -> int:
         """Number of patches."""
         return len(self.positions)
 
+    def count_flags(self) -> dict[str, int]:
+        """Return the number of patches with each flag; empty where quality was not measured."""
+        if self.quality is None:
+            return {}
+        flags = self.quality.flags
+        return {
+            name: int(np.count_nonzero(flags & np.uint8(bit)))
+            for name, bit in QUALITY_FLAGS.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the arrays as JSON values."""
+        return {
+            "slide": self.slide.to_json(),
+            "grid": self.grid.to_json(),
+            "block_size": self.block_size,
+            "patient_id": self.patient_id,
+            "class_names": list(self.class_names),
+            "thumbnail": {
+                "downsample": str(self.thumbnail.downsample),
+                "origin_xy_l0": list(self.thumbnail.origin_xy_l0),
+            },
+            "has_quality": self.quality is not None,
+            "has_tissue": self.tissue is not None,
+        }
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by their names on disk."""
+        arrays: dict[str, NDArray[Any]] = {
+            "cells": self.positions,
+            "labels": self.labels,
+            "label_fraction": self.label_fraction,
+            "tissue_fraction": self.tissue_fraction,
+            "thumbnail": self.thumbnail.pixels,
+        }
+        if self.tissue is not None:  # a bit per pixel: a tenth of the thumbnail's size
+            arrays["tissue"] = np.packbits(self.tissue, axis=1)
+        return arrays if self.quality is None else arrays | self.quality._asdict()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Return the table that `to_json` and `to_arrays` gave. Raises one of `DAMAGES`."""
+        pixels, place = arrays["thumbnail"], value["thumbnail"]
+        names = value["class_names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("the names of its classes are not a list of texts")
+        quality, tissue = None, None
+        if value.get("has_quality"):
+            quality = PatchQuality(*(arrays[name] for name in PatchQuality._fields))
+        if value.get("has_tissue"):
+            tissue = np.unpackbits(arrays["tissue"], axis=1, count=pixels.shape[1])
+        return cls(
+            slide=SlideInfo.from_json(value["slide"]),
+            grid=Grid.from_json(value["grid"]),
+            positions=arrays["cells"],
+            labels=arrays["labels"],
+            label_fraction=arrays["label_fraction"],
+            tissue_fraction=arrays["tissue_fraction"],
+            thumbnail=Thumbnail(
+                pixels, read_ratio(place["downsample"]), read_integers(place["origin_xy_l0"], 2)
+            ),
+            block_size=read_integers([value["block_size"]], 1)[0],
+            patient_id=str(value["patient_id"]),
+            class_names=(names[0], names[1]),
+            quality=quality,
+            tissue=None if tissue is None else tissue.astype(np.bool_),
+        )
+
 
 class PatchSource(Protocol):
-    """Patches of one slide in a fixed order, read block by block: a patch store, or the slide itself."""
+    """Patches of one slide in a fixed order, read block by block: a store, or the slide itself."""
 
     @property
     def slide(self) -> SlideInfo: ...

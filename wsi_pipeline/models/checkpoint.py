@@ -21,7 +21,7 @@ from wsi_pipeline.core.recipe import canonical_json, file_sha256, recipe_digest
 from wsi_pipeline.models.architectures import build_network, outline_network
 from wsi_pipeline.models.architectures.network import NetworkOptions, positive_logit
 from wsi_pipeline.models.inputs import Normalisation, PatchNetwork
-from wsi_pipeline.models.model import hash_patient, spec_to_json
+from wsi_pipeline.models.model import hash_patient
 from wsi_pipeline.models.safetensors_io import read_safetensors_card, read_tensors
 from wsi_pipeline.models.self_test import PREFIX, SelfTest
 
@@ -127,7 +127,7 @@ class Checkpoint:
             "digest": self.digest,
             "architecture": self.architecture,
             "options": self.options.to_json(),
-            "patch": spec_to_json(self.spec),
+            "patch": self.spec.to_json(),
             "class_names": list(self.class_names),
             "temperature": self.temperature,
             "threshold": self.threshold,
@@ -151,7 +151,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "format": CARD_FORMAT,
         "architecture": checkpoint.architecture,
         "options": checkpoint.options.to_json(),
-        "patch": spec_to_json(checkpoint.spec),
+        "patch": checkpoint.spec.to_json(),
         "class_names": list(checkpoint.class_names),
         "mean": list(checkpoint.normalisation.mean),
         "std": list(checkpoint.normalisation.std),

@@ -16,7 +16,7 @@ from wsi_pipeline.models.loading import (
     is_zoo_folder,
     load_model,
 )
-from wsi_pipeline.models.model import Model, spec_to_json
+from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import check_answers
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.zoo import EXTERNAL_THRESHOLD, TORCHSCRIPT
@@ -48,7 +48,7 @@ def _describe_external(folder: Path) -> dict[str, Any]:
     return {
         "kind": "foreign TorchScript",
         "architecture": config.architecture,
-        "patch": spec_to_json(config.spec),
+        "patch": config.spec.to_json(),
         "class_names": list(config.class_names),
         "threshold": EXTERNAL_THRESHOLD,
         "is_leaky": config.is_leaky,

@@ -80,8 +80,3 @@ class Model(Protocol):
 def hash_patient(patient_id: str) -> str:
     """A patient as results and exports remember them: enough to find them again, not to read their name."""
     return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
-
-
-def spec_to_json(spec: PatchSpec) -> dict[str, Any]:
-    """A patch's size and scale as cards and results record them."""
-    return {"side_px": spec.side_px, "stride_px": spec.stride_px, "mpp": spec.mpp}

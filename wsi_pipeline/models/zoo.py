@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.recipe import recipe_digest
-from wsi_pipeline.models.model import spec_to_json
 from wsi_pipeline.models.self_test import SelfTest
 from wsi_pipeline.models.zoo_config import CONFIG_JSON, ZooConfig, read_zoo_config
 
@@ -90,7 +89,7 @@ class ExternalModel:
             "digest": self.digest,
             "architecture": self.architecture,
             "torchscript_sha256": self.script_sha256,
-            "patch": spec_to_json(self.spec),
+            "patch": self.spec.to_json(),
             "class_names": list(self.class_names),
             "threshold": self.threshold,
             "threshold_source": self.threshold_source,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.errors import DAMAGES, WsiError
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.heatmap import Aggregation
@@ -21,7 +21,6 @@ from wsi_pipeline.slides.discovery import find_slides
 from wsi_pipeline.store.commit import VIEW
 from wsi_pipeline.store.manifest import MANIFEST, read_manifest
 from wsi_pipeline.store.predictions import FOLDER, find_results
-from wsi_pipeline.store.schema import DAMAGES, slide_from_json
 from wsi_pipeline.store.zarr_io import read_attributes
 
 REFRESH_S = 1.0
@@ -179,7 +178,7 @@ def read_result(folder: Path, stamp: FileStamp) -> Result | None:
     try:
         manifest = read_manifest(folder)
         attributes = read_attributes(folder / FOLDER)
-        slide = slide_from_json(attributes["slide"])
+        slide = SlideInfo.from_json(attributes["slide"])
         read_aggregation(manifest.recipe)
         read_model(attributes)
         return Result(folder, stamp, manifest.content_digest, read_summary(folder), slide)

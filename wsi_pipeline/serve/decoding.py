@@ -9,7 +9,6 @@ import resource
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from wsi_pipeline.core.errors import SlideError, WsiError
-from wsi_pipeline.core.geometry import Grid, PatchSpec
+from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.serve.decoders import BrokenFrame, Message, pack_message, read_message
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.slides import open_slide
@@ -58,8 +57,7 @@ class SlidePool:
 
 def describe(reader: SlideReader, request: dict[str, Any]) -> Message:
     """The facts of a slide that may leave it: nothing of a patient, no label, no macro image."""
-    downsamples = [str(level.downsample) for level in reader.levels]
-    return Message({"slide": asdict(reader.info) | {"level_downsamples": downsamples}})
+    return Message({"slide": reader.info.to_json()})
 
 
 def read_tile(reader: SlideReader, request: dict[str, Any]) -> Message:
@@ -88,24 +86,12 @@ def read_overview(reader: SlideReader, request: dict[str, Any]) -> Message:
 
 def read_patch(reader: SlideReader, request: dict[str, Any]) -> Message:
     """One patch as PNG, pixel by pixel what the model saw."""
-    grid = _read_grid(request["grid"])
+    grid = Grid.from_json(request["grid"])
     positions = np.array([[request["row"], request["col"]]], dtype=np.int32)
     block = SlidePatches(reader, grid, positions, block_size=1).read_block(0)
     if not block.readable[0]:
         raise SlideError("patch: cannot be decoded; the file is damaged there")
     return Message({}, encode_png(block.pixels[0]))
-
-
-def _read_grid(value: dict[str, Any]) -> Grid:
-    # As in store/schema.py, whose Zarr would make every start of this process three times as long.
-    x, y = value["origin_xy_l0"]
-    return Grid(
-        PatchSpec(**value["spec"]),
-        value["rows"],
-        value["cols"],
-        Fraction(value["downsample"]),
-        (x, y),
-    )
 
 
 SLIDE_REQUESTS: dict[str, Callable[[SlideReader, dict[str, Any]], Message]] = {

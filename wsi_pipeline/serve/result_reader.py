@@ -9,14 +9,13 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.errors import DAMAGES, StoreError
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, build_heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.serve.catalogue import Result, read_aggregation, read_model
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import Predictions, open_result
-from wsi_pipeline.store.schema import DAMAGES
 
 KEPT_RESULTS = 16
 KEPT_REGIONS = 32

@@ -19,7 +19,6 @@ from wsi_pipeline.serve.decoders import DecoderPool, DecodingError, TooSlow
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.serve.settings import Limits
-from wsi_pipeline.store.schema import grid_to_json, slide_from_json
 
 KEPT_FACTS = 4096
 FAILURE_S = 10.0
@@ -137,7 +136,7 @@ class SlidePixels:
         path, stamp, slide_mpp, fingerprint = key
         request = {"do": "describe", "path": str(path), "mark": list(stamp), "slide_mpp": slide_mpp}
         header = self._pool.ask(request, timeout_s=OPEN_FACTOR * self._limits.read_s).header
-        info = slide_from_json(header["slide"])
+        info = SlideInfo.from_json(header["slide"])
         if fingerprint is not None and info.fingerprint != fingerprint:
             raise Refusal(404, "the slide's file is not the one that was inferred; infer it again")
         pyramid = Pyramid(info.size_l0, self._limits.tile_px)
@@ -195,7 +194,7 @@ class SlidePixels:
         if (grid.spec.side_px * float(grid.downsample)) ** 2 > self._limits.region_px:
             raise Refusal(413, "a patch of this grid covers more pixels than one read may take")
         return self._read(
-            self.open(entry), {"do": "patch", "grid": grid_to_json(grid), "row": row, "col": col}
+            self.open(entry), {"do": "patch", "grid": grid.to_json(), "row": row, "col": col}
         )
 
     def _read(self, slide: OpenedSlide, request: dict[str, Any]) -> bytes:

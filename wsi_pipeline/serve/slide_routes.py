@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 
-from wsi_pipeline.core.errors import StoreError, WsiError
+from wsi_pipeline.core.errors import DAMAGES, StoreError, WsiError
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.canvas import paint_map
 from wsi_pipeline.outputs.report_html import render_report
@@ -51,7 +51,6 @@ from wsi_pipeline.serve.schemas import (
 )
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.slides.image_io import encode_jpeg, encode_png
-from wsi_pipeline.store.schema import DAMAGES
 
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": Fault}

@@ -9,7 +9,6 @@ patch of 12.5 µm may be smooth and in focus.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from enum import IntFlag
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from skimage.color import rgb2gray, rgb2hsv
 from skimage.filters import laplace
 from skimage.morphology import remove_small_objects
 
+from wsi_pipeline.core.choices import QUALITY_FLAGS
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.slide import PatchQuality
 
@@ -41,16 +41,6 @@ MIN_WINDOW_UM = 64.0
 PIECE_PX = 1024
 
 
-class Flag(IntFlag):
-    """What may be wrong with a patch."""
-
-    PEN = 1
-    BLUR = 2
-
-
-FLAG_NAMES = {"pen": Flag.PEN, "blur": Flag.BLUR}
-
-
 @dataclass(frozen=True, slots=True)
 class QualityParameters:
     """What is flagged, and what is left out."""
@@ -69,9 +59,9 @@ class QualityParameters:
             math.isfinite(self.min_sharpness) and self.min_sharpness > 0
         ):
             raise ConfigError(f"min_sharpness is {self.min_sharpness}; it must be above 0")
-        if unknown := set(self.drop) - set(FLAG_NAMES):
+        if unknown := set(self.drop) - set(QUALITY_FLAGS):
             raise ConfigError(
-                f"there is no flag {sorted(unknown)[0]!r}; flags are {', '.join(FLAG_NAMES)}"
+                f"there is no flag {sorted(unknown)[0]!r}; flags are {', '.join(QUALITY_FLAGS)}"
             )
         if "blur" in self.drop and self.min_sharpness is None:
             raise ConfigError(
@@ -157,9 +147,9 @@ def judge(
     pen: NDArray[np.float32], sharpness: NDArray[np.float32], parameters: QualityParameters
 ) -> PatchQuality:
     """The flags of patches by the share of them that is ink, (n,), and by their sharpness, (n,), NaN where that is not known."""
-    flags = np.where(pen > parameters.max_pen, Flag.PEN, 0)
+    flags = np.where(pen > parameters.max_pen, QUALITY_FLAGS["pen"], 0)
     if parameters.min_sharpness is not None:
-        flags |= np.where(sharpness < parameters.min_sharpness, Flag.BLUR, 0)
+        flags |= np.where(sharpness < parameters.min_sharpness, QUALITY_FLAGS["blur"], 0)
     return PatchQuality(
         pen.astype(np.float32), sharpness.astype(np.float32), flags.astype(np.uint8)
     )
@@ -167,6 +157,6 @@ def judge(
 
 def is_kept(quality: PatchQuality, parameters: QualityParameters) -> NDArray[np.bool_]:
     """Which patches carry no flag that is to be dropped, (n,)."""
-    dropped = sum(FLAG_NAMES[name] for name in parameters.drop)
+    dropped = sum(QUALITY_FLAGS[name] for name in parameters.drop)
     kept: NDArray[np.bool_] = (quality.flags & np.uint8(dropped)) == 0
     return kept

@@ -41,7 +41,7 @@ def ingest_recipe(patient: PatientPatches, spec: PatchSpec) -> dict[str, Any]:
     """Everything that decides a patient's store."""
     return {
         "slide": fingerprint_patches(patient),
-        "patch": {"side_px": spec.side_px, "stride_px": spec.stride_px, "mpp": spec.mpp},
+        "patch": spec.to_json(),
         "class_names": list(patient.class_names),
     }
 

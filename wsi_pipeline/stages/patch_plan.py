@@ -85,11 +85,7 @@ def tile_recipe(
     return {
         "slide": slide.fingerprint,
         "slide_mpp": slide.mpp,
-        "patch": {
-            "side_px": config.spec.side_px,
-            "stride_px": config.spec.stride_px,
-            "mpp": config.spec.mpp,
-        },
+        "patch": config.spec.to_json(),
         "tissue": config.tissue.to_json(),
         "mask": None if mask_file is None else file_sha256(mask_file),
         "quality": config.quality.to_json(),

@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from wsi_pipeline.core.errors import LabelError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec, choose_store_block_size
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
@@ -25,7 +23,6 @@ from wsi_pipeline.outputs.previews import MASK_SUFFIX, write_label_preview, writ
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.slides.quality import FLAG_NAMES
 from wsi_pipeline.stages import ingest, patch_plan
 from wsi_pipeline.stages.ingest_layouts import PatchEntry, PatientPatches
 from wsi_pipeline.stages.plan import (
@@ -191,13 +188,8 @@ def _pixel_bytes(spec: PatchSpec) -> int:
 
 def describe_flags(table: PatchTable) -> str:
     """How many patches are flagged, for a person: nothing where none is."""
-    if table.quality is None:
-        return ""
-    counts = {
-        name: int(np.count_nonzero(table.quality.flags & np.uint8(flag)))
-        for name, flag in FLAG_NAMES.items()
-    }
-    return "".join(f", {count} flagged {name}" for name, count in counts.items() if count)
+    counts = table.count_flags().items()
+    return "".join(f", {count} flagged {name}" for name, count in counts if count)
 
 
 @dataclass(frozen=True, slots=True)

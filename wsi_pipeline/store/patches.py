@@ -265,12 +265,8 @@ def describe_store(store: PatchStore) -> dict[str, str]:
         ),
         "made by": _describe_maker(store.attributes.get("provenance")),
     }
-    if table.quality is not None:
-        flags = {"pen": 1, "blur": 2}
-        described["flags"] = ", ".join(
-            f"{int(np.count_nonzero(table.quality.flags & bit))} {name}"
-            for name, bit in flags.items()
-        )
+    if flags := table.count_flags():
+        described["flags"] = ", ".join(f"{count} {name}" for name, count in flags.items())
     return described
 
 
