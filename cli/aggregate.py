@@ -64,7 +64,7 @@ def aggregate(
     def say(outcome: "SlideOutcome") -> None:
         already = " (already done)" if outcome.is_resumed_whole else ""
         click.echo(
-            f"{printable(outcome.slide_id)}: {outcome.state.value}:"
+            f"{printable(outcome.slide_id)}: {outcome.state.word}:"
             f" {printable(outcome.message)}{already}",
             err=True,
         )

@@ -255,15 +255,13 @@ def describe_preview(slide: "SlidePreview") -> str:
 
 def print_preview(preview: "RunPreview", results: Path, config: "InferConfig") -> None:
     """Every slide, what it comes to, and whether there is room for it."""
+    from wsi_pipeline.core.outcome import describe_counts
     from wsi_pipeline.runs.dry_run import free_bytes
     from wsi_pipeline.stages.preview import PreviewState
 
     for slide in preview.slides:
         click.echo(describe_preview(slide))
-    counts = " + ".join(
-        f"{state.value} {count}" for state in PreviewState if (count := preview.count(state))
-    )
-    click.echo(f"in {len(preview.slides)} = {counts}")
+    click.echo(describe_counts({state: preview.count(state) for state in PreviewState}))
     click.echo(
         f"to predict: {preview.missing_patches:,} patches, predictions of about"
         f" {describe_bytes(preview.prediction_bytes)}; {describe_bytes(free_bytes(results))} are"

@@ -42,7 +42,7 @@ def label(
     for outcome in account.outcomes:
         already = " (already so)" if outcome.is_resumed_whole else ""
         click.echo(
-            f"{outcome.slide_id}: {outcome.state.value}: {outcome.message}{already}", err=True
+            f"{outcome.slide_id}: {outcome.state.word}: {outcome.message}{already}", err=True
         )
-    click.echo(account.closing_line)
+    click.echo(account.sentence)
     click.get_current_context().exit(account.exit_code)

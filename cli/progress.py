@@ -139,7 +139,7 @@ class RunProgress:
         """A slide is done, well or not."""
         resumed = " (already done)" if outcome.is_resumed_whole else ""
         line = (
-            f"{printable(outcome.slide_id)}: {outcome.state.value}:"
+            f"{printable(outcome.slide_id)}: {outcome.state.word}:"
             f" {printable(outcome.message)}{resumed}"
         )
         self._console.print(
@@ -170,7 +170,7 @@ def close_run(account: RunAccount, where: Path) -> None:
             click.echo("nothing to do: every slide was already done by an earlier run")
         elif already:
             click.echo(f"{already} slides were already done by an earlier run")
-        click.echo(f"{account.closing_line}  →  {where}")
+        click.echo(f"{account.sentence}  →  {where}")
     click.get_current_context().exit(account.exit_code)
 
 

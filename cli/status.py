@@ -22,6 +22,7 @@ def status(results: Path, is_json: bool) -> None:
     `wsi verify` and `wsi train` compare checksums. Nothing is written, and runs under way are not
     disturbed. Folders of patch stores are understood, too.
     """
+    from wsi_pipeline.core.outcome import SlideState, describe_counts
     from wsi_pipeline.runs.status import read_status
 
     found = read_status(results)
@@ -31,15 +32,15 @@ def status(results: Path, is_json: bool) -> None:
     for slide in found.finished:
         unreadable = f", {slide.unreadable} unreadable" if slide.unreadable else ""
         said = slide.fault or f"{slide.patches:,} patches{unreadable}"
-        click.echo(printable(f"{slide.slide_id}: {slide.state.value}: {said}"))
+        click.echo(printable(f"{slide.slide_id}: {slide.state.word}: {said}"))
     for work in found.under_way:
         click.echo(printable(f"{work.slide_id}: under way: {describe_work(work)}"))
     for failure in found.failures:
         click.echo(
             printable(f"{failure.slide_id}: {failure.state} in the last run: {failure.reason}")
         )
-    counts = " + ".join(f"{state} {count}" for state, count in found.counts.items())
-    click.echo(f"finished {len(found.finished)} = {counts}; under way {len(found.under_way)}")
+    counts = {SlideState(state).word: count for state, count in found.counts.items()}
+    click.echo(f"finished {describe_counts(counts)}; under way: {len(found.under_way)}")
     if found.last_run is not None:
         click.echo(printable(describe_run(found.last_run)))
 
@@ -64,7 +65,7 @@ def describe_run(run: "LastRun") -> str:
     """How the last run went."""
     began = f" of {run.began}" if run.began else ""
     ending = {
-        "ended": f"ended: {run.account}",
+        "ended": f"ended: {run.sentence}",
         "stopped": (
             f"was stopped ({run.reason}) after {run.slides_ended} of {run.slides} slides; run the"
             " same line again"

@@ -61,7 +61,7 @@ def main() -> None:
     )
 
     account = infer_slides([options.slides], trained.model, options.out / "results", InferConfig())
-    print(account.closing_line)
+    print(account.sentence)
 
     evaluation = evaluate_results(options.out / "results", [options.labels])
     for slide in (*evaluation.slides, evaluation.pooled):

@@ -368,7 +368,7 @@ def test_shards_share_the_slides_out(tmp_path: Path) -> None:
             "--shard",
             shard,
         )
-        done.append(result.stdout.count("in 2 = ok 2") + result.stdout.count("in 2 = ok 1"))
+        done.append(result.stdout.count("2 slides: 2 ok") + result.stdout.count("2 slides: 1 ok"))
     assert done == [1, 1, 1]
     assert len(list((tmp_path / "out").glob("*.zarr"))) == 5
     assert "s9," in (tmp_path / "out" / "failures.3-of-3.csv").read_text()
@@ -398,7 +398,7 @@ def test_zero_tissue_is_a_result(tmp_path: Path) -> None:
     )
     result = run("tile", slide, "-o", tmp_path / "out", "--workers", 0, "--mpp", 4)
     assert result.exit_code == 0
-    assert "zero 1" in result.stdout
+    assert "1 slide: 1 empty" in result.stdout
     assert (tmp_path / "out" / "glass.mask.png").exists()
 
 

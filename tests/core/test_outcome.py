@@ -41,7 +41,13 @@ def test_exit_codes(states: tuple[str, ...], code: int) -> None:
     assert account(*states).exit_code == code
 
 
-def test_the_closing_line_adds_up() -> None:
+def test_people_read_a_sentence_without_the_states_that_no_slide_ended_in() -> None:
+    assert account("ok", "ok", "zero", "damaged").sentence == "4 slides: 2 ok, 1 empty, 1 damaged"
+    assert account("failed").sentence == "1 slide: 1 failed"
+    assert account().sentence == "0 slides"
+
+
+def test_files_record_a_line_that_adds_up() -> None:
     assert (
         account("ok", "ok", "zero", "damaged", "failed").closing_line
         == "in 5 = ok 2 + zero 1 + damaged 1 + failed 1"

@@ -334,7 +334,7 @@ def test_a_dry_run_writes_nothing_at_all(slides: Path, model: Path, tmp_path: Pa
     assert "300 × 200 px at 0.5 µm/px; 24 patches, predictions " in lines[1]
     assert "patches to keep 180 kB" in lines[1]  # 24 · 50 · 50 · 3
     assert lines[2].startswith("two: cannot be run: ")
-    assert lines[3] == "in 2 = new 1 + failed 1"
+    assert lines[3] == "2 slides: 1 new, 1 failed"
     assert lines[4].startswith("to predict: 24 patches")
 
 
@@ -459,8 +459,8 @@ def test_status_of_a_finished_run(slides: Path, model: Path, tmp_path: Path) -> 
     lines = run("status", tmp_path / "results").stdout.splitlines()
     assert lines[0] == "one: ok: 24 patches"
     assert lines[1].startswith("two: failed in the last run: ")
-    assert lines[2] == "finished 1 = ok 1 + zero 0 + damaged 0 + failed 0; under way 0"
-    assert lines[3].endswith("(wsi infer) ended: in 2 = ok 1 + zero 0 + damaged 0 + failed 1")
+    assert lines[2] == "finished 1 slide: 1 ok; under way: 0"
+    assert lines[3].endswith("(wsi infer) ended: 2 slides: 1 ok, 1 failed")
 
 
 def test_status_goes_by_manifests_and_not_by_existence(

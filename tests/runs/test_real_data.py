@@ -184,7 +184,7 @@ def test_a_folder_with_one_good_slide(shared_data: Path, cmu: Path, tmp_path: Pa
         "tile", str(slides), "--out", str(tmp_path / "out"), "--mpp", "0.5", "--workers", "0"
     )
     assert result.exit_code == 3
-    assert "in 4 = ok 1 + zero 0 + damaged 0 + failed 3" in result.stdout
+    assert "4 slides: 1 ok, 3 failed" in result.stdout
     failures = (tmp_path / "out" / "failures.csv").read_text()
     for name in ("broken", "openslide-python_unreadable", "readme"):
         assert f"{name}," in failures

@@ -162,7 +162,7 @@ def test_slurm_jobs_give_what_the_plain_loop_gives(slurm: dict[str, str], tmp_pa
     settings.write_text(SETTINGS.format(folder=slurm["SLURM_FOLDER"]))
     done = infer(tmp_path, "by-slurm", slurm, "--cluster", "slurm", "--slurm-config", str(settings))
     assert done.returncode == 0, done.stderr
-    assert "in 3 = ok 3" in done.stdout
+    assert "3 slides: 3 ok" in done.stdout
     assert infer(tmp_path, "here", slurm, "--workers", "0").returncode == 0
     by_slurm, here = (
         {

@@ -191,7 +191,7 @@ def test_a_run_among_the_slides_finds_nothing_to_do_the_second_time(
     touch(tmp_path / out / "wsi.log")  # where something was to be said
     again = run(*line)
     assert (again.exit_code, "nothing to do" in again.output) == (0, True), again.output
-    assert "in 1 = ok 1" in again.output
+    assert "1 slide: 1 ok" in again.output
 
 
 def test_a_pattern_passes_over_what_wsi_wrote(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_the_command_line_does_the_same(results: Path, tmp_path: Path) -> None:
     ]
     done = run("aggregate", results, *options, "--out", tmp_path / "out")
     assert done.exit_code == 3, done.output  # one slide has an unreadable patch
-    assert "in 2 = ok 1 + zero 0 + damaged 1 + failed 0" in done.output
+    assert "2 slides: 1 ok, 1 damaged" in done.output
     view = View(TABLES.formats, Aggregation(0.8, 100.0, 0.05))
     assert read_manifest(tmp_path / "out" / "a").recipe["view"] == view.to_json()
 

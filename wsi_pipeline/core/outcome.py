@@ -1,7 +1,7 @@
 """What became of each slide, and the account that a run gives of all of them."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -17,6 +17,11 @@ class SlideState(StrEnum):
     DAMAGED = "damaged"
     """Done, but some patches could not be read; they count as unreadable, never as negative."""
     FAILED = "failed"
+
+    @property
+    def word(self) -> str:
+        """The state as people read it; files and REST keep the value."""
+        return "empty" if self is SlideState.ZERO else self.value
 
 
 def state_of(patches: int, unreadable: int) -> SlideState:
@@ -116,8 +121,13 @@ class RunAccount:
         )
 
     @property
+    def sentence(self) -> str:
+        """How the run ended, for people: `4 slides: 2 ok, 1 damaged, 1 failed`."""
+        return describe_counts({state.word: self.count(state) for state in SlideState})
+
+    @property
     def closing_line(self) -> str:
-        """The line that adds up: `in 4 = ok 2 + zero 0 + damaged 1 + failed 1`."""
+        """The same as files record it: `in 4 = ok 2 + zero 0 + damaged 1 + failed 1`."""
         return f"in {len(self.outcomes)} = " + " + ".join(
             f"{state.value} {self.count(state)}" for state in SlideState
         )
@@ -131,6 +141,15 @@ class RunAccount:
         if failed and failed == len(self.outcomes):
             return 4
         return 3 if failed or self.count(SlideState.DAMAGED) else 0
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Return numbers of slides by state as people read them; states without a slide are left out."""
+    total = sum(counts.values())
+    parts = [f"{count:,} {state}" for state, count in counts.items() if count]
+    return f"{total:,} slide{'' if total == 1 else 's'}" + (
+        f": {', '.join(parts)}" if parts else ""
+    )
 
 
 def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOutcome:

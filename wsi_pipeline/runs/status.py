@@ -15,7 +15,7 @@ from wsi_pipeline.core.csv_io import unshield
 from wsi_pipeline.core.errors import EnvironmentFault, StoreError
 from wsi_pipeline.core.geometry import count_blocks
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_bounded, read_json
-from wsi_pipeline.core.outcome import SlideState, state_of
+from wsi_pipeline.core.outcome import SlideState, describe_counts, state_of
 from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.runs.events import read_events
@@ -81,6 +81,12 @@ class LastRun:
     slides_ended: int
     reason: str = ""
     """What stopped it."""
+
+    @property
+    def sentence(self) -> str:
+        """The account as people read it."""
+        counts = re.findall(r"(\w+) (\d+)", self.account.partition("=")[2])
+        return describe_counts({SlideState(state).word: int(count) for state, count in counts})
 
 
 @dataclass(frozen=True, slots=True)
