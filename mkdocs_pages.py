@@ -30,13 +30,13 @@ PYTHON_PAGES = {
     "Errors": ("core.errors",),
 }  # fmt: skip
 """Pages of the Python API and the modules on each."""
-GENERATED = {
-    "contributing.md": "",
-    "changelog.md": "",
-    "examples/index.md": "",
-    "examples/neural_networks.md": "examples",
+COPIES = {
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+    "examples/index.md": "examples/README.md",
+    "examples/neural_networks.md": "examples/neural_networks.md",
 }
-"""Pages that are copies of text in the repository, with the folder that its links start from."""
+"""Pages that are copies of text in the repository."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -49,7 +49,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.nav = [
         *(config.nav or []),
         *([{"More": others}] if others else []),
-        {"Commands": ["commands/index.md", *(f"commands/{name}.md" for name in COMMANDS)]},
+        {"Commands": [*(f"commands/{name}.md" for name in COMMANDS)]},
         {
             "Examples": [
                 "examples/index.md",
@@ -71,36 +71,31 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to files of the repository to the pages that the site has for them."""
+    """Point links to files of the repository at the pages that the site has for them."""
     place = page.file.src_uri
-    folder = posixpath.join("docs", posixpath.dirname(place))
-    return LINK.sub(lambda link: _lead(link, GENERATED.get(place, folder), place), markdown)
+    folder = posixpath.dirname(COPIES.get(place, f"docs/{place}"))
+    return LINK.sub(lambda link: _point(link, folder, place), markdown)
 
 
-def _lead(link: re.Match[str], folder: str, place: str) -> str:
+def _point(link: re.Match[str], folder: str, place: str) -> str:
     text, target, anchor = link[1], link[2], link[3] or ""
     if ":" in target:
         return link[0]
-    file = posixpath.normpath(posixpath.join(folder, target))
-    page = file.removeprefix("docs/") if file.startswith("docs/") else find_page(file + anchor)
-    if page is None:
+    page = find_page(posixpath.normpath(posixpath.join(folder, target)))
+    if page is None:  # the site has no page for it: the text alone
         return text
-    there = posixpath.relpath(page, posixpath.dirname(place) or ".")
-    return f"[{text}]({there}{anchor if file.startswith('docs/') else ''})"
+    return f"[{text}]({posixpath.relpath(page, posixpath.dirname(place) or '.')}{anchor})"
 
 
 def find_page(file: str) -> str | None:
-    """The generated page for a file of the repository, if there is one."""
-    fixed = {
-        "README.md#commands": "commands/index.md",
-        "README.md#examples": "examples/index.md",
-        "CONTRIBUTING.md": "contributing.md",
-        "CHANGELOG.md": "changelog.md",
-    }
-    if file in fixed:
-        return fixed[file]
+    """Return the page of the site for a file of the repository, None where there is none."""
+    copies = {original: place for place, original in COPIES.items()}
     path = Path(file)
-    if path.parent == Path("examples"):
+    if file in copies or file == "README.md":
+        return copies.get(file, "index.md")
+    if file.startswith("docs/"):
+        return file.removeprefix("docs/")
+    if ROOT / path in list_examples():
         return f"examples/{path.stem}.md"
     if path.parent == Path("cli"):
         return f"commands/{path.stem.replace('_', '-')}.md"
@@ -112,33 +107,14 @@ def find_page(file: str) -> str | None:
 def write_pages() -> dict[str, str]:
     """Every generated page by its place in the site."""
     pages = {f"commands/{name}.md": write_command(name) for name in COMMANDS}
-    pages["commands/index.md"] = write_overview()
     pages |= {
         f"python/{_slug(title)}.md": write_module_page(title, modules)
         for title, modules in PYTHON_PAGES.items()
     }
     pages |= {f"examples/{path.stem}.md": write_example(path) for path in list_examples()}
-    pages["examples/index.md"] = write_examples_overview()
-    pages["examples/neural_networks.md"] = (ROOT / "examples" / "neural_networks.md").read_text(
-        encoding="utf-8"
-    )
-    pages["contributing.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    pages["changelog.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for place, original in COPIES.items():
+        pages[place] = (ROOT / original).read_text(encoding="utf-8")
     return pages
-
-
-def write_overview() -> str:
-    """All commands, a line each, and the exit codes."""
-    with click.Context(wsi, info_name="wsi") as context:
-        rows = [
-            f"| [`wsi {name}`]({name}.md) |"
-            f" {_escape(_find(context, name).get_short_help_str(120))} |"
-            for name in COMMANDS
-        ]
-    codes = re.sub(r"\s+", " ", (wsi.help or "").split("Exit codes:")[1]).strip()
-    return "\n".join(
-        ["# Commands", "", "| | |", "| --- | --- |", *rows, "", f"**Exit codes.** {codes}", ""]
-    )
 
 
 def write_command(name: str) -> str:
@@ -230,17 +206,6 @@ def _indent_safe(text: str) -> str:
     return "\n".join(
         line if line.startswith("    ") else _escape(line) for line in text.splitlines()
     )
-
-
-def write_examples_overview() -> str:
-    """README's section on examples."""
-    section = (
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .split("\n## Examples\n")[1]
-        .split("\n## ")[0]
-    )
-    return "# Examples\n" + section
 
 
 def _slug(title: str) -> str:

@@ -44,7 +44,7 @@ class WsiGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; exit codes as in the README."""
+        """Run the command; exit codes as in docs/reference/commands.md."""
         _listen()
         try:
             return super().invoke(ctx)

@@ -34,9 +34,9 @@ from wsi_pipeline.stages.patch_plan import TileConfig
 PAGES = (
     ROOT / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
-    ROOT / "examples" / "neural_networks.md",
+    *sorted((ROOT / "examples").glob("*.md")),
 )
-FROM_NOTHING = ("README.md", "quickstart.md")
+FROM_NOTHING = ("README.md", "docs/start/quickstart.md")
 """Pages that begin with slides alone; the others stand in a folder where the chain has been run."""
 LANGUAGES = {"bash", "console", "csv", "json", "python", "text", "yaml"}
 IN_A_HURRY = {
@@ -80,12 +80,17 @@ class Block:
 def read_blocks(page: Path) -> list[Block]:
     found = re.finditer(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     return [
-        Block(page.name, page.read_text()[: match.start()].count("\n") + 1, match[1], match[2])
+        Block(
+            page.relative_to(ROOT).as_posix(),
+            page.read_text()[: match.start()].count("\n") + 1,
+            match[1],
+            match[2],
+        )
         for match in found
     ]
 
 
-BLOCKS = {page.name: read_blocks(page) for page in PAGES}
+BLOCKS = {page.relative_to(ROOT).as_posix(): read_blocks(page) for page in PAGES}
 
 
 def draw(world: Path, folder: str, slide: str, seed: int) -> None:
@@ -220,11 +225,58 @@ def test_every_command_and_option_in_blocks_exists(page: str) -> None:
             command.make_parser(context).parse_args(rest)  # raises NoSuchOption
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=list(BLOCKS))
 def test_every_command_in_the_text_exists(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for name in re.findall(r"`wsi ([a-z][a-z-]*)", text):
         find_command([name])
+
+
+TEXTS = (ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES)
+MAX_COLUMNS = 100
+
+
+def read_prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def list_links(page: Path) -> list[str]:
+    """Return the targets of a page's links into the repository."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", read_prose(page))
+    return [target for target in targets if not re.match(r"\w+:", target)]
+
+
+def list_anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub and mkdocs give a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", read_prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings_of_the_repository(page: Path) -> None:
+    lost = []
+    for link in list_links(page):
+        target, _, anchor = link.partition("#")
+        file = (page.parent / target).resolve() if target else page
+        found = file.is_relative_to(ROOT) and file.exists()
+        if not found or (anchor and anchor not in list_anchors(file)):
+            lost.append(link)
+    assert lost == []
+
+
+def test_pages_link_to_each_other() -> None:
+    assert sum(len(list_links(page)) for page in TEXTS) > 60
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_lines_of_text_have_at_most_100_columns(page: Path) -> None:
+    """Rows of tables, images and lines with an address may be longer."""
+    long = [
+        f"{page.name}:{number}"
+        for number, line in enumerate(page.read_text().splitlines(), start=1)
+        if len(line) > MAX_COLUMNS and not line.startswith("|") and "](" not in line
+    ]
+    assert long == []
 
 
 @pytest.fixture(scope="module")

@@ -320,6 +320,6 @@ def test_an_example_is_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
-def test_readme_names_every_example(path: Path) -> None:
-    if path.name != "__pycache__":
-        assert f"examples/{path.name}" in (ROOT / "README.md").read_text()
+def test_the_page_of_examples_links_every_example(path: Path) -> None:
+    if path.name not in ("__pycache__", "README.md"):
+        assert f"({path.name})" in (EXAMPLES / "README.md").read_text()

@@ -3,6 +3,8 @@
 import re
 import tomllib
 
+import pytest
+
 from tests import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -27,23 +29,33 @@ def test_no_dependency_has_an_upper_bound() -> None:
     ] == []
 
 
-def test_readme_module_map_names_every_module() -> None:
-    block = README.split("## Module map")[1].split("```")[1]
-    named = set(re.findall(r"[\w/]+\.py", block))
-    on_disk = {
-        path.relative_to(ROOT).as_posix()
-        for package in ("wsi_pipeline", "cli")
-        for path in (ROOT / package).rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    assert named == on_disk
+def test_readme_folder_map_is_the_folders() -> None:
+    block = README.split("## Folder map")[1].split("```")[1]
+    named = set(re.findall(r"^wsi_pipeline/(\w+)/ +\w", block, flags=re.MULTILINE))
+    assert named == {path.parent.name for path in (ROOT / "wsi_pipeline").glob("*/__init__.py")}
 
 
-def test_readme_lists_every_command() -> None:
+def test_the_folders_that_readme_names_beside_the_package_exist() -> None:
+    named = re.findall(r"`(\w+)/`", README.split("## Folder map")[1].split("```")[2])
+    assert len(named) == 5
+    assert [name for name in named if not (ROOT / name).is_dir()] == []
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+def list_commands(text: str) -> set[str]:
+    table = text.split("# Commands")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    return {name for row in rows for name in re.findall(r"`wsi ([\w-]+)", row.split(" | ")[0])}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/commands.md"])
+def test_the_table_of_commands_lists_every_command(page: str) -> None:
     from wsi_cli.main import COMMANDS
 
-    table = README.split("## Commands")[1].split("##")[0]
-    assert set(re.findall(r"^\| `wsi ([\w-]+)", table, flags=re.MULTILINE)) == set(COMMANDS)
+    assert list_commands((ROOT / page).read_text()) == set(COMMANDS)
 
 
 def test_every_option_in_readme_and_docs_exists() -> None:

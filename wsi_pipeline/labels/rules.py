@@ -120,8 +120,7 @@ def read_label_map(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise LabelError(
-            f"{path}: not YAML ({' '.join(str(error).split())[:120]}); see the README for a"
-            " label map"
+            f"{path}: not YAML ({' '.join(str(error).split())[:120]}); see docs/guides/labels.md"
         ) from error
     if not isinstance(value, dict) or not set(value) <= MAP_KEYS:
         raise LabelError(
@@ -151,6 +150,6 @@ def _read_word(path: Path, value: Any) -> str:
     """A name or a number as text. Raises LabelError for lists and tables, which a few lines of YAML can make endless."""
     if not isinstance(value, str | int | float):
         raise LabelError(
-            f"{path}: a list or table stands where a name is wanted; see the README for a label map"
+            f"{path}: a list or table stands where a name is wanted; see docs/guides/labels.md"
         )
     return str(value)
