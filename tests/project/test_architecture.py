@@ -37,7 +37,7 @@ DOORS: dict[str, set[str]] = {
     "dask_cuda": {"scheduling"},
     "dask_jobqueue": {"scheduling"},
     "distributed": {"scheduling"},
-    "torch": {"models", "training"},
+    "torch": {"models", "store", "training"},
     "torchvision": {"models"},
     "timm": {"models"},
     "onnxruntime": {"models"},

@@ -177,7 +177,10 @@ LIES: dict[str, tuple[Change, str]] = {
         attribute("slide", "slide_id", value=".."),
         "cannot be the name of a slide",
     ),
-    "a slide without a name": (attribute("slide", "slide_id", value=""), "cannot be the name of a slide"),
+    "a slide without a name": (
+        attribute("slide", "slide_id", value=""),
+        "cannot be the name of a slide",
+    ),
     "classes that are no texts": (
         attribute("class_names", value=[{"a": 1}, []]),
         "not a list of texts",

@@ -2,16 +2,16 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import ConfigError, StoreError
-from wsi_pipeline.core.geometry import Grid, block_slice, count_blocks
+from wsi_pipeline.core.geometry import Grid, block_slice, count_blocks, positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo
 from wsi_pipeline.store.codecs import ZSTD_HEADER_BYTES, PixelCodec, read_codec, read_zstd_size
 from wsi_pipeline.store.commit import Staging
@@ -28,6 +28,10 @@ from wsi_pipeline.store.zarr_io import (
     read_rows,
     write_rows,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
 
 KIND = "wsi patch store"
 SUFFIX = ".patches.zarr"
@@ -141,6 +145,44 @@ class PatchStore:
     def positions(self) -> NDArray[np.int32]:
         """(n, 2) row, col of each patch."""
         return self.table.positions
+
+    @property
+    def labels(self) -> NDArray[np.int8]:
+        """(n,) class of each patch: 0 or 1 (the numbers of `class_names`), -1 where it is not known."""
+        return self.table.labels
+
+    @property
+    def class_names(self) -> tuple[str, str]:
+        """Names of the classes 0 and 1."""
+        return self.table.class_names
+
+    @cached_property
+    def coords(self) -> NDArray[np.int64]:
+        """(n, 2) top-left corner of each patch as (x, y) in level-0 pixels of the slide."""
+        return np.ascontiguousarray(positions_to_boxes_l0(self.positions, self.grid)[:, :2])
+
+    def dataset(
+        self, *, labelled: bool = True, transform: "Callable[[Tensor], Any] | None" = None
+    ) -> "Dataset[tuple[Any, int]]":
+        """Return the readable patches as a `torch.utils.data.Dataset` of (image, label).
+
+        An image is float32 (3, side, side) in 0 … 1, or what `transform` makes of it. `labelled`
+        False takes patches of unknown class in too, with label -1.
+        """
+        from wsi_pipeline.store.dataset import PatchDataset
+
+        return PatchDataset(self, labelled=labelled, transform=transform)
+
+    def __len__(self) -> int:
+        return self.table.patches
+
+    def __repr__(self) -> str:
+        spec = self.grid.spec
+        labelled = int(np.count_nonzero(self.labels >= 0))
+        return (
+            f"PatchStore({self.path}: {len(self)} patches of {spec.side_px} px at {spec.mpp:g}"
+            f" µm/px, {labelled} labelled)"
+        )
 
     @property
     def block_size(self) -> int:
