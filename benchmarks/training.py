@@ -22,13 +22,17 @@ from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.runs import ingest_patches
 from wsi_pipeline.training.augment import Augmentation
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.data import LabelledPatches, load_labelled
+from wsi_pipeline.training.data import (
+    LabelledPatches,
+    PixelSource,
+    cut_batches,
+    draw_epoch,
+    load_labelled,
+    open_pixels,
+)
 from wsi_pipeline.training.fit import make_fabric, measure_source
-from wsi_pipeline.training.learner import Learner
-from wsi_pipeline.training.objective import TwoClasses
-from wsi_pipeline.training.pixels import PixelSource, open_pixels
-from wsi_pipeline.training.sampling import cut_batches, draw_epoch
-from wsi_pipeline.training.schedule import Steps
+from wsi_pipeline.training.loop import Learner
+from wsi_pipeline.training.optimise import Steps, TwoClasses
 
 BATCH = 64
 PATIENTS = 4

@@ -10,7 +10,7 @@ from .options import label_rules_options, labels_option, mode_option, read_rules
 if TYPE_CHECKING:
     from wsi_pipeline.evaluation import Evaluation
     from wsi_pipeline.evaluation.run import Compared, SlideEvaluation
-    from wsi_pipeline.training.scores import Judgement
+    from wsi_pipeline.training.evaluate import Judgement
 
 RESULTS = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -53,7 +53,7 @@ def evaluate(
         evaluate_results,
         find_class_names,
     )
-    from wsi_pipeline.training.calibration import parse_threshold_rule
+    from wsi_pipeline.training.calibrate import parse_threshold_rule
 
     evaluation = evaluate_results(
         results,
@@ -112,8 +112,7 @@ def _draw_slides(slides: "list[SlideEvaluation]") -> list[str]:
 
 def draw_intervals(judgement: "Judgement", what: str) -> list[str]:
     """Every figure with its 95 % interval, under a line that says of what."""
-    from wsi_pipeline.training.bootstrap import FEW_PATIENTS
-    from wsi_pipeline.training.metrics import FIGURES
+    from wsi_pipeline.training.metrics import FEW_PATIENTS, FIGURES
 
     count = len(judgement.patients)
     if count < 2:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from wsi_pipeline.training.config import TrainConfig
     from wsi_pipeline.training.data import LabelledPatches
+    from wsi_pipeline.training.evaluate import Judgement
     from wsi_pipeline.training.folds import FoldsResult
     from wsi_pipeline.training.loop import Epoch
     from wsi_pipeline.training.run import TrainListener
-    from wsi_pipeline.training.scores import Judgement
     from wsi_pipeline.training.split import Division
 
 
@@ -101,7 +101,7 @@ def train(
     TensorBoard events. Killed, it goes on where it stopped when the same line is given again.
     """
     from wsi_pipeline.models.checkpoint import load_checkpoint
-    from wsi_pipeline.training.calibration import parse_threshold_rule
+    from wsi_pipeline.training.calibrate import parse_threshold_rule
     from wsi_pipeline.training.folds import train_folds
     from wsi_pipeline.training.run import train as train_network
 

@@ -11,7 +11,7 @@ from .options import Command, anonymous_option, read_pseudonyms
 
 if TYPE_CHECKING:
     from wsi_pipeline.training.config import TrainConfig
-    from wsi_pipeline.training.run import SplitChoice
+    from wsi_pipeline.training.split import SplitChoice
 
 Option = Callable[[Command], Command]
 
@@ -111,8 +111,7 @@ def read_config(options: dict[str, Any], **others: Any) -> "TrainConfig":
     from wsi_pipeline.models.architectures import NetworkOptions
     from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
     from wsi_pipeline.training.config import TrainConfig
-    from wsi_pipeline.training.optimizer import Optimisation
-    from wsi_pipeline.training.schedule import Schedule
+    from wsi_pipeline.training.optimise import Optimisation, Schedule
 
     if options["weights"] and options["download_weights"]:
         raise click.UsageError("give --weights or --download-weights, not both")
@@ -180,8 +179,7 @@ def read_split(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
 
 def _read_choice(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
     from wsi_pipeline.slides.sheet import read_sheet
-    from wsi_pipeline.training.run import SplitChoice
-    from wsi_pipeline.training.split import read_split_file
+    from wsi_pipeline.training.split import SplitChoice, read_split_file
 
     named = bool(options["val_patients"] or options["test_patients"])
     if [sheet is not None, options["split_file"] is not None, named].count(True) > 1:

@@ -24,13 +24,12 @@ from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
-from wsi_pipeline.training.history import HISTORY_CSV
 from wsi_pipeline.training.images import FittedNetwork, Pictures, fit_pictures
 from wsi_pipeline.training.loop import Epoch, Watch
 from wsi_pipeline.training.metrics import describe_scores
-from wsi_pipeline.training.optimizer import Optimisation
-from wsi_pipeline.training.run import SplitChoice, TrainListener, train
-from wsi_pipeline.training.split import split_at_random
+from wsi_pipeline.training.optimise import Optimisation
+from wsi_pipeline.training.run import HISTORY_CSV, TrainListener, train
+from wsi_pipeline.training.split import SplitChoice, split_at_random
 
 SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopathology-images"
 

@@ -15,7 +15,8 @@ from wsi_pipeline.evaluation import evaluate_results
 from wsi_pipeline.runs import InferConfig, infer_slides, ingest_patches
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.metrics import describe_scores
-from wsi_pipeline.training.run import SplitChoice, TrainListener, train
+from wsi_pipeline.training.run import TrainListener, train
+from wsi_pipeline.training.split import SplitChoice
 
 SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopathology-images"
 IDC_MPP = 4.0  # 40x scans reduced 16 times: 16 × 0.25 µm/px

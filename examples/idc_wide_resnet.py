@@ -26,10 +26,10 @@ from wsi_pipeline.runs import InferConfig, infer_stores, ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import load_labelled, read_pixels
-from wsi_pipeline.training.optimizer import Optimisation
-from wsi_pipeline.training.report_plots import encode_png
-from wsi_pipeline.training.run import SplitChoice, TrainListener, train
-from wsi_pipeline.training.schedule import Schedule
+from wsi_pipeline.training.optimise import Optimisation, Schedule
+from wsi_pipeline.training.report import encode_png
+from wsi_pipeline.training.run import TrainListener, train
+from wsi_pipeline.training.split import SplitChoice
 
 SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopathology-images"
 

@@ -21,13 +21,11 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.runs import ingest_patches
 from wsi_pipeline.store.patches import find_stores
-from wsi_pipeline.training.comparison import compare
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled
-from wsi_pipeline.training.optimizer import Optimisation
-from wsi_pipeline.training.run import TrainListener, train_division
-from wsi_pipeline.training.run_folder import VALIDATION_CSV
-from wsi_pipeline.training.schedule import Schedule
+from wsi_pipeline.training.evaluate import compare
+from wsi_pipeline.training.optimise import Optimisation, Schedule
+from wsi_pipeline.training.run import VALIDATION_CSV, TrainListener, train_division
 from wsi_pipeline.training.split import Division, split_folds
 
 SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopathology-images"

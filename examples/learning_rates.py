@@ -25,9 +25,7 @@ from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.fit import count_steps
 from wsi_pipeline.training.images import FittedNetwork, Pictures, fit_pictures, sweep_pictures
 from wsi_pipeline.training.lr_finder import draw_sweep
-from wsi_pipeline.training.objective import ManyClasses
-from wsi_pipeline.training.optimizer import Optimisation
-from wsi_pipeline.training.schedule import Schedule, list_rates
+from wsi_pipeline.training.optimise import ManyClasses, Optimisation, Schedule, list_rates
 
 PLAIN = Optimisation(optimizer="sgd", learning_rate=0.05, momentum=0.0, weight_decay=0.0)
 ANNEALED = replace(PLAIN, learning_rate=0.3)

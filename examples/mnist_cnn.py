@@ -22,9 +22,8 @@ from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.images import Pictures, fit_pictures
 from wsi_pipeline.training.loop import Watch
-from wsi_pipeline.training.objective import ManyClasses
-from wsi_pipeline.training.optimizer import Optimisation
-from wsi_pipeline.training.report_plots import draw_history
+from wsi_pipeline.training.optimise import ManyClasses, Optimisation
+from wsi_pipeline.training.report import draw_history
 
 
 class MnistCnn(Network):

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from wsi_pipeline.training.scores import sweep_thresholds
+from wsi_pipeline.training.evaluate import sweep_thresholds
 
 Floats = NDArray[np.float64]
 TRAINED_ROWS, HIDDEN, THRESHOLDS = 500, 15, (0.5, 0.7, 0.8, 0.9)

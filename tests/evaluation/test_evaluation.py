@@ -23,8 +23,8 @@ from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.evaluation import evaluate_results
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.store.files import file_checksum
-from wsi_pipeline.training.calibration import ThresholdRule
-from wsi_pipeline.training.comparison import compare
+from wsi_pipeline.training.calibrate import ThresholdRule
+from wsi_pipeline.training.evaluate import compare
 from wsi_pipeline.training.metrics import FIGURES
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")

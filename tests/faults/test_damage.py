@@ -18,7 +18,7 @@ from tests.commands import infer
 from tests.faults import by_extent
 from wsi_pipeline.core.errors import ModelError, StoreError
 from wsi_pipeline.core.outcome import SlideState
-from wsi_pipeline.evaluation.truth import label_results
+from wsi_pipeline.evaluation.labelled import label_results
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.run_tables import read_finished
@@ -29,7 +29,8 @@ from wsi_pipeline.stages.export_model import export_model
 from wsi_pipeline.store.manifest import MANIFEST
 from wsi_pipeline.store.predictions import FOLDER
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.run import SplitChoice, TrainListener, train
+from wsi_pipeline.training.run import TrainListener, train
+from wsi_pipeline.training.split import SplitChoice
 
 
 def delete(path: Path, other: Path, seed: int) -> None:

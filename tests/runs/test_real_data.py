@@ -228,7 +228,8 @@ def test_slides_labelled_by_regions_train_like_the_patches_they_came_from(
     from wsi_pipeline.labels.geojson import write_labels_geojson
     from wsi_pipeline.models.checkpoint import load_checkpoint
     from wsi_pipeline.training.config import TrainConfig
-    from wsi_pipeline.training.run import SplitChoice, train
+    from wsi_pipeline.training.run import train
+    from wsi_pipeline.training.split import SplitChoice
 
     patients = ("8863", "8865")
     stores = [ingested[1] / f"{patient}.patches.zarr" for patient in patients]

@@ -14,7 +14,8 @@ from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.folds import train_folds
 from wsi_pipeline.training.loop import Epoch
 from wsi_pipeline.training.lr_finder import Sweep, sweep_stores
-from wsi_pipeline.training.run import SplitChoice, TrainListener
+from wsi_pipeline.training.run import TrainListener
+from wsi_pipeline.training.split import SplitChoice
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
 

@@ -11,13 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.training.bootstrap import (
-    ResampledFigures,
-    bootstrap_intervals,
-    draw_patients,
-    find_interval,
-)
-from wsi_pipeline.training.calibration import (
+from wsi_pipeline.training.calibrate import (
     MAX_TEMPERATURE,
     ThresholdRule,
     apply_temperature,
@@ -25,15 +19,19 @@ from wsi_pipeline.training.calibration import (
     parse_threshold_rule,
     undo_temperature,
 )
+from wsi_pipeline.training.evaluate import Judgement, judge, judge_probability, sweep_thresholds
 from wsi_pipeline.training.metrics import (
     FIGURES,
+    ResampledFigures,
+    bootstrap_intervals,
     brier_score,
+    draw_patients,
     expected_calibration_error,
+    find_interval,
     measure_reliability,
     negative_log_likelihood,
     score,
 )
-from wsi_pipeline.training.scores import Judgement, judge, judge_probability, sweep_thresholds
 
 
 def ints(*values: int) -> NDArray[np.int8]:

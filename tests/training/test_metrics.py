@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from wsi_pipeline.training.metrics import choose_threshold, describe_scores, draw_confusion, score
+from wsi_pipeline.training.calibrate import choose_threshold
+from wsi_pipeline.training.metrics import describe_scores, draw_confusion, score
 
 
 def test_scores_by_hand() -> None:

@@ -13,8 +13,7 @@ from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.images import Pictures, fit_pictures, sweep_pictures
 from wsi_pipeline.training.lr_finder import Sweep
-from wsi_pipeline.training.objective import ManyClasses, TwoClasses
-from wsi_pipeline.training.optimizer import Optimisation
+from wsi_pipeline.training.optimise import ManyClasses, Optimisation, TwoClasses
 
 QUICK = TrainConfig(
     epochs=4,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.builders import make_patches
-from wsi_pipeline.training.calibration import apply_temperature
-from wsi_pipeline.training.comparison import compare
-from wsi_pipeline.training.report_page import (
+from wsi_pipeline.training.calibrate import apply_temperature
+from wsi_pipeline.training.evaluate import compare, judge
+from wsi_pipeline.training.report import (
     ComparisonSection,
     ReportContent,
     WorstPatch,
@@ -20,7 +20,6 @@ from wsi_pipeline.training.report_page import (
     pick_worst,
     write_report_page,
 )
-from wsi_pipeline.training.scores import judge
 
 HOSTILE = '<script>alert("$x$")</script>\ud800'
 

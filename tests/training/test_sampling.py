@@ -10,16 +10,19 @@ from hypothesis import strategies as st
 
 from tests.builders import make_patches, make_store, make_table
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.training.data import LabelledPatches, load_labelled
-from wsi_pipeline.training.fit import measure_source
-from wsi_pipeline.training.pixels import (
+from wsi_pipeline.training.data import (
+    LabelledPatches,
     MemoryPixels,
     StorePixels,
     choose_cache,
+    cut_batches,
+    draw_epoch,
     free_memory,
+    load_labelled,
     open_pixels,
+    weigh_classes,
 )
-from wsi_pipeline.training.sampling import cut_batches, draw_epoch, weigh_classes
+from wsi_pipeline.training.fit import measure_source
 
 CPU = torch.device("cpu")
 
@@ -181,7 +184,7 @@ def test_a_set_larger_than_half_the_memory_is_read_from_the_stores(
 ) -> None:
     patches, _ = two_stores(tmp_path)
     monkeypatch.setattr(
-        "wsi_pipeline.training.pixels.free_memory", lambda: 2 * len(patches) * 7500 - 1
+        "wsi_pipeline.training.data.free_memory", lambda: 2 * len(patches) * 7500 - 1
     )
     assert choose_cache("auto", patches, CPU) == "stores"
     assert choose_cache("memory", patches, CPU) == "memory"

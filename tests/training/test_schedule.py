@@ -8,15 +8,19 @@ from torch import nn
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import build_network, find_head
-from wsi_pipeline.training.optimizer import (
+from wsi_pipeline.training.loop import pack_optimizer, unpack_optimizer
+from wsi_pipeline.training.optimise import (
     OPTIMIZERS,
+    SCHEDULES,
     Optimisation,
+    Schedule,
+    Steps,
     initialise,
+    list_rates,
     make_optimizer,
+    make_scheduler,
     measure_l1,
 )
-from wsi_pipeline.training.saved_state import pack_optimizer, unpack_optimizer
-from wsi_pipeline.training.schedule import SCHEDULES, Schedule, Steps, list_rates, make_scheduler
 
 STEPS = Steps(per_epoch=10, total=100)
 

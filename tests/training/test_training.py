@@ -22,10 +22,9 @@ from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
 from wsi_pipeline.training.fit import FitJob, run_fit
 from wsi_pipeline.training.loop import Epoch, Watch
-from wsi_pipeline.training.optimizer import Optimisation
-from wsi_pipeline.training.run import SplitChoice, Trained, TrainListener, train
-from wsi_pipeline.training.schedule import Schedule
-from wsi_pipeline.training.split import PatientSplit, read_split_file
+from wsi_pipeline.training.optimise import Optimisation, Schedule
+from wsi_pipeline.training.run import Trained, TrainListener, train
+from wsi_pipeline.training.split import PatientSplit, SplitChoice, read_split_file
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
 

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_json
 from wsi_pipeline.core.slide import PatchBlock, PatchTable
-from wsi_pipeline.evaluation.truth import LabelledResults, LabelledSlide
+from wsi_pipeline.evaluation.labelled import LabelledResults, LabelledSlide
 from wsi_pipeline.outputs.run_tables import RUN_JSON
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.training.calibration import undo_temperature
-from wsi_pipeline.training.report_page import (
+from wsi_pipeline.training.calibrate import undo_temperature
+from wsi_pipeline.training.evaluate import Judgement
+from wsi_pipeline.training.report import (
     ComparisonSection,
     ReportContent,
     WorstPatch,
@@ -30,7 +31,6 @@ from wsi_pipeline.training.report_page import (
     pick_worst,
     write_report_page,
 )
-from wsi_pipeline.training.scores import Judgement
 
 WORST_PATCHES = 24
 logger = logging.getLogger(__name__)

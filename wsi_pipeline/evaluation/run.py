@@ -7,17 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
+from wsi_pipeline.evaluation.labelled import (
+    LabelledResults,
+    LabelledSlide,
+    label_results,
+    pair_results,
+)
 from wsi_pipeline.evaluation.page import pool_slides, write_evaluation_page
-from wsi_pipeline.evaluation.pairing import pair_results
-from wsi_pipeline.evaluation.truth import LabelledResults, LabelledSlide, label_results
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.run_tables import write_csv
 from wsi_pipeline.store.files import write_file
-from wsi_pipeline.training.calibration import ThresholdRule
-from wsi_pipeline.training.comparison import Comparison, compare
+from wsi_pipeline.training.calibrate import ThresholdRule
+from wsi_pipeline.training.evaluate import Comparison, Judgement, compare, judge_probability
 from wsi_pipeline.training.metrics import FIGURES, Scores, score
-from wsi_pipeline.training.report_page import LEAK_WARNING, ComparisonSection
-from wsi_pipeline.training.scores import Judgement, judge_probability
+from wsi_pipeline.training.report import LEAK_WARNING, ComparisonSection
 
 EVALUATION_CSV = "evaluation.csv"
 EVALUATION_JSON = "evaluation.json"

@@ -18,7 +18,8 @@ from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.image_io import write_grey
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.run import SplitChoice, TrainListener, train
+from wsi_pipeline.training.run import TrainListener, train
+from wsi_pipeline.training.split import SplitChoice
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,8 @@ from typing import Any
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.training.augment import Augmentation
-from wsi_pipeline.training.optimizer import Optimisation
-from wsi_pipeline.training.pixels import CACHES
-from wsi_pipeline.training.sampling import SAMPLINGS
-from wsi_pipeline.training.schedule import Schedule
+from wsi_pipeline.training.data import CACHES, SAMPLINGS
+from wsi_pipeline.training.optimise import Optimisation, Schedule
 
 STOP_METRICS = ("auroc", "average_precision", "balanced_accuracy", "f1", "loss")
 """What the best epoch is best at, on the validation patients; f1 and balanced accuracy at a threshold of 0.5."""

@@ -22,23 +22,27 @@ from wsi_pipeline.models.architectures import build_network, load_pretrained
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation, count_levels, normalisation_of
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.data import LabelledPatches
-from wsi_pipeline.training.learner import Learner
+from wsi_pipeline.training.data import (
+    LabelledPatches,
+    PixelSource,
+    choose_cache,
+    cut_batches,
+    open_pixels,
+    weigh_classes,
+)
 from wsi_pipeline.training.loop import (
     VALIDATION_BATCH,
     Course,
+    Learner,
+    SavedState,
     Side,
     Watch,
     derive_seed,
     fit,
+    load_state,
     unpack_course,
 )
-from wsi_pipeline.training.objective import TwoClasses
-from wsi_pipeline.training.optimizer import initialise
-from wsi_pipeline.training.pixels import PixelSource, choose_cache, open_pixels
-from wsi_pipeline.training.sampling import cut_batches, weigh_classes
-from wsi_pipeline.training.saved_state import SavedState, load_state
-from wsi_pipeline.training.schedule import Steps
+from wsi_pipeline.training.optimise import Steps, TwoClasses, initialise
 from wsi_pipeline.training.split import Division
 
 PRECISION_NAMES = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}

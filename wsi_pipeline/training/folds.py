@@ -12,12 +12,11 @@ from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.patches import find_stores
-from wsi_pipeline.training.calibration import ThresholdRule
+from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import load_labelled
 from wsi_pipeline.training.metrics import FIGURES
-from wsi_pipeline.training.run import MODEL_FILE, TrainListener, train_division
-from wsi_pipeline.training.run_folder import METRICS_JSON
+from wsi_pipeline.training.run import METRICS_JSON, MODEL_FILE, TrainListener, train_division
 from wsi_pipeline.training.split import split_folds
 
 KIND = "wsi cross-validation"

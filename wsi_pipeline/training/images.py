@@ -11,14 +11,19 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.models.inputs import Normalisation, normalise
 from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.data import MemoryPixels
 from wsi_pipeline.training.fit import count_steps, make_fabric, measure_source
-from wsi_pipeline.training.learner import Learner
-from wsi_pipeline.training.loop import VALIDATION_BATCH, Course, Side, Watch, derive_seed, fit
+from wsi_pipeline.training.loop import (
+    VALIDATION_BATCH,
+    Course,
+    Learner,
+    Side,
+    Watch,
+    derive_seed,
+    fit,
+)
 from wsi_pipeline.training.lr_finder import Sweep, rise_to, sweep_learner
-from wsi_pipeline.training.objective import Objective, TwoClasses
-from wsi_pipeline.training.optimizer import initialise
-from wsi_pipeline.training.pixels import MemoryPixels
-from wsi_pipeline.training.schedule import Steps
+from wsi_pipeline.training.optimise import Objective, Steps, TwoClasses, initialise
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,12 @@ from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.data import load_labelled
+from wsi_pipeline.training.data import choose_cache, cut_batches, draw_epoch, load_labelled
 from wsi_pipeline.training.fit import FitJob, make_fabric, make_learner, measure_source, open_side
-from wsi_pipeline.training.learner import Learner
-from wsi_pipeline.training.loop import Side, derive_seed
-from wsi_pipeline.training.pixels import choose_cache
-from wsi_pipeline.training.run import SplitChoice, make_recipe
-from wsi_pipeline.training.sampling import cut_batches, draw_epoch
-from wsi_pipeline.training.schedule import Schedule, Steps
+from wsi_pipeline.training.loop import Learner, Side, derive_seed
+from wsi_pipeline.training.optimise import Schedule, Steps
+from wsi_pipeline.training.run import make_recipe
+from wsi_pipeline.training.split import SplitChoice
 
 KIND = "wsi learning rate sweep"
 SWEEP_CSV = "lr_find.csv"

@@ -1,77 +1,226 @@
-"""A whole training run: stores in, a committed folder with the checkpoint and its report out."""
+"""A training run: from stores to a committed folder with the checkpoint and its report."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.self_test import make_self_test
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
-from wsi_pipeline.training.calibration import (
+from wsi_pipeline.training.calibrate import (
     ThresholdRule,
     apply_temperature,
     fit_temperature,
     parse_threshold_rule,
 )
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.data import LabelledPatches, load_labelled
+from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
+from wsi_pipeline.training.evaluate import Judgement, judge
 from wsi_pipeline.training.fit import FitJob, Fitted, make_fabric, make_network, run_fit
-from wsi_pipeline.training.history import EVENTS, append_events, write_events
-from wsi_pipeline.training.loop import Epoch, Watch
-from wsi_pipeline.training.run_folder import TrainingRecord, write_run_folder
-from wsi_pipeline.training.scores import Judgement, judge
-from wsi_pipeline.training.split import Division, PatientSplit, split_at_random, split_patients
+from wsi_pipeline.training.loop import Course, Epoch, Watch
+from wsi_pipeline.training.report import (
+    REPORT_HTML,
+    ReportContent,
+    WorstPatch,
+    describe_worst,
+    pick_worst,
+    write_report_page,
+)
+from wsi_pipeline.training.split import (
+    Division,
+    SplitChoice,
+)
+
+HISTORY_CSV = "history.csv"
+EVENTS = Path("tensorboard") / "events.out.tfevents.0.wsi"
+"""No date and no host in its name, nor in its records: the same training gives the same bytes."""
+LOGGED = tuple(
+    field.name for field in fields(Epoch) if field.name not in ("epoch", "seconds", "is_best")
+)
+
+
+def write_history(path: Path, history: Sequence[Epoch]) -> None:
+    """One row per epoch, without its seconds, so that the same training gives the same bytes."""
+    names = ["epoch", *LOGGED, "is_best"]
+    path.write_text(
+        format_csv(names, ([getattr(epoch, name) for name in names] for epoch in history)),
+        newline="",
+    )
+
+
+def write_events(path: Path, history: Iterable[Epoch]) -> None:
+    """Every epoch's figures as TensorBoard reads them; the wall time of an event is its epoch's number."""
+    with path.open("wb") as stream:
+        RecordWriter(stream).write(
+            Event(wall_time=0, step=0, file_version="brain.Event:2").SerializeToString()
+        )
+    for epoch in history:
+        append_events(path, epoch)
+
+
+def append_events(path: Path, epoch: Epoch) -> None:
+    """One more epoch, so that a running training can be watched."""
+    values = [
+        Summary.Value(tag=_tag(name), simple_value=float(getattr(epoch, name))) for name in LOGGED
+    ]
+    event = Event(
+        wall_time=epoch.epoch,
+        step=epoch.epoch,
+        summary=Summary(value=[value for value in values if _is_number(value)]),
+    )
+    with path.open("ab") as stream:
+        RecordWriter(stream).write(event.SerializeToString())
+
+
+def _is_number(value: Summary.Value) -> bool:
+    return math.isfinite(value.simple_value)
+
+
+def _tag(name: str) -> str:
+    """`val_loss` → `loss/validation`, so that TensorBoard draws both losses in one chart."""
+    for prefix, side in (("train_", "training"), ("val_", "validation")):
+        if name.startswith(prefix):
+            return f"{name.removeprefix(prefix)}/{side}"
+    return name
+
+
+METRICS_JSON = "metrics.json"
+SPLIT_JSON = "split.json"
+VALIDATION_CSV = "validation.csv"
+WORST_PATCHES = 24
+IN_SAMPLE = (
+    "The best epoch, the temperature and the threshold were chosen on these validation patients, so"
+    " these figures flatter a little. For figures to publish, keep patients out with"
+    " --test-patients, run wsi infer on them and wsi evaluate on the results."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecord:
+    """A finished training run, as its report tells it."""
+
+    checkpoint: Checkpoint
+    patches: LabelledPatches
+    division: Division
+    course: Course
+    judgement: Judgement
+
+
+def write_run_folder(folder: Path, record: TrainingRecord) -> None:
+    """Every file of the report; the same run always gives the same bytes."""
+    write_history(folder / HISTORY_CSV, record.course.history)
+    _write_json(folder / METRICS_JSON, record.judgement.to_json())
+    _write_json(
+        folder / SPLIT_JSON, record.division.record | {"is_leaky": record.division.is_leaky}
+    )
+    _write_validation(folder / VALIDATION_CSV, record)
+    write_report_page(folder / REPORT_HTML, _build_report(record))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_validation(path: Path, record: TrainingRecord) -> None:
+    val = record.division.val
+    probability = apply_temperature(record.course.best_logits, record.checkpoint.temperature)
+    rows: list[list[Any]] = []
+    for index, logit, value in zip(
+        val.tolist(), record.course.best_logits, probability, strict=True
+    ):
+        store, patch = record.patches.places[index].tolist()
+        row = [
+            str(record.patches.patients[index]),
+            record.patches.paths[store].name,
+            patch,
+            int(record.patches.labels[index]),
+        ]
+        rows.append([*row, str(logit), str(value)])
+    table = format_csv(["patient_id", "store", "patch", "label", "logit", "probability"], rows)
+    path.write_bytes(table.encode(errors="surrogateescape"))
+
+
+def _build_report(record: TrainingRecord) -> ReportContent:
+    val = record.division.val
+    labels, logits = record.patches.labels[val], record.course.best_logits
+    return ReportContent(
+        title=f"Training of {record.checkpoint.architecture}",
+        class_names=record.checkpoint.class_names,
+        judgement=record.judgement,
+        labels=labels,
+        logits=logits,
+        patients=record.patches.patients[val],
+        history=[asdict(epoch) for epoch in record.course.history],
+        facts=_list_facts(record),
+        is_leaky=record.division.is_leaky,
+        notes=(IN_SAMPLE,),
+        worst=_show_worst(record, labels, apply_temperature(logits, record.checkpoint.temperature)),
+    )
+
+
+def _list_facts(record: TrainingRecord) -> dict[str, str]:
+    """What the model is and what it was trained on, in words."""
+    checkpoint, training = record.checkpoint, record.checkpoint.training
+    return {
+        "network": checkpoint.architecture,
+        "patches": (
+            f"{checkpoint.spec.side_px} × {checkpoint.spec.side_px} px at {checkpoint.spec.mpp:g}"
+            " µm/px"
+        ),
+        "training": _count_side(record, "train"),
+        "validation": _count_side(record, "val"),
+        "held out": f"{len(record.division.record['test'])} patients",
+        "epochs": f"{training['epochs']}, the best is {training['best_epoch']}",
+        "temperature": f"{checkpoint.temperature:.3f}",
+        "threshold": f"{checkpoint.threshold:.3f}: {checkpoint.threshold_source}",
+    }
+
+
+def _count_side(record: TrainingRecord, side: str) -> str:
+    members = getattr(record.division, side)
+    counts = record.checkpoint.training["patches"][side]
+    patients = len({*record.patches.patients[members].tolist()})
+    return f"{patients} patients, {len(members)} patches: " + ", ".join(
+        f"{count} {name}" for name, count in counts.items()
+    )
+
+
+def _show_worst(
+    record: TrainingRecord, labels: NDArray[np.int8], probability: NDArray[np.float32]
+) -> tuple[WorstPatch, ...]:
+    """The most confidently wrong validation patches as pictures."""
+    worst = pick_worst(labels, probability, WORST_PATCHES)
+    members = record.division.val[worst]
+    names = record.checkpoint.class_names
+    captions = [
+        describe_worst(label, value, names, patient)
+        for patient, label, value in zip(
+            record.patches.patients[members], labels[worst], probability[worst], strict=True
+        )
+    ]
+    return tuple(
+        WorstPatch(*shown)
+        for shown in zip(read_pixels(record.patches, members), captions, strict=True)
+    )
+
 
 KIND = "wsi training"
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
 DEFAULT_RULE = "youden"
-
-
-@dataclass(frozen=True, slots=True)
-class SplitChoice:
-    """How the user wants the patients divided."""
-
-    val_patients: tuple[str, ...] = ()
-    """Named validation patients; none: drawn."""
-    val_fraction: float = 0.2
-    test_patients: tuple[str, ...] = ()
-    train_patients: tuple[str, ...] = ()
-    """Named training patients; none: all others."""
-    ignores_absent: bool = False
-    """Named patients who have no patches are passed over: a published split of a larger data set."""
-    is_random: bool = False
-    """Divide patches and not patients, which leaks: for measuring how much."""
-
-    def divide(self, patches: LabelledPatches, seed: int) -> Division:
-        """Training and validation patches. Raises ConfigError where the split cannot be made."""
-        if self.is_random:
-            return split_at_random(
-                patches.patients,
-                patches.labels,
-                val_fraction=self.val_fraction,
-                test_patients=self.test_patients,
-                seed=seed,
-            )
-        sides = PatientSplit(self.train_patients, self.val_patients, self.test_patients)
-        if self.ignores_absent:
-            sides = sides.keep_present(patches.patients)
-        return split_patients(
-            patches.patients,
-            patches.labels,
-            train_patients=sides.train,
-            val_patients=sides.val,
-            val_fraction=self.val_fraction,
-            test_patients=sides.test,
-            seed=seed,
-        ).divide(patches.patients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +355,7 @@ def _finish(staging: Staging, job: FitJob, fitted: Fitted, rule: ThresholdRule) 
     judgement = judge(
         labels, logits, patients, temperature=temperature, threshold=threshold, seed=job.config.seed
     )
-    checkpoint = _describe(job, fitted, judgement, temperature, threshold, rule)
+    checkpoint = _build_checkpoint(job, fitted, judgement, temperature, threshold, rule)
     checkpoint = replace(checkpoint, self_test=make_self_test(checkpoint))
     save_checkpoint(checkpoint, staging.product / MODEL_FILE)
     write_events(staging.product / EVENTS, fitted.course.history)
@@ -218,7 +367,7 @@ def _finish(staging: Staging, job: FitJob, fitted: Fitted, rule: ThresholdRule) 
     return judgement
 
 
-def _describe(
+def _build_checkpoint(
     job: FitJob,
     fitted: Fitted,
     judgement: Judgement,

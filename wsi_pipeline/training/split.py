@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.training.data import LabelledPatches
 
 FINEST_FOLDS = 20
 Labels = NDArray[np.int8]
@@ -270,3 +271,42 @@ def _read_json(path: Path) -> dict[str, list[str]]:
             " train, val and test"
         ) from error
     return lists
+
+
+@dataclass(frozen=True, slots=True)
+class SplitChoice:
+    """How the user wants the patients divided."""
+
+    val_patients: tuple[str, ...] = ()
+    """Named validation patients; none: drawn."""
+    val_fraction: float = 0.2
+    test_patients: tuple[str, ...] = ()
+    train_patients: tuple[str, ...] = ()
+    """Named training patients; none: all others."""
+    ignores_absent: bool = False
+    """Named patients who have no patches are passed over: a published split of a larger data set."""
+    is_random: bool = False
+    """Divide patches and not patients, which leaks: for measuring how much."""
+
+    def divide(self, patches: LabelledPatches, seed: int) -> Division:
+        """Training and validation patches. Raises ConfigError where the split cannot be made."""
+        if self.is_random:
+            return split_at_random(
+                patches.patients,
+                patches.labels,
+                val_fraction=self.val_fraction,
+                test_patients=self.test_patients,
+                seed=seed,
+            )
+        sides = PatientSplit(self.train_patients, self.val_patients, self.test_patients)
+        if self.ignores_absent:
+            sides = sides.keep_present(patches.patients)
+        return split_patients(
+            patches.patients,
+            patches.labels,
+            train_patients=sides.train,
+            val_patients=sides.val,
+            val_fraction=self.val_fraction,
+            test_patients=sides.test,
+            seed=seed,
+        ).divide(patches.patients)

@@ -1,4 +1,4 @@
-"""Making a probability mean what it says (temperature scaling), and choosing the threshold: both on validation patients."""
+"""Temperature scaling and the choice of the threshold, both on validation patients."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
-from sklearn.metrics import precision_recall_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.training.metrics import choose_threshold, cut_below
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
@@ -168,3 +167,31 @@ def _check_both_classes(labels: NDArray[np.int8], consequence: str) -> None:
             f"{len(labels)} validation patches, {positives} positive: {consequence} without both"
             " classes; choose other patients with --val-patients"
         )
+
+
+def choose_threshold(labels: NDArray[np.int8], probability: NDArray[np.float32]) -> float:
+    """The threshold with the highest balanced accuracy (Youden's J), halfway between two probabilities that occur.
+
+    Balanced accuracy, because it does not turn on the share of positives, which among hand-picked
+    training patches is another than on whole slides; F1 does.
+    """
+    false_positive_rate, true_positive_rate, thresholds = roc_curve(
+        labels, probability, drop_intermediate=False
+    )
+    # Without the first point, which calls nothing: no threshold up to 1 does that where a
+    # probability is 1.
+    best = 1 + int(np.argmax((true_positive_rate - false_positive_rate)[1:]))
+    return cut_below(probability, float(thresholds[best]))
+
+
+def cut_below(probability: NDArray[np.float32], lowest_called: float) -> float:
+    """A threshold that calls positive what is at least `lowest_called`, halfway to the next lower probability that occurs.
+
+    Halfway, because a threshold that is exactly some patch's probability turns on that patch's last
+    bit.
+    """
+    below = probability[probability < np.float32(lowest_called)]
+    highest_spared = float(below.max()) if len(below) else 0.0
+    lowest_called = min(lowest_called, 1.0)
+    halfway = (lowest_called + highest_spared) / 2
+    return halfway if np.float32(highest_spared) < np.float32(halfway) else lowest_called
