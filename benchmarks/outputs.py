@@ -26,8 +26,7 @@ from wsi_pipeline.core.slide import PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.outputs import GROUPS, WRITERS, SlideResult
 from wsi_pipeline.outputs.heatmap import build_heatmap, summarise
 from wsi_pipeline.outputs.style import View
-from wsi_pipeline.stages.infer import choose_samples
-from wsi_pipeline.stages.publish import publish
+from wsi_pipeline.stages.publish import choose_samples, publish
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import (
     FOLDER,

@@ -121,8 +121,7 @@ def infer(
     """
     from wsi_pipeline.models.loading import load_model
     from wsi_pipeline.runs.dry_run import preview_run
-    from wsi_pipeline.runs.infer import infer_found, infer_stores
-    from wsi_pipeline.stages.infer_plan import list_stores
+    from wsi_pipeline.runs.infer import infer_found, infer_stores, list_stores
     from wsi_pipeline.stages.model_choice import resolve_engine
 
     from .progress import close_run, log_to, show_progress

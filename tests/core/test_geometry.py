@@ -14,7 +14,6 @@ from wsi_pipeline.core.geometry import (
     all_positions,
     block_slice,
     choose_block_size,
-    choose_store_block_size,
     count_blocks,
     downsample_between,
     lay_grid,
@@ -171,17 +170,24 @@ def test_blocks_are_counted_with_the_last_and_shorter_one(patches: int, blocks: 
 
 @pytest.mark.parametrize(
     ("patches", "size"),
-    [(0, 1), (7, 7), (1024, 1024), (16_383, 1024), (16_384, 4096), (3_000_000, 4096)],
+    [
+        (0, 1),
+        (7, 7),
+        (1024, 1024),
+        (4096, 1024),  # four blocks of 1,024
+        (4097, 2048),  # three, the last of one patch: five of 1,024 would be one too many
+        (10_000, 3072),
+        (16_383, 4096),
+        (3_000_000, 4096),
+    ],
 )
 def test_block_size(patches: int, size: int) -> None:
     assert choose_block_size(patches, 50) == size
 
 
-@pytest.mark.parametrize(
-    ("patches", "size"), [(0, 1), (7, 7), (4096, 4096), (10_000, 4096), (3_000_000, 4096)]
-)
-def test_a_store_has_at_most_one_file_per_4096_patches(patches: int, size: int) -> None:
-    assert choose_store_block_size(patches, 50) == size
+@given(st.integers(1, 3_000_000))
+def test_a_slide_has_at_most_four_blocks_or_one_per_4096_patches(patches: int) -> None:
+    assert count_blocks(patches, choose_block_size(patches, 50)) <= max(4, -(-patches // 4096))
 
 
 def test_macro_tiles_follow_a_z() -> None:
@@ -225,7 +231,6 @@ def test_far_macro_tiles_have_codes_of_their_own() -> None:
 def test_a_block_of_large_patches_is_small() -> None:
     assert choose_block_size(100_000, 512) == 85  # 64 MiB of 786,432 bytes each
     assert choose_block_size(100_000, 128) == 1365  # of 49,152 bytes each: 1365.3
-    assert choose_store_block_size(100_000, 512) == 85
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,15 @@ from tests.builders import (
 from tests.commands import HERE, PLAIN, SUMMARY, infer, run
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
-from wsi_pipeline.core.slide import PatchBlock
 from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.runs import tile_slides
-from wsi_pipeline.stages.infer_and_keep import HeldBlock, KeepPlan
+from wsi_pipeline.slides.patches import SlidePatches
+from wsi_pipeline.stages import infer as inference
+from wsi_pipeline.stages import patch_plan
 from wsi_pipeline.stages.patch_plan import TileConfig
-from wsi_pipeline.stages.plan import SlidePlan
-from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.files import HOST
 from wsi_pipeline.store.lock import hold_lock
+from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import open_result
 
 WITH_TABLE = View(choose_formats(["csv", "gallery", "summary"]))
@@ -39,7 +39,7 @@ TILING = TileConfig(spec=PatchSpec(SIDE, SIDE, 0.5))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide of 45 × 48 = 2,160 patches of 25 px (one block of the store, three of predictions), a model, stores and results apart."""
+    """A slide of 45 × 48 = 2,160 patches of 25 px in three blocks, a model, and a store and results of runs apart."""
     folder = tmp_path_factory.mktemp("made")
     write_slide(folder / "slides" / "s.tiff", tissue(1200, 1125))
     write_model(folder / "m.safetensors", make_checkpoint(side_px=SIDE))
@@ -78,11 +78,28 @@ def test_the_store_is_that_of_tile_and_the_results_those_of_a_plain_run(
     assert not (tmp_path / "kept" / ".wsi").exists()
 
 
+def count_calls(place: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let a function note the arguments of its calls."""
+    real = getattr(place, name)
+    calls: list[Any] = []
+
+    def noted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(place, name, noted)
+    return calls
+
+
+def test_pixels_are_read_once(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(SlidePatches, "read_block", monkeypatch)
+    infer_kept(made, tmp_path / "results", tmp_path / "kept", view=SUMMARY)
+    assert [block for _, block in calls] == [0, 1, 2]
+
+
 def test_a_finished_store_is_read_instead_of_the_slide(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wsi_pipeline.slides.patches import SlidePatches
-
     before = folder_times(made / "tiled")
 
     def refuse(*arguments: object) -> None:
@@ -153,18 +170,19 @@ def test_results_that_are_there_only_lack_their_patches(made: Path, tmp_path: Pa
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(("function", "number"), [("write_patch_block", 1), ("predict_block", 2)])
+@pytest.mark.parametrize(
+    ("function", "number"),
+    [("write_patch_block", 1), ("write_prediction_block", 2), ("predict_block", 3)],
+)
 def test_a_run_killed_inside_a_slide_goes_on(
     function: str, number: int, made: Path, tmp_path: Path
 ) -> None:
-    """The real command dies at the store's block, or at the second block of predictions when the store's is done."""
+    """The real command dies at the first block of the store, between a block's pixels and its predictions, or between two blocks."""
     code = f"""
 import os
-from wsi_pipeline.stages import infer as inference
-from wsi_pipeline.stages import infer_and_keep as keep
+from wsi_pipeline.stages import infer as place
 from wsi_cli.main import wsi
 
-place = inference if {function!r} == "predict_block" else keep
 real, calls = getattr(place, {function!r}), []
 
 def die(*arguments):
@@ -256,42 +274,100 @@ def test_stores_are_no_slides_to_keep_patches_of(made: Path, tmp_path: Path) -> 
     assert run("infer", *places).exit_code == 2
 
 
-class Numbered:
-    """Patches of one pixel whose value is their number, in blocks of `block_size`."""
-
-    def __init__(self, count: int, block_size: int) -> None:
-        self.slide = self.grid = None
-        self.positions = np.zeros((count, 2), dtype=np.int32)
-        self.block_size = block_size
-
-    def read_block(self, block: int) -> PatchBlock:
-        numbers = np.arange(len(self.positions), dtype=np.uint8)[
-            block * self.block_size : (block + 1) * self.block_size
-        ]
-        return PatchBlock(numbers[:, None, None, None].repeat(3, axis=3), numbers % 7 != 0)
+# --- stores and predictions of an older chunking
 
 
-@pytest.mark.parametrize(("store", "predictions"), [(10, 4), (4, 10), (7, 7), (12, 4)])
-def test_every_prediction_gets_its_own_patches_whatever_the_blocks(
-    store: int, predictions: int, tmp_path: Path
+def use_blocks_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut slides into blocks of another size, as older versions did."""
+    monkeypatch.setattr(patch_plan, "choose_block_size", lambda patches, side_px: size)
+
+
+def check_results(made: Path, results: Path, block_size: int) -> None:
+    """Results that hold the probabilities of the plain run, in blocks of a size."""
+    ours, plain = open_result(results / "s"), open_result(made / "plain" / "s")
+    assert ours.table.block_size == block_size
+    assert np.array_equal(ours.table.positions, plain.table.positions)
+    np.testing.assert_allclose(ours.probability, plain.probability, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [700, 1100, 2160, 4096])
+def test_a_store_of_other_blocks_is_read_and_predicted_in_its_own(
+    size: int, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = 33
-    source = Numbered(count, store)
-    results = SlidePlan(
-        Staging(tmp_path, {}), count, tuple(range(-(-count // predictions))), predictions
+    with monkeypatch.context() as patched:
+        use_blocks_of(size, patched)
+        tile_slides([made / "slides"], tmp_path / "kept", TILING, workers=HERE)
+    before = folder_times(tmp_path / "kept")
+    assert infer_kept(made, tmp_path / "along", tmp_path / "kept", view=SUMMARY).exit_code == 0
+    assert infer(tmp_path / "kept", made / "m.safetensors", tmp_path / "apart").exit_code == 0
+    for results in ("along", "apart"):
+        check_results(made, tmp_path / results, size)
+    assert folder_times(tmp_path / "kept") == before
+
+
+def break_off(
+    made: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keep: Path | None = None,
+    size: int = 700,
+) -> None:
+    """Interrupt a run of blocks of a size before its second block."""
+    with monkeypatch.context() as patched:
+        use_blocks_of(size, patched)
+        real, calls = inference.predict_block, []
+
+        def predict(*arguments: Any) -> object:
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        patched.setattr(inference, "predict_block", predict)
+        with pytest.raises(KeyboardInterrupt):
+            infer_kept(made, folder, keep)
+
+
+def test_predictions_begun_in_other_blocks_go_on_in_these(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_off(made, tmp_path / "results", monkeypatch)
+    assert infer_kept(made, tmp_path / "results", view=SUMMARY).exit_code == 0
+    check_results(made, tmp_path / "results", 700)
+
+
+def test_a_store_begun_in_other_blocks_goes_on_in_these(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_off(made, tmp_path / "results", monkeypatch, tmp_path / "kept")
+    assert infer_kept(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
+    check_results(made, tmp_path / "results", 700)
+    kept, tiled = (
+        PatchStore(folder / "s.patches.zarr") for folder in (tmp_path / "kept", made / "tiled")
     )
-    blocks = tuple(range(-(-count // store)))
-    plan = KeepPlan(
-        SlidePlan(Staging(tmp_path, {}), count, blocks, store), results, count, store, blocks
-    )
-    seen: list[int] = []
-    for block in blocks:
-        rows = slice(block * store, min((block + 1) * store, count))
-        for number in plan.predictions_in(block):
-            part = HeldBlock(source, source.read_block(block), rows, predictions).read_block(number)  # type: ignore[arg-type]
-            assert part.readable.tolist() == [
-                value % 7 != 0 for value in part.pixels[:, 0, 0, 0].tolist()
-            ]
-            seen += part.pixels[:, 0, 0, 0].tolist()
-    assert seen == list(range(count))
-    assert plan.missing_patches >= count
+    assert kept.block_size == 700
+    everything = np.arange(tiled.table.patches)
+    assert np.array_equal(kept.read_patches(everything), tiled.read_patches(everything))
+
+
+def test_predictions_begun_in_other_blocks_than_the_stores_are_begun_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_off(made, tmp_path / "results", monkeypatch)
+    assert infer_kept(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
+    for name in ("kept/s.patches.zarr", "results/s"):
+        apart = made / name.replace("kept", "tiled").replace("results", "plain")
+        assert folder_bytes(tmp_path / name) == folder_bytes(apart)
+
+
+def test_blocks_that_were_predicted_before_are_only_stored(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_off(made, tmp_path / "results", monkeypatch, size=1024)
+    predict = count_calls(inference, "predict_block", monkeypatch)
+    store = count_calls(inference, "store_block", monkeypatch)
+    assert infer_kept(made, tmp_path / "results", tmp_path / "kept").exit_code == 0
+    assert ([call[4] for call in predict], [call[3] for call in store]) == ([1, 2], [0])
+    for name in ("kept/s.patches.zarr", "results/s"):
+        apart = made / name.replace("kept", "tiled").replace("results", "plain")
+        assert folder_bytes(tmp_path / name) == folder_bytes(apart)

@@ -237,12 +237,11 @@ def order_by_macro_tile(
 
 
 BLOCK_PATCHES = 4096
+"""Most patches of a block: a slide of a million patches is 245 files and as many tasks."""
 SMALL_BLOCK_PATCHES = 1024
-"""Patches per block; the smaller where a slide has under four large blocks, so that workers share it.
-
-A slide with fewer patches than that is one block: a chunk on disk is never longer than its slide.
-"""
-
+"""Smaller blocks are a multiple of this many patches, which batches of a model divide."""
+SHARED_BLOCKS = 4
+"""Blocks that a small slide is cut into, if it has enough patches, so that workers can share it."""
 MAX_BLOCK_BYTES = 64 * 1024 * 1024
 """Pixels of a block of large patches: a process holds a few blocks at a time."""
 
@@ -250,18 +249,14 @@ MAX_BLOCK_BYTES = 64 * 1024 * 1024
 def choose_block_size(patches: int, side_px: int) -> int:
     """Return the patches per block for a slide of that many patches of that size.
 
-    Nothing else decides it, so every run agrees.
+    A block is one task and one chunk on disk, in stores and in predictions alike, so that a worker
+    reads pixels once for both. Blocks of 4,096 keep the number of files low where a slide is large;
+    a smaller slide is cut into four, which more workers can share, and whose last chunk pads a
+    store by less. The size depends on nothing else, so that every run agrees.
     """
-    wanted = BLOCK_PATCHES if patches >= 4 * BLOCK_PATCHES else min(patches, SMALL_BLOCK_PATCHES)
+    steps = -(-patches // (SHARED_BLOCKS * SMALL_BLOCK_PATCHES))
+    wanted = min(BLOCK_PATCHES, steps * SMALL_BLOCK_PATCHES, patches)
     return max(1, min(wanted, MAX_BLOCK_BYTES // (3 * side_px * side_px)))
-
-
-def choose_store_block_size(patches: int, side_px: int) -> int:
-    """Return the patches per block of a store on disk.
-
-    As many as memory allows, up to 4,096, so that a store has few files.
-    """
-    return max(1, min(patches, BLOCK_PATCHES, MAX_BLOCK_BYTES // (3 * side_px * side_px)))
 
 
 def count_blocks(patches: int, block_size: int) -> int:

@@ -15,7 +15,7 @@ from wsi_pipeline.runs.pace import STAGES, Pace
 from wsi_pipeline.scheduling import WorkerPool, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.stages.disk_space import DiskSpace, SpaceCheckedJob, current_umask
-from wsi_pipeline.stages.plan import BlockReport, SlideJob, WorkPlan
+from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Batch:
         """By stage, added up over all that worked side by side."""
         return dict(self.pace.seconds)
 
-    def prepared(self, job: int, plan: WorkPlan) -> None:
+    def prepared(self, job: int, plan: SlidePlan) -> None:
         """A slide's patches are known."""
         self.slide_times[job] = SlideTimes()
         self.pace.open_slide(job, plan.missing_patches)

@@ -12,11 +12,9 @@ from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.runs.batch import make_absolute
-from wsi_pipeline.runs.infer import InferConfig
+from wsi_pipeline.runs.infer import InferConfig, make_jobs, tile_for
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
-from wsi_pipeline.stages.infer_and_keep import KeepJob
-from wsi_pipeline.stages.infer_plan import make_jobs, tile_for
 from wsi_pipeline.stages.model_choice import resolve_engine
 from wsi_pipeline.stages.preview import PreviewState, SlidePreview
 from wsi_pipeline.stages.pseudonymize import disguise_slides
@@ -87,7 +85,7 @@ def preview_run(
     )
 
 
-def preview_slide(slide: FoundSlide, job: InferJob | KeepJob) -> tuple[SlidePreview, SlideOutcome]:
+def preview_slide(slide: FoundSlide, job: InferJob) -> tuple[SlidePreview, SlideOutcome]:
     """What is known of one slide, whatever is wrong with it."""
     outcome = partial(SlideOutcome, slide.slide_id, str(slide.path))
     try:

@@ -7,13 +7,15 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.core.recipe import describe_tool
+from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.loading import ExternalModelTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.outputs.index_page import write_index
@@ -28,11 +30,11 @@ from wsi_pipeline.runs.batch import Batch, Progress, SilentProgress, make_absolu
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
-from wsi_pipeline.slides.discovery import FoundSlide, find_slides
+from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
 from wsi_pipeline.slides.selection import Shard
 from wsi_pipeline.stages import pseudonymize
 from wsi_pipeline.stages.disk_space import DiskSpace
-from wsi_pipeline.stages.infer_plan import list_stores, make_jobs, tile_for
+from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.model_choice import (
     EngineRequest,
     ModelChoice,
@@ -42,7 +44,9 @@ from wsi_pipeline.stages.model_choice import (
     unload,
 )
 from wsi_pipeline.stages.patch_plan import TileConfig
+from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
+from wsi_pipeline.store.patches import SUFFIX, find_stores
 
 logger = logging.getLogger(__name__)
 
@@ -243,3 +247,52 @@ def write_tables(
     write_slides_tables(results, finished.summaries)
     write_index(results, finished)
     return account
+
+
+def list_stores(places: Sequence[Path]) -> list[FoundSlide]:
+    """Return the patch stores among `places`, by the names that their results will carry."""
+    stores = find_stores(list(places))
+    names = name_slides(
+        [store.with_name(store.name.removesuffix(SUFFIX) + ".zarr") for store in stores]
+    )
+    return [FoundSlide(name, store) for name, store in zip(names, stores, strict=True)]
+
+
+def tile_for(model: Model, tiling: TileConfig) -> TileConfig:
+    """Return how slides are cut for a model."""
+    return TileConfig(
+        spec=model.spec,
+        tissue=tiling.tissue,
+        slide_mpp=tiling.slide_mpp,
+        allow_upsample=tiling.allow_upsample,
+        rules=LabelRules(class_names=model.class_names),
+    )
+
+
+def make_jobs(
+    slides: Sequence[FoundSlide],
+    are_stores: bool,
+    choice: ModelChoice,
+    tiling: TileConfig,
+    results: Path,
+    *,
+    force: bool,
+    view: View,
+    keep: Path | None,
+) -> list[InferJob]:
+    """Return a job for every slide, or store; with `keep` it leaves a store in that folder. Raises ConfigError."""
+    if keep is not None and are_stores:
+        raise ConfigError(
+            f"{keep}: patches are kept of slides, and these are patch stores already; leave"
+            " --keep-patches out"
+        )
+    # As `wsi tile` does without labels: what a model calls its classes is not the store's business.
+    plain = replace(tiling, rules=LabelRules())
+    kept = [
+        None if keep is None else TileJob(replace(slide, label_file=None), keep.absolute(), plain)
+        for slide in slides
+    ]
+    return [
+        InferJob(slide, results.absolute(), choice, tiling, are_stores, force, view, store)
+        for slide, store in zip(slides, kept, strict=True)
+    ]

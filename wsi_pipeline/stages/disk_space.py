@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.outcome import SlideOutcome
-from wsi_pipeline.stages.plan import BlockReport, SlideJob, WorkPlan
+from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
 from wsi_pipeline.store.manifest import is_product
 
 DEFAULT_MIN_FREE = 1_000_000_000
@@ -77,25 +76,25 @@ class SpaceCheckedJob:
         """The job's own locks."""
         return self.job.hold()
 
-    def prepare(self) -> Any:
+    def prepare(self) -> SlidePlan:
         """Prepare, and look whether everything that is missing will find room."""
         os.umask(self.umask)
         if not is_product(
             self.target
         ):  # else there may be nothing to do, for which there is always room
             self._look()
-        plan: WorkPlan = self.job.prepare()
+        plan = self.job.prepare()
         if plan.missing_patches:
             for folder, size in self.patch_bytes.items():
                 self.disk_space.check(folder, size * plan.missing_patches)
         return plan
 
-    def run_block(self, plan: Any, block: int) -> BlockReport:
+    def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """One block, where there is room."""
         self._look()
         return self.job.run_block(plan, block)
 
-    def finish(self, plan: Any, reports: Sequence[BlockReport]) -> SlideOutcome:
+    def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """The job's own end; a slide that was done before needs no room."""
         os.umask(self.umask)
         return self.job.finish(plan, reports)

@@ -1,38 +1,33 @@
 """The job that ends in a slide's results: its predictions, and everything that is made of them.
 
-Predictions are made block by block, from any patch source; for the gallery it is chosen which
-patches a person should see.
+Predictions are made block by block, from any patch source. On the way the job can leave the very
+patch store that `wsi tile` makes: pixels are read once, and a store that is there is read instead.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wsi_pipeline.core.errors import ModelError, StoreError
-from wsi_pipeline.core.geometry import PatchSpec, count_blocks
+from wsi_pipeline.core.errors import ModelError, SlideError, StoreError
+from wsi_pipeline.core.geometry import PatchSpec, choose_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outputs import heatmap
-from wsi_pipeline.outputs.gallery_png import COLUMNS
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.stages import patch_plan
 from wsi_pipeline.stages.model_choice import ModelChoice
+from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches, tile_recipe
 from wsi_pipeline.stages.plan import (
     BlockReport,
     SlidePlan,
@@ -51,11 +46,18 @@ from wsi_pipeline.stages.preview import (
     preview_finished,
     preview_started,
 )
-from wsi_pipeline.stages.publish import publish, take_over
+from wsi_pipeline.stages.publish import (
+    choose_samples,
+    publish,
+    read_from_slide,
+    read_from_store,
+    take_over,
+)
+from wsi_pipeline.stages.tile import TileJob, store_block
 from wsi_pipeline.store.commit import VIEW, Staging, check_finished, find_finished
-from wsi_pipeline.store.lock import hold_lock
+from wsi_pipeline.store.lock import hold_lock, remove_remains
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
-from wsi_pipeline.store.patches import PatchStore
+from wsi_pipeline.store.patches import PatchStore, write_patch_block
 from wsi_pipeline.store.predictions import (
     FOLDER,
     RESULT_KIND,
@@ -71,8 +73,6 @@ ENGINE = "engine"
 """Entry of a recipe that says what computed the predictions."""
 SCALE_TOLERANCE = 0.05
 """A model sees patches whose scale differs from its own by at most this share."""
-ReadPixels = Callable[[NDArray[np.intp]], NDArray[np.uint8]]
-"""Pixels (n, side, side, 3) of patches by their index in the predictions."""
 
 
 def refuse_other_engine(staging: Staging) -> None:
@@ -111,10 +111,12 @@ class InferJob:
     """A slide file, or a patch store where `is_store`."""
     out: Path
     model: ModelChoice
-    config: patch_plan.TileConfig
+    config: TileConfig
     is_store: bool = False
     force: bool = False
     view: View = field(default_factory=View)
+    keep: TileJob | None = None
+    """The job of the patch store that is made along, or read where it is there."""
 
     @property
     def target(self) -> Path:
@@ -123,39 +125,99 @@ class InferJob:
 
     @property
     def patch_bytes(self) -> dict[Path, int]:
-        """A probability, its cell, and what the tables of all formats say of it."""
-        return {self.out: PATCH_BYTES}
+        """A probability, its position, and the tables' entries; the pixels of a store that is still to be made."""
+        keep = self.keep
+        store = {} if keep is None or is_product(keep.target) else keep.patch_bytes
+        return {**store, self.out: PATCH_BYTES + store.get(self.out, 0)}
 
     @property
     def _slide_mpp(self) -> float | None:
         return self.slide.slide_mpp or self.config.slide_mpp
 
-    def hold(self) -> AbstractContextManager[None]:
-        """The result's lock."""
-        return hold_lock(self.target)
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the lock of the results, and that of the kept store; one that is only read needs none."""
+        keep = self.keep
+        is_read = keep is not None and is_product(keep.target) and not self.force
+        with hold_lock(self.target), nullcontext() if keep is None or is_read else keep.hold():
+            yield
+        if keep is not None and is_read:
+            remove_remains(keep.target)
 
-    def prepare(self, known: PatchTable | None = None) -> SlidePlan:
-        """Choose the patches, or take those that are `known` to be the slide's; lay out the predictions.
+    def prepare(self) -> SlidePlan:
+        """Choose the patches, or take those of the kept store; lay out the predictions.
 
         The engine's answers are checked before the slide is opened.
         """
         self.model.load()
+        if self.keep is None:
+            return self._prepare_predictions()
+        store = self._prepare_store(self.keep)
+        table = (
+            PatchStore(self.keep.target).table
+            if store.is_finished
+            else staged_table(store.staging.product)
+        )
+        plan = self._prepare_predictions(replace(table, class_names=self.config.rules.class_names))
+        return replace(
+            plan,
+            store=store,
+            block_size=table.block_size,
+            blocks=tuple(sorted({*store.blocks, *plan.blocks})),
+            stored_only=frozenset(store.blocks) - {*plan.blocks},
+        )
+
+    def _prepare_store(self, keep: TileJob) -> SlidePlan:
+        """Lay out the kept store; with force, one of another recipe is replaced, one of this recipe stays."""
+        try:
+            return keep.prepare()
+        except StoreError:
+            if not self.force:
+                raise
+            return replace(keep, force=True).prepare()
+
+    def _prepare_predictions(self, kept: PatchTable | None = None) -> SlidePlan:
+        """Lay out the predictions of the patches of a kept store, or of those that are chosen here.
+
+        Predictions that an earlier run began in blocks of another size than the store's are begun
+        again, because a block is read once for both.
+        """
         with self._open_source() as source:
             staging = self._stage(source.recipe)
             if manifest := find_finished(
                 staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]
             ):
                 return self._reuse(staging, manifest)
-            if not staging.is_prepared:
-                self._begin(staging, known or source.choose_patches())
-        return open_plan(
-            staging,
-            staged_table(staging.product / FOLDER),
-            None if self.is_store else self.slide.path,
-        )
+            folder = staging.product / FOLDER
+            if not staging.is_prepared or (
+                kept is not None and read_staged_table(folder).block_size != kept.block_size
+            ):
+                begin_predictions(staging, kept or source.choose_patches(), self.model.load())
+        return open_plan(staging, staged_table(folder), None if self.is_store else self.slide.path)
 
     def preview(self) -> SlidePreview:
-        """What the job would come to: everything that `prepare` finds out, and nothing is written."""
+        """Return what `prepare` would find out, without writing anything."""
+        preview = self._preview_predictions()
+        if self.keep is None or self._is_kept(self.keep):
+            return preview
+        is_done = preview.state in (PreviewState.DONE, PreviewState.PREDICTED)
+        side_px = self.config.spec.side_px
+        size = choose_block_size(preview.patches, side_px)
+        return replace(
+            preview,
+            state=PreviewState.PATCHES_MISSING if is_done else preview.state,
+            patch_bytes=count_blocks(preview.patches, size) * size * side_px * side_px * 3,
+        )
+
+    def _is_kept(self, keep: TileJob) -> bool:
+        try:
+            return keep.is_finished()
+        except StoreError:
+            if not self.force:
+                raise
+            return False
+
+    def _preview_predictions(self) -> SlidePreview:
         with self._open_source() as source:
             staging = self._stage(source.recipe)
             manifest = check_finished(
@@ -186,13 +248,11 @@ class InferJob:
             )
             return
         with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
-            recipe = patch_plan.tile_recipe(reader.info, self.config, patient_id=slide.patient_id)
+            recipe = tile_recipe(reader.info, self.config, patient_id=slide.patient_id)
             yield _Source(
                 reader.info,
                 recipe,
-                lambda: patch_plan.plan_patches(reader, self.config, patient_id=slide.patient_id)[
-                    0
-                ],
+                lambda: plan_patches(reader, self.config, patient_id=slide.patient_id)[0],
             )
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
@@ -209,28 +269,39 @@ class InferJob:
         take_over(staging, self.target)
         return SlidePlan(staging, int(manifest.counts["patches"]), (), 1, is_predicted=True)
 
-    def _begin(self, staging: Staging, table: PatchTable) -> None:
-        begin_predictions(staging, table, self.model.load())
-
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
-        """Read, predict and write one block."""
-        folder = plan.staging.product / FOLDER
+        """Read one block; predict it, store its pixels, or both, whatever is missing."""
+        source, store = self._open_patches(plan), plan.store
+        to_store = store.staging if store is not None and block in store.blocks else None
+        if to_store is not None and block in plan.stored_only:
+            return store_block(source, staged_table(to_store.product), to_store, block)
+        table = staged_table(plan.staging.product / FOLDER)
+        return predict_block(source, self.model.load(), plan.staging, table, block, to_store)
+
+    def _open_patches(self, plan: SlidePlan) -> PatchSource:
         if self.is_store:
-            source: PatchSource = open_store(self.slide.path, plan.staging.folder.name)
-        else:
-            source = open_patches(self.slide, self._slide_mpp, folder)
-        return BlockReport(
-            **predict_block(source, self.model.load(), plan.staging, staged_table(folder), block)
-        )
+            return open_store(self.slide.path, plan.staging.folder.name)
+        if self.keep is None or plan.store is None:
+            return open_patches(self.slide, self._slide_mpp, plan.staging.product / FOLDER)
+        if plan.store.is_finished:
+            return open_store(self.keep.target, plan.store.staging.folder.name)
+        return self.keep.open_patches(plan.store)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
-        """Aggregate, write every output, commit them together."""
-        if not plan.is_finished:
-            if not plan.is_predicted:
-                self._check_predictions(plan)
-            publish(
-                plan.staging, self.view, self._choose_samples(plan.staging), previous=self.target
-            )
+        """Commit the kept store, then aggregate the predictions, write every output and commit them together."""
+        store = plan.store
+        try:
+            if self.keep is not None and store is not None:
+                if store.is_finished:
+                    self.keep.draw_missing()
+                else:
+                    self.keep.finish(store, reports)
+            self._finish_predictions(plan)
+        except SlideError:
+            if store is not None:  # nothing is kept of a slide that changed or cannot be read
+                store.staging.discard()
+                plan.staging.discard()
+            raise
         summary = read_summary(self.target)
         return SlideOutcome(
             slide_id=self.slide.slide_id,
@@ -238,8 +309,15 @@ class InferJob:
             state=summary.state,
             message=heatmap.describe_summary(summary),
             patches=summary.patches,
-            is_resumed_whole=plan.is_finished,
+            is_resumed_whole=plan.is_finished and (store is None or store.is_finished),
         )
+
+    def _finish_predictions(self, plan: SlidePlan) -> None:
+        if plan.is_finished:
+            return
+        if not plan.is_predicted:
+            self._check_predictions(plan)
+        publish(plan.staging, self.view, self._choose_samples(plan.staging), previous=self.target)
 
     def _check_predictions(self, plan: SlidePlan) -> None:
         if not self.is_store:
@@ -309,69 +387,31 @@ def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor)
 
 
 def predict_block(
-    source: PatchSource, predictor: Predictor, staging: Staging, table: PatchTable, block: int
-) -> dict[str, Any]:
-    """Read, predict and write one block; returns counts and seconds by stage. Unreadable patches get NaN."""
+    source: PatchSource,
+    predictor: Predictor,
+    staging: Staging,
+    table: PatchTable,
+    block: int,
+    store: Staging | None = None,
+) -> BlockReport:
+    """Read, predict and write one block, whose pixels go into `store` first. Unreadable patches get NaN."""
     started = time.perf_counter()
     patches = source.read_block(block)
     was_read = time.perf_counter()
+    if store is not None:
+        write_patch_block(store, table, block, patches)
+    was_stored = time.perf_counter()
     probability = np.full(len(patches.readable), np.nan, dtype=np.float32)
     probability[patches.readable] = predictor(patches.pixels[patches.readable])
     was_computed = time.perf_counter()
-    report: dict[str, Any] = {
-        "patches": len(probability),
-        "unreadable": int(np.count_nonzero(np.isnan(probability))),
-        "seconds_read": was_read - started,
-        "seconds_compute": was_computed - was_read,
-    }
-    write_prediction_block(staging, table, block, probability, report)
-    return report | {"seconds_write": time.perf_counter() - was_computed}
-
-
-def choose_samples(predictions: Predictions, read: ReadPixels) -> tuple[Sample, ...]:
-    """The most and the least probable patches and a random sample, COLUMNS of each; unreadable ones are never shown.
-
-    The sample hangs on the slide alone, so that every run shows the same.
-    """
-    known = np.flatnonzero(~np.isnan(predictions.probability))
-    rising = known[np.argsort(predictions.probability[known], kind="stable")]
-    seed = int.from_bytes(hashlib.sha256(predictions.table.slide.fingerprint.encode()).digest()[:8])
-    random = np.sort(np.random.default_rng(seed).permutation(known)[:COLUMNS])
-    chosen = {
-        "most probable": rising[::-1][:COLUMNS],
-        "least probable": rising[:COLUMNS],
-        "random sample": random,
-    }
-    positions, probability = predictions.table.positions, predictions.probability
-    return tuple(
-        Sample(title, positions[index], probability[index], read(index))
-        for title, index in chosen.items()
+    report = BlockReport(
+        patches=len(probability),
+        unreadable=int(np.count_nonzero(np.isnan(probability))),
+        seconds_read=was_read - started,
+        seconds_compute=was_computed - was_stored,
+        seconds_write=was_stored - was_read,
+        fallbacks=patches.fallbacks,
+        is_predicted=True,
     )
-
-
-def read_from_slide(reader: SlideReader, predictions: Predictions) -> ReadPixels:
-    """Pixels cut from the slide."""
-    table = predictions.table
-
-    def read(index: NDArray[np.intp]) -> NDArray[np.uint8]:
-        return (
-            SlidePatches(reader, table.grid, table.positions[index], max(len(index), 1))
-            .read_block(0)
-            .pixels
-        )
-
-    return read
-
-
-def read_from_store(store: PatchStore) -> ReadPixels:
-    """Pixels from the slide's patch store."""
-
-    def read(index: NDArray[np.intp]) -> NDArray[np.uint8]:
-        side = store.grid.spec.side_px
-        pixels = np.empty((len(index), side, side, 3), dtype=np.uint8)
-        for block in np.unique(index // store.block_size).tolist():
-            members = np.flatnonzero(index // store.block_size == block)
-            pixels[members] = store.read_block(block).pixels[index[members] % store.block_size]
-        return pixels
-
-    return read
+    write_prediction_block(staging, table, block, probability, report.to_json())
+    return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)

@@ -1,7 +1,6 @@
 """Cutting a slide: which patches to take, at which scale, and writing them to a store."""
 
 import math
-import time
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +22,7 @@ from wsi_pipeline.core.geometry import (
     positions_to_boxes_l0,
 )
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
-from wsi_pipeline.core.slide import PatchQuality, PatchSource, PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.core.slide import PatchQuality, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.labels import label_patches, label_recipe
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.user_mask import MaskPicture
@@ -40,8 +39,6 @@ from wsi_pipeline.slides.quality import (
 from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.thumbnail import read_thumbnail
 from wsi_pipeline.slides.tissue import TissueParameters, find_tissue, tissue_fraction
-from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.patches import write_patch_block
 
 LEVEL_TOLERANCE = 0.02
 """A pyramid level this close to the wanted scale is read as it is; its true scale is recorded."""
@@ -260,20 +257,3 @@ def _take_positions(
     )
     kept = np.argwhere(is_kept).astype(np.int32)
     return order_by_macro_tile(kept, macro_tiles_per_patch(view_grid(reader, grid), grid))
-
-
-def store_block(
-    source: PatchSource, table: PatchTable, staging: Staging, block: int
-) -> dict[str, Any]:
-    """Read one block and write it to the store; returns patches, unreadable ones, regions read otherwise, and seconds spent."""
-    started = time.perf_counter()
-    patches = source.read_block(block)
-    read = time.perf_counter()
-    unreadable = write_patch_block(staging, table, block, patches)
-    return {
-        "patches": len(patches.readable),
-        "unreadable": unreadable,
-        "fallbacks": patches.fallbacks,
-        "seconds_read": read - started,
-        "seconds_write": time.perf_counter() - read,
-    }

@@ -1,7 +1,7 @@
 """What every job has: the plan of a slide's blocks, reports of them, and slides that stay open between blocks."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from wsi_pipeline.slides import AUTO, open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.layout import ZARR_JSON
 from wsi_pipeline.store.manifest import Manifest
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.schema import read_table
@@ -39,6 +40,10 @@ class SlidePlan:
     """An earlier run made these very predictions; only other outputs are asked for."""
     slide_stamp: tuple[int, int] | None = None
     """Size and time of change of the slide's file when it was opened."""
+    store: "SlidePlan | None" = None
+    """The plan of the patch store that predictions are made along with; None where there is none."""
+    stored_only: frozenset[int] = frozenset()
+    """Missing blocks of that store whose predictions are there."""
 
     @property
     def missing_patches(self) -> int:
@@ -50,7 +55,7 @@ class SlidePlan:
 
 @dataclass(frozen=True, slots=True)
 class BlockReport:
-    """What one block came to."""
+    """Counts and seconds of one block."""
 
     patches: int
     unreadable: int
@@ -59,28 +64,15 @@ class BlockReport:
     seconds_write: float = 0.0
     fallbacks: int = 0
     """Regions that another reader had to read because of a fault."""
-    is_predicted: bool = True
+    is_predicted: bool = False
     """False where patches were only stored."""
 
-
-class WorkPlan(Protocol):
-    """What is to be done for one slide, whatever its product."""
-
-    @property
-    def patches(self) -> int: ...
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Those that are missing."""
-        ...
-
-    @property
-    def missing_patches(self) -> int:
-        """Patches in the missing blocks."""
-        ...
+    def to_json(self) -> dict[str, Any]:
+        """Return the record of the block in its staging."""
+        return asdict(self)
 
 
-class SlideJob(Job[Any, BlockReport, SlideOutcome], Protocol):
+class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
     """A job that ends in a product."""
 
     @property
@@ -110,11 +102,11 @@ def open_plan(staging: Staging, table: PatchTable, slide: Path | None = None) ->
         table.patches,
         missing,
         table.block_size,
-        slide_stamp=None if slide is None else stamp_slide(slide),
+        slide_stamp=None if slide is None else stamp_file(slide),
     )
 
 
-def stamp_slide(path: Path) -> tuple[int, int]:
+def stamp_file(path: Path) -> tuple[int, int]:
     """What changes whenever somebody writes to the file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
@@ -122,7 +114,7 @@ def stamp_slide(path: Path) -> tuple[int, int]:
 
 def refuse_changed(path: Path, plan: SlidePlan) -> None:
     """Raise SlideError where the slide was written to while it was read; nothing is kept of such a mixture."""
-    if plan.slide_stamp is not None and stamp_slide(path) != plan.slide_stamp:
+    if plan.slide_stamp is not None and stamp_file(path) != plan.slide_stamp:
         plan.staging.discard()
         raise SlideError(
             f"{path}: changed while it was read; run the same line again when it is complete"
@@ -134,13 +126,13 @@ _opening = threading.Lock()
 
 
 def staged_table(folder: Path) -> PatchTable:
-    """The patch table of a product under way; its folder's name holds the recipe, so it never changes."""
+    """Return the patch table of a product under way, read once as long as nobody begins it again."""
     with _opening:
-        return _read_staged_table(folder)
+        return _read_staged_table(folder, stamp_file(folder / ZARR_JSON))
 
 
 @lru_cache(OPEN_SOURCES)
-def _read_staged_table(folder: Path) -> PatchTable:
+def _read_staged_table(folder: Path, stamp: tuple[int, int]) -> PatchTable:
     return read_staged_table(folder)
 
 
@@ -153,18 +145,17 @@ def open_patches(
     slide: FoundSlide, slide_mpp: float | None, folder: Path, reader: str = AUTO
 ) -> PatchSource:
     """The patches of a product under way, read from the slide. Raises SlideError where the slide was changed meanwhile."""
-    table = staged_table(folder)
     with _opening:
-        return _open_slide_patches(slide, slide_mpp, folder, table.slide.fingerprint, reader)
+        return _open_slide_patches(slide, slide_mpp, folder, stamp_file(folder / ZARR_JSON), reader)
 
 
 @lru_cache(OPEN_SOURCES)
 def _open_slide_patches(
-    slide: FoundSlide, slide_mpp: float | None, folder: Path, fingerprint: str, reader: str
+    slide: FoundSlide, slide_mpp: float | None, folder: Path, stamp: tuple[int, int], reader: str
 ) -> PatchSource:
-    table = _read_staged_table(folder)
+    table = _read_staged_table(folder, stamp)
     opened = open_slide(slide.path, slide.slide_id, slide_mpp, reader)
-    if opened.info.fingerprint != fingerprint:
+    if opened.info.fingerprint != table.slide.fingerprint:
         opened.close()
         raise SlideError(
             f"{slide.path}: changed while it was read; run the same line again when it is complete"

@@ -1,17 +1,32 @@
-"""From predictions in a staging to a committed slide's folder: every output of a view, published in one commit."""
+"""From predictions in a staging to a committed slide's folder: all outputs of a view in one commit.
 
+For the gallery it is chosen which patches a person should see.
+"""
+
+import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.outputs import WRITERS, SlideResult
+from wsi_pipeline.outputs.gallery_png import COLUMNS
 from wsi_pipeline.outputs.heatmap import build_heatmap, summarise
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.style import View
+from wsi_pipeline.slides.base import SlideReader
+from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import is_product
+from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
+
+ReadPixels = Callable[[NDArray[np.intp]], NDArray[np.uint8]]
+"""Pixels (n, side, side, 3) of patches by their index in the predictions."""
 
 
 def take_over(staging: Staging, folder: Path) -> None:
@@ -68,3 +83,52 @@ def publish(
     }
     staging.commit(RESULT_KIND, counts, view.to_json())
     return summary
+
+
+def choose_samples(predictions: Predictions, read: ReadPixels) -> tuple[Sample, ...]:
+    """The most and the least probable patches and a random sample, COLUMNS of each; unreadable ones are never shown.
+
+    The sample hangs on the slide alone, so that every run shows the same.
+    """
+    known = np.flatnonzero(~np.isnan(predictions.probability))
+    rising = known[np.argsort(predictions.probability[known], kind="stable")]
+    seed = int.from_bytes(hashlib.sha256(predictions.table.slide.fingerprint.encode()).digest()[:8])
+    random = np.sort(np.random.default_rng(seed).permutation(known)[:COLUMNS])
+    chosen = {
+        "most probable": rising[::-1][:COLUMNS],
+        "least probable": rising[:COLUMNS],
+        "random sample": random,
+    }
+    positions, probability = predictions.table.positions, predictions.probability
+    return tuple(
+        Sample(title, positions[index], probability[index], read(index))
+        for title, index in chosen.items()
+    )
+
+
+def read_from_slide(reader: SlideReader, predictions: Predictions) -> ReadPixels:
+    """Pixels cut from the slide."""
+    table = predictions.table
+
+    def read(index: NDArray[np.intp]) -> NDArray[np.uint8]:
+        return (
+            SlidePatches(reader, table.grid, table.positions[index], max(len(index), 1))
+            .read_block(0)
+            .pixels
+        )
+
+    return read
+
+
+def read_from_store(store: PatchStore) -> ReadPixels:
+    """Pixels from the slide's patch store."""
+
+    def read(index: NDArray[np.intp]) -> NDArray[np.uint8]:
+        side = store.grid.spec.side_px
+        pixels = np.empty((len(index), side, side, 3), dtype=np.uint8)
+        for block in np.unique(index // store.block_size).tolist():
+            members = np.flatnonzero(index // store.block_size == block)
+            pixels[members] = store.read_block(block).pixels[index[members] % store.block_size]
+        return pixels
+
+    return read

@@ -4,6 +4,7 @@ Before that it is settled which label file each slide of a run has.
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsi_pipeline.core.errors import LabelError, SlideError
-from wsi_pipeline.core.geometry import PatchSpec, choose_store_block_size
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
 from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.core.slide import PatchSource, PatchTable
@@ -45,6 +46,7 @@ from wsi_pipeline.store.patches import (
     PatchStore,
     finish_patch_store,
     prepare_patch_store,
+    write_patch_block,
 )
 from wsi_pipeline.store.zarr_io import AS_THEY_ARE, read_attributes
 
@@ -89,7 +91,7 @@ class TileJob:
                     reader, self.config, slide.label_file, slide.patient_id, mask
                 )
                 record |= {"slide_label": slide.slide_label}
-                prepare_patch_store(staging, in_large_blocks(table), record, self.codec)
+                prepare_patch_store(staging, table, record, self.codec)
         return open_plan(staging, staged_table(staging.product), slide.path)
 
     def is_finished(self) -> bool:
@@ -116,7 +118,7 @@ class TileJob:
         return match_mask(self.slide.path.stem, self.masks) if self.masks else None
 
     @property
-    def slide_mpp(self) -> float | None:
+    def _slide_mpp(self) -> float | None:
         """µm per level-0 pixel by the user's word."""
         return self.slide.slide_mpp or self.config.slide_mpp
 
@@ -129,8 +131,11 @@ class TileJob:
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Cut and store one block."""
         table = staged_table(plan.staging.product)
-        source = open_patches(self.slide, self.slide_mpp, plan.staging.product, self.config.reader)
-        return _store_block(source, table, plan, block)
+        return store_block(self.open_patches(plan), table, plan.staging, block)
+
+    def open_patches(self, plan: SlidePlan) -> PatchSource:
+        """Return the slide's patches, which stay open between blocks."""
+        return open_patches(self.slide, self._slide_mpp, plan.staging.product, self.config.reader)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store, and draw its patches, and its labels where it has any."""
@@ -162,13 +167,6 @@ class TileJob:
         return {
             self.out / f"{self.slide.slide_id}{suffix}": write for suffix, write in writers.items()
         }
-
-
-def in_large_blocks(table: PatchTable) -> PatchTable:
-    """The table with blocks as large as a store's may be: at most one file per 4,096 patches, memory allowing."""
-    return replace(
-        table, block_size=choose_store_block_size(table.patches, table.grid.spec.side_px)
-    )
 
 
 def count_fallbacks(plan: SlidePlan) -> int:
@@ -249,7 +247,7 @@ class IngestJob:
             )
             prepare_patch_store(
                 staging,
-                in_large_blocks(table),
+                table,
                 ingest.describe_ingestion(files, left_out, self.naming),
             )
         return open_plan(staging, staged_table(staging.product))
@@ -262,20 +260,29 @@ class IngestJob:
             PatchEntry(real[name], *rest)
             for name, *rest in read_attributes(plan.staging.product)["files"]
         ]
-        return _store_block(
-            ingest.PatchFiles(table, self.patient.folder, entries), table, plan, block
-        )
+        source = ingest.PatchFiles(table, self.patient.folder, entries)
+        return store_block(source, table, plan.staging, block)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store."""
         return _finish_store(plan, self.store_name, Path(self.source))
 
 
-def _store_block(
-    source: PatchSource, table: PatchTable, plan: SlidePlan, block: int
+def store_block(
+    source: PatchSource, table: PatchTable, staging: Staging, block: int
 ) -> BlockReport:
-    report = patch_plan.store_block(source, table, plan.staging, block)
-    return BlockReport(**report)
+    """Read one block and write it to the store."""
+    started = time.perf_counter()
+    patches = source.read_block(block)
+    was_read = time.perf_counter()
+    unreadable = write_patch_block(staging, table, block, patches)
+    return BlockReport(
+        patches=len(patches.readable),
+        unreadable=unreadable,
+        seconds_read=was_read - started,
+        seconds_write=time.perf_counter() - was_read,
+        fallbacks=patches.fallbacks,
+    )
 
 
 def _finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
