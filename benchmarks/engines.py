@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from wsi_pipeline.core.choices import BF16, FP32
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.limits import available_cores
@@ -33,7 +34,7 @@ from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.device import find_bf16_unit
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.choosing import list_candidates
-from wsi_pipeline.models.engines.engine import BF16, FP32, EngineSetting
+from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model

@@ -21,19 +21,15 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from wsi_pipeline.core.choices import OUTPUT_GROUPS, PREDICTIONS
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
 from wsi_pipeline.core.slide import PatchTable, SlideInfo, Thumbnail
-from wsi_pipeline.outputs import GROUPS, WRITERS, SlideResult
+from wsi_pipeline.outputs import WRITERS, SlideResult
 from wsi_pipeline.outputs.heatmap import build_heatmap, summarise
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.stages.publish import choose_samples, publish
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import (
-    FOLDER,
-    Predictions,
-    prepare_predictions,
-    write_prediction_block,
-)
+from wsi_pipeline.store.predictions import Predictions, prepare_predictions, write_prediction_block
 
 MPP = 0.25
 EVERYTHING = "all default formats, committed"
@@ -60,7 +56,7 @@ def main() -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     rows: dict[str, dict[str, Any]] = {}
-    for name in [EVERYTHING, *GROUPS["all"], "geojson-patches"]:
+    for name in [EVERYTHING, *OUTPUT_GROUPS["all"], "geojson-patches"]:
         row = rows[name] = run_alone(name, options.side)
         times = f"{row['seconds']:.2f} | {row['cpu']:.2f}"
         memory = f"{row['peak_mb']:.0f} | {row['peak_mb'] - row['base_mb']:.0f}"
@@ -107,17 +103,17 @@ def measure_commit(staging: Staging, side: int) -> dict[str, Any]:
     """From stored probabilities to the committed folder, figures, checksums and flushing to disk included."""
     base = peak_mb()
     with Clock() as clock:
-        predictions = Predictions(staging.product / FOLDER)
+        predictions = Predictions(staging.product / PREDICTIONS)
         samples = choose_samples(
             predictions, lambda index: np.zeros((len(index), 50, 50, 3), dtype=np.uint8)
         )
         publish(staging, View(), samples, staging.target)
-    own = count_bytes(staging.target) - count_bytes(staging.target / FOLDER)
+    own = count_bytes(staging.target) - count_bytes(staging.target / PREDICTIONS)
     return {**clock.seconds, "base_mb": base, "peak_mb": peak_mb(), "bytes": own}
 
 
 def read_result(staging: Staging, side: int) -> SlideResult:
-    predictions = Predictions(staging.product / FOLDER)
+    predictions = Predictions(staging.product / PREDICTIONS)
     heatmap = build_heatmap(predictions)
     samples = choose_samples(
         predictions, lambda index: np.zeros((len(index), 50, 50, 3), dtype=np.uint8)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_pipeline.core.choices import INDEX_HTML
+
 from .options import FOLDER, force_option, mode_option, read_view, view_options
 
 if TYPE_CHECKING:
@@ -72,4 +74,4 @@ def aggregate(
     account = aggregate_results(
         results, read_view(view, threshold, smooth, min_region_mm2), out, force=force, say=say
     )
-    close_run(account, (out or results) / "index.html")
+    close_run(account, (out or results) / INDEX_HTML)

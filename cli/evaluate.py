@@ -47,12 +47,8 @@ def evaluate(
     evaluation.html, evaluation.csv and evaluation.json into RESULTS, with 95 % intervals from
     resampling patients; with --compare also comparison.csv.
     """
-    from wsi_pipeline.evaluation import (
-        EVALUATION_CSV,
-        EVALUATION_HTML,
-        evaluate_results,
-        find_class_names,
-    )
+    from wsi_pipeline.core.choices import EVALUATION_CSV, EVALUATION_HTML
+    from wsi_pipeline.evaluation import evaluate_results, find_class_names
     from wsi_pipeline.training.calibrate import parse_threshold_rule
 
     evaluation = evaluate_results(

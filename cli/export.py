@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from wsi_pipeline.core.choices import MODEL_FORMATS, NORMALISATIONS
+
 from .options import force_option, mode_option, out_option
 
 
@@ -12,7 +14,7 @@ from .options import force_option, mode_option, out_option
 @click.option(
     "--to",
     "formats",
-    type=click.Choice(["torchscript", "onnx", "pt2"]),
+    type=click.Choice(MODEL_FORMATS),
     multiple=True,
     required=True,
     help="Format: torchscript (QuPath, WSInfer), onnx, pt2 (torch.export). May be repeated.",
@@ -20,7 +22,7 @@ from .options import force_option, mode_option, out_option
 @out_option
 @click.option(
     "--normalisation",
-    type=click.Choice(["transform", "inside"]),
+    type=click.Choice(NORMALISATIONS),
     default="transform",
     help=(
         "Whether the program that runs it normalises pixels, as config.json says, or the network"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_pipeline.core.choices import INDEX_HTML
+
 from .main import printable
 from .options import (
     EXISTING,
@@ -155,7 +157,7 @@ def infer(
                 workers=workers,
                 progress=progress,
             )
-    close_run(account, results_dir / "index.html")
+    close_run(account, results_dir / INDEX_HTML)
 
 
 def check_sources(

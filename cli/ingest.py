@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from wsi_pipeline.core.choices import LAYOUT_NAMES
+
 from .options import (
     anonymous_option,
     force_option,
@@ -30,7 +32,7 @@ from .options import (
 @out_option
 @click.option(
     "--layout",
-    type=click.Choice(["idc", "folders", "stacks", "csv"]),
+    type=click.Choice(LAYOUT_NAMES),
     default="idc",
     help="How the data set lies on disk.",
 )
@@ -83,8 +85,9 @@ def ingest(
 
     Files that are no whole patch are left out, counted, and named in left_out.csv.
     """  # noqa: D301 - click takes the character itself for "keep the lines"
+    from wsi_pipeline.core.choices import LEFT_OUT_CSV
     from wsi_pipeline.core.geometry import PatchSpec
-    from wsi_pipeline.runs.tile import LEFT_OUT_CSV, ingest_patches
+    from wsi_pipeline.runs.tile import ingest_patches
     from wsi_pipeline.scheduling import Workers
     from wsi_pipeline.stages.disk_space import DiskSpace
     from wsi_pipeline.stages.ingest_layouts import LayoutOptions

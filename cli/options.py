@@ -13,6 +13,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from wsi_pipeline.core.choices import (
+    AUTO,
+    CLUSTERS,
+    COLORMAPS,
+    DEVICES,
+    ENGINE_NAMES,
+    ORIGINS,
+    OUTSIDE,
+    PRECISIONS,
+    PRIORITIES,
+    QUALITY_FLAGS,
+    READER_NAMES,
+)
+
 if TYPE_CHECKING:
     from wsi_pipeline.core.pseudonyms import Pseudonyms
     from wsi_pipeline.labels.rules import LabelRules
@@ -47,7 +61,7 @@ min_tissue_option = click.option(
 )
 reader_option = click.option(
     "--reader",
-    type=click.Choice(["auto", "tiff", "openslide", "image"]),
+    type=click.Choice((AUTO, *READER_NAMES)),
     default="auto",
     help=(
         "Who reads slides: tiff decodes the tiles of TIFF and SVS itself, several times as fast and"
@@ -103,7 +117,7 @@ TISSUE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     ),
     click.option(
         "--drop",
-        type=click.Choice(["pen", "blur"]),
+        type=click.Choice(tuple(QUALITY_FLAGS)),
         multiple=True,
         help="Leave out patches with this flag. May be repeated.",
     ),
@@ -165,7 +179,7 @@ WORKER_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option("--tls-key", type=EXISTING, metavar="PEM", help="The key of that certificate."),
     click.option(
         "--cluster",
-        type=click.Choice(["local", "slurm", "cuda"]),
+        type=click.Choice(CLUSTERS),
         default="local",
         help="Which worker processes are started: on this machine, as Slurm jobs, or by dask-cuda.",
     ),
@@ -246,7 +260,7 @@ shard_option = click.option(
 )
 device_option = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=click.Choice(DEVICES),
     default="auto",
     help="Where networks run; auto: a GPU where there is one.",
 )
@@ -260,7 +274,7 @@ def _read_batch_size(context: click.Context, parameter: click.Parameter, value: 
 ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--engine",
-        type=click.Choice(["auto", "torch", "torch-compile", "openvino"]),
+        type=click.Choice((AUTO, *ENGINE_NAMES)),
         default="auto",
         help=(
             "What computes the network; auto: openvino on a CPU where it is installed (the extra"
@@ -272,7 +286,7 @@ ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     ),
     click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        type=click.Choice((AUTO, *PRECISIONS)),
         default="auto",
         help=(
             "Numbers that it is computed in; auto: bf16 or fp16 where the device has units for it,"
@@ -356,17 +370,17 @@ LABEL_RULES: tuple[Callable[[Command], Command], ...] = (
     ),
     click.option(
         "--outside",
-        type=click.Choice(["unknown", "negative"]),
+        type=click.Choice(OUTSIDE),
         help="What tissue means over which nothing is drawn. [default: unknown]",
     ),
     click.option(
         "--priority",
-        type=click.Choice(["positive", "negative"]),
+        type=click.Choice(PRIORITIES),
         help="Which class wins where both are drawn. [default: positive]",
     ),
     click.option(
         "--label-origin",
-        type=click.Choice(["auto", "slide", "bounds"]),
+        type=click.Choice(ORIGINS),
         default="auto",
         help=(
             "Where coordinates count from: the slide's corner or the scanned area's; auto: as the"
@@ -424,7 +438,6 @@ def read_rules(rules: dict[str, Any], class_names: tuple[str, str] | None = None
     )
 
 
-COLORMAPS = ["viridis", "cividis", "magma", "inferno", "plasma", "gray"]
 VIEW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--outputs",

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from wsi_pipeline.core.choices import LOG
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState
 from wsi_pipeline.runs.pace import Pace
 from wsi_pipeline.store.files import make_folder, open_to_append
@@ -194,7 +195,7 @@ class LogFile(logging.FileHandler):
 def log_to(folder: Path) -> Iterator[None]:
     """Tracebacks of slides that fail go to wsi.log in `folder`, warnings also to stderr."""
     make_folder(folder)
-    log = LogFile(folder / "wsi.log", delay=True, encoding="utf-8", errors="backslashreplace")
+    log = LogFile(folder / LOG, delay=True, encoding="utf-8", errors="backslashreplace")
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     warnings = logging.StreamHandler()
     warnings.addFilter(lambda record: record.levelno == logging.WARNING)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from wsi_pipeline.core.choices import PATCH_FORMATS
+
 from .main import printable
 from .options import EXISTING, FOLDER, force_option, mode_option
 
@@ -31,7 +33,7 @@ def info(stores: tuple[Path, ...]) -> None:
 @click.option(
     "--to",
     "form",
-    type=click.Choice(["png", "webdataset"]),
+    type=click.Choice(PATCH_FORMATS),
     default="png",
     help="png: a folder per class; webdataset: tars of 10,000 patches, each as png, cls and json.",
 )

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_pipeline.core.choices import CODECS
+
 from .options import (
     allow_upsample_option,
     anonymous_option,
@@ -78,7 +80,7 @@ DEFAULT_QUALITY = 90
 @reader_option
 @click.option(
     "--codec",
-    type=click.Choice(["none", "zstd", "jpeg"]),
+    type=click.Choice(CODECS),
     default="none",
     help="How pixels are stored; jpeg is lossy.",
 )

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_pipeline.core.choices import REPORT_HTML, STOP_METRICS
+
 from .evaluate import draw_calibration, draw_intervals
 from .options import EXISTING, FOLDER, device_option, force_option, mode_option, sheet_option
 from .training_options import read_config, read_split, training_options
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--stop-on",
-    type=click.Choice(["auroc", "average_precision", "balanced_accuracy", "f1", "loss"]),
+    type=click.Choice(STOP_METRICS),
     default="auroc",
     help="What the best epoch is best at, on the validation patients.",
 )
@@ -148,7 +150,7 @@ def train(
         click.echo(
             describe_judgement(trained.judgement, checkpoint.class_names, checkpoint.is_leaky)
         )
-        click.echo(f"→  {trained.model}  {trained.model.parent / 'report.html'}")
+        click.echo(f"→  {trained.model}  {trained.model.parent / REPORT_HTML}")
 
 
 def report_to(bar: "Progress", config: "TrainConfig") -> "TrainListener":

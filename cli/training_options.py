@@ -7,6 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_pipeline.core.choices import (
+    AUTO,
+    CACHES,
+    DEFAULT_ARCHITECTURE,
+    HEADS,
+    INITIALISATION_NAMES,
+    OPTIMIZER_NAMES,
+    PRECISIONS,
+    SAMPLINGS,
+    SCHEDULE_NAMES,
+    SPLITS,
+)
+
 from .options import Command, anonymous_option, read_pseudonyms
 
 if TYPE_CHECKING:
@@ -43,30 +56,30 @@ SPLIT: tuple[Option[Any], ...] = (
     click.option("--val-fraction", type=float, default=0.2, help="Share of patches whose patients are drawn for validation."),
     click.option("--test-patients", metavar="FILE|ID,ID…", callback=read_patients,
                  help="Patients kept out of training and validation altogether."),
-    click.option("--split", type=click.Choice(["patient", "random"]), default="patient",
+    click.option("--split", type=click.Choice(SPLITS), default="patient",
                  help="random puts patches of one patient on both sides: only to measure that leak."),
     anonymous_option,
     click.option("--i-know-this-leaks", "knows_leak", is_flag=True, help="Needed for --split random; model and report are marked."),
 )  # fmt: skip
 NETWORK: tuple[Option[Any], ...] = (
-    click.option("--arch", default="idc_cnn", help="Network: idc_cnn, wide_resnet (also wide_resnet_<depth>_<width>), wide_resnet50_2, "
+    click.option("--arch", default=DEFAULT_ARCHITECTURE, help="Network: idc_cnn, wide_resnet (also wide_resnet_<depth>_<width>), wide_resnet50_2, "
                  "or timm:NAME; docs/guides/models.md lists them."),
     click.option("--dropout", type=float, help="Share of values dropped. [default: the network's own]"),
-    click.option("--head", type=click.Choice(["linear", "dense20"]), default="linear",
+    click.option("--head", type=click.Choice(HEADS), default="linear",
                  help="Of wide_resnet: one linear layer, or 20 ReLU units before it."),
     click.option("--batch-norm", is_flag=True, help="Of idc_cnn: batch normalisation after each convolution."),
     click.option("--logits", type=click.IntRange(1, 2), default=1, help="Outputs of the network: one, or one per class."),
     click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
                  help="Start from the weights in this file (safetensors, or a state dict of torch)."),
     click.option("--download-weights", is_flag=True, help="Start from the library's own weights, downloaded."),
-    click.option("--init", type=click.Choice(["default", "xavier", "he"]), default="default", help="Initial weights."),
+    click.option("--init", type=click.Choice(INITIALISATION_NAMES), default="default", help="Initial weights."),
 )  # fmt: skip
 OPTIMISATION: tuple[Option[Any], ...] = (
     click.option("--batch-size", type=click.IntRange(2), default=64, help="Patches per step."),
-    click.option("--optimizer", type=click.Choice(["sgd", "adam", "adamw", "rmsprop", "adagrad"]), default="adamw", help="Who steps."),
+    click.option("--optimizer", type=click.Choice(OPTIMIZER_NAMES), default="adamw", help="Who steps."),
     click.option("--lr", type=float, default=3e-4, help="Highest learning rate of the schedule."),
     click.option("--head-lr", type=float, help="Learning rate of the network's head. [default: --lr]"),
-    click.option("--schedule", type=click.Choice(["constant", "step", "exponential", "1/t", "cosine", "sgdr", "one-cycle"]),
+    click.option("--schedule", type=click.Choice(SCHEDULE_NAMES),
                  default="constant", help="Course of the learning rate."),
     click.option("--step-epochs", type=click.IntRange(1), default=10, help="Of step: epochs between falls; of sgdr: the first cycle."),
     click.option("--gamma", type=float, default=0.1, help="Of step: the factor of each fall."),
@@ -75,7 +88,7 @@ OPTIMISATION: tuple[Option[Any], ...] = (
     click.option("--l1", type=float, default=0.0, help="Weight of the sum of absolute weights in the loss."),
     click.option("--label-smoothing", type=float, default=0.0, help="Targets become s/2 and 1 - s/2."),
     click.option("--class-weights", is_flag=True, help="Give both classes the same weight in the loss."),
-    click.option("--sampling", type=click.Choice(["shuffle", "class", "patient", "class-patient"]), default="shuffle",
+    click.option("--sampling", type=click.Choice(SAMPLINGS), default="shuffle",
                  help="Show every patch once an epoch, or draw evenly between classes, patients, or classes and in each its patients."),
     click.option("--clip-norm", type=float, help="Shorten longer gradients to this. [default: no]"),
     click.option("--ema", type=float, metavar="SHARE", help="Judge and keep a running average of the weights, such as 0.99. [default: no]"),
@@ -91,9 +104,9 @@ AUGMENTATION: tuple[Option[Any], ...] = (
 )  # fmt: skip
 MACHINE: tuple[Option[Any], ...] = (
     click.option("--seed", type=int, default=0, help="Of the split, the weights, the order and the augmentation."),
-    click.option("--cache", type=click.Choice(["auto", "device", "memory", "stores"]), default="auto",
+    click.option("--cache", type=click.Choice(CACHES), default="auto",
                  help="Where pixels are kept: on the GPU, in memory, or in the stores, read block by block; auto: where they fit."),
-    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto",
+    click.option("--precision", type=click.Choice((AUTO, *PRECISIONS)), default="auto",
                  help="auto: bf16 on a GPU that has it, else fp32."),
     click.option("--compile", "is_compiled", is_flag=True, help="Compile the network first."),
 )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_pipeline.core.choices import MANIFEST
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.models.architectures import build_network
@@ -18,7 +19,7 @@ from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.runs.synthetic_slides import write_pyramid
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.manifest import MANIFEST, seal
+from wsi_pipeline.store.manifest import seal
 from wsi_pipeline.store.patches import finish_patch_store, prepare_patch_store, write_patch_block
 
 PINK = (225, 120, 190)

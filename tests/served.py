@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tests.builders import tissue, write_model, write_slide
 from tests.commands import HERE, infer
+from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.serve.server import base_url, bind, configure
@@ -23,12 +24,7 @@ from wsi_pipeline.serve.services import Services, open_services
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import (
-    FOLDER,
-    RESULT_KIND,
-    prepare_predictions,
-    write_prediction_block,
-)
+from wsi_pipeline.store.predictions import RESULT_KIND, prepare_predictions, write_prediction_block
 
 TOKEN = "token-of-the-tests"
 ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
@@ -118,7 +114,7 @@ def replace_probabilities(
     )
     prepare_predictions(staging, table, {"model": old.attributes["model"], "provenance": {}})
     write_prediction_block(staging, table, 0, probability[positions[:, 0], positions[:, 1]], {})
-    predictions = Predictions(staging.product / FOLDER)
+    predictions = Predictions(staging.product / PREDICTIONS)
     heatmap = build_heatmap(predictions, smooth_um=smooth_um, min_region_mm2=min_region_mm2)
     write_summary(
         SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product

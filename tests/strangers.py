@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from tests.builders import rewrite_manifest
+from wsi_pipeline.core.choices import MANIFEST
 from wsi_pipeline.core.recipe import canonical_json, recipe_digest
 from wsi_pipeline.store.files import file_checksum
-from wsi_pipeline.store.manifest import MANIFEST
 
 Change = Callable[[Path], object]
 BIG = 10**12

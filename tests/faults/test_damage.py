@@ -16,6 +16,7 @@ import pytest
 from tests.builders import SMALL, make_store, make_table, write_model
 from tests.commands import infer
 from tests.faults import by_extent
+from wsi_pipeline.core.choices import MANIFEST, PREDICTIONS
 from wsi_pipeline.core.errors import ModelError, StoreError
 from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.evaluation.labelled import label_results
@@ -26,8 +27,6 @@ from wsi_pipeline.outputs.style import View
 from wsi_pipeline.runs.verify import find_products, verify
 from wsi_pipeline.stages.aggregate import aggregate_results
 from wsi_pipeline.stages.export_model import export_model
-from wsi_pipeline.store.manifest import MANIFEST
-from wsi_pipeline.store.predictions import FOLDER
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.run import TrainListener, train
 from wsi_pipeline.training.split import SplitChoice
@@ -260,7 +259,7 @@ def test_inference_makes_no_outputs_of_damaged_predictions(
 ) -> None:
     missed = []
     for done, _ in every_damage(
-        base / "results" / "p0", count, lambda name: name.startswith(FOLDER)
+        base / "results" / "p0", count, lambda name: name.startswith(PREDICTIONS)
     ):
         model = base / "model" / "model.safetensors"
         [outcome] = infer(base / "stores" / "p0.patches.zarr", model, base / "results").outcomes
@@ -271,7 +270,7 @@ def test_inference_makes_no_outputs_of_damaged_predictions(
 def test_evaluation_refuses_damaged_predictions(base: Path, count: Count) -> None:
     missed = []
     for done, _ in every_damage(
-        base / "results" / "p0", count, lambda name: name.startswith(FOLDER)
+        base / "results" / "p0", count, lambda name: name.startswith(PREDICTIONS)
     ):
         with contextlib.suppress(StoreError):
             label_results(base / "results")

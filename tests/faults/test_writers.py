@@ -21,7 +21,8 @@ from tests.builders import (
 )
 from tests.faults.injector import Ended, Zygote
 from tests.faults.workloads import content
-from wsi_pipeline.store.lock import HIDDEN, hold_lock, read_owner
+from wsi_pipeline.core.choices import HIDDEN
+from wsi_pipeline.store.lock import hold_lock, read_owner
 
 pytestmark = pytest.mark.system
 

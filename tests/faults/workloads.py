@@ -24,8 +24,8 @@ from tests.builders import (
     write_slide,
 )
 from tests.faults.injector import Ended, Fault, Zygote
-from wsi_pipeline.store.lock import HIDDEN
-from wsi_pipeline.store.manifest import MANIFEST, check_whole
+from wsi_pipeline.core.choices import HIDDEN, MANIFEST
+from wsi_pipeline.store.manifest import check_whole
 
 CHEAP = ("--outputs", "summary,csv,parquet,geojson,ome-zarr")
 TRAIN = ("--epochs", "1", "--arch", SMALL, "--device", "cpu")

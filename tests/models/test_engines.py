@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tests import ROOT
 from tests.builders import make_checkpoint, make_patches, write_model
+from wsi_pipeline.core.choices import BF16, FP16, FP32
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models import device
@@ -24,15 +25,7 @@ from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.engines import ENGINES, choosing
 from wsi_pipeline.models.engines.choosing import list_candidates
-from wsi_pipeline.models.engines.engine import (
-    BF16,
-    FP16,
-    FP32,
-    Engine,
-    EngineFault,
-    EngineSetting,
-    Run,
-)
+from wsi_pipeline.models.engines.engine import Engine, EngineFault, EngineSetting, Run
 from wsi_pipeline.models.engines.torch_eager import fold_batch_norm
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import check_answers, open_first, open_predictor

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.builders import make_table
+from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.outcome import SlideState, SlideSummary
@@ -20,12 +21,7 @@ from wsi_pipeline.outputs.heatmap import (
     summarise,
 )
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import (
-    FOLDER,
-    Predictions,
-    prepare_predictions,
-    write_prediction_block,
-)
+from wsi_pipeline.store.predictions import Predictions, prepare_predictions, write_prediction_block
 
 NAN = float("nan")
 
@@ -46,7 +42,7 @@ def predicted(
     )
     if positions:
         write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
-    return Predictions(staging.product / FOLDER)
+    return Predictions(staging.product / PREDICTIONS)
 
 
 def summary_of(predictions: Predictions) -> SlideSummary:

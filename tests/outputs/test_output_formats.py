@@ -23,16 +23,16 @@ from ome_zarr_models.v05 import Image, ImageLabel
 from tests import ROOT
 from tests.builders import folder_bytes, make_table
 from tests.written_results import CASES, CELLS, FORMATS, write_result
+from wsi_pipeline.core.choices import OUTPUT_GROUPS, PREDICTIONS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.outputs import GROUPS, WRITERS
+from wsi_pipeline.outputs import WRITERS
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.pyramid import build_pyramid, reduce_image, reduce_labels
 from wsi_pipeline.outputs.result import PlotStyle
 from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.outputs.summary_json import read_schema
-from wsi_pipeline.store.predictions import FOLDER
 
 NAN = float("nan")
 
@@ -387,8 +387,8 @@ def test_reduced_levels_keep_their_place(tmp_path: Path) -> None:
 
 
 def test_all_is_everything_but_what_must_be_named() -> None:
-    assert choose_formats(["all"]) == GROUPS["all"]
-    assert "geojson-patches" not in GROUPS["all"]
+    assert choose_formats(["all"]) == OUTPUT_GROUPS["all"]
+    assert "geojson-patches" not in OUTPUT_GROUPS["all"]
 
 
 def test_names_and_groups_may_be_mixed_in_any_order() -> None:
@@ -417,7 +417,7 @@ def test_a_look_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
 def test_a_folder_holds_what_was_asked_for_only(tmp_path: Path) -> None:
     write_result(tmp_path / "slide", [0.9], view=View(choose_formats(["csv"])))
     assert {path.name for path in (tmp_path / "slide").iterdir()} == {
-        FOLDER,
+        PREDICTIONS,
         "manifest.json",
         "summary.json",
         "patches.csv",

@@ -14,6 +14,7 @@ from cli.infer import describe_bytes
 from cli.progress import describe_duration, describe_pace
 from tests.builders import SMALL, make_checkpoint, paint, write_model, write_slide
 from tests.commands import PLAIN, SUMMARY, infer, run
+from wsi_pipeline.core.choices import EVENTS_JSONL
 from wsi_pipeline.evaluation.page import PixelFinder
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.runs import InferConfig
@@ -29,14 +30,7 @@ from wsi_pipeline.runs.checks import (
 )
 from wsi_pipeline.runs.doctor import Speed
 from wsi_pipeline.runs.dry_run import preview_run
-from wsi_pipeline.runs.events import (
-    EVENTS_JSONL,
-    EventLog,
-    hide_path,
-    log_events,
-    read_events,
-    to_plain,
-)
+from wsi_pipeline.runs.events import EventLog, hide_path, log_events, read_events, to_plain
 from wsi_pipeline.runs.pace import Pace
 from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.slides.discovery import find_slides

@@ -16,13 +16,13 @@ from PIL import Image
 from tests.builders import rewrite_manifest
 from tests.served import TOKEN, connect, run_server, serve_all, wait_until
 from tests.strangers import Change, edit_json, several, vouch
+from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve.catalogue import name_runs, stamp_file
 from wsi_pipeline.slides.image_io import decode_sent, encode_jpeg, encode_png
-from wsi_pipeline.store.predictions import FOLDER
 
-GROUP = f"{FOLDER}/zarr.json"
+GROUP = f"{PREDICTIONS}/zarr.json"
 HALF = "\udc80"
 """What stands for a byte of a file's name that is no UTF-8."""
 
@@ -125,7 +125,7 @@ def test_a_slide_whose_summary_is_damaged_is_refused_and_not_failed_over(
 
 @pytest.mark.parametrize(
     "change",
-    [flip_a_bit, lambda product: shutil.rmtree(product / FOLDER / "cells")],
+    [flip_a_bit, lambda product: shutil.rmtree(product / PREDICTIONS / "cells")],
     ids=["summary", "predictions"],
 )
 def test_other_runs_of_a_slide_still_show_and_the_damaged_one_is_named(
@@ -231,7 +231,7 @@ def test_a_recorded_path_too_long_for_any_file_stops_no_list(
 def test_an_empty_thumbnail_is_refused_and_no_fault(client: httpx.Client, root: Path) -> None:
     def empty(product: Path) -> None:
         for name, shape in (("thumbnail", [0, 0, 3]), ("tissue", [0, 0])):
-            place = f"{FOLDER}/{name}/zarr.json"
+            place = f"{PREDICTIONS}/{name}/zarr.json"
             edit_json(place, "shape", value=shape)(product)
             edit_json(
                 place,
@@ -240,7 +240,7 @@ def test_an_empty_thumbnail_is_refused_and_no_fault(client: httpx.Client, root: 
                 "chunk_shape",
                 value=[max(1, extent) for extent in shape],
             )(product)
-            shutil.rmtree(product / FOLDER / name / "c")
+            shutil.rmtree(product / PREDICTIONS / name / "c")
 
     damage(root, empty)
     for place in PLACES:

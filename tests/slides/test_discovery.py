@@ -8,31 +8,36 @@ from hypothesis import strategies as st
 
 from tests.builders import make_store, make_table, paint, write_slide
 from tests.commands import run
-from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
-from wsi_pipeline.evaluation.run import (
+from wsi_pipeline.core.choices import (
+    AGGREGATE_JSON,
     COMPARISON_CSV,
     EVALUATION_CSV,
     EVALUATION_HTML,
     EVALUATION_JSON,
+    EVENTS_JSONL,
+    FAILURES_CSV,
+    INDEX_HTML,
+    LABELS_SUFFIX,
+    LEFT_OUT_CSV,
+    LOG,
+    MANIFEST,
+    MASK_SUFFIX,
+    RUN_JSON,
+    SLIDES_CSV,
+    SLIDES_PARQUET,
+    WRITTEN,
 )
-from wsi_pipeline.outputs import previews
-from wsi_pipeline.outputs.index_page import INDEX_HTML, RUN_FILES
-from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON, SLIDES_CSV, SLIDES_PARQUET
-from wsi_pipeline.runs.events import EVENTS_JSONL
-from wsi_pipeline.runs.tile import LEFT_OUT_CSV
-from wsi_pipeline.slides import discovery
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.outputs.index_page import RUN_FILES
 from wsi_pipeline.slides.discovery import (
     find_slides,
-    is_product,
+    is_work_of_wsi,
     is_written,
     name_slides,
     safe_name,
 )
 from wsi_pipeline.slides.selection import Shard, read_mpp_csv, select_slides
 from wsi_pipeline.slides.sheet import read_sheet
-from wsi_pipeline.stages.aggregate import AGGREGATE_JSON
-from wsi_pipeline.store.lock import HIDDEN
-from wsi_pipeline.store.manifest import MANIFEST
 
 NAMES = st.text(
     alphabet=st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1
@@ -225,7 +230,7 @@ def test_a_product_named_as_a_folder_holds_no_slides(tmp_path: Path) -> None:
 
 def test_work_under_way_holds_no_slides(tmp_path: Path) -> None:
     touch(tmp_path / ".wsi" / "staging" / "a.tiff")
-    assert is_product(tmp_path / ".wsi")
+    assert is_work_of_wsi(tmp_path / ".wsi")
     with pytest.raises(ConfigError, match="no slide files"):
         select_slides([tmp_path], recursive=True)
 
@@ -263,9 +268,9 @@ def test_files_that_are_passed_over_are_those_that_runs_write() -> None:
         LEFT_OUT_CSV,
     }
     evaluations = {EVALUATION_CSV, EVALUATION_JSON, EVALUATION_HTML, COMPARISON_CSV}
-    assert run_files | evaluations | {"wsi.log"} == discovery.WRITTEN
-    assert discovery.PREVIEW_SUFFIXES == (previews.MASK_SUFFIX, previews.LABELS_SUFFIX)
-    assert (discovery.MANIFEST, discovery.HIDDEN) == (MANIFEST, HIDDEN)
+    pictures = {f"a{suffix}" for suffix in (MASK_SUFFIX, LABELS_SUFFIX)}
+    assert run_files | evaluations | {LOG} == WRITTEN
+    assert all(map(is_written, WRITTEN | pictures))
 
 
 @pytest.mark.parametrize("name", [FAILURES_CSV, RUN_JSON, EVENTS_JSONL])

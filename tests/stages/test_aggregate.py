@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from wsi_cli.options import COLORMAPS
 
 from tests.builders import (
     folder_bytes,
@@ -21,9 +20,9 @@ from tests.builders import (
 from tests.commands import infer, run
 from tests.strangers import Change, edit_json, several, vouch
 from tests.written_results import CASES, FORMATS, write_result
+from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideState
-from wsi_pipeline.outputs import result as output_result
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
@@ -31,7 +30,6 @@ from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.aggregate import aggregate_results
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.manifest import read_manifest
-from wsi_pipeline.store.predictions import FOLDER
 
 TABLES = View(("summary", "csv", "geojson"))
 AT_08 = replace(TABLES, aggregation=Aggregation(threshold=0.8))
@@ -112,9 +110,9 @@ def test_there_and_back_gives_the_same_bytes(results: Path) -> None:
 
 
 def test_the_probabilities_stay_as_they_are(results: Path) -> None:
-    before = folder_bytes(results / "a" / FOLDER)
+    before = folder_bytes(results / "a" / PREDICTIONS)
     aggregate_results(results, replace(AT_08, aggregation=Aggregation(smooth_um=300)))
-    assert folder_bytes(results / "a" / FOLDER) == before
+    assert folder_bytes(results / "a" / PREDICTIONS) == before
 
 
 def test_what_is_there_already_is_left_alone(results: Path) -> None:
@@ -142,7 +140,7 @@ def test_another_folder_holds_results_that_can_be_aggregated_again(
 
 
 def test_a_damaged_slide_does_not_stop_the_others(results: Path) -> None:
-    chunk = next((results / "a" / FOLDER / "probability" / "c").iterdir())
+    chunk = next((results / "a" / PREDICTIONS / "probability" / "c").iterdir())
     content = bytearray(chunk.read_bytes())
     content[0] ^= 1
     chunk.write_bytes(content)
@@ -216,10 +214,6 @@ def test_an_unknown_format_stops_before_anything_is_done(results: Path) -> None:
     done = run("aggregate", results, "--outputs", "csv,excel")
     assert (done.exit_code, done.output.count("\n")) == (1, 1)
     assert folder_bytes(results) == before
-
-
-def test_the_colormaps_on_offer_are_those_there_are() -> None:
-    assert tuple(COLORMAPS) == output_result.COLORMAPS
 
 
 @pytest.fixture(scope="module")

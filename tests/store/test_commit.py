@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import rewrite_manifest
+from wsi_pipeline.core.choices import MANIFEST
 from wsi_pipeline.core.errors import EnvironmentFault, StoreError
 from wsi_pipeline.store import commit, lock
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import HOST, exchange, make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock, is_lock_held, read_owner, remove_lock, remove_remains
 from wsi_pipeline.store.manifest import (
-    MANIFEST,
     check_files,
     check_whole,
     find_damage,

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from tests.builders import make_patches, make_store, make_table
 from tests.strangers import vouch
+from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import PatchStore, find_stores
 from wsi_pipeline.store.predictions import (
-    FOLDER,
     Predictions,
     find_results,
     prepare_predictions,
@@ -199,7 +199,7 @@ def prepare(staging: Staging, positions: list[tuple[int, int]] = CELLS) -> Patch
 def test_predictions_begin_as_not_assessed(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "slide", {})
     prepare(staging)
-    assert np.isnan(Predictions(staging.product / FOLDER).probability).all()
+    assert np.isnan(Predictions(staging.product / PREDICTIONS).probability).all()
 
 
 def test_predictions_come_back(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_predictions_come_back(tmp_path: Path) -> None:
     write_prediction_block(
         staging, table, 1, np.array([0.25, np.nan, 1.0, 0.0], dtype=np.float32), {}
     )
-    probability = Predictions(staging.product / FOLDER).probability
+    probability = Predictions(staging.product / PREDICTIONS).probability
     assert np.array_equal(
         probability[4:8], np.array([0.25, np.nan, 1.0, 0.0], dtype=np.float32), equal_nan=True
     )
@@ -219,7 +219,7 @@ def test_a_block_of_nan_is_written_out(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "slide", {})
     table = prepare(staging)
     write_prediction_block(staging, table, 0, np.full(4, np.nan, dtype=np.float32), {})
-    assert (staging.product / FOLDER / "probability" / "c" / "0").is_file()
+    assert (staging.product / PREDICTIONS / "probability" / "c" / "0").is_file()
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, np.inf])
@@ -228,7 +228,7 @@ def test_a_probability_that_is_none_is_refused(value: float, tmp_path: Path) -> 
     table = prepare(staging, CELLS[:1])
     write_prediction_block(staging, table, 0, np.array([value], dtype=np.float32), {})
     with pytest.raises(StoreError, match="outside 0 to 1"):
-        _ = Predictions(staging.product / FOLDER).probability
+        _ = Predictions(staging.product / PREDICTIONS).probability
 
 
 def test_only_finished_results_are_found(tmp_path: Path) -> None:

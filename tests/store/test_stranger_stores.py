@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.builders import make_patches, make_store, make_table, rewrite_manifest
 from tests.strangers import BIG, Change, attribute, declare, edit_json, put_values, several, vouch
 from tests.written_results import write_result
+from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.slide import PatchBlock, PatchTable
 from wsi_pipeline.outputs.summary_json import read_summary
@@ -29,7 +30,6 @@ from wsi_pipeline.store.patches import (
     write_patch_block,
 )
 from wsi_pipeline.store.predictions import (
-    FOLDER,
     RESULT_KIND,
     open_result,
     prepare_predictions,
@@ -496,7 +496,7 @@ def test_a_score_that_is_none_is_refused(value: float, tmp_path: Path) -> None:
 
 def test_a_block_of_predictions_that_the_manifest_leaves_out_is_missed(tmp_path: Path) -> None:
     result = make_result(tmp_path / "s", [0.1] * 9)
-    (result / FOLDER / "probability" / "c" / "1").unlink()
+    (result / PREDICTIONS / "probability" / "c" / "1").unlink()
     vouch(result)
     with pytest.raises(StoreError, match="block 1 of its predictions is missing"):
         open_result(result)
@@ -515,7 +515,7 @@ def test_a_block_of_predictions_that_the_manifest_leaves_out_is_missed(tmp_path:
 )
 def test_predictions_of_no_model_are_refused(model: object, tmp_path: Path) -> None:
     result = make_result(tmp_path / "s", [0.1])
-    attribute("model", value=model)(result / FOLDER)
+    attribute("model", value=model)(result / PREDICTIONS)
     vouch(result)
     with pytest.raises(StoreError, match="does not say which model"):
         open_result(result)

@@ -1,4 +1,95 @@
-"""Names of files and of choices that several rooms, or a command and its table, share."""
+"""Names of files and of choices that several rooms, or a command and its table, share.
 
+Nothing heavy is imported here, so that `wsi --help` stays fast. Where a room has a table of what a
+choice does, a test compares its keys with the names here.
+"""
+
+AUTO = "auto"
+DEVICES = (AUTO, "cpu", "cuda")
+FP32, BF16, FP16 = "fp32", "bf16", "fp16"
+PRECISIONS = (FP32, BF16, FP16)
+ENGINE_NAMES = ("torch", "torch-compile", "openvino")
+CLUSTERS = ("local", "slurm", "cuda")
+
+READER_NAMES = ("tiff", "openslide", "image")
+LAYOUT_NAMES = ("idc", "folders", "stacks", "csv")
+CODECS = ("none", "zstd", "jpeg")
 QUALITY_FLAGS = {"pen": 1, "blur": 2}
 """Faults of a patch by name; a patch's flags are the sum of their values."""
+SCALE_TOLERANCE = 0.05
+"""Patches whose scale differs by no more than this share are of one scale to a model."""
+
+DEFAULT_CLASS_NAMES = ("negative", "positive")
+OUTSIDE = ("unknown", "negative")
+PRIORITIES = ("positive", "negative")
+ORIGINS = (AUTO, "slide", "bounds")
+
+DEFAULT_ARCHITECTURE = "idc_cnn"
+HEADS = ("linear", "dense20")
+SIDES = ("train", "val", "test")
+"""Parts that patients are divided into."""
+SPLITS = ("patient", "random")
+INITIALISATION_NAMES = ("default", "xavier", "he")
+OPTIMIZER_NAMES = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
+SCHEDULE_NAMES = ("constant", "step", "exponential", "1/t", "cosine", "sgdr", "one-cycle")
+SAMPLINGS = ("shuffle", "class", "patient", "class-patient")
+"""Every patch once; or as many draws with replacement, evenly between the classes, between the
+patients, or between the classes and within each class between its patients."""
+CACHES = (AUTO, "device", "memory", "stores")
+STOP_METRICS = ("auroc", "average_precision", "balanced_accuracy", "f1", "loss")
+"""Metrics of the validation patients by which the best epoch is chosen.
+
+f1 and balanced accuracy are taken at a threshold of 0.5.
+"""
+
+COLORMAPS = ("viridis", "cividis", "magma", "inferno", "plasma", "gray")
+"""Perceptually even, and readable with every kind of colour blindness and in grey."""
+OUTPUT_GROUPS = {
+    "all": (
+        *("heatmap", "overlay", "gallery", "report", "summary", "csv", "parquet", "regions"),
+        *("geojson", "ome-zarr", "ome-tiff"),
+    ),
+    "png": ("heatmap", "overlay", "gallery"),
+}
+"""Names for several outputs at once."""
+ON_REQUEST = ("geojson-patches", "dicom")
+"""Outputs that are written only where they are named: one is huge, the other needs an extra."""
+MODEL_FORMATS = ("torchscript", "onnx", "pt2")
+PATCH_FORMATS = ("png", "webdataset")
+NORMALISATIONS = ("transform", "inside")
+
+MANIFEST = "manifest.json"
+HIDDEN = ".wsi"
+"""Folder beside products that holds locks and work under way."""
+ZARR_JSON = "zarr.json"
+STORE_SUFFIX = ".patches.zarr"
+PREDICTIONS = "predictions.zarr"
+SUMMARY_JSON = "summary.json"
+MODEL_FILE = "model.safetensors"
+HISTORY_CSV = "history.csv"
+REPORT_HTML = "report.html"
+
+SLIDES_CSV = "slides.csv"
+SLIDES_PARQUET = "slides.parquet"
+FAILURES_CSV = "failures.csv"
+RUN_JSON = "run.json"
+INDEX_HTML = "index.html"
+AGGREGATE_JSON = "aggregate.json"
+EVALUATION_CSV = "evaluation.csv"
+EVALUATION_JSON = "evaluation.json"
+EVALUATION_HTML = "evaluation.html"
+COMPARISON_CSV = "comparison.csv"
+EVENTS_JSONL = "events.jsonl"
+LEFT_OUT_CSV = "left_out.csv"
+LOG = "wsi.log"
+RESERVED = frozenset(
+    {
+        *(SLIDES_CSV, FAILURES_CSV, RUN_JSON, INDEX_HTML, EVENTS_JSONL, LEFT_OUT_CSV, LOG),
+        *(EVALUATION_CSV, EVALUATION_JSON, EVALUATION_HTML, COMPARISON_CSV),
+    }
+)
+"""Names of a run's own files, which no slide's folder may have."""
+WRITTEN = RESERVED | {AGGREGATE_JSON, SLIDES_PARQUET}
+"""Files that runs leave beside their products; shards put `.I-of-N` before the suffix."""
+MASK_SUFFIX = ".mask.png"
+LABELS_SUFFIX = ".labels.png"

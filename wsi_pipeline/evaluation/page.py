@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import RUN_JSON
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_json
 from wsi_pipeline.core.slide import PatchBlock, PatchTable
 from wsi_pipeline.evaluation.labelled import LabelledResults, LabelledSlide
-from wsi_pipeline.outputs.run_tables import RUN_JSON
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.manifest import is_product

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from wsi_pipeline.core.choices import (
+    COMPARISON_CSV,
+    EVALUATION_CSV,
+    EVALUATION_HTML,
+    EVALUATION_JSON,
+)
 from wsi_pipeline.evaluation.labelled import (
     LabelledResults,
     LabelledSlide,
@@ -22,10 +28,6 @@ from wsi_pipeline.training.evaluate import Comparison, Judgement, compare, judge
 from wsi_pipeline.training.metrics import FIGURES, Scores, score
 from wsi_pipeline.training.report import LEAK_WARNING, ComparisonSection
 
-EVALUATION_CSV = "evaluation.csv"
-EVALUATION_JSON = "evaluation.json"
-EVALUATION_HTML = "evaluation.html"
-COMPARISON_CSV = "comparison.csv"
 POOLED = "all slides"
 
 

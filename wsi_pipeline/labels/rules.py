@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from wsi_pipeline.core.choices import DEFAULT_CLASS_NAMES, ORIGINS, OUTSIDE, PRIORITIES
 from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.labels.annotation import read_text
 
@@ -19,9 +20,6 @@ IGNORE = "ignore"
 HOLE = "hole"
 """Meaning of regions that are cut out of all others: what lies there is unknown."""
 
-DEFAULT_CLASS_NAMES = ("negative", "positive")
-OUTSIDE = ("unknown", "negative")
-ORIGINS = ("auto", "slide", "bounds")
 MAP_KEYS = {"classes", "map", "outside", "priority"}
 
 
@@ -69,7 +67,7 @@ class LabelRules:
             )
         if (
             self.outside not in OUTSIDE
-            or self.priority not in ("positive", "negative")
+            or self.priority not in PRIORITIES
             or self.origin not in ORIGINS
         ):
             raise ConfigError(

@@ -8,7 +8,6 @@ import torch
 
 from wsi_pipeline.core.errors import EnvironmentFault
 
-DEVICES = ("auto", "cpu", "cuda")
 CPUINFO = Path("/proc/cpuinfo")
 BF16_UNITS = ("amx_bf16", "avx512_bf16")
 """What Linux calls the units of a CPU that multiply in bfloat16; without one it is emulated, at half the speed of fp32."""

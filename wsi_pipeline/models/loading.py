@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_pipeline.core.choices import MODEL_FILE
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.zoo import load_external
 from wsi_pipeline.models.zoo_config import CONFIG_JSON
-
-MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from wsi_pipeline.core.choices import AUTO
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint
-from wsi_pipeline.models.engines.choosing import AUTO, Candidate, list_candidates
+from wsi_pipeline.models.engines.choosing import Candidate, list_candidates
 from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting
 from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.models.model import Model

@@ -15,7 +15,7 @@ from wsi_pipeline.outputs.report_html import write_report
 from wsi_pipeline.outputs.result import SlideResult, Writer
 from wsi_pipeline.outputs.summary_json import write_summary
 
-__all__ = ["GROUPS", "ON_REQUEST", "WRITERS", "SlideResult", "Writer"]
+__all__ = ["WRITERS", "SlideResult", "Writer"]
 
 WRITERS: dict[str, Writer] = {
     "heatmap": write_heatmap,
@@ -33,12 +33,3 @@ WRITERS: dict[str, Writer] = {
     "dicom": write_dicom,
 }
 """Everything that can be written into a slide's folder besides its predictions."""
-
-ON_REQUEST = ("geojson-patches", "dicom")
-"""Written only where they are named: the one is huge, the other needs an extra."""
-
-GROUPS: dict[str, tuple[str, ...]] = {
-    "all": tuple(name for name in WRITERS if name not in ON_REQUEST),
-    "png": ("heatmap", "overlay", "gallery"),
-}
-"""Names for several formats at once."""

@@ -15,9 +15,10 @@ from matplotlib.image import AxesImage
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import COLORMAPS
 from wsi_pipeline.core.slide import PatchTable, Thumbnail
 from wsi_pipeline.outputs.heatmap import Heatmap, find_positive
-from wsi_pipeline.outputs.result import COLORMAPS, SlideResult
+from wsi_pipeline.outputs.result import SlideResult
 
 NOT_ASSESSED = "#e6e6e6"
 LONG_SIDE_INCH = 9.0

@@ -6,30 +6,34 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from wsi_pipeline.core.errors import StoreError
-from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.outputs import dicom_source, gallery_png, heatmap_png, overlay_png
-from wsi_pipeline.outputs.run_tables import (
+from wsi_pipeline.core.choices import (
+    AGGREGATE_JSON,
+    COMPARISON_CSV,
+    EVALUATION_CSV,
+    EVALUATION_HTML,
     FAILURES_CSV,
+    INDEX_HTML,
+    MANIFEST,
     RUN_JSON,
     SLIDES_CSV,
     SLIDES_PARQUET,
-    Finished,
-    read_finished,
 )
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.outcome import SlideSummary
+from wsi_pipeline.outputs import dicom_source, gallery_png, heatmap_png, overlay_png
+from wsi_pipeline.outputs.run_tables import Finished, read_finished
 from wsi_pipeline.store.files import write_file
-from wsi_pipeline.store.manifest import MANIFEST, is_product
+from wsi_pipeline.store.manifest import is_product
 
-INDEX_HTML = "index.html"
 RUN_FILES = (
     SLIDES_CSV,
     SLIDES_PARQUET,
     FAILURES_CSV,
     RUN_JSON,
-    "aggregate.json",
-    "evaluation.html",
-    "evaluation.csv",
-    "comparison.csv",
+    AGGREGATE_JSON,
+    EVALUATION_HTML,
+    EVALUATION_CSV,
+    COMPARISON_CSV,
 )
 PICTURES = {
     overlay_png.FILE_NAME: "on the slide",

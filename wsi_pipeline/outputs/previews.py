@@ -19,7 +19,6 @@ from wsi_pipeline.outputs.canvas import frame_slide, grid_extent_mm
 from wsi_pipeline.slides.image_io import to_png
 from wsi_pipeline.store.files import write_file
 
-MASK_SUFFIX = ".mask.png"
 MAX_SIDE_PX = 1200
 PALE = 0.45
 """Share of its own colour that is left of what is no patch."""
@@ -29,7 +28,6 @@ FLAGGED = (230, 60, 0)
 COLORS = ("#bbbbbb", "#2c7fb8", "#d95f0e")
 """Unknown, negative, positive: told apart with every kind of colour blindness."""
 ALPHA = 0.5
-LABELS_SUFFIX = ".labels.png"
 
 
 def write_mask_preview(table: PatchTable, path: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from wsi_pipeline.core.choices import REPORT_HTML
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.view_json import describe_result, order_regions
 from wsi_pipeline.slides.image_io import encode_jpeg
 from wsi_pipeline.store.files import write_file
 
-FILE_NAME = "report.html"
 MAX_REGIONS = 500
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -23,7 +23,7 @@ STYLE = "slide_view.css"
 
 def write_report(result: SlideResult, folder: Path) -> None:
     """The slide's thumbnail, map, regions and figures, with the script that draws them, in one page."""
-    write_file(folder / FILE_NAME, render_report(result).encode())
+    write_file(folder / REPORT_HTML, render_report(result).encode())
 
 
 def render_report(result: SlideResult) -> str:

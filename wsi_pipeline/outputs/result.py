@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import COLORMAPS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.heatmap import Heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
 
-COLORMAPS = ("viridis", "cividis", "magma", "inferno", "plasma", "gray")
-"""Perceptually even, and readable with every kind of colour blindness and in grey."""
 NEGATIVE_COLOR = (44, 127, 184)
 POSITIVE_COLOR = (217, 95, 14)
 """Told apart with every kind of colour blindness."""

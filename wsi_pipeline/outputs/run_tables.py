@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.core.choices import FAILURES_CSV, RUN_JSON, SLIDES_CSV, SLIDES_PARQUET
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideSummary, describe_failure, find_failures
 from wsi_pipeline.outputs.summary_json import read_summary
@@ -16,11 +17,6 @@ from wsi_pipeline.outputs.tables import write_parquet
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import find_results
-
-SLIDES_CSV = "slides.csv"
-SLIDES_PARQUET = "slides.parquet"
-FAILURES_CSV = "failures.csv"
-RUN_JSON = "run.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from wsi_pipeline.core.choices import OUTPUT_GROUPS
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.outputs import GROUPS, WRITERS
+from wsi_pipeline.outputs import WRITERS
 from wsi_pipeline.outputs.dicom import check_installed
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.result import PlotStyle
@@ -18,7 +19,7 @@ ALWAYS = "summary"
 class View:
     """Everything that decides a slide's outputs, given its predictions."""
 
-    formats: tuple[str, ...] = GROUPS["all"]
+    formats: tuple[str, ...] = OUTPUT_GROUPS["all"]
     """Names in WRITERS, in their order; `choose_formats` makes them of what a user names."""
     aggregation: Aggregation = field(default_factory=Aggregation)
     plot_style: PlotStyle = field(default_factory=PlotStyle)
@@ -36,11 +37,11 @@ def choose_formats(names: Sequence[str]) -> tuple[str, ...]:
     """The formats that names of formats and groups stand for. Raises ConfigError for an unknown one, or where an extra is missing."""
     chosen = {ALWAYS}
     for name in names:
-        if name not in WRITERS and name not in GROUPS:
+        if name not in WRITERS and name not in OUTPUT_GROUPS:
             raise ConfigError(
-                f"--outputs {name}: no such format; choose from {', '.join([*GROUPS, *WRITERS])}"
+                f"--outputs {name}: no such format; choose from {', '.join([*OUTPUT_GROUPS, *WRITERS])}"
             )
-        chosen |= set(GROUPS.get(name, (name,)))
+        chosen |= set(OUTPUT_GROUPS.get(name, (name,)))
     if "dicom" in chosen:
         check_installed()
     return tuple(name for name in WRITERS if name in chosen)

@@ -9,20 +9,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
+from wsi_pipeline.core.choices import SUMMARY_JSON
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.json_io import read_json
 from wsi_pipeline.core.outcome import SlideState, SlideSummary
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
 
-FILE_NAME = "summary.json"
 SCHEMA_NAME = "summary.schema.json"
 MAX_BYTES = 1024 * 1024
 
 
 def write_summary(result: SlideResult, folder: Path) -> None:
     """The summary as JSON; null where nothing was assessed, never NaN."""
-    (folder / FILE_NAME).write_text(
+    (folder / SUMMARY_JSON).write_text(
         json.dumps(asdict(result.summary), indent=1, allow_nan=False) + "\n"
     )
 
@@ -39,19 +39,19 @@ def read_summary(folder: Path) -> SlideSummary:
     """The summary of a slide's folder. Raises StoreError where it is not the one that was written."""
     if is_product(folder):
         manifest = read_manifest(folder)
-        if manifest.files.get(FILE_NAME, (0, ""))[0] > MAX_BYTES:
+        if manifest.files.get(SUMMARY_JSON, (0, ""))[0] > MAX_BYTES:
             raise StoreError(
-                f"{folder / FILE_NAME}: damaged: has more than {MAX_BYTES} bytes; make it again"
+                f"{folder / SUMMARY_JSON}: damaged: has more than {MAX_BYTES} bytes; make it again"
                 " with --force"
             )
-        check_files(folder, manifest, [FILE_NAME])
+        check_files(folder, manifest, [SUMMARY_JSON])
     try:
-        value = read_json(folder / FILE_NAME, MAX_BYTES)
+        value = read_json(folder / SUMMARY_JSON, MAX_BYTES)
         summary = SlideSummary(**value | {"state": SlideState(value["state"])})
         _check_types(summary)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{folder / FILE_NAME}: missing or damaged ({error}); make it again with --force"
+            f"{folder / SUMMARY_JSON}: missing or damaged ({error}); make it again with --force"
         ) from error
     return summary
 

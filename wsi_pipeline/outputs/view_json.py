@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from wsi_pipeline.core.choices import COLORMAPS
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.outputs.canvas import colour_table
 from wsi_pipeline.outputs.heatmap import Heatmap
 from wsi_pipeline.outputs.regions import Region
-from wsi_pipeline.outputs.result import COLORMAPS, SlideResult
+from wsi_pipeline.outputs.result import SlideResult
 
 
 def describe_slide(slide: SlideInfo) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
-    "LEFT_OUT_CSV",
     "InferConfig",
     "IngestAccount",
     "TileOptions",
@@ -25,7 +24,6 @@ __all__ = [
 PLACES = {
     "InferConfig": "wsi_pipeline.runs.infer",
     "IngestAccount": "wsi_pipeline.runs.tile",
-    "LEFT_OUT_CSV": "wsi_pipeline.runs.tile",
     "TileOptions": "wsi_pipeline.runs.tile",
     "choose_tilers": "wsi_pipeline.runs.workers",
     "choose_workers": "wsi_pipeline.runs.workers",
@@ -41,7 +39,6 @@ PLACES = {
 if TYPE_CHECKING:
     from wsi_pipeline.runs.infer import InferConfig, infer_found, infer_slides, infer_stores
     from wsi_pipeline.runs.tile import (
-        LEFT_OUT_CSV,
         IngestAccount,
         TileOptions,
         ingest_patches,

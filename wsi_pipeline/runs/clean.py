@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_pipeline.core.choices import HIDDEN
 from wsi_pipeline.core.errors import EnvironmentFault, StoreError
 from wsi_pipeline.runs.status import is_owner_alive
 from wsi_pipeline.store.commit import STAGED, list_staged, put_back
 from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import (
-    HIDDEN,
     LockHeld,
     hold_lock,
     is_lock_held,

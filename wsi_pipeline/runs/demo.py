@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_pipeline.core.choices import INDEX_HTML
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, find_failures
 from wsi_pipeline.evaluation import Evaluation, evaluate_results
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.outputs.index_page import INDEX_HTML
 from wsi_pipeline.runs.batch import Progress
 from wsi_pipeline.runs.infer import InferConfig, infer_slides
 from wsi_pipeline.runs.synthetic_slides import PHANTOM_MPP, draw_phantom, write_pyramid

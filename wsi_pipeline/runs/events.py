@@ -19,12 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.core.choices import EVENTS_JSONL
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, parse_json, read_bounded
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState
 from wsi_pipeline.core.recipe import TOOL, tool_version
 from wsi_pipeline.store.files import open_to_append
-
-EVENTS_JSONL = "events.jsonl"
 
 Seconds = Mapping[str, float]
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.core.choices import STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.pseudonyms import Pseudonyms
@@ -46,7 +47,7 @@ from wsi_pipeline.stages.model_choice import (
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
-from wsi_pipeline.store.patches import SUFFIX, find_stores
+from wsi_pipeline.store.patches import find_stores
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ def list_stores(places: Sequence[Path]) -> list[FoundSlide]:
     """Return the patch stores among `places`, by the names that their results will carry."""
     stores = find_stores(list(places))
     names = name_slides(
-        [store.with_name(store.name.removesuffix(SUFFIX) + ".zarr") for store in stores]
+        [store.with_name(store.name.removesuffix(STORE_SUFFIX) + ".zarr") for store in stores]
     )
     return [FoundSlide(name, store) for name, store in zip(names, stores, strict=True)]
 

@@ -11,21 +11,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.core.choices import FAILURES_CSV, HIDDEN, PREDICTIONS, RUN_JSON, STORE_SUFFIX
 from wsi_pipeline.core.csv_io import unshield
 from wsi_pipeline.core.errors import EnvironmentFault, StoreError
 from wsi_pipeline.core.geometry import count_blocks
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_bounded, read_json
 from wsi_pipeline.core.outcome import SlideState, describe_counts, state_of
-from wsi_pipeline.outputs.run_tables import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.runs.events import read_events
 from wsi_pipeline.store.commit import STAGED
 from wsi_pipeline.store.files import is_process_alive
-from wsi_pipeline.store.lock import HIDDEN, read_owner
+from wsi_pipeline.store.lock import read_owner
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
-from wsi_pipeline.store.patches import SUFFIX
-from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND
+from wsi_pipeline.store.predictions import RESULT_KIND
 from wsi_pipeline.store.zarr_io import open_array
 
 OWNER = re.compile(r"process (\d+) on (.+)")
@@ -132,7 +131,7 @@ def read_status(folder: Path) -> Status:
 
 def _read_finished(product: Path) -> Finished | None:
     """One product by its manifest; None for products that are no slide's."""
-    slide_id = product.name.removesuffix(SUFFIX)
+    slide_id = product.name.removesuffix(STORE_SUFFIX)
     try:
         manifest = read_manifest(product)
         if manifest.kind == STORE_KIND:
@@ -178,7 +177,7 @@ def _list_under_way(folder: Path) -> tuple[UnderWay, ...]:
 
 def _describe(name: str, staging: Path | None, owner: str | None) -> UnderWay:
     done, blocks = (0, None) if staging is None else _count_blocks(staging)
-    return UnderWay(name.removesuffix(SUFFIX), done, blocks, owner, is_owner_alive(owner))
+    return UnderWay(name.removesuffix(STORE_SUFFIX), done, blocks, owner, is_owner_alive(owner))
 
 
 def _count_blocks(folder: Path) -> tuple[int, int | None]:
@@ -188,8 +187,8 @@ def _count_blocks(folder: Path) -> tuple[int, int | None]:
         if not (folder / "prepared").exists():
             return 0, None
         place, name = (
-            (product / FOLDER, "probability")
-            if (product / FOLDER).is_dir()
+            (product / PREDICTIONS, "probability")
+            if (product / PREDICTIONS).is_dir()
             else (product, "patches")
         )
         array = open_array(place, name)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from wsi_pipeline.core.choices import LEFT_OUT_CSV
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.core.pseudonyms import Pseudonyms
@@ -29,8 +30,6 @@ from wsi_pipeline.stages.tile import IngestJob, TileJob, add_labels
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.store.zarr_io import AS_THEY_ARE, read_attributes
-
-LEFT_OUT_CSV = "left_out.csv"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wsi_pipeline.core.choices import (
+    HIDDEN,
+    HISTORY_CSV,
+    MANIFEST,
+    PREDICTIONS,
+    STORE_SUFFIX,
+    SUMMARY_JSON,
+    ZARR_JSON,
+)
 from wsi_pipeline.core.errors import StoreError, WsiError
-from wsi_pipeline.store.lock import HIDDEN
-from wsi_pipeline.store.manifest import MANIFEST, Manifest, find_faults, is_product, read_claims
-from wsi_pipeline.store.patches import SUFFIX
-from wsi_pipeline.store.predictions import FOLDER
+from wsi_pipeline.store.manifest import Manifest, find_faults, is_product, read_claims
 
 CHECKPOINT_SUFFIX = ".safetensors"
-MARKER_FILES = (FOLDER, "summary.json", "zarr.json", "history.csv")
+MARKER_FILES = (PREDICTIONS, SUMMARY_JSON, ZARR_JSON, HISTORY_CSV)
 """What a folder that was a product holds, where its manifest is gone."""
 CHECKPOINT = "checkpoint"
 NO_PRODUCT = (
@@ -94,7 +100,9 @@ def _may_hold_products(entry: Path) -> bool:
 
 def _was_product(folder: Path) -> bool:
     """Whether a folder without a manifest was made by wsi."""
-    return folder.name.endswith(SUFFIX) or any((folder / mark).exists() for mark in MARKER_FILES)
+    return folder.name.endswith(STORE_SUFFIX) or any(
+        (folder / mark).exists() for mark in MARKER_FILES
+    )
 
 
 def _look_at(path: Path) -> Found:

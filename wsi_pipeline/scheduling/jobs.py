@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from wsi_pipeline.core.choices import CLUSTERS
 from wsi_pipeline.core.errors import ConfigError
 
 
@@ -57,7 +58,6 @@ class Listener(Protocol[PlanIn, ReportIn, ResultIn]):
     def ended(self, job: int, result: ResultIn | Exception) -> None: ...
 
 
-CLUSTERS = ("local", "slurm", "cuda")
 ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx|inproc)://\S+")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.core.choices import MANIFEST, PREDICTIONS
 from wsi_pipeline.core.errors import DAMAGES, WsiError
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import SlideInfo
@@ -19,8 +20,8 @@ from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides.discovery import find_slides
 from wsi_pipeline.store.commit import VIEW
-from wsi_pipeline.store.manifest import MANIFEST, read_manifest
-from wsi_pipeline.store.predictions import FOLDER, find_results
+from wsi_pipeline.store.manifest import read_manifest
+from wsi_pipeline.store.predictions import find_results
 from wsi_pipeline.store.zarr_io import read_attributes
 
 REFRESH_S = 1.0
@@ -177,7 +178,7 @@ def read_result(folder: Path, stamp: FileStamp) -> Result | None:
     """What the list shows of a result; None where it is being replaced this moment."""
     try:
         manifest = read_manifest(folder)
-        attributes = read_attributes(folder / FOLDER)
+        attributes = read_attributes(folder / PREDICTIONS)
         slide = SlideInfo.from_json(attributes["slide"])
         read_aggregation(manifest.recipe)
         read_model(attributes)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import SCALE_TOLERANCE
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import (
     MAX_MPP,
@@ -28,7 +29,6 @@ from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.settings import Limits
 from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.stages.infer import SCALE_TOLERANCE
 from wsi_pipeline.stages.patch_plan import TileConfig, resolve_scale
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_pipeline.core.choices import AUTO
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.slides import image_reader, openslide_reader, tiff_reader
 from wsi_pipeline.slides.base import SlideReader, UserScale
@@ -25,8 +26,6 @@ READERS: dict[str, ReaderKind] = {
     "image": ReaderKind(image_reader.recognises, image_reader.ImageReader),
 }
 """Asked in this order; the first that recognises a file reads it."""
-
-AUTO = "auto"
 
 
 def open_slide(

@@ -10,6 +10,14 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from wsi_pipeline.core.choices import (
+    HIDDEN,
+    LABELS_SUFFIX,
+    MANIFEST,
+    MASK_SUFFIX,
+    RESERVED,
+    WRITTEN,
+)
 from wsi_pipeline.core.errors import ConfigError, machine_fault
 from wsi_pipeline.core.pseudonyms import LINKS_SUFFIX
 from wsi_pipeline.core.recipe import TOOL
@@ -17,29 +25,7 @@ from wsi_pipeline.core.recipe import TOOL
 SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
 """Files that lie beside slides (annotations, tables, MIRAX data) and are passed over in a folder."""
 
-RESERVED = frozenset(
-    {
-        "slides.csv",
-        "failures.csv",
-        "run.json",
-        "index.html",
-        "evaluation.csv",
-        "evaluation.json",
-        "evaluation.html",
-        "comparison.csv",
-        "events.jsonl",
-        "left_out.csv",
-        "wsi.log",
-    }
-)
-"""Names that the tables of a run carry, and that no slide is called by."""
-WRITTEN = RESERVED | {"aggregate.json", "slides.parquet"}
-"""Files that runs leave beside their products; shards put `.I-of-N` before the suffix."""
-PREVIEW_SUFFIXES = (".mask.png", ".labels.png")
-"""Ends of names of pictures that runs leave there for every slide."""
 SHARD = re.compile(r"\.\d+-of-\d+(?=\.\w+$)")
-MANIFEST, HIDDEN = "manifest.json", ".wsi"
-"""What makes a folder a product, and the folder of work under way. The names are the store's, which lies on the same floor."""
 HEAD_BYTES = 256
 """Of a manifest; the tool that made it stands in its first lines."""
 NO_USERS = "lost+found"
@@ -114,7 +100,7 @@ def list_folder(folder: Path, recursive: bool = False) -> list[Path]:
     """
     found: list[Path] = []
     for where, folders, files in os.walk(folder, onerror=_refuse):
-        if is_product(Path(where)):
+        if is_work_of_wsi(Path(where)):
             folders.clear()
             continue
         folders[:] = [name for name in folders if recursive and _may_be_entered(name, files)]
@@ -143,11 +129,15 @@ def _may_be_slide(name: str) -> bool:
 
 def is_written(name: str) -> bool:
     """Whether wsi writes files of that name beside its products."""
-    return name.endswith(PREVIEW_SUFFIXES) or SHARD.sub("", name) in WRITTEN
+    return name.endswith((MASK_SUFFIX, LABELS_SUFFIX)) or SHARD.sub("", name) in WRITTEN
 
 
-def is_product(folder: Path) -> bool:
-    """Whether a folder is a finished product of wsi, or holds its work under way: no file in it is a slide."""
+def is_work_of_wsi(folder: Path) -> bool:
+    """Return True for a product of wsi, or for work under way: no file in such a folder is a slide.
+
+    Another program's `manifest.json` does not count, unlike in the store, which must not replace
+    what it cannot read.
+    """
     if folder.name == HIDDEN:
         return True
     manifest = folder / MANIFEST

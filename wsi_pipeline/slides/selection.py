@@ -11,7 +11,7 @@ from typing import Self
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.slides.discovery import (
     FoundSlide,
-    is_product,
+    is_work_of_wsi,
     is_written,
     list_folder,
     list_found,
@@ -82,7 +82,7 @@ def _list_place(place: Path | str, recursive: bool) -> list[Path]:
     products = {
         folder
         for folder in {parent for match in matching for parent in match.parents}
-        if is_product(folder)
+        if is_work_of_wsi(folder)
     }
     others = [match for match in matching if products.isdisjoint(match.parents)]
     return [found for match in others for found in _list_match(match, recursive)]

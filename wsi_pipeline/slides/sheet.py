@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_pipeline.core.choices import SIDES
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
 from wsi_pipeline.slides.discovery import FoundSlide, locate, name_slides
 
 COLUMNS = ("wsi", "mpp", "patient_id", "labels", "split", "label")
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +99,9 @@ def check_header(path: Path, header: Sequence[str]) -> None:
 
 def _read_row(path: Path, number: int, line: dict[str, str], slide: Path, name: str) -> SheetRow:
     split = line.get("split", "").strip() or None
-    if split is not None and split not in SPLITS:
+    if split is not None and split not in SIDES:
         raise ConfigError(
-            f"{path}: line {number}: split is {split!r}; it must be one of {', '.join(SPLITS)}, or"
+            f"{path}: line {number}: split is {split!r}; it must be one of {', '.join(SIDES)}, or"
             " empty"
         )
     found = FoundSlide(

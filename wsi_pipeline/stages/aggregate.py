@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from wsi_pipeline.core.choices import AGGREGATE_JSON
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, describe_failure
 from wsi_pipeline.core.recipe import describe_tool
@@ -18,8 +19,6 @@ from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.predictions import RESULT_KIND, find_results
-
-AGGREGATE_JSON = "aggregate.json"
 
 
 def aggregate_results(

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import imagecodecs
 
+from wsi_pipeline.core.choices import STORE_SUFFIX
 from wsi_pipeline.core.errors import StoreError, machine_fault
 from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import make_folder
 from wsi_pipeline.store.lock import hold_lock
-from wsi_pipeline.store.patches import SUFFIX, PatchStore
+from wsi_pipeline.store.patches import PatchStore
 
 KIND = "wsi store export"
 TAR_PATCHES = 10_000
@@ -125,7 +126,7 @@ EXPORTS: dict[str, Callable[[PatchStore, Path], int]] = {
 
 
 def _patches(store: PatchStore) -> Iterator[ExportedPatch]:
-    name = store.path.name.removesuffix(SUFFIX)
+    name = store.path.name.removesuffix(STORE_SUFFIX)
     for block in range(store.blocks):
         first = block * store.block_size
         pixels, readable = store.read_block(block)[:2]
@@ -166,7 +167,9 @@ def _write_tar(store: PatchStore, out: Path, number: int, patches: list[Exported
                 entry = tarfile.TarInfo(f"{patch.name}.{suffix}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-    _write(out / f"{store.path.name.removesuffix(SUFFIX)}-{number:06d}.tar", stream.getvalue())
+    _write(
+        out / f"{store.path.name.removesuffix(STORE_SUFFIX)}-{number:06d}.tar", stream.getvalue()
+    )
 
 
 def _write(path: Path, content: bytes) -> None:

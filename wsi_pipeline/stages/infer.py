@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wsi_pipeline.core.choices import PREDICTIONS, SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ModelError, SlideError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec, choose_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
@@ -59,7 +60,6 @@ from wsi_pipeline.store.lock import hold_lock, remove_remains
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore, write_patch_block
 from wsi_pipeline.store.predictions import (
-    FOLDER,
     RESULT_KIND,
     Predictions,
     open_result,
@@ -71,8 +71,6 @@ PATCH_BYTES = 100
 """A million patches in all default formats take 68 MB, and some more on their way."""
 ENGINE = "engine"
 """Entry of a recipe that says what computed the predictions."""
-SCALE_TOLERANCE = 0.05
-"""A model sees patches whose scale differs from its own by at most this share."""
 
 
 def refuse_other_engine(staging: Staging) -> None:
@@ -188,7 +186,7 @@ class InferJob:
                 staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]
             ):
                 return self._reuse(staging, manifest)
-            folder = staging.product / FOLDER
+            folder = staging.product / PREDICTIONS
             if not staging.is_prepared or (
                 kept is not None and read_staged_table(folder).block_size != kept.block_size
             ):
@@ -231,7 +229,7 @@ class InferJob:
                 )
                 return preview_finished(self.slide, source.slide, state, manifest)
             if staging.is_prepared and not self.force:
-                table = read_staged_table(staging.product / FOLDER)
+                table = read_staged_table(staging.product / PREDICTIONS)
                 return preview_started(self.slide, table, staging.block_reports())
             table = source.choose_patches()
             check_table(table, self.model.load().model)
@@ -275,14 +273,14 @@ class InferJob:
         to_store = store.staging if store is not None and block in store.blocks else None
         if to_store is not None and block in plan.stored_only:
             return store_block(source, staged_table(to_store.product), to_store, block)
-        table = staged_table(plan.staging.product / FOLDER)
+        table = staged_table(plan.staging.product / PREDICTIONS)
         return predict_block(source, self.model.load(), plan.staging, table, block, to_store)
 
     def _open_patches(self, plan: SlidePlan) -> PatchSource:
         if self.is_store:
             return open_store(self.slide.path, plan.staging.folder.name)
         if self.keep is None or plan.store is None:
-            return open_patches(self.slide, self._slide_mpp, plan.staging.product / FOLDER)
+            return open_patches(self.slide, self._slide_mpp, plan.staging.product / PREDICTIONS)
         if plan.store.is_finished:
             return open_store(self.keep.target, plan.store.staging.folder.name)
         return self.keep.open_patches(plan.store)
@@ -328,7 +326,7 @@ class InferJob:
     def _choose_samples(self, staging: Staging) -> tuple[Sample, ...] | None:
         if "gallery" not in self.view.formats:
             return None
-        predictions = Predictions(staging.product / FOLDER)
+        predictions = Predictions(staging.product / PREDICTIONS)
         if self.is_store:
             return choose_samples(predictions, read_from_store(PatchStore(self.slide.path)))
         with closing(open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp)) as reader:

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import DEFAULT_CLASS_NAMES
 from wsi_pipeline.core.errors import ConfigError
 
 IDC_NAME = re.compile(
     r"(?P<patient>[^_]+)_idx\d+_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])\.png", re.IGNORECASE
 )
 IDC_CLASS_NAMES = ("non_idc", "idc")
-DEFAULT_CLASS_NAMES = ("negative", "positive")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 TABLE_COLUMNS = ("path", "patient", "label", "x", "y")
 STACK_SUFFIXES = (".npy", ".npz")

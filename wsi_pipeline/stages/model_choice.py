@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from wsi_pipeline.core.choices import AUTO
 from wsi_pipeline.models.device import choose_device
-from wsi_pipeline.models.engines.choosing import AUTO, list_candidates
+from wsi_pipeline.models.engines.choosing import list_candidates
 from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_same
 from wsi_pipeline.models.model import Model

@@ -6,16 +6,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from wsi_pipeline.core.choices import AUTO, ZARR_JSON
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState, state_of
 from wsi_pipeline.core.slide import PatchSource, PatchTable
 from wsi_pipeline.scheduling import Job
-from wsi_pipeline.slides import AUTO, open_slide
+from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.layout import ZARR_JSON
 from wsi_pipeline.store.manifest import Manifest
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.schema import read_table

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.geometry import block_slice, count_blocks
 from wsi_pipeline.core.slide import PatchTable, SlideInfo
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.store.layout import CHECKSUM_BYTES
 from wsi_pipeline.store.manifest import Manifest
-from wsi_pipeline.store.predictions import FOLDER
 
 PROBABILITY_BYTES = 4
 
@@ -65,7 +65,7 @@ def preview_finished(
         mpp=facts.mpp,
         patches=int(manifest.counts["patches"]),
         prediction_bytes=sum(
-            size for name, (size, _) in manifest.files.items() if name.startswith(f"{FOLDER}/")
+            size for name, (size, _) in manifest.files.items() if name.startswith(f"{PREDICTIONS}/")
         ),
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.outputs import WRITERS, SlideResult
@@ -23,7 +24,7 @@ from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import FOLDER, RESULT_KIND, Predictions
+from wsi_pipeline.store.predictions import RESULT_KIND, Predictions
 
 ReadPixels = Callable[[NDArray[np.intp]], NDArray[np.uint8]]
 """Pixels (n, side, side, 3) of patches by their index in the predictions."""
@@ -33,7 +34,7 @@ def take_over(staging: Staging, folder: Path) -> None:
     """Begin a product with the predictions of a finished slide's folder, so that only its outputs are made anew."""
     staging.begin()
     try:
-        shutil.copytree(folder / FOLDER, staging.product / FOLDER)
+        shutil.copytree(folder / PREDICTIONS, staging.product / PREDICTIONS)
     except shutil.Error as error:  # of every file that could not be copied; one says enough
         _, place, reason = error.args[0][0]
         raise EnvironmentFault(
@@ -44,7 +45,7 @@ def take_over(staging: Staging, folder: Path) -> None:
 def _clear_outputs(product: Path) -> None:
     """Remove what a killed publication wrote: everything but the predictions."""
     for path in product.iterdir():
-        if path.name == FOLDER:
+        if path.name == PREDICTIONS:
             continue
         if path.is_dir():
             shutil.rmtree(path)
@@ -56,7 +57,7 @@ def publish(
     staging: Staging, view: View, samples: tuple[Sample, ...] | None, previous: Path
 ) -> SlideSummary:
     """Aggregate, write every format of the view, commit them together; `previous` is the slide's folder as it stood, if any."""
-    predictions = Predictions(staging.product / FOLDER)
+    predictions = Predictions(staging.product / PREDICTIONS)
     aggregation = view.aggregation
     heatmap = build_heatmap(
         predictions,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wsi_pipeline.core.choices import LABELS_SUFFIX, MANIFEST, STORE_SUFFIX, ZARR_JSON
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.outcome import (
     RunAccount,
@@ -23,12 +24,11 @@ from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.geojson import write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.outputs.previews import LABELS_SUFFIX as PREVIEW_SUFFIX
 from wsi_pipeline.outputs.previews import write_label_preview
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
-from wsi_pipeline.store.manifest import MANIFEST, check_whole
-from wsi_pipeline.store.patches import KIND, SUFFIX, PatchStore, find_stores
+from wsi_pipeline.store.manifest import check_whole
+from wsi_pipeline.store.patches import KIND, PatchStore, find_stores
 from wsi_pipeline.store.schema import LABEL_ARRAYS, write_labels
 
 
@@ -37,7 +37,7 @@ def relabel_stores(places: Sequence[Path], labels: Sequence[Path], rules: LabelR
     files = list_label_files(labels)
     outcomes: list[SlideOutcome] = []
     for store in find_stores(list(places)):
-        slide_id = store.name.removesuffix(SUFFIX)
+        slide_id = store.name.removesuffix(STORE_SUFFIX)
         try:
             outcomes.append(_relabel(store, slide_id, match_labels(slide_id, files), rules))
         except WsiError as error:
@@ -56,7 +56,7 @@ def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRul
         )
     is_new = relabel_store(path, label_file, rules)
     store = PatchStore(path)
-    write_label_preview(store.table, path.with_name(f"{slide_id}{PREVIEW_SUFFIX}"))
+    write_label_preview(store.table, path.with_name(f"{slide_id}{LABELS_SUFFIX}"))
     counts = np.bincount(store.table.labels + 1, minlength=3).tolist()
     names = ("unknown", *store.table.class_names)
     message = ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
@@ -77,7 +77,7 @@ def export_labels(places: Sequence[Path], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for store in find_stores(list(places)):
-        path = folder / f"{store.name.removesuffix(SUFFIX)}.geojson"
+        path = folder / f"{store.name.removesuffix(STORE_SUFFIX)}.geojson"
         write_labels_geojson(PatchStore(store).table, path)
         written.append(path)
     return written
@@ -119,7 +119,7 @@ def relabel_store(path: Path, label_file: Path, rules: LabelRules) -> bool:
 def _take_over(store: Path, product: Path, files: list[str]) -> None:
     """Link or copy every file that labels do not change."""
     for name in files:
-        if name in (MANIFEST, "zarr.json") or name.split("/")[0] in LABEL_ARRAYS:
+        if name in (MANIFEST, ZARR_JSON) or name.split("/")[0] in LABEL_ARRAYS:
             continue
         target = product / name
         target.parent.mkdir(parents=True, exist_ok=True)

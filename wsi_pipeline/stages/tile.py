@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wsi_pipeline.core.choices import LABELS_SUFFIX, MASK_SUFFIX, STORE_SUFFIX
 from wsi_pipeline.core.errors import LabelError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
@@ -19,8 +20,7 @@ from wsi_pipeline.core.slide import PatchSource, PatchTable
 from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.user_mask import match_mask
-from wsi_pipeline.outputs.previews import LABELS_SUFFIX as PREVIEW_SUFFIX
-from wsi_pipeline.outputs.previews import MASK_SUFFIX, write_label_preview, write_mask_preview
+from wsi_pipeline.outputs.previews import write_label_preview, write_mask_preview
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.discovery import FoundSlide
@@ -42,7 +42,6 @@ from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.patches import (
     KIND,
-    SUFFIX,
     PatchStore,
     finish_patch_store,
     prepare_patch_store,
@@ -68,7 +67,7 @@ class TileJob:
     @property
     def target(self) -> Path:
         """The store to be made."""
-        return self.out / f"{self.slide.slide_id}{SUFFIX}"
+        return self.out / f"{self.slide.slide_id}{STORE_SUFFIX}"
 
     @property
     def patch_bytes(self) -> dict[Path, int]:
@@ -163,7 +162,7 @@ class TileJob:
     def _previews(self) -> dict[Path, Callable[[PatchTable, Path], None]]:
         writers = {MASK_SUFFIX: write_mask_preview}
         if self.slide.label_file is not None:
-            writers[PREVIEW_SUFFIX] = write_label_preview
+            writers[LABELS_SUFFIX] = write_label_preview
         return {
             self.out / f"{self.slide.slide_id}{suffix}": write for suffix, write in writers.items()
         }
@@ -220,7 +219,7 @@ class IngestJob:
     @property
     def target(self) -> Path:
         """The store to be made."""
-        return self.out / f"{self.store_name}{SUFFIX}"
+        return self.out / f"{self.store_name}{STORE_SUFFIX}"
 
     @property
     def patch_bytes(self) -> dict[Path, int]:

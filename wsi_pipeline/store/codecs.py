@@ -13,10 +13,10 @@ from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.common import JSON
 from zarr.registry import register_codec
 
+from wsi_pipeline.core.choices import CODECS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.store.layout import CHECKSUM_BYTES
 
-CODECS = ("none", "zstd", "jpeg")
 ZSTD_LEVEL = 3
 JPEG_CODEC = "wsi.jpeg_patches"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

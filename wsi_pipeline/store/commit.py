@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.core.choices import HIDDEN, MANIFEST
 from wsi_pipeline.core.errors import EnvironmentFault, StoreError
 from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.core.recipe import recipe_digest
 from wsi_pipeline.store.files import exchange, flush_folder, flush_tree, make_folder, write_file
-from wsi_pipeline.store.lock import HIDDEN, hold_lock
+from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import (
-    MANIFEST,
     Manifest,
     find_kind,
     has_damaged_manifest,

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.core.choices import ZARR_JSON
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.json_io import read_json
 from wsi_pipeline.store.manifest import check_contained, size_of_own
 
-ZARR_JSON = "zarr.json"
 MAX_ARRAY_JSON_BYTES = 1024 * 1024
 MAX_GROUP_JSON_BYTES = 64 * 1024 * 1024
 """A group's attributes name every file that was taken in: some dozen bytes each."""

@@ -9,12 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from wsi_pipeline.core.choices import HIDDEN
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.json_io import read_bounded
 from wsi_pipeline.store.files import open_to_append
 
-HIDDEN = ".wsi"
-"""Folder beside products that holds locks and work under way."""
 MOST_ATTEMPTS = 100
 MAX_OWNER_BYTES = 4096
 """Of the line by which a writer names itself, with room to spare."""

@@ -16,12 +16,12 @@ from typing import Any
 
 import xxhash
 
+from wsi_pipeline.core.choices import MANIFEST
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.json_io import parse_json, read_bounded, read_json
 from wsi_pipeline.core.recipe import TOOL, recipe_digest, tool_version
 from wsi_pipeline.store.files import file_checksum
 
-MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 3
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 """About a hundred bytes for each file of a product."""

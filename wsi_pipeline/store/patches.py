@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.geometry import Grid, block_slice, count_blocks, positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 KIND = "wsi patch store"
-SUFFIX = ".patches.zarr"
 MAX_MAPS = 1024
 """Chunks that a store keeps mapped; they take address space, not memory."""
 
@@ -267,17 +267,17 @@ def find_stores(places: list[Path]) -> list[Path]:
     """The patch stores among files and folders, sorted; a store names itself, a folder means every store in it."""
     stores: list[Path] = []
     for place in places:
-        if is_product(place) or place.name.endswith(SUFFIX):
+        if is_product(place) or place.name.endswith(STORE_SUFFIX):
             stores.append(place)
         elif place.is_dir():
-            stores += sorted(place.glob(f"*{SUFFIX}"))
+            stores += sorted(place.glob(f"*{STORE_SUFFIX}"))
         else:
             raise StoreError(
                 f"{place}: no such store or folder; make stores with `wsi tile` or `wsi ingest`"
             )
     if not stores:
         raise StoreError(
-            f"{', '.join(map(str, places))}: no patch stores (*{SUFFIX}); make some with `wsi tile`"
+            f"{', '.join(map(str, places))}: no patch stores (*{STORE_SUFFIX}); make some with `wsi tile`"
             " or `wsi ingest`"
         )
     return list({store.resolve(): store for store in stores}.values())

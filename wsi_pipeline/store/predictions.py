@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.geometry import block_slice, count_blocks
 from wsi_pipeline.core.slide import PatchTable
@@ -20,13 +21,12 @@ from wsi_pipeline.store.zarr_io import create_array, flush_chunk, read_rows, wri
 
 KIND = "wsi predictions"
 RESULT_KIND = "wsi slide result"
-FOLDER = "predictions.zarr"
 
 
 def prepare_predictions(staging: Staging, table: PatchTable, attributes: dict[str, Any]) -> None:
     """Lay out predictions for the table's patches, none of them made yet."""
     staging.begin()
-    path = staging.product / FOLDER
+    path = staging.product / PREDICTIONS
     write_table(path, KIND, table, attributes)
     create_array(
         path, "probability", (table.patches,), (table.block_size,), "float32", float("nan")
@@ -42,7 +42,7 @@ def write_prediction_block(
     report: dict[str, Any],
 ) -> None:
     """Write the probabilities (b,) of one block, and what came of it."""
-    path = staging.product / FOLDER
+    path = staging.product / PREDICTIONS
     write_rows(
         path, "probability", block_slice(block, table.block_size, table.patches), probability
     )
@@ -119,8 +119,8 @@ def open_result(folder: Path) -> Predictions:
     these, numbers are missing.
     """
     manifest = read_manifest(folder)
-    check_tables(folder, manifest, KIND, FOLDER)
-    predictions = Predictions(folder / FOLDER)
+    check_tables(folder, manifest, KIND, PREDICTIONS)
+    predictions = Predictions(folder / PREDICTIONS)
     counts, table = manifest.counts, predictions.table
     _check_chunks(folder, manifest, table)
     unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
@@ -135,7 +135,7 @@ def open_result(folder: Path) -> Predictions:
 def _check_chunks(folder: Path, manifest: Manifest, table: PatchTable) -> None:
     """Raise StoreError where a block of probabilities is not in the manifest, or not as it was written."""
     names = [
-        f"{FOLDER}/probability/c/{block}"
+        f"{PREDICTIONS}/probability/c/{block}"
         for block in range(count_blocks(table.patches, table.block_size))
     ]
     wanted = (
@@ -156,11 +156,13 @@ def find_results(places: Sequence[Path]) -> list[Path]:
     for place in places:
         if not place.is_dir():
             raise StoreError(f"{place}: no such results folder; make one with `wsi infer`")
-        candidates = [place] if (place / FOLDER).is_dir() else sorted(place.iterdir())
+        candidates = [place] if (place / PREDICTIONS).is_dir() else sorted(place.iterdir())
         found += [folder for folder in candidates if _is_result(folder)]
     return found
 
 
 def _is_result(folder: Path) -> bool:
     """Whether a folder is a slide's results, or may not be looked into: then whoever opens it says so."""
-    return is_product(folder) and (not os.access(folder, os.X_OK) or (folder / FOLDER).is_dir())
+    return is_product(folder) and (
+        not os.access(folder, os.X_OK) or (folder / PREDICTIONS).is_dir()
+    )

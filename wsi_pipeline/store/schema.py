@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import ZARR_JSON
 from wsi_pipeline.core.errors import DAMAGES, StoreError
 from wsi_pipeline.core.geometry import MAX_BLOCK_BYTES, Grid
 from wsi_pipeline.core.slide import PatchQuality, PatchTable
 from wsi_pipeline.store.layout import (
     MAX_GROUP_JSON_BYTES,
-    ZARR_JSON,
     check_one_chunk,
     name_one_chunk,
     read_layout,

@@ -3,15 +3,19 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from wsi_pipeline.core.choices import (
+    AUTO,
+    CACHES,
+    DEFAULT_ARCHITECTURE,
+    PRECISIONS,
+    SAMPLINGS,
+    STOP_METRICS,
+)
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.training.augment import Augmentation
-from wsi_pipeline.training.data import CACHES, SAMPLINGS
 from wsi_pipeline.training.optimise import Optimisation, Schedule
 
-STOP_METRICS = ("auroc", "average_precision", "balanced_accuracy", "f1", "loss")
-"""What the best epoch is best at, on the validation patients; f1 and balanced accuracy at a threshold of 0.5."""
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 MAX_SEED = 2**63
 
 
@@ -19,7 +23,7 @@ MAX_SEED = 2**63
 class TrainConfig:
     """How a network is trained. All of it but device, cache and compilation decides the weights, and makes up the recipe."""
 
-    architecture: str = "idc_cnn"
+    architecture: str = DEFAULT_ARCHITECTURE
     network: NetworkOptions = field(default_factory=NetworkOptions)
     pretrained: str | None = None
     """Where the first weights are from: `file`, `download` (the library's own, from the network), or None: fresh ones."""
@@ -64,7 +68,7 @@ class TrainConfig:
         for name, table in (
             ("stop_on", STOP_METRICS),
             ("sampling", SAMPLINGS),
-            ("precision", PRECISIONS),
+            ("precision", (AUTO, *PRECISIONS)),
             ("cache", CACHES),
         ):
             if getattr(self, name) not in table:

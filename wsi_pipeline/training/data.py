@@ -11,14 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_pipeline.core.choices import CACHES, SAMPLINGS, SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.zarr_io import read_rows
-
-SCALE_TOLERANCE = 0.05
-"""Stores whose scales differ by more than this share are not trained on together; `wsi tile` itself may be 2 % off either way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +157,6 @@ def _check_distinct(stores: Sequence[PatchStore]) -> None:
             )
 
 
-CACHES = ("auto", "device", "memory", "stores")
 MEMORY_SHARE = 0.5
 """Share of the free memory that pixels may take."""
 BUFFER_BYTES = 2**30
@@ -343,11 +340,6 @@ def _read_lines(path: Path) -> list[str]:
         return path.read_text().splitlines()
     except OSError:  # not Linux, or not in a control group
         return []
-
-
-SAMPLINGS = ("shuffle", "class", "patient", "class-patient")
-"""Every patch once; or as many draws with replacement, evenly between the classes, between the patients, or between the classes and
-within each class between its patients."""
 
 
 def draw_epoch(

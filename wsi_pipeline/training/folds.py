@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wsi_pipeline.core.choices import MODEL_FILE
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.lock import hold_lock
@@ -16,7 +17,7 @@ from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import load_labelled
 from wsi_pipeline.training.metrics import FIGURES
-from wsi_pipeline.training.run import METRICS_JSON, MODEL_FILE, TrainListener, train_division
+from wsi_pipeline.training.run import METRICS_JSON, TrainListener, train_division
 from wsi_pipeline.training.split import split_folds
 
 KIND = "wsi cross-validation"

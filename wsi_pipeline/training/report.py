@@ -27,7 +27,6 @@ from wsi_pipeline.training.evaluate import (
 )
 from wsi_pipeline.training.metrics import FEW_PATIENTS, FIGURES, Interval
 
-REPORT_HTML = "report.html"
 LEAK_WARNING = "split at random: patients on both sides, figures are inflated"
 
 

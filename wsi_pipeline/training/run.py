@@ -13,6 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from wsi_pipeline.core.choices import HISTORY_CSV, MODEL_FILE, REPORT_HTML
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
@@ -32,7 +33,6 @@ from wsi_pipeline.training.evaluate import Judgement, judge
 from wsi_pipeline.training.fit import FitJob, Fitted, make_fabric, make_network, run_fit
 from wsi_pipeline.training.loop import Course, Epoch, Watch
 from wsi_pipeline.training.report import (
-    REPORT_HTML,
     ReportContent,
     WorstPatch,
     describe_worst,
@@ -44,7 +44,6 @@ from wsi_pipeline.training.split import (
     SplitChoice,
 )
 
-HISTORY_CSV = "history.csv"
 EVENTS = Path("tensorboard") / "events.out.tfevents.0.wsi"
 """No date and no host in its name, nor in its records: the same training gives the same bytes."""
 LOGGED = tuple(
@@ -218,7 +217,6 @@ def _show_worst(
 
 
 KIND = "wsi training"
-MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
 DEFAULT_RULE = "youden"
 

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
+from wsi_pipeline.core.choices import SIDES
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.data import LabelledPatches
 
 FINEST_FOLDS = 20
 Labels = NDArray[np.int8]
 Names = NDArray[np.str_]
-SIDES = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from wsi_pipeline.core.choices import HEADS
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.architectures import (
     idc_cnn,
@@ -16,7 +17,6 @@ from wsi_pipeline.models.architectures import (
     wide_resnet,
 )
 from wsi_pipeline.models.architectures.network import (
-    HEADS,
     Network,
     NetworkOptions,
     count_parameters,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsi_pipeline.core.choices import HEADS
 from wsi_pipeline.core.errors import ConfigError, ModelError
 
-HEADS = ("linear", "dense20")
 DENSE_WIDTH = 20
 
 

@@ -1,7 +1,8 @@
 """What runs a model's network over batches of patches: one file per engine, and the table of them."""
 
+from wsi_pipeline.core.choices import BF16, FP16, FP32
 from wsi_pipeline.models.engines import openvino, torch_compiled, torch_eager
-from wsi_pipeline.models.engines.engine import BF16, FP16, FP32, Engine
+from wsi_pipeline.models.engines.engine import Engine
 
 __all__ = ["ENGINES"]
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from wsi_pipeline.core.choices import AUTO, BF16, FP16, FP32, PRECISIONS
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.models.device import choose_device, find_bf16_unit, gpu_generation
 from wsi_pipeline.models.engines import ENGINES
-from wsi_pipeline.models.engines.engine import BF16, FP16, FP32, PRECISIONS, EngineSetting
+from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.model import Model
 
-AUTO = "auto"
 PREFERRED = {"cpu": ("openvino", "torch"), "cuda": ("torch",)}
 """By type of device, the best first; the last always runs."""
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_pipeline.core.choices import BF16, FP16, FP32
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.model import Model
 
@@ -22,8 +23,6 @@ class EngineFault(ModelError):
     """An engine turns out not to be for a model; another may be."""
 
 
-FP32, BF16, FP16 = "fp32", "bf16", "fp16"
-PRECISIONS = (FP32, BF16, FP16)
 BOUNDS: Mapping[str, float] = {FP32: 1e-4, BF16: 0.03, FP16: 0.01}
 """How far a probability may lie from that of the plain network in fp32, by precision."""
 

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from wsi_pipeline.models.engines.engine import BF16, FP16, FP32, EngineSetting, Run
+from wsi_pipeline.core.choices import BF16, FP16, FP32
+from wsi_pipeline.models.engines.engine import EngineSetting, Run
 from wsi_pipeline.models.inputs import PatchNetwork
 from wsi_pipeline.models.model import Model
 
