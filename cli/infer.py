@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from wsi_pipeline.runs.dry_run import RunPreview
     from wsi_pipeline.runs.infer import InferConfig
     from wsi_pipeline.slides.discovery import FoundSlide
-    from wsi_pipeline.stages.preview import SlidePreview
+    from wsi_pipeline.stages.plan import SlidePreview
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 STEP = 1000
@@ -122,9 +122,9 @@ def infer(
     for slides that are done; with other --outputs it makes those from the predictions it has.
     """
     from wsi_pipeline.models.loading import load_model
+    from wsi_pipeline.models.opening import resolve_engine
     from wsi_pipeline.runs.dry_run import preview_run
     from wsi_pipeline.runs.infer import infer_found, infer_stores, list_stores
-    from wsi_pipeline.stages.model_choice import resolve_engine
 
     from .progress import close_run, log_to, show_progress
 
@@ -235,7 +235,7 @@ def describe_bytes(count: float) -> str:
 
 def describe_preview(slide: "SlidePreview") -> str:
     """One slide in one line."""
-    from wsi_pipeline.stages.preview import PreviewState
+    from wsi_pipeline.stages.plan import PreviewState
 
     if slide.state is PreviewState.FAILED:
         return printable(f"{slide.slide_id}: cannot be run: {slide.reason}")
@@ -258,7 +258,7 @@ def print_preview(preview: "RunPreview", results: Path, config: "InferConfig") -
     """Every slide, what it comes to, and whether there is room for it."""
     from wsi_pipeline.core.outcome import describe_counts
     from wsi_pipeline.runs.dry_run import free_bytes
-    from wsi_pipeline.stages.preview import PreviewState
+    from wsi_pipeline.stages.plan import PreviewState
 
     for slide in preview.slides:
         click.echo(describe_preview(slide))

@@ -34,7 +34,7 @@ from wsi_pipeline.runs.events import EventLog, hide_path, log_events, read_event
 from wsi_pipeline.runs.pace import Pace
 from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.slides.discovery import find_slides
-from wsi_pipeline.stages.preview import PreviewState
+from wsi_pipeline.stages.plan import PreviewState
 from wsi_pipeline.store.lock import hold_lock
 
 

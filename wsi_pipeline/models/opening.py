@@ -1,10 +1,15 @@
 """A model made ready to run: engine chosen, loaded, and its answers checked against known ones.
 
+The choice travels between processes, each of which loads the model once.
+
 Also an untrained one to measure speed with: the network for IDC patches with fresh weights.
 """
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +19,11 @@ from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint
+from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines.choosing import Candidate, list_candidates
 from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting
 from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_same
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.self_test import make_self_test
@@ -128,6 +135,102 @@ def _describe(predictor: Predictor, agreement: Agreement, reasons: Sequence[str]
         f"engine {predictor.setting}{f' ({why})' if why else ''}: within {agreement.difference:.1g}"
         f" of its {agreement.against}"
     )
+
+
+_loading = threading.Lock()
+"""Held while a model is loaded: several steps run side by side, and it is loaded once."""
+
+
+@lru_cache(1)
+def _open(
+    path: Path,
+    digest: str,
+    setting: EngineSetting,
+    batch_size: int | None,
+    terms: ExternalModelTerms,
+) -> tuple[Predictor, Agreement]:
+    choose_device(setting.device)  # which refuses one that is not there
+    predictor = Predictor(load_same(path, digest, terms), setting, batch_size)
+    return predictor, check_answers(predictor)
+
+
+def unload() -> None:
+    """Forget the model that this process has loaded, where only other processes will run it."""
+    with _loading:
+        _open.cache_clear()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model and what computes it, chosen once for a run: no slide is computed by two engines."""
+
+    path: Path
+    digest: str
+    setting: EngineSetting = field(default_factory=EngineSetting)
+    batch_size: int | None = None
+    """None: as the device has it."""
+    terms: ExternalModelTerms = field(default_factory=ExternalModelTerms)
+    """A worker trusts an external model by these alone, and checks its digest itself."""
+
+    def load(self) -> Predictor:
+        """Return the predictor, loaded once per process. Raises ModelError and EnvironmentFault."""
+        return self.load_checked()[0]
+
+    def load_checked(self) -> tuple[Predictor, Agreement]:
+        """Return the predictor, and how well it agrees with the known answers of the model."""
+        with _loading:
+            return _open(self.path, self.digest, self.setting, self.batch_size, self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """How a model is to be computed; "auto" leaves it to the device."""
+
+    device: str = AUTO
+    engine: str = AUTO
+    precision: str = AUTO
+    batch_size: int | None = None
+    """None: as the device has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedEngine:
+    """A choice that runs on this machine and gives the right answers, and a line that describes it."""
+
+    choice: ModelChoice
+    line: str
+
+
+def resolve_engine(
+    model: Model, path: Path, engine_request: EngineRequest, terms: ExternalModelTerms | None = None
+) -> ResolvedEngine:
+    """Choose the engine, load the model with it in this process and check its answers.
+
+    Raises ModelError where the engine cannot run the model or gives other answers, and
+    EnvironmentFault where the device is absent.
+    """
+
+    def choose(setting: EngineSetting) -> ModelChoice:
+        return ModelChoice(
+            path.resolve(),
+            model.digest,
+            setting,
+            engine_request.batch_size,
+            terms or ExternalModelTerms(),
+        )
+
+    candidates = list_candidates(
+        model, engine_request.device, engine_request.engine, engine_request.precision
+    )
+    opened = open_first(candidates, lambda setting: choose(setting).load_checked())
+    return ResolvedEngine(choose(opened.predictor.setting), opened.line)
+
+
+def resolve_engine_for(
+    path: Path, engine_request: EngineRequest, terms: ExternalModelTerms
+) -> ResolvedEngine:
+    """Resolve the engine for a model by its file, on a worker of another machine."""
+    return resolve_engine(load_model(path, terms), path, engine_request, terms)
 
 
 def draw_checkpoint(architecture: str = "idc_cnn") -> Checkpoint:

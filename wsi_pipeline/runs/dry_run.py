@@ -11,12 +11,12 @@ from shutil import disk_usage
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.models.loading import load_model
+from wsi_pipeline.models.opening import resolve_engine
 from wsi_pipeline.runs.batch import make_absolute
 from wsi_pipeline.runs.infer import InferConfig, make_jobs, tile_for
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
-from wsi_pipeline.stages.model_choice import resolve_engine
-from wsi_pipeline.stages.preview import PreviewState, SlidePreview
+from wsi_pipeline.stages.plan import PreviewState, SlidePreview
 from wsi_pipeline.stages.pseudonymize import disguise_slides
 
 

@@ -19,6 +19,14 @@ from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.loading import ExternalModelTerms, load_model
 from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.opening import (
+    EngineRequest,
+    ModelChoice,
+    ResolvedEngine,
+    resolve_engine,
+    resolve_engine_for,
+    unload,
+)
 from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.run_tables import (
     read_finished,
@@ -36,14 +44,6 @@ from wsi_pipeline.slides.selection import Shard
 from wsi_pipeline.stages import pseudonymize
 from wsi_pipeline.stages.disk_space import DiskSpace
 from wsi_pipeline.stages.infer import InferJob
-from wsi_pipeline.stages.model_choice import (
-    EngineRequest,
-    ModelChoice,
-    ResolvedEngine,
-    resolve_engine,
-    resolve_engine_for,
-    unload,
-)
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.store.files import make_folder, remove_dead_asides

@@ -20,6 +20,7 @@ from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
 from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.opening import ModelChoice
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outputs import heatmap
 from wsi_pipeline.outputs.result import Sample
@@ -27,25 +28,22 @@ from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.stages.model_choice import ModelChoice
 from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches, tile_recipe
 from wsi_pipeline.stages.plan import (
     BlockReport,
+    PreviewState,
     SlidePlan,
+    SlidePreview,
     finished_plan,
     open_patches,
     open_plan,
     open_store,
+    preview_finished,
+    preview_started,
     read_staged_table,
     refuse_changed,
     refuse_unreadable,
     staged_table,
-)
-from wsi_pipeline.stages.preview import (
-    PreviewState,
-    SlidePreview,
-    preview_finished,
-    preview_started,
 )
 from wsi_pipeline.stages.publish import (
     choose_samples,
