@@ -1,4 +1,4 @@
-"""`wsi infer --keep-patches`: the stores of `wsi tile`, the results of a run without it, and nothing done twice."""
+"""`wsi infer --keep-patches`: the stores of `wsi tile`, the results of a plain run, no work twice."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ TILING = TileConfig(spec=PatchSpec(SIDE, SIDE, 0.5))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide of 45 × 48 = 2,160 patches of 25 px in three blocks, a model, and a store and results of runs apart."""
+    """A slide of 45 × 48 = 2,160 patches of 25 px in three blocks, a model, a store and results."""
     folder = tmp_path_factory.mktemp("made")
     write_slide(folder / "slides" / "s.tiff", tissue(1200, 1125))
     write_model(folder / "m.safetensors", make_checkpoint(side_px=SIDE))
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def infer_kept(
     made: Path, results: Path, keep: Path | None = None, slides: Path | None = None, **options: Any
 ) -> RunAccount:
-    """Infer, and keep the patches; by default only a summary and a table are made of the predictions."""
+    """Infer and keep the patches; the outputs are a summary, a table and a gallery by default."""
     return infer(
         slides or made / "slides",
         made / "m.safetensors",
@@ -177,7 +177,9 @@ def test_results_that_are_there_only_lack_their_patches(made: Path, tmp_path: Pa
 def test_a_run_killed_inside_a_slide_goes_on(
     function: str, number: int, made: Path, tmp_path: Path
 ) -> None:
-    """The real command dies at the first block of the store, between a block's pixels and its predictions, or between two blocks."""
+    """The real command dies before a store's first block, between pixels and predictions of a block,
+    or between two blocks.
+    """
     code = f"""
 import os
 from wsi_pipeline.stages import infer as place

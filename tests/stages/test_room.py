@@ -1,4 +1,4 @@
-"""Room on the disk and permissions of files: looked at before a slide starts and before every block."""
+"""Free disk space, checked before a slide starts and before every block; permissions of files."""
 
 import os
 import stat
@@ -133,7 +133,7 @@ def test_a_slide_that_will_not_fit_is_not_cut(
 def test_work_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """10,000 patches in blocks of 3,072 are four: there is room at the two looks before the blocks, and at two of these."""
+    """10,000 patches are four blocks of 3,072: space at both checks before them, and at two of them."""
     write_slide(tmp_path / "s.tiff", paint_noise(1000, 1000))
     config = TileConfig(spec=PatchSpec(10, 10, 0.5))
     plenty, nothing = Disk(10**12), Disk(0)

@@ -1,4 +1,4 @@
-"""Every slide's outputs anew from its stored probabilities, without model or slide."""
+"""New outputs for every slide from its stored probabilities, without model or slide."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def aggregate_results(
     force: bool = False,
     say: Callable[[SlideOutcome], None] = lambda outcome: None,
 ) -> RunAccount:
-    """Make the outputs of every finished slide in `results` anew, in place or in the results folder `out`.
+    """Rebuild the outputs of every finished slide in `results`, in place or in the folder `out`.
 
     One outcome per slide, whatever is raised; a slide whose outputs show this very view already is
     left alone. Raises StoreError where `results` holds no finished slide.

@@ -1,4 +1,4 @@
-"""Room on the disk, looked at before a slide starts and before every block, and the permissions of what is written."""
+"""Free disk space, checked before a slide starts and before every block; permissions of files."""
 
 import os
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from wsi_pipeline.store.manifest import is_product
 DEFAULT_MIN_FREE = 1_000_000_000
 """Bytes."""
 MIN_FREE_FILES = 1_000
-"""A slide's results are some 40 files, and a store has one for every 4,096 patches."""
+"""A slide's results are some 40 files, and a store has one per 4,096 patches."""
 GB = 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """What is to stay free on every file system that is written to."""
+    """Disk space that stays free on every file system that is written to."""
 
     min_free_bytes: int = DEFAULT_MIN_FREE
 
@@ -29,7 +29,7 @@ class DiskSpace:
             raise ConfigError(f"{self.min_free_bytes} bytes cannot be kept free; give 0 or more")
 
     def check(self, folder: Path, needed_bytes: int = 0) -> None:
-        """Raise EnvironmentFault where so many more bytes would leave too little, or hardly any file can be made any more."""
+        """Raise EnvironmentFault where so many more bytes leave too little, or files run out."""
         system = os.statvfs(_existing(folder))
         free = system.f_bavail * system.f_frsize
         if free < self.min_free_bytes + needed_bytes:
@@ -56,7 +56,10 @@ def _existing(folder: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class SpaceCheckedJob:
-    """A job that goes on only while there is room, and whose files get the permissions that were asked for, wherever it runs."""
+    """A job that stops where disk space runs out, and whose files get the permissions asked for.
+
+    Both hold in every process that runs a step of it.
+    """
 
     job: SlideJob
     disk_space: DiskSpace
@@ -64,24 +67,22 @@ class SpaceCheckedJob:
 
     @property
     def target(self) -> Path:
-        """Where the product will be."""
+        """Folder of the product."""
         return self.job.target
 
     @property
     def patch_bytes(self) -> dict[Path, int]:
-        """The job's own."""
+        """Bytes per patch of the job."""
         return self.job.patch_bytes
 
     def hold(self) -> AbstractContextManager[None]:
-        """The job's own locks."""
+        """Hold the locks of the job."""
         return self.job.hold()
 
     def prepare(self) -> SlidePlan:
-        """Prepare, and look whether everything that is missing will find room."""
+        """Prepare, and check that there is space for everything that is missing."""
         os.umask(self.umask)
-        if not is_product(
-            self.target
-        ):  # else there may be nothing to do, for which there is always room
+        if not is_product(self.target):  # else there may be nothing to do, which needs no space
             self._look()
         plan = self.job.prepare()
         if plan.missing_patches:
@@ -90,12 +91,12 @@ class SpaceCheckedJob:
         return plan
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
-        """One block, where there is room."""
+        """Run one block, if there is space."""
         self._look()
         return self.job.run_block(plan, block)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
-        """The job's own end; a slide that was done before needs no room."""
+        """Finish the job; a slide that was done before needs no space."""
         os.umask(self.umask)
         return self.job.finish(plan, reports)
 
@@ -106,7 +107,7 @@ class SpaceCheckedJob:
 
 
 def current_umask() -> int:
-    """The permissions that this process takes from files it makes."""
+    """Return the permissions that this process takes from files it makes."""
     umask = os.umask(0o077)
     os.umask(umask)
     return umask

@@ -1,4 +1,7 @@
-"""Stage: a checkpoint as files that other programs run, committed only where they give the same probabilities."""
+"""Export of a checkpoint as files that other programs run.
+
+It is committed only where these files give the same probabilities.
+"""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ from wsi_pipeline.store.lock import hold_lock
 
 KIND = "wsi export"
 MAX_DIFFERENCE = 1e-5
-"""Largest difference in probability that an export may have from its checkpoint."""
+"""Largest allowed difference in probability between an export and its checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +28,9 @@ class Exported:
 
     files: tuple[Path, ...]
     differences: dict[str, float]
-    """Format → largest difference in probability from the checkpoint on the compared batch, of this or an earlier run."""
+    """Format → largest difference in probability from the checkpoint on the compared batch."""
     is_resumed_whole: bool
-    """An earlier run had made these very files."""
+    """An earlier run made these very files."""
 
 
 def export_model(

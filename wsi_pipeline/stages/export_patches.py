@@ -1,4 +1,7 @@
-"""Stores' patches as files that other programs read: a folder of PNGs, or WebDataset tars; an export is a product like any other."""
+"""Export of patches as files that other programs read: a folder of PNGs, or WebDataset tars.
+
+An export is a product like any other.
+"""
 
 import io
 import os
@@ -26,7 +29,7 @@ MAX_NAME_BYTES = 255
 
 
 class ExportedPatch(NamedTuple):
-    """One patch on its way out."""
+    """One patch to be exported."""
 
     name: str
     """Store, row and column."""
@@ -40,7 +43,7 @@ class ExportedPatch(NamedTuple):
 def export_stores(
     stores: Sequence[PatchStore], form: str, out: Path, force: bool = False
 ) -> dict[str, int]:
-    """Commit `out` with the patches of every store, unreadable ones left out; returns how many of each store, by its name.
+    """Commit `out` with the readable patches of every store; return how many of each, by its name.
 
     Raises StoreError where a store is damaged, two have the same name, or two classes would share a
     folder.
@@ -72,7 +75,7 @@ def export_stores(
 
 
 def _check_folders(stores: Sequence[PatchStore]) -> None:
-    """Raise StoreError where patches of different classes would lie in one folder, or none can have the name."""
+    """Raise StoreError where two classes would share a folder, or a name is too long for one."""
     owners = {UNKNOWN: "unlabelled patches"}
     for store in stores:
         for name in store.table.class_names:
@@ -90,7 +93,7 @@ def _check_folders(stores: Sequence[PatchStore]) -> None:
 
 
 def export_png(store: PatchStore, out: Path) -> int:
-    """Write `<out>/<class>/<slide>_r<row>_c<col>.png`, unreadable ones left out; returns how many. Raises StoreError."""
+    """Write readable patches as `<out>/<class>/<slide>_r<row>_c<col>.png`; return how many."""
     count = 0
     for patch in _patches(store):
         folder = out / patch.class_name
@@ -101,9 +104,10 @@ def export_png(store: PatchStore, out: Path) -> int:
 
 
 def export_webdataset(store: PatchStore, out: Path) -> int:
-    """Write `<out>/<slide>-<number>.tar` of 10,000 patches each, as `<key>.png`, `.cls` and `.json`; returns how many patches.
+    """Write `<out>/<slide>-<number>.tar` of 10,000 patches each; return how many patches.
 
-    Tars hold no dates or owners: the same store gives the same bytes.
+    A patch is `<key>.png`, `.cls` and `.json`. Tars hold no dates or owners: the same
+    store gives the same bytes.
     """
     make_folder(out)
     count = 0
@@ -142,7 +146,7 @@ def _patches(store: PatchStore) -> Iterator[ExportedPatch]:
 
 
 def _folder_name(class_name: str) -> str:
-    """A class's name as the name of a folder in the output, never one that leads out of it."""
+    """Return a class's name as the name of a folder, which never leads out of the output."""
     name = class_name.replace("/", "_").replace("\0", "_")
     return f"_{name}" if name in ("", ".", "..") else name
 

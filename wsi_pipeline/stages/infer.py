@@ -66,13 +66,13 @@ from wsi_pipeline.store.predictions import (
 )
 
 PATCH_BYTES = 100
-"""A million patches in all default formats take 68 MB, and some more on their way."""
+"""A million patches take 68 MB in all default formats, and some more while they are written."""
 ENGINE = "engine"
-"""Entry of a recipe that says what computed the predictions."""
+"""Entry of a recipe that names the engine of the predictions."""
 
 
 def refuse_other_engine(staging: Staging) -> None:
-    """Raise StoreError, saying how to go on, where what is there differs by what computed it and by nothing else."""
+    """Raise StoreError, with the options to use, where results differ in their engine alone."""
     if not is_product(staging.target):
         return
     made = read_manifest(staging.target).recipe
@@ -91,17 +91,17 @@ def refuse_other_engine(staging: Staging) -> None:
 
 
 class _Source(NamedTuple):
-    """Where a slide's patches come from."""
+    """Source of a slide's patches."""
 
     slide: SlideInfo
     recipe: dict[str, Any]
-    """Everything that decides which patches there are."""
+    """Everything that decides the patches."""
     choose_patches: Callable[[], PatchTable]
 
 
 @dataclass(frozen=True, slots=True)
 class InferJob:
-    """Predict one slide, read directly or from its patch store, and write everything that is made of the predictions."""
+    """Predict one slide, read directly or from its patch store, and write all its outputs."""
 
     slide: FoundSlide
     """A slide file, or a patch store where `is_store`."""
@@ -112,16 +112,16 @@ class InferJob:
     force: bool = False
     view: View = field(default_factory=View)
     keep: TileJob | None = None
-    """The job of the patch store that is made along, or read where it is there."""
+    """The job of the patch store that is made along, or read if it exists."""
 
     @property
     def target(self) -> Path:
-        """The slide's folder of results."""
+        """Folder of the slide's results."""
         return self.out / self.slide.slide_id
 
     @property
     def patch_bytes(self) -> dict[Path, int]:
-        """A probability, its position, and the tables' entries; the pixels of a store that is still to be made."""
+        """A probability with its rows in tables; the pixels of a store that is still to be made."""
         keep = self.keep
         store = {} if keep is None or is_product(keep.target) else keep.patch_bytes
         return {**store, self.out: PATCH_BYTES + store.get(self.out, 0)}
@@ -132,7 +132,7 @@ class InferJob:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the lock of the results, and that of the kept store; one that is only read needs none."""
+        """Hold the locks of the results and the kept store; one that is only read needs none."""
         keep = self.keep
         is_read = keep is not None and is_product(keep.target) and not self.force
         with hold_lock(self.target), nullcontext() if keep is None or is_read else keep.hold():
@@ -164,7 +164,7 @@ class InferJob:
         )
 
     def _prepare_store(self, keep: TileJob) -> SlidePlan:
-        """Lay out the kept store; with force, one of another recipe is replaced, one of this recipe stays."""
+        """Lay out the kept store; force replaces one of another recipe, never one of this."""
         try:
             return keep.prepare()
         except StoreError:
@@ -235,7 +235,7 @@ class InferJob:
 
     @contextmanager
     def _open_source(self) -> Iterator["_Source"]:
-        """Where the patches come from, open while it is looked at."""
+        """Open the slide or the store for as long as it is used."""
         slide = self.slide
         if self.is_store:
             store = PatchStore(slide.path)
@@ -258,7 +258,7 @@ class InferJob:
         return staging
 
     def _reuse(self, staging: Staging, manifest: Manifest) -> SlidePlan:
-        """The plan where the predictions are there; outputs that are not as asked for are made anew from them."""
+        """Return the plan where predictions exist; outputs that differ are rebuilt."""
         if manifest.recipe.get(VIEW) == self.view.to_json():
             return finished_plan(staging, manifest)
         open_result(self.target)
@@ -284,7 +284,7 @@ class InferJob:
         return self.keep.open_patches(plan.store)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
-        """Commit the kept store, then aggregate the predictions, write every output and commit them together."""
+        """Commit the kept store, then every output of the predictions together."""
         store = plan.store
         try:
             if self.keep is not None and store is not None:
@@ -347,7 +347,10 @@ def check_fit(name: str, spec: PatchSpec, model: Model) -> None:
 
 
 def inference_recipe(source_recipe: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]:
-    """Everything that decides a slide's predictions and what is drawn of them; the size of batches changes the last bits at most."""
+    """Return everything that decides a slide's predictions and outputs.
+
+    The size of batches is no part of it: it changes the last bits at most.
+    """
     return {
         "source": dict(source_recipe),
         "model": predictor.model.digest,
@@ -356,7 +359,7 @@ def inference_recipe(source_recipe: Mapping[str, Any], predictor: Predictor) -> 
 
 
 def describe_engine(entry: Mapping[str, Any]) -> str:
-    """What computed predictions, in words, from the entry of their recipe."""
+    """Return the engine of predictions as text, from the entry of their recipe."""
     return f"{entry.get('engine')} {entry.get('precision')} ({entry.get('device')})"
 
 
@@ -372,7 +375,7 @@ def check_table(table: PatchTable, model: Model) -> None:
 
 
 def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor) -> None:
-    """Lay out the predictions of a slide. Raises ModelError where its patches do not fit the model."""
+    """Lay out the predictions of a slide. Raises ModelError where patches do not fit the model."""
     check_table(table, predictor.model)
     attributes = {
         "model": predictor.model.to_json(),
@@ -390,7 +393,11 @@ def predict_block(
     block: int,
     store: Staging | None = None,
 ) -> BlockReport:
-    """Read, predict and write one block, whose pixels go into `store` first. Unreadable patches get NaN."""
+    """Read, predict and write one block; its pixels go into `store` first, if there is one.
+
+    Unreadable patches get NaN. Batches start again with every block, so that the last bits of a
+    probability may depend on the block size, but never on whether pixels are kept.
+    """
     started = time.perf_counter()
     patches = source.read_block(block)
     was_read = time.perf_counter()

@@ -1,4 +1,4 @@
-"""From the patches of a patient to a patch table and its pixels."""
+"""The job that copies a patient's patches into a store."""
 
 import hashlib
 import math
@@ -24,13 +24,13 @@ from wsi_pipeline.stages.ingest_layouts import (
 )
 
 MAX_POSITIONS_PER_SIDE = 20_000
-"""Coordinates beyond this many patches are no place on a slide."""
+"""Coordinates beyond this many patches cannot lie on a slide."""
 
 MAX_THUMBNAIL_PX = 1500
 
 
 class PatchFile(NamedTuple):
-    """An entry that becomes a patch, and where."""
+    """An entry that becomes a patch, and its position."""
 
     entry: PatchEntry
     row: int
@@ -38,7 +38,7 @@ class PatchFile(NamedTuple):
 
 
 def ingest_recipe(patient: PatientPatches, spec: PatchSpec) -> dict[str, Any]:
-    """Everything that decides a patient's store."""
+    """Return everything that decides a patient's store."""
     return {
         "slide": fingerprint_patches(patient),
         "patch": spec.to_json(),
@@ -47,7 +47,7 @@ def ingest_recipe(patient: PatientPatches, spec: PatchSpec) -> dict[str, Any]:
 
 
 def fingerprint_patches(patient: PatientPatches) -> str:
-    """SHA-256 over a patient's patches: names, places, labels, and the content of every file."""
+    """Return the SHA-256 of a patient's patches: names, places, labels, content of every file."""
     digest = hashlib.sha256()
     contents: dict[str, bytes] = {}
     for entry in patient.entries:
@@ -72,9 +72,9 @@ Naming = Callable[[str], str]
 def sort_files(
     patient: PatientPatches, spec: PatchSpec, naming: Naming = str
 ) -> tuple[list[PatchFile], list[LeftOut]]:
-    """The patches that are whole and on the grid, in raster order, and the others with the reason.
+    """Return the patches that are whole and on the grid, in raster order, and the files left out.
 
-    Where nobody knows the places, the patches stand in their order on a square.
+    Where places are unknown, the patches fill a square in their order.
     """
     taken: dict[tuple[int, int], PatchFile] = {}
     left_out: list[LeftOut] = []
@@ -95,7 +95,7 @@ def sort_files(
 
 
 def _find_fault(folder: Path, entry: PatchEntry, spec: PatchSpec) -> str | None:
-    """Why an entry cannot become a patch; None where it can."""
+    """Return the reason why an entry cannot become a patch; None where it can."""
     try:
         width, height = _size_of(folder, entry)
     except (SlideError, ConfigError):
@@ -112,7 +112,7 @@ def _find_fault(folder: Path, entry: PatchEntry, spec: PatchSpec) -> str | None:
 
 
 def _size_of(folder: Path, entry: PatchEntry) -> tuple[int, int]:
-    """(width, height) of a patch."""
+    """Return the (width, height) of a patch."""
     if entry.stack_index < 0:
         return read_size(folder / entry.file)
     shape = stack_shape(folder / entry.file)
@@ -129,7 +129,7 @@ def _name(entry: PatchEntry, naming: Naming) -> str:
 def plan_ingestion(
     patient: PatientPatches, files: Sequence[PatchFile], fingerprint: str, spec: PatchSpec
 ) -> PatchTable:
-    """The patch table of one patient; the slide is the reduced scan, as far as the patches reach."""
+    """Return the patch table of one patient, whose slide is the area that the patches cover."""
     positions = np.array([(file.row, file.col) for file in files], dtype=np.int32).reshape(-1, 2)
     rows, cols = (int(extent) for extent in positions.max(axis=0, initial=-1) + 1)
     grid = Grid(spec=spec, rows=rows, cols=cols, downsample=Fraction(1))
@@ -164,7 +164,7 @@ def plan_ingestion(
 def describe_ingestion(
     files: Sequence[PatchFile], left_out: Sequence[LeftOut], naming: Naming = str
 ) -> dict[str, Any]:
-    """What the store records about where its patches came from."""
+    """Return the store's record of the source of its patches."""
     return {
         "files": [list(file.entry._replace(file=naming(file.entry.file))) for file in files],
         "left_out": [list(entry) for entry in left_out],
@@ -184,7 +184,7 @@ class PatchFiles:
         self.block_size = table.block_size
 
     def read_block(self, block: int) -> PatchBlock:
-        """The pixels of one block; a file that went bad since the table was made is unreadable."""
+        """Return the pixels of one block; a file that was damaged since planning is unreadable."""
         entries = self._entries[block_slice(block, self.block_size, len(self._entries))]
         side = self.grid.spec.side_px
         pixels = np.full((len(entries), side, side, 3), 255, dtype=np.uint8)
@@ -219,23 +219,21 @@ def _read_from_stack(folder: Path, entry: PatchEntry) -> NDArray[np.uint8] | Non
 
 
 def _draw_thumbnail(folder: Path, files: Sequence[PatchFile], grid: Grid) -> Thumbnail:
-    """The patches in their places, white between them, each reduced by a divisor of its side."""
+    """Return the patches in their places on white, each reduced by a divisor of its side."""
     side = grid.spec.side_px
     extent = max(grid.rows, grid.cols, 1)
     factors = [factor for factor in range(1, side + 1) if side % factor == 0]
     factor = next((f for f in factors if extent * side // f <= MAX_THUMBNAIL_PX), side)
     small = side // factor
-    picture = np.full(
-        (max(grid.rows, 1) * small, max(grid.cols, 1) * small, 3), 255, dtype=np.uint8
-    )
-    if grid.spec.stride_px != side:  # overlapping or scattered patches make no picture
-        return Thumbnail(picture, Fraction(factor), (0, 0))
+    image = np.full((max(grid.rows, 1) * small, max(grid.cols, 1) * small, 3), 255, dtype=np.uint8)
+    if grid.spec.stride_px != side:  # overlapping or scattered patches make no image
+        return Thumbnail(image, Fraction(factor), (0, 0))
     for file, patch in zip(
         files, _read_patches(folder, [file.entry for file in files], side), strict=True
     ):
         if patch is not None:
             reduced = patch.reshape(small, factor, small, factor, 3).mean(axis=(1, 3))
-            picture[
+            image[
                 file.row * small : (file.row + 1) * small, file.col * small : (file.col + 1) * small
             ] = reduced.round()
-    return Thumbnail(picture, Fraction(factor), (0, 0))
+    return Thumbnail(image, Fraction(factor), (0, 0))

@@ -1,4 +1,4 @@
-"""How data sets of patches lie on disk. A layout is one function and one line in LAYOUTS.
+"""Layouts of data sets of patches on disk. A layout is one function and one line in LAYOUTS.
 
 Stacks of patches come in NumPy files. Nothing pickled is ever loaded.
 """
@@ -30,20 +30,20 @@ STACK_FAULTS = (OSError, ValueError, EOFError, KeyError)
 
 
 class PatchEntry(NamedTuple):
-    """A patch of a data set, not looked into yet."""
+    """A patch of a data set, not opened yet."""
 
     file: str
     """Relative to the data set's folder."""
     label: int
     x: int | None = None
-    """Column of its top-left pixel in the scan it was cut from, from 0; None where nobody knows."""
+    """Column of its top-left pixel in the scan it was cut from, from 0; None where unknown."""
     y: int | None = None
     stack_index: int = -1
     """Which patch of a stack; -1 where the file is one image."""
 
 
 class LeftOut(NamedTuple):
-    """A file that did not become a patch, and why."""
+    """A file that did not become a patch, and the reason."""
 
     file: str
     reason: str
@@ -61,10 +61,10 @@ class PatientPatches:
 
 @dataclass(frozen=True, slots=True)
 class LayoutOptions:
-    """What cannot be seen from the files."""
+    """Facts about a data set that its files do not show."""
 
     patient_regex: str | None = None
-    """Applied to each file's path below the folder; its group `patient`, or its first, names the patient."""
+    """Searched in each file's path below the folder; group `patient`, or the first, names it."""
     class_names: tuple[str, str] | None = None
     """(negative, positive)"""
 
@@ -81,7 +81,10 @@ class Found(NamedTuple):
 
 
 def find_idc(folder: Path, options: LayoutOptions) -> Found:
-    """The public IDC set: `<patient>_idx5_x<X>_y<Y>_class<C>.png` at any depth; X is the column and Y the row, counted from 1."""
+    """Find the public IDC set: `<patient>_idx5_x<X>_y<Y>_class<C>.png` at any depth.
+
+    X is the column and Y the row of the top-left pixel, counted from 1.
+    """
     by_patient: defaultdict[str, list[PatchEntry]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         if match := IDC_NAME.fullmatch(path.name):
@@ -101,7 +104,7 @@ def find_idc(folder: Path, options: LayoutOptions) -> Found:
 
 
 def find_folders(folder: Path, options: LayoutOptions) -> Found:
-    """One folder per class, images in it at any depth; the patient is in the path, where `patient_regex` says."""
+    """Find one folder per class with images at any depth; `patient_regex` finds the patient."""
     if options.patient_regex is None:
         raise ConfigError(
             f"{folder}: class folders do not name patients; say where they stand with"
@@ -128,9 +131,10 @@ def find_folders(folder: Path, options: LayoutOptions) -> Found:
 
 
 def find_stacks(folder: Path, options: LayoutOptions) -> Found:
-    """NPZ files with `images` and `labels`, or pairs `<name>_images.npy` and `<name>_labels.npy`, or `X.npy` and `Y.npy`.
+    """Find NPZ files with `images` and `labels`, or pairs of NPY files.
 
-    `patients`, a third array, names the patient of each patch; without it each file is one patient.
+    Pairs are `<name>_images.npy` and `<name>_labels.npy`, or `X.npy` and `Y.npy`. A third
+    array, `patients`, names the patient of each patch; without it each file is one patient.
     """
     by_patient: defaultdict[str, list[PatchEntry]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
@@ -150,7 +154,10 @@ def find_stacks(folder: Path, options: LayoutOptions) -> Found:
 
 
 def find_table(table: Path, options: LayoutOptions) -> Found:
-    """A CSV with the columns path (relative to it), patient, label (0 or 1, or a class name), and perhaps x and y, counted from 0."""
+    """Find the patches of a CSV with the columns path, patient, label, and perhaps x and y.
+
+    Paths are relative to the CSV; labels are 0, 1 or a class name; x and y count from 0.
+    """
     class_names = options.class_names or DEFAULT_CLASS_NAMES
     by_patient: defaultdict[str, list[PatchEntry]] = defaultdict(list)
     for number, line in _read_table(table):
@@ -167,7 +174,7 @@ LAYOUTS: dict[str, Callable[[Path, LayoutOptions], Found]] = {
 
 
 def find_patches(place: Path, layout: str, options: LayoutOptions) -> Found:
-    """Every patient of a data set, sorted by name. Raises ConfigError where the place does not have this layout."""
+    """Return the patients of a data set, sorted by name. Raises ConfigError for another layout."""
     if layout not in LAYOUTS:
         raise ConfigError(f"layout {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     if not (place.is_file() if layout == "csv" else place.is_dir()):
@@ -220,7 +227,7 @@ def check_regex(regex: str) -> None:
 
 
 def find_patient(regex: str, relative: str) -> str | None:
-    """The patient whom the expression's group `patient`, or its first, finds in a path; None where it does not match."""
+    """Return the patient that group `patient`, or the first, matches in a path; None if none."""
     match = re.search(regex, relative)
     if match is None:
         return None
@@ -275,14 +282,17 @@ def _read_line(
 
 
 class StackTable(NamedTuple):
-    """Whose patches a stack holds, and their labels."""
+    """Patients and labels of the patches in a stack."""
 
     patients: list[str]
     labels: list[int]
 
 
 def read_stack_table(path: Path) -> StackTable | None:
-    """What belongs to the images of a file; None where it holds no images. Raises ConfigError where the arrays do not fit together."""
+    """Return the patients and labels of a file's images; None where it holds no images.
+
+    Raises ConfigError where the arrays do not fit together.
+    """
     shape = stack_shape(path)
     if shape is None:
         return None
@@ -306,7 +316,10 @@ def read_stack_table(path: Path) -> StackTable | None:
 
 
 def stack_shape(path: Path) -> tuple[int, ...] | None:
-    """Shape of the images (n, side, side, 3) in a file; None where it holds none. Raises ConfigError for images of another kind."""
+    """Return the shape (n, side, side, 3) of the images in a file; None where it holds none.
+
+    Raises ConfigError for images of another kind.
+    """
     images = open_images(path)
     if images is None:
         return None
@@ -320,7 +333,7 @@ def stack_shape(path: Path) -> tuple[int, ...] | None:
 
 @lru_cache(2)
 def open_images(path: Path) -> NDArray[np.uint8] | None:
-    """The images of a file, mapped into memory where it is NPY. Raises ConfigError."""
+    """Return the images of a file, mapped into memory where it is NPY. Raises ConfigError."""
     try:
         if path.suffix.lower() == ".npy":
             return (
@@ -338,7 +351,7 @@ def open_images(path: Path) -> NDArray[np.uint8] | None:
 
 
 def _companion(path: Path, names: tuple[str, ...]) -> NDArray[np.generic] | None:
-    """The labels or patients that belong to a file of images."""
+    """Return the labels or patients that belong to a file of images."""
     try:
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -362,7 +375,7 @@ def _is_called(path: Path, names: tuple[str, ...]) -> bool:
 
 
 def _stem_of(path: Path) -> str:
-    """`a_images.npy` and `a_labels.npy` belong together by `a`, X.npy and Y.npy by nothing."""
+    """Return what a pair shares: `a` of `a_images.npy` and `a_labels.npy`; "" for X.npy, Y.npy."""
     return path.stem.rpartition("_")[0]
 
 

@@ -41,25 +41,25 @@ from wsi_pipeline.slides.thumbnail import read_thumbnail
 from wsi_pipeline.slides.tissue import TissueParameters, find_tissue, tissue_fraction
 
 LEVEL_TOLERANCE = 0.02
-"""A pyramid level this close to the wanted scale is read as it is; its true scale is recorded."""
+"""A pyramid level this close to the wanted scale is read as it is; its own scale is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileConfig:
-    """How a slide is cut."""
+    """Scale, tissue, labels and quality of the patches that a slide is cut into."""
 
     spec: PatchSpec = field(default_factory=PatchSpec)
     tissue: TissueParameters = field(default_factory=TissueParameters)
     slide_mpp: float | None = None
-    """Overrules what the slides say of their own scale."""
+    """µm per level-0 pixel, instead of the scale in the slide files."""
     allow_upsample: bool = False
     """Cut finer than the scan, which adds pixels but no detail."""
     rules: LabelRules = field(default_factory=LabelRules)
-    """What labels mean, and what the two classes are called."""
+    """Meaning of labels, and names of the two classes."""
     quality: QualityParameters = field(default_factory=QualityParameters)
-    """What is flagged as pen or blur, and whether such patches are left out."""
+    """Limits for pen and blur flags, and the flags that leave a patch out."""
     reader: str = "auto"
-    """Which reader opens the slides; it changes no pixel."""
+    """Reader of the slides; it changes no pixel."""
 
     def __post_init__(self) -> None:
         if self.slide_mpp is not None and not (
@@ -78,7 +78,7 @@ def tile_recipe(
     patient_id: str | None = None,
     mask_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides which patches a slide gives, with which labels, and whose they are."""
+    """Return everything that decides a slide's patches, their labels and their patient."""
     return {
         "slide": slide.fingerprint,
         "slide_mpp": slide.mpp,
@@ -100,7 +100,7 @@ def plan_patches(
     patient_id: str | None = None,
     mask_file: Path | None = None,
 ) -> tuple[PatchTable, dict[str, Any]]:
-    """Choose the cells of a slide that hold enough tissue, and label them; also what is to be recorded about it.
+    """Choose the patches of a slide with enough tissue and label them; return the record, too.
 
     Raises SlideError, or LabelError for labels or a mask that do not fit the slide.
     """
@@ -117,7 +117,7 @@ def plan_patches(
         tissue = mask.lie_over(thumbnail)
     positions = _take_positions(reader, grid, fraction, config.tissue.min_tissue)
     _refuse_lost_tissue(slide, tissue_mm2, positions, config)
-    positions, quality = _judge_patches(reader, grid, positions, thumbnail, config.quality)
+    positions, quality = _flag_patches(reader, grid, positions, thumbnail, config.quality)
     labels = label_patches(label_file, slide, grid, positions, config.rules)
     table = PatchTable(
         slide=slide,
@@ -149,36 +149,35 @@ def plan_patches(
 def _find_tissue(
     slide: SlideInfo, thumbnail: Thumbnail, unreadable: NDArray[np.bool_], config: TileConfig
 ) -> tuple[NDArray[np.bool_], float]:
-    """Our own mask of the thumbnail, and the tissue's area in mm²."""
+    """Return the tissue found on the thumbnail, and its area in mm²."""
     mpp = slide.mpp * float(thumbnail.downsample)
     mask = find_tissue(thumbnail.pixels, mpp, config.tissue)
-    # What cannot be seen may be tissue: such cells are tried, and counted as unreadable if they
-    # are.
+    # What cannot be decoded may be tissue: such patches are tried, and counted as unreadable.
     return mask | unreadable, float(mask.sum()) * (mpp / 1000) ** 2
 
 
 def _take_mask(
     mask: MaskPicture, slide: SlideInfo, grid: Grid
 ) -> tuple[NDArray[np.float32], float]:
-    """Share of tissue in every cell, by the user's mask, and the area in mm² of the cells' tissue."""
-    picture = mask.thumbnail
+    """Return the share of tissue in every patch by the user's mask, and its area in mm²."""
+    image = mask.thumbnail
     fraction = (
         mask.annotated_fraction(grid)
-        if picture is None
-        else tissue_fraction(picture.pixels[..., 0] > 0, picture, grid)
+        if image is None
+        else tissue_fraction(image.pixels[..., 0] > 0, image, grid)
     )
     pitch_mm = grid.spec.stride_px * float(grid.downsample) * slide.mpp / 1000
     return fraction, float(fraction.sum(dtype=np.float64)) * pitch_mm**2
 
 
-def _judge_patches(
+def _flag_patches(
     reader: SlideReader,
     grid: Grid,
     positions: NDArray[np.int32],
     thumbnail: Thumbnail,
     parameters: QualityParameters,
 ) -> tuple[NDArray[np.int32], PatchQuality]:
-    """What is wrong with the patches of cells, and those that are kept."""
+    """Return the positions that are kept, and the quality of their patches."""
     mpp = reader.info.mpp * float(thumbnail.downsample)
     pen = tissue_fraction(find_pen(thumbnail.pixels, mpp), thumbnail, grid)[
         positions[:, 0], positions[:, 1]
@@ -209,7 +208,7 @@ def _measure_sharpness(
 def _refuse_lost_tissue(
     slide: SlideInfo, tissue_mm2: float, positions: NDArray[np.int32], config: TileConfig
 ) -> None:
-    """Raise SlideError where there is tissue but no patch takes it in: that must not look like a slide without tissue."""
+    """Raise SlideError where no patch holds the tissue: it must not pass for an empty slide."""
     if len(positions) or tissue_mm2 == 0:
         return
     raise SlideError(
@@ -220,7 +219,7 @@ def _refuse_lost_tissue(
 
 
 def resolve_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, Fraction]:
-    """The scale that is really cut, and level-0 pixels per patch pixel.
+    """Return the scale that is really cut, and level-0 pixels per patch pixel.
 
     A level within 2 % of the wanted scale is taken as it is. Raises SlideError where the scan is
     too coarse.

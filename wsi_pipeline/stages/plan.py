@@ -1,4 +1,7 @@
-"""What every job has: the plan of a slide's blocks, reports of them, and slides that stay open between blocks."""
+"""Plans and reports of a slide's blocks, previews of a run, and slides that stay open.
+
+A job has one plan per slide. A preview is found out without writing anything.
+"""
 
 import threading
 from collections.abc import Mapping
@@ -30,7 +33,7 @@ OPEN_SOURCES = 4
 
 @dataclass(frozen=True, slots=True)
 class SlidePlan:
-    """What is to be done for one slide."""
+    """Blocks of one slide that are still to be done."""
 
     staging: Staging
     patches: int
@@ -44,7 +47,7 @@ class SlidePlan:
     slide_stamp: tuple[int, int] | None = None
     """Size and time of change of the slide's file when it was opened."""
     store: "SlidePlan | None" = None
-    """The plan of the patch store that predictions are made along with; None where there is none."""
+    """The plan of the patch store that is made along with predictions, if one is kept."""
     stored_only: frozenset[int] = frozenset()
     """Missing blocks of that store whose predictions are there."""
 
@@ -66,7 +69,7 @@ class BlockReport:
     seconds_compute: float = 0.0
     seconds_write: float = 0.0
     fallbacks: int = 0
-    """Regions that another reader had to read because of a fault."""
+    """Regions that another reader read because of a fault."""
     is_predicted: bool = False
     """False where patches were only stored."""
 
@@ -80,22 +83,22 @@ class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
 
     @property
     def target(self) -> Path:
-        """Where the product will be."""
+        """Folder of the product."""
         ...
 
     @property
     def patch_bytes(self) -> dict[Path, int]:
-        """Folders that are written to → bytes that one more patch takes there, where that can be known beforehand; else 0."""
+        """Folders that are written to → bytes per patch, 0 where they are not known beforehand."""
         ...
 
 
 def finished_plan(staging: Staging, manifest: Manifest) -> SlidePlan:
-    """The plan where nothing is left to do."""
+    """Return the plan where nothing is left to do."""
     return SlidePlan(staging, int(manifest.counts["patches"]), (), 1, is_finished=True)
 
 
 def open_plan(staging: Staging, table: PatchTable, slide: Path | None = None) -> SlidePlan:
-    """The plan of a product under way."""
+    """Return the plan of a product in staging."""
     done = staging.block_reports()
     missing = tuple(
         block for block in range(count_blocks(table.patches, table.block_size)) if block not in done
@@ -110,13 +113,13 @@ def open_plan(staging: Staging, table: PatchTable, slide: Path | None = None) ->
 
 
 def stamp_file(path: Path) -> tuple[int, int]:
-    """What changes whenever somebody writes to the file."""
+    """Return the size and time of change of a file, which change when it is written to."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 def refuse_changed(path: Path, plan: SlidePlan) -> None:
-    """Raise SlideError where the slide was written to while it was read; nothing is kept of such a mixture."""
+    """Raise SlideError, and discard the product, where the slide changed while it was read."""
     if plan.slide_stamp is not None and stamp_file(path) != plan.slide_stamp:
         plan.staging.discard()
         raise SlideError(
@@ -125,11 +128,11 @@ def refuse_changed(path: Path, plan: SlidePlan) -> None:
 
 
 _opening = threading.Lock()
-"""Several steps run side by side in one process, and each slide is to be opened once."""
+"""Held while a slide is opened: several steps run side by side, and each slide is opened once."""
 
 
 def staged_table(folder: Path) -> PatchTable:
-    """Return the patch table of a product under way, read once as long as nobody begins it again."""
+    """Return the patch table of a product in staging, read again only if it is begun again."""
     with _opening:
         return _read_staged_table(folder, stamp_file(folder / ZARR_JSON))
 
@@ -140,14 +143,14 @@ def _read_staged_table(folder: Path, stamp: tuple[int, int]) -> PatchTable:
 
 
 def read_staged_table(folder: Path) -> PatchTable:
-    """The patch table of a product under way, which nobody remembers afterwards."""
+    """Return the patch table of a product in staging, without keeping it in memory."""
     return read_table(folder, read_attributes(folder))
 
 
 def open_patches(
     slide: FoundSlide, slide_mpp: float | None, folder: Path, reader: str = AUTO
 ) -> PatchSource:
-    """The patches of a product under way, read from the slide. Raises SlideError where the slide was changed meanwhile."""
+    """Return the slide's patches for a staged product. Raises SlideError if the slide changed."""
     with _opening:
         return _open_slide_patches(slide, slide_mpp, folder, stamp_file(folder / ZARR_JSON), reader)
 
@@ -168,12 +171,12 @@ def _open_slide_patches(
 
 @lru_cache(OPEN_SOURCES)
 def open_store(path: Path, work: str) -> PatchStore:
-    """A finished store, kept open while one piece of work, which has that name, reads it."""
+    """Return a finished store, which stays open while one piece of `work` reads it."""
     return PatchStore(path)
 
 
 def refuse_unreadable(path: Path, plan: SlidePlan) -> None:
-    """Raise SlideError where not a single patch could be read; nothing is kept of such a slide."""
+    """Raise SlideError, and discard the product, where no patch could be read."""
     unreadable = sum(
         _count(report["unreadable"]) for report in plan.staging.block_reports().values()
     )
@@ -192,21 +195,21 @@ PROBABILITY_BYTES = 4
 
 
 class PreviewState(StrEnum):
-    """How far earlier runs have come with a slide."""
+    """Progress of earlier runs with a slide."""
 
     NEW = "new"
     STARTED = "begun"
     PREDICTED = "outputs missing"
     """Its predictions are there; only other outputs are asked for."""
     PATCHES_MISSING = "patches missing"
-    """Its results are there; its patches are to be kept, too."""
+    """Its results are there; its patches are still to be kept."""
     DONE = "done"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class SlidePreview:
-    """What is known of one slide before it is run."""
+    """Facts about one slide before it is run."""
 
     slide_id: str
     state: PreviewState
@@ -217,22 +220,22 @@ class SlidePreview:
     """µm per level-0 pixel."""
     patches: int = 0
     missing_patches: int = 0
-    """Those that are still to be predicted."""
+    """Patches that are still to be predicted."""
     blocks: int = 0
     """0 where they are all done."""
     blocks_done: int = 0
     prediction_bytes: int = 0
-    """Of the predictions on disk when they are finished."""
+    """Size of the finished predictions on disk."""
     patch_bytes: int = 0
-    """Of the patch store that is still to be finished."""
+    """Size of the patch store that is still to be finished."""
     reason: str = ""
-    """Why it cannot be run."""
+    """Reason why it cannot be run."""
 
 
 def preview_finished(
     slide: FoundSlide, facts: SlideInfo, state: PreviewState, manifest: Manifest
 ) -> SlidePreview:
-    """A slide whose predictions an earlier run has finished."""
+    """Return the preview of a slide whose predictions an earlier run finished."""
     return SlidePreview(
         slide.slide_id,
         state,
@@ -247,7 +250,7 @@ def preview_finished(
 
 
 def preview_started(slide: FoundSlide, table: PatchTable, done: Mapping[int, Any]) -> SlidePreview:
-    """A slide of which some blocks may be done."""
+    """Return the preview of a slide of which some blocks may be done."""
     blocks = count_blocks(table.patches, table.block_size)
     rows = [
         block_slice(block, table.block_size, table.patches)
@@ -270,7 +273,7 @@ def preview_started(slide: FoundSlide, table: PatchTable, done: Mapping[int, Any
 
 
 def count_table_bytes(table: PatchTable) -> int:
-    """Bytes of a table's arrays on disk, which predictions and patch stores both carry."""
+    """Return the bytes on disk of a table's arrays, which predictions and stores both hold."""
     quality = () if table.quality is None else table.quality
     arrays = (
         table.positions,

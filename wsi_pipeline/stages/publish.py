@@ -1,6 +1,6 @@
 """From predictions in a staging to a committed slide's folder: all outputs of a view in one commit.
 
-For the gallery it is chosen which patches a person should see.
+It also chooses the patches of the gallery.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ ReadPixels = Callable[[NDArray[np.intp]], NDArray[np.uint8]]
 
 
 def take_over(staging: Staging, folder: Path) -> None:
-    """Begin a product with the predictions of a finished slide's folder, so that only its outputs are made anew."""
+    """Begin a product with the predictions of a finished folder, to rebuild its outputs alone."""
     staging.begin()
     try:
         shutil.copytree(folder / PREDICTIONS, staging.product / PREDICTIONS)
@@ -43,7 +43,7 @@ def take_over(staging: Staging, folder: Path) -> None:
 
 
 def _clear_outputs(product: Path) -> None:
-    """Remove what a killed publication wrote: everything but the predictions."""
+    """Remove everything but the predictions, such as the outputs of a killed run."""
     for path in product.iterdir():
         if path.name == PREDICTIONS:
             continue
@@ -56,7 +56,10 @@ def _clear_outputs(product: Path) -> None:
 def publish(
     staging: Staging, view: View, samples: tuple[Sample, ...] | None, previous: Path
 ) -> SlideSummary:
-    """Aggregate, write every format of the view, commit them together; `previous` is the slide's folder as it stood, if any."""
+    """Aggregate, write every format of the view, and commit them together.
+
+    `previous` is the slide's finished folder, if there is one.
+    """
     predictions = Predictions(staging.product / PREDICTIONS)
     aggregation = view.aggregation
     heatmap = build_heatmap(
@@ -87,9 +90,9 @@ def publish(
 
 
 def choose_samples(predictions: Predictions, read: ReadPixels) -> tuple[Sample, ...]:
-    """The most and the least probable patches and a random sample, COLUMNS of each; unreadable ones are never shown.
+    """Return the most and least probable patches and a random sample, COLUMNS of each.
 
-    The sample hangs on the slide alone, so that every run shows the same.
+    Unreadable patches are left out. The sample depends on the slide alone: every run has the same.
     """
     known = np.flatnonzero(~np.isnan(predictions.probability))
     rising = known[np.argsort(predictions.probability[known], kind="stable")]
@@ -108,7 +111,7 @@ def choose_samples(predictions: Predictions, read: ReadPixels) -> tuple[Sample, 
 
 
 def read_from_slide(reader: SlideReader, predictions: Predictions) -> ReadPixels:
-    """Pixels cut from the slide."""
+    """Return a function that cuts pixels from the slide."""
     table = predictions.table
 
     def read(index: NDArray[np.intp]) -> NDArray[np.uint8]:
@@ -122,7 +125,7 @@ def read_from_slide(reader: SlideReader, predictions: Predictions) -> ReadPixels
 
 
 def read_from_store(store: PatchStore) -> ReadPixels:
-    """Pixels from the slide's patch store."""
+    """Return a function that takes pixels from the slide's patch store."""
 
     def read(index: NDArray[np.intp]) -> NDArray[np.uint8]:
         side = store.grid.spec.side_px

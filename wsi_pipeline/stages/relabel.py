@@ -73,7 +73,7 @@ def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRul
 
 
 def export_labels(places: Sequence[Path], folder: Path) -> list[Path]:
-    """Write the labels of every store among `places` as GeoJSON into a folder; returns the files."""
+    """Write the labels of every store among `places` as GeoJSON into a folder; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for store in find_stores(list(places)):
@@ -84,7 +84,7 @@ def export_labels(places: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def relabel_store(path: Path, label_file: Path, rules: LabelRules) -> bool:
-    """Put the labels of a file into a store, in place of its old ones; False where it has these very labels already.
+    """Replace the labels of a store by those of a file; return False where it has them already.
 
     Pixels are taken over as they are (hard links where the file system has them). The old
     generation stays until the new one is complete. Raises StoreError for a damaged store,

@@ -1,4 +1,4 @@
-"""Jobs that end in a patch store: tile a slide, take in a patient's patches.
+"""Jobs that end in a patch store: tile a slide, ingest a patient's patches.
 
 Before that it is settled which label file each slide of a run has.
 """
@@ -62,20 +62,20 @@ class TileJob:
     force: bool = False
     codec: PixelCodec = AS_THEY_ARE
     masks: tuple[Path, ...] = ()
-    """The user's masks, one of which must be this slide's; empty where tissue is found by ourselves."""
+    """The user's masks, one of them this slide's; empty where tissue is found here."""
 
     @property
     def target(self) -> Path:
-        """The store to be made."""
+        """Path of the store."""
         return self.out / f"{self.slide.slide_id}{STORE_SUFFIX}"
 
     @property
     def patch_bytes(self) -> dict[Path, int]:
-        """Known beforehand where pixels are stored as they are."""
+        """Bytes of a patch where pixels are stored as they are; 0 where they are compressed."""
         return {self.out: _pixel_bytes(self.config.spec) if self.codec == AS_THEY_ARE else 0}
 
     def hold(self) -> AbstractContextManager[None]:
-        """The store's lock."""
+        """Hold the lock of the store."""
         return hold_lock(self.target)
 
     def prepare(self) -> SlidePlan:
@@ -94,7 +94,10 @@ class TileJob:
         return open_plan(staging, staged_table(staging.product), slide.path)
 
     def is_finished(self) -> bool:
-        """Whether an earlier run made this very store. Raises StoreError where another recipe made what is there; nothing is touched."""
+        """Return whether an earlier run made this very store, without changing anything.
+
+        Raises StoreError where another recipe made the store that exists.
+        """
         with self._open() as reader:
             found = check_finished(
                 self._stage(reader), KIND, self.force, [self.slide.path, self.slide.label_file]
@@ -118,7 +121,7 @@ class TileJob:
 
     @property
     def _slide_mpp(self) -> float | None:
-        """µm per level-0 pixel by the user's word."""
+        """µm per level-0 pixel as given by the user."""
         return self.slide.slide_mpp or self.config.slide_mpp
 
     @property
@@ -154,7 +157,7 @@ class TileJob:
         return replace(outcome, message=message + describe_flags(store.table))
 
     def draw_missing(self) -> None:
-        """Draw what is missing beside a store that was finished by a run which did not come so far."""
+        """Draw the missing previews of a store whose run was killed before it drew them."""
         for path, write in self._previews().items():
             if not path.exists():
                 write(PatchStore(self.target).table, path)
@@ -169,7 +172,7 @@ class TileJob:
 
 
 def count_fallbacks(plan: SlidePlan) -> int:
-    """Regions of a product under way that were read by another reader because of a fault, in this run and those before it."""
+    """Return how many regions another reader read because of a fault, in all runs so far."""
     return (
         0
         if plan.is_finished
@@ -184,14 +187,14 @@ def _pixel_bytes(spec: PatchSpec) -> int:
 
 
 def describe_flags(table: PatchTable) -> str:
-    """How many patches are flagged, for a person: nothing where none is."""
+    """Return how many patches are flagged, as text; "" where none is."""
     counts = table.count_flags().items()
     return "".join(f", {count} flagged {name}" for name, count in counts if count)
 
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """Take one patient's patches into a store."""
+    """Copy one patient's patches into a store."""
 
     patient: PatientPatches
     store_name: str
@@ -209,25 +212,25 @@ class IngestJob:
 
     @property
     def source(self) -> str:
-        """The folder of its files, as it is recorded."""
+        """The folder of its files, as recorded."""
         return self.naming(str(self.patient.folder))
 
     def hold(self) -> AbstractContextManager[None]:
-        """The store's lock."""
+        """Hold the lock of the store."""
         return hold_lock(self.target)
 
     @property
     def target(self) -> Path:
-        """The store to be made."""
+        """Path of the store."""
         return self.out / f"{self.store_name}{STORE_SUFFIX}"
 
     @property
     def patch_bytes(self) -> dict[Path, int]:
-        """A patch's pixels."""
+        """Bytes of a patch's pixels."""
         return {self.out: _pixel_bytes(self.spec)}
 
     def prepare(self) -> SlidePlan:
-        """Look into the files, lay out the store."""
+        """Open the files, lay out the store."""
         recipe = ingest.ingest_recipe(self.patient, self.spec)
         staging = Staging(self.target, recipe)
         if manifest := find_finished(staging, KIND, self.force, [self.patient.folder]):
@@ -312,7 +315,7 @@ def add_labels(
     labels: Sequence[Path] | None,
     pseudonyms: Pseudonyms | None = None,
 ) -> list[FoundSlide]:
-    """The slides with their label files, by the names of the files; None: those that lie beside the slides.
+    """Return the slides with their label files, matched by name; None takes those beside a slide.
 
     Raises LabelError where one file could belong to several slides.
     """
