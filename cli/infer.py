@@ -186,10 +186,10 @@ def list_slides(slides: tuple[Path, ...], sheet: Path | None) -> list["FoundSlid
 def read_config(options: dict[str, Any], device: str, results_dir: Path) -> "InferConfig":
     """How slides are inferred, by the options."""
     from wsi_pipeline.models.loading import ExternalModelTerms
+    from wsi_pipeline.runs.disk_space import DiskSpace
     from wsi_pipeline.runs.infer import InferConfig
     from wsi_pipeline.slides.selection import Shard
     from wsi_pipeline.slides.tissue import TissueParameters
-    from wsi_pipeline.stages.disk_space import DiskSpace
     from wsi_pipeline.stages.patch_plan import TileConfig
 
     return InferConfig(

@@ -87,9 +87,9 @@ def ingest(
     """  # noqa: D301 - click takes the character itself for "keep the lines"
     from wsi_pipeline.core.choices import LEFT_OUT_CSV
     from wsi_pipeline.core.geometry import PatchSpec
+    from wsi_pipeline.runs.disk_space import DiskSpace
     from wsi_pipeline.runs.tile import ingest_patches
     from wsi_pipeline.scheduling import Workers
-    from wsi_pipeline.stages.disk_space import DiskSpace
     from wsi_pipeline.stages.ingest_layouts import LayoutOptions
 
     from .main import printable

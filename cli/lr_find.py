@@ -46,6 +46,7 @@ def lr_find(
     the smoothed loss falls fastest. Give the options that training will have: --lr and --schedule
     are those of the sweep.
     """
+    from wsi_pipeline.core.progress import Listener
     from wsi_pipeline.training.lr_finder import SWEEP_PNG, sweep_stores
 
     from .progress import make_bar, open_console
@@ -62,7 +63,7 @@ def lr_find(
             highest=high,
             pretrained=options["weights"],
             force=force,
-            on_step=lambda step: bar.update(task, completed=step),
+            listener=Listener(progress=lambda line, done, total: bar.update(task, completed=done)),
         )
     click.echo(
         f"the loss falls fastest at a learning rate of {sweep.suggestion:.2g}: a good --lr; for"

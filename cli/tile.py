@@ -206,9 +206,9 @@ def read_mpp(settings: dict[str, Any]) -> float:
 
 def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
     """Which slides are tiled and how stores are written, by the options."""
+    from wsi_pipeline.runs.disk_space import DiskSpace
     from wsi_pipeline.runs.tile import TileOptions
     from wsi_pipeline.slides.selection import Shard
-    from wsi_pipeline.stages.disk_space import DiskSpace
     from wsi_pipeline.store.codecs import PixelCodec
 
     codec, quality = settings["codec"], settings["quality"]

@@ -14,13 +14,9 @@ from .training_options import read_config, read_split, training_options
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from wsi_pipeline.training.config import TrainConfig
-    from wsi_pipeline.training.data import LabelledPatches
+    from wsi_pipeline.core.progress import Listener
     from wsi_pipeline.training.evaluate import Judgement
     from wsi_pipeline.training.folds import FoldsResult
-    from wsi_pipeline.training.loop import Epoch
-    from wsi_pipeline.training.run import TrainListener
-    from wsi_pipeline.training.split import Division
 
 
 @click.command()
@@ -123,7 +119,7 @@ def train(
                     "--folds draws the validation patients itself, by patient; leave out what names"
                     " them"
                 )
-            listener = report_to(bar, config)
+            listener = report_to(bar)
             result = train_folds(
                 stores,
                 out,
@@ -134,9 +130,7 @@ def train(
                 **common,
             )
         else:
-            trained = train_network(
-                stores, out, config, choice, listener=report_to(bar, config), **common
-            )
+            trained = train_network(stores, out, config, choice, listener=report_to(bar), **common)
     if folds is not None:
         click.echo(describe_folds(result))
         click.echo(f"→  {result.folder}")
@@ -153,65 +147,17 @@ def train(
         click.echo(f"→  {trained.model}  {trained.model.parent / REPORT_HTML}")
 
 
-def report_to(bar: "Progress", config: "TrainConfig") -> "TrainListener":
-    """A listener that moves a bar and prints the split and every epoch."""
-    from wsi_pipeline.training.run import TrainListener
+def report_to(bar: "Progress") -> "Listener":
+    """Return a listener that moves a bar and prints every line."""
+    from wsi_pipeline.core.progress import Listener
 
     task = bar.add_task("training", total=0)
-    per_epoch = 0
-
-    def on_start(patches: "LabelledPatches", division: "Division", events: Path) -> None:
-        nonlocal per_epoch
-        per_epoch = len(division.train)
-        bar.reset(task, total=per_epoch * config.epochs)
-        click.echo(describe_split(patches, division))
-        click.echo(f"to watch: tensorboard --logdir {events}")
-
-    def on_resume(epoch: int) -> None:
-        bar.update(task, completed=per_epoch * epoch)
-        click.echo(f"going on after epoch {epoch}, where this run was stopped")
-
-    def on_epoch(epoch: "Epoch") -> None:
-        bar.update(task, completed=per_epoch * epoch.epoch)
-        click.echo(describe_epoch(epoch, config.epochs))
-
-    return TrainListener(on_start, on_resume, on_epoch, lambda done: bar.advance(task, done))
-
-
-def describe_split(patches: "LabelledPatches", division: "Division") -> str:
-    """Who is on which side, in one line per side."""
-    lines = []
-    for side, members in (("training", division.train), ("validation", division.val)):
-        count, positive = (
-            len({*patches.patients[members].tolist()}),
-            int((patches.labels[members] == 1).sum()),
-        )
-        lines.append(
-            f"{side}: {count} patients, {len(members)} patches, {positive} {patches.class_names[1]}"
-        )
-    if test := division.record["test"]:
-        labels = patches.labels[[name in test for name in patches.patients.tolist()]]
-        lines.append(
-            f"held out: {len(test)} patients, {len(labels)} patches, {int((labels == 1).sum())}"
-            f" {patches.class_names[1]}"
-        )
-    if division.is_leaky:
-        both = len(division.record["patients_on_both_sides"])
-        lines.append(
-            f"LEAKY: patches were divided at random, {both} patients are on both sides; every"
-            " figure is inflated"
-        )
-    if patches.skipped:
-        lines.append(f"skipped: {patches.skipped} patches without a label or unreadable")
-    return "\n".join(lines)
-
-
-def describe_epoch(epoch: "Epoch", epochs: int) -> str:
-    """One epoch in one line."""
-    best = "  best" if epoch.is_best else ""
-    return (
-        f"epoch {epoch.epoch:>3} of {epochs}  loss {epoch.train_loss:.4f}  validation loss"
-        f" {epoch.val_loss:.4f}  AUROC {epoch.val_auroc:.4f}  {epoch.seconds:.0f} s{best}"
+    return Listener(
+        say=click.echo,
+        working_on=lambda what: bar.update(task, description=what),
+        progress=lambda line, done, total: bar.update(
+            task, description=line, completed=done, total=total
+        ),
     )
 
 

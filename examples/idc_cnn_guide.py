@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures.idc_cnn import IdcCnn
 from wsi_pipeline.runs import ingest_patches
 from wsi_pipeline.store.patches import find_stores
@@ -25,10 +26,10 @@ from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
 from wsi_pipeline.training.images import FittedNetwork, Pictures, fit_pictures
-from wsi_pipeline.training.loop import Epoch, Watch
+from wsi_pipeline.training.loop import Epoch
 from wsi_pipeline.training.metrics import describe_scores
 from wsi_pipeline.training.optimise import Optimisation
-from wsi_pipeline.training.run import HISTORY_CSV, TrainListener, train
+from wsi_pipeline.training.run import HISTORY_CSV, train
 from wsi_pipeline.training.split import SplitChoice, split_at_random
 
 SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopathology-images"
@@ -52,7 +53,9 @@ def train_as_published(
         Pictures(read_pixels(patches, members), patches.labels[members])
         for members in (division.train, division.val)
     ]
-    fitted = fit_pictures(PublishedCnn(), *sides, config, watch=Watch(on_epoch=print_epoch))
+    fitted = fit_pictures(
+        PublishedCnn(), *sides, config, listener=Listener(epoch_ended=print_epoch)
+    )
     output = fitted.predict_logits(sides[1].pixels)[:, None]  # (n, 1)
     called = output.argmax(axis=1)  # the class with the highest output, of one
     return fitted, float(np.mean(called == sides[1].labels)), float(np.mean(sides[1].labels == 0))
@@ -108,7 +111,7 @@ def main() -> None:
         options.out / "model",
         config,
         choice,
-        listener=TrainListener(on_epoch=print_epoch),
+        listener=Listener(epoch_ended=print_epoch),
     )
 
     history = np.genfromtxt(

@@ -11,11 +11,12 @@ import argparse
 from pathlib import Path
 
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.evaluation import evaluate_results
 from wsi_pipeline.runs import InferConfig, infer_slides, ingest_patches
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.metrics import describe_scores
-from wsi_pipeline.training.run import TrainListener, train
+from wsi_pipeline.training.run import train
 from wsi_pipeline.training.split import SplitChoice
 
 SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopathology-images"
@@ -54,8 +55,8 @@ def main() -> None:
         options.out / "model",
         TrainConfig(epochs=options.epochs),
         SplitChoice(test_patients=tuple(options.test_patients.split(","))),
-        listener=TrainListener(
-            on_epoch=lambda epoch: print(
+        listener=Listener(
+            epoch_ended=lambda epoch: print(
                 f"epoch {epoch.epoch}: validation AUROC {epoch.val_auroc:.3f}"
             )
         ),

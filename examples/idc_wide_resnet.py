@@ -13,6 +13,7 @@ import json
 import secrets
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -20,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.runs import InferConfig, infer_stores, ingest_patches
@@ -28,7 +30,7 @@ from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import load_labelled, read_pixels
 from wsi_pipeline.training.optimise import Optimisation, Schedule
 from wsi_pipeline.training.report import encode_png
-from wsi_pipeline.training.run import TrainListener, train
+from wsi_pipeline.training.run import train
 from wsi_pipeline.training.split import SplitChoice
 
 SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopathology-images"
@@ -81,15 +83,7 @@ def main() -> None:
         schedule=Schedule("one-cycle"),
         cache="memory",
     )
-    listener = TrainListener(
-        on_start=lambda patches, division, events: print(
-            f"dashboard: tensorboard --logdir {events}"
-        ),
-        on_epoch=lambda epoch: print(
-            f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, AUROC {epoch.val_auroc:.3f}",
-            flush=True,
-        ),
-    )
+    listener = Listener(say=partial(print, flush=True))
     train([stores], model.parent, config, SplitChoice(val_fraction=0.2), listener=listener)
 
     patches = load_labelled(find_stores([stores]))

@@ -18,6 +18,7 @@ from sklearn.metrics import roc_curve
 from sklearn.model_selection import StratifiedKFold
 
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.runs import ingest_patches
 from wsi_pipeline.store.patches import find_stores
@@ -25,7 +26,7 @@ from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled
 from wsi_pipeline.training.evaluate import compare
 from wsi_pipeline.training.optimise import Optimisation, Schedule
-from wsi_pipeline.training.run import VALIDATION_CSV, TrainListener, train_division
+from wsi_pipeline.training.run import VALIDATION_CSV, train_division
 from wsi_pipeline.training.split import Division, split_folds
 
 SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopathology-images"
@@ -53,8 +54,8 @@ def cross_validate(
     """The probability (n,) of every patch by the model of the fold that holds it out."""
     probability = np.empty(len(patches), dtype=np.float32)
     for number, division in enumerate(divisions, start=1):
-        listener = TrainListener(
-            on_epoch=lambda epoch, at=f"{out.name}, fold {number}": print(
+        listener = Listener(
+            epoch_ended=lambda epoch, at=f"{out.name}, fold {number}": print(
                 f"{at}: AUROC {epoch.val_auroc:.3f}"
             )
         )

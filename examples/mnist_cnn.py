@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
 
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.images import Pictures, fit_pictures
-from wsi_pipeline.training.loop import Watch
 from wsi_pipeline.training.optimise import ManyClasses, Optimisation
 from wsi_pipeline.training.report import draw_history
 
@@ -125,12 +125,12 @@ def main() -> None:
     config = TrainConfig(
         epochs=options.epochs, stop_on="loss", optimisation=sgd, augmentation=NO_AUGMENTATION
     )
-    watch = Watch(
-        on_epoch=lambda epoch: print(
+    listener = Listener(
+        epoch_ended=lambda epoch: print(
             f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, validation {epoch.val_loss:.4f}"
         )
     )
-    fitted = fit_pictures(MnistCnn(), train, val, config, ManyClasses(), watch)
+    fitted = fit_pictures(MnistCnn(), train, val, config, ManyClasses(), listener)
 
     called = fitted.predict_logits(held_out.pixels).argmax(axis=1)
     (options.out / "history.svg").write_bytes(

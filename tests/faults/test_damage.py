@@ -19,6 +19,7 @@ from tests.faults import by_extent
 from wsi_pipeline.core.choices import MANIFEST, PREDICTIONS
 from wsi_pipeline.core.errors import ModelError, StoreError
 from wsi_pipeline.core.outcome import SlideState
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.evaluation.labelled import label_results
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.outputs.heatmap import Aggregation
@@ -28,7 +29,7 @@ from wsi_pipeline.runs.verify import find_products, verify
 from wsi_pipeline.stages.aggregate import aggregate_results
 from wsi_pipeline.stages.export_model import export_model
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.run import TrainListener, train
+from wsi_pipeline.training.run import train
 from wsi_pipeline.training.split import SplitChoice
 
 
@@ -141,7 +142,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def train_on(stores: Path, out: Path, listener: TrainListener | None = None) -> None:
+def train_on(stores: Path, out: Path, listener: Listener | None = None) -> None:
     train(
         [stores],
         out,
@@ -214,7 +215,7 @@ def test_training_refuses_every_damaged_store_before_it_begins(
     base: Path, tmp_path: Path, count: Count
 ) -> None:
     begun: list[str] = []
-    listener = TrainListener(on_start=lambda *_: begun.append("begun"))
+    listener = Listener(say=begun.append)
     missed = []
     for done, names in every_damage(base / "stores" / "p0.patches.zarr", count):
         try:

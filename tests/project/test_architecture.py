@@ -78,6 +78,7 @@ STATEFUL = {
     "PlainLoop",
     "_Active",
     "Course",
+    "EpochPace",
     "Pace",
     "EventLog",
     "InferenceJob",

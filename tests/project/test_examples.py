@@ -215,7 +215,7 @@ def test_the_wide_resnet_answers_over_rest(tmp_path: Path) -> None:
         "--epochs",
         2,
     )
-    assert lines[0].startswith("dashboard: tensorboard --logdir ")
+    assert any(line.startswith("to watch: tensorboard --logdir ") for line in lines)
     assert re.fullmatch(r"served: http://127\.0\.0\.1:\d+/", lines[-2])
     assert re.fullmatch(r"24 patches of validation patients sent, \d+ answers right", lines[-1])
     assert (tmp_path / "out" / "answers.png").is_file()

@@ -11,7 +11,7 @@ from tests.commands import HERE, PLAIN, run
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.runs import TileOptions, tile_slides
-from wsi_pipeline.stages.disk_space import DiskSpace
+from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.stages.patch_plan import TileConfig
 
 CONFIG = TileConfig(spec=PatchSpec(mpp=0.5))
@@ -32,7 +32,7 @@ def have(monkeypatch: pytest.MonkeyPatch, *disks: Disk) -> None:
     """The next looks at the disk show these, and then always the last."""
     left = list(disks)
     monkeypatch.setattr(
-        "wsi_pipeline.stages.disk_space.os.statvfs",
+        "wsi_pipeline.runs.disk_space.os.statvfs",
         lambda folder: left.pop(0) if len(left) > 1 else left[0],
     )
 

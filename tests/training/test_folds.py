@@ -10,11 +10,11 @@ import pytest
 
 from tests.builders import folder_bytes, make_training_stores
 from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.folds import train_folds
 from wsi_pipeline.training.loop import Epoch
 from wsi_pipeline.training.lr_finder import Sweep, sweep_stores
-from wsi_pipeline.training.run import TrainListener
 from wsi_pipeline.training.split import SplitChoice
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
@@ -44,14 +44,14 @@ def test_a_run_of_folds_stopped_in_the_second_goes_on_there_and_ends_in_the_same
             raise Stopped
 
     with pytest.raises(Stopped):
-        train_folds([stores], tmp_path / "stopped", QUICK, 3, listener=TrainListener(on_epoch=stop))
+        train_folds([stores], tmp_path / "stopped", QUICK, 3, listener=Listener(epoch_ended=stop))
     rest: list[int] = []
     train_folds(
         [stores],
         tmp_path / "stopped",
         QUICK,
         3,
-        listener=TrainListener(on_epoch=lambda epoch: rest.append(epoch.epoch)),
+        listener=Listener(epoch_ended=lambda epoch: rest.append(epoch.epoch)),
     )
     assert rest == [2, 1, 2]
     assert folder_bytes(tmp_path / "stopped") == folder_bytes(tmp_path / "quiet")
@@ -110,7 +110,7 @@ def test_a_sweep_of_a_real_network_leaves_a_table_and_a_plot(stores: Path, tmp_p
         SplitChoice(val_patients=("p1",)),
         steps=60,
         highest=10.0,
-        on_step=done.append,
+        listener=Listener(progress=lambda line, step, steps: done.append(step)),
     )
     assert 1e-7 < sweep.suggestion < 10
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
@@ -133,7 +133,7 @@ def test_the_same_sweep_again_reads_the_one_that_is_there(stores: Path, tmp_path
             SplitChoice(val_patients=("p1",)),
             steps=40,
             highest=10.0,
-            on_step=steps.append,
+            listener=Listener(progress=lambda _, step, __, steps=steps: steps.append(step)),
         )
         for steps in done
     )

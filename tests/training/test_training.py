@@ -13,6 +13,7 @@ import torch
 from tests.builders import folder_bytes, make_checkpoint, make_training_stores, write_model
 from tests.conftest import leave_plots_out
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError, StoreError
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.predictor import Predictor
@@ -21,9 +22,9 @@ from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
 from wsi_pipeline.training.fit import FitJob, run_fit
-from wsi_pipeline.training.loop import Epoch, Watch
+from wsi_pipeline.training.loop import Epoch
 from wsi_pipeline.training.optimise import Optimisation, Schedule
-from wsi_pipeline.training.run import Trained, TrainListener, train
+from wsi_pipeline.training.run import Trained, train
 from wsi_pipeline.training.split import PatientSplit, SplitChoice, read_split_file
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
@@ -51,12 +52,12 @@ class Stopped(Exception):
     """What a test raises to stop a run between epochs."""
 
 
-def stop_after(epoch: int) -> TrainListener:
+def stop_after(epoch: int) -> Listener:
     def on_epoch(done: Epoch) -> None:
         if done.epoch == epoch:
             raise Stopped
 
-    return TrainListener(on_epoch=on_epoch)
+    return Listener(epoch_ended=on_epoch)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_the_same_seed_gives_the_same_folder(
 def test_training_again_does_nothing(finished: tuple[Path, Trained], stores: Path) -> None:
     epochs: list[object] = []
     again = train(
-        [stores], finished[0], QUICK, HELD_OUT, listener=TrainListener(on_epoch=epochs.append)
+        [stores], finished[0], QUICK, HELD_OUT, listener=Listener(epoch_ended=epochs.append)
     )
     assert (again.model, again.judgement, epochs) == (finished[1].model, None, [])
 
@@ -212,7 +213,7 @@ def fit_once(patches: LabelledPatches, config: TrainConfig) -> bytes:
     """The weights that one epoch comes to."""
     division = FIXED.divide(patches, config.seed)
     weights = run_fit(
-        FitJob(replace(config, epochs=1), patches, division), Watch()
+        FitJob(replace(config, epochs=1), patches, division), Listener()
     ).course.best_weights
     return b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
 
@@ -291,10 +292,12 @@ def test_a_stopped_run_ends_in_the_same_bytes(
         train([stores], tmp_path / "stopped", config, FIXED, listener=stop_after(epoch))
     assert not (tmp_path / "stopped").exists()
     done: list[int] = []
-    resumed: list[int] = []
-    listener = TrainListener(on_resume=resumed.append, on_epoch=lambda one: done.append(one.epoch))
+    said: list[str] = []
+    listener = Listener(say=said.append, epoch_ended=lambda one: done.append(one.epoch))
     train([stores], tmp_path / "stopped", config, FIXED, listener=listener)
-    assert (resumed, done) == ([epoch], list(range(epoch + 1, 4)))
+    resumed = [line for line in said if line.startswith("going on")]
+    assert resumed == [f"going on after epoch {epoch}, where this run was stopped"]
+    assert done == list(range(epoch + 1, 4))
     assert folder_bytes(tmp_path / "stopped") == folder_bytes(quiet)
 
 
@@ -308,7 +311,7 @@ def test_not_resuming_begins_anew(stores: Path, tmp_path: Path) -> None:
         QUICK,
         FIXED,
         resume=False,
-        listener=TrainListener(on_epoch=lambda one: done.append(one.epoch)),
+        listener=Listener(epoch_ended=lambda one: done.append(one.epoch)),
     )
     assert done == [1, 2]
 
@@ -366,7 +369,7 @@ def test_what_cannot_be_trained_is_said_before_training_starts(
     config: TrainConfig, fault: str, stores: Path, tmp_path: Path
 ) -> None:
     started: list[object] = []
-    listener = TrainListener(on_start=lambda *facts: started.append(facts))
+    listener = Listener(say=started.append)
     with pytest.raises((ModelError, EnvironmentFault), match=fault):
         train([stores], tmp_path / "model", config, FIXED, listener=listener)
     assert (started, (tmp_path / "model").exists()) == ([], False)
@@ -379,7 +382,7 @@ def test_weights_of_another_architecture_are_refused_before_training_starts(
         tmp_path / "idc" / "model.safetensors", make_checkpoint(architecture="idc_cnn")
     )
     started: list[object] = []
-    listener = TrainListener(on_start=lambda *facts: started.append(facts))
+    listener = Listener(say=started.append)
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         train(
             [stores],
@@ -396,7 +399,7 @@ def test_weights_of_another_architecture_are_refused_before_training_starts(
 def test_two_processes_train_one_network(stores: Path, tmp_path: Path) -> None:
     """As several GPUs do, by DDP: gradients are averaged, so that each step is that of the whole batch."""
     done: list[int] = []
-    listener = TrainListener(on_epoch=lambda one: done.append(one.epoch))
+    listener = Listener(epoch_ended=lambda one: done.append(one.epoch))
     config = replace(
         QUICK,
         architecture="idc_cnn",

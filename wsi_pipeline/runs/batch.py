@@ -10,11 +10,11 @@ from typing import Protocol
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.core.pseudonyms import Veil
+from wsi_pipeline.runs.disk_space import DiskSpace, SpaceCheckedJob, current_umask
 from wsi_pipeline.runs.events import EventLog
 from wsi_pipeline.runs.pace import STAGES, Pace
 from wsi_pipeline.scheduling import WorkerPool, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.stages.disk_space import DiskSpace, SpaceCheckedJob, current_umask
 from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
 
 logger = logging.getLogger(__name__)

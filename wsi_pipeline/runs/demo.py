@@ -8,6 +8,7 @@ from wsi_pipeline.core.choices import INDEX_HTML
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, find_failures
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.evaluation import Evaluation, evaluate_results
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.runs.batch import Progress
@@ -18,7 +19,7 @@ from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.image_io import write_grey
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.run import TrainListener, train
+from wsi_pipeline.training.run import train
 from wsi_pipeline.training.split import SplitChoice
 
 
@@ -48,7 +49,7 @@ def run_demo(
     *,
     say: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
-    listener: TrainListener | None = None,
+    listener: Listener | None = None,
 ) -> DemoResult:
     """Run the whole chain into `out`; run again, it goes on from what is there."""
     size = size or DemoSize()

@@ -36,13 +36,13 @@ from wsi_pipeline.outputs.run_tables import (
 )
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.runs.batch import Batch, Progress, SilentProgress, make_absolute, run_batch
+from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
 from wsi_pipeline.slides.selection import Shard
 from wsi_pipeline.stages import pseudonymize
-from wsi_pipeline.stages.disk_space import DiskSpace
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.stages.tile import TileJob

@@ -11,13 +11,13 @@ from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.labels.user_mask import list_masks
 from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
 from wsi_pipeline.runs.batch import Progress, SilentProgress, make_absolute, run_batch
+from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_tilers
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
 from wsi_pipeline.stages import pseudonymize
-from wsi_pipeline.stages.disk_space import DiskSpace
 from wsi_pipeline.stages.ingest_layouts import (
     LayoutOptions,
     LeftOut,

@@ -18,6 +18,7 @@ from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessException
 
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError, WsiError
+from wsi_pipeline.core.progress import Listener, relay
 from wsi_pipeline.models.architectures import build_network, load_pretrained
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation, count_levels, normalisation_of
@@ -36,7 +37,6 @@ from wsi_pipeline.training.loop import (
     Learner,
     SavedState,
     Side,
-    Watch,
     derive_seed,
     fit,
     load_state,
@@ -76,12 +76,12 @@ class Fitted:
     """Mean and deviation of the training patches."""
 
 
-def run_fit(job: FitJob, watch: Watch) -> Fitted:
+def run_fit(job: FitJob, listener: Listener) -> Fitted:
     """Train, on as many devices as the configuration names. Raises ModelError, ConfigError or EnvironmentFault."""
     if job.config.devices == 1:
         fabric = make_fabric(job.config)
         fabric.launch()
-        return _fit_here(fabric, job, watch)
+        return _fit_here(fabric, job, listener)
     if len(job.division.train) < 2 * job.config.devices:
         raise ConfigError(
             f"{len(job.division.train)} training patches for {job.config.devices} devices; give"
@@ -91,7 +91,7 @@ def run_fit(job: FitJob, watch: Watch) -> Fitted:
     cache = choose_cache(
         job.config.cache, job.patches, choose_device(job.config.device), copies=job.config.devices
     )
-    return _fit_in_processes(replace(job, config=replace(job.config, cache=cache)), watch)
+    return _fit_in_processes(replace(job, config=replace(job.config, cache=cache)), listener)
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -124,7 +124,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return wanted
 
 
-def _fit_here(fabric: Fabric, job: FitJob, watch: Watch) -> Fitted:
+def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> Fitted:
     """This process's part of the fit; all of it where there is one process."""
     state = None if job.state_file is None else load_state(job.state_file)
     precision = choose_precision(job.config.precision, fabric.device)
@@ -140,14 +140,14 @@ def _fit_here(fabric: Fabric, job: FitJob, watch: Watch) -> Fitted:
         _check_precision(precision, str(state.plain["precision"]))
         course = unpack_course(state)
         learner.restore(state.tensors, state.plain["learner"])
-        watch.on_resume(len(course.history))
+        listener.say(f"going on after epoch {len(course.history)}, where this run was stopped")
     notes = {
         "cache": cache,
         "precision": precision,
         "mean": normalisation.mean,
         "std": normalisation.std,
     }
-    fit(learner, train, val, job.config, fabric, course, job.state_file, notes, watch)
+    fit(learner, train, val, job.config, fabric, course, job.state_file, notes, listener)
     return Fitted(course, normalisation)
 
 
@@ -224,13 +224,13 @@ def make_network(job: FitJob) -> nn.Module:
     return network
 
 
-def _fit_in_processes(job: FitJob, watch: Watch) -> Fitted:
+def _fit_in_processes(job: FitJob, listener: Listener) -> Fitted:
     """One process per device; the first one's messages and its final state come back here."""
     if job.state_file is None:
         raise ModelError("training on several devices needs a file for its state; give one")
     messages = get_context("spawn").SimpleQueue()
     failures: list[WsiError] = []
-    listening = threading.Thread(target=_pass_on, args=(messages.get, watch, failures))
+    listening = threading.Thread(target=_pass_on, args=(messages.get, listener, failures))
     listening.start()
     others = {*multiprocessing.active_children()}
     try:
@@ -261,29 +261,25 @@ def _fit_in_processes(job: FitJob, watch: Watch) -> Fitted:
 
 def _fit_rank(fabric: Fabric, job: FitJob, messages: Any) -> None:
     """One of several processes; runs where it was spawned."""
-    watch = Watch()
-    if fabric.is_global_zero:
-        watch = Watch(
-            *(partial(_post, messages, name) for name in ("on_resume", "on_epoch", "on_batch"))
-        )
+    listener = relay(partial(_post, messages)) if fabric.is_global_zero else Listener()
     try:
-        _fit_here(fabric, job, watch)
+        _fit_here(fabric, job, listener)
     except WsiError as error:
-        messages.put((FAILED, error))
+        messages.put((FAILED, (error,)))
         raise
 
 
-def _post(messages: Any, name: str, value: Any) -> None:
-    messages.put((name, value))
+def _post(messages: Any, name: str, *values: Any) -> None:
+    messages.put((name, values))
 
 
 def _pass_on(
-    receive: Callable[[], tuple[str, Any] | None], watch: Watch, failures: list[WsiError]
+    receive: Callable[[], tuple[str, Any] | None], listener: Listener, failures: list[WsiError]
 ) -> None:
-    """Messages of the processes to this process's listeners, until None comes."""
+    """Pass the processes' messages to this process's listener, until None comes."""
     while (message := receive()) is not None:
-        name, value = message
+        name, values = message
         if name == FAILED:
-            failures.append(value)
+            failures.extend(values)
         else:
-            getattr(watch, name)(value)
+            getattr(listener, name)(*values)

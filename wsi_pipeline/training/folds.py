@@ -9,6 +9,7 @@ import numpy as np
 
 from wsi_pipeline.core.choices import MODEL_FILE
 from wsi_pipeline.core.csv_io import format_csv
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import is_product, read_manifest
@@ -17,7 +18,7 @@ from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import load_labelled
 from wsi_pipeline.training.metrics import FIGURES
-from wsi_pipeline.training.run import METRICS_JSON, TrainListener, train_division
+from wsi_pipeline.training.run import METRICS_JSON, train_division
 from wsi_pipeline.training.split import split_folds
 
 KIND = "wsi cross-validation"
@@ -55,12 +56,14 @@ def train_folds(
     rule: ThresholdRule | None = None,
     force: bool = False,
     resume: bool = True,
-    listener: TrainListener | None = None,
+    listener: Listener | None = None,
 ) -> FoldsResult:
     """Train once per fold into `out`/fold-1 …, and write the spread of every figure to `out`/summary.
 
     Folds that are finished are not trained again. Raises as `train` does.
     """
+    if listener is not None:
+        listener.working_on("reading the stores")
     patches = load_labelled(find_stores(list(stores)))
     splits = split_folds(
         patches.patients, patches.labels, folds, test_patients=test_patients, seed=config.seed

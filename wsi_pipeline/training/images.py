@@ -8,6 +8,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.models.inputs import Normalisation, normalise
 from wsi_pipeline.training.config import TrainConfig
@@ -18,7 +19,6 @@ from wsi_pipeline.training.loop import (
     Course,
     Learner,
     Side,
-    Watch,
     derive_seed,
     fit,
 )
@@ -83,7 +83,7 @@ def fit_pictures(
     val: Pictures,
     config: TrainConfig,
     objective: Objective | None = None,
-    watch: Watch | None = None,
+    listener: Listener | None = None,
 ) -> FittedNetwork:
     """Train a network in place, and leave it with the weights of its best epoch.
 
@@ -98,7 +98,7 @@ def fit_pictures(
         network, config, count_steps(len(train), config), normalisation, fabric, objective
     )
     course = Course()
-    fit(learner, *sides, config, fabric, course, None, {}, watch or Watch())
+    fit(learner, *sides, config, fabric, course, None, {}, listener or Listener())
     network.load_state_dict(course.best_weights)
     return FittedNetwork(network, normalisation, course)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wsi_pipeline.core.errors import ModelError
+from wsi_pipeline.core.progress import Listener, describe_rate
 from wsi_pipeline.core.recipe import bytes_sha256
 from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.store.files import write_file
@@ -240,6 +241,14 @@ class Epoch:
     seconds: float
     is_best: bool
 
+    def describe(self, epochs: int) -> str:
+        """Return the epoch in one line."""
+        best = "  best" if self.is_best else ""
+        return (
+            f"epoch {self.epoch:>3} of {epochs}  loss {self.train_loss:.4f}  validation loss"
+            f" {self.val_loss:.4f}  AUROC {self.val_auroc:.4f}  {self.seconds:.0f} s{best}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -273,15 +282,6 @@ class Course:
         return done >= config.epochs or (done > 0 and done - self.best_epoch >= config.patience)
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Functions that are told how the loop gets on."""
-
-    on_resume: Callable[[int], None] = field(default=lambda epoch: None)
-    on_epoch: Callable[[Epoch], None] = field(default=lambda epoch: None)
-    on_batch: Callable[[int], None] = field(default=lambda patches: None)
-
-
 def fit(
     learner: Learner,
     train: Side,
@@ -291,17 +291,18 @@ def fit(
     course: Course,
     state_file: Path | None,
     notes: Mapping[str, Any],
-    watch: Watch,
+    listener: Listener,
 ) -> None:
     """Train to the end from where `course` stands, carrying it on; saves the state and `notes` after every epoch where a file is named.
 
     Raises ModelError where the loss stops being a number.
     """
+    pace = EpochPace(listener, config.epochs, len(train), len(course.history))
     while not course.is_over(config):
         number = len(course.history) + 1
         started = time.perf_counter()
         learning_rate = learner.learning_rate
-        train_loss = _train_epoch(learner, train, config, number, fabric, watch.on_batch)
+        train_loss = _train_epoch(learner, train, config, number, fabric, pace.add)
         logits = predict_logits(learner, val)
         figures = learner.objective.judge(val.labels, logits)
         epoch = _note_epoch(
@@ -323,7 +324,37 @@ def fit(
             course.best_logits = logits
         if state_file is not None and fabric.is_global_zero:
             save_state(state_file, pack_course(learner, course, notes))
-        watch.on_epoch(epoch)
+        pace.epochs_done += 1
+        listener.say(epoch.describe(config.epochs))
+        listener.epoch_ended(epoch)
+
+
+@dataclass
+class EpochPace:
+    """Tells a listener after every batch how far training has come."""
+
+    listener: Listener
+    epochs: int
+    per_epoch: int
+    """Patches."""
+    epochs_done: int
+    done: int = 0
+    """Patches trained on by this run."""
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._before = self.epochs_done * self.per_epoch
+        self.add(0)
+
+    def add(self, patches: int) -> None:
+        """Count a batch."""
+        self.done += patches
+        total = self.epochs * self.per_epoch
+        rate = describe_rate(
+            self.done, total - self._before, time.perf_counter() - self.started, "patches"
+        )
+        line = f"epoch {min(self.epochs_done + 1, self.epochs)} of {self.epochs}{rate}"
+        self.listener.progress(line, self._before + self.done, total)
 
 
 def _train_epoch(

@@ -1,7 +1,7 @@
 """The learning rate finder: a sweep of rising rates over a few hundred steps, and the rate where the loss falls fastest (Smith 2017)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
@@ -66,7 +67,7 @@ class Sweep:
 
 
 def find_learning_rate(
-    job: FitJob, steps: int, highest: float, on_step: Callable[[int], None] = lambda step: None
+    job: FitJob, steps: int, highest: float, listener: Listener | None = None
 ) -> Sweep:
     """Sweep the rate over `steps` steps up to `highest`, a head's own rate in proportion; ends early where the loss diverges."""
     job = replace(job, config=rise_to(job.config, highest))
@@ -79,7 +80,7 @@ def find_learning_rate(
         fabric.device,
     )
     learner = make_learner(job, fabric, measure_source(side.pixels), Steps(steps, steps))
-    return sweep_learner(learner, side, job.config, steps, on_step)
+    return sweep_learner(learner, side, job.config, steps, listener)
 
 
 def rise_to(config: TrainConfig, highest: float) -> TrainConfig:
@@ -99,7 +100,7 @@ def sweep_learner(
     side: Side,
     config: TrainConfig,
     steps: int,
-    on_step: Callable[[int], None] = lambda step: None,
+    listener: Listener | None = None,
 ) -> Sweep:
     """The sweep itself, by a learner whose rate rises."""
     rates: list[float] = []
@@ -112,7 +113,8 @@ def sweep_learner(
             break
         rates.append(loss.rate)
         losses.append(smoothed)
-        on_step(len(rates))
+        if listener is not None:
+            listener.progress(f"sweeping: step {len(rates)} of {steps}", len(rates), steps)
         if smoothed > DIVERGED * min(losses):
             break
     return Sweep(np.array(rates), np.array(losses))
@@ -187,7 +189,7 @@ def sweep_stores(
     highest: float,
     pretrained: Path | None = None,
     force: bool = False,
-    on_step: Callable[[int], None] = lambda step: None,
+    listener: Listener | None = None,
 ) -> Sweep:
     """Sweep over the training patches of stores and commit `out` with table and plot; the one there where it is this very sweep."""
     if steps < 4 * SKIPPED:
@@ -196,6 +198,8 @@ def sweep_stores(
         raise ConfigError(f"the highest rate is {highest}; it must be above 0")
     with hold_lock(out):
         pass  # a place that cannot be written to is said before the stores are read
+    if listener is not None:
+        listener.working_on("reading the stores")
     patches = load_labelled(find_stores(list(stores)))
     division = choice.divide(patches, config.seed)
     recipe = make_recipe(patches, division, config, pretrained) | {
@@ -207,7 +211,7 @@ def sweep_stores(
         if find_finished(staging, KIND, force, [*patches.paths, pretrained]):
             return read_sweep(out)
         sweep = find_learning_rate(
-            FitJob(config, patches, division, pretrained), steps, highest, on_step
+            FitJob(config, patches, division, pretrained), steps, highest, listener
         )
         staging.begin()
         write_sweep(staging.product, sweep)

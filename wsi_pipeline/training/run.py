@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from wsi_pipeline.core.choices import HISTORY_CSV, MODEL_FILE, REPORT_HTML
 from wsi_pipeline.core.csv_io import format_csv
+from wsi_pipeline.core.progress import Listener, relay
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.self_test import make_self_test
@@ -31,7 +32,7 @@ from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
 from wsi_pipeline.training.evaluate import Judgement, judge
 from wsi_pipeline.training.fit import FitJob, Fitted, make_fabric, make_network, run_fit
-from wsi_pipeline.training.loop import Course, Epoch, Watch
+from wsi_pipeline.training.loop import Course, Epoch
 from wsi_pipeline.training.report import (
     ReportContent,
     WorstPatch,
@@ -230,19 +231,6 @@ class Trained:
     """On the validation patients; None where an earlier run had already finished this very work."""
 
 
-@dataclass(frozen=True)
-class TrainListener:
-    """Functions that are told how a training run gets on."""
-
-    on_start: Callable[[LabelledPatches, Division, Path], None] = field(
-        default=lambda patches, division, events: None
-    )
-    on_resume: Callable[[int], None] = field(default=lambda epoch: None)
-    """Called with the number of the last whole epoch of a run that is taken up."""
-    on_epoch: Callable[[Epoch], None] = field(default=lambda epoch: None)
-    on_batch: Callable[[int], None] = field(default=lambda patches: None)
-
-
 def train(
     stores: Sequence[Path],
     out: Path,
@@ -253,7 +241,7 @@ def train(
     rule: ThresholdRule | None = None,
     force: bool = False,
     resume: bool = True,
-    listener: TrainListener | None = None,
+    listener: Listener | None = None,
 ) -> Trained:
     """Train on the labelled patches of `stores` and commit `out` with the model and its report.
 
@@ -264,6 +252,8 @@ def train(
     """
     with hold_lock(out):
         pass  # a place that cannot be written to is said before the stores are read
+    listener = listener or Listener()
+    listener.working_on("reading the stores")
     patches = load_labelled(find_stores(list(stores)))
     division = (choice or SplitChoice()).divide(patches, config.seed)
     return train_division(
@@ -289,11 +279,11 @@ def train_division(
     rule: ThresholdRule | None = None,
     force: bool = False,
     resume: bool = True,
-    listener: TrainListener | None = None,
+    listener: Listener | None = None,
 ) -> Trained:
     """`train` on patches that are loaded and divided already."""
     rule = rule or parse_threshold_rule(DEFAULT_RULE)
-    listener = listener or TrainListener()
+    listener = listener or Listener()
     staging = Staging(
         out, make_recipe(patches, division, config, pretrained) | {"threshold": rule.describe()}
     )
@@ -307,15 +297,11 @@ def train_division(
             staging.begin()
             (staging.product / EVENTS).parent.mkdir()
             staging.mark_prepared()
-        listener.on_start(patches, division, staging.product / EVENTS.parent)
-        fitted = run_fit(
-            job,
-            Watch(
-                listener.on_resume,
-                _log_to(staging.product / EVENTS, listener.on_epoch),
-                listener.on_batch,
-            ),
-        )
+        listener.say(describe_split(patches, division))
+        listener.say(f"to watch: tensorboard --logdir {staging.product / EVENTS.parent}")
+        listener.working_on(f"reading {len(division.train) + len(division.val):,} patches")
+        fitted = run_fit(job, _log_epochs(staging.product / EVENTS, listener))
+        listener.working_on("measuring the best epoch, and writing the report")
         judgement = _finish(staging, job, fitted, rule)
     return Trained(out / MODEL_FILE, judgement)
 
@@ -330,14 +316,43 @@ def make_recipe(
     return {"stores": list(patches.stores), "split": division.record, "parameters": parameters}
 
 
-def _log_to(events: Path, on_epoch: Callable[[Epoch], None]) -> Callable[[Epoch], None]:
-    """Tell TensorBoard of an epoch, then the listener."""
+def _log_epochs(events: Path, listener: Listener) -> Listener:
+    """Return a listener that tells TensorBoard of every epoch, then the listener it is given."""
 
-    def log(epoch: Epoch) -> None:
-        append_events(events, epoch)
-        on_epoch(epoch)
+    def send(name: str, *values: Any) -> None:
+        if name == "epoch_ended":
+            append_events(events, *values)
+        getattr(listener, name)(*values)
 
-    return log
+    return relay(send)
+
+
+def describe_split(patches: LabelledPatches, division: Division) -> str:
+    """Return the patients and patches of each side, a line per side."""
+    lines = []
+    for side, members in (("training", division.train), ("validation", division.val)):
+        count, positive = (
+            len({*patches.patients[members].tolist()}),
+            int((patches.labels[members] == 1).sum()),
+        )
+        lines.append(
+            f"{side}: {count} patients, {len(members)} patches, {positive} {patches.class_names[1]}"
+        )
+    if test := division.record["test"]:
+        labels = patches.labels[[name in test for name in patches.patients.tolist()]]
+        lines.append(
+            f"held out: {len(test)} patients, {len(labels)} patches, {int((labels == 1).sum())}"
+            f" {patches.class_names[1]}"
+        )
+    if division.is_leaky:
+        both = len(division.record["patients_on_both_sides"])
+        lines.append(
+            f"LEAKY: patches were divided at random, {both} patients are on both sides; every"
+            " figure is inflated"
+        )
+    if patches.skipped:
+        lines.append(f"skipped: {patches.skipped} patches without a label or unreadable")
+    return "\n".join(lines)
 
 
 def _finish(staging: Staging, job: FitJob, fitted: Fitted, rule: ThresholdRule) -> Judgement:
