@@ -16,7 +16,6 @@ from .options import (
     EXISTING,
     FOLDER,
     allow_upsample_option,
-    anonymous_option,
     choose_engine_name,
     device_option,
     engine_options,
@@ -25,7 +24,6 @@ from .options import (
     min_tissue_option,
     mode_option,
     positive_class_option,
-    read_pseudonyms,
     read_view,
     read_workers,
     shard_option,
@@ -86,7 +84,6 @@ STEP = 1000
 @allow_upsample_option
 @device_option
 @engine_options
-@anonymous_option
 @shard_option
 @worker_options
 @force_option
@@ -168,11 +165,6 @@ def check_sources(
         raise click.UsageError("give one of --slides, --stores and --sheet")
     if stores and options["keep_patches"]:
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
-    if stores and options["anonymous_ids"]:
-        raise click.UsageError(
-            "--anonymous-ids is for slides; --stores carry the ids that `wsi tile --anonymous-ids`"
-            " gave them"
-        )
 
 
 def list_slides(slides: tuple[Path, ...], sheet: Path | None) -> list["FoundSlide"]:
@@ -207,7 +199,6 @@ def read_config(options: dict[str, Any], device: str, results_dir: Path) -> "Inf
         shard=None if options["shard"] is None else Shard.parse(options["shard"]),
         terms=ExternalModelTerms(options["trust_model"], options["positive_class"]),
         keep_patches=options["keep_patches"],
-        pseudonyms=read_pseudonyms(options["anonymous_ids"], results_dir),
         disk_space=DiskSpace(options["min_free"]),
     )
 
@@ -274,9 +265,5 @@ def print_preview(preview: "RunPreview", results: Path, config: "InferConfig") -
             f"to keep: patches of about {describe_bytes(preview.patch_bytes)}; {free} are free at"
             f" {printable(str(keep_patches))}"
         )
-    click.echo(
-        "nothing was written"
-        if config.pseudonyms is None
-        else "nothing was written but pseudonyms, beside their key"
-    )
+    click.echo("nothing was written")
     click.get_current_context().exit(preview.account.exit_code)

@@ -7,13 +7,11 @@ import click
 from wsi_pipeline.core.choices import LAYOUT_NAMES
 
 from .options import (
-    anonymous_option,
     force_option,
     min_free_option,
     mode_option,
     out_option,
     patch_size_option,
-    read_pseudonyms,
 )
 
 
@@ -48,7 +46,6 @@ from .options import (
     help="What the classes are called; for folders, the folders' names.",
 )
 @patch_size_option
-@anonymous_option
 @click.option(
     "--workers",
     type=click.IntRange(0),
@@ -67,7 +64,6 @@ def ingest(
     patient_regex: str | None,
     class_names: tuple[str, str] | None,
     patch_size: int,
-    anonymous_ids: Path | None,
     workers: int,
     force: bool,
     min_free: int,
@@ -105,7 +101,6 @@ def ingest(
             workers=Workers(count=workers),
             force=force,
             progress=progress,
-            pseudonyms=read_pseudonyms(anonymous_ids, out),
             disk_space=DiskSpace(min_free),
         )
     stores = (

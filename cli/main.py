@@ -14,8 +14,8 @@ import click
 from wsi_pipeline.core.errors import WsiError, machine_fault
 
 COMMANDS = (
-    "aggregate", "clean", "demo", "doctor", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "serve", "status",
-    "store", "tile", "train", "unlock", "verify", "view",
+    "aggregate", "clean", "demo", "doctor", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "pseudonymize", "serve",
+    "status", "store", "tile", "train", "unlock", "verify", "view",
 )  # fmt: skip
 """Each is a module of this package with a command of the same name, - written _."""
 

@@ -28,7 +28,6 @@ from wsi_pipeline.core.choices import (
 )
 
 if TYPE_CHECKING:
-    from wsi_pipeline.core.pseudonyms import Pseudonyms
     from wsi_pipeline.labels.rules import LabelRules
     from wsi_pipeline.outputs.style import View
     from wsi_pipeline.scheduling import Workers
@@ -233,24 +232,6 @@ def read_workers(
         slurm_config=slurm_config,
         has_dashboard=dashboard,
     )
-
-
-anonymous_option = click.option(
-    "--anonymous-ids",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="KEYFILE",
-    help=(
-        "Call slides and patients by pseudonyms in everything that is written. The key is made if"
-        " there is none; keep it: the same key gives the same pseudonyms."
-    ),
-)
-
-
-def read_pseudonyms(key_file: Path | None, out: Path | None = None) -> "Pseudonyms | None":
-    """The pseudonyms of `--anonymous-ids`; None where real names may be written."""
-    from wsi_pipeline.core.pseudonyms import open_pseudonyms
-
-    return None if key_file is None else open_pseudonyms(key_file, out)
 
 
 shard_option = click.option(

@@ -9,14 +9,12 @@ from wsi_pipeline.core.choices import CODECS
 
 from .options import (
     allow_upsample_option,
-    anonymous_option,
     force_option,
     label_rules_options,
     min_free_option,
     mode_option,
     out_option,
     patch_size_option,
-    read_pseudonyms,
     read_rules,
     read_workers,
     reader_option,
@@ -105,7 +103,6 @@ DEFAULT_QUALITY = 90
         " slide is a patient of its own]"
     ),
 )
-@anonymous_option
 @shard_option
 @worker_options
 @force_option
@@ -220,6 +217,5 @@ def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
         masks=settings["mask"],
         codec=PixelCodec(codec, (quality or DEFAULT_QUALITY) if codec == "jpeg" else None),
         shard=None if settings["shard"] is None else Shard.parse(settings["shard"]),
-        pseudonyms=read_pseudonyms(settings["anonymous_ids"], out),
         disk_space=DiskSpace(settings["min_free"]),
     )

@@ -1,7 +1,6 @@
 """Options that decide how a network is trained, shared by `train` and `lr-find`."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from wsi_pipeline.core.choices import (
     SPLITS,
 )
 
-from .options import Command, anonymous_option, read_pseudonyms
+from .options import Command
 
 if TYPE_CHECKING:
     from wsi_pipeline.training.config import TrainConfig
@@ -58,7 +57,6 @@ SPLIT: tuple[Option[Any], ...] = (
                  help="Patients kept out of training and validation altogether."),
     click.option("--split", type=click.Choice(SPLITS), default="patient",
                  help="random puts patches of one patient on both sides: only to measure that leak."),
-    anonymous_option,
     click.option("--i-know-this-leaks", "knows_leak", is_flag=True, help="Needed for --split random; model and report are marked."),
 )  # fmt: skip
 NETWORK: tuple[Option[Any], ...] = (
@@ -170,27 +168,7 @@ def read_config(options: dict[str, Any], **others: Any) -> "TrainConfig":
 
 
 def read_split(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
-    """How the options, or a sample sheet, divide the patients. Raises click.UsageError where they contradict each other.
-
-    With a key, patients are named as the stores call them that were made with it; a pseudonym stays
-    what it is.
-    """
-    from wsi_pipeline.core.pseudonyms import PREFIX
-
-    choice, pseudonyms = _read_choice(options, sheet), read_pseudonyms(options["anonymous_ids"])
-    if pseudonyms is None:
-        return choice
-    sides = {
-        field: tuple(
-            name if name.startswith(PREFIX) else pseudonyms.name(name)
-            for name in getattr(choice, field)
-        )
-        for field in ("val_patients", "test_patients", "train_patients")
-    }
-    return replace(choice, **sides)  # type: ignore[arg-type]
-
-
-def _read_choice(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
+    """How the options, or a sample sheet, divide the patients. Raises click.UsageError where they contradict each other."""
     from wsi_pipeline.slides.sheet import read_sheet
     from wsi_pipeline.training.split import SplitChoice, read_split_file
 

@@ -68,12 +68,11 @@ def test_every_option_of_the_configuration_is_tried() -> None:
         "--test-patients",
         "--split",
         "--i-know-this-leaks",
-        "--anonymous-ids",
         "--weights",
     }
     names = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     positive = {"--augment", "--flips", "--turns"}
-    assert names - splits - positive - {"--anonymous-ids"} == {*CHANGED}
+    assert names - splits - positive == {*CHANGED}
 
 
 def test_a_file_of_weights_reaches_the_configuration(tmp_path: Path) -> None:

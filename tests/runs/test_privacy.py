@@ -1,10 +1,12 @@
-"""Nothing of a patient leaves a slide, and with --anonymous-ids no name of a slide or patient either: searched byte by byte."""
+"""Nothing of a patient leaves a slide, and on a folder of `wsi pseudonymize` no name either.
+
+Both are searched for byte by byte.
+"""
 
 import csv
 import json
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,8 +23,9 @@ from tests.builders import make_checkpoint, tissue, write_model, write_png
 from tests.commands import HERE, run
 from tests.marked import BLUE, MARK, find_marks, is_marked, write_marked_slide
 from tests.served import TOKEN, connect, run_server
-from wsi_pipeline.core.pseudonyms import open_pseudonyms
+from wsi_pipeline.runs.pseudonymize import Pseudonyms, open_key
 from wsi_pipeline.serve.settings import ServeSettings
+from wsi_pipeline.store.patches import PatchStore
 
 SLIDES = ("QZMARKanna_1", "QZMARKberta_1", "QZMARKcarla_1")
 PATIENTS = tuple(name.split("_")[0] for name in SLIDES)
@@ -89,6 +92,14 @@ class Chain:
     @property
     def key(self) -> Path:
         return self.root / "secret" / "key"
+
+    @property
+    def links(self) -> Path:
+        return self.root / "links"
+
+    @property
+    def pseudonyms(self) -> Pseudonyms:
+        return open_key(self.key, self.links)
 
 
 def draw_labels(path: Path) -> None:
@@ -179,41 +190,52 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
         yield run_chain(root)
 
 
+def pseudonymize_slides(root: Path) -> tuple[object, ...]:
+    """The command that links the slides, their labels, masks and scales."""
+    return (
+        *("pseudonymize", root / "QZMARKfolder", "--patient-regex", "^([^_.]+)"),
+        *("--labels", root / "QZMARKlabels", "--mask", root / "QZMARKmasks"),
+        *("--mpp-csv", root / "QZMARKscales.csv"),
+        *("--out", root / "links", "--key", root / "secret" / "key"),
+    )
+
+
+def pseudonymize_patches(root: Path) -> tuple[object, ...]:
+    """The command that links the ready-cut patches."""
+    return (
+        *("pseudonymize", root / "QZMARKpatches", "--layout", "idc"),
+        *("--out", root / "patches", "--key", root / "secret" / "key"),
+    )
+
+
+def tile_line(root: Path) -> tuple[object, ...]:
+    """The command that tiles the links."""
+    links = root / "links"
+    return (
+        *("tile", "--sheet", links / "slides.csv", "--mask", links / "masks"),
+        *("--out", root / "out" / "stores", "--mpp", 0.5),
+    )
+
+
+def ingest_line(root: Path) -> tuple[object, ...]:
+    """The command that takes in the links to patches."""
+    return ("ingest", root / "patches", "--mpp", 4, "--out", root / "out" / "ingested")
+
+
 def run_chain(root: Path) -> Chain:
-    out, folder = root / "out", root / "QZMARKfolder"
-    anonymous = ("--anonymous-ids", root / "secret" / "key")
+    out = root / "out"
+    links, key = root / "links", root / "secret" / "key"
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=True, **NO_DASHBOARD) as cluster,
         Client(cluster, set_as_default=False) as client,
         Watcher((out, root / "tmp", Path("/dev/shm"))) as watcher,
     ):
         there = ("--scheduler", cluster.scheduler_address)
-        labels = (
-            "--labels",
-            root / "QZMARKlabels",
-            "--mask",
-            root / "QZMARKmasks",
-            "--mpp-csv",
-            root / "QZMARKscales.csv",
-        )
         lines = [
-            output_of(
-                "tile",
-                folder,
-                "--out",
-                out / "stores",
-                "--mpp",
-                0.5,
-                "--patient-regex",
-                "^([^_.]+)",
-                *labels,
-                *anonymous,
-                *there,
-                exit_code=3,
-            ),
-            output_of(
-                "ingest", root / "QZMARKpatches", "--mpp", 4, "--out", out / "ingested", *anonymous
-            ),
+            output_of(*pseudonymize_slides(root)),
+            output_of(*pseudonymize_patches(root)),
+            output_of(*tile_line(root), *there, exit_code=3),
+            output_of(*ingest_line(root)),
             output_of(
                 "train",
                 out / "stores",
@@ -222,10 +244,9 @@ def run_chain(root: Path) -> Chain:
                 "--epochs",
                 1,
                 "--test-patients",
-                PATIENTS[0],
+                open_key(key, links).name(PATIENTS[0]),
                 "--device",
                 "cpu",
-                *anonymous,
             ),
         ]
         model = out / "model" / "model.safetensors"
@@ -234,13 +255,12 @@ def run_chain(root: Path) -> Chain:
         lines += [
             output_of(
                 *infer,
-                "--slides",
-                folder,
+                "--sheet",
+                links / "slides.csv",
                 "--results-dir",
                 out / "results",
                 "--keep-patches",
                 out / "kept",
-                *anonymous,
                 *there,
                 exit_code=3,
             ),
@@ -262,12 +282,11 @@ def run_chain(root: Path) -> Chain:
                 "--model",
                 model,
                 *engine,
-                "--slides",
-                folder,
+                "--sheet",
+                links / "slides.csv",
                 "--results-dir",
                 out / "results",
                 "--dry-run",
-                *anonymous,
                 exit_code=3,
             ),
             output_of(
@@ -348,7 +367,7 @@ def test_no_mark_is_in_what_the_server_answers(chain: Chain) -> None:
 
 
 def test_a_slide_and_its_patient_are_called_the_same_in_every_run(chain: Chain) -> None:
-    pseudonyms, out = open_pseudonyms(chain.key), chain.root / "out"
+    pseudonyms, out = chain.pseudonyms, chain.root / "out"
     for slide, patient in zip(SLIDES, PATIENTS, strict=True):
         name = pseudonyms.name(slide)
         assert (out / "stores" / f"{name}.patches.zarr").is_dir()
@@ -369,7 +388,7 @@ def test_a_slide_and_its_patient_are_called_the_same_in_every_run(chain: Chain) 
 
 
 def test_failures_are_told_by_pseudonym_and_reason(chain: Chain) -> None:
-    name = open_pseudonyms(chain.key).name("QZMARKbroken_1")
+    name = chain.pseudonyms.name("QZMARKbroken_1")
     for folder in ("stores", "results"):
         with (chain.root / "out" / folder / "failures.csv").open() as stream:
             rows = list(csv.DictReader(stream))
@@ -377,43 +396,36 @@ def test_failures_are_told_by_pseudonym_and_reason(chain: Chain) -> None:
         assert ID.search(rows[0]["reason"])
 
 
+def test_stores_record_the_path_of_the_link(chain: Chain) -> None:
+    name = chain.pseudonyms.name(SLIDES[0])
+    store = chain.root / "out" / "stores" / f"{name}.patches.zarr"
+    attributes = json.loads((store / "zarr.json").read_bytes())["attributes"]
+    assert attributes["slide"]["path"] == str(chain.links / f"{name}.svs")
+
+
+def test_scales_labels_and_masks_reach_the_stores(chain: Chain) -> None:
+    """The masks say that all of a slide is tissue, the labels that each patch has a class."""
+    name = chain.pseudonyms.name(SLIDES[0])
+    store = PatchStore(chain.root / "out" / "stores" / f"{name}.patches.zarr")
+    assert store.table.slide.mpp_source == "user (slides.csv)"
+    assert len(store.table.positions) == 6 * 8
+    assert set(np.asarray(store.table.labels).tolist()) == {0, 1}
+
+
 def test_the_key_and_its_links_are_their_owners_alone(chain: Chain) -> None:
     assert chain.key.stat().st_mode & 0o777 == 0o600
-    links = chain.key.with_name("key.links")
-    assert links.stat().st_mode & 0o777 == 0o700
-    assert (
-        links / f"{open_pseudonyms(chain.key).name(SLIDES[0])}.svs"
-    ).readlink() == chain.root / "QZMARKfolder" / f"{SLIDES[0]}.svs"
+    assert chain.links.stat().st_mode & 0o777 == 0o700
+    assert (chain.links / "mapping.csv").stat().st_mode & 0o777 == 0o600
+    link = chain.links / f"{chain.pseudonyms.name(SLIDES[0])}.svs"
+    assert link.readlink() == chain.root / "QZMARKfolder" / f"{SLIDES[0]}.svs"
 
 
 def test_a_second_run_finds_everything_done(chain: Chain) -> None:
-    out, key = chain.root / "out", chain.key
-    arguments = ("--mpp", 4, "--out", out / "ingested", "--anonymous-ids", key)
-    assert "nothing to do" in output_of("ingest", chain.root / "QZMARKpatches", *arguments)
-    labels = (
-        "--labels",
-        chain.root / "QZMARKlabels",
-        "--mask",
-        chain.root / "QZMARKmasks",
-        "--mpp-csv",
-        chain.root / "QZMARKscales.csv",
-    )
-    places = [chain.root / "QZMARKfolder" / f"{name}.svs" for name in SLIDES]
-    again = output_of(
-        *(
-            "tile",
-            *places,
-            "--out",
-            out / "stores",
-            "--mpp",
-            0.5,
-            "--patient-regex",
-            "^([^_.]+)",
-            *labels,
-        ),
-        *("--anonymous-ids", key, "--workers", 0),
-    )
-    assert "nothing to do" in again
+    output_of(*pseudonymize_slides(chain.root))
+    output_of(*pseudonymize_patches(chain.root))
+    assert "nothing to do" in output_of(*ingest_line(chain.root))
+    again = output_of(*tile_line(chain.root), "--workers", 0, exit_code=3)
+    assert "3 slides were already done by an earlier run" in again
 
 
 def test_without_pseudonyms_metadata_and_folders_stay_out_of_pages_events_and_answers(
@@ -468,64 +480,64 @@ def test_a_link_that_leads_to_itself_is_one_failed_slide_whose_name_nobody_tells
     (folder / "QZMARKloop.svs").symlink_to(folder / "QZMARKloop.svs")
     (folder / "QZMARKround.svs").symlink_to(folder / "QZMARKabout.svs")
     (folder / "QZMARKabout.svs").symlink_to(folder / "QZMARKround.svs")
-    line = ("tile", folder, "--mpp", 0.5, "--workers", 0)
-    named = output_of(*line, "--out", tmp_path / "named", exit_code=3)
-    hidden = output_of(
-        *line, "--out", tmp_path / "hidden", "--anonymous-ids", tmp_path / "key", exit_code=3
+    line = ("tile", "--mpp", 0.5, "--workers", 0)
+    named = output_of(*line, folder, "--out", tmp_path / "named", exit_code=3)
+    links = tmp_path / "links"
+    output_of("pseudonymize", folder, "--out", links, "--key", tmp_path / "key")
+    hidden = output_of(*line, links, "--out", tmp_path / "hidden", exit_code=3)
+    hidden += output_of(
+        *line, "--sheet", links / "slides.csv", "--out", tmp_path / "hidden", exit_code=3
     )
-    assert all("4 slides: 1 ok, 3 failed" in printed for printed in (named, hidden))
+    ending = "4 slides: 1 ok, 3 failed"
+    assert named.count(ending) == 1
+    assert hidden.count(ending) == 2
     assert MARK.decode() not in hidden
     assert find_marks(tmp_path / "hidden") == []
 
 
-def test_a_copy_under_another_key_has_other_names(tmp_path: Path) -> None:
-    write_marked_slide(tmp_path / "slides" / "s1.svs", tissue(400, 300))
-    for key in ("one", "two"):
-        output_of(
-            "tile",
-            tmp_path / "slides",
-            "--out",
-            tmp_path / key,
-            "--mpp",
-            0.5,
-            "--workers",
-            0,
-            "--anonymous-ids",
-            tmp_path / f"{key}.key",
-        )
-    names = [
-        sorted(path.name for path in (tmp_path / key).glob("*.zarr")) for key in ("one", "two")
-    ]
-    assert names[0] != names[1]
-    shutil.rmtree(tmp_path / "two.key.links")
+def break_slides(folder: Path) -> None:
+    """Slides that each library refuses, in each way that makes it name a file."""
+    whole = write_marked_slide(folder / "QZMARKanna_1.svs", tissue(400, 300)).read_bytes()
+    for suffix in (".svs", ".tif", ".ndpi", ".scn", ".bif", ".svslide", ".png", ".jpg", ".dcm"):
+        (folder / f"QZMARKnone{suffix}").write_bytes(b"")
+        (folder / f"QZMARKhalf{suffix}").write_bytes(whole[: len(whole) // 2])
+        (folder / f"QZMARKgone{suffix}").symlink_to(folder / f"QZMARKnowhere{suffix}")
+    (folder / "QZMARKdicom.dcm").write_bytes(bytes(128) + b"DICM" + bytes(64))
+    for name, entries in (
+        ("QZMARKbare", None),
+        ("QZMARKempty", {}),
+        ("QZMARKini", {"Slidedat.ini": "[GENERAL]\nSLIDE_ID = QZMARKid\n"}),
+        ("QZMARKdir", {"Slidedat.ini/x": ""}),
+    ):
+        (folder / f"{name}.mrxs").write_bytes(b"x")
+        if entries is not None:
+            (folder / name).mkdir()
+        for entry, text in (entries or {}).items():
+            (folder / name / entry).parent.mkdir(exist_ok=True)
+            (folder / name / entry).write_text(text)
+    (folder / "QZMARKsecret.svs").write_bytes(whole)
+    (folder / "QZMARKsecret.svs").chmod(0)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "fault"),
-    [
-        (("--anonymous-ids", "{0}/out/key"), "would lie among the products"),
-        (
-            ("--anonymous-ids", "{0}/open"),
-            "others may read this key; make it yours alone: chmod 600",
-        ),
-        (("--anonymous-ids", "{0}/short"), "a key of 3 bytes can be guessed"),
-        (("--anonymous-ids", "{0}/nowhere/key"), "no key could be made there"),
-    ],
-)
-def test_a_key_that_protects_nobody_is_refused(
-    arguments: tuple[str, ...], fault: str, tmp_path: Path
+@pytest.mark.parametrize("reader", ["auto", "tiff", "openslide", "image"])
+def test_no_library_tells_where_the_link_of_a_broken_slide_leads(
+    reader: str, tmp_path: Path
 ) -> None:
-    write_marked_slide(tmp_path / "slides" / "s1.svs", tissue(400, 300))
-    for name, content, mode in (("open", "k" * 40, 0o644), ("short", "abc", 0o600)):
-        (tmp_path / name).write_text(content)
-        (tmp_path / name).chmod(mode)
-    printed = output_of(
-        "tile",
-        tmp_path / "slides",
-        "--out",
-        tmp_path / "out",
-        *(part.format(tmp_path) for part in arguments),
-        exit_code=1,
-    )
-    assert fault in printed
-    assert not (tmp_path / "out").exists()
+    break_slides(tmp_path / "QZMARKfolder")
+    links, out, model = tmp_path / "links", tmp_path / "out", tmp_path / "m.safetensors"
+    write_model(model, make_checkpoint())
+    output_of("pseudonymize", tmp_path / "QZMARKfolder", "--out", links, "--key", tmp_path / "key")
+    sheet = ("--sheet", links / "slides.csv", "--workers", 0)
+    printed = run("tile", *sheet, "--out", out / "stores", "--mpp", 0.5, "--reader", reader)
+    shown = [printed]
+    if reader == "auto":
+        engine = ("--engine", "torch", "--device", "cpu", "--outputs", "summary")
+        infer = ("infer", *sheet, "--model", model, "--results-dir", out / "results", *engine)
+        shown += [run(*infer), run(*infer, "--dry-run")]
+        shown += [run("info", link) for link in sorted(links.glob("anon-*"))]
+    assert [line for each in shown for line in each.output.splitlines() if "QZMARK" in line] == []
+    assert find_marks(out) == []
+    with (out / "stores" / "failures.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) > 20
+    assert all(ID.search(row["reason"]) for row in rows)

@@ -2,14 +2,12 @@
 
 import logging
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
-from wsi_pipeline.core.pseudonyms import Veil
 from wsi_pipeline.runs.disk_space import DiskSpace, SpaceCheckedJob, current_umask
 from wsi_pipeline.runs.events import EventLog
 from wsi_pipeline.runs.pace import STAGES, Pace
@@ -83,8 +81,6 @@ class Batch:
     slides: Sequence[FoundSlide]
     progress: Progress
     events: EventLog = field(default_factory=lambda: EventLog(None))
-    veil: Veil = field(default_factory=Veil)
-    """Takes names out of what is said of failures."""
     outcomes: dict[int, SlideOutcome] = field(default_factory=dict)
     patches_predicted: int = 0
     pace: Pace = field(init=False)
@@ -131,16 +127,8 @@ class Batch:
 
     def _fail(self, slide: FoundSlide, error: Exception) -> SlideOutcome:
         """The outcome of a slide whose work raised; the whole story goes to the log."""
-        outcome = describe_failure(slide.slide_id, str(slide.path), error)
-        if not self.veil.is_on:
-            logger.error("slide %s failed", slide.slide_id, exc_info=error)
-            return outcome
-        logger.error(
-            "slide %s failed\n%s",
-            slide.slide_id,
-            self.veil("".join(traceback.format_exception(error))),
-        )
-        return replace(outcome, message=self.veil(outcome.message), path=self.veil(outcome.path))
+        logger.error("slide %s failed", slide.slide_id, exc_info=error)
+        return describe_failure(slide.slide_id, str(slide.path), error)
 
     @property
     def account(self) -> RunAccount:
@@ -155,13 +143,12 @@ def run_batch(
     progress: Progress,
     events: EventLog | None = None,
     disk_space: DiskSpace | None = None,
-    veil: Veil | None = None,
 ) -> Batch:
     """Run every job while there is `disk_space`; each slide ends in one outcome.
 
     Raises EnvironmentFault where what the workers made is not on this machine.
     """
-    batch = Batch(slides, progress, events or EventLog(None), veil or Veil())
+    batch = Batch(slides, progress, events or EventLog(None))
     progress.begin(len(slides))
     umask = current_umask()
     run_jobs(

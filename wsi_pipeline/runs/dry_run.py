@@ -17,7 +17,6 @@ from wsi_pipeline.runs.infer import InferConfig, make_jobs, tile_for
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.plan import PreviewState, SlidePreview
-from wsi_pipeline.stages.pseudonymize import disguise_slides
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +63,7 @@ def preview_run(
     loaded = load_model(model, config.terms)
     choice = resolve_engine(loaded, model, config.engine_request, config.terms).choice
     tiling = tile_for(loaded, config.tiling)
-    slides = disguise_slides(
-        make_absolute(slides if config.shard is None else config.shard.take(slides)),
-        config.pseudonyms,
-    )
+    slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
     jobs = make_jobs(
         slides,
         are_stores,

@@ -14,7 +14,6 @@ from typing import Any
 from wsi_pipeline.core.choices import STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.outcome import RunAccount
-from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.loading import ExternalModelTerms, load_model
@@ -42,7 +41,6 @@ from wsi_pipeline.runs.workers import choose_workers
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
 from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
 from wsi_pipeline.slides.selection import Shard
-from wsi_pipeline.stages import pseudonymize
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.stages.tile import TileJob
@@ -70,8 +68,6 @@ class InferConfig:
     """For models that wsi did not train."""
     shard: Shard | None = None
     """The share of the slides that this run takes."""
-    pseudonyms: Pseudonyms | None = None
-    """Slides and patients stand under these in everything that is written."""
     keep_patches: Path | None = None
     """Folder for the patch stores of the slides, written on the way or read where they are there."""
     disk_space: DiskSpace = field(default_factory=DiskSpace)
@@ -139,10 +135,6 @@ def _infer(
     loaded = load_model(model, config.terms)
     workers = workers or choose_workers(device=config.device)
     slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
-    veil, slides = (
-        pseudonymize.veil_slides(slides, config.pseudonyms),
-        pseudonymize.disguise_slides(slides, config.pseudonyms),
-    )
     tiling = tile_for(loaded, config.tiling)
     suffix = "" if config.shard is None else config.shard.suffix
     with ExitStack() as log:
@@ -165,7 +157,7 @@ def _infer(
             }
             events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
             batch = run_batch(
-                slides, jobs, pool, progress or SilentProgress(), events, config.disk_space, veil
+                slides, jobs, pool, progress or SilentProgress(), events, config.disk_space
             )
         seconds = {"total": time.perf_counter() - started} | batch.seconds
         account = write_tables(

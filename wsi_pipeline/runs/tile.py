@@ -7,7 +7,6 @@ from pathlib import Path
 from wsi_pipeline.core.choices import LEFT_OUT_CSV
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
-from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.labels.user_mask import list_masks
 from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
 from wsi_pipeline.runs.batch import Progress, SilentProgress, make_absolute, run_batch
@@ -17,7 +16,6 @@ from wsi_pipeline.runs.workers import choose_tilers
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.slides.selection import Shard, scale_slides, select_slides
-from wsi_pipeline.stages import pseudonymize
 from wsi_pipeline.stages.ingest_layouts import (
     LayoutOptions,
     LeftOut,
@@ -45,8 +43,6 @@ class TileOptions:
     codec: PixelCodec = AS_THEY_ARE
     shard: Shard | None = None
     """The share of the slides that this run takes."""
-    pseudonyms: Pseudonyms | None = None
-    """Slides and patients stand under these in everything that is written."""
     disk_space: DiskSpace = field(default_factory=DiskSpace)
     """What is to stay free on the disk."""
 
@@ -71,18 +67,28 @@ def tile_slides(
     counts as a patient of its own.
     """
     options = options or TileOptions()
-    slides = select_slides(places, options.recursive)
-    if labels is None or labels:
-        slides = add_labels(slides, labels, options.pseudonyms)
-    if patient_regex is not None:
-        check_regex(patient_regex)
-        slides = [
-            replace(slide, patient_id=find_patient(patient_regex, slide.path.name))
-            for slide in slides
-        ]
+    slides = list_labelled(places, labels, patient_regex, options.recursive)
     return tile_found(
         slides, out, config, options=options, workers=workers, force=force, progress=progress
     )
+
+
+def list_labelled(
+    places: Sequence[Path | str],
+    labels: Sequence[Path] | None = (),
+    patient_regex: str | None = None,
+    recursive: bool = False,
+) -> list[FoundSlide]:
+    """Return the slides among `places`, with their label files and patients as `tile_slides`."""
+    slides = select_slides(places, recursive)
+    if labels is None or labels:
+        slides = add_labels(slides, labels)
+    if patient_regex is None:
+        return slides
+    check_regex(patient_regex)
+    return [
+        replace(slide, patient_id=find_patient(patient_regex, slide.path.name)) for slide in slides
+    ]
 
 
 def tile_found(
@@ -105,11 +111,6 @@ def tile_found(
         else tuple(path.absolute() for path in list_masks(options.masks))
     )
     make_folder(out)
-    veil, masks = (
-        pseudonymize.veil_slides(slides, options.pseudonyms),
-        pseudonymize.disguise_masks(slides, masks, options.pseudonyms),
-    )
-    slides = pseudonymize.disguise_slides(slides, options.pseudonyms)
     jobs = [TileJob(slide, out.absolute(), config, force, options.codec, masks) for slide in slides]
     suffix = "" if options.shard is None else options.shard.suffix
     parameters = {"tiling": asdict(config), "codec": options.codec.to_json(), "force": force}
@@ -121,7 +122,6 @@ def tile_found(
             progress or SilentProgress(),
             events,
             options.disk_space,
-            veil,
         )
         write_failures_csv(out, batch.account.outcomes, suffix=suffix)
         remove_dead_asides(out)
@@ -153,22 +153,17 @@ def ingest_patches(
     force: bool = False,
     progress: Progress | None = None,
     disk_space: DiskSpace | None = None,
-    pseudonyms: Pseudonyms | None = None,
 ) -> IngestAccount:
     """Take the patches of every patient of a data set into stores in `out`, and list what was left out, with the reason."""
     found = find_patches(place.absolute(), layout, options or LayoutOptions())
     make_folder(out)
     out = out.absolute()
-    veil, patients = (
-        pseudonymize.veil_patients(found.patients, pseudonyms),
-        pseudonymize.disguise_patients(found.patients, pseudonyms),
-    )
     names = name_slides(
-        [Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in patients]
+        [Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in found.patients]
     )
     jobs = [
-        IngestJob(patient, name, out, spec, force, pseudonyms)
-        for name, patient in zip(names, patients, strict=True)
+        IngestJob(patient, name, out, spec, force)
+        for name, patient in zip(names, found.patients, strict=True)
     ]
     slides = [FoundSlide(job.store_name, Path(job.source)) for job in jobs]
     batch = run_batch(
@@ -177,14 +172,13 @@ def ingest_patches(
         workers or Workers(count=0),
         progress or SilentProgress(),
         disk_space=disk_space,
-        veil=veil,
     )
     made = [
         job.target
         for job, outcome in zip(jobs, batch.account.outcomes, strict=True)
         if outcome.state is not SlideState.FAILED
     ]
-    left_out = pseudonymize.disguise_left_out(found.left_out, pseudonyms) + [
+    left_out = found.left_out + [
         LeftOut(*entry) for store in made for entry in read_attributes(store)["left_out"]
     ]
     write_csv(out / LEFT_OUT_CSV, ["file", "reason"], left_out)

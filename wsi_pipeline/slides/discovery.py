@@ -19,7 +19,6 @@ from wsi_pipeline.core.choices import (
     WRITTEN,
 )
 from wsi_pipeline.core.errors import ConfigError, machine_fault
-from wsi_pipeline.core.pseudonyms import LINKS_SUFFIX
 from wsi_pipeline.core.recipe import TOOL
 
 SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
@@ -28,6 +27,10 @@ SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml"
 SHARD = re.compile(r"\.\d+-of-\d+(?=\.\w+$)")
 HEAD_BYTES = 256
 """Of a manifest; the tool that made it stands in its first lines."""
+MAPPING_CSV, MAPPING_COLUMNS = "mapping.csv", ("kind", "name", "pseudonym", "path")
+"""The table that makes a folder one of links under pseudonyms: its slides are those of elsewhere."""
+LINKS_SUFFIX = ".links"
+"""Of such folders of earlier versions, which lie beside their key."""
 NO_USERS = "lost+found"
 """The file system's own folder, which nobody but root may enter."""
 
@@ -100,7 +103,7 @@ def list_folder(folder: Path, recursive: bool = False) -> list[Path]:
     """
     found: list[Path] = []
     for where, folders, files in os.walk(folder, onerror=_refuse):
-        if is_work_of_wsi(Path(where)):
+        if is_work_of_wsi(Path(where)) or _holds_pseudonyms(Path(where), folder):
             folders.clear()
             continue
         folders[:] = [name for name in folders if recursive and _may_be_entered(name, files)]
@@ -116,9 +119,19 @@ def _refuse(error: OSError) -> None:
 
 
 def _may_be_entered(name: str, files: Sequence[str]) -> bool:
-    """Whether a folder beside `files` may hold slides: pseudonyms' links, beside their key, would be every slide once more."""
+    """Tell whether a folder beside `files` may hold slides that are not links to others."""
     are_links = name.endswith(LINKS_SUFFIX) and name.removesuffix(LINKS_SUFFIX) in files
     return not (name.startswith(".") or name == NO_USERS or are_links)
+
+
+def _holds_pseudonyms(folder: Path, top: Path) -> bool:
+    """Tell a folder of `wsi pseudonymize` below `top`: its links are slides of other folders."""
+    header = ",".join(MAPPING_COLUMNS).encode()
+    try:
+        with (folder / MAPPING_CSV).open("rb") as stream:
+            return folder != top and stream.read(len(header)) == header
+    except OSError:
+        return False
 
 
 def _may_be_slide(name: str) -> bool:
@@ -175,7 +188,7 @@ def name_slides(paths: Sequence[Path]) -> list[str]:
 
 
 def _fold(name: str) -> str:
-    """What is the same for names that some file systems, or pseudonyms, take for one: however letters are cased and composed."""
+    """Return what is the same for names that file systems or pseudonyms take for one."""
     return unicodedata.normalize("NFC", name.casefold())
 
 

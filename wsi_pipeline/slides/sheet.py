@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_pipeline.core.choices import SIDES
+from wsi_pipeline.core.csv_io import unshield
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
 from wsi_pipeline.slides.discovery import FoundSlide, locate, name_slides
@@ -110,7 +111,7 @@ def _read_row(path: Path, number: int, line: dict[str, str], slide: Path, name: 
         slide_mpp=parse_mpp(path, number, line.get("mpp", "")),
         patient_id=line.get("patient_id", "").strip() or None,
         label_file=_find_file(path, number, line, "labels"),
-        slide_label=line.get("label", "").strip() or None,
+        slide_label=unshield(line.get("label", "").strip()) or None,
         mpp_source=f"user ({path.name})",
     )
     return SheetRow(found, split)
@@ -139,7 +140,7 @@ def _find_file(path: Path, number: int, line: dict[str, str], column: str) -> Pa
     if not text:
         return None
     found = path.parent / text
-    if not found.exists():
+    if not (found.exists() or found.is_symlink()):  # a link that leads nowhere fails its own slide
         raise ConfigError(
             f"{path}: line {number}: {column}: {text}: no such file; paths are relative to the"
             " sheet"

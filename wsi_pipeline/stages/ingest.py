@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,13 +65,7 @@ def _content_digest(path: Path) -> bytes:
         return b"unreadable"  # it will be left out, with the reason
 
 
-Naming = Callable[[str], str]
-"""What a file is called in everything that is written."""
-
-
-def sort_files(
-    patient: PatientPatches, spec: PatchSpec, naming: Naming = str
-) -> tuple[list[PatchFile], list[LeftOut]]:
+def sort_files(patient: PatientPatches, spec: PatchSpec) -> tuple[list[PatchFile], list[LeftOut]]:
     """Return the patches that are whole and on the grid, in raster order, and the files left out.
 
     Where places are unknown, the patches fill a square in their order.
@@ -82,15 +76,13 @@ def sort_files(
     for number, entry in enumerate(patient.entries):
         place = divmod(number, columns)
         if reason := _find_fault(patient.folder, entry, spec):
-            left_out.append(LeftOut(_name(entry, naming), reason))
+            left_out.append(LeftOut(_name(entry), reason))
             continue
         if entry.x is not None and entry.y is not None:
             place = entry.y // spec.stride_px, entry.x // spec.stride_px
         found = PatchFile(entry, *place)
         if (earlier := taken.setdefault(place, found)) is not found:
-            left_out.append(
-                LeftOut(_name(entry, naming), f"lies where {_name(earlier.entry, naming)} lies")
-            )
+            left_out.append(LeftOut(_name(entry), f"lies where {_name(earlier.entry)} lies"))
     return [taken[position] for position in sorted(taken)], left_out
 
 
@@ -121,9 +113,8 @@ def _size_of(folder: Path, entry: PatchEntry) -> tuple[int, int]:
     return shape[2], shape[1]
 
 
-def _name(entry: PatchEntry, naming: Naming) -> str:
-    name = naming(entry.file)
-    return name if entry.stack_index < 0 else f"{name}#{entry.stack_index}"
+def _name(entry: PatchEntry) -> str:
+    return entry.file if entry.stack_index < 0 else f"{entry.file}#{entry.stack_index}"
 
 
 def plan_ingestion(
@@ -161,12 +152,10 @@ def plan_ingestion(
     )
 
 
-def describe_ingestion(
-    files: Sequence[PatchFile], left_out: Sequence[LeftOut], naming: Naming = str
-) -> dict[str, Any]:
+def describe_ingestion(files: Sequence[PatchFile], left_out: Sequence[LeftOut]) -> dict[str, Any]:
     """Return the store's record of the source of its patches."""
     return {
-        "files": [list(file.entry._replace(file=naming(file.entry.file))) for file in files],
+        "files": [list(file.entry) for file in files],
         "left_out": [list(entry) for entry in left_out],
         "provenance": describe_tool(),
     }

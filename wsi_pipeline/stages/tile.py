@@ -15,7 +15,6 @@ from wsi_pipeline.core.choices import LABELS_SUFFIX, MASK_SUFFIX, STORE_SUFFIX
 from wsi_pipeline.core.errors import LabelError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
-from wsi_pipeline.core.pseudonyms import Pseudonyms
 from wsi_pipeline.core.slide import PatchSource, PatchTable
 from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
@@ -202,18 +201,11 @@ class IngestJob:
     out: Path
     spec: PatchSpec
     force: bool = False
-    pseudonyms: Pseudonyms | None = None
-    """Under these the files of its patches are recorded."""
-
-    @property
-    def naming(self) -> ingest.Naming:
-        """What files are called in everything that is written."""
-        return str if self.pseudonyms is None else self.pseudonyms.name
 
     @property
     def source(self) -> str:
         """The folder of its files, as recorded."""
-        return self.naming(str(self.patient.folder))
+        return str(self.patient.folder)
 
     def hold(self) -> AbstractContextManager[None]:
         """Hold the lock of the store."""
@@ -236,7 +228,7 @@ class IngestJob:
         if manifest := find_finished(staging, KIND, self.force, [self.patient.folder]):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
-            files, left_out = ingest.sort_files(self.patient, self.spec, self.naming)
+            files, left_out = ingest.sort_files(self.patient, self.spec)
             if not files:
                 reason = f"{left_out[0].file}: {left_out[0].reason}" if left_out else "it has none"
                 raise SlideError(
@@ -250,18 +242,14 @@ class IngestJob:
             prepare_patch_store(
                 staging,
                 table,
-                ingest.describe_ingestion(files, left_out, self.naming),
+                ingest.describe_ingestion(files, left_out),
             )
         return open_plan(staging, staged_table(staging.product))
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Read and store one block."""
         table = staged_table(plan.staging.product)
-        real = {self.naming(entry.file): entry.file for entry in self.patient.entries}
-        entries = [
-            PatchEntry(real[name], *rest)
-            for name, *rest in read_attributes(plan.staging.product)["files"]
-        ]
+        entries = [PatchEntry(*entry) for entry in read_attributes(plan.staging.product)["files"]]
         source = ingest.PatchFiles(table, self.patient.folder, entries)
         return store_block(source, table, plan.staging, block)
 
@@ -313,7 +301,6 @@ def _finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
 def add_labels(
     slides: Sequence[FoundSlide],
     labels: Sequence[Path] | None,
-    pseudonyms: Pseudonyms | None = None,
 ) -> list[FoundSlide]:
     """Return the slides with their label files, matched by name; None takes those beside a slide.
 
@@ -335,8 +322,6 @@ def add_labels(
             )
     without = [slide.slide_id for slide, file in zip(slides, found, strict=True) if file is None]
     if without and (labels is None or labels):
-        shown = [name if pseudonyms is None else pseudonyms.name(name) for name in without[:5]]
-        logger.warning(
-            "no label file for %d of %d slides: %s", len(without), len(slides), ", ".join(shown)
-        )
+        shown = ", ".join(without[:5])
+        logger.warning("no label file for %d of %d slides: %s", len(without), len(slides), shown)
     return [replace(slide, label_file=file) for slide, file in zip(slides, found, strict=True)]
