@@ -31,18 +31,18 @@ from tiling import describe_machine
 
 from wsi_pipeline.core.geometry import PatchSpec, count_blocks
 from wsi_pipeline.core.limits import available_cores
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.outputs.style import View, choose_formats
-from wsi_pipeline.runs import InferConfig, choose_workers, infer_slides
-from wsi_pipeline.runs.batch import SilentProgress
+from wsi_pipeline.runs import InferOptions, infer_slides
 from wsi_pipeline.scheduling import Workers, run_jobs
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
+from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches
 
 MPP = 0.25
@@ -91,15 +91,18 @@ def write_model(path: Path, arch: str) -> Path:
     return path
 
 
-class Clock(SilentProgress):
+class Clock(Listener):
     """When blocks were done; stops the run after so many."""
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
         self.ends: list[tuple[float, int]] = []
 
-    def advance(self, patches: int) -> None:
-        """A block is done."""
+    def progress(self, line: str, done: float, total: float | None) -> None:
+        """Take the end of a block."""
+        patches = int(done) - sum(patches for _, patches in self.ends)
+        if patches == 0:
+            return
         self.ends.append((time.perf_counter(), patches))
         if len(self.ends) == self.blocks:
             raise KeyboardInterrupt
@@ -157,15 +160,8 @@ def go_on(slide: Path, model: Path, results: Path, blocks: int) -> float:
     """Seconds per patch of `wsi infer`, over so many further blocks of a slide."""
     clock = Clock(blocks)
     with contextlib.suppress(KeyboardInterrupt):
-        view = View(formats=choose_formats(["summary"]))
-        infer_slides(
-            [slide],
-            model,
-            results,
-            InferConfig(view=view),
-            workers=choose_workers(1, device="auto"),
-            progress=clock,
-        )
+        options = InferOptions(outputs="summary", workers=1)
+        infer_slides(find_slides([slide]), model, results, options, clock)
     return clock.seconds_per_patch
 
 

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
-from wsi_pipeline.runs import ingest_patches
+from wsi_pipeline.runs import IngestOptions, ingest_patches
 from wsi_pipeline.training.augment import Augmentation
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import (
@@ -52,7 +51,7 @@ def make_stores(folder: Path, count: int) -> LabelledPatches:
         labels=rng.integers(0, 2, count),
         patients=np.array([f"patient {k % PATIENTS}" for k in range(count)]),
     )
-    ingest_patches(stacks, folder / "stores", PatchSpec(mpp=4.0), layout="stacks")
+    ingest_patches(stacks, folder / "stores", IngestOptions(mpp=4.0, layout="stacks"))
     return load_labelled(sorted((folder / "stores").glob("*.patches.zarr")))
 
 

@@ -1,16 +1,13 @@
 """`wsi aggregate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from wsi_pipeline.core.choices import INDEX_HTML
 
-from .options import FOLDER, force_option, mode_option, read_view, view_options
-
-if TYPE_CHECKING:
-    from wsi_pipeline.core.outcome import SlideOutcome
+from .options import FOLDER, build, force_option, mode_option, view_options
 
 
 @click.command()
@@ -44,34 +41,20 @@ if TYPE_CHECKING:
 @force_option
 @view_options
 @mode_option
-def aggregate(
-    results: Path,
-    threshold: float | None,
-    smooth: float,
-    min_region_mm2: float,
-    out: Path | None,
-    force: bool,
-    **view: Any,
-) -> None:
+def aggregate(results: Path, out: Path | None, **options: Any) -> None:
     """Make the outputs of every slide in RESULTS anew from its stored probabilities, without model or slide.
 
     Each slide's folder then holds what this line asks for and nothing of another threshold; the
     probabilities stay as they are.
     """
-    from wsi_pipeline.stages.aggregate import aggregate_results
+    from .progress import close_run, show_progress
 
-    from .main import printable
-    from .progress import close_run
+    with show_progress() as progress:
+        from wsi_pipeline.outputs.style import AggregateOptions
+        from wsi_pipeline.stages.aggregate import aggregate_results
 
-    def say(outcome: "SlideOutcome") -> None:
-        already = " (already done)" if outcome.is_resumed_whole else ""
-        click.echo(
-            f"{printable(outcome.slide_id)}: {outcome.state.word}:"
-            f" {printable(outcome.message)}{already}",
-            err=True,
+        settings = build(AggregateOptions, options)
+        account = aggregate_results(
+            results, settings.view, out, force=settings.force, listener=progress
         )
-
-    account = aggregate_results(
-        results, read_view(view, threshold, smooth, min_region_mm2), out, force=force, say=say
-    )
-    close_run(account, (out or results) / INDEX_HTML)
+    click.get_current_context().exit(close_run(account, (out or results) / INDEX_HTML))

@@ -16,14 +16,13 @@ def demo(out: Path) -> None:
     Draws small H&E-like slides whose tumour is known, tiles them, trains, infers on slides of other
     patients, compares with the truth and names the page to open.
     """
-    from wsi_pipeline.core.progress import Listener
     from wsi_pipeline.runs.demo import run_demo
 
     from .evaluate import draw_evaluation
     from .progress import show_progress
 
     with show_progress() as progress:
-        result = run_demo(out, say=click.echo, progress=progress, listener=Listener(say=click.echo))
+        result = run_demo(out, listener=progress)
     click.echo(draw_evaluation(result.evaluation))
     f1 = result.evaluation.pooled.scores.f1
     click.echo(f"\nF1 on the held-out slides: {'–' if f1 is None else f'{f1:.3f}'}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import label_rules_options, labels_option, mode_option, read_rules
+from .options import label_rules_options, labels_option, mode_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.evaluation import Evaluation
@@ -49,12 +49,13 @@ def evaluate(
     """
     from wsi_pipeline.core.choices import EVALUATION_CSV, EVALUATION_HTML
     from wsi_pipeline.evaluation import evaluate_results, find_class_names
+    from wsi_pipeline.labels.rules import LabelOptions
     from wsi_pipeline.training.calibrate import parse_threshold_rule
 
     evaluation = evaluate_results(
         results,
         labels,
-        read_rules(rules, find_class_names(results)),
+        LabelOptions(**rules).label_rules(find_class_names(results)),
         threshold=None if threshold is None else parse_threshold_rule(threshold),
         compare_with=compare,
     )

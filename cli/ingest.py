@@ -1,12 +1,14 @@
 """`wsi ingest`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from wsi_pipeline.core.choices import LAYOUT_NAMES
+from wsi_pipeline.core.choices import LAYOUT_NAMES, LEFT_OUT_CSV
 
 from .options import (
+    build,
     force_option,
     min_free_option,
     mode_option,
@@ -56,18 +58,7 @@ from .options import (
 @force_option
 @min_free_option
 @mode_option
-def ingest(
-    place: Path,
-    mpp: float,
-    out: Path,
-    layout: str,
-    patient_regex: str | None,
-    class_names: tuple[str, str] | None,
-    patch_size: int,
-    workers: int,
-    force: bool,
-    min_free: int,
-) -> None:
+def ingest(place: Path, out: Path, **options: Any) -> None:
     """Take in ready-cut labelled patches: one patch store per patient.
 
     \b
@@ -81,35 +72,20 @@ def ingest(
 
     Files that are no whole patch are left out, counted, and named in left_out.csv.
     """  # noqa: D301 - click takes the character itself for "keep the lines"
-    from wsi_pipeline.core.choices import LEFT_OUT_CSV
-    from wsi_pipeline.core.geometry import PatchSpec
-    from wsi_pipeline.runs.disk_space import DiskSpace
-    from wsi_pipeline.runs.tile import ingest_patches
-    from wsi_pipeline.scheduling import Workers
-    from wsi_pipeline.stages.ingest_layouts import LayoutOptions
-
     from .main import printable
-    from .progress import close_run, log_to, show_progress
+    from .progress import close_run, show_progress
 
-    with log_to(out), show_progress() as progress:
-        account = ingest_patches(
-            place,
-            out,
-            PatchSpec(patch_size, patch_size, mpp),
-            layout=layout,
-            options=LayoutOptions(patient_regex, class_names),
-            workers=Workers(count=workers),
-            force=force,
-            progress=progress,
-            disk_space=DiskSpace(min_free),
-        )
-    stores = (
-        f"{account.patches} patches of {patch_size}×{patch_size} in {len(account.run.outcomes)}"
-        " stores"
+    with show_progress(out) as progress:
+        from wsi_pipeline.runs.tile import IngestOptions, ingest_patches
+
+        account = ingest_patches(place, out, build(IngestOptions, options), progress)
+    side = options["patch_size"]
+    click.echo(
+        f"{account.patches} patches of {side}×{side} in {len(account.run.outcomes)} stores,"
+        f" {len(account.left_out)} files left out"
     )
-    click.echo(f"{stores}, {len(account.left_out)} files left out")
     for entry in account.left_out:
         click.echo(f"  left out: {printable(entry.file)}: {printable(entry.reason)}")
     if account.left_out:
         click.echo(f"  (also in {out / LEFT_OUT_CSV})")
-    close_run(account.run, out)
+    click.get_current_context().exit(close_run(account.run, out))

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from .options import EXISTING, FOLDER, label_rules_options, labels_option, mode_option, read_rules
+from .options import EXISTING, FOLDER, label_rules_options, labels_option, mode_option
 
 
 @click.command()
@@ -30,7 +30,10 @@ def label(
     label file of its name is left alone. Beside each store, <slide>.labels.png shows the labelled
     patches with counts per class and mm².
     """
+    from wsi_pipeline.labels.rules import LabelOptions
     from wsi_pipeline.stages.relabel import export_labels, relabel_stores
+
+    from .progress import show_progress
 
     if bool(labels) == bool(export):
         raise click.UsageError("give either --labels or --export")
@@ -38,11 +41,7 @@ def label(
         for path in export_labels(stores, export):
             click.echo(f"→  {path}")
         return
-    account = relabel_stores(stores, labels, read_rules(rules))
-    for outcome in account.outcomes:
-        already = " (already so)" if outcome.is_resumed_whole else ""
-        click.echo(
-            f"{outcome.slide_id}: {outcome.state.word}: {outcome.message}{already}", err=True
-        )
+    with show_progress() as progress:
+        account = relabel_stores(stores, labels, LabelOptions(**rules).label_rules(), progress)
     click.echo(account.sentence)
     click.get_current_context().exit(account.exit_code)

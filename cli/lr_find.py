@@ -46,24 +46,22 @@ def lr_find(
     the smoothed loss falls fastest. Give the options that training will have: --lr and --schedule
     are those of the sweep.
     """
-    from wsi_pipeline.core.progress import Listener
-    from wsi_pipeline.training.lr_finder import SWEEP_PNG, sweep_stores
+    from .progress import show_progress
 
-    from .progress import make_bar, open_console
+    with show_progress() as progress:
+        progress.working_on("loading torch")
+        from wsi_pipeline.training.lr_finder import SWEEP_PNG, sweep_stores
 
-    config = read_config(options, device=device)
-    with make_bar(open_console(), "steps") as bar:
-        task = bar.add_task("sweeping", total=steps)
         sweep = sweep_stores(
             stores,
             out,
-            config,
+            read_config(options, device=device),
             read_split(options, sheet),
             steps=steps,
             highest=high,
             pretrained=options["weights"],
             force=force,
-            listener=Listener(progress=lambda line, done, total: bar.update(task, completed=done)),
+            listener=progress,
         )
     click.echo(
         f"the loss falls fastest at a learning rate of {sweep.suggestion:.2g}: a good --lr; for"

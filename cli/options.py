@@ -7,9 +7,8 @@ import math
 import os
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -27,12 +26,30 @@ from wsi_pipeline.core.choices import (
     READER_NAMES,
 )
 
-if TYPE_CHECKING:
-    from wsi_pipeline.labels.rules import LabelRules
-    from wsi_pipeline.outputs.style import View
-    from wsi_pipeline.scheduling import Workers
-
 Command = TypeVar("Command", bound=Callable[..., Any])
+Options = TypeVar("Options")
+
+
+def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Return one decorator that adds several options, in this order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def build(kind: type[Options], settings: dict[str, Any]) -> Options:
+    """Return the options object of a command; raise UsageError where options contradict each other."""
+    from wsi_pipeline.core.errors import ConfigError
+
+    try:
+        return kind(**settings)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
 
 EXISTING = click.Path(exists=True, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -67,7 +84,7 @@ reader_option = click.option(
         " with the same pixels; auto: the fastest that knows the file."
     ),
 )
-TISSUE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+tissue_options = together(
     min_tissue_option,
     click.option(
         "--mask-mpp",
@@ -121,14 +138,7 @@ TISSUE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         help="Leave out patches with this flag. May be repeated.",
     ),
 )
-
-
-def tissue_options(command: Command) -> Command:
-    """Add the options that say where tissue is and what is wrong with it; they arrive together by their names."""
-    for option in reversed(TISSUE_OPTIONS):
-        command = option(command)
-    return command
-
+"""Where tissue is, and the faults of patches."""
 
 patch_size_option = click.option(
     "--patch-size",
@@ -148,7 +158,7 @@ workers_option = click.option(
         " one per core, 16 at most]"
     ),
 )
-WORKER_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+worker_options = together(
     workers_option,
     click.option(
         "--gpus",
@@ -190,49 +200,7 @@ WORKER_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     ),
     click.option("--dashboard", is_flag=True, help="Show Dask's dashboard at 127.0.0.1:8787."),
 )
-
-
-def worker_options(command: Command) -> Command:
-    """Add the options that say who does the work; they arrive together by their names."""
-    for option in reversed(WORKER_OPTIONS):
-        command = option(command)
-    return command
-
-
-def read_workers(
-    options: dict[str, Any], device: str = "cpu", is_tiling: bool = False
-) -> "Workers":
-    """Take the crew's options out of `options`; who does the work by them."""
-    from wsi_pipeline.runs.workers import choose_tilers, choose_workers
-    from wsi_pipeline.scheduling import Tls
-
-    names = (
-        "workers",
-        "gpus",
-        "scheduler",
-        "tls_ca_file",
-        "tls_cert",
-        "tls_key",
-        "cluster",
-        "slurm_config",
-        "dashboard",
-    )
-    workers, gpus, scheduler, ca_file, cert, key, cluster, slurm_config, dashboard = (
-        options.pop(name) for name in names
-    )
-    if any((ca_file, cert, key)) and not all((ca_file, cert, key)):
-        raise click.UsageError("--tls-ca-file, --tls-cert and --tls-key belong together")
-    choose = choose_tilers if is_tiling else partial(choose_workers, device=device)
-    return choose(
-        workers,
-        scheduler,
-        gpus=tuple(name.strip() for name in (gpus or "").split(",") if name.strip()),
-        tls=Tls(ca_file, cert, key) if ca_file else None,
-        cluster=cluster,
-        slurm_config=slurm_config,
-        has_dashboard=dashboard,
-    )
-
+"""The workers; `runs.WorkerOptions` has fields of the same names."""
 
 shard_option = click.option(
     "--shard",
@@ -252,7 +220,7 @@ def _read_batch_size(context: click.Context, parameter: click.Parameter, value: 
     return None if value == "auto" else int(click.IntRange(1)(value, parameter, context))
 
 
-ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+engine_options = together(
     click.option(
         "--engine",
         type=click.Choice((AUTO, *ENGINE_NAMES)),
@@ -262,9 +230,7 @@ ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
             " called cpu), else torch. Results of different engines are never mixed."
         ),
     ),
-    click.option(
-        "--compile", "compile_network", is_flag=True, help="The same as --engine torch-compile."
-    ),
+    click.option("--compile", is_flag=True, help="The same as --engine torch-compile."),
     click.option(
         "--precision",
         type=click.Choice((AUTO, *PRECISIONS)),
@@ -285,24 +251,7 @@ ENGINE_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         ),
     ),
 )
-
-
-def engine_options(command: Command) -> Command:
-    """Add the options that say how a network is computed; they arrive by their names."""
-    for option in reversed(ENGINE_OPTIONS):
-        command = option(command)
-    return command
-
-
-def choose_engine_name(engine: str, compile_network: bool) -> str:
-    """The engine that the options name. Raises UsageError where they name two."""
-    if compile_network and engine not in ("auto", "torch-compile"):
-        raise click.UsageError(
-            f"--compile is --engine torch-compile, and --engine {engine} is another; give one of"
-            " them"
-        )
-    return "torch-compile" if compile_network else engine
-
+"""How a network is computed."""
 
 trust_option = click.option(
     "--trust-model",
@@ -336,7 +285,7 @@ labels_option = click.option(
         " folders of them, matched by name."
     ),
 )
-LABEL_RULES: tuple[Callable[[Command], Command], ...] = (
+label_rules_options = together(
     click.option(
         "--label-map",
         type=EXISTING,
@@ -392,34 +341,9 @@ LABEL_RULES: tuple[Callable[[Command], Command], ...] = (
         help="Pixel value of the negative class in label images.",
     ),
 )
+"""How drawn regions and label images become labels."""
 
-
-def label_rules_options(command: Command) -> Command:
-    """Add the options that say how drawn regions and label images become labels; they arrive together as `**rules`."""
-    for option in reversed(LABEL_RULES):
-        command = option(command)
-    return command
-
-
-def read_rules(rules: dict[str, Any], class_names: tuple[str, str] | None = None) -> "LabelRules":
-    """The rules that the options ask for; an option overrules the label map, which overrules the defaults."""
-    from wsi_pipeline.labels.rules import LabelRules, MaskValues, read_label_map
-
-    settings: dict[str, Any] = {} if class_names is None else {"class_names": class_names}
-    settings |= read_label_map(rules["label_map"]) if rules["label_map"] else {}
-    settings |= {
-        name: rules[name] for name in ("outside", "priority", "class_names") if rules[name]
-    }
-    return LabelRules(
-        **settings,
-        min_area=rules["min_label_area"],
-        mask_values=MaskValues(rules["negative_value"], rules["positive_value"]),
-        origin=rules["label_origin"],
-        is_strict=rules["strict"],
-    )
-
-
-VIEW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+view_options = together(
     click.option(
         "--outputs",
         default="all",
@@ -443,33 +367,7 @@ VIEW_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         help="Opacity of the map in overlay.png, 0 to 1.",
     ),
 )
-
-
-def view_options(command: Command) -> Command:
-    """Add the options that say which outputs are made and how they look; they arrive together as `**view`."""
-    for option in reversed(VIEW_OPTIONS):
-        command = option(command)
-    return command
-
-
-def read_view(
-    view: dict[str, Any],
-    threshold: float | None = None,
-    smooth_um: float = 0.0,
-    min_region_mm2: float = 0.0,
-) -> "View":
-    """The view that the options ask for."""
-    from wsi_pipeline.outputs.heatmap import Aggregation
-    from wsi_pipeline.outputs.result import PlotStyle
-    from wsi_pipeline.outputs.style import View, choose_formats
-
-    return View(
-        formats=choose_formats(
-            [name.strip() for name in view["outputs"].split(",") if name.strip()]
-        ),
-        aggregation=Aggregation(threshold, smooth_um, min_region_mm2),
-        plot_style=PlotStyle(view["colormap"], view["alpha"]),
-    )
+"""Which outputs are made, and how they look."""
 
 
 class Bytes(click.ParamType[int]):

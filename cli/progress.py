@@ -1,8 +1,9 @@
-"""Progress on the terminal: one line with rate and time left, and a line for every slide that ends."""
+"""Progress on the terminal: one line with rate and time left, below the lines of what has ended."""
 
 import io
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,18 +12,20 @@ from typing import IO, Any, TextIO, cast
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from wsi_pipeline.core.choices import LOG
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState
-from wsi_pipeline.runs.pace import Pace
-from wsi_pipeline.store.files import make_folder, open_to_append
+from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.store.files import open_to_append
 
 from .main import printable
 
 PLAIN_INTERVAL_S = 30.0
 """Where the output is no terminal, a line of progress this often."""
+PATIENCE_S = 2.0
+"""There, work without figures is named when it has taken so long."""
 
 
 class Unfailing:
@@ -46,133 +49,101 @@ class Unfailing:
             self._stream.flush()
 
 
-def open_console() -> Console:
-    """The terminal behind stderr; printing on it never fails."""
-    return Console(
-        file=cast("IO[str]", Unfailing(sys.stderr or io.StringIO()))
-    )  # there is no stderr after `2>&-`
-
-
-class RateColumn(ProgressColumn):
-    """Units per second."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        """The rate, once there is one."""
-        rate = task.finished_speed or task.speed
-        return Text("–" if rate is None else f"{rate:,.0f} {self._unit}/s")
-
-
-def make_bar(console: Console, unit: str) -> Progress:
-    """A bar with amount, rate and time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {unit}"),
-        RateColumn(unit),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-
-
-def describe_pace(pace: Pace) -> str:
-    """The figures of a run in one line."""
-    parts = [f"{pace.slides_done} of {pace.slides} slides"]
-    if pace.rate is not None:
-        parts.append(f"{pace.rate:,.0f} patches/s")
-    if pace.shares is not None:
-        parts.append(" ".join(f"{stage} {share:.0%}" for stage, share in pace.shares.items()))
-    if pace.seconds_left is not None:
-        parts.append(
-            f"{'about ' if pace.has_unopened else ''}{describe_duration(pace.seconds_left)} left"
-        )
-    return ", ".join(parts)
-
-
-def describe_duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-class RunProgress:
-    """The progress of a run over slides; use it with `show_progress`."""
+class TerminalListener(Listener):
+    """Shows a run on the terminal: a bar on stderr, and lines above it."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
         self._console = console
         self._bar = bar
         self._task = bar.add_task("", total=None)
         self._last_line = time.monotonic()
+        self._patience: threading.Timer | None = None
 
-    def begin(self, slides: int) -> None:
-        """So many slides are to be gone through."""
-        self._last_line = time.monotonic()
-        self._bar.reset(self._task, total=None, description=f"0 of {slides} slides")
+    def working_on(self, what: str) -> None:
+        """Name the work: on a terminal at once, elsewhere when it has taken a while."""
+        self._lose_patience()
+        if self._console.is_terminal:
+            self._bar.reset(self._task, total=None, description=f"{what} …")
+            return
+        self._patience = threading.Timer(PATIENCE_S, self.warn, [f"{what} …"])
+        self._patience.daemon = True
+        self._patience.start()
 
-    def add_patches(self, missing: int) -> None:
-        """All figures come by `show`."""
+    def _lose_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = None
 
-    def advance(self, patches: int) -> None:
-        """All figures come by `show`."""
+    def say(self, line: str) -> None:
+        """Print lines on stdout, above the bar where both are one terminal."""
+        text = "\n".join(map(printable, line.split("\n")))
+        if self._console.is_terminal and sys.stdout.isatty():
+            self.warn(text)
+            return
+        with suppress(BrokenPipeError):  # as with `| head -1`: the run goes on all the same
+            click.echo(text)
 
-    def show(self, pace: Pace) -> None:
-        """Redraw the line; where the output is no terminal, say it now and then."""
-        line = describe_pace(pace)
-        self._bar.update(
-            self._task,
-            description=line,
-            completed=pace.patches_done,
-            total=pace.patches_expected or None,
-        )
+    def warn(self, line: str, style: str | None = None) -> None:
+        """Print a line on stderr, above the bar."""
+        self._console.print(Text(line), style=style, soft_wrap=True)
+
+    def progress(self, line: str, done: float, total: float | None) -> None:
+        """Redraw the line; where the output is no terminal, print it now and then."""
+        self._lose_patience()
+        self._bar.update(self._task, description=line, completed=done, total=total or None)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= PLAIN_INTERVAL_S:
             self._last_line = now
             click.echo(line, file=self._console.file)
 
-    def end_slide(self, outcome: SlideOutcome) -> None:
-        """A slide is done, well or not."""
+    def slide_ended(self, outcome: SlideOutcome) -> None:
+        """Print the outcome of a slide."""
         resumed = " (already done)" if outcome.is_resumed_whole else ""
-        line = (
+        self.warn(
             f"{printable(outcome.slide_id)}: {outcome.state.word}:"
-            f" {printable(outcome.message)}{resumed}"
+            f" {printable(outcome.message)}{resumed}",
+            "red" if outcome.state is SlideState.FAILED else None,
         )
-        self._console.print(
-            line,
-            markup=False,
-            emoji=False,
-            highlight=False,
-            soft_wrap=True,
-            style="red" if outcome.state is SlideState.FAILED else None,
-        )
+
+    def close(self) -> None:
+        """Say nothing more."""
+        self._lose_patience()
 
 
 @contextmanager
-def show_progress() -> Iterator[RunProgress]:
-    """Progress on stderr while the block runs."""
-    console = open_console()
-    with Progress(
-        BarColumn(bar_width=16), TextColumn("{task.description}"), console=console, transient=True
-    ) as bar:
-        yield RunProgress(console, bar)
+def show_progress(log: Path | None = None) -> Iterator[TerminalListener]:
+    """Show progress on stderr while the block runs.
+
+    Tracebacks of slides that fail go to wsi.log in the folder `log`, warnings also to stderr.
+    """
+    # There is no stderr after `2>&-`.
+    console = Console(file=cast("IO[str]", Unfailing(sys.stderr or io.StringIO())))
+    bar = Progress(
+        BarColumn(bar_width=16),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+    )
+    with bar:
+        listener = TerminalListener(console, bar)
+        with _log_to(log, listener):
+            try:
+                yield listener
+            finally:
+                listener.close()
 
 
-def close_run(account: RunAccount, where: Path) -> None:
-    """Print the line that adds up, say where the products are, and leave with the account's exit code."""
+def close_run(account: RunAccount, where: Path) -> int:
+    """Print how the run ended and where its products are; return its exit code."""
     already = sum(outcome.is_resumed_whole for outcome in account.outcomes)
     with suppress(BrokenPipeError):  # as with `| head -1`: the run is done all the same
         if already == len(account.outcomes):
-            click.echo("nothing to do: every slide was already done by an earlier run")
+            click.echo(f"nothing to do: every {account.noun} was already done by an earlier run")
         elif already:
-            click.echo(f"{already} slides were already done by an earlier run")
+            click.echo(f"{already} {account.noun}s were already done by an earlier run")
         click.echo(f"{account.sentence}  →  {where}")
-    click.get_current_context().exit(account.exit_code)
+    return account.exit_code
 
 
 class LogFile(logging.FileHandler):
@@ -191,21 +162,32 @@ class LogFile(logging.FileHandler):
         """Nothing: it is lost."""
 
 
+class WarningHandler(logging.Handler):
+    """Prints warnings above the bar."""
+
+    def __init__(self, listener: TerminalListener) -> None:
+        super().__init__()
+        self._listener = listener
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print warnings; errors are the slides' own, and said with them."""
+        if record.levelno == logging.WARNING:
+            self._listener.warn(f"wsi: {record.getMessage()}")
+
+
 @contextmanager
-def log_to(folder: Path) -> Iterator[None]:
-    """Tracebacks of slides that fail go to wsi.log in `folder`, warnings also to stderr."""
-    make_folder(folder)
-    log = LogFile(folder / LOG, delay=True, encoding="utf-8", errors="backslashreplace")
-    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    warnings = logging.StreamHandler()
-    warnings.addFilter(lambda record: record.levelno == logging.WARNING)
-    warnings.setFormatter(logging.Formatter("wsi: %(message)s"))
+def _log_to(folder: Path | None, listener: TerminalListener) -> Iterator[None]:
+    handlers: list[logging.Handler] = [WarningHandler(listener)]
+    if folder is not None:
+        log = LogFile(folder / LOG, delay=True, encoding="utf-8", errors="backslashreplace")
+        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        handlers.append(log)
     logger = logging.getLogger("wsi_pipeline")
-    for handler in (log, warnings):
+    for handler in handlers:
         logger.addHandler(handler)
     try:
         yield
     finally:
-        for handler in (log, warnings):
+        for handler in handlers:
             logger.removeHandler(handler)
             handler.close()

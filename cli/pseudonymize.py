@@ -147,8 +147,8 @@ def list_rows(
     """Return the slides that the options name, as lines of a sample sheet."""
     from dataclasses import replace
 
-    from wsi_pipeline.runs.tile import list_labelled
-    from wsi_pipeline.slides.selection import scale_slides
+    from wsi_pipeline.runs.tile import label_slides
+    from wsi_pipeline.slides.selection import find_slides, scale_slides
     from wsi_pipeline.slides.sheet import SheetRow, read_sheet
 
     if bool(places) == bool(sheet) or (sheet and (labels or patient_regex)):
@@ -158,8 +158,9 @@ def list_rows(
     if sheet is not None:
         rows = read_sheet(sheet)
     else:
-        files = None if labels in ((), ("auto",)) else [Path(place) for place in labels]
-        slides = list_labelled(list(places), files, patient_regex, recursive)
+        slides = label_slides(
+            find_slides(places, recursive=recursive), labels or ("auto",), patient_regex
+        )
         rows = [SheetRow(slide, None) for slide in slides]
     if mpp_csv is None:
         return rows

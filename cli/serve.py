@@ -7,10 +7,10 @@ import click
 
 from .main import printable
 from .options import (
+    build,
     device_option,
     mode_option,
     positive_class_option,
-    read_workers,
     slide_mpp_option,
     trust_option,
     worker_options,
@@ -112,6 +112,7 @@ def serve(
     inferred on request into the first results folder.
     """
     from wsi_pipeline.models.loading import ExternalModelTerms
+    from wsi_pipeline.runs import WorkerOptions
     from wsi_pipeline.serve.server import log_to_stderr, run_server
     from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
 
@@ -128,7 +129,7 @@ def serve(
         cors_origins=cors_origin,
         slide_mpp=slide_mpp,
         device=device,
-        workers=read_workers(workers, device) if model else None,
+        workers=build(WorkerOptions, workers).choose_workers(device) if model else None,
         limits=Limits(cache_bytes=cache_mb * MIB, upload_bytes=max_upload_mb * MIB),
         **optional,
     )

@@ -1,7 +1,7 @@
 """`wsi tile`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -9,14 +9,13 @@ from wsi_pipeline.core.choices import CODECS
 
 from .options import (
     allow_upsample_option,
+    build,
     force_option,
     label_rules_options,
     min_free_option,
     mode_option,
     out_option,
     patch_size_option,
-    read_rules,
-    read_workers,
     reader_option,
     shard_option,
     sheet_option,
@@ -24,15 +23,6 @@ from .options import (
     tissue_options,
     worker_options,
 )
-
-if TYPE_CHECKING:
-    from wsi_pipeline.runs.tile import TileOptions
-    from wsi_pipeline.stages.patch_plan import TileConfig
-
-MPP_OF_40X = 0.25
-UM_PER_PX_AT_1X = 10.0
-"""Scanners call 0.25 µm/px 40x, 0.5 µm/px 20x and 1 µm/px 10x."""
-DEFAULT_QUALITY = 90
 
 
 @click.command()
@@ -51,7 +41,7 @@ DEFAULT_QUALITY = 90
     "--mpp",
     type=float,
     metavar="UM_PER_PX",
-    help=f"µm per patch pixel; 0.25 is what scanners call 40x. [default: {MPP_OF_40X}]",
+    help="µm per patch pixel; 0.25 is what scanners call 40x. [default: 0.25]",
 )
 @click.option(
     "--magnification",
@@ -82,9 +72,7 @@ DEFAULT_QUALITY = 90
     default="none",
     help="How pixels are stored; jpeg is lossy.",
 )
-@click.option(
-    "--quality", type=click.IntRange(1, 100), help=f"Of --codec jpeg. [default: {DEFAULT_QUALITY}]"
-)
+@click.option("--quality", type=click.IntRange(1, 100), help="Of --codec jpeg. [default: 90]")
 @click.option(
     "--labels",
     multiple=True,
@@ -112,11 +100,9 @@ def tile(
     places: tuple[str, ...],
     slides: tuple[str, ...],
     sheet: Path | None,
+    recursive: bool,
     out: Path,
-    labels: tuple[str, ...],
-    patient_regex: str | None,
-    force: bool,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Cut slides into patches: one patch store per slide.
 
@@ -125,97 +111,19 @@ def tile(
     recorded. Run again, it goes on where it stopped. Beside each store, <slide>.mask.png shows
     which patches were taken.
     """
-    from wsi_pipeline.runs.tile import tile_found, tile_slides
-    from wsi_pipeline.slides.sheet import read_sheet
+    from .progress import close_run, show_progress
 
-    from .progress import close_run, log_to, show_progress
-
-    if bool(places or slides) == bool(sheet) or (sheet and labels):
+    if bool(places or slides) == bool(sheet) or (sheet and options["labels"]):
         raise click.UsageError("give either slides, with or without --labels, or --sheet")
-    workers = read_workers(settings, is_tiling=True)
-    config, options = read_config(settings), read_tile_options(settings, out)
-    if settings["magnification"] is not None:
-        click.echo(
-            f"{settings['magnification']:g}x is taken as {config.spec.mpp:g} µm/px", err=True
-        )
-    with log_to(out), show_progress() as progress:
-        if sheet is not None:
-            found = [row.slide for row in read_sheet(sheet)]
-            account = tile_found(
-                found, out, config, options=options, workers=workers, force=force, progress=progress
-            )
-        else:
-            account = tile_slides(
-                [*places, *slides],
-                out,
-                config,
-                labels=None if labels == ("auto",) else [Path(place) for place in labels],
-                patient_regex=patient_regex,
-                options=options,
-                workers=workers,
-                force=force,
-                progress=progress,
-            )
-    close_run(account, out)
+    with show_progress(out) as progress:
+        progress.working_on("finding the slides")
+        from wsi_pipeline.runs.tile import TileOptions, tile_slides
+        from wsi_pipeline.slides.selection import find_slides
 
-
-def read_config(settings: dict[str, Any]) -> "TileConfig":
-    """How slides are cut, by the options."""
-    from wsi_pipeline.core.geometry import PatchSpec
-    from wsi_pipeline.slides.quality import QualityParameters
-    from wsi_pipeline.slides.tissue import TissueParameters
-    from wsi_pipeline.stages.patch_plan import TileConfig
-
-    tissue = TissueParameters(
-        mask_mpp=settings["mask_mpp"],
-        min_object_um2=settings["min_object"],
-        max_hole_um2=settings["max_hole"],
-        min_tissue=settings["min_tissue"],
-    )
-    return TileConfig(
-        spec=PatchSpec(
-            settings["patch_size"], settings["stride"] or settings["patch_size"], read_mpp(settings)
-        ),
-        tissue=tissue,
-        slide_mpp=settings["slide_mpp"],
-        allow_upsample=settings["allow_upsample"],
-        rules=read_rules(settings),
-        quality=QualityParameters(
-            settings["max_pen"], settings["min_sharpness"], tuple(sorted(set(settings["drop"])))
-        ),
-        reader=settings["reader"],
-    )
-
-
-def read_mpp(settings: dict[str, Any]) -> float:
-    """µm per patch pixel, by --mpp or --magnification."""
-    mpp, magnification = settings["mpp"], settings["magnification"]
-    if magnification is None:
-        return MPP_OF_40X if mpp is None else float(mpp)
-    if mpp is not None:
-        raise click.UsageError("--mpp and --magnification say the same; give one of them")
-    if not magnification > 0:
-        raise click.UsageError(
-            f"a magnification of {magnification:g} cannot be; 40 means 0.25 µm/px"
-        )
-    return float(UM_PER_PX_AT_1X / magnification)
-
-
-def read_tile_options(settings: dict[str, Any], out: Path) -> "TileOptions":
-    """Which slides are tiled and how stores are written, by the options."""
-    from wsi_pipeline.runs.disk_space import DiskSpace
-    from wsi_pipeline.runs.tile import TileOptions
-    from wsi_pipeline.slides.selection import Shard
-    from wsi_pipeline.store.codecs import PixelCodec
-
-    codec, quality = settings["codec"], settings["quality"]
-    if quality is not None and codec != "jpeg":
-        raise click.UsageError("--quality belongs to --codec jpeg")
-    return TileOptions(
-        recursive=settings["recursive"],
-        mpp_csv=settings["mpp_csv"],
-        masks=settings["mask"],
-        codec=PixelCodec(codec, (quality or DEFAULT_QUALITY) if codec == "jpeg" else None),
-        shard=None if settings["shard"] is None else Shard.parse(settings["shard"]),
-        disk_space=DiskSpace(settings["min_free"]),
-    )
+        settings = build(TileOptions, options)
+        if settings.magnification is not None:
+            mpp = settings.tiling.spec.mpp
+            progress.warn(f"{settings.magnification:g}x is taken as {mpp:g} µm/px")
+        found = find_slides([*places, *slides], recursive=recursive, sheet=sheet)
+        account = tile_slides(found, out, settings, progress)
+    click.get_current_context().exit(close_run(account, out))

@@ -12,9 +12,6 @@ from .options import EXISTING, FOLDER, device_option, force_option, mode_option,
 from .training_options import read_config, read_split, training_options
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from wsi_pipeline.core.progress import Listener
     from wsi_pipeline.training.evaluate import Judgement
     from wsi_pipeline.training.folds import FoldsResult
 
@@ -98,39 +95,41 @@ def train(
     model.safetensors, report.html, history.csv, metrics.json, split.json, validation.csv and
     TensorBoard events. Killed, it goes on where it stopped when the same line is given again.
     """
-    from wsi_pipeline.models.checkpoint import load_checkpoint
-    from wsi_pipeline.training.calibrate import parse_threshold_rule
-    from wsi_pipeline.training.folds import train_folds
-    from wsi_pipeline.training.run import train as train_network
+    from .progress import show_progress
 
-    from .progress import make_bar, open_console
+    with show_progress() as progress:
+        progress.working_on("loading torch")
+        from wsi_pipeline.models.checkpoint import load_checkpoint
+        from wsi_pipeline.training.calibrate import parse_threshold_rule
+        from wsi_pipeline.training.folds import train_folds
+        from wsi_pipeline.training.run import train as train_network
 
-    config = read_config(
-        options, epochs=epochs, patience=patience, stop_on=stop_on, devices=devices, device=device
-    )
-    choice = read_split(options, sheet)
-    common: dict[str, Any] = {
-        "pretrained": options["weights"], "rule": parse_threshold_rule(threshold), "force": force, "resume": resume,
-    }  # fmt: skip
-    with make_bar(open_console(), "patches") as bar:
-        if folds is not None:
-            if choice.val_patients or choice.is_random:
-                raise click.UsageError(
-                    "--folds draws the validation patients itself, by patient; leave out what names"
-                    " them"
-                )
-            listener = report_to(bar)
-            result = train_folds(
-                stores,
-                out,
-                config,
-                folds,
-                test_patients=choice.test_patients,
-                listener=listener,
-                **common,
+        config = read_config(
+            options,
+            epochs=epochs,
+            patience=patience,
+            stop_on=stop_on,
+            devices=devices,
+            device=device,
+        )
+        choice = read_split(options, sheet)
+        common: dict[str, Any] = {
+            "pretrained": options["weights"],
+            "rule": parse_threshold_rule(threshold),
+            "force": force,
+            "resume": resume,
+            "listener": progress,
+        }
+        if folds is None:
+            trained = train_network(stores, out, config, choice, **common)
+        elif choice.val_patients or choice.is_random:
+            raise click.UsageError(
+                "--folds draws the validation patients itself, by patient; leave out the options"
+                " that name them"
             )
         else:
-            trained = train_network(stores, out, config, choice, listener=report_to(bar), **common)
+            test = choice.test_patients
+            result = train_folds(stores, out, config, folds, test_patients=test, **common)
     if folds is not None:
         click.echo(describe_folds(result))
         click.echo(f"→  {result.folder}")
@@ -145,20 +144,6 @@ def train(
             describe_judgement(trained.judgement, checkpoint.class_names, checkpoint.is_leaky)
         )
         click.echo(f"→  {trained.model}  {trained.model.parent / REPORT_HTML}")
-
-
-def report_to(bar: "Progress") -> "Listener":
-    """Return a listener that moves a bar and prints every line."""
-    from wsi_pipeline.core.progress import Listener
-
-    task = bar.add_task("training", total=0)
-    return Listener(
-        say=click.echo,
-        working_on=lambda what: bar.update(task, description=what),
-        progress=lambda line, done, total: bar.update(
-            task, description=line, completed=done, total=total
-        ),
-    )
 
 
 def describe_judgement(judgement: "Judgement", class_names: tuple[str, str], is_leaky: bool) -> str:

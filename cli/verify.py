@@ -1,21 +1,14 @@
 """`wsi verify`."""
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from .main import printable
 from .options import EXISTING
-from .progress import open_console
 
 if TYPE_CHECKING:
     from wsi_pipeline.runs.verify import Verified
@@ -34,16 +27,23 @@ def verify(paths: tuple[Path, ...], is_json: bool) -> None:
     are no part of a product are mentioned. Nothing is written, and runs under way are not
     disturbed. Exit code 0 where all is whole, 3 where something is damaged.
     """
+    from wsi_pipeline.core.progress import describe_rate
     from wsi_pipeline.runs.verify import find_products
     from wsi_pipeline.runs.verify import verify as verify_product
 
+    from .progress import show_progress
+
     found = find_products(paths)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=open_console(), transient=True) as bar:
-        task = bar.add_task("", total=sum(product.bytes for product in found))
-        verified = [
-            verify_product(product, lambda size: bar.advance(task, size)) for product in found
-        ]
+    total, done, started = sum(product.bytes for product in found), 0, time.perf_counter()
+    with show_progress() as progress:
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            rate = describe_rate(done / 1e6, total / 1e6, time.perf_counter() - started, "MB")
+            progress.progress(f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB{rate}", done, total)
+
+        verified = [verify_product(product, count) for product in found]
     if is_json:
         click.echo(
             json.dumps([_to_json(product) for product in verified], indent=1, allow_nan=False)

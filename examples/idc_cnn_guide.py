@@ -17,10 +17,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures.idc_cnn import IdcCnn
-from wsi_pipeline.runs import ingest_patches
+from wsi_pipeline.runs import IngestOptions, ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
@@ -90,7 +89,7 @@ def main() -> None:
             f"{options.idc}: no patches called <patient>_idx5_….png below it; the set is at"
             f" {SOURCE}"
         )
-    ingest_patches(options.idc, options.out / "stores", PatchSpec(50, 50, mpp=4.0))
+    ingest_patches(options.idc, options.out / "stores", IngestOptions(mpp=4.0))
     sgd = Optimisation(optimizer="sgd", learning_rate=0.001, weight_decay=0.0)
     config = TrainConfig(
         epochs=options.epochs,

@@ -10,10 +10,10 @@ patients, LABELS their masks.
 import argparse
 from pathlib import Path
 
-from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.evaluation import evaluate_results
-from wsi_pipeline.runs import InferConfig, infer_slides, ingest_patches
+from wsi_pipeline.runs import IngestOptions, infer_slides, ingest_patches
+from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.metrics import describe_scores
 from wsi_pipeline.training.run import train
@@ -44,7 +44,7 @@ def main() -> None:
             f"{options.patches}: no patches called <patient>_idx5_….png below it; the set is at"
             f" {SOURCE}"
         )
-    taken = ingest_patches(options.patches, options.out / "stores", PatchSpec(50, 50, IDC_MPP))
+    taken = ingest_patches(options.patches, options.out / "stores", IngestOptions(mpp=IDC_MPP))
     print(
         f"{taken.patches} patches of {len(taken.run.outcomes)} patients, {len(taken.left_out)}"
         " files left out"
@@ -62,7 +62,7 @@ def main() -> None:
         ),
     )
 
-    account = infer_slides([options.slides], trained.model, options.out / "results", InferConfig())
+    account = infer_slides(find_slides([options.slides]), trained.model, options.out / "results")
     print(account.sentence)
 
     evaluation = evaluate_results(options.out / "results", [options.labels])

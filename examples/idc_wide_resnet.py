@@ -20,11 +20,10 @@ from urllib.request import Request, urlopen
 import numpy as np
 from matplotlib.figure import Figure
 
-from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.runs import InferConfig, infer_stores, ingest_patches
+from wsi_pipeline.runs import IngestOptions, infer_slides, ingest_patches, list_stores
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import load_labelled, read_pixels
@@ -71,7 +70,7 @@ def main() -> None:
             f" {SOURCE}"
         )
     stores, model = options.out / "stores", options.out / "model" / "model.safetensors"
-    ingest_patches(options.idc, stores, PatchSpec(50, 50, mpp=4.0))
+    ingest_patches(options.idc, stores, IngestOptions(mpp=4.0))
     config = TrainConfig(
         architecture=options.arch,
         network=NetworkOptions(head="dense20"),
@@ -92,9 +91,8 @@ def main() -> None:
     )
     judged = judged[:: max(1, len(judged) // 24)][:24]
     pixels = read_pixels(patches, judged)
-    infer_stores(
-        [patches.paths[patches.places[judged[0], 0]]], model, options.out / "results", InferConfig()
-    )
+    store = patches.paths[patches.places[judged[0], 0]]
+    infer_slides(list_stores([store]), model, options.out / "results")
     command = [
         Path(sys.executable).with_name("wsi"),
         "serve",

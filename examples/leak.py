@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import StratifiedKFold
 
-from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import NetworkOptions
-from wsi_pipeline.runs import ingest_patches
+from wsi_pipeline.runs import IngestOptions, ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled
@@ -95,7 +94,7 @@ def main() -> None:
             f"{options.idc}: no patches called <patient>_idx5_….png below it; the set is at"
             f" {SOURCE}"
         )
-    ingest_patches(options.idc, options.out / "stores", PatchSpec(50, 50, mpp=4.0))
+    ingest_patches(options.idc, options.out / "stores", IngestOptions(mpp=4.0))
     patches = load_labelled(find_stores([options.out / "stores"]))
     config = TrainConfig(
         epochs=options.epochs,

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ from click.testing import CliRunner, Result
 from wsi_cli.main import wsi
 
 from wsi_pipeline.core.outcome import RunAccount
+from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.style import View
-from wsi_pipeline.runs import InferConfig, infer_slides, infer_stores
+from wsi_pipeline.runs import InferOptions, TileOptions, infer_slides, list_stores, tile_slides
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.slides.selection import find_slides
+from wsi_pipeline.stages.patch_plan import TileConfig
 
 HERE = Workers(count=0)
 PLAIN = ("--engine", "torch", "--precision", "fp32", "--device", "cpu")
@@ -32,17 +37,52 @@ def infer(
     model: Path,
     results: Path,
     *,
-    workers: Workers = HERE,
+    workers: int | Workers = 0,
     engine: str = "torch",
     precision: str = "fp32",
     view: View = SUMMARY,
+    listener: Listener | None = None,
     **options: Any,
 ) -> RunAccount:
-    """Infer slides, or stores where the first place is one or a folder of them; `options` are further fields of InferConfig."""
+    """Infer slides, or stores where the first place is one or a folder of them; `options` are further fields of InferOptions."""
     places = [places] if isinstance(places, Path) else places
-    config = InferConfig(device="cpu", engine=engine, precision=precision, view=view, **options)
-    start = infer_stores if _holds_stores(places[0]) else infer_slides
-    return start(places, model, results, config, workers=workers)
+    found = list_stores(places) if _holds_stores(places[0]) else find_slides(places)
+    chosen = plain_options(
+        workers=workers, engine=engine, precision=precision, view=view, **options
+    )
+    return infer_slides(found, model, results, chosen, listener)
+
+
+def plain_options(view: View = SUMMARY, **options: Any) -> InferOptions:
+    """Options of `wsi infer` on the CPU; `view` says which outputs are made and how they look."""
+    assert view.aggregation == Aggregation()
+    settings: dict[str, Any] = {"device": "cpu", "engine": "torch", "precision": "fp32"}
+    settings |= {"colormap": view.plot_style.colormap, "alpha": view.plot_style.alpha}
+    return InferOptions(outputs=",".join(view.formats), **settings | {"workers": 0} | options)
+
+
+def tile(
+    places: Sequence[Path], out: Path, config: TileConfig | None = None, **options: Any
+) -> RunAccount:
+    """Tile slides in this process, cut as a configuration says; `options` are further fields of TileOptions."""
+    cut = config or TileConfig()
+    settings: dict[str, Any] = {
+        "workers": 0,
+        "class_names": cut.rules.class_names,
+        "mpp": cut.spec.mpp,
+        "patch_size": cut.spec.side_px,
+        "stride": cut.spec.stride_px,
+        "min_tissue": cut.tissue.min_tissue,
+        "min_object": cut.tissue.min_object_um2,
+        "slide_mpp": cut.slide_mpp,
+        "reader": cut.reader,
+        "drop": cut.quality.drop,
+        "max_pen": cut.quality.max_pen,
+        "min_sharpness": cut.quality.min_sharpness,
+    }
+    chosen = TileOptions(**settings | options)
+    assert config is None or chosen.tiling == config
+    return tile_slides(find_slides(places), out, chosen)
 
 
 def _holds_stores(place: Path) -> bool:

@@ -264,7 +264,7 @@ def test_an_internal_error_is_one_line_unless_debugging(
     def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("wsi_pipeline.runs.tile.select_slides", fail)
+    monkeypatch.setattr("wsi_pipeline.slides.selection.find_slides", fail)
     result = run("tile", slides, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "internal error: ZeroDivisionError" in result.stderr

@@ -24,14 +24,13 @@ from hypothesis import strategies as st
 
 from tests import ROOT
 from tests.builders import make_checkpoint, write_model, write_slide
-from tests.commands import HERE
+from tests.commands import infer
 from tests.written_results import write_result
 from wsi_pipeline.core.csv_io import FORMULA_STARTS, format_csv, shield, unshield
 from wsi_pipeline.core.json_io import format_json, parse_json
 from wsi_pipeline.models.self_test import SelfTest, compute_plainly
 from wsi_pipeline.outputs.run_tables import read_finished, write_slides_tables
 from wsi_pipeline.outputs.style import View, choose_formats
-from wsi_pipeline.runs import InferConfig, infer_slides
 from wsi_pipeline.store.predictions import open_result
 
 PURPLE, PINK = (90, 40, 110), (225, 120, 190)
@@ -61,13 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_slide(root / "slides" / "=s1.tiff", pixels)
     model = write_model(root / "m.safetensors", make_network_that_overflows())
     view = View(choose_formats(["all", "geojson-patches"]))
-    account = infer_slides(
-        [root / "slides"],
-        model,
-        root / "results",
-        InferConfig(device="cpu", engine="torch", view=view),
-        workers=HERE,
-    )
+    account = infer(root / "slides", model, root / "results", precision="auto", view=view)
     assert account.exit_code == 3, account.outcomes[0].message
     return root / "results"
 

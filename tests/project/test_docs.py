@@ -21,11 +21,9 @@ import pytest
 
 from tests import ROOT
 from tests.builders import make_checkpoint, write_model, write_slide
-from tests.commands import run
+from tests.commands import infer, run, tile
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.outputs.style import View
-from wsi_pipeline.runs import InferConfig, infer_slides, tile_slides
 from wsi_pipeline.runs.synthetic_slides import draw_phantom
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.image_io import write_grey
@@ -119,25 +117,19 @@ def whole_chain(slides_alone: Path, tmp_path_factory: pytest.TempPathFactory) ->
     world = tmp_path_factory.mktemp("chain") / "world"
     shutil.copytree(slides_alone, world)
     config = TileConfig(spec=PatchSpec(mpp=MPP), rules=LabelRules(class_names=("benign", "tumour")))
-    tile_slides(
+    tile(
         [world / "slides"],
         world / "stores",
         config,
         labels=[world / "labels"],
         workers=Workers(count=0),
     )
-    quick = InferConfig(device="cpu", view=View(formats=("summary",)))
     for results, model in (("results", "model"), ("other", "other-model")):
         path = write_model(
             world / model / "model.safetensors", make_checkpoint(mpp=MPP, seed=len(model))
         )
-        infer_slides(
-            [world / "slides" / "8863.tiff", world / "slides" / "8955.tiff"],
-            path,
-            world / results,
-            quick,
-            workers=Workers(count=0),
-        )
+        slides = [world / "slides" / "8863.tiff", world / "slides" / "8955.tiff"]
+        infer(slides, path, world / results, engine="auto", precision="auto")
     return world
 
 

@@ -7,17 +7,18 @@ import re
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli.infer import describe_bytes
-from cli.progress import describe_duration, describe_pace
 from tests.builders import SMALL, make_checkpoint, paint, write_model, write_slide
-from tests.commands import PLAIN, SUMMARY, infer, run
+from tests.commands import PLAIN, infer, plain_options, run
 from wsi_pipeline.core.choices import EVENTS_JSONL
+from wsi_pipeline.core.progress import describe_duration
 from wsi_pipeline.evaluation.page import PixelFinder
 from wsi_pipeline.outputs.style import View
-from wsi_pipeline.runs import InferConfig
+from wsi_pipeline.runs.batch import Pace
 from wsi_pipeline.runs.checks import (
     Verdict,
     check_cpu,
@@ -31,9 +32,8 @@ from wsi_pipeline.runs.checks import (
 from wsi_pipeline.runs.doctor import Speed
 from wsi_pipeline.runs.dry_run import preview_run
 from wsi_pipeline.runs.events import EventLog, hide_path, log_events, read_events, to_plain
-from wsi_pipeline.runs.pace import Pace
 from wsi_pipeline.runs.status import read_status
-from wsi_pipeline.slides.discovery import find_slides
+from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.plan import PreviewState
 from wsi_pipeline.store.lock import hold_lock
 
@@ -49,7 +49,7 @@ class Clock:
 
 def make_pace(slides: int) -> tuple[Pace, Clock]:
     clock = Clock()
-    return Pace(slides, clock), clock
+    return Pace(slides, clock=clock), clock
 
 
 def test_rate_shares_and_time_left_by_hand() -> None:
@@ -62,8 +62,7 @@ def test_rate_shares_and_time_left_by_hand() -> None:
     assert pace.shares == {"read": 0.6, "compute": 0.3, "write": 0.1}
     assert pace.seconds_left == 15  # 900 patches at 60 a second
     assert (
-        describe_pace(pace)
-        == "0 of 2 slides, 60 patches/s, read 60% compute 30% write 10%, 15 s left"
+        pace.describe() == "0 of 2 slides, 60 patches/s, read 60% compute 30% write 10%, 15 s left"
     )
 
 
@@ -75,7 +74,7 @@ def test_slides_not_opened_are_taken_for_the_mean_of_the_others() -> None:
     pace.add_block(500, 1, 1, 0)
     assert pace.patches_expected == 3000  # 1,500 known, two more slides of 750
     assert pace.seconds_left == 50
-    assert describe_pace(pace).endswith("about 50 s left")
+    assert pace.describe().endswith("about 50 s left")
 
 
 def test_slides_done_before_say_nothing_of_those_to_come() -> None:
@@ -100,7 +99,7 @@ def test_slides_that_could_not_be_opened_count_as_opened() -> None:
 
 def test_nothing_is_said_before_it_is_known() -> None:
     pace, _ = make_pace(3)
-    assert describe_pace(pace) == "0 of 3 slides"
+    assert pace.describe() == "0 of 3 slides"
     assert (pace.rate, pace.shares, pace.seconds_left) == (None, None, None)
 
 
@@ -148,7 +147,7 @@ def test_where_the_output_is_no_terminal_a_line_comes_now_and_then(
 # --- the log of events
 
 
-SIMPLE = InferConfig(device="cpu", engine="torch", precision="fp32", view=SUMMARY)
+SIMPLE = plain_options()
 """As `infer` of these tests runs."""
 
 
@@ -356,7 +355,7 @@ def test_a_dry_run_reckons_the_bytes_that_a_run_writes(
 ) -> None:
     found = find_slides([slides / "one.tiff"])
     reckoned = preview_run(
-        found, False, model, tmp_path / "results", replace(SIMPLE, keep_patches=tmp_path / "kept")
+        found, model, tmp_path / "results", replace(SIMPLE, keep_patches=tmp_path / "kept")
     ).slides[0]
     infer(slides / "one.tiff", model, tmp_path / "results", keep_patches=tmp_path / "kept")
     chunks = [
@@ -378,11 +377,12 @@ def test_a_dry_run_reckons_the_bytes_that_a_run_writes(
     assert reckoned.patch_bytes == pixels - 4  # the checksum of its one chunk
 
 
-def state(slides: Path, model: Path, results: Path, **options: object) -> dict[str, PreviewState]:
-    config = replace(SIMPLE, **options)  # type: ignore[arg-type]
+def state(slides: Path, model: Path, results: Path, **options: Any) -> dict[str, PreviewState]:
     return {
         slide.slide_id: slide.state
-        for slide in preview_run(find_slides([slides]), False, model, results, config).slides
+        for slide in preview_run(
+            find_slides([slides]), model, results, plain_options(**options)
+        ).slides
     }
 
 
@@ -435,7 +435,7 @@ def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, P
 def test_a_dry_run_counts_the_blocks_that_are_done(broken_off: tuple[Path, Path, Path]) -> None:
     slide, model, results = broken_off
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
-    preview = preview_run(find_slides([slide]), False, model, results, SIMPLE).slides[0]
+    preview = preview_run(find_slides([slide]), model, results, SIMPLE).slides[0]
     assert (preview.state, preview.blocks_done, preview.blocks, preview.missing_patches) == (
         PreviewState.STARTED,
         1,

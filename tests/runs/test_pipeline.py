@@ -25,7 +25,7 @@ from tests.builders import (
     write_png,
     write_slide,
 )
-from tests.commands import HERE, PLAIN, infer, spawn
+from tests.commands import HERE, PLAIN, infer, spawn, tile
 from wsi_pipeline.core.errors import LabelError, ModelError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import SlideState, SlideSummary
@@ -33,7 +33,6 @@ from wsi_pipeline.evaluation import evaluate_results
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.runs import tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.manifest import find_damage
@@ -53,7 +52,7 @@ def model(tmp_path: Path) -> Path:
 
 def test_a_store_holds_the_pixels_of_the_slide(tmp_path: Path) -> None:
     pixels = tissue(600, 500)
-    account = tile_slides(
+    account = tile(
         [write_slide(tmp_path / "s.tiff", pixels)], tmp_path / "out", MPP_HALF, workers=HERE
     )
     store = PatchStore(tmp_path / "out" / "s.patches.zarr")
@@ -172,7 +171,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
 def test_a_slide_and_its_store_give_the_same_probabilities(tmp_path: Path, model: Path) -> None:
     write_slide(tmp_path / "slides" / "s.tiff", tissue(1500, 1300))
     infer(tmp_path / "slides", model, tmp_path / "direct")
-    tile_slides([tmp_path / "slides"], tmp_path / "stores", MPP_HALF, workers=HERE)
+    tile([tmp_path / "slides"], tmp_path / "stores", MPP_HALF, workers=HERE)
     infer(tmp_path / "stores", model, tmp_path / "stored")
     direct, stored = (open_result(tmp_path / name / "s") for name in ("direct", "stored"))
     assert np.array_equal(direct.table.positions, stored.table.positions)
@@ -222,7 +221,7 @@ def test_only_the_allow_list_leaves_a_slide(tmp_path: Path, model: Path) -> None
         )
     account = infer(tmp_path / "slides", model, tmp_path / "results", view=View())
     assert account.exit_code == 0
-    tile_slides([path], tmp_path / "stores", MPP_HALF, workers=HERE)
+    tile([path], tmp_path / "stores", MPP_HALF, workers=HERE)
     for folder in ("results", "stores"):
         assert not [
             name
@@ -413,7 +412,7 @@ def test_tissue_that_no_patch_takes_in_is_not_a_slide_without_tissue(tmp_path: P
     pixels[180:220] = PINK  # a core 80 µm thick, of patches of 400 µm
     write_slide(tmp_path / "slides" / "core.tiff", pixels, mpp=2.0)
     config = TileConfig(spec=PatchSpec(mpp=8.0))
-    account = tile_slides([tmp_path / "slides"], tmp_path / "out", config, workers=HERE)
+    account = tile([tmp_path / "slides"], tmp_path / "out", config, workers=HERE)
     assert account.outcomes[0].state is SlideState.FAILED
     assert (
         "no patch of 400 µm lies in it by 50% or more; lower --min-tissue"
@@ -565,19 +564,16 @@ def test_a_kill_while_a_store_is_finished_loses_nothing(
     from wsi_pipeline.store.commit import Staging
 
     write_slide(tmp_path / "s.tiff", tissue(300, 300))
-    tile_slides([tmp_path / "s.tiff"], tmp_path / "quiet", MPP_HALF, workers=HERE)
+    tile([tmp_path / "s.tiff"], tmp_path / "quiet", MPP_HALF, workers=HERE)
 
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Staging, "commit", stop)
     with pytest.raises(KeyboardInterrupt):
-        tile_slides([tmp_path / "s.tiff"], tmp_path / "killed", MPP_HALF, workers=HERE)
+        tile([tmp_path / "s.tiff"], tmp_path / "killed", MPP_HALF, workers=HERE)
     monkeypatch.undo()
-    assert (
-        tile_slides([tmp_path / "s.tiff"], tmp_path / "killed", MPP_HALF, workers=HERE).exit_code
-        == 0
-    )
+    assert tile([tmp_path / "s.tiff"], tmp_path / "killed", MPP_HALF, workers=HERE).exit_code == 0
     assert folder_bytes(tmp_path / "killed" / "s.patches.zarr") == folder_bytes(
         tmp_path / "quiet" / "s.patches.zarr"
     )

@@ -11,7 +11,7 @@ from tests.builders import tissue, write_png, write_slide
 from tests.commands import run
 from wsi_pipeline.runs import pseudonymize
 from wsi_pipeline.runs.pseudonymize import MIN_KEY_BYTES, Pseudonyms, open_key
-from wsi_pipeline.slides.selection import select_slides
+from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.slides.sheet import read_sheet
 from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches
 from wsi_pipeline.training.split import read_split_file
@@ -84,7 +84,7 @@ def test_a_label_image_is_not_taken_for_a_slide(tmp_path: Path) -> None:
     link(tmp_path, tmp_path / "s", "--labels", tmp_path / "labels")
     name = names_of(tmp_path).name("a")
     assert list_links(tmp_path) == [f"{name}.svs", f"labels/{name}_labels.png"]
-    assert [slide.slide_id for slide in select_slides([tmp_path / "links"])] == [name]
+    assert [slide.slide_id for slide in find_slides([tmp_path / "links"])] == [name]
 
 
 def test_a_sheet_keeps_its_scales_splits_and_labels(tmp_path: Path) -> None:
@@ -208,10 +208,10 @@ def test_a_killed_run_leaves_whole_tables_and_the_next_one_completes_them(
 def test_links_are_not_the_slides_once_more_from_the_folder_above(tmp_path: Path) -> None:
     touch(tmp_path / "a.svs")
     link(tmp_path, tmp_path / "a.svs")
-    assert [slide.slide_id for slide in select_slides([tmp_path], recursive=True)] == ["a", "key"]
+    assert [slide.slide_id for slide in find_slides([tmp_path], recursive=True)] == ["a", "key"]
     touch(tmp_path / "mine" / "b.svs")
     (tmp_path / "mine" / "mapping.csv").write_text("old,new\n")
-    assert len(select_slides([tmp_path], recursive=True)) == 3
+    assert len(find_slides([tmp_path], recursive=True)) == 3
 
 
 def test_a_published_split_is_translated(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import openslide
 import pytest
 from PIL import Image
 
-from tests.commands import HERE, run
+from tests.commands import HERE, run, tile
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.runs import IngestAccount, ingest_patches, tile_slides
+from wsi_pipeline.runs import IngestAccount, IngestOptions, ingest_patches
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 from wsi_pipeline.slides.tiff_reader import TiffReader
@@ -30,7 +30,7 @@ def ingested(
     shared_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[IngestAccount, Path]:
     out = tmp_path_factory.mktemp("stores")
-    return ingest_patches(shared_data / "idc", out, PatchSpec(50, 50, 4.0)), out
+    return ingest_patches(shared_data / "idc", out, IngestOptions(mpp=4.0)), out
 
 
 @pytest.mark.system
@@ -68,7 +68,7 @@ def test_the_mosaic_and_the_patches_are_the_same_tissue(
     ingested: tuple[IngestAccount, Path], shared_data: Path, tmp_path: Path
 ) -> None:
     config = TileConfig(spec=PatchSpec(mpp=4.0), tissue=EVERY_CELL)
-    tile_slides([shared_data / "slides" / "idc_8865_mosaic.tiff"], tmp_path, config, workers=HERE)
+    tile([shared_data / "slides" / "idc_8865_mosaic.tiff"], tmp_path, config, workers=HERE)
     cut = PatchStore(tmp_path / "idc_8865_mosaic.patches.zarr")
     place = {position: index for index, position in enumerate(map(tuple, cut.positions.tolist()))}
     pixels = np.concatenate([cut.read_block(block).pixels for block in range(cut.blocks)])
@@ -86,7 +86,7 @@ def cmu(shared_data: Path) -> Path:
 
 def tile_cmu(cmu: Path, out: Path, mpp: float, **options: object) -> PatchStore:
     config = TileConfig(spec=PatchSpec(mpp=mpp), tissue=EVERY_CELL, **options)  # type: ignore[arg-type]
-    tile_slides([cmu], out, config, workers=HERE)
+    tile([cmu], out, config, workers=HERE)
     return PatchStore(out / "CMU-1-Small-Region.patches.zarr")
 
 

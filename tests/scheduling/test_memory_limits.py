@@ -76,19 +76,20 @@ def test_the_machines_memory_is_shared_out_but_a_gpus_worker_may_take_all_of_it(
 LIMITED_RUN = """
 import sys
 from pathlib import Path
-from wsi_pipeline.runs.batch import SilentProgress, run_batch
+from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.runs.batch import run_batch
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.scheduling.clusters import limit_memory
-from wsi_pipeline.slides.discovery import find_slides
+from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.patch_plan import TileConfig
 
 slides, out = find_slides([Path(sys.argv[1])]), Path(sys.argv[2])
 out.mkdir()
 limit_memory(768 << 20)
 jobs = [TileJob(slide, out, TileConfig(spec=PatchSpec(mpp=0.5))) for slide in slides]
-for outcome in run_batch(slides, jobs, Workers(count=0), SilentProgress()).account.outcomes:
+for outcome in run_batch(slides, jobs, Workers(count=0), Listener()).account.outcomes:
     print(outcome.slide_id, outcome.state, outcome.message)
 """
 

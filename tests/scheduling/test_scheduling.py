@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.commands import tile
 from tests.counting_jobs import CountJob, Notes
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, SlideError
-from wsi_pipeline.runs import choose_tilers, choose_workers
+from wsi_pipeline.runs import WorkerOptions
 from wsi_pipeline.scheduling import Deadlines, WorkerPool, Workers, open_workers, run_jobs
 from wsi_pipeline.scheduling.dask_executor import DaskExecutor
 from wsi_pipeline.scheduling.run import PlainLoop
@@ -236,15 +237,17 @@ def test_tiling_takes_a_process_per_core(
     cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsi_pipeline.runs.workers.available_cores", lambda: cores)
-    pool = choose_tilers()
+    pool = WorkerOptions().choose_workers(is_tiling=True)
     assert (pool.processes, pool.threads) == (processes, threads)
-    assert choose_tilers(3).processes == 3
-    assert choose_tilers(scheduler="tls://127.0.0.1:1").count is None
+    assert WorkerOptions(workers=3).choose_workers(is_tiling=True).processes == 3
+    elsewhere = WorkerOptions(scheduler="tls://127.0.0.1:1")
+    assert elsewhere.choose_workers(is_tiling=True).count is None
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsi_pipeline.runs.workers.available_cores", lambda: 12)
-    assert [choose_workers(count).threads for count in (None, 0, 1, 4, 12)] == [12, 12, 12, 3, 2]
+    pools = [WorkerOptions(workers=count).choose_workers() for count in (None, 0, 1, 4, 12)]
+    assert [pool.threads for pool in pools] == [12, 12, 12, 3, 2]
 
 
 def test_negative_workers_are_refused() -> None:
@@ -288,7 +291,7 @@ def test_gpus_that_are_not_there_are_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match="--gpus 0,2: no usable GPU"):
-        choose_workers(gpus=("0", "2"), device="auto")
+        WorkerOptions(gpus="0,2").choose_workers("auto")
 
 
 def test_a_scheduler_without_an_address_is_refused() -> None:
@@ -302,7 +305,6 @@ def test_a_product_that_is_not_here_is_not_called_done(tmp_path: Path) -> None:
     from tests.builders import paint
     from tests.builders import write_slide as write
     from wsi_pipeline.core.geometry import PatchSpec
-    from wsi_pipeline.runs import tile_slides
     from wsi_pipeline.stages.patch_plan import TileConfig
     from wsi_pipeline.stages.tile import TileJob
 
@@ -320,7 +322,7 @@ def test_a_product_that_is_not_here_is_not_called_done(tmp_path: Path) -> None:
             EnvironmentFault,
             match="is not here; give a folder that this machine and the workers share",
         ):
-            tile_slides(
+            tile(
                 [tmp_path / "s.tiff"],
                 tmp_path / "out",
                 TileConfig(spec=PatchSpec(mpp=0.5)),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.builders import break_tile, paint, tissue, write_png, write_slide
-from tests.commands import HERE, infer, run
+from tests.commands import HERE, infer, run, tile
 from tests.served import (
     ALLOWED,
     TOKEN,
@@ -33,7 +33,7 @@ from tests.served import (
 )
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.loading import ExternalModelTerms
-from wsi_pipeline.runs import InferConfig, TileOptions, tile_slides
+from wsi_pipeline.runs import InferOptions
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve import job_queue
 from wsi_pipeline.serve.errors import Refusal
@@ -210,11 +210,11 @@ def test_the_tissue_mask_is_the_one_that_the_patches_were_chosen_by(
     mask[:, :300] = 255
     write_png(tmp_path / "masks" / "one.png", mask)
     slide = served_root / "slides" / "one.tiff"
-    tile_slides(
+    tile(
         [slide],
         tmp_path / "stores",
         TileConfig(PatchSpec(50, 50, 0.5)),
-        options=TileOptions(masks=tmp_path / "masks"),
+        mask=tmp_path / "masks",
         workers=HERE,
     )
     infer(tmp_path / "stores", served_root / "results.safetensors", tmp_path / "results")
@@ -939,15 +939,16 @@ def test_a_running_job_is_cancelled_and_the_next_one_goes_on(
     add_slide("four", tissue(2000, 1500, seed=4))
     blocks: list[int] = []
 
-    original = InferenceJob.advance
+    original = InferenceJob.progress
 
-    def advance(job: InferenceJob, patches: int) -> None:
-        blocks.append(patches)
+    def progress(job: InferenceJob, line: str, done: float, total: float | None) -> None:
+        if done:
+            blocks.append(int(done))
         if len(blocks) == 1:
             jobs.cancel(job)
-        original(job, patches)
+        original(job, line, done, total)
 
-    monkeypatch.setattr(InferenceJob, "advance", advance)
+    monkeypatch.setattr(InferenceJob, "progress", progress)
     with connect(server[0]) as client:
         place = f"/api/v1/jobs/{client.post('/api/v1/jobs', json={'slide_id': 'four'}).json()['job_id']}"
         wait_until(lambda: client.get(place).json()["state"] == "cancelled", 60)
@@ -970,8 +971,10 @@ def test_jobs_wait_their_turn_once_each_and_up_to_a_number(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     may_end = threading.Event()
-    monkeypatch.setattr(job_queue, "infer_found", lambda *_, **__: may_end.wait(20))
-    queue = JobQueue(tmp_path / "m", tmp_path, InferConfig(), HERE, capacity=2, on_end=lambda: None)
+    monkeypatch.setattr(job_queue, "infer_slides", lambda *_, **__: may_end.wait(20))
+    queue = JobQueue(
+        tmp_path / "m", tmp_path, InferOptions(workers=0), capacity=2, on_end=lambda: None
+    )
     running, waiting = (queue.submit(FoundSlide(name, tmp_path / name)) for name in ("a", "b"))
     wait_until(lambda: running.state is JobState.RUNNING)
     with pytest.raises(Refusal, match="2 jobs are waiting"):

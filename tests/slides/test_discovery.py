@@ -30,13 +30,12 @@ from wsi_pipeline.core.choices import (
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.outputs.index_page import RUN_FILES
 from wsi_pipeline.slides.discovery import (
-    find_slides,
     is_work_of_wsi,
     is_written,
     name_slides,
     safe_name,
 )
-from wsi_pipeline.slides.selection import Shard, read_mpp_csv, select_slides
+from wsi_pipeline.slides.selection import Shard, find_slides, read_mpp_csv
 from wsi_pipeline.slides.sheet import read_sheet
 
 NAMES = st.text(
@@ -209,30 +208,27 @@ def test_a_pattern_passes_over_what_wsi_wrote(tmp_path: Path) -> None:
     make_store(tmp_path / "a.patches.zarr", make_table([(0, 0)]))
     for pattern in ("*", "**/*"):
         assert [
-            slide.path.name for slide in select_slides([f"{tmp_path}/{pattern}"], recursive=True)
+            slide.path.name for slide in find_slides([f"{tmp_path}/{pattern}"], recursive=True)
         ] == ["a.png"]
 
 
 def test_a_file_named_itself_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
     touch(tmp_path / "x.mask.png", tmp_path / "y.png")
-    for find in (find_slides, select_slides):
-        assert [
-            slide.path.name for slide in find([tmp_path / "x.mask.png", tmp_path / "y.png"])
-        ] == ["x.mask.png", "y.png"]
+    found = find_slides([tmp_path / "x.mask.png", tmp_path / "y.png"])
+    assert [slide.path.name for slide in found] == ["x.mask.png", "y.png"]
 
 
 def test_a_product_named_as_a_folder_holds_no_slides(tmp_path: Path) -> None:
     make_store(tmp_path / "a.patches.zarr", make_table([(0, 0)]))
-    for find in (find_slides, select_slides):
-        with pytest.raises(ConfigError, match="no slide files"):
-            find([tmp_path / "a.patches.zarr"])
+    with pytest.raises(ConfigError, match="no slide files"):
+        find_slides([tmp_path / "a.patches.zarr"])
 
 
 def test_work_under_way_holds_no_slides(tmp_path: Path) -> None:
     touch(tmp_path / ".wsi" / "staging" / "a.tiff")
     assert is_work_of_wsi(tmp_path / ".wsi")
     with pytest.raises(ConfigError, match="no slide files"):
-        select_slides([tmp_path], recursive=True)
+        find_slides([tmp_path], recursive=True)
 
 
 def test_a_folder_with_a_manifest_of_somebody_else_is_no_product(tmp_path: Path) -> None:
@@ -248,7 +244,7 @@ def test_links_beside_their_key_are_not_the_slides_once_more(tmp_path: Path) -> 
         tmp_path / "my.key.links" / "anon-0123456789abcdef.svs",
         tmp_path / "b.links" / "b.svs",
     )
-    assert [slide.path.name for slide in select_slides([tmp_path], recursive=True)] == [
+    assert [slide.path.name for slide in find_slides([tmp_path], recursive=True)] == [
         "a.svs",
         "b.svs",
         "my.key",
@@ -325,7 +321,7 @@ def test_a_folder_that_nobody_asked_to_enter_may_be_locked(locked: Path) -> None
 
 def test_the_file_systems_own_folder_holds_no_slides(tmp_path: Path) -> None:
     touch(tmp_path / "a.svs", tmp_path / "lost+found" / "b.svs")
-    assert len(select_slides([tmp_path], recursive=True)) == 1
+    assert len(find_slides([tmp_path], recursive=True)) == 1
 
 
 def test_slides_of_nested_folders_come_in_order_without_hidden_ones_and_links_to_folders(
@@ -348,7 +344,7 @@ def test_slides_of_nested_folders_come_in_order_without_hidden_ones_and_links_to
     (tmp_path / "c").symlink_to(tmp_path / "b")
     found = [
         slide.path.relative_to(tmp_path).as_posix()
-        for slide in select_slides([tmp_path], recursive=True)
+        for slide in find_slides([tmp_path], recursive=True)
     ]
     assert found == ["a/x.svs", "b/a/y.svs", "b/z.svs", "b.svs"]
 
@@ -366,11 +362,10 @@ def spellings(tmp_path: Path) -> list[Path]:
 
 
 def test_a_file_by_several_spellings_is_tried_once_by_the_first(spellings: list[Path]) -> None:
-    for find in (find_slides, select_slides):
-        for order in (spellings, spellings[::-1], [spellings[2].parent, *spellings]):
-            assert [slide.path for slide in find(order)] == [
-                order[0] if order[0].suffix else spellings[2]
-            ]
+    for order in (spellings, spellings[::-1], [spellings[2].parent, *spellings]):
+        assert [slide.path for slide in find_slides(order)] == [
+            order[0] if order[0].suffix else spellings[2]
+        ]
 
 
 @pytest.mark.parametrize("other", ["src/../src/a.tiff", "link/a.tiff", "./src/a.tiff"])
@@ -400,7 +395,7 @@ def test_links_in_a_circle_and_names_that_are_no_text_are_found_like_others(tmp_
         [tmp_path],
         [tmp_path, tmp_path / "loop.svs", tmp_path / os.fsdecode(b"\xff.svs")],
     ):
-        assert len(find_slides(places)) == len(select_slides(places)) == 3
+        assert len(find_slides(places)) == 3
 
 
 @pytest.mark.parametrize("header", ["wsi,mpp,mpp", "mpp,wsi,mpp", "wsi,mpp, mpp"])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.builders import folder_bytes, write_model
-from tests.commands import PLAIN, infer, run
+from tests.commands import PLAIN, infer, run, tile
 from tests.hostile_slides import (
     CASES,
     DAMAGED,
@@ -34,13 +34,14 @@ from tests.hostile_slides import (
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, describe_failure, state_of
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.outputs.style import View, choose_formats
-from wsi_pipeline.runs import tile_slides
-from wsi_pipeline.runs.batch import SilentProgress, run_batch
+from wsi_pipeline.runs.batch import run_batch
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.discovery import FoundSlide, find_slides
+from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
+from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches
 from wsi_pipeline.stages.tile import TileJob
 
@@ -112,7 +113,7 @@ def runs(
     good = [folder / "good-a.tiff", folder / "good-b.tiff"]
     if request.param == "tile":
         done = run("tile", folder, "--out", root / "together", "--mpp", 0.5, "--workers", 1)
-        tile_slides(good, root / "alone", CONFIG, workers=Workers(count=0))
+        tile(good, root / "alone", CONFIG, workers=Workers(count=0))
     else:
         model = write_model(root / "model.safetensors")
         common = ["--model", model, *PLAIN, "--outputs", "csv,summary"]
@@ -284,7 +285,7 @@ class Disturbed:
                 return super().run_block(plan, block)
 
         disturbing = Disturbing(job.slide, job.out, job.config)
-        return run_batch([job.slide], [disturbing], Workers(count=0), SilentProgress()).account
+        return run_batch([job.slide], [disturbing], Workers(count=0), Listener()).account
 
 
 def replace_by_another(path: Path) -> None:

@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import folder_bytes, paint_noise, write_png, write_slide
-from tests.commands import HERE
+from tests.commands import HERE, tile
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
-from wsi_pipeline.runs import tile_slides
 from wsi_pipeline.slides import describe_reader, open_slide, tiff_reader
 from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, merge_boxes
@@ -396,7 +395,7 @@ def test_a_store_does_not_tell_which_reader_read_its_slide(tmp_path: Path) -> No
         config = TileConfig(
             spec=PatchSpec(mpp=0.5), tissue=TissueParameters(min_tissue=0.0), reader=reader
         )
-        account = tile_slides([slide], tmp_path / reader, config, workers=HERE)
+        account = tile([slide], tmp_path / reader, config, workers=HERE)
         assert ("regions read by OpenSlide after a fault" in account.outcomes[0].message) == (
             reader == "tiff"
         )

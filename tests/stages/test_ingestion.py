@@ -6,12 +6,13 @@ import pytest
 from tests.builders import make_patches, write_png
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.runs import ingest_patches
+from wsi_pipeline.runs import IngestOptions, ingest_patches
 from wsi_pipeline.stages.ingest import fingerprint_patches, sort_files
 from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches
 from wsi_pipeline.store.patches import PatchStore
 
 SPEC = PatchSpec(50, 50, 4.0)
+OPTIONS = IngestOptions(mpp=4.0)
 
 
 def write_patch(
@@ -29,7 +30,7 @@ def test_one_store_per_patient_with_every_patch_in_its_place(tmp_path: Path) -> 
     write_patch(tmp_path / "in", "8863", 101, 51, 0, pixels[0])
     write_patch(tmp_path / "in", "8863", 1, 201, 1, pixels[1])
     write_patch(tmp_path / "in", "9000", 1, 1, 1, pixels[2])
-    account = ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
+    account = ingest_patches(tmp_path / "in", tmp_path / "out", OPTIONS)
     store = PatchStore(tmp_path / "out" / "8863.patches.zarr")
     assert account.patches == 3
     assert store.positions.tolist() == [
@@ -65,7 +66,7 @@ def test_odd_files_are_left_out_by_name_and_reason(tmp_path: Path) -> None:
 def test_what_is_left_out_is_in_the_report(tmp_path: Path) -> None:
     write_patch(tmp_path / "in", "7", 1, 1, 0)
     write_patch(tmp_path / "in", "7", 51, 1, 0, make_patches(1)[0][:, :31])
-    account = ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
+    account = ingest_patches(tmp_path / "in", tmp_path / "out", OPTIONS)
     assert [entry.file for entry in account.left_out] == ["7/0/7_idx5_x51_y1_class0.png"]
     assert (tmp_path / "out" / "left_out.csv").read_text().splitlines() == [
         "file,reason",
@@ -76,15 +77,15 @@ def test_what_is_left_out_is_in_the_report(tmp_path: Path) -> None:
 def test_again_does_nothing_and_reports_the_same(tmp_path: Path) -> None:
     write_patch(tmp_path / "in", "7", 1, 1, 0)
     write_patch(tmp_path / "in", "7", 51, 1, 0, make_patches(1)[0][:, :31])
-    first = ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
-    again = ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
+    first = ingest_patches(tmp_path / "in", tmp_path / "out", OPTIONS)
+    again = ingest_patches(tmp_path / "in", tmp_path / "out", OPTIONS)
     assert again.left_out == first.left_out
     assert all(outcome.is_resumed_whole for outcome in again.run.outcomes)
 
 
 def test_the_thumbnail_shows_the_patches_in_place(tmp_path: Path) -> None:
     write_patch(tmp_path / "in", "7", 51, 1, 0, np.full((50, 50, 3), 90, dtype=np.uint8))
-    ingest_patches(tmp_path / "in", tmp_path / "out", SPEC)
+    ingest_patches(tmp_path / "in", tmp_path / "out", OPTIONS)
     thumbnail = PatchStore(tmp_path / "out" / "7.patches.zarr").table.thumbnail
     half = thumbnail.pixels.shape[1] // 2
     assert (thumbnail.pixels[:, :half] == 255).all()

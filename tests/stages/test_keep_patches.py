@@ -18,11 +18,10 @@ from tests.builders import (
     write_model,
     write_slide,
 )
-from tests.commands import HERE, PLAIN, SUMMARY, infer, run
+from tests.commands import HERE, PLAIN, SUMMARY, infer, run, tile
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.style import View, choose_formats
-from wsi_pipeline.runs import tile_slides
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.stages import infer as inference
 from wsi_pipeline.stages import patch_plan
@@ -43,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     write_slide(folder / "slides" / "s.tiff", tissue(1200, 1125))
     write_model(folder / "m.safetensors", make_checkpoint(side_px=SIDE))
-    tile_slides([folder / "slides"], folder / "tiled", TILING, workers=HERE)
+    tile([folder / "slides"], folder / "tiled", TILING, workers=HERE)
     infer_kept(folder, folder / "plain")
     return folder
 
@@ -73,7 +72,7 @@ def test_the_store_is_that_of_tile_and_the_results_those_of_a_plain_run(
             else kept.read_bytes() == tiled.read_bytes()
         )
     assert folder_bytes(tmp_path / "results" / "s") == folder_bytes(made / "plain" / "s")
-    again = tile_slides([made / "slides"], tmp_path / "kept", TILING, workers=HERE)
+    again = tile([made / "slides"], tmp_path / "kept", TILING, workers=HERE)
     assert again.outcomes[0].is_resumed_whole
     assert not (tmp_path / "kept" / ".wsi").exists()
 
@@ -248,7 +247,7 @@ def test_a_slide_without_a_readable_patch_leaves_nothing(made: Path, tmp_path: P
 def test_a_store_of_another_recipe_is_named_and_force_replaces_it(
     made: Path, tmp_path: Path
 ) -> None:
-    tile_slides(
+    tile(
         [made / "slides"],
         tmp_path / "kept",
         replace(TILING, spec=PatchSpec(40, 40, 0.5)),
@@ -298,7 +297,7 @@ def test_a_store_of_other_blocks_is_read_and_predicted_in_its_own(
 ) -> None:
     with monkeypatch.context() as patched:
         use_blocks_of(size, patched)
-        tile_slides([made / "slides"], tmp_path / "kept", TILING, workers=HERE)
+        tile([made / "slides"], tmp_path / "kept", TILING, workers=HERE)
     before = folder_times(tmp_path / "kept")
     assert infer_kept(made, tmp_path / "along", tmp_path / "kept", view=SUMMARY).exit_code == 0
     assert infer(tmp_path / "kept", made / "m.safetensors", tmp_path / "apart").exit_code == 0

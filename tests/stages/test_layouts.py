@@ -8,7 +8,7 @@ import pytest
 from tests.builders import make_patches, write_png
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.runs import IngestAccount, ingest_patches
+from wsi_pipeline.runs import IngestAccount, IngestOptions, ingest_patches
 from wsi_pipeline.stages.ingest_layouts import LayoutOptions
 from wsi_pipeline.store.patches import PatchStore
 
@@ -17,7 +17,7 @@ PIXELS = make_patches(6)
 
 
 def ingest(place: Path, out: Path, layout: str, **options: object) -> IngestAccount:
-    return ingest_patches(place, out, SPEC, layout=layout, options=LayoutOptions(**options))  # type: ignore[arg-type]
+    return ingest_patches(place, out, IngestOptions(mpp=0.5, layout=layout, **options))  # type: ignore[arg-type]
 
 
 def store_of(out: Path, patient: str) -> PatchStore:

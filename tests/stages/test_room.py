@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.builders import paint, paint_noise, write_model, write_slide
-from tests.commands import HERE, PLAIN, run
+from tests.commands import HERE, PLAIN, run, tile
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.runs import TileOptions, tile_slides
 from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.stages.patch_plan import TileConfig
 
@@ -108,23 +107,23 @@ def test_a_slide_that_will_not_fit_is_not_cut(
     """Nine patches of 50 × 50 × 3 bytes are 67,500; 16 blocks of 4,096 are 65,536."""
     write_slide(tmp_path / "s.tiff", paint(150, 150))
     have(monkeypatch, Disk(16 * 4096))
-    account = tile_slides(
+    account = tile(
         [tmp_path / "s.tiff"],
         tmp_path / "out",
         CONFIG,
         workers=HERE,
-        options=TileOptions(disk_space=DiskSpace(0)),
+        min_free=0,
     )
     assert account.exit_code == 5
     assert "this slide needs 0.00 GB more" in account.outcomes[0].message
     have(monkeypatch, Disk(17 * 4096))
     assert (
-        tile_slides(
+        tile(
             [tmp_path / "s.tiff"],
             tmp_path / "out",
             CONFIG,
             workers=HERE,
-            options=TileOptions(disk_space=DiskSpace(0)),
+            min_free=0,
         ).exit_code
         == 0
     )
@@ -138,17 +137,13 @@ def test_work_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(
     config = TileConfig(spec=PatchSpec(10, 10, 0.5))
     plenty, nothing = Disk(10**12), Disk(0)
     have(monkeypatch, plenty, plenty, plenty, plenty, nothing)
-    options = TileOptions(disk_space=DiskSpace(1_000_000))
-    account = tile_slides(
-        [tmp_path / "s.tiff"], tmp_path / "out", config, workers=HERE, options=options
-    )
+    free = 1_000_000
+    account = tile([tmp_path / "s.tiff"], tmp_path / "out", config, workers=HERE, min_free=free)
     assert account.exit_code == 5
     assert len(list((tmp_path / "out" / ".wsi" / "staging").glob("*/blocks/*.json"))) == 2
     monkeypatch.undo()
     assert (
-        tile_slides(
-            [tmp_path / "s.tiff"], tmp_path / "out", config, workers=HERE, options=options
-        ).exit_code
+        tile([tmp_path / "s.tiff"], tmp_path / "out", config, workers=HERE, min_free=free).exit_code
         == 0
     )
 
@@ -157,9 +152,9 @@ def test_where_everything_is_done_no_room_is_needed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     write_slide(tmp_path / "s.tiff", paint(150, 150))
-    tile_slides([tmp_path / "s.tiff"], tmp_path / "out", CONFIG, workers=HERE)
+    tile([tmp_path / "s.tiff"], tmp_path / "out", CONFIG, workers=HERE)
     have(monkeypatch, Disk(0))
-    account = tile_slides([tmp_path / "s.tiff"], tmp_path / "out", CONFIG, workers=HERE)
+    account = tile([tmp_path / "s.tiff"], tmp_path / "out", CONFIG, workers=HERE)
     assert account.exit_code == 0
     assert account.outcomes[0].is_resumed_whole
 

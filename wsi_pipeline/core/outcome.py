@@ -101,6 +101,8 @@ class RunAccount:
     """Every slide that went in, each in exactly one state."""
 
     outcomes: tuple[SlideOutcome, ...]
+    noun: str = "slide"
+    """What people call one of them: a slide, a patient, a store."""
 
     def count(self, state: SlideState) -> int:
         """Number of slides that ended in `state`."""
@@ -109,21 +111,21 @@ class RunAccount:
     def with_failures(self, failures: Iterable["SlideOutcome"]) -> "RunAccount":
         """The same slides, those among them that failed after all by their failures."""
         found = {failure.slide_id: failure for failure in failures}
-        return RunAccount(
-            tuple(
-                (
-                    replace(found[outcome.slide_id], path=outcome.path)
-                    if outcome.slide_id in found and outcome.state is not SlideState.FAILED
-                    else outcome
-                )
-                for outcome in self.outcomes
+        outcomes = tuple(
+            (
+                replace(found[outcome.slide_id], path=outcome.path)
+                if outcome.slide_id in found and outcome.state is not SlideState.FAILED
+                else outcome
             )
+            for outcome in self.outcomes
         )
+        return replace(self, outcomes=outcomes)
 
     @property
     def sentence(self) -> str:
         """How the run ended, for people: `4 slides: 2 ok, 1 damaged, 1 failed`."""
-        return describe_counts({state.word: self.count(state) for state in SlideState})
+        counts = {state.word: self.count(state) for state in SlideState}
+        return describe_counts(counts, self.noun)
 
     @property
     def closing_line(self) -> str:
@@ -143,11 +145,11 @@ class RunAccount:
         return 3 if failed or self.count(SlideState.DAMAGED) else 0
 
 
-def describe_counts(counts: Mapping[str, int]) -> str:
-    """Return numbers of slides by state as people read them; states without a slide are left out."""
+def describe_counts(counts: Mapping[str, int], noun: str = "slide") -> str:
+    """Return numbers by state as people read them; states that none is in are left out."""
     total = sum(counts.values())
     parts = [f"{count:,} {state}" for state, count in counts.items() if count]
-    return f"{total:,} slide{'' if total == 1 else 's'}" + (
+    return f"{total:,} {noun}{'' if total == 1 else 's'}" + (
         f": {', '.join(parts)}" if parts else ""
     )
 

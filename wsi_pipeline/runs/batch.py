@@ -2,57 +2,127 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
+from wsi_pipeline.core.progress import Listener, describe_duration
 from wsi_pipeline.runs.disk_space import DiskSpace, SpaceCheckedJob, current_umask
 from wsi_pipeline.runs.events import EventLog
-from wsi_pipeline.runs.pace import STAGES, Pace
 from wsi_pipeline.scheduling import WorkerPool, Workers, run_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
 
 logger = logging.getLogger(__name__)
 
-
-class Progress(Protocol):
-    """Is told how a run gets on."""
-
-    def begin(self, slides: int) -> None: ...
-
-    def add_patches(self, missing: int) -> None:
-        """So many more patches are known to be there to do."""
-        ...
-
-    def advance(self, patches: int) -> None: ...
-
-    def end_slide(self, outcome: SlideOutcome) -> None: ...
-
-    def show(self, pace: Pace) -> None:
-        """The run's figures have changed."""
-        ...
+STAGES = ("read", "compute", "write")
+WINDOW_S = 300.0
+"""The rate is that of the last five minutes: slow slides long ago say nothing of now, one slow block says little."""
 
 
-class SilentProgress:
-    """Says nothing."""
+@dataclass
+class Pace:
+    """The figures of one run, in which every slide is counted once, as it is opened and as it ends."""
 
-    def begin(self, slides: int) -> None:
-        """Nothing."""
+    slides: int
+    noun: str = "slide"
+    clock: Callable[[], float] = time.monotonic
+    """Seconds."""
+    patches_done: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """By stage, added up over all that work side by side."""
+    _missing: dict[int, int] = field(default_factory=dict)
+    """Patches to be done of every slide that was opened."""
+    _ended: set[int] = field(default_factory=set)
+    _done_before: set[int] = field(default_factory=set)
+    """Slides that an earlier run had finished; they tell nothing of those to come."""
+    _recent: deque[tuple[float, int]] = field(default_factory=deque)
+    _started: float | None = None
 
-    def add_patches(self, missing: int) -> None:
-        """Nothing."""
+    def open_slide(self, slide: int, missing_patches: int) -> None:
+        """A slide's patches are known; so many of them are to be done."""
+        self._started = self.clock() if self._started is None else self._started
+        self._missing[slide] = missing_patches
 
-    def advance(self, patches: int) -> None:
-        """Nothing."""
+    def add_block(self, patches: int, read_s: float, compute_s: float, write_s: float) -> None:
+        """A block is done."""
+        self.patches_done += patches
+        for stage, seconds in zip(STAGES, (read_s, compute_s, write_s), strict=True):
+            self.seconds[stage] += seconds
+        now = self.clock()
+        self._recent.append((now, patches))
+        while self._recent[0][0] < now - WINDOW_S:
+            self._recent.popleft()
 
-    def end_slide(self, outcome: SlideOutcome) -> None:
-        """Nothing."""
+    def end_slide(self, slide: int, is_done_before: bool) -> None:
+        """A slide has come to its end, well or not."""
+        self._ended.add(slide)
+        if is_done_before:
+            self._done_before.add(slide)
 
-    def show(self, pace: Pace) -> None:
-        """Nothing."""
+    @property
+    def slides_done(self) -> int:
+        """Slides that have come to their end."""
+        return len(self._ended)
+
+    @property
+    def rate(self) -> float | None:
+        """Patches per second; None before the first are done."""
+        if self._started is None or not self._recent:
+            return None
+        now = self.clock()
+        recent = sum(patches for at, patches in self._recent if at >= now - WINDOW_S)
+        return recent / max(min(now - self._started, WINDOW_S), 1e-9)
+
+    @property
+    def shares(self) -> Mapping[str, float] | None:
+        """Share of the time that each stage took, 0 to 1; None before there is any."""
+        total = sum(self.seconds.values())
+        return (
+            {stage: seconds / total for stage, seconds in self.seconds.items()}
+            if total > 0
+            else None
+        )
+
+    @property
+    def has_unopened(self) -> bool:
+        """Whether some slides' patches are not known yet, so that what is left can only be guessed."""
+        return self._unopened > 0
+
+    @property
+    def _unopened(self) -> int:
+        return self.slides - len(self._ended | self._missing.keys())
+
+    @property
+    def patches_expected(self) -> float | None:
+        """Patches that the whole run will have done; those of slides not opened are taken for the mean of the others. None: no idea yet."""
+        fresh = (self._missing.keys() | self._ended) - self._done_before
+        known = sum(self._missing.values())
+        if self._unopened == 0:
+            return known
+        return known + self._unopened * known / len(fresh) if fresh and known else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None while nobody can tell."""
+        expected, rate = self.patches_expected, self.rate
+        if expected is None or not rate:
+            return None
+        return max(expected - self.patches_done, 0) / rate
+
+    def describe(self) -> str:
+        """Return the figures in one line."""
+        parts = [f"{self.slides_done} of {self.slides} {self.noun}s"]
+        if self.rate is not None:
+            parts.append(f"{self.rate:,.0f} patches/s")
+        if self.shares is not None:
+            parts.append(" ".join(f"{stage} {share:.0%}" for stage, share in self.shares.items()))
+        if self.seconds_left is not None:
+            about = "about " if self.has_unopened else ""
+            parts.append(f"{about}{describe_duration(self.seconds_left)} left")
+        return ", ".join(parts)
 
 
 @dataclass
@@ -79,15 +149,16 @@ class Batch:
     """Jobs on their way, their outcomes, and the seconds they took."""
 
     slides: Sequence[FoundSlide]
-    progress: Progress
+    listener: Listener
     events: EventLog = field(default_factory=lambda: EventLog(None))
+    noun: str = "slide"
     outcomes: dict[int, SlideOutcome] = field(default_factory=dict)
     patches_predicted: int = 0
     pace: Pace = field(init=False)
     slide_times: dict[int, SlideTimes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.pace = Pace(len(self.slides))
+        self.pace = Pace(len(self.slides), self.noun)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -101,8 +172,7 @@ class Batch:
         self.events.slide_prepared(
             self.slides[job].slide_id, plan.patches, plan.missing_patches, len(plan.blocks)
         )
-        self.progress.add_patches(plan.missing_patches)
-        self.progress.show(self.pace)
+        self._show()
 
     def block_done(self, job: int, report: BlockReport) -> None:
         """A block is on disk."""
@@ -111,8 +181,7 @@ class Batch:
         self.pace.add_block(
             report.patches, report.seconds_read, report.seconds_compute, report.seconds_write
         )
-        self.progress.advance(report.patches)
-        self.progress.show(self.pace)
+        self._show()
 
     def ended(self, job: int, result: SlideOutcome | Exception) -> None:
         """A slide has come to its end."""
@@ -122,8 +191,12 @@ class Batch:
         self.pace.end_slide(job, outcome.is_resumed_whole)
         times = self.slide_times.pop(job, None)
         self.events.slide_ended(outcome, {} if times is None else times.to_json())
-        self.progress.show(self.pace)
-        self.progress.end_slide(outcome)
+        self.listener.slide_ended(outcome)
+        self._show()
+
+    def _show(self) -> None:
+        pace = self.pace
+        self.listener.progress(pace.describe(), pace.patches_done, pace.patches_expected)
 
     def _fail(self, slide: FoundSlide, error: Exception) -> SlideOutcome:
         """The outcome of a slide whose work raised; the whole story goes to the log."""
@@ -133,23 +206,24 @@ class Batch:
     @property
     def account(self) -> RunAccount:
         """Every slide's outcome, in the order they were given."""
-        return RunAccount(tuple(self.outcomes[job] for job in range(len(self.slides))))
+        return RunAccount(tuple(self.outcomes[job] for job in range(len(self.slides))), self.noun)
 
 
 def run_batch(
     slides: Sequence[FoundSlide],
     jobs: Sequence[SlideJob],
     workers: Workers | WorkerPool,
-    progress: Progress,
+    listener: Listener,
     events: EventLog | None = None,
     disk_space: DiskSpace | None = None,
+    noun: str = "slide",
 ) -> Batch:
     """Run every job while there is `disk_space`; each slide ends in one outcome.
 
     Raises EnvironmentFault where what the workers made is not on this machine.
     """
-    batch = Batch(slides, progress, events or EventLog(None))
-    progress.begin(len(slides))
+    batch = Batch(slides, listener, events or EventLog(None), noun)
+    listener.working_on(f"opening {len(slides):,} {noun}s")
     umask = current_umask()
     run_jobs(
         [SpaceCheckedJob(job, disk_space or DiskSpace(), umask) for job in jobs], workers, batch
@@ -161,15 +235,3 @@ def run_batch(
                 " machine and the workers share"
             )
     return batch
-
-
-def make_absolute(slides: Sequence[FoundSlide]) -> list[FoundSlide]:
-    """The slides by paths that mean the same in every process."""
-    return [
-        replace(
-            slide,
-            path=slide.path.absolute(),
-            label_file=slide.label_file.absolute() if slide.label_file else None,
-        )
-        for slide in slides
-    ]

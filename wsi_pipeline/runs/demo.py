@@ -1,23 +1,18 @@
 """The demo: draw slides, tile, train, infer on patients that training never saw, score against the truth."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_pipeline.core.choices import INDEX_HTML
 from wsi_pipeline.core.errors import StoreError
-from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, find_failures
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.evaluation import Evaluation, evaluate_results
-from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.runs.batch import Progress
-from wsi_pipeline.runs.infer import InferConfig, infer_slides
+from wsi_pipeline.runs.infer import InferOptions, infer_slides
 from wsi_pipeline.runs.synthetic_slides import PHANTOM_MPP, draw_phantom, write_pyramid
-from wsi_pipeline.runs.tile import tile_slides
-from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.runs.tile import TileOptions, tile_slides
 from wsi_pipeline.slides.image_io import write_grey
-from wsi_pipeline.stages.patch_plan import TileConfig
+from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.run import train
 from wsi_pipeline.training.split import SplitChoice
@@ -47,13 +42,12 @@ def run_demo(
     out: Path,
     size: DemoSize | None = None,
     *,
-    say: Callable[[str], None] = lambda line: None,
-    progress: Progress | None = None,
     listener: Listener | None = None,
 ) -> DemoResult:
     """Run the whole chain into `out`; run again, it goes on from what is there."""
     size = size or DemoSize()
-    here = Workers(count=0)
+    listener = listener or Listener()
+    say = listener.say
     say(
         f"1/5  drawing {size.training_slides + size.held_out_slides} slides at {PHANTOM_MPP:g}"
         f" µm/px into {out / 'slides'}"
@@ -66,19 +60,17 @@ def run_demo(
         _draw(out, f"held-out-{number}", 100 + number, size)
         for number in range(1, size.held_out_slides + 1)
     ]
-    labels = [out / "labels"]
     say(
         f"2/5  tiling the {len(training)} training slides: wsi tile … --mpp {PHANTOM_MPP:g}"
         " --labels labels"
     )
-    config = TileConfig(
-        spec=PatchSpec(mpp=PHANTOM_MPP), rules=LabelRules(class_names=("benign", "tumour"))
+    options = TileOptions(
+        mpp=PHANTOM_MPP,
+        labels=[out / "labels"],
+        class_names=("benign", "tumour"),
+        workers=0,
     )
-    _check(
-        tile_slides(
-            training, out / "stores", config, labels=labels, workers=here, progress=progress
-        )
-    )
+    _check(tile_slides(find_slides(training), out / "stores", options, listener))
     say(
         "3/5  training idc_cnn on these patients, a third of them for validation: wsi train stores"
         " --arch idc_cnn"
@@ -96,11 +88,13 @@ def run_demo(
     )
     _check(
         infer_slides(
-            held_out, trained.model, out / "results", InferConfig(), workers=here, progress=progress
+            find_slides(held_out), trained.model, out / "results", InferOptions(workers=0), listener
         )
     )
     say("5/5  comparing with the truth: wsi evaluate results --labels labels")
-    return DemoResult(evaluate_results(out / "results", labels), out / "results" / INDEX_HTML)
+    return DemoResult(
+        evaluate_results(out / "results", [out / "labels"]), out / "results" / INDEX_HTML
+    )
 
 
 def _check(account: RunAccount) -> None:

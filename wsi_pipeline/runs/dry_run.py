@@ -10,10 +10,10 @@ from shutil import disk_usage
 
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import resolve_engine
-from wsi_pipeline.runs.batch import make_absolute
-from wsi_pipeline.runs.infer import InferConfig, make_jobs, tile_for
+from wsi_pipeline.runs.infer import InferOptions, describe_model, make_jobs
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.plan import PreviewState, SlidePreview
@@ -53,27 +53,20 @@ class RunPreview:
 
 def preview_run(
     slides: Sequence[FoundSlide],
-    are_stores: bool,
     model: Path,
     results: Path,
-    config: InferConfig | None = None,
+    options: InferOptions | None = None,
+    listener: Listener | None = None,
 ) -> RunPreview:
-    """Open every slide and look at what earlier runs left in `results`. Writes nothing; raises what the run itself would."""
-    config = config or InferConfig()
-    loaded = load_model(model, config.terms)
-    choice = resolve_engine(loaded, model, config.engine_request, config.terms).choice
-    tiling = tile_for(loaded, config.tiling)
-    slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
-    jobs = make_jobs(
-        slides,
-        are_stores,
-        choice,
-        tiling,
-        results,
-        force=config.force,
-        view=config.view,
-        keep=config.keep_patches,
-    )
+    """Open every slide and read what earlier runs left in `results`. Writes nothing; raises what the run itself would."""
+    options, listener = options or InferOptions(), listener or Listener()
+    listener.working_on("loading the model")
+    loaded = load_model(model, options.terms)
+    listener.say(describe_model(loaded))
+    choice = resolve_engine(loaded, model, options.engine_request, options.terms).choice
+    slides = options.take_share(slides)
+    jobs = make_jobs(slides, choice, options.tile_for(loaded), results, options)
+    listener.working_on(f"opening {len(slides):,} slides")
     with ThreadPoolExecutor(available_cores(), "look") as pool:
         found = list(pool.map(preview_slide, slides, jobs))
     return RunPreview(

@@ -7,15 +7,17 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.core.choices import STORE_SUFFIX
+from wsi_pipeline.core.choices import AUTO, STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.outcome import RunAccount
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.models.description import LEAK
 from wsi_pipeline.models.loading import ExternalModelTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import (
@@ -33,14 +35,13 @@ from wsi_pipeline.outputs.run_tables import (
     write_run_json,
     write_slides_tables,
 )
-from wsi_pipeline.outputs.style import View
-from wsi_pipeline.runs.batch import Batch, Progress, SilentProgress, make_absolute, run_batch
-from wsi_pipeline.runs.disk_space import DiskSpace
+from wsi_pipeline.outputs.style import OutputOptions
+from wsi_pipeline.runs.batch import Batch, run_batch
 from wsi_pipeline.runs.events import log_events
-from wsi_pipeline.runs.workers import choose_workers
+from wsi_pipeline.runs.workers import RunOptions
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
-from wsi_pipeline.slides.discovery import FoundSlide, find_slides, name_slides
-from wsi_pipeline.slides.selection import Shard
+from wsi_pipeline.slides.discovery import FoundSlide, name_slides
+from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.stages.tile import TileJob
@@ -50,120 +51,93 @@ from wsi_pipeline.store.patches import find_stores
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class InferConfig:
-    """How slides are inferred, apart from the model."""
+@dataclass(frozen=True, kw_only=True)
+class InferOptions(RunOptions, OutputOptions):
+    """Options of `wsi infer`, named like the command's."""
 
-    tiling: TileConfig = field(default_factory=TileConfig)
-    """Its patch size, stride and scale are those of the model, whatever is said here."""
-    device: str = "auto"
-    engine: str = "auto"
-    precision: str = "auto"
+    min_tissue: float = 0.5
+    slide_mpp: float | None = None
+    allow_upsample: bool = False
+    device: str = AUTO
+    engine: str = AUTO
+    compile: bool = False
+    """The same as the engine torch-compile."""
+    precision: str = AUTO
     batch_size: int | None = None
     """None: as the device has it."""
-    force: bool = False
-    view: View = field(default_factory=View)
-    """What is made of the predictions."""
-    terms: ExternalModelTerms = field(default_factory=ExternalModelTerms)
-    """For models that wsi did not train."""
-    shard: Shard | None = None
-    """The share of the slides that this run takes."""
+    trust_model: str | None = None
+    """`sha256:…` of an external TorchScript model that may run."""
+    positive_class: str | None = None
     keep_patches: Path | None = None
-    """Folder for the patch stores of the slides, written on the way or read where they are there."""
-    disk_space: DiskSpace = field(default_factory=DiskSpace)
-    """What is to stay free on the disk."""
+    """Folder for the patch stores of the slides, written along or read if they exist."""
+
+    def __post_init__(self) -> None:
+        RunOptions.__post_init__(self)
+        if self.compile and self.engine not in (AUTO, "torch-compile"):
+            raise ConfigError(
+                f"--compile is --engine torch-compile, and --engine {self.engine} is another; give"
+                " one of them"
+            )
 
     @property
     def engine_request(self) -> EngineRequest:
         """What is asked for of the computation."""
-        return EngineRequest(self.device, self.engine, self.precision, self.batch_size)
+        engine = "torch-compile" if self.compile else self.engine
+        return EngineRequest(self.device, engine, self.precision, self.batch_size)
+
+    @property
+    def terms(self) -> ExternalModelTerms:
+        """The terms on which an external model may run."""
+        return ExternalModelTerms(self.trust_model, self.positive_class)
+
+    def tile_for(self, model: Model) -> TileConfig:
+        """Return how slides are cut for a model: with its patch size, at its scale."""
+        return TileConfig(
+            spec=model.spec,
+            tissue=TissueParameters(min_tissue=self.min_tissue),
+            slide_mpp=self.slide_mpp,
+            allow_upsample=self.allow_upsample,
+            rules=LabelRules(class_names=model.class_names),
+        )
 
 
 def infer_slides(
-    places: Sequence[Path],
-    model: Path,
-    results: Path,
-    config: InferConfig | None = None,
-    *,
-    workers: Workers | None = None,
-    progress: Progress | None = None,
-) -> RunAccount:
-    """Run a model over every slide among `places` and write the results of each, and the tables of the run."""
-    return infer_found(
-        find_slides(places), model, results, config, workers=workers, progress=progress
-    )
-
-
-def infer_found(
     slides: Sequence[FoundSlide],
     model: Path,
     results: Path,
-    config: InferConfig | None = None,
-    *,
-    workers: Workers | None = None,
-    progress: Progress | None = None,
+    options: InferOptions | None = None,
+    listener: Listener | None = None,
 ) -> RunAccount:
-    """Run a model over slides that are already listed, as by a sample sheet."""
-    return _infer(slides, False, model, results, config or InferConfig(), workers, progress)
+    """Run a model over slides, or patch stores, and write the results of each and the tables of the run.
 
-
-def infer_stores(
-    places: Sequence[Path],
-    model: Path,
-    results: Path,
-    config: InferConfig | None = None,
-    *,
-    workers: Workers | None = None,
-    progress: Progress | None = None,
-) -> RunAccount:
-    """Run a model over patch stores instead of slides; labels in the stores go along, for `wsi evaluate`."""
-    return _infer(
-        list_stores(places), True, model, results, config or InferConfig(), workers, progress
-    )
-
-
-def _infer(
-    slides: Sequence[FoundSlide],
-    are_stores: bool,
-    model: Path,
-    results: Path,
-    config: InferConfig,
-    workers: Workers | None,
-    progress: Progress | None,
-) -> RunAccount:
+    Labels of stores are copied to their results, for `wsi evaluate`.
+    """
     started = time.perf_counter()
-    loaded = load_model(model, config.terms)
-    workers = workers or choose_workers(device=config.device)
-    slides = make_absolute(slides if config.shard is None else config.shard.take(slides))
-    tiling = tile_for(loaded, config.tiling)
-    suffix = "" if config.shard is None else config.shard.suffix
+    options, listener = options or InferOptions(), listener or Listener()
+    listener.working_on("loading the model")
+    loaded = load_model(model, options.terms)
+    listener.say(describe_model(loaded))
+    workers = options.choose_workers(options.device)
+    slides, tiling = options.take_share(slides), options.tile_for(loaded)
     with ExitStack() as log:
         with open_workers(workers) as pool:
-            choice = _resolve_engine(loaded, model, config, workers, pool).choice
+            choice = _resolve_engine(loaded, model, options, workers, pool, listener).choice
             make_folder(results)
-            jobs = make_jobs(
-                slides,
-                are_stores,
-                choice,
-                tiling,
-                results,
-                force=config.force,
-                view=config.view,
-                keep=config.keep_patches,
-            )
-            parameters = _list_parameters(choice, tiling, config, workers)
+            jobs = make_jobs(slides, choice, tiling, results, options)
+            parameters = _list_parameters(choice, tiling, options, workers)
             told = parameters | {
                 "model": {"architecture": loaded.architecture, "digest": loaded.digest}
             }
-            events = log.enter_context(log_events(results, "infer", len(slides), told, suffix))
-            batch = run_batch(
-                slides, jobs, pool, progress or SilentProgress(), events, config.disk_space
+            events = log.enter_context(
+                log_events(results, "infer", len(slides), told, options.suffix)
             )
+            batch = run_batch(slides, jobs, pool, listener, events, options.disk_space)
+        listener.working_on("writing the tables and the page of all slides")
         seconds = {"total": time.perf_counter() - started} | batch.seconds
         account = write_tables(
-            results, batch.account, describe_run(batch, loaded, parameters, seconds), suffix
+            results, batch.account, describe_run(batch, loaded, parameters, seconds), options.suffix
         )
-        for folder in (results, config.keep_patches):
+        for folder in (results, options.keep_patches):
             if folder is not None and folder.is_dir():
                 remove_dead_asides(folder)
         events.run_ended(account, batch.patches_predicted, seconds)
@@ -171,30 +145,47 @@ def _infer(
 
 
 def _resolve_engine(
-    loaded: Model, model: Path, config: InferConfig, workers: Workers, pool: WorkerPool
+    loaded: Model,
+    model: Path,
+    options: InferOptions,
+    workers: Workers,
+    pool: WorkerPool,
+    listener: Listener,
 ) -> ResolvedEngine:
-    """The engine of the whole run: chosen by the device here, or by a worker's where the workers are elsewhere."""
-    if not workers.is_elsewhere:
-        resolved = resolve_engine(loaded, model, config.engine_request, config.terms)
-        if workers.processes:
-            unload()
-        return resolved
-    answer: ResolvedEngine = pool.ask(
-        resolve_engine_for, model.resolve(), config.engine_request, config.terms
+    """Return the engine of the whole run, chosen by the device here, or by a worker's where the workers are elsewhere."""
+    listener.working_on("choosing the engine and checking its answers")
+    if workers.is_elsewhere:
+        answer: ResolvedEngine = pool.ask(
+            resolve_engine_for, model.resolve(), options.engine_request, options.terms
+        )
+        listener.say(f"on the workers: {answer.line}")
+        return answer
+    resolved = resolve_engine(loaded, model, options.engine_request, options.terms)
+    listener.say(resolved.line)
+    if workers.processes:
+        unload()
+    return resolved
+
+
+def describe_model(model: Model) -> str:
+    """Return the terms on which a model is run, in one line."""
+    return (
+        f"model {model.architecture}: patches of {model.spec.side_px} px at"
+        f" {model.spec.mpp:g} µm/px, {model.positive_class} from probability"
+        f" {model.threshold:.3f} on"
+        f" ({model.threshold_source}){f'; LEAKY: {LEAK}' if model.is_leaky else ''}"
     )
-    logger.warning("on the workers: %s", answer.line)
-    return answer
 
 
 def _list_parameters(
-    choice: ModelChoice, tiling: TileConfig, config: InferConfig, workers: Workers
+    choice: ModelChoice, tiling: TileConfig, options: InferOptions, workers: Workers
 ) -> dict[str, Any]:
     return {
         "tiling": asdict(tiling),
         **choice.setting.to_json(),
-        "batch_size": config.batch_size or "auto",
-        "view": config.view.to_json(),
-        "keeps_patches": config.keep_patches is not None,
+        "batch_size": options.batch_size or AUTO,
+        "view": options.view.to_json(),
+        "keeps_patches": options.keep_patches is not None,
         "workers": workers.to_json(),
     }
 
@@ -248,33 +239,21 @@ def list_stores(places: Sequence[Path]) -> list[FoundSlide]:
     names = name_slides(
         [store.with_name(store.name.removesuffix(STORE_SUFFIX) + ".zarr") for store in stores]
     )
-    return [FoundSlide(name, store) for name, store in zip(names, stores, strict=True)]
-
-
-def tile_for(model: Model, tiling: TileConfig) -> TileConfig:
-    """Return how slides are cut for a model."""
-    return TileConfig(
-        spec=model.spec,
-        tissue=tiling.tissue,
-        slide_mpp=tiling.slide_mpp,
-        allow_upsample=tiling.allow_upsample,
-        rules=LabelRules(class_names=model.class_names),
-    )
+    return [
+        FoundSlide(name, store, is_store=True) for name, store in zip(names, stores, strict=True)
+    ]
 
 
 def make_jobs(
     slides: Sequence[FoundSlide],
-    are_stores: bool,
     choice: ModelChoice,
     tiling: TileConfig,
     results: Path,
-    *,
-    force: bool,
-    view: View,
-    keep: Path | None,
+    options: InferOptions,
 ) -> list[InferJob]:
-    """Return a job for every slide, or store; with `keep` it leaves a store in that folder. Raises ConfigError."""
-    if keep is not None and are_stores:
+    """Return a job for every slide, or store. Raises ConfigError where patches of stores are to be kept."""
+    keep, view = options.keep_patches, options.view
+    if keep is not None and any(slide.is_store for slide in slides):
         raise ConfigError(
             f"{keep}: patches are kept of slides, and these are patch stores already; leave"
             " --keep-patches out"
@@ -286,6 +265,9 @@ def make_jobs(
         for slide in slides
     ]
     return [
-        InferJob(slide, results.absolute(), choice, tiling, are_stores, force, view, store)
+        InferJob(
+            *(slide, results.absolute(), choice, tiling, slide.is_store),
+            *(options.force, view, store),
+        )
         for slide, store in zip(slides, kept, strict=True)
     ]

@@ -18,7 +18,7 @@ from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.slides.discovery import find_slides
+from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.store.commit import VIEW
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import find_results

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState
-from wsi_pipeline.runs import InferConfig, infer_found
-from wsi_pipeline.runs.pace import Pace
-from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.runs import InferOptions, infer_slides
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.slides.discovery import FoundSlide
 
@@ -41,8 +40,8 @@ class Cancelled(Exception):
 
 
 @dataclass
-class InferenceJob:
-    """One slide to be inferred; it is also the progress that the pipeline reports to."""
+class InferenceJob(Listener):
+    """One slide to be inferred, which itself hears of the run's progress."""
 
     slide: FoundSlide
     force: bool
@@ -52,21 +51,14 @@ class InferenceJob:
     patches_total: int = 0
     message: str = ""
 
-    def begin(self, slides: int) -> None:
-        """The pipeline starts."""
+    def progress(self, line: str, done: float, total: float | None) -> None:
+        """Take the patches that are done, of those to do."""
+        if self.state is JobState.CANCELLING:
+            raise Cancelled
+        self.patches_done, self.patches_total = int(done), int(total or 0)
 
-    def add_patches(self, missing: int) -> None:
-        """So many patches are to be done."""
-        self._stop_if_cancelled()
-        self.patches_total += missing
-
-    def advance(self, patches: int) -> None:
-        """So many were done."""
-        self._stop_if_cancelled()
-        self.patches_done += patches
-
-    def end_slide(self, outcome: SlideOutcome) -> None:
-        """The slide has come to its end."""
+    def slide_ended(self, outcome: SlideOutcome) -> None:
+        """Take the end of the slide."""
         if outcome.state is SlideState.FAILED:
             fault_id = secrets.token_hex(4)
             logger.warning("%s: job %s failed: %s", fault_id, self.job_id, outcome.message)
@@ -80,13 +72,6 @@ class InferenceJob:
                 outcome.message,
             )  # figures only, as in the slide list
 
-    def show(self, pace: Pace) -> None:
-        """The page shows patches alone."""
-
-    def _stop_if_cancelled(self) -> None:
-        if self.state is JobState.CANCELLING:
-            raise Cancelled
-
 
 class JobQueue:
     """Runs jobs in one thread; safe to ask from others."""
@@ -95,15 +80,13 @@ class JobQueue:
         self,
         model: Path,
         results: Path,
-        config: InferConfig,
-        workers: Workers,
+        options: InferOptions,
         capacity: int,
         on_end: Callable[[], None],
     ) -> None:
         self._model = model
         self._results = results
-        self._config = config
-        self._workers = workers
+        self._options = options
         self._capacity = capacity
         self._on_end = on_end
         self._lock = threading.Lock()
@@ -168,11 +151,9 @@ class JobQueue:
             self._on_end()
 
     def _run_job(self, job: InferenceJob) -> None:
-        config = replace(self._config, force=job.force)
+        options = replace(self._options, force=job.force)
         try:
-            infer_found(
-                [job.slide], self._model, self._results, config, workers=self._workers, progress=job
-            )
+            infer_slides([job.slide], self._model, self._results, options, listener=job)
         except Cancelled:
             job.state, job.message = (
                 JobState.CANCELLED,

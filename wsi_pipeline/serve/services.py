@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import open_predictor
-from wsi_pipeline.runs import InferConfig, choose_workers
+from wsi_pipeline.runs import InferOptions
 from wsi_pipeline.serve.auth import Door
 from wsi_pipeline.serve.catalogue import Catalogue
 from wsi_pipeline.serve.decoders import DecoderPool
@@ -18,7 +18,6 @@ from wsi_pipeline.serve.predicting import PredictionService
 from wsi_pipeline.serve.result_reader import ResultReader
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.serve.slide_pixels import SlidePixels, TileCache
-from wsi_pipeline.stages.patch_plan import TileConfig
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +87,13 @@ def _open_jobs(settings: ServeSettings, catalogue: Catalogue) -> JobQueue | None
     return JobQueue(
         model=settings.model,
         results=settings.results[0],
-        config=InferConfig(
-            tiling=TileConfig(slide_mpp=settings.slide_mpp),
+        options=InferOptions(
+            slide_mpp=settings.slide_mpp,
             device=settings.device,
-            terms=settings.terms,
+            trust_model=settings.terms.trust,
+            positive_class=settings.terms.positive_class,
+            workers=settings.workers,
         ),
-        workers=settings.workers or choose_workers(device=settings.device),
         capacity=settings.limits.jobs,
         on_end=catalogue.refresh,
     )

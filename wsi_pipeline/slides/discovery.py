@@ -52,16 +52,8 @@ class FoundSlide:
     """What the sample sheet says of the whole slide."""
     mpp_source: str = "user"
     """Where `slide_mpp` was said."""
-
-
-def find_slides(places: Sequence[Path]) -> list[FoundSlide]:
-    """Files named directly, and every file of folders that may be a slide, in sorted order.
-
-    Each `slide_id` is the file's stem where that is unique and safe as a file name, else stem and a
-    hash of the path. Raises ConfigError where a place does not exist or nothing is found,
-    EnvironmentFault where a folder may not be entered.
-    """
-    return list_found(places, (path for place in places for path in _list_place(place)))
+    is_store: bool = False
+    """A patch store instead of a slide."""
 
 
 def list_found(places: Sequence[Path | str], paths: Iterable[Path]) -> list[FoundSlide]:
@@ -86,14 +78,6 @@ def locate(paths: Sequence[Path]) -> list[tuple[str, str]]:
         folder: os.path.realpath(folder) for folder in {path.parent for path in paths}
     }  # Path.resolve raises where links circle
     return [(folders[path.parent], path.name) for path in paths]
-
-
-def _list_place(place: Path) -> list[Path]:
-    if place.is_dir():
-        return list_folder(place)
-    if not place.exists() and not place.is_symlink():
-        raise ConfigError(f"{place}: no such file or folder; check the path")
-    return [place]
 
 
 def list_folder(folder: Path, recursive: bool = False) -> list[Path]:

@@ -51,20 +51,24 @@ class Shard:
         return f".{self.number}-of-{self.count}"
 
 
-def select_slides(places: Sequence[Path | str], recursive: bool = False) -> list[FoundSlide]:
-    """The slides among files, folders, patterns such as `scans/*.svs`, and sample sheets (`.csv`).
+def find_slides(
+    places: Sequence[Path | str] = (), *, recursive: bool = False, sheet: Path | None = None
+) -> list[FoundSlide]:
+    """Return the slides among files, folders and patterns such as `scans/*.svs`, or those of a sample sheet.
 
-    Names are given as `find_slides` does; `recursive` goes into folders within folders.
-    What wsi itself wrote is taken only where it is named as a file.
-    Raises ConfigError, and EnvironmentFault where a folder may not be entered.
+    A `.csv` among `places` is a sample sheet too. Each `slide_id` is the file's stem where that is
+    unique and safe as a file name, else stem and a hash of the path. `recursive` goes into folders
+    within folders. Files that wsi wrote are taken only where they are named.
+    Raises ConfigError where a place does not exist or nothing is found, and EnvironmentFault where
+    a folder may not be entered.
     """
     sheets = [Path(place) for place in places if str(place).lower().endswith(SHEET_SUFFIX)]
-    if sheets:
-        if len(places) > 1:
-            raise ConfigError(
-                f"{sheets[0]}: a sample sheet names all slides of a run; give nothing beside it"
-            )
-        return [row.slide for row in read_sheet(sheets[0])]
+    if sheets and len(places) > 1:
+        raise ConfigError(
+            f"{sheets[0]}: a sample sheet names all slides of a run; give nothing beside it"
+        )
+    if sheet or sheets:
+        return [row.slide for row in read_sheet(sheet or sheets[0])]
     return list_found(places, (path for place in places for path in _list_place(place, recursive)))
 
 

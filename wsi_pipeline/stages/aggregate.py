@@ -1,12 +1,12 @@
 """New outputs for every slide from its stored probabilities, without model or slide."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from wsi_pipeline.core.choices import AGGREGATE_JSON
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, describe_failure
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.outputs.heatmap import describe_summary
 from wsi_pipeline.outputs.index_page import write_index
@@ -27,13 +27,14 @@ def aggregate_results(
     out: Path | None = None,
     *,
     force: bool = False,
-    say: Callable[[SlideOutcome], None] = lambda outcome: None,
+    listener: Listener | None = None,
 ) -> RunAccount:
     """Rebuild the outputs of every finished slide in `results`, in place or in the folder `out`.
 
     One outcome per slide, whatever is raised; a slide whose outputs show this very view already is
     left alone. Raises StoreError where `results` holds no finished slide.
     """
+    listener = listener or Listener()
     put_back_retired(results)
     folders = find_results([results])
     if not folders:
@@ -45,7 +46,8 @@ def aggregate_results(
         outcomes.append(
             _try_aggregate(folder.absolute(), target / folder.absolute().name, view, force)
         )
-        say(outcomes[-1])
+        listener.slide_ended(outcomes[-1])
+        listener.progress(f"{len(outcomes)} of {len(folders)} slides", len(outcomes), len(folders))
     finished = read_finished(target)
     account = RunAccount(tuple(outcomes)).with_failures(finished.damaged)
     record = {"view": view.to_json(), "account": account.closing_line, "tool": describe_tool()}

@@ -19,6 +19,7 @@ from wsi_pipeline.core.outcome import (
     describe_failure,
     state_of,
 )
+from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.labels import label_patches, label_recipe
 from wsi_pipeline.labels.annotation import describe_oddities
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
@@ -32,7 +33,12 @@ from wsi_pipeline.store.patches import KIND, PatchStore, find_stores
 from wsi_pipeline.store.schema import LABEL_ARRAYS, write_labels
 
 
-def relabel_stores(places: Sequence[Path], labels: Sequence[Path], rules: LabelRules) -> RunAccount:
+def relabel_stores(
+    places: Sequence[Path],
+    labels: Sequence[Path],
+    rules: LabelRules,
+    listener: Listener | None = None,
+) -> RunAccount:
     """Relabel every store among `places` for which `labels` hold a file of its slide's name."""
     files = list_label_files(labels)
     outcomes: list[SlideOutcome] = []
@@ -42,7 +48,9 @@ def relabel_stores(places: Sequence[Path], labels: Sequence[Path], rules: LabelR
             outcomes.append(_relabel(store, slide_id, match_labels(slide_id, files), rules))
         except WsiError as error:
             outcomes.append(describe_failure(slide_id, str(store), error))
-    return RunAccount(tuple(outcomes))
+        if listener is not None:
+            listener.slide_ended(outcomes[-1])
+    return RunAccount(tuple(outcomes), "store")
 
 
 def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRules) -> SlideOutcome:
