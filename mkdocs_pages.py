@@ -1,4 +1,4 @@
-"""Pages that `make docs` writes by itself: commands from click, modules from their docstrings, examples from their files.
+"""Pages that `make docs` generates: commands from click, modules from docstrings, examples.
 
 A hook of mkdocs. Whatever is added to the package, to examples/ or to docs/ appears without a line
 anywhere else.
@@ -21,14 +21,34 @@ LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 PYTHON_PAGES = {
     "Pipeline": ("runs.tile", "runs.infer", "runs.workers", "core.outcome", "runs.batch"),
     "Results": ("outputs.results", "outputs.heatmap", "evaluation.run"),
-    "Slides and stores": ("core.geometry", "core.slide", "slides", "stages.patch_plan", "slides.tissue", "store.patches",
-                 "store.predictions"),
-    "Training": ("training.run", "training.config", "training.optimise", "training.augment", "training.split", "training.images",
-                 "training.metrics", "training.evaluate"),
-    "Models": ("models.architectures", "models.architectures.network", "models.checkpoint", "models.loading",
-                 "models.predictor"),
+    "Slides and stores": (
+        "core.geometry",
+        "core.slide",
+        "slides",
+        "stages.patch_plan",
+        "slides.tissue",
+        "store.patches",
+        "store.predictions",
+    ),
+    "Training": (
+        "training.run",
+        "training.config",
+        "training.optimise",
+        "training.augment",
+        "training.split",
+        "training.images",
+        "training.metrics",
+        "training.evaluate",
+    ),
+    "Models": (
+        "models.architectures",
+        "models.architectures.network",
+        "models.checkpoint",
+        "models.loading",
+        "models.predictor",
+    ),
     "Errors": ("core.errors",),
-}  # fmt: skip
+}
 """Pages of the Python API and the modules on each."""
 COPIES = {
     "contributing.md": "CONTRIBUTING.md",
@@ -105,7 +125,7 @@ def find_page(file: str) -> str | None:
 
 
 def write_pages() -> dict[str, str]:
-    """Every generated page by its place in the site."""
+    """Return every generated page by its place in the site."""
     pages = {f"commands/{name}.md": write_command(name) for name in COMMANDS}
     pages |= {
         f"python/{_slug(title)}.md": write_module_page(title, modules)
@@ -118,7 +138,7 @@ def write_pages() -> dict[str, str]:
 
 
 def write_command(name: str) -> str:
-    """A command's page: what it does, how it is called, every option."""
+    """Return a command's page: what it does, how it is called, every option."""
     with click.Context(wsi, info_name="wsi", **wsi.context_settings) as context:
         return "\n".join(
             [f"# wsi {name}", "", *_describe(_find(context, name), f"wsi {name}", context)]
@@ -156,7 +176,7 @@ def _find(context: click.Context, name: str) -> click.Command:
 
 
 def _format_help(text: str) -> str:
-    r"""Paragraphs as they are; one that begins with \b is shown line by line."""
+    r"""Return paragraphs unchanged; one that begins with \b is shown line by line."""
     paragraphs = re.split(r"\n\s*\n", text.strip())
     shown = []
     for paragraph in paragraphs:
@@ -168,12 +188,12 @@ def _format_help(text: str) -> str:
 
 
 def _code(names: str) -> str:
-    """`-o, --out DIR` as code, each name by itself."""
+    """Return `-o, --out DIR` as code, each name separately."""
     return ", ".join(f"`{name.strip()}`" for name in names.split(", "))
 
 
 def _escape(text: str) -> str:
-    """Text as Markdown and HTML show it: signs are themselves, also in a cell of a table; backticks still make code."""
+    """Return text in which signs are literal, also in a table; backticks still make code."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part.startswith("`") else _escape_prose(part) for part in parts)
 
@@ -183,18 +203,18 @@ def _escape_prose(text: str) -> str:
 
 
 def write_module_page(title: str, modules: tuple[str, ...]) -> str:
-    """A page that mkdocstrings fills from docstrings."""
+    """Return a page that mkdocstrings fills from docstrings."""
     blocks = [f"::: wsi_pipeline.{module}\n" for module in modules]
     return "\n".join([f"# {title}", "", *blocks])
 
 
 def list_examples() -> list[Path]:
-    """The examples in Python."""
+    """Return the examples in Python."""
     return sorted((ROOT / "examples").glob("*.py"))
 
 
 def write_example(path: Path) -> str:
-    """An example's own description, then its code."""
+    """Return an example's own description, then its code."""
     source = path.read_text(encoding="utf-8")
     description = ast.get_docstring(ast.parse(source)) or ""
     title, _, rest = description.partition("\n")
@@ -202,7 +222,7 @@ def write_example(path: Path) -> str:
 
 
 def _indent_safe(text: str) -> str:
-    """Commands, which are indented, stay as they are; the rest is prose."""
+    """Return text escaped, except commands, which are indented."""
     return "\n".join(
         line if line.startswith("    ") else _escape(line) for line in text.splitlines()
     )

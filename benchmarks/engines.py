@@ -1,11 +1,11 @@
-"""Each engine against the guide's plain loop on the same patches, and what lower precision does to decisions.
+"""Each engine against a plain loop on the same patches; lower precision and decisions.
 
 Speed: plain eager PyTorch (fp32, NCHW, batches of 64, its own threads) and every engine that runs
 here, in interleaved rounds on patches in memory; medians, and the ratio to the plain loop per
 model. The precision is the one that `--precision auto` has on this device.
 
-    python benchmarks/engines.py [--arch idc_cnn …] [--patches 1024] [--rounds 5] [--engines torch
-    openvino …]
+    python benchmarks/engines.py [--arch idc_cnn …] [--patches 1024] [--rounds 5]
+        [--engines torch openvino …]
 
 Decisions: with trained models and labelled stores instead, the share of patches whose decision
 flips and the difference in AUROC.
@@ -50,7 +50,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_model(architecture: str) -> Checkpoint:
-    """Fresh weights, whose batch normalisations have statistics of random patches."""
+    """Return fresh weights, whose batch normalisations have statistics of random patches."""
     torch.manual_seed(0)
     network = build_network(architecture, 50).train()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def make_model(architecture: str) -> Checkpoint:
 
 
 def plain_loop(model: Checkpoint) -> Predict:
-    """The guide's loop."""
+    """Return probabilities by the guide's plain loop."""
     network = model.build().to(DEVICE)
     mean = torch.tensor(model.normalisation.mean, device=DEVICE).view(3, 1, 1)
     std = torch.tensor(model.normalisation.std, device=DEVICE).view(3, 1, 1)
@@ -91,7 +91,7 @@ def plain_loop(model: Checkpoint) -> Predict:
 
 
 def open_engines(model: Checkpoint, names: list[str]) -> dict[str, Predict]:
-    """The engines that run this model here, ready for it."""
+    """Return the engines that run this model here, ready for it."""
     found: dict[str, Predict] = {}
     for name in names:
         try:
@@ -104,7 +104,7 @@ def open_engines(model: Checkpoint, names: list[str]) -> dict[str, Predict]:
 
 
 def compare_speed(architecture: str, names: list[str], patches: int, rounds: int) -> None:
-    """Medians of interleaved rounds for one network."""
+    """Print medians of interleaved rounds for one network."""
     model = make_model(architecture)
     pixels = np.random.default_rng(0).integers(0, 256, (patches, 50, 50, 3), dtype=np.uint8)
     chosen = list_candidates(model, DEVICE)[0].setting
@@ -128,7 +128,7 @@ def compare_speed(architecture: str, names: list[str], patches: int, rounds: int
 
 
 def read_labelled(stores: list[Path]) -> tuple[Pixels, NDArray[np.int8]]:
-    """Every labelled patch of the stores."""
+    """Return every labelled patch of the stores."""
     pixels, labels = [], []
     for path in stores:
         store = PatchStore(path)
@@ -145,7 +145,7 @@ def read_labelled(stores: list[Path]) -> tuple[Pixels, NDArray[np.int8]]:
 
 
 def compare_decisions(path: Path, pixels: Pixels, labels: NDArray[np.int8]) -> None:
-    """What each engine and precision changes, whether or not this device has units for it."""
+    """Print what each engine and precision changes, even if this device must emulate it."""
     model: Model = load_model(path)
     plain = Predictor(model, EngineSetting("torch", FP32, DEVICE))(pixels)
     print(f"{path}: {model.architecture}, {len(labels)} patches, threshold {model.threshold:.3f}")

@@ -1,14 +1,15 @@
 """`wsi infer` from slide to probabilities against its parts, and what scheduling adds.
 
 On one slide, in turns of some blocks each: reading alone (all cores), the model alone (patches in
-memory, all cores), and both as `wsi infer` does it in one worker process of Dask, each turn going
-on where the last was stopped. The model is taken before and after every turn, for a machine's speed
-drifts. On a CPU both share the cores: what takes r and m seconds alone takes r + m seconds together
-where nothing is lost, and that is the bar; with a GPU it is the slower of the two. Scheduling: jobs
-that do nothing, as many as a large run has, give the milliseconds that Dask takes per block.
+memory, all cores), and both as `wsi infer` does it in one worker process of Dask, each turn
+continuing where the last one stopped. The model is measured before and after every turn, because a
+machine's speed drifts. On a CPU both share the cores: what takes r and m seconds alone takes r + m
+seconds together where nothing is lost, and that is the bound; with a GPU it is the slower of the
+two. Scheduling: jobs that do nothing, as many as a large run has, give the milliseconds that Dask
+takes per block.
 
-    python benchmarks/inference.py [SLIDE] [--arch idc_cnn] [--blocks 12] [--rounds 2] [--workers 1
-    4]
+    python benchmarks/inference.py [SLIDE] [--arch idc_cnn] [--blocks 12] [--rounds 2]
+        [--workers 1 4]
 """
 
 import argparse
@@ -92,14 +93,14 @@ def write_model(path: Path, arch: str) -> Path:
 
 
 class Clock(Listener):
-    """When blocks were done; stops the run after so many."""
+    """A listener that notes when blocks were done, and stops the run after a number of them."""
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
         self.ends: list[tuple[float, int]] = []
 
     def progress(self, line: str, done: float, total: float | None) -> None:
-        """Take the end of a block."""
+        """Note that a block is done."""
         patches = int(done) - sum(patches for _, patches in self.ends)
         if patches == 0:
             return
@@ -109,7 +110,7 @@ class Clock(Listener):
 
     @property
     def seconds_per_patch(self) -> float:
-        """From the moment that every thread has ended a block to the end of the last."""
+        """Return the time from when every thread has ended a block to the end of the last block."""
         begin = Workers().threads - 1
         return (self.ends[-1][0] - self.ends[begin][0]) / sum(
             patches for _, patches in self.ends[begin + 1 :]
@@ -117,7 +118,7 @@ class Clock(Listener):
 
 
 def compare(slide: Path, model: Path, blocks: int, rounds: int, folder: Path) -> float:
-    """Print reading, computing, and both; returns the seconds that a block takes end to end."""
+    """Print reading, computing, and both; return the seconds that a block takes end to end."""
     from wsi_pipeline.models.checkpoint import load_checkpoint
 
     reader = open_slide(slide)
@@ -157,7 +158,7 @@ def compare(slide: Path, model: Path, blocks: int, rounds: int, folder: Path) ->
 
 
 def go_on(slide: Path, model: Path, results: Path, blocks: int) -> float:
-    """Seconds per patch of `wsi infer`, over so many further blocks of a slide."""
+    """Return seconds per patch of `wsi infer`, over a number of further blocks of a slide."""
     clock = Clock(blocks)
     with contextlib.suppress(KeyboardInterrupt):
         options = InferOptions(outputs="summary", workers=1)
@@ -166,7 +167,7 @@ def go_on(slide: Path, model: Path, results: Path, blocks: int) -> float:
 
 
 def time_model(predictor: Predictor, pixels: np.ndarray, blocks: int) -> float:
-    """Seconds per patch of the model, over one block of patches in memory again and again."""
+    """Return seconds per patch of the model, over one block of patches in memory, repeatedly."""
     return seconds_per_patch(
         lambda: [predictor(pixels) for _ in range(blocks)], blocks * len(pixels)
     )
@@ -209,23 +210,23 @@ class NullJob:
 
 
 class Ends:
-    """When blocks were done."""
+    """The times at which blocks were done."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def prepared(self, job: int, plan: NullPlan) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def block_done(self, job: int, report: int) -> None:
         self.times.append(time.perf_counter())
 
     def ended(self, job: int, result: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def measure_scheduling(workers: int, block_s: float) -> None:
-    """Print what a block costs that does nothing, for jobs of 10 blocks each."""
+    """Print the cost of a block that does nothing, for jobs of 10 blocks each."""
     costs = {}
     for name, pool in (("plain loop", Workers(count=0)), ("Dask", Workers(count=workers))):
         ends = Ends()

@@ -1,9 +1,11 @@
-"""What the outputs of a slide cost: seconds by the clock and of the processor, peak memory and bytes, each in a process of its own.
+"""The cost of a slide's outputs: wall and CPU seconds, peak memory and bytes.
+
+Each output is written in a process of its own.
 
 python benchmarks/outputs.py [--side 1000]        (side × side patches; 1000 gives a million)
 
-Per-patch GeoJSON stands beside the regions, the two ways in one run, and beside what WSInfer's
-costs (0.31 ms and 327 bytes a patch).
+Per-patch GeoJSON is compared with the regions in one run, and with the cost of WSInfer's (0.31 ms
+and 327 bytes a patch).
 """
 
 import argparse
@@ -100,7 +102,10 @@ def measure(name: str, side: int) -> dict[str, Any]:
 
 
 def measure_commit(staging: Staging, side: int) -> dict[str, Any]:
-    """From stored probabilities to the committed folder, figures, checksums and flushing to disk included."""
+    """Return the cost from stored probabilities to the committed folder.
+
+    Metrics, checksums and flushing to disk are included.
+    """
     base = peak_mb()
     with Clock() as clock:
         predictions = Predictions(staging.product / PREDICTIONS)
@@ -122,7 +127,10 @@ def read_result(staging: Staging, side: int) -> SlideResult:
 
 
 def write_predictions(target: Path, side: int) -> Staging:
-    """A slide full of tissue with positive islands of some hundred patches, their borders ragged, one patch in a thousand unreadable."""
+    """Write a slide full of tissue with positive islands of some hundred patches.
+
+    Their borders are ragged, and one patch in a thousand is unreadable.
+    """
     rng = np.random.default_rng(0)
     field = gaussian_filter(rng.standard_normal((side, side)), 8)
     field = field / field.std() + rng.standard_normal((side, side)) * 0.1
@@ -169,7 +177,7 @@ def write_predictions(target: Path, side: int) -> Staging:
 
 
 class Clock:
-    """Seconds between entering and leaving."""
+    """The seconds between entering and leaving."""
 
     seconds: dict[str, float]
 

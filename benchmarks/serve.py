@@ -1,4 +1,6 @@
-"""Tiles per second and 95th-percentile latency of `wsi serve`, against OpenSlide's own DeepZoomGenerator called directly.
+"""Tiles per second and 95th-percentile latency of `wsi serve`.
+
+Compared with OpenSlide's own DeepZoomGenerator, called directly.
 
 Both make the same JPEG tiles of the same slide in the same run, turn by turn. The server is asked
 over the loopback by 8 clients, a process each, that take one tile after another from a common list;
@@ -6,12 +8,13 @@ DeepZoomGenerator is called by 8 threads of a process that does nothing else, en
 with no HTTP. Clients, server and decoding processes share the cores that the direct calls have for
 themselves.
 
-cold      a fresh server: no decoding process started, the slide not opened, no tile in memory
-warm      a server at work: processes started, slide open, its file in the page cache (as for the
-direct calls); these tiles never asked for repeated  the same tiles once more, now encoded in
-memory: panning back and forth, or a second viewer of the slide
+    cold      a fresh server: no decoding process started, slide not opened, no tile in memory
+    warm      a server at work: processes started, slide open, its file in the page cache (as for
+              the direct calls); these tiles were never asked for
+    repeated  the same tiles once more, now encoded in memory: panning back and forth, or a second
+              viewer of the slide
 
-python benchmarks/serve.py [--side 16000] [--tiles 600] [--rounds 3] [--memory 10000]
+    python benchmarks/serve.py [--side 16000] [--tiles 600] [--rounds 3] [--memory 10000]
 """
 
 import argparse
@@ -50,14 +53,16 @@ Tile = tuple[int, int, int]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--side", type=int, default=16_000, help="side of the drawn slide in pixels"
+        "--side", type=int, default=16_000, help="side of the synthetic slide in pixels"
     )
     parser.add_argument("--tiles", type=int, default=600, help="tiles per measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--memory", type=int, default=10_000, help="tiles over which memory is watched; 0: not"
     )
-    parser.add_argument("--slide", type=Path, help="a slide of your own instead of the drawn one")
+    parser.add_argument(
+        "--slide", type=Path, help="a slide of your own instead of the synthetic one"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         slide = Path(folder) / "slides" / "slide.tiff"
@@ -125,7 +130,10 @@ def record(
 
 
 def choose_tiles(pyramid: Pyramid, count: int, seed: int) -> list[Tile]:
-    """Different tiles, of every level in proportion to how many it has, coarse ones first as when a viewer opens."""
+    """Return different tiles, of every level in proportion to its size.
+
+    Coarse ones come first, as when a viewer opens.
+    """
     all_tiles = [
         (level, col, row)
         for level in range(pyramid.levels)
@@ -140,7 +148,7 @@ def choose_tiles(pyramid: Pyramid, count: int, seed: int) -> list[Tile]:
 
 
 def call_directly(path: Path, tiles: Sequence[Tile]) -> tuple[float, list[float]]:
-    """Seconds for all, and for each tile, by OpenSlide's generator in 8 threads."""
+    """Return seconds for all, and for each tile, by OpenSlide's generator in 8 threads."""
     with openslide.OpenSlide(path) as slide:
         generator = DeepZoomGenerator(slide, TILE_PX, overlap=0)
         last = generator.level_count - 1
@@ -192,7 +200,7 @@ class Server:
         self._process.wait()
 
     def memory_mib(self) -> float:
-        """Resident memory of the server and its decoding processes."""
+        """Return the resident memory of the server and its decoding processes."""
         children = (
             Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         )
@@ -205,7 +213,10 @@ def resident_mib(process: str) -> float:
 
 
 def ask_server(server: Server, slide_id: str, tiles: Sequence[Tile]) -> tuple[float, list[float]]:
-    """Seconds for all, and for each tile, by 8 clients that each ask for the next tile when they have one."""
+    """Return seconds for all, and for each tile, by 8 clients.
+
+    Each asks for the next tile when it has one.
+    """
     context = multiprocessing.get_context("fork")
     taken, ready, answers = (
         context.Value("q", 0),
@@ -252,7 +263,7 @@ def ask_tile(connection: http.client.HTTPConnection, token: str, slide_id: str, 
 
 
 def watch_memory(slide: Path, count: int) -> None:
-    """Resident memory while tiles are made, with a cache that is full after the first of them."""
+    """Print resident memory while tiles are made, with a cache that is soon full."""
     with openslide.OpenSlide(slide) as opened:
         pyramid = Pyramid(opened.dimensions, TILE_PX)
     every = [

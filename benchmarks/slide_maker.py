@@ -1,4 +1,4 @@
-"""Draws slides of any size for the benchmarks: JPEG tiles, levels reduced 4, 16 and 64 times.
+"""Synthetic slides of any size for the benchmarks: JPEG tiles, levels reduced 4, 16 and 64 times.
 
 python benchmarks/slide_maker.py OUT WIDTH HEIGHT [--tissue 0.36]
 """
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def make_slide(path: Path, width: int, height: int, tissue: float, mpp: float = 0.25) -> None:
-    """Tissue in blobs, made of one texture that repeats, on glass."""
+    """Write a slide: tissue in blobs, made of one texture that repeats, on glass."""
     mask = _draw_blobs(-(-height // TILE), -(-width // TILE), tissue)
     texture = draw_phantom(PERIOD, PERIOD, seed=1).pixels
     with tifffile.TiffWriter(path, bigtiff=True) as writer:

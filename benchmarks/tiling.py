@@ -1,13 +1,16 @@
-"""How fast slides become patches and stores, against the bare decoding of the same JPEG tiles and the bare writing of the same bytes.
+"""The speed of tiling: patches and stores per second.
+
+Compared with the bare decoding of the same JPEG tiles and the bare writing of the same bytes.
 
 All ways take turns, block by block, in one run; medians over blocks; ratios are of the ways in the
-same turn, so that whatever else the machine does meets all of them alike. Seconds are CPU seconds
-of the process (--clock cpu) or of the clock on the wall.
+same turn, so that other load on the machine affects all of them equally. Seconds are CPU seconds
+of the process (--clock cpu) or wall-clock seconds.
 
-    python benchmarks/tiling.py SLIDE… [--blocks 12] [--clock cpu] [--threads 2] [--store-patches
-    100000] [--memory]
+    python benchmarks/tiling.py SLIDE… [--blocks 12] [--clock cpu] [--threads 2]
+        [--store-patches 100000] [--memory]
 
-Without a slide one is drawn (see slide_maker.py). `taskset -c 0` keeps everything on one core.
+Without a slide, a synthetic one is made (see slide_maker.py). `taskset -c 0` keeps everything on
+one core.
 """
 
 import argparse
@@ -37,7 +40,6 @@ from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.tiff_reader import TiffReader
 from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches
-from wsi_pipeline.stages.tile import in_large_blocks
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import (
     PatchStore,
@@ -119,7 +121,7 @@ def compare_reading(slide: Path, blocks: int, threads: int, clock: str, folder: 
         TiffReader(slide, "slide", decode_threads=threads),
         open_slide(slide, reader="openslide"),
     )
-    table = in_large_blocks(plan_patches(reader, TileConfig(spec=PatchSpec(SIDE, SIDE, MPP)))[0])
+    table = plan_patches(reader, TileConfig(spec=PatchSpec(SIDE, SIDE, MPP)))[0]
     first = max(0, (count_blocks(table.patches, table.block_size) - blocks) // 2)
     chosen = range(first, min(first + blocks, table.patches // table.block_size))
     direct, by_openslide = (
@@ -191,7 +193,10 @@ def write_plainly(path: Path, pixels: NDArray[np.uint8]) -> None:
 
 
 class TilesOnce:
-    """The JPEG streams under cells, each handed out once, as a reader that keeps what it needs again would decode them."""
+    """The JPEG streams under patches, each given once.
+
+    So would a reader decode them that keeps what it needs again.
+    """
 
     def __init__(self, slide: Path, reader: TiffReader, table: PatchTable) -> None:
         self._content = np.memmap(slide, dtype=np.uint8, mode="r")
@@ -239,7 +244,10 @@ def measure_end_to_end(
     folder: Path,
     now: Callable[[], float],
 ) -> tuple[float, float]:
-    """Patches per second into a store, two blocks under way, from the end of the first to the end of the last; and decoded just before."""
+    """Return patches per second into a store, two blocks under way, and decoded just before.
+
+    Measured from the end of the first block to the end of the last.
+    """
     reader = TiffReader(slide, "slide", decode_threads=threads)
     source = SlidePatches(reader, table.grid, table.positions, table.block_size)
     tiles = TilesOnce(slide, reader, table)
@@ -316,9 +324,12 @@ class Share:
 
 
 def compare_cores(slide: Path, blocks: int) -> None:
-    """The direct reader on one thread, on two, and on one of each of two processes, as `wsi tile` does; the ways take turns."""
+    """Print the direct reader on one thread, on two, and on one of each of two processes.
+
+    Two processes are what `wsi tile` starts; the ways take turns.
+    """
     reader = TiffReader(slide, "slide", decode_threads=1)
-    table = in_large_blocks(plan_patches(reader, TileConfig(spec=PatchSpec(SIDE, SIDE, MPP)))[0])
+    table = plan_patches(reader, TileConfig(spec=PatchSpec(SIDE, SIDE, MPP)))[0]
     chosen = range(min(blocks, table.patches // table.block_size))
     Share.open(slide, table)
     with (
@@ -346,7 +357,7 @@ def compare_cores(slide: Path, blocks: int) -> None:
 
 
 def measure_sharing(pool: Executor, blocks: range) -> float:
-    """Patches per second."""
+    """Return patches per second."""
     started = time.perf_counter()
     return sum(pool.map(Share.read, blocks)) / (time.perf_counter() - started)
 
@@ -384,7 +395,7 @@ def measure_memory(slide: Path, out: Path) -> None:
 
 
 def compare_batches(patches: int, folder: Path) -> None:
-    """Random batches by memory map and by Zarr's own indexing."""
+    """Print random batches by memory map and by Zarr's own indexing."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from tests.builders import make_table
 
@@ -417,10 +428,8 @@ def compare_batches(patches: int, folder: Path) -> None:
         f" Zarr {by_zarr * 1000:.0f} ms",
         end=", ",
     )
-    print(
-        "ratio"
-        f" {statistics.median(z / m for m, z in zip(seconds['map'], seconds['zarr'], strict=True)):.0f}"
-    )
+    ratios = (z / m for m, z in zip(seconds["map"], seconds["zarr"], strict=True))
+    print(f"ratio {statistics.median(ratios):.0f}")
 
 
 if __name__ == "__main__":

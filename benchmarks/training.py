@@ -41,7 +41,7 @@ EVERYTHING = Augmentation(affine=1.0, hed=0.05)
 
 
 def make_stores(folder: Path, count: int) -> LabelledPatches:
-    """Stores of random patches, one per patient, by way of `wsi ingest`."""
+    """Write stores of random patches, one per patient, with `wsi ingest`."""
     rng = np.random.default_rng(0)
     stacks = folder / "stacks"
     stacks.mkdir()
@@ -56,7 +56,7 @@ def make_stores(folder: Path, count: int) -> LabelledPatches:
 
 
 def time_epoch(patches: LabelledPatches, source: PixelSource, augmentation: Augmentation) -> float:
-    """Patches per second of one epoch without a network."""
+    """Return patches per second of one epoch without a network."""
     draws = torch.Generator().manual_seed(0)
     started = time.perf_counter()
     order = source.arrange(draw_epoch("shuffle", patches.labels, patches.patients, draws), draws)
@@ -66,7 +66,7 @@ def time_epoch(patches: LabelledPatches, source: PixelSource, augmentation: Augm
 
 
 def time_network(learner: Learner, batch: torch.Tensor, labels: torch.Tensor) -> float:
-    """Patches per second of whole training steps on one batch."""
+    """Return patches per second of whole training steps on one batch."""
     draws = torch.Generator().manual_seed(0)
     started = time.perf_counter()
     for _ in range(STEPS):

@@ -1,4 +1,6 @@
-"""A guide's network and recipe for the public IDC patches, as published beside as corrected; and why the first number means nothing.
+"""A published network and recipe for the public IDC patches, beside the corrected one.
+
+The script shows why the first number means nothing.
 
     python examples/idc_cnn_guide.py IDC OUT
 
@@ -35,7 +37,10 @@ SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopatholog
 
 
 class PublishedCnn(IdcCnn):
-    """The network with the published ending: a softmax shares out 1 among the outputs, and there is one output, so it is log 1 = 0."""
+    """The network with the published ending.
+
+    A softmax divides 1 among the outputs; there is one output, so its logarithm is log 1 = 0.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return log_softmax(super().forward(x)[:, None], dim=1)[:, 0]
@@ -44,7 +49,8 @@ class PublishedCnn(IdcCnn):
 def train_as_published(
     patches: LabelledPatches, config: TrainConfig
 ) -> tuple[FittedNetwork, float, float]:
-    """The fitted network, its accuracy on the validation patches, and the share of negatives among these."""
+    """Return the fitted network, its accuracy on the validation patches, and their share of
+    negatives."""
     division = split_at_random(
         patches.patients, patches.labels, val_fraction=0.25, seed=config.seed
     )

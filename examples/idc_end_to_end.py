@@ -1,7 +1,7 @@
 """From the public IDC patches to scored whole slides, in Python: ingest, train, infer, evaluate.
 
     python examples/idc_end_to_end.py PATCHES OUT --test-patients 8863,8865 --slides slides/
-    --labels slides/
+        --labels slides/
 
 PATCHES holds the set's <patient>_idx5_x<X>_y<Y>_class<C>.png files; SLIDES are scans of the test
 patients, LABELS their masks.

@@ -4,7 +4,7 @@
 
 IDC is the folder of the set's <patient>_idx5_x<X>_y<Y>_class<C>.png. WRN-16-2 with a Dense 20 ReLU
 and one sigmoid behind it, 80/20 by patient, the set in memory; then `wsi serve` serves the model
-and what it makes of one validation patient, and validation patches are sent to it. Writes OUT/model
+and its results on one validation patient, and validation patches are sent to it. Writes OUT/model
 with report.html and TensorBoard's events, OUT/results, and OUT/answers.png.
 """
 
@@ -36,7 +36,7 @@ SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopatholog
 
 
 def ask(address: str, pictures: list[bytes]) -> dict:
-    """What the server at `http://…/?token=…` says of PNG pictures: a form with one file each."""
+    """Return the server's answer for PNG images: one form with a file for each."""
     url, _, token = address.partition("?token=")
     boundary = secrets.token_hex(16)
     head = (

@@ -1,4 +1,7 @@
-"""How much a random split flatters: each patch is judged by a model that knows others of its patient, and by one that does not.
+"""How much a random split flatters.
+
+Each patch is evaluated by a model that knows other patches of its patient, and by one that does
+not.
 
     python examples/leak.py IDC OUT
 
@@ -32,7 +35,7 @@ SOURCE = "https://www.kaggle.com/datasets/paultimothymooney/breast-histopatholog
 
 
 def divide_at_random(patches: LabelledPatches, folds: int) -> list[Division]:
-    """Folds of patches: what must not be done, marked as what it is."""
+    """Return folds of patches, flagged as a leak: this is the mistake that the example measures."""
     parts = StratifiedKFold(folds, shuffle=True, random_state=0).split(
         patches.labels, patches.labels
     )
@@ -50,7 +53,7 @@ def divide_at_random(patches: LabelledPatches, folds: int) -> list[Division]:
 def cross_validate(
     patches: LabelledPatches, divisions: list[Division], out: Path, config: TrainConfig
 ) -> NDArray[np.float32]:
-    """The probability (n,) of every patch by the model of the fold that holds it out."""
+    """Return the probability (n,) of every patch by the model of the fold that holds it out."""
     probability = np.empty(len(patches), dtype=np.float32)
     for number, division in enumerate(divisions, start=1):
         listener = Listener(
@@ -119,8 +122,8 @@ def main() -> None:
     )
     found = compare(patches.labels, leaky, honest, patches.patients, thresholds=(0.5, 0.5))
     print(
-        f"{found.patches} patches of {found.patients} patients, each judged by both; inflation, and"
-        " 95 % interval over patients:"
+        f"{found.patches} patches of {found.patients} patients, each evaluated by both; inflation,"
+        " and 95 % interval over patients:"
     )
     for row in found.differences:
         if row.interval is not None and row.figure in (

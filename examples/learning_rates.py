@@ -1,4 +1,6 @@
-"""Every usual way to set and change a learning rate, on one small problem, and the loss around the weights that come of it.
+"""Every usual way to set and change a learning rate, on one small problem.
+
+Also the loss around the trained weights.
 
     python examples/learning_rates.py OUT
 
@@ -64,7 +66,7 @@ class DigitNet(Network):
 
 
 def draw_direction(network: nn.Module) -> list[Tensor]:
-    """A random direction whose filters are as long as the network's own; none along biases."""
+    """Return a random direction; each filter is as long as the network's own, biases are 0."""
     random = [
         torch.randn_like(weight) if weight.ndim > 1 else torch.zeros_like(weight)
         for weight in network.parameters()
@@ -78,7 +80,7 @@ def draw_direction(network: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def slice_loss(fitted: FittedNetwork, pictures: Pictures, at: np.ndarray) -> np.ndarray:
-    """The loss at weights + a · one direction + b · another, for every a and b in `at`."""
+    """Return the loss at weights + a · one direction + b · another, for every a and b in `at`."""
     one, other = draw_direction(fitted.network), draw_direction(fitted.network)
     losses = np.empty((len(at), len(at)))
     for i, j in np.ndindex(losses.shape):

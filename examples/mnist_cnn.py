@@ -3,7 +3,7 @@
     python examples/mnist_cnn.py MNIST OUT
 
 MNIST is a folder with the set's idx files, packed or not; with --download they are fetched into it.
-Where the 60,000 training pictures are missing, the 10,000 test pictures are divided. Writes
+Where the 60,000 training images are missing, the 10,000 test images are divided. Writes
 OUT/predictions.png (held-out digits, mistakes in red) and OUT/history.svg.
 """
 
@@ -46,12 +46,12 @@ class MnistCnn(Network):
         return self.classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.features(x[:, :1])  # (b, 32, 4, 4); the three channels of a grey picture are equal
+        x = self.features(x[:, :1])  # (b, 32, 4, 4); the three channels of a grey image are equal
         return self.classifier(x.flatten(1))  # (b, 10)
 
 
 def read_digits(folder: Path, part: str) -> Pictures | None:
-    """The pictures of `train` or `t10k`; None where they are not all there."""
+    """Return the images of `train` or `t10k`; None where a file is missing."""
     files = [
         path
         for name in ("images-idx3", "labels-idx1")
@@ -73,7 +73,7 @@ def read_digits(folder: Path, part: str) -> Pictures | None:
 
 
 def load_digits(folder: Path) -> tuple[Pictures, Pictures, Pictures]:
-    """To learn from, to choose the epoch by, and held out from both."""
+    """Return digits to learn from, to choose the epoch by, and held out from both."""
     known, held_out = read_digits(folder, "train"), read_digits(folder, "t10k")
     if held_out is None:
         raise SystemExit(

@@ -1,4 +1,4 @@
-"""Results in Python: load a results folder, draw a map, join the slides' figures with a clinical table.
+"""Results in Python: load a results folder, draw a map, join metrics with a clinical table.
 
     python examples/results_in_python.py RESULTS CLINICAL.csv OUT
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def draw(slide: Slide, path: Path) -> None:
-    """The map in mm of the slide, by xarray's own plotting."""
+    """Draw the map in mm of the slide, by xarray's own plotting."""
     image = slide.to_xarray()
     image = image.assign_coords(x=image.x / 1000, y=image.y / 1000)
     figure = Figure(figsize=(8, 6), layout="constrained")

@@ -1,4 +1,6 @@
-"""A network by hand: 9 measurements of a breast biopsy, 15 ReLU units, one sigmoid; back-propagation in NumPy, checked against torch.
+"""A network by hand: 9 measurements of a breast biopsy, 15 ReLU units, one sigmoid.
+
+Back-propagation is in NumPy, checked against torch.
 
     python examples/wisconsin_mlp.py breast-cancer-wisconsin.data OUT --rate 0.01 --iterations 15000
 
@@ -22,7 +24,7 @@ TRAINED_ROWS, HIDDEN, THRESHOLDS = 500, 15, (0.5, 0.7, 0.8, 0.9)
 
 
 def load_table(path: Path, download: bool) -> tuple[Floats, NDArray[np.int8]]:
-    """Measurements (n, 9) from 0 to 1 and classes (n,), 1 malignant."""
+    """Return measurements (n, 9) from 0 to 1 and classes (n,), 1 malignant."""
     if download:
         from sklearn.datasets import fetch_openml
 
@@ -44,7 +46,7 @@ def load_table(path: Path, download: bool) -> tuple[Floats, NDArray[np.int8]]:
 
 
 def forward(weights: list[Floats], x: Floats) -> tuple[Floats, Floats]:
-    """Hidden units (n, 15) and probabilities (n,)."""
+    """Return hidden units (n, 15) and probabilities (n,)."""
     w1, b1, w2, b2 = weights
     hidden = np.maximum(x @ w1 + b1, 0)
     return hidden, 1 / (1 + np.exp(-(hidden @ w2 + b2)))
@@ -56,7 +58,10 @@ def measure_cost(probability: Floats, y: Floats) -> float:
 
 
 def backward(weights: list[Floats], x: Floats, y: Floats) -> tuple[float, list[Floats]]:
-    """Cost and its gradients: the error at the output, p - y, is sent back through w2 to the units that were on."""
+    """Return the cost and its gradients.
+
+    The error at the output, p - y, is sent back through w2 to the units that were active.
+    """
     hidden, probability = forward(weights, x)
     output_error = (probability - y) / len(y)  # (n,): sigmoid and cross-entropy together
     hidden_error = np.outer(output_error, weights[2]) * (hidden > 0)  # (n, 15)
@@ -69,7 +74,7 @@ def backward(weights: list[Floats], x: Floats, y: Floats) -> tuple[float, list[F
 
 
 def differ_from_torch(weights: list[Floats], x: Floats, y: Floats) -> float:
-    """The largest difference between our gradients and those that torch derives by itself."""
+    """Return the largest difference between our gradients and those that torch derives."""
     w1, b1, w2, b2 = (torch.tensor(weight, requires_grad=True) for weight in weights)
     logits = torch.relu(torch.from_numpy(x) @ w1 + b1) @ w2 + b2
     torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(y)).backward()

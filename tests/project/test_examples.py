@@ -241,7 +241,7 @@ def write_stained_patients(folder: Path, patients: int) -> None:
 def test_folds_of_patches_claim_what_folds_of_patients_do_not_show(tmp_path: Path) -> None:
     write_stained_patients(tmp_path / "idc", patients=12)
     lines = run_example("leak.py", tmp_path / "idc", tmp_path / "out", "--epochs", 4, "--folds", 2)
-    assert lines[-5].startswith("144 patches of 12 patients, each judged by both")
+    assert lines[-5].startswith("144 patches of 12 patients, each evaluated by both")
     claimed, honest, inflation = (
         float(value) for value in re.findall(r"[-+]?\d\.\d+", lines[-4])[:3]
     )
