@@ -1,6 +1,7 @@
 """Floors and doors: imports point down, each outside library has one door."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,19 @@ def test_help_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_benchmarks_and_examples_import_names_that_exist() -> None:
+    """`make test` runs none of them, so their user would be the first to meet a name that moved."""
+    imports = [
+        (node.module or "", alias.name)
+        for folder in ("benchmarks", "examples")
+        for path in sorted((ROOT / folder).glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    ours = [each for each in imports if each[0].startswith("wsi_pipeline")]
+    assert len(ours) > 50
+    lost = [each for each in ours if not hasattr(importlib.import_module(each[0]), each[1])]
+    assert lost == []
