@@ -32,7 +32,7 @@ from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.pyramid import build_pyramid, reduce_image, reduce_labels
 from wsi_pipeline.outputs.result import PlotStyle
 from wsi_pipeline.outputs.style import View, choose_formats
-from wsi_pipeline.outputs.summary_json import read_schema
+from wsi_pipeline.outputs.summary_json import make_schema
 
 NAN = float("nan")
 
@@ -70,7 +70,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_summary_keeps_to_its_schema(written: tuple[Path, SlideSummary]) -> None:
-    jsonschema.validate(read_json(written[0] / "summary.json"), read_schema())
+    jsonschema.validate(read_json(written[0] / "summary.json"), make_schema())
 
 
 def test_parquet_counts_as_the_summary(written: tuple[Path, SlideSummary]) -> None:
@@ -438,11 +438,11 @@ def test_small_regions_are_positive_in_no_format(tmp_path: Path) -> None:
 
 def test_the_published_schema_is_the_one_in_docs() -> None:
     docs = ROOT / "docs" / "reference" / "summary.schema.json"
-    assert json.loads(docs.read_text()) == read_schema()
+    assert json.loads(docs.read_text()) == make_schema()
 
 
 def test_the_schema_refuses_what_is_no_summary(mixed: Path) -> None:
     value = read_json(mixed / "summary.json")
     for wrong in ({"mean_probability": 1.5}, {"state": "fine"}, {"patient": "Smith"}):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(value | wrong, read_schema())
+            jsonschema.validate(value | wrong, make_schema())

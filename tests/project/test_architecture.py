@@ -64,7 +64,7 @@ DOORS: dict[str, set[str]] = {
     "xarray": {"outputs"},
     "fastapi": {"serve"},
     "fastapi_offline": {"serve"},
-    "pydantic": {"serve"},
+    "pydantic": {"outputs", "serve"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "prometheus_client": {"serve"},

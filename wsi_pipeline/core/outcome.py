@@ -1,9 +1,12 @@
-"""What became of each slide, and the account that a run gives of all of them."""
+"""The outcome of each slide, its metrics, and the account of a run."""
+
+# ruff: noqa: RUF009 - `_metric` returns a dataclass field
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any, ClassVar
 
 from wsi_pipeline.core.errors import EnvironmentFault, WsiError, machine_fault
 
@@ -33,52 +36,61 @@ def state_of(patches: int, unreadable: int) -> SlideState:
     return SlideState.DAMAGED if unreadable else SlideState.OK
 
 
+def _metric(description: str, **limits: Any) -> Any:
+    """Return a field whose metadata pydantic reads: it validates and describes `summary.json`."""
+    return field(metadata={"description": description, "strict": True, **limits})
+
+
+SHARE = {"ge": 0, "le": 1}
+
+
 @dataclass(frozen=True, slots=True)
 class SlideSummary:
-    """The figures of one slide's heatmap. Fractions and probabilities lie in 0–1; None where nothing was assessed."""
+    """The metrics of one slide, as in summary.json; None where there is nothing to measure."""
 
-    slide_id: str
-    state: SlideState
-    patches: int
-    """Cells with tissue, readable or not."""
-    unreadable: int
-    positives: int
-    positive_fraction: float | None
-    """Of the assessed patches."""
-    assessed_mm2: float
-    positive_mm2: float
-    mean_probability: float | None
-    p95_probability: float | None
-    max_probability: float | None
-    positive_regions: int
-    """Groups of positive cells that touch, diagonals included."""
-    mean_positive_region_mm2: float | None
-    """None where there is none."""
-    largest_positive_region_mm2: float
-    hot_spot_positive_mm2: float | None
-    """Positive area within the densest window of 1 mm²; None where nothing is positive."""
-    hot_spot_x_l0: float | None
-    """The window's centre in level-0 pixels."""
-    hot_spot_y_l0: float | None
-    unreadable_fraction: float | None
-    """Of the patches."""
-    unassessed_fraction: float | None
-    """Of all cells of the slide's grid: without tissue, or unreadable."""
-    positives_left_out: int
-    """Patches that reach the threshold but lie in regions below the smallest that counts."""
-    threshold: float
-    threshold_source: str
-    """Who chose it: "model" or "user"."""
-    smooth_um: float
-    """Standard deviation of the Gaussian that the map was smoothed with, in µm; 0: not at all."""
-    min_region_mm2: float
-    """Smaller positive regions do not count."""
-    positive_class: str
-    mpp: float
-    """µm per patch pixel that was really read."""
-    slide_mpp: float
-    slide_mpp_source: str
-    model_digest: str
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    slide_id: str = _metric("Name of the slide's folder", json_schema_extra={"minLength": 1})
+    state: SlideState = _metric(
+        "ok; zero: no tissue; damaged: some patches unreadable; failed: all of them", strict=False
+    )
+    patches: int = _metric("Patches with tissue, readable or not", ge=0)
+    unreadable: int = _metric("Patches that could not be decoded; never counted as negative", ge=0)
+    positives: int = _metric("Patches at or above the threshold, in regions that count", ge=0)
+    positive_fraction: float | None = _metric("Of the assessed patches", **SHARE)
+    assessed_mm2: float = _metric("Area of the assessed patches in mm²", ge=0)
+    positive_mm2: float = _metric("Area of the positive patches in mm²", ge=0)
+    mean_probability: float | None = _metric("Of the assessed patches", **SHARE)
+    p95_probability: float | None = _metric("95th percentile of the assessed patches", **SHARE)
+    max_probability: float | None = _metric("Of the assessed patches", **SHARE)
+    positive_regions: int = _metric("Groups of positive patches that touch, even at corners", ge=0)
+    mean_positive_region_mm2: float | None = _metric("Mean area; null where there is none", ge=0)
+    largest_positive_region_mm2: float = _metric("Largest area; 0 where there is none", ge=0)
+    hot_spot_positive_mm2: float | None = _metric(
+        "Positive area in the densest window of 1 mm² (in whole patches); null where nothing is"
+        " positive",
+        ge=0,
+    )
+    hot_spot_x_l0: float | None = _metric("Centre of that window in level-0 pixels")
+    hot_spot_y_l0: float | None = _metric("Centre of that window in level-0 pixels")
+    unreadable_fraction: float | None = _metric("Of the patches", **SHARE)
+    unassessed_fraction: float | None = _metric(
+        "Of all positions of the slide's grid: without tissue, or unreadable", **SHARE
+    )
+    positives_left_out: int = _metric(
+        "Patches that reach the threshold in regions smaller than min_region_mm2", ge=0
+    )
+    threshold: float = _metric("Probability from which on a patch is positive", **SHARE)
+    threshold_source: str = _metric("Source of the threshold", pattern="^(model|user)$")
+    smooth_um: float = _metric(
+        "Standard deviation of the Gaussian over the map in µm; 0: not smoothed", ge=0
+    )
+    min_region_mm2: float = _metric("Smaller positive regions do not count", ge=0)
+    positive_class: str = _metric("The model's name of the class")
+    mpp: float = _metric("µm per patch pixel", gt=0)
+    slide_mpp: float = _metric("µm per level-0 pixel", gt=0)
+    slide_mpp_source: str = _metric("Source of it: property, TIFF tag, image header or user")
+    model_digest: str = _metric("SHA-256 that names the model")
 
 
 @dataclass(frozen=True, slots=True)

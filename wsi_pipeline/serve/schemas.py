@@ -6,7 +6,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from wsi_pipeline.core.outcome import SlideState
+from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.serve.job_queue import JobState
 
 
@@ -25,42 +25,6 @@ class Fault(BaseModel):
     id: str = Field(description="The server's log says more under this id.")
 
 
-class SummaryBody(BaseModel):
-    """The figures of one slide in one run; null where nothing was assessed."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    slide_id: str
-    state: SlideState
-    patches: int
-    unreadable: int
-    positives: int
-    positive_fraction: float | None
-    assessed_mm2: float
-    positive_mm2: float
-    mean_probability: float | None
-    p95_probability: float | None
-    max_probability: float | None
-    positive_regions: int
-    mean_positive_region_mm2: float | None
-    hot_spot_positive_mm2: float | None
-    hot_spot_x_l0: float | None
-    hot_spot_y_l0: float | None
-    unreadable_fraction: float | None
-    unassessed_fraction: float | None
-    positives_left_out: int
-    threshold_source: str
-    smooth_um: float
-    min_region_mm2: float
-    largest_positive_region_mm2: float
-    threshold: float
-    positive_class: str
-    mpp: float
-    slide_mpp: float
-    slide_mpp_source: str
-    model_digest: str
-
-
 class RunBody(BaseModel):
     """One results folder."""
 
@@ -75,7 +39,7 @@ class SlideRow(BaseModel):
     version: str = Field(description="Changes whenever the results on disk do.")
     has_file: bool
     can_run: bool = Field(description="Whether POST /jobs may run it.")
-    summaries: dict[str, SummaryBody | None] = Field(
+    summaries: dict[str, SlideSummary | None] = Field(
         description="By run; null where the results are damaged."
     )
 
@@ -101,7 +65,7 @@ class ResultBody(BaseModel):
 
     run_id: str
     name: str
-    summary: SummaryBody
+    summary: SlideSummary
     threshold: float
     positive_class: str
     grid: dict[str, Any] = Field(

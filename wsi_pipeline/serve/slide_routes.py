@@ -5,6 +5,7 @@ Also the small pictures that the pages show.
 
 import io
 import logging
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.core.errors import DAMAGES, StoreError, WsiError
+from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.canvas import paint_map
 from wsi_pipeline.outputs.report_html import render_report
@@ -46,7 +48,6 @@ from wsi_pipeline.serve.schemas import (
     SlideBody,
     SlideList,
     SlideRow,
-    SummaryBody,
     TilesBody,
 )
 from wsi_pipeline.serve.services import Services
@@ -106,10 +107,7 @@ def _describe_row(services: Services, entry: SlideEntry) -> SlideRow:
         version=entry.version,
         has_file=entry.has_file,
         can_run=services.jobs is not None and entry.is_in_folder,
-        summaries={
-            run_id: None if one is None else SummaryBody.model_validate(one)
-            for run_id, one in summaries.items()
-        },
+        summaries=summaries,
     )
 
 
@@ -181,7 +179,7 @@ def describe_result(run: Run, result: Result, loaded: LoadedResult) -> ResultBod
     return ResultBody(
         run_id=run.run_id,
         name=run.name,
-        summary=SummaryBody.model_validate(result.summary),
+        summary=require_summary(result),
         threshold=loaded.heatmap.threshold,
         positive_class=loaded.heatmap.positive_class,
         grid=describe_grid(loaded.table.grid),
@@ -193,7 +191,7 @@ def describe_result(run: Run, result: Result, loaded: LoadedResult) -> ResultBod
 
 @router.get(
     "/{slide_id}/summary",
-    response_model=SummaryBody,
+    response_model=SlideSummary,
     responses={304: {"description": "Unchanged."}},
 )
 def show_summary(
@@ -204,8 +202,7 @@ def show_summary(
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, result.digest):
         return unchanged
-    summary = SummaryBody.model_validate(require_summary(result))
-    return JsonAnswer(summary.model_dump(mode="json"), headers=headers)
+    return JsonAnswer(asdict(require_summary(result)), headers=headers)
 
 
 @router.get(
