@@ -57,7 +57,9 @@ class SavedState:
 def save_state(path: Path, state: SavedState) -> None:
     """Write the state whole or not at all, behind the SHA-256 of what follows. Raises EnvironmentFault where the disk is full."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-    content = save(tensors, metadata={"plain": json.dumps(dict(state.plain))})
+    # Only this run reads its state, in which a loss may be infinite.
+    plain = json.dumps(dict(state.plain), allow_nan=True)
+    content = save(tensors, metadata={"plain": plain})
     write_file(path, bytes_sha256(content).encode() + content)
 
 
