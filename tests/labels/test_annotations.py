@@ -591,7 +591,11 @@ ENTITY = (
         ("a.geojson", "[1, 2]", "not GeoJSON Features"),
         ("a.geojson", '{"type": "Feature", "geometry": null}', "type None"),
         ("a.geojson", json.dumps(feature([[[0, 0], [1, 1], ["x", 2]]])), "no pair of numbers"),
-        ("a.geojson", json.dumps(feature([[[0, 0], [1, float("nan")], [2, 2]]])), "NaN is no JSON"),
+        (
+            "a.geojson",
+            json.dumps(feature([[[0, 0], [1, float("nan")], [2, 2]]])),
+            "NaN is not JSON",
+        ),
         (
             "a.geojson",
             json.dumps(feature([SQUARE], name="stroma")),

@@ -60,7 +60,7 @@ GEOJSON = {
             '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[NaN, 0], [1, 1],'
             " [2, 0]]]}}"
         ),
-        "NaN is no JSON",
+        "NaN is not JSON",
     ),
     "corners beyond any number": (
         (

@@ -116,7 +116,7 @@ BOMBS: dict[str, tuple[Send, str]] = {
     "a header of 2^62 bytes": (endless_header, "a header of 4611686018427387904 bytes"),
     "a header of 50 MB": (giant_header, "more than 16777216"),
     "a card 200,000 brackets deep": (card_of("[" * 200_000), "nest too deep"),
-    "a card of NaN": (card_of('{"format": NaN}'), "NaN is no JSON"),
+    "a card of NaN": (card_of('{"format": NaN}'), "NaN is not JSON"),
     "a card of a number beyond any": (card_of('{"format": 1e999}'), "beyond any number"),
     "a card that is a list": (card_of("[]"), "no JSON object"),
     "patches of 480 px": (absurd_patch, "weights do not fit idc_cnn"),

@@ -284,7 +284,7 @@ def test_nothing_is_written_into_a_finished_product(place: str, tmp_path: Path) 
 
 def test_force_spares_what_the_work_reads(tmp_path: Path) -> None:
     target = make_product(tmp_path / "p")
-    with pytest.raises(StoreError, match=r"b\.txt, which this very work reads"):
+    with pytest.raises(StoreError, match=r"b\.txt, which this work reads"):
         find_finished(
             Staging(target, {"new": 1}), KIND, force=True, inputs=[None, target / "b.txt"]
         )
@@ -375,9 +375,9 @@ def test_a_future_manifest_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "value", "fault"),
     [
-        ("kind", 7, "says neither what the product is"),
-        ("recipe", [], "says neither what the product is"),
-        ("counts", [], "says neither what the product is"),
+        ("kind", 7, "its kind, recipe or counts are missing"),
+        ("recipe", [], "its kind, recipe or counts are missing"),
+        ("counts", [], "its kind, recipe or counts are missing"),
         ("files", [], "has no attribute 'items'"),
         ("files", {"a": 7}, "cannot unpack"),
         ("files", {"a": ["x", "0"]}, "invalid literal"),
@@ -407,7 +407,7 @@ def test_a_manifest_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (target / MANIFEST).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(
         StoreError,
-        match=r"its manifest\.json cannot be read \(Too many levels of symbolic links\); mend that",
+        match=r"its manifest\.json cannot be read \(Too many levels of symbolic links\); fix that",
     ):
         read_manifest(target)
 
@@ -457,7 +457,7 @@ def test_a_file_that_vanished_after_the_manifest_was_read_is_named(tmp_path: Pat
     (tmp_path / "p" / "b.txt").unlink()
     with pytest.raises(
         StoreError,
-        match=r"damaged: b\.txt cannot be read \(No such file or directory\), x is no part of it;",
+        match=r"damaged: b\.txt cannot be read \(No such file or directory\), x is not part of it;",
     ):
         check_files(tmp_path / "p", manifest, ["b.txt", "x"])
 
@@ -644,9 +644,7 @@ def test_a_folder_is_made_although_a_neighbour_removes_the_empty_one_above_it(
         while not is_over.is_set():
             with contextlib.suppress(OSError):
                 above.rmdir()
-            time.sleep(
-                1e-4
-            )  # more often than any run would, and not so often that nobody else gets to do anything
+            time.sleep(1e-4)  # more often than any run, yet leaving time for the others
 
     neighbour = threading.Thread(target=tidy_up)
     neighbour.start()

@@ -1,4 +1,4 @@
-"""Stores, results and checkpoints of the formats that are written today, made here by zarr, json and safetensors alone."""
+"""Today's formats of stores, results and checkpoints, written by zarr, json and safetensors."""
 
 import hashlib
 import json
@@ -40,10 +40,13 @@ FLOAT_ARRAYS = {
     "sharpness": [9, 8, 7],
 }
 TABLE: dict[str, Any] = {
-    "format_version": 1, "block_size": 2, "patient_id": "p", "class_names": CLASSES, "has_quality": True, "has_tissue": True,
+    "format_version": 1, "block_size": 2, "patient_id": "p", "class_names": CLASSES,
+    "has_quality": True, "has_tissue": True,
     "slide": {
-        "slide_id": "s", "path": "/slides/s.tiff", "size_l0": [200, 200], "mpp": 0.25, "mpp_source": "TIFF tag", "vendor": None,
-        "level_downsamples": ["1", "1001/250"], "bounds_l0": [0, 0, 200, 200], "fingerprint": "f" * 64, "magnification": 40.0,
+        "slide_id": "s", "path": "/slides/s.tiff", "size_l0": [200, 200], "mpp": 0.25,
+        "mpp_source": "TIFF tag", "vendor": None,
+        "level_downsamples": ["1", "1001/250"], "bounds_l0": [0, 0, 200, 200],
+        "fingerprint": "f" * 64, "magnification": 40.0,
     },
     "grid": {"spec": PATCH, "rows": 2, "cols": 2, "downsample": "2", "origin_xy_l0": [0, 0]},
     "thumbnail": {"downsample": "20", "origin_xy_l0": [0, 0]},
@@ -56,11 +59,16 @@ MODEL = {
     "temperature": 1.0,
 }
 SUMMARY = {
-    "slide_id": "s", "state": "damaged", "patches": 3, "unreadable": 1, "positives": 1, "positive_fraction": 0.5, "assessed_mm2": 0.00125,
-    "positive_mm2": 0.000625, "mean_probability": 0.5, "p95_probability": 0.725, "max_probability": 0.75, "positive_regions": 1,
-    "mean_positive_region_mm2": 0.000625, "largest_positive_region_mm2": 0.000625, "hot_spot_positive_mm2": 0.000625, "hot_spot_x_l0": 50.0,
-    "hot_spot_y_l0": 50.0, "unreadable_fraction": 1 / 3, "unassessed_fraction": 0.5, "positives_left_out": 0, "threshold": 0.5,
-    "threshold_source": "model", "smooth_um": 0.0, "min_region_mm2": 0.0, "positive_class": "tumour", "mpp": 0.5, "slide_mpp": 0.25,
+    "slide_id": "s", "state": "damaged", "patches": 3, "unreadable": 1, "positives": 1,
+    "positive_fraction": 0.5, "assessed_mm2": 0.00125,
+    "positive_mm2": 0.000625, "mean_probability": 0.5, "p95_probability": 0.725,
+    "max_probability": 0.75, "positive_regions": 1,
+    "mean_positive_region_mm2": 0.000625, "largest_positive_region_mm2": 0.000625,
+    "hot_spot_positive_mm2": 0.000625, "hot_spot_x_l0": 50.0,
+    "hot_spot_y_l0": 50.0, "unreadable_fraction": 1 / 3, "unassessed_fraction": 0.5,
+    "positives_left_out": 0, "threshold": 0.5,
+    "threshold_source": "model", "smooth_um": 0.0, "min_region_mm2": 0.0,
+    "positive_class": "tumour", "mpp": 0.5, "slide_mpp": 0.25,
     "slide_mpp_source": "TIFF tag", "model_digest": "d" * 64,
 }  # fmt: skip
 compact = partial(json.dumps, sort_keys=True, separators=(",", ":"))
@@ -240,9 +248,12 @@ def test_a_checkpoint_of_format_2_or_3_is_read(tmp_path: Path, card_format: int)
         for name, each in sorted(tensors.items())
     ]
     card: dict[str, Any] = {
-        "format": card_format, "architecture": "wide_resnet_10_1", "patch": PATCH, "class_names": CLASSES,
-        "mean": [0.5] * 3, "std": [0.25] * 3, "temperature": 2.0, "threshold": 0.4, "threshold_source": "Youden on 9 patients",
-        "scores": {"auc": 0.9}, "training": {}, "is_leaky": False, "weights_sha256": hashlib.sha256(b"".join(parts)).hexdigest(),
+        "format": card_format, "architecture": "wide_resnet_10_1", "patch": PATCH,
+        "class_names": CLASSES,
+        "mean": [0.5] * 3, "std": [0.25] * 3, "temperature": 2.0, "threshold": 0.4,
+        "threshold_source": "Youden on 9 patients",
+        "scores": {"auc": 0.9}, "training": {}, "is_leaky": False,
+        "weights_sha256": hashlib.sha256(b"".join(parts)).hexdigest(),
         "options": {"dropout": None, "head": "linear", "batch_norm": False, "logits": 1},
     }  # fmt: skip
     card["card_sha256"] = hashlib.sha256(compact(card).encode()).hexdigest()

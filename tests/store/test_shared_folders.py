@@ -1,4 +1,4 @@
-"""Folders that several users write into: what one may not read stops nobody from seeing the rest."""
+"""Folders that several users write into: what one cannot read does not hide the rest."""
 
 import os
 import tempfile
@@ -59,7 +59,7 @@ def make_stores(folder: Path) -> tuple[Path, Path]:
 
 
 def close(product: Path, what: str) -> None:
-    """To everybody but its owner, as `--mode 600` does; the owner in a test may not read it either."""
+    """Deny reading, as `--mode 600` does to other users; in a test the owner cannot read either."""
     (product if what == "folder" else product / "manifest.json").chmod(0)
 
 

@@ -1,4 +1,4 @@
-"""Stores that strangers made to harm: refused in one line, before memory is taken and before a codec or a link is followed."""
+"""Harmful stores: refused in one line, before memory is taken or a codec or a link is followed."""
 
 import json
 import os
@@ -158,7 +158,7 @@ LIES: dict[str, tuple[Change, str]] = {
     ),
     "a slide at minus half a µm": (attribute("slide", "mpp", value=-0.5), "the slide has -0.5"),
     "patches at minus half a µm": (attribute("grid", "spec", "mpp", value=-0.5), "mpp is -0.5"),
-    "a slide at NaN µm": (attribute("slide", "mpp", value=float("nan")), "NaN is no JSON"),
+    "a slide at NaN µm": (attribute("slide", "mpp", value=float("nan")), "NaN is not JSON"),
     "a slide at 10^999 µm": (
         lambda product: (
             (product / "zarr.json").write_text(
@@ -203,11 +203,11 @@ LIES: dict[str, tuple[Change, str]] = {
     ),
     "texts for labels": (
         edit_json("labels/zarr.json", "data_type", value="string"),
-        "laid out as wsi lays none out",
+        "does not have a layout that wsi writes",
     ),
     "a transformer": (
         edit_json("cells/zarr.json", "storage_transformers", value=[{"name": "x"}]),
-        "laid out as wsi lays none out",
+        "does not have a layout that wsi writes",
     ),
     "another codec than it says": (
         attribute("codec", value={"name": "zstd"}),
@@ -236,7 +236,8 @@ from pathlib import Path
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.store.patches import PatchStore
 def used(name):
-    return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith(name))
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(name))
 limit = (used("VmSize:") + int(sys.argv[1])) * 1024 * 1024
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for path in sys.argv[2:]:
@@ -289,13 +290,15 @@ JSON: st.SearchStrategy[object] = (
     | st.just({})
 )
 PLACES = [
-    ("block_size",), ("patient_id",), ("class_names",), ("class_names", 0), ("codec",), ("codec", "name"), ("codec", "quality"), ("slide",),
-    ("slide", "slide_id"), ("slide", "path"), ("slide", "size_l0"), ("slide", "size_l0", 0), ("slide", "mpp"),
-    ("slide", "level_downsamples"),
-    ("slide", "level_downsamples", 0), ("slide", "bounds_l0", 2), ("slide", "fingerprint"), ("slide", "magnification"), ("slide", "vendor"),
-    ("grid",), ("grid", "spec"), ("grid", "spec", "side_px"), ("grid", "spec", "stride_px"), ("grid", "spec", "mpp"), ("grid", "rows"),
-    ("grid", "cols"), ("grid", "downsample"), ("grid", "origin_xy_l0"), ("thumbnail",), ("thumbnail", "downsample"),
-    ("thumbnail", "origin_xy_l0", 1), ("has_quality",), ("has_tissue",), ("provenance",), ("format_version",), ("kind",),
+    ("block_size",), ("patient_id",), ("class_names",), ("class_names", 0), ("codec",),
+    ("codec", "name"), ("codec", "quality"), ("slide",), ("slide", "slide_id"), ("slide", "path"),
+    ("slide", "size_l0"), ("slide", "size_l0", 0), ("slide", "mpp"), ("slide", "level_downsamples"),
+    ("slide", "level_downsamples", 0), ("slide", "bounds_l0", 2), ("slide", "fingerprint"),
+    ("slide", "magnification"), ("slide", "vendor"), ("grid",), ("grid", "spec"),
+    ("grid", "spec", "side_px"), ("grid", "spec", "stride_px"), ("grid", "spec", "mpp"),
+    ("grid", "rows"), ("grid", "cols"), ("grid", "downsample"), ("grid", "origin_xy_l0"),
+    ("thumbnail",), ("thumbnail", "downsample"), ("thumbnail", "origin_xy_l0", 1), ("has_quality",),
+    ("has_tissue",), ("provenance",), ("format_version",), ("kind",),
 ]  # fmt: skip
 
 
@@ -365,7 +368,7 @@ def test_metadata_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
     (store / "cells" / "zarr.json").unlink()
     os.mkfifo(store / "cells" / "zarr.json")
     rewrite_manifest(store, lambda manifest: manifest["files"].pop("cells/zarr.json"))
-    with pytest.raises(StoreError, match="no regular file"):
+    with pytest.raises(StoreError, match="not a regular file"):
         PatchStore(store)
 
 

@@ -1,32 +1,35 @@
-"""CSV that a spreadsheet may open: no cell of it is ever run as a formula."""
+"""CSV that is safe to open in a spreadsheet, which runs none of its fields as a formula."""
 
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""What a cell begins with that Excel, LibreOffice or Google Sheets take for a formula."""
+"""First characters of a field that Excel, LibreOffice or Google Sheets take for a formula."""
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|nan)")
-"""A number as we write it, such as `-0.5`: a spreadsheet shows it, and runs nothing."""
+"""A number as we write it, such as `-0.5`, which a spreadsheet shows and does not run."""
 SHIELD = "'"
-"""Put before such a text: spreadsheets show what follows, and run nothing."""
+"""Prefix of such a text: spreadsheets show what follows and do not run it."""
 
 
 def format_csv(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """A CSV table; empty cells for None, numbers as they are, texts shielded where a spreadsheet would run them."""
+    """Return a CSV table: empty fields for None, numbers as they are, texts shielded."""
     return "".join(
         ",".join(_quote(shield(value)) for value in row) + "\n" for row in (header, *rows)
     )
 
 
 def _quote(value: Any) -> str:
-    """A cell between quotes where it must be; Python's own writer lets a carriage return break the line (until 3.13)."""
+    """Return a field, quoted where needed.
+
+    Python's own writer lets a carriage return break the line (until 3.13).
+    """
     text = str(value)
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
 
 
 def shield(value: Any) -> Any:
-    """A cell as it may be written."""
+    """Return a field with the prefix where a spreadsheet would run it."""
     if value is None:
         return ""
     return (
@@ -39,6 +42,6 @@ def shield(value: Any) -> Any:
 
 
 def unshield(text: str) -> str:
-    """The text that `shield` made a cell of."""
+    """Return the text that was given to `shield`."""
     bare = text.removeprefix(SHIELD)
     return bare if shield(bare) == text else text

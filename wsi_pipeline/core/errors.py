@@ -24,11 +24,11 @@ MACHINE_ERRNOS = frozenset(
         *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT),
     }
 )
-"""Full, read-only, failing or vanished disks, forbidden places, too many open files, files larger than is allowed."""
+"""Full, read-only, failing or vanished disks, denied access, too many or too large files."""
 
 
 class WsiError(Exception):
-    """This run or this slide cannot go on; the message is one line and names the remedy."""
+    """The run or the slide cannot continue; the message is one line and names the remedy."""
 
     exit_code = 1
 
@@ -54,7 +54,7 @@ class ConfigError(WsiError, ValueError):
 
 
 class EnvironmentFault(WsiError):
-    """The machine, not the input, stopped the work (disk, lock, cluster): safe to run again."""
+    """A fault of the machine, not of the input (disk, lock, cluster): safe to run again."""
 
     exit_code = 5
 
@@ -64,7 +64,10 @@ DAMAGES = (KeyError, TypeError, ValueError, IndexError, ArithmeticError, ConfigE
 
 
 def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
-    """The fault of the machine that an error tells of, at the file that it names, else `path`; None where the input is to blame."""
+    """Return the machine's fault behind an error, or None where the input is the cause.
+
+    It names the file of the error, else `path`.
+    """
     if error.errno not in MACHINE_ERRNOS:
         return None
     where = (
@@ -73,6 +76,6 @@ def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
         else path
     )
     return EnvironmentFault(
-        f"{where}: {error.strerror}; mend that (see df -h, df -i and permissions) and run the same"
+        f"{where}: {error.strerror}; fix that (see df -h, df -i and permissions) and run the same"
         " line again"
     )

@@ -59,7 +59,7 @@ class PatchSpec:
 
     side_px: int = 50
     stride_px: int = 50
-    """Distance between neighbouring patches; `side_px` where they neither overlap nor leave gaps."""
+    """Distance between neighbouring patches; `side_px` where they touch without overlap."""
     mpp: float = 0.25
     """µm per patch pixel; 0.25 is what scanners call 40x."""
 

@@ -1,4 +1,4 @@
-"""JSON from strangers: nothing but what RFC 8259 allows, not too large, not too deep; and written by the same rules."""
+"""Untrusted JSON: only what RFC 8259 allows, limited in size and depth; written by those rules."""
 
 import json
 import math
@@ -10,15 +10,15 @@ from typing import Any, NoReturn
 
 MAX_DIGITS = 19
 MAX_RECORD_BYTES = 1024**3
-"""Of what a run leaves in a folder to be read again: a slide has some kilobytes in it."""
+"""Limit of a record that a run leaves to be read again; a slide takes some kilobytes of it."""
 LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""Half a character. The 128 that stand for the bytes of a file's name which is not UTF-8 are allowed."""
+"""Half a character; the 128 that stand for bytes of a file name in no UTF-8 are allowed."""
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The value of a JSON text in UTF-8.
+    """Return the value of a JSON text in UTF-8.
 
-    Raises ValueError for what is none: NaN, numbers beyond float64 or int64, halves of characters,
+    Raises ValueError for anything else: NaN, numbers beyond float64 or int64, halves of characters,
     brackets that nest too deep.
     """
     text = content if isinstance(content, str) else content.decode()
@@ -36,32 +36,36 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def format_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON text. Raises ValueError for NaN and infinities, which are no JSON."""
+    """Return a value as JSON text. Raises ValueError for NaN and infinities."""
     return json.dumps(value, indent=indent, allow_nan=False)
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
-    """The JSON value in a regular file of at most `max_bytes`. Raises as `read_bounded`, and ValueError where it is no JSON."""
+    """Return the JSON value in a regular file of at most `max_bytes`.
+
+    Raises as `read_bounded` does, and ValueError where the content is not JSON.
+    """
     return parse_json(read_bounded(path, max_bytes))
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file of at most `max_bytes`. Raises OSError, and ValueError for another kind of file or a larger one.
+    """Return the content of a regular file of at most `max_bytes`.
 
-    A link is not followed, and a pipe or a device is not waited for.
+    Raises OSError, and ValueError for another kind of file or a larger one. A link is not followed,
+    and a pipe or a device is not waited for.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(handle, "rb") as stream:  # noqa: PTH123 - a handle, not a path
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path.name} is no regular file")
+            raise ValueError(f"{path.name} is not a regular file")
         if status.st_size > max_bytes:
             raise ValueError(f"{path.name} has {status.st_size} bytes, more than {max_bytes}")
         return stream.read(max_bytes)
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _parse_int(text: str) -> int:

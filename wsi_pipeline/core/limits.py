@@ -1,4 +1,4 @@
-"""The CPU cores that there are to work with, and memory that is given back between slides."""
+"""Available CPU cores, and memory that is returned between slides."""
 
 import ctypes
 import itertools
@@ -10,14 +10,14 @@ _ended = itertools.count(1)
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tidy_memory() -> None:
-    """Called when a slide has ended: every so often glibc hands back what it keeps of freed memory.
+    """Have glibc return freed memory to the system, after every few slides.
 
-    Its scattered rests would add up for days otherwise.
+    Otherwise scattered remains add up over days.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None and next(_ended) % SLIDES_BETWEEN == 0:

@@ -12,13 +12,13 @@ from wsi_pipeline.core.errors import EnvironmentFault, WsiError, machine_fault
 
 
 class SlideState(StrEnum):
-    """The four ends that a slide can come to."""
+    """State of a slide at the end of a run."""
 
     OK = "ok"
     ZERO = "zero"
     """No tissue: a valid result."""
     DAMAGED = "damaged"
-    """Done, but some patches could not be read; they count as unreadable, never as negative."""
+    """Done, but some patches could not be read; they count as unreadable, not as negative."""
     FAILED = "failed"
 
     @property
@@ -28,7 +28,7 @@ class SlideState(StrEnum):
 
 
 def state_of(patches: int, unreadable: int) -> SlideState:
-    """The state of a slide that was gone through to its end; nothing readable at all is a failure."""
+    """Return the state of a slide that was read to its end; no readable patch is a failure."""
     if patches == 0:
         return SlideState.ZERO
     if unreadable == patches:
@@ -101,27 +101,27 @@ class SlideOutcome:
     path: str
     state: SlideState
     message: str
-    """One line: figures where it went well, the reason where it did not."""
+    """One line: metrics of a success, or the reason of a failure."""
     patches: int = 0
     is_resumed_whole: bool = False
-    """True where an earlier run had already finished this slide."""
+    """True where an earlier run had finished this slide."""
     is_environment_fault: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RunAccount:
-    """Every slide that went in, each in exactly one state."""
+    """The outcomes of all slides of a run, each in exactly one state."""
 
     outcomes: tuple[SlideOutcome, ...]
     noun: str = "slide"
-    """What people call one of them: a slide, a patient, a store."""
+    """Word for one of them: a slide, a patient, a store."""
 
     def count(self, state: SlideState) -> int:
-        """Number of slides that ended in `state`."""
+        """Return the number of slides that ended in `state`."""
         return Counter(outcome.state for outcome in self.outcomes)[state]
 
     def with_failures(self, failures: Iterable["SlideOutcome"]) -> "RunAccount":
-        """The same slides, those among them that failed after all by their failures."""
+        """Return the account with `failures` in place of earlier outcomes of those slides."""
         found = {failure.slide_id: failure for failure in failures}
         outcomes = tuple(
             (
@@ -148,7 +148,7 @@ class RunAccount:
 
     @property
     def exit_code(self) -> int:
-        """0 all well · 3 some failed or damaged · 4 none succeeded · 5 stopped by the machine, run again."""
+        """0 all well · 3 some failed or damaged · 4 none succeeded · 5 machine fault, run again."""
         if any(outcome.is_environment_fault for outcome in self.outcomes):
             return EnvironmentFault.exit_code
         failed = self.count(SlideState.FAILED)
@@ -158,7 +158,7 @@ class RunAccount:
 
 
 def describe_counts(counts: Mapping[str, int], noun: str = "slide") -> str:
-    """Return numbers by state as people read them; states that none is in are left out."""
+    """Return numbers by state as people read them; states without any are left out."""
     total = sum(counts.values())
     parts = [f"{count:,} {state}" for state, count in counts.items() if count]
     return f"{total:,} {noun}{'' if total == 1 else 's'}" + (
@@ -167,7 +167,7 @@ def describe_counts(counts: Mapping[str, int], noun: str = "slide") -> str:
 
 
 def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOutcome:
-    """The outcome of a slide whose work raised `error`; foreign errors are named by their type."""
+    """Return the outcome of a slide whose work raised `error`; others' errors show their type."""
     if isinstance(error, OSError) and (fault := machine_fault(path, error)):
         error = fault
     if isinstance(error, MemoryError):
@@ -186,7 +186,7 @@ def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOut
 
 
 def find_failures(outcomes: Sequence[SlideOutcome]) -> list[SlideOutcome]:
-    """The outcomes that a person should look at: failed, or done with unreadable patches."""
+    """Return the outcomes to look at: failed, or done with unreadable patches."""
     return [
         outcome for outcome in outcomes if outcome.state in (SlideState.FAILED, SlideState.DAMAGED)
     ]

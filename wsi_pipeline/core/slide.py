@@ -100,7 +100,7 @@ class Thumbnail(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PatchTable:
-    """Everything known of a slide's patches but their pixels, as stores and predictions carry it."""
+    """Everything known of a slide's patches but their pixels; stores and predictions carry it."""
 
     slide: SlideInfo
     grid: Grid

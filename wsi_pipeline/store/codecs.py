@@ -1,4 +1,4 @@
-"""How the pixels of a store are encoded: as they are, compressed without loss, or as JPEG, which loses some and says so."""
+"""Encodings of a store's pixels: as they are, compressed without loss, or as lossy JPEG."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -21,19 +21,20 @@ ZSTD_LEVEL = 3
 JPEG_CODEC = "wsi.jpeg_patches"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 ZSTD_HEADER_BYTES = 18
-"""The longest that a frame's header can be."""
+"""Greatest length of a frame's header."""
 MAX_OVERHEAD_BYTES = 4 * 1024 * 1024
-"""What a codec may add where it saves nothing: of JPEG, the tables of thousands of streams."""
+"""Overhead of a codec that saves nothing: for JPEG, the tables of thousands of streams."""
 
 
 @dataclass(frozen=True, slots=True)
 class PixelCodec:
-    """How pixels are stored."""
+    """The encoding of a store's pixels."""
 
     name: str = "none"
-    """none: as they are · zstd: without loss, 7 to 14 % smaller on H&E at several times the CPU · jpeg: lossy, ten times smaller."""
+    """none: as they are · zstd: lossless, 7 to 14 % smaller on H&E at several times the CPU ·
+    jpeg: lossy, ten times smaller."""
     quality: int | None = None
-    """Of jpeg, 1 to 100."""
+    """JPEG quality, 1 to 100; None for the other codecs."""
 
     def __post_init__(self) -> None:
         if self.name not in CODECS:
@@ -45,15 +46,15 @@ class PixelCodec:
 
     @property
     def is_lossy(self) -> bool:
-        """Whether pixels come back other than they were."""
+        """True where decoded pixels differ from the encoded ones."""
         return self.name == "jpeg"
 
     def to_json(self) -> dict[str, Any]:
-        """The codec as it is recorded in stores and recipes."""
+        """Return the codec as stores and recipes record it."""
         return asdict(self) | {"is_lossy": self.is_lossy}
 
     def for_zarr(self) -> dict[str, Any]:
-        """Arguments of Zarr's `create_array`; every chunk ends in a crc32c."""
+        """Return arguments of Zarr's `create_array`; every chunk ends in a crc32c."""
         if self.name == "zstd":
             return {"compressors": [ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()]}
         if self.quality is not None:
@@ -62,13 +63,13 @@ class PixelCodec:
 
     @property
     def zarr_names(self) -> tuple[str, ...]:
-        """What an array's metadata call its codecs, first to last."""
+        """Names of the codecs in an array's metadata, first to last."""
         if self.name == "zstd":
             return ("bytes", "zstd", "crc32c")
         return ("bytes", "crc32c") if self.name == "none" else (JPEG_CODEC, "crc32c")
 
     def is_possible_size(self, found: int, plain: int) -> bool:
-        """Whether a chunk of `plain` bytes of pixels may take `found` bytes on disk."""
+        """Return True where a chunk of `plain` bytes of pixels may take `found` bytes on disk."""
         return (
             found == plain + CHECKSUM_BYTES
             if self.name == "none"
@@ -77,9 +78,9 @@ class PixelCodec:
 
 
 def read_zstd_size(header: bytes) -> int | None:
-    """Bytes that the beginning of a zstd frame says it unpacks to; None where it does not say, or is no frame.
+    """Return the unpacked size that the header of a zstd frame declares; None where it has none.
 
-    The decoder takes that much memory, whatever it is (RFC 8878, section 3.1.1.1).
+    The decoder allocates that many bytes (RFC 8878, section 3.1.1.1).
     """
     if len(header) < 5 or header[:4] != ZSTD_MAGIC:
         return None
@@ -94,17 +95,17 @@ def read_zstd_size(header: bytes) -> int | None:
 
 
 def read_codec(attributes: dict[str, Any]) -> PixelCodec:
-    """The codec that a store's attributes record; stores without a word on it hold pixels as they are."""
+    """Return the codec that a store's attributes record; by default pixels as they are."""
     recorded = attributes.get("codec", {})
     quality = recorded.get("quality")
     if quality is not None and type(quality) is not int:
-        raise ConfigError("its JPEG quality is no whole number")
+        raise ConfigError("its JPEG quality is not a whole number")
     return PixelCodec(str(recorded.get("name", "none")), quality)
 
 
 @dataclass(frozen=True)
 class JpegPatches(ArrayBytesCodec):
-    """A chunk of patches (n, side, side, 3) as n JPEG streams, so that no patch bleeds into another.
+    """A chunk of patches (n, side, side, 3) as n JPEG streams, so that patches stay separate.
 
     The bytes are n lengths, 32 bits each, little-endian, then the streams. Colours are not
     subsampled.
@@ -115,16 +116,16 @@ class JpegPatches(ArrayBytesCodec):
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
-        """The codec that `to_dict` wrote."""
+        """Return the codec that `to_dict` wrote."""
         configuration: Any = data["configuration"]
         return cls(int(configuration["quality"]))
 
     def to_dict(self) -> dict[str, JSON]:
-        """Name and quality, as they stand in the array's metadata."""
+        """Return name and quality for the array's metadata."""
         return {"name": JPEG_CODEC, "configuration": {"quality": self.quality}}
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Not known beforehand."""
+        """Raise NotImplementedError: the size is not known beforehand."""
         raise NotImplementedError
 
     async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
@@ -138,7 +139,7 @@ class JpegPatches(ArrayBytesCodec):
 
 
 def encode_patches(patches: NDArray[np.uint8], quality: int) -> bytes:
-    """N patches (n, side, side, 3) as one chunk of JPEG streams."""
+    """Encode patches (n, side, side, 3) as one chunk of JPEG streams."""
     streams = [
         imagecodecs.jpeg8_encode(
             np.ascontiguousarray(patch),
@@ -153,7 +154,7 @@ def encode_patches(patches: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def decode_patches(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The patches of a chunk of JPEG streams. Raises ValueError where the chunk contradicts itself."""
+    """Decode a chunk of JPEG streams. Raises ValueError where the chunk contradicts itself."""
     lengths = np.frombuffer(content, dtype="<u4", count=shape[0])
     edges = np.concatenate([[4 * shape[0]], lengths]).cumsum()
     if edges[-1] != len(content):

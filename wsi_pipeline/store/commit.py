@@ -1,16 +1,16 @@
-"""The commit rule: a product is written aside, described by a manifest, flushed, and renamed into place once.
+"""The commit rule: write a product aside with a manifest, flush it, and rename it into place once.
 
 A product is complete if and only if its final name exists and its manifest verifies. Beside every
-product lies a hidden folder
-`.wsi` with the staging of products under way and the locks of their writers:
+product lies a hidden folder `.wsi` with the staging of unfinished products and the locks of their
+writers:
 
-    <out>/<name>/                       the product, with manifest.json
-    <out>/.wsi/staging/<name>.<recipe>/ product/ (becomes <out>/<name>) and blocks/ (one small file
-    per finished block) <out>/.wsi/locks/<name>.lock        held by `flock` while somebody writes
-    the product
+    <out>/<name>/                        the product, with manifest.json
+    <out>/.wsi/staging/<name>.<recipe>/  product/ (becomes <out>/<name>) and
+                                         blocks/ (one small file per finished block)
+    <out>/.wsi/locks/<name>.lock         held by `flock` while a process writes the product
 
-Staging is named by its recipe, so a killed run is taken up where it stopped and work of another
-recipe never mixes in.
+Staging is named by its recipe, so a killed run continues where it stopped and work of different
+recipes is never mixed.
 """
 
 import json
@@ -39,23 +39,23 @@ from wsi_pipeline.store.manifest import (
 )
 
 RETIRED = "retired"
-"""Where a replaced product waits, in the staging of the newer one, while that is put in its place."""
+"""Place of a replaced product, in the staging of the newer one, during the exchange."""
 STAGED = re.compile(r"(.+)\.[0-9a-f]{16}")
-"""What a staging is called: the product's name, and the beginning of its recipe's."""
+"""Name of a staging: the product's name, and the beginning of its recipe's digest."""
 VIEW = "view"
-"""Entry of a product's recipe that says how its content is shown; it may be made anew without doing the work again."""
+"""Entry of a recipe for how content is shown; it may change without repeating the work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """A product under way; any number of processes may write different blocks of it."""
+    """A product under construction; several processes may write different blocks of it."""
 
     target: Path
     recipe: Mapping[str, Any]
 
     @property
     def folder(self) -> Path:
-        """Where everything of this product under way lies."""
+        """Folder of everything that belongs to this product until it is committed."""
         return (
             self.target.parent
             / HIDDEN
@@ -74,7 +74,7 @@ class Staging:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether an earlier run prepared this product to the end, so that only blocks may be missing."""
+        """True where an earlier run prepared this product fully; only blocks may be missing."""
         return (
             (self.folder / "prepared").exists()
             and self.product.is_dir()
@@ -82,7 +82,7 @@ class Staging:
         )
 
     def _holds_replaced_product(self) -> bool:
-        """Whether the product was published, and what lies here is the one that it replaced."""
+        """Return True where the product was published and this folder holds the one it replaced."""
         try:
             made_from = read_claims(self.product).recipe
         except StoreError:
@@ -90,25 +90,31 @@ class Staging:
         return {name: entry for name, entry in made_from.items() if name != VIEW} != self.recipe
 
     def begin(self) -> None:
-        """Start anew, throwing away what an unprepared attempt left."""
+        """Create empty folders, removing the remains of an unprepared attempt."""
         shutil.rmtree(self.folder, ignore_errors=True)
         make_folder(self.product)
         make_folder(self._blocks)
 
     def mark_prepared(self) -> None:
-        """Say that the product's layout is on disk and its blocks may be written."""
+        """Record that the product's layout is on disk and its blocks may be written."""
         flush_tree(self.product)
         write_file(self.folder / "prepared", b"")
 
     def mark_block(self, block: int, report: Mapping[str, Any], chunk: Path) -> None:
-        """Say that a block is on disk, in `chunk`, and what came of it; called after the chunk and its folders are flushed."""
+        """Record that a block is on disk, in `chunk`, with its report.
+
+        The chunk and its folders must have been flushed before.
+        """
         place = {"file": chunk.relative_to(self.product).as_posix(), "bytes": chunk.stat().st_size}
         write_file(
             self._blocks / f"{block}.json", format_json(dict(report) | {"chunk": place}).encode()
         )
 
     def block_reports(self) -> dict[int, dict[str, Any]]:
-        """Reports of the finished blocks; one whose chunk is gone or has another size is not finished."""
+        """Return the reports of finished blocks.
+
+        A block whose chunk is missing or of another size is not finished.
+        """
         found = {
             int(path.stem): self._read_report(path) for path in sorted(self._blocks.glob("*.json"))
         }
@@ -125,7 +131,7 @@ class Staging:
             return None
 
     def check_complete(self, blocks: int) -> dict[int, dict[str, Any]]:
-        """The reports of all blocks. Raises EnvironmentFault where one has vanished since it was written."""
+        """Return the reports of all blocks. Raises EnvironmentFault where one has disappeared."""
         reports = self.block_reports()
         if len(reports) != blocks:
             raise EnvironmentFault(
@@ -137,7 +143,7 @@ class Staging:
     def commit(
         self, kind: str, counts: Mapping[str, Any], view: Mapping[str, Any] | None = None
     ) -> Manifest:
-        """Write the manifest, flush, and put the product under its final name, in place of an older one."""
+        """Write the manifest, flush, and rename the product into place, replacing an older one."""
         _check_replaceable(self.target, kind)
         _sweep(self.product)
         recipe = self.recipe if view is None else {**self.recipe, VIEW: view}
@@ -149,17 +155,17 @@ class Staging:
         return manifest
 
     def discard(self) -> None:
-        """Throw the staging away."""
+        """Remove the staging."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _discard_all(self) -> None:
-        """Throw away what other recipes left of the same product; its lock is ours."""
+        """Remove the stagings of other recipes of the same product, whose lock is ours."""
         for folder in list_staged(self.target):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def list_staged(target: Path) -> list[Path]:
-    """The stagings of a product, one for every recipe that was begun."""
+    """Return the stagings of a product, one for every recipe that was started."""
     folders = sorted((target.parent / HIDDEN / "staging").glob("*"))
     return [
         folder
@@ -169,13 +175,13 @@ def list_staged(target: Path) -> list[Path]:
 
 
 def _sweep(product: Path) -> None:
-    """Remove what a killed writer left: a manifest that was not published, and files of Zarr and ours that were never renamed."""
+    """Remove the remains of a killed writer: an old manifest, and files that were not renamed."""
     for path in [product / MANIFEST, *product.rglob("*.partial"), *product.rglob(".*")]:
         path.unlink(missing_ok=True)
 
 
 def _publish(product: Path, target: Path) -> None:
-    """Rename into place; an older product is swapped with it in one step, or steps aside first, and is removed last."""
+    """Rename into place; an older product is swapped or moved aside first, and then removed."""
     retired = product.parent / RETIRED
     if target.exists() and exchange(product, target):
         flush_folder(target.parent)
@@ -189,18 +195,15 @@ def _publish(product: Path, target: Path) -> None:
 
 
 def put_back_retired(folder: Path) -> None:
-    """Give products in a folder their names back that stepped aside for newer ones which, by a kill, never came."""
+    """Restore products in a folder that a killed run had moved aside for newer ones."""
     for retired in sorted((folder / HIDDEN / "staging").glob(f"*/{RETIRED}")):
         target = folder / retired.parent.name.rpartition(".")[0]
-        with (
-            suppress(EnvironmentFault),
-            hold_lock(target),
-        ):  # where it is being written, it is no dead writer's
+        with suppress(EnvironmentFault), hold_lock(target):  # a locked one has a living writer
             put_back(target)
 
 
 def put_back(target: Path) -> None:
-    """The same for one product, whose lock is ours."""
+    """Restore one product, whose lock is ours."""
     for retired in (folder / RETIRED for folder in list_staged(target)):
         if retired.exists() and not target.exists():
             retired.rename(target)
@@ -210,23 +213,23 @@ def put_back(target: Path) -> None:
 def find_finished(
     staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()
 ) -> Manifest | None:
-    """The manifest of the product where this very recipe made it, whatever its view; None where it is to be made.
+    """Return the manifest of the product where this recipe made it, whatever its view, else None.
 
-    Raises StoreError where another recipe made what is there and `force` does not allow replacing
-    it, and, whatever `force` says, where a product of another kind or one of the `inputs` would go;
-    with `force`, work that was begun is thrown away too.
+    Raises StoreError where another recipe made it and `force` is False, and always where a product
+    of another kind or one of the `inputs` would be replaced. With `force`, unfinished work is
+    removed too.
     """
     put_back(staging.target)
     manifest = check_finished(staging, kind, force, inputs)
     if force or manifest is not None:
-        staging.discard()  # of a finished product nothing is left but what a kill after its commit spared
+        staging.discard()  # of a finished product: what a kill just after its commit left
     return manifest
 
 
 def check_finished(
     staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()
 ) -> Manifest | None:
-    """The same as `find_finished`, which nothing is touched by."""
+    """Return the same as `find_finished`, changing nothing."""
     _check_replaceable(staging.target, kind)
     _spare_inputs(staging.target, inputs)
     if force or not is_product(staging.target):
@@ -243,7 +246,7 @@ def check_finished(
 
 
 def _find_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the entries in which two recipes differ."""
+    """Return the dotted names of the entries in which two recipes differ."""
     changes: list[str] = []
     for key in sorted({*old, *new}):
         one, other = old.get(key), new.get(key)
@@ -255,7 +258,7 @@ def _find_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = 
 
 
 def _check_replaceable(target: Path, kind: str) -> None:
-    """Raise StoreError where something else than a product of this kind would be replaced, or another product written into."""
+    """Raise StoreError where `target` is not a product of this kind, or lies in another product."""
     for folder in target.absolute().parents:
         if (owner := find_kind(folder)) is not None:
             raise StoreError(
@@ -279,9 +282,7 @@ def _check_replaceable(target: Path, kind: str) -> None:
 
 
 def _spare_inputs(target: Path, inputs: Iterable[Path | None]) -> None:
-    """Raise StoreError where something that the work reads lies in the product's place and would go with an older one."""
+    """Raise StoreError where an input of the work lies in the product that would be replaced."""
     for path in inputs:
         if path is not None and path.resolve().is_relative_to(target.resolve()):
-            raise StoreError(
-                f"{target}: holds {path}, which this very work reads; name another place"
-            )
+            raise StoreError(f"{target}: holds {path}, which this work reads; name another place")

@@ -33,8 +33,8 @@ class ReadableStore(Protocol):
 class PatchDataset(Dataset[tuple[Any, int]]):
     """The readable patches of a store, as (image, label) in the order of the store.
 
-    An image is float32 (3, side, side) in 0 … 1, as torchvision's `ToTensor` gives it, or the result
-    of `transform` for that tensor. A label is 0 or 1, or -1 where the class is not known.
+    An image is float32 (3, side, side) in 0 … 1, as torchvision's `ToTensor` gives it, or the
+    result of `transform` for that tensor. A label is 0 or 1, or -1 where the class is not known.
     """
 
     def __init__(

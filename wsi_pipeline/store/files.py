@@ -1,4 +1,4 @@
-"""Files and folders that are really on disk when a function returns."""
+"""Files and folders that are on disk when a function returns."""
 
 import ctypes
 import errno
@@ -19,21 +19,24 @@ MOST_ATTEMPTS = 100
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
 """Tells machines that share a folder apart."""
 ASIDE = re.compile(rf"\..+\.{HOST}\.(\d+)")
-"""What a file is called while a process of this machine writes it."""
+"""Name of a file while a process of this machine writes it."""
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM})
-"""What systems, and file systems such as NFS, say that cannot swap two names."""
+"""Errors of systems, and of file systems such as NFS, that cannot swap two names."""
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all: aside, flushed, renamed. Raises EnvironmentFault where the disk does not take it."""
+    """Write a small file whole or not at all: aside, flushed, renamed.
+
+    Raises EnvironmentFault for a full or read-only disk.
+    """
     make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}")
     try:
         try:
-            with _open_anew(aside) as stream:
+            with _create(aside) as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -45,8 +48,8 @@ def write_file(path: Path, content: bytes) -> None:
     flush_folder(path.parent)
 
 
-def _open_anew(path: Path) -> BufferedWriter:
-    """A file that is nobody else's yet: what a dead process of our number left there goes, and a link is not followed."""
+def _create(path: Path) -> BufferedWriter:
+    """Create a file without following links; replace one that a dead process of our number left."""
     try:
         return path.open("xb")
     except FileExistsError:
@@ -55,30 +58,30 @@ def _open_anew(path: Path) -> BufferedWriter:
 
 
 def open_to_append(path: Path) -> int:
-    """A handle for reading a regular file and appending to it, made where there is none. Raises OSError.
+    """Return a handle for reading a regular file and appending to it; create it if missing.
 
-    A link is not followed, for it may lead to any file of whoever runs this, and a pipe is not
-    waited for.
+    Raises OSError. A link is not followed, because it may lead to any file of the user, and a pipe
+    is not waited for.
     """
     handle = os.open(path, APPENDING, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return handle
 
 
 def remove_dead_asides(folder: Path) -> None:
-    """Remove what killed processes of this machine left beside the files that they were writing in a folder."""
+    """Remove unfinished files that killed processes of this machine left in a folder."""
     for entry in os.scandir(folder):
         if (match := ASIDE.fullmatch(entry.name)) and not is_process_alive(int(match[1])):
             Path(entry).unlink(missing_ok=True)
 
 
 def is_process_alive(process: int) -> bool:
-    """Whether a process of that number runs on this machine."""
+    """Return True where a process of that number runs on this machine."""
     try:
         os.kill(process, 0)
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         return True
     except (OSError, OverflowError):
         return False
@@ -92,7 +95,7 @@ def write_all(stream: FileIO, content: memoryview) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it. Raises EnvironmentFault where the machine does not let us."""
+    """Create a folder and its parents. Raises EnvironmentFault where the machine refuses."""
     attempt = 0
     while True:
         attempt += 1
@@ -101,7 +104,7 @@ def make_folder(folder: Path) -> None:
             return
         except OSError as error:
             if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
-                continue  # a neighbour removed the empty folder above it meanwhile
+                continue  # another process has removed the empty parent meanwhile
             reason = error.strerror or str(error)
             raise EnvironmentFault(
                 f"{folder}: cannot be made ({reason}); name a folder that you may write to"
@@ -109,7 +112,7 @@ def make_folder(folder: Path) -> None:
 
 
 def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:
-    """Flush every file and folder below to disk: relative path → size in bytes, checksum, in sorted order."""
+    """Flush every file and folder below to disk; return sizes and checksums by sorted path."""
     files: dict[str, tuple[int, str]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
@@ -121,7 +124,7 @@ def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def file_checksum(path: Path) -> str:
-    """XXH3 of a file's bytes, 128 bits as hex: it finds damage as SHA-256 does, at thirty times the speed."""
+    """Return the 128-bit XXH3 of a file as hex: finds damage at thirty times SHA-256's speed."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as stream:
         while piece := stream.read(CHECKSUM_PIECE_BYTES):
@@ -130,7 +133,7 @@ def file_checksum(path: Path) -> str:
 
 
 def flush_file(path: Path) -> int:
-    """Flush a file to disk; returns its size in bytes."""
+    """Flush a file to disk and return its size in bytes."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
         return os.fstat(stream.fileno()).st_size
@@ -146,7 +149,10 @@ def flush_folder(folder: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step, so that neither is ever missing; False where this cannot be done here. Raises OSError."""
+    """Swap two names in one step, so that neither is ever missing. Raises OSError.
+
+    Return False where the system cannot do it.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         swap = libc.renameat2

@@ -1,8 +1,8 @@
-"""What arrays of others may look like, read from their `zarr.json` before Zarr, a codec or memory is let at them.
+"""Layout of untrusted arrays, checked by their `zarr.json` before Zarr, a codec or memory is used.
 
-Anybody may send a store. Its arrays must have the very shape, type, chunks and codecs that we
-write, and the files that hold them must be as long as that makes them: so nothing is allocated that
-is not on disk, and no codec but ours is ever called.
+A store may come from anyone. Its arrays must have exactly the shape, type, chunks and codecs that
+we write, and their files the length that follows from them: memory is then allocated only for data
+that is on disk, and only our own codecs are called.
 """
 
 import math
@@ -17,17 +17,17 @@ from wsi_pipeline.store.manifest import check_contained, size_of_own
 
 MAX_ARRAY_JSON_BYTES = 1024 * 1024
 MAX_GROUP_JSON_BYTES = 64 * 1024 * 1024
-"""A group's attributes name every file that was taken in: some dozen bytes each."""
+"""A group's attributes name every imported file, in some dozen bytes each."""
 CHECKSUM_BYTES = 4
 """The crc32c at the end of every chunk."""
 PLAIN = ("bytes", "crc32c")
 ITEM_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int32": 4, "float32": 4}
-"""Types that our arrays have."""
+"""Bytes per value of the types that our arrays have."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayLayout:
-    """How an array lies on disk."""
+    """Layout of an array on disk."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -41,23 +41,23 @@ class ArrayLayout:
 
     @classmethod
     def of_one_chunk(cls, dtype: str, shape: tuple[int, ...]) -> "ArrayLayout":
-        """The layout of an array that is written at once."""
+        """Return the layout of an array that is written at once."""
         return cls(dtype, shape, tuple(max(1, extent) for extent in shape))
 
 
 def read_group(path: Path) -> dict[str, Any]:
-    """The attributes of a group. Raises StoreError."""
+    """Return the attributes of a group. Raises StoreError."""
     value = _read_node(path, "group", MAX_GROUP_JSON_BYTES)
     attributes = value.get("attributes", {})
     if not isinstance(attributes, dict):
         raise StoreError(
-            f"{path}: damaged: its attributes are no table; make it again with --force"
+            f"{path}: damaged: its attributes are not a table; make it again with --force"
         )
     return attributes
 
 
 def read_layout(path: Path, name: str) -> ArrayLayout:
-    """The layout that an array's metadata declare. Raises StoreError where it is none that we write."""
+    """Return the layout in an array's metadata. Raises StoreError for one that we do not write."""
     value = _read_node(path / name, "array", MAX_ARRAY_JSON_BYTES)
     try:
         grid, keys = value["chunk_grid"], value["chunk_key_encoding"]
@@ -76,18 +76,18 @@ def read_layout(path: Path, name: str) -> ArrayLayout:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
-            f"{path}: damaged: the metadata of its array {name!r} are no metadata ({error}); make"
-            " it again"
+            f"{path}: damaged: the metadata of its array {name!r} are invalid ({error}); make it"
+            " again"
         ) from error
     if not is_ours:
         raise StoreError(
-            f"{path}: its array {name!r} is laid out as wsi lays none out; make it again"
+            f"{path}: its array {name!r} does not have a layout that wsi writes; make it again"
         )
     return layout
 
 
 def check_layout(path: Path, name: str, wanted: ArrayLayout) -> None:
-    """Raise StoreError where an array is not laid out as its table says; no byte of it is read."""
+    """Raise StoreError where an array has another layout than `wanted`; no value is read."""
     found = read_layout(path, name)
     for what in ("dtype", "shape", "chunks", "codecs"):
         if getattr(found, what) != getattr(wanted, what):
@@ -99,7 +99,7 @@ def check_layout(path: Path, name: str, wanted: ArrayLayout) -> None:
 
 
 def check_one_chunk(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-    """Raise StoreError where an array that is written at once is laid out otherwise, or its file is not as long as its values."""
+    """Raise StoreError where a one-chunk array has another layout, or a file of another length."""
     wanted = ArrayLayout.of_one_chunk(dtype, shape)
     check_layout(path, name, wanted)
     if math.prod(shape) == 0:
@@ -114,7 +114,7 @@ def check_one_chunk(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -
 
 
 def name_one_chunk(name: str, shape: tuple[int, ...]) -> str:
-    """The file of an array that is written at once."""
+    """Return the file of an array that is written at once."""
     return "/".join([name, "c", *["0"] * len(shape)])
 
 

@@ -1,4 +1,4 @@
-"""One writer per product: a lock file held by `flock`, which the system lets go of when its owner dies."""
+"""One writer per product: a lock file under `flock`, which the system releases when it dies."""
 
 import fcntl
 import os
@@ -16,14 +16,14 @@ from wsi_pipeline.store.files import open_to_append
 
 MOST_ATTEMPTS = 100
 MAX_OWNER_BYTES = 4096
-"""Of the line by which a writer names itself, with room to spare."""
+"""Limit of the line in which a writer names itself, with a margin."""
 STRANGERS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }
-"""What may lie where a lock file belongs; a device besides."""
+"""Names of what may be found in place of a lock file, besides devices."""
 ANOTHER = "another process"
 
 
@@ -33,7 +33,10 @@ class LockHeld(EnvironmentFault):
 
 @contextmanager
 def hold_lock(target: Path) -> Iterator[None]:
-    """Be the only writer of a product. Raises LockHeld, naming who is, and EnvironmentFault where no lock can be made."""
+    """Hold the lock of a product as its only writer.
+
+    Raises LockHeld, naming the holder, and EnvironmentFault where no lock can be made.
+    """
     path = _lock_path(target)
     stream = _lock_file(path, target)
     try:
@@ -41,18 +44,17 @@ def hold_lock(target: Path) -> Iterator[None]:
         stream.flush()
         yield
     finally:
-        path.unlink(
-            missing_ok=True
-        )  # while it is still held: whoever opened it meanwhile sees that it is gone and tries again
+        # While it is still held: another process that opened it meanwhile sees it gone and retries.
+        path.unlink(missing_ok=True)
         stream.close()
         remove_empty(target)
 
 
 def read_owner(target: Path) -> str | None:
-    """Who wrote itself into a product's lock, `process N on HOST`; None where there is no lock. It may have died since.
+    """Return the owner named in a product's lock, `process N on HOST`, or None without a lock.
 
-    The lock is not tried: a writer that came at that very moment would be turned away. Nothing is
-    told of what cannot be read, or is no regular file, but that it lies there.
+    The owner may have died since. The lock is not tried, because that would turn away a writer that
+    comes at that moment. For what cannot be read or is not a regular file, the answer is ANOTHER.
     """
     try:
         return _to_owner(read_bounded(_lock_path(target), MAX_OWNER_BYTES))
@@ -71,7 +73,7 @@ def _lock_path(target: Path) -> Path:
 
 
 def _lock_file(path: Path, target: Path) -> TextIO:
-    """The lock file, locked, and still the one that lies at its path."""
+    """Lock the lock file and return it, checked to be the one at its path."""
     attempt = 0
     while True:
         attempt += 1
@@ -80,7 +82,7 @@ def _lock_file(path: Path, target: Path) -> TextIO:
             stream = _open_lock(path)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
-                continue  # the folder was removed by a writer that just ended; in /proc and the like it never comes to be
+                continue  # a writer that just ended removed the folder; in /proc it never exists
             raise EnvironmentFault(
                 f"{path}: cannot be written ({error.strerror}); name a folder that you may write to"
             ) from error
@@ -99,7 +101,10 @@ def _lock_file(path: Path, target: Path) -> TextIO:
 
 
 def _open_lock(path: Path) -> TextIO:
-    """The lock file, made where there is none. Raises OSError, and EnvironmentFault where something else than a regular file lies there."""
+    """Open the lock file, creating it if missing.
+
+    Raises OSError, and EnvironmentFault where the path is not a regular file.
+    """
     try:
         return open(open_to_append(path), "a+")  # noqa: PTH123 - a handle, not a path
     except OSError as error:
@@ -115,7 +120,10 @@ def _open_lock(path: Path) -> TextIO:
 
 
 def is_lock_held(target: Path) -> bool:
-    """Whether somebody has a product's lock; a lock file that nobody has is removed. Raises EnvironmentFault where that cannot be done."""
+    """Return True where a process holds a product's lock; an unheld lock file is removed.
+
+    Raises EnvironmentFault where it cannot be removed.
+    """
     try:
         with hold_lock(target):
             return False
@@ -124,9 +132,9 @@ def is_lock_held(target: Path) -> bool:
 
 
 def remove_remains(target: Path) -> None:
-    """Remove what a dead writer of a finished product left beside it: its lock, and the hidden folders that this empties.
+    """Remove the lock of a dead writer beside a finished product, and folders that this empties.
 
-    For those who only read the product, and may do so where they can remove nothing: then it stays.
+    Readers call it too, so it does nothing where files cannot be removed.
     """
     if read_owner(target) is not None:
         with suppress(EnvironmentFault):
@@ -135,13 +143,13 @@ def remove_remains(target: Path) -> None:
 
 
 def remove_lock(target: Path) -> None:
-    """Remove a product's lock file whoever holds it, so that the next writer finds none."""
+    """Remove a product's lock file even if it is held, so that the next writer finds none."""
     _lock_path(target).unlink(missing_ok=True)
     remove_empty(target)
 
 
 def remove_empty(target: Path) -> None:
-    """Remove the hidden folders beside a product that hold nothing any more."""
+    """Remove empty hidden folders beside a product."""
     hidden = target.parent / HIDDEN
     for empty in (hidden / "locks", hidden / "staging", hidden):
         with suppress(OSError):

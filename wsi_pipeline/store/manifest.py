@@ -1,9 +1,7 @@
-"""What a product says of itself: `manifest.json`, with the size and checksum of every file, and its own.
+"""The manifest of a product: `manifest.json`, with size and checksum of every file and of itself.
 
 Sizes are compared at every opening, checksums of a file before it is used, and of every file by
-`wsi verify` and before training.
-
-A product's files are its own: regular, in its own folders, never links to somewhere else.
+`wsi verify` and before training. A product's files are regular files in its own folders, not links.
 """
 
 import json
@@ -24,19 +22,19 @@ from wsi_pipeline.store.files import file_checksum
 
 MANIFEST_FORMAT = 3
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
-"""About a hundred bytes for each file of a product."""
+"""Each file of a product takes about a hundred bytes."""
 SEAL = b',\n "checksum": "'
-"""Between what a manifest says and the checksum of what it says, which comes last."""
+"""Separator of a manifest's content and the checksum of that content, which comes last."""
 END = b"\n}"
 
 
 class NewerFormat(ValueError):
-    """A manifest of a version of wsi that is to come."""
+    """The manifest is of a newer version of wsi."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a product consists of and what it was made from."""
+    """The files of a product and the recipe that they were made by."""
 
     kind: str
     recipe: Mapping[str, Any]
@@ -46,17 +44,20 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Name of the recipe."""
+        """Digest of the recipe."""
         return recipe_digest(self.recipe)
 
     @property
     def content_digest(self) -> str:
-        """Name of the content: of every file's checksum."""
+        """Digest of the content: of every file's checksum."""
         return recipe_digest({name: list(entry) for name, entry in self.files.items()})
 
 
 def read_manifest(product: Path) -> Manifest:
-    """The manifest of a product, every file present with its recorded size. Raises StoreError naming the first fault."""
+    """Return the manifest of a product whose files all have their recorded size.
+
+    Raises StoreError naming the first fault.
+    """
     manifest = read_claims(product)
     for name in manifest.files:
         if (fault := _size_fault(product, manifest, name)) is not None:
@@ -65,10 +66,9 @@ def read_manifest(product: Path) -> Manifest:
 
 
 def read_claims(product: Path) -> Manifest:
-    """The manifest of a product, whatever has become of its files.
+    """Return the manifest of a product without looking at its files.
 
-    Raises StoreError where it is not as it was written, or names files that are not the product's
-    own.
+    Raises StoreError where the manifest was changed, or names files outside the product.
     """
     try:
         manifest = manifest_from_json(read_bounded(product / MANIFEST, MAX_MANIFEST_BYTES))
@@ -83,7 +83,7 @@ def read_claims(product: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise StoreError(
-            f"{product}: its {MANIFEST} cannot be read ({error.strerror or error}); mend that and"
+            f"{product}: its {MANIFEST} cannot be read ({error.strerror or error}); fix that and"
             " run the same line again"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -96,7 +96,7 @@ def read_claims(product: Path) -> Manifest:
 
 
 def _size_fault(product: Path, manifest: Manifest, name: str) -> str | None:
-    """What a look at a file's size shows to be wrong with it; None where nothing is."""
+    """Return the fault that a file's size shows, or None."""
     size = manifest.files[name][0]
     if (found := size_of_own(product / name)) is None:
         return "is missing"
@@ -104,7 +104,7 @@ def _size_fault(product: Path, manifest: Manifest, name: str) -> str | None:
 
 
 def find_kind(folder: Path) -> str | None:
-    """What kind of product a folder is by its manifest; None where it is none of ours, or one that cannot tell any more."""
+    """Return the kind of product in a folder's manifest; None without a readable manifest."""
     try:
         value = read_json(folder / MANIFEST, MAX_MANIFEST_BYTES)
         kind = value["kind"]
@@ -118,7 +118,7 @@ def find_kind(folder: Path) -> str | None:
 
 
 def has_damaged_manifest(product: Path) -> bool:
-    """Whether a manifest is no JSON any more: nobody's kind can be told by it."""
+    """Return True where a manifest is not JSON, so that it cannot tell the product's kind."""
     try:
         read_json(product / MANIFEST, MAX_MANIFEST_BYTES)
     except (OSError, ValueError):
@@ -127,14 +127,17 @@ def has_damaged_manifest(product: Path) -> bool:
 
 
 def find_damage(product: Path) -> list[str]:
-    """Every file whose content is not what the manifest says, by size and checksum; empty where the product is whole."""
+    """Return the files that differ from the manifest in size or checksum."""
     return list(find_faults(product, read_manifest(product)))
 
 
 def find_faults(
     product: Path, manifest: Manifest, on_file: Callable[[int], None] = lambda size: None
 ) -> dict[str, str]:
-    """Every file of a product that is not as it was written → what is wrong with it; `on_file` is told the size of each that was read."""
+    """Return the fault of every file of a product that differs from its manifest.
+
+    `on_file` is called with the size of each file that was read.
+    """
     faults: dict[str, str] = {}
     for name, (size, digest) in manifest.files.items():
         fault = _size_fault(product, manifest, name) or _content_fault(product / name, digest)
@@ -152,10 +155,10 @@ def _content_fault(path: Path, digest: str) -> str | None:
 
 
 def check_files(product: Path, manifest: Manifest, names: Iterable[str]) -> None:
-    """Compare the checksums of some of a product's files before they are used. Raises StoreError naming the damaged ones."""
+    """Compare the checksums of some files before use. Raises StoreError naming damaged ones."""
     named = {name: manifest.files.get(name) for name in names}
     faults = {
-        name: "is no part of it" if entry is None else _content_fault(product / name, entry[1])
+        name: "is not part of it" if entry is None else _content_fault(product / name, entry[1])
         for name, entry in named.items()
     }
     damaged = [f"{name} {fault}" for name, fault in faults.items() if fault is not None]
@@ -167,16 +170,19 @@ def check_files(product: Path, manifest: Manifest, names: Iterable[str]) -> None
 
 
 def check_whole(product: Path) -> Manifest:
-    """The manifest, after every checksum was compared. Raises StoreError naming the damaged files."""
+    """Compare every checksum and return the manifest. Raises StoreError naming damaged files."""
     manifest = read_manifest(product)
     check_files(product, manifest, manifest.files)
     return manifest
 
 
 def is_product(path: Path) -> bool:
-    """Whether a folder claims to be a finished product; one that may not be looked into, such as a colleague's, may be."""
+    """Return True where a folder has a manifest, or may have one that cannot be seen.
+
+    Such as in a folder of another user.
+    """
     try:
-        return stat.S_ISREG(os.stat(path / MANIFEST).st_mode)  # noqa: PTH116 - Path.is_file says no more from Python 3.14 on
+        return stat.S_ISREG(os.stat(path / MANIFEST).st_mode)  # noqa: PTH116 - Path.is_file hides the error
     except PermissionError:
         return True
     except (OSError, ValueError):
@@ -184,7 +190,7 @@ def is_product(path: Path) -> bool:
 
 
 def manifest_to_json(manifest: Manifest) -> bytes:
-    """The manifest as it is written."""
+    """Return the manifest as it is written."""
     value = {
         "format": MANIFEST_FORMAT,
         "tool": f"{TOOL} {tool_version()}",
@@ -197,7 +203,10 @@ def manifest_to_json(manifest: Manifest) -> bytes:
 
 
 def manifest_from_json(content: bytes) -> Manifest:
-    """The manifest that was written. Raises ValueError, KeyError, TypeError or AttributeError where it is not as it was."""
+    """Return the manifest that `manifest_to_json` wrote.
+
+    Raises ValueError, KeyError, TypeError or AttributeError where it was changed.
+    """
     value = parse_json(content)
     if value["format"] != MANIFEST_FORMAT:
         if isinstance(value["format"], int) and value["format"] > MANIFEST_FORMAT:
@@ -214,18 +223,18 @@ def manifest_from_json(content: bytes) -> Manifest:
         and isinstance(manifest.recipe, dict)
         and isinstance(manifest.counts, dict)
     ):
-        raise TypeError("it says neither what the product is nor what it was made from")
+        raise TypeError("its kind, recipe or counts are missing")
     return manifest
 
 
 def seal(body: bytes) -> bytes:
-    """A JSON object of one line per entry, with the checksum of what it says as its last entry."""
+    """Return a JSON object, a line per entry, with the checksum of its content as last entry."""
     said = body.removesuffix(END)
     return said + SEAL + xxhash.xxh3_128(said).hexdigest().encode() + b'"' + END
 
 
 def check_contained(product: Path, names: Iterable[str]) -> None:
-    """Raise StoreError where a file named in a manifest lies outside its product, or is reached through a link in it."""
+    """Raise StoreError where a named file lies outside the product or behind a link in it."""
     folders: set[PurePosixPath] = set()
     for name in names:
         path = PurePosixPath(name)
@@ -243,7 +252,7 @@ def check_contained(product: Path, names: Iterable[str]) -> None:
 
 
 def size_of_own(path: Path) -> int | None:
-    """Bytes of a regular file that is no link; None where there is none."""
+    """Return the size of a regular file that is not a link, in bytes, or None."""
     try:
         status = path.lstat()
     except (OSError, ValueError):

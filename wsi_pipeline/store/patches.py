@@ -42,7 +42,7 @@ MAX_MAPS = 1024
 def prepare_patch_store(
     staging: Staging, table: PatchTable, attributes: dict[str, Any], codec: PixelCodec = AS_THEY_ARE
 ) -> None:
-    """Lay out an empty store for the table's patches."""
+    """Create an empty store for the table's patches."""
     staging.begin()
     side = table.grid.spec.side_px
     write_table(staging.product, KIND, table, attributes | {"codec": codec.to_json()})
@@ -54,7 +54,7 @@ def prepare_patch_store(
 
 
 def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: PatchBlock) -> int:
-    """Write one block; returns how many of its patches were unreadable."""
+    """Write one block and return the number of its unreadable patches."""
     write_rows(
         staging.product,
         "patches",
@@ -92,7 +92,11 @@ class PatchStore:
     """A finished patch store, opened read-only: a patch source."""
 
     def __init__(self, path: Path) -> None:
-        """Raises StoreError where the store is incomplete, damaged but for its pixels, of another kind, or contradicts its manifest."""
+        """Open a store and check everything but its pixels.
+
+        Raises StoreError where it is incomplete, damaged, of another kind, or contradicts its
+        manifest.
+        """
         self.path = path
         self.manifest = read_manifest(path)
         self.attributes = check_tables(path, self.manifest, KIND)
@@ -114,7 +118,10 @@ class PatchStore:
         self._checked: set[int] = set()
 
     def _check_pixels(self) -> None:
-        """Raise StoreError where pixels are not laid out as the table says, or a chunk of theirs is not in the manifest or too large."""
+        """Raise StoreError where pixels have another layout than the table says.
+
+        Also where a chunk is not in the manifest or too large.
+        """
         patches, side, size = self.table.patches, self.grid.spec.side_px, self.block_size
         wanted = ArrayLayout(
             "uint8", (patches, side, side, 3), (size, side, side, 3), self.codec.zarr_names
@@ -133,12 +140,12 @@ class PatchStore:
 
     @property
     def slide(self) -> SlideInfo:
-        """The slide that was cut."""
+        """The slide from which patches were cut."""
         return self.table.slide
 
     @property
     def grid(self) -> Grid:
-        """Where the patches lie."""
+        """The grid of the patches."""
         return self.table.grid
 
     @property
@@ -148,7 +155,7 @@ class PatchStore:
 
     @property
     def labels(self) -> NDArray[np.int8]:
-        """(n,) class of each patch: 0 or 1 (the numbers of `class_names`), -1 where it is not known."""
+        """(n,) class of each patch: 0 or 1 (index into `class_names`), -1 where it is not known."""
         return self.table.labels
 
     @property
@@ -200,7 +207,7 @@ class PatchStore:
         return read_rows(self.path, "readable")
 
     def read_block(self, block: int) -> PatchBlock:
-        """Pixels of one block. Raises StoreError where they are not those that were written."""
+        """Return the pixels of one block. Raises StoreError where they were changed."""
         self._check_block(block)
         rows = block_slice(block, self.block_size, self.table.patches)
         if self.codec.name == "zstd":
@@ -208,7 +215,7 @@ class PatchStore:
         return PatchBlock(read_rows(self.path, "patches", rows), self.readable[rows])
 
     def _check_frame(self, block: int) -> None:
-        """Raise StoreError where a compressed block would unpack to anything but its pixels."""
+        """Raise StoreError where a compressed block would not unpack to the size of its pixels."""
         side = self.grid.spec.side_px
         with chunk_file(self.path, "patches", block, 4).open("rb") as stream:
             declared = read_zstd_size(stream.read(ZSTD_HEADER_BYTES))
@@ -219,7 +226,10 @@ class PatchStore:
             )
 
     def _check_block(self, block: int) -> None:
-        """Compare the block's chunk with the manifest, once: a chunk of another block is whole by its own checksum."""
+        """Compare the block's chunk with the manifest, once.
+
+        Its own checksum does not tell that it is a chunk of another block.
+        """
         if block not in self._checked and self.table.patches:
             check_files(
                 self.path,
@@ -229,11 +239,11 @@ class PatchStore:
             self._checked.add(block)
 
     def read_patches(self, numbers: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-        """Any patches in any order, (b, side, side, 3). Raises StoreError, or IndexError for numbers that are none.
+        """Return any patches in any order, (b, side, side, 3). Raises StoreError and IndexError.
 
-        Where pixels are stored as they are, only those bytes are touched, by way of the memory map
-        of a chunk; checksums are then not looked at (`wsi train` does so for whole stores before it
-        begins). Of a compressed store whole chunks are decoded.
+        Of pixels that are stored as they are, only those bytes are read, through a memory map, and
+        checksums are not compared (`wsi train` compares those of whole stores before it starts).
+        Compressed chunks are decoded whole.
         """
         wanted = np.asarray(numbers, dtype=np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.table.patches):
@@ -264,7 +274,7 @@ class PatchStore:
 
 
 def find_stores(places: list[Path]) -> list[Path]:
-    """The patch stores among files and folders, sorted; a store names itself, a folder means every store in it."""
+    """Return the stores among `places`, sorted; a folder stands for every store in it."""
     stores: list[Path] = []
     for place in places:
         if is_product(place) or place.name.endswith(STORE_SUFFIX):
@@ -277,14 +287,14 @@ def find_stores(places: list[Path]) -> list[Path]:
             )
     if not stores:
         raise StoreError(
-            f"{', '.join(map(str, places))}: no patch stores (*{STORE_SUFFIX}); make some with `wsi tile`"
-            " or `wsi ingest`"
+            f"{', '.join(map(str, places))}: no patch stores (*{STORE_SUFFIX}); make some with"
+            " `wsi tile` or `wsi ingest`"
         )
     return list({store.resolve(): store for store in stores}.values())
 
 
 def describe_store(store: PatchStore) -> dict[str, str]:
-    """What a store holds, as name and text for a person, from its tables alone."""
+    """Return names and texts that describe a store to a person, from its tables alone."""
     table, spec, counts = store.table, store.grid.spec, store.manifest.counts
     labels = np.bincount(table.labels.astype(np.int64) + 1, minlength=3).tolist()
     names = ("unknown", *table.class_names)
@@ -314,7 +324,7 @@ def describe_store(store: PatchStore) -> dict[str, str]:
 
 def _describe_tissue(fraction: NDArray[np.float32]) -> str:
     known = fraction[~np.isnan(fraction)]
-    return f"{float(known.mean()):.0%} of the patches' area" if len(known) else "not looked for"
+    return f"{float(known.mean()):.0%} of the patches' area" if len(known) else "not measured"
 
 
 def _describe_maker(provenance: Any) -> str:

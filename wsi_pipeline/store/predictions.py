@@ -1,4 +1,4 @@
-"""Predictions of one slide: a probability for every patch, NaN where the patch could not be read."""
+"""Predictions of one slide: a probability for every patch, NaN where it could not be read."""
 
 import os
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ RESULT_KIND = "wsi slide result"
 
 
 def prepare_predictions(staging: Staging, table: PatchTable, attributes: dict[str, Any]) -> None:
-    """Lay out predictions for the table's patches, none of them made yet."""
+    """Create empty predictions for the table's patches."""
     staging.begin()
     path = staging.product / PREDICTIONS
     write_table(path, KIND, table, attributes)
@@ -41,7 +41,7 @@ def write_prediction_block(
     probability: NDArray[np.float32],
     report: dict[str, Any],
 ) -> None:
-    """Write the probabilities (b,) of one block, and what came of it."""
+    """Write the probabilities (b,) of one block, and its report."""
     path = staging.product / PREDICTIONS
     write_rows(
         path, "probability", block_slice(block, table.block_size, table.patches), probability
@@ -50,10 +50,10 @@ def write_prediction_block(
 
 
 class Predictions:
-    """Predictions on disk, finished or under way."""
+    """Predictions on disk, finished or not."""
 
     def __init__(self, path: Path) -> None:
-        """Raises StoreError where `path` holds no predictions."""
+        """Open predictions. Raises StoreError where `path` holds none."""
         self.path = path
         self.attributes = check_kind(path, KIND)
         self.table = read_table(path, self.attributes)
@@ -68,12 +68,12 @@ class Predictions:
 
     @property
     def positive_class(self) -> str:
-        """What the model calls the class whose probability it predicts."""
+        """The model's name of the class whose probability it predicts."""
         return str(self.attributes["model"]["class_names"][1])
 
     @property
     def negative_class(self) -> str:
-        """What the model calls the other class."""
+        """The model's name of the other class."""
         return str(self.attributes["model"]["class_names"][0])
 
     @property
@@ -83,7 +83,7 @@ class Predictions:
 
     @cached_property
     def probability(self) -> NDArray[np.float32]:
-        """float32 (n,), 0 to 1, NaN where a patch could not be read. Raises StoreError for anything else."""
+        """float32 (n,), 0 to 1, NaN where a patch could not be read. Raises StoreError."""
         values = read_rows(self.path, "probability")
         known = values[~np.isnan(values)]
         if values.shape != (self.table.patches,) or ((known < 0) | (known > 1)).any():
@@ -94,7 +94,7 @@ class Predictions:
 
 
 def _check_model(path: Path, model: Any) -> None:
-    """Raise StoreError where what stands there of the model cannot be used."""
+    """Raise StoreError where the recorded model lacks a threshold, two classes or a digest."""
     named = model if isinstance(model, dict) else {}
     threshold, names = named.get("threshold"), named.get("class_names")
     is_number = (
@@ -113,7 +113,7 @@ def _check_model(path: Path, model: Any) -> None:
 
 
 def open_result(folder: Path) -> Predictions:
-    """The predictions of a finished slide result. Raises StoreError where they are not those that were written.
+    """Return the predictions of a finished slide result. Raises StoreError where they were changed.
 
     A patch without a number is one that could not be read: where the manifest counts fewer of
     these, numbers are missing.
@@ -133,7 +133,7 @@ def open_result(folder: Path) -> Predictions:
 
 
 def _check_chunks(folder: Path, manifest: Manifest, table: PatchTable) -> None:
-    """Raise StoreError where a block of probabilities is not in the manifest, or not as it was written."""
+    """Raise StoreError where a block of probabilities differs from the manifest."""
     names = [
         f"{PREDICTIONS}/probability/c/{block}"
         for block in range(count_blocks(table.patches, table.block_size))
@@ -151,7 +151,10 @@ def _check_chunks(folder: Path, manifest: Manifest, table: PatchTable) -> None:
 
 
 def find_results(places: Sequence[Path]) -> list[Path]:
-    """The finished slide results in result folders, sorted; none is an answer. Raises StoreError where a place is no folder."""
+    """Return the finished slide results in folders, sorted, perhaps none.
+
+    Raises StoreError where a place is not a folder.
+    """
     found: list[Path] = []
     for place in places:
         if not place.is_dir():
@@ -162,7 +165,10 @@ def find_results(places: Sequence[Path]) -> list[Path]:
 
 
 def _is_result(folder: Path) -> bool:
-    """Whether a folder is a slide's results, or may not be looked into: then whoever opens it says so."""
+    """Return True for a slide's results, and for a product that cannot be entered.
+
+    Opening the latter gives the error.
+    """
     return is_product(folder) and (
         not os.access(folder, os.X_OK) or (folder / PREDICTIONS).is_dir()
     )

@@ -1,4 +1,4 @@
-"""The one door to Zarr: groups of whole-chunk arrays with a checksum in every chunk."""
+"""All access to Zarr: groups of whole-chunk arrays with a checksum in every chunk."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ AS_THEY_ARE = PixelCodec()
 
 @contextmanager
 def zarr_errors_named(path: Path) -> Iterator[None]:
-    """Turn whatever Zarr raises about a store into a StoreError that names it; a full disk is the machine's fault."""
+    """Turn Zarr's exceptions into a StoreError that names the store, or into a machine fault."""
     try:
         yield
     except FileNotFoundError as error:  # zarr's not-found errors are subclasses
@@ -44,7 +44,7 @@ def zarr_errors_named(path: Path) -> Iterator[None]:
 
 
 def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Make an empty Zarr v3 group."""
+    """Create an empty Zarr v3 group."""
     with zarr_errors_named(path):
         zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
 
@@ -58,7 +58,7 @@ def create_array(
     fill_value: float = 0,
     codec: PixelCodec = AS_THEY_ARE,
 ) -> None:
-    """Make an array of `shape` with a crc32c per chunk, uncompressed unless `codec` says otherwise."""
+    """Create an array of `shape` with a crc32c per chunk, encoded by `codec`."""
     with zarr_errors_named(path):
         zarr.open_group(path, mode="r+").create_array(
             name,
@@ -72,7 +72,7 @@ def create_array(
 
 
 def put_array(path: Path, name: str, values: NDArray[Any]) -> None:
-    """Make an array of one chunk and fill it."""
+    """Create an array of one chunk and fill it."""
     fill_value = float("nan") if values.dtype.kind == "f" else 0
     create_array(path, name, values.shape, values.shape, values.dtype.name, fill_value)
     write_rows(path, name, slice(0, len(values)), values)
@@ -85,7 +85,7 @@ IMAGE_CHUNK = 1024
 def put_image(
     path: Path, name: str, values: NDArray[Any], dimension_names: tuple[str, ...]
 ) -> None:
-    """Make an array that viewers read as an image: named dimensions, square chunks, a checksum in each."""
+    """Create an image array for viewers: named dimensions, square chunks, a checksum in each."""
     with zarr_errors_named(path):
         array = zarr.open_group(path, mode="r+").create_array(
             name,
@@ -100,7 +100,7 @@ def put_image(
 
 
 def write_rows(path: Path, name: str, rows: slice, values: NDArray[Any]) -> None:
-    """Write whole chunks along axis 0. The caller keeps to chunk boundaries, so that nobody shares a chunk."""
+    """Write whole chunks along axis 0; callers keep to chunk boundaries and share no chunk."""
     if not len(values):
         return
     with zarr_errors_named(path):
@@ -116,12 +116,12 @@ def write_rows(path: Path, name: str, rows: slice, values: NDArray[Any]) -> None
             return
         # Without write_empty_chunks Zarr compares every chunk with the fill value first (270
         # instead of 2,400 MB/s), and leaves chunks of nothing but the fill value out, so that they
-        # would look as if nobody had written them.
+        # would look as if they had not been written.
         array.with_config({"write_empty_chunks": True})[rows] = values
 
 
 def _has_plain_chunks(array: Any) -> bool:
-    """Whether a chunk's file is the bytes of its rows and their crc32c."""
+    """Return True where a chunk's file is the bytes of its rows and their crc32c."""
     codecs = [type(codec) for codec in array.metadata.codecs]
     return (
         codecs == [BytesCodec, Crc32cCodec]
@@ -131,7 +131,7 @@ def _has_plain_chunks(array: Any) -> bool:
 
 
 def _write_plain_chunk(file: Path, values: NDArray[Any], array: Any) -> None:
-    """The very bytes that Zarr would write, without its copy of them: a chunk of patches is 31 MB."""
+    """Write the same bytes as Zarr, without its copy of them: a chunk of patches is 31 MB."""
     values = np.ascontiguousarray(values, dtype=array.dtype)
     missing = np.full(
         (array.chunks[0] - len(values), *array.shape[1:]), array.fill_value, dtype=array.dtype
@@ -147,24 +147,24 @@ def _write_plain_chunk(file: Path, values: NDArray[Any], array: Any) -> None:
 
 
 def read_rows(path: Path, name: str, rows: slice | None = None) -> NDArray[Any]:
-    """Rows of an array, or all of it, checksums verified."""
+    """Return rows of an array, or all of it, after verifying checksums."""
     with zarr_errors_named(path):
         return np.asarray(open_array(path, name)[slice(None) if rows is None else rows])
 
 
 def open_array(path: Path, name: str, mode: str = "r") -> Any:
-    """The Zarr array itself."""
+    """Open the Zarr array itself."""
     with zarr_errors_named(path):
         return zarr.open_array(path / name, mode=mode, zarr_format=3)
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """The attributes of a group."""
+    """Return the attributes of a group."""
     return read_group(path)
 
 
 def flush_chunk(path: Path, name: str, block: int, dimensions: int) -> Path:
-    """Flush chunk `block` of an array and every folder on the way to it; returns its file."""
+    """Flush chunk `block` of an array and every folder above it; return its file."""
     chunk = chunk_file(path, name, block, dimensions)
     flush_file(chunk)
     for folder in chunk.parents:
@@ -175,12 +175,12 @@ def flush_chunk(path: Path, name: str, block: int, dimensions: int) -> Path:
 
 
 def chunk_file(path: Path, name: str, block: int, dimensions: int) -> Path:
-    """The file that holds chunk `block` along axis 0."""
+    """Return the file of chunk `block` along axis 0."""
     return path.joinpath(name, "c", str(block), *["0"] * (dimensions - 1))
 
 
 def map_chunk(path: Path, name: str, block: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Chunk `block` of an uncompressed uint8 array as memory that is read when it is touched; no checksum is looked at."""
+    """Map chunk `block` of an uncompressed uint8 array into memory; its checksum is not read."""
     chunk = chunk_file(path, name, block, len(shape))
     with zarr_errors_named(path):
         if chunk.stat().st_size != int(np.prod(shape)) + CHECKSUM_BYTES:
