@@ -494,7 +494,7 @@ def test_a_full_disk_is_the_machines_fault(
     monkeypatch.setitem(WRITERS, "heatmap", fail)
     account = infer(tmp_path / "slides", model, tmp_path / "results", view=HEATMAP)
     assert account.exit_code == 5
-    assert "No space left on device; mend that" in account.outcomes[0].message
+    assert "No space left on device; fix that" in account.outcomes[0].message
     monkeypatch.undo()
     assert infer(tmp_path / "slides", model, tmp_path / "results", view=HEATMAP).exit_code == 0
 

@@ -28,6 +28,7 @@ MAX_DENOMINATOR = 10_000
 The error is less than 0.003 px over 250,000 px.
 """
 
+UM_PER_INCH = 25_400
 MAX_EXTENT_L0 = 2**31 - 1
 RATIO = re.compile(r"[0-9]{1,12}(/0*[1-9][0-9]{0,11})?")
 """An exact downsample. Fraction itself would also take `1e999999999`, and compute it."""

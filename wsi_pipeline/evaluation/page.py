@@ -32,7 +32,6 @@ from wsi_pipeline.training.report import (
     write_report_page,
 )
 
-WORST_PATCHES = 24
 logger = logging.getLogger(__name__)
 
 
@@ -108,7 +107,7 @@ def _show_worst(
     """Pictures of the most confidently wrong patches, and a word on those that have none."""
     finder = PixelFinder(labelled.path)
     starts = np.cumsum([0, *(len(slide.labels) for slide in slides)])
-    chosen = pick_worst(labels, probability, WORST_PATCHES)
+    chosen = pick_worst(labels, probability)
     owners = np.searchsorted(starts, chosen, side="right") - 1
     pictures: dict[int, WorstPatch] = {}
     for owner in np.unique(owners):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from wsi_pipeline.core.errors import LabelError
-from wsi_pipeline.core.geometry import MAX_MPP, Grid, positions_to_boxes_l0
+from wsi_pipeline.core.geometry import MAX_MPP, UM_PER_INCH, Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.assignment import PatchLabels, decide
 from wsi_pipeline.labels.rules import LabelRules
@@ -18,7 +18,6 @@ from wsi_pipeline.labels.rules import LabelRules
 MAX_PIXELS = 170_000_000
 FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
 """Pillow knows dozens of others, and most of its faults have been in those."""
-UM_PER_INCH = 25_400
 IMAGE_DESCRIPTION_TAG = 270
 PHYSICAL_SIZE = re.compile(r'PhysicalSizeX="([0-9.eE+-]+)"')
 """OME-TIFF's µm per pixel."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.geometry import UM_PER_INCH
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.slides.base import (
     DeclaredScale,
@@ -24,7 +25,6 @@ MODES = ("RGB", "RGBA", "L", "LA")
 MAX_PIXELS = 200_000_000
 """A plain image is decoded whole; one larger than this belongs in a pyramid."""
 
-UM_PER_INCH = 25_400
 IMAGE_FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 

@@ -12,9 +12,8 @@ from typing import TextIO
 from wsi_pipeline.core.choices import HIDDEN
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.json_io import read_bounded
-from wsi_pipeline.store.files import open_to_append
+from wsi_pipeline.store.files import MOST_ATTEMPTS, open_to_append
 
-MOST_ATTEMPTS = 100
 MAX_OWNER_BYTES = 4096
 """Limit of the line in which a writer names itself, with a margin."""
 STRANGERS = {

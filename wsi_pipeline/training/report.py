@@ -100,8 +100,11 @@ def write_report_page(path: Path, content: ReportContent) -> None:
     write_file(path, page.encode(errors="replace"))
 
 
+WORST_PATCHES = 24
+
+
 def pick_worst(
-    labels: NDArray[np.int8], probability: NDArray[np.float32], count: int
+    labels: NDArray[np.int8], probability: NDArray[np.float32], count: int = WORST_PATCHES
 ) -> NDArray[np.intp]:
     """Places of the `count` most confidently wrong patches, worst first: on the wrong side of 0.5, NaN never.
 

@@ -100,7 +100,6 @@ def _tag(name: str) -> str:
 METRICS_JSON = "metrics.json"
 SPLIT_JSON = "split.json"
 VALIDATION_CSV = "validation.csv"
-WORST_PATCHES = 24
 IN_SAMPLE = (
     "The best epoch, the temperature and the threshold were chosen on these validation patients, so"
     " these figures flatter a little. For figures to publish, keep patients out with"
@@ -202,7 +201,7 @@ def _show_worst(
     record: TrainingRecord, labels: NDArray[np.int8], probability: NDArray[np.float32]
 ) -> tuple[WorstPatch, ...]:
     """The most confidently wrong validation patches as pictures."""
-    worst = pick_worst(labels, probability, WORST_PATCHES)
+    worst = pick_worst(labels, probability)
     members = record.division.val[worst]
     names = record.checkpoint.class_names
     captions = [
