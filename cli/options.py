@@ -18,7 +18,9 @@ from wsi_pipeline.core.choices import (
     COLORMAPS,
     DEVICES,
     ENGINE_NAMES,
+    ON_REQUEST,
     ORIGINS,
+    OUTPUT_GROUPS,
     OUTSIDE,
     PRECISIONS,
     PRIORITIES,
@@ -343,15 +345,17 @@ label_rules_options = together(
 )
 """How drawn regions and label images become labels."""
 
+PNG = OUTPUT_GROUPS["png"]
 view_options = together(
     click.option(
         "--outputs",
         default="all",
         metavar="NAMES",
         help=(
-            "Formats, with commas: png (heatmap, overlay, gallery), report, summary, csv, parquet,"
-            " regions, geojson, ome-zarr, ome-tiff; all: all of these. Only where named:"
-            " geojson-patches (huge), dicom (slides in DICOM; needs the extra of that name)."
+            f"Formats, with commas: png ({', '.join(PNG)}),"
+            f" {', '.join(name for name in OUTPUT_GROUPS['all'] if name not in PNG)}; all: all of"
+            " these. Only where named:"
+            f" {', '.join(f'{name} ({note})' for name, note in ON_REQUEST.items())}."
         ),
     ),
     click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi_pipeline.core.choices import (
+    ARCHITECTURE_NAMES,
     AUTO,
     CACHES,
     DEFAULT_ARCHITECTURE,
@@ -60,8 +61,8 @@ SPLIT: tuple[Option[Any], ...] = (
     click.option("--i-know-this-leaks", "knows_leak", is_flag=True, help="Needed for --split random; model and report are marked."),
 )  # fmt: skip
 NETWORK: tuple[Option[Any], ...] = (
-    click.option("--arch", default=DEFAULT_ARCHITECTURE, help="Network: idc_cnn, wide_resnet (also wide_resnet_<depth>_<width>), wide_resnet50_2, "
-                 "or timm:NAME; docs/guides/models.md lists them."),
+    click.option("--arch", default=DEFAULT_ARCHITECTURE, help=f"Network: {', '.join(ARCHITECTURE_NAMES)}, "
+                 "wide_resnet_<depth>_<width>, or timm:NAME; docs/guides/models.md lists them."),
     click.option("--dropout", type=float, help="Share of values dropped. [default: the network's own]"),
     click.option("--head", type=click.Choice(HEADS), default="linear",
                  help="Of wide_resnet: one linear layer, or 20 ReLU units before it."),

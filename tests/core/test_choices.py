@@ -6,6 +6,7 @@ import pytest
 
 from tests import ROOT
 from wsi_pipeline.core.choices import (
+    ARCHITECTURE_NAMES,
     CLUSTERS,
     DEFAULT_ARCHITECTURE,
     ENGINE_NAMES,
@@ -34,6 +35,7 @@ from wsi_pipeline.training.optimise import INITIALISATIONS, OPTIMIZERS, SCHEDULE
 @pytest.mark.parametrize(
     ("names", "table"),
     [
+        (ARCHITECTURE_NAMES, ARCHITECTURES),
         (CLUSTERS, STARTERS),
         (ENGINE_NAMES, ENGINES),
         (INITIALISATION_NAMES, INITIALISATIONS),

@@ -24,6 +24,10 @@ OUTSIDE = ("unknown", "negative")
 PRIORITIES = ("positive", "negative")
 ORIGINS = (AUTO, "slide", "bounds")
 
+ARCHITECTURE_NAMES = (
+    *("idc_cnn", "wide_resnet", "wide_resnet_16_2", "wide_resnet_16_4", "wide_resnet_16_8"),
+    *("wide_resnet_28_10", "wide_resnet50_2"),
+)
 DEFAULT_ARCHITECTURE = "idc_cnn"
 HEADS = ("linear", "dense20")
 SIDES = ("train", "val", "test")
@@ -52,8 +56,11 @@ OUTPUT_GROUPS = {
     "png": ("heatmap", "overlay", "gallery"),
 }
 """Names for several outputs at once."""
-ON_REQUEST = ("geojson-patches", "dicom")
-"""Outputs that are written only where they are named: one is huge, the other needs an extra."""
+ON_REQUEST = {
+    "geojson-patches": "huge",
+    "dicom": "slides in DICOM; needs the extra of that name",
+}
+"""Outputs that are written only where they are named, and why."""
 MODEL_FORMATS = ("torchscript", "onnx", "pt2")
 PATCH_FORMATS = ("png", "webdataset")
 NORMALISATIONS = ("transform", "inside")
