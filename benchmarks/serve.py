@@ -41,7 +41,7 @@ import openslide
 from openslide.deepzoom import DeepZoomGenerator
 
 from wsi_pipeline.runs.synthetic_slides import draw_phantom, write_pyramid
-from wsi_pipeline.serve.pyramid import Pyramid
+from wsi_pipeline.serve.decoding import Pyramid
 from wsi_pipeline.slides.image_io import JPEG_QUALITY
 
 CLIENTS = 8

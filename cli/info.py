@@ -14,9 +14,17 @@ from .options import reader_option, slide_mpp_option
 @reader_option
 def info(slide: Path, slide_mpp: float | None, reader: str) -> None:
     """Show a slide's size, scale and pyramid, as the other commands see them."""
+    from wsi_pipeline.core.errors import SlideError
+    from wsi_pipeline.core.limits import limited_memory
     from wsi_pipeline.slides import describe_reader, open_slide
 
-    opened = open_slide(slide, slide_mpp=slide_mpp, reader=reader)
+    try:
+        with limited_memory():
+            opened = open_slide(slide, slide_mpp=slide_mpp, reader=reader)
+    except MemoryError as error:
+        raise SlideError(
+            f"{slide}: needs more memory than this machine has; leave it out"
+        ) from error
     facts = opened.info
     width, height = facts.size_l0
     click.echo(printable(str(slide)))

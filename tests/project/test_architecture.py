@@ -33,6 +33,7 @@ DOORS: dict[str, set[str]] = {
     "zarr": {"store"},
     "google_crc32c": {"store"},
     "xxhash": {"store"},
+    "cachetools": {"serve", "slides", "store"},
     "bokeh": {"scheduling"},
     "dask": {"scheduling"},
     "dask_cuda": {"scheduling"},

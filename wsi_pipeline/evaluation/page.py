@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import RUN_JSON
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_json
+from wsi_pipeline.core.limits import limited_memory
 from wsi_pipeline.core.slide import PatchBlock, PatchTable
 from wsi_pipeline.evaluation.labelled import LabelledResults, LabelledSlide
 from wsi_pipeline.slides import open_slide
@@ -150,7 +151,7 @@ class PixelFinder:
                     return _read_store(Path(place), table, positions)
                 if place and Path(place).is_file():
                     return _read_slide(Path(place), table, positions)
-            except (WsiError, OSError) as error:
+            except (WsiError, OSError, MemoryError) as error:
                 logger.info("no pixels for the report: %s", error)
         return None
 
@@ -182,7 +183,7 @@ def _read_store(path: Path, table: PatchTable, positions: NDArray[np.int32]) -> 
 
 def _read_slide(path: Path, table: PatchTable, positions: NDArray[np.int32]) -> PatchBlock | None:
     slide_mpp = table.slide.mpp if table.slide.mpp_source == "user" else None
-    with closing(open_slide(path, table.slide.slide_id, slide_mpp)) as reader:
+    with limited_memory(), closing(open_slide(path, table.slide.slide_id, slide_mpp)) as reader:
         if reader.info.fingerprint != table.slide.fingerprint:
             return None
         return SlidePatches(reader, table.grid, positions, len(positions)).read_block(0)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 
-from wsi_pipeline.core.limits import available_cores
+from wsi_pipeline.core.limits import available_cores, limited_memory
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.loading import load_model
@@ -67,7 +67,7 @@ def preview_run(
     slides = options.take_share(slides)
     jobs = make_jobs(slides, choice, options.tile_for(loaded), results, options)
     listener.working_on(f"opening {len(slides):,} slides")
-    with ThreadPoolExecutor(available_cores(), "look") as pool:
+    with limited_memory(), ThreadPoolExecutor(available_cores(), "look") as pool:
         found = list(pool.map(preview_slide, slides, jobs))
     return RunPreview(
         tuple(preview for preview, _ in found), RunAccount(tuple(outcome for _, outcome in found))

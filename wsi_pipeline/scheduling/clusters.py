@@ -4,10 +4,8 @@ Here it is also decided what a worker process may take of the machine's memory.
 """
 
 import logging
-import resource
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,9 +17,9 @@ import dask
 import yaml
 from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
 from distributed.security import Security
-from distributed.system import MEMORY_LIMIT
 
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.core.limits import limit_memory, machine_memory
 from wsi_pipeline.scheduling.dask_executor import ALLOWED_DEATHS, DaskExecutor
 from wsi_pipeline.scheduling.jobs import ADDRESS, Workers
 
@@ -309,21 +307,7 @@ def share_memory(workers: Workers) -> int:
     to be mistaken for a slide's.
     """
     has_gpu = workers.gpus or workers.cluster == "cuda"
-    return max(SMALLEST_SHARE, MEMORY_LIMIT // (1 if has_gpu else max(workers.processes, 1)))
-
-
-def limit_memory(most_bytes: int) -> None:
-    """Hold this process to that much private memory; what asks for more gets a MemoryError, and the machine never swaps for it.
-
-    The limit is RLIMIT_DATA, which counts memory that a process may write to and shares with
-    nobody. RLIMIT_AS would count all address space too, of which CUDA reserves hundreds of
-    gigabytes that it never uses, and files that are mapped. Only Linux counts so.
-    """
-    if sys.platform != "linux":
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    most = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    return max(SMALLEST_SHARE, machine_memory() // (1 if has_gpu else max(workers.processes, 1)))
 
 
 class MemoryLimit(WorkerPlugin):

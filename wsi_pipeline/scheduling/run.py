@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
-from wsi_pipeline.core.limits import tidy_memory
+from wsi_pipeline.core.limits import limited_memory, tidy_memory
 from wsi_pipeline.scheduling.jobs import (
     Executor,
     Job,
@@ -81,7 +81,8 @@ QUESTION = -1
 def open_workers(workers: Workers) -> Iterator[WorkerPool]:
     """The workers, started or reached, until the end of the block. Raises EnvironmentFault where they cannot be had."""
     if workers.scheduler is None and workers.cluster == "local" and workers.processes == 0:
-        yield WorkerPool(PlainLoop(), window=1)
+        with limited_memory():
+            yield WorkerPool(PlainLoop(), window=1)
         return
     from wsi_pipeline.scheduling.clusters import (
         connect,

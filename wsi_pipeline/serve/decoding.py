@@ -1,24 +1,23 @@
-"""The process that touches foreign pixels: it reads slides and decodes images under limits, and knows no network.
+"""Reading slides and decoding uploads in limited child processes.
 
-Run as `python -P -m wsi_pipeline.serve.decoding BYTES`; requests come on stdin, answers go to
-stdout, as frames.
+The server asks a `DecoderPool`. Run as `python -P -m wsi_pipeline.serve.decoding`, this module is
+the child process: it reads slides and decodes images under limits, and knows no network.
 """
 
-import os
-import resource
-import sys
-from collections import OrderedDict
+import queue
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from wsi_pipeline.core.errors import SlideError, WsiError
 from wsi_pipeline.core.geometry import Grid
-from wsi_pipeline.serve.decoders import BrokenFrame, Message, pack_message, read_message
-from wsi_pipeline.serve.pyramid import Pyramid
+from wsi_pipeline.core.limits import LimitedProcess, Message, answer_requests
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.image_io import decode_sent, encode_jpeg, encode_png, read_sent_size
@@ -27,41 +26,177 @@ from wsi_pipeline.slides.scaling import ScaledView
 from wsi_pipeline.slides.thumbnail import read_thumbnail
 
 OPEN_SLIDES = 8
-OPEN_FILES = 256
 THUMBNAIL_PX = 1024
 
 
-class SlidePool:
-    """Slides that stay open; one whose reading failed, or whose file changed, is opened anew."""
+class DecodingError(WsiError):
+    """A slide or an image could not be read.
 
-    def __init__(self, capacity: int = OPEN_SLIDES) -> None:
-        self._capacity = capacity
-        self._open: OrderedDict[tuple[Any, ...], SlideReader] = OrderedDict()
+    The message may hold a path, so it goes to the log and never to a client.
+    """
+
+
+class TooSlow(DecodingError):
+    """The time limit passed; the process was ended."""
+
+
+class Busy(WsiError):
+    """Too much is waiting already; ask again later."""
+
+
+class DecoderPool:
+    """Decoding processes, started when first needed and replaced when they die or are ended."""
+
+    def __init__(self, processes: int, memory_bytes: int, waiting: int) -> None:
+        self._memory_bytes = memory_bytes
+        self._free: queue.LifoQueue[LimitedProcess | None] = queue.LifoQueue()
+        for _ in range(processes):
+            self._free.put(None)
+        self._places = threading.BoundedSemaphore(processes + waiting)
+        self._is_closed = False
+        self.replaced = 0
+        """Processes that died or were ended, since the start."""
+
+    def ask(self, header: dict[str, Any], payload: bytes = b"", timeout_s: float = 20.0) -> Message:
+        """Return the answer to a request.
+
+        Raises DecodingError where there is none, Busy where too many wait already.
+        """
+        if not self._places.acquire(blocking=False):
+            raise Busy("too many reads are waiting; try again in a moment")
+        try:
+            return self._ask(Message(header, payload), timeout_s)
+        finally:
+            self._places.release()
+
+    def _ask(self, message: Message, timeout_s: float) -> Message:
+        try:
+            decoder = self._free.get(timeout=timeout_s)
+        except queue.Empty as error:
+            raise Busy("every decoding process is busy; try again in a moment") from error
+        kept: LimitedProcess | None = None
+        try:
+            decoder = decoder or LimitedProcess(__name__, self._memory_bytes)
+            reply = decoder.ask(message, timeout_s)
+            if "is_memory" not in reply.header:
+                kept = decoder
+        except TimeoutError as error:
+            raise TooSlow("decoding: took longer than the limit; the process was ended") from error
+        except ConnectionError as error:
+            raise DecodingError(f"decoding: the process died over it ({error})") from error
+        finally:
+            if kept is None and decoder is not None:
+                decoder.end()
+                self.replaced += 1
+            self._give_back(kept)
+        if "error" in reply.header:
+            raise DecodingError(str(reply.header["error"]))
+        return reply
+
+    def _give_back(self, decoder: LimitedProcess | None) -> None:
+        if self._is_closed and decoder is not None:
+            decoder.end()
+            decoder = None
+        self._free.put(decoder)
+
+    def close(self) -> None:
+        """End every process; one at work is ended when it comes back."""
+        self._is_closed = True
+        while True:
+            try:
+                decoder = self._free.get_nowait()
+            except queue.Empty:
+                return
+            if decoder is not None:
+                decoder.end()
+
+
+@dataclass(frozen=True, slots=True)
+class Pyramid:
+    """The tiles of one slide for deep zoom; integer arithmetic.
+
+    Level 0 is the scan, level k the scan reduced 2ᵏ times.
+    """
+
+    size_l0: tuple[int, int]
+    tile_px: int
+
+    @property
+    def levels(self) -> int:
+        """Number of levels; the last one is a single tile."""
+        return 1 + (max(-(-max(self.size_l0) // self.tile_px) - 1, 0)).bit_length()
+
+    def level_size(self, level: int) -> tuple[int, int]:
+        """Return (width, height) of a level in its own pixels, rounded up."""
+        width, height = self.size_l0
+        return -(-width // 2**level), -(-height // 2**level)
+
+    def tile_count(self, level: int) -> tuple[int, int]:
+        """Return (columns, rows) of tiles on a level."""
+        width, height = self.level_size(level)
+        return -(-width // self.tile_px), -(-height // self.tile_px)
+
+    def has_tile(self, level: int, col: int, row: int) -> bool:
+        """Return True if there is such a tile."""
+        if not 0 <= level < self.levels:
+            return False
+        cols, rows = self.tile_count(level)
+        return 0 <= col < cols and 0 <= row < rows
+
+    def tile_box(self, level: int, col: int, row: int) -> tuple[int, int, int, int]:
+        """Return (x, y, width, height) of a tile in its level's pixels.
+
+        Tiles at the right and bottom edge are smaller.
+        """
+        width, height = self.level_size(level)
+        x, y = col * self.tile_px, row * self.tile_px
+        return x, y, min(self.tile_px, width - x), min(self.tile_px, height - y)
+
+    def coarsest_level(self, downsamples: list[float], region_px: int) -> int:
+        """Return the coarsest level whose tiles can each be made of at most `region_px` pixels.
+
+        `downsamples` are those of the file's own levels.
+        """
+        return max(
+            level
+            for level in range(self.levels)
+            if level == 0 or self._read_px(level, downsamples) <= region_px
+        )
+
+    def _read_px(self, level: int, downsamples: list[float]) -> float:
+        finer = max((own for own in downsamples if own <= 2**level), default=1.0)
+        return float((self.tile_px * 2**level / finer) ** 2)
+
+
+class OpenSlides(LRUCache[tuple[Any, ...], SlideReader]):
+    """Slides that stay open; one whose file changed, or could not be read, is opened again."""
+
+    def popitem(self) -> tuple[tuple[Any, ...], SlideReader]:
+        """Close the slide that was not asked for longest."""
+        key, reader = super().popitem()
+        reader.close()
+        return key, reader
 
     def take(self, request: dict[str, Any]) -> SlideReader:
-        """The open slide of a request. Raises SlideError."""
-        key = (request["path"], request.get("slide_mpp"), *request["mark"])
-        reader = self._open.pop(key, None) or open_slide(
-            Path(request["path"]), slide_mpp=request.get("slide_mpp")
-        )
-        self._open[key] = reader
-        while len(self._open) > self._capacity:
-            self._open.popitem(last=False)[1].close()
-        return reader
+        """Return the open slide of a request. Raises SlideError."""
+        key = (request["path"], request.get("slide_mpp"), *request["stamp"])
+        if key not in self:
+            self[key] = open_slide(Path(request["path"]), slide_mpp=request.get("slide_mpp"))
+        return self[key]
 
     def drop(self, path: str) -> None:
         """Close every handle on a file."""
-        for key in [key for key in self._open if key[0] == path]:
-            self._open.pop(key).close()
+        for key in [key for key in self if key[0] == path]:
+            self.pop(key).close()
 
 
 def describe(reader: SlideReader, request: dict[str, Any]) -> Message:
-    """The facts of a slide that may leave it: nothing of a patient, no label, no macro image."""
+    """Return the facts of a slide that may leave it: nothing of a patient, no label, no macro."""
     return Message({"slide": reader.info.to_json()})
 
 
 def read_tile(reader: SlideReader, request: dict[str, Any]) -> Message:
-    """One tile of the pyramid as JPEG."""
+    """Return one tile of the pyramid as JPEG."""
     pyramid = Pyramid(reader.info.size_l0, request["tile_px"])
     level, col, row = request["level"], request["col"], request["row"]
     x, y, width, height = pyramid.tile_box(level, col, row)
@@ -76,7 +211,7 @@ def read_tile(reader: SlideReader, request: dict[str, Any]) -> Message:
 
 
 def read_overview(reader: SlideReader, request: dict[str, Any]) -> Message:
-    """The whole scanned area as one small JPEG."""
+    """Return the whole scanned area as one small JPEG."""
     _, _, width_l0, height_l0 = reader.info.bounds_l0
     thumbnail = read_thumbnail(
         reader, reader.info.mpp * max(width_l0, height_l0) / THUMBNAIL_PX
@@ -85,7 +220,7 @@ def read_overview(reader: SlideReader, request: dict[str, Any]) -> Message:
 
 
 def read_patch(reader: SlideReader, request: dict[str, Any]) -> Message:
-    """One patch as PNG, pixel by pixel what the model saw."""
+    """Return one patch as PNG, pixel by pixel as the model saw it."""
     grid = Grid.from_json(request["grid"])
     positions = np.array([[request["row"], request["col"]]], dtype=np.int32)
     block = SlidePatches(reader, grid, positions, block_size=1).read_block(0)
@@ -103,13 +238,13 @@ SLIDE_REQUESTS: dict[str, Callable[[SlideReader, dict[str, Any]], Message]] = {
 
 
 def decode_upload(request: dict[str, Any], payload: bytes) -> Message:
-    """What a stranger sent, as raw RGB."""
+    """Return an uploaded image as raw RGB."""
     pixels = decode_sent(payload, request["max_pixels"])
     return Message({"height": pixels.shape[0], "width": pixels.shape[1]}, pixels.tobytes())
 
 
 def measure_upload(request: dict[str, Any], payload: bytes) -> Message:
-    """Its size by its header."""
+    """Return the size of an uploaded image by its header."""
     width, height = read_sent_size(payload)
     return Message({"height": height, "width": width})
 
@@ -120,67 +255,20 @@ UPLOAD_REQUESTS: dict[str, Callable[[dict[str, Any], bytes], Message]] = {
 }
 
 
-def answer(request: Message, pool: SlidePool) -> Message:
-    """The answer to one request; what cannot be done is an answer too."""
+def answer(request: Message, slides: OpenSlides) -> Message:
+    """Return the answer to one request; an error is an answer too."""
     header = request.header
     try:
         if work := SLIDE_REQUESTS.get(header["do"]):
-            return work(pool.take(header), header)
+            return work(slides.take(header), header)
         return UPLOAD_REQUESTS[header["do"]](header, request.payload)
     except (WsiError, OSError, MemoryError, ValueError, ArithmeticError) as error:
         if "path" in header:
-            pool.drop(header["path"])
-        return Message(
-            {
-                "error": f"{type(error).__name__}: {error}",
-                "is_memory": isinstance(error, MemoryError),
-            }
-        )
-
-
-def confine(memory_bytes: int) -> None:
-    """Give up what decoding does not need: memory above the limit, many files, writing files, core dumps with pixels in them."""
-    limits = {
-        resource.RLIMIT_AS: memory_bytes,
-        resource.RLIMIT_NOFILE: OPEN_FILES,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, value in limits.items():
-        hard = resource.getrlimit(kind)[1]
-        allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (allowed, allowed))
-
-
-def serve_requests(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer until the other side hangs up; after running out of memory, end, so that a fresh process takes over."""
-
-    def read_exactly(count: int) -> bytes:
-        content = requests.read(count)
-        if len(content) != count:
-            raise BrokenFrame("the server hung up")
-        return content
-
-    pool = SlidePool()
-    while True:
-        try:
-            request = read_message(read_exactly)
-        except BrokenFrame:
-            return
-        reply = answer(request, pool)
-        answers.write(pack_message(reply))
-        answers.flush()
-        if reply.header.get("is_memory"):
-            return
-
-
-def main() -> None:
-    """Talk over the pipes that this process was started with."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not fall among the frames
-    confine(int(sys.argv[1]))
-    serve_requests(sys.stdin.buffer, answers)
+            slides.drop(header["path"])
+        is_memory = {"is_memory": True} if isinstance(error, MemoryError) else {}
+        return Message({"error": f"{type(error).__name__}: {error}"} | is_memory)
 
 
 if __name__ == "__main__":
-    main()
+    open_slides = OpenSlides(OPEN_SLIDES)
+    answer_requests(lambda request: answer(request, open_slides))

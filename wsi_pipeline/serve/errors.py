@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from wsi_pipeline.core.errors import WsiError
-from wsi_pipeline.serve.decoders import Busy, TooSlow
+from wsi_pipeline.serve.decoding import Busy, TooSlow
 
 logger = logging.getLogger(__name__)
 

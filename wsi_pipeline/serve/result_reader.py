@@ -1,12 +1,12 @@
 """Whole results in memory: maps, regions, masks. A few are kept, by the mark of their manifest."""
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from threading import Condition
+from typing import Any
 
 import numpy as np
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import DAMAGES, StoreError
@@ -19,8 +19,6 @@ from wsi_pipeline.store.predictions import Predictions, open_result
 
 KEPT_RESULTS = 16
 KEPT_REGIONS = 32
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,55 +33,35 @@ class LoadedResult:
     """(rows, cols) as predicted; the heatmap's values are smoothed where the results are."""
 
 
-class RecentlyUsed:
-    """The values last asked for, by key; each is made once, whoever asks at the same time."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._lock = threading.Lock()
-        self._making: dict[Hashable, threading.Lock] = {}
-        self._values: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of that key, made now where it is not here."""
-        with self._lock:
-            turn = self._making.setdefault(key, threading.Lock())
-        try:
-            with turn:
-                with self._lock:
-                    if key in self._values:
-                        self._values.move_to_end(key)
-                        return cast("Value", self._values[key])
-                value = make()
-                self._keep(key, value)
-                return value
-        finally:
-            with self._lock:
-                self._making.pop(key, None)
-
-    def _keep(self, key: Hashable, value: Any) -> None:
-        with self._lock:
-            self._values[key] = value
-            while len(self._values) > self._capacity:
-                self._values.popitem(last=False)
-
-
 class ResultReader:
-    """Loads results; safe to share between threads."""
+    """Loads results; safe to share between threads.
+
+    What was asked for last is kept, and made once when several ask at the same time.
+    """
 
     def __init__(self) -> None:
-        self._results = RecentlyUsed(KEPT_RESULTS)
-        self._regions = RecentlyUsed(KEPT_REGIONS)
+        self._results: LRUCache[Hashable, LoadedResult] = LRUCache(KEPT_RESULTS)
+        self._regions: LRUCache[Hashable, tuple[Region, ...]] = LRUCache(KEPT_REGIONS)
+        self._load = cached(self._results, key=_stamp, condition=Condition())(_load)
+        self._find = cached(self._regions, key=_stamp, condition=Condition())(self._find_regions)
 
     def load(self, result: Result) -> LoadedResult:
-        """The whole result. Raises StoreError where it is damaged or being replaced."""
-        return self._results.get((result.folder, result.stamp), lambda: _load(result))
+        """Return the whole result. Raises StoreError where it is damaged or being replaced."""
+        return self._load(result)
 
     def regions(self, result: Result, threshold: float, min_area_mm2: float) -> tuple[Region, ...]:
-        """Regions at a threshold."""
-        loaded = self.load(result)
-        key = (result.folder, result.stamp, threshold, min_area_mm2)
-        return self._regions.get(key, lambda: find_regions(loaded.heatmap, threshold, min_area_mm2))
+        """Return the regions at a threshold. Raises as `load`."""
+        return self._find(result, threshold, min_area_mm2)
+
+    def _find_regions(
+        self, result: Result, threshold: float, min_area_mm2: float
+    ) -> tuple[Region, ...]:
+        return find_regions(self.load(result).heatmap, threshold, min_area_mm2)
+
+
+def _stamp(result: Result, *more: float) -> Hashable:
+    """Return the key of a result: another after it was replaced."""
+    return result.folder, result.stamp, *more
 
 
 def _load(result: Result) -> LoadedResult:

@@ -11,7 +11,7 @@ from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.runs import InferOptions
 from wsi_pipeline.serve.auth import Door
 from wsi_pipeline.serve.catalogue import Catalogue
-from wsi_pipeline.serve.decoders import DecoderPool
+from wsi_pipeline.serve.decoding import DecoderPool
 from wsi_pipeline.serve.job_queue import ENDED, JobQueue
 from wsi_pipeline.serve.metrics import Metrics
 from wsi_pipeline.serve.predicting import PredictionService

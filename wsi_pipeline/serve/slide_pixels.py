@@ -5,19 +5,19 @@ The cache holds encoded tiles, bounded in bytes; the ones not asked for longest 
 
 import logging
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cachetools import LRUCache, TTLCache
+
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.serve.catalogue import FileStamp, SlideEntry, stamp_file
-from wsi_pipeline.serve.decoders import DecoderPool, DecodingError, TooSlow
+from wsi_pipeline.serve.decoding import DecoderPool, DecodingError, Pyramid, TooSlow
 from wsi_pipeline.serve.errors import Refusal
-from wsi_pipeline.serve.pyramid import Pyramid
 from wsi_pipeline.serve.settings import Limits
 
 KEPT_FACTS = 4096
@@ -34,41 +34,30 @@ class TileCache:
     """Bytes by key; safe to share between threads."""
 
     def __init__(self, capacity_bytes: int) -> None:
-        self._capacity = capacity_bytes
         self._lock = threading.Lock()
-        self._content: OrderedDict[Hashable, bytes] = OrderedDict()
-        self.used_bytes = 0
+        self._content: LRUCache[Hashable, bytes] = LRUCache(
+            capacity_bytes, getsizeof=lambda content: len(content) + ENTRY_OVERHEAD_BYTES
+        )
         self.hits = 0
         self.misses = 0
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all entries."""
+        return int(self._content.currsize)
+
     def get(self, key: Hashable) -> bytes | None:
-        """The content of that key; None where it is not here."""
+        """Return the content of that key, or None."""
         with self._lock:
             content = self._content.get(key)
-            if content is None:
-                self.misses += 1
-                return None
-            self.hits += 1
-            self._content.move_to_end(key)
+            self.hits += content is not None
+            self.misses += content is None
             return content
 
     def put(self, key: Hashable, content: bytes) -> None:
-        """Keep the content, at the expense of older ones; what is larger than the whole cache is not kept."""
-        cost = _cost(content)
-        with self._lock:
-            if (old := self._content.pop(key, None)) is not None:
-                self.used_bytes -= _cost(old)
-            if cost > self._capacity:
-                return
+        """Keep the content at the expense of older ones, unless it is larger than the cache."""
+        with self._lock, suppress(ValueError):
             self._content[key] = content
-            self.used_bytes += cost
-            while self.used_bytes > self._capacity:
-                _, oldest = self._content.popitem(last=False)
-                self.used_bytes -= _cost(oldest)
-
-
-def _cost(content: bytes) -> int:
-    return len(content) + ENTRY_OVERHEAD_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +75,7 @@ class OpenedSlide:
     @property
     def request(self) -> dict[str, Any]:
         """What names the slide to a decoding process."""
-        return {"path": str(self.path), "mark": list(self.stamp), "slide_mpp": self.slide_mpp}
+        return {"path": str(self.path), "stamp": list(self.stamp), "slide_mpp": self.slide_mpp}
 
 
 class SlidePixels:
@@ -99,23 +88,27 @@ class SlidePixels:
         self._cache = cache
         self._limits = limits
         self._slide_mpp = slide_mpp
-        self._facts: dict[tuple[Any, ...], OpenedSlide] = {}
-        self._failures: dict[tuple[Any, ...], tuple[float, Exception]] = {}
+        self._lock = threading.Lock()
+        self._facts: LRUCache[tuple[Any, ...], OpenedSlide] = LRUCache(KEPT_FACTS)
+        self._failures: TTLCache[tuple[Any, ...], Exception] = TTLCache(KEPT_FACTS, FAILURE_S)
 
     def open(self, entry: SlideEntry) -> OpenedSlide:
         """The slide's file. Raises Refusal where there is none or it is not the one that was inferred, DecodingError where it is broken."""
         key = self._key(entry)
-        if (opened := self._facts.get(key)) is not None:
+        with self._lock:
+            opened, failure = self._facts.get(key), self._failures.get(key)
+        if opened is not None:
             return opened
-        failed_at, failure = self._failures.get(key, (float("-inf"), None))
-        if failure is not None and time.monotonic() - failed_at < FAILURE_S:
+        if failure is not None:
             raise failure
         try:
             opened = self._open(entry, key)
         except (DecodingError, Refusal) as error:
-            _keep(self._failures, key, (time.monotonic(), error))
+            with self._lock:
+                self._failures[key] = error
             raise
-        _keep(self._facts, key, opened)
+        with self._lock:
+            self._facts[key] = opened
         return opened
 
     def _key(self, entry: SlideEntry) -> tuple[Any, ...]:
@@ -134,7 +127,12 @@ class SlidePixels:
 
     def _open(self, entry: SlideEntry, key: tuple[Any, ...]) -> OpenedSlide:
         path, stamp, slide_mpp, fingerprint = key
-        request = {"do": "describe", "path": str(path), "mark": list(stamp), "slide_mpp": slide_mpp}
+        request = {
+            "do": "describe",
+            "path": str(path),
+            "stamp": list(stamp),
+            "slide_mpp": slide_mpp,
+        }
         header = self._pool.ask(request, timeout_s=OPEN_FACTOR * self._limits.read_s).header
         info = SlideInfo.from_json(header["slide"])
         if fingerprint is not None and info.fingerprint != fingerprint:
@@ -166,9 +164,11 @@ class SlidePixels:
     def cached_tile(self, entry: SlideEntry, level: int, col: int, row: int) -> bytes | None:
         """The tile where it can be had without waiting for anything."""
         try:
-            slide = self._facts.get(self._key(entry))
+            key = self._key(entry)
         except Refusal:
             return None
+        with self._lock:
+            slide = self._facts.get(key)
         return (
             None if slide is None else self._cache.get((slide.path, slide.stamp, level, col, row))
         )
@@ -214,9 +214,3 @@ def _fingerprint(entry: SlideEntry) -> str | None:
         (result.slide.fingerprint for result in entry.results.values() if result.slide is not None),
         None,
     )
-
-
-def _keep(known: dict[tuple[Any, ...], Any], key: tuple[Any, ...], value: Any) -> None:
-    known[key] = value
-    while len(known) > KEPT_FACTS:
-        known.pop(next(iter(known)), None)

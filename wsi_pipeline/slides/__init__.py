@@ -9,7 +9,6 @@ from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.slides import image_reader, openslide_reader, tiff_reader
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.checks import check_slide_file
-from wsi_pipeline.slides.probe import PROBE, is_limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +35,13 @@ def open_slide(
 ) -> SlideReader:
     """Open a slide file with the first reader that recognises it, or with the one that is named.
 
-    `slide_mpp`, µm per level-0 pixel, overrules what the file says. Where this process may take any
-    amount of memory, a limited one tries first. Raises SlideError, naming the file and the remedy.
+    `slide_mpp`, µm per level-0 pixel, overrules what the file says. Raises SlideError, naming the
+    file and the remedy.
     """
     check_slide_file(path)
     if reader not in (AUTO, *READERS):
         raise ConfigError(f"reader is {reader!r}; it must be one of {', '.join((AUTO, *READERS))}")
     scale = UserScale(slide_mpp) if isinstance(slide_mpp, int | float) else slide_mpp
-    if not is_limited():
-        PROBE.try_open(path, scale=scale, reader=reader)
     for name, kind in READERS.items():
         if reader in (AUTO, name) and kind.recognises(path):
             opened = kind.open(path, slide_id if slide_id is not None else path.stem, scale)

@@ -13,14 +13,15 @@ import itertools
 import logging
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError
@@ -324,32 +325,26 @@ class TileCache:
     """The tiles that were used last; safe to share between threads."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._tiles: OrderedDict[Hashable, NDArray[np.uint8]] = OrderedDict()
-        self._bytes = 0
+        self._tiles: LRUCache[Hashable, NDArray[np.uint8]] = LRUCache(
+            max_bytes, getsizeof=lambda tile: tile.nbytes
+        )
 
     def get(self, key: Hashable) -> NDArray[np.uint8] | None:
-        """The tile of that key; None where it is not kept (any more)."""
+        """Return the tile of that key, or None."""
         with self._lock:
-            if key in self._tiles:
-                self._tiles.move_to_end(key)
             return self._tiles.get(key)
 
     def put(self, key: Hashable, tile: NDArray[np.uint8]) -> None:
-        """Keep a tile, and let go of those that were not used for the longest time."""
-        with self._lock:
-            if key not in self._tiles:
-                self._tiles[key] = tile
-                self._bytes += tile.nbytes
-            while self._bytes > self._max_bytes:
-                self._bytes -= self._tiles.popitem(last=False)[1].nbytes
+        """Keep a tile, and drop those that were not used for the longest time."""
+        with self._lock, suppress(ValueError):  # larger than the whole cache
+            self._tiles[key] = tile
 
     def forget(self, owner: Hashable) -> None:
-        """Let go of the tiles whose key begins with `owner`."""
+        """Drop the tiles whose key begins with `owner`."""
         with self._lock:
             for key in [key for key in self._tiles if isinstance(key, tuple) and key[0] == owner]:
-                self._bytes -= self._tiles.pop(key).nbytes
+                del self._tiles[key]
 
 
 TILES = TileCache(MAX_BYTES)

@@ -1,13 +1,13 @@
 """Patch stores: the pixels of a slide's patches in Zarr, one chunk per block."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import STORE_SUFFIX
@@ -113,7 +113,7 @@ class PatchStore:
                 f"{path}: its codec is unknown to this version of wsi ({error}); make it again"
             ) from error
         self._check_pixels()
-        self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._maps: LRUCache[int, NDArray[np.uint8]] = LRUCache(MAX_MAPS)
         self._mapping = threading.Lock()
         self._checked: set[int] = set()
 
@@ -263,14 +263,10 @@ class PatchStore:
 
     def _map_block(self, block: int) -> NDArray[np.uint8]:
         with self._mapping:
-            mapped = self._maps.pop(block, None)
-            if mapped is None:
-                side = self.grid.spec.side_px
-                mapped = map_chunk(self.path, "patches", block, (self.block_size, side, side, 3))
-            self._maps[block] = mapped
-            while len(self._maps) > MAX_MAPS:
-                self._maps.popitem(last=False)
-            return mapped
+            if block not in self._maps:
+                shape = (self.block_size, self.grid.spec.side_px, self.grid.spec.side_px, 3)
+                self._maps[block] = map_chunk(self.path, "patches", block, shape)
+            return self._maps[block]
 
 
 def find_stores(places: list[Path]) -> list[Path]:
