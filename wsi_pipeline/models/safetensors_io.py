@@ -1,7 +1,5 @@
-"""Safetensors of strangers: what a file declares is looked at before any of it is taken, or mapped, into memory."""
+"""Untrusted safetensors: what a file declares is checked before any tensor is read into memory."""
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +12,8 @@ from wsi_pipeline.core.json_io import parse_json
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """Names and shapes of tensors, and the card: some hundred bytes for each patient."""
 LENGTH_BYTES = 8
-METADATA = "__metadata__"
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1}
-"""Types that weights and self-tests have."""
+DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "U8"})
+"""Types of weights and self-tests."""
 
 
 class Declared(NamedTuple):
@@ -30,39 +27,37 @@ class Declared(NamedTuple):
 
 
 def read_safetensors_card(path: Path, key: str) -> Declared:
-    """The JSON object under a key of the file's metadata, and the shape of every tensor.
+    """Return the JSON object under a key of the file's metadata, and the shape of every tensor.
 
     Raises ModelError, and EnvironmentFault where the machine does not let the file be read. Reads
     no tensor.
     """
     try:
-        header = _read_header(path)
-        text = header.get(METADATA, {})[key]
+        _check_header_size(path)
+        # As NumPy, for PyTorch would map the whole file as memory to write to.
+        with safe_open(path, framework="numpy") as stored:
+            text = (stored.metadata() or {})[key]
+            shapes = {name: _read_shape(name, stored.get_slice(name)) for name in stored.keys()}  # noqa: SIM118 - not a mapping
         card = parse_json(text)
         if not isinstance(card, dict):
             raise ValueError("its card is no JSON object")
-        return Declared(
-            text,
-            card,
-            {name: _read_shape(name, entry) for name, entry in header.items() if name != METADATA},
-        )
+        return Declared(text, card, shapes)
     except OSError as error:
         raise EnvironmentFault(
-            f"{path}: cannot be read ({error.strerror}); mend that and run the same line again"
+            f"{path}: cannot be read ({error.strerror or error}); mend that and run the same line"
+            " again"
         ) from error
     except KeyError as error:
         raise ModelError(
             f"{path}: no checkpoint of wsi (it has no card); give a model.safetensors of `wsi"
             " train`"
         ) from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"{path}: not a whole safetensors file ({error}); copy it again or train anew"
-        ) from error
+    except (SafetensorError, ValueError) as error:
+        raise _broken(path, error) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file whose shapes are known to be right. Raises ModelError, and EnvironmentFault as above."""
+    """Return every tensor of a file whose shapes are known to be right. Raises as above."""
     try:
         with safe_open(path, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
@@ -72,35 +67,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read ({reason}); mend that and run the same line again"
         ) from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: not a whole safetensors file ({error}); copy it again or train anew"
-        ) from error
+        raise _broken(path, error) from error
 
 
-def _read_header(path: Path) -> Mapping[str, Any]:
-    """What the file says of its tensors, none of it longer than the file. Raises ValueError."""
-    size = path.stat().st_size
+def _broken(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{path}: not a whole safetensors file ({error}); copy it again or train anew"
+    )
+
+
+def _check_header_size(path: Path) -> None:
+    """Raise ValueError for a header that no checkpoint has; the library would read one of 100 MB."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {length} bytes, more than {MAX_HEADER_BYTES}")
-        header = parse_json(stream.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
-    end = max(
-        (entry["data_offsets"][1] for name, entry in header.items() if name != METADATA), default=0
-    )
-    if LENGTH_BYTES + length + end != size:
-        raise ValueError(f"it should have {LENGTH_BYTES + length + end} bytes and has {size}")
-    return header
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes, more than {MAX_HEADER_BYTES}")
 
 
-def _read_shape(name: str, entry: Mapping[str, Any]) -> tuple[int, ...]:
-    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in ITEM_BYTES:
-        raise ValueError(
-            f"{name[:80]} is of type {str(dtype)[:20]}, and weights are floating-point numbers"
-        )
-    if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise ValueError(f"{name[:80]} is not as long as its shape")
-    return tuple(shape)
+def _read_shape(name: str, tensor: Any) -> tuple[int, ...]:
+    dtype = tensor.get_dtype()
+    if dtype not in DTYPES:
+        raise ValueError(f"{name[:80]} is of type {dtype}, and weights are floating-point numbers")
+    return tuple(tensor.get_shape())
