@@ -21,7 +21,7 @@ from tests.served import read_level0, replace_probabilities
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.serve import catalogue as catalogue_module
-from wsi_pipeline.serve.auth import Door
+from wsi_pipeline.serve.auth import TokenAuth
 from wsi_pipeline.serve.catalogue import Catalogue, name_runs, stamp_file
 from wsi_pipeline.serve.decoding import Busy, DecoderPool, DecodingError, Pyramid, TooSlow
 from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
@@ -390,11 +390,11 @@ def test_a_limit_of_nothing_is_refused() -> None:
 
 
 def test_a_ticket_opens_once() -> None:
-    door = Door(ServeSettings(results=(Path(),)))
+    auth = TokenAuth(ServeSettings(results=(Path(),)))
     assert [
-        door.redeem("wrong"),
-        door.redeem(door.issue_ticket()),
-        door.redeem(door.issue_ticket()),
+        auth.use_ticket("wrong"),
+        auth.use_ticket(auth.ticket),
+        auth.use_ticket(auth.ticket),
     ] == [False, True, False]
 
 

@@ -1,22 +1,23 @@
-"""Who may ask for what: host names, the token, origins, sizes of bodies; and the headers of every answer.
+"""Access to the server: host names, the token, origins, sizes of bodies; headers of every answer.
 
-Plain ASGI, around everything else, so that nothing is parsed or looked up before it is allowed.
+Plain ASGI around everything else, so that nothing is parsed or looked up before it is allowed.
 """
 
 import asyncio
 import hmac
 import secrets
 import time
-from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
-from typing import Any
-from urllib.parse import parse_qs, urlencode
+from collections.abc import Callable
+from urllib.parse import urlencode
 
+from fastapi.security import APIKeyCookie, HTTPBearer
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wsi_pipeline.core.json_io import format_json
-from wsi_pipeline.serve.errors import Refusal, resolve_fault
-from wsi_pipeline.serve.metrics import Metrics
+from wsi_pipeline.serve.errors import Refusal, reply_to
+from wsi_pipeline.serve.schemas import JsonAnswer
 from wsi_pipeline.serve.settings import ServeSettings
 
 CONTENT_POLICY = (
@@ -35,51 +36,61 @@ HEADERS = {
 OPEN_PATHS = ("/healthz", "/enter")
 OPEN_FOLDERS = ("/static/",)
 READING = ("GET", "HEAD", "OPTIONS")
+METHODS = (*READING, "POST", "DELETE", "PUT", "PATCH")
+
+CountRequest = Callable[[str, str, int, float], None]
+"""Counts a request by route, method and status; the last argument is the seconds it took."""
 
 
-class Door:
-    """Knows the token: compares what a request shows with it in constant time, and lets a ticket pass once."""
+class TokenAuth:
+    """The server's token, and a ticket that opens once.
+
+    The ticket is for the browser's command line, which other users of the machine can read.
+    """
 
     def __init__(self, settings: ServeSettings) -> None:
         self._token = settings.token
         self.cookie_name = f"wsi_{settings.port}"
-        self._ticket = secrets.token_urlsafe(24)
+        self.ticket = secrets.token_urlsafe(24)
         self._is_ticket_used = False
 
     @property
-    def cookie(self) -> str:
-        """The Set-Cookie header that lets a browser in: no script can read it, no other site's page can send it."""
-        return f"{self.cookie_name}={self._token or ''}; Path=/; HttpOnly; SameSite=Strict"
-
-    @property
-    def is_open(self) -> bool:
-        """Whether no token is asked for."""
+    def is_off(self) -> bool:
+        """True if no token is needed."""
         return self._token is None
 
     def accepts(self, shown: str) -> bool:
-        """Whether this is the token."""
+        """Return True for the token, compared in constant time."""
         return self._token is None or hmac.compare_digest(shown.encode(), self._token.encode())
 
-    def issue_ticket(self) -> str:
-        """A word that opens once: for the browser's command line, which other users of the machine can read."""
-        return self._ticket
-
-    def redeem(self, ticket: str) -> bool:
-        """Whether the ticket is the one issued and was never used; now it is used."""
-        if self._is_ticket_used or not hmac.compare_digest(ticket.encode(), self._ticket.encode()):
+    def use_ticket(self, ticket: str) -> bool:
+        """Return True the first time that the ticket is shown."""
+        if self._is_ticket_used or not hmac.compare_digest(ticket.encode(), self.ticket.encode()):
             return False
         self._is_ticket_used = True
         return True
 
+    def let_in(self, place: str) -> Response:
+        """Return the redirect that lets a browser in.
+
+        No script can read its cookie, and no page of another site can send it.
+        """
+        cookie = f"{self.cookie_name}={self._token or ''}; Path=/; HttpOnly; SameSite=Strict"
+        return RedirectResponse(place, 303, {"set-cookie": cookie})
+
 
 class Guard:
-    """Answers what is not allowed itself; hands on the rest, with every answer's headers and figures."""
+    """Refuses what is not allowed, hands on the rest, and adds the headers of every answer."""
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, door: Door, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServeSettings, auth: TokenAuth, count: CountRequest
+    ) -> None:
         self._app = app
         self._settings = settings
-        self._door = door
-        self._metrics = metrics
+        self._auth = auth
+        self._count = count
+        self._bearer = HTTPBearer(auto_error=False)
+        self._cookie = APIKeyCookie(name=auth.cookie_name, auto_error=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -92,109 +103,82 @@ class Guard:
         answer = _Answer(send)
         started = time.perf_counter()
         try:
-            if not await self._refuse(scope, answer):
-                body = _Body(
-                    receive, self._settings.limits.upload_bytes, self._settings.limits.body_s
-                )
-                await self._app(scope, body, answer)
+            limits = self._settings.limits
+            response = await self._check(Request(scope)) or self._app
+            await response(scope, _Body(receive, limits.upload_bytes, limits.body_s), answer)
         except Refusal as refusal:
-            await _reply(answer, refusal)
+            if not answer.status:  # else the answer is under way; the connection ends here
+                await _refuse(refusal)(scope, receive, answer)
         finally:
             route = getattr(scope.get("endpoint"), "__name__", "none")
-            method = (
-                scope["method"]
-                if scope["method"] in (*READING, "POST", "DELETE", "PUT", "PATCH")
-                else "other"
-            )
-            self._metrics.count_request(route, method, answer.status, time.perf_counter() - started)
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._count(route, method, answer.status, time.perf_counter() - started)
 
-    async def _refuse(self, scope: Scope, answer: "_Answer") -> bool:
-        """Answer here what goes no further."""
-        headers = _read_headers(scope)
-        if _host_name(headers.get("host", "")) not in self._settings.host_names:
+    async def _check(self, request: Request) -> Response | None:
+        """Return the answer where the request goes no further, else None. Raises Refusal."""
+        # Starlette's TrustedHostMiddleware would answer 400, in plain text.
+        if _host_name(request.headers.get("host", "")) not in self._settings.host_names:
             raise Refusal(421, "this server does not go by that name; allow it with --allow-host")
-        length = headers.get("content-length", "0")
-        if (
-            not (length.isascii() and length.isdigit())
-            or len(length) > 18
-            or int(length) > self._settings.limits.upload_bytes
-        ):
-            raise Refusal(413, f"a body of more than {self._settings.limits.upload_bytes:,} bytes")
-        self._check_origin(scope, headers)
-        if (
-            scope["path"] in OPEN_PATHS
-            or scope["path"].startswith(OPEN_FOLDERS)
-            or _is_preflight(scope, headers)
-        ):
-            return False
-        return await self._ask_token(scope, headers, answer)
+        self._check_length(request.headers.get("content-length", "0"))
+        await self._check_origin(request)
+        path, method = request.scope["path"], request.method
+        is_preflight = method == "OPTIONS" and "access-control-request-method" in request.headers
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or is_preflight:
+            return None
+        return await self._check_token(request)
 
-    def _check_origin(self, scope: Scope, headers: dict[str, str]) -> None:
-        """Pages of other origins must not change anything with the user's cookie."""
-        if scope["method"] in READING:
+    def _check_length(self, length: str) -> None:
+        most = self._settings.limits.upload_bytes
+        is_number = length.isascii() and length.isdigit() and len(length) <= 18
+        if not is_number or int(length) > most:
+            raise Refusal(413, f"a body of more than {most:,} bytes")
+
+    async def _check_origin(self, request: Request) -> None:
+        """Refuse pages of other origins that would change something with the user's cookie."""
+        if request.method in READING:
             return
-        origin = headers.get("origin")
-        allowed = {
-            f"http://{headers.get('host', '')}",
-            f"https://{headers.get('host', '')}",
-            *self._settings.cors_origins,
-        }
+        origin, host = request.headers.get("origin"), request.headers.get("host", "")
+        allowed = {f"http://{host}", f"https://{host}", *self._settings.cors_origins}
         if origin is not None and origin not in allowed:
             raise Refusal(
                 403, "this page may not do that here; allow its origin with --cors-origin"
             )
-        if origin is None and "authorization" not in headers and self._cookie(headers) is not None:
+        if (
+            origin is None
+            and "authorization" not in request.headers
+            and await self._cookie(request)
+        ):
             raise Refusal(
                 403,
                 "a cookie alone is not enough for this; send the token as Authorization: Bearer",
             )
 
-    async def _ask_token(self, scope: Scope, headers: dict[str, str], answer: "_Answer") -> bool:
-        if self._door.is_open:
-            return False
-        scheme, _, shown = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._door.accepts(shown.strip()):
-            return False
-        cookie = self._cookie(headers)
-        if cookie is not None and self._door.accepts(cookie):
-            return False
-        if scope["method"] == "GET" and (place := self._place_without_token(scope)) is not None:
-            await _redirect(answer, place, self._door.cookie)
-            return True
-        if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
-            await _redirect(answer, "/enter")
-            return True
+    async def _check_token(self, request: Request) -> Response | None:
+        bearer, cookie = await self._bearer(request), await self._cookie(request)
+        shown = [bearer.credentials.strip()] if bearer else []
+        shown += [cookie] if cookie is not None else []
+        if self._auth.is_off or any(map(self._auth.accepts, shown)):
+            return None
+        if request.method == "GET" and (place := self._place_without_token(request)) is not None:
+            return self._auth.let_in(place)
+        if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("/enter", 303)
         raise Refusal(
             401,
             "a token is needed: Authorization: Bearer …; it was printed when the server started",
         )
 
-    def _cookie(self, headers: dict[str, str]) -> str | None:
-        try:
-            cookies: dict[str, Any] = dict(SimpleCookie(headers.get("cookie", "")))
-        except CookieError:
+    def _place_without_token(self, request: Request) -> str | None:
+        """Return where to continue after `?token=…` was right: without it, so no history has it."""
+        query = request.query_params.multi_items()
+        tokens = [value for name, value in query if name == "token"]
+        if len(tokens) != 1 or not self._auth.accepts(tokens[0]):
             return None
-        return (
-            str(cookies[self._door.cookie_name].value)
-            if self._door.cookie_name in cookies
-            else None
-        )
-
-    def _place_without_token(self, scope: Scope) -> str | None:
-        """Where to go on after `?token=…` was right: the same place without it, so that it stays in no history."""
-        try:
-            query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20)
-        except ValueError:
-            return None
-        tokens = query.pop("token", [])
-        if len(tokens) != 1 or not self._door.accepts(tokens[0]):
-            return None
-        rest = urlencode(query, doseq=True)
-        raw: bytes = scope.get("raw_path") or scope["path"].encode()
-        path = raw.decode("latin-1").replace(
-            "\\", "%5C"
-        )  # browsers take a backslash for a slash, and two slashes for another host
-        return "/" + path.lstrip("/") + (f"?{rest}" if rest else "")
+        rest = urlencode([(name, value) for name, value in query if name != "token"])
+        raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+        # Browsers take two slashes at the start for another host; a backslash, which they take for
+        # a slash, is escaped by RedirectResponse.
+        return "/" + raw.decode("latin-1").lstrip("/") + (f"?{rest}" if rest else "")
 
 
 class _Answer:
@@ -207,13 +191,9 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            present = {name.lower() for name, _ in message["headers"]}
-            added = [
-                (name.encode(), value.encode())
-                for name, value in HEADERS.items()
-                if name.encode() not in present
-            ]
-            message = {**message, "headers": [*message["headers"], *added]}
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
         await self._send(message)
 
 
@@ -242,38 +222,15 @@ class _Body:
         return message
 
 
-async def _redirect(send: Send, place: str, cookie: str | None = None) -> None:
-    headers: list[tuple[bytes, bytes]] = [(b"location", place.encode("latin-1", "replace"))]
-    if cookie is not None:
-        headers.append((b"set-cookie", cookie.encode()))
-    await send({"type": "http.response.start", "status": 303, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def _reply(answer: _Answer, refusal: Refusal) -> None:
-    if answer.status:
-        return  # the answer is under way already; the connection ends here
-    reply = resolve_fault(refusal)
-    headers = [(b"content-type", b"application/json")]
-    if reply.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if reply.status in (408, 413):
-        headers.append((b"connection", b"close"))
-    await answer({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await answer({"type": "http.response.body", "body": format_json(reply.to_json()).encode()})
-
-
-def _read_headers(scope: Scope) -> dict[str, str]:
-    pairs: Iterable[tuple[bytes, bytes]] = scope["headers"]
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
+def _refuse(refusal: Refusal) -> Response:
+    reply = reply_to(refusal)
+    headers = {"www-authenticate": "Bearer"} if reply.status == 401 else {}
+    headers |= {"connection": "close"} if reply.status in (408, 413) else {}
+    return JsonAnswer(reply.to_json(), reply.status, headers)
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, without its port."""
+    """Return the name in a Host header, without its port."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()
-
-
-def _is_preflight(scope: Scope, headers: dict[str, str]) -> bool:
-    return scope["method"] == "OPTIONS" and "access-control-request-method" in headers

@@ -1,4 +1,4 @@
-"""What a client is told when something cannot be done: one sentence and an id. The server's log has paths and reasons under that id."""
+"""Errors as a client sees them: one sentence and an id; the log has paths and reasons under the id."""
 
 import logging
 import secrets
@@ -16,7 +16,10 @@ RETRY_AFTER_S = 2
 
 
 class Refusal(HTTPException):
-    """A request that is not served; the text goes to the client, so it holds nothing but what the client sent or may know."""
+    """A request that is not served.
+
+    The text goes to the client, so it holds nothing but what the client sent or may know.
+    """
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(status, text)
@@ -24,7 +27,7 @@ class Refusal(HTTPException):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What goes back to the client."""
+    """The answer to the client."""
 
     status: int
     text: str
@@ -40,8 +43,8 @@ class Reply:
         return {"error": self.text, "id": self.fault_id}
 
 
-def resolve_fault(error: Exception) -> Reply:
-    """The reply to a request that ended in `error`, which is logged in full under the reply's id."""
+def reply_to(error: Exception) -> Reply:
+    """Return the reply to a request that ended in `error`; log the error under the reply's id."""
     fault_id = secrets.token_hex(4)
     if isinstance(error, HTTPException):
         logger.info("%s: refused (%d): %s", fault_id, error.status_code, error.detail)

@@ -12,13 +12,12 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from wsi_pipeline.outputs.report_html import read_web_file
-from wsi_pipeline.serve import metrics as figures
-from wsi_pipeline.serve.auth import Door
 from wsi_pipeline.serve.errors import Refusal
-from wsi_pipeline.serve.lookup import Here, NamedSlide
+from wsi_pipeline.serve.services import Here, NamedSlide
 
 router = APIRouter(include_in_schema=False)
 DOCS_FILES = "/static/docs"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_FORM_BYTES = 4096
 MAX_FORM_FIELDS = 5
 
@@ -95,8 +94,8 @@ def show_docs() -> HTMLResponse:
 @router.get("/enter")
 async def ask_token(services: Here, ticket: str | None = None) -> Response:
     """Ask for the token; or take the ticket that the browser was started with, once."""
-    if ticket is not None and services.door.redeem(ticket):
-        return _let_in(services.door)
+    if ticket is not None and services.auth.use_ticket(ticket):
+        return services.auth.let_in("/")
     return render("enter.html", is_wrong=False)
 
 
@@ -105,11 +104,11 @@ async def take_token(request: Request, services: Here) -> Response:
     """Check the token that was typed in."""
     fields = await _read_form(request)
     token = fields.get("token", [""])[0].strip()
-    if not services.door.accepts(token):
+    if not services.auth.accepts(token):
         page = render("enter.html", is_wrong=True)
         page.status_code = 401
         return page
-    return _let_in(services.door)
+    return services.auth.let_in("/")
 
 
 async def _read_form(request: Request) -> dict[str, list[str]]:
@@ -135,10 +134,6 @@ async def _read_form(request: Request) -> dict[str, list[str]]:
         raise Refusal(400, "the form has one field, the token") from error
 
 
-def _let_in(door: Door) -> Response:
-    return Response(status_code=303, headers={"Location": "/", "Set-Cookie": door.cookie})
-
-
 @router.get("/healthz")
 def tell_health() -> dict[str, str]:
     """Whether the server answers; needs no token and says nothing else."""
@@ -148,4 +143,4 @@ def tell_health() -> dict[str, str]:
 @router.get("/metrics")
 def tell_metrics(services: Here) -> Response:
     """Figures for Prometheus."""
-    return Response(services.metrics.render(), media_type=figures.CONTENT_TYPE)
+    return Response(services.metrics.render(), media_type=METRICS_TYPE)

@@ -24,7 +24,7 @@ from wsi_pipeline.core.errors import EnvironmentFault, WsiError
 from wsi_pipeline.core.recipe import tool_version
 from wsi_pipeline.serve import page_routes, slide_routes, work_routes
 from wsi_pipeline.serve.auth import Guard
-from wsi_pipeline.serve.errors import Refusal, resolve_fault
+from wsi_pipeline.serve.errors import Refusal, reply_to
 from wsi_pipeline.serve.schemas import JsonAnswer
 from wsi_pipeline.serve.services import Services, open_services
 from wsi_pipeline.serve.settings import ServeSettings
@@ -142,12 +142,12 @@ def build_app(services: Services) -> ASGIApp:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization"],
         )
-    return Guard(inner, services.settings, services.door, services.metrics)
+    return Guard(inner, services.settings, services.auth, services.metrics.count_request)
 
 
 def _answer_faults(app: FastAPI) -> None:
     async def tell(_request: Request, error: Exception) -> JsonAnswer:
-        reply = resolve_fault(error)
+        reply = reply_to(error)
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
         return JsonAnswer(reply.to_json(), reply.status, headers | reply.headers)
 
@@ -156,7 +156,7 @@ def _answer_faults(app: FastAPI) -> None:
         named = "; ".join(
             f"{_name_field(fault)}: {fault['msg']}" for fault in error.errors()[:MAX_NAMED_FIELDS]
         )
-        reply = resolve_fault(Refusal(422, f"the request is not as it should be: {named}"))
+        reply = reply_to(Refusal(422, f"the request is not as it should be: {named}"))
         return JsonAnswer(reply.to_json(), reply.status)
 
     for kind in (HTTPException, WsiError, ClientDisconnect, Exception):

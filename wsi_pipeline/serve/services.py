@@ -1,33 +1,84 @@
-"""Everything that requests are answered with, made once per server and closed with it."""
+"""Everything that requests are answered with, and how a request finds it.
+
+The services are opened once per server and closed with it. Names in requests are looked up in
+tables; a name that is in no table does not exist.
+"""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Path, Query, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.runs import InferOptions
-from wsi_pipeline.serve.auth import Door
-from wsi_pipeline.serve.catalogue import Catalogue
+from wsi_pipeline.serve.auth import TokenAuth
+from wsi_pipeline.serve.catalogue import Catalogue, Result, Run, SlideEntry
 from wsi_pipeline.serve.decoding import DecoderPool
+from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.job_queue import ENDED, JobQueue
-from wsi_pipeline.serve.metrics import Metrics
 from wsi_pipeline.serve.predicting import PredictionService
-from wsi_pipeline.serve.result_reader import ResultReader
+from wsi_pipeline.serve.result_reader import LoadedResult, ResultReader
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.serve.slide_pixels import SlidePixels, TileCache
 
+BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+MAX_NAME = 200
 logger = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Metrics of one server for Prometheus.
+
+    Requests are counted by route, never by path, which holds slide names.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "wsi_requests",
+            "Requests answered",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "wsi_request_seconds",
+            "Time to answer",
+            ["route"],
+            registry=self.registry,
+            buckets=BUCKETS_S,
+        )
+        self.patches = Counter(
+            "wsi_predicted_patches", "Patches predicted on request", registry=self.registry
+        )
+
+    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        self._requests.labels(route, method, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Add a metric that is read each time the metrics are asked for."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
 
 
 @dataclass(frozen=True)
 class Services:
-    """What one server works with."""
+    """Parts that one server works with."""
 
     settings: ServeSettings
-    door: Door
+    auth: TokenAuth
     catalogue: Catalogue
     results: ResultReader
     cache: TileCache
@@ -41,7 +92,10 @@ class Services:
 
 @contextmanager
 def open_services(settings: ServeSettings) -> Iterator[Services]:
-    """Everything a server needs, closed at the end. Raises ModelError, ConfigError or EnvironmentFault before anything is served."""
+    """Open everything that a server needs, and close it at the end.
+
+    Raises ModelError, ConfigError or EnvironmentFault before anything is served.
+    """
     for place in (*settings.results, *([settings.slides] if settings.slides else [])):
         if not place.is_dir():
             raise ConfigError(f"{place}: no such folder; check the path")
@@ -55,7 +109,7 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
         jobs = _open_jobs(settings, catalogue)
         services = Services(
             settings=settings,
-            door=Door(settings),
+            auth=TokenAuth(settings),
             catalogue=catalogue,
             results=ResultReader(),
             cache=cache,
@@ -116,3 +170,81 @@ def _watch(services: Services, readers: DecoderPool, uploads: DecoderPool) -> No
             "Jobs that wait or run",
             lambda: sum(job.state not in ENDED for job in jobs.list()),
         )
+
+
+async def get_services(request: Request) -> Services:
+    """Return the services of this server."""
+    # Async, because FastAPI would otherwise call it in a thread, for which every request waits.
+    services: Services = request.app.state.services
+    return services
+
+
+Here = Annotated[Services, Depends(get_services)]
+
+
+async def find_entry(
+    services: Here, slide_id: Annotated[str, Path(max_length=MAX_NAME)]
+) -> SlideEntry:
+    """Return the slide that a path names. Raises Refusal."""
+    catalogue = services.catalogue
+    entry = (
+        catalogue.find(slide_id)
+        if catalogue.is_fresh
+        else await run_in_threadpool(catalogue.find, slide_id)
+    )
+    if entry is None:
+        raise Refusal(404, "no such slide")
+    return entry
+
+
+NamedSlide = Annotated[SlideEntry, Depends(find_entry)]
+RunName = Annotated[
+    str | None,
+    Query(
+        alias="run",
+        max_length=MAX_NAME,
+        description="Which results folder; the first that has the slide.",
+    ),
+]
+
+
+def find_result(services: Services, entry: SlideEntry, run_id: str | None) -> tuple[Run, Result]:
+    """Return the slide's results in a run, or in the first run that has it. Raises Refusal."""
+    for run in services.catalogue.runs:
+        if run_id in (None, run.run_id) and (result := entry.results.get(run.run_id)) is not None:
+            return run, result
+    raise Refusal(404, "no such results")
+
+
+def require_summary(result: Result) -> SlideSummary:
+    """Return the metrics of results. Raises Refusal where these are damaged."""
+    if result.summary is None:
+        raise Refusal(422, "the results are damaged; infer the slide again")
+    return result.summary
+
+
+def load_result(
+    services: Here, entry: NamedSlide, run: RunName = None
+) -> tuple[Result, LoadedResult]:
+    """Return the slide's whole results. Raises Refusal, or StoreError where they are damaged."""
+    _, result = find_result(services, entry, run)
+    require_summary(result)
+    return result, services.results.load(result)
+
+
+NamedResult = Annotated[tuple[Result, LoadedResult], Depends(load_result)]
+
+
+def match_etag(request: Request, response_headers: dict[str, str], version: str) -> Response | None:
+    """Return the answer where the client already has this version; else None.
+
+    The tag is then added to `response_headers`.
+    """
+    tag = f'"{version}"'
+    response_headers["ETag"] = tag
+    if tag in [
+        one.strip().removeprefix("W/")
+        for one in request.headers.get("if-none-match", "").split(",")
+    ]:
+        return Response(status_code=304, headers={"ETag": tag})
+    return None

@@ -29,15 +29,6 @@ from wsi_pipeline.outputs.view_json import (
 )
 from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
 from wsi_pipeline.serve.errors import Refusal
-from wsi_pipeline.serve.lookup import (
-    Here,
-    NamedResult,
-    NamedSlide,
-    RunName,
-    find_result,
-    match_etag,
-    require_summary,
-)
 from wsi_pipeline.serve.result_reader import LoadedResult
 from wsi_pipeline.serve.schemas import (
     Fault,
@@ -50,7 +41,16 @@ from wsi_pipeline.serve.schemas import (
     SlideRow,
     TilesBody,
 )
-from wsi_pipeline.serve.services import Services
+from wsi_pipeline.serve.services import (
+    Here,
+    NamedResult,
+    NamedSlide,
+    RunName,
+    Services,
+    find_result,
+    match_etag,
+    require_summary,
+)
 from wsi_pipeline.slides.image_io import encode_jpeg, encode_png
 
 FAULTS: dict[int | str, dict[str, Any]] = {

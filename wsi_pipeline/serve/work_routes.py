@@ -8,11 +8,10 @@ from starlette.concurrency import run_in_threadpool
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.job_queue import InferenceJob, JobQueue
-from wsi_pipeline.serve.lookup import MAX_NAME, Here
 from wsi_pipeline.serve.predicting import PredictionService
 from wsi_pipeline.serve.result_reader import describe_model
 from wsi_pipeline.serve.schemas import ImagePrediction, JobBody, JobRequest, PredictionBody
-from wsi_pipeline.serve.services import Services
+from wsi_pipeline.serve.services import MAX_NAME, Here, Services
 from wsi_pipeline.serve.slide_routes import FAULTS
 from wsi_pipeline.slides.discovery import FoundSlide
 
