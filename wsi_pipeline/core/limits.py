@@ -60,8 +60,8 @@ def tidy_memory() -> None:
 def limit_memory(most_bytes: int) -> None:
     """Let this process take at most so much private memory; beyond it raises MemoryError.
 
-    The limit is RLIMIT_DATA, which counts memory that a process may write to and shares with
-    nobody. RLIMIT_AS would count all address space too, of which CUDA reserves hundreds of
+    The limit is RLIMIT_DATA, which counts memory that a process may write to and does not
+    share. RLIMIT_AS would count all address space too, of which CUDA reserves hundreds of
     gigabytes that it never uses, and files that are mapped. Only Linux counts so.
     """
     if sys.platform == "linux":

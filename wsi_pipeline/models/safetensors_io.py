@@ -77,7 +77,7 @@ def _broken(path: Path, error: Exception) -> ModelError:
 
 
 def _check_header_size(path: Path) -> None:
-    """Raise ValueError for a header that no checkpoint has; the library would read one of 100 MB."""
+    """Raise ValueError for a header that no checkpoint has; the library reads up to 100 MB."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
     if length > MAX_HEADER_BYTES:

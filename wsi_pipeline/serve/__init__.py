@@ -1,1 +1,1 @@
-"""Slides with their heatmaps in the browser, and the model behind a REST endpoint; the one door to FastAPI."""
+"""Slides with their heatmaps in the browser, and the model behind a REST endpoint."""

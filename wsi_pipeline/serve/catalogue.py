@@ -1,7 +1,7 @@
-"""The table of what is served. Names in requests are looked up here and never become part of a path.
+"""The table of served slides. Names in requests are looked up here, and never become paths.
 
 Folders change underneath a long-lived server: every so often the table is compared with the disk,
-by the size and time of each manifest, and what changed is read anew.
+by the size and time of each manifest, and what changed is read again.
 """
 
 import logging
@@ -26,9 +26,9 @@ from wsi_pipeline.store.zarr_io import read_attributes
 
 REFRESH_S = 1.0
 MAX_SMOOTH_UM = 100_000
-"""Longer than any slide; the smoothing's own table of weights is as long as this says."""
+"""Longer than any slide; the table of weights for smoothing is as long."""
 MAX_DEPTH = 32
-"""Brackets within brackets in what results say of their model: the answer's JSON cannot nest without end."""
+"""Levels of brackets in the model's description in results; deeper JSON could not be sent."""
 
 FileStamp = tuple[int, int, int]
 """Size, time of change and inode of a file: another after every replacement."""
@@ -52,7 +52,7 @@ class Result:
     folder: Path
     stamp: FileStamp
     digest: str
-    """Of the content, by its manifest."""
+    """SHA-256 of the content, from the manifest."""
     summary: SlideSummary | None = None
     """None where the results are damaged."""
     slide: SlideInfo | None = None
@@ -60,35 +60,35 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class SlideEntry:
-    """One slide, by whatever is known of it."""
+    """One slide with its file and its results."""
 
     slide_id: str
     file: Path | None
-    """Where its pixels may be: in the served folder of slides, else where its results say."""
+    """Path of its pixels: in the served folder of slides, else the one in its results."""
     is_in_folder: bool
-    """Whether the file is one of the served folder of slides, so that jobs may run on it."""
+    """True for a file of the served folder of slides; jobs may run on it."""
     results: Mapping[str, Result]
     """By run."""
 
     @property
     def has_file(self) -> bool:
-        """Whether the file is there, and may be looked at."""
+        """True if the file exists and may be read."""
         try:
             return self.file is not None and self.file.is_file()
-        except (OSError, ValueError):  # in a colleague's folder, or called as no file can be
+        except (OSError, ValueError):  # in a folder of another user, or an impossible file name
             return False
 
     @property
     def version(self) -> str:
-        """Changes whenever any of its results do."""
+        """A text that changes whenever any of its results do."""
         return "-".join(result.digest[:16] for _, result in sorted(self.results.items())) or "none"
 
 
 def stamp_file(path: Path) -> FileStamp | None:
-    """The file's mark; None where there is no file."""
+    """Return the file's stamp, or None without a file."""
     try:
         status = path.stat()
-    except (OSError, ValueError):  # a stranger's results may name what no file can be called
+    except (OSError, ValueError):  # untrusted results may hold an impossible file name
         return None
     return status.st_size, status.st_mtime_ns, status.st_ino
 
@@ -105,20 +105,20 @@ class Catalogue:
         self._checked = float("-inf")
 
     def entries(self) -> list[SlideEntry]:
-        """Every slide, by name."""
+        """Return every slide, sorted by name."""
         return list(self._current().values())
 
     def find(self, slide_id: str) -> SlideEntry | None:
-        """The slide of that name; None where there is none."""
+        """Return the slide of that name, or None."""
         return self._current().get(slide_id)
 
     def find_run(self, run_id: str | None) -> Run | None:
-        """The run of that name, the first one where none is named; None where there is none."""
+        """Return the run of that name (the first one for None), or None."""
         return next((run for run in self.runs if run_id is None or run.run_id == run_id), None)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether asking for a slide now reads nothing from the disk."""
+        """True if asking for a slide now reads nothing from the disk."""
         return time.monotonic() - self._checked < REFRESH_S
 
     def refresh(self) -> None:
@@ -150,7 +150,7 @@ class Catalogue:
         }
 
     def _read(self, folder: Path) -> Result | None:
-        """The result in a folder, read only where it changed."""
+        """Return the result in a folder; read it only if it changed."""
         stamp = stamp_file(folder / MANIFEST)
         if stamp is None:
             return None
@@ -159,7 +159,7 @@ class Catalogue:
 
 
 def name_runs(results: Sequence[Path]) -> tuple[Run, ...]:
-    """A run per results folder, named after it; folders of the same name are numbered."""
+    """Return a run per results folder, named after it; equal names are numbered."""
     names: list[str] = []
     for folder in results:
         name = spell_out(folder.resolve().name) or "results"
@@ -175,7 +175,7 @@ def name_runs(results: Sequence[Path]) -> tuple[Run, ...]:
 
 
 def read_result(folder: Path, stamp: FileStamp) -> Result | None:
-    """What the list shows of a result; None where it is being replaced this moment."""
+    """Return the result for the list, or None while it is being replaced."""
     try:
         manifest = read_manifest(folder)
         attributes = read_attributes(folder / PREDICTIONS)
@@ -191,29 +191,35 @@ def read_result(folder: Path, stamp: FileStamp) -> Result | None:
 
 
 def read_aggregation(recipe: Mapping[str, Any]) -> Aggregation:
-    """The threshold, smoothing and smallest region that a slide's outputs were made with. Raises TypeError or ConfigError."""
+    """Return the threshold, smoothing and smallest region of a slide's outputs.
+
+    Raises TypeError, ValueError or ConfigError.
+    """
     view = recipe.get(VIEW, {})
     if not isinstance(view, dict):
-        raise TypeError("its view is no table")
+        raise TypeError("its view is not a table")
     named = {
         name: view[name]
         for name in ("threshold", "smooth_um", "min_region_mm2")
         if view.get(name) is not None
     }
     if not all(type(value) in (int, float) for value in named.values()):
-        raise TypeError("a number of its view is none")
+        raise TypeError("a value of its view is not a number")
     if named.get("smooth_um", 0) > MAX_SMOOTH_UM:
         raise ValueError("its map is smoothed beyond the slide")
     return Aggregation(**named)
 
 
 def read_model(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What results say of the model that made them. Raises KeyError, TypeError or ValueError where nobody can be told."""
+    """Return the description of the model in results.
+
+    Raises KeyError, TypeError or ValueError where it cannot be sent to a client.
+    """
     model: dict[str, Any] = attributes["model"]
     if not isinstance(model, dict):
-        raise TypeError("what it says of its model is no table")
+        raise TypeError("its description of the model is not a table")
     if _is_deeper(model, MAX_DEPTH):
-        raise ValueError("what it says of its model nests too deep")
+        raise ValueError("its description of the model nests too deep")
     return model
 
 
@@ -223,7 +229,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def spell_out(name: str) -> str:
-    """A name as it can be shown and stand in an address: bytes of it that are no UTF-8 as the code of each."""
+    """Return a name that can be shown and stand in a URL; bytes that are not UTF-8 are escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 

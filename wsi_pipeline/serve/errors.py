@@ -1,4 +1,4 @@
-"""Errors as a client sees them: one sentence and an id; the log has paths and reasons under the id."""
+"""Errors as a client sees them: a sentence and an id, under which the log has the reason."""
 
 import logging
 import secrets
@@ -35,11 +35,11 @@ class Reply:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that go with it."""
+        """Headers of the answer."""
         return {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else {}
 
     def to_json(self) -> dict[str, str]:
-        """The body."""
+        """Return the body of the answer."""
         return {"error": self.text, "id": self.fault_id}
 
 
@@ -50,7 +50,7 @@ def reply_to(error: Exception) -> Reply:
         logger.info("%s: refused (%d): %s", fault_id, error.status_code, error.detail)
         return Reply(error.status_code, str(error.detail), fault_id)
     if isinstance(error, ClientDisconnect):
-        logger.info("%s: hung up before the request was whole", fault_id)
+        logger.info("%s: disconnected before the request was complete", fault_id)
         return Reply(400, "the request did not come whole", fault_id)
     if isinstance(error, Busy):
         logger.warning("%s: busy: %s", fault_id, error)

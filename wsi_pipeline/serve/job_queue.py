@@ -1,4 +1,4 @@
-"""Inference on request: slides of the served folder, one after another, by the pipeline and on the workers that `wsi infer` uses."""
+"""Inference on request: slides of the served folder, one after another, as `wsi infer` does."""
 
 import logging
 import queue
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class JobState(StrEnum):
-    """Where a job is."""
+    """State of a job."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -36,12 +36,12 @@ ENDED = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
 class Cancelled(Exception):
-    """Somebody asked for the job to stop; blocks that are finished stay on disk."""
+    """The job was cancelled; finished blocks stay on disk."""
 
 
 @dataclass
 class InferenceJob(Listener):
-    """One slide to be inferred, which itself hears of the run's progress."""
+    """One slide to infer; it listens to its own run."""
 
     slide: FoundSlide
     force: bool
@@ -52,13 +52,13 @@ class InferenceJob(Listener):
     message: str = ""
 
     def progress(self, line: str, done: float, total: float | None) -> None:
-        """Take the patches that are done, of those to do."""
+        """Set the numbers of patches. Raises Cancelled to stop the run."""
         if self.state is JobState.CANCELLING:
             raise Cancelled
         self.patches_done, self.patches_total = int(done), int(total or 0)
 
     def slide_ended(self, outcome: SlideOutcome) -> None:
-        """Take the end of the slide."""
+        """Set the final state."""
         if outcome.state is SlideState.FAILED:
             fault_id = secrets.token_hex(4)
             logger.warning("%s: job %s failed: %s", fault_id, self.job_id, outcome.message)
@@ -70,11 +70,11 @@ class InferenceJob(Listener):
             self.state, self.message = (
                 JobState.DONE,
                 outcome.message,
-            )  # figures only, as in the slide list
+            )  # numbers only, as in the slide list
 
 
 class JobQueue:
-    """Runs jobs in one thread; safe to ask from others."""
+    """Runs jobs in one thread; safe to use from others."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class JobQueue:
         self._thread.start()
 
     def submit(self, slide: FoundSlide, force: bool = False) -> InferenceJob:
-        """Put a slide at the end of the queue. Raises Refusal where it is in it already or the queue is full."""
+        """Add a slide to the queue. Raises Refusal where it is queued or the queue is full."""
         with self._lock:
             under_way = [job for job in self._jobs.values() if job.state not in ENDED]
             if len(under_way) >= self._capacity:
@@ -113,16 +113,16 @@ class JobQueue:
         return job
 
     def list(self) -> list[InferenceJob]:
-        """Every job that is remembered, oldest first."""
+        """Return every remembered job, oldest first."""
         with self._lock:
             return list(self._jobs.values())
 
     def find(self, job_id: str) -> InferenceJob | None:
-        """The job of that name; None where there is none."""
+        """Return the job of that name, or None."""
         return self._jobs.get(job_id)
 
     def cancel(self, job: InferenceJob) -> None:
-        """Stop a job: at once where it waits, after the block under way where it runs; ended ones stay as they are."""
+        """Stop a job: at once if it waits, after the current block if it runs."""
         with self._lock:
             if job.state is JobState.WAITING:
                 job.state = JobState.CANCELLED

@@ -1,4 +1,4 @@
-"""The pages that people look at, the scripts that draw them, and what watches over the server."""
+"""HTML pages, their scripts and styles, health and metrics."""
 
 import base64
 import hashlib
@@ -27,7 +27,10 @@ def _read_own(name: str) -> str:
 
 
 def load_web_files() -> dict[str, tuple[str, str]]:
-    """Every script and style sheet by name: content and media type. A table: no name in a request becomes a path."""
+    """Return every script and style sheet by name: content and media type.
+
+    It is a table, so that no name in a request becomes a path.
+    """
     shared = {
         name: read_web_file(name) for name in ("map_layer.js", "slide_view.js", "slide_view.css")
     }
@@ -44,25 +47,25 @@ TEMPLATES = Environment(loader=PackageLoader("wsi_pipeline.serve"), autoescape=s
 
 
 def render(name: str, **values: object) -> HTMLResponse:
-    """A page from its template."""
+    """Return a page from its template."""
     return HTMLResponse(TEMPLATES.get_template(name).render(**values))
 
 
 @router.get("/")
 def show_list(services: Here) -> HTMLResponse:
-    """The slide list."""
+    """Show the slide list."""
     return render("list.html", runs=services.catalogue.runs)
 
 
 @router.get("/slides/{slide_id}")
 def show_viewer(entry: NamedSlide) -> HTMLResponse:
-    """The viewer of one slide."""
+    """Show the viewer of one slide."""
     return render("viewer.html", slide_id=entry.slide_id)
 
 
 @router.get("/static/{name}")
 def send_web_file(name: str) -> Response:
-    """A script or style sheet."""
+    """Send a script or style sheet."""
     found = WEB_FILES.get(name)
     if found is None:
         raise Refusal(404, "no such file")
@@ -71,7 +74,10 @@ def send_web_file(name: str) -> Response:
 
 @router.get("/docs")
 def show_docs() -> HTMLResponse:
-    """The REST endpoint, described and to be tried out; its one inline script is named in the policy by its hash."""
+    """Show the REST endpoint, to read and to try out.
+
+    The content policy names the page's one inline script by its hash.
+    """
     page = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="wsi serve",
@@ -93,7 +99,7 @@ def show_docs() -> HTMLResponse:
 
 @router.get("/enter")
 async def ask_token(services: Here, ticket: str | None = None) -> Response:
-    """Ask for the token; or take the ticket that the browser was started with, once."""
+    """Ask for the token, or take the browser's ticket, once."""
     if ticket is not None and services.auth.use_ticket(ticket):
         return services.auth.let_in("/")
     return render("enter.html", is_wrong=False)
@@ -112,7 +118,10 @@ async def take_token(request: Request, services: Here) -> Response:
 
 
 async def _read_form(request: Request) -> dict[str, list[str]]:
-    """The fields of a short form. Raises Refusal: anybody may send one, so nothing in it may end in a fault of the server."""
+    """Return the fields of a short form.
+
+    Anyone may send one, so every fault in it raises Refusal.
+    """
     length = request.headers.get("content-length", "")
     if not (
         length.isascii()
@@ -136,11 +145,11 @@ async def _read_form(request: Request) -> dict[str, list[str]]:
 
 @router.get("/healthz")
 def tell_health() -> dict[str, str]:
-    """Whether the server answers; needs no token and says nothing else."""
+    """Answer that the server runs; needs no token and says nothing else."""
     return {"status": "ok"}
 
 
 @router.get("/metrics")
 def tell_metrics(services: Here) -> Response:
-    """Figures for Prometheus."""
+    """Send the metrics for Prometheus."""
     return Response(services.metrics.render(), media_type=METRICS_TYPE)

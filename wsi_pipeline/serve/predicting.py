@@ -1,4 +1,4 @@
-"""Predictions for images that are sent: patches as they are, larger images cut on the model's own grid."""
+"""Predictions for uploaded images: single patches, and larger images cut on the model's grid."""
 
 import threading
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class SentImage:
 
     @property
     def fallbacks(self) -> int:
-        """No other reader is ever needed."""
+        """Always 0: there is no other reader."""
         return 0
 
     def read(
@@ -64,31 +64,31 @@ class SentImage:
         height: int,
         only: NDArray[np.int64] | None = None,
     ) -> NDArray[np.uint8]:
-        """RGB (height, width, 3) at (x, y); grids never reach beyond the image."""
+        """Return RGB (height, width, 3) at (x, y); grids never reach beyond the image."""
         return self._pixels[y : y + height, x : x + width]
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePlan:
-    """How one sent image is to be predicted."""
+    """Plan of one uploaded image."""
 
     size: tuple[int, int]
     """(width, height)"""
     grid: Grid | None
-    """None: it is one patch."""
+    """None for a single patch."""
     mpp: float
 
     @property
     def patches(self) -> int:
-        """Patches that it gives."""
+        """Number of patches."""
         return 1 if self.grid is None else self.grid.rows * self.grid.cols
 
 
 class PredictionService:
-    """Decodes, cuts and predicts; a few requests at a time."""
+    """Decodes, cuts and predicts uploads; a few requests at a time."""
 
     def __init__(self, predictor: Predictor, pool: DecoderPool, limits: Limits) -> None:
         self.predictor = predictor
@@ -97,7 +97,11 @@ class PredictionService:
         self._places = threading.BoundedSemaphore(limits.predictions)
 
     def predict(self, images: Sequence[bytes], mpp: float | None) -> list[dict[str, Any]]:
-        """One answer per image. Raises Refusal for what the model does not take; every limit is checked before anything is decoded."""
+        """Return one answer per image.
+
+        Raises Refusal for input that the model does not take; every limit is checked before
+        anything is decoded.
+        """
         if not images or len(images) > self._limits.images:
             raise Refusal(
                 413 if images else 422, f"send 1 to {self._limits.images} images at a time"

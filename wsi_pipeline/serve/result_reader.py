@@ -1,4 +1,4 @@
-"""Whole results in memory: maps, regions, masks. A few are kept, by the mark of their manifest."""
+"""Whole results in memory: maps, regions, masks. A few are kept, by the stamp of their manifest."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class LoadedResult:
     table: PatchTable
     heatmap: Heatmap
     model: dict[str, Any]
-    """What the results say of the model that made them."""
+    """Description of the model that made the results."""
     own: NDArray[np.float32]
-    """(rows, cols) as predicted; the heatmap's values are smoothed where the results are."""
+    """(rows, cols) as predicted; the heatmap is smoothed where the results are."""
 
 
 class ResultReader:
@@ -83,12 +83,15 @@ def _load(result: Result) -> LoadedResult:
 
 
 def describe_model(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be said of a model: everything but the patients that it has seen, whose hashes can be guessed from their names."""
+    """Return a model's description without the patients that it has seen.
+
+    Their hashes can be guessed from their names.
+    """
     return {name: value for name, value in recorded.items() if name != "seen_patients"}
 
 
 def _draw_as_published(predictions: Predictions, view: Aggregation) -> Heatmap:
-    """The map with the threshold, smoothing and smallest region that the slide's outputs were made with."""
+    """Return the map with the threshold, smoothing and smallest region of the slide's outputs."""
     return build_heatmap(
         predictions, view.threshold, smooth_um=view.smooth_um, min_region_mm2=view.min_region_mm2
     )

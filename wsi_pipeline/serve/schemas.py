@@ -11,15 +11,15 @@ from wsi_pipeline.serve.job_queue import JobState
 
 
 class JsonAnswer(JSONResponse):
-    """JSON in ASCII: what stands in results may be no UTF-8, such as a file's name, and must not stop an answer."""
+    """JSON in ASCII: text in results, such as a file name, may not be UTF-8."""
 
     def render(self, content: Any) -> bytes:
-        """The body."""
+        """Return the body."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Fault(BaseModel):
-    """What could not be done."""
+    """An error."""
 
     error: str
     id: str = Field(description="The server's log says more under this id.")
@@ -38,7 +38,7 @@ class SlideRow(BaseModel):
     slide_id: str
     version: str = Field(description="Changes whenever the results on disk do.")
     has_file: bool
-    can_run: bool = Field(description="Whether POST /jobs may run it.")
+    can_run: bool = Field(description="True if POST /jobs may run it.")
     summaries: dict[str, SlideSummary | None] = Field(
         description="By run; null where the results are damaged."
     )
@@ -54,7 +54,10 @@ class SlideList(BaseModel):
 
 
 class TilesBody(BaseModel):
-    """How the slide is cut into tiles: level 0 is the scan, level k the scan reduced 2ᵏ times, tiles at the edges are smaller."""
+    """The slide's tiles: level 0 is the scan, level k the scan reduced 2ᵏ times.
+
+    Tiles at the edges are smaller.
+    """
 
     tile_px: int
     coarsest: int
@@ -69,12 +72,12 @@ class ResultBody(BaseModel):
     threshold: float
     positive_class: str
     grid: dict[str, Any] = Field(
-        description="Rows, columns and where the cells lie, in level-0 pixels."
+        description="Rows, columns and position of the patches, in level-0 pixels."
     )
     model: dict[str, Any]
     overview: dict[str, Any] = Field(description="Where its tissue mask lies, in level-0 pixels.")
     has_tissue: bool = Field(
-        description="Whether the results hold the tissue mask that the patches were chosen by."
+        description="True if the results hold the tissue mask that the patches were chosen by."
     )
 
 
@@ -88,7 +91,7 @@ class SlideBody(BaseModel):
     )
     overview: dict[str, Any] = Field(description="Where the thumbnail lies, in level-0 pixels.")
     tiles: TilesBody | None
-    tiles_note: str | None = Field(description="Why there are no tiles, where there are none.")
+    tiles_note: str | None = Field(description="The reason where there are no tiles.")
     results: list[ResultBody]
     damaged_runs: list[RunBody] = Field(
         description="Left out of the results: those on disk are damaged."
@@ -97,7 +100,7 @@ class SlideBody(BaseModel):
 
 
 class RegionBody(BaseModel):
-    """Positive cells that touch."""
+    """Positive patches that touch."""
 
     number: int
     patches: int
@@ -146,7 +149,7 @@ class JobRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     slide_id: str = Field(max_length=200)
-    force: bool = Field(False, description="Make anew what another run or model has made.")
+    force: bool = Field(False, description="Overwrite results of another run or model.")
 
 
 class JobBody(BaseModel):

@@ -1,7 +1,4 @@
-"""Running the server: a socket, uvicorn, what is printed at the start.
-
-The application: routes, what becomes of errors, and the guard around all of it.
-"""
+"""The application with its routes, error handlers and guard; the socket and uvicorn that run it."""
 
 import logging
 import socket
@@ -35,7 +32,7 @@ MAX_HEAD_BYTES = 32 * 1024
 BACKLOG = 128
 
 Announce = Callable[[Services], None]
-"""Is called when the server's address is certain, before it answers."""
+"""Called when the server's address is known, before it answers."""
 DESCRIPTION = (
     "Slides with their probability maps, and the model that made them. For research, not for"
     " diagnosis. Every request shows the token that was printed at the start: `Authorization:"
@@ -45,7 +42,10 @@ MAX_NAMED_FIELDS = 5
 
 
 def run_server(settings: ServeSettings, announce: Announce) -> None:
-    """Serve until interrupted. Raises EnvironmentFault where the address is taken, ModelError for a bad model."""
+    """Serve until interrupted.
+
+    Raises EnvironmentFault where the address is taken, ModelError for a bad model.
+    """
     with bind(settings) as listener:
         bound = replace(settings, port=listener.getsockname()[1])
         with open_services(bound) as services:
@@ -58,7 +58,11 @@ def run_server(settings: ServeSettings, announce: Announce) -> None:
 
 
 def configure(services: Services) -> uvicorn.Config:
-    """Uvicorn's settings: no access log (addresses may hold a token), no headers that say what runs here, bounded everything."""
+    """Return uvicorn's settings.
+
+    There is no access log (URLs may hold a token) and no header that names the software, and
+    everything is bounded.
+    """
     return uvicorn.Config(
         build_app(services),
         http="h11",
@@ -76,7 +80,7 @@ def configure(services: Services) -> uvicorn.Config:
 
 
 def bind(settings: ServeSettings) -> socket.socket:
-    """A listening socket. Raises EnvironmentFault where the address cannot be had."""
+    """Return a listening socket. Raises EnvironmentFault where the address cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # The protocol is named because asyncio turns off Nagle's delay, 40 ms an answer, only where it
     # is.
@@ -96,13 +100,13 @@ def bind(settings: ServeSettings) -> socket.socket:
 
 
 def base_url(settings: ServeSettings) -> str:
-    """Where a browser on this machine finds the server."""
+    """Return the URL of the server for a browser on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Faults with their ids on stderr; no request line, no token ever gets there."""
+    """Log errors with their ids to stderr; no request line and no token is ever logged."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name in ("wsi_pipeline", "uvicorn.error"):
@@ -112,7 +116,7 @@ def log_to_stderr(level: int = logging.WARNING) -> None:
 
 
 def build_app(services: Services) -> ASGIApp:
-    """The whole application around its services."""
+    """Return the application around its services."""
     app = FastAPIOffline(
         title="wsi serve",
         version=tool_version(),

@@ -1,4 +1,4 @@
-"""What is served, to whom, and up to which limits."""
+"""Settings and limits of a server."""
 
 import ipaddress
 import secrets
@@ -16,7 +16,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may ask for; each is checked before a slide or an image is touched."""
+    """Limits of requests; each is checked before a slide or an image is read."""
 
     tile_px: int = 256
     region_px: int = 16_000_000
@@ -30,20 +30,20 @@ class Limits:
     """Patches that all images of one request are cut into."""
     regions: int = 5_000
     read_s: float = 20.0
-    """Seconds for one read of a slide or one decoding; then the process that does it is ended."""
+    """Seconds for one read or decoding; then its process is ended."""
     body_s: float = 60.0
     """Seconds in which a request's body must have arrived."""
     waiting_reads: int = 64
-    """Reads that wait for a free decoding process; more are turned away."""
+    """Reads that wait for a free decoding process; more are refused."""
     predictions: int = 4
-    """Requests for predictions under way; more are turned away."""
+    """Requests for predictions at a time; more are refused."""
     connections: int = 256
     jobs: int = 16
-    """Jobs that wait or run; more are turned away."""
+    """Jobs that wait or run; more are refused."""
     slide_memory_bytes: int = 4096 * MIB
     """Address space of a process that reads slides."""
     upload_memory_bytes: int = 2048 * MIB
-    """Address space of the process that decodes what strangers send."""
+    """Address space of the process that decodes uploads."""
     cache_bytes: int = 256 * MIB
     """Tiles kept in memory."""
 
@@ -58,23 +58,23 @@ class ServeSettings:
     """One server."""
 
     results: tuple[Path, ...]
-    """Results folders; one slide's results of several of them can be looked at side by side. Jobs write to the first."""
+    """Results folders, shown side by side; jobs write to the first."""
     slides: Path | None = None
     model: Path | None = None
     terms: ExternalModelTerms = field(default_factory=ExternalModelTerms)
-    """For a model that wsi did not train."""
+    """For an external model."""
     host: str = "127.0.0.1"
     port: int = 8765
     token: str | None = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    """What every request must show; None: none is asked for, on the loopback only."""
+    """Secret of every request; None: no token is needed, on the loopback only."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names by which the server may be called, besides its own."""
+    """Names of the server besides its own."""
     cors_origins: tuple[str, ...] = ()
-    """Origins of other pages that may call the REST endpoint."""
+    """Origins of other pages that may use the REST endpoint."""
     slide_mpp: float | None = None
     device: str = "auto"
     workers: Workers | None = None
-    """Who runs jobs; None: worker processes of our own."""
+    """Workers that run jobs; None: chosen as `wsi infer` does."""
     decoders: int = field(default_factory=available_cores)
     """Processes that read slides."""
     limits: Limits = field(default_factory=Limits)
@@ -98,7 +98,7 @@ class ServeSettings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
+        """True if only this machine can reach the server."""
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:

@@ -1,4 +1,4 @@
-"""Pixels of the served slides: looked up, checked, read by the decoding processes, kept in the cache.
+"""Pixels of the served slides: checked, read by the decoding processes, kept in the cache.
 
 The cache holds encoded tiles, bounded in bytes; the ones not asked for longest go first.
 """
@@ -24,9 +24,9 @@ KEPT_FACTS = 4096
 FAILURE_S = 10.0
 """A slide that could not be opened is not tried again before so many seconds."""
 OPEN_FACTOR = 3
-"""Opening takes longer than reading: the whole index of a slide is read and its fingerprint taken."""
+"""Opening takes longer than reading: the slide's whole index is read, and its fingerprint."""
 ENTRY_OVERHEAD_BYTES = 400
-"""What an entry costs besides its content: key, dictionary slot, bytes object."""
+"""Memory of an entry besides its content: key, dictionary slot, bytes object."""
 logger = logging.getLogger(__name__)
 
 
@@ -74,7 +74,7 @@ class OpenedSlide:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What names the slide to a decoding process."""
+        """The part of a request to a decoding process that names the slide."""
         return {"path": str(self.path), "stamp": list(self.stamp), "slide_mpp": self.slide_mpp}
 
 
@@ -93,7 +93,11 @@ class SlidePixels:
         self._failures: TTLCache[tuple[Any, ...], Exception] = TTLCache(KEPT_FACTS, FAILURE_S)
 
     def open(self, entry: SlideEntry) -> OpenedSlide:
-        """The slide's file. Raises Refusal where there is none or it is not the one that was inferred, DecodingError where it is broken."""
+        """Return the slide's file.
+
+        Raises Refusal where it is missing or is not the one that was inferred, DecodingError where
+        it is broken.
+        """
         key = self._key(entry)
         with self._lock:
             opened, failure = self._facts.get(key), self._failures.get(key)
@@ -123,7 +127,7 @@ class SlidePixels:
         )
         if recorded is None:
             return self._slide_mpp
-        return recorded.mpp  # whoever said so: the map was made at that scale
+        return recorded.mpp  # whatever its source: the map was made at that scale
 
     def _open(self, entry: SlideEntry, key: tuple[Any, ...]) -> OpenedSlide:
         path, stamp, slide_mpp, fingerprint = key
@@ -144,7 +148,7 @@ class SlidePixels:
         return OpenedSlide(path, stamp, slide_mpp, info, pyramid, coarsest)
 
     def tile(self, entry: SlideEntry, level: int, col: int, row: int) -> bytes:
-        """One tile as JPEG. Raises Refusal where there is no such tile, before anything is read."""
+        """Return one tile as JPEG. Raises Refusal for a missing tile, before anything is read."""
         slide = self.open(entry)
         if not slide.pyramid.has_tile(level, col, row) or level > slide.coarsest:
             raise Refusal(404, "no such tile")
@@ -162,7 +166,7 @@ class SlidePixels:
         return content
 
     def cached_tile(self, entry: SlideEntry, level: int, col: int, row: int) -> bytes | None:
-        """The tile where it can be had without waiting for anything."""
+        """Return the tile if it needs no waiting, else None."""
         try:
             key = self._key(entry)
         except Refusal:
@@ -174,12 +178,12 @@ class SlidePixels:
         )
 
     def file_version(self, entry: SlideEntry) -> str:
-        """Changes whenever the slide's file does. Raises Refusal where there is none."""
+        """Return a text that changes with the slide's file. Raises Refusal where it is missing."""
         size, changed_ns, inode = self._key(entry)[1]
         return f"{size:x}-{changed_ns:x}-{inode:x}"
 
     def overview(self, entry: SlideEntry) -> bytes:
-        """The scanned area as one small JPEG."""
+        """Return the scanned area as one small JPEG."""
         slide = self.open(entry)
         key = (slide.path, slide.stamp, "overview")
         if (content := self._cache.get(key)) is None:
@@ -188,7 +192,7 @@ class SlidePixels:
         return content
 
     def patch(self, entry: SlideEntry, grid: Grid, row: int, col: int) -> bytes:
-        """One patch as PNG, as the model saw it."""
+        """Return one patch as PNG, as the model saw it."""
         if not (0 <= row < grid.rows and 0 <= col < grid.cols):
             raise Refusal(404, "no such patch")
         if (grid.spec.side_px * float(grid.downsample)) ** 2 > self._limits.region_px:

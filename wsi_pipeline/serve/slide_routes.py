@@ -1,7 +1,4 @@
-"""/api/v1/slides: lists, figures, regions, maps, tiles.
-
-Also the small pictures that the pages show.
-"""
+"""/api/v1/slides: lists, metrics, regions, maps, tiles, images."""
 
 import io
 import logging
@@ -72,8 +69,8 @@ EDGE_RGBA = (0, 110, 95, 255)
 logger = logging.getLogger(__name__)
 
 
-def picture(content: bytes, media_type: str, headers: dict[str, str]) -> Response:
-    """An encoded picture."""
+def send_image(content: bytes, media_type: str, headers: dict[str, str]) -> Response:
+    """Return the answer with an encoded image."""
     return Response(content, media_type=media_type, headers=headers)
 
 
@@ -89,7 +86,7 @@ JPEG: dict[int | str, dict[str, Any]] = {
 
 @router.get("")
 def list_slides(services: Here) -> SlideList:
-    """Every slide with its figures in every run."""
+    """List every slide with its metrics in every run."""
     runs = [RunBody(run_id=run.run_id, name=run.name) for run in services.catalogue.runs]
     rows = [_describe_row(services, entry) for entry in services.catalogue.entries()]
     return SlideList(
@@ -113,7 +110,7 @@ def _describe_row(services: Services, entry: SlideEntry) -> SlideRow:
 
 @router.get("/{slide_id}", response_model=SlideBody, responses={304: {"description": "Unchanged."}})
 def describe_one(services: Here, entry: NamedSlide, request: Request) -> Response:
-    """A slide: where everything lies on it, and what each run found."""
+    """Describe a slide: its geometry, and the results of each run."""
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, entry.version):
         return unchanged
@@ -144,7 +141,10 @@ def describe_one(services: Here, entry: NamedSlide, request: Request) -> Respons
 def _load_runs(
     services: Services, entry: SlideEntry
 ) -> tuple[list[tuple[Run, LoadedResult]], list[RunBody]]:
-    """What every run found on a slide, and the runs whose results are damaged. Raises Refusal where no others are left."""
+    """Return the results of every run on a slide, and the runs whose results are damaged.
+
+    Raises Refusal where all are damaged.
+    """
     loaded: list[tuple[Run, LoadedResult]] = []
     damaged: list[RunBody] = []
     for run in services.catalogue.runs:
@@ -164,7 +164,7 @@ def _load_runs(
 def _open_file(
     services: Services, entry: SlideEntry
 ) -> tuple[SlideInfo | None, TilesBody | None, str | None]:
-    """What the slide's file says of itself, its tiles, and, where there are none, why."""
+    """Return the facts of the slide's file and its tiles, or the reason why there are none."""
     try:
         opened = services.pixels.open(entry)
     except Refusal as refusal:
@@ -175,7 +175,7 @@ def _open_file(
 
 
 def describe_result(run: Run, result: Result, loaded: LoadedResult) -> ResultBody:
-    """What one run found on a slide."""
+    """Return the results of one run on a slide."""
     return ResultBody(
         run_id=run.run_id,
         name=run.name,
@@ -197,7 +197,7 @@ def describe_result(run: Run, result: Result, loaded: LoadedResult) -> ResultBod
 def show_summary(
     services: Here, entry: NamedSlide, request: Request, run: RunName = None
 ) -> Response:
-    """The figures of the slide, as in summary.json."""
+    """Show the metrics of the slide, as in summary.json."""
     _, result = find_result(services, entry, run)
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, result.digest):
@@ -219,10 +219,10 @@ def show_regions(
         float | None, Query(ge=0, le=1e6, description="Instead of that of the results.")
     ] = None,
     limit: Annotated[
-        int | None, Query(ge=0, description="So many of the strongest; 500 unless said otherwise.")
+        int | None, Query(ge=0, description="Number of regions, strongest first; 500 by default.")
     ] = None,
 ) -> Response:
-    """Positive cells that touch, corners included, strongest first."""
+    """List groups of touching positive patches, corners included, strongest first."""
     result, loaded = found
     headers: dict[str, str] = {}
     most = services.settings.limits.regions
@@ -261,7 +261,7 @@ def send_map(
         ),
     ] = False,
 ) -> Response:
-    """The map as a NumPy file: float32 (rows, cols), NaN where nothing was assessed."""
+    """Send the map as a NumPy file: float32 (rows, cols), NaN where nothing was assessed."""
     result, loaded = found
     headers = {"Content-Disposition": 'attachment; filename="map.npy"'}
     if unchanged := match_etag(request, headers, result.digest):
@@ -274,27 +274,30 @@ def send_map(
 
 @router.get("/{slide_id}/map.png", response_class=Response, responses=PNG)
 def draw_map(found: NamedResult, request: Request, threshold: Threshold = None) -> Response:
-    """The map in colours, one pixel per cell, clear where nothing was assessed or, with a threshold, below it."""
+    """Draw the map in colours, one pixel per patch.
+
+    It is transparent where nothing was assessed and, with a threshold, below it.
+    """
     result, loaded = found
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, result.digest):
         return unchanged
     pixels = paint_map(loaded.heatmap.probability, threshold)
     if not pixels.size:
-        raise Refusal(404, "the slide has no cells")
-    return picture(encode_png(pixels), "image/png", headers)
+        raise Refusal(404, "the slide has no patches")
+    return send_image(encode_png(pixels), "image/png", headers)
 
 
 @router.get("/{slide_id}/tissue.png", response_class=Response, responses=PNG)
 def show_tissue(found: NamedResult, request: Request) -> Response:
-    """The tissue mask that the patches were chosen by, over the thumbnail's area."""
+    """Draw the tissue mask that the patches were chosen by, over the thumbnail's area."""
     result, loaded = found
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, result.digest):
         return unchanged
     if loaded.table.tissue is None:
         raise Refusal(404, "the results hold no tissue mask")
-    return picture(encode_png(draw_tissue(loaded.table.tissue)), "image/png", headers)
+    return send_image(encode_png(draw_tissue(loaded.table.tissue)), "image/png", headers)
 
 
 @router.get("/{slide_id}/thumbnail.jpg", response_class=Response, responses=JPEG)
@@ -304,19 +307,19 @@ def show_thumbnail(
     request: Request,
     side: Annotated[int | None, Query(ge=16, le=4096)] = None,
 ) -> Response:
-    """The scanned area as one picture, with at most `side` pixels along its longer side."""
+    """Show the scanned area, with at most `side` pixels along its longer side."""
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, entry.version):
         return unchanged
     whole = next((result for result in entry.results.values() if result.summary is not None), None)
     if whole is None:
-        return picture(services.pixels.overview(entry), "image/jpeg", headers)
+        return send_image(services.pixels.overview(entry), "image/jpeg", headers)
     key = ("thumbnail", entry.slide_id, entry.version, side)
     if (content := services.cache.get(key)) is None:
         pixels = services.results.load(whole).table.thumbnail.pixels
         content = encode_jpeg(pixels if side is None else shrink(pixels, side))
         services.cache.put(key, content)
-    return picture(content, "image/jpeg", headers)
+    return send_image(content, "image/jpeg", headers)
 
 
 @router.get("/{slide_id}/tiles/{level}/{col}/{row}.jpg", response_class=Response, responses=JPEG)
@@ -328,22 +331,22 @@ async def show_tile(
     col: TileNumber,
     row: TileNumber,
 ) -> Response:
-    """One tile of the slide; level 0 is the scan, level k the scan reduced 2ᵏ times."""
+    """Show one tile; level 0 is the scan, level k the scan reduced 2ᵏ times."""
     headers: dict[str, str] = {}
     if unchanged := match_etag(request, headers, services.pixels.file_version(entry)):
         return unchanged
     content = services.pixels.cached_tile(entry, level, col, row)
     if content is None:
         content = await run_in_threadpool(services.pixels.tile, entry, level, col, row)
-    return picture(content, "image/jpeg", headers)
+    return send_image(content, "image/jpeg", headers)
 
 
 @router.get("/{slide_id}/patches/{row}/{col}.png", response_class=Response, responses=PNG)
 def show_patch(
     services: Here, entry: NamedSlide, found: NamedResult, row: TileNumber, col: TileNumber
 ) -> Response:
-    """One patch, pixel by pixel as the model saw it."""
-    return picture(services.pixels.patch(entry, found[1].table.grid, row, col), "image/png", {})
+    """Show one patch, pixel by pixel as the model saw it."""
+    return send_image(services.pixels.patch(entry, found[1].table.grid, row, col), "image/png", {})
 
 
 @router.get(
@@ -352,7 +355,7 @@ def show_patch(
     responses={200: {"content": {"text/html": {}}}},
 )
 def send_report(entry: NamedSlide, found: NamedResult) -> Response:
-    """The slide's report as one file that opens by itself."""
+    """Send the slide's report as one file."""
     result, loaded = found
     try:
         page = render_report(
@@ -370,7 +373,10 @@ def send_report(entry: NamedSlide, found: NamedResult) -> Response:
 
 
 def shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """RGB (h, w, 3) reduced a whole number of times, so that its longer side has at most `side` pixels; a rest at the edge is left out."""
+    """Return RGB (h, w, 3), reduced a whole number of times to at most `side` pixels.
+
+    A rest at the edge is left out.
+    """
     step = max(1, -(-max(pixels.shape[:2]) // side))  # 1 of no pixels at all
     height, width = pixels.shape[0] // step, pixels.shape[1] // step
     if step == 1 or not (height and width):
@@ -381,10 +387,10 @@ def shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def draw_tissue(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """A mask (h, w) as RGBA: tinted inside, a line along its edge, clear elsewhere."""
-    picture = np.zeros((*mask.shape, 4), dtype=np.uint8)
-    picture[mask] = TISSUE_RGBA
+    """Return a mask (h, w) as RGBA: tinted inside, a line along its edge, else transparent."""
+    image = np.zeros((*mask.shape, 4), dtype=np.uint8)
+    image[mask] = TISSUE_RGBA
     padded = np.pad(mask, 1)
     is_inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    picture[mask & ~is_inner] = EDGE_RGBA
-    return picture
+    image[mask & ~is_inner] = EDGE_RGBA
+    return image

@@ -1,4 +1,4 @@
-"""/api/v1/predict, /api/v1/model and /api/v1/jobs: the model at work."""
+"""/api/v1/predict, /api/v1/model and /api/v1/jobs."""
 
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ JobName = Annotated[str, Path(max_length=MAX_NAME)]
 
 @router.get("/model", tags=["predict"])
 def show_model(services: Here) -> dict[str, Any]:
-    """The model's card: what it was trained on, which patches it takes, its threshold and scores."""
+    """Show the model's card: training, patches, threshold and scores."""
     return _describe_model(_predictions(services).predictor.model)
 
 
@@ -42,7 +42,7 @@ async def predict(
         ),
     ] = None,
 ) -> PredictionBody:
-    """Probabilities for images: one for a patch, one for every cell of the grid of a larger image."""
+    """Predict images: one probability for a patch, one per patch for a larger image."""
     service = _predictions(services)
     if len(images) > services.settings.limits.images:
         raise Refusal(413, f"send 1 to {services.settings.limits.images} images at a time")
@@ -79,19 +79,19 @@ def start_job(services: Here, wanted: JobRequest) -> JobBody:
 
 @router.get("/jobs", tags=["jobs"])
 def list_jobs(services: Here) -> list[JobBody]:
-    """Jobs, oldest first."""
+    """List jobs, oldest first."""
     return [_describe_job(job) for job in _jobs(services).list()]
 
 
 @router.get("/jobs/{job_id}", tags=["jobs"])
 def show_job(services: Here, job_id: JobName) -> JobBody:
-    """How far a job is."""
+    """Show the progress of a job."""
     return _describe_job(_find_job(services, job_id))
 
 
 @router.delete("/jobs/{job_id}", tags=["jobs"])
 def cancel_job(services: Here, job_id: JobName) -> JobBody:
-    """Stop a job; blocks that are finished stay, and the next job for the slide goes on from there."""
+    """Stop a job; finished blocks stay, and the next job for the slide continues there."""
     job = _find_job(services, job_id)
     _jobs(services).cancel(job)
     return _describe_job(job)
