@@ -10,11 +10,13 @@ child that was taken over by a hostile file can send back wrong pixels, but run 
 import ctypes
 import itertools
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
@@ -24,6 +26,7 @@ from typing import Any, NamedTuple
 
 SLIDES_BETWEEN = 16
 OPEN_FILES = 256
+TICK_S = 0.05
 MAX_HEADER_BYTES = 1 << 20
 MAX_PAYLOAD_BYTES = 1 << 29
 CONTAINER_MEMORY = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -140,6 +143,9 @@ class LimitedProcess:
                 stderr=subprocess.DEVNULL,
                 env=os.environ | FEW_THREADS,
             )
+        self._deadline = math.inf
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._kill_when_late, daemon=True).start()
 
     @property
     def process_id(self) -> int:
@@ -152,36 +158,35 @@ class LimitedProcess:
         Raises TimeoutError where it took too long, ConnectionError where the process ended or sent
         something else; it is of no use then.
         """
-        is_late = threading.Event()
-
-        def end_late() -> None:
-            is_late.set()
-            self._process.kill()  # which also ends a send or a receive that waits for it
-
-        timer = threading.Timer(timeout_s, end_late)
-        timer.daemon = True
-        timer.start()
+        deadline = self._deadline = time.monotonic() + timeout_s
         try:
             send_message(self._connection, request)
             answer = receive_message(self._connection)
         except NO_MESSAGE as error:
-            raise _end_of(is_late, error) from error
+            if time.monotonic() > deadline:
+                raise TimeoutError from error
+            raise ConnectionError(str(error) or "it ended") from error
         finally:
-            timer.cancel()
-            timer.join()
-        if is_late.is_set():
+            self._deadline = math.inf
+        if time.monotonic() > deadline:
             raise TimeoutError
         return answer
 
+    def _kill_when_late(self) -> None:
+        """Watch the deadline; killing the process also ends a send or a receive that waits for it.
+
+        A timer of its own for each request would cost more than the rest of a request.
+        """
+        while not self._has_ended.wait(TICK_S):
+            if time.monotonic() > self._deadline:
+                self._process.kill()
+
     def end(self) -> None:
         """End the process, whatever it is doing."""
+        self._has_ended.set()
         self._process.kill()
         self._process.wait()
         self._connection.close()
-
-
-def _end_of(is_late: threading.Event, error: Exception) -> OSError:
-    return TimeoutError() if is_late.is_set() else ConnectionError(str(error) or "it ended")
 
 
 def answer_requests(answer: Callable[[Message], Message]) -> None:
