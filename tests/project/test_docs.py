@@ -4,6 +4,7 @@ A block whose first line begins with `# needs` (a GPU, a cluster, somebody's dat
 is not run, and its reader is told why; the options of its `wsi` lines are looked at all the same.
 """
 
+import ast
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ import pytest
 from tests import ROOT
 from tests.builders import make_checkpoint, write_model, write_slide
 from tests.commands import infer, run, tile
+from tests.project.test_architecture import FLOORS
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.runs.synthetic_slides import draw_phantom
@@ -269,6 +271,56 @@ def test_lines_of_text_have_at_most_100_columns(page: Path) -> None:
         if len(line) > MAX_COLUMNS and not line.startswith("|") and "](" not in line
     ]
     assert long == []
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def list_stops() -> list[tuple[str, str]]:
+    """Return every (file, function or class) of the walk through the code."""
+    walk = CONTRIBUTING.split("## One slide through the code")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (.*?) \|", walk, flags=re.MULTILINE)
+    return [(file, name) for file, names in rows for name in re.findall(r"`([\w.]+)`", names)]
+
+
+def list_definitions(file: Path) -> set[str]:
+    """Return the names of a module's functions and classes, methods as Class.method."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        for inner in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(inner, ast.FunctionDef):
+                found.add(f"{node.name}.{inner.name}")
+    return found
+
+
+def test_the_walk_through_the_code_names_what_exists() -> None:
+    assert len({file for file, _ in list_stops()}) > 15
+    lost = [
+        f"{file}: {name}"
+        for file, name in list_stops()
+        if not (ROOT / file).is_file() or name not in list_definitions(ROOT / file)
+    ]
+    assert lost == []
+
+
+def test_the_drawing_shows_every_room_on_its_floor() -> None:
+    drawing = CONTRIBUTING.split("## The rooms")[1].split("```")[1]
+    drawn = {
+        name: int(floor)
+        for line, floor in re.findall(r"^(.*) floor (\d)$", drawing, flags=re.MULTILINE)
+        for name in set(line.split()) & FLOORS.keys()
+    }
+    assert drawn == {name: floor for name, floor in FLOORS.items() if name != "__init__"}
+
+
+def test_files_and_tables_named_in_contributing_exist() -> None:
+    named = set(re.findall(r"`((?:wsi_pipeline|tests|docs|cli)/[\w./-]+)`", CONTRIBUTING))
+    lost = [each for each in named if "NAME" not in each and not (ROOT / each).exists()]
+    assert lost == []
+    for table, file in re.findall(r"to `([A-Z_]+)[^`]*` in `([\w/.]+)`", CONTRIBUTING):
+        assert table in (ROOT / file).read_text()
 
 
 @pytest.fixture(scope="module")
