@@ -287,11 +287,11 @@ def list_definitions(file: Path) -> set[str]:
     """Return the names of a module's functions and classes, methods as Class.method."""
     found = set()
     for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef):
             found.add(node.name)
-        for inner in node.body if isinstance(node, ast.ClassDef) else ():
-            if isinstance(inner, ast.FunctionDef):
-                found.add(f"{node.name}.{inner.name}")
+        elif isinstance(node, ast.ClassDef):
+            methods = [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
+            found |= {node.name, *(f"{node.name}.{method}" for method in methods)}
     return found
 
 

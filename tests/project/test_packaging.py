@@ -3,6 +3,7 @@
 import re
 import tomllib
 
+import click
 import pytest
 
 from tests import ROOT
@@ -68,7 +69,7 @@ def test_every_option_in_readme_and_docs_exists() -> None:
         *(option for parameter in wsi.params for option in parameter.opts),
     }
     for name in COMMANDS:
-        command = wsi.get_command(None, name)
+        command = wsi.get_command(click.Context(wsi), name)
         for each in (command, *getattr(command, "commands", {}).values()):
             known |= {
                 option
