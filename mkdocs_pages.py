@@ -25,7 +25,7 @@ PYTHON_PAGES = {
         "core.geometry",
         "core.slide",
         "slides",
-        "stages.patch_plan",
+        "stages.tile",
         "slides.tissue",
         "store.patches",
         "store.predictions",

@@ -18,7 +18,7 @@ from wsi_pipeline.outputs.style import View
 from wsi_pipeline.runs import InferOptions, TileOptions, infer_slides, list_stores, tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.selection import find_slides
-from wsi_pipeline.stages.patch_plan import TileConfig
+from wsi_pipeline.stages.tile import TileConfig
 
 HERE = Workers(count=0)
 PLAIN = ("--engine", "torch", "--precision", "fp32", "--device", "cpu")

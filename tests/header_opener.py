@@ -17,7 +17,7 @@ from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches
+from wsi_pipeline.stages.tile import TileConfig, plan_patches
 
 MEMORY_BYTES = 3 * 1024**3 // 2
 DEADLINE_S = 5.0

@@ -43,7 +43,7 @@ from wsi_pipeline.serve.settings import Limits, ServeSettings
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.image_io import encode_png
 from wsi_pipeline.stages.export_model import export_model
-from wsi_pipeline.stages.patch_plan import TileConfig
+from wsi_pipeline.stages.tile import TileConfig
 from wsi_pipeline.store.predictions import open_result
 
 LIMITS = Limits(

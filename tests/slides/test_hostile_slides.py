@@ -42,8 +42,7 @@ from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.selection import find_slides
-from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches
-from wsi_pipeline.stages.tile import TileJob
+from wsi_pipeline.stages.tile import TileConfig, TileJob, plan_patches
 
 CONFIG = TileConfig(spec=PatchSpec(mpp=0.5))
 

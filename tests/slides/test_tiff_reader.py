@@ -24,7 +24,7 @@ from wsi_pipeline.slides.tiff_layout import find_layouts
 from wsi_pipeline.slides.tiff_reader import TiffReader, TileCache
 from wsi_pipeline.slides.tile_codecs import TileFault, TileFormat, decode_tile
 from wsi_pipeline.slides.tissue import TissueParameters
-from wsi_pipeline.stages.patch_plan import TileConfig
+from wsi_pipeline.stages.tile import TileConfig
 from wsi_pipeline.store.patches import PatchStore
 
 APERIO = (

@@ -26,9 +26,7 @@ from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.aggregate import aggregate_results
-from wsi_pipeline.stages.patch_plan import TileConfig
 from wsi_pipeline.store.manifest import read_manifest
 
 TABLES = View(("summary", "csv", "geojson"))
@@ -228,13 +226,12 @@ def inferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def infer_again(folder: Path, view: View) -> bool:
     """Infer the slides of a folder; whether nothing was left to do."""
-    tiling = TileConfig(tissue=TissueParameters(min_tissue=0))
     (outcome,) = infer(
         folder / "slides",
         folder / "model.safetensors",
         folder / "results",
         view=view,
-        tiling=tiling,
+        min_tissue=0,
     ).outcomes
     return outcome.is_resumed_whole
 

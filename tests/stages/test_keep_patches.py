@@ -1,4 +1,4 @@
-"""`wsi infer --keep-patches`: the stores of `wsi tile`, the results of a plain run, no work twice."""
+"""`wsi infer --keep-patches`: the stores of `wsi tile`, results of a plain run, no work twice."""
 
 import os
 import subprocess
@@ -24,8 +24,8 @@ from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.stages import infer as inference
-from wsi_pipeline.stages import patch_plan
-from wsi_pipeline.stages.patch_plan import TileConfig
+from wsi_pipeline.stages import tile as tiling
+from wsi_pipeline.stages.tile import TileConfig
 from wsi_pipeline.store.files import HOST
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import PatchStore
@@ -176,7 +176,7 @@ def test_results_that_are_there_only_lack_their_patches(made: Path, tmp_path: Pa
 def test_a_run_killed_inside_a_slide_goes_on(
     function: str, number: int, made: Path, tmp_path: Path
 ) -> None:
-    """The real command dies before a store's first block, between pixels and predictions of a block,
+    """The real command dies before a store's first block, between pixels and predictions of one,
     or between two blocks.
     """
     code = f"""
@@ -280,7 +280,7 @@ def test_stores_are_no_slides_to_keep_patches_of(made: Path, tmp_path: Path) -> 
 
 def use_blocks_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut slides into blocks of another size, as older versions did."""
-    monkeypatch.setattr(patch_plan, "choose_block_size", lambda patches, side_px: size)
+    monkeypatch.setattr(tiling, "choose_block_size", lambda patches, side_px: size)
 
 
 def check_results(made: Path, results: Path, block_size: int) -> None:

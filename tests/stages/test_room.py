@@ -11,7 +11,7 @@ from tests.commands import HERE, PLAIN, run, tile
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.runs.disk_space import DiskSpace
-from wsi_pipeline.stages.patch_plan import TileConfig
+from wsi_pipeline.stages.tile import TileConfig
 
 CONFIG = TileConfig(spec=PatchSpec(mpp=0.5))
 
@@ -132,7 +132,7 @@ def test_a_slide_that_will_not_fit_is_not_cut(
 def test_work_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """10,000 patches are four blocks of 3,072: space at both checks before them, and at two of them."""
+    """10,000 patches are four blocks of 3,072: there is space before them and at two of them."""
     write_slide(tmp_path / "s.tiff", paint_noise(1000, 1000))
     config = TileConfig(spec=PatchSpec(10, 10, 0.5))
     plenty, nothing = Disk(10**12), Disk(0)

@@ -43,8 +43,7 @@ from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
 from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.infer import InferJob
-from wsi_pipeline.stages.patch_plan import TileConfig
-from wsi_pipeline.stages.tile import TileJob
+from wsi_pipeline.stages.tile import TileConfig, TileJob
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.store.patches import find_stores
 

@@ -1,14 +1,17 @@
 """Runs over many slides, or patients, that end in patch stores; without torch."""
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from wsi_pipeline.core.choices import AUTO, LEFT_OUT_CSV
-from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelOptions
 from wsi_pipeline.labels.user_mask import list_masks
 from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
@@ -21,6 +24,7 @@ from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.slides.quality import QualityParameters
 from wsi_pipeline.slides.selection import scale_slides
 from wsi_pipeline.slides.tissue import TissueParameters
+from wsi_pipeline.stages.ingest import IngestJob
 from wsi_pipeline.stages.ingest_layouts import (
     LayoutOptions,
     LeftOut,
@@ -28,11 +32,12 @@ from wsi_pipeline.stages.ingest_layouts import (
     find_patches,
     find_patient,
 )
-from wsi_pipeline.stages.patch_plan import TileConfig
-from wsi_pipeline.stages.tile import IngestJob, TileJob, add_labels
+from wsi_pipeline.stages.tile import TileConfig, TileJob
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.store.zarr_io import read_attributes
+
+logger = logging.getLogger(__name__)
 
 MPP_OF_40X = 0.25
 UM_PER_PX_AT_1X = 10.0
@@ -204,7 +209,7 @@ def ingest_patches(
         IngestJob(patient, name, out, spec, options.force)
         for name, patient in zip(names, found.patients, strict=True)
     ]
-    slides = [FoundSlide(job.store_name, Path(job.source)) for job in jobs]
+    slides = [FoundSlide(job.store_name, job.patient.folder) for job in jobs]
     count = options.workers
     workers = count if isinstance(count, Workers) else Workers(count=count)
     batch = run_batch(
@@ -222,3 +227,29 @@ def ingest_patches(
     write_failures_csv(out, batch.account.outcomes)
     remove_dead_asides(out)
     return IngestAccount(batch.account, tuple(left_out))
+
+
+def add_labels(slides: Sequence[FoundSlide], labels: Sequence[Path] | None) -> list[FoundSlide]:
+    """Return the slides with their label files, matched by name; None takes those beside a slide.
+
+    Raises LabelError where one file could belong to several slides.
+    """
+    files = list_label_files(labels) if labels else []
+    found = [
+        find_beside(slide.path) if labels is None else match_labels(slide.path.stem, files)
+        for slide in slides
+    ]
+    for path, count in Counter(found).items():
+        if path is not None and count > 1:
+            names = ", ".join(
+                str(slide.path) for slide, file in zip(slides, found, strict=True) if file == path
+            )
+            raise LabelError(
+                f"{path}: could be the labels of {count} slides ({names}); say which in a sample"
+                " sheet, with --sheet"
+            )
+    without = [slide.slide_id for slide, file in zip(slides, found, strict=True) if file is None]
+    if without and (labels is None or labels):
+        shown = ", ".join(without[:5])
+        logger.warning("no label file for %d of %d slides: %s", len(without), len(slides), shown)
+    return [replace(slide, label_file=file) for slide, file in zip(slides, found, strict=True)]

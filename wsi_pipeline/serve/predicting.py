@@ -29,7 +29,7 @@ from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.settings import Limits
 from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.stages.patch_plan import TileConfig, resolve_scale
+from wsi_pipeline.stages.tile import TileConfig, resolve_scale
 
 
 class SentImage:

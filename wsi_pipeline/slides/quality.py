@@ -19,7 +19,11 @@ from skimage.morphology import remove_small_objects
 
 from wsi_pipeline.core.choices import QUALITY_FLAGS
 from wsi_pipeline.core.errors import ConfigError, SlideError
-from wsi_pipeline.core.slide import PatchQuality
+from wsi_pipeline.core.geometry import Grid, downsample_between, positions_to_boxes_l0
+from wsi_pipeline.core.slide import PatchQuality, Thumbnail
+from wsi_pipeline.slides.base import SlideReader, choose_level
+from wsi_pipeline.slides.scaling import ScaledView
+from wsi_pipeline.slides.tissue import tissue_fraction
 
 INKS = (
     (0.20, 0.47, 0.35),  # green
@@ -160,3 +164,38 @@ def is_kept(quality: PatchQuality, parameters: QualityParameters) -> NDArray[np.
     dropped = sum(QUALITY_FLAGS[name] for name in parameters.drop)
     kept: NDArray[np.bool_] = (quality.flags & np.uint8(dropped)) == 0
     return kept
+
+
+def flag_patches(
+    reader: SlideReader,
+    grid: Grid,
+    positions: NDArray[np.int32],
+    thumbnail: Thumbnail,
+    parameters: QualityParameters,
+) -> tuple[NDArray[np.int32], PatchQuality]:
+    """Return the positions that are kept, and the quality of their patches."""
+    mpp = reader.info.mpp * float(thumbnail.downsample)
+    pen = tissue_fraction(find_pen(thumbnail.pixels, mpp), thumbnail, grid)[
+        positions[:, 0], positions[:, 1]
+    ]
+    sharpness = np.full(len(positions), np.nan, dtype=np.float32)
+    if parameters.min_sharpness is not None and len(positions):
+        sharpness = _measure_patches(reader, grid, positions)
+    quality = judge(pen, sharpness, parameters)
+    kept = is_kept(quality, parameters)
+    return positions[kept], PatchQuality(
+        quality.pen_fraction[kept], quality.sharpness[kept], quality.flags[kept]
+    )
+
+
+def _measure_patches(
+    reader: SlideReader, grid: Grid, positions: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    slide = reader.info
+    mpp = max(SHARPNESS_MPP, slide.mpp)
+    downsample = downsample_between(slide.mpp, mpp)
+    x, y, width, height = slide.bounds_l0
+    view = ScaledView(reader, choose_level(reader.levels, downsample), downsample, (x, y))
+    boxes = (positions_to_boxes_l0(positions, grid) - [x, y, 0, 0]) / float(downsample)
+    size = (max(1, math.floor(width / downsample)), max(1, math.floor(height / downsample)))
+    return measure_sharpness(view.read, size, boxes, mpp)

@@ -28,7 +28,6 @@ from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.stages.patch_plan import TileConfig, plan_patches, tile_recipe
 from wsi_pipeline.stages.plan import (
     BlockReport,
     PreviewState,
@@ -52,7 +51,7 @@ from wsi_pipeline.stages.publish import (
     read_from_store,
     take_over,
 )
-from wsi_pipeline.stages.tile import TileJob, store_block
+from wsi_pipeline.stages.tile import TileConfig, TileJob, plan_patches, store_block, tile_recipe
 from wsi_pipeline.store.commit import VIEW, Staging, check_finished, find_finished
 from wsi_pipeline.store.lock import hold_lock, remove_remains
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest

@@ -1,8 +1,10 @@
-"""The job that copies a patient's patches into a store."""
+"""Ingest: copy a patient's ready-cut patches into a store; the job, and its patches as a source."""
 
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import Grid, PatchSpec, block_slice, choose_block_size
+from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.slides.image_reader import read_rgb, read_size
@@ -22,6 +26,12 @@ from wsi_pipeline.stages.ingest_layouts import (
     open_images,
     stack_shape,
 )
+from wsi_pipeline.stages.plan import BlockReport, SlidePlan, finished_plan, open_plan, staged_table
+from wsi_pipeline.stages.tile import finish_store, store_block
+from wsi_pipeline.store.commit import Staging, find_finished
+from wsi_pipeline.store.lock import hold_lock
+from wsi_pipeline.store.patches import KIND, prepare_patch_store
+from wsi_pipeline.store.zarr_io import read_attributes
 
 MAX_POSITIONS_PER_SIDE = 20_000
 """Coordinates beyond this many patches cannot lie on a slide."""
@@ -35,6 +45,62 @@ class PatchFile(NamedTuple):
     entry: PatchEntry
     row: int
     col: int
+
+
+@dataclass(frozen=True, slots=True)
+class IngestJob:
+    """Copy one patient's patches into a store."""
+
+    patient: PatientPatches
+    store_name: str
+    """The patient's name, safe as a file name."""
+    out: Path
+    spec: PatchSpec
+    force: bool = False
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Hold the lock of the store."""
+        return hold_lock(self.target)
+
+    @property
+    def target(self) -> Path:
+        """Path of the store."""
+        return self.out / f"{self.store_name}{STORE_SUFFIX}"
+
+    @property
+    def patch_bytes(self) -> dict[Path, int]:
+        """Bytes of a patch's pixels."""
+        return {self.out: self.spec.side_px**2 * 3}
+
+    def prepare(self) -> SlidePlan:
+        """Open the files, lay out the store."""
+        recipe = ingest_recipe(self.patient, self.spec)
+        staging = Staging(self.target, recipe)
+        if manifest := find_finished(staging, KIND, self.force, [self.patient.folder]):
+            return finished_plan(staging, manifest)
+        if not staging.is_prepared:
+            files, left_out = sort_files(self.patient, self.spec)
+            if not files:
+                reason = f"{left_out[0].file}: {left_out[0].reason}" if left_out else "it has none"
+                raise SlideError(
+                    f"{self.patient.patient_id}: none of its {len(left_out)} files is a whole patch"
+                    f" ({reason})"
+                )
+            table = plan_ingestion(self.patient, files, recipe["slide"], self.spec)
+            table = replace(table, slide=replace(table.slide, slide_id=self.store_name))
+            prepare_patch_store(staging, table, describe_ingestion(files, left_out))
+        return open_plan(staging, staged_table(staging.product))
+
+    def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
+        """Read and store one block."""
+        table = staged_table(plan.staging.product)
+        entries = [PatchEntry(*entry) for entry in read_attributes(plan.staging.product)["files"]]
+        source = PatchFiles(table, self.patient.folder, entries)
+        return store_block(source, table, plan.staging, block)
+
+    def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
+        """Commit the store."""
+        return finish_store(plan, self.store_name, self.patient.folder)
 
 
 def ingest_recipe(patient: PatientPatches, spec: PatchSpec) -> dict[str, Any]:

@@ -1,30 +1,47 @@
-"""Jobs that end in a patch store: tile a slide, ingest a patient's patches.
+"""Tile: cut a slide into a patch store; the job, the choice of patches, and their storing.
 
-Before that it is settled which label file each slide of a run has.
+Predictions choose their patches in the same way.
 """
 
-import logging
+import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import LABELS_SUFFIX, MASK_SUFFIX, STORE_SUFFIX
-from wsi_pipeline.core.errors import LabelError, SlideError
-from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.errors import ConfigError, SlideError
+from wsi_pipeline.core.geometry import (
+    MAX_MPP,
+    MIN_MPP,
+    Grid,
+    PatchSpec,
+    choose_block_size,
+    downsample_between,
+    lay_grid,
+    order_by_macro_tile,
+)
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
-from wsi_pipeline.core.slide import PatchSource, PatchTable
+from wsi_pipeline.core.recipe import describe_tool, file_sha256
+from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.labels import label_patches, label_recipe
 from wsi_pipeline.labels.annotation import describe_oddities
-from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
-from wsi_pipeline.labels.user_mask import match_mask
+from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.labels.user_mask import MaskPicture, match_mask
 from wsi_pipeline.outputs.previews import write_label_preview, write_mask_preview
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.stages import ingest, patch_plan
-from wsi_pipeline.stages.ingest_layouts import PatchEntry, PatientPatches
+from wsi_pipeline.slides.patches import macro_tiles_per_patch, view_grid
+from wsi_pipeline.slides.quality import QualityParameters, flag_patches
+from wsi_pipeline.slides.thumbnail import read_thumbnail
+from wsi_pipeline.slides.tissue import TissueParameters, find_tissue, tissue_fraction
 from wsi_pipeline.stages.plan import (
     BlockReport,
     SlidePlan,
@@ -46,9 +63,37 @@ from wsi_pipeline.store.patches import (
     prepare_patch_store,
     write_patch_block,
 )
-from wsi_pipeline.store.zarr_io import AS_THEY_ARE, read_attributes
+from wsi_pipeline.store.zarr_io import AS_THEY_ARE
 
-logger = logging.getLogger(__name__)
+LEVEL_TOLERANCE = 0.02
+"""A pyramid level this close to the wanted scale is read as it is; its own scale is recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """Scale, tissue, labels and quality of the patches that a slide is cut into."""
+
+    spec: PatchSpec = field(default_factory=PatchSpec)
+    tissue: TissueParameters = field(default_factory=TissueParameters)
+    slide_mpp: float | None = None
+    """µm per level-0 pixel, instead of the scale in the slide files."""
+    allow_upsample: bool = False
+    """Cut finer than the scan, which adds pixels but no detail."""
+    rules: LabelRules = field(default_factory=LabelRules)
+    """Meaning of labels, and names of the two classes."""
+    quality: QualityParameters = field(default_factory=QualityParameters)
+    """Limits for pen and blur flags, and the flags that leave a patch out."""
+    reader: str = "auto"
+    """Reader of the slides; it changes no pixel."""
+
+    def __post_init__(self) -> None:
+        if self.slide_mpp is not None and not (
+            math.isfinite(self.slide_mpp) and MIN_MPP <= self.slide_mpp <= MAX_MPP
+        ):
+            raise ConfigError(
+                f"slide mpp is {self.slide_mpp} µm/px; it must lie between {MIN_MPP:g} and"
+                f" {MAX_MPP:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +102,7 @@ class TileJob:
 
     slide: FoundSlide
     out: Path
-    config: patch_plan.TileConfig
+    config: TileConfig
     force: bool = False
     codec: PixelCodec = AS_THEY_ARE
     masks: tuple[Path, ...] = ()
@@ -71,7 +116,7 @@ class TileJob:
     @property
     def patch_bytes(self) -> dict[Path, int]:
         """Bytes of a patch where pixels are stored as they are; 0 where they are compressed."""
-        return {self.out: _pixel_bytes(self.config.spec) if self.codec == AS_THEY_ARE else 0}
+        return {self.out: self.config.spec.side_px**2 * 3 if self.codec == AS_THEY_ARE else 0}
 
     def hold(self) -> AbstractContextManager[None]:
         """Hold the lock of the store."""
@@ -85,7 +130,7 @@ class TileJob:
             if manifest := find_finished(staging, KIND, self.force, [slide.path, slide.label_file]):
                 return finished_plan(staging, manifest)
             if not staging.is_prepared:
-                table, record = patch_plan.plan_patches(
+                table, record = plan_patches(
                     reader, self.config, slide.label_file, slide.patient_id, mask
                 )
                 record |= {"slide_label": slide.slide_label}
@@ -109,7 +154,7 @@ class TileJob:
         )
 
     def _stage(self, reader: SlideReader) -> Staging:
-        recipe = patch_plan.tile_recipe(
+        recipe = tile_recipe(
             reader.info, self.config, self.slide.label_file, self.slide.patient_id, self._mask
         )
         return Staging(self.target, recipe | {"codec": self.codec.to_json()})
@@ -142,7 +187,7 @@ class TileJob:
         """Commit the store, and draw its patches, and its labels where it has any."""
         refuse_changed(self.slide.path, plan)
         fallbacks = count_fallbacks(plan)
-        outcome = _finish_store(plan, self.slide.slide_id, self.slide.path)
+        outcome = finish_store(plan, self.slide.slide_id, self.slide.path)
         store = PatchStore(self.target)
         for path, write in self._previews().items():
             if not (plan.is_finished and path.exists()):
@@ -181,81 +226,10 @@ def count_fallbacks(plan: SlidePlan) -> int:
     )
 
 
-def _pixel_bytes(spec: PatchSpec) -> int:
-    return spec.side_px**2 * 3
-
-
 def describe_flags(table: PatchTable) -> str:
     """Return how many patches are flagged, as text; "" where none is."""
     counts = table.count_flags().items()
     return "".join(f", {count} flagged {name}" for name, count in counts if count)
-
-
-@dataclass(frozen=True, slots=True)
-class IngestJob:
-    """Copy one patient's patches into a store."""
-
-    patient: PatientPatches
-    store_name: str
-    """The patient's name, safe as a file name."""
-    out: Path
-    spec: PatchSpec
-    force: bool = False
-
-    @property
-    def source(self) -> str:
-        """The folder of its files, as recorded."""
-        return str(self.patient.folder)
-
-    def hold(self) -> AbstractContextManager[None]:
-        """Hold the lock of the store."""
-        return hold_lock(self.target)
-
-    @property
-    def target(self) -> Path:
-        """Path of the store."""
-        return self.out / f"{self.store_name}{STORE_SUFFIX}"
-
-    @property
-    def patch_bytes(self) -> dict[Path, int]:
-        """Bytes of a patch's pixels."""
-        return {self.out: _pixel_bytes(self.spec)}
-
-    def prepare(self) -> SlidePlan:
-        """Open the files, lay out the store."""
-        recipe = ingest.ingest_recipe(self.patient, self.spec)
-        staging = Staging(self.target, recipe)
-        if manifest := find_finished(staging, KIND, self.force, [self.patient.folder]):
-            return finished_plan(staging, manifest)
-        if not staging.is_prepared:
-            files, left_out = ingest.sort_files(self.patient, self.spec)
-            if not files:
-                reason = f"{left_out[0].file}: {left_out[0].reason}" if left_out else "it has none"
-                raise SlideError(
-                    f"{self.patient.patient_id}: none of its {len(left_out)} files is a whole patch"
-                    f" ({reason})"
-                )
-            table = ingest.plan_ingestion(self.patient, files, recipe["slide"], self.spec)
-            table = replace(
-                table, slide=replace(table.slide, slide_id=self.store_name, path=self.source)
-            )
-            prepare_patch_store(
-                staging,
-                table,
-                ingest.describe_ingestion(files, left_out),
-            )
-        return open_plan(staging, staged_table(staging.product))
-
-    def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
-        """Read and store one block."""
-        table = staged_table(plan.staging.product)
-        entries = [PatchEntry(*entry) for entry in read_attributes(plan.staging.product)["files"]]
-        source = ingest.PatchFiles(table, self.patient.folder, entries)
-        return store_block(source, table, plan.staging, block)
-
-    def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
-        """Commit the store."""
-        return _finish_store(plan, self.store_name, Path(self.source))
 
 
 def store_block(
@@ -275,7 +249,8 @@ def store_block(
     )
 
 
-def _finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
+def finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
+    """Commit a store that is not finished yet, and return how the slide ended."""
     if plan.is_finished:
         manifest = read_manifest(plan.staging.target)
     else:
@@ -298,30 +273,153 @@ def _finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
     )
 
 
-def add_labels(
-    slides: Sequence[FoundSlide],
-    labels: Sequence[Path] | None,
-) -> list[FoundSlide]:
-    """Return the slides with their label files, matched by name; None takes those beside a slide.
+def tile_recipe(
+    slide: SlideInfo,
+    config: TileConfig,
+    label_file: Path | None = None,
+    patient_id: str | None = None,
+    mask_file: Path | None = None,
+) -> dict[str, Any]:
+    """Return everything that decides a slide's patches, their labels and their patient."""
+    return {
+        "slide": slide.fingerprint,
+        "slide_mpp": slide.mpp,
+        "patch": config.spec.to_json(),
+        "tissue": config.tissue.to_json(),
+        "mask": None if mask_file is None else file_sha256(mask_file),
+        "quality": config.quality.to_json(),
+        "allow_upsample": config.allow_upsample,
+        "class_names": list(config.rules.class_names),
+        "labels": label_recipe(config.rules, label_file),
+        "patient_id": patient_id,
+    }
 
-    Raises LabelError where one file could belong to several slides.
+
+def plan_patches(
+    reader: SlideReader,
+    config: TileConfig,
+    label_file: Path | None = None,
+    patient_id: str | None = None,
+    mask_file: Path | None = None,
+) -> tuple[PatchTable, dict[str, Any]]:
+    """Choose the patches of a slide with enough tissue and label them; return the record, too.
+
+    Raises SlideError, or LabelError for labels or a mask that do not fit the slide.
     """
-    files = list_label_files(labels) if labels else []
-    found = [
-        find_beside(slide.path) if labels is None else match_labels(slide.path.stem, files)
-        for slide in slides
+    slide = reader.info
+    spec, downsample = resolve_scale(reader, config)
+    grid = lay_grid(slide.bounds_l0, downsample, spec)
+    thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
+    if mask_file is None:
+        tissue, tissue_mm2 = _find_tissue(slide, thumbnail, unreadable, config)
+        fraction = tissue_fraction(tissue, thumbnail, grid)
+    else:
+        mask = MaskPicture(mask_file, slide)
+        fraction, tissue_mm2 = _take_mask(mask, slide, grid)
+        tissue = mask.lie_over(thumbnail)
+    positions = _take_positions(reader, grid, fraction, config.tissue.min_tissue)
+    _refuse_lost_tissue(slide, tissue_mm2, positions, config)
+    positions, quality = flag_patches(reader, grid, positions, thumbnail, config.quality)
+    labels = label_patches(label_file, slide, grid, positions, config.rules)
+    table = PatchTable(
+        slide=slide,
+        grid=grid,
+        positions=positions,
+        labels=labels.labels,
+        label_fraction=labels.fraction,
+        tissue_fraction=fraction[positions[:, 0], positions[:, 1]],
+        thumbnail=thumbnail,
+        block_size=choose_block_size(len(positions), spec.side_px),
+        patient_id=patient_id or slide.slide_id,
+        class_names=config.rules.class_names,
+        quality=quality,
+        tissue=tissue,
+    )
+    parameters = config.tissue.to_json() | {
+        "mask": None if mask_file is None else mask_file.name,
+        "tissue_mm2": tissue_mm2,
+    }
+    record = {
+        "tissue": parameters,
+        "quality": config.quality.to_json(),
+        "labels": labels.description,
+        "provenance": describe_tool(),
+    }
+    return table, record
+
+
+def _find_tissue(
+    slide: SlideInfo, thumbnail: Thumbnail, unreadable: NDArray[np.bool_], config: TileConfig
+) -> tuple[NDArray[np.bool_], float]:
+    """Return the tissue found on the thumbnail, and its area in mm²."""
+    mpp = slide.mpp * float(thumbnail.downsample)
+    mask = find_tissue(thumbnail.pixels, mpp, config.tissue)
+    # What cannot be decoded may be tissue: such patches are tried, and counted as unreadable.
+    return mask | unreadable, float(mask.sum()) * (mpp / 1000) ** 2
+
+
+def _take_mask(
+    mask: MaskPicture, slide: SlideInfo, grid: Grid
+) -> tuple[NDArray[np.float32], float]:
+    """Return the share of tissue in every patch by the user's mask, and its area in mm²."""
+    image = mask.thumbnail
+    fraction = (
+        mask.annotated_fraction(grid)
+        if image is None
+        else tissue_fraction(image.pixels[..., 0] > 0, image, grid)
+    )
+    pitch_mm = grid.spec.stride_px * float(grid.downsample) * slide.mpp / 1000
+    return fraction, float(fraction.sum(dtype=np.float64)) * pitch_mm**2
+
+
+def _refuse_lost_tissue(
+    slide: SlideInfo, tissue_mm2: float, positions: NDArray[np.int32], config: TileConfig
+) -> None:
+    """Raise SlideError where no patch holds the tissue: it must not pass for an empty slide."""
+    if len(positions) or tissue_mm2 == 0:
+        return
+    raise SlideError(
+        f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of"
+        f" {config.spec.field_um:g} µm lies in it by {config.tissue.min_tissue:.0%} or more; lower"
+        " --min-tissue or use smaller patches"
+    )
+
+
+def resolve_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, Fraction]:
+    """Return the scale that is really cut, and level-0 pixels per patch pixel.
+
+    A level within 2 % of the wanted scale is taken as it is. Raises SlideError where the scan is
+    too coarse.
+    """
+    slide, spec = reader.info, config.spec
+    near = [
+        level for level in reader.levels if _is_near(slide.mpp * float(level.downsample), spec.mpp)
     ]
-    for path, count in Counter(found).items():
-        if path is not None and count > 1:
-            names = ", ".join(
-                str(slide.path) for slide, file in zip(slides, found, strict=True) if file == path
-            )
-            raise LabelError(
-                f"{path}: could be the labels of {count} slides ({names}); say which in a sample"
-                " sheet, with --sheet"
-            )
-    without = [slide.slide_id for slide, file in zip(slides, found, strict=True) if file is None]
-    if without and (labels is None or labels):
-        shown = ", ".join(without[:5])
-        logger.warning("no label file for %d of %d slides: %s", len(without), len(slides), shown)
-    return [replace(slide, label_file=file) for slide, file in zip(slides, found, strict=True)]
+    if near:
+        level = min(near, key=lambda level: abs(slide.mpp * float(level.downsample) - spec.mpp))
+        return (
+            PatchSpec(spec.side_px, spec.stride_px, slide.mpp * float(level.downsample)),
+            level.downsample,
+        )
+    if spec.mpp < slide.mpp and not config.allow_upsample:
+        raise SlideError(
+            f"{slide.path}: scanned at {slide.mpp:g} µm/px, patches at {spec.mpp:g} µm/px would be"
+            f" made up; use --mpp {slide.mpp:g} or more, or --allow-upsample"
+        )
+    return spec, downsample_between(slide.mpp, spec.mpp)
+
+
+def _is_near(mpp: float, wanted_mpp: float) -> bool:
+    return abs(mpp - wanted_mpp) <= LEVEL_TOLERANCE * wanted_mpp
+
+
+def _take_positions(
+    reader: SlideReader, grid: Grid, fraction: NDArray[np.float32], min_tissue: float
+) -> NDArray[np.int32]:
+    is_kept = (
+        (fraction >= min_tissue) & (fraction > 0)
+        if min_tissue > 0
+        else np.ones_like(fraction, dtype=np.bool_)
+    )
+    kept = np.argwhere(is_kept).astype(np.int32)
+    return order_by_macro_tile(kept, macro_tiles_per_patch(view_grid(reader, grid), grid))
