@@ -1,13 +1,52 @@
 """`wsi`: the command group, and what every command shares: exit codes and one-line errors."""
 
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+GO_ON = "nothing finished is lost, run the same line again to go on"
+INTERRUPTED = 130
+SERVERS = ("serve", "view")
+"""Commands that Ctrl-C ends as a matter of course."""
+
+
+def _say_interrupted(command: str | None) -> str:
+    return "stopped" if command in SERVERS else f"interrupted; {GO_ON}"
+
+
+def _interrupt(_number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, or end at once while a command imports its modules.
+
+    Nothing is held then, and an exception within an import is lost, or printed with a traceback,
+    by some of the modules.
+    """
+    outermost = None
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            outermost = frame.f_back
+        frame = frame.f_back
+    while outermost is not None and outermost.f_globals.get("__name__") == "importlib":
+        outermost = outermost.f_back
+    name = "" if outermost is None else str(outermost.f_globals.get("__name__"))
+    if name != "__main__" and name.partition(".")[0] != __package__:
+        raise KeyboardInterrupt
+    line = f"wsi: {_say_interrupted(next(iter(sys.argv[1:]), None))}\n"
+    cursor = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""  # a bar may have hidden it
+    os.write(2, f"{cursor}{line}".encode())
+    os._exit(INTERRUPTED)
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Before the imports below, which Ctrl-C may interrupt too.
+    signal.signal(signal.SIGINT, _interrupt)
+
+# ruff: noqa: E402
 import importlib
 import io
 import logging
-import signal
-import sys
 from contextlib import suppress
-from types import FrameType
-from typing import Any, NoReturn
 
 import click
 
@@ -19,7 +58,6 @@ COMMANDS = (
 )  # fmt: skip
 """Each is a module of this package with a command of the same name, - written _."""
 
-INTERRUPTED = 130
 GOODBYES = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal has gone"}
 """Signals that end a run in order, and what is said of them; the exit code is 128 and the signal's number."""
 
@@ -43,6 +81,13 @@ class WsiGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(f"{__package__}.{name}"), name)
         return command
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Parse the words; Ctrl-C here says the same as later."""
+        try:
+            return super().make_context(*args, **options)
+        except KeyboardInterrupt:
+            _stop(_say_interrupted(None), INTERRUPTED)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; exit codes as in docs/reference/commands.md."""
         _listen()
@@ -51,16 +96,10 @@ class WsiGroup(click.Group):
         except WsiError as error:
             _stop(f"{error}", error.exit_code)
         except KeyboardInterrupt:
-            _stop(
-                "interrupted; nothing finished is lost, run the same line again to go on",
-                INTERRUPTED,
-            )
+            _stop(_say_interrupted(ctx.invoked_subcommand), INTERRUPTED)
         except Terminated as end:
             number = signal.Signals(end.args[0])
-            _stop(
-                f"{GOODBYES[number]}; nothing finished is lost, run the same line again to go on",
-                128 + number,
-            )
+            _stop(f"{GOODBYES[number]}; {GO_ON}", 128 + number)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except OSError as error:

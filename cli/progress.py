@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
@@ -125,7 +125,7 @@ def show_progress(log: Path | None = None) -> Iterator[TerminalListener]:
         transient=True,
         redirect_stdout=False,
     )
-    with bar:
+    with bar if console.is_terminal else nullcontext():
         listener = TerminalListener(console, bar)
         with _log_to(log, listener):
             try:

@@ -135,6 +135,7 @@ def serve(
     )
     log_to_stderr()
     run_server(settings, lambda services: announce(services.settings))
+    click.echo("stopped", err=True)
 
 
 def announce(settings: "ServeSettings") -> None:

@@ -66,6 +66,7 @@ def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: b
 
     log_to_stderr()
     run_server(ServeSettings(results=results, slides=slides, port=port), open_browser)
+    click.echo("stopped", err=True)
 
 
 def show_page(address: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import wsi_cli.progress
 from click.testing import CliRunner, Result
 from wsi_cli.main import wsi
 
@@ -20,6 +21,8 @@ from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.tile import TileConfig
 
+wsi_cli.progress.PATIENCE_S = 3600.0
+"""How fast a machine is changes nothing that a command prints in tests."""
 HERE = Workers(count=0)
 PLAIN = ("--engine", "torch", "--precision", "fp32", "--device", "cpu")
 """How `wsi infer` computes where a test says nothing else: what it would choose by itself depends on the machine."""

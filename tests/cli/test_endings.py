@@ -1,6 +1,8 @@
 """How the program ends where nobody can see it, and when it is told to, as the system sees it: real processes."""
 
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import make_checkpoint, paint, write_model, write_slide
+from tests.builders import make_checkpoint, make_training_stores, paint, write_model, write_slide
 from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import find_damage
@@ -176,3 +178,145 @@ def test_a_run_under_nohup_outlives_its_terminal(slides: Path, tmp_path: Path) -
         process.send_signal(signal.SIGHUP)
         time.sleep(0.05)
     assert process.returncode == 0
+
+
+# --- Ctrl-C
+
+
+SELF_INTERRUPTED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+from wsi_cli.main import wsi
+wsi()
+"""
+"""A command that gets Ctrl-C as it begins to import a module."""
+INTERRUPTED = b"wsi: interrupted; nothing finished is lost, run the same line again to go on\n"
+
+
+@pytest.mark.parametrize("module", ["click", "rich.progress", "numpy", "zarr", "torch", "torch.nn"])
+def test_ctrl_c_while_importing_is_one_line(
+    module: str, long_run: tuple[object, ...], tmp_path: Path
+) -> None:
+    process = start(
+        *long_run,
+        code=SELF_INTERRUPTED.format(module=module),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    printed, errors = process.communicate(timeout=120)
+    assert (process.returncode, printed) == (130, b"")
+    assert errors.removeprefix("loading torch …\n".encode()) == INTERRUPTED
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_while_blocks_are_under_way_is_one_line(
+    workers: int, long_run: tuple[object, ...], tmp_path: Path
+) -> None:
+    process = start(
+        *(*long_run, "--workers", workers),
+        code="import signal; signal.signal(signal.SIGINT, signal.default_int_handler); " + WSI,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    wait_for_work(process, tmp_path / "results")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines(keepends=True)[-1]) == (130, INTERRUPTED)
+    assert b"Traceback" not in errors
+    assert b"Exception ignored" not in errors
+
+
+def test_a_server_says_that_it_has_stopped(long_run: tuple[object, ...], tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    process = start(
+        *("serve", "--results", tmp_path / "results", "--port", 0),
+        code="import signal; signal.signal(signal.SIGINT, signal.default_int_handler); " + WSI,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # its address
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (0, b"stopped")
+    assert b"Traceback" not in errors
+
+
+# --- progress on a terminal
+
+
+def show_on_terminal(*arguments: object) -> tuple[int, list[str]]:
+    """Run a command whose output is a terminal; its exit code, and the lines that stay on the screen."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TERM": "xterm", "COLUMNS": "300"}
+    line = [sys.executable, "-c", WSI, *map(str, arguments)]
+    process = subprocess.Popen(
+        line, env=environment, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            piece = os.read(ours, 65_536)
+        except OSError:  # Linux says so when the other side has closed
+            break
+        if not piece:
+            break
+        written += piece
+    os.close(ours)
+    return process.wait(60), draw_screen(written.decode())
+
+
+def draw_screen(written: str) -> list[str]:
+    """The lines that a terminal without colours and of any size shows after all this was written to it."""
+    screen, row, col = [""], 0, 0
+    for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
+        if part == "\r":
+            col = 0
+        elif part == "\n":
+            row += 1
+            screen += [""] * (row + 1 - len(screen))
+        elif part.endswith("A") and part.startswith("\x1b"):
+            row -= int(part[2:-1] or 1)
+        elif part == "\x1b[2K":
+            screen[row] = ""
+        elif not part.startswith("\x1b"):
+            screen[row] = screen[row].ljust(col)[:col] + part + screen[row][col + len(part) :]
+            col += len(part)
+    return [line for line in screen if line.strip()]
+
+
+def test_lines_of_a_training_stand_above_its_bar(tmp_path: Path) -> None:
+    stores = make_training_stores(tmp_path / "stores")
+    code, lines = show_on_terminal(
+        *("train", stores, "--out", tmp_path / "model", "--epochs", 3, "--patience", 3),
+        *("--val-patients", "p1", "--device", "cpu"),
+    )
+    assert code == 0, lines
+    assert [line.split(":")[0] for line in lines[:3]] == ["training", "validation", "to watch"]
+    assert [re.fullmatch(r"epoch +\d of 3  loss .* s(  best)?", line) for line in lines[3:6]].count(
+        None
+    ) == 0, lines[3:6]
+    assert lines[6].startswith("validation patients; "), lines
+    assert not [line for line in lines if "━" in line or " left" in line]
+
+
+def test_lines_of_a_run_stand_above_its_bar(
+    slides: Path, long_run: tuple[object, ...], tmp_path: Path
+) -> None:
+    code, lines = show_on_terminal(
+        *long_run, "--workers", 0, "--slides", slides, "--outputs", "csv"
+    )
+    assert code == 3, lines
+    assert [line.split(" ")[0] for line in lines[:2]] == ["model", "engine"]
+    assert sorted(line.split(":")[0] for line in lines[2:6]) == ["one", "s", "three", "two"]
+    assert lines[6].startswith("4 slides: 3 ok, 1 failed  →  ")
+    assert len(lines) == 7, lines

@@ -459,9 +459,12 @@ def test_a_foreign_folder_gives_the_slides_of_its_checkpoint(
     write_slide(tmp_path / "slides" / "s.tiff", paint_noise(300, 300))
     export_model(model, ["torchscript"], tmp_path / "zoo")
     infer(tmp_path / "slides", model, tmp_path / "own")
-    terms = ExternalModelTerms(trust(tmp_path / "zoo"))
     account = infer(
-        tmp_path / "slides", tmp_path / "zoo", tmp_path / "foreign", terms=terms, workers=workers
+        tmp_path / "slides",
+        tmp_path / "zoo",
+        tmp_path / "foreign",
+        trust_model=trust(tmp_path / "zoo"),
+        workers=workers,
     )
     assert account.exit_code == 0
     one, other = (open_result(tmp_path / name / "s").probability for name in ("own", "foreign"))
