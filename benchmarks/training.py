@@ -25,11 +25,11 @@ from wsi_pipeline.training.data import (
     LabelledPatches,
     PixelSource,
     cut_batches,
-    draw_epoch,
     load_labelled,
     open_pixels,
+    sample_epoch,
 )
-from wsi_pipeline.training.fit import make_fabric, measure_source
+from wsi_pipeline.training.fit import make_fabric, measure_normalisation
 from wsi_pipeline.training.loop import Learner
 from wsi_pipeline.training.optimise import Steps, TwoClasses
 
@@ -59,7 +59,7 @@ def time_epoch(patches: LabelledPatches, source: PixelSource, augmentation: Augm
     """Return patches per second of one epoch without a network."""
     draws = torch.Generator().manual_seed(0)
     started = time.perf_counter()
-    order = source.arrange(draw_epoch("shuffle", patches.labels, patches.patients, draws), draws)
+    order = source.arrange(sample_epoch("shuffle", patches.labels, patches.patients, draws), draws)
     for pixels in source.stream(cut_batches(order, BATCH)):
         augmentation.apply((pixels.float() / 255).permute(0, 3, 1, 2), draws)
     return len(patches) / (time.perf_counter() - started)
@@ -92,7 +92,7 @@ def main() -> None:
             build_network(options.arch, 50),
             config,
             Steps(1, 1),
-            measure_source(memory),
+            measure_normalisation(memory),
             fabric,
             TwoClasses(),
         )

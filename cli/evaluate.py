@@ -10,7 +10,7 @@ from .options import label_rules_options, labels_option, mode_option
 if TYPE_CHECKING:
     from wsi_pipeline.evaluation import Evaluation
     from wsi_pipeline.evaluation.run import Compared, SlideEvaluation
-    from wsi_pipeline.training.evaluate import Judgement
+    from wsi_pipeline.training.evaluate import Metrics
 
 RESULTS = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -65,21 +65,21 @@ def evaluate(
 
 def draw_evaluation(evaluation: "Evaluation") -> str:
     """The table of scores, intervals, calibration, the pooled confusion matrix, and what could not be scored."""
-    from wsi_pipeline.training.metrics import draw_confusion
+    from wsi_pipeline.training.metrics import format_confusion
 
     scores = evaluation.pooled.scores
     lines = [f"WARNING: {warning}" for warning in evaluation.warnings]
     lines += _draw_slides([*evaluation.slides, evaluation.pooled])
     lines += [
         "",
-        *draw_intervals(evaluation.judgement, "all slides"),
+        *draw_intervals(evaluation.metrics, "all slides"),
         "",
-        *draw_calibration(evaluation.judgement),
+        *draw_calibration(evaluation.metrics),
     ]
     lines += [
         "",
         f"all slides at threshold {scores.threshold:.3f}:",
-        draw_confusion(scores, evaluation.class_names),
+        format_confusion(scores, evaluation.class_names),
     ]
     if evaluation.unlabelled:
         lines.append(f"without labels: {', '.join(evaluation.unlabelled)}")
@@ -107,9 +107,9 @@ def _draw_slides(slides: "list[SlideEvaluation]") -> list[str]:
     ]
 
 
-def draw_intervals(judgement: "Judgement", what: str) -> list[str]:
+def draw_intervals(judgement: "Metrics", what: str) -> list[str]:
     """Every figure with its 95 % interval, under a line that says of what."""
-    from wsi_pipeline.training.metrics import FEW_PATIENTS, FIGURES
+    from wsi_pipeline.training.metrics import FEW_PATIENTS, METRIC_NAMES
 
     count = len(judgement.patients)
     if count < 2:
@@ -120,14 +120,14 @@ def draw_intervals(judgement: "Judgement", what: str) -> list[str]:
             f"{what}, with 95 % intervals from {judgement.draws} samples of {count} patients{hint}:"
         )
     lines = [head]
-    for key, name in FIGURES.items():
+    for key, name in METRIC_NAMES.items():
         interval = judgement.intervals.get(key)
         ends = "" if interval is None else f"   {interval[0]:.3f} to {interval[1]:.3f}"
         lines.append(f"  {name:<28}{_show(getattr(judgement.scores, key))}{ends}")
     return lines
 
 
-def draw_calibration(judgement: "Judgement") -> list[str]:
+def draw_calibration(judgement: "Metrics") -> list[str]:
     """What the temperature did, in one line."""
     before, after = judgement.before, judgement.after
     if after.temperature == 1.0:
@@ -140,24 +140,24 @@ def draw_calibration(judgement: "Judgement") -> list[str]:
 
 
 def _draw_comparison(compared: "Compared") -> list[str]:
-    from wsi_pipeline.training.metrics import FIGURES
+    from wsi_pipeline.training.metrics import METRIC_NAMES
 
-    figures = compared.figures
+    comparison = compared.comparison
     lines = [
         (
-            f"{compared.one} (one) against {compared.other} (other): {figures.patches} patches of"
-            f" {figures.patients} patients on {compared.slides} slides paired, {compared.left_out}"
+            f"{compared.one} (one) against {compared.other} (other): {comparison.patches} patches of"
+            f" {comparison.patients} patients on {compared.slides} slides paired, {compared.left_out}"
             " labelled patches left out"
         ),
         f"  {'':<28}{'one':>8}{'other':>8}{'one − other':>13}   95 % interval",
     ]
-    for item in figures.differences:
+    for item in comparison.differences:
         ends = (
             "–" if item.interval is None else f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
         )
         difference = "–" if item.difference is None else f"{item.difference:+.3f}"
         lines.append(
-            f"  {FIGURES[item.figure]:<28}{_show(item.one):>8}{_show(item.other):>8}{difference:>13}"
+            f"  {METRIC_NAMES[item.metric]:<28}{_show(item.one):>8}{_show(item.other):>8}{difference:>13}"
             f"   {ends}"
         )
     return lines

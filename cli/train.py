@@ -12,7 +12,7 @@ from .options import EXISTING, FOLDER, device_option, force_option, mode_option,
 from .training_options import read_config, read_split, training_options
 
 if TYPE_CHECKING:
-    from wsi_pipeline.training.evaluate import Judgement
+    from wsi_pipeline.training.evaluate import Metrics
     from wsi_pipeline.training.folds import FoldsResult
 
 
@@ -133,22 +133,20 @@ def train(
     if folds is not None:
         click.echo(describe_folds(result))
         click.echo(f"→  {result.folder}")
-    elif trained.judgement is None:
+    elif trained.metrics is None:
         click.echo(
             f"nothing to do: {trained.model} was already trained from these stores with these"
             " parameters"
         )
     else:
         checkpoint = load_checkpoint(trained.model)
-        click.echo(
-            describe_judgement(trained.judgement, checkpoint.class_names, checkpoint.is_leaky)
-        )
+        click.echo(describe_judgement(trained.metrics, checkpoint.class_names, checkpoint.is_leaky))
         click.echo(f"→  {trained.model}  {trained.model.parent / REPORT_HTML}")
 
 
-def describe_judgement(judgement: "Judgement", class_names: tuple[str, str], is_leaky: bool) -> str:
+def describe_judgement(judgement: "Metrics", class_names: tuple[str, str], is_leaky: bool) -> str:
     """Figures on the validation patients with their intervals, calibration before and after, and the confusion matrix."""
-    from wsi_pipeline.training.metrics import draw_confusion
+    from wsi_pipeline.training.metrics import format_confusion
 
     lines = (
         ["LEAKY: patients are on both sides of this split; these figures are inflated"]
@@ -163,7 +161,7 @@ def describe_judgement(judgement: "Judgement", class_names: tuple[str, str], is_
     lines += [
         "",
         f"at threshold {judgement.scores.threshold:.3f}:",
-        draw_confusion(judgement.scores, class_names),
+        format_confusion(judgement.scores, class_names),
     ]
     return "\n".join(lines)
 
@@ -173,6 +171,6 @@ def describe_folds(result: "FoldsResult") -> str:
     lines = ["validation patients of all folds, mean ± standard deviation between folds:"]
     lines += [
         f"  {name.replace('_', ' '):<30} {spread.mean:.3f} ± {spread.deviation:.3f}"
-        for name, spread in result.figures.items()
+        for name, spread in result.metrics.items()
     ]
     return "\n".join(lines)

@@ -26,7 +26,7 @@ from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
-from wsi_pipeline.training.images import FittedNetwork, Pictures, fit_pictures
+from wsi_pipeline.training.images import FittedNetwork, Images, fit_images
 from wsi_pipeline.training.loop import Epoch
 from wsi_pipeline.training.metrics import describe_scores
 from wsi_pipeline.training.optimise import Optimisation
@@ -55,12 +55,10 @@ def train_as_published(
         patches.patients, patches.labels, val_fraction=0.25, seed=config.seed
     )
     sides = [
-        Pictures(read_pixels(patches, members), patches.labels[members])
+        Images(read_pixels(patches, members), patches.labels[members])
         for members in (division.train, division.val)
     ]
-    fitted = fit_pictures(
-        PublishedCnn(), *sides, config, listener=Listener(epoch_ended=print_epoch)
-    )
+    fitted = fit_images(PublishedCnn(), *sides, config, listener=Listener(epoch_ended=print_epoch))
     output = fitted.predict_logits(sides[1].pixels)[:, None]  # (n, 1)
     called = output.argmax(axis=1)  # the class with the highest output, of one
     return fitted, float(np.mean(called == sides[1].labels)), float(np.mean(sides[1].labels == 0))
@@ -122,7 +120,7 @@ def main() -> None:
     history = np.genfromtxt(
         options.out / "model" / HISTORY_CSV, delimiter=",", names=True, dtype=None, encoding="utf-8"
     )
-    published_losses = [epoch.val_loss for epoch in published.course.history]
+    published_losses = [epoch.val_loss for epoch in published.history.epochs]
     draw_losses(
         options.out / "losses.png",
         {
@@ -136,11 +134,11 @@ def main() -> None:
         " class 0 for every patch."
     )
     print("  What was reported as accuracy is therefore the share of negatives.")
-    if trained.judgement is None:
+    if trained.metrics is None:
         print("corrected: was trained before; see report.html")
     else:
         print(
-            f"corrected: {describe_scores(trained.judgement.scores)} on validation patients, by"
+            f"corrected: {describe_scores(trained.metrics.scores)} on validation patients, by"
             " whom epoch and threshold were chosen"
         )
 

@@ -25,8 +25,8 @@ from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.fit import count_steps
-from wsi_pipeline.training.images import FittedNetwork, Pictures, fit_pictures, sweep_pictures
-from wsi_pipeline.training.lr_finder import draw_sweep
+from wsi_pipeline.training.images import FittedNetwork, Images, fit_images, sweep_images
+from wsi_pipeline.training.lr_finder import plot_sweep
 from wsi_pipeline.training.optimise import ManyClasses, Optimisation, Schedule, list_rates
 
 PLAIN = Optimisation(optimizer="sgd", learning_rate=0.05, momentum=0.0, weight_decay=0.0)
@@ -79,7 +79,7 @@ def draw_direction(network: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def slice_loss(fitted: FittedNetwork, pictures: Pictures, at: np.ndarray) -> np.ndarray:
+def slice_loss(fitted: FittedNetwork, images: Images, at: np.ndarray) -> np.ndarray:
     """Return the loss at weights + a · one direction + b · another, for every a and b in `at`."""
     one, other = draw_direction(fitted.network), draw_direction(fitted.network)
     losses = np.empty((len(at), len(at)))
@@ -89,7 +89,7 @@ def slice_loss(fitted: FittedNetwork, pictures: Pictures, at: np.ndarray) -> np.
             weight += at[i] * first + at[j] * second
         losses[i, j] = (
             ManyClasses()
-            .judge(pictures.labels, replace(fitted, network=moved).predict_logits(pictures.pixels))
+            .evaluate(images.labels, replace(fitted, network=moved).predict_logits(images.pixels))
             .loss
         )
     return losses
@@ -108,7 +108,7 @@ def main() -> None:
     pixels = np.repeat((digits.images * 15.9).astype(np.uint8)[..., None], 3, axis=3)
     order = np.random.default_rng(0).permutation(len(pixels))
     train, val = (
-        Pictures(pixels[part], digits.target[part].astype(np.int8))
+        Images(pixels[part], digits.target[part].astype(np.int8))
         for part in (order[:1400], order[1400:])
     )
     config = TrainConfig(
@@ -123,14 +123,14 @@ def main() -> None:
     figure = Figure(figsize=(14, 9), layout="constrained")
     for panel, (name, (optimisation, schedule)) in enumerate(WAYS.items()):
         torch.manual_seed(0)
-        fitted = fit_pictures(
+        fitted = fit_images(
             DigitNet(),
             train,
             val,
             replace(config, optimisation=optimisation, schedule=schedule),
             ManyClasses(),
         )
-        losses = [epoch.val_loss for epoch in fitted.course.history]
+        losses = [epoch.val_loss for epoch in fitted.history.epochs]
         print(
             f"{name:<28} lowest validation loss {min(losses):.3f}, after epoch"
             f" {int(np.argmin(losses)) + 1}"
@@ -150,10 +150,10 @@ def main() -> None:
     figure.supxlabel("epoch; blue: validation loss, orange: learning rate")
     figure.savefig(options.out / "curves.png")
 
-    sweep = sweep_pictures(
+    sweep = sweep_images(
         DigitNet(), train, replace(config, optimisation=MOMENTUM), 300, 10.0, ManyClasses()
     )
-    draw_sweep(options.out / "lr_find.png", sweep)
+    plot_sweep(options.out / "lr_find.png", sweep)
     print(f"learning rate finder: {sweep.suggestion:.2g}")
     at = np.linspace(-1, 1, options.grid)
     figure = Figure(figsize=(6, 5), layout="constrained")

@@ -21,9 +21,9 @@ from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.images import Pictures, fit_pictures
+from wsi_pipeline.training.images import Images, fit_images
 from wsi_pipeline.training.optimise import ManyClasses, Optimisation
-from wsi_pipeline.training.report import draw_history
+from wsi_pipeline.training.report import plot_history
 
 
 class MnistCnn(Network):
@@ -50,7 +50,7 @@ class MnistCnn(Network):
         return self.classifier(x.flatten(1))  # (b, 10)
 
 
-def read_digits(folder: Path, part: str) -> Pictures | None:
+def read_digits(folder: Path, part: str) -> Images | None:
     """Return the images of `train` or `t10k`; None where a file is missing."""
     files = [
         path
@@ -66,13 +66,13 @@ def read_digits(folder: Path, part: str) -> Pictures | None:
     grey = np.frombuffer(images, np.uint8, offset=16).reshape(
         -1, 28, 28
     )  # 16 and 8 bytes of header
-    return Pictures(
+    return Images(
         np.repeat(grey[..., None], 3, axis=3),
         np.frombuffer(labels, np.uint8, offset=8).astype(np.int8),
     )
 
 
-def load_digits(folder: Path) -> tuple[Pictures, Pictures, Pictures]:
+def load_digits(folder: Path) -> tuple[Images, Images, Images]:
     """Return digits to learn from, to choose the epoch by, and held out from both."""
     known, held_out = read_digits(folder, "train"), read_digits(folder, "t10k")
     if held_out is None:
@@ -88,10 +88,10 @@ def load_digits(folder: Path) -> tuple[Pictures, Pictures, Pictures]:
     return known.take(learned), known.take(chosen), held_out
 
 
-def draw_predictions(pictures: Pictures, called: np.ndarray, path: Path) -> None:
+def plot_predictions(images: Images, called: np.ndarray, path: Path) -> None:
     figure = Figure(figsize=(10, 6), layout="constrained")
     for axes, pixels, label, call in zip(
-        figure.subplots(5, 10).flat, pictures.pixels, pictures.labels, called, strict=False
+        figure.subplots(5, 10).flat, images.pixels, images.labels, called, strict=False
     ):
         axes.imshow(255 - pixels)
         axes.set_title(
@@ -130,13 +130,13 @@ def main() -> None:
             f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, validation {epoch.val_loss:.4f}"
         )
     )
-    fitted = fit_pictures(MnistCnn(), train, val, config, ManyClasses(), listener)
+    fitted = fit_images(MnistCnn(), train, val, config, ManyClasses(), listener)
 
     called = fitted.predict_logits(held_out.pixels).argmax(axis=1)
     (options.out / "history.svg").write_bytes(
-        draw_history([asdict(epoch) for epoch in fitted.course.history])
+        plot_history([asdict(epoch) for epoch in fitted.history.epochs])
     )
-    draw_predictions(held_out, called, options.out / "predictions.png")
+    plot_predictions(held_out, called, options.out / "predictions.png")
     print(f"accuracy on {len(held_out)} held-out digits: {np.mean(called == held_out.labels):.4f}")
 
 

@@ -107,7 +107,7 @@ def plots_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def leave_plots_out(patch: pytest.MonkeyPatch) -> None:
     """The same, for fixtures that last longer."""
-    patch.setattr("wsi_pipeline.training.report._draw_pictures", lambda content: {})
+    patch.setattr("wsi_pipeline.training.report._plot_all", lambda content: {})
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Whole evaluations: intervals over patients, the temperature undone, worst patches as pictures, two models paired."""
+"""Whole evaluations: intervals, temperature, images of the worst patches, two models paired."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.store.files import file_checksum
 from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.evaluate import compare
-from wsi_pipeline.training.metrics import FIGURES
+from wsi_pipeline.training.metrics import METRIC_NAMES
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
 
@@ -40,7 +40,7 @@ def infer_by(stores: Path, checkpoint: Checkpoint, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores of three patients, with the results of two models: one knows nothing, the other has random weights."""
+    """Stores of three patients, with the results of a constant and a random model."""
     folder = tmp_path_factory.mktemp("evaluation")
     make_training_stores(folder / "stores", patients=3)
     infer_by(folder / "stores", make_checkpoint(bias=1.0), folder / "constant")
@@ -50,19 +50,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_promise_of_three_quarters_that_comes_true_half_the_time(place: Path) -> None:
+def test_a_probability_of_three_quarters_that_is_right_half_the_time(place: Path) -> None:
     # The model says sigmoid(1) of every patch and half are positive; two patients more or less
     # change nothing.
-    judgement = evaluate_results(place / "constant").judgement
+    metrics = evaluate_results(place / "constant").metrics
     promised = 1 / (1 + np.exp(-1))
-    assert judgement.scores.expected_calibration_error == pytest.approx(promised - 0.5, abs=1e-6)
-    assert judgement.intervals["brier"] == pytest.approx(
+    assert metrics.scores.expected_calibration_error == pytest.approx(promised - 0.5, abs=1e-6)
+    assert metrics.intervals["brier"] == pytest.approx(
         [(promised**2 + (1 - promised) ** 2) / 2] * 2, abs=1e-6
     )
-    assert [patient.patient_id for patient in judgement.patients] == ["p0", "p1", "p2"]
+    assert [patient.patient_id for patient in metrics.patients] == ["p0", "p1", "p2"]
 
 
-def test_the_temperature_is_undone_for_the_figures_before(place: Path, tmp_path: Path) -> None:
+def test_the_temperature_is_undone_for_the_metrics_before(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "stores", tmp_path / "stores")
     calibrated = evaluate_results(
         infer_by(
@@ -71,7 +71,7 @@ def test_the_temperature_is_undone_for_the_figures_before(place: Path, tmp_path:
             tmp_path / "half",
         )
     )
-    before, after = calibrated.judgement.before, calibrated.judgement.after
+    before, after = calibrated.metrics.before, calibrated.metrics.after
     assert before.expected_calibration_error == pytest.approx(1 / (1 + np.exp(-1)) - 0.5, abs=1e-6)
     assert after.expected_calibration_error == pytest.approx(1 / (1 + np.exp(-0.5)) - 0.5, abs=1e-6)
 
@@ -81,14 +81,14 @@ def test_the_table_has_intervals_for_all_slides_together(place: Path) -> None:
     with (place / "random" / "evaluation.csv").open(newline="") as stream:
         *slides, pooled = csv.DictReader(stream)
     assert [slide["auroc_low"] for slide in slides] == ["", "", ""]
-    assert float(pooled["auroc_low"]) == evaluation.judgement.intervals["auroc"][0]
-    assert float(pooled["auroc_high"]) == evaluation.judgement.intervals["auroc"][1]
+    assert float(pooled["auroc_low"]) == evaluation.metrics.intervals["auroc"][0]
+    assert float(pooled["auroc_high"]) == evaluation.metrics.intervals["auroc"][1]
 
 
-def test_all_figures_are_in_a_file_for_machines(place: Path) -> None:
+def test_all_metrics_are_in_a_file_for_machines(place: Path) -> None:
     evaluation = evaluate_results(place / "random")
     record = json.loads((place / "random" / "evaluation.json").read_text())
-    assert record["scores"]["auroc"] == evaluation.judgement.scores.auroc
+    assert record["scores"]["auroc"] == evaluation.metrics.scores.auroc
     assert record["model"]["temperature"] == 2.0
     assert len(record["sweep"]) == 99
 
@@ -120,10 +120,10 @@ def test_worst_patches_without_their_store_are_counted(place: Path, tmp_path: Pa
     evaluate_results(results)
     text = (results / "evaluation.html").read_text()
     assert text.count("data:image/png") == 0
-    assert "24 more have no picture" in text
+    assert "24 more have no image" in text
 
 
-def test_a_store_of_other_content_lends_no_pictures(tmp_path: Path) -> None:
+def test_a_store_of_other_content_gives_no_images(tmp_path: Path) -> None:
     store = make_store(
         tmp_path / "s" / "a.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], slide_id="a")
     )
@@ -136,20 +136,20 @@ def test_a_store_of_other_content_lends_no_pictures(tmp_path: Path) -> None:
 
 
 def test_the_threshold_is_the_models_unless_told_otherwise(place: Path) -> None:
-    assert evaluate_results(place / "random").judgement.scores.threshold == 0.5
+    assert evaluate_results(place / "random").metrics.scores.threshold == 0.5
     assert (
         evaluate_results(
             place / "random", threshold=ThresholdRule("fixed", 0.8)
-        ).judgement.scores.threshold
+        ).metrics.scores.threshold
         == 0.8
     )
 
 
-def test_a_threshold_chosen_on_the_judged_is_called_flattering(place: Path) -> None:
+def test_a_threshold_chosen_on_the_evaluated_patients_gives_a_warning(place: Path) -> None:
     result = run("evaluate", place / "random", "--threshold", "f1")
     assert result.exit_code == 0
-    assert "WARNING: the threshold was chosen on the very patients" in result.stdout
-    assert "chosen on the very patients" in (place / "random" / "evaluation.html").read_text()
+    assert "WARNING: the threshold was chosen on the same patients" in result.stdout
+    assert "chosen on the same patients" in (place / "random" / "evaluation.html").read_text()
     assert "WARNING" not in run("evaluate", place / "random", "--threshold", "0.7").stdout
 
 
@@ -157,22 +157,24 @@ def test_an_unknown_threshold_rule_is_one_line(place: Path) -> None:
     result = run("evaluate", place / "random", "--threshold", "best")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        "wsi: threshold 'best' is no rule; take youden, f1, sensitivity=NUMBER or a number from 0"
+        "wsi: threshold 'best' is unknown; take youden, f1, sensitivity=NUMBER or a number from 0"
         " to 1"
     ]
 
 
-def test_a_leaky_model_is_called_one_wherever_it_is_judged(place: Path, tmp_path: Path) -> None:
+def test_a_leaky_model_is_called_one_wherever_it_is_evaluated(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "constant", tmp_path / "leaky")
     for folder in ("p0", "p1", "p2"):
         _mark_leaky(tmp_path / "leaky" / folder)
     result = run("evaluate", tmp_path / "leaky")
     assert result.stdout.startswith(f"WARNING: {SMALL}")
-    assert "split at random: patients on both sides, figures are inflated" in result.stdout
+    assert "split at random: the same patients are in training and validation" in result.stdout
     assert 'class="leak"' in (tmp_path / "leaky" / "evaluation.html").read_text()
 
 
-def test_judging_a_model_on_the_patients_that_made_it_is_said(place: Path, tmp_path: Path) -> None:
+def test_evaluating_a_model_on_the_patients_that_made_it_gives_a_warning(
+    place: Path, tmp_path: Path
+) -> None:
     split = {"split": {"train": ["p0"], "val": ["p2"], "test": ["p1"]}}
     results = infer_by(
         place / "stores", replace(make_checkpoint(), training=split), tmp_path / "known"
@@ -180,7 +182,8 @@ def test_judging_a_model_on_the_patients_that_made_it_is_said(place: Path, tmp_p
     evaluation = evaluate_results(results)
     [warning] = evaluation.warnings
     assert warning.endswith(
-        ": 2 of 3 patients judged here trained it or chose its threshold; figures are inflated"
+        ": 2 of 3 patients here were used to train it or to choose its threshold; metrics are"
+        " inflated"
     )
     assert warning in (results / "evaluation.html").read_text()
     assert json.loads((results / "evaluation.json").read_text())["warnings"] == [warning]
@@ -210,7 +213,7 @@ def _mark_leaky(folder: Path) -> None:
     )
 
 
-def test_intervals_are_printed_beside_the_figures(place: Path) -> None:
+def test_intervals_are_printed_beside_the_metrics(place: Path) -> None:
     lines = run("evaluate", place / "constant").stdout.splitlines()
     assert (
         "all slides, with 95 % intervals from 1000 samples of 3 patients: so few that the intervals"
@@ -224,24 +227,24 @@ def test_two_models_are_paired_on_what_they_share(place: Path) -> None:
     compared = evaluation.compared
     assert compared is not None
     assert (
-        compared.figures.patches,
-        compared.figures.patients,
+        compared.comparison.patches,
+        compared.comparison.patients,
         compared.slides,
         compared.left_out,
     ) == (72, 3, 3, 0)
     with (place / "random" / "comparison.csv").open(newline="") as stream:
         rows = {row["figure"]: row for row in csv.DictReader(stream)}
-    assert list(rows) == list(FIGURES)
+    assert list(rows) == list(METRIC_NAMES)
     assert float(rows["auroc"]["other"]) == 0.5
-    assert float(rows["auroc"]["one"]) == evaluation.judgement.scores.auroc
-    assert "Against another model" in (place / "random" / "evaluation.html").read_text()
+    assert float(rows["auroc"]["one"]) == evaluation.metrics.scores.auroc
+    assert "Comparison with another model" in (place / "random" / "evaluation.html").read_text()
 
 
 def test_a_model_does_not_differ_from_itself(place: Path) -> None:
     compared = evaluate_results(place / "random", compare_with=place / "random").compared
     assert compared is not None
-    assert {item.difference for item in compared.figures.differences} == {0.0}
-    assert {item.interval for item in compared.figures.differences} == {(0.0, 0.0)}
+    assert {item.difference for item in compared.comparison.differences} == {0.0}
+    assert {item.interval for item in compared.comparison.differences} == {(0.0, 0.0)}
 
 
 def test_what_only_one_of_them_saw_is_left_out(place: Path, tmp_path: Path) -> None:
@@ -250,8 +253,12 @@ def test_what_only_one_of_them_saw_is_left_out(place: Path, tmp_path: Path) -> N
     fewer = infer_by(tmp_path / "stores", make_checkpoint(seed=8), tmp_path / "fewer")
     compared = evaluate_results(place / "random", compare_with=fewer).compared
     assert compared is not None
-    assert (compared.figures.patches, compared.figures.patients, compared.left_out) == (24, 1, 48)
-    assert all(item.interval is None for item in compared.figures.differences)
+    assert (compared.comparison.patches, compared.comparison.patients, compared.left_out) == (
+        24,
+        1,
+        48,
+    )
+    assert all(item.interval is None for item in compared.comparison.differences)
 
 
 def test_a_model_has_one_threshold_in_one_report(place: Path, tmp_path: Path) -> None:
@@ -260,13 +267,13 @@ def test_a_model_has_one_threshold_in_one_report(place: Path, tmp_path: Path) ->
     shutil.copytree(place / "stores" / "p1.patches.zarr", tmp_path / "stores" / "p1.patches.zarr")
     fewer = infer_by(tmp_path / "stores", make_checkpoint(seed=3), tmp_path / "fewer")
     rule = ThresholdRule("sensitivity", 0.5)
-    alone = evaluate_results(fewer, threshold=rule).judgement.scores.threshold
+    alone = evaluate_results(fewer, threshold=rule).metrics.scores.threshold
     evaluation = evaluate_results(place / "random", threshold=rule, compare_with=fewer)
     assert evaluation.compared is not None
-    assert evaluation.compared.figures.thresholds == (evaluation.judgement.scores.threshold, alone)
+    assert evaluation.compared.comparison.thresholds == (evaluation.metrics.scores.threshold, alone)
 
 
-def test_an_older_comparison_goes_with_its_page(place: Path) -> None:
+def test_an_older_comparison_is_removed_with_its_page(place: Path) -> None:
     evaluate_results(place / "random", compare_with=place / "constant")
     assert (place / "random" / "comparison.csv").exists()
     evaluate_results(place / "random")
@@ -278,7 +285,7 @@ def test_models_that_share_nothing_are_not_compared(place: Path, tmp_path: Path)
         tmp_path / "s" / "x.patches.zarr", make_table(CELLS, labels=[0, 1, 0, 1], slide_id="x")
     )
     other = infer_by(tmp_path / "s", make_checkpoint(), tmp_path / "other")
-    with pytest.raises(StoreError, match="shares no labelled cell"):
+    with pytest.raises(StoreError, match="shares no labelled patch"):
         evaluate_results(place / "random", compare_with=other)
 
 
@@ -288,7 +295,7 @@ def test_other_labels_are_not_compared(tmp_path: Path) -> None:
             tmp_path / name / "a.patches.zarr", make_table(CELLS, labels=labels, slide_id="a")
         )
         infer_by(tmp_path / name, make_checkpoint(), tmp_path / f"results-{name}")
-    with pytest.raises(LabelError, match="a: 1 cells are labelled otherwise"):
+    with pytest.raises(LabelError, match="a: 1 patches have another label"):
         evaluate_results(tmp_path / "results-one", compare_with=tmp_path / "results-other")
 
 
@@ -311,7 +318,7 @@ def test_differences_by_hand() -> None:
     comparison = compare(
         labels, right, blind, np.array(["a", "a", "b", "b"]), thresholds=(0.5, 0.5), draws=40
     )
-    found = {item.figure: (item.difference, item.interval) for item in comparison.differences}
+    found = {item.metric: (item.difference, item.interval) for item in comparison.differences}
     assert found["sensitivity"] == (0.0, (0.0, 0.0))
     assert found["specificity"] == (1.0, (1.0, 1.0))
     assert found["brier"] == (-0.5, (-0.5, -0.5))

@@ -79,7 +79,7 @@ STATEFUL = {
     "DaskExecutor",
     "PlainLoop",
     "_Active",
-    "Course",
+    "FitHistory",
     "EpochPace",
     "Pace",
     "EventLog",

@@ -403,7 +403,7 @@ def test_the_pages_load_nothing_from_elsewhere(site: Path) -> None:
 @pytest.mark.system
 def test_the_python_pages_hold_what_docstrings_say(site: Path) -> None:
     assert "Run a model over slides" in (site / "commands" / "infer.html").read_text()
-    assert "Labelled pictures." in (site / "python" / "training.html").read_text()
+    assert "Labelled images." in (site / "python" / "training.html").read_text()
 
 
 @pytest.mark.system

@@ -1,4 +1,4 @@
-"""Changes to training patches: what they do, within what bounds, and that a seed repeats them."""
+"""Augmentation: its effect, its bounds, and its repetition by a seed."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_stain_jitter_of_nothing_gives_the_patch_back() -> None:
 
 
 def test_stain_jitter_moves_along_the_stains() -> None:
-    """A pixel of pure haematoxylin at density 0.5 stays haematoxylin where each stain is only made stronger or weaker."""
+    """A pixel of pure haematoxylin at density 0.5 stays haematoxylin, stronger or weaker."""
     stains = np.array(STAINS_TO_RGB)
     x = (
         torch.tensor(np.exp(-0.5 * stains[0]), dtype=torch.float32)

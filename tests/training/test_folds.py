@@ -23,7 +23,7 @@ QUICK = TrainConfig(architecture="wide_resnet_10_1", epochs=2, batch_size=16, de
 
 
 class Stopped(Exception):
-    """What a test raises to stop a run."""
+    """Raised by a test to stop a run."""
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_the_spread_is_mean_and_sample_deviation_of_the_folds(stores: Path, tmp_
         for k in (1, 2, 3)
     ]
     brier = [fold["brier"] for fold in metrics]
-    assert result.figures["brier"].mean == pytest.approx(sum(brier) / 3)
-    assert result.figures["brier"].deviation == pytest.approx(
+    assert result.metrics["brier"].mean == pytest.approx(sum(brier) / 3)
+    assert result.metrics["brier"].deviation == pytest.approx(
         np.sqrt(sum((value - sum(brier) / 3) ** 2 for value in brier) / 2)
     )
     with (tmp_path / "folds" / "summary" / "folds.csv").open() as stream:
@@ -88,7 +88,7 @@ def test_other_folds_do_not_mix_into_a_finished_folder(stores: Path, tmp_path: P
 
 
 def test_the_suggestion_is_where_the_loss_falls_fastest_per_decade() -> None:
-    """Flat up to 1e-4, falling by 0.1 per step of the logarithm around 1e-3, flat again, then rising."""
+    """Flat up to 1e-4, falling by 0.1 per step around 1e-3, flat again, then rising."""
     exponents = np.linspace(-8, 0, 81)
     losses = np.interp(
         exponents, [-8, -4, -3.5, -2.5, -2, -1, 0], [0.7, 0.7, 0.65, 0.35, 0.3, 0.3, 2.0]
@@ -158,7 +158,7 @@ def test_an_impossible_highest_rate_is_refused(
 
 
 def test_a_sweep_that_ends_at_once_suggests_nothing() -> None:
-    with pytest.raises(ModelError, match="left at once"):
+    with pytest.raises(ModelError, match="diverged at once"):
         Sweep(np.geomspace(1e-8, 1e-6, 12), np.linspace(0.7, 3, 12)).suggestion  # noqa: B018 - the property raises
 
 

@@ -1,10 +1,12 @@
-"""Scores of probabilities against labels, by hand."""
+"""Metrics of probabilities against labels, by hand."""
 
 import numpy as np
 import pytest
 
-from wsi_pipeline.training.calibrate import choose_threshold
-from wsi_pipeline.training.metrics import describe_scores, draw_confusion, score
+from wsi_pipeline.training.calibrate import parse_threshold_rule
+from wsi_pipeline.training.metrics import describe_scores, format_confusion, score
+
+YOUDEN = parse_threshold_rule("youden")
 
 
 def test_scores_by_hand() -> None:
@@ -22,7 +24,7 @@ def test_scores_by_hand() -> None:
     assert scores.auroc == pytest.approx(5 / 6)  # of 6 pairs only (0.6, 0.4) is the wrong way round
 
 
-def test_figures_without_meaning_are_none() -> None:
+def test_undefined_metrics_are_none() -> None:
     scores = score(
         np.zeros(3, dtype=np.int8), np.array([0.1, 0.2, 0.3], dtype=np.float32), threshold=0.5
     )
@@ -43,9 +45,9 @@ def test_no_patches_have_no_scores() -> None:
 
 def test_the_threshold_lies_halfway_between_the_classes() -> None:
     labels = np.array([0, 0, 1, 1], dtype=np.int8)
-    assert choose_threshold(
-        labels, np.array([0.1, 0.3, 0.5, 0.9], dtype=np.float32)
-    ) == pytest.approx(0.4)
+    assert YOUDEN.choose(labels, np.array([0.1, 0.3, 0.5, 0.9], dtype=np.float32)) == pytest.approx(
+        0.4
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,14 +55,14 @@ def test_the_threshold_lies_halfway_between_the_classes() -> None:
 )
 def test_the_threshold_divides_even_neighbouring_numbers(probability: list[float]) -> None:
     labels, values = np.array([0, 1], dtype=np.int8), np.array(probability, dtype=np.float32)
-    assert score(labels, values, choose_threshold(labels, values)).balanced_accuracy == 1.0
+    assert score(labels, values, YOUDEN.choose(labels, values)).balanced_accuracy == 1.0
 
 
 def test_the_threshold_does_not_turn_on_the_share_of_positives() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1], dtype=np.int8)
     probability = np.array([0.1, 0.35, 0.6, 0.3, 0.7, 0.9], dtype=np.float32)
     many = np.concatenate([np.repeat(labels[:3], 50), labels[3:]])
-    assert choose_threshold(labels, probability) == choose_threshold(
+    assert YOUDEN.choose(labels, probability) == YOUDEN.choose(
         many, np.concatenate([np.repeat(probability[:3], 50), probability[3:]])
     )
 
@@ -69,5 +71,5 @@ def test_the_confusion_matrix_reads_truth_down() -> None:
     scores = score(
         np.array([0, 1, 1], dtype=np.int8), np.array([0.9, 0.9, 0.1], dtype=np.float32), 0.5
     )
-    rows = [line.split() for line in draw_confusion(scores, ("benign", "tumour")).splitlines()]
+    rows = [line.split() for line in format_confusion(scores, ("benign", "tumour")).splitlines()]
     assert rows[1:] == [["benign", "0", "1"], ["tumour", "1", "1"]]

@@ -1,4 +1,4 @@
-"""Which patches an epoch shows, and where their pixels come from."""
+"""Patches of an epoch, and the sources of their pixels."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from wsi_pipeline.training.data import (
     StorePixels,
     choose_cache,
     cut_batches,
-    draw_epoch,
     free_memory,
     load_labelled,
     open_pixels,
+    sample_epoch,
     weigh_classes,
 )
-from wsi_pipeline.training.fit import measure_source
+from wsi_pipeline.training.fit import measure_normalisation
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def test_every_patch_is_seen_once_per_epoch(
     labels = np.zeros(count, dtype=np.int8)
     batch_size = max(batch_size, 2 * ranks)  # as the configuration demands
     batches = cut_batches(
-        draw_epoch("shuffle", labels, labels.astype(str), draws(seed)), batch_size, ranks
+        sample_epoch("shuffle", labels, labels.astype(str), draws(seed)), batch_size, ranks
     )
     assert sorted(torch.cat(batches).tolist()) == list(range(count))
     assert len(batches) == 1 or min(len(batch) for batch in batches[:-1]) == batch_size
@@ -47,14 +47,14 @@ def test_every_patch_is_seen_once_per_epoch(
 
 def test_class_sampling_shows_both_classes_alike() -> None:
     labels = np.array([0] * 900 + [1] * 100, dtype=np.int8)
-    drawn = draw_epoch("class", labels, labels.astype(str), draws())
+    drawn = sample_epoch("class", labels, labels.astype(str), draws())
     assert len(drawn) == 1000
     assert 450 < int((labels[drawn.numpy()] == 1).sum()) < 550
 
 
 def test_patient_sampling_shows_patients_alike() -> None:
     patients = np.array(["a"] * 800 + ["b"] * 150 + ["c"] * 50)
-    drawn = draw_epoch("patient", np.zeros(1000, dtype=np.int8), patients, draws())
+    drawn = sample_epoch("patient", np.zeros(1000, dtype=np.int8), patients, draws())
     counts = np.unique(patients[drawn.numpy()], return_counts=True)[1]
     assert counts.min() > 280
     assert counts.max() < 390
@@ -65,7 +65,7 @@ def test_class_and_patient_sampling_shows_classes_alike_and_within_a_class_its_p
     labels = np.array(
         [0] * 700 + [0] * 100 + [1] * 100 + [1] * 100, dtype=np.int8
     )  # a has no positives, c no negatives
-    drawn = draw_epoch("class-patient", labels, patients, draws()).numpy()
+    drawn = sample_epoch("class-patient", labels, patients, draws()).numpy()
     counts = {
         key: int(((labels[drawn] == key[0]) & (patients[drawn] == key[1])).sum())
         for key in ((0, "a"), (0, "b"), (1, "b"), (1, "c"))
@@ -79,7 +79,7 @@ def test_class_weights_give_both_classes_the_same_sum() -> None:
 
 def test_an_unknown_sampling_is_refused() -> None:
     with pytest.raises(ConfigError, match="shuffle, class, patient, class-patient"):
-        draw_epoch("best", np.zeros(2, dtype=np.int8), np.array(["a", "b"]), draws())
+        sample_epoch("best", np.zeros(2, dtype=np.int8), np.array(["a", "b"]), draws())
 
 
 def two_stores(folder: Path) -> tuple[LabelledPatches, np.ndarray]:
@@ -113,7 +113,7 @@ def test_the_stores_give_the_pixels_that_memory_gives(
     members = np.arange(len(patches))
     source = StorePixels(patches, members, CPU, buffer_bytes=blocks_held * 4 * 7500)
     order = source.arrange(
-        draw_epoch(how, patches.labels, patches.patients, draws(seed)), draws(seed)
+        sample_epoch(how, patches.labels, patches.patients, draws(seed)), draws(seed)
     )
     batches = cut_batches(order, 5)
     for batch, streamed in zip(batches, source.stream(batches), strict=True):
@@ -123,7 +123,7 @@ def test_the_stores_give_the_pixels_that_memory_gives(
 def test_arranging_by_block_keeps_what_was_drawn(tmp_path: Path) -> None:
     patches, _ = two_stores(tmp_path)
     source = StorePixels(patches, np.arange(len(patches)), CPU, buffer_bytes=1)
-    drawn = draw_epoch("class", patches.labels, patches.patients, draws())
+    drawn = sample_epoch("class", patches.labels, patches.patients, draws())
     assert sorted(source.arrange(drawn, draws()).tolist()) == sorted(drawn.tolist())
 
 
@@ -167,7 +167,7 @@ def test_reading_order_takes_each_block_once(tmp_path: Path) -> None:
 def test_normalisation_is_exact_from_any_cache(cache: str, tmp_path: Path) -> None:
     patches, pixels = two_stores(tmp_path)
     members = np.arange(0, len(patches), 2)
-    normalisation = measure_source(open_pixels(patches, members, cache, CPU))
+    normalisation = measure_normalisation(open_pixels(patches, members, cache, CPU))
     unit = pixels[members].reshape(-1, 3) / 255
     assert normalisation.mean == pytest.approx(unit.mean(axis=0), abs=1e-9)
     assert normalisation.std == pytest.approx(unit.std(axis=0), abs=1e-9)

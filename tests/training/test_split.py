@@ -1,4 +1,4 @@
-"""Dividing patients, and the one division that leaks."""
+"""Splitting patients, and the one split that leaks."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def labelled(**patients: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(max_examples=40)
 @given(st.integers(4, 12), st.integers(0, 10_000), st.floats(0.1, 0.5))
-def test_no_patient_is_on_two_sides(count: int, seed: int, fraction: float) -> None:
+def test_no_patient_is_in_two_parts(count: int, seed: int, fraction: float) -> None:
     rng = np.random.default_rng(seed)
     names, labels = labelled(
         **{f"p{k}": [0, 1, *rng.integers(0, 2, rng.integers(0, 20)).tolist()] for k in range(count)}
@@ -55,9 +55,9 @@ def test_held_out_patients_are_never_drawn() -> None:
         assert {"p3", "p4"} & {*split.train, *split.val} == set()
 
 
-def test_a_patient_on_two_sides_is_refused() -> None:
+def test_a_patient_in_two_parts_is_refused() -> None:
     names, labels = labelled(a=[0, 1], b=[0, 1], c=[0, 1])
-    with pytest.raises(ConfigError, match="two sides"):
+    with pytest.raises(ConfigError, match="two parts"):
         split_patients(names, labels, val_patients=["b"], test_patients=["b"])
 
 
@@ -81,11 +81,11 @@ def test_one_class_cannot_be_learnt() -> None:
 
 def test_a_class_too_rare_to_draw_by_is_refused() -> None:
     names, labels = labelled(a=[0, 0, 0], b=[0, 0, 1], c=[0, 0])
-    with pytest.raises(ConfigError, match="too few to draw 3 parts of patients by"):
+    with pytest.raises(ConfigError, match="too few to split the patients into 3 parts"):
         split_patients(names, labels)
 
 
-def test_a_side_with_one_class_is_refused() -> None:
+def test_a_part_with_one_class_is_refused() -> None:
     names, labels = labelled(a=[0, 1], b=[0, 0], c=[0, 1])
     with pytest.raises(ConfigError, match="validation patients have 0 positive and 2 negative"):
         split_patients(names, labels, val_patients=["b"])
@@ -114,7 +114,7 @@ def test_more_folds_than_patients_are_refused() -> None:
         split_folds(names, labels, 3)
 
 
-def test_a_division_puts_every_patch_on_its_patients_side() -> None:
+def test_a_division_puts_every_patch_in_its_patients_part() -> None:
     names, _ = labelled(a=[0, 1], b=[0, 1, 1], c=[0])
     division = PatientSplit(("a",), ("b",), ("c",)).divide(names)
     assert (division.train.tolist(), division.val.tolist(), division.is_leaky) == (
@@ -150,7 +150,7 @@ def test_the_test_list_may_be_absent(tmp_path: Path) -> None:
 
 
 def test_a_patient_on_two_lists_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="two sides of the split: b"):
+    with pytest.raises(ConfigError, match="two parts of the split: b"):
         read_split_file(write_lists(tmp_path, train="a\nb\n", val="b\n"))
 
 

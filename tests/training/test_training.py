@@ -1,4 +1,4 @@
-"""Whole training runs: what they leave, that they repeat themselves, and that a killed one goes on."""
+"""Whole training runs: their files, their repetition, and resuming a killed one."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
-    """A finished run that tests look at and leave as it is: its folder, and what it returned."""
+    """A finished run that tests only read: its folder, and the result."""
     out = tmp_path_factory.mktemp("finished") / "model"
     with pytest.MonkeyPatch.context() as patch:
         leave_plots_out(patch)
@@ -49,7 +49,7 @@ def finished(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 class Stopped(Exception):
-    """What a test raises to stop a run between epochs."""
+    """Raised by a test to stop a run between epochs."""
 
 
 def stop_after(epoch: int) -> Listener:
@@ -63,8 +63,9 @@ def stop_after(epoch: int) -> Listener:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"epochs": 0}, {"batch_size": 0}, {"patience": 0}, {"seed": -1}, {"stop_on": "luck"}, {"sampling": "best"}, {"precision": "int4"},
-        {"cache": "disk"}, {"devices": 0}, {"devices": 4, "batch_size": 7},
+        {"epochs": 0}, {"batch_size": 0}, {"patience": 0}, {"seed": -1}, {"stop_on": "luck"},
+        {"sampling": "best"}, {"precision": "int4"}, {"cache": "disk"}, {"devices": 0},
+        {"devices": 4, "batch_size": 7},
     ],
 )  # fmt: skip
 def test_impossible_parameters_are_refused(wrong: dict[str, int]) -> None:
@@ -79,16 +80,16 @@ def test_a_network_learns_dark_from_bright(stores: Path, tmp_path: Path) -> None
         replace(QUICK, architecture="idc_cnn"),
         SplitChoice(val_fraction=0.5),
     )
-    assert trained.judgement is not None
-    assert trained.judgement.scores.auroc == 1.0
-    assert trained.judgement.scores.f1 == 1.0
+    assert trained.metrics is not None
+    assert trained.metrics.scores.auroc == 1.0
+    assert trained.metrics.scores.f1 == 1.0
 
 
 def test_a_run_leaves_a_checkpoint_and_a_report(finished: tuple[Path, Trained]) -> None:
     model, _ = finished
     assert {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()} == {
-        "model.safetensors", "history.csv", "metrics.json", "split.json", "validation.csv", "report.html", "manifest.json",
-        "tensorboard/events.out.tfevents.0.wsi",
+        "model.safetensors", "history.csv", "metrics.json", "split.json", "validation.csv",
+        "report.html", "manifest.json", "tensorboard/events.out.tfevents.0.wsi",
     }  # fmt: skip
     split = json.loads((model / "split.json").read_text())
     assert split == {"train": ["p0", "p2"], "val": ["p1"], "test": ["p3"], "is_leaky": False}
@@ -119,8 +120,8 @@ def test_the_checkpoint_knows_its_terms_of_use(
     checkpoint = load_checkpoint(finished[1].model)
     assert checkpoint.spec.mpp == 0.5
     assert checkpoint.training["split"] == {"train": ["p0", "p2"], "val": ["p1"], "test": ["p3"]}
-    assert finished[1].judgement is not None
-    assert checkpoint.threshold == finished[1].judgement.scores.threshold
+    assert finished[1].metrics is not None
+    assert checkpoint.threshold == finished[1].metrics.scores.threshold
     assert "on 1 validation patients, 24 patches" in checkpoint.threshold_source
     patches = load_labelled([stores / f"p{k}.patches.zarr" for k in (0, 2)])
     pixels = read_pixels(patches, np.arange(len(patches)))
@@ -129,10 +130,10 @@ def test_the_checkpoint_knows_its_terms_of_use(
     )
 
 
-def test_the_checkpoint_gives_the_probabilities_that_were_judged(
+def test_the_checkpoint_gives_the_probabilities_that_were_evaluated(
     finished: tuple[Path, Trained], stores: Path
 ) -> None:
-    """Weights, normalisation and temperature of the file, run by the predictor, against what training wrote down."""
+    """Weights, normalisation and temperature of the file, against what training wrote."""
     checkpoint = load_checkpoint(finished[1].model)
     patches = load_labelled([stores / "p1.patches.zarr"])
     probability = Predictor(checkpoint)(read_pixels(patches, np.arange(len(patches))))
@@ -155,7 +156,7 @@ def test_training_again_does_nothing(finished: tuple[Path, Trained], stores: Pat
     again = train(
         [stores], finished[0], QUICK, HELD_OUT, listener=Listener(epoch_ended=epochs.append)
     )
-    assert (again.model, again.judgement, epochs) == (finished[1].model, None, [])
+    assert (again.model, again.metrics, epochs) == (finished[1].model, None, [])
 
 
 def test_other_parameters_do_not_overwrite_a_model(
@@ -214,7 +215,7 @@ def fit_once(patches: LabelledPatches, config: TrainConfig) -> bytes:
     division = FIXED.divide(patches, config.seed)
     weights = run_fit(
         FitJob(replace(config, epochs=1), patches, division), Listener()
-    ).course.best_weights
+    ).history.best_weights
     return b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
 
 
@@ -246,7 +247,7 @@ def test_class_weights_change_the_weights_where_classes_differ_in_number(tmp_pat
 def quiet_runs(
     stores: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[TrainConfig], Path]:
-    """Folders of runs that nobody disturbed, one per configuration."""
+    """Folders of undisturbed runs, one per configuration."""
     folder = tmp_path_factory.mktemp("quiet")
 
     @cache
@@ -295,13 +296,13 @@ def test_a_stopped_run_ends_in_the_same_bytes(
     said: list[str] = []
     listener = Listener(say=said.append, epoch_ended=lambda one: done.append(one.epoch))
     train([stores], tmp_path / "stopped", config, FIXED, listener=listener)
-    resumed = [line for line in said if line.startswith("going on")]
-    assert resumed == [f"going on after epoch {epoch}, where this run was stopped"]
+    resumed = [line for line in said if line.startswith("continuing")]
+    assert resumed == [f"continuing after epoch {epoch}, where this run was stopped"]
     assert done == list(range(epoch + 1, 4))
     assert folder_bytes(tmp_path / "stopped") == folder_bytes(quiet)
 
 
-def test_not_resuming_begins_anew(stores: Path, tmp_path: Path) -> None:
+def test_not_resuming_starts_again(stores: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train([stores], tmp_path / "model", QUICK, FIXED, listener=stop_after(1))
     done: list[int] = []
@@ -323,9 +324,9 @@ def test_a_damaged_state_is_refused_with_the_remedy(stores: Path, tmp_path: Path
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
-    with pytest.raises(ModelError, match=r"damaged .*begin anew with --force"):
+    with pytest.raises(ModelError, match=r"damaged .*start again with --force"):
         train([stores], tmp_path / "model", QUICK, FIXED)
-    assert train([stores], tmp_path / "model", QUICK, FIXED, force=True).judgement is not None
+    assert train([stores], tmp_path / "model", QUICK, FIXED, force=True).metrics is not None
 
 
 def test_nothing_of_a_finished_run_is_left_in_staging(finished: tuple[Path, Trained]) -> None:
@@ -397,7 +398,7 @@ def test_weights_of_another_architecture_are_refused_before_training_starts(
 
 @pytest.mark.system
 def test_two_processes_train_one_network(stores: Path, tmp_path: Path) -> None:
-    """As several GPUs do, by DDP: gradients are averaged, so that each step is that of the whole batch."""
+    """By DDP, like several GPUs: gradients are averaged, as in a step on the whole batch."""
     done: list[int] = []
     listener = Listener(epoch_ended=lambda one: done.append(one.epoch))
     config = replace(

@@ -30,7 +30,7 @@ ARCHITECTURE_NAMES = (
 )
 DEFAULT_ARCHITECTURE = "idc_cnn"
 HEADS = ("linear", "dense20")
-SIDES = ("train", "val", "test")
+SPLIT_PARTS = ("train", "val", "test")
 """Parts that patients are divided into."""
 SPLITS = ("patient", "random")
 INITIALISATION_NAMES = ("default", "xavier", "he")

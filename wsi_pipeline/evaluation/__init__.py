@@ -1,4 +1,4 @@
-"""Predictions against labels: figures, a report, and one model against another."""
+"""Predictions against labels: metrics, a report, and two models compared."""
 
 from wsi_pipeline.evaluation.labelled import find_class_names
 from wsi_pipeline.evaluation.run import Evaluation, evaluate_results

@@ -21,7 +21,7 @@ from wsi_pipeline.store.predictions import Predictions, find_results, open_resul
 
 @dataclass(frozen=True, slots=True)
 class LabelledSlide:
-    """The cells of one slide whose class is known, (n,) each."""
+    """The patches of one slide whose class is known, (n,) each."""
 
     slide_id: str
     table: PatchTable
@@ -34,19 +34,22 @@ class LabelledSlide:
 
     @property
     def patients(self) -> NDArray[np.str_]:
-        """(n,) the slide's patient for each cell."""
+        """(n,) the slide's patient for each patch."""
         return np.full(len(self.labels), self.table.patient_id)
 
-    def keep_assessed(self) -> "LabelledSlide":
-        """The same without cells that have no probability."""
-        known = ~np.isnan(self.probability)
+    def take(self, chosen: NDArray[Any]) -> "LabelledSlide":
+        """Return the slide with some of its patches."""
         return LabelledSlide(
             self.slide_id,
             self.table,
-            self.positions[known],
-            self.labels[known],
-            self.probability[known],
+            self.positions[chosen],
+            self.labels[chosen],
+            self.probability[chosen],
         )
+
+    def keep_assessed(self) -> "LabelledSlide":
+        """Return the slide without patches that have no probability."""
+        return self.take(~np.isnan(self.probability))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +58,18 @@ class LabelledResults:
 
     path: Path
     model: Mapping[str, Any]
-    """What the results record about the model that made them."""
+    """The results' record of the model that made them."""
     slides: tuple[LabelledSlide, ...]
     unlabelled: tuple[str, ...]
 
     @property
     def threshold(self) -> float:
-        """The model's own."""
+        """The model's own threshold."""
         return float(self.model["threshold"])
 
     @property
     def temperature(self) -> float:
-        """What the logits were divided by; 1 where the record names none."""
+        """The temperature of the logits; 1 where the record names none."""
         return float(self.model.get("temperature", 1.0))
 
     @property
@@ -77,37 +80,31 @@ class LabelledResults:
 
     @property
     def is_leaky(self) -> bool:
-        """Whether the model was trained with patients on both sides."""
+        """True if the model was trained with the same patients in training and validation."""
         return bool(self.model.get("is_leaky", False))
-
-    def find_seen(self) -> list[str]:
-        """Patients among the slides whom the model was trained, or its threshold chosen, on; none where its record names none."""
-        seen = {*self.model.get("seen_patients", ())}
-        return [patient for patient in self._list_patients() if hash_patient(patient) in seen]
-
-    def describe_overlap(self) -> str:
-        """A warning that patients are judged whom the model knows; empty where there are none."""
-        known, judged = len(self.find_seen()), len(self._list_patients())
-        if not known:
-            return ""
-        return (
-            f"{self.model_name}: {known} of {judged} patients judged here trained it or chose its"
-            " threshold; figures are inflated"
-        )
-
-    def _list_patients(self) -> list[str]:
-        return sorted({slide.table.patient_id for slide in self.slides})
 
     @property
     def model_name(self) -> str:
-        """Network and the beginning of the digest: enough to tell two models apart."""
+        """Architecture and the beginning of the digest: enough to tell two models apart."""
         return f"{self.model.get('architecture', 'model')} {str(self.model.get('digest', ''))[:12]}"
+
+    def describe_overlap(self) -> str:
+        """Return a warning if the model was trained or its threshold chosen on these patients."""
+        patients = {slide.table.patient_id for slide in self.slides}
+        seen = {*self.model.get("seen_patients", ())}
+        known = sum(hash_patient(patient) in seen for patient in patients)
+        if not known:
+            return ""
+        return (
+            f"{self.model_name}: {known} of {len(patients)} patients here were used to train it or"
+            " to choose its threshold; metrics are inflated"
+        )
 
 
 def label_results(
     results: Path, labels: Sequence[Path] = (), rules: LabelRules | None = None
 ) -> LabelledResults:
-    """The labelled slides of `results`: by the label files or folders given, else by what came with the stores.
+    """Return the slides of `results` with labels from files or folders, else from the stores.
 
     Raises LabelError where no slide has labels, StoreError where the slides were predicted by
     different models.
@@ -115,7 +112,7 @@ def label_results(
     predictions = _open_all(results)
     if len({prediction.model_digest for prediction in predictions}) > 1:
         raise StoreError(
-            f"{results}: its slides were predicted by different models; evaluate each model in a"
+            f"{results}: its slides were predicted by different models; infer each model into a"
             " folder of its own"
         )
     files = list_label_files(labels) if labels else []
@@ -123,19 +120,15 @@ def label_results(
     unlabelled: list[str] = []
     for prediction in predictions:
         slide_id = prediction.path.parent.name
-        slide = _label_slide(
-            slide_id,
-            prediction,
-            files,
-            rules or LabelRules(class_names=prediction.table.class_names),
-        )
+        slide_rules = rules or LabelRules(class_names=prediction.table.class_names)
+        slide = _label_slide(slide_id, prediction, files, slide_rules)
         if slide is None or len(slide.labels) == 0:
             unlabelled.append(slide_id)
         else:
             slides.append(slide)
     if not slides:
         raise LabelError(
-            f"{results}: no labels for any of {len(predictions)} slides; name label masks with"
+            f"{results}: no labels for any of {len(predictions)} slides; name label files with"
             " --labels"
         )
     return LabelledResults(
@@ -144,7 +137,10 @@ def label_results(
 
 
 def find_class_names(results: Path) -> tuple[str, str]:
-    """(negative, positive) as the model of the results calls them. Raises StoreError where there are no results."""
+    """Return the (negative, positive) class of the results' model.
+
+    Raises StoreError where there are no results.
+    """
     return _open_all(results)[0].table.class_names
 
 
@@ -158,30 +154,33 @@ def _open_all(results: Path) -> list[Predictions]:
 def _label_slide(
     slide_id: str, predictions: Predictions, files: Sequence[Path], rules: LabelRules
 ) -> LabelledSlide | None:
-    table = predictions.table
-    if not files:
-        known = table.labels >= 0
-        return LabelledSlide(
-            slide_id,
-            table,
-            table.positions[known],
-            table.labels[known],
-            predictions.probability[known],
-        )
-    label_file = match_labels(slide_id, files)
-    if label_file is None:
-        return None
-    # Every cell of the grid, so that labelled tissue which was never assessed is counted too.
-    positions = all_positions(table.grid)
-    labels = label_positions(label_file, table.slide, table.grid, positions, rules).labels
-    probability = build_heatmap(predictions).probability[positions[:, 0], positions[:, 1]]
-    known = labels >= 0
-    return LabelledSlide(slide_id, table, positions[known], labels[known], probability[known])
+    table, probability = predictions.table, predictions.probability
+    positions, labels = table.positions, table.labels
+    if files:
+        label_file = match_labels(slide_id, files)
+        if label_file is None:
+            return None
+        # Every position of the grid, so that labelled tissue that was not assessed counts too.
+        positions = all_positions(table.grid)
+        labels = label_positions(label_file, table.slide, table.grid, positions, rules).labels
+        probability = build_heatmap(predictions).probability[positions[:, 0], positions[:, 1]]
+    return LabelledSlide(slide_id, table, positions, labels, probability).take(labels >= 0)
+
+
+def pool_slides(
+    slides: Sequence[LabelledSlide],
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.str_]]:
+    """Return labels, probabilities and patients of all slides, (n,) each."""
+    return (
+        np.concatenate([slide.labels for slide in slides]),
+        np.concatenate([slide.probability for slide in slides]),
+        np.concatenate([slide.patients for slide in slides]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class PairedPatches:
-    """Cells that both models assessed, (n,) each."""
+    """Patches that both models assessed, (n,) each."""
 
     labels: NDArray[np.int8]
     one: NDArray[np.float32]
@@ -189,19 +188,19 @@ class PairedPatches:
     patients: NDArray[np.str_]
     slides: int
     left_out: int
-    """Labelled cells of the first results that the other has not, or that one of them did not assess."""
+    """Labelled patches of the first results that are not among these."""
 
 
 def pair_results(one: LabelledResults, other: LabelledResults) -> PairedPatches:
-    """The labelled cells that both results assessed, matched by slide content, grid and place.
+    """Return the labelled patches that both assessed, matched by slide, grid and position.
 
-    Raises StoreError where nothing is shared or the two mean other classes or patients, LabelError
-    where their labels differ.
+    Raises StoreError where nothing is shared or classes or patients differ, LabelError where labels
+    differ.
     """
     if one.class_names != other.class_names:
         raise StoreError(
-            f"{other.path}: tells {' from '.join(other.class_names)}, {one.path}"
-            f" {' from '.join(one.class_names)}; compare models of one task"
+            f"{other.path}: its classes are {' and '.join(other.class_names)}, those of {one.path}"
+            f" {' and '.join(one.class_names)}; compare models of the same classes"
         )
     by_content = {_content(slide): slide for slide in other.slides}
     pairs = [
@@ -209,20 +208,29 @@ def pair_results(one: LabelledResults, other: LabelledResults) -> PairedPatches:
         for slide in one.slides
         if _content(slide) in by_content
     ]
-    paired = [pair for pair in pairs if len(pair.labels)]
-    if not paired:
+    pairs = [(first, second) for first, second in pairs if len(first.labels)]
+    if not pairs:
         raise StoreError(
-            f"{other.path}: shares no labelled cell with {one.path}; infer both models on the same"
+            f"{other.path}: shares no labelled patch with {one.path}; infer both models on the same"
             " slides or stores, at one scale"
         )
-    return _pool(paired, sum(len(slide.labels) for slide in one.slides))
+    labels, probability, patients = pool_slides([first for first, _ in pairs])
+    return PairedPatches(
+        labels=labels,
+        one=probability,
+        other=np.concatenate([second.probability for _, second in pairs]),
+        patients=patients,
+        slides=len(pairs),
+        left_out=sum(len(slide.labels) for slide in one.slides) - len(labels),
+    )
 
 
 def _content(slide: LabelledSlide) -> tuple[str, Grid]:
     return slide.table.slide.fingerprint, slide.table.grid
 
 
-def _pair_slides(one: LabelledSlide, other: LabelledSlide) -> PairedPatches:
+def _pair_slides(one: LabelledSlide, other: LabelledSlide) -> tuple[LabelledSlide, LabelledSlide]:
+    """Return both slides with the patches that both assessed, in the same order."""
     if one.table.patient_id != other.table.patient_id:
         raise StoreError(
             f"{one.slide_id}: of patient {one.table.patient_id} here, of {other.table.patient_id}"
@@ -231,36 +239,17 @@ def _pair_slides(one: LabelledSlide, other: LabelledSlide) -> PairedPatches:
     _, first, second = np.intersect1d(
         _number_positions(one), _number_positions(other), assume_unique=True, return_indices=True
     )
-    differing = int(np.count_nonzero(one.labels[first] != other.labels[second]))
+    one, other = one.take(first), other.take(second)
+    differing = int(np.count_nonzero(one.labels != other.labels))
     if differing:
         raise LabelError(
-            f"{one.slide_id}: {differing} cells are labelled otherwise in the other results;"
-            " evaluate both with the same --labels"
+            f"{one.slide_id}: {differing} patches have another label in the other results; evaluate"
+            " both with the same --labels"
         )
-    both = ~np.isnan(one.probability[first]) & ~np.isnan(other.probability[second])
-    first, second = first[both], second[both]
-    return PairedPatches(
-        one.labels[first],
-        one.probability[first],
-        other.probability[second],
-        one.patients[first],
-        1,
-        0,
-    )
+    both = ~np.isnan(one.probability) & ~np.isnan(other.probability)
+    return one.take(both), other.take(both)
 
 
 def _number_positions(slide: LabelledSlide) -> NDArray[np.int64]:
-    """The place of each cell in raster order."""
+    """Return the number of each position in raster order."""
     return slide.positions[:, 0].astype(np.int64) * slide.table.grid.cols + slide.positions[:, 1]
-
-
-def _pool(pairs: Sequence[PairedPatches], labelled: int) -> PairedPatches:
-    labels = np.concatenate([pair.labels for pair in pairs])
-    return PairedPatches(
-        labels=labels,
-        one=np.concatenate([pair.one for pair in pairs]),
-        other=np.concatenate([pair.other for pair in pairs]),
-        patients=np.concatenate([pair.patients for pair in pairs]),
-        slides=len(pairs),
-        left_out=labelled - len(labels),
-    )

@@ -1,7 +1,6 @@
 """evaluation.html: the report of a model on labelled slides.
 
-Its worst patches are shown with their pixels, read again from where the results say that they came
-from.
+The pixels of its worst patches are read again from the store or slide that the results record.
 """
 
 import logging
@@ -17,13 +16,13 @@ from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_json
 from wsi_pipeline.core.limits import limited_memory
 from wsi_pipeline.core.slide import PatchBlock, PatchTable
-from wsi_pipeline.evaluation.labelled import LabelledResults, LabelledSlide
+from wsi_pipeline.evaluation.labelled import LabelledResults, LabelledSlide, pool_slides
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.training.calibrate import undo_temperature
-from wsi_pipeline.training.evaluate import Judgement
+from wsi_pipeline.training.evaluate import Metrics
 from wsi_pipeline.training.report import (
     ComparisonSection,
     ReportContent,
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 def write_evaluation_page(
     path: Path,
     labelled: LabelledResults,
-    judgement: Judgement,
+    metrics: Metrics,
     threshold_source: str,
     section: ComparisonSection | None,
     notes: Sequence[str],
@@ -53,11 +52,11 @@ def write_evaluation_page(
             f"{labelled.model_name} on {len(slides)} labelled slide{'s' if len(slides) > 1 else ''}"
         ),
         class_names=labelled.class_names,
-        judgement=judgement,
+        metrics=metrics,
         labels=labels,
         logits=undo_temperature(probability, labelled.temperature),
         patients=patients,
-        facts=_list_facts(labelled, judgement, threshold_source),
+        facts=_list_facts(labelled, metrics, threshold_source),
         worst=worst,
         worst_note=worst_note,
         is_leaky=labelled.is_leaky,
@@ -67,19 +66,8 @@ def write_evaluation_page(
     write_report_page(path, content)
 
 
-def pool_slides(
-    slides: Sequence[LabelledSlide],
-) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.str_]]:
-    """Labels, probabilities and patients of all slides, (n,) each."""
-    return (
-        np.concatenate([slide.labels for slide in slides]),
-        np.concatenate([slide.probability for slide in slides]),
-        np.concatenate([slide.patients for slide in slides]),
-    )
-
-
 def _list_facts(
-    labelled: LabelledResults, judgement: Judgement, threshold_source: str
+    labelled: LabelledResults, metrics: Metrics, threshold_source: str
 ) -> dict[str, str]:
     model = labelled.model
     patch = model.get("patch", {})
@@ -89,11 +77,10 @@ def _list_facts(
         "patches": f"{patch.get('side_px', '–')} px at {patch.get('mpp', '–')} µm/px",
         "classes": " and ".join(labelled.class_names),
         "temperature": f"{labelled.temperature:.4g}",
-        "threshold": f"{judgement.scores.threshold:.4g}: {threshold_source}",
+        "threshold": f"{metrics.scores.threshold:.4g}: {threshold_source}",
         "slides": ", ".join(slide.slide_id for slide in labelled.slides),
         "labelled patches": (
-            f"{known}, of which {known - judgement.scores.patches} were not assessed and enter no"
-            " figure"
+            f"{known}, of which {known - metrics.scores.patches} were not assessed and are left out"
         ),
         "slides without labels": ", ".join(labelled.unlabelled) or "none",
     }
@@ -105,12 +92,12 @@ def _show_worst(
     labels: NDArray[np.int8],
     probability: NDArray[np.float32],
 ) -> tuple[list[WorstPatch], str]:
-    """Pictures of the most confidently wrong patches, and a word on those that have none."""
+    """Return the most confidently wrong patches with images, and a note on those without."""
     finder = PixelFinder(labelled.path)
     starts = np.cumsum([0, *(len(slide.labels) for slide in slides)])
     chosen = pick_worst(labels, probability)
     owners = np.searchsorted(starts, chosen, side="right") - 1
-    pictures: dict[int, WorstPatch] = {}
+    images: dict[int, WorstPatch] = {}
     for owner in np.unique(owners):
         slide, places = slides[owner], chosen[owners == owner]
         block = finder.read(slide.slide_id, slide.table, slide.positions[places - starts[owner]])
@@ -124,19 +111,19 @@ def _show_worst(
                     labelled.class_names,
                     slide.table.patient_id,
                 )
-                pictures[int(place)] = WorstPatch(pixels, caption)
-    missing = len(chosen) - len(pictures)
+                images[int(place)] = WorstPatch(pixels, caption)
+    missing = len(chosen) - len(images)
     note = (
-        f"{missing} more have no picture: the slide or store that they came from is gone, changed"
+        f"{missing} more have no image: the slide or store that they came from is gone, changed"
         " or unreadable."
         if missing
         else ""
     )
-    return [pictures[int(place)] for place in chosen if int(place) in pictures], note
+    return [images[int(place)] for place in chosen if int(place) in images], note
 
 
 class PixelFinder:
-    """Reads patches from the store or slide that a results folder was made from, where it is still there and still the same."""
+    """Reader of patches from the stores or slides that results were made from."""
 
     def __init__(self, results: Path) -> None:
         self._sources = _read_sources(results / RUN_JSON)
@@ -144,7 +131,10 @@ class PixelFinder:
     def read(
         self, slide_id: str, table: PatchTable, positions: NDArray[np.int32]
     ) -> PatchBlock | None:
-        """The patches of cells (n, 2) of a slide; None where their source is gone, changed or cannot be read."""
+        """Return the patches at positions (n, 2) of a slide.
+
+        None where their source is gone, changed or cannot be read.
+        """
         for place in dict.fromkeys([self._sources.get(slide_id, ""), table.slide.path]):
             try:
                 if place and is_product(Path(place)):
@@ -157,7 +147,7 @@ class PixelFinder:
 
 
 def _read_sources(run_json: Path) -> dict[str, str]:
-    """Where the last run read each slide from; nothing where there is no record, or no whole one."""
+    """Return the source of each slide in the last run; nothing without a readable record."""
     try:
         outcomes = read_json(run_json, MAX_RECORD_BYTES)["outcomes"]
         return {str(outcome["slide_id"]): str(outcome["path"]) for outcome in outcomes}

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsi_pipeline.core.choices import SIDES, SLIDES_CSV
+from wsi_pipeline.core.choices import SLIDES_CSV, SPLIT_PARTS
 from wsi_pipeline.core.csv_io import format_csv, unshield
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, LabelError
 from wsi_pipeline.labels import IMAGE_SUFFIXES
@@ -363,7 +363,7 @@ def _make_link(link: Path, target: Path) -> None:
 def _translate_split(split_file: Path, pseudonyms: Pseudonyms) -> dict[str, list[str]]:
     """Return a published split under pseudonyms."""
     split = read_split_file(split_file)
-    return {side: [pseudonyms.name(name) for name in getattr(split, side)] for side in SIDES}
+    return {side: [pseudonyms.name(name) for name in getattr(split, side)] for side in SPLIT_PARTS}
 
 
 def open_key(key_file: Path, out: Path) -> Pseudonyms:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.core.choices import SIDES
+from wsi_pipeline.core.choices import SPLIT_PARTS
 from wsi_pipeline.core.csv_io import unshield
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
@@ -100,9 +100,9 @@ def check_header(path: Path, header: Sequence[str]) -> None:
 
 def _read_row(path: Path, number: int, line: dict[str, str], slide: Path, name: str) -> SheetRow:
     split = line.get("split", "").strip() or None
-    if split is not None and split not in SIDES:
+    if split is not None and split not in SPLIT_PARTS:
         raise ConfigError(
-            f"{path}: line {number}: split is {split!r}; it must be one of {', '.join(SIDES)}, or"
+            f"{path}: line {number}: split is {split!r}; it must be one of {', '.join(SPLIT_PARTS)}, or"
             " empty"
         )
     found = FoundSlide(

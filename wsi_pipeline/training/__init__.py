@@ -1,1 +1,1 @@
-"""From labelled patch stores to a checkpoint whose figures can be trusted: split by patient, threshold from validation patients."""
+"""Training on labelled patch stores: split by patient, fit, calibrate, report."""

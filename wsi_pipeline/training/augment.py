@@ -1,6 +1,6 @@
-"""Changes to training patches that leave their class as it is, made in batches on the device.
+"""Augmentation of training patches, in batches on the device.
 
-All work on (b, 3, side, side) float32 RGB from 0 to 1, and draw from a generator on the CPU, so
+All functions take (b, 3, side, side) float32 RGB from 0 to 1 and draw random numbers on the CPU, so
 that a seed gives the same changes on every device.
 """
 
@@ -23,20 +23,23 @@ AFFINE_SHIFT = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """Which changes are made, and how strong they are; 0 or False leaves one out."""
+    """Kinds of change with their strengths; 0 or False leaves one out."""
 
     flips: bool = True
     """Mirror half of the patches."""
     turns: bool = True
     """Turn by 0, 90, 180 or 270 degrees; tissue has no up."""
     affine: float = 0.0
-    """Turn by up to ±15°, scale by up to ±10 % and shift by up to ±5 % of the side, all times this."""
+    """Turn by up to ±15°, scale by up to ±10 %, shift by up to ±5 % of the side, all times this."""
     brightness: float = 0.1
-    """Add up to ± this to all channels alike."""
+    """Add up to ± this, the same to all channels."""
     contrast: float = 0.1
     """Stretch about the patch's mean by 1 ± this."""
     hed: float = 0.0
-    """Stain jitter: haematoxylin, eosin and DAB each times 1 ± this, plus ± this in optical density (Tellez et al. 2018)."""
+    """Stain jitter: each stain (haematoxylin, eosin, DAB) times 1 ± this, plus ± this, in density.
+
+    After Tellez et al. 2018.
+    """
 
     def __post_init__(self) -> None:
         for name in ("affine", "brightness", "contrast", "hed"):
@@ -45,7 +48,7 @@ class Augmentation:
                 raise ConfigError(f"augmentation: {name} is {value}; it must lie between 0 and 1")
 
     def apply(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Every change that is switched on, one draw per patch; values stay within 0 to 1."""
+        """Return the patches with every change that is switched on; values stay within 0 to 1."""
         if self.flips or self.turns:
             x = turn(x, generator, flips=self.flips, turns=self.turns)
         if self.affine:
@@ -63,7 +66,10 @@ NO_AUGMENTATION = Augmentation(flips=False, turns=False, brightness=0.0, contras
 def turn(
     x: Tensor, generator: torch.Generator, *, flips: bool = True, turns: bool = True
 ) -> Tensor:
-    """One of the eight symmetries of the square for each patch, or of the four turns, or of two mirror images."""
+    """Return each patch in one of the eight symmetries of the square.
+
+    Without flips in one of four turns, without turns in one of two mirror images.
+    """
     quarters = torch.randint(0, 4 if turns else 1, (len(x),), generator=generator)
     mirrored = torch.randint(0, 2 if flips else 1, (len(x),), generator=generator)
     ways = (quarters + 4 * mirrored).to(x.device)
@@ -76,8 +82,8 @@ def turn(
 
 
 def warp(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Small turns, scalings and shifts about the centre; what comes in from outside is the patch mirrored at its edge."""
-    draws = _draw((4, len(x)), generator) * strength  # turn, scale, shift x, shift y
+    """Turn, scale and shift about the centre; pixels from outside are the patch mirrored."""
+    draws = _random((4, len(x)), generator) * strength  # turn, scale, shift x, shift y
     angle = draws[0] * math.radians(AFFINE_DEGREES)
     scale = 1 + draws[1] * AFFINE_SCALE
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
@@ -90,22 +96,22 @@ def warp(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
 
 
 def jitter_stains(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Colour deconvolution, each stain made stronger or weaker, and back to RGB."""
+    """Make each stain stronger or weaker by colour deconvolution."""
     to_rgb = torch.tensor(STAINS_TO_RGB, device=x.device, dtype=x.dtype)
     density = -torch.log(x.clamp_min(DARKEST))  # (b, 3, side, side), natural logarithm
     stains = torch.einsum("bchw,cs->bshw", density, torch.linalg.inv(to_rgb))
-    draws = _draw((2, len(x), 3, 1, 1), generator).to(x) * strength
+    draws = _random((2, len(x), 3, 1, 1), generator).to(x) * strength
     stains = stains * (1 + draws[0]) + draws[1]
     return torch.exp(-torch.einsum("bshw,sc->bchw", stains, to_rgb)).clamp(0, 1)
 
 
 def shift_tone(x: Tensor, brightness: float, contrast: float, generator: torch.Generator) -> Tensor:
-    """Stretched about each patch's mean by 1 ± contrast, and ± brightness added."""
-    draws = _draw((2, len(x), 1, 1, 1), generator).to(x)
+    """Stretch each patch about its mean by 1 ± contrast and add ± brightness."""
+    draws = _random((2, len(x), 1, 1, 1), generator).to(x)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     return ((x - mean) * (1 + contrast * draws[0]) + mean + brightness * draws[1]).clamp(0, 1)
 
 
-def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Evenly from -1 to 1."""
+def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return uniform random numbers from -1 to 1."""
     return torch.rand(shape, generator=generator) * 2 - 1

@@ -14,31 +14,30 @@ from wsi_pipeline.core.errors import ConfigError
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
-"""A network that is off by more than a factor of twenty is not miscalibrated but broken; the temperature stops there."""
-
+"""Limits of the temperature: a network off by a factor of twenty is broken, not miscalibrated."""
 LARGEST_LOGIT = 87.0
 """exp(-87) is about the smallest ordinary float32."""
 
 
 def fit_temperature(labels: NDArray[np.int8], logits: NDArray[np.float32]) -> float:
-    """The temperature that logits (n,) are to be divided by, so that their likelihood for labels (n,) 0 or 1 is the highest.
+    """Return the temperature that gives logits (n,) the highest likelihood for labels (n,) 0 or 1.
 
     Temperature scaling after Guo et al. (2017): one positive number, which changes no ranking. The
     likelihood is concave in its inverse, so there is one optimum; it is kept within 0.05 to 20.
     Where no patch lies on the wrong side of logit 0, the likelihood grows without end as the
-    temperature falls: the patches do not say how sure one may be, and the answer is 1. Raises
-    ConfigError where a class is missing or a logit is no number.
+    temperature falls, so the patches cannot tell it, and the result is 1. Raises ConfigError where
+    a class is missing or a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise ConfigError(
-            "a logit is no number; the temperature cannot be fitted: train again with a lower --lr"
+            "a logit is not finite, so the temperature cannot be fitted; train again with a lower"
+            " --lr"
         )
     _check_both_classes(labels, "the temperature cannot be fitted")
     z = logits.astype(np.float64)
     if not np.where(labels == 1, z < 0, z > 0).any():
         return 1.0
-    # Order of addition fixed, so that the same patches give the same bits in whatever order they
-    # come.
+    # A fixed order of addition gives the same bits for the same patches in any order.
     order = np.lexsort((z, labels))
     z, y = z[order], labels[order].astype(np.float64)
 
@@ -55,43 +54,44 @@ def fit_temperature(labels: NDArray[np.int8], logits: NDArray[np.float32]) -> fl
 
 
 def apply_temperature(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Probabilities (n,) of uncalibrated logits (n,): the predictor's, but for the last bit.
+    """Return probabilities (n,) of uncalibrated logits (n,), the predictor's but for the last bit.
 
-    In float64, because torch's float32 gives equal logits different last bits by their place in the
-    array, which unties ties.
+    In float64, because torch's float32 can give equal logits different last bits, which breaks
+    ties.
     """
     return np.asarray(expit(logits.astype(np.float64) / temperature), dtype=np.float32)
 
 
 def undo_temperature(probability: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Uncalibrated logits (n,) of calibrated probabilities (n,); 0 and 1 become the last numbers that float32 tells from them."""
+    """Return uncalibrated logits (n,) of calibrated probabilities (n,).
+
+    0 and 1 become the nearest numbers that float32 distinguishes from them.
+    """
     p = np.clip(probability.astype(np.float64), math.exp(-LARGEST_LOGIT), 1 - 2.0**-25)
     return np.asarray((np.log(p) - np.log1p(-p)) * temperature, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdRule:
-    """How the threshold is chosen from validation patients; made by `parse_threshold_rule`."""
+    """A rule that chooses the threshold from validation patients; see `parse_threshold_rule`."""
 
     name: str
     """youden, f1, sensitivity or fixed."""
     value: float = 0.0
-    """The sensitivity to be reached, or the threshold itself; the other rules do not look at it."""
+    """The sensitivity to reach, or the threshold itself; the other rules ignore it."""
 
     def __post_init__(self) -> None:
         if self.name not in (*RULES, "fixed"):
             raise ConfigError(f"threshold rule {self.name!r} is unknown; take {CHOICES}")
         if self.name == "fixed" and not 0 <= self.value <= 1:
-            raise ConfigError(
-                f"a threshold of {self.value} is no probability; it must lie between 0 and 1"
-            )
+            raise ConfigError(f"the threshold is {self.value}; it must lie between 0 and 1")
         if self.name == "sensitivity" and not 0 < self.value <= 1:
             raise ConfigError(
-                f"a sensitivity of {self.value} cannot be reached; it must be above 0 and at most 1"
+                f"the sensitivity to reach is {self.value}; it must be above 0 and at most 1"
             )
 
     def describe(self) -> str:
-        """What the rule does, for people."""
+        """Return the rule in words; checkpoints and recipes record this text."""
         return {
             "youden": "highest balanced accuracy (Youden)",
             "f1": "highest F1",
@@ -100,9 +100,10 @@ class ThresholdRule:
         }[self.name]
 
     def choose(self, labels: NDArray[np.int8], probability: NDArray[np.float32]) -> float:
-        """The threshold for labels (n,) 0 or 1 and probabilities (n,), halfway between two that occur.
+        """Return the threshold for labels (n,) 0 or 1 and probabilities (n,).
 
-        Raises ConfigError where the rule needs both classes and one is missing.
+        It lies halfway between two probabilities that occur. Raises ConfigError where the rule
+        needs both classes and one is missing.
         """
         if self.name == "fixed":
             return self.value
@@ -114,43 +115,51 @@ CHOICES = "youden, f1, sensitivity=NUMBER or a number from 0 to 1"
 
 
 def parse_threshold_rule(text: str) -> ThresholdRule:
-    """The rule that a text such as youden, f1, sensitivity=0.95 or 0.5 asks for. Raises ConfigError for anything else."""
+    """Return the rule of a text such as youden, f1, sensitivity=0.95 or 0.5.
+
+    Raises ConfigError for any other text.
+    """
     name, equals, number = text.strip().partition("=")
     if name in ("youden", "f1") and not equals:
         return ThresholdRule(name)
     try:
-        return (
-            ThresholdRule("sensitivity", float(number))
-            if name == "sensitivity" and equals
-            else ThresholdRule("fixed", float(text))
-        )
-    except ConfigError:
-        raise
+        value = float(number if name == "sensitivity" and equals else text)
     except ValueError as error:
-        raise ConfigError(f"threshold {text!r} is no rule; take {CHOICES}") from error
+        raise ConfigError(f"threshold {text!r} is unknown; take {CHOICES}") from error
+    return ThresholdRule("sensitivity" if equals else "fixed", value)
 
 
 def _choose_youden(
     labels: NDArray[np.int8], probability: NDArray[np.float32], _value: float
 ) -> float:
-    return choose_threshold(labels, probability)
+    """Return the threshold with the highest balanced accuracy (Youden's J).
+
+    Unlike F1, balanced accuracy does not depend on the share of positives, which differs between
+    selected training patches and whole slides.
+    """
+    false_positive_rate, true_positive_rate, thresholds = roc_curve(
+        labels, probability, drop_intermediate=False
+    )
+    # The first point calls nothing; no threshold up to 1 does that where a probability is 1.
+    best = 1 + int(np.argmax((true_positive_rate - false_positive_rate)[1:]))
+    return _cut_below(probability, float(thresholds[best]))
 
 
 def _choose_f1(labels: NDArray[np.int8], probability: NDArray[np.float32], _value: float) -> float:
-    """Of thresholds with the same F1 the highest."""
+    """Return the highest of the thresholds with the highest F1."""
     precision, sensitivity, thresholds = precision_recall_curve(labels, probability)
     total = precision[:-1] + sensitivity[:-1]
     f1 = 2 * precision[:-1] * sensitivity[:-1] / np.where(total > 0, total, 1)
-    return cut_below(probability, float(thresholds[len(f1) - 1 - int(np.argmax(f1[::-1]))]))
+    return _cut_below(probability, float(thresholds[len(f1) - 1 - int(np.argmax(f1[::-1]))]))
 
 
 def _choose_sensitivity(
     labels: NDArray[np.int8], probability: NDArray[np.float32], value: float
 ) -> float:
-    """The highest threshold that calls enough of the positives."""
+    """Return the highest threshold that reaches the sensitivity."""
     positives = np.sort(probability[labels == 1])[::-1]
     needed = max(1, math.ceil(value * len(positives) - 1e-9))
-    return cut_below(probability, float(positives[needed - 1]))
+    return _cut_below(probability, float(positives[needed - 1]))
 
 
 RULES: dict[str, Callable[[NDArray[np.int8], NDArray[np.float32], float], float]] = {
@@ -160,38 +169,22 @@ RULES: dict[str, Callable[[NDArray[np.int8], NDArray[np.float32], float], float]
 }
 
 
-def _check_both_classes(labels: NDArray[np.int8], consequence: str) -> None:
-    positives = int(np.count_nonzero(labels == 1))
-    if positives == 0 or positives == len(labels):
-        raise ConfigError(
-            f"{len(labels)} validation patches, {positives} positive: {consequence} without both"
-            " classes; choose other patients with --val-patients"
-        )
+def _cut_below(probability: NDArray[np.float32], lowest_called: float) -> float:
+    """Return the threshold halfway between `lowest_called` and the next lower probability.
 
-
-def choose_threshold(labels: NDArray[np.int8], probability: NDArray[np.float32]) -> float:
-    """The threshold with the highest balanced accuracy (Youden's J), halfway between two probabilities that occur.
-
-    Balanced accuracy, because it does not turn on the share of positives, which among hand-picked
-    training patches is another than on whole slides; F1 does.
-    """
-    false_positive_rate, true_positive_rate, thresholds = roc_curve(
-        labels, probability, drop_intermediate=False
-    )
-    # Without the first point, which calls nothing: no threshold up to 1 does that where a
-    # probability is 1.
-    best = 1 + int(np.argmax((true_positive_rate - false_positive_rate)[1:]))
-    return cut_below(probability, float(thresholds[best]))
-
-
-def cut_below(probability: NDArray[np.float32], lowest_called: float) -> float:
-    """A threshold that calls positive what is at least `lowest_called`, halfway to the next lower probability that occurs.
-
-    Halfway, because a threshold that is exactly some patch's probability turns on that patch's last
-    bit.
+    A threshold equal to some patch's probability would depend on the last bit of that probability.
     """
     below = probability[probability < np.float32(lowest_called)]
     highest_spared = float(below.max()) if len(below) else 0.0
     lowest_called = min(lowest_called, 1.0)
     halfway = (lowest_called + highest_spared) / 2
     return halfway if np.float32(highest_spared) < np.float32(halfway) else lowest_called
+
+
+def _check_both_classes(labels: NDArray[np.int8], consequence: str) -> None:
+    positives = int(np.count_nonzero(labels == 1))
+    if positives == 0 or positives == len(labels):
+        raise ConfigError(
+            f"{len(labels)} labelled patches, {positives} positive: {consequence} without both"
+            " classes; choose patients who have both"
+        )

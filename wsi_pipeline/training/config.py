@@ -1,4 +1,4 @@
-"""Everything that the user decides about a training run."""
+"""The settings of a training run."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,23 +21,23 @@ MAX_SEED = 2**63
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """How a network is trained. All of it but device, cache and compilation decides the weights, and makes up the recipe."""
+    """Settings of a training run; all but device, cache and compilation decide the weights."""
 
     architecture: str = DEFAULT_ARCHITECTURE
     network: NetworkOptions = field(default_factory=NetworkOptions)
     pretrained: str | None = None
-    """Where the first weights are from: `file`, `download` (the library's own, from the network), or None: fresh ones."""
+    """Source of the first weights: `file`, `download` (the library's own), or None: random."""
     epochs: int = 20
     batch_size: int = 64
     patience: int = 5
-    """Stop after this many epochs that are not better by `stop_on`."""
+    """Stop after this many epochs without a better one by `stop_on`."""
     stop_on: str = "auroc"
     sampling: str = "shuffle"
     optimisation: Optimisation = field(default_factory=Optimisation)
     schedule: Schedule = field(default_factory=Schedule)
     augmentation: Augmentation = field(default_factory=Augmentation)
     precision: str = "auto"
-    """Of the computation; auto: bf16 on a GPU that has it, else fp32."""
+    """Precision of the computation; auto: bf16 on a GPU that supports it, else fp32."""
     seed: int = 0
     devices: int = 1
     """GPUs, or processes on the CPU, that share each batch."""
@@ -72,10 +72,12 @@ class TrainConfig:
             ("cache", CACHES),
         ):
             if getattr(self, name) not in table:
-                raise ConfigError(f"{name} is {getattr(self, name)}; there are {', '.join(table)}")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; choose one of {', '.join(table)}"
+                )
 
     def to_json(self) -> dict[str, Any]:
-        """The parameters that decide the weights, as they are recorded."""
+        """Return the settings that decide the weights, as they are recorded."""
         value = asdict(self)
         for name in ("device", "cache", "is_compiled"):
             del value[name]

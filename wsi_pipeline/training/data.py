@@ -18,10 +18,16 @@ from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.zarr_io import read_rows
 
+MEMORY_SHARE = 0.5
+"""Share of the free memory that pixels may take."""
+BUFFER_BYTES = 2**30
+"""Pixels held at once when they are read from the stores."""
+READ_THREADS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledPatches:
-    """Patches whose class is known, by patient, slide and place on the slide; pixels stay in the stores until they are read."""
+    """Patches of known class; their pixels stay in the stores until they are read."""
 
     labels: NDArray[np.int8]
     """(n,) 0 negative, 1 positive."""
@@ -37,7 +43,7 @@ class LabelledPatches:
     stores: tuple[str, ...]
     """Content digest of each store."""
     skipped: int
-    """Patches without a label, or unreadable."""
+    """Number of patches without a label, or unreadable."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,10 +55,10 @@ class LabelledPatches:
 
 
 def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
-    """Every labelled, readable patch of the stores, in one order whatever order the stores were given or cut in.
+    """Return the labelled, readable patches of the stores, sorted by patient, slide and position.
 
     Raises StoreError where a checksum fails, and ConfigError where the stores differ in patch size,
-    scale or classes, or nothing is labelled: all before a pixel is used.
+    scale or classes, or nothing is labelled: all before any pixel is used.
     """
     stores = sorted(
         (PatchStore(path) for path in paths),
@@ -61,36 +67,81 @@ def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
     _check_alike(stores)
     digests = tuple(check_whole(store.path).content_digest for store in stores)
     chosen = [_choose_in_raster_order(store) for store in stores]
-    if not any(len(indices) for indices in chosen):
+    counts = [len(indices) for indices in chosen]
+    if not any(counts):
         raise ConfigError(
             f"none of the {len(stores)} stores has a labelled patch; make labelled ones with `wsi"
-            " ingest` or --labels"
+            " ingest` or `wsi tile --labels`"
         )
+    tables = [store.table for store in stores]
+    numbers = np.repeat(np.arange(len(stores)), counts)
     return LabelledPatches(
         labels=np.concatenate(
-            [store.table.labels[indices] for store, indices in zip(stores, chosen, strict=True)]
+            [table.labels[own] for table, own in zip(tables, chosen, strict=True)]
         ),
-        patients=np.concatenate(
-            [
-                np.full(len(indices), store.table.patient_id)
-                for store, indices in zip(stores, chosen, strict=True)
-            ]
-        ),
-        places=np.concatenate([_place(number, indices) for number, indices in enumerate(chosen)]),
+        patients=np.repeat([table.patient_id for table in tables], counts),
+        places=np.stack([numbers, np.concatenate(chosen)], axis=1).astype(np.int64),
         spec=stores[0].grid.spec,
-        class_names=stores[0].table.class_names,
+        class_names=tables[0].class_names,
         paths=tuple(store.path for store in stores),
         block_sizes=np.array([store.block_size for store in stores], dtype=np.int64),
         stores=digests,
-        skipped=sum(
-            store.table.patches - len(indices)
-            for store, indices in zip(stores, chosen, strict=True)
-        ),
+        skipped=sum(table.patches for table in tables) - sum(counts),
     )
 
 
+def _choose_in_raster_order(store: PatchStore) -> NDArray[np.intp]:
+    """Return the indices of usable patches by row and column, independent of their order there."""
+    usable = np.flatnonzero((store.table.labels >= 0) & store.readable)
+    positions = store.positions[usable]
+    return usable[np.lexsort((positions[:, 1], positions[:, 0]))]
+
+
+def _check_alike(stores: Sequence[PatchStore]) -> None:
+    first = stores[0]
+    for store in stores[1:]:
+        one, other = first.grid.spec, store.grid.spec
+        if one.side_px != other.side_px:
+            raise ConfigError(
+                f"{store.path}: patches of {other.side_px} px, {first.path} has {one.side_px} px;"
+                " train on stores of one patch size"
+            )
+        if one.stride_px != other.stride_px:
+            raise ConfigError(
+                f"{store.path}: patches every {other.stride_px} px, {first.path} has them every"
+                f" {one.stride_px} px; train on stores of one stride"
+            )
+        if first.table.class_names != store.table.class_names:
+            raise ConfigError(
+                f"{store.path}: classes {store.table.class_names}, {first.path} has"
+                f" {first.table.class_names}; train on stores of the same classes"
+            )
+    finest, coarsest = (pick(stores, key=lambda store: store.grid.spec.mpp) for pick in (min, max))
+    low, high = finest.grid.spec.mpp, coarsest.grid.spec.mpp
+    if high - low > SCALE_TOLERANCE * low:
+        raise ConfigError(
+            f"{coarsest.path}: patches at {high:g} µm/px, {finest.path} has {low:g} µm/px; train on"
+            " stores of one scale"
+        )
+    _check_distinct(stores)
+
+
+def _check_distinct(stores: Sequence[PatchStore]) -> None:
+    """Raise ConfigError where a slide occurs twice: it would count double, or leak in the split."""
+    seen: dict[str, PatchStore] = {}
+    for store in stores:
+        twin = seen.setdefault(store.slide.fingerprint, store)
+        if twin is not store:
+            raise ConfigError(
+                f"{store.path}: holds the same slide as {twin.path}; leave one of them out"
+            )
+
+
 def read_pixels(patches: LabelledPatches, members: NDArray[np.intp]) -> NDArray[np.uint8]:
-    """Pixels (k, side, side, 3) of some patches, each block of a store read once. Raises StoreError where a checksum fails."""
+    """Return pixels (k, side, side, 3) of some patches, reading each block of a store once.
+
+    Raises StoreError where a checksum fails.
+    """
     side = patches.spec.side_px
     pixels = np.empty((len(members), side, side, 3), dtype=np.uint8)
     places = patches.places[members]
@@ -106,82 +157,24 @@ def read_pixels(patches: LabelledPatches, members: NDArray[np.intp]) -> NDArray[
     return pixels
 
 
-def _choose_in_raster_order(store: PatchStore) -> NDArray[np.intp]:
-    """The store's labelled, readable patches from top left to bottom right: the same however the store was cut."""
-    usable = np.flatnonzero((store.table.labels >= 0) & store.readable)
-    positions = store.positions[usable]
-    return usable[np.lexsort((positions[:, 1], positions[:, 0]))]
-
-
-def _place(number: int, indices: NDArray[np.intp]) -> NDArray[np.int64]:
-    return np.stack([np.full(len(indices), number), indices], axis=1).astype(np.int64)
-
-
-def _check_alike(stores: Sequence[PatchStore]) -> None:
-    first = stores[0]
-    for store in stores[1:]:
-        one, other = first.grid.spec, store.grid.spec
-        if one.side_px != other.side_px:
-            raise ConfigError(
-                f"{store.path}: patches of {other.side_px} px, {first.path} has {one.side_px} px;"
-                " train on stores of one patch size"
-            )
-        if one.stride_px != other.stride_px:
-            raise ConfigError(
-                f"{store.path}: patches every {other.stride_px} px, {first.path} has them every"
-                f" {one.stride_px}; train on stores cut alike"
-            )
-        if first.table.class_names != store.table.class_names:
-            raise ConfigError(
-                f"{store.path}: classes {store.table.class_names}, {first.path} has"
-                f" {first.table.class_names}; train on stores of the same"
-            )
-    finest, coarsest = (pick(stores, key=lambda store: store.grid.spec.mpp) for pick in (min, max))
-    low, high = finest.grid.spec.mpp, coarsest.grid.spec.mpp
-    if high - low > SCALE_TOLERANCE * low:
-        raise ConfigError(
-            f"{coarsest.path}: patches at {high:g} µm/px, {finest.path} has {low:g} µm/px; train on"
-            " stores of one scale"
-        )
-    _check_distinct(stores)
-
-
-def _check_distinct(stores: Sequence[PatchStore]) -> None:
-    """Raise ConfigError where a slide is there twice: its patches would count double, or stand on two sides of the split."""
-    seen: dict[str, PatchStore] = {}
-    for store in stores:
-        twin = seen.setdefault(store.slide.fingerprint, store)
-        if twin is not store:
-            raise ConfigError(
-                f"{store.path}: holds the same slide as {twin.path}; leave one of them out"
-            )
-
-
-MEMORY_SHARE = 0.5
-"""Share of the free memory that pixels may take."""
-BUFFER_BYTES = 2**30
-"""Pixels held at once when they are read from the stores."""
-READ_THREADS = 2
-
-
 class PixelSource(Protocol):
-    """Pixels of some patches, asked for by their place 0 … n-1 among these."""
+    """Pixels of n patches, which are asked for by their index 0 … n-1."""
 
     def arrange(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
-        """The drawn places in an order that this source can serve."""
+        """Return the drawn indices in an order that this source can serve."""
         ...
 
     def order_for_reading(self) -> Tensor:
-        """Every place once, in the order that is quickest to read."""
+        """Return every index once, in the order that is quickest to read."""
         ...
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Pixels of each batch in turn: uint8 (b, side, side, 3) on the device."""
+        """Yield pixels of each batch: uint8 (b, side, side, 3) on the device."""
         ...
 
 
 class MemoryPixels:
-    """All pixels in memory, or in the device's; any order is as good as another."""
+    """All pixels in main memory or in the device's memory; they can be read in any order."""
 
     def __init__(self, pixels: Tensor, device: torch.device) -> None:
         self._device = device
@@ -202,7 +195,10 @@ class MemoryPixels:
 
 
 class StorePixels:
-    """Pixels read from the stores, some blocks at a time: blocks come in random order, patches are shuffled among those held together."""
+    """Pixels read from the stores, some blocks at a time.
+
+    Blocks come in random order; patches are shuffled among the blocks held together.
+    """
 
     def __init__(
         self,
@@ -214,13 +210,11 @@ class StorePixels:
         self._paths = patches.paths
         self._device = device
         self._places = patches.places[members]
-        sizes = patches.block_sizes
-        self._sizes = sizes
-        keys = np.stack(
-            [self._places[:, 0], self._places[:, 1] // sizes[self._places[:, 0]]], axis=1
-        )
-        self._blocks, self._block_of = np.unique(keys, axis=0, return_inverse=True)
-        self._block_of = self._block_of.reshape(-1)
+        self._sizes = sizes = patches.block_sizes
+        stores, inside = self._places[:, 0], self._places[:, 1]
+        keys = np.stack([stores, inside // sizes[stores]], axis=1)
+        self._blocks, block_of = np.unique(keys, axis=0, return_inverse=True)
+        self._block_of = block_of.reshape(-1)
         self._starts = self._blocks[:, 1] * sizes[self._blocks[:, 0]]
         held = max(2, buffer_bytes // (int(sizes[self._blocks[:, 0]].max()) * patches.patch_bytes))
         self._blocks_together = max(1, held // 2)
@@ -229,11 +223,8 @@ class StorePixels:
     def arrange(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
         ranks = torch.randperm(len(self._blocks), generator=generator).numpy()
         window = ranks[self._block_of[drawn.numpy()]] // self._blocks_together
-        return drawn[
-            torch.from_numpy(
-                np.lexsort((torch.randperm(len(drawn), generator=generator).numpy(), window))
-            )
-        ]
+        within = torch.randperm(len(drawn), generator=generator).numpy()
+        return drawn[torch.from_numpy(np.lexsort((within, window)))]
 
     def order_for_reading(self) -> Tensor:
         return torch.from_numpy(np.argsort(self._block_of, kind="stable"))
@@ -262,8 +253,7 @@ class StorePixels:
 
     def _read(self, block: int) -> NDArray[np.uint8]:
         store, start = int(self._blocks[block, 0]), int(self._starts[block])
-        # Not by way of PatchStore, which reads the whole table: blocks come in random order from
-        # any number of stores.
+        # PatchStore would read the whole table; blocks come in random order from many stores.
         return read_rows(
             self._paths[store], "patches", slice(start, start + int(self._sizes[store]))
         )
@@ -284,12 +274,13 @@ class StorePixels:
 def choose_cache(
     wanted: str, patches: LabelledPatches, device: torch.device, copies: int = 1
 ) -> str:
-    """`auto`: all on the device where half of its free memory is enough, else in memory likewise, else read from the stores.
+    """Return the cache to use: the wanted one, or for `auto` the fastest that fits.
 
-    `copies` is how many processes of this machine will each hold them.
+    `auto` takes the device where half of its free memory is enough, else main memory likewise, else
+    the stores. `copies` is how many processes of this machine each hold the pixels.
     """
     if wanted not in CACHES:
-        raise ConfigError(f"{wanted}: no such cache; there are {', '.join(CACHES)}")
+        raise ConfigError(f"{wanted}: unknown cache; choose one of {', '.join(CACHES)}")
     if wanted != "auto":
         return wanted
     total = len(patches) * patches.patch_bytes
@@ -301,29 +292,23 @@ def choose_cache(
 def open_pixels(
     patches: LabelledPatches, members: NDArray[np.intp], cache: str, device: torch.device
 ) -> PixelSource:
-    """The pixels of some patches by a cache that `choose_cache` named."""
+    """Return the pixels of some patches by a cache that `choose_cache` named."""
     if cache == "stores":
         return StorePixels(patches, members, device)
-    return MemoryPixels(
-        load_pixels(patches, members, device if cache == "device" else torch.device("cpu")), device
-    )
-
-
-def load_pixels(patches: LabelledPatches, members: NDArray[np.intp], place: torch.device) -> Tensor:
-    """Pixels uint8 (k, side, side, 3) of some patches on a device, store by store, so that a GPU's share never lies in memory whole."""
+    holder = device if cache == "device" else torch.device("cpu")
     side = patches.spec.side_px
-    pixels = torch.empty((len(members), side, side, 3), dtype=torch.uint8, device=place)
+    pixels = torch.empty((len(members), side, side, 3), dtype=torch.uint8, device=holder)
     numbers = patches.places[members, 0]
-    for number in np.unique(numbers):
+    for number in np.unique(numbers):  # one store at a time: a GPU's pixels never fill main memory
         wanted = np.flatnonzero(numbers == number)
-        pixels[torch.from_numpy(wanted).to(place)] = torch.from_numpy(
+        pixels[torch.from_numpy(wanted).to(holder)] = torch.from_numpy(
             read_pixels(patches, members[wanted])
-        ).to(place)
-    return pixels
+        ).to(holder)
+    return MemoryPixels(pixels, device)
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: the machine's, or its control group's where that is less."""
+    """Return the bytes that this process may still take, within its control group's limit."""
     free = 2**62
     for line in _read_lines(Path("/proc/meminfo")):
         if line.startswith("MemAvailable:"):
@@ -342,26 +327,28 @@ def _read_lines(path: Path) -> list[str]:
         return []
 
 
-def draw_epoch(
-    how: str, labels: NDArray[np.int8], patients: NDArray[np.str_], generator: torch.Generator
+def sample_epoch(
+    sampling: str, labels: NDArray[np.int8], patients: NDArray[np.str_], generator: torch.Generator
 ) -> Tensor:
-    """Indices (n,) into the n training patches, for one epoch."""
-    if how == "shuffle":
+    """Return indices (n,) into the n training patches, for one epoch."""
+    if sampling == "shuffle":
         return torch.randperm(len(labels), generator=generator)
-    if how not in SAMPLINGS:
-        raise ConfigError(f"{how}: no such sampling; there are {', '.join(SAMPLINGS)}")
-    weights = torch.from_numpy(_weigh(how, labels, patients))
-    # Not torch.multinomial, which takes 2^24 categories at most.
+    if sampling not in SAMPLINGS:
+        raise ConfigError(f"{sampling}: unknown sampling; choose one of {', '.join(SAMPLINGS)}")
+    weights = torch.from_numpy(_weigh_patches(sampling, labels, patients))
+    # torch.multinomial takes 2^24 categories at most.
     edges = torch.cumsum(weights, dim=0)
     draws = torch.rand(len(labels), generator=generator, dtype=torch.float64) * edges[-1]
     return torch.searchsorted(edges, draws, right=True).clamp_max(len(labels) - 1)
 
 
-def _weigh(how: str, labels: NDArray[np.int8], patients: NDArray[np.str_]) -> NDArray[np.float64]:
-    """How often each patch is drawn, (n,), up to a factor."""
-    if how == "class":
+def _weigh_patches(
+    sampling: str, labels: NDArray[np.int8], patients: NDArray[np.str_]
+) -> NDArray[np.float64]:
+    """Return how often each patch is drawn, (n,), up to a factor."""
+    if sampling == "class":
         return _share(labels)
-    if how == "patient":
+    if sampling == "patient":
         return _share(patients)
     weights = np.empty(len(labels))
     for label in np.unique(labels):
@@ -371,15 +358,16 @@ def _weigh(how: str, labels: NDArray[np.int8], patients: NDArray[np.str_]) -> ND
 
 
 def _share(groups: NDArray[Any]) -> NDArray[np.float64]:
-    """Weights that sum to 1 and give every group the same sum."""
+    """Return weights that sum to 1 and give every group the same sum."""
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return np.asarray(1.0 / (len(counts) * counts[group]), dtype=np.float64)
 
 
 def cut_batches(order: Tensor, batch_size: int, ranks: int = 1) -> list[Tensor]:
-    """An epoch's order cut into batches; a last batch with fewer than two patches for each rank joins its neighbour.
+    """Return an epoch's order cut into batches.
 
-    Batch normalisation needs two patches to learn from.
+    A last batch with fewer than two patches for each rank joins the batch before it: batch
+    normalisation needs two patches.
     """
     batches = list(order.split(batch_size))
     if len(batches) > 1 and len(batches[-1]) < 2 * ranks:
@@ -388,6 +376,6 @@ def cut_batches(order: Tensor, batch_size: int, ranks: int = 1) -> list[Tensor]:
 
 
 def weigh_classes(labels: NDArray[np.int8]) -> tuple[float, float]:
-    """Weights of the two classes in the loss that give both the same sum: n / (2 · patches of the class)."""
+    """Return weights of both classes in the loss: n / (2 · patches of the class)."""
     negatives, positives = np.bincount(labels, minlength=2)[:2]
     return len(labels) / (2 * negatives), len(labels) / (2 * positives)

@@ -11,29 +11,30 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.calibrate import apply_temperature, undo_temperature
 from wsi_pipeline.training.metrics import (
     DRAWS,
-    FIGURES,
+    METRIC_NAMES,
     Interval,
     ReliabilityBin,
-    ResampledFigures,
+    ResampledMetrics,
     Scores,
     bootstrap_intervals,
     brier_score,
-    draw_patients,
     expected_calibration_error,
     find_interval,
+    measure_ratios,
     measure_reliability,
     negative_log_likelihood,
+    resample_patients,
     score,
 )
 
 FINE_SWEEP = tuple(step / 100 for step in range(1, 100))
 NAMED_THRESHOLDS = (0.5, 0.7, 0.8, 0.9)
-"""Points of the sweep that reports print; all of them lie on it."""
+"""Thresholds of the sweep that reports print."""
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationFigures:
-    """How far probabilities at one temperature can be believed; None where there are no patches."""
+class CalibrationMetrics:
+    """Calibration of probabilities at one temperature; None where there are no patches."""
 
     temperature: float
     brier: float | None
@@ -59,7 +60,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True)
 class PatientScores:
-    """One patient's patches by themselves."""
+    """The metrics of one patient's patches."""
 
     patient_id: str
     positives: int
@@ -67,32 +68,32 @@ class PatientScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """All figures of one model on one set of patients."""
+class Metrics:
+    """All metrics of one model on one set of patients; metrics.json holds these fields."""
 
     scores: Scores
     intervals: Mapping[str, Interval]
-    """95 % intervals by figure, from resampling patients; a figure that has none is absent."""
+    """95 % intervals by metric, from resampling patients; absent where a metric has none."""
     draws: int
-    """Samples of patients that the intervals are from."""
-    before: CalibrationFigures
-    """At temperature 1: the network's own."""
-    after: CalibrationFigures
+    """Number of samples of patients behind the intervals."""
+    before: CalibrationMetrics
+    """At temperature 1: of the network itself."""
+    after: CalibrationMetrics
     """At the model's temperature."""
     sweep: tuple[SweepPoint, ...]
     patients: tuple[PatientScores, ...]
-    """By name."""
+    """Sorted by name."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Return all fields as JSON values."""
         return asdict(self)
 
     def at(self, threshold: float) -> SweepPoint:
-        """The point of the sweep nearest to a threshold."""
+        """Return the point of the sweep nearest to a threshold."""
         return min(self.sweep, key=lambda point: abs(point.threshold - threshold))
 
 
-def judge(
+def evaluate_logits(
     labels: NDArray[np.int8],
     logits: NDArray[np.float32],
     patients: NDArray[np.str_],
@@ -101,25 +102,19 @@ def judge(
     threshold: float,
     seed: int = 0,
     draws: int = DRAWS,
-) -> Judgement:
-    """Judge uncalibrated logits (n,) against labels (n,) 0 or 1 of patches of patients (n,), at a temperature and a threshold.
+) -> Metrics:
+    """Return the metrics of uncalibrated logits (n,) for labels (n,) 0 or 1 of patients (n,).
 
-    Raises ConfigError where they do not fit together or hold anything else.
+    Raises ConfigError where lengths differ or values are not allowed.
     """
     _check(labels, logits, patients)
-    return _judge(
-        labels,
-        logits,
-        apply_temperature(logits, temperature),
-        patients,
-        temperature,
-        threshold,
-        seed,
-        draws,
+    probability = apply_temperature(logits, temperature)
+    return _evaluate(
+        labels, logits, probability, patients, temperature, threshold, seed=seed, draws=draws
     )
 
 
-def judge_probability(
+def evaluate_probability(
     labels: NDArray[np.int8],
     probability: NDArray[np.float32],
     patients: NDArray[np.str_],
@@ -128,18 +123,15 @@ def judge_probability(
     threshold: float,
     seed: int = 0,
     draws: int = DRAWS,
-) -> Judgement:
-    """The same from calibrated probabilities (n,), as results hold them: the temperature is undone for the figures before it."""
+) -> Metrics:
+    """Return the same from calibrated probabilities (n,), as results hold them.
+
+    The temperature is undone for the metrics before calibration.
+    """
     _check(labels, probability, patients)
-    return _judge(
-        labels,
-        undo_temperature(probability, temperature),
-        probability,
-        patients,
-        temperature,
-        threshold,
-        seed,
-        draws,
+    logits = undo_temperature(probability, temperature)
+    return _evaluate(
+        labels, logits, probability, patients, temperature, threshold, seed=seed, draws=draws
     )
 
 
@@ -152,22 +144,23 @@ def _check(
             " of each per patch"
         )
     if not np.isin(labels, (0, 1)).all():
-        raise ConfigError("a label is neither 0 nor 1; leave out patches whose class is unknown")
+        raise ConfigError("a label is neither 0 nor 1; leave out patches of unknown class")
     if not np.isfinite(values).all():
-        raise ConfigError("a prediction is no number; leave out patches that were not assessed")
+        raise ConfigError("a prediction is not finite; leave out patches that were not assessed")
 
 
-def _judge(
+def _evaluate(
     labels: NDArray[np.int8],
     logits: NDArray[np.float32],
     probability: NDArray[np.float32],
     patients: NDArray[np.str_],
     temperature: float,
     threshold: float,
+    *,
     seed: int,
     draws: int,
-) -> Judgement:
-    return Judgement(
+) -> Metrics:
+    return Metrics(
         scores=score(labels, probability, threshold),
         intervals=bootstrap_intervals(
             labels, probability, patients, threshold, draws=draws, seed=seed
@@ -185,16 +178,15 @@ def _measure_calibration(
     logits: NDArray[np.float32],
     probability: NDArray[np.float32],
     temperature: float,
-) -> CalibrationFigures:
+) -> CalibrationMetrics:
     if not len(labels):
-        return CalibrationFigures(temperature, None, None, None, ())
-    return CalibrationFigures(
+        return CalibrationMetrics(temperature, None, None, None, ())
+    scaled = logits.astype(np.float64) / temperature
+    return CalibrationMetrics(
         temperature=temperature,
         brier=brier_score(labels, probability),
         expected_calibration_error=expected_calibration_error(labels, probability),
-        negative_log_likelihood=negative_log_likelihood(
-            labels, logits.astype(np.float64) / temperature
-        ),
+        negative_log_likelihood=negative_log_likelihood(labels, scaled),
         reliability=measure_reliability(labels, probability),
     )
 
@@ -202,34 +194,20 @@ def _measure_calibration(
 def sweep_thresholds(
     labels: NDArray[np.int8], probability: NDArray[np.float32], thresholds: Sequence[float]
 ) -> tuple[SweepPoint, ...]:
-    """The confusion matrix at each threshold."""
+    """Return the confusion matrix at each threshold."""
     positive, negative = np.sort(probability[labels == 1]), np.sort(probability[labels == 0])
     at = np.array(thresholds, dtype=np.float32)  # compared as float32, like everywhere
-    fn, tn = (np.searchsorted(values, at, side="left").tolist() for values in (positive, negative))
+    missed, spared = (
+        np.searchsorted(values, at, side="left").tolist() for values in (positive, negative)
+    )
     return tuple(
-        _describe_point(
-            threshold, tn[index], len(negative) - tn[index], fn[index], len(positive) - fn[index]
-        )
-        for index, threshold in enumerate(thresholds)
+        _make_point(threshold, tn, len(negative) - tn, fn, len(positive) - fn)
+        for threshold, tn, fn in zip(thresholds, spared, missed, strict=True)
     )
 
 
-def _describe_point(threshold: float, tn: int, fp: int, fn: int, tp: int) -> SweepPoint:
-    sensitivity = tp / (tp + fn) if tp + fn else None
-    specificity = tn / (tn + fp) if tn + fp else None
-    return SweepPoint(
-        threshold=threshold,
-        true_negatives=tn,
-        false_positives=fp,
-        false_negatives=fn,
-        true_positives=tp,
-        f1=2 * tp / (2 * tp + fp + fn) if 2 * tp + fp + fn else None,
-        balanced_accuracy=(
-            None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
-        ),
-        sensitivity=sensitivity,
-        specificity=specificity,
-    )
+def _make_point(threshold: float, tn: int, fp: int, fn: int, tp: int) -> SweepPoint:
+    return SweepPoint(threshold, tn, fp, fn, tp, **measure_ratios(tn, fp, fn, tp))
 
 
 def _score_patients(
@@ -256,31 +234,27 @@ def _score_patients(
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One figure of both models; None where it has no meaning."""
+    """One metric of two models; None where undefined."""
 
-    figure: str
-    """A key of `FIGURES`."""
+    metric: str
+    """A key of `METRIC_NAMES`."""
     one: float | None
     other: float | None
     difference: float | None
     """One minus the other."""
     interval: Interval | None
-    """95 %, from drawing the same patients for both; None with a single patient."""
+    """95 %, from drawing the same patients for both models; None with a single patient."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Every figure of two models on the same patches."""
+    """Every metric of two models on the same patches."""
 
     patches: int
     patients: int
     thresholds: tuple[float, float]
     draws: int
     differences: tuple[Difference, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        return asdict(self)
 
 
 def compare(
@@ -293,32 +267,34 @@ def compare(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> Comparison:
-    """Compare probabilities of two models (n,) (n,), each at its own threshold, on labels (n,) 0 or 1 of patients (n,).
+    """Compare probabilities (n,) of two models, each at its own threshold, on labels (n,) 0 or 1.
 
-    In each draw both models get the same patients, so what is hard for both cancels out.
+    In each sample both models get the same patients, so what is hard for both cancels out.
     """
     names, codes = np.unique(patients, return_inverse=True)
     first, second = (
-        ResampledFigures(labels, probability, codes, len(names), threshold)
+        ResampledMetrics(labels, probability, codes, len(names), threshold)
         for probability, threshold in zip((one, other), thresholds, strict=True)
     )
     once = np.ones(len(names), dtype=np.int64)
-    weights = draw_patients(len(names), draws, seed)
-    drawn = np.stack([first(row) - second(row) for row in weights])  # (draws, figures)
-    pairs = zip(FIGURES, first(once), second(once), strict=True)
+    weights = resample_patients(len(names), draws, seed)
+    gaps = np.stack([first(row) - second(row) for row in weights])  # (draws, metrics)
+    pairs = zip(METRIC_NAMES, first(once), second(once), strict=True)
     differences = tuple(
-        _describe(
-            figure, float(a), float(b), find_interval(drawn[:, index]) if len(names) > 1 else None
+        _make_difference(
+            name, float(a), float(b), find_interval(gaps[:, index]) if len(names) > 1 else None
         )
-        for index, (figure, a, b) in enumerate(pairs)
+        for index, (name, a, b) in enumerate(pairs)
     )
     return Comparison(len(labels), len(names), thresholds, draws, differences)
 
 
-def _describe(figure: str, one: float, other: float, interval: Interval | None) -> Difference:
+def _make_difference(
+    metric: str, one: float, other: float, interval: Interval | None
+) -> Difference:
     known = not (np.isnan(one) or np.isnan(other))
     return Difference(
-        figure=figure,
+        metric=metric,
         one=None if np.isnan(one) else one,
         other=None if np.isnan(other) else other,
         difference=one - other if known else None,

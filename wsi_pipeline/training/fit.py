@@ -1,4 +1,4 @@
-"""One fit from patches to a finished course: network, pixels and loop put together, on one device or several."""
+"""One fit, on one device or several: network, pixels and loop put together."""
 
 import logging
 import multiprocessing
@@ -33,51 +33,53 @@ from wsi_pipeline.training.data import (
 )
 from wsi_pipeline.training.loop import (
     VALIDATION_BATCH,
-    Course,
+    FitHistory,
     Learner,
     SavedState,
-    Side,
+    SplitPart,
     derive_seed,
     fit,
     load_state,
-    unpack_course,
+    unpack_history,
 )
 from wsi_pipeline.training.optimise import Steps, TwoClasses, initialise
 from wsi_pipeline.training.split import Division
 
 PRECISION_NAMES = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-"""Ours and Fabric's."""
+"""Our names of precisions and those of Fabric."""
 FAILED = "failed"
 
-logging.getLogger("lightning_fabric").setLevel(
-    logging.WARNING
-)  # its banner, also in the processes that import this module
+# Without Fabric's banner, also in the processes that import this module.
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, slots=True)
 class FitJob:
-    """Everything that a process needs to train; it holds no pixels and can be sent to other processes."""
+    """Everything that a process needs to train; it holds no pixels and can be pickled."""
 
     config: TrainConfig
     patches: LabelledPatches
     division: Division
     pretrained: Path | None = None
-    """File whose weights training starts from."""
+    """File with the weights that training starts from."""
     state_file: Path | None = None
-    """Where the state is kept from epoch to epoch, and taken up from."""
+    """File in which the state is saved after every epoch, and from which training resumes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What came of a fit."""
+    """The result of a fit."""
 
-    course: Course
+    history: FitHistory
     normalisation: Normalisation
     """Mean and deviation of the training patches."""
 
 
 def run_fit(job: FitJob, listener: Listener) -> Fitted:
-    """Train, on as many devices as the configuration names. Raises ModelError, ConfigError or EnvironmentFault."""
+    """Train on as many devices as configured.
+
+    Raises ModelError, ConfigError or EnvironmentFault.
+    """
     if job.config.devices == 1:
         fabric = make_fabric(job.config)
         fabric.launch()
@@ -87,7 +89,7 @@ def run_fit(job: FitJob, listener: Listener) -> Fitted:
             f"{len(job.division.train)} training patches for {job.config.devices} devices; give"
             " fewer with --devices"
         )
-    # Decided here, once: processes that looked for themselves could read in different orders.
+    # Chosen once: each process by itself could choose differently and read in another order.
     cache = choose_cache(
         job.config.cache, job.patches, choose_device(job.config.device), copies=job.config.devices
     )
@@ -95,7 +97,10 @@ def run_fit(job: FitJob, listener: Listener) -> Fitted:
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """Device, number of processes and precision, as Fabric takes them. Raises EnvironmentFault where the machine lacks them."""
+    """Return Fabric for the configured device, number of processes and precision.
+
+    Raises EnvironmentFault where the machine lacks them.
+    """
     device = choose_device(config.device)
     if device.type == "cuda" and config.devices > torch.cuda.device_count():
         raise EnvironmentFault(
@@ -106,13 +111,16 @@ def make_fabric(config: TrainConfig) -> Fabric:
         accelerator=device.type,
         devices=config.devices,
         strategy="auto" if config.devices == 1 else "ddp_spawn",
-        plugins=[LightningEnvironment()],  # processes are ours to start, also within a Slurm job
+        plugins=[LightningEnvironment()],  # we start the processes, also within a Slurm job
         precision=PRECISION_NAMES[choose_precision(config.precision, device)],  # type: ignore[arg-type]
     )
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """`auto`: bf16 on a GPU that has it, else fp32. Raises EnvironmentFault for fp16 without a GPU."""
+    """Return the wanted precision; for `auto` bf16 on a GPU that supports it, else fp32.
+
+    Raises EnvironmentFault for fp16 without a GPU.
+    """
     if wanted == "auto":
         return (
             "bf16"
@@ -125,61 +133,61 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> Fitted:
-    """This process's part of the fit; all of it where there is one process."""
+    """Do this process's part of the fit; all of it where there is one process."""
     state = None if job.state_file is None else load_state(job.state_file)
     precision = choose_precision(job.config.precision, fabric.device)
     cache = _choose_cache(job, fabric.device, state)
     train, val = (
-        open_side(job.patches, members, cache, fabric.device)
+        open_part(job.patches, members, cache, fabric.device)
         for members in (job.division.train, job.division.val)
     )
-    normalisation = measure_source(train.pixels)
+    normalisation = measure_normalisation(train.pixels)
     learner = make_learner(job, fabric, normalisation)
-    course = Course()
+    history = FitHistory()
     if state is not None:
         _check_precision(precision, str(state.plain["precision"]))
-        course = unpack_course(state)
+        history = unpack_history(state)
         learner.restore(state.tensors, state.plain["learner"])
-        listener.say(f"going on after epoch {len(course.history)}, where this run was stopped")
+        listener.say(f"continuing after epoch {len(history.epochs)}, where this run was stopped")
     notes = {
         "cache": cache,
         "precision": precision,
         "mean": normalisation.mean,
         "std": normalisation.std,
     }
-    fit(learner, train, val, job.config, fabric, course, job.state_file, notes, listener)
-    return Fitted(course, normalisation)
+    fit(learner, train, val, job.config, fabric, history, job.state_file, notes, listener)
+    return Fitted(history, normalisation)
 
 
 def _choose_cache(job: FitJob, device: torch.device, state: SavedState | None) -> str:
-    """A run that is taken up reads its patches in the order in which it began: at random from memory, or block by block."""
+    """Return the cache; a resumed run keeps its own, which decides the order of the patches."""
     if state is None:
         return choose_cache(job.config.cache, job.patches, device)
-    begun = str(state.plain["cache"])
-    return "memory" if begun == "device" and device.type != "cuda" else begun
+    cache = str(state.plain["cache"])
+    return "memory" if cache == "device" and device.type != "cuda" else cache
 
 
-def _check_precision(now: str, begun: str) -> None:
-    if now != begun:
+def _check_precision(now: str, before: str) -> None:
+    if now != before:
         raise ConfigError(
-            f"this run was begun in {begun} and would go on in {now}; give --precision {begun}, or"
-            " begin anew with --no-resume"
+            f"this run started in {before} and would continue in {now}; give --precision"
+            f" {before}, or start again with --no-resume"
         )
 
 
-def open_side(
+def open_part(
     patches: LabelledPatches, members: NDArray[Any], cache: str, device: torch.device
-) -> Side:
-    """Some of the patches, ready to be read."""
-    return Side(
+) -> SplitPart:
+    """Return some of the patches, ready to be read."""
+    return SplitPart(
         patches.labels[members],
         patches.patients[members],
         open_pixels(patches, members, cache, device),
     )
 
 
-def measure_source(source: PixelSource) -> Normalisation:
-    """Mean and deviation of all pixels of a source, exactly."""
+def measure_normalisation(source: PixelSource) -> Normalisation:
+    """Return the exact mean and deviation of all pixels of a source."""
     batches = list(source.order_for_reading().split(VALIDATION_BATCH))
     return normalisation_of(
         sum(
@@ -192,28 +200,25 @@ def measure_source(source: PixelSource) -> Normalisation:
 def make_learner(
     job: FitJob, fabric: Fabric, normalisation: Normalisation, steps: Steps | None = None
 ) -> Learner:
-    """The job's network with fresh or given weights, and what trains it, for all its epochs or so many steps."""
+    """Return the job's network with its optimiser, for all epochs or for so many steps."""
     labels, choice = job.patches.labels[job.division.train], job.config.optimisation
     weights = weigh_classes(labels) if choice.class_weights else (1.0, 1.0)
     steps = steps or count_steps(len(labels), job.config, fabric.world_size)
-    return Learner(
-        make_network(job),
-        job.config,
-        steps,
-        normalisation,
-        fabric,
-        TwoClasses(choice.label_smoothing, weights),
-    )
+    objective = TwoClasses(choice.label_smoothing, weights)
+    return Learner(make_network(job), job.config, steps, normalisation, fabric, objective)
 
 
 def count_steps(patches: int, config: TrainConfig, ranks: int = 1) -> Steps:
-    """Steps that so many training patches make."""
+    """Return the number of steps that so many training patches make."""
     per_epoch = len(cut_batches(torch.arange(patches), config.batch_size, ranks))
     return Steps(per_epoch, per_epoch * config.epochs)
 
 
 def make_network(job: FitJob) -> nn.Module:
-    """The network as training begins. Raises ModelError where its name, the patch size or given weights do not fit."""
+    """Return the network with its first weights.
+
+    Raises ModelError where its name, the patch size or given weights do not fit.
+    """
     torch.manual_seed(derive_seed(job.config.seed, 0, 0))
     network = build_network(job.config.architecture, job.patches.spec.side_px, job.config.network)
     initialise(network, job.config.optimisation.initialisation)
@@ -225,7 +230,7 @@ def make_network(job: FitJob) -> nn.Module:
 
 
 def _fit_in_processes(job: FitJob, listener: Listener) -> Fitted:
-    """One process per device; the first one's messages and its final state come back here."""
+    """Train in one process per device; the first one sends messages and leaves the final state."""
     if job.state_file is None:
         raise ModelError("training on several devices needs a file for its state; give one")
     messages = get_context("spawn").SimpleQueue()
@@ -239,11 +244,11 @@ def _fit_in_processes(job: FitJob, listener: Listener) -> Fitted:
         reason = str(error).strip().splitlines()[-1]
         fault = EnvironmentFault(
             f"training on {job.config.devices} devices: a process ended ({reason}); run the same"
-            " line again"
+            " command again"
         )
         raise (failures[0] if failures else fault) from error
     finally:
-        # Whatever ends this, nobody may go on writing once the lock is let go.
+        # However this ends, no process may write after the lock is released.
         for process in {*multiprocessing.active_children()} - others:
             process.kill()
             process.join()
@@ -252,15 +257,15 @@ def _fit_in_processes(job: FitJob, listener: Listener) -> Fitted:
     state = load_state(job.state_file)
     if state is None:
         raise EnvironmentFault(
-            f"{job.state_file}: the state of this training has vanished; run the same line again"
+            f"{job.state_file}: the saved state of this training has vanished; run the same"
+            " command again"
         )
-    return Fitted(
-        unpack_course(state), Normalisation(tuple(state.plain["mean"]), tuple(state.plain["std"]))
-    )
+    normalisation = Normalisation(tuple(state.plain["mean"]), tuple(state.plain["std"]))
+    return Fitted(unpack_history(state), normalisation)
 
 
 def _fit_rank(fabric: Fabric, job: FitJob, messages: Any) -> None:
-    """One of several processes; runs where it was spawned."""
+    """Run one of several processes, in the process itself."""
     listener = relay(partial(_post, messages)) if fabric.is_global_zero else Listener()
     try:
         _fit_here(fabric, job, listener)
@@ -276,7 +281,7 @@ def _post(messages: Any, name: str, *values: Any) -> None:
 def _pass_on(
     receive: Callable[[], tuple[str, Any] | None], listener: Listener, failures: list[WsiError]
 ) -> None:
-    """Pass the processes' messages to this process's listener, until None comes."""
+    """Pass messages of the processes to the listener of this process, until None comes."""
     while (message := receive()) is not None:
         name, values = message
         if name == FAILED:

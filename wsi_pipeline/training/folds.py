@@ -1,4 +1,4 @@
-"""Cross-validation by patient: every fold a training run of its own, and one account of all."""
+"""Cross-validation by patient: one training run per fold, and a summary of all."""
 
 import json
 from collections.abc import Sequence
@@ -17,8 +17,12 @@ from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import load_labelled
-from wsi_pipeline.training.metrics import FIGURES
-from wsi_pipeline.training.run import METRICS_JSON, train_division
+from wsi_pipeline.training.metrics import METRIC_NAMES
+from wsi_pipeline.training.run import (
+    METRICS_JSON,
+    train_division,
+    write_json,
+)
 from wsi_pipeline.training.split import split_folds
 
 KIND = "wsi cross-validation"
@@ -29,7 +33,7 @@ FOLDS_JSON = "folds.json"
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A figure over the folds."""
+    """One metric over the folds."""
 
     mean: float
     deviation: float
@@ -42,7 +46,7 @@ class FoldsResult:
     """A finished cross-validation."""
 
     folder: Path
-    figures: dict[str, Spread]
+    metrics: dict[str, Spread]
 
 
 def train_folds(
@@ -58,7 +62,7 @@ def train_folds(
     resume: bool = True,
     listener: Listener | None = None,
 ) -> FoldsResult:
-    """Train once per fold into `out`/fold-1 …, and write the spread of every figure to `out`/summary.
+    """Train once per fold into `out`/fold-1 …, and write the metrics' spread to `out`/summary.
 
     Folds that are finished are not trained again. Raises as `train` does.
     """
@@ -68,9 +72,8 @@ def train_folds(
     splits = split_folds(
         patches.patients, patches.labels, folds, test_patients=test_patients, seed=config.seed
     )
-    runs = []
-    for number, split in enumerate(splits, start=1):
-        run = out / f"fold-{number}"
+    runs = [out / f"fold-{number}" for number in range(1, len(splits) + 1)]
+    for run, split in zip(runs, splits, strict=True):
         train_division(
             patches,
             split.divide(patches.patients),
@@ -82,29 +85,28 @@ def train_folds(
             resume=resume,
             listener=listener,
         )
-        runs.append(run)
     return _summarise(out / SUMMARY, runs)
 
 
 def _summarise(folder: Path, runs: Sequence[Path]) -> FoldsResult:
-    figures = measure_spread(runs)
+    metrics = measure_spread(runs)
     staging = Staging(folder, {"folds": [read_manifest(run).content_digest for run in runs]})
     with hold_lock(folder):
-        # Never refused: it says nothing that the folds do not say, so a stale one is written anew.
+        # Overwritten without asking if it is outdated: everything in it follows from the folds.
         if not (is_product(folder) and read_manifest(folder).recipe == staging.recipe):
             staging.begin()
-            _write_summary(staging.product, runs, figures)
+            _write_summary(staging.product, runs, metrics)
             staging.commit(KIND, {"folds": len(runs)})
-    return FoldsResult(folder, figures)
+    return FoldsResult(folder, metrics)
 
 
 def measure_spread(runs: Sequence[Path]) -> dict[str, Spread]:
-    """Every figure that all folds have, on each fold's validation patients at its own threshold."""
+    """Return every metric that all folds have, each fold at its own threshold."""
     scores = [
         json.loads((run / METRICS_JSON).read_text(encoding="utf-8"))["scores"] for run in runs
     ]
     spreads = {}
-    for name in FIGURES:
+    for name in METRIC_NAMES:
         values = [fold[name] for fold in scores]
         if all(value is not None for value in values):
             spreads[name] = Spread(
@@ -113,20 +115,13 @@ def measure_spread(runs: Sequence[Path]) -> dict[str, Spread]:
     return spreads
 
 
-def _write_summary(folder: Path, runs: Sequence[Path], figures: dict[str, Spread]) -> None:
+def _write_summary(folder: Path, runs: Sequence[Path], metrics: dict[str, Spread]) -> None:
     header = ["figure", "mean", "standard_deviation", *(run.name for run in runs)]
-    table = format_csv(
-        header,
-        ([name, spread.mean, spread.deviation, *spread.folds] for name, spread in figures.items()),
-    )
-    (folder / FOLDS_CSV).write_text(table, encoding="utf-8", newline="")
-    models = {run.name: f"../{run.name}/{MODEL_FILE}" for run in runs}
-    value = {
-        "figures": {
-            name: {"mean": s.mean, "standard_deviation": s.deviation} for name, s in figures.items()
-        },
-        "models": models,
+    rows = ([name, item.mean, item.deviation, *item.folds] for name, item in metrics.items())
+    (folder / FOLDS_CSV).write_text(format_csv(header, rows), encoding="utf-8", newline="")
+    spreads = {
+        name: {"mean": item.mean, "standard_deviation": item.deviation}
+        for name, item in metrics.items()
     }
-    (folder / FOLDS_JSON).write_text(
-        json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    models = {run.name: f"../{run.name}/{MODEL_FILE}" for run in runs}
+    write_json(folder / FOLDS_JSON, {"figures": spreads, "models": models})

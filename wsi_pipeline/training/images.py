@@ -1,4 +1,4 @@
-"""Training any network on pictures in memory, with the loop, the optimisers and the schedules of `wsi train`: no stores, no files."""
+"""Training any network on images in memory, with the loop of `wsi train` but without stores."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.models.inputs import Normalisation, normalise
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import MemoryPixels
-from wsi_pipeline.training.fit import count_steps, make_fabric, measure_source
+from wsi_pipeline.training.fit import count_steps, make_fabric, measure_normalisation
 from wsi_pipeline.training.loop import (
     VALIDATION_BATCH,
-    Course,
+    FitHistory,
     Learner,
-    Side,
+    SplitPart,
     derive_seed,
     fit,
 )
@@ -27,8 +27,8 @@ from wsi_pipeline.training.optimise import Objective, Steps, TwoClasses, initial
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Labelled pictures."""
+class Images:
+    """Labelled images."""
 
     pixels: NDArray[np.uint8]
     """(n, side, side, 3) RGB; grey ones have three equal channels."""
@@ -38,36 +38,35 @@ class Pictures:
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[3] != 3 or self.pixels.dtype != np.uint8:
             raise ConfigError(
-                f"pictures are {self.pixels.dtype} {self.pixels.shape}; they must be uint8 (n,"
+                f"images are {self.pixels.dtype} {self.pixels.shape}; they must be uint8 (n,"
                 " side, side, 3)"
             )
         if len(self.pixels) != len(self.labels):
             raise ConfigError(
-                f"{len(self.pixels)} pictures and {len(self.labels)} labels; give one label per"
-                " picture"
+                f"{len(self.pixels)} images and {len(self.labels)} labels; give one label per image"
             )
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, members: NDArray[np.intp]) -> "Pictures":
-        """Some of them."""
-        return Pictures(self.pixels[members], self.labels[members])
+    def take(self, members: NDArray[np.intp]) -> "Images":
+        """Return some of the images."""
+        return Images(self.pixels[members], self.labels[members])
 
 
 @dataclass(frozen=True, slots=True)
 class FittedNetwork:
-    """A network with the weights of its best epoch, and how it came to them."""
+    """A network with the weights of its best epoch, and its training history."""
 
     network: Network
     normalisation: Normalisation
-    """Mean and deviation of the pictures that it was trained on."""
-    course: Course
-    """The history, and the best epoch's logits on the validation pictures."""
+    """Mean and deviation of the training images."""
+    history: FitHistory
+    """All epochs, and the best one's logits on the validation images."""
 
     @torch.inference_mode()
     def predict_logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The network's output, (n,) or (n, classes), for pictures uint8 (n, side, side, 3)."""
+        """Return logits (n,) or (n, classes) of images uint8 (n, side, side, 3)."""
         device = next(self.network.parameters()).device
         parts = torch.from_numpy(pixels).split(VALIDATION_BATCH)
         outputs = [
@@ -77,54 +76,54 @@ class FittedNetwork:
         return np.asarray(torch.cat(outputs).numpy(), dtype=np.float32)
 
 
-def fit_pictures(
+def fit_images(
     network: Network,
-    train: Pictures,
-    val: Pictures,
+    train: Images,
+    val: Images,
     config: TrainConfig,
     objective: Objective | None = None,
     listener: Listener | None = None,
 ) -> FittedNetwork:
     """Train a network in place, and leave it with the weights of its best epoch.
 
-    Two classes unless `objective` says otherwise. Of `config`, what speaks of architecture,
-    sampling by patient and stores has no meaning here. The same seed and the same number of threads
-    give the same weights.
+    Two classes unless `objective` says otherwise. Settings of architecture, sampling by patient and
+    stores in `config` have no effect. The same seed and number of threads give the same weights.
     """
     fabric = _launch(config)
-    sides = _as_side(train, fabric), _as_side(val, fabric)
-    normalisation = measure_source(sides[0].pixels)
-    learner = _make_learner(
-        network, config, count_steps(len(train), config), normalisation, fabric, objective
-    )
-    course = Course()
-    fit(learner, *sides, config, fabric, course, None, {}, listener or Listener())
-    network.load_state_dict(course.best_weights)
-    return FittedNetwork(network, normalisation, course)
+    parts = _as_part(train, fabric), _as_part(val, fabric)
+    normalisation = measure_normalisation(parts[0].pixels)
+    steps = count_steps(len(train), config)
+    learner = _make_learner(network, config, steps, normalisation, fabric, objective)
+    history = FitHistory()
+    fit(learner, *parts, config, fabric, history, None, {}, listener or Listener())
+    network.load_state_dict(history.best_weights)
+    return FittedNetwork(network, normalisation, history)
 
 
-def sweep_pictures(
+def sweep_images(
     network: Network,
-    train: Pictures,
+    train: Images,
     config: TrainConfig,
     steps: int,
     highest: float,
     objective: Objective | None = None,
 ) -> Sweep:
-    """Sweep the learning rate over `steps` steps up to `highest`, as `wsi lr-find` does; the network's weights are spent by it."""
+    """Sweep the learning rate over `steps` steps up to `highest`, as `wsi lr-find` does.
+
+    The network's weights are changed and of no further use.
+    """
     fabric = _launch(config)
     config = rise_to(config, highest)
-    side = _as_side(train, fabric)
-    learner = _make_learner(
-        network, config, Steps(steps, steps), measure_source(side.pixels), fabric, objective
-    )
-    return sweep_learner(learner, side, config, steps)
+    part = _as_part(train, fabric)
+    normalisation = measure_normalisation(part.pixels)
+    learner = _make_learner(network, config, Steps(steps, steps), normalisation, fabric, objective)
+    return sweep_learner(learner, part, config, steps)
 
 
 def _launch(config: TrainConfig) -> Fabric:
     if config.devices != 1:
         raise ConfigError(
-            f"{config.devices} devices for pictures in memory; they are trained on by one"
+            f"{config.devices} devices for images in memory; training on them uses one"
         )
     fabric = make_fabric(config)
     fabric.launch()
@@ -141,19 +140,12 @@ def _make_learner(
 ) -> Learner:
     torch.manual_seed(derive_seed(config.seed, 0, 0))
     initialise(network, config.optimisation.initialisation)
-    return Learner(
-        network,
-        config,
-        steps,
-        normalisation,
-        fabric,
-        objective or TwoClasses(config.optimisation.label_smoothing),
-    )
+    objective = objective or TwoClasses(config.optimisation.label_smoothing)
+    return Learner(network, config, steps, normalisation, fabric, objective)
 
 
-def _as_side(pictures: Pictures, fabric: Fabric) -> Side:
-    """Every picture a patient of its own."""
-    patients = np.arange(len(pictures)).astype(str)
-    return Side(
-        pictures.labels, patients, MemoryPixels(torch.from_numpy(pictures.pixels), fabric.device)
-    )
+def _as_part(images: Images, fabric: Fabric) -> SplitPart:
+    """Return the images with one patient per image."""
+    patients = np.arange(len(images)).astype(str)
+    pixels = MemoryPixels(torch.from_numpy(images.pixels), fabric.device)
+    return SplitPart(images.labels, patients, pixels)

@@ -1,10 +1,15 @@
-"""The training loop: epochs over patches, metrics on the validation patches and a saved state after each."""
+"""The training loop: epochs over patches, with validation metrics and a saved state after each.
+
+A run that was killed continues from its saved state: one safetensors file with weights, averaged
+weights, best weights and the optimiser's tensors, and everything else as JSON. It holds no random
+state, because the random numbers of every epoch follow from the seed and the epoch's number.
+"""
 
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +27,10 @@ from wsi_pipeline.core.progress import Listener, describe_rate
 from wsi_pipeline.core.recipe import bytes_sha256
 from wsi_pipeline.models.inputs import Normalisation
 from wsi_pipeline.store.files import write_file
-from wsi_pipeline.training.augment import Augmentation
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.data import PixelSource, cut_batches, draw_epoch
+from wsi_pipeline.training.data import PixelSource, cut_batches, sample_epoch
 from wsi_pipeline.training.optimise import (
-    EpochFigures,
     Objective,
-    Optimisation,
     Steps,
     make_optimizer,
     make_scheduler,
@@ -36,26 +38,22 @@ from wsi_pipeline.training.optimise import (
 )
 
 DIGEST_BYTES = 64
+VALIDATION_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """What a run needs to go on: named tensors, and the rest as JSON values."""
+    """Named tensors and JSON values from which a run continues."""
 
     tensors: Mapping[str, Tensor] = field(repr=False)
     plain: Mapping[str, Any]
 
-    def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix.`, without it."""
-        return {
-            name.removeprefix(f"{prefix}."): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(f"{prefix}.")
-        }
-
 
 def save_state(path: Path, state: SavedState) -> None:
-    """Write the state whole or not at all, behind the SHA-256 of what follows. Raises EnvironmentFault where the disk is full."""
+    """Write the state behind its SHA-256, completely or not at all.
+
+    Raises EnvironmentFault where the disk is full.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     # Only this run reads its state, in which a loss may be infinite.
     plain = json.dumps(dict(state.plain), allow_nan=True)
@@ -64,7 +62,7 @@ def save_state(path: Path, state: SavedState) -> None:
 
 
 def load_state(path: Path) -> SavedState | None:
-    """The state that was saved; None where none was. Raises ModelError where it is damaged."""
+    """Return the saved state, None if there is none. Raises ModelError where it is damaged."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -77,25 +75,24 @@ def load_state(path: Path) -> SavedState | None:
         return SavedState(load(content), json.loads(header["__metadata__"]["plain"]))
     except (SafetensorError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{path}: the state of this training run is damaged ({error}); begin anew with --force"
+            f"{path}: the saved state of this training is damaged ({error}); start again with"
+            " --force"
         ) from error
 
 
 def pack_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's `state_dict()` as named tensors and JSON values."""
+    """Return an optimiser's `state_dict()` as named tensors and JSON values."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {"groups": state["param_groups"], "numbers": {}}
     for index, entries in state["state"].items():
         for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                plain["numbers"][f"{index}.{name}"] = value
+            part = tensors if isinstance(value, Tensor) else plain["numbers"]
+            part[f"{index}.{name}"] = value
     return tensors, plain
 
 
 def unpack_optimizer(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The `state_dict()` that `pack_optimizer` took apart."""
+    """Return the `state_dict()` that `pack_optimizer` took apart."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *plain["numbers"].items()]:
         index, name = key.split(".", 1)
@@ -103,8 +100,24 @@ def unpack_optimizer(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) ->
     return {"state": state, "param_groups": plain["groups"]}
 
 
+def _prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix.`, without it."""
+    return {
+        name.removeprefix(f"{prefix}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }
+
+
 class Learner:
-    """Takes one step per batch; its whole state can be taken out and put back."""
+    """A network with its optimiser, schedule, averaged weights and precision.
+
+    It takes one step per batch; its whole state can be saved and restored.
+    """
 
     def __init__(
         self,
@@ -115,13 +128,13 @@ class Learner:
         fabric: Fabric,
         objective: Objective,
     ) -> None:
-        self._choice: Optimisation = config.optimisation
-        self._augmentation: Augmentation = config.augmentation
+        self.objective = objective
+        self._choice = config.optimisation
+        self._augmentation = config.augmentation
         self._fabric = fabric
         self._network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean = torch.tensor(normalisation.mean, device=fabric.device).reshape(1, 3, 1, 1)
         self._std = torch.tensor(normalisation.std, device=fabric.device).reshape(1, 3, 1, 1)
-        self._objective = objective
         self._average: AveragedModel | None = None
         if self._choice.ema is not None:
             self._average = AveragedModel(
@@ -134,26 +147,24 @@ class Learner:
         self._run, self._stepper = fabric.setup(self._network, self._optimizer)
 
     @property
-    def judged(self) -> nn.Module:
-        """The network that is judged and saved: the averaged one where weights are averaged."""
+    def model(self) -> nn.Module:
+        """The network that is evaluated and saved: the averaged one if weights are averaged."""
         return self._network if self._average is None else self._average.module
 
     @property
-    def objective(self) -> Objective:
-        """What it is taught."""
-        return self._objective
-
-    @property
     def learning_rate(self) -> float:
-        """Rate of the body at the coming step."""
+        """Rate of the body at the next step."""
         return float(self._optimizer.param_groups[0]["lr"])
 
     def learn(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """One step on uint8 pixels (b, side, side, 3) and labels int64 (b,); returns the loss before it, a scalar on the device."""
+        """Take a step on uint8 pixels (b, side, side, 3) and labels int64 (b,).
+
+        Returns the loss before it, a scalar on the device.
+        """
         self._run.train()
         x = self._augmentation.apply(_to_unit(pixels), generator)
-        logits = self._objective.read(self._run(self._standardise(x))).float()
-        loss = self._objective.measure_loss(logits, labels)
+        logits = self.objective.read(self._run(self._standardise(x))).float()
+        loss = self.objective.measure_loss(logits, labels)
         penalty = self._choice.l1 * measure_l1(self._network) if self._choice.l1 else 0.0
         self._optimizer.zero_grad(set_to_none=True)
         self._fabric.backward(loss + penalty)
@@ -169,31 +180,28 @@ class Learner:
 
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> Tensor:
-        """float32 logits (b,) of the positive class, or (b, classes), by the network that is judged.
+        """Return float32 logits (b,) of the positive class, or (b, classes), of `model`.
 
-        Always in float32, as inference computes: the threshold lies between two probabilities that
-        must occur there.
+        Always computed in float32, like inference: the threshold lies between two probabilities
+        that must occur there.
         """
-        self.judged.eval()
-        return self._objective.read(self.judged(self._standardise(_to_unit(pixels))))
+        self.model.eval()
+        return self.objective.read(self.model(self._standardise(_to_unit(pixels))))
 
     def _standardise(self, x: Tensor) -> Tensor:
         return (x - self._mean) / self._std
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that the next step depends on, by name."""
-        state = {f"network.{name}": tensor for name, tensor in self._network.state_dict().items()}
-        if self._average is not None:
-            state |= {
-                f"average.{name}": tensor for name, tensor in self._average.state_dict().items()
-            }
-        return state | {
-            f"optimizer.{name}": tensor
-            for name, tensor in pack_optimizer(self._optimizer.state_dict())[0].items()
-        }
+        """Return every tensor that the next step depends on, by name."""
+        average = {} if self._average is None else self._average.state_dict()
+        return (
+            _prefix("network", self._network.state_dict())
+            | _prefix("average", average)
+            | _prefix("optimizer", pack_optimizer(self._optimizer.state_dict())[0])
+        )
 
     def plain(self) -> dict[str, Any]:
-        """Whatever else the next step depends on, as JSON values."""
+        """Return the rest that the next step depends on, as JSON values."""
         return {
             "optimizer": pack_optimizer(self._optimizer.state_dict())[1],
             "scheduler": self._scheduler.state_dict(),
@@ -201,7 +209,7 @@ class Learner:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Put back what `tensors` and `plain` gave."""
+        """Restore the state that `tensors` and `plain` returned."""
         self._network.load_state_dict(_under("network", tensors))
         if self._average is not None:
             self._average.load_state_dict(_under("average", tensors))
@@ -213,19 +221,8 @@ class Learner:
 
 
 def _to_unit(pixels: Tensor) -> Tensor:
-    """uint8 (b, side, side, 3) → float32 (b, 3, side, side) from 0 to 1, channels last in memory."""
+    """Return uint8 (b, side, side, 3) as float32 (b, 3, side, side) from 0 to 1, channels last."""
     return (pixels.float() / 255).permute(0, 3, 1, 2)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{prefix}."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(f"{prefix}.")
-    }
-
-
-VALIDATION_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +250,8 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """Training or validation patches: their labels, whom they are from, and their pixels."""
+class SplitPart:
+    """Training or validation patches: labels, patients and pixels."""
 
     labels: NDArray[np.int8]
     patients: NDArray[np.str_]
@@ -265,75 +262,28 @@ class Side:
 
 
 @dataclass
-class Course:
-    """How far training has come: what is kept from epoch to epoch beside the learner's own state."""
+class FitHistory:
+    """Epochs of a training so far, and the results of the best one."""
 
-    history: list[Epoch] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_logits: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, dtype=np.float32))
-    """Of the best epoch, on the validation patches: (n,) of the positive class, or (n, classes)."""
+    """Logits of the best epoch on the validation patches: (n,), or (n, classes)."""
 
     @property
     def best_epoch(self) -> int:
         """Number of the best epoch; 0 before the first."""
-        return max((epoch.epoch for epoch in self.history if epoch.is_best), default=0)
+        return max((epoch.epoch for epoch in self.epochs if epoch.is_best), default=0)
 
-    def is_over(self, config: TrainConfig) -> bool:
-        """Whether there are no epochs left, or too many went by without a better one."""
-        done = len(self.history)
+    def is_finished(self, config: TrainConfig) -> bool:
+        """Return True if all epochs are done, or too many passed without a better one."""
+        done = len(self.epochs)
         return done >= config.epochs or (done > 0 and done - self.best_epoch >= config.patience)
-
-
-def fit(
-    learner: Learner,
-    train: Side,
-    val: Side,
-    config: TrainConfig,
-    fabric: Fabric,
-    course: Course,
-    state_file: Path | None,
-    notes: Mapping[str, Any],
-    listener: Listener,
-) -> None:
-    """Train to the end from where `course` stands, carrying it on; saves the state and `notes` after every epoch where a file is named.
-
-    Raises ModelError where the loss stops being a number.
-    """
-    pace = EpochPace(listener, config.epochs, len(train), len(course.history))
-    while not course.is_over(config):
-        number = len(course.history) + 1
-        started = time.perf_counter()
-        learning_rate = learner.learning_rate
-        train_loss = _train_epoch(learner, train, config, number, fabric, pace.add)
-        logits = predict_logits(learner, val)
-        figures = learner.objective.judge(val.labels, logits)
-        epoch = _note_epoch(
-            number,
-            learning_rate,
-            train_loss,
-            figures,
-            course,
-            config,
-            time.perf_counter() - started,
-        )
-        epoch = fabric.broadcast(epoch)  # all processes go by what the first one saw
-        course.history.append(epoch)
-        if epoch.is_best:
-            course.best_weights = {
-                name: tensor.detach().cpu().clone()
-                for name, tensor in learner.judged.state_dict().items()
-            }
-            course.best_logits = logits
-        if state_file is not None and fabric.is_global_zero:
-            save_state(state_file, pack_course(learner, course, notes))
-        pace.epochs_done += 1
-        listener.say(epoch.describe(config.epochs))
-        listener.epoch_ended(epoch)
 
 
 @dataclass
 class EpochPace:
-    """Tells a listener after every batch how far training has come."""
+    """Progress within a training, told to a listener after every batch."""
 
     listener: Listener
     epochs: int
@@ -359,18 +309,70 @@ class EpochPace:
         self.listener.progress(line, self._before + self.done, total)
 
 
+def fit(
+    learner: Learner,
+    train: SplitPart,
+    val: SplitPart,
+    config: TrainConfig,
+    fabric: Fabric,
+    history: FitHistory,
+    state_file: Path | None,
+    notes: Mapping[str, Any],
+    listener: Listener,
+) -> None:
+    """Train from the end of `history` to the last epoch, appending to it.
+
+    Saves the state and `notes` after every epoch if a file is named. Raises ModelError where the
+    loss stops being a number.
+    """
+    pace = EpochPace(listener, config.epochs, len(train), len(history.epochs))
+    while not history.is_finished(config):
+        number = len(history.epochs) + 1
+        started = time.perf_counter()
+        learning_rate = learner.learning_rate
+        train_loss = _train_epoch(learner, train, config, number, fabric, pace.add)
+        logits = predict_logits(learner, val)
+        metrics = learner.objective.evaluate(val.labels, logits)
+        epoch = Epoch(
+            epoch=number,
+            learning_rate=learning_rate,
+            train_loss=train_loss,
+            val_loss=metrics.loss,
+            val_auroc=metrics.auroc,
+            val_average_precision=metrics.average_precision,
+            val_balanced_accuracy_at_half=metrics.balanced_accuracy,
+            val_f1_at_half=metrics.f1,
+            seconds=time.perf_counter() - started,
+            is_best=False,
+        )
+        epoch = replace(epoch, is_best=_is_best(epoch, history, config.stop_on))
+        epoch = fabric.broadcast(epoch)  # the first process decides for all
+        history.epochs.append(epoch)
+        if epoch.is_best:
+            history.best_weights = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in learner.model.state_dict().items()
+            }
+            history.best_logits = logits
+        if state_file is not None and fabric.is_global_zero:
+            save_state(state_file, pack_state(learner, history, notes))
+        pace.epochs_done += 1
+        listener.say(epoch.describe(config.epochs))
+        listener.epoch_ended(epoch)
+
+
 def _train_epoch(
     learner: Learner,
-    train: Side,
+    train: SplitPart,
     config: TrainConfig,
     number: int,
     fabric: Fabric,
     on_batch: Callable[[int], None],
 ) -> float:
-    """One pass over the training patches; returns the mean loss."""
+    """Train on one epoch of patches; return the mean loss."""
     order_draws = torch.Generator().manual_seed(derive_seed(config.seed, number, 0))
     rank, ranks = fabric.global_rank, fabric.world_size
-    drawn = draw_epoch(config.sampling, train.labels, train.patients, order_draws)
+    drawn = sample_epoch(config.sampling, train.labels, train.patients, order_draws)
     batches = cut_batches(train.pixels.arrange(drawn, order_draws), config.batch_size, ranks)
     mine = [batch[rank::ranks] for batch in batches]
     augmentation_draws = torch.Generator().manual_seed(derive_seed(config.seed, number, 1 + rank))
@@ -383,83 +385,62 @@ def _train_epoch(
         on_batch(len(indices) * ranks)
     mean = float(torch.as_tensor(fabric.all_reduce(total, reduce_op="sum"))) / len(drawn)
     if not math.isfinite(mean):
-        raise ModelError("the training loss is no longer a number; train again with a lower --lr")
+        raise ModelError("the training loss is not finite; train again with a lower --lr")
     return mean
 
 
 def derive_seed(seed: int, epoch: int, stream: int) -> int:
-    """A seed for one stream of draws of one epoch: nothing of it depends on what was drawn before, so that any epoch can be resumed."""
+    """Return the seed of one stream of random numbers of one epoch.
+
+    It does not depend on numbers drawn before, so that training can resume at any epoch.
+    """
     return int(
         np.random.SeedSequence([seed, epoch, stream % 2**32]).generate_state(1, np.uint64)[0] >> 1
     )
 
 
-def predict_logits(learner: Learner, side: Side) -> NDArray[np.float32]:
-    """Logits (n,) of patches, or (n, classes), float32."""
-    order = side.pixels.order_for_reading()
+def predict_logits(learner: Learner, part: SplitPart) -> NDArray[np.float32]:
+    """Return float32 logits (n,) or (n, classes) of patches."""
+    order = part.pixels.order_for_reading()
     batches = list(order.split(VALIDATION_BATCH))
-    parts = [learner.predict(pixels).cpu().numpy() for pixels in side.pixels.stream(batches)]
+    parts = [learner.predict(pixels).cpu().numpy() for pixels in part.pixels.stream(batches)]
     found = np.concatenate(parts).astype(np.float32, copy=False)
     if not np.isfinite(found).all():
-        raise ModelError(
-            "the network's output is no longer a number; train again with a lower --lr"
-        )
+        raise ModelError("the network's output is not finite; train again with a lower --lr")
     logits = np.empty_like(found)
     logits[order.numpy()] = found
     return logits
 
 
-def _note_epoch(
-    number: int,
-    learning_rate: float,
-    train_loss: float,
-    figures: EpochFigures,
-    course: Course,
-    config: TrainConfig,
-    seconds: float,
-) -> Epoch:
-    epoch = Epoch(
-        epoch=number,
-        learning_rate=learning_rate,
-        train_loss=train_loss,
-        val_loss=figures.loss,
-        val_auroc=figures.auroc,
-        val_average_precision=figures.average_precision,
-        val_balanced_accuracy_at_half=figures.balanced_accuracy,
-        val_f1_at_half=figures.f1,
-        seconds=seconds,
-        is_best=False,
-    )
-    best_so_far = max((measure(past, config.stop_on) for past in course.history), default=-math.inf)
-    return Epoch(**asdict(epoch) | {"is_best": measure(epoch, config.stop_on) > best_so_far})
+def _is_best(epoch: Epoch, history: FitHistory, stop_on: str) -> bool:
+    best_so_far = max((measure(past, stop_on) for past in history.epochs), default=-math.inf)
+    return measure(epoch, stop_on) > best_so_far
 
 
 def measure(epoch: Epoch, metric: str) -> float:
-    """The figure that epochs are compared by; more is better."""
+    """Return the metric by which epochs are compared; more is better."""
     if metric == "loss":
         return -epoch.val_loss
     name = f"val_{metric}_at_half" if metric in ("f1", "balanced_accuracy") else f"val_{metric}"
     return float(getattr(epoch, name))
 
 
-def pack_course(learner: Learner, course: Course, notes: Mapping[str, Any]) -> SavedState:
-    """Learner, course and notes as one state to save."""
-    tensors = learner.tensors() | {
-        f"best.{name}": tensor for name, tensor in course.best_weights.items()
-    }
-    tensors["best_logits"] = torch.from_numpy(course.best_logits)
+def pack_state(learner: Learner, history: FitHistory, notes: Mapping[str, Any]) -> SavedState:
+    """Return learner, history and notes as one state to save."""
+    tensors = learner.tensors() | _prefix("best", history.best_weights)
+    tensors["best_logits"] = torch.from_numpy(history.best_logits)
     plain: dict[str, Any] = {
         **notes,
         "learner": learner.plain(),
-        "history": [asdict(epoch) for epoch in course.history],
+        "history": [asdict(epoch) for epoch in history.epochs],
     }
     return SavedState(tensors, plain)
 
 
-def unpack_course(state: SavedState) -> Course:
-    """The course that `pack_course` put down."""
-    return Course(
-        history=[Epoch(**row) for row in state.plain["history"]],
-        best_weights=state.under("best"),
+def unpack_history(state: SavedState) -> FitHistory:
+    """Return the history that `pack_state` saved."""
+    return FitHistory(
+        epochs=[Epoch(**row) for row in state.plain["history"]],
+        best_weights=_under("best", state.tensors),
         best_logits=state.tensors["best_logits"].numpy(),
     )

@@ -1,4 +1,7 @@
-"""The learning rate finder: a sweep of rising rates over a few hundred steps, and the rate where the loss falls fastest (Smith 2017)."""
+"""The learning rate finder (Smith 2017).
+
+The rate rises over a few hundred steps; the suggestion is where the loss falls fastest.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +22,15 @@ from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.data import choose_cache, cut_batches, draw_epoch, load_labelled
-from wsi_pipeline.training.fit import FitJob, make_fabric, make_learner, measure_source, open_side
-from wsi_pipeline.training.loop import Learner, Side, derive_seed
+from wsi_pipeline.training.data import choose_cache, cut_batches, load_labelled, sample_epoch
+from wsi_pipeline.training.fit import (
+    FitJob,
+    make_fabric,
+    make_learner,
+    measure_normalisation,
+    open_part,
+)
+from wsi_pipeline.training.loop import Learner, SplitPart, derive_seed
 from wsi_pipeline.training.optimise import Schedule, Steps
 from wsi_pipeline.training.run import make_recipe
 from wsi_pipeline.training.split import SplitChoice
@@ -35,7 +43,7 @@ SMOOTHING = 0.95
 DIVERGED = 4.0
 """The sweep ends where the smoothed loss is this many times its lowest."""
 SKIPPED = 10
-"""Steps at either end that decide nothing: the running mean has no past yet, or the loss is leaving."""
+"""Steps at either end that are ignored: the mean has just begun there, or the loss diverges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +55,12 @@ class Sweep:
 
     @property
     def suggestion(self) -> float:
-        """The rate at which the loss falls fastest by the logarithm of the rate, before it is lowest: what comes after has diverged.
+        """The rate at which the loss falls fastest per decade, before the loss is lowest.
 
-        Raises ModelError where it never falls.
+        After that point it has diverged. Raises ModelError where the loss never falls.
         """
         if len(self.rates) < 2 * SKIPPED + 2:
-            raise ModelError("the loss left at once; sweep again with a lower --high")
+            raise ModelError("the loss diverged at once; sweep again with a lower --high")
         usable = slice(SKIPPED, min(int(np.argmin(self.losses)) + 1, len(self.rates) - SKIPPED))
         falls = len(self.rates[usable]) > 1
         slope = (
@@ -69,22 +77,22 @@ class Sweep:
 def find_learning_rate(
     job: FitJob, steps: int, highest: float, listener: Listener | None = None
 ) -> Sweep:
-    """Sweep the rate over `steps` steps up to `highest`, a head's own rate in proportion; ends early where the loss diverges."""
+    """Sweep the rate over `steps` steps up to `highest`, a head's own rate in proportion.
+
+    Ends early where the loss diverges.
+    """
     job = replace(job, config=rise_to(job.config, highest))
     fabric = make_fabric(job.config)
     fabric.launch()
-    side = open_side(
-        job.patches,
-        job.division.train,
-        choose_cache(job.config.cache, job.patches, fabric.device),
-        fabric.device,
-    )
-    learner = make_learner(job, fabric, measure_source(side.pixels), Steps(steps, steps))
-    return sweep_learner(learner, side, job.config, steps, listener)
+    cache = choose_cache(job.config.cache, job.patches, fabric.device)
+    part = open_part(job.patches, job.division.train, cache, fabric.device)
+    normalisation = measure_normalisation(part.pixels)
+    learner = make_learner(job, fabric, normalisation, Steps(steps, steps))
+    return sweep_learner(learner, part, job.config, steps, listener)
 
 
 def rise_to(config: TrainConfig, highest: float) -> TrainConfig:
-    """The configuration of a sweep up to `highest`."""
+    """Return the configuration of a sweep up to `highest`."""
     optimisation = config.optimisation
     head = optimisation.head_learning_rate
     swept = replace(
@@ -97,21 +105,21 @@ def rise_to(config: TrainConfig, highest: float) -> TrainConfig:
 
 def sweep_learner(
     learner: Learner,
-    side: Side,
+    part: SplitPart,
     config: TrainConfig,
     steps: int,
     listener: Listener | None = None,
 ) -> Sweep:
-    """The sweep itself, by a learner whose rate rises."""
+    """Sweep with a learner whose rate rises."""
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0
-    for loss in islice(_learn_for_ever(learner, side, config), steps):
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss.value
+    for rate, loss in islice(_learn_forever(learner, part, config), steps):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         smoothed = mean / (1 - SMOOTHING ** (len(rates) + 1))
         if not math.isfinite(smoothed):
             break
-        rates.append(loss.rate)
+        rates.append(rate)
         losses.append(smoothed)
         if listener is not None:
             listener.progress(f"sweeping: step {len(rates)} of {steps}", len(rates), steps)
@@ -120,39 +128,30 @@ def sweep_learner(
     return Sweep(np.array(rates), np.array(losses))
 
 
-class _Loss(NamedTuple):
-    rate: float
-    value: float
-
-
-def _learn_for_ever(learner: Learner, side: Side, config: TrainConfig) -> Iterator[_Loss]:
-    """Epoch after epoch, the rate of each step and the loss before it."""
+def _learn_forever(
+    learner: Learner, part: SplitPart, config: TrainConfig
+) -> Iterator[tuple[float, float]]:
+    """Yield the rate of each step and the loss before it, epoch after epoch."""
     draws = torch.Generator().manual_seed(derive_seed(config.seed, 0, 1))
-    labels = torch.from_numpy(side.labels.astype(np.int64))
+    labels = torch.from_numpy(part.labels.astype(np.int64))
     while True:
-        order = side.pixels.arrange(
-            draw_epoch(config.sampling, side.labels, side.patients, draws), draws
-        )
-        batches = cut_batches(order, config.batch_size)
-        for indices, pixels in zip(batches, side.pixels.stream(batches), strict=True):
+        drawn = sample_epoch(config.sampling, part.labels, part.patients, draws)
+        batches = cut_batches(part.pixels.arrange(drawn, draws), config.batch_size)
+        for indices, pixels in zip(batches, part.pixels.stream(batches), strict=True):
             rate = learner.learning_rate
-            yield _Loss(
-                rate, float(learner.learn(pixels, labels[indices].to(pixels.device), draws))
-            )
+            yield rate, float(learner.learn(pixels, labels[indices].to(pixels.device), draws))
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:
-    """The sweep as a table and as a plot with the suggestion marked."""
-    table = format_csv(
-        ["learning_rate", "smoothed_loss"],
-        zip(sweep.rates.tolist(), sweep.losses.tolist(), strict=True),
-    )
+    """Write the sweep as a table, and as a plot with the suggestion."""
+    rows = zip(sweep.rates.tolist(), sweep.losses.tolist(), strict=True)
+    table = format_csv(["learning_rate", "smoothed_loss"], rows)
     (folder / SWEEP_CSV).write_text(table, newline="")
-    draw_sweep(folder / SWEEP_PNG, sweep)
+    plot_sweep(folder / SWEEP_PNG, sweep)
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """The sweep that `write_sweep` put down. Raises StoreError where its table is not what we wrote."""
+    """Return the sweep that `write_sweep` wrote. Raises StoreError where its table is damaged."""
     try:
         table = np.loadtxt(folder / SWEEP_CSV, delimiter=",", skiprows=1, ndmin=2)
         return Sweep(table[:, 0], table[:, 1])
@@ -162,18 +161,14 @@ def read_sweep(folder: Path) -> Sweep:
         ) from error
 
 
-def draw_sweep(path: Path, sweep: Sweep) -> None:
-    """Smoothed loss over the rate on a logarithmic axis."""
+def plot_sweep(path: Path, sweep: Sweep) -> None:
+    """Plot the smoothed loss over the rate on a logarithmic axis."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.semilogx(sweep.rates, sweep.losses, label="smoothed loss")
-    with suppress(ModelError):  # a sweep without a suggestion is drawn all the same
-        axes.axvline(
-            sweep.suggestion,
-            color="grey",
-            linestyle=":",
-            label=f"steepest fall: {sweep.suggestion:.2g}",
-        )
+    with suppress(ModelError):  # a sweep without a suggestion is plotted too
+        label = f"steepest fall: {sweep.suggestion:.2g}"
+        axes.axvline(sweep.suggestion, color="grey", linestyle=":", label=label)
     axes.set(xlabel="learning rate", ylabel="loss", ylim=(0, 1.1 * max(sweep.losses, default=1.0)))
     axes.legend(fontsize=8)
     figure.savefig(path, metadata={"Software": None})
@@ -191,28 +186,27 @@ def sweep_stores(
     force: bool = False,
     listener: Listener | None = None,
 ) -> Sweep:
-    """Sweep over the training patches of stores and commit `out` with table and plot; the one there where it is this very sweep."""
+    """Sweep over the training patches of stores and commit `out` with table and plot.
+
+    If `out` already holds the same sweep, that one is returned.
+    """
     if steps < 4 * SKIPPED:
         raise ConfigError(f"{steps} steps are too few for a sweep; take at least {4 * SKIPPED}")
     if not (math.isfinite(highest) and highest > 0):
         raise ConfigError(f"the highest rate is {highest}; it must be above 0")
     with hold_lock(out):
-        pass  # a place that cannot be written to is said before the stores are read
+        pass  # fails before the stores are read if `out` cannot be written
     if listener is not None:
         listener.working_on("reading the stores")
     patches = load_labelled(find_stores(list(stores)))
     division = choice.divide(patches, config.seed)
-    recipe = make_recipe(patches, division, config, pretrained) | {
-        "steps": steps,
-        "highest": highest,
-    }
-    staging = Staging(out, recipe)
+    recipe = make_recipe(patches, division, config, pretrained)
+    staging = Staging(out, recipe | {"steps": steps, "highest": highest})
     with hold_lock(out):
         if find_finished(staging, KIND, force, [*patches.paths, pretrained]):
             return read_sweep(out)
-        sweep = find_learning_rate(
-            FitJob(config, patches, division, pretrained), steps, highest, listener
-        )
+        job = FitJob(config, patches, division, pretrained)
+        sweep = find_learning_rate(job, steps, highest, listener)
         staging.begin()
         write_sweep(staging.product, sweep)
         staging.commit(KIND, {"steps": len(sweep.rates)})

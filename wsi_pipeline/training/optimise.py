@@ -27,32 +27,43 @@ from wsi_pipeline.models.architectures import find_head, positive_logit
 from wsi_pipeline.training.calibrate import apply_temperature
 from wsi_pipeline.training.metrics import score
 
+ParameterGroups = Iterable[dict[str, Any]]
+FINAL_SHARE = 1e-3
+"""Last rate of the exponential schedule and lowest rate of the cosines, as share of the first."""
+MOMENTUM_SWING = 0.05
+"""Change of the momentum by one-cycle: lower while the rate is high, higher while it is low."""
+RISE_FROM = 1e-8
+"""First rate of `rise`, as share of the highest."""
+
 
 @dataclass(frozen=True, slots=True)
-class EpochFigures:
-    """What an epoch is judged by; of more than two classes each but the loss is the mean over the classes, one against the others."""
+class EpochMetrics:
+    """Metrics after an epoch.
+
+    With more than two classes all but the loss are means over the classes, each against the others.
+    """
 
     loss: float
     auroc: float
     average_precision: float
     balanced_accuracy: float
-    """Of two classes at a threshold of 0.5, of more by the highest logit; so is F1."""
+    """For two classes at a threshold of 0.5, else by the highest logit; the same holds for F1."""
     f1: float
 
 
 class Objective(Protocol):
-    """How a network's output is read, what it costs, and how good it is."""
+    """Loss and metrics of a network's output."""
 
     def read(self, output: Tensor) -> Tensor:
-        """Logits from a network's output: (b,), or (b, classes)."""
+        """Return logits from a network's output: (b,), or (b, classes)."""
         ...
 
     def measure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss, a scalar, of logits for labels int64 (b,)."""
+        """Return the mean loss, a scalar, of logits for labels int64 (b,)."""
         ...
 
-    def judge(self, labels: NDArray[np.int8], logits: NDArray[np.float32]) -> EpochFigures:
-        """The figures of logits (n,) or (n, classes) for labels (n,); NaN where one has no meaning."""
+    def evaluate(self, labels: NDArray[np.int8], logits: NDArray[np.float32]) -> EpochMetrics:
+        """Return metrics of logits (n,) or (n, classes) for labels (n,); NaN if undefined."""
         ...
 
 
@@ -69,30 +80,26 @@ class TwoClasses:
     def measure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         targets = labels.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
         negative, positive = self.class_weights
-        weights = torch.where(
-            labels == 1, positive, negative
-        )  # of numbers: no copy to the device in every step
+        # torch.where of plain numbers copies nothing to the device.
+        weights = torch.where(labels == 1, positive, negative)
         return binary_cross_entropy_with_logits(logits, targets, weights)
 
-    def judge(self, labels: NDArray[np.int8], logits: NDArray[np.float32]) -> EpochFigures:
+    def evaluate(self, labels: NDArray[np.int8], logits: NDArray[np.float32]) -> EpochMetrics:
         scores = score(labels, apply_temperature(logits, 1.0), threshold=0.5)
         target = torch.from_numpy(labels.astype(np.float32))
-        return EpochFigures(
+        return EpochMetrics(
             loss=float(binary_cross_entropy_with_logits(torch.from_numpy(logits), target)),
-            auroc=float(
-                roc_auc_score(labels, logits)
-            ),  # of logits: probabilities of a sure network tie at 1
+            # Of logits: large ones give probabilities that tie at 1.
+            auroc=float(roc_auc_score(labels, logits)),
             average_precision=float(average_precision_score(labels, logits)),
-            balanced_accuracy=(
-                math.nan if scores.balanced_accuracy is None else scores.balanced_accuracy
-            ),
-            f1=math.nan if scores.f1 is None else scores.f1,
+            balanced_accuracy=_or_default(scores.balanced_accuracy, math.nan),
+            f1=_or_default(scores.f1, math.nan),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ManyClasses:
-    """Classes 0 … k-1, each with its logit: cross-entropy. Classes without a picture enter no figure."""
+    """Classes 0 … k-1, each with its logit: cross-entropy. Classes without images are left out."""
 
     label_smoothing: float = 0.0
 
@@ -102,37 +109,32 @@ class ManyClasses:
     def measure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
-    def judge(self, labels: NDArray[np.int8], logits: NDArray[np.float32]) -> EpochFigures:
+    def evaluate(self, labels: NDArray[np.int8], logits: NDArray[np.float32]) -> EpochMetrics:
         present = np.unique(labels)
         one_of_each = (labels[:, None] == present).astype(np.int8)  # (n, classes that occur)
+        ranked = logits[:, present]
         called = logits.argmax(axis=1)
-        return EpochFigures(
-            loss=float(
-                cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels.astype(np.int64)))
-            ),
-            auroc=float(roc_auc_score(one_of_each, logits[:, present], average="macro")),
-            average_precision=float(
-                average_precision_score(one_of_each, logits[:, present], average="macro")
-            ),
+        target = torch.from_numpy(labels.astype(np.int64))
+        return EpochMetrics(
+            loss=float(cross_entropy(torch.from_numpy(logits), target)),
+            auroc=float(roc_auc_score(one_of_each, ranked, average="macro")),
+            average_precision=float(average_precision_score(one_of_each, ranked, average="macro")),
             balanced_accuracy=float(recall_score(labels, called, labels=present, average="macro")),
             f1=float(f1_score(labels, called, labels=present, average="macro")),
         )
 
 
-ParameterGroups = Iterable[dict[str, Any]]
-
-
 @dataclass(frozen=True, slots=True)
 class Optimisation:
-    """How weights are changed."""
+    """The optimiser, its rates and penalties, and the initial weights."""
 
     optimizer: str = "adamw"
     learning_rate: float = 3e-4
-    """The highest rate of the schedule."""
+    """Highest rate of the schedule."""
     head_learning_rate: float | None = None
     """Rate of the network's head; None: that of the body."""
     momentum: float | None = None
-    """Of sgd and rmsprop; the first beta of adam and adamw. None: 0.9, but 0 for rmsprop."""
+    """Momentum of sgd and rmsprop, first beta of adam and adamw; None: 0.9, but 0 for rmsprop."""
     weight_decay: float = 1e-4
     """L2 penalty on weights, not on biases and normalisations; decoupled for adamw."""
     l1: float = 0.0
@@ -142,11 +144,11 @@ class Optimisation:
     label_smoothing: float = 0.0
     """Targets become s/2 and 1 - s/2."""
     class_weights: bool = False
-    """Both classes weigh the same in the loss, however many patches they have."""
+    """Give both classes the same total weight in the loss."""
     ema: float | None = None
-    """Share of the running average of the weights that each step keeps; the average is what is judged and saved."""
+    """Share that each step keeps of the running average of the weights, which is then the model."""
     initialisation: str = "default"
-    """`xavier`, `he`, or the layers' own."""
+    """`xavier`, `he`, or `default`: the layers' own."""
 
     def __post_init__(self) -> None:
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -161,13 +163,13 @@ class Optimisation:
 
 def _check_choice(name: str, value: str, table: Iterable[str]) -> None:
     if value not in table:
-        raise ConfigError(f"{name} is {value}; there are {', '.join(table)}")
+        raise ConfigError(f"{name} is {value}; choose one of {', '.join(table)}")
 
 
 def _check_range(
     name: str, value: float | None, *, low: float, high: float, above: bool = False
 ) -> None:
-    """From low (or above it) to below high; None is no value to check."""
+    """Raise ConfigError unless the value is None, or from low (or above it) to below high."""
     if value is None:
         return
     if not math.isfinite(value) or value < low or value >= high or (above and value == low):
@@ -187,21 +189,18 @@ def _sgd(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
 
 
 def _adam(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    return Adam(
-        groups, betas=(_or_default(choice.momentum, 0.9), 0.999), weight_decay=choice.weight_decay
-    )
+    betas = (_or_default(choice.momentum, 0.9), 0.999)
+    return Adam(groups, betas=betas, weight_decay=choice.weight_decay)
 
 
 def _adamw(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    return AdamW(
-        groups, betas=(_or_default(choice.momentum, 0.9), 0.999), weight_decay=choice.weight_decay
-    )
+    betas = (_or_default(choice.momentum, 0.9), 0.999)
+    return AdamW(groups, betas=betas, weight_decay=choice.weight_decay)
 
 
 def _rmsprop(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    return RMSprop(
-        groups, momentum=_or_default(choice.momentum, 0.0), weight_decay=choice.weight_decay
-    )
+    momentum = _or_default(choice.momentum, 0.0)
+    return RMSprop(groups, momentum=momentum, weight_decay=choice.weight_decay)
 
 
 def _adagrad(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
@@ -215,11 +214,15 @@ OPTIMIZERS: dict[str, Callable[[ParameterGroups, Optimisation], Optimizer]] = {
     "rmsprop": _rmsprop,
     "adagrad": _adagrad,
 }
-"""SGD has Nesterov's momentum unless momentum is 0; Adam and AdamW after Kingma & Ba and Loshchilov & Hutter; Adagrad after Duchi et al."""
+"""SGD has Nesterov's momentum unless momentum is 0; Adam after Kingma & Ba, AdamW after Loshchilov
+& Hutter, Adagrad after Duchi et al."""
 
 
 def make_optimizer(network: nn.Module, choice: Optimisation) -> Optimizer:
-    """The optimiser over the network's parameters: body and head at their rates, biases and normalisations without weight decay."""
+    """Return the optimiser over the network's parameters, body and head at their own rates.
+
+    Biases and normalisations have no weight decay.
+    """
     head = {id(parameter) for parameter in find_head(network).parameters()}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = []
@@ -228,16 +231,12 @@ def make_optimizer(network: nn.Module, choice: Optimisation) -> Optimizer:
         (True, choice.head_learning_rate or choice.learning_rate),
     ):
         part = [parameter for parameter in trained if (id(parameter) in head) == is_head]
-        groups.append(
-            {"params": [parameter for parameter in part if parameter.ndim > 1], "lr": rate}
-        )
-        groups.append(
-            {
-                "params": [parameter for parameter in part if parameter.ndim <= 1],
-                "lr": rate,
-                "weight_decay": 0.0,
-            }
-        )
+        weights = [parameter for parameter in part if parameter.ndim > 1]
+        others = [parameter for parameter in part if parameter.ndim <= 1]
+        groups += [
+            {"params": weights, "lr": rate},
+            {"params": others, "lr": rate, "weight_decay": 0.0},
+        ]
     return OPTIMIZERS[choice.optimizer]([group for group in groups if group["params"]], choice)
 
 
@@ -261,37 +260,30 @@ INITIALISATIONS: dict[str, Callable[[Tensor], None]] = {
 """Glorot & Bengio 2010; He et al. 2015."""
 
 
-def initialise(network: nn.Module, how: str) -> None:
-    """Fresh weights for every convolution and linear layer; their biases 0 unless the layers' own are kept."""
-    if how == "default":
+def initialise(network: nn.Module, name: str) -> None:
+    """Set random weights of every convolution and linear layer, and their biases to 0.
+
+    `default` changes nothing.
+    """
+    if name == "default":
         return
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            INITIALISATIONS[how](layer.weight)
+            INITIALISATIONS[name](layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
 
 def measure_l1(network: nn.Module) -> Tensor:
-    """Sum of the absolute values of all weights of more than one dimension: biases and batch norms are not penalised."""
+    """Return the sum of the absolute weights, biases and batch norms left out."""
     return torch.stack(
         [parameter.abs().sum() for parameter in network.parameters() if parameter.ndim > 1]
     ).sum()
 
 
-FINAL_SHARE = 1e-3
-"""Share of the first rate at which the exponential schedule ends, and below which cosines do not fall."""
-
-
-MOMENTUM_SWING = 0.05
-"""One-cycle lowers the momentum by this while the rate is high, and raises it by this while it is low."""
-RISE_FROM = 1e-8
-"""Share of the highest rate at which `rise` begins."""
-
-
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The course of the learning rate over all steps."""
+    """The learning rate over all steps of a training."""
 
     name: str = "constant"
     step_epochs: int = 10
@@ -304,8 +296,7 @@ class Schedule:
     """Share of all steps in which `one-cycle` rises."""
 
     def __post_init__(self) -> None:
-        if self.name not in SCHEDULES:
-            raise ConfigError(f"schedule is {self.name}; there are {', '.join(SCHEDULES)}")
+        _check_choice("schedule", self.name, SCHEDULES)
         if self.step_epochs < 1 or self.cycle_growth < 1:
             raise ConfigError(
                 f"schedule: {self.step_epochs} epochs and a growth of {self.cycle_growth}; both"
@@ -313,14 +304,14 @@ class Schedule:
             )
         if not (0 < self.gamma <= 1 and 0 < self.rise < 1):
             raise ConfigError(
-                f"schedule: gamma {self.gamma} and rise {self.rise} must lie above 0 and at most"
-                " at 1"
+                f"schedule: gamma {self.gamma} must be above 0 and at most 1, rise {self.rise}"
+                " above 0 and below 1"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """How long training is."""
+    """Number of steps of a training."""
 
     per_epoch: int
     total: int
@@ -343,22 +334,24 @@ def _one_over_t(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRSch
 
 
 def _cosine(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    return CosineAnnealingLR(optimizer, T_max=max(1, steps.total), eta_min=_floor(optimizer))
+    return CosineAnnealingLR(optimizer, T_max=max(1, steps.total), eta_min=_lowest_rate(optimizer))
 
 
 def _warm_restarts(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    first = schedule.step_epochs * steps.per_epoch
     return CosineAnnealingWarmRestarts(
-        optimizer, T_0=first, T_mult=schedule.cycle_growth, eta_min=_floor(optimizer)
+        optimizer,
+        T_0=schedule.step_epochs * steps.per_epoch,
+        T_mult=schedule.cycle_growth,
+        eta_min=_lowest_rate(optimizer),
     )
 
 
 def _one_cycle(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    momentum = _momentum(optimizer)
+    group = optimizer.param_groups[0]  # adam's momentum is its first beta; some have none
+    momentum = float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
     return OneCycleLR(
         optimizer,
-        max_lr=rates,
+        max_lr=[float(group["lr"]) for group in optimizer.param_groups],
         total_steps=max(2, steps.total),
         pct_start=schedule.rise,
         cycle_momentum=momentum > 0,
@@ -367,17 +360,11 @@ def _one_cycle(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRSche
     )
 
 
-def _momentum(optimizer: Optimizer) -> float:
-    """The optimiser's momentum, or first beta; 0 where it has neither."""
-    group = optimizer.param_groups[0]
-    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
-
-
 def _rise(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: RISE_FROM ** (1 - step / max(1, steps.total - 1)))
 
 
-def _floor(optimizer: Optimizer) -> float:
+def _lowest_rate(optimizer: Optimizer) -> float:
     return FINAL_SHARE * min(float(group["lr"]) for group in optimizer.param_groups)
 
 
@@ -391,21 +378,22 @@ SCHEDULES: dict[str, Callable[[Optimizer, Steps, Schedule], LRScheduler]] = {
     "one-cycle": _one_cycle,
     "rise": _rise,
 }
-"""SGDR after Loshchilov & Hutter 2017, one-cycle after Smith & Topin 2018; 1/t falls as 1 / (1 + epochs done).
+"""SGDR after Loshchilov & Hutter 2017, one-cycle after Smith & Topin 2018; 1/t falls as 1 / (1 +
+epochs done). `rise` climbs evenly on a logarithmic axis: the sweep of the learning rate finder.
 
-`rise` climbs evenly on a logarithmic axis: the sweep of the learning rate finder, no course to train by."""
+Exponential, cosine, one-cycle and rise span all steps that a training may have; the others count
+epochs."""
 
 
 def make_scheduler(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    """The schedule, to be stepped once after every step of the optimiser."""
+    """Return the scheduler, which is stepped once after every step of the optimiser."""
     return SCHEDULES[schedule.name](optimizer, steps, schedule)
 
 
 def list_rates(schedule: Schedule, steps: Steps, learning_rate: float) -> list[float]:
-    """The rate at each of all steps, for plots and tests."""
-    optimizer = torch.optim.SGD(
-        [torch.nn.Parameter(torch.zeros(1))], lr=learning_rate, momentum=0.9
-    )
+    """Return the rate at each step, for plots and tests."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=learning_rate, momentum=0.9)
     scheduler = make_scheduler(optimizer, steps, schedule)
     rates = []
     for _ in range(steps.total):

@@ -1,4 +1,8 @@
-"""The report of a model on one set of patients: one HTML file with its plots."""
+"""The report of a model on one set of patients: one HTML file with its plots.
+
+Plots depend on nothing but their numbers. They contain no names from outside, which could need
+glyphs that the font lacks, and in which a dollar sign would begin a formula.
+"""
 
 import base64
 import io
@@ -21,18 +25,28 @@ from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.calibrate import apply_temperature
 from wsi_pipeline.training.evaluate import (
     NAMED_THRESHOLDS,
-    CalibrationFigures,
+    CalibrationMetrics,
     Comparison,
-    Judgement,
+    Metrics,
 )
-from wsi_pipeline.training.metrics import FEW_PATIENTS, FIGURES, Interval
+from wsi_pipeline.training.metrics import FEW_PATIENTS, METRIC_NAMES, Interval
 
-LEAK_WARNING = "split at random: patients on both sides, figures are inflated"
+LEAK_WARNING = (
+    "split at random: the same patients are in training and validation, metrics are inflated"
+)
+WORST_PATCHES = 24
+BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#888888"
+SIZE_INCH = (4.6, 4.1)
+WIDE_INCH = (9.4, 3.4)
+NO_METADATA: Any = {"Software": None}  # typed as strings only, but None is what leaves an entry out
+MAX_CURVE_POINTS = 2000
+MIN_PATIENT_PATCHES = 20
+MAX_PATIENT_CURVES = 60
 
 
 @dataclass(frozen=True, slots=True)
 class WorstPatch:
-    """One patch that the model got most wrong, with its words."""
+    """One of the patches with the worst predictions, and its caption."""
 
     pixels: NDArray[np.uint8]
     """RGB, (side, side, 3)."""
@@ -41,7 +55,7 @@ class WorstPatch:
 
 @dataclass(frozen=True)
 class ComparisonSection:
-    """How another model did on the same patches."""
+    """The comparison with another model on the same patches."""
 
     one: str
     """Name of this model."""
@@ -51,11 +65,11 @@ class ComparisonSection:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """What a report is made of; every text in it may come from strangers."""
+    """The content of a report; every text in it may be untrusted."""
 
     title: str
     class_names: tuple[str, str]
-    judgement: Judgement
+    metrics: Metrics
     labels: NDArray[np.int8]
     """(n,) 0 or 1."""
     logits: NDArray[np.float32]
@@ -63,53 +77,49 @@ class ReportContent:
     patients: NDArray[np.str_]
     """(n,)"""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What was judged and how it was made, in the order of the table."""
+    """Rows of the table about the model and its patches."""
     history: Sequence[Mapping[str, Any]] = ()
-    """Rows of the training's history, with `epoch` and any of `train_loss`, `val_loss`, `val_auroc` and `is_best`."""
+    """Epochs, with `epoch` and any of `train_loss`, `val_loss`, `val_auroc` and `is_best`."""
     worst: Sequence[WorstPatch] = ()
     worst_note: str = ""
-    """Why patches have no picture, where some have none."""
+    """The reason why patches have no image, if some have none."""
     is_leaky: bool = False
     comparison: ComparisonSection | None = None
     notes: Sequence[str] = ()
-    """What a reader must know before believing the figures."""
+    """Warnings to read before the metrics."""
 
 
 def write_report_page(path: Path, content: ReportContent) -> None:
-    """Write the page whole or not at all; the same content gives the same bytes."""
+    """Write the page completely or not at all; the same content gives the same bytes."""
     environment = Environment(
         loader=PackageLoader("wsi_pipeline.training"),
         autoescape=select_autoescape(),
         trim_blocks=True,
     )
-    environment.filters |= {"figure": format_figure, "interval": format_interval}
+    environment.filters |= {"number": format_number, "interval": format_interval}
     page = environment.get_template("report.html").render(
         content=content,
-        judgement=content.judgement,
-        scores=content.judgement.scores,
-        figures=FIGURES,
-        pictures=_draw_pictures(content),
-        matrices=[content.judgement.scores, *map(content.judgement.at, NAMED_THRESHOLDS)],
-        has_few_patients=len(content.judgement.patients) < FEW_PATIENTS,
+        metrics=content.metrics,
+        scores=content.metrics.scores,
+        metric_names=METRIC_NAMES,
+        plots=_plot_all(content),
+        matrices=[content.metrics.scores, *map(content.metrics.at, NAMED_THRESHOLDS)],
+        has_few_patients=len(content.metrics.patients) < FEW_PATIENTS,
         leak_warning=LEAK_WARNING,
         worst=[
-            (embed_picture("png", encode_png(patch.pixels)), patch.caption)
-            for patch in content.worst
+            (embed_image("png", encode_png(patch.pixels)), patch.caption) for patch in content.worst
         ],
     )
     write_file(path, page.encode(errors="replace"))
 
 
-WORST_PATCHES = 24
-
-
 def pick_worst(
     labels: NDArray[np.int8], probability: NDArray[np.float32], count: int = WORST_PATCHES
 ) -> NDArray[np.intp]:
-    """Places of the `count` most confidently wrong patches, worst first: on the wrong side of 0.5, NaN never.
+    """Return the indices of the `count` most confidently wrong patches, worst first.
 
-    Half of them missed positives, half false calls, where there are as many; else more of the other
-    kind.
+    Wrong is on the wrong side of 0.5; NaN never is. Half of them are missed positives and half
+    false positives, if there are as many; else more of the other kind.
     """
     distance = np.abs(np.nan_to_num(probability.astype(np.float64), nan=0.5) - (labels == 1))
     order = np.argsort(-distance, kind="stable")
@@ -123,57 +133,49 @@ def pick_worst(
 def describe_worst(
     label: int, probability: float, class_names: tuple[str, str], patient: str
 ) -> str:
-    """The words under a patch that was got wrong."""
+    """Return the caption of a wrongly predicted patch."""
     return (
         f"{class_names[label]}, but probability of {class_names[1]} {probability:.3f}; patient"
         f" {patient}"
     )
 
 
-def format_figure(value: float | None) -> str:
-    """Three decimals, a dash for what has no meaning."""
+def format_number(value: float | None) -> str:
+    """Return three decimals, or a dash for None."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def format_interval(interval: Interval | None) -> str:
-    """Both ends, a dash where there is none."""
+    """Return both ends, or a dash for None."""
     return "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
-def embed_picture(kind: str, content: bytes) -> str:
-    """A picture as the address of itself."""
+def embed_image(kind: str, content: bytes) -> str:
+    """Return an image as a data URL."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _draw_pictures(content: ReportContent) -> dict[str, str]:
-    judgement, labels = content.judgement, content.labels
-    probability = apply_temperature(content.logits, judgement.after.temperature)
-    drawn: dict[str, bytes] = {}
+def _plot_all(content: ReportContent) -> dict[str, str]:
+    metrics, labels = content.metrics, content.labels
+    probability = apply_temperature(content.logits, metrics.after.temperature)
+    plots: dict[str, bytes] = {}
     if content.history:
-        drawn["history"] = draw_history(content.history)
-    if judgement.scores.auroc is not None:
-        drawn["roc"] = draw_roc(labels, probability, content.patients, judgement)
-        drawn["precision_recall"] = draw_precision_recall(labels, probability, judgement)
+        plots["history"] = plot_history(content.history)
+    if metrics.scores.auroc is not None:
+        plots["roc"] = plot_roc(labels, probability, content.patients, metrics)
+        plots["precision_recall"] = plot_precision_recall(labels, probability, metrics)
     if len(labels):
-        drawn["before"] = draw_reliability(judgement.before, "before, temperature 1")
-        drawn["after"] = draw_reliability(
-            judgement.after, f"after, temperature {judgement.after.temperature:.3f}"
+        plots["before"] = plot_reliability(metrics.before, "before, temperature 1")
+        plots["after"] = plot_reliability(
+            metrics.after, f"after, temperature {metrics.after.temperature:.3f}"
         )
-        drawn["sweep"] = draw_sweep(judgement)
-    return {name: embed_picture("svg+xml", picture) for name, picture in drawn.items()}
+        plots["sweep"] = plot_sweep(metrics)
+    return {name: embed_image("svg+xml", plot) for name, plot in plots.items()}
 
 
-BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#888888"
-SIZE_INCH = (4.6, 4.1)
-NO_METADATA: Any = {"Software": None}  # typed as strings only, but None is what leaves an entry out
-MAX_CURVE_POINTS = 2000
-MIN_PATIENT_PATCHES = 20
-MAX_PATIENT_CURVES = 60
-
-
-def draw_history(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Losses and validation AUROC by epoch; columns that are not there are not drawn."""
-    figure = Figure(figsize=(9.4, 3.4), layout="constrained")
+def plot_history(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Plot losses and validation AUROC by epoch; absent columns are left out."""
+    figure = Figure(figsize=WIDE_INCH, layout="constrained")
     losses, rank = figure.subplots(1, 2)
     columns = (
         (losses, "train_loss", "training patients", BLUE),
@@ -185,9 +187,8 @@ def draw_history(rows: Sequence[Mapping[str, Any]]) -> bytes:
             (float(row["epoch"]), float(row[column])) for row in rows if row.get(column) is not None
         ]
         if points:
-            axes.plot(
-                *zip(*points, strict=True), color=color, marker="o", markersize=3, label=label
-            )
+            style = {"color": color, "marker": "o", "markersize": 3, "label": label}
+            axes.plot(*zip(*points, strict=True), **style)
             axes.legend(fontsize=8)
     best = [row["epoch"] for row in rows if row.get("is_best")]
     for axes, name in ((losses, "loss"), (rank, "AUROC")):
@@ -198,14 +199,14 @@ def draw_history(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return _save(figure)
 
 
-def draw_roc(
+def plot_roc(
     labels: NDArray[np.int8],
     probability: NDArray[np.float32],
     patients: NDArray[np.str_],
-    judgement: Judgement,
+    metrics: Metrics,
 ) -> bytes:
-    """The ROC curve of all patches, thin ones of single patients, and the threshold's place."""
-    figure, axes = _square("1 − specificity", "sensitivity")
+    """Plot the ROC curve of all patches, thin curves of single patients, and the threshold."""
+    figure, axes = _make_square("1 − specificity", "sensitivity")
     for members in _patients_with_curves(labels, patients):
         false_rate, true_rate, _ = roc_curve(labels[members], probability[members])
         axes.plot(false_rate, true_rate, color=GREY, linewidth=0.5, alpha=0.5)
@@ -213,117 +214,98 @@ def draw_roc(
     shown = _thin_out(len(false_rate))
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axes.plot(false_rate[shown], true_rate[shown], color=BLUE, linewidth=2, label="all patches")
-    scores = judgement.scores
-    axes.plot(
-        1 - (scores.specificity or 0),
-        scores.sensitivity or 0,
-        "o",
-        color=ORANGE,
-        label=f"threshold {scores.threshold:.3f}",
-    )
+    scores = metrics.scores
+    _mark_threshold(axes, 1 - (scores.specificity or 0), scores.sensitivity or 0, metrics)
     axes.legend(loc="lower right", fontsize=8)
     return _save(figure)
 
 
-def draw_precision_recall(
-    labels: NDArray[np.int8], probability: NDArray[np.float32], judgement: Judgement
+def plot_precision_recall(
+    labels: NDArray[np.int8], probability: NDArray[np.float32], metrics: Metrics
 ) -> bytes:
-    """Precision over sensitivity, the share of positives, and the threshold's place."""
-    figure, axes = _square("sensitivity (recall)", "precision")
+    """Plot precision over sensitivity, the share of positives, and the threshold."""
+    figure, axes = _make_square("sensitivity (recall)", "precision")
     precision, recall, _ = precision_recall_curve(labels, probability)
     shown = _thin_out(len(precision))
     axes.plot(recall[shown], precision[shown], color=BLUE, linewidth=2, label="all patches")
-    axes.axhline(
-        float(np.mean(labels)), color=GREY, linestyle=":", linewidth=1, label="share of positives"
-    )
-    scores = judgement.scores
+    share = float(np.mean(labels))
+    axes.axhline(share, color=GREY, linestyle=":", linewidth=1, label="share of positives")
+    scores = metrics.scores
     called = scores.true_positives + scores.false_positives
     if called:
-        axes.plot(
-            scores.sensitivity or 0,
-            scores.true_positives / called,
-            "o",
-            color=ORANGE,
-            label=f"threshold {scores.threshold:.3f}",
-        )
+        _mark_threshold(axes, scores.sensitivity or 0, scores.true_positives / called, metrics)
     axes.legend(loc="lower left", fontsize=8)
     return _save(figure)
 
 
-def draw_reliability(figures: CalibrationFigures, title: str) -> bytes:
-    """What came true over what was promised; the bars beneath show the share of patches in each bin."""
-    figure, axes = _square("promised: mean probability in the bin", "came true: share of positives")
-    filled = [item for item in figures.reliability if item.patches]
+def plot_reliability(calibration: CalibrationMetrics, title: str) -> bytes:
+    """Plot observed over predicted share of positives, with the share of patches in each bin."""
+    figure, axes = _make_square("predicted: mean probability in the bin", "observed: positives")
+    filled = [item for item in calibration.reliability if item.patches]
     total = sum(item.patches for item in filled)
-    heights = [item.patches / total for item in filled]
-    width = 1 / len(figures.reliability)
     axes.bar(
         [item.low for item in filled],
-        heights,
-        width=width,
+        [item.patches / total for item in filled],
+        width=1 / len(calibration.reliability),
         align="edge",
         color="#d5dde8",
         label="share of patches",
     )
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     points = [(item.mean_probability or 0.0, item.positive_share or 0.0) for item in filled]
-    axes.plot(*zip(*points, strict=True), "o-", color=BLUE, markersize=4, label="came true")
-    axes.set_title(
-        f"{title}: calibration error {figures.expected_calibration_error or 0:.3f}", fontsize=10
-    )
+    axes.plot(*zip(*points, strict=True), "o-", color=BLUE, markersize=4, label="observed")
+    error = calibration.expected_calibration_error or 0
+    axes.set_title(f"{title}: calibration error {error:.3f}", fontsize=10)
     axes.legend(loc="upper left", fontsize=8)
     return _save(figure)
 
 
-def draw_sweep(judgement: Judgement) -> bytes:
-    """Sensitivity, specificity, F1 and balanced accuracy over the threshold."""
-    figure = Figure(figsize=(9.4, 3.4), layout="constrained")
+def plot_sweep(metrics: Metrics) -> bytes:
+    """Plot sensitivity, specificity, F1 and balanced accuracy over the threshold."""
+    figure = Figure(figsize=WIDE_INCH, layout="constrained")
     axes = figure.add_subplot()
-    at = [point.threshold for point in judgement.sweep]
-    for column, color, style in (
+    at = [point.threshold for point in metrics.sweep]
+    for name, color, style in (
         ("sensitivity", BLUE, "-"),
         ("specificity", ORANGE, "-"),
         ("f1", "black", "--"),
         ("balanced_accuracy", "black", "-"),
     ):
-        values = [getattr(point, column) for point in judgement.sweep]
-        name = {"f1": "F1"}.get(column, column.replace("_", " "))
-        axes.plot(
-            at,
-            [np.nan if value is None else value for value in values],
-            style,
-            color=color,
-            label=name,
-        )
-    axes.axvline(
-        judgement.scores.threshold,
-        color=GREY,
-        linestyle=":",
-        label=f"threshold {judgement.scores.threshold:.3f}",
-    )
+        values = np.array([getattr(point, name) for point in metrics.sweep], dtype=np.float64)
+        axes.plot(at, values, style, color=color, label=METRIC_NAMES[name])
+    threshold = metrics.scores.threshold
+    axes.axvline(threshold, color=GREY, linestyle=":", label=f"threshold {threshold:.3f}")
     axes.set(xlabel="threshold", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _save(figure)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """An RGB picture (height, width, 3) as PNG."""
+    """Return an RGB image (height, width, 3) as PNG."""
     stream = io.BytesIO()
     imsave(stream, pixels, format="png", metadata=NO_METADATA)
     return stream.getvalue()
 
 
-def _square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+def _make_square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE_INCH, layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
     return figure, axes
 
 
+def _mark_threshold(axes: Axes, x: float, y: float, metrics: Metrics) -> None:
+    label = f"threshold {metrics.scores.threshold:.3f}"
+    axes.plot(x, y, "o", color=ORANGE, label=label)
+
+
 def _patients_with_curves(
     labels: NDArray[np.int8], patients: NDArray[np.str_]
 ) -> list[NDArray[np.intp]]:
-    """Patches of each patient who has both classes and enough of them for a curve; none where there are too many patients to tell apart."""
+    """Return the patches of each patient with both classes and enough patches for a curve.
+
+    Nothing where there are too many patients to tell their curves apart.
+    """
     members = [np.flatnonzero(patients == name) for name in np.unique(patients)]
     curves = [
         own
@@ -334,7 +316,7 @@ def _patients_with_curves(
 
 
 def _thin_out(count: int) -> NDArray[np.intp]:
-    """Places of at most `MAX_CURVE_POINTS` of so many points, the ends among them."""
+    """Return at most `MAX_CURVE_POINTS` indices of so many points, both ends included."""
     return np.unique(np.linspace(0, count - 1, min(count, MAX_CURVE_POINTS)).astype(np.intp))
 
 

@@ -1,4 +1,4 @@
-"""Labelled patches from stores: what is taken, in which order, and what is refused."""
+"""Labelled patches from stores: choice, order, and refusals."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The report page: whole in one file, the same for the same numbers, and safe against the names in it."""
+"""The report page: one file, the same for the same numbers, and safe against names in it."""
 
 import base64
 import re
@@ -11,8 +11,9 @@ import pytest
 
 from tests.builders import make_patches
 from wsi_pipeline.training.calibrate import apply_temperature
-from wsi_pipeline.training.evaluate import compare, judge
+from wsi_pipeline.training.evaluate import compare, evaluate_logits
 from wsi_pipeline.training.report import (
+    LEAK_WARNING,
     ComparisonSection,
     ReportContent,
     WorstPatch,
@@ -60,7 +61,7 @@ def make_content() -> ReportContent:
     return ReportContent(
         title="net on validation patients",
         class_names=("benign", "tumour"),
-        judgement=judge(labels, logits, patients, temperature=2.0, threshold=0.4, draws=50),
+        metrics=evaluate_logits(labels, logits, patients, temperature=2.0, threshold=0.4, draws=50),
         labels=labels,
         logits=logits,
         patients=patients,
@@ -96,7 +97,7 @@ def test_nothing_is_fetched_from_elsewhere(page: Path) -> None:
     assert "url(" not in page.read_text()
 
 
-def test_pictures_hold_no_script_and_no_date(page: Path) -> None:
+def test_images_hold_no_script_and_no_date(page: Path) -> None:
     for address in parse(page).addresses:
         kind, _, content = address.partition(";base64,")
         drawn = base64.b64decode(content)
@@ -110,17 +111,17 @@ def test_the_same_content_gives_the_same_bytes(page: Path, tmp_path: Path) -> No
     assert (tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
-def test_the_page_says_its_figures(page: Path) -> None:
+def test_the_page_holds_its_metrics(page: Path) -> None:
     text = page.read_text()
-    judgement = make_content().judgement
-    low, high = judgement.intervals["f1"]
-    assert f"<td>F1</td><td>{judgement.scores.f1:.3f}</td><td>{low:.3f} to {high:.3f}</td>" in text
+    metrics = make_content().metrics
+    low, high = metrics.intervals["f1"]
+    assert f"<td>F1</td><td>{metrics.scores.f1:.3f}</td><td>{low:.3f} to {high:.3f}</td>" in text
     assert (
-        f"<td>before</td><td>1.000</td><td>{judgement.before.expected_calibration_error:.3f}</td>"
+        f"<td>before</td><td>1.000</td><td>{metrics.before.expected_calibration_error:.3f}</td>"
         in text
     )
     assert (
-        f"<td>after</td><td>2.000</td><td>{judgement.after.expected_calibration_error:.3f}</td>"
+        f"<td>after</td><td>2.000</td><td>{metrics.after.expected_calibration_error:.3f}</td>"
         in text
     )
     for threshold in (0.5, 0.7, 0.8, 0.9):
@@ -128,7 +129,7 @@ def test_the_page_says_its_figures(page: Path) -> None:
 
 
 def test_few_patients_are_told(page: Path) -> None:
-    assert "a hint at most" in page.read_text()
+    assert "only a rough guide" in page.read_text()
 
 
 def test_names_from_strangers_are_escaped(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_names_from_strangers_are_escaped(tmp_path: Path) -> None:
         content,
         title=HOSTILE,
         class_names=(HOSTILE, HOSTILE),
-        judgement=judge(
+        metrics=evaluate_logits(
             content.labels,
             content.logits,
             np.repeat([HOSTILE, "b"], 60),
@@ -155,19 +156,19 @@ def test_names_from_strangers_are_escaped(tmp_path: Path) -> None:
 
 def test_a_leaky_model_is_called_one(page: Path, tmp_path: Path) -> None:
     write_report_page(tmp_path / "leaky.html", replace(make_content(), is_leaky=True))
-    warning = '<p class="leak">split at random: patients on both sides, figures are inflated</p>'
+    warning = f'<p class="leak">{LEAK_WARNING}</p>'
     assert warning in (tmp_path / "leaky.html").read_text()
     assert warning not in page.read_text()
 
 
 def test_a_report_of_nothing_can_be_written(tmp_path: Path) -> None:
     labels, logits, patients = np.empty(0, np.int8), np.empty(0, np.float32), np.empty(0, np.str_)
-    judgement = judge(labels, logits, patients, temperature=1.0, threshold=0.5)
+    metrics = evaluate_logits(labels, logits, patients, temperature=1.0, threshold=0.5)
     write_report_page(
         tmp_path / "report.html",
-        ReportContent("nothing", ("a", "b"), judgement, labels, logits, patients),
+        ReportContent("nothing", ("a", "b"), metrics, labels, logits, patients),
     )
-    assert "No curves: both classes are needed." in (tmp_path / "report.html").read_text()
+    assert "No curves: they need patches of both classes." in (tmp_path / "report.html").read_text()
 
 
 def test_one_class_has_no_curves_but_a_sweep(tmp_path: Path) -> None:
@@ -176,15 +177,15 @@ def test_one_class_has_no_curves_but_a_sweep(tmp_path: Path) -> None:
         np.arange(4, dtype=np.float32),
         np.array(["a", "a", "b", "b"]),
     )
-    judgement = judge(labels, logits, patients, temperature=1.0, threshold=0.5)
+    metrics = evaluate_logits(labels, logits, patients, temperature=1.0, threshold=0.5)
     write_report_page(
         tmp_path / "report.html",
-        ReportContent("one class", ("a", "b"), judgement, labels, logits, patients),
+        ReportContent("one class", ("a", "b"), metrics, labels, logits, patients),
     )
     assert len(parse(tmp_path / "report.html").addresses) == 3
 
 
-def test_another_model_stands_beside(tmp_path: Path) -> None:
+def test_another_model_is_compared(tmp_path: Path) -> None:
     content = make_content()
     probability = apply_temperature(content.logits, 1.0)
     comparison = compare(
@@ -226,7 +227,7 @@ def test_what_is_right_is_never_among_the_worst() -> None:
     )
 
 
-def test_a_caption_says_truth_and_promise() -> None:
+def test_a_caption_names_label_and_probability() -> None:
     assert (
         describe_worst(1, 0.0123, ("benign", "tumour"), "p7")
         == "tumour, but probability of tumour 0.012; patient p7"

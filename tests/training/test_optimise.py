@@ -1,4 +1,4 @@
-"""Courses of the learning rate, optimisers, initial weights."""
+"""Learning rate schedules, optimisers, initial weights."""
 
 import math
 
@@ -34,51 +34,51 @@ def test_constant_stays() -> None:
 
 
 def test_step_falls_by_gamma_every_so_many_epochs() -> None:
-    course = rates("step", step_epochs=4, gamma=0.5)
-    assert (course[39], course[40], course[80]) == pytest.approx((0.1, 0.05, 0.025))
+    curve = rates("step", step_epochs=4, gamma=0.5)
+    assert (curve[39], curve[40], curve[80]) == pytest.approx((0.1, 0.05, 0.025))
 
 
 def test_exponential_loses_the_same_share_each_step() -> None:
-    course = rates("exponential")
-    assert course[50] == pytest.approx(0.1 * math.sqrt(1e-3))
-    assert course[99] / course[98] == pytest.approx(course[1] / course[0])
+    curve = rates("exponential")
+    assert curve[50] == pytest.approx(0.1 * math.sqrt(1e-3))
+    assert curve[99] / curve[98] == pytest.approx(curve[1] / curve[0])
 
 
 def test_one_over_t_is_halved_after_one_epoch_and_a_third_after_two() -> None:
-    course = rates("1/t")
-    assert (course[0], course[10], course[20]) == pytest.approx((0.1, 0.05, 0.1 / 3))
+    curve = rates("1/t")
+    assert (curve[0], curve[10], curve[20]) == pytest.approx((0.1, 0.05, 0.1 / 3))
 
 
 def test_cosine_is_half_way_down_in_the_middle() -> None:
-    course = rates("cosine")
-    assert course[50] == pytest.approx((0.1 + 0.0001) / 2)
-    assert course[99] < 0.0002
+    curve = rates("cosine")
+    assert curve[50] == pytest.approx((0.1 + 0.0001) / 2)
+    assert curve[99] < 0.0002
 
 
 def test_sgdr_restarts_and_each_cycle_is_twice_as_long() -> None:
-    course = rates("sgdr", step_epochs=2)
-    assert [step for step, rate in enumerate(course) if rate == pytest.approx(0.1)] == [0, 20, 60]
-    assert course[10] == pytest.approx((0.1 + 0.0001) / 2)
+    curve = rates("sgdr", step_epochs=2)
+    assert [step for step, rate in enumerate(curve) if rate == pytest.approx(0.1)] == [0, 20, 60]
+    assert curve[10] == pytest.approx((0.1 + 0.0001) / 2)
 
 
 def test_one_cycle_rises_then_falls_below_where_it_began() -> None:
-    course = rates("one-cycle")
-    assert course[0] == pytest.approx(0.1 / 25)
-    assert max(course) == pytest.approx(0.1, rel=1e-3)
-    assert 28 <= course.index(max(course)) <= 30
-    assert course[99] < course[0] / 100
+    curve = rates("one-cycle")
+    assert curve[0] == pytest.approx(0.1 / 25)
+    assert max(curve) == pytest.approx(0.1, rel=1e-3)
+    assert 28 <= curve.index(max(curve)) <= 30
+    assert curve[99] < curve[0] / 100
 
 
 def test_the_finder_rises_evenly_on_a_logarithmic_axis() -> None:
-    course = rates("rise")
-    assert (course[0], course[99]) == pytest.approx((1e-9, 0.1))
-    assert course[60] / course[59] == pytest.approx(course[2] / course[1])
+    curve = rates("rise")
+    assert (curve[0], curve[99]) == pytest.approx((1e-9, 0.1))
+    assert curve[60] / curve[59] == pytest.approx(curve[2] / curve[1])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_schedule_goes_on_where_it_was_put_down(name: str, optimizer: str) -> None:
-    """Through JSON and named tensors, as a killed run is taken up: rates and weights are equal to the bit."""
+    """As a killed run resumes, through JSON and named tensors: rates and weights are equal."""
     import json
 
     def begin() -> tuple[nn.Linear, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -106,7 +106,7 @@ def test_every_schedule_goes_on_where_it_was_put_down(name: str, optimizer: str)
     other_layer, other_taker, other_scheduler = begin()
     go(other_layer, other_taker, other_scheduler, range(13))
     tensors, plain = pack_optimizer(other_taker.state_dict())
-    plain, course = (
+    plain, curve = (
         json.loads(json.dumps(plain)),
         json.loads(json.dumps(other_scheduler.state_dict())),
     )
@@ -114,7 +114,7 @@ def test_every_schedule_goes_on_where_it_was_put_down(name: str, optimizer: str)
     third_layer, third_taker, third_scheduler = begin()
     third_layer.load_state_dict(weights)
     third_taker.load_state_dict(unpack_optimizer(tensors, plain))
-    third_scheduler.load_state_dict(course)
+    third_scheduler.load_state_dict(curve)
     go(third_layer, third_taker, third_scheduler, range(13, 30))
     assert torch.equal(third_layer.weight, layer.weight)
     assert third_taker.param_groups[0]["lr"] == taker.param_groups[0]["lr"]
@@ -174,8 +174,9 @@ def test_l1_sums_weights_but_no_biases() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"optimizer": "magic"}, {"initialisation": "zero"}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": -1.0},
-        {"head_learning_rate": -1.0}, {"momentum": 1.0}, {"label_smoothing": 1.0}, {"ema": 1.0}, {"clip_norm": 0.0}, {"l1": -0.1},
+        {"optimizer": "magic"}, {"initialisation": "zero"}, {"learning_rate": 0.0},
+        {"learning_rate": float("nan")}, {"weight_decay": -1.0}, {"head_learning_rate": -1.0},
+        {"momentum": 1.0}, {"label_smoothing": 1.0}, {"ema": 1.0}, {"clip_norm": 0.0}, {"l1": -0.1},
     ],
 )  # fmt: skip
 def test_impossible_optimisations_are_refused(wrong: dict[str, float]) -> None:

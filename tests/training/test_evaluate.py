@@ -1,4 +1,4 @@
-"""Figures, temperature, threshold rules, intervals over patients: each number worked out by hand."""
+"""Metrics, temperature, threshold rules, intervals over patients: numbers worked out by hand."""
 
 import json
 import math
@@ -19,17 +19,22 @@ from wsi_pipeline.training.calibrate import (
     parse_threshold_rule,
     undo_temperature,
 )
-from wsi_pipeline.training.evaluate import Judgement, judge, judge_probability, sweep_thresholds
+from wsi_pipeline.training.evaluate import (
+    Metrics,
+    evaluate_logits,
+    evaluate_probability,
+    sweep_thresholds,
+)
 from wsi_pipeline.training.metrics import (
-    FIGURES,
-    ResampledFigures,
+    METRIC_NAMES,
+    ResampledMetrics,
     bootstrap_intervals,
     brier_score,
-    draw_patients,
     expected_calibration_error,
     find_interval,
     measure_reliability,
     negative_log_likelihood,
+    resample_patients,
     score,
 )
 
@@ -89,7 +94,7 @@ def test_calibration_error_by_hand() -> None:
     assert expected_calibration_error(labels, probability) == pytest.approx((0.25 + 0.1) / 2)
 
 
-def test_kept_promises_have_no_calibration_error() -> None:
+def test_exact_probabilities_have_no_calibration_error() -> None:
     assert expected_calibration_error(ints(0, 0, 0, 1), floats(0.25, 0.25, 0.25, 0.25)) == 0
 
 
@@ -153,8 +158,8 @@ def test_no_temperature_without_both_classes(labels: NDArray[np.int8]) -> None:
         fit_temperature(labels, np.zeros(len(labels), dtype=np.float32))
 
 
-def test_no_temperature_of_logits_that_are_no_numbers() -> None:
-    with pytest.raises(ConfigError, match="no number"):
+def test_no_temperature_of_logits_that_are_not_finite() -> None:
+    with pytest.raises(ConfigError, match="not finite"):
         fit_temperature(ints(0, 1), floats(0, math.nan))
 
 
@@ -274,7 +279,7 @@ def test_rules_need_both_classes(text: str) -> None:
 
 @settings(max_examples=30)
 @given(patches(), st.floats(0.01, 1))
-def test_a_promised_sensitivity_is_reached_and_no_higher_threshold_reaches_it(
+def test_a_required_sensitivity_is_reached_and_no_higher_threshold_reaches_it(
     item: tuple[NDArray[np.int8], ...], value: float
 ) -> None:
     labels, probability = item[0], item[1].astype(np.float32)
@@ -314,26 +319,28 @@ def test_no_threshold_has_a_higher_balanced_accuracy(item: tuple[NDArray[np.int8
 
 @settings(max_examples=30)
 @given(patches(), st.integers(0, 99))
-def test_figures_of_a_draw_are_those_of_the_patches_copied_out(
+def test_metrics_of_a_sample_are_those_of_the_copied_patches(
     item: tuple[NDArray[np.int8], ...], seed: int
 ) -> None:
     labels, probability, codes = item[0], item[1].astype(np.float32), item[2].astype(np.intp)
     weights = np.random.default_rng(seed).integers(0, 3, 5)
-    figures = dict(
-        zip(FIGURES, ResampledFigures(labels, probability, codes, 5, 0.5)(weights), strict=True)
+    metrics = dict(
+        zip(
+            METRIC_NAMES, ResampledMetrics(labels, probability, codes, 5, 0.5)(weights), strict=True
+        )
     )
     copies = np.repeat(np.arange(len(labels)), weights[codes])
     expected = score(labels[copies], probability[copies], 0.5).to_json()
-    for name in FIGURES:
-        assert figures[name] == pytest.approx(
+    for name in METRIC_NAMES:
+        assert metrics[name] == pytest.approx(
             math.nan if expected[name] is None else expected[name], abs=1e-9, nan_ok=True
         ), name
 
 
 def test_a_draw_takes_as_many_patients_as_there_are() -> None:
-    drawn = draw_patients(7, 50, seed=3)
+    drawn = resample_patients(7, 50, seed=3)
     assert drawn.sum(axis=1).tolist() == [7] * 50
-    assert np.array_equal(drawn, draw_patients(7, 50, seed=3))
+    assert np.array_equal(drawn, resample_patients(7, 50, seed=3))
 
 
 def test_intervals_of_two_patients_by_hand() -> None:
@@ -351,7 +358,7 @@ def test_patients_who_agree_leave_no_width() -> None:
     )
     assert intervals["sensitivity"] == (0.5, 0.5)
     assert intervals["brier"] == pytest.approx([(0.01 + 0.01 + 0.36) / 3] * 2)
-    assert set(intervals) == set(FIGURES)
+    assert set(intervals) == set(METRIC_NAMES)
 
 
 def test_intervals_tell_patients_from_patches() -> None:
@@ -369,12 +376,12 @@ def test_one_patient_has_no_interval() -> None:
     assert bootstrap_intervals(ints(0, 1), floats(0.1, 0.9), names("a", "a"), 0.5) == {}
 
 
-def test_a_figure_without_meaning_has_no_interval() -> None:
+def test_an_undefined_metric_has_no_interval() -> None:
     intervals = bootstrap_intervals(ints(0, 0, 0), floats(0.1, 0.4, 0.2), names("a", "b", "c"), 0.5)
     assert set(intervals) == {"specificity", "brier", "expected_calibration_error"}
 
 
-def test_draws_without_meaning_are_left_out() -> None:
+def test_samples_without_a_value_are_left_out() -> None:
     assert find_interval(np.array([0.5, np.nan, 0.5])) == (0.5, 0.5)
     assert find_interval(np.array([0.5, np.nan, np.nan])) is None
 
@@ -393,34 +400,34 @@ def test_other_seeds_draw_other_patients() -> None:
     assert one != other
 
 
-def example(temperature: float = 2.0) -> Judgement:
+def example(temperature: float = 2.0) -> Metrics:
     labels, logits = ints(0, 0, 1, 1, 0, 1), floats(-4, 1, 2, 5, -2, -1)
-    return judge(
+    return evaluate_logits(
         labels, logits, names("b", "b", "b", "a", "a", "a"), temperature=temperature, threshold=0.5
     )
 
 
-def test_a_judgement_shows_calibration_before_and_after() -> None:
-    judgement = example()
-    assert (judgement.before.temperature, judgement.after.temperature) == (1.0, 2.0)
+def test_metrics_hold_calibration_before_and_after() -> None:
+    metrics = example()
+    assert (metrics.before.temperature, metrics.after.temperature) == (1.0, 2.0)
     logits = [-4, 1, 2, 5, -2, -1]
     squares = [
         (1 / (1 + math.exp(-z)) - y) ** 2 for z, y in zip(logits, [0, 0, 1, 1, 0, 1], strict=True)
     ]
-    assert judgement.before.brier == pytest.approx(sum(squares) / 6)
+    assert metrics.before.brier == pytest.approx(sum(squares) / 6)
     halved = [
         (1 / (1 + math.exp(-z / 2)) - y) ** 2
         for z, y in zip(logits, [0, 0, 1, 1, 0, 1], strict=True)
     ]
-    assert judgement.after.brier == judgement.scores.brier == pytest.approx(sum(halved) / 6)
+    assert metrics.after.brier == metrics.scores.brier == pytest.approx(sum(halved) / 6)
 
 
 def test_without_a_temperature_nothing_changes() -> None:
-    judgement = example(temperature=1.0)
-    assert judgement.before == judgement.after
+    metrics = example(temperature=1.0)
+    assert metrics.before == metrics.after
 
 
-def test_a_judgement_has_a_line_for_each_patient() -> None:
+def test_metrics_have_an_entry_for_each_patient() -> None:
     one, other = example().patients
     assert (one.patient_id, one.scores.patches, one.positives) == ("a", 3, 2)
     assert (one.scores.true_positives, one.scores.false_negatives, one.scores.true_negatives) == (
@@ -464,17 +471,17 @@ def test_named_thresholds_lie_on_the_sweep() -> None:
     ]
 
 
-def test_a_judgement_is_json() -> None:
-    judgement = example()
-    again = json.loads(json.dumps(judgement.to_json(), allow_nan=False))
-    assert again["scores"]["f1"] == judgement.scores.f1
-    assert again["intervals"]["f1"] == list(judgement.intervals["f1"])
+def test_metrics_are_json() -> None:
+    metrics = example()
+    again = json.loads(json.dumps(metrics.to_json(), allow_nan=False))
+    assert again["scores"]["f1"] == metrics.scores.f1
+    assert again["intervals"]["f1"] == list(metrics.intervals["f1"])
 
 
-def test_stored_probabilities_are_judged_like_the_logits_they_came_from() -> None:
+def test_stored_probabilities_give_the_metrics_of_their_logits() -> None:
     labels, logits = ints(0, 0, 1, 1, 0, 1), floats(-4, 1, 2, 5, -2, -1)
     patients = names("b", "b", "b", "a", "a", "a")
-    stored = judge_probability(
+    stored = evaluate_probability(
         labels, apply_temperature(logits, 2.0), patients, temperature=2.0, threshold=0.5
     )
     assert stored.scores == example().scores
@@ -487,7 +494,7 @@ def test_stored_probabilities_are_judged_like_the_logits_they_came_from() -> Non
 
 @settings(max_examples=15)
 @given(st.integers(0, 999))
-def test_the_order_of_patches_changes_no_judgement(seed: int) -> None:
+def test_the_order_of_patches_changes_no_metric(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels, logits = (
         rng.integers(0, 2, 60).astype(np.int8),
@@ -495,8 +502,8 @@ def test_the_order_of_patches_changes_no_judgement(seed: int) -> None:
     )
     patients = rng.choice(["a", "b", "c", "d"], 60)
     order = rng.permutation(60)
-    one = judge(labels, logits, patients, temperature=1.5, threshold=0.4, draws=50)
-    other = judge(
+    one = evaluate_logits(labels, logits, patients, temperature=1.5, threshold=0.4, draws=50)
+    other = evaluate_logits(
         labels[order], logits[order], patients[order], temperature=1.5, threshold=0.4, draws=50
     )
     assert one.intervals == other.intervals
@@ -504,8 +511,8 @@ def test_the_order_of_patches_changes_no_judgement(seed: int) -> None:
     assert one.after.brier == pytest.approx(other.after.brier, abs=1e-12)
 
 
-def test_nothing_to_judge_is_judged_as_nothing() -> None:
-    nothing = judge(ints(), floats(), names(), temperature=1.0, threshold=0.5)
+def test_no_patches_have_empty_metrics() -> None:
+    nothing = evaluate_logits(ints(), floats(), names(), temperature=1.0, threshold=0.5)
     assert (nothing.scores.f1, nothing.intervals, nothing.patients, nothing.after.brier) == (
         None,
         {},
@@ -519,23 +526,23 @@ def test_nothing_to_judge_is_judged_as_nothing() -> None:
     [
         (ints(0, -1), floats(0, 0), "neither 0 nor 1"),
         (ints(0), floats(0, 0), "one of each"),
-        (ints(0, 1), floats(0, math.nan), "no number"),
+        (ints(0, 1), floats(0, math.nan), "not finite"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(
+def test_impossible_input_is_refused(
     labels: NDArray[np.int8], logits: NDArray[np.float32], fault: str
 ) -> None:
     with pytest.raises(ConfigError, match=fault):
-        judge(labels, logits, names("a", "b"), temperature=1.0, threshold=0.5)
+        evaluate_logits(labels, logits, names("a", "b"), temperature=1.0, threshold=0.5)
 
 
-def test_own_ranking_figures_are_those_of_the_library() -> None:
+def test_own_ranking_metrics_are_those_of_the_library() -> None:
     rng = np.random.default_rng(5)
     labels, probability = (
         rng.integers(0, 2, 500).astype(np.int8),
         rng.random(500).astype(np.float32).round(2),
     )
-    auroc, average_precision, *_ = ResampledFigures(
+    auroc, average_precision, *_ = ResampledMetrics(
         labels, probability, np.zeros(500, dtype=np.intp), 1, 0.5
     )(np.array([1]))
     assert auroc == pytest.approx(roc_auc_score(labels, probability))
