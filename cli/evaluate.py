@@ -59,22 +59,22 @@ def evaluate(
         threshold=None if threshold is None else parse_threshold_rule(threshold),
         compare_with=compare,
     )
-    click.echo(draw_evaluation(evaluation))
+    click.echo(format_evaluation(evaluation))
     click.echo(f"→  {results / EVALUATION_CSV}  {results / EVALUATION_HTML}")
 
 
-def draw_evaluation(evaluation: "Evaluation") -> str:
+def format_evaluation(evaluation: "Evaluation") -> str:
     """The table of scores, intervals, calibration, the pooled confusion matrix, and what could not be scored."""
     from wsi_pipeline.training.metrics import format_confusion
 
     scores = evaluation.pooled.scores
     lines = [f"WARNING: {warning}" for warning in evaluation.warnings]
-    lines += _draw_slides([*evaluation.slides, evaluation.pooled])
+    lines += _format_slides([*evaluation.slides, evaluation.pooled])
     lines += [
         "",
-        *draw_intervals(evaluation.metrics, "all slides"),
+        *format_intervals(evaluation.metrics, "all slides"),
         "",
-        *draw_calibration(evaluation.metrics),
+        *format_calibration(evaluation.metrics),
     ]
     lines += [
         "",
@@ -84,7 +84,7 @@ def draw_evaluation(evaluation: "Evaluation") -> str:
     if evaluation.unlabelled:
         lines.append(f"without labels: {', '.join(evaluation.unlabelled)}")
     if evaluation.compared is not None:
-        lines += ["", *_draw_comparison(evaluation.compared)]
+        lines += ["", *_format_comparison(evaluation.compared)]
     return "\n".join(lines)
 
 
@@ -92,14 +92,14 @@ def _show(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _draw_slides(slides: "list[SlideEvaluation]") -> list[str]:
+def _format_slides(slides: "list[SlideEvaluation]") -> list[str]:
     rows: list[tuple[str, ...]] = [
         ("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")
     ]
     for slide in slides:
-        figures = (slide.scores.auroc, slide.scores.f1, slide.scores.balanced_accuracy)
+        values = (slide.scores.auroc, slide.scores.f1, slide.scores.balanced_accuracy)
         rows.append(
-            (slide.slide_id, str(slide.labelled), str(slide.not_assessed), *map(_show, figures))
+            (slide.slide_id, str(slide.labelled), str(slide.not_assessed), *map(_show, values))
         )
     width = max(len(row[0]) for row in rows)
     return [
@@ -107,29 +107,29 @@ def _draw_slides(slides: "list[SlideEvaluation]") -> list[str]:
     ]
 
 
-def draw_intervals(judgement: "Metrics", what: str) -> list[str]:
+def format_intervals(metrics: "Metrics", what: str) -> list[str]:
     """Every figure with its 95 % interval, under a line that says of what."""
     from wsi_pipeline.training.metrics import FEW_PATIENTS, METRIC_NAMES
 
-    count = len(judgement.patients)
+    count = len(metrics.patients)
     if count < 2:
         head = f"{what}; one patient only, so no intervals:"
     else:
         hint = ": so few that the intervals are a hint at most" if count < FEW_PATIENTS else ""
         head = (
-            f"{what}, with 95 % intervals from {judgement.draws} samples of {count} patients{hint}:"
+            f"{what}, with 95 % intervals from {metrics.draws} samples of {count} patients{hint}:"
         )
     lines = [head]
     for key, name in METRIC_NAMES.items():
-        interval = judgement.intervals.get(key)
+        interval = metrics.intervals.get(key)
         ends = "" if interval is None else f"   {interval[0]:.3f} to {interval[1]:.3f}"
-        lines.append(f"  {name:<28}{_show(getattr(judgement.scores, key))}{ends}")
+        lines.append(f"  {name:<28}{_show(getattr(metrics.scores, key))}{ends}")
     return lines
 
 
-def draw_calibration(judgement: "Metrics") -> list[str]:
+def format_calibration(metrics: "Metrics") -> list[str]:
     """What the temperature did, in one line."""
-    before, after = judgement.before, judgement.after
+    before, after = metrics.before, metrics.after
     if after.temperature == 1.0:
         return ["calibration: the model's temperature is 1, nothing was changed"]
     return [
@@ -139,7 +139,7 @@ def draw_calibration(judgement: "Metrics") -> list[str]:
     ]
 
 
-def _draw_comparison(compared: "Compared") -> list[str]:
+def _format_comparison(compared: "Compared") -> list[str]:
     from wsi_pipeline.training.metrics import METRIC_NAMES
 
     comparison = compared.comparison

@@ -7,7 +7,7 @@ import click
 
 from wsi_pipeline.core.choices import REPORT_HTML, STOP_METRICS
 
-from .evaluate import draw_calibration, draw_intervals
+from .evaluate import format_calibration, format_intervals
 from .options import EXISTING, FOLDER, device_option, force_option, mode_option, sheet_option
 from .training_options import read_config, read_split, training_options
 
@@ -140,11 +140,11 @@ def train(
         )
     else:
         checkpoint = load_checkpoint(trained.model)
-        click.echo(describe_judgement(trained.metrics, checkpoint.class_names, checkpoint.is_leaky))
+        click.echo(describe_metrics(trained.metrics, checkpoint.class_names, checkpoint.is_leaky))
         click.echo(f"→  {trained.model}  {trained.model.parent / REPORT_HTML}")
 
 
-def describe_judgement(judgement: "Metrics", class_names: tuple[str, str], is_leaky: bool) -> str:
+def describe_metrics(metrics: "Metrics", class_names: tuple[str, str], is_leaky: bool) -> str:
     """Figures on the validation patients with their intervals, calibration before and after, and the confusion matrix."""
     from wsi_pipeline.training.metrics import format_confusion
 
@@ -153,15 +153,15 @@ def describe_judgement(judgement: "Metrics", class_names: tuple[str, str], is_le
         if is_leaky
         else []
     )
-    lines += [*draw_intervals(judgement, "validation patients"), "", *draw_calibration(judgement)]
+    lines += [*format_intervals(metrics, "validation patients"), "", *format_calibration(metrics)]
     lines.append(
         "epoch, temperature and threshold were chosen on these patients; for figures to publish,"
         " run infer and evaluate on others"
     )
     lines += [
         "",
-        f"at threshold {judgement.scores.threshold:.3f}:",
-        format_confusion(judgement.scores, class_names),
+        f"at threshold {metrics.scores.threshold:.3f}:",
+        format_confusion(metrics.scores, class_names),
     ]
     return "\n".join(lines)
 
