@@ -36,7 +36,7 @@ from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.device import choose_device
-from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.models.model import Normalisation
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.runs import InferOptions, infer_slides

@@ -42,7 +42,7 @@ from openslide.deepzoom import DeepZoomGenerator
 
 from wsi_pipeline.runs.synthetic_slides import draw_phantom, write_pyramid
 from wsi_pipeline.serve.decoding import Pyramid
-from wsi_pipeline.slides.image_io import JPEG_QUALITY
+from wsi_pipeline.slides.images import JPEG_QUALITY
 
 CLIENTS = 8
 TILE_PX = 256

@@ -50,7 +50,7 @@ def aggregate(results: Path, out: Path | None, **options: Any) -> None:
     from .progress import close_run, show_progress
 
     with show_progress() as progress:
-        from wsi_pipeline.outputs.style import AggregateOptions
+        from wsi_pipeline.outputs import AggregateOptions
         from wsi_pipeline.stages.aggregate import aggregate_results
 
         settings = build(AggregateOptions, options)

@@ -23,7 +23,7 @@ def model() -> None:
 )
 def info(model: Path, is_json: bool) -> None:
     """Show what MODEL takes and tells, how it was trained and how well it did; of a zoo folder, the digest to trust it by."""
-    from wsi_pipeline.models.description import describe_lines, describe_model
+    from wsi_pipeline.models.loading import describe_lines, describe_model
 
     facts = describe_model(model)
     if is_json:
@@ -40,8 +40,8 @@ def info(model: Path, is_json: bool) -> None:
 @positive_class_option
 def check(model: Path, trust_model: str | None, positive_class: str | None) -> None:
     """Load MODEL, verify its checksums and run a batch: says ok, or the fault, with exit code 1."""
-    from wsi_pipeline.models.description import check_model
     from wsi_pipeline.models.loading import ExternalModelTerms
+    from wsi_pipeline.models.opening import check_model
 
     found = check_model(model, ExternalModelTerms(trust_model, positive_class))
     click.echo(

@@ -8,7 +8,7 @@ import click
 from .options import EXISTING, out_option, sheet_option
 
 if TYPE_CHECKING:
-    from wsi_pipeline.slides.sheet import SheetRow
+    from wsi_pipeline.slides.selection import SheetRow
 
 
 @click.command()
@@ -100,7 +100,7 @@ def pseudonymize(
     Only you can enter DIR, because links show where they lead. Write products elsewhere. Run again,
     it adds new slides and keeps every pseudonym.
     """  # noqa: D301 - click takes the character itself for "keep the lines"
-    from wsi_pipeline.labels.user_mask import list_masks
+    from wsi_pipeline.labels.mask import list_masks
     from wsi_pipeline.runs.pseudonymize import pseudonymize_patches, pseudonymize_slides
     from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches
 
@@ -148,8 +148,7 @@ def list_rows(
     from dataclasses import replace
 
     from wsi_pipeline.runs.tile import label_slides
-    from wsi_pipeline.slides.selection import find_slides, scale_slides
-    from wsi_pipeline.slides.sheet import SheetRow, read_sheet
+    from wsi_pipeline.slides.selection import SheetRow, find_slides, read_sheet, scale_slides
 
     if bool(places) == bool(sheet) or (sheet and (labels or patient_regex)):
         raise click.UsageError(

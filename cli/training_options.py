@@ -170,7 +170,7 @@ def read_config(options: dict[str, Any], **others: Any) -> "TrainConfig":
 
 def read_split(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
     """How the options, or a sample sheet, divide the patients. Raises click.UsageError where they contradict each other."""
-    from wsi_pipeline.slides.sheet import read_sheet
+    from wsi_pipeline.slides.selection import read_sheet
     from wsi_pipeline.training.split import SplitChoice, read_split_file
 
     named = bool(options["val_patients"] or options["test_patients"])

@@ -42,7 +42,7 @@ def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: b
     The server runs until Ctrl+C, for this machine and the browser that it opened.
     RESULTS/index.html, a page with every heatmap that needs no server, is written in any case.
     """
-    from wsi_pipeline.outputs.index_page import write_index
+    from wsi_pipeline.outputs.run_files import write_index
 
     pages = [write_index(folder).resolve() for folder in results]
     if not is_opened:

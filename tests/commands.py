@@ -14,8 +14,8 @@ from wsi_cli.main import wsi
 
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.heatmap import Aggregation
-from wsi_pipeline.outputs.style import View
 from wsi_pipeline.runs import InferOptions, TileOptions, infer_slides, list_stores, tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.selection import find_slides

@@ -18,7 +18,7 @@ from tests.builders import tissue, write_model, write_slide
 from tests.commands import HERE, infer
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.outputs.style import View
+from wsi_pipeline.outputs import View
 from wsi_pipeline.serve.server import base_url, bind, configure
 from wsi_pipeline.serve.services import Services, open_services
 from wsi_pipeline.serve.settings import ServeSettings
@@ -96,8 +96,8 @@ def replace_probabilities(
     has_tissue: bool = True,
 ) -> None:
     """Put known probabilities (rows, cols) in the place of a slide's predictions, by the commit rule; NaN leaves a cell out."""
-    from wsi_pipeline.outputs import SlideResult
     from wsi_pipeline.outputs.heatmap import Aggregation, build_heatmap, summarise
+    from wsi_pipeline.outputs.result import SlideResult
     from wsi_pipeline.outputs.summary_json import write_summary
     from wsi_pipeline.store.predictions import Predictions, open_result
 

@@ -22,9 +22,9 @@ from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.evaluation.labelled import label_results
 from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.heatmap import Aggregation
-from wsi_pipeline.outputs.run_tables import read_finished
-from wsi_pipeline.outputs.style import View
+from wsi_pipeline.outputs.run_files import read_finished
 from wsi_pipeline.runs.verify import find_products, verify
 from wsi_pipeline.stages.aggregate import aggregate_results
 from wsi_pipeline.stages.export_model import export_model

@@ -18,7 +18,7 @@ from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels import LABEL_SOURCES, label_positions
-from wsi_pipeline.labels.annotation import Annotation, Region, describe, describe_oddities
+from wsi_pipeline.labels.annotation import Annotation, Region, describe, describe_repairs
 from wsi_pipeline.labels.asap_xml import close_spline, read_asap
 from wsi_pipeline.labels.assignment import covered_shares, decide
 from wsi_pipeline.labels.geojson import read_geojson
@@ -391,7 +391,7 @@ def test_an_imagescope_layer_is_called_what_it_says_first(
 
 
 def test_an_imagescope_scale_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LabelError, match="MicronsPerPixel is '40x', which is no number"):
+    with pytest.raises(LabelError, match="MicronsPerPixel is '40x', which is not a number"):
         read_imagescope(
             write_imagescope(tmp_path / "a.xml", ("0", "0", SQUARE), mpp="40x"), is_strict=False
         )
@@ -525,12 +525,12 @@ def test_a_corner_that_closes_a_polygon_is_not_counted_twice(
         ({"repaired": 0, "ignored": {}}, ""),
         (
             {"repaired": 2, "ignored": {"Point": 3, "LineString": 1}},
-            ", 2 invalid regions mended, 4 objects without area passed over",
+            ", 2 invalid regions repaired, 4 objects without area ignored",
         ),
     ],
 )
 def test_what_was_mended_and_passed_over_is_told(description: dict[str, object], text: str) -> None:
-    assert describe_oddities(description) == text
+    assert describe_repairs(description) == text
 
 
 def test_a_description_counts_regions_by_class() -> None:
@@ -590,7 +590,7 @@ ENTITY = (
         ("a.geojson", "{", "not JSON"),
         ("a.geojson", "[1, 2]", "not GeoJSON Features"),
         ("a.geojson", '{"type": "Feature", "geometry": null}', "type None"),
-        ("a.geojson", json.dumps(feature([[[0, 0], [1, 1], ["x", 2]]])), "no pair of numbers"),
+        ("a.geojson", json.dumps(feature([[[0, 0], [1, 1], ["x", 2]]])), "not a pair of numbers"),
         (
             "a.geojson",
             json.dumps(feature([[[0, 0], [1, float("nan")], [2, 2]]])),

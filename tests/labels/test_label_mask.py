@@ -186,7 +186,7 @@ def test_a_text_file_is_no_mask(tmp_path: Path) -> None:
 )
 def test_two_classes_need_two_values_of_a_byte(negative: int, positive: int) -> None:
     with pytest.raises(
-        ConfigError, match=f"mask values {negative} and {positive} do not tell two classes apart"
+        ConfigError, match=f"mask values {negative} and {positive} are not two different values"
     ):
         MaskValues(negative, positive)
 

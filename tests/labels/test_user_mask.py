@@ -12,7 +12,7 @@ from tests.builders import make_slide_info, write_png
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import Thumbnail
-from wsi_pipeline.labels.user_mask import MaskPicture, list_masks, match_mask
+from wsi_pipeline.labels.mask import TissueMask, list_masks, match_mask
 
 SLIDE = replace(make_slide_info(size_l0=(120, 6200)), bounds_l0=(100, 200, 20, 6000))
 
@@ -61,14 +61,12 @@ def test_no_mask_and_several_are_refused() -> None:
 def test_drawn_shares_and_pixels_by_hand_beyond_the_first_256_rows(tmp_path: Path) -> None:
     # QuPath counts from the scanned area, which begins at (100, 200): rows 255 to 257 of the first
     # column.
-    picture = MaskPicture(write_box(tmp_path / "a.geojson", 0, 2551, 10, 2574), SLIDE)
-    fraction = picture.annotated_fraction(
-        Grid(PatchSpec(10, 10, 0.5), 600, 2, Fraction(1), (100, 200))
-    )
+    tissue = TissueMask(write_box(tmp_path / "a.geojson", 0, 2551, 10, 2574), SLIDE)
+    fraction = tissue.region_fraction(Grid(PatchSpec(10, 10, 0.5), 600, 2, Fraction(1), (100, 200)))
     assert fraction.shape == (600, 2)
     assert fraction[254:259, 0].tolist() == pytest.approx([0, 0.9, 1, 0.4, 0])
     assert fraction.sum() == pytest.approx(2.3)
-    mask = picture.lie_over(thumbnail(600, 2, downsample=10, origin=(100, 200)))
+    mask = tissue.mask_thumbnail(thumbnail(600, 2, downsample=10, origin=(100, 200)))
     assert np.argwhere(mask).tolist() == [
         [255, 0],
         [256, 0],
@@ -76,8 +74,8 @@ def test_drawn_shares_and_pixels_by_hand_beyond_the_first_256_rows(tmp_path: Pat
 
 
 def test_drawn_shares_begin_with_the_first_row(tmp_path: Path) -> None:
-    picture = MaskPicture(write_box(tmp_path / "a.geojson", 0, 0, 10, 15), SLIDE)
-    assert picture.annotated_fraction(
+    tissue = TissueMask(write_box(tmp_path / "a.geojson", 0, 0, 10, 15), SLIDE)
+    assert tissue.region_fraction(
         Grid(PatchSpec(10, 10, 0.5), 2, 2, Fraction(1), (100, 200))
     ).tolist() == [[1, 0], [0.5, 0]]
 
@@ -89,7 +87,7 @@ def test_a_drawn_mask_beside_the_slide_is_refused(
     box: tuple[float, float, float, float], tmp_path: Path
 ) -> None:
     with pytest.raises(LabelError, match="nothing of it lies on the slide of 120 × 6200 px"):
-        MaskPicture(write_box(tmp_path / "a.geojson", *box), SLIDE)
+        TissueMask(write_box(tmp_path / "a.geojson", *box), SLIDE)
 
 
 @pytest.mark.parametrize(
@@ -98,15 +96,15 @@ def test_a_drawn_mask_beside_the_slide_is_refused(
 def test_a_drawn_mask_that_begins_on_the_slide_is_taken(
     box: tuple[float, float, float, float], tmp_path: Path
 ) -> None:
-    assert MaskPicture(write_box(tmp_path / "a.geojson", *box), SLIDE).thumbnail is None
+    assert TissueMask(write_box(tmp_path / "a.geojson", *box), SLIDE).thumbnail is None
 
 
 def test_a_picture_is_tissue_where_it_is_not_black(tmp_path: Path) -> None:
     path = write_png(tmp_path / "a.png", np.array([[0, 255], [1, 0]], dtype=np.uint8))
-    picture = MaskPicture(path, make_slide_info(size_l0=(100, 100)))
-    assert picture.thumbnail is not None
-    assert (picture.thumbnail.downsample, picture.thumbnail.origin_xy_l0) == (Fraction(50), (0, 0))
-    assert picture.lie_over(thumbnail(4, 4, downsample=25)).astype(int).tolist() == [
+    tissue = TissueMask(path, make_slide_info(size_l0=(100, 100)))
+    assert tissue.thumbnail is not None
+    assert (tissue.thumbnail.downsample, tissue.thumbnail.origin_xy_l0) == (Fraction(50), (0, 0))
+    assert tissue.mask_thumbnail(thumbnail(4, 4, downsample=25)).astype(int).tolist() == [
         [0, 0, 1, 1],
         [0, 0, 1, 1],
         [1, 1, 0, 0],
@@ -118,6 +116,6 @@ def test_there_is_no_tissue_beyond_a_picture_of_a_part(tmp_path: Path) -> None:
     path = write_png(
         tmp_path / "a.png", np.full((25, 25), 255, dtype=np.uint8), mpp=2.0
     )  # the first 50 px of a slide of 1 µm/px
-    picture = MaskPicture(path, make_slide_info(size_l0=(100, 120), mpp=1.0))
-    mask = picture.lie_over(thumbnail(5, 4, downsample=25))
+    tissue = TissueMask(path, make_slide_info(size_l0=(100, 120), mpp=1.0))
+    mask = tissue.mask_thumbnail(thumbnail(5, 4, downsample=25))
     assert np.argwhere(mask).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]

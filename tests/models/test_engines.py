@@ -20,17 +20,21 @@ from tests.builders import make_checkpoint, make_patches, write_model
 from wsi_pipeline.core.choices import BF16, FP16, FP32
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.models import device
+from wsi_pipeline.models import device, engines
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
-from wsi_pipeline.models.engines import ENGINES, choosing
-from wsi_pipeline.models.engines.choosing import list_candidates
+from wsi_pipeline.models.engines import ENGINES, list_candidates
 from wsi_pipeline.models.engines.engine import Engine, EngineFault, EngineSetting, Run
 from wsi_pipeline.models.engines.torch_eager import fold_batch_norm
-from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.model import (
+    Model,
+    SelfTest,
+    compute_reference,
+    make_self_test,
+    make_test_patches,
+)
 from wsi_pipeline.models.opening import check_answers, open_first, open_predictor
 from wsi_pipeline.models.predictor import Predictor, choose_cpu_batch, measure_batch
-from wsi_pipeline.models.self_test import SelfTest, compute_plainly, draw_patches, make_self_test
 
 SIDE, BATCH = 12, 4
 
@@ -220,8 +224,8 @@ def test_auto_reads_the_device(
 def test_auto_reads_the_gpu(
     generation: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choosing, "choose_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr(choosing, "gpu_generation", lambda: generation)
+    monkeypatch.setattr(engines, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(engines, "gpu_generation", lambda: generation)
     assert [candidate.setting for candidate in list_candidates(make_lively())] == [
         EngineSetting("torch", precision, "cuda")
     ]
@@ -257,7 +261,7 @@ def test_what_cannot_be_chosen_is_refused(engine: str, precision: str, fault: st
 
 
 def test_openvino_runs_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(engines, "choose_device", lambda name: torch.device("cuda"))
     with pytest.raises(ConfigError, match="does not run on cuda; add --device cpu"):
         list_candidates(make_lively(), "cuda", "openvino")
     assert list_candidates(make_lively(), "auto", "openvino")[0].setting.device == "cpu"
@@ -351,13 +355,13 @@ def test_a_checkpoint_keeps_its_self_test(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.safetensors", replace(model, self_test=make_self_test(model)))
     loaded = load_checkpoint(path).self_test
     assert loaded is not None
-    assert torch.equal(loaded.pixels, draw_patches(SIDE))
-    assert torch.equal(loaded.probability, compute_plainly(model, draw_patches(SIDE)))
+    assert torch.equal(loaded.pixels, make_test_patches(SIDE))
+    assert torch.equal(loaded.probability, compute_reference(model, make_test_patches(SIDE)))
     assert not [name for name in load_checkpoint(path).weights if "self_test" in name]
 
 
 def test_the_drawn_patches_are_of_many_shades() -> None:
-    means = draw_patches(50).float().mean(dim=(1, 2, 3))
+    means = make_test_patches(50).float().mean(dim=(1, 2, 3))
     assert means.max() > 200
     assert means.min() < 130
 
@@ -413,7 +417,7 @@ def test_answers_that_are_no_numbers_are_refused() -> None:
     ("stored", "said"),
     [
         (True, "of its stored self-test"),
-        (False, "of its plain network, for the model stores no self-test"),
+        (False, "of its plain network, because the model stores no self-test"),
     ],
 )
 def test_the_line_says_what_the_answers_were_held_against(stored: bool, said: str) -> None:

@@ -19,11 +19,10 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models import export
 from wsi_pipeline.models.architectures import NetworkOptions, build_network, positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
-from wsi_pipeline.models.inputs import normalise
-from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_same
+from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_unchanged
+from wsi_pipeline.models.model import normalise
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.models.zoo import load_external
-from wsi_pipeline.models.zoo_config import parse_zoo_config
+from wsi_pipeline.models.zoo import load_external, parse_zoo_config
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.stages import export_model as exporting
 from wsi_pipeline.stages.export_model import export_model
@@ -322,7 +321,7 @@ def test_two_outputs_go_through_a_softmax_and_the_last_is_positive(tmp_path: Pat
 
 def test_of_three_classes_one_must_be_called_positive(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b", "c"])
-    with pytest.raises(ModelError, match="say which is positive with --positive-class"):
+    with pytest.raises(ModelError, match="name the positive one with --positive-class"):
         load_external(folder, trust(folder))
     assert of_red(folder, "b") == pytest.approx(np.exp(1) / (1 + np.exp(1) + np.exp(2)), abs=1e-6)
     with pytest.raises(ModelError, match="no class 'd'"):
@@ -353,14 +352,14 @@ def test_another_file_than_the_trusted_one_is_refused_unrun(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("text", ["yes", "sha256:abc", "md5:" + "0" * 64, ""])
 def test_trust_needs_a_whole_digest(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no digest"):
+    with pytest.raises(ConfigError, match="not a digest"):
         load_external(make_zoo(tmp_path / "zoo", ["a", "b"]), text)
 
 
 def test_a_model_swapped_during_a_run_is_found(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.safetensors")
-    with pytest.raises(ModelError, match="another model than when the run began"):
-        load_same(path, "0" * 64)
+    with pytest.raises(ModelError, match="has changed since the run began"):
+        load_unchanged(path, "0" * 64)
 
 
 def test_outputs_that_contradict_the_configuration_are_refused(tmp_path: Path) -> None:
@@ -492,7 +491,7 @@ def test_infer_refuses_an_untrusted_folder_before_any_slide(tmp_path: Path) -> N
 def test_trust_is_for_foreign_folders_alone(model: Path) -> None:
     done = run("model", "check", model, "--trust-model", "sha256:" + "0" * 64)
     assert done.exit_code == 1
-    assert "are for these alone" in done.output
+    assert "are for such folders only" in done.output
 
 
 def test_export_prints_the_difference(model: Path, tmp_path: Path) -> None:

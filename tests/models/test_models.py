@@ -14,7 +14,7 @@ from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines.engine import EngineSetting
-from wsi_pipeline.models.inputs import Normalisation, measure_normalisation, normalise
+from wsi_pipeline.models.model import Normalisation, measure_normalisation, normalise
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
 
@@ -97,7 +97,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
         ({"patch": {"side_px": 64, "stride_px": 64, "mpp": 0.5}}, "weights do not fit idc_cnn"),
         ({"patch": {"side_px": 50, "stride_px": 50, "mpp": -1}}, "mpp is -1"),
         ({"patch": None}, "card is damaged"),
-        ({"threshold": 1.5}, "no probability"),
+        ({"threshold": 1.5}, "not a probability"),
         ({"threshold": None}, "card is damaged"),
         ({"temperature": 0}, "not positive"),
         ({"std": [0, 1, 1]}, "three positive deviations"),
@@ -127,7 +127,7 @@ def test_a_card_that_cannot_be_is_refused_by_name(
 def test_a_model_that_gives_no_number_is_refused_before_any_slide(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.safetensors")
     rewrite_card(path, std=[1e-320] * 3, format=2)
-    with pytest.raises(ModelError, match="gives no number for any of 12 drawn patches"):
+    with pytest.raises(ModelError, match="gives no number for any of 12 synthetic patches"):
         open_predictor(load_checkpoint(path), "cpu", "torch")
 
 
@@ -169,7 +169,7 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
 
 def test_somebody_elses_safetensors_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "m.safetensors")
-    with pytest.raises(ModelError, match="no checkpoint of wsi"):
+    with pytest.raises(ModelError, match="not a checkpoint of wsi"):
         load_checkpoint(tmp_path / "m.safetensors")
 
 

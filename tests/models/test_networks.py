@@ -21,7 +21,7 @@ from wsi_pipeline.models.architectures import (
 )
 from wsi_pipeline.models.architectures.network import count_parameters
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.models.model import Normalisation
 
 NAMES = [*ARCHITECTURES, "wide_resnet_10_1", "timm:resnet10t"]
 SIDE = 32
@@ -181,7 +181,7 @@ def test_idc_cnn_takes_batch_normalisation_and_drops_the_biases_it_cancels() -> 
     [
         ("idc_cnn", {"head": "dense20"}, "has no head 'dense20'"),
         ("timm:resnet10t", {"head": "dense20"}, "has no head"),
-        ("wide_resnet", {"batch_norm": True}, "no choice here"),
+        ("wide_resnet", {"batch_norm": True}, "its own batch normalisation"),
         ("wide_resnet_17_2", {}, "a depth of 17"),
         ("wide_resnet_16_0", {}, "0 times as wide"),
         ("wide_resnet_9994_2", {}, "a depth of 9994"),
@@ -329,5 +329,5 @@ def test_files_that_hold_no_weights_are_refused(name: str, fault: str, tmp_path:
 
 
 def test_nothing_is_downloaded_for_a_network_that_nobody_publishes() -> None:
-    with pytest.raises(ModelError, match="nobody publishes"):
+    with pytest.raises(ModelError, match="no weights are published"):
         load_pretrained(build("idc_cnn"), "idc_cnn", None, download=True)

@@ -20,7 +20,7 @@ from tests.commands import PLAIN, run
 from tests.strangers import rewrite_card
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.recipe import canonical_json, recipe_digest
-from wsi_pipeline.models.architectures.pretrained import read_weights
+from wsi_pipeline.models.architectures.network import read_weights
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.stages.ingest_layouts import read_stack_table
@@ -248,7 +248,7 @@ def flip(path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "other keys": (lambda path: save_file({"a": torch.zeros(2)}, path), "no checkpoint of wsi"),
+    "other keys": (lambda path: save_file({"a": torch.zeros(2)}, path), "not a checkpoint of wsi"),
     "another patch size": (
         lambda path: rewrite_card(path, patch={"side_px": 64, "stride_px": 64, "mpp": 0.5}),
         "weights do not fit idc_cnn",

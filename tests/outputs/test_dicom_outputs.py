@@ -17,8 +17,8 @@ from tests.written_results import CELLS, write_result
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.outputs import View, choose_formats
 from wsi_pipeline.outputs.heatmap import Aggregation
-from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.stages.aggregate import aggregate_results
 

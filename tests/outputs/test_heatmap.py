@@ -13,10 +13,10 @@ from wsi_pipeline.outputs.heatmap import (
     Aggregation,
     Heatmap,
     build_heatmap,
-    count_largest_region,
     describe_summary,
     find_hot_spot,
     find_positive,
+    number_groups,
     smooth_map,
     summarise,
 )
@@ -141,10 +141,15 @@ def test_one_line_of_figures(tmp_path: Path) -> None:
 
 def test_regions_touch_at_corners() -> None:
     positive = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1]], dtype=np.bool_)
-    assert count_largest_region(positive) == 3
-    assert count_largest_region(np.eye(4, dtype=np.bool_)) == 4
-    assert count_largest_region(np.zeros((2, 2), dtype=np.bool_)) == 0
-    assert count_largest_region(np.zeros((0, 0), dtype=np.bool_)) == 0
+    assert number_groups(positive, corners=True).tolist() == [
+        [1, 0, 0, 2],
+        [0, 1, 0, 2],
+        [0, 0, 0, 2],
+    ]
+    assert number_groups(np.eye(4, dtype=np.bool_), corners=True).max() == 1
+    assert number_groups(np.eye(4, dtype=np.bool_), corners=False).max() == 4
+    assert not number_groups(np.zeros((2, 2), dtype=np.bool_), corners=True).any()
+    assert not number_groups(np.zeros((0, 0), dtype=np.bool_), corners=True).any()
 
 
 def test_another_threshold_may_be_drawn(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ from tests.commands import infer
 from tests.written_results import write_result
 from wsi_pipeline.core.csv_io import FORMULA_STARTS, format_csv, shield, unshield
 from wsi_pipeline.core.json_io import format_json, parse_json
-from wsi_pipeline.models.self_test import SelfTest, compute_plainly
-from wsi_pipeline.outputs.run_tables import read_finished, write_slides_tables
-from wsi_pipeline.outputs.style import View, choose_formats
+from wsi_pipeline.models.model import SelfTest, compute_reference
+from wsi_pipeline.outputs import View, choose_formats
+from wsi_pipeline.outputs.run_files import read_finished, write_slides_tables
 from wsi_pipeline.store.predictions import open_result
 
 PURPLE, PINK = (90, 40, 110), (225, 120, 190)
@@ -48,7 +48,7 @@ def make_network_that_overflows() -> Any:
         torch.ones_like(checkpoint.weights["classifier.6.weight"]) * 1e-3
     )
     purple = torch.tensor(PURPLE, dtype=torch.uint8).expand(1, 50, 50, 3).contiguous()
-    return replace(checkpoint, self_test=SelfTest(purple, compute_plainly(checkpoint, purple)))
+    return replace(checkpoint, self_test=SelfTest(purple, compute_reference(checkpoint, purple)))
 
 
 @pytest.fixture(scope="module")

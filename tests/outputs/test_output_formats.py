@@ -27,11 +27,10 @@ from wsi_pipeline.core.choices import OUTPUT_GROUPS, PREDICTIONS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.outputs import WRITERS
+from wsi_pipeline.outputs import WRITERS, View, choose_formats
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.pyramid import build_pyramid, reduce_image, reduce_labels
 from wsi_pipeline.outputs.result import PlotStyle
-from wsi_pipeline.outputs.style import View, choose_formats
 from wsi_pipeline.outputs.summary_json import make_schema
 
 NAN = float("nan")

@@ -13,13 +13,17 @@ from tests.builders import make_patches, make_table
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.canvas import grid_extent_mm, thumbnail_extent_mm
-from wsi_pipeline.outputs.index_page import write_index
 from wsi_pipeline.outputs.result import Sample
-from wsi_pipeline.outputs.run_tables import read_finished, write_failures_csv, write_slides_tables
-from wsi_pipeline.outputs.style import View
+from wsi_pipeline.outputs.run_files import (
+    read_finished,
+    write_csv,
+    write_failures_csv,
+    write_index,
+    write_slides_tables,
+)
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.outputs.tables import write_csv
 from wsi_pipeline.stages.publish import publish
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block

@@ -7,10 +7,10 @@ import pytest
 
 from tests.written_results import CASES, write_result
 from wsi_pipeline.core.errors import ConfigError, StoreError
+from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs import results as results_module
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.results import Slide, check_extra, open_results, slides_frame
-from wsi_pipeline.outputs.style import View
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_the_map_is_that_of_the_summary(slide: Slide) -> None:
 
 
 def test_any_other_map_can_be_drawn(slide: Slide) -> None:
-    assert int(slide.draw(Aggregation(threshold=0.5)).positive.sum()) == 4
+    assert int(slide.build_heatmap(Aggregation(threshold=0.5)).positive.sum()) == 4
 
 
 def test_regions_are_those_that_count(slide: Slide) -> None:

@@ -28,7 +28,7 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.runs.synthetic_slides import draw_phantom
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.slides.image_io import write_grey
+from wsi_pipeline.slides.images import write_grey
 from wsi_pipeline.stages.tile import TileConfig
 
 PAGES = (

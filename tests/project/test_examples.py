@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from tests import ROOT
 from tests.builders import write_png, write_slide
 from tests.written_results import CASES, write_result
-from wsi_pipeline.outputs.style import View
+from wsi_pipeline.outputs import View
 
 pytestmark = pytest.mark.system
 

@@ -17,7 +17,7 @@ from tests.commands import PLAIN, infer, plain_options, run
 from wsi_pipeline.core.choices import EVENTS_JSONL
 from wsi_pipeline.core.progress import describe_duration
 from wsi_pipeline.evaluation.page import PixelFinder
-from wsi_pipeline.outputs.style import View
+from wsi_pipeline.outputs import View
 from wsi_pipeline.runs.batch import Pace
 from wsi_pipeline.runs.checks import (
     Verdict,

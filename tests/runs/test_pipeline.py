@@ -31,7 +31,7 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import SlideState, SlideSummary
 from wsi_pipeline.evaluation import evaluate_results
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.outputs.style import View, choose_formats
+from wsi_pipeline.outputs import View, choose_formats
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.stages.tile import TileConfig
@@ -456,7 +456,7 @@ def test_a_slide_whose_results_cannot_be_read_back_has_failed(
             raise StoreError(f"{folder}: its manifest.json cannot be read (Input/output error)")
         return read_summary(folder)
 
-    monkeypatch.setattr("wsi_pipeline.outputs.run_tables.read_summary", fail)
+    monkeypatch.setattr("wsi_pipeline.outputs.run_files.read_summary", fail)
     account = infer(tmp_path / "slides", model, tmp_path / "results")
     assert account.closing_line == "in 2 = ok 1 + zero 0 + damaged 0 + failed 1"
     with (tmp_path / "results" / "failures.csv").open(newline="") as stream:

@@ -295,7 +295,7 @@ def test_gpus_that_are_not_there_are_refused() -> None:
 
 
 def test_a_scheduler_without_an_address_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is no address and no file"):
+    with pytest.raises(ConfigError, match="is neither an address nor a file"):
         Workers(scheduler="foo")
 
 

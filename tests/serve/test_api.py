@@ -41,7 +41,7 @@ from wsi_pipeline.serve.job_queue import InferenceJob, JobQueue, JobState
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import Limits, ServeSettings
 from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.slides.image_io import encode_png
+from wsi_pipeline.slides.images import encode_png
 from wsi_pipeline.stages.export_model import export_model
 from wsi_pipeline.stages.tile import TileConfig
 from wsi_pipeline.store.predictions import open_result
@@ -472,7 +472,7 @@ def test_a_tile_that_is_not_there_is_refused_before_the_slide_is_touched(
 
 
 def test_a_level_that_would_read_too_much_is_neither_offered_nor_read(tmp_path: Path) -> None:
-    from wsi_pipeline.slides.image_io import write_grey
+    from wsi_pipeline.slides.images import write_grey
 
     (tmp_path / "slides").mkdir()
     write_grey(

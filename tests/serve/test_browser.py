@@ -17,9 +17,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
-from wsi_pipeline.outputs import SlideResult
 from wsi_pipeline.outputs.heatmap import build_heatmap, smooth_map
 from wsi_pipeline.outputs.report_html import write_report
+from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import ServeSettings

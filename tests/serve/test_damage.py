@@ -20,7 +20,7 @@ from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve.catalogue import name_runs, stamp_file
-from wsi_pipeline.slides.image_io import decode_sent, encode_jpeg, encode_png
+from wsi_pipeline.slides.images import decode_sent, encode_jpeg, encode_png
 
 GROUP = f"{PREDICTIONS}/zarr.json"
 HALF = "\udc80"
@@ -333,7 +333,7 @@ def encode_mode(mode: str, form: str = "PNG") -> bytes:
 
 def test_deeper_grey_than_8_bits_is_refused() -> None:
     with pytest.raises(
-        SlideError, match=r"type 'I;16' are no 8-bit grey or RGB; convert it to 8-bit RGB"
+        SlideError, match=r"type 'I;16' are not 8-bit grey or RGB; convert it to 8-bit RGB"
     ):
         decode_sent(encode_mode("I;16"), 2500)
 
@@ -357,8 +357,8 @@ def test_pictures_of_8_bits_per_channel_are_taken(mode: str, form: str) -> None:
 
 def test_a_picture_of_no_pixels_or_too_many_in_a_row_cannot_be_encoded() -> None:
     nothing = np.zeros((0, 5, 3), dtype=np.uint8)
-    with pytest.raises(SlideError, match="are no PNG"):
+    with pytest.raises(SlideError, match="do not fit a PNG"):
         encode_png(nothing)
     for pixels in (nothing, np.zeros((1, 65_536, 3), dtype=np.uint8)):
-        with pytest.raises(SlideError, match="are no JPEG"):
+        with pytest.raises(SlideError, match="do not fit a JPEG"):
             encode_jpeg(pixels)

@@ -27,7 +27,7 @@ from wsi_pipeline.serve.decoding import Busy, DecoderPool, DecodingError, Pyrami
 from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
 from wsi_pipeline.serve.slide_pixels import ENTRY_OVERHEAD_BYTES, TileCache
 from wsi_pipeline.serve.slide_routes import draw_tissue, shrink
-from wsi_pipeline.slides.image_io import decode_sent, encode_jpeg, encode_png, read_sent_size
+from wsi_pipeline.slides.images import decode_sent, encode_jpeg, encode_png, read_sent_size
 
 SIZES = st.tuples(st.integers(1, 200_000), st.integers(1, 200_000))
 

@@ -35,7 +35,7 @@ from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, describe_failure, state_of
 from wsi_pipeline.core.progress import Listener
-from wsi_pipeline.outputs.style import View, choose_formats
+from wsi_pipeline.outputs import View, choose_formats
 from wsi_pipeline.runs.batch import run_batch
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide

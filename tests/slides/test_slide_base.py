@@ -43,7 +43,7 @@ def test_slightly_different_scales_are_averaged() -> None:
     [
         (None, None, "states no µm per pixel"),
         ("0.5", None, "states no µm per pixel"),
-        ("0,5", "0,5", "no number"),
+        ("0,5", "0,5", "not a number"),
         ("nan", "nan", "impossible"),
         ("inf", "inf", "impossible"),
         ("0.5", "0.53", "0.5 µm/px in x but 0.53 in y"),

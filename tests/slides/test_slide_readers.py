@@ -11,7 +11,7 @@ from tests.builders import WHITE, break_tile, paint_coordinates, paint_noise, wr
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides import READERS, open_slide
 from wsi_pipeline.slides.base import UserScale
-from wsi_pipeline.slides.image_reader import ImageReader
+from wsi_pipeline.slides.images import ImageReader
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 
 

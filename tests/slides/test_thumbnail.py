@@ -7,7 +7,7 @@ import pytest
 from tests.builders import PINK, break_tile, paint, paint_noise, write_slide
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.thumbnail import MAX_SIDE_PX, read_thumbnail
+from wsi_pipeline.slides.scaling import MAX_SIDE_PX, read_thumbnail
 
 
 def test_it_shows_the_whole_slide_at_the_scale(tmp_path: Path) -> None:

@@ -20,9 +20,8 @@ from wsi_pipeline.slides import describe_reader, open_slide, tiff_reader
 from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, merge_boxes
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.slides.tiff_layout import find_layouts
 from wsi_pipeline.slides.tiff_reader import TiffReader, TileCache
-from wsi_pipeline.slides.tile_codecs import TileFault, TileFormat, decode_tile
+from wsi_pipeline.slides.tiff_tiles import TileFault, TileFormat, decode_tile, find_layouts
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.tile import TileConfig
 from wsi_pipeline.store.patches import PatchStore

@@ -23,8 +23,8 @@ from tests.written_results import CASES, FORMATS, write_result
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideState
+from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.heatmap import Aggregation
-from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.stages.aggregate import aggregate_results
 from wsi_pipeline.store.manifest import read_manifest

@@ -21,7 +21,7 @@ from tests.builders import (
 from tests.commands import HERE, PLAIN, SUMMARY, infer, run, tile
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
-from wsi_pipeline.outputs.style import View, choose_formats
+from wsi_pipeline.outputs import View, choose_formats
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.stages import infer as inference
 from wsi_pipeline.stages import tile as tiling

@@ -121,7 +121,7 @@ def test_a_table_places_patches(tmp_path: Path) -> None:
         ("a.png,p,7,,", "line 2: label is '7'"),
         ("a.png,p,0,1,", "line 2: x and y must both be there"),
         ("a.png,p,0,a,b", "line 2: x or y is no whole number"),
-        ("a.png,p", "line 2: has another number of cells"),
+        ("a.png,p", "line 2: has another number of values"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_named_with_its_line(

@@ -161,11 +161,11 @@ def test_a_sheet_says_everything_at_once(tmp_path: Path) -> None:
     [
         ("slides/none.tiff,,,,", "line 2: wsi: slides/none.tiff: no such file"),
         (",,P1,,", "line 2: the column wsi is empty"),
-        ('slides/a.tiff,"0,5",,,', "line 2: mpp is '0,5', which is no number"),
+        ('slides/a.tiff,"0,5",,,', "line 2: mpp is '0,5', which is not a number"),
         ("slides/a.tiff,99,,,", "line 2: mpp is 99"),
         ("slides/a.tiff,,,none.xml,", "line 2: labels: none.xml: no such file"),
         ("slides/a.tiff,,,,training", "line 2: split is 'training'"),
-        ("slides/a.tiff,,,", "line 2: has another number of cells"),
+        ("slides/a.tiff,,,", "line 2: has another number of values"),
         ("slides/a.tiff,,,,\nslides/a.tiff,,,,", "named more than once"),
         ("slides/a.tiff,,P,,train\nslides/b.tiff,,P,,val", "patient P stands on two sides"),
     ],
@@ -273,7 +273,7 @@ def test_mended_and_ignored_objects_are_counted_where_people_look(tmp_path: Path
     (tmp_path / "slides" / "s.geojson").write_text(json.dumps(features))
     options = ("--mpp", 0.5, "--workers", 0, "--labels", "auto")
     result = run("tile", tmp_path / "slides", "-o", tmp_path / "out", *options)
-    assert "1 invalid regions mended, 1 objects without area passed over" in result.stderr
+    assert "1 invalid regions repaired, 1 objects without area ignored" in result.stderr
     refused = run("tile", tmp_path / "slides", "-o", tmp_path / "strict", *options, "--strict")
     assert refused.exit_code == 4
     assert "an invalid region of class 'positive'" in refused.stderr

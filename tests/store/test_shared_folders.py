@@ -12,9 +12,9 @@ from tests.builders import make_store, make_table, write_model
 from tests.written_results import CASES, write_result
 from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.models import checkpoint
+from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.heatmap import Aggregation
-from wsi_pipeline.outputs.run_tables import read_finished
-from wsi_pipeline.outputs.style import View
+from wsi_pipeline.outputs.run_files import read_finished
 from wsi_pipeline.runs.clean import clean, unlock
 from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.runs.verify import find_products, verify

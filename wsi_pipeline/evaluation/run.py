@@ -22,7 +22,7 @@ from wsi_pipeline.evaluation.labelled import (
 )
 from wsi_pipeline.evaluation.page import write_evaluation_page
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.outputs.run_tables import write_csv
+from wsi_pipeline.outputs.run_files import write_csv
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.evaluate import Comparison, Metrics, compare, evaluate_probability

@@ -1,4 +1,4 @@
-"""Where labels come from when they do not come with the patches."""
+"""Labels of patches, from annotation files and label images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.recipe import file_sha256
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.labels.annotation import Annotation
+from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, JSON_SUFFIXES, Annotation, peek_root
 from wsi_pipeline.labels.asap_xml import ROOT as ASAP_ROOT
 from wsi_pipeline.labels.asap_xml import read_asap
 from wsi_pipeline.labels.assignment import PatchLabels, assign_regions
@@ -22,18 +22,13 @@ from wsi_pipeline.labels.imagescope_xml import ROOT as IMAGESCOPE_ROOT
 from wsi_pipeline.labels.imagescope_xml import read_imagescope
 from wsi_pipeline.labels.mask import assign_mask
 from wsi_pipeline.labels.rules import UNKNOWN, LabelRules
-from wsi_pipeline.labels.xml_io import peek_root
-
-JSON_SUFFIXES = (".geojson", ".json")
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
-LABEL_SUFFIXES = (*JSON_SUFFIXES, ".xml", *IMAGE_SUFFIXES)
 
 Assign = Callable[[Path, SlideInfo, Grid, NDArray[np.int32], LabelRules], PatchLabels]
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSource:
-    """One way to say which class a patch has."""
+    """One format of label files."""
 
     recognises: Callable[[Path], bool]
     assign: Assign
@@ -54,8 +49,8 @@ def _assign_annotation(
 
 
 LABEL_SOURCES: dict[str, LabelSource] = {
-    # QuPath shows the scanned area only, so its coordinates begin there; the others count from the
-    # slide's corner.
+    # QuPath shows the scanned area only, so its coordinates start at that area's corner; those of
+    # the other formats start at the slide's corner.
     "geojson": LabelSource(
         lambda path: path.suffix.lower() in JSON_SUFFIXES,
         partial(_assign_annotation, read_geojson, True),
@@ -69,13 +64,16 @@ LABEL_SOURCES: dict[str, LabelSource] = {
     ),
     "mask": LabelSource(lambda path: path.suffix.lower() in IMAGE_SUFFIXES, assign_mask),
 }
-"""Asked in this order; the first that recognises a file reads it."""
+"""Tried in this order; the first that recognises a file reads it."""
 
 
 def label_positions(
     path: Path, slide: SlideInfo, grid: Grid, positions: NDArray[np.int32], rules: LabelRules
 ) -> PatchLabels:
-    """The labels of cells (n, 2) by an annotation file or a label image. Raises LabelError."""
+    """Return the labels of positions (n, 2) by an annotation file or a label image.
+
+    Raises LabelError where the file is of no known format, damaged, or of another slide.
+    """
     for source in LABEL_SOURCES.values():
         if source.recognises(path):
             return source.assign(path, slide, grid, positions, rules)
@@ -101,7 +99,10 @@ def label_patches(
     positions: NDArray[np.int32],
     rules: LabelRules,
 ) -> PatchLabels:
-    """Labels of cells by a file, with its digest in the description; all unknown where there is no file. Raises LabelError."""
+    """Return the labels of positions (n, 2) by a file, its digest in their description.
+
+    All are unknown where there is no file. Raises LabelError.
+    """
     if label_file is None:
         return PatchLabels(
             np.full(len(positions), UNKNOWN, np.int8),

@@ -1,29 +1,40 @@
-"""Drawn regions of a slide, whatever program drew them: named polygons in level-0 pixels."""
+"""Annotated regions of a slide, from any program: named polygons in level-0 pixels.
 
+Also the reading of untrusted text and XML: no document types, no entities, nothing fetched.
+"""
+
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 import shapely
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import fromstring
 from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.errors import LabelError
 
+JSON_SUFFIXES = (".geojson", ".json")
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
+LABEL_SUFFIXES = (*JSON_SUFFIXES, ".xml", *IMAGE_SUFFIXES)
+
 UNCLASSIFIED = "unclassified"
-"""Name of regions to which nobody gave a class."""
+"""Name of regions without a class."""
 
 MIN_VERTICES = 3
 MAX_BYTES = 512 * 1024 * 1024
-"""An annotation file larger than this is no annotation of regions."""
+"""A larger annotation file cannot be one of regions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One drawn region."""
+    """One annotated region."""
 
     class_name: str
     geometry: BaseGeometry
@@ -32,11 +43,11 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """Everything drawn on one slide that has an area, and what was passed over."""
+    """Everything annotated on one slide that has an area, and counts of the rest."""
 
     regions: tuple[Region, ...]
     ignored: Mapping[str, int] = field(default_factory=dict)
-    """Kind of object without area → how many: points, lines, polygons of fewer than three points."""
+    """Number of ignored objects by kind: points, lines, polygons of fewer than three points."""
     repaired: int = 0
     """Polygons that crossed themselves and were made valid."""
     mpp: float | None = None
@@ -49,7 +60,7 @@ class Annotation:
 
 
 class AnnotationBuilder:
-    """Collects regions while a file is read, and settles what cannot be taken as it is."""
+    """Collects regions while a file is read, and repairs or ignores invalid ones."""
 
     def __init__(self, path: Path, is_strict: bool) -> None:
         self._path = path
@@ -60,10 +71,10 @@ class AnnotationBuilder:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """What was added so far."""
+        """The regions added so far."""
         return tuple(self._regions)
 
-    def take_counts(self, other: "AnnotationBuilder") -> None:
+    def add_counts(self, other: "AnnotationBuilder") -> None:
         """Add what another builder ignored and repaired to our own counts."""
         self._ignored += other._ignored
         self._repaired += other._repaired
@@ -78,7 +89,7 @@ class AnnotationBuilder:
         shell: Sequence[Sequence[float]],
         holes: Iterable[Sequence[Sequence[float]]] = (),
     ) -> None:
-        """Add a polygon from its corners (x, y). Raises LabelError for coordinates that are no numbers."""
+        """Add a polygon from its corners (x, y). Raises LabelError for invalid coordinates."""
         corners = self._check_ring(shell)
         if len(corners) < MIN_VERTICES:
             self._refuse_or_ignore(f"polygon of {len(corners)} points")
@@ -105,7 +116,7 @@ class AnnotationBuilder:
         self._regions.append(Region(class_name or UNCLASSIFIED, geometry))
 
     def finish(self, mpp: float | None = None) -> Annotation:
-        """The annotation. Raises LabelError where nothing was drawn at all."""
+        """Return the annotation. Raises LabelError where it is empty."""
         if not self._regions and not self._ignored:
             raise LabelError(
                 f"{self._path}: holds no annotation; export it again from the program that drew it"
@@ -119,7 +130,7 @@ class AnnotationBuilder:
             ).reshape(-1, 2)
         except (TypeError, ValueError, IndexError) as error:
             raise LabelError(
-                f"{self._path}: a corner is no pair of numbers ({error}); export the annotation"
+                f"{self._path}: a corner is not a pair of numbers ({error}); export the annotation"
                 " again"
             ) from error
         if not np.isfinite(points).all():
@@ -133,12 +144,12 @@ class AnnotationBuilder:
 
     def _refuse_or_ignore(self, kind: str) -> None:
         if self._is_strict:
-            raise LabelError(f"{self._path}: a {kind}; mend it, or leave out --strict")
+            raise LabelError(f"{self._path}: a {kind}; correct it, or leave out --strict")
         self._ignored[kind] += 1
 
 
 def keep_areas(geometry: BaseGeometry) -> BaseGeometry:
-    """The parts of a geometry that have an area."""
+    """Return the parts of a geometry that have an area."""
     parts = [
         part
         for part in shapely.get_parts(geometry)
@@ -148,7 +159,7 @@ def keep_areas(geometry: BaseGeometry) -> BaseGeometry:
 
 
 def read_text(path: Path) -> bytes:
-    """A whole annotation file. Raises LabelError."""
+    """Return a whole annotation file. Raises LabelError."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise LabelError(
@@ -165,7 +176,7 @@ def read_text(path: Path) -> bytes:
 
 
 def describe(annotation: Annotation) -> dict[str, Any]:
-    """What a store records about the annotation that labelled it."""
+    """Return the record of an annotation for the store that it labelled."""
     return {
         "regions": dict(Counter(region.class_name for region in annotation.regions)),
         "ignored": dict(annotation.ignored),
@@ -173,8 +184,49 @@ def describe(annotation: Annotation) -> dict[str, Any]:
     }
 
 
-def describe_oddities(description: Mapping[str, Any]) -> str:
-    """What a person should know of an annotation that was used, from `describe`: nothing, or how much was mended and passed over."""
+def describe_repairs(description: Mapping[str, Any]) -> str:
+    """Return the repaired and ignored objects of a description as text; empty where none."""
     repaired, ignored = description.get("repaired", 0), sum(description.get("ignored", {}).values())
-    mended = f", {repaired} invalid regions mended" if repaired else ""
-    return mended + (f", {ignored} objects without area passed over" if ignored else "")
+    repaired_text = f", {repaired} invalid regions repaired" if repaired else ""
+    return repaired_text + (f", {ignored} objects without area ignored" if ignored else "")
+
+
+ROOT_ELEMENT = re.compile(rb"<([A-Za-z_][\w.-]*)[\s>/]")
+PEEK_BYTES = 4096
+
+
+def read_xml(path: Path, root_tag: str) -> Element:
+    """Return the root of an XML file. Raises LabelError for a dangerous or another one."""
+    try:
+        root: Element = fromstring(read_text(path), forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise LabelError(
+            f"{path}: its XML declares a document type or entities, which no annotation needs; it"
+            " was not read"
+        ) from error
+    except (ParseError, ValueError) as error:
+        raise LabelError(f"{path}: not whole XML ({error}); export it again") from error
+    if root.tag != root_tag:
+        raise LabelError(
+            f"{path}: XML of <{root.tag}>, expected <{root_tag}>; this is another program's file"
+        )
+    return root
+
+
+def peek_root(path: Path) -> str | None:
+    """Return the first element's name in an XML file; None where the file is none."""
+    if path.suffix.lower() != ".xml":
+        return None
+    with path.open("rb") as stream:
+        found = ROOT_ELEMENT.search(stream.read(PEEK_BYTES))
+    return found[1].decode() if found else None
+
+
+def read_corners(path: Path, elements: list[Element]) -> list[tuple[float, float]]:
+    """(x, y) of elements with attributes X and Y. Raises LabelError."""
+    try:
+        return [(float(element.attrib["X"]), float(element.attrib["Y"])) for element in elements]
+    except (KeyError, ValueError) as error:
+        raise LabelError(
+            f"{path}: a corner without numbers X and Y ({error}); export the annotation again"
+        ) from error

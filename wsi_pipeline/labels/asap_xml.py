@@ -1,4 +1,4 @@
-"""ASAP XML, as in Camelyon: annotations of type Polygon, Rectangle or Spline, each in a group that names its class."""
+"""ASAP XML, as in Camelyon: Polygon, Rectangle or Spline, each in a group, its class."""
 
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -6,8 +6,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from wsi_pipeline.core.errors import LabelError
-from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder
-from wsi_pipeline.labels.xml_io import read_corners, read_xml
+from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder, read_corners, read_xml
 
 ROOT = "ASAP_Annotations"
 NO_GROUP = "None"
@@ -17,7 +16,10 @@ SPLINE_STEPS = 16
 
 
 def read_asap(path: Path, is_strict: bool) -> Annotation:
-    """The regions of an ASAP file; the class of each is its group's name, else its own. Raises LabelError."""
+    """Return the regions of an ASAP file; a class is a group's name, else its own.
+
+    Raises LabelError.
+    """
     builder = AnnotationBuilder(path, is_strict)
     for annotation in read_xml(path, ROOT).iter("Annotation"):
         kind = annotation.attrib.get("Type", "")
@@ -42,7 +44,7 @@ def _corners_in_order(path: Path, annotation: Element) -> list[tuple[float, floa
         coordinates.sort(key=lambda element: float(element.attrib.get("Order", "0")))
     except ValueError as error:
         raise LabelError(
-            f"{path}: an Order that is no number ({error}); export the annotation again"
+            f"{path}: an Order that is not a number ({error}); export the annotation again"
         ) from error
     return read_corners(path, coordinates)
 
@@ -53,10 +55,9 @@ def _class_of(annotation: Element) -> str:
 
 
 def close_spline(knots: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The closed smooth curve through the knots, as a polygon: a periodic cubic spline, as ASAP draws it."""
-    from scipy.interpolate import (
-        CubicSpline,
-    )  # here, because it takes most of a worker's start and few files need it
+    """Return the closed periodic cubic spline through the knots, as in ASAP, as a polygon."""
+    # Here, because it takes most of a worker's start and few files need it.
+    from scipy.interpolate import CubicSpline
 
     ring = np.array([*knots, knots[0]], dtype=np.float64)
     if not np.isfinite(ring).all():

@@ -1,6 +1,6 @@
-"""From drawn regions, or a label image, to the label of every patch.
+"""From annotated regions, or a label image, to the label of every patch.
 
-The share of a patch that lies in a drawn region is an exact area.
+The share of a patch that lies in a region is an exact area.
 """
 
 from collections.abc import Sequence
@@ -33,15 +33,18 @@ class PatchLabels(NamedTuple):
     labels: NDArray[np.int8]
     """(n,) 0 negative, 1 positive, -1 unknown."""
     fraction: NDArray[np.float32]
-    """(n,) share of the patch that has its label's class; of an unknown patch, the larger share of either class."""
+    """(n,) share of the patch that has its label's class; unknown: the larger share."""
     description: dict[str, Any]
-    """What was drawn, passed over and mended."""
+    """Counts of regions, ignored and repaired objects."""
 
 
 def decide(
     shares: Sequence[NDArray[np.float64]], rules: LabelRules
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Labels and fractions from the (negative, positive) shares (n,) of every patch; the larger share that suffices wins."""
+    """Return labels and fractions from the (negative, positive) shares (n,) of every patch.
+
+    The larger share that suffices wins.
+    """
     both = np.stack(shares)  # (2, n)
     order = (NEGATIVE, POSITIVE) if rules.priority == "negative" else (POSITIVE, NEGATIVE)
     winner = np.where(both[order[0]] >= both[order[1]], order[0], order[1])
@@ -60,7 +63,10 @@ def assign_regions(
     positions: NDArray[np.int32],
     rules: LabelRules,
 ) -> PatchLabels:
-    """Label cells (n, 2) by the regions over them. Raises LabelError where they belong to another slide or a class is unknown."""
+    """Label positions (n, 2) by the regions over them.
+
+    Raises LabelError where they belong to another slide or a class is unknown.
+    """
     offset = slide.bounds_l0[:2] if _counts_from_bounds(is_from_bounds, rules) else (0, 0)
     _check_slide(path, annotation, offset, slide)
     negative, positive, hole = _merge(path, annotation, offset, rules)
@@ -82,7 +88,7 @@ def _counts_from_bounds(is_from_bounds: bool, rules: LabelRules) -> bool:
 def _merge(
     path: Path, annotation: Annotation, offset: tuple[int, int], rules: LabelRules
 ) -> tuple[BaseGeometry, BaseGeometry, BaseGeometry]:
-    """All negative, all positive and all hole area, without overlap, in level-0 pixels of the whole slide."""
+    """Return all negative, positive and hole area, without overlap, in level-0 pixels."""
     by_meaning: dict[str, list[BaseGeometry]] = {
         name: [] for name in (*rules.class_names, HOLE, IGNORE)
     }
@@ -108,7 +114,7 @@ def _union(geometries: list[BaseGeometry]) -> BaseGeometry:
 def _check_slide(
     path: Path, annotation: Annotation, offset: tuple[int, int], slide: SlideInfo
 ) -> None:
-    """Raise LabelError where the annotation cannot be of this slide: another scale, or regions beyond its edges."""
+    """Raise LabelError for an annotation of another scale, or with regions beyond the slide."""
     if annotation.mpp is not None and abs(annotation.mpp - slide.mpp) > MPP_TOLERANCE * slide.mpp:
         raise LabelError(
             f"{path}: drawn on a slide of {annotation.mpp:g} µm/px, {slide.slide_id} has"
@@ -136,11 +142,11 @@ def _check_slide(
 
 
 def covered_shares(geometry: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of each box (n, 4: x, y, width, height) that lies in the geometry, (n,) 0 to 1.
+    """Return the share of each box (n, 4: x, y, width, height) in the geometry, (n,) 0 to 1.
 
     Boxes are halved again and again, and with them the geometry. Halves that lie wholly inside or
-    outside are settled at once, so that work goes where the outline runs, and each corner of it is
-    looked at a few times and not once per box.
+    outside are decided at once, so that work is spent along the outline, and each of its corners is
+    read a few times and not once per box.
     """
     shares = np.zeros(len(boxes), dtype=np.float64)
     pending: list[tuple[BaseGeometry, NDArray[np.intp]]] = (
@@ -162,7 +168,7 @@ def covered_shares(geometry: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[
 
 
 def _frame(boxes: NDArray[np.int64]) -> BaseGeometry:
-    """The smallest rectangle around the boxes."""
+    """Return the smallest rectangle around the boxes."""
     x, y, width, height = boxes.T
     return shapely.box(
         float(x.min()), float(y.min()), float((x + width).max()), float((y + height).max())
@@ -170,7 +176,7 @@ def _frame(boxes: NDArray[np.int64]) -> BaseGeometry:
 
 
 def _intersect(one: Any, other: Any) -> Any:
-    """Their common area. Corners that differ by denormal numbers make GEOS divide by zero on its way to a right answer."""
+    """Return the common area; denormal numbers make GEOS divide by zero, without harm."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
         return shapely.intersection(one, other)
 
@@ -185,7 +191,7 @@ def _measure(piece: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[np.float6
 def _halve(
     boxes: NDArray[np.int64], members: NDArray[np.intp]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The members in two halves, along the axis on which they are spread wider."""
+    """Return the members in two halves, along the axis on which they are spread wider."""
     corners = boxes[members, :2]
     axis = int(np.argmax(np.ptp(corners, axis=0)))
     middle = len(members) // 2

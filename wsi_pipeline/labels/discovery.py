@@ -1,18 +1,19 @@
-"""Which label file belongs to which slide."""
+"""Search for label files, and the match between label files and slides."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wsi_pipeline.core.errors import LabelError
-from wsi_pipeline.labels import IMAGE_SUFFIXES, LABEL_SUFFIXES
+from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, LABEL_SUFFIXES
 
 LABEL_ENDING = "_labels"
 
 
 def list_label_files(places: Iterable[Path]) -> list[Path]:
-    """The label files among files and folders; of a folder, annotations and images called `*_labels.png` or `.tif`.
+    """Return the label files among files and folders.
 
-    Raises LabelError where there is none.
+    In a folder, these are annotations, and images called `*_labels.png` or `.tif`. Raises
+    LabelError where there is none.
     """
     found: list[Path] = []
     for place in places:
@@ -31,7 +32,7 @@ def list_label_files(places: Iterable[Path]) -> list[Path]:
 
 
 def is_label_file(path: Path) -> bool:
-    """Whether a file in a folder is one of labels; a plain image is one only if its name says so."""
+    """Return whether a file is a label file; of images, only those called `*_labels`."""
     suffix = path.suffix.lower()
     return (
         path.is_file()
@@ -41,9 +42,10 @@ def is_label_file(path: Path) -> bool:
 
 
 def match_labels(slide_id: str, files: Sequence[Path]) -> Path | None:
-    """The label file of a slide: its stem without `_labels` is the slide's name, or the name's beginning up to `_`, `-` or `.`.
+    """Return the label file of a slide; None where there is none.
 
-    So `idc_8863_labels.png` belongs to `idc_8863_mosaic`. The longest match wins; raises LabelError
+    Its stem without `_labels` is the slide's name, or its beginning up to `_`, `-` or `.`:
+    `idc_8863_labels.png` belongs to `idc_8863_mosaic`. The longest match wins; raises LabelError
     where two are as long.
     """
     fitting = [
@@ -63,7 +65,7 @@ def match_labels(slide_id: str, files: Sequence[Path]) -> Path | None:
 
 
 def find_beside(slide: Path) -> Path | None:
-    """The label file that lies beside a slide and carries its name. Raises LabelError where there are two."""
+    """Return the label file beside a slide, by its name. Raises LabelError for two."""
     beside = [
         path for path in sorted(slide.parent.iterdir()) if path != slide and is_label_file(path)
     ]

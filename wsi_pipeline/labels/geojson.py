@@ -24,13 +24,13 @@ from wsi_pipeline.labels.rules import NEGATIVE, POSITIVE
 
 WITHOUT_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 NOT_REGIONS = ("cell", "detection", "tile", "tma_core")
-"""Objects of QuPath that have outlines but are no annotation of a region; a file may hold thousands of them."""
+"""Objects of QuPath with outlines that are not regions; a file may hold thousands."""
 COLORS = {NEGATIVE: [44, 127, 184], POSITIVE: [217, 95, 14]}
 LOCKED = True
 
 
 def read_geojson(path: Path, is_strict: bool) -> Annotation:
-    """The regions of a QuPath export, in pixels of the image as QuPath shows it. Raises LabelError."""
+    """Return the regions of a QuPath export, in pixels as QuPath shows them. Raises LabelError."""
     try:
         value = parse_json(read_text(path))
     except ValueError as error:
@@ -93,7 +93,7 @@ def _read_shape(path: Path, geometry: dict[str, Any]) -> BaseGeometry:
 
 
 def _class_of(properties: dict[str, Any]) -> str:
-    """QuPath's class: `{"name": …}`, or `{"names": […]}` where classes are derived from one another."""
+    """Return QuPath's class: `{"name": …}`, or `{"names": […]}` for derived classes."""
     classification = properties.get("classification")
     if isinstance(classification, str):
         return classification
@@ -107,7 +107,10 @@ def _class_of(properties: dict[str, Any]) -> str:
 
 
 def labels_to_geojson(table: PatchTable) -> dict[str, Any]:
-    """A FeatureCollection with one Feature per class that occurs, in pixels from the scanned area's corner, as QuPath counts."""
+    """Return a FeatureCollection with one Feature per class that occurs.
+
+    Coordinates are QuPath's pixels, from the corner of the scanned area.
+    """
     features = [
         _make_feature(table, label)
         for label in (NEGATIVE, POSITIVE)

@@ -7,8 +7,13 @@ import numpy as np
 import shapely
 
 from wsi_pipeline.core.errors import LabelError
-from wsi_pipeline.labels.annotation import Annotation, AnnotationBuilder, keep_areas
-from wsi_pipeline.labels.xml_io import read_corners, read_xml
+from wsi_pipeline.labels.annotation import (
+    Annotation,
+    AnnotationBuilder,
+    keep_areas,
+    read_corners,
+    read_xml,
+)
 
 ROOT = "Annotations"
 ELLIPSE = "2"
@@ -17,7 +22,7 @@ ELLIPSE_CORNERS = 256
 
 
 def read_imagescope(path: Path, is_strict: bool) -> Annotation:
-    """The regions of an ImageScope file; the class of each is its layer's name. Raises LabelError."""
+    """Return the regions of an ImageScope file; a class is a layer's name. Raises LabelError."""
     root = read_xml(path, ROOT)
     builder = AnnotationBuilder(path, is_strict)
     for layer in root.iter("Annotation"):
@@ -26,7 +31,7 @@ def read_imagescope(path: Path, is_strict: bool) -> Annotation:
 
 
 def _add_layer(path: Path, builder: AnnotationBuilder, layer: Element, is_strict: bool) -> None:
-    drawn = AnnotationBuilder(path, is_strict)
+    shapes = AnnotationBuilder(path, is_strict)
     holes = AnnotationBuilder(path, is_strict)
     for region in layer.iter("Region"):
         kind = region.attrib.get("Type", "0")
@@ -39,26 +44,26 @@ def _add_layer(path: Path, builder: AnnotationBuilder, layer: Element, is_strict
         elif len(corners) == 2:
             corners = _rectangle(corners)
         is_hole = region.attrib.get("NegativeROA", "0") == "1"
-        (holes if is_hole else drawn).add_polygon(_name_of(layer), corners)
-    _merge(builder, drawn, holes)
+        (holes if is_hole else shapes).add_polygon(_name_of(layer), corners)
+    _merge(builder, shapes, holes)
 
 
-def _merge(builder: AnnotationBuilder, drawn: AnnotationBuilder, holes: AnnotationBuilder) -> None:
+def _merge(builder: AnnotationBuilder, shapes: AnnotationBuilder, holes: AnnotationBuilder) -> None:
     """Add a layer's regions without its holes, and what was counted on the way."""
     cut = shapely.union_all([region.geometry for region in holes.regions])
-    for region in drawn.regions:
+    for region in shapes.regions:
         rest = (
             keep_areas(shapely.difference(region.geometry, cut))
             if holes.regions
             else region.geometry
         )
         builder.add_geometry(region.class_name, rest)
-    builder.take_counts(drawn)
-    builder.take_counts(holes)
+    builder.add_counts(shapes)
+    builder.add_counts(holes)
 
 
 def _name_of(layer: Element) -> str:
-    """The layer's name, else what its attributes say, else its number."""
+    """Return the layer's name, else what its attributes say, else its number."""
     for attribute in layer.iter("Attribute"):
         value, name = attribute.attrib.get("Value", ""), attribute.attrib.get("Name", "")
         if named := value or ("" if name == "Description" else name):
@@ -72,7 +77,7 @@ def _rectangle(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def inscribe_ellipse(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The ellipse in the box around the corners, as a polygon of 256 corners and of the same area."""
+    """Return the ellipse in the box around the corners: a polygon of 256 corners, same area."""
     box = np.array(corners, dtype=np.float64)
     centre, radii = (box.max(axis=0) + box.min(axis=0)) / 2, (box.max(axis=0) - box.min(axis=0)) / 2
     angle = 2 * np.pi * np.arange(ELLIPSE_CORNERS) / ELLIPSE_CORNERS
@@ -91,5 +96,5 @@ def _read_mpp(path: Path, root: Element) -> float | None:
         return float(text) if text else None
     except ValueError as error:
         raise LabelError(
-            f"{path}: MicronsPerPixel is {text!r}, which is no number; export it again"
+            f"{path}: MicronsPerPixel is {text!r}, which is not a number; export it again"
         ) from error

@@ -1,23 +1,33 @@
-"""Label images: pictures that lie over a slide and say of each pixel which class it is."""
+"""Images that lie over a slide: label images, and the user's own tissue masks.
+
+A label image gives the class of each pixel. A tissue mask is an image whose pixels above 0 are
+tissue, or regions drawn in QuPath.
+"""
 
 import re
 import warnings
+from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from shapely.affinity import translate
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import MAX_MPP, UM_PER_INCH, Grid, positions_to_boxes_l0
-from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.labels.assignment import PatchLabels, decide
+from wsi_pipeline.core.slide import SlideInfo, Thumbnail
+from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, JSON_SUFFIXES
+from wsi_pipeline.labels.assignment import PatchLabels, covered_shares, decide
+from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.rules import LabelRules
 
 MAX_PIXELS = 170_000_000
 FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
-"""Pillow knows dozens of others, and most of its faults have been in those."""
+"""Pillow reads dozens of other formats, and most of its faults were in those."""
 IMAGE_DESCRIPTION_TAG = 270
 PHYSICAL_SIZE = re.compile(r'PhysicalSizeX="([0-9.eE+-]+)"')
 """OME-TIFF's µm per pixel."""
@@ -32,7 +42,7 @@ class LabelImage(NamedTuple):
 
 
 def read_mask(path: Path) -> LabelImage:
-    """An 8-bit grey or palette image; of a palette image, the indices. Raises LabelError."""
+    """Return an 8-bit grey or palette image; of a palette image, the indices. Raises LabelError."""
     try:
         with _open(path) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -82,7 +92,10 @@ def _stated_mpp(image: Image.Image) -> float | None:
 def assign_mask(
     path: Path, slide: SlideInfo, grid: Grid, positions: NDArray[np.int32], rules: LabelRules
 ) -> PatchLabels:
-    """Label cells (n, 2) by the share of each class's pixels under them. Raises LabelError where the image does not fit the slide."""
+    """Label positions (n, 2) by the share of each class's pixels under them.
+
+    Raises LabelError where the image does not fit the slide.
+    """
     image = read_mask(path)
     boxes = positions_to_boxes_l0(positions, grid) / register_image(path, image, slide)
     values = rules.mask_values
@@ -100,7 +113,10 @@ def assign_mask(
 
 
 def register_image(path: Path, image: LabelImage, slide: SlideInfo) -> float:
-    """Level-0 pixels per image pixel: the image shows the whole slide, or states its own µm per pixel. Raises LabelError."""
+    """Return level-0 pixels per image pixel.
+
+    The image shows the whole slide, or states its own µm per pixel. Raises LabelError otherwise.
+    """
     height, width = image.values.shape
     scale: float = slide.size_l0[0] / width
     if scale >= 1 and abs(slide.size_l0[1] / scale - height) <= 1:
@@ -124,7 +140,10 @@ def _fits_within(scale: float, image: LabelImage, slide: SlideInfo) -> bool:
 
 
 def _covered(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of each box (n, 4: x, y, width, height in mask pixels) where the mask is True, edges to the nearest pixel."""
+    """Return the share of each box (n, 4: x, y, width, height in mask pixels) that is True.
+
+    Edges are rounded to the nearest pixel.
+    """
     height, width = mask.shape
     integral = np.zeros((height + 1, width + 1), dtype=np.int64)
     integral[1:, 1:] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
@@ -140,10 +159,139 @@ def _covered(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.
 def _nearest_pixels(
     start: NDArray[np.float64], extent: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first pixel and the one behind the last; where both edges come to the same place, the pixel in which their middle lies."""
+    """Return the first pixel and the one after the last.
+
+    Where both edges are rounded to the same place, the pixel that holds their middle.
+    """
     first, behind = (
         np.floor(start + 0.5).astype(np.int64),
         np.floor(start + extent + 0.5).astype(np.int64),
     )
     first = np.where(behind > first, first, np.floor(start + extent / 2).astype(np.int64))
     return first, np.maximum(behind, first + 1)
+
+
+MASK_ENDINGS = ("_mask", ".mask", "-mask")
+ROWS_AT_ONCE = 256
+
+
+def list_masks(folder: Path) -> list[Path]:
+    """Return the masks in a folder, or the one mask that is named. Raises LabelError for none."""
+    if folder.is_file():
+        return [folder]
+    found = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix.lower() in (*IMAGE_SUFFIXES, *JSON_SUFFIXES)
+    )
+    if not found:
+        raise LabelError(
+            f"{folder}: no masks; give a folder of PNG, TIFF or GeoJSON files that are named like"
+            " the slides"
+        )
+    return found
+
+
+def match_mask(stem: str, masks: Iterable[Path]) -> Path:
+    """Return the mask whose name is the slide's, with or without `_mask` at its end.
+
+    Raises LabelError where there is none, or several.
+    """
+    fitting = [path for path in masks if _without_ending(path.stem) == stem]
+    if len(fitting) != 1:
+        what = (
+            "no mask of that name"
+            if not fitting
+            else f"several masks ({', '.join(path.name for path in fitting)})"
+        )
+        raise LabelError(
+            f"{stem}: {what}; name one of the masks {stem}.png, .tif or .geojson, or leave"
+            " --mask out"
+        )
+    return fitting[0]
+
+
+def _without_ending(stem: str) -> str:
+    return next(
+        (stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending)), stem
+    )
+
+
+class TissueMask:
+    """A tissue mask over a slide: an image for exact areas, or regions."""
+
+    def __init__(self, path: Path, slide: SlideInfo) -> None:
+        """Read the mask. Raises LabelError where it is damaged or of another slide."""
+        self.path = path
+        self._slide = slide
+        self.thumbnail: Thumbnail | None = None
+        """The mask image over the slide, its pixels (h, w, 1) 0 or 1; None for regions."""
+        self._regions: shapely.Geometry | None = None
+        if path.suffix.lower() in JSON_SUFFIXES:
+            left, top = slide.bounds_l0[:2]  # QuPath counts from the scanned area
+            regions = [
+                translate(region.geometry, left, top)
+                for region in read_geojson(path, is_strict=False).regions
+            ]
+            self._regions = shapely.union_all(regions)
+            self._check_regions()
+        else:
+            image = read_mask(path)
+            scale = Fraction(register_image(path, image, slide)).limit_denominator(10_000)
+            self.thumbnail = Thumbnail(
+                (image.values > 0).astype(np.uint8)[..., None], scale, (0, 0)
+            )
+
+    def region_fraction(self, grid: Grid) -> NDArray[np.float32]:
+        """Return the share of every patch inside the regions, float32 (rows, cols)."""
+        fraction = np.zeros((grid.rows, grid.cols), dtype=np.float32)
+        for top in range(0, grid.rows, ROWS_AT_ONCE):
+            rows, cols = np.indices((min(ROWS_AT_ONCE, grid.rows - top), grid.cols), dtype=np.int32)
+            boxes = positions_to_boxes_l0(
+                np.stack([rows.ravel() + top, cols.ravel()], axis=1), grid
+            )
+            fraction[top : top + len(rows)] = covered_shares(self._regions, boxes).reshape(
+                rows.shape
+            )
+        return fraction
+
+    def mask_thumbnail(self, other: Thumbnail) -> NDArray[np.bool_]:
+        """Return the tissue in a thumbnail, by the centres of its pixels: bool (height, width)."""
+        rows, cols = (np.arange(extent) + 0.5 for extent in other.pixels.shape[:2])
+        x, y = (
+            float(other.downsample) * places + origin
+            for places, origin in zip((cols, rows), other.origin_xy_l0, strict=True)
+        )
+        if self.thumbnail is None:
+            return self._contains(x, y)
+        height, width = self.thumbnail.pixels.shape[:2]
+        col, row = (
+            (places / float(self.thumbnail.downsample)).astype(np.int64) for places in (x, y)
+        )
+        mask: NDArray[np.bool_] = (
+            self.thumbnail.pixels[..., 0][
+                np.ix_(np.minimum(row, height - 1), np.minimum(col, width - 1))
+            ]
+            > 0
+        )
+        mask[row >= height], mask[:, col >= width] = False, False
+        return mask
+
+    def _contains(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
+        mask = np.zeros((len(y), len(x)), dtype=np.bool_)
+        shapely.prepare(self._regions)
+        for top in range(0, len(y), ROWS_AT_ONCE):
+            mask[top : top + ROWS_AT_ONCE] = shapely.contains_xy(
+                self._regions, *np.meshgrid(x, y[top : top + ROWS_AT_ONCE])
+            )
+        return mask
+
+    def _check_regions(self) -> None:
+        width, height = self._slide.size_l0
+        if self._regions is None or not shapely.intersects(
+            self._regions, shapely.box(0, 0, width, height)
+        ):
+            raise LabelError(
+                f"{self.path}: nothing of it lies on the slide of {width} × {height} px; this looks"
+                " like another slide's mask"
+            )

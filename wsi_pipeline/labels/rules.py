@@ -1,4 +1,4 @@
-"""How what was drawn becomes labels of patches: which class means what, and which wins."""
+"""Rules from annotated regions to labels of patches: meaning of classes, and priority."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,14 +18,14 @@ POSITIVE = 1
 IGNORE = "ignore"
 """Meaning of regions that are passed over."""
 HOLE = "hole"
-"""Meaning of regions that are cut out of all others: what lies there is unknown."""
+"""Meaning of regions that are cut out of all others: their area is unknown."""
 
 MAP_KEYS = {"classes", "map", "outside", "priority"}
 
 
 @dataclass(frozen=True, slots=True)
 class MaskValues:
-    """Which pixel value of a label image means which class; every other value means unknown."""
+    """Pixel values of a label image, by class; every other value means unknown."""
 
     negative: int = 100
     positive: int = 200
@@ -35,30 +35,30 @@ class MaskValues:
             0 <= self.negative <= 255 and 0 <= self.positive <= 255
         ):
             raise ConfigError(
-                f"mask values {self.negative} and {self.positive} do not tell two classes apart;"
+                f"mask values {self.negative} and {self.positive} are not two different values;"
                 " give two numbers from 0 to 255"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class LabelRules:
-    """How regions become labels."""
+    """Rules that turn regions into labels."""
 
     class_names: tuple[str, str] = DEFAULT_CLASS_NAMES
     """(negative, positive)"""
     meanings: Mapping[str, str] = field(default_factory=dict)
-    """Class as drawn → one of `class_names`, "ignore" or "hole". A class that is called like one of `class_names` means it."""
+    """Annotated class → one of `class_names` (default: itself), "ignore" or "hole"."""
     outside: str = "unknown"
-    """What tissue means over which nothing was drawn: "unknown" or "negative"."""
+    """Meaning of tissue without annotation: "unknown" or "negative"."""
     priority: str = "positive"
-    """Which class wins where both were drawn: "positive" or "negative"."""
+    """Class that wins where both are annotated: "positive" or "negative"."""
     min_area: float = 0.5
     """A patch has a class if at least this share of its area has it, above 0 to 1."""
     mask_values: MaskValues = field(default_factory=MaskValues)
     origin: str = "auto"
-    """Where coordinates are counted from: the slide's corner, the scanned area's, or as the format has it."""
+    """Origin of coordinates: the slide's corner, the scanned area's, or as the format has it."""
     is_strict: bool = False
-    """Refuse invalid polygons instead of mending them."""
+    """Refuse invalid polygons instead of repairing them."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= 1:
@@ -89,7 +89,7 @@ class LabelRules:
                 )
 
     def meaning_of(self, path: Path, drawn: str) -> str:
-        """What a drawn class means. Raises LabelError for a class that nobody mapped."""
+        """Return the meaning of an annotated class. Raises LabelError for an unmapped class."""
         if drawn in self.meanings:
             return self.meanings[drawn]
         for name in self.class_names:
@@ -101,7 +101,7 @@ class LabelRules:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The rules as they are recorded in recipes."""
+        """Return the rules as they are recorded in recipes."""
         return asdict(self) | {
             "class_names": list(self.class_names),
             "meanings": dict(self.meanings),
@@ -109,10 +109,10 @@ class LabelRules:
 
 
 def read_label_map(path: Path) -> dict[str, Any]:
-    """The entries of a label map as keyword arguments of LabelRules. Raises LabelError naming the entry.
+    """Return the entries of a label map as keyword arguments of LabelRules.
 
-    A YAML file with `classes: [negative, positive]` and `map: {drawn class: meaning}`; `outside`
-    and `priority` may be set too.
+    The map is a YAML file with `classes: [negative, positive]` and `map: {drawn class: meaning}`;
+    `outside` and `priority` may be set too. Raises LabelError naming the wrong entry.
     """
     try:
         value = yaml.safe_load(read_text(path))
@@ -145,7 +145,7 @@ def read_label_map(path: Path) -> dict[str, Any]:
 
 
 def _read_word(path: Path, value: Any) -> str:
-    """A name or a number as text. Raises LabelError for lists and tables, which a few lines of YAML can make endless."""
+    """Return a name or number as text. Raises LabelError for lists, which YAML can make endless."""
     if not isinstance(value, str | int | float):
         raise LabelError(
             f"{path}: a list or table stands where a name is wanted; see docs/guides/labels.md"
@@ -155,7 +155,7 @@ def _read_word(path: Path, value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions:
-    """Options of how drawn regions and label images become labels, named like those of the commands."""
+    """Options that turn annotations and label images into labels, named like the commands'."""
 
     label_map: Path | None = None
     min_label_area: float = 0.5

@@ -1,7 +1,7 @@
-"""Checkpoints: weights as safetensors, and in the same file a JSON card with everything needed to use them.
+"""Checkpoints: safetensors weights, and in the same file a JSON card to use them by.
 
 No pickle is written or read. The card carries a SHA-256 over the weights, so that a flipped bit is
-found before use.
+found before use. The header of an untrusted file is checked before any tensor is loaded.
 """
 
 import hashlib
@@ -9,21 +9,108 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.core.recipe import canonical_json, file_sha256, recipe_digest
 from wsi_pipeline.models.architectures import build_network, outline_network
 from wsi_pipeline.models.architectures.network import NetworkOptions, positive_logit
-from wsi_pipeline.models.inputs import Normalisation, PatchNetwork
-from wsi_pipeline.models.model import hash_patient
-from wsi_pipeline.models.safetensors_io import read_safetensors_card, read_tensors
-from wsi_pipeline.models.self_test import PREFIX, SelfTest
+from wsi_pipeline.models.model import (
+    SELF_TEST_PREFIX,
+    Normalisation,
+    PatchNetwork,
+    SelfTest,
+    hash_patient,
+)
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+"""Names and shapes of tensors, and the card: some hundred bytes for each patient."""
+LENGTH_BYTES = 8
+DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "U8"})
+"""Types of weights and self-tests."""
+
+
+class Declared(NamedTuple):
+    """Card and tensor shapes declared in the header of a safetensors file."""
+
+    text: str
+    """Of the card, as it stands there."""
+    card: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    """By the names of the tensors."""
+
+
+def read_safetensors_card(path: Path, key: str) -> Declared:
+    """Return the JSON object under a key of the file's metadata, and the shape of every tensor.
+
+    Raises ModelError, and EnvironmentFault where the machine does not let the file be read. Reads
+    no tensor.
+    """
+    try:
+        _check_header_size(path)
+        # As NumPy, for PyTorch would map the whole file as memory to write to.
+        with safe_open(path, framework="numpy") as stored:
+            text = (stored.metadata() or {})[key]
+            names = list(stored.keys())
+            shapes = {name: _read_shape(name, stored.get_slice(name)) for name in names}
+        card = parse_json(text)
+        if not isinstance(card, dict):
+            raise ValueError("its card is not a JSON object")
+        return Declared(text, card, shapes)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path}: cannot be read ({error.strerror or error}); fix that and run the same command"
+            " again"
+        ) from error
+    except KeyError as error:
+        raise ModelError(
+            f"{path}: not a checkpoint of wsi (no card); give a model.safetensors of `wsi train`"
+        ) from error
+    except (SafetensorError, ValueError) as error:
+        raise _broken(path, error) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return every tensor of a file whose shapes are known to be right. Raises as above."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in list(stored.keys())}
+    except RuntimeError as error:  # torch, where it cannot open the file; it names no number
+        reason = " ".join(str(error).split())
+        raise EnvironmentFault(
+            f"{path}: cannot be read ({reason}); fix that and run the same command again"
+        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{path}: not a whole safetensors file ({error}); copy it again or train it again"
+    )
+
+
+def _check_header_size(path: Path) -> None:
+    """Raise ValueError for a header that no checkpoint has; the library reads up to 100 MB."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes, more than {MAX_HEADER_BYTES}")
+
+
+def _read_shape(name: str, tensor: Any) -> tuple[int, ...]:
+    dtype = tensor.get_dtype()
+    if dtype not in DTYPES:
+        raise ValueError(f"{name[:80]} is of type {dtype}, and weights are floating-point numbers")
+    return tuple(tensor.get_shape())
+
 
 CARD_KEY = "wsi"
 CARD_FORMAT = 3
@@ -31,7 +118,7 @@ READ_FORMATS = (2, 3)
 """Those of format 2 hold no self-test."""
 MAX_TESTED = 256
 """Patches of a self-test: each engine computes all of them before a run."""
-TEST_PIXELS, TEST_PROBABILITY = f"{PREFIX}pixels", f"{PREFIX}probability"
+TEST_PIXELS, TEST_PROBABILITY = f"{SELF_TEST_PREFIX}pixels", f"{SELF_TEST_PREFIX}probability"
 
 
 @dataclass(frozen=True)
@@ -40,25 +127,25 @@ class Checkpoint:
 
     architecture: str
     spec: PatchSpec
-    """The patches that it was trained on; it must see no others."""
+    """The patches that the model was trained on; it accepts no other size or scale."""
     class_names: tuple[str, str]
     """(negative, positive)"""
     normalisation: Normalisation
     threshold: float
     """Probability from which on a patch counts as positive."""
     threshold_source: str
-    """How the threshold was chosen, and on whom."""
+    """Rule and patients that the threshold was chosen by."""
     weights: Mapping[str, Tensor] = field(repr=False)
     temperature: float = 1.0
     """Logits are divided by it before the sigmoid."""
     scores: Mapping[str, Any] = field(default_factory=dict)
-    """Figures on the validation patients."""
+    """Metrics on the validation patients."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Parameters, patients and tool versions of the training run."""
     options: NetworkOptions = field(default_factory=NetworkOptions)
-    """How the network was chosen to be, beyond its architecture."""
+    """Options of the network beyond its architecture."""
     is_leaky: bool = False
-    """Split at random: patients on both sides; its figures are inflated."""
+    """Split at random: patients on both sides, so that its metrics are too high."""
     self_test: SelfTest | None = None
     """Patches with the probabilities that any engine must give for them."""
     digest: str = ""
@@ -67,7 +154,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ModelError(
-                f"a threshold of {self.threshold} is no probability; train or export the model"
+                f"a threshold of {self.threshold} is not a probability; train or export the model"
                 " again"
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -83,7 +170,7 @@ class Checkpoint:
 
     @property
     def seen_patients(self) -> tuple[str, ...]:
-        """Hashes of the patients that it was trained, or its threshold chosen, on; none where its card names none."""
+        """Hashes of the patients that it was trained on or its threshold chosen by, if known."""
         split = self.training.get("split", {})
         sides = (split.get(side) for side in ("train", "val", "patients_on_both_sides"))
         return tuple(
@@ -98,7 +185,7 @@ class Checkpoint:
         )
 
     def build(self) -> nn.Module:
-        """The network with these weights, ready for inference. Raises ModelError where they do not fit."""
+        """Return the network with these weights for inference. Raises ModelError for a misfit."""
         network = build_network(self.architecture, self.spec.side_px, self.options)
         try:
             network.load_state_dict(dict(self.weights), strict=True)
@@ -122,7 +209,7 @@ class Checkpoint:
         return torch.sigmoid(positive_logit(output) / self.temperature)
 
     def to_json(self) -> dict[str, Any]:
-        """What results record about the model that made them."""
+        """Return the description of the model that results record."""
         return {
             "digest": self.digest,
             "architecture": self.architecture,
@@ -138,7 +225,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the checkpoint; the same content always gives the same bytes. Raises OSError where the disk does not take it."""
+    """Write the checkpoint; the same content gives the same bytes. Raises OSError."""
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()
     }
@@ -181,14 +268,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     said = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
     if card.get("card_sha256") != said or text != canonical_json(card):
         raise ModelError(
-            f"{path}: its card is damaged or was edited (checksum); copy it again or train anew"
+            f"{path}: its card is damaged or was edited (checksum); copy it again or train it again"
         )
     _check_shapes(path, card, shapes)
     tensors = read_tensors(path)
     if card.get("weights_sha256") != _weights_sha256(tensors):
-        raise ModelError(f"{path}: its weights are damaged (checksum); copy it again or train anew")
+        raise ModelError(
+            f"{path}: its weights are damaged (checksum); copy it again or train it again"
+        )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise ModelError(f"{path}: has weights that are not finite; train anew with a lower --lr")
+        raise ModelError(
+            f"{path}: has weights that are not finite; train it again with a lower --lr"
+        )
     try:
         checkpoint = Checkpoint(
             architecture=str(card["architecture"]),
@@ -221,14 +312,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_entry(record: Mapping[str, Any], name: str, kind: type = dict) -> Any:
-    """An entry of a card; empty where it has none. Raises TypeError where it is of another kind."""
+    """Return an entry of a card, else an empty one. Raises TypeError for another kind."""
     if not isinstance(value := record.get(name, kind()), kind):
         raise TypeError(f"{name} is {str(value)[:40]!r}")
     return value
 
 
 def _read_training(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What the card says of its making; whatever is told of a model relies on these entries being what they should be."""
+    """Return the `training` entry of a card.
+
+    Raises TypeError where an entry that descriptions of the model rely on has the wrong type.
+    """
     training: dict[str, Any] = _read_entry(card, "training")
     for name in ("parameters", "split", "patches", "tool"):
         _read_entry(training, name)
@@ -270,7 +364,10 @@ def _remedy(card: Mapping[str, Any]) -> str:
 def _check_shapes(
     path: Path, card: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raise ModelError where the file's tensors are not those of the card's network: before any of them is read, or the network built."""
+    """Check the file's tensors before any is read, or the network built.
+
+    Raises ModelError where they are not those of the card's network.
+    """
     try:
         name, side_px = str(card["architecture"]), PatchSpec(**card["patch"]).side_px
         outline = outline_network(name, side_px, NetworkOptions.from_json(card["options"]))
@@ -281,14 +378,16 @@ def _check_shapes(
             f"{path}: its card is damaged ({error}); train or export it again"
         ) from error
     wanted = {key: tuple(tensor.shape) for key, tensor in outline.state_dict().items()}
-    found = {key: shape for key, shape in shapes.items() if not key.startswith(PREFIX)}
+    found = {key: shape for key, shape in shapes.items() if not key.startswith(SELF_TEST_PREFIX)}
     if wrong := sorted({*wanted.items()} ^ {*found.items()}):
         key = wrong[0][0]
         raise ModelError(
             f"{path}: weights do not fit {name}: {key[:80]} has the shape {found.get(key, 'none')},"
             f" the network's has {wanted.get(key, 'none')}; train or export it again"
         )
-    tested = [shape[0] for key, shape in shapes.items() if key.startswith(PREFIX) and shape]
+    tested = [
+        shape[0] for key, shape in shapes.items() if key.startswith(SELF_TEST_PREFIX) and shape
+    ]
     if max(tested, default=0) > MAX_TESTED:
         raise ModelError(
             f"{path}: its self-test has {max(tested)} patches, more than {MAX_TESTED}; train it"

@@ -1,4 +1,4 @@
-"""Choosing where networks run, and what is known of it without trying."""
+"""Devices that networks run on, and their properties, found without a trial run."""
 
 import os
 from functools import cache
@@ -10,11 +10,11 @@ from wsi_pipeline.core.errors import EnvironmentFault
 
 CPUINFO = Path("/proc/cpuinfo")
 BF16_UNITS = ("amx_bf16", "avx512_bf16")
-"""What Linux calls the units of a CPU that multiply in bfloat16; without one it is emulated, at half the speed of fp32."""
+"""Linux's names of CPU units for bfloat16; emulated, it runs at half the speed of fp32."""
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the GPU where there is one. Raises EnvironmentFault where it is absent."""
+    """Return the device of that name; `auto`: a GPU if present. Raises EnvironmentFault."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -25,13 +25,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def cuda_version() -> str | None:
-    """The CUDA that torch was built for; None: for none."""
+    """Return the CUDA that torch was built for; None: for none."""
     version: str | None = torch.version.cuda
     return version
 
 
 def list_gpus() -> tuple[str, ...]:
-    """GPUs that torch can use on this machine, named as CUDA_VISIBLE_DEVICES names them: those that this process may see."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     visible = [
         name.strip()
         for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -42,7 +42,7 @@ def list_gpus() -> tuple[str, ...]:
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """What the CPU can do, in Linux's words; nothing where that is not told."""
+    """Return the CPU's features by Linux's names; empty where the system does not list them."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:
@@ -53,7 +53,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def find_bf16_unit() -> str | None:
-    """The CPU's unit for bfloat16; None where it has none."""
+    """Return the CPU's unit for bfloat16; None where it has none."""
     return next((unit for unit in BF16_UNITS if unit in cpu_flags()), None)
 
 

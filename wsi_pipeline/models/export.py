@@ -1,8 +1,8 @@
 """Networks in the formats of other programs: written, and read back as those programs do.
 
 An exported network takes prepared patches, float32 (b, 3, side, side) for any b, and gives two
-logits (b, 2), whose softmax is our calibrated probability: the temperature is folded in. No file
-tells where on whose machine it was made.
+logits (b, 2), whose softmax is the calibrated probability: the temperature is folded in. No file
+records paths of the machine that wrote it.
 """
 
 import io
@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.architectures.network import positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
-from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.models.model import Normalisation
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.models.zoo import TORCHSCRIPT, load_torchscript
-from wsi_pipeline.models.zoo_config import ZooConfig
+from wsi_pipeline.models.zoo import TORCHSCRIPT, ZooConfig, load_torchscript
 
 Run = Callable[[Tensor], Tensor]
 INPUT, OUTPUT = "pixels", "logits"
@@ -34,7 +33,7 @@ BATCH = torch.export.Dim("batch")
 
 
 class ExportedNetwork(nn.Module):
-    """A checkpoint's network with its temperature, and where it is asked for its normalisation, inside."""
+    """A checkpoint's network with its temperature and, on request, its normalisation."""
 
     mean: Tensor
     std: Tensor
@@ -62,7 +61,7 @@ class ExportedNetwork(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class ExportFormat:
-    """One format: its file, how it is written, and how it is read back."""
+    """One format: its file name, its writer and its reader."""
 
     file: str
     write: Callable[[nn.Module, Tensor, Path], None]
@@ -82,7 +81,7 @@ def _write_torchscript(network: nn.Module, example: Tensor, path: Path) -> None:
 
 
 def _write_without_origin(script: io.BytesIO, path: Path) -> None:
-    """The same TorchScript without the records of which line of which file each operation came from."""
+    """Write the same TorchScript without the records of source file and line of each operation."""
     with zipfile.ZipFile(script) as full, zipfile.ZipFile(path, "w") as lean:
         for member in full.infolist():
             # The identity is a hash over the records too; it is optional, as they are.
@@ -104,10 +103,9 @@ def _read_pt2(path: Path) -> Run:
 
 
 def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
-    _import_onnxruntime()  # before the work, where it is not there to check it
-    logging.getLogger("onnxscript").setLevel(
-        logging.ERROR
-    )  # it reports every step of its optimiser
+    _import_onnxruntime()  # fails before the work where the result could not be checked
+    # It reports every step of its optimiser.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     program = torch.onnx.export(
         _capture(network, example),
         input_names=[INPUT],
@@ -131,7 +129,7 @@ def _read_onnx(path: Path) -> Run:
 
 
 def _capture(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """The network's graph, without the lines of code that its operations came from."""
+    """Return the network's graph without the source lines of its operations."""
     program = torch.export.export(network, (example,), dynamic_shapes=({0: BATCH},))
     for part in program.graph_module.modules():
         if isinstance(part, torch.fx.GraphModule):
@@ -161,7 +159,7 @@ FORMATS: dict[str, ExportFormat] = {
 
 
 def describe_export(checkpoint: Checkpoint, *, is_normalised_inside: bool) -> ZooConfig:
-    """The configuration that goes beside an exported network."""
+    """Return the configuration that goes beside an exported network."""
     return ZooConfig(
         architecture=checkpoint.architecture,
         class_names=checkpoint.class_names,
@@ -176,7 +174,7 @@ def describe_export(checkpoint: Checkpoint, *, is_normalised_inside: bool) -> Zo
 def write_export(
     checkpoint: Checkpoint, name: str, path: Path, *, is_normalised_inside: bool
 ) -> None:
-    """Write a checkpoint's network in the format called `name`. Raises ModelError where that cannot be done."""
+    """Write a checkpoint's network in the format called `name`. Raises ModelError."""
     network = ExportedNetwork(
         checkpoint, checkpoint.normalisation if is_normalised_inside else None
     ).eval()
@@ -194,9 +192,10 @@ def write_export(
 
 
 def compare_export(checkpoint: Checkpoint, name: str, path: Path, config: ZooConfig) -> float:
-    """The largest difference in probability between a checkpoint and an exported file read back; NaN where it gives none.
+    """Return the largest difference in probability between a checkpoint and its export.
 
-    Compared on patches of noise and of plain colours, in two batches of different size.
+    NaN where the export gives NaN. The patches are noise and plain colours, in two batches of
+    different size. Raises ModelError where the exported file does not run.
     """
     pixels = _compared_patches(checkpoint.spec.side_px)
     try:

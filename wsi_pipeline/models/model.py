@@ -1,29 +1,197 @@
-"""What the pipeline knows of a trained model, whoever trained it."""
+"""The interface of trained models: normalisation of patches, self-test, terms of use."""
 
 import hashlib
+import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.models.self_test import SelfTest
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Mean and standard deviation per RGB channel, of pixels scaled to 0–1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        is_finite = all(
+            isinstance(value, int | float) and math.isfinite(value)
+            for value in (*self.mean, *self.std)
+        )
+        if len(self.mean) != 3 or len(self.std) != 3 or not is_finite or min(self.std) <= 0:
+            raise ModelError(
+                f"normalisation {self.mean} / {self.std} is not three means and three positive"
+                " deviations"
+            )
+
+
+def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:
+    """Return uint8 (b, side, side, 3) as float32 (b, 3, side, side), zero mean, unit deviation.
+
+    Mean and deviation are per channel; the result stays on the same device.
+    """
+    mean = torch.tensor(normalisation.mean, device=pixels.device) * 255
+    std = torch.tensor(normalisation.std, device=pixels.device) * 255
+    x = (pixels.float() - mean) / std  # (b, side, side, 3)
+    return x.permute(0, 3, 1, 2)  # (b, 3, side, side), channels last in memory
+
+
+class PatchNetwork(nn.Module):
+    """A network preceded by its normalisation; it takes uint8 (b, side, side, 3)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.network = network
+        self.normalisation = normalisation
+        self.register_buffer("mean", torch.tensor(normalisation.mean) * 255)
+        self.register_buffer("std", torch.tensor(normalisation.std) * 255)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = (pixels.float() - self.mean) / self.std  # (b, side, side, 3)
+        # (b, 3, side, side), channels last in memory
+        output: Tensor = self.network(x.permute(0, 3, 1, 2))
+        return output
+
+
+def measure_normalisation(pixels: Tensor) -> Normalisation:
+    """Return mean and deviation per channel of uint8 patches (n, side, side, 3), exactly."""
+    return normalisation_of(count_levels(pixels))
+
+
+def count_levels(pixels: Tensor) -> Tensor:
+    """Return the count of each value of uint8 patches (n, side, side, 3): int64 (3, 256), CPU."""
+    return torch.stack(
+        [
+            torch.bincount(pixels[..., channel].reshape(-1), minlength=256).cpu()
+            for channel in range(3)
+        ]
+    )
+
+
+def normalisation_of(counts: Tensor) -> Normalisation:
+    """Return mean and deviation per channel of pixels whose values were counted (3, 256)."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in counts.double():
+        share = channel / channel.sum()
+        mean = float((share * levels).sum())
+        variance = float((share * (levels - mean) ** 2).sum())
+        means.append(mean)
+        deviations.append(max(variance**0.5, 1 / 255))
+    return Normalisation(
+        mean=(means[0], means[1], means[2]), std=(deviations[0], deviations[1], deviations[2])
+    )
+
+
+PATCHES = 12
+GRAINS_PX = (2, 6, 20)
+"""Sizes of the blots that make up the synthetic patches."""
+HAEMATOXYLIN = (0.65, 0.70, 0.29)
+EOSIN = (0.07, 0.99, 0.11)
+"""Absorption of red, green and blue (Ruifrok & Johnston 2001)."""
+
+SELF_TEST_PREFIX = "self_test."
+"""Prefix of the names of its tensors beside the weights."""
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Patches with the probabilities that the reference network gives for them: fp32, CPU."""
+
+    pixels: Tensor
+    """uint8 (k, side, side, 3)"""
+    probability: Tensor
+    """float32 (k,)"""
+
+    def __post_init__(self) -> None:
+        count = self.pixels.shape[0] if self.pixels.ndim == 4 else 0
+        if (
+            self.pixels.dtype != torch.uint8
+            or self.probability.dtype != torch.float32
+            or self.probability.shape != (count,)
+            or not count
+        ):
+            raise ModelError("its self-test is not patches with a probability each; train it again")
+
+
+class Tested(Protocol):
+    """The parts of a model that a self-test needs."""
+
+    @property
+    def spec(self) -> PatchSpec: ...
+
+    def network(self) -> nn.Module: ...
+
+    def probability(self, output: Tensor) -> Tensor: ...
+
+
+def make_self_test(model: Tested) -> SelfTest:
+    """Return synthetic patches with the probabilities of the reference network."""
+    pixels = make_test_patches(model.spec.side_px)
+    return SelfTest(pixels, compute_reference(model, pixels))
+
+
+def compute_reference(model: Tested, pixels: Tensor) -> Tensor:
+    """Return the reference probabilities (b,): the unchanged network, fp32, one CPU thread."""
+    network = model.network()
+
+    def compute() -> Tensor:
+        # Of this thread alone: the last bits would depend on the number of cores.
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            return model.probability(network(pixels).float())
+
+    with ThreadPoolExecutor(1, "plain") as pool:
+        # A clone, because tensors of inference mode cannot be used outside it.
+        return pool.submit(compute).result().clone()
+
+
+def make_test_patches(side_px: int) -> Tensor:
+    """Return uint8 (12, side, side, 3): blots of haematoxylin and eosin, always the same.
+
+    They come in several sizes, from pale to dark.
+    """
+    generator = torch.Generator().manual_seed(0)
+    stains = torch.zeros(PATCHES, 2, side_px, side_px)
+    for grain in GRAINS_PX:
+        positions = -(-side_px // grain) + 1
+        blots = torch.rand(PATCHES, 2, positions, positions, generator=generator)
+        stains += interpolate(blots, (side_px, side_px), mode="bilinear", align_corners=True) / len(
+            GRAINS_PX
+        )
+    strength = torch.linspace(0.2, 6.0, PATCHES).view(-1, 1, 1, 1)
+    density = torch.einsum(
+        "bshw,sc->bhwc", strength * stains**2, torch.tensor([HAEMATOXYLIN, EOSIN])
+    )
+    return (torch.exp(-density) * 243).round().to(torch.uint8)  # (b, side, side, 3)
 
 
 class Model(Protocol):
-    """A trained network with its terms of use: a checkpoint of ours, or a folder as in the WSInfer zoo."""
+    """A trained network with its terms of use: a checkpoint, or a WSInfer zoo folder."""
 
     @property
     def architecture(self) -> str: ...
 
     @property
     def spec(self) -> PatchSpec:
-        """The patches that it was trained on; it must see no others."""
+        """The patches that it was trained on; it accepts no other size or scale."""
         ...
 
     @property
     def class_names(self) -> tuple[str, str]:
-        """The negative and the positive one."""
+        """The negative class and the positive class."""
         ...
 
     @property
@@ -43,40 +211,37 @@ class Model(Protocol):
 
     @property
     def digest(self) -> str:
-        """Names everything that decides its probabilities."""
+        """Identifier of everything that decides the model's probabilities."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """What results record about the model that made them."""
+        """Return the description of the model that results record."""
         ...
 
     @property
     def self_test(self) -> SelfTest | None:
-        """Patches with the probabilities that it gave for them when it was made; None where nobody stored any."""
+        """Patches with the probabilities recorded when the model was made; None: not stored."""
         ...
 
     @property
     def is_script(self) -> bool:
-        """Whether its network is TorchScript, whose code cannot be read again."""
+        """True if its network is TorchScript, whose code cannot be traced again."""
         ...
 
     @property
     def resizes_patches(self) -> bool:
-        """Whether its network resizes patches before it looks at them."""
+        """True if its network resizes patches first."""
         ...
 
     def network(self) -> nn.Module:
-        """A network of its own on the CPU: uint8 (b, side, side, 3) → output (b,) or (b, classes).
-
-        Raises ModelError where it cannot run.
-        """
+        """Return a new network on the CPU: uint8 (b, side, side, 3) → (b,) or (b, classes)."""
         ...
 
     def probability(self, output: Tensor) -> Tensor:
-        """The network's output, float32, as probability (b,) of the positive class."""
+        """Return the probability (b,) of the positive class from the network's output, float32."""
         ...
 
 
 def hash_patient(patient_id: str) -> str:
-    """A patient as results and exports remember them: enough to find them again, not to read their name."""
+    """Return the hash that results and exports record for a patient, in place of the name."""
     return hashlib.sha256(patient_id.encode()).hexdigest()[:16]

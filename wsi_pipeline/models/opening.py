@@ -1,8 +1,7 @@
-"""A model made ready to run: engine chosen, loaded, and its answers checked against known ones.
+"""Opening a model: engine chosen, model loaded, its answers compared with known ones.
 
-The choice travels between processes, each of which loads the model once.
-
-Also an untrained one to measure speed with: the network for IDC patches with fresh weights.
+The choice travels between processes, each of which loads the model once. An untrained model serves
+to measure speed.
 """
 
 import threading
@@ -20,46 +19,45 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.device import choose_device
-from wsi_pipeline.models.engines.choosing import Candidate, list_candidates
+from wsi_pipeline.models.engines import Candidate, list_candidates
 from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting
-from wsi_pipeline.models.inputs import Normalisation
-from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_same
-from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_unchanged
+from wsi_pipeline.models.model import Model, Normalisation, make_self_test
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.models.self_test import make_self_test
 
+CHECKED_PATCHES = 8
 SIDE_PX = 50
 MPP = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How well an engine keeps to what the model is known to give."""
+    """Difference between an engine's probabilities and the expected ones."""
 
     difference: float
     """The largest, in probability."""
     is_stored: bool
-    """Whether the model brought its answers, or they were computed here by the plain network."""
+    """True if the model brought its answers, or they were computed here by the plain network."""
 
     @property
-    def against(self) -> str:
-        """What the engine was held against."""
+    def reference(self) -> str:
+        """Name of the expected probabilities, for messages."""
         return (
             "stored self-test"
             if self.is_stored
-            else "plain network, for the model stores no self-test"
+            else "plain network, because the model stores no self-test"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A predictor whose answers were checked, and what is to be said of it."""
+class OpenedPredictor:
+    """A checked predictor and the line that describes its engine."""
 
     predictor: Predictor
     line: str
 
 
-Load = Callable[[EngineSetting], tuple[Predictor, Agreement]]
+LoadEngine = Callable[[EngineSetting], tuple[Predictor, Agreement]]
 
 
 def open_predictor(
@@ -68,8 +66,8 @@ def open_predictor(
     engine: str = AUTO,
     precision: str = AUTO,
     batch_size: int | None = None,
-) -> Opened:
-    """The predictor for a model, by the engine that is asked for or fits the device.
+) -> OpenedPredictor:
+    """Return the predictor for a model, by the engine that is asked for or fits the device.
 
     Raises ModelError where the engine cannot run the model, or gives other answers than it is known
     to give.
@@ -82,8 +80,8 @@ def open_predictor(
     return open_first(list_candidates(model, device, engine, precision), load)
 
 
-def open_first(candidates: Sequence[Candidate], load: Load) -> Opened:
-    """The first of the candidates that takes the model, opened by `load`. Raises ModelError where none does."""
+def open_first(candidates: Sequence[Candidate], load: LoadEngine) -> OpenedPredictor:
+    """Open the first of the candidates that takes the model. Raises ModelError where none does."""
     faults: list[str] = []
     for candidate in candidates:
         try:
@@ -93,24 +91,26 @@ def open_first(candidates: Sequence[Candidate], load: Load) -> Opened:
                 raise
             faults.append(str(error))
             continue
-        return Opened(predictor, _describe(predictor, agreement, [candidate.reason, *faults]))
-    raise ModelError("no engine comes into question; leave --engine auto")
+        return OpenedPredictor(
+            predictor, _describe(predictor, agreement, [candidate.reason, *faults])
+        )
+    raise ModelError("no engine can run this model; leave --engine auto")
 
 
 def check_answers(predictor: Predictor) -> Agreement:
-    """Hold a predictor against the model's self-test, or against the plain network where the model has none.
+    """Compare a predictor with the model's self-test or, without one, the reference network.
 
-    Raises ModelError naming model, engine and difference where they are too far apart.
+    Raises ModelError naming model, engine and difference where they differ by more than the
+    precision allows.
     """
     model, setting = predictor.model, predictor.setting
     known = model.self_test or make_self_test(model)
     given, expected = predictor(known.pixels.numpy()), known.probability.numpy()
-    if not (
-        np.isfinite(given).any() or np.isfinite(expected).any()
-    ):  # for some it may give none: they are unreadable then
+    # A network may give NaN for some patches, which are then unreadable.
+    if not (np.isfinite(given).any() or np.isfinite(expected).any()):
         raise ModelError(
             f"{model.architecture} {model.digest[:12]}: gives no number for any of {len(given)}"
-            " drawn patches; train it again"
+            " synthetic patches; train it again"
         )
     apart = np.abs(given - expected)
     apart[np.isnan(given) & np.isnan(expected)] = 0.0
@@ -123,17 +123,34 @@ def check_answers(predictor: Predictor) -> Agreement:
         )
         raise ModelError(
             f"{model.architecture} {model.digest[:12]}: {setting} gives probabilities that differ"
-            f" by {agreement.difference:.2g} from those of its {agreement.against}, at most"
+            f" by {agreement.difference:.2g} from those of its {agreement.reference}, at most"
             f" {setting.bound:g} is allowed; {remedy}"
         )
     return agreement
+
+
+def check_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
+    """Load a model, verify its checksums and run a batch. Raises ModelError with the fault."""
+    model = load_model(path, terms)
+    side = model.spec.side_px
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (CHECKED_PATCHES, side, side, 3), dtype=np.uint8
+    )
+    predictor = Predictor(model)
+    check_answers(predictor)
+    probability = predictor(pixels)
+    if not bool(((probability >= 0) & (probability <= 1)).all()):
+        raise ModelError(
+            f"{path}: gives numbers that are not probabilities; train or export it again"
+        )
+    return model
 
 
 def _describe(predictor: Predictor, agreement: Agreement, reasons: Sequence[str]) -> str:
     why = "; ".join(reason for reason in reasons if reason)
     return (
         f"engine {predictor.setting}{f' ({why})' if why else ''}: within {agreement.difference:.1g}"
-        f" of its {agreement.against}"
+        f" of its {agreement.reference}"
     )
 
 
@@ -150,7 +167,7 @@ def _open(
     terms: ExternalModelTerms,
 ) -> tuple[Predictor, Agreement]:
     choose_device(setting.device)  # which refuses one that is not there
-    predictor = Predictor(load_same(path, digest, terms), setting, batch_size)
+    predictor = Predictor(load_unchanged(path, digest, terms), setting, batch_size)
     return predictor, check_answers(predictor)
 
 
@@ -184,7 +201,7 @@ class ModelChoice:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """How a model is to be computed; "auto" leaves it to the device."""
+    """Device, engine, precision and batch size asked for; "auto" leaves each to the device."""
 
     device: str = AUTO
     engine: str = AUTO
@@ -195,7 +212,7 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedEngine:
-    """A choice that runs on this machine and gives the right answers, and a line that describes it."""
+    """A choice that runs on this machine and gives the right answers, and its description."""
 
     choice: ModelChoice
     line: str
@@ -233,8 +250,8 @@ def resolve_engine_for(
     return resolve_engine(load_model(path, terms), path, engine_request, terms)
 
 
-def draw_checkpoint(architecture: str = "idc_cnn") -> Checkpoint:
-    """An untrained checkpoint for patches of 50 px at 0.25 µm/px; the global random state stays as it is."""
+def make_random_checkpoint(architecture: str = "idc_cnn") -> Checkpoint:
+    """Return an untrained checkpoint for patches of 50 px at 0.25 µm/px, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         weights = build_network(architecture, SIDE_PX).state_dict()
@@ -244,6 +261,6 @@ def draw_checkpoint(architecture: str = "idc_cnn") -> Checkpoint:
         class_names=("negative", "positive"),
         normalisation=Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         threshold=0.5,
-        threshold_source="nobody's",
+        threshold_source="none: untrained",
         weights=weights,
     )

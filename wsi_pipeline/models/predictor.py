@@ -1,7 +1,4 @@
-"""Running a model over patches.
-
-How many patches the network is given at once depends on the device, and is measured on a GPU.
-"""
+"""Prediction: a model's engine applied to patches, in batches that suit the device."""
 
 import logging
 import threading
@@ -25,7 +22,7 @@ GPU_LANES = 2
 """One batch is copied while the other is computed."""
 MEASURED_TWICE = 2
 CPU_BATCH = 32
-"""Small batches stay in the CPU's cache: 32 patches of 50 px were a fifth faster than 64 for idc_cnn on two cores."""
+"""Small batches stay in the CPU's cache: 32 patches of 50 px were a fifth faster than 64."""
 CPU_PIXELS = CPU_BATCH * 50 * 50
 """Larger patches come in smaller batches."""
 GPU_FIXED_BATCH = 256
@@ -37,12 +34,12 @@ logger = logging.getLogger(__name__)
 
 
 class Predictor:
-    """Patches in, calibrated probabilities out; may be shared between threads, computes for one at a time."""
+    """A model's probabilities for patches; threads may share it and take turns."""
 
     def __init__(
         self, model: Model, setting: EngineSetting | None = None, batch_size: int | None = None
     ) -> None:
-        """`batch_size` None: chosen for the device. Raises ModelError where the engine cannot run the model."""
+        """Load the model; `batch_size` None: chosen for the device. Raises ModelError."""
         self.model = model
         self.setting = setting or EngineSetting()
         self._engine = ENGINES[self.setting.engine]
@@ -65,10 +62,10 @@ class Predictor:
         self._run = self._engine.load(model, self.setting, self.batch_size)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 (b, side, side, 3) → float32 (b,) probability of the positive class, NaN where the network gave no number.
+        """Return float32 (b,) probability of the positive class for uint8 (b, side, side, 3).
 
-        Raises ModelError for patches of another size than the model's, EnvironmentFault where the
-        device's memory does not suffice.
+        NaN where the network gave no finite number. Raises ModelError for patches of another size
+        than the model's, EnvironmentFault where the device's memory is too small.
         """
         side = self.model.spec.side_px
         if pixels.shape[1:] != (side, side, 3) or pixels.dtype != np.uint8:
@@ -97,7 +94,7 @@ class Predictor:
         probability = self._compute(self._run, pixels)
         if self.setting.precision != FP32 and not np.isfinite(probability).all():
             probability = np.where(
-                np.isfinite(probability), probability, self._compute(self._plain_run, pixels)
+                np.isfinite(probability), probability, self._compute(self._fp32_run, pixels)
             )
         probability[~np.isfinite(probability)] = np.nan
         return probability
@@ -111,22 +108,22 @@ class Predictor:
         return np.array(self.model.probability(run(pixels)[:count]).numpy(), dtype=np.float32)
 
     @property
-    def _plain_run(self) -> Run:
+    def _fp32_run(self) -> Run:
         """The same network in fp32, for batches that a lower precision made infinite."""
         with self._falling_back:
-            return self._loaded_plain_run
+            return self._loaded_fp32_run
 
     @cached_property
-    def _loaded_plain_run(self) -> Run:
+    def _loaded_fp32_run(self) -> Run:
         logger.warning(
             "%s gives numbers that are not finite for some patches; these are computed in fp32",
             self.setting,
         )
-        plain = EngineSetting("torch", FP32, self.setting.device)
-        return ENGINES[plain.engine].load(self.model, plain, self.batch_size)
+        fp32 = EngineSetting("torch", FP32, self.setting.device)
+        return ENGINES[fp32.engine].load(self.model, fp32, self.batch_size)
 
     def _measure(self) -> None:
-        """Choose the batch by what this device computes fastest; remembered as long as the predictor lives."""
+        """Choose the batch size that this device computes fastest; done once per predictor."""
         self.batch_size = measure_batch(self._time_batch)
         self._is_to_be_measured = False
         logger.info("batches of %d patches", self.batch_size)
@@ -160,14 +157,15 @@ def _compute_on_one_thread() -> None:
 
 
 def choose_cpu_batch(side_px: int) -> int:
-    """The batch for patches of a size on a CPU: read from a table, so that every run gives the same bits."""
+    """Return a CPU's batch size from a fixed rule, so that every run gives the same bits."""
     return max(1, min(CPU_BATCH, CPU_PIXELS // side_px**2))
 
 
 def measure_batch(seconds_of: Callable[[int], float]) -> int:
-    """The batch, doubled from 32 on while that brings more patches per second, halved where memory does not suffice.
+    """Return the fastest batch size: doubled from 32 while the rate grows by 5 %.
 
-    `seconds_of` computes a batch of a size. Raises EnvironmentFault where not even one patch fits.
+    It is halved where memory is too small. `seconds_of` computes a batch of a given size. Raises
+    EnvironmentFault where one patch does not fit.
     """
     size, best, best_rate = SMALLEST_MEASURED, 0, 0.0
     while size <= LARGEST_MEASURED:
@@ -188,7 +186,7 @@ def measure_batch(seconds_of: Callable[[int], float]) -> int:
 
 
 def halve(size: int, error: BaseException) -> int:
-    """Half the batch. Raises EnvironmentFault where it was one patch already."""
+    """Return half the batch. Raises EnvironmentFault where it was one patch already."""
     if size == 1:
         raise EnvironmentFault(
             "the device's memory does not hold the model and one patch; free it, or use"

@@ -1,33 +1,221 @@
-"""Models of others: folders as in the WSInfer zoo, with `config.json` and `torchscript_model.pt`.
+"""External models: WSInfer zoo folders (specification 1.0).
 
-TorchScript is code. A file of it is loaded only where the user names its SHA-256, in every process
-that loads it, and what was hashed is what is loaded: the same bytes in memory.
+A folder holds `config.json` and `torchscript_model.pt`. TorchScript is code: a file is loaded only
+where the user names its SHA-256, in every process, and the bytes that were hashed are the bytes
+that are loaded.
 """
 
 import hashlib
 import io
+import math
 import re
 import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.core.recipe import recipe_digest
-from wsi_pipeline.models.self_test import SelfTest
-from wsi_pipeline.models.zoo_config import CONFIG_JSON, ZooConfig, read_zoo_config
+from wsi_pipeline.models.model import Normalisation, SelfTest
+
+CONFIG_JSON = "config.json"
+OURS = "wsi"
+SPEC_VERSION = "1.0"
+MAX_BYTES = 1_000_000
+MAX_RESIZED_PX = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ZooConfig:
+    """The terms of use that a model folder states."""
+
+    architecture: str
+    class_names: tuple[str, ...]
+    """In the order of the network's outputs."""
+    spec: PatchSpec
+    resized_px: int | None = None
+    """Side that patches are resized to; None: not resized."""
+    normalisation: Normalisation | None = None
+    """None: the network takes pixels scaled to 0–1."""
+    is_leaky: bool = False
+    """A model of wsi, split at random; this and the next field stand under the key `wsi`."""
+    seen_patients: tuple[str, ...] = ()
+    """Hashes of the patients that a model of wsi was made with."""
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Return uint8 (b, side, side, 3) as float32 (b, 3, side, side), ready for the network.
+
+        The result stays on the same device.
+        """
+        x = pixels.permute(0, 3, 1, 2)  # (b, 3, side, side)
+        if self.resized_px is not None and self.resized_px != x.shape[-1]:
+            # Here, because importing torchvision takes seconds.
+            from torchvision.transforms.functional import resize
+
+            x = resize(x, [self.resized_px, self.resized_px], antialias=True)
+        x = x.float() / 255
+        if self.normalisation is None:
+            return x
+        mean = torch.tensor(self.normalisation.mean, device=x.device).view(3, 1, 1)
+        return (x - mean) / torch.tensor(self.normalisation.std, device=x.device).view(3, 1, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of config.json."""
+        transform: list[dict[str, Any]] = [
+            {"name": "Resize", "arguments": {"size": self.resized_px or self.spec.side_px}},
+            {"name": "ToTensor"},
+        ]
+        if self.normalisation is not None:
+            statistics = {
+                "mean": list(self.normalisation.mean),
+                "std": list(self.normalisation.std),
+            }
+            transform.append({"name": "Normalize", "arguments": statistics})
+        ours = {"is_leaky": self.is_leaky, "seen_patients": list(self.seen_patients)}
+        return {
+            "spec_version": SPEC_VERSION,
+            "architecture": self.architecture,
+            "num_classes": len(self.class_names),
+            "class_names": list(self.class_names),
+            "patch_size_pixels": self.spec.side_px,
+            "spacing_um_px": self.spec.mpp,
+            "transform": transform,
+            **({OURS: ours} if any(ours.values()) else {}),
+        }
+
+
+def read_zoo_config(path: Path) -> ZooConfig:
+    """Read and check a config.json. Raises ModelError naming the invalid entry."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ModelError(
+                f"{path}: {path.stat().st_size} bytes are too many for a model's configuration;"
+                " give another folder"
+            )
+        value = parse_json(path.read_bytes())
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); a model folder needs it"
+        ) from error
+    except ValueError as error:
+        raise ModelError(
+            f"{path}: not JSON ({' '.join(str(error).split())[:120]}); copy it again"
+        ) from error
+    try:
+        return parse_zoo_config(value)
+    except (ModelError, ConfigError) as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def parse_zoo_config(value: Any) -> ZooConfig:
+    """Return the configuration in a JSON value. Raises ModelError or ConfigError with the entry."""
+    if not isinstance(value, Mapping):
+        raise ModelError("is not a JSON object; see the WSInfer zoo for its entries")
+    if value.get("spec_version") != SPEC_VERSION:
+        raise ModelError(
+            f"spec_version is {value.get('spec_version')!r}; this version of wsi reads"
+            f" {SPEC_VERSION!r}"
+        )
+    names = value.get("class_names")
+    if not (
+        isinstance(names, list)
+        and names
+        and all(isinstance(name, str) and name for name in names)
+        and len(names) == len({*names})
+    ):
+        raise ModelError("class_names must be a list of different names")
+    if value.get("num_classes") != len(names):
+        raise ModelError(
+            f"num_classes is {value.get('num_classes')!r} and class_names has {len(names)}; they"
+            " must agree"
+        )
+    architecture = value.get("architecture")
+    if not (isinstance(architecture, str) and architecture):
+        raise ModelError("architecture must be a name")
+    side_px, mpp = value.get("patch_size_pixels"), value.get("spacing_um_px")
+    if not _is_whole(side_px) or not _is_number(mpp):
+        raise ModelError("patch_size_pixels must be a whole number and spacing_um_px a number")
+    resized_px, normalisation = _parse_transform(value.get("transform"))
+    spec = PatchSpec(side_px, side_px, float(mpp))
+    return ZooConfig(
+        architecture,
+        tuple(names),
+        spec,
+        resized_px,
+        normalisation,
+        *_parse_ours(value.get(OURS, {})),
+    )
+
+
+def _parse_ours(value: Any) -> tuple[bool, tuple[str, ...]]:
+    """Return `is_leaky` and the hashes of the patients that an export by wsi records."""
+    is_leaky, seen = (
+        (value.get("is_leaky", False), value.get("seen_patients", []))
+        if isinstance(value, Mapping)
+        else (None, None)
+    )
+    if not (
+        isinstance(is_leaky, bool)
+        and isinstance(seen, list)
+        and all(isinstance(name, str) for name in seen)
+    ):
+        raise ModelError(f"{OURS} must hold is_leaky, true or false, and the list seen_patients")
+    return is_leaky, tuple(seen)
+
+
+def _parse_transform(steps: Any) -> tuple[int | None, Normalisation | None]:
+    """Return the side that patches are resized to and the normalisation."""
+    if not (isinstance(steps, list) and all(isinstance(step, Mapping) for step in steps)):
+        raise ModelError("transform must be a list of steps with a name each")
+    names = [step.get("name") for step in steps]
+    if names not in (
+        ["ToTensor"],
+        ["Resize", "ToTensor"],
+        ["ToTensor", "Normalize"],
+        ["Resize", "ToTensor", "Normalize"],
+    ):
+        raise ModelError(
+            f"transform is {names}; it must be ToTensor, with Resize before and Normalize after"
+            " where they are needed"
+        )
+    arguments = {step["name"]: step.get("arguments") or {} for step in steps}
+    if not all(isinstance(entry, Mapping) for entry in arguments.values()):
+        raise ModelError("the arguments of a transform must be an object")
+    size = arguments["Resize"].get("size") if "Resize" in arguments else None
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    if "Resize" in arguments and not (_is_whole(size) and 1 <= size <= MAX_RESIZED_PX):
+        raise ModelError(
+            f"Resize has the size {size}; it must be one side between 1 and {MAX_RESIZED_PX} px"
+        )
+    if "Normalize" not in arguments:
+        return size, None
+    mean, std = (arguments["Normalize"].get(name) for name in ("mean", "std"))
+    if not (isinstance(mean, list) and isinstance(std, list)):
+        raise ModelError("Normalize needs the lists mean and std")
+    return size, Normalisation(tuple(mean), tuple(std))  # which checks their length
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
 
 TORCHSCRIPT = "torchscript_model.pt"
 TRUST = re.compile(r"sha256:([0-9a-f]{64})")
 EXTERNAL_THRESHOLD = 0.5
 MAX_SCRIPT_BYTES = 4 * 1024**3
-"""It is read into memory whole."""
+"""The file is read into memory whole."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +227,7 @@ class ExternalModel:
     script: bytes = field(repr=False)
     script_sha256: str
     positive_index: int
-    """Which of the network's outputs is the positive class."""
+    """Index of the positive class in the network's outputs."""
 
     threshold: float = EXTERNAL_THRESHOLD
     threshold_source: str = "one half, for its folder states none"
@@ -54,7 +242,7 @@ class ExternalModel:
 
     @property
     def class_names(self) -> tuple[str, str]:
-        """The negative and the positive one; where there are not exactly two, the negative one is everything else."""
+        """The negative and the positive class; of more than two, all others are negative."""
         names = self.config.class_names
         negative = (
             names[1 - self.positive_index] if len(names) == 2 else f"not {self.positive_class}"
@@ -75,7 +263,7 @@ class ExternalModel:
 
     @property
     def digest(self) -> str:
-        """Names script, configuration and positive class together."""
+        """Digest of script, configuration and positive class."""
         return recipe_digest(
             {
                 "script": self.script_sha256,
@@ -124,7 +312,7 @@ class ExternalModel:
         if output.shape != (2, outputs) and not (outputs == 1 and output.shape == (2,)):
             raise ModelError(
                 f"{self.path}: gives {tuple(output.shape)} for 2 patches and {outputs} classes;"
-                f" mend its {CONFIG_JSON}"
+                f" correct its {CONFIG_JSON}"
             )
         return network
 
@@ -135,7 +323,7 @@ class ExternalModel:
 
 
 class PreparedScript(nn.Module):
-    """TorchScript with the preparation of its patches before it."""
+    """TorchScript preceded by the preparation of its patches."""
 
     def __init__(self, script: nn.Module, config: ZooConfig) -> None:
         super().__init__()
@@ -150,10 +338,10 @@ class PreparedScript(nn.Module):
 def load_external(
     folder: Path, trust: str | None, positive_class: str | None = None
 ) -> ExternalModel:
-    """A model folder whose TorchScript has the digest `trust` (sha256:…).
+    """Load a model folder whose TorchScript has the digest `trust` (sha256:…).
 
     Raises ModelError where it is not trusted, naming its digest, where a file is absent or damaged,
-    or where it is unclear which class is the positive one; nothing of the script has run then.
+    or where the positive class is unclear; nothing of the script has run then.
     """
     config = read_zoo_config(folder / CONFIG_JSON)
     positive_index = _find_positive(folder, config.class_names, positive_class)
@@ -163,7 +351,7 @@ def load_external(
     if trust is None:
         raise ModelError(
             f"{path}: is TorchScript, which is code and would run with your rights; "
-            f"if you trust whoever made it, add --trust-model sha256:{digest}"
+            f"if you trust its maker, add --trust-model sha256:{digest}"
         )
     if digest != parse_trust(trust):
         raise ModelError(
@@ -174,7 +362,7 @@ def load_external(
 
 
 def read_script(path: Path) -> bytes:
-    """The bytes of a TorchScript file. Raises ModelError where it cannot be read."""
+    """Return the bytes of a TorchScript file. Raises ModelError where it cannot be read."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SCRIPT_BYTES:
@@ -190,23 +378,22 @@ def read_script(path: Path) -> bytes:
 
 
 def parse_trust(text: str) -> str:
-    """The hex digest in `sha256:…`. Raises ConfigError where it is none."""
+    """Return the hex digest in `sha256:…`. Raises ConfigError where there is none."""
     match = TRUST.fullmatch(text.strip().lower())
     if match is None:
         raise ConfigError(
-            f"{text!r} is no digest; give the one that the refusal prints, such as sha256:9f86d0…,"
-            " all 64 digits of it"
+            f"{text!r} is not a digest; give all 64 digits of the one that the refusal prints, such"
+            " as sha256:9f86d0…"
         )
     return match[1]
 
 
 def load_torchscript(script: bytes, path: Path) -> nn.Module:
-    """The network in a TorchScript file that is trusted already, on the CPU. Raises ModelError where it cannot be loaded."""
+    """Load a trusted TorchScript file on the CPU. Raises ModelError where it cannot be loaded."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # torch would rather have torch.export; the zoo has TorchScript
+            # torch recommends torch.export; the zoo has TorchScript.
+            warnings.simplefilter("ignore", FutureWarning)
             network = torch.jit.load(io.BytesIO(script), map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise ModelError(
@@ -224,7 +411,7 @@ def _find_positive(folder: Path, names: tuple[str, ...], wanted: str | None) -> 
         return names.index(wanted)
     if len(names) > 2:
         raise ModelError(
-            f"{folder}: tells {len(names)} classes apart ({listed}); say which is positive with"
+            f"{folder}: has {len(names)} classes ({listed}); name the positive one with"
             " --positive-class"
         )
     return len(names) - 1

@@ -1,21 +1,24 @@
-"""What people open: one file per format. A writer is one file and one line in WRITERS."""
+"""Outputs: one file per format. A writer is one file and one line in WRITERS."""
 
-from wsi_pipeline.outputs.dicom import write_dicom
-from wsi_pipeline.outputs.gallery_png import write_gallery
-from wsi_pipeline.outputs.heatmap_png import write_heatmap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from wsi_pipeline.core.choices import COLORMAPS, OUTPUT_GROUPS
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.outputs.dicom import check_installed, write_dicom
+from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.ome_tiff import write_ome_tiff
 from wsi_pipeline.outputs.ome_zarr import write_ome_zarr
-from wsi_pipeline.outputs.overlay_png import write_overlay
 from wsi_pipeline.outputs.patches_csv import write_patches_csv
 from wsi_pipeline.outputs.patches_geojson import write_patches_geojson
 from wsi_pipeline.outputs.patches_parquet import write_patches_parquet
+from wsi_pipeline.outputs.png import write_gallery, write_heatmap, write_overlay
 from wsi_pipeline.outputs.regions_csv import write_regions_csv
 from wsi_pipeline.outputs.regions_geojson import write_regions_geojson
 from wsi_pipeline.outputs.report_html import write_report
-from wsi_pipeline.outputs.result import SlideResult, Writer
+from wsi_pipeline.outputs.result import PlotStyle, Writer
 from wsi_pipeline.outputs.summary_json import write_summary
-
-__all__ = ["WRITERS", "SlideResult", "Writer"]
 
 WRITERS: dict[str, Writer] = {
     "heatmap": write_heatmap,
@@ -33,3 +36,81 @@ WRITERS: dict[str, Writer] = {
     "dicom": write_dicom,
 }
 """Everything that can be written into a slide's folder besides its predictions."""
+
+ALWAYS = "summary"
+"""Without it a slide's folder does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything that decides a slide's outputs, given its predictions."""
+
+    formats: tuple[str, ...] = OUTPUT_GROUPS["all"]
+    """Names in WRITERS, in their order; `choose_formats` makes them of what a user names."""
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    plot_style: PlotStyle = field(default_factory=PlotStyle)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the view as it is recorded in manifests."""
+        return {
+            "formats": list(self.formats),
+            **asdict(self.aggregation),
+            **asdict(self.plot_style),
+        }
+
+
+def choose_formats(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the formats named by formats and groups, in the order of WRITERS.
+
+    Raises ConfigError for an unknown name, or where an extra is missing.
+    """
+    chosen = {ALWAYS}
+    for name in names:
+        if name not in WRITERS and name not in OUTPUT_GROUPS:
+            raise ConfigError(
+                f"--outputs {name}: no such format; choose from"
+                f" {', '.join([*OUTPUT_GROUPS, *WRITERS])}"
+            )
+        chosen |= set(OUTPUT_GROUPS.get(name, (name,)))
+    if "dicom" in chosen:
+        check_installed()
+    return tuple(name for name in WRITERS if name in chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Options of the outputs and how they look, named like those of the commands."""
+
+    outputs: str = "all"
+    """Formats and groups, with commas."""
+    colormap: str = COLORMAPS[0]
+    alpha: float = 0.45
+    """Opacity of the map in overlay.png, 0 to 1."""
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """The threshold and the regions that count: the model's own."""
+        return Aggregation()
+
+    @property
+    def view(self) -> View:
+        """Everything that decides a slide's outputs. Raises ConfigError."""
+        names = [name.strip() for name in self.outputs.split(",") if name.strip()]
+        return View(choose_formats(names), self.aggregation, PlotStyle(self.colormap, self.alpha))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AggregateOptions(OutputOptions):
+    """Options of `wsi aggregate`, named like the command's."""
+
+    threshold: float | None = None
+    """None: the model's own."""
+    smooth: float = 0.0
+    """Standard deviation of a Gaussian in µm."""
+    min_region_mm2: float = 0.0
+    force: bool = False
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """The threshold and the regions that count."""
+        return Aggregation(self.threshold, self.smooth, self.min_region_mm2)

@@ -1,6 +1,6 @@
-"""Figures in millimetres of slide: axes, colour scale and scale bar, the same for every map.
+"""Plots in millimetres of slide: axes, colour scale and scale bar, the same for every map.
 
-Also maps as pixels: the colours of every picture, one pixel per cell.
+Also maps as pixels: the colours of every image, one pixel per patch.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ Extent = tuple[float, float, float, float]
 
 
 def grid_extent_mm(table: PatchTable) -> Extent:
-    """Where the grid lies on the slide."""
+    """Return the rectangle that the grid covers on the slide."""
     grid, mpp = table.grid, table.slide.mpp
     x, y = (origin * mpp / 1000 for origin in grid.origin_xy_l0)
     pitch_mm = grid.spec.stride_px * float(grid.downsample) * mpp / 1000
@@ -39,7 +39,7 @@ def grid_extent_mm(table: PatchTable) -> Extent:
 
 
 def thumbnail_extent_mm(thumbnail: Thumbnail, slide_mpp: float) -> Extent:
-    """Where the thumbnail lies on the slide."""
+    """Return the rectangle that the thumbnail covers on the slide."""
     pixel_mm = float(thumbnail.downsample) * slide_mpp / 1000
     x, y = (origin * slide_mpp / 1000 for origin in thumbnail.origin_xy_l0)
     height, width = thumbnail.pixels.shape[:2]
@@ -47,19 +47,19 @@ def thumbnail_extent_mm(thumbnail: Thumbnail, slide_mpp: float) -> Extent:
 
 
 def open_canvas(result: SlideResult) -> tuple[Figure, Axes]:
-    """An empty figure of the slide's shape, titled with its figures."""
+    """Return an empty plot of the slide's shape, titled with name and counts."""
     return _frame(result.table, _title(result))
 
 
 def frame_slide(table: PatchTable, title: str) -> tuple[Figure, Axes]:
-    """A figure with the slide's thumbnail in it."""
+    """Return a plot of the slide's thumbnail."""
     figure, axes = _frame(table, plain_text(title))
     show_thumbnail(axes, table)
     return figure, axes
 
 
 def show_thumbnail(axes: Axes, table: PatchTable) -> None:
-    """Draw the slide beneath everything else."""
+    """Draw the slide below everything else."""
     extent = thumbnail_extent_mm(table.thumbnail, table.slide.mpp)
     axes.imshow(table.thumbnail.pixels, extent=extent, interpolation="antialiased", zorder=0)
 
@@ -81,7 +81,7 @@ def _frame(table: PatchTable, title: str) -> tuple[Figure, Axes]:
 
 
 def plain_text(text: str) -> str:
-    """A dollar sign would begin a formula."""
+    """Return a dollar sign would begin a formula."""
     return text.replace("$", r"\$")
 
 
@@ -116,7 +116,7 @@ def _scale_bar(axes: Axes, width_mm: float) -> AnchoredSizeBar:
 def draw_probability(
     axes: Axes, heatmap: Heatmap, extent: Extent, colormap: str, alpha: float
 ) -> AxesImage:
-    """The map on its fixed 0–1 scale; cells not assessed stay transparent."""
+    """Draw the map on its fixed 0–1 scale; positions not assessed stay transparent."""
     return axes.imshow(
         (
             np.ma.masked_invalid(heatmap.probability)
@@ -134,7 +134,7 @@ def draw_probability(
 
 
 def draw_color_bar(figure: Figure, axes: Axes, image: AxesImage, heatmap: Heatmap) -> None:
-    """The colour bar, with the threshold marked."""
+    """Draw the colour bar, with the threshold marked."""
     bar = figure.colorbar(
         image, ax=axes, shrink=0.8, label=f"probability of {heatmap.positive_class}"
     )
@@ -154,7 +154,7 @@ def draw_color_bar(figure: Figure, axes: Axes, image: AxesImage, heatmap: Heatma
 
 
 def outline_positive(axes: Axes, result: SlideResult, color: str) -> None:
-    """The borders of the positive regions that count; none where they are so many that they would hide the map."""
+    """Draw the borders of the positive regions; none where they would hide the map."""
     polygons = shapely.get_parts([region.outline for region in result.regions])
     if not 0 < shapely.get_num_coordinates(polygons).sum() <= MAX_CORNERS:
         return
@@ -166,7 +166,7 @@ def outline_positive(axes: Axes, result: SlideResult, color: str) -> None:
 
 
 def save_canvas(figure: Figure, path: Path) -> None:
-    """Write a PNG whose bytes depend on nothing but the picture."""
+    """Write a PNG whose bytes depend only on the image."""
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
@@ -178,7 +178,10 @@ def colour_table(name: str = COLORMAPS[0]) -> NDArray[np.uint8]:
 def paint_map(
     probability: NDArray[np.float32], threshold: float | None = None
 ) -> NDArray[np.uint8]:
-    """RGBA (rows, cols, 4): opaque where assessed, transparent elsewhere and, where a threshold is given, below it."""
+    """Return RGBA (rows, cols, 4): opaque where assessed, transparent elsewhere.
+
+    With a threshold, values below it are transparent too.
+    """
     is_shown = (
         ~np.isnan(probability) if threshold is None else find_positive(probability, threshold)
     )

@@ -1,6 +1,11 @@
-"""annotations.dcm and segmentation.dcm: regions and map as DICOM objects, where the slide is DICOM itself (extra `dicom`)."""
+"""annotations.dcm and segmentation.dcm: regions and map of a DICOM slide (extra `dicom`).
+
+They refer to the slide by its UIDs and geometry, copied by an allow-list; nothing about a patient
+is copied.
+"""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +14,91 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.recipe import TOOL, tool_version
-from wsi_pipeline.outputs import dicom_source
 from wsi_pipeline.outputs.pyramid import find_place, image_of
 from wsi_pipeline.outputs.result import SlideResult
+
+SOURCE_JSON = "dicom_source.json"
+WHOLE_SLIDE_IMAGE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+KEPT = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
+    "FrameOfReferenceUID", "PositionReferenceIndicator", "Modality", "ImageType", "Rows",
+    "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
+    "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration",
+    "TotalPixelMatrixColumns", "TotalPixelMatrixRows", "TotalPixelMatrixFocalPlanes",
+    "TotalPixelMatrixOriginSequence", "ImageOrientationSlide", "DimensionOrganizationType",
+    "ImagedVolumeWidth", "ImagedVolumeHeight", "ImagedVolumeDepth",
+    "SharedFunctionalGroupsSequence",
+)  # fmt: skip
+KEPT_OF_SHARED = ("PixelMeasuresSequence",)
+EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
+    "StudyTime", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+"""Demanded by DICOM, allowed to be empty."""
+
+
+def find_source(result: SlideResult, folder: Path) -> Any | None:
+    """Return the slide's reduced header, also written to `folder`; None for other slides.
+
+    It comes from the slide or from the folder of an earlier run.
+    """
+    import pydicom
+
+    header = _read_slide(Path(result.table.slide.path), result.table.slide.size_l0)
+    if header is None and result.previous is not None and (result.previous / SOURCE_JSON).is_file():
+        header = pydicom.Dataset.from_json(json.loads((result.previous / SOURCE_JSON).read_bytes()))
+    if header is not None:
+        (folder / SOURCE_JSON).write_text(
+            json.dumps(header.to_json_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+        )
+    return header
+
+
+def _read_slide(path: Path, size_l0: tuple[int, int]) -> Any | None:
+    """Return the reduced header of the file in the series of `path` that holds level 0."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    def read(file: Path) -> Any | None:
+        try:
+            return pydicom.dcmread(file, stop_before_pixels=True)
+        except (InvalidDicomError, OSError):
+            return None
+
+    first = read(path) if path.is_file() else None
+    if first is None or first.get("SOPClassUID") != WHOLE_SLIDE_IMAGE:
+        return None
+    for file in sorted(path.parent.iterdir()):
+        header = read(file) if file.is_file() else None
+        is_of_series = (
+            header is not None and header.get("SeriesInstanceUID") == first.SeriesInstanceUID
+        )
+        if (
+            header is not None
+            and is_of_series
+            and (header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows) == size_l0
+        ):
+            return _reduce(header)
+    return None
+
+
+def _reduce(header: Any) -> Any:
+    """Return a header of the allowed elements only."""
+    import pydicom
+
+    reduced = pydicom.Dataset()
+    for keyword in KEPT:
+        if keyword in header:
+            reduced[keyword] = header[keyword]
+    shared = pydicom.Dataset()
+    for keyword in KEPT_OF_SHARED:
+        if keyword in header.SharedFunctionalGroupsSequence[0]:
+            shared[keyword] = header.SharedFunctionalGroupsSequence[0][keyword]
+    reduced.SharedFunctionalGroupsSequence = [shared]
+    for keyword in EMPTY:
+        setattr(reduced, keyword, "")
+    return reduced
+
 
 ANNOTATIONS = "annotations.dcm"
 SEGMENTATION = "segmentation.dcm"
@@ -19,7 +106,7 @@ TILE = 512
 LABEL_LENGTH = 64
 """Longest label that DICOM allows."""
 FIXED = {"DA": "19700101", "TM": "000000", "DT": "19700101000000"}
-"""Dates and times by type: DICOM demands a date; when a slide was worked on is nobody's business, and the bytes must not change."""
+"""Dates and times by type: DICOM requires them; fixed ones hide the day and keep the bytes."""
 
 
 def check_installed() -> None:
@@ -32,12 +119,13 @@ def check_installed() -> None:
 
 
 def write_dicom(result: SlideResult, folder: Path) -> None:
-    """Annotations (a polygon per region) and a fractional segmentation (a pixel per patch); nothing where the slide is no DICOM.
+    """Write a polygon per region and a fractional segmentation, a pixel per patch.
 
-    They refer to the slide by its UIDs; no patient's name, number or date is copied from it.
+    Writes nothing where the slide is not DICOM. No patient's name, number or date is copied from
+    it.
     """
     check_installed()
-    source = dicom_source.find_source(result, folder)
+    source = find_source(result, folder)
     if source is None:
         return
     dimensions = _uid(result, "dimensions")
@@ -47,7 +135,10 @@ def write_dicom(result: SlideResult, folder: Path) -> None:
 
 
 def _annotate(result: SlideResult, source: Any) -> Any:
-    """Microscopy Bulk Simple Annotations: the shells of all regions, in pixels of the source's total pixel matrix."""
+    """Return the outer rings of all regions as Microscopy Bulk Simple Annotations.
+
+    Their frame is the source's total pixel matrix.
+    """
     import highdicom as hd
 
     shells, probability = _list_shells(result)
@@ -75,7 +166,7 @@ def _annotate(result: SlideResult, source: Any) -> Any:
 
 
 def _list_shells(result: SlideResult) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
-    """The outer rings of every region, open, and the mean probability of their regions; DICOM polygons have no holes."""
+    """Return the outer rings of every region, without holes, and the probability of each."""
     shells: list[NDArray[np.float32]] = []
     probability: list[float] = []
     for region in result.regions:
@@ -111,13 +202,13 @@ def _segment(result: SlideResult, source: Any) -> Any:
         omit_empty_frames=False,
         series_number=1002,
         instance_number=1,
-        **_place(result, source),
+        **_locate(result, source),
         **_identity(result, SEGMENTATION),
     )
 
 
-def _place(result: SlideResult, source: Any) -> dict[str, Any]:
-    """Where the map's pixels lie, in the slide's own coordinates in mm."""
+def _locate(result: SlideResult, source: Any) -> dict[str, Any]:
+    """Return the place of the map's pixels in the slide's own coordinates, in mm."""
     import highdicom as hd
 
     place = find_place(result.table.grid, result.table.slide.mpp)
@@ -172,7 +263,7 @@ def _measure(probability: NDArray[np.float32]) -> Any:
 
 
 def _identity(result: SlideResult, name: str) -> dict[str, Any]:
-    """Who made it, and names that are the same on every run."""
+    """Return maker and UIDs, the same on every run."""
     return {
         "series_instance_uid": _uid(result, name, "series"),
         "sop_instance_uid": _uid(
@@ -199,13 +290,13 @@ def _uid(result: SlideResult, *parts: Any) -> Any:
 
 
 def _save(dataset: Any, path: Path, dimensions_uid: Any) -> None:
-    """Write with fixed dates and names: the libraries fill in the clock and random UIDs, also deep inside."""
+    """Write with fixed dates and UIDs, where the libraries use the clock and random UIDs."""
 
-    def settle(_: Any, element: Any) -> None:
+    def fix(_: Any, element: Any) -> None:
         if element.VR in FIXED and element.value:
             element.value = FIXED[element.VR]
         if element.keyword == "DimensionOrganizationUID":
             element.value = dimensions_uid
 
-    dataset.walk(settle)
+    dataset.walk(fix)
     dataset.save_as(path)

@@ -1,4 +1,4 @@
-"""Aggregation: from the probabilities of patches to a slide's map and its figures."""
+"""Aggregation: from the probabilities of patches to a slide's map and its summary."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +14,19 @@ from wsi_pipeline.core.outcome import SlideState, SlideSummary, state_of
 from wsi_pipeline.store.predictions import Predictions
 
 HOT_SPOT_MM = 1.0
-"""Side of the window that a hot-spot is sought with."""
+"""Side of the window of a hot spot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """How probabilities become a map with positive areas."""
+    """Threshold, smoothing and smallest region that turn probabilities into a map."""
 
     threshold: float | None = None
     """Probability from which on a patch counts as positive; None: the model's own."""
     smooth_um: float = 0.0
-    """Standard deviation in µm of a Gaussian over the assessed patches; 0: the map as it was predicted."""
+    """Standard deviation in µm of a Gaussian over the assessed patches; 0: no smoothing."""
     min_region_mm2: float = 0.0
-    """Positive cells in smaller groups than this do not count as positive."""
+    """Groups of positive patches that are smaller than this do not count as positive."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -47,13 +47,13 @@ class Heatmap:
     positive_class: str
     negative_class: str = "negative"
     threshold_source: str = "model"
-    """Who chose the threshold: "model" or "user"."""
+    """Source of the threshold: "model" or "user"."""
     smooth_um: float = 0.0
     min_region_mm2: float = 0.0
 
     @property
     def positive(self) -> NDArray[np.bool_]:
-        """(rows, cols) cells at or above the threshold, in groups that are large enough; NaN never is."""
+        """(rows, cols) True at or above the threshold, in groups that are large enough."""
         positive = find_positive(self.probability, self.threshold)
         return (
             drop_small_groups(positive, self.min_region_mm2 / self.grid.patch_area_mm2)
@@ -63,7 +63,7 @@ class Heatmap:
 
 
 def find_positive(probability: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
-    """Whether each value reaches the threshold; NaN never does."""
+    """Return whether each value reaches the threshold; NaN never does."""
     # In float32 like the probabilities: 0.3 as float64 is not reached by a stored 0.3.
     positive: NDArray[np.bool_] = probability >= np.float32(threshold)
     return positive
@@ -76,7 +76,7 @@ def build_heatmap(
     smooth_um: float = 0.0,
     min_region_mm2: float = 0.0,
 ) -> Heatmap:
-    """The map of a slide's predictions, at the model's threshold unless another is given."""
+    """Return the map of a slide's predictions, at the model's threshold unless another is given."""
     table = predictions.table
     probability = np.full((table.grid.rows, table.grid.cols), np.nan, dtype=np.float32)
     probability[table.positions[:, 0], table.positions[:, 1]] = predictions.probability
@@ -95,7 +95,10 @@ def build_heatmap(
 
 
 def smooth_map(probability: NDArray[np.float32], sigma_patches: float) -> NDArray[np.float32]:
-    """Each assessed cell as the Gaussian mean of the assessed cells around it; cells not assessed give nothing and stay NaN."""
+    """Return each assessed value as the Gaussian mean of the assessed values around it.
+
+    Positions that were not assessed have no weight and stay NaN.
+    """
     if sigma_patches == 0:
         return probability
     known = ~np.isnan(probability)
@@ -108,7 +111,7 @@ def smooth_map(probability: NDArray[np.float32], sigma_patches: float) -> NDArra
 
 
 def drop_small_groups(positive: NDArray[np.bool_], min_patches: float) -> NDArray[np.bool_]:
-    """The mask without groups of touching cells (corners included) of fewer than `min_patches`."""
+    """Return the mask without touching groups (corners included) of fewer than `min_patches`."""
     groups = number_groups(positive, corners=True)
     is_kept = is_large(np.bincount(groups.ravel()), min_patches)
     is_kept[:1] = False
@@ -116,16 +119,15 @@ def drop_small_groups(positive: NDArray[np.bool_], min_patches: float) -> NDArra
     return kept
 
 
-def is_large(positions: NDArray[Any], min_patches: float) -> NDArray[np.bool_]:
-    """Whether groups of so many cells count as regions."""
-    large: NDArray[np.bool_] = (
-        positions >= min_patches - 1e-9
-    )  # an area of exactly n cells must not fail by rounding
+def is_large(patches: NDArray[Any], min_patches: float) -> NDArray[np.bool_]:
+    """Return True for groups of so many patches that they count as regions."""
+    # An area of exactly n patches must not fail by rounding.
+    large: NDArray[np.bool_] = patches >= min_patches - 1e-9
     return large
 
 
 def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
-    """The figures of one slide: of the map as it is drawn, smoothed or not."""
+    """Return the summary of one slide's map, smoothed or not."""
     table = predictions.table
     known = heatmap.probability[~np.isnan(heatmap.probability)].astype(np.float64)
     unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
@@ -187,7 +189,7 @@ def _describe_regions(positive: NDArray[np.bool_], grid: Grid) -> dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class HotSpot:
-    """The window of 1 mm² with the most positive cells."""
+    """The window of 1 mm² with the most positive patches."""
 
     positives: int
     x_l0: float
@@ -196,7 +198,10 @@ class HotSpot:
 
 
 def find_hot_spot(positive: NDArray[np.bool_], grid: Grid) -> HotSpot | None:
-    """The densest square of 1 mm² (in whole cells; the first in raster order of equals); None where nothing is positive."""
+    """Return the densest square of 1 mm², in whole patches; None where nothing is positive.
+
+    Of equal squares, the first in raster order.
+    """
     if not positive.any():
         return None
     side = max(1, round(HOT_SPOT_MM * 1000 / (grid.spec.stride_px * grid.spec.mpp)))
@@ -222,19 +227,17 @@ def find_hot_spot(positive: NDArray[np.bool_], grid: Grid) -> HotSpot | None:
     )
 
 
-def count_largest_region(positive: NDArray[np.bool_]) -> int:
-    """Cells in the largest group of positive cells that touch, diagonals included; 0 where none is positive."""
-    return int(np.bincount(number_groups(positive, corners=True).ravel())[1:].max(initial=0))
-
-
 def number_groups(mask: NDArray[np.bool_], corners: bool) -> NDArray[Any]:
-    """Groups of True cells that touch along an edge, or also at a corner, numbered from 1 in raster order; 0 elsewhere."""
+    """Return the groups of touching True values, numbered from 1 in raster order; 0 elsewhere.
+
+    They touch along an edge or, with `corners`, also at a corner.
+    """
     groups: NDArray[Any] = label(mask, connectivity=2 if corners else 1)
     return groups
 
 
 def describe_summary(summary: SlideSummary) -> str:
-    """One line of a slide's figures."""
+    """Return one line of a slide's summary."""
     if summary.state is SlideState.ZERO:
         return "no tissue, no patches"
     share = "" if summary.positive_fraction is None else f" ({summary.positive_fraction:.1%})"

@@ -14,7 +14,10 @@ TILE = 256
 
 
 def write_ome_tiff(result: SlideResult, folder: Path) -> None:
-    """One float32 pixel per patch, NaN where not assessed; reductions as SubIFDs; the plane's position is the first pixel's centre."""
+    """Write one float32 pixel per patch, NaN where not assessed, with reductions as SubIFDs.
+
+    The plane's position is the centre of the first pixel.
+    """
     levels = build_pyramid(image_of(result), reduce_image)
     place = find_place(result.table.grid, result.table.slide.mpp)
     x, y = place.center_um

@@ -31,7 +31,10 @@ AXES = ("y", "x")
 
 
 def write_ome_zarr(result: SlideResult, folder: Path) -> None:
-    """One pixel per patch: `prob_<class>`, float32, NaN where not assessed, and labels 0 not assessed, 1 negative, 2 positive."""
+    """Write one pixel per patch: `prob_<class>`, float32, NaN where not assessed, and labels.
+
+    Labels are 0 not assessed, 1 negative, 2 positive.
+    """
     path = folder / FILE_NAME
     place = find_place(result.table.grid, result.table.slide.mpp)
     image = build_pyramid(image_of(result), reduce_image)
@@ -92,6 +95,6 @@ def _describe_labels(result: SlideResult) -> dict[str, Label]:
 
 
 def _dump(attributes: Any) -> dict[str, Any]:
-    """Validated metadata as JSON values."""
+    """Return validated metadata as JSON values."""
     values: dict[str, Any] = attributes.model_dump(mode="json", by_alias=True, exclude_none=True)
     return values

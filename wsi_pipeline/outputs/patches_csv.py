@@ -1,4 +1,4 @@
-"""patches.csv: a row per patch with exactly WSInfer's columns, so that what reads its results reads ours."""
+"""patches.csv: a row per patch with exactly WSInfer's columns, for programs that read those."""
 
 from pathlib import Path
 
@@ -14,7 +14,10 @@ FILE_NAME = "patches.csv"
 
 
 def write_patches_csv(result: SlideResult, folder: Path) -> None:
-    """minx, miny, width, height in level-0 pixels and a probability for each class; empty where a patch could not be read."""
+    """Write minx, miny, width, height in level-0 pixels and a probability for each class.
+
+    Probabilities are empty where a patch could not be read.
+    """
     boxes = positions_to_boxes_l0(result.positions, result.table.grid)
     columns = {
         name: pa.array(boxes[:, index])

@@ -1,4 +1,4 @@
-"""patches.geojson: one tile per patch for QuPath; only on request, for a large slide gives a file that no viewer enjoys."""
+"""patches.geojson: one tile per patch for QuPath; on request only, for the file can be huge."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ UNREADABLE = ("unreadable", (128, 128, 128))
 
 
 def write_patches_geojson(result: SlideResult, folder: Path) -> None:
-    """A Feature per patch in pixels from the scanned area's corner, as QuPath counts, written a few thousand at a time."""
+    """Write a Feature per patch in QuPath's pixels, from the corner of the scanned area."""
     with (folder / FILE_NAME).open("w", encoding="utf-8", newline="\n") as stream:
         stream.write('{"type": "FeatureCollection", "features": [')
         separator = "\n"

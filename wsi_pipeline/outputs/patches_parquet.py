@@ -16,17 +16,18 @@ METADATA_KEY = "wsi"
 
 
 def write_patches_parquet(result: SlideResult, folder: Path) -> None:
-    """The patches in raster order, compressed with zstd."""
-    with (folder / FILE_NAME).open(
-        "wb"
-    ) as stream:  # Arrow's own files say that something failed, and not what
+    """Write the patches in raster order, compressed with zstd."""
+    # Arrow's own files report a failure without its reason.
+    with (folder / FILE_NAME).open("wb") as stream:
         pyarrow.parquet.write_table(tabulate_patches(result), stream, compression="zstd")
 
 
 def tabulate_patches(result: SlideResult) -> pa.Table:
-    """x, y, width, height in level-0 pixels and in µm, row, col, probability (null: unreadable), positive, readable, tissue fraction.
+    """Return the table of patches, in raster order.
 
-    The slide's figures, with threshold and scale, lie as JSON under the metadata key `wsi`.
+    Columns: x, y, width, height in level-0 pixels and in µm, row, col, probability (null:
+    unreadable), positive, readable, tissue fraction. The slide's summary, with threshold and scale,
+    is JSON under the metadata key `wsi`.
     """
     boxes = positions_to_boxes_l0(result.positions, result.table.grid)
     columns = {

@@ -1,7 +1,6 @@
-"""<slide>.mask.png: the slide in small, its patches in colour and all else pale, so that a mask can be judged at a glance.
+"""<slide>.mask.png: the slide's thumbnail with its patches in colour and all else pale.
 
-<slide>.labels.png: labelled patches drawn over the slide's thumbnail, with counts per class and
-mm².
+<slide>.labels.png: labelled patches over the slide's thumbnail, with counts per class and mm².
 """
 
 import io
@@ -16,58 +15,54 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.canvas import frame_slide, grid_extent_mm
-from wsi_pipeline.slides.image_io import to_png
+from wsi_pipeline.slides.base import tiles_touched
+from wsi_pipeline.slides.images import encode_png
 from wsi_pipeline.store.files import write_file
 
 MAX_SIDE_PX = 1200
 PALE = 0.45
-"""Share of its own colour that is left of what is no patch."""
+"""Share of its own colour that remains outside patches."""
 OUTLINE = (0, 120, 60)
 FLAGGED = (230, 60, 0)
 """Patches that carry a flag are framed in this."""
 COLORS = ("#bbbbbb", "#2c7fb8", "#d95f0e")
-"""Unknown, negative, positive: told apart with every kind of colour blindness."""
+"""Unknown, negative, positive: distinct with every kind of colour blindness."""
 ALPHA = 0.5
 
 
 def write_mask_preview(table: PatchTable, path: Path) -> None:
-    """Draw which patches of a slide were taken, as an RGB picture of at most 1,200 px a side."""
+    """Write an RGB image of at most 1,200 px a side that shows the patches of a slide."""
     step = max(1, -(-max(table.thumbnail.pixels.shape[:2]) // MAX_SIDE_PX))
-    picture = table.thumbnail.pixels[::step, ::step].astype(np.float32)
+    image = table.thumbnail.pixels[::step, ::step].astype(np.float32)
     scale = float(table.thumbnail.downsample) * step
     flagged = (
         np.zeros(table.patches, dtype=np.bool_)
         if table.quality is None
         else table.quality.flags > 0
     )
-    taken = _cover(table, ~flagged, scale, picture.shape[:2])
-    suspect = _cover(table, flagged, scale, picture.shape[:2])
-    drawn = np.where((taken | suspect)[..., None], picture, 255 - (255 - picture) * PALE)
+    taken = _cover(table, ~flagged, scale, image.shape[:2])
+    suspect = _cover(table, flagged, scale, image.shape[:2])
+    drawn = np.where((taken | suspect)[..., None], image, 255 - (255 - image) * PALE)
     drawn[_edge(taken | suspect)] = OUTLINE
     drawn[suspect] = 0.5 * drawn[suspect] + 0.5 * np.array(FLAGGED)
-    write_file(path, to_png(drawn.astype(np.uint8)))
+    write_file(path, encode_png(drawn.astype(np.uint8)))
 
 
 def _cover(
     table: PatchTable, members: NDArray[np.bool_], scale: float, shape: tuple[int, ...]
 ) -> NDArray[np.bool_]:
-    """Pixels of the preview that lie under patches."""
+    """Return pixels of the preview that lie under patches."""
     boxes = positions_to_boxes_l0(table.positions[members], table.grid)
     x, y = table.thumbnail.origin_xy_l0
     low = np.floor((boxes[:, :2] - [x, y]) / scale).astype(np.int64)
     high = np.maximum(
         np.ceil((boxes[:, :2] + boxes[:, 2:] - [x, y]) / scale).astype(np.int64), low + 1
     )
-    low, high = (np.clip(place, 0, [shape[1], shape[0]]) for place in (low, high))
-    steps = np.zeros((shape[0] + 1, shape[1] + 1), dtype=np.int32)
-    for rows, cols, step in ((low, low, 1), (high, high, 1), (low, high, -1), (high, low, -1)):
-        np.add.at(steps, (rows[:, 1], cols[:, 0]), step)
-    covered: NDArray[np.bool_] = steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
-    return covered
+    return tiles_touched(np.concatenate([low, high - low], axis=1), (1, 1), (shape[0], shape[1]))
 
 
 def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The outermost pixels of a mask."""
+    """Return the outermost pixels of a mask."""
     inner = mask.copy()
     inner[1:] &= mask[:-1]
     inner[:-1] &= mask[1:]
@@ -77,12 +72,12 @@ def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def write_label_preview(table: PatchTable, path: Path) -> None:
-    """Draw every patch of a store in the colour of its label."""
-    picture = np.full((max(table.grid.rows, 1), max(table.grid.cols, 1)), np.nan)
-    picture[table.positions[:, 0], table.positions[:, 1]] = table.labels + 1
+    """Write an image of every patch of a store in the colour of its label."""
+    image = np.full((max(table.grid.rows, 1), max(table.grid.cols, 1)), np.nan)
+    image[table.positions[:, 0], table.positions[:, 1]] = table.labels + 1
     figure, axes = frame_slide(table, table.slide.slide_id)
     axes.imshow(
-        np.ma.masked_invalid(picture),
+        np.ma.masked_invalid(image),
         extent=grid_extent_mm(table),
         cmap=ListedColormap(COLORS),
         vmin=-0.5,

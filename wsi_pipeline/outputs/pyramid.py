@@ -1,4 +1,4 @@
-"""The map as a picture with one pixel per patch: its place in µm, its reductions, its labels."""
+"""The map as an image with one pixel per patch: its place in µm, its reductions, its labels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +17,20 @@ NOT_ASSESSED, NEGATIVE, POSITIVE = range(3)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a picture's pixels lie on the slide, in µm from its corner."""
+    """Place of an image's pixels on the slide, in µm from the slide's corner."""
 
     pixel_um: float
     center_um: tuple[float, float]
     """x, y of the centre of the first pixel."""
 
     def reduce(self, factor: int) -> "Place":
-        """The place of the picture made of squares of `factor` pixels."""
+        """Return the place of the image made of squares of `factor` pixels."""
         shift = (factor - 1) / 2 * self.pixel_um
         return Place(self.pixel_um * factor, (self.center_um[0] + shift, self.center_um[1] + shift))
 
 
 def find_place(grid: Grid, slide_mpp: float) -> Place:
-    """A pixel for each cell: as wide as the stride, its centre the patch's."""
+    """Return the place of the map: a pixel is as wide as the stride, its centre the patch's."""
     patch_px_um = float(grid.downsample) * slide_mpp
     x, y = (
         origin * slide_mpp + grid.spec.side_px / 2 * patch_px_um for origin in grid.origin_xy_l0
@@ -39,7 +39,7 @@ def find_place(grid: Grid, slide_mpp: float) -> Place:
 
 
 def image_of(result: SlideResult) -> NDArray[np.float32]:
-    """The probabilities (rows, cols); a slide without a cell is one pixel that was not assessed, for no format holds an empty image."""
+    """Return the probabilities (rows, cols); an empty grid becomes one pixel, NaN."""
     probability = result.heatmap.probability
     return probability if probability.size else np.full((1, 1), np.nan, dtype=np.float32)
 
@@ -54,7 +54,7 @@ def labels_of(result: SlideResult) -> NDArray[np.uint8]:
 
 
 def reduce_image(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Half the size: means of 2 × 2 pixels, of those that were assessed; NaN where none was."""
+    """Return half the size: means of the assessed pixels of 2 × 2; NaN where none was."""
     quads = _quads(image, np.nan)
     known = ~np.isnan(quads)
     count = known.sum(axis=0)
@@ -63,20 +63,20 @@ def reduce_image(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def reduce_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Half the size: the highest of 2 × 2 pixels, so that no positive patch vanishes."""
+    """Return half the size: the highest of 2 × 2 pixels, so that no positive patch vanishes."""
     reduced: NDArray[np.uint8] = _quads(labels, 0).max(axis=0)
     return reduced
 
 
 def _quads(image: NDArray[Any], fill: float) -> NDArray[Any]:
-    """The four pixels of each square of 2 × 2, (4, ⌈rows / 2⌉, ⌈cols / 2⌉)."""
+    """Return the four pixels of each square of 2 × 2, (4, ⌈rows / 2⌉, ⌈cols / 2⌉)."""
     rows, cols = image.shape
     padded = np.pad(image, ((0, rows % 2), (0, cols % 2)), constant_values=fill)
     return np.stack([padded[row::2, col::2] for row in (0, 1) for col in (0, 1)])
 
 
 def build_pyramid(image: NDArray[Any], reduce: Any) -> list[NDArray[Any]]:
-    """The image and its reductions, each half the size of the one before."""
+    """Return the image and its reductions, each half the size of the one before."""
     levels = [image]
     while max(levels[-1].shape) > SMALLEST_SIDE:
         levels.append(reduce(levels[-1]))

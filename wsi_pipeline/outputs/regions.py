@@ -1,7 +1,6 @@
-"""Regions: positive cells that touch, as polygons that a viewer shows at once where a million squares would stop it.
+"""Regions: touching positive patches as polygons, which viewers open quickly.
 
-Their outlines are the borders of cells: vectorised, exact and valid, for a million cells as for
-one.
+Their outlines are the borders of patches: vectorised, exact and valid, also for a million patches.
 """
 
 from dataclasses import dataclass
@@ -18,17 +17,17 @@ from wsi_pipeline.outputs.heatmap import Heatmap, find_positive, is_large, numbe
 
 TOP, RIGHT, BOTTOM, LEFT = range(4)
 STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
-"""Where a border of each side leads, (row, col): clockwise around its cell, which lies to the right."""
+"""Direction (row, col) of a border of each side: clockwise, with its patch to the right."""
 STARTS = np.array([(0, 0), (0, 1), (1, 1), (1, 0)])
-"""The corner of its cell from which a border starts."""
+"""The corner of its patch at which a border starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Positive cells that touch, corners included."""
+    """Positive patches that touch, corners included."""
 
     number: int
-    """1 … n by falling area; regions of equal area in raster order of their first cell."""
+    """1 … n by falling area; regions of equal area in raster order of their first patch."""
     patches: int
     area_mm2: float
     mean_probability: float
@@ -38,17 +37,17 @@ class Region:
     peak_xy_l0: tuple[float, float]
     """Centre of its most probable patch (the first in raster order) in level-0 pixels."""
     outline: Polygon | MultiPolygon
-    """In level-0 pixels, with holes, valid; cells that touch at a corner only are parts of a MultiPolygon."""
+    """In level-0 pixels, with holes, valid; parts that meet at corners make a MultiPolygon."""
 
 
 def find_regions(
     heatmap: Heatmap, threshold: float, min_area_mm2: float = 0.0
 ) -> tuple[Region, ...]:
-    """The groups of touching cells at or above the threshold, those smaller than `min_area_mm2` left out, largest first.
+    """Return the groups of touching patches at or above the threshold, largest first.
 
-    Cells touch along an edge or at a corner (8-connectivity), as in the summary's figures. A cell
-    stands for the square of one stride about its patch's centre; where patches neither overlap nor
-    leave gaps, that is the patch itself.
+    Groups smaller than `min_area_mm2` are left out. Patches touch along an edge or at a corner
+    (8-connectivity), as in the summary. A patch counts as the square of one stride about its
+    centre; where patches neither overlap nor leave gaps, that is the patch itself.
     """
     groups = number_groups(find_positive(heatmap.probability, threshold), corners=True)
     patches = np.bincount(groups.ravel())[1:]
@@ -79,7 +78,7 @@ def find_regions(
 
 
 def _find_peaks(group: NDArray[Any], probability: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Index of the most probable cell of each group, the first of equals."""
+    """Return the index of the most probable patch of each group, the first of equals."""
     order = np.lexsort((np.arange(len(group)), -probability, group))
     starts = np.flatnonzero(np.diff(group[order], prepend=0))
     peaks: NDArray[np.intp] = order[starts]
@@ -87,7 +86,10 @@ def _find_peaks(group: NDArray[Any], probability: NDArray[np.float64]) -> NDArra
 
 
 def outline_groups(groups: NDArray[Any], grid: Grid) -> NDArray[Any]:
-    """The outline of each group 1 … n of cells in level-0 pixels: shapely (n,), a MultiPolygon where parts meet at corners only."""
+    """Return the outline of each group 1 … n of patches in level-0 pixels: shapely (n,).
+
+    An outline is a MultiPolygon where parts meet only at corners.
+    """
     parts = number_groups(groups > 0, corners=False)
     x, y = grid_lines(grid)
     polygons = trace_outlines(parts, x, y)
@@ -105,7 +107,10 @@ def outline_groups(groups: NDArray[Any], grid: Grid) -> NDArray[Any]:
 
 
 def grid_lines(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The lines between cells in level-0 pixels, x (cols + 1,) and y (rows + 1,), rounded down like the corners of patches."""
+    """Return the lines between patches in level-0 pixels, x (cols + 1,) and y (rows + 1,).
+
+    They are rounded down like the corners of patches.
+    """
     spec = grid.spec
     inset_px = Fraction(spec.side_px - spec.stride_px, 2)
     x0, y0 = grid.origin_xy_l0
@@ -134,13 +139,12 @@ def find_centers(positions: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
 def trace_outlines(
     parts: NDArray[Any], x_edges: NDArray[np.float64], y_edges: NDArray[np.float64]
 ) -> NDArray[Any]:
-    """One valid polygon, with holes, for each part of a grid: shapely (n,), polygon k of the cells with number k + 1.
+    """Return one valid polygon, with holes, for each part of a grid: shapely (n,).
 
-    `parts` (rows, cols) numbers groups of cells that touch along an edge from 1 on, 0 elsewhere; no
-    two groups share an edge.
-    `x_edges` (cols + 1,) and `y_edges` (rows + 1,) are the grid's lines, in the frame of the
-    result. Corners only: no vertex lies within a straight line. shapely's own unions take minutes
-    on a noisy map of this size, and this takes a second or two.
+    Polygon k surrounds the patches with number k + 1. `parts` (rows, cols) numbers groups that
+    touch along an edge from 1, 0 elsewhere; no two groups share an edge. `x_edges` (cols + 1,) and
+    `y_edges` (rows + 1,) are the grid's lines, in the frame of the result. Vertices are corners
+    only. shapely's own unions take minutes on a noisy map of this size, this a second or two.
     """
     count = int(parts.max(initial=0))
     if count == 0:
@@ -151,9 +155,8 @@ def trace_outlines(
     row, col = (
         borders.position[corners] + STEPS[borders.side[corners]] + STARTS[borders.side[corners]]
     ).T
-    points = np.stack(
-        [x_edges[col - 1], y_edges[row - 1]], axis=1
-    )  # the padding begins one cell earlier
+    # The padding begins one patch earlier.
+    points = np.stack([x_edges[col - 1], y_edges[row - 1]], axis=1)
     return _to_polygons(points, rings, owner, count)
 
 
@@ -163,14 +166,14 @@ class _Borders:
     def __init__(self, parts: NDArray[Any], index: NDArray[np.int32]) -> None:
         self.parts = parts
         self.index = index  # (4, rows, cols): number of the border, -1 where there is none
-        place = np.argwhere(index >= 0)
-        self.side = place[:, 0]
-        self.position = place[:, 1:]
+        found = np.argwhere(index >= 0)
+        self.side = found[:, 0]
+        self.position = found[:, 1:]
         self.part = parts[self.position[:, 0], self.position[:, 1]]
 
 
 def _find_borders(parts: NDArray[Any]) -> _Borders:
-    """The borders of a padded grid."""
+    """Return the borders of a padded grid."""
     is_border = np.zeros((4, *parts.shape), dtype=np.bool_)
     is_border[TOP, 1:] = parts[1:] != parts[:-1]
     is_border[BOTTOM, :-1] = parts[1:] != parts[:-1]
@@ -183,14 +186,14 @@ def _find_borders(parts: NDArray[Any]) -> _Borders:
 
 
 def _follow(borders: _Borders) -> NDArray[np.int32]:
-    """The border that follows each one (n,), so that every ring is simple.
+    """Return the border that follows each one (n,), so that every ring is simple.
 
-    Where two cells meet at a corner only, the ring turns right (stays with its cell) if they are of
-    different parts, and left if they are of the same one: there a closed way through the part
+    Where two patches meet only at a corner, the ring turns right (stays with its patch) if they are
+    of different parts, and left if they are of the same one: there a closed way through the part
     separates the two gaps, which become different rings.
     """
     ahead = borders.position + STEPS[borders.side]
-    diagonal = ahead + STEPS[borders.side - 1]  # to the left of the cell ahead
+    diagonal = ahead + STEPS[borders.side - 1]  # to the left of the patch ahead
     turning_right = borders.index[
         (borders.side + 1) % 4, borders.position[:, 0], borders.position[:, 1]
     ]
@@ -207,7 +210,10 @@ def _follow(borders: _Borders) -> NDArray[np.int32]:
 def _walk(
     following: NDArray[np.int32], borders: _Borders
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The borders at whose end a ring turns, ring by ring, and where each ring starts among them, ending with their number."""
+    """Return the borders at whose end a ring turns, ring by ring, and the start of each ring.
+
+    The starts end with the number of such borders.
+    """
     following_list = following.tolist()
     is_turn = (borders.side[following] != borders.side).tolist()
     is_seen = bytearray(len(following))
@@ -229,7 +235,10 @@ def _walk(
 def _to_polygons(
     points: NDArray[np.float64], rings: NDArray[np.int64], owner: NDArray[Any], count: int
 ) -> NDArray[Any]:
-    """Rings (starts in `points`) to the polygon of their owner; a part's first ring, of its topmost borders, is its shell."""
+    """Turn rings (starts in `points`) into the polygons of their owners.
+
+    A part's first ring, of its topmost borders, is its shell.
+    """
     numbers = np.repeat(np.arange(len(owner)), np.diff(rings))
     lines = shapely.linearrings(points, indices=numbers)
     order = np.argsort(owner, kind="stable")

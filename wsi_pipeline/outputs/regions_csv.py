@@ -1,9 +1,9 @@
-"""regions.csv: the figures of every positive area."""
+"""regions.csv: a row for every positive region."""
 
 from pathlib import Path
 
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.outputs.tables import write_csv
+from wsi_pipeline.outputs.run_files import write_csv
 
 FILE_NAME = "regions.csv"
 COLUMNS = (
@@ -13,7 +13,7 @@ COLUMNS = (
 
 
 def write_regions_csv(result: SlideResult, folder: Path) -> None:
-    """A row per region, largest first; places in level-0 pixels and µm."""
+    """Write a row per region, largest first; positions in level-0 pixels and µm."""
     mpp = result.table.slide.mpp
     rows = (
         [

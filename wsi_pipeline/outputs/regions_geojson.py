@@ -1,4 +1,4 @@
-"""regions.geojson and regions.geojson.gz: positive areas as annotations that QuPath opens at once."""
+"""regions.geojson and regions.geojson.gz: positive regions as annotations for QuPath."""
 
 import gzip
 from collections.abc import Iterator
@@ -16,7 +16,10 @@ GZIP_NAME = "regions.geojson.gz"
 
 
 def write_regions_geojson(result: SlideResult, folder: Path) -> None:
-    """One annotation per region, in pixels from the scanned area's corner, as QuPath counts; plain and gzipped, the same text."""
+    """Write one annotation per region in QuPath's pixels, from the corner of the scanned area.
+
+    The plain and the gzipped file hold the same text.
+    """
     text = "".join(_lines(result)).encode()
     (folder / FILE_NAME).write_bytes(text)
     with (
@@ -52,7 +55,7 @@ def _describe(result: SlideResult, region: Region) -> str:
         if (left, top) == (0, 0)
         else shapely.transform(region.outline, lambda points: points - (left, top))
     )
-    # Named by its first corner, not by its number: the same region keeps its name where others
+    # Named by its first corner, not by its number: a region keeps its name where other regions
     # appear or vanish.
     x, y = shapely.get_coordinates(region.outline)[0].tolist()
     start = format_json({"type": "Feature", "id": result.name_uuid("region", x, y, region.patches)})

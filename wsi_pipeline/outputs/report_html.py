@@ -1,17 +1,117 @@
-"""report.html: one slide's map to look around in, in one file that opens anywhere and calls nowhere."""
+"""report.html: one slide's map to zoom and pan, in one file that loads nothing else.
+
+Also the slide's results as JSON for the browser, here and in `serve`.
+"""
 
 import base64
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from wsi_pipeline.core.choices import REPORT_HTML
+from wsi_pipeline.core.choices import COLORMAPS, REPORT_HTML
+from wsi_pipeline.core.geometry import Grid
+from wsi_pipeline.core.slide import SlideInfo, Thumbnail
+from wsi_pipeline.outputs.canvas import colour_table
+from wsi_pipeline.outputs.heatmap import Heatmap
+from wsi_pipeline.outputs.regions import Region
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.outputs.view_json import describe_result, order_regions
-from wsi_pipeline.slides.image_io import encode_jpeg
+from wsi_pipeline.slides.images import encode_jpeg
 from wsi_pipeline.store.files import write_file
+
+
+def describe_slide(slide: SlideInfo) -> dict[str, Any]:
+    """Return a slide's facts for a page: an allow-list, without the file's path."""
+    return {
+        "slide_id": slide.slide_id,
+        "size_l0": list(slide.size_l0),
+        "bounds_l0": list(slide.bounds_l0),
+        "mpp": slide.mpp,
+        "mpp_source": slide.mpp_source,
+        "magnification": slide.magnification,
+        "vendor": slide.vendor,
+    }
+
+
+def describe_grid(grid: Grid) -> dict[str, Any]:
+    """Return the grid in level-0 pixels; `cells` are squares of one stride about patches' centres."""
+    inset = (grid.spec.side_px - grid.spec.stride_px) / 2 * float(grid.downsample)
+    return {
+        "rows": grid.rows,
+        "cols": grid.cols,
+        "origin_xy_l0": list(grid.origin_xy_l0),
+        "cells_xy_l0": [origin + inset for origin in grid.origin_xy_l0],
+        "pitch_l0": grid.spec.stride_px * float(grid.downsample),
+        "side_l0": grid.spec.side_px * float(grid.downsample),
+        "side_px": grid.spec.side_px,
+        "mpp": grid.spec.mpp,
+        "cell_area_mm2": grid.patch_area_mm2,
+    }
+
+
+def describe_overview(thumbnail: Thumbnail) -> dict[str, Any]:
+    """Return the thumbnail's rectangle: x, y, width, height in level-0 pixels."""
+    height, width = thumbnail.pixels.shape[:2]
+    x, y = thumbnail.origin_xy_l0
+    return {
+        "box_l0": [x, y, width * float(thumbnail.downsample), height * float(thumbnail.downsample)]
+    }
+
+
+def describe_region(region: Region) -> dict[str, Any]:
+    """One region; its outline as polygons of rings of x, y in level-0 pixels."""
+    shape = region.outline.__geo_interface__
+    polygons = [shape["coordinates"]] if shape["type"] == "Polygon" else shape["coordinates"]
+    return {
+        "number": region.number,
+        "patches": region.patches,
+        "area_mm2": region.area_mm2,
+        "mean_probability": region.mean_probability,
+        "max_probability": region.max_probability,
+        "bounds_l0": list(region.bounds_l0),
+        "peak_xy_l0": list(region.peak_xy_l0),
+        "outline": [[[list(point) for point in ring] for ring in polygon] for polygon in polygons],
+    }
+
+
+def order_regions(regions: Sequence[Region]) -> list[Region]:
+    """Strongest first: by the probability that a region holds in all, its mean times its area."""
+    return sorted(
+        regions, key=lambda region: (-region.mean_probability * region.area_mm2, region.number)
+    )
+
+
+def encode_map(heatmap: Heatmap) -> str:
+    """Return the map's float32 values in row order, little-endian, base64."""
+    return base64.b64encode(
+        np.ascontiguousarray(heatmap.probability, dtype="<f4").tobytes()
+    ).decode()
+
+
+def encode_colours(colormap: str = COLORMAPS[0]) -> str:
+    """Return the 256 colours as base64 of RGB."""
+    return base64.b64encode(colour_table(colormap).tobytes()).decode()
+
+
+def describe_result(result: SlideResult, regions: Sequence[Region]) -> dict[str, Any]:
+    """Return everything that a page needs to show one result without the slide's pixels."""
+    return {
+        "slide": describe_slide(result.table.slide),
+        "overview": describe_overview(result.table.thumbnail),
+        "grid": describe_grid(result.table.grid),
+        "summary": asdict(result.summary),
+        "threshold": result.heatmap.threshold,
+        "positive_class": result.heatmap.positive_class,
+        "map": encode_map(result.heatmap),
+        "colours": encode_colours(result.plot_style.colormap),
+        "regions": [describe_region(region) for region in order_regions(regions)],
+    }
+
 
 MAX_REGIONS = 500
 CONTENT_POLICY = (
@@ -22,12 +122,12 @@ STYLE = "slide_view.css"
 
 
 def write_report(result: SlideResult, folder: Path) -> None:
-    """The slide's thumbnail, map, regions and figures, with the script that draws them, in one page."""
+    """Write thumbnail, map, regions and summary, with the script that shows them, as one page."""
     write_file(folder / REPORT_HTML, render_report(result).encode())
 
 
 def render_report(result: SlideResult) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     view = describe_result(result, order_regions(result.regions)[:MAX_REGIONS])
     view["overview"]["image"] = (
         "data:image/jpeg;base64,"
@@ -47,7 +147,7 @@ def render_report(result: SlideResult) -> str:
 
 
 def read_web_file(name: str) -> str:
-    """A script or style sheet of ours."""
+    """Return a script or style sheet of this package."""
     return (resources.files("wsi_pipeline.outputs") / "web" / name).read_text(encoding="utf-8")
 
 

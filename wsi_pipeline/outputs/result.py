@@ -1,4 +1,4 @@
-"""What a writer is given."""
+"""The input of writers: a slide's result and its plot style."""
 
 import uuid
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from wsi_pipeline.outputs.regions import Region, find_regions
 
 NEGATIVE_COLOR = (44, 127, 184)
 POSITIVE_COLOR = (217, 95, 14)
-"""Told apart with every kind of colour blindness."""
+"""Distinct with every kind of colour blindness."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlotStyle:
-    """How pictures are drawn."""
+    """Colours and opacity of plots."""
 
     colormap: str = COLORMAPS[0]
     alpha: float = 0.45
@@ -52,7 +52,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SlideResult:
-    """One slide's results, ready to be drawn and written."""
+    """One slide's results, ready to be plotted and written."""
 
     table: PatchTable
     heatmap: Heatmap
@@ -61,7 +61,7 @@ class SlideResult:
     samples: tuple[Sample, ...] | None = None
     """For the gallery; None where neither the slide nor its store is at hand."""
     previous: Path | None = None
-    """The slide's folder as it stands, from which a writer may keep what cannot be made again without the slide."""
+    """The slide's earlier folder, for files that cannot be made without the slide's pixels."""
 
     @cached_property
     def positive(self) -> NDArray[np.bool_]:
@@ -70,7 +70,7 @@ class SlideResult:
 
     @cached_property
     def order(self) -> NDArray[np.intp]:
-        """The patches in raster order (n,): tables then do not depend on how the slide was cut into blocks."""
+        """The patches in raster order (n,), so that tables do not depend on the order of blocks."""
         return np.lexsort((self.table.positions[:, 1], self.table.positions[:, 0]))
 
     @cached_property
@@ -97,7 +97,7 @@ class SlideResult:
         return find_regions(self.heatmap, self.heatmap.threshold, self.heatmap.min_region_mm2)
 
     def name_uuid(self, *parts: Any) -> str:
-        """A name for an object of this slide, the same on every run."""
+        """Return a name for an object of this slide, the same on every run."""
         return str(
             uuid.uuid5(
                 uuid.NAMESPACE_OID,
@@ -109,4 +109,4 @@ class SlideResult:
 
 
 Writer = Callable[[SlideResult, Path], None]
-"""Writes one format of a result into a folder that nobody else writes to."""
+"""Writes one format of a result into a folder that only it writes to."""

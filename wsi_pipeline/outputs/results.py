@@ -1,4 +1,4 @@
-"""Results in Python: each slide's map and figures as numpy, pandas and xarray.
+"""Results in Python: each slide's map and summary as numpy, pandas and xarray.
 
 for slide in open_results(Path("results")):
     print(slide.summary.positive_mm2, slide.heatmap.probability.max())
@@ -21,7 +21,7 @@ from wsi_pipeline.outputs.patches_parquet import tabulate_patches
 from wsi_pipeline.outputs.pyramid import find_place
 from wsi_pipeline.outputs.regions import Region
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.outputs.run_tables import read_finished
+from wsi_pipeline.outputs.run_files import read_finished
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 
@@ -44,17 +44,19 @@ class Slide:
 
     @cached_property
     def predictions(self) -> Predictions:
-        """Cells and probabilities of the patches as the model gave them, numpy arrays. Raises StoreError."""
+        """Positions and probabilities as predicted, numpy arrays. Raises StoreError."""
         return open_result(self.folder)
 
     @cached_property
     def heatmap(self) -> Heatmap:
         """The map (rows, cols) with threshold, smoothing and smallest region as in the summary."""
-        summary = self.summary
-        return self.draw(Aggregation(summary.threshold, summary.smooth_um, summary.min_region_mm2))
+        shown = self.summary
+        return self.build_heatmap(
+            Aggregation(shown.threshold, shown.smooth_um, shown.min_region_mm2)
+        )
 
-    def draw(self, aggregation: Aggregation) -> Heatmap:
-        """The map at any threshold, with any smoothing; nothing is written."""
+    def build_heatmap(self, aggregation: Aggregation) -> Heatmap:
+        """Return the map at any threshold, with any smoothing; nothing is written."""
         return build_heatmap(
             self.predictions,
             aggregation.threshold,
@@ -72,13 +74,16 @@ class Slide:
         return self._result.regions
 
     def to_frame(self) -> "pd.DataFrame":
-        """A row per patch, with the columns of patches.parquet. Raises ConfigError where pandas is not installed."""
+        """Return a row per patch, with the columns of patches.parquet. Raises ConfigError."""
         check_extra("pandas")
         frame: pd.DataFrame = tabulate_patches(self._result).to_pandas()
         return frame
 
     def to_xarray(self) -> "xr.DataArray":
-        """The map as (y, x) with the patches' centres in µm of the slide as coordinates; NaN: not assessed. Raises ConfigError."""
+        """Return the map as (y, x), coordinates in µm of the slide at the patches' centres.
+
+        NaN: not assessed. Raises ConfigError where xarray is not installed.
+        """
         check_extra("xarray")
         import xarray as xr
 
@@ -101,13 +106,13 @@ class Slide:
 
 
 def open_slide_result(folder: Path) -> Slide:
-    """The results of one slide's folder. Raises StoreError."""
+    """Return the results of one slide's folder. Raises StoreError."""
     open_result(folder)
     return Slide(folder, replace(read_summary(folder), slide_id=folder.absolute().name))
 
 
 def open_results(results: Path) -> list[Slide]:
-    """Every finished slide of a results folder, by name. Raises StoreError where there is none, or where one is damaged."""
+    """Return every finished slide, by name. Raises StoreError for none, or a damaged one."""
     slides = [open_slide_result(folder) for folder in find_results([results])]
     if not slides:
         raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
@@ -115,7 +120,10 @@ def open_results(results: Path) -> list[Slide]:
 
 
 def slides_frame(results: Path) -> "pd.DataFrame":
-    """slides.csv as pandas: a row per whole slide, with the slide's name as index. Raises ConfigError where pandas is not installed."""
+    """Return slides.csv as pandas: a row per finished slide, indexed by its name.
+
+    Raises ConfigError where pandas is not installed.
+    """
     check_extra("pandas")
     import pandas as pd
 

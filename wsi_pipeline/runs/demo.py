@@ -11,7 +11,7 @@ from wsi_pipeline.evaluation import Evaluation, evaluate_results
 from wsi_pipeline.runs.infer import InferOptions, infer_slides
 from wsi_pipeline.runs.synthetic_slides import PHANTOM_MPP, draw_phantom, write_pyramid
 from wsi_pipeline.runs.tile import TileOptions, tile_slides
-from wsi_pipeline.slides.image_io import write_grey
+from wsi_pipeline.slides.images import write_grey
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.run import train

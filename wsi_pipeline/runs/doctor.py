@@ -16,7 +16,7 @@ from wsi_pipeline.models.device import choose_device, cpu_flags, cuda_version, l
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.loading import ExternalModelTerms, load_model
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.opening import draw_checkpoint, open_predictor
+from wsi_pipeline.models.opening import make_random_checkpoint, open_predictor
 from wsi_pipeline.runs.checks import (
     Check,
     Verdict,
@@ -30,7 +30,7 @@ from wsi_pipeline.runs.checks import (
     check_tool,
 )
 from wsi_pipeline.slides.openslide_reader import library_version
-from wsi_pipeline.slides.tile_codecs import measure_decoding
+from wsi_pipeline.slides.tiff_tiles import measure_decoding
 
 MEASURED_S = 5.0
 """For decoding, and again for the model."""
@@ -78,7 +78,7 @@ def examine(
     yield from check_packages(LIBRARIES)
     yield check_gpu(len(list_gpus()), cuda_version())
     yield check_cpu(cpu_flags(), available_cores())
-    loaded = draw_checkpoint() if model is None else load_model(model, terms)
+    loaded = make_random_checkpoint() if model is None else load_model(model, terms)
     yield from check_engines(loaded)
     yield from check_folder(out)
     yield check_shared_memory()

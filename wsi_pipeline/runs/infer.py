@@ -17,8 +17,7 @@ from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.models.description import LEAK
-from wsi_pipeline.models.loading import ExternalModelTerms, load_model
+from wsi_pipeline.models.loading import LEAK, ExternalModelTerms, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import (
     EngineRequest,
@@ -28,14 +27,14 @@ from wsi_pipeline.models.opening import (
     resolve_engine_for,
     unload,
 )
-from wsi_pipeline.outputs.index_page import write_index
-from wsi_pipeline.outputs.run_tables import (
+from wsi_pipeline.outputs import OutputOptions
+from wsi_pipeline.outputs.run_files import (
     read_finished,
     write_failures_csv,
+    write_index,
     write_run_json,
     write_slides_tables,
 )
-from wsi_pipeline.outputs.style import OutputOptions
 from wsi_pipeline.runs.batch import Batch, run_batch
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import RunOptions
@@ -154,7 +153,7 @@ def _resolve_engine(
     """Return the engine of the whole run, chosen by the device here, or by a worker's where the workers are elsewhere."""
     listener.working_on("choosing the engine and checking its answers")
     if workers.is_elsewhere:
-        answer: ResolvedEngine = pool.ask(
+        answer: ResolvedEngine = pool.call(
             resolve_engine_for, model.resolve(), options.engine_request, options.terms
         )
         listener.say(f"on the workers: {answer.line}")

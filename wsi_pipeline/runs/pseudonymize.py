@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 from wsi_pipeline.core.choices import SLIDES_CSV, SPLIT_PARTS
 from wsi_pipeline.core.csv_io import format_csv, unshield
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, LabelError
-from wsi_pipeline.labels import IMAGE_SUFFIXES
+from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES
 from wsi_pipeline.labels.discovery import LABEL_ENDING
-from wsi_pipeline.labels.user_mask import match_mask
+from wsi_pipeline.labels.mask import match_mask
 from wsi_pipeline.slides.discovery import MAPPING_COLUMNS, MAPPING_CSV
-from wsi_pipeline.slides.sheet import COLUMNS as SHEET_COLUMNS
-from wsi_pipeline.slides.sheet import SheetRow
+from wsi_pipeline.slides.selection import COLUMNS as SHEET_COLUMNS
+from wsi_pipeline.slides.selection import SheetRow
 from wsi_pipeline.stages.ingest_layouts import TABLE_COLUMNS, Found, PatchEntry, PatientPatches
 from wsi_pipeline.store.files import HOST, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock

@@ -12,9 +12,9 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
+from wsi_pipeline.labels.mask import list_masks
 from wsi_pipeline.labels.rules import LabelOptions
-from wsi_pipeline.labels.user_mask import list_masks
-from wsi_pipeline.outputs.run_tables import write_csv, write_failures_csv
+from wsi_pipeline.outputs.run_files import write_csv, write_failures_csv
 from wsi_pipeline.runs.batch import run_batch
 from wsi_pipeline.runs.disk_space import DEFAULT_MIN_FREE, DiskSpace
 from wsi_pipeline.runs.events import log_events

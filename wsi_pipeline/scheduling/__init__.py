@@ -1,4 +1,4 @@
-"""Scheduling: what a job is and how jobs are run; the one door to Dask."""
+"""Scheduling: jobs, and running them in a plain loop or on Dask's workers."""
 
 from wsi_pipeline.scheduling.jobs import Deadlines, Job, Listener, Plan, Tls, Workers
 from wsi_pipeline.scheduling.run import WorkerPool, open_workers, run_jobs

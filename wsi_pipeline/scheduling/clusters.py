@@ -1,6 +1,6 @@
-"""Clusters: worker processes of our own on this machine, of Slurm's, or those of a cluster that runs already.
+"""Clusters: local worker processes, Slurm's, or those of a running cluster.
 
-Here it is also decided what a worker process may take of the machine's memory.
+Also the limit of a worker process's share of the machine's memory.
 """
 
 import logging
@@ -27,13 +27,16 @@ LOOPBACK = "127.0.0.1"
 CONNECT_TIMEOUT_S = 30
 DASHBOARD_PORT = 8787
 EVENTS_KEPT = 100
-"""Dask's own notes of what happened, which nobody reads where there is no dashboard."""
+"""Dask's own log of events, which is read only on a dashboard."""
 GPU = "GPU"
 """The resource that workers with a GPU declare, one each."""
 
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": 64 * 1024 * 1024, "MALLOC_MMAP_THRESHOLD_": 32 * 1024 * 1024}
-"""What glibc keeps of freed memory. Dask would have it give back everything above 64 kB, and then each layer of a network begins with new
-pages of zeros from the kernel: half of the time that PyTorch takes."""
+"""Freed memory that glibc keeps.
+
+Dask would return everything above 64 kB; each layer of a network then starts with new pages of
+zeros from the kernel, half of PyTorch's time.
+"""
 
 ON_THIS_MACHINE = ("local", "cuda")
 """Clusters whose workers share this machine's memory; Slurm limits its jobs itself."""
@@ -44,7 +47,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def connect(workers: Workers) -> Iterator[DaskExecutor]:
-    """A client of the cluster that is asked for, and that cluster where it is ours. Raises EnvironmentFault and ConfigError."""
+    """Connect to the cluster that is asked for, or start it, until the block ends.
+
+    Raises EnvironmentFault where it cannot be reached, and ConfigError.
+    """
     # With the dashboard off an HTTP port would still list tasks to every local user.
     routes: dict[str, Any] = {
         f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker", "nanny")
@@ -52,9 +58,9 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
     rules = {
         "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
         "distributed.scheduler.worker-ttl": f"{workers.deadlines.silence_s}s",
-        # What the profiler writes down grows by 150 kB a slide. And it asks for all threads' frames
-        # under a lock, in which a garbage collection may close a slide and so let another thread
-        # run, which waits for that lock with the interpreter in hand: the worker stands still
+        # The profiler's record grows by 150 kB a slide. It also reads all threads' frames under a
+        # lock, in which a garbage collection may close a slide and so let another thread run, which
+        # waits for that lock with the interpreter's lock held: the worker hangs
         # (python/cpython#106883).
         "distributed.worker.profile.enabled": False,
         **{f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in ALLOCATOR.items()},
@@ -84,12 +90,12 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
 
 
 def _join(workers: Workers, stack: ExitStack) -> DaskExecutor:
-    """A running cluster, by its address or by the file that its scheduler wrote."""
+    """Return a running cluster, by its address or by the file that its scheduler wrote."""
     place = str(workers.scheduler)
     if place.startswith("tcp://"):
         logger.warning(
-            "%s: neither encrypted nor guarded, whoever reaches it can run programs there; prefer"
-            " tls://",
+            "%s: neither encrypted nor protected: anyone who reaches it can run programs there;"
+            " prefer tls://",
             place,
         )
     target = {"address": place} if ADDRESS.fullmatch(place) else {"scheduler_file": place}
@@ -103,7 +109,7 @@ def _join(workers: Workers, stack: ExitStack) -> DaskExecutor:
 
 
 def _security(workers: Workers) -> Security | None:
-    """The certificates that the user names; None: Dask's own configuration."""
+    """Return the certificates that the user names; None: Dask's own configuration."""
     if workers.tls is None:
         return None
     for path in (workers.tls.ca_file, workers.tls.cert, workers.tls.key):
@@ -149,7 +155,7 @@ def _executor(client: Any, workers: Workers, processes: int | None) -> DaskExecu
 
 
 def _start_local(workers: Workers) -> SpecCluster:
-    """Processes on this machine, one per GPU where there are GPUs; TLS, loopback only."""
+    """Start processes on this machine, one per GPU where there are GPUs; TLS, loopback only."""
     _start_tracker()
     security = Security.temporary()
     common = {"security": security, "host": LOOPBACK}
@@ -174,9 +180,9 @@ def _start_local(workers: Workers) -> SpecCluster:
 
 
 def _start_tracker() -> None:
-    """Python's own keeper of what processes share: it must outlive them, also where a terminal goes and takes its processes along."""
+    """Start Python's resource tracker so that it outlives its processes, and a closed terminal."""
     if threading.current_thread() is not threading.main_thread():
-        return  # where nobody may say what becomes of a signal
+        return  # signals can be set in the main thread only
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         resource_tracker.ensure_running()
@@ -185,7 +191,7 @@ def _start_tracker() -> None:
 
 
 def _place(workers: Workers, index: int) -> dict[str, Any]:
-    """Each process sees one GPU."""
+    """Return each process sees one GPU."""
     if not workers.gpus:
         return {}
     return {
@@ -195,7 +201,7 @@ def _place(workers: Workers, index: int) -> dict[str, Any]:
 
 
 def _dashboard_address() -> str:
-    """Dask's usual port, or any where that is taken: Dask itself would warn, and leave a socket open."""
+    """Return Dask's usual port, or any where it is taken: Dask would warn, and leak a socket."""
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -247,7 +253,7 @@ def _start_slurm(workers: Workers) -> Any:
 
 
 def read_slurm_config(path: Path | None) -> dict[str, Any]:
-    """Arguments of dask_jobqueue.SLURMCluster, and `jobs`: how many are started. Raises ConfigError."""
+    """Return arguments of SLURMCluster, and `jobs`, their number. Raises ConfigError."""
     try:
         settings = yaml.safe_load(Path(path or "").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -301,17 +307,17 @@ STARTERS: dict[str, Callable[[Workers], Any]] = {
 
 
 def share_memory(workers: Workers) -> int:
-    """Bytes of private memory that each worker process of this machine may take: its (or its cgroup's) memory, divided among them.
+    """Return the bytes of private memory that each worker process of this machine may take.
 
-    Those that drive a GPU may each take all of it: what drivers set aside for a GPU's memory is not
-    to be mistaken for a slide's.
+    This is the memory of the machine, or of its cgroup, divided among them. Processes with a GPU
+    may each take all of it, because drivers reserve memory for a GPU.
     """
     has_gpu = workers.gpus or workers.cluster == "cuda"
     return max(SMALLEST_SHARE, machine_memory() // (1 if has_gpu else max(workers.processes, 1)))
 
 
 class MemoryLimit(WorkerPlugin):
-    """Limits each worker process as it starts, also those that take the place of others."""
+    """Limits each worker process as it starts, also replacements."""
 
     name = "wsi-memory-limit"
     idempotent = True
@@ -320,5 +326,5 @@ class MemoryLimit(WorkerPlugin):
         self._most_bytes = most_bytes
 
     def setup(self, worker: Any) -> None:
-        """Called in the worker process before its first task."""
+        """Limit the worker process before its first task."""
         limit_memory(self._most_bytes)

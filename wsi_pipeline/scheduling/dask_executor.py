@@ -1,8 +1,7 @@
-"""Steps as Dask tasks, and what becomes of steps whose worker died.
+"""Steps as Dask tasks; steps whose worker died, or that hang.
 
-A step is under watch in its worker process: how long it took, and an end to it where it hangs. A
-thread cannot be stopped from outside, so a worker whose step outlives its deadline says so and ends
-itself; its keeper starts another.
+A worker process times its step. A thread cannot be stopped from outside, so a worker whose step
+exceeds its deadline reports this and ends itself; its nanny starts another.
 """
 
 import logging
@@ -24,7 +23,7 @@ from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.scheduling.jobs import Deadlines, Step
 
 ALLOWED_DEATHS = 1
-"""Workers that may die over a step before it is held back to be tried alone."""
+"""Workers that may die in a step before it waits to be tried alone."""
 TRIES_ALONE = 3
 """Times that it is tried alone: workers also die of what has nothing to do with it."""
 HANGS_ALONE = 1
@@ -60,7 +59,7 @@ class DaskExecutor:
     """Worker processes there are, or will be."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     gpu_share: float = 0.0
-    """What a block asks for of the resource GPU; 0: nothing."""
+    """Share of the resource GPU that a block requests; 0: none."""
 
     def __post_init__(self) -> None:
         self._done = as_completed([], loop=self.client.loop)
@@ -73,14 +72,14 @@ class DaskExecutor:
         """A task of each group that does nothing and is never let go."""
 
     def submit(self, step: Step, function: Callable[..., Any], *arguments: Any) -> None:
-        """Send the step off. Earlier jobs come first, so that slides are finished one after another."""
+        """Send a step. Earlier jobs come first, so that slides are finished one after another."""
         self._send(_Submitted(step, function, arguments))
 
     def _send(self, work: _Submitted) -> None:
         step = work.step
         self._sent += 1
         # A tuple, of which Dask takes the first for the name of a group. It keeps notes of every
-        # group that ever was, also where one of the same name is begun anew after its last task: so
+        # group that ever was, also where one of the same name starts again after its last task: so
         # there is a group per kind of step, and a task that keeps it.
         group = f"{step.kind}-{self.client.id}"
         key = (group, step.job, step.block, self._sent)
@@ -96,7 +95,7 @@ class DaskExecutor:
             priority=-step.job if step.kind != "prepare" else 1,
             resources=(
                 {"GPU": self.gpu_share}
-                if self.gpu_share and step.kind in ("ask", "block")
+                if self.gpu_share and step.kind in ("call", "block")
                 else None
             ),
         )
@@ -104,7 +103,7 @@ class DaskExecutor:
         self._done.add(future)
 
     def drop(self, job: int) -> None:
-        """Cancel what has not begun, and ignore what has."""
+        """Cancel the job's steps that have not started, and ignore the others."""
         self._suspects = deque(work for work in self._suspects if work.step.job != job)
         stale = {key: work.future for key, work in self._pending.items() if work.step.job == job}
         self._dropped.update(stale)
@@ -148,14 +147,14 @@ class DaskExecutor:
 
 
 def _result_of(future: Any) -> Any:
-    """What a step returned or raised; a result that was lost with its worker is computed again."""
+    """Return what a step returned or raised; a result lost with its worker is computed again."""
     try:
         return future.result()
     except FutureCancelledError as error:
         raise EnvironmentFault(
             "the Dask cluster was lost; what is finished stays on disk, run the same line again"
         ) from error
-    except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the job's result, its neighbours go on
+    except Exception as error:  # noqa: BLE001 - a fault is the job's result, others go on
         return error
 
 
@@ -172,14 +171,14 @@ def _in_words(hangs: Sequence[float]) -> RuntimeError:
 
 
 class Timed(NamedTuple):
-    """What a step gave back, and the seconds it took."""
+    """A step's result, and its seconds."""
 
     value: Any
     seconds: float
 
 
 def choose_deadline(step: Step, deadlines: Deadlines, seconds_before: deque[float]) -> float:
-    """Seconds that a step may take, by what blocks took before it: max(floor, factor × median)."""
+    """Return the seconds that a step may take: max(floor, factor × median of earlier blocks)."""
     if step.kind != "block":
         return deadlines.others_s
     if len(seconds_before) < ENOUGH:
@@ -188,7 +187,7 @@ def choose_deadline(step: Step, deadlines: Deadlines, seconds_before: deque[floa
 
 
 _seconds: deque[float] = deque(maxlen=101)
-"""What blocks took in this process."""
+"""Seconds of the blocks of this process."""
 
 
 def run_watched(
@@ -199,7 +198,7 @@ def run_watched(
     function: Callable[..., Any],
     *arguments: Any,
 ) -> Timed:
-    """Run a step in a worker. It is stopped after `deadline_s`, or earlier where this process knows blocks to be faster."""
+    """Run a step in a worker, and stop it after `deadline_s`, or its own blocks' deadline."""
     deadline_s = min(deadline_s, choose_deadline(step, deadlines, _seconds))
     watch = threading.Timer(deadline_s, _give_up, [get_worker(), key, deadline_s])
     watch.daemon = True

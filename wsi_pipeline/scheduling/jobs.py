@@ -1,4 +1,4 @@
-"""What a job is: a slide's work in steps that can travel between processes.
+"""Jobs: a slide's work in steps that can travel between processes.
 
 There are three kinds of step: `prepare` once, `run_block` for every block that is missing, `finish`
 once. Steps travel as small picklable objects and read and write by path: no pixels pass through the
@@ -17,7 +17,7 @@ from wsi_pipeline.core.errors import ConfigError
 
 
 class Plan(Protocol):
-    """What `prepare` found out."""
+    """The result of `prepare`."""
 
     @property
     def blocks(self) -> Sequence[int]:
@@ -49,7 +49,7 @@ class Job(Protocol[PlanT, ReportT, ResultOut]):
 
 
 class Listener(Protocol[PlanIn, ReportIn, ResultIn]):
-    """Is told what happens, as it happens; `job` counts from 0."""
+    """Receiver of a run's progress; `job` counts from 0."""
 
     def prepared(self, job: int, plan: PlanIn) -> None: ...
 
@@ -63,14 +63,14 @@ ADDRESS = re.compile(r"(tcp|tls|ws|wss|ucx|inproc)://\S+")
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """How long a step may take before it is stopped as one that hangs."""
+    """Seconds that a step may take before it is stopped as hanging."""
 
     floor_s: float = 60.0
     """No block is stopped earlier."""
     factor: float = 10.0
     """A block may take so many times the median of those before it."""
     first_s: float = 600.0
-    """A block may take so long while there are too few to compare it with: models are loaded and compiled in it."""
+    """Seconds for a block while too few are known: the first ones load and compile models."""
     others_s: float = 7200.0
     """Preparing and finishing a slide may take so long."""
     silence_s: float = 120.0
@@ -92,20 +92,20 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Who does the work."""
+    """Settings of the workers."""
 
     count: int | None = None
-    """Processes on this machine, or Slurm jobs; 0: none, a plain loop in this process; None: one per GPU, or one."""
+    """Processes on this machine, or Slurm jobs; 0: a plain loop; None: one per GPU, or one."""
     gpus: tuple[str, ...] = ()
     """Names of the GPUs on this machine that are used, as CUDA_VISIBLE_DEVICES has them."""
     threads: int = 2
     """Steps that one process takes at a time: some read while one computes."""
     scheduler: str | None = None
-    """Address of a running Dask scheduler, or a file that holds it; the fields above then do not matter."""
+    """Address of a running Dask scheduler, or a file with it; it overrules the fields above."""
     tls: Tls | None = None
-    """What a scheduler at tls:// asks for; None: what Dask's own configuration says."""
+    """Certificates for a scheduler at tls://; None: those of Dask's own configuration."""
     cluster: str = "local"
-    """Which worker processes are started: one of CLUSTERS."""
+    """Kind of worker processes to start: one of CLUSTERS."""
     slurm_config: Path | None = None
     """YAML with the arguments of dask_jobqueue.SLURMCluster."""
     wants_gpu: bool = False
@@ -127,7 +127,7 @@ class Workers:
             and not Path(self.scheduler).is_file()
         ):
             raise ConfigError(
-                f"scheduler {self.scheduler!r} is no address and no file; give one such as"
+                f"scheduler {self.scheduler!r} is neither an address nor a file; give one such as"
                 " tls://host:8786"
             )
         if self.scheduler is not None and self.cluster != "local":
@@ -140,7 +140,7 @@ class Workers:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the work may be done on other machines than this."""
+        """True the work may be done on other machines than this."""
         return self.scheduler is not None or self.cluster == "slurm"
 
     @property
@@ -149,7 +149,7 @@ class Workers:
         return max(len(self.gpus), 1) if self.count is None else self.count
 
     def to_json(self) -> dict[str, Any]:
-        """What the record of a run says of them; no paths."""
+        """Return the record of the workers for a run, without paths."""
         return {
             "cluster": "running" if self.scheduler is not None else self.cluster,
             "count": None if self.is_elsewhere and self.count is None else self.processes,
@@ -163,7 +163,7 @@ class Step(NamedTuple):
 
     job: int
     kind: str
-    """"prepare", "block", "finish", or "ask" for what belongs to no job."""
+    """"prepare", "block", "finish", or "call" for a call that belongs to no job."""
     block: int = 0
 
 
@@ -173,9 +173,9 @@ class Executor(Protocol):
     def submit(self, step: Step, function: Callable[..., Any], *arguments: Any) -> None: ...
 
     def drop(self, job: int) -> None:
-        """Forget the steps of a job that have not begun."""
+        """Forget the steps of a job that have not started."""
         ...
 
     def next_done(self) -> tuple[Step, Any]:
-        """The next finished step with its result, or the exception it raised."""
+        """Return the next finished step with its result, or the exception it raised."""
         ...

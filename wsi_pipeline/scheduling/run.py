@@ -41,7 +41,7 @@ class PlainLoop:
         step, function, arguments = self._queue.popleft()
         try:
             return step, function(*arguments)
-        except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the job's result, its neighbours go on
+        except Exception as error:  # noqa: BLE001 - a fault is the job's result, others go on
             return step, error
 
 
@@ -58,35 +58,34 @@ class _Active:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPool:
-    """Workers that are there: a plain loop, or processes that were started or reached."""
+    """Opened workers: a plain loop, or processes that were started or reached."""
 
     executor: Executor
     window: int
     """Jobs under way at a time."""
 
-    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a worker answers, before any job is run. Raises what the function raises."""
-        self.executor.submit(Step(QUESTION, "ask"), function, *arguments)
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function on a worker, before any job, and return its result or raise its error."""
+        self.executor.submit(Step(NO_JOB, "call"), function, *arguments)
         _, answer = self.executor.next_done()
         if isinstance(answer, Exception):
             raise answer
         return answer
 
 
-QUESTION = -1
-"""The job number of what belongs to no job."""
+NO_JOB = -1
+"""Job number of a call that belongs to no job."""
 
 
 @contextmanager
 def open_workers(workers: Workers) -> Iterator[WorkerPool]:
-    """The workers, started or reached, until the end of the block. Raises EnvironmentFault where they cannot be had."""
+    """Start or reach the workers, until the block ends. Raises EnvironmentFault."""
     if workers.scheduler is None and workers.cluster == "local" and workers.processes == 0:
         with limited_memory():
             yield WorkerPool(PlainLoop(), window=1)
         return
-    from wsi_pipeline.scheduling.clusters import (
-        connect,
-    )  # here, because Dask takes a second to import and the plain loop needs none
+    # Here, because Dask takes a second to import and the plain loop does not need it.
+    from wsi_pipeline.scheduling.clusters import connect
 
     with connect(workers) as executor:
         yield WorkerPool(executor, window=2 * max(executor.processes, 1))
@@ -97,10 +96,10 @@ def run_jobs(
     workers: Workers | WorkerPool,
     listener: Listener[PlanT, ReportT, ResultT],
 ) -> list[ResultT | Exception]:
-    """Run every job; the result or the exception of each, in their order. One job's fault never stops the others.
+    """Run every job and return the result or the exception of each, in their order.
 
-    Raises EnvironmentFault where the cluster is lost: what is on disk stays, and the same call goes
-    on from there.
+    One job's fault never stops the others. Raises EnvironmentFault where the cluster is lost:
+    finished work stays on disk, and the same call continues from there.
     """
     if isinstance(workers, Workers):
         with open_workers(workers) as pool:
@@ -122,7 +121,7 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
         self._executor = executor
         self._listener = listener
         self._window = window
-        """Jobs under way at a time: the next slides are prepared while the device is busy with the first."""
+        """Jobs under way at a time: the next slides are prepared while the first is computed."""
         self._active: dict[int, _Active] = {}
         self._results: dict[int, ResultT | Exception] = {}
 
@@ -144,7 +143,7 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
         active = _Active(self._jobs[index], ExitStack())
         try:
             active.lock.enter_context(active.job.hold())
-        except Exception as error:  # noqa: BLE001 - a lock that cannot be had is the job's result, its neighbours go on
+        except Exception as error:  # noqa: BLE001 - a failed lock is the job's result
             self._conclude(index, error)
             return
         self._active[index] = active
@@ -202,7 +201,7 @@ def _finish(job: Job[PlanT, ReportT, ResultT], plan: PlanT, reports: Sequence[Re
 
 
 def forget_frames(error: BaseException | None) -> None:
-    """Let go of the frames that an error was raised through, and of the slides and pixels in them."""
+    """Release the frames of an error, and the slides and pixels in them."""
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__

@@ -20,10 +20,9 @@ from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.limits import LimitedProcess, Message, answer_requests
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, choose_level
-from wsi_pipeline.slides.image_io import decode_sent, encode_jpeg, encode_png, read_sent_size
+from wsi_pipeline.slides.images import decode_sent, encode_jpeg, encode_png, read_sent_size
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.slides.scaling import ScaledView
-from wsi_pipeline.slides.thumbnail import read_thumbnail
+from wsi_pipeline.slides.scaling import ScaledView, read_thumbnail
 
 OPEN_SLIDES = 8
 THUMBNAIL_PX = 1024

@@ -23,7 +23,7 @@ from wsi_pipeline.core.geometry import (
 )
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.outputs.view_json import describe_grid
+from wsi_pipeline.outputs.report_html import describe_grid
 from wsi_pipeline.serve.decoding import DecoderPool, DecodingError
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.settings import Limits

@@ -14,16 +14,16 @@ from wsi_pipeline.core.errors import DAMAGES, StoreError, WsiError
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.canvas import paint_map
-from wsi_pipeline.outputs.report_html import render_report
-from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.outputs.view_json import (
+from wsi_pipeline.outputs.report_html import (
     describe_grid,
     describe_overview,
     describe_region,
     describe_slide,
     encode_colours,
     order_regions,
+    render_report,
 )
+from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.result_reader import LoadedResult
@@ -48,7 +48,7 @@ from wsi_pipeline.serve.services import (
     match_etag,
     require_summary,
 )
-from wsi_pipeline.slides.image_io import encode_jpeg, encode_png
+from wsi_pipeline.slides.images import encode_jpeg, encode_png
 
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": Fault}

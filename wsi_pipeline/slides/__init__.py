@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wsi_pipeline.core.choices import AUTO
 from wsi_pipeline.core.errors import ConfigError, SlideError
-from wsi_pipeline.slides import image_reader, openslide_reader, tiff_reader
+from wsi_pipeline.slides import images, openslide_reader, tiff_reader
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.checks import check_slide_file
 
@@ -22,7 +22,7 @@ class ReaderKind:
 READERS: dict[str, ReaderKind] = {
     "tiff": ReaderKind(tiff_reader.recognises, tiff_reader.TiffReader),
     "openslide": ReaderKind(openslide_reader.recognises, openslide_reader.OpenSlideReader),
-    "image": ReaderKind(image_reader.recognises, image_reader.ImageReader),
+    "image": ReaderKind(images.recognises, images.ImageReader),
 }
 """Asked in this order; the first that recognises a file reads it."""
 
@@ -33,10 +33,10 @@ def open_slide(
     slide_mpp: float | UserScale | None = None,
     reader: str = AUTO,
 ) -> SlideReader:
-    """Open a slide file with the first reader that recognises it, or with the one that is named.
+    """Open a slide file with the first reader that recognises it, or with the named one.
 
-    `slide_mpp`, µm per level-0 pixel, overrules what the file says. Raises SlideError, naming the
-    file and the remedy.
+    `slide_mpp`, µm per level-0 pixel, overrules the file. Raises SlideError, naming the file and
+    the remedy.
     """
     check_slide_file(path)
     if reader not in (AUTO, *READERS):
@@ -58,7 +58,7 @@ def open_slide(
 
 
 def _check_direct(path: Path, reader: SlideReader) -> SlideReader:
-    """Raise SlideError where the direct reader was asked for by name, and would leave the scan itself to OpenSlide."""
+    """Raise SlideError where the direct reader was named, but leaves level 0 to OpenSlide."""
     if isinstance(reader, tiff_reader.TiffReader) and 0 not in reader.direct_levels:
         reader.close()
         raise SlideError(
@@ -69,9 +69,9 @@ def _check_direct(path: Path, reader: SlideReader) -> SlideReader:
 
 
 def describe_reader(reader: SlideReader) -> str:
-    """Who reads the slide, for a person."""
+    """Return the readers of a slide's levels, as text."""
     if not isinstance(reader, tiff_reader.TiffReader):
-        return "image" if isinstance(reader, image_reader.ImageReader) else "openslide"
+        return "image" if isinstance(reader, images.ImageReader) else "openslide"
     direct = [str(level.number) for level in reader.levels if level.number in reader.direct_levels]
     others = [
         str(level.number) for level in reader.levels if level.number not in reader.direct_levels

@@ -1,4 +1,4 @@
-"""What a slide reader is, and the facts about a slide that every reader settles in the same way."""
+"""The interface of slide readers, and facts about a slide that all readers share."""
 
 import hashlib
 import math
@@ -53,10 +53,10 @@ class SlideReader(Protocol):
         height: int,
         only: NDArray[np.int64] | None = None,
     ) -> NDArray[np.uint8]:
-        """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels are white. Raises SlideError.
+        """Return RGB (height, width, 3) at (x, y) in the level's own pixels; white where absent.
 
         Where `only` names boxes, (n, 4) as x, y, width, height, pixels outside all of them need not
-        be read.
+        be read. Raises SlideError.
         """
         ...
 
@@ -64,7 +64,7 @@ class SlideReader(Protocol):
 
 
 class DeclaredScale(NamedTuple):
-    """What a file says of its own scale, as text."""
+    """The scale that a file states, as text."""
 
     source: str
     mpp_x: str | None
@@ -76,16 +76,19 @@ MAX_ANISOTROPY = 0.05
 
 
 class UserScale(NamedTuple):
-    """What the user says of a slide's scale."""
+    """The scale that the user gives for a slide."""
 
     mpp: float
     """µm per level-0 pixel."""
     source: str = "user"
-    """Where it was said."""
+    """The place where it was given."""
 
 
 def resolve_mpp(path: Path, declared: DeclaredScale, scale: UserScale | None) -> tuple[float, str]:
-    """The slide's µm per pixel and who said so; what the user says has authority over the file."""
+    """Return the slide's µm per pixel and its source; the user's scale overrules the file's.
+
+    Raises SlideError where no scale is given, or an impossible one.
+    """
     if scale is not None:
         return _check_mpp(path, scale.mpp, scale.source), scale.source
     if declared.mpp_x is None or declared.mpp_y is None:
@@ -106,7 +109,7 @@ def _parse_mpp(path: Path, text: str) -> float:
         return float(text)
     except ValueError as error:
         raise SlideError(
-            f"{path}: µm per pixel is {text!r}, which is no number; give it with --slide-mpp"
+            f"{path}: µm per pixel is {text!r}, which is not a number; give it with --slide-mpp"
         ) from error
 
 
@@ -121,7 +124,7 @@ def _check_mpp(path: Path, mpp: float, source: str) -> float:
 
 MAX_SIDE_PX = 2_000_000
 MAX_SLIDE_PX = 250_000_000_000
-"""Pixels of a slide; the largest that scanners write has about a sixth of them. What claims more would fill the memory with empty cells."""
+"""Pixels of a slide: six times the largest that scanners write. More would fill the memory."""
 
 
 def check_size(path: Path, size: tuple[int, int]) -> None:
@@ -131,17 +134,17 @@ def check_size(path: Path, size: tuple[int, int]) -> None:
         1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX and width * height <= MAX_SLIDE_PX
     ):
         raise SlideError(
-            f"{path}: says that it has {width} × {height} px, which no slide has; copy it again or"
-            " export it anew"
+            f"{path}: states a size of {width} × {height} px, which no slide has; copy or export"
+            " it again"
         )
 
 
 MAX_ASPECT_ERROR = 0.02
-"""A level whose width and height disagree by more than this about its downsample is not a level of this image."""
+"""Levels whose width and height disagree more about the downsample show another image."""
 
 
 def resolve_levels(sizes: Sequence[tuple[int, int]]) -> tuple[Level, ...]:
-    """The usable levels, finest first, each with an exact downsample; levels of another aspect are left out."""
+    """Return the usable levels, finest first, each with an exact downsample."""
     levels = [Level(0, sizes[0], Fraction(1))]
     for index, size in enumerate(sizes[1:], start=1):
         downsample = _resolve_downsample(sizes[0], size)
@@ -170,7 +173,7 @@ def _is_reduced_by(factor: int, extent_l0: int, extent: int) -> bool:
 
 
 def choose_level(levels: Sequence[Level], downsample: Fraction) -> Level:
-    """The coarsest level that is not coarser than `downsample`; the finest where all are."""
+    """Return the coarsest level that is not coarser than `downsample`; the finest where all are."""
     finer = [level for level in levels if level.downsample <= downsample]
     return finer[-1] if finer else levels[0]
 
@@ -180,7 +183,10 @@ FINGERPRINT_WINDOW_BYTES = 128 * 1024
 
 
 def fingerprint_file(path: Path, extra: str = "") -> str:
-    """SHA-256 over the file's size, 18 windows of 128 KiB spread over it, and `extra`: 2 MiB read, whatever the size."""
+    """Return a SHA-256 over a file's size, 18 windows of 128 KiB spread over it, and `extra`.
+
+    This reads 2 MiB, whatever the size.
+    """
     size = path.stat().st_size
     digest = hashlib.sha256(f"{size}:{extra}:".encode())
     last_start = max(0, size - FINGERPRINT_WINDOW_BYTES)
@@ -195,7 +201,7 @@ def fingerprint_file(path: Path, extra: str = "") -> str:
 
 
 def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGBA (h, w, 4) laid on white: RGB (h, w, 3). Absent pixels are background, never black tissue."""
+    """Return RGBA (h, w, 4) on white as RGB (h, w, 3): absent pixels are background."""
     alpha = rgba[..., 3:]
     if int(alpha.min(initial=255)) == 255:
         return np.ascontiguousarray(rgba[..., :3])
@@ -208,7 +214,10 @@ def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def tiles_touched(
     boxes: NDArray[np.int64], tile: tuple[int, int], shape: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """Which of `shape` (rows, cols) tiles of (width, height) pixels, the first at (0, 0), any box (n, 4: x, y, width, height) touches."""
+    """Return the tiles, bool of `shape` (rows, cols), that any box touches.
+
+    Boxes are (n, 4: x, y, width, height); tiles are (width, height) pixels, the first at (0, 0).
+    """
     rows, cols = shape
     left, top = np.clip(boxes[:, 0] // tile[0], 0, cols), np.clip(boxes[:, 1] // tile[1], 0, rows)
     right = np.clip((boxes[:, 0] + boxes[:, 2] - 1) // tile[0] + 1, 0, cols)

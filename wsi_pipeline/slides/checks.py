@@ -1,4 +1,4 @@
-"""Checks of a slide file before a reader is let at it: kind of file, and whether what a TIFF says of itself can be true."""
+"""Checks of a slide file before a reader opens it: kind of file, and header of a TIFF."""
 
 import os
 import stat
@@ -23,7 +23,7 @@ from wsi_pipeline.slides.tiff_structure import (
 )
 
 MAX_TILE_PX = 8192
-"""Side of a tile: one of 8,192² px takes 268 MB while it is decoded; scanners write 240 to 2,048."""
+"""Side of a tile: 8,192² px take 268 MB when decoded; scanners write 240 to 2,048."""
 MAX_TILE_BYTES = 256 * 1024 * 1024
 
 DICOM_PREAMBLE, DICOM_MAGIC = 128, b"DICM"
@@ -36,9 +36,10 @@ UNSIGNED = (1, 4)
 
 
 def check_slide_file(path: Path) -> None:
-    """Raise SlideError where the file cannot be a whole slide: absent, not regular, empty, or a TIFF cut short or with a lying header.
+    """Raise SlideError where the file cannot be a whole slide.
 
-    Takes milliseconds and no more memory than a TIFF's table of tiles, whatever the file says.
+    It is absent, not regular, empty, or a TIFF that is cut short or has a false header. Takes
+    milliseconds and no more memory than a TIFF's table of tiles, whatever the file states.
     """
     _check_regular(path)
     if _read_bytes(path, 4) not in TIFF_MAGIC:
@@ -47,7 +48,7 @@ def check_slide_file(path: Path) -> None:
     try:
         structure = read_structure(path)
         _check_within(structure)
-        for page in _pictures(structure):
+        for page in _list_level_pages(structure):
             _check_extent(path, page)
             _check_kind(page)
     except BrokenTiff as error:
@@ -74,7 +75,7 @@ def _check_regular(path: Path) -> None:
 
 
 def _check_neighbours(path: Path) -> None:
-    """Nothing that a reader looks into beside this file, or in its folder, is a pipe: it would be waited for without end."""
+    """Refuse pipes beside this file, or in its folder: a reader would wait for them without end."""
     is_dicom = _read_bytes(path, 4, DICOM_PREAMBLE) == DICOM_MAGIC
     folder = (
         path.parent
@@ -110,19 +111,19 @@ def _read_bytes(path: Path, count: int, offset: int = 0) -> bytes:
 
 
 def _check_within(structure: TiffStructure) -> None:
-    """Every tile and strip of every image lies within the file."""
+    """Require that every tile and strip of every image lies within the file."""
     for page in structure.pages:
         if not len(page.counts):
             continue
         offsets, counts = page.offsets[page.counts != 0], page.counts[page.counts != 0]
         if (counts < 0).any() or ((counts > MAX_TILE_BYTES).any() and page.is_tiled):
             raise BrokenTiff(
-                f"a tile claims {int(counts.max()):,} bytes, which cannot be; copy it again or"
-                " export it anew"
+                f"a tile claims {int(counts.max()):,} bytes, which cannot be; copy or export it"
+                " again"
             )
         if (offsets < 0).any():
             raise BrokenTiff(
-                "truncated: a tile claims to lie beyond byte 2⁶³; copy it again or export it anew"
+                "truncated: a tile claims to lie beyond byte 2⁶³; copy or export it again"
             )
         beyond = offsets > structure.file_size - counts
         if beyond.any():
@@ -134,14 +135,17 @@ def _check_within(structure: TiffStructure) -> None:
             )
 
 
-def _pictures(structure: TiffStructure) -> list[TiffPage]:
-    """The images of which a slide's levels are made; labels and macro images, in strips, are never decoded and need not be sound."""
+def _list_level_pages(structure: TiffStructure) -> list[TiffPage]:
+    """Return the images that form a slide's levels.
+
+    Labels and macro images, in strips, are never decoded and need not be sound.
+    """
     tiled = [page for page in structure.pages if page.is_tiled]
     return tiled or structure.pages[:1]
 
 
 def _check_kind(page: TiffPage) -> None:
-    """Pixels are 8-bit grey or colours."""
+    """Require 8-bit grey or colours."""
     bits = page.numbers.get(BITS, (1,))
     photometric = page.number(PHOTOMETRIC, 2)
     forms = page.numbers.get(SAMPLE_FORMAT, (1,))
@@ -156,11 +160,11 @@ def _check_kind(page: TiffPage) -> None:
         what = f"of {samples} samples and interpretation {photometric}"
     else:
         return
-    raise BrokenTiff(f"pixels {what} are no 8-bit grey or RGB; convert it to 8-bit RGB")
+    raise BrokenTiff(f"pixels {what} are not 8-bit grey or RGB; convert it to 8-bit RGB")
 
 
 def _check_extent(path: Path, page: TiffPage) -> None:
-    """The size is that of a slide, and there is a tile for every part of it."""
+    """Require the size of a slide, and a tile for every part of it."""
     check_size(path, page.size)
     if not page.is_tiled:
         return
@@ -177,8 +181,8 @@ def _check_extent(path: Path, page: TiffPage) -> None:
     )
     if needed > MAX_TILES or len(page.offsets) < needed:
         raise BrokenTiff(
-            f"says {width} × {height} px but lists {len(page.offsets):,} of {needed:,} tiles; copy"
-            " it again or export it anew"
+            f"states {width} × {height} px but lists {len(page.offsets):,} of {needed:,} tiles;"
+            " copy or export it again"
         )
     if not len(page.counts):
-        raise BrokenTiff("does not say how long its tiles are; export it anew")
+        raise BrokenTiff("does not state the lengths of its tiles; export it again")

@@ -1,4 +1,4 @@
-"""Which files of a folder are slides, and what each is called in a run."""
+"""Search for slides in folders, and their names in a run."""
 
 import hashlib
 import os
@@ -22,17 +22,17 @@ from wsi_pipeline.core.errors import ConfigError, machine_fault
 from wsi_pipeline.core.recipe import TOOL
 
 SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
-"""Files that lie beside slides (annotations, tables, MIRAX data) and are passed over in a folder."""
+"""Files beside slides (annotations, tables, MIRAX data) that are ignored in a folder."""
 
 SHARD = re.compile(r"\.\d+-of-\d+(?=\.\w+$)")
 HEAD_BYTES = 256
 """Of a manifest; the tool that made it stands in its first lines."""
 MAPPING_CSV, MAPPING_COLUMNS = "mapping.csv", ("kind", "name", "pseudonym", "path")
-"""The table that makes a folder one of links under pseudonyms: its slides are those of elsewhere."""
+"""The table that marks a folder of links under pseudonyms; its slides belong to other folders."""
 LINKS_SUFFIX = ".links"
 """Of such folders of earlier versions, which lie beside their key."""
 NO_USERS = "lost+found"
-"""The file system's own folder, which nobody but root may enter."""
+"""The file system's own folder, which only root may enter."""
 
 MAX_ID_BYTES = 120
 UNSAFE = re.compile(r"[^\w.+() -]")
@@ -49,15 +49,15 @@ class FoundSlide:
     patient_id: str | None = None
     label_file: Path | None = None
     slide_label: str | None = None
-    """What the sample sheet says of the whole slide."""
+    """Label of the whole slide, by the sample sheet."""
     mpp_source: str = "user"
-    """Where `slide_mpp` was said."""
+    """Source of `slide_mpp`."""
     is_store: bool = False
     """A patch store instead of a slide."""
 
 
 def list_found(places: Sequence[Path | str], paths: Iterable[Path]) -> list[FoundSlide]:
-    """The slides that were found in `places`, each once, with their names. Raises ConfigError where there is none."""
+    """Return the slides found in `places`, each once. Raises ConfigError for none."""
     found = list(paths)
     once: dict[tuple[str, str], Path] = {}
     for path, entry in zip(found, locate(found), strict=True):
@@ -73,17 +73,17 @@ def list_found(places: Sequence[Path | str], paths: Iterable[Path]) -> list[Foun
 
 
 def locate(paths: Sequence[Path]) -> list[tuple[str, str]]:
-    """(real folder, name) of each: the same for every spelling of a path, but not for two links to one file, which are two slides."""
-    folders = {
-        folder: os.path.realpath(folder) for folder in {path.parent for path in paths}
-    }  # Path.resolve raises where links circle
+    """Return (real folder, name) of each path, the same for every spelling; links stay distinct."""
+    # Not Path.resolve, which raises where links form a circle.
+    folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}
     return [(folders[path.parent], path.name) for path in paths]
 
 
 def list_folder(folder: Path, recursive: bool = False) -> list[Path]:
-    """Every file of a folder, with `recursive` of those in it too, that may be a slide: visible, no sidecar, and not written by wsi.
+    """Return every file of a folder that may be a slide, sorted.
 
-    Sorted. Raises EnvironmentFault where a folder may not be entered.
+    These are visible files, without sidecars and files written by wsi; `recursive` includes the
+    folders within. Raises EnvironmentFault where a folder may not be entered.
     """
     found: list[Path] = []
     for where, folders, files in os.walk(folder, onerror=_refuse):
@@ -96,20 +96,18 @@ def list_folder(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 def _refuse(error: OSError) -> None:
-    if not isinstance(
-        error, FileNotFoundError
-    ):  # a folder that went meanwhile holds nothing any more
+    if not isinstance(error, FileNotFoundError):  # a folder deleted meanwhile is empty
         raise machine_fault(error.filename, error) or error
 
 
 def _may_be_entered(name: str, files: Sequence[str]) -> bool:
-    """Tell whether a folder beside `files` may hold slides that are not links to others."""
+    """Return whether a folder beside `files` may hold slides other than pseudonyms' links."""
     are_links = name.endswith(LINKS_SUFFIX) and name.removesuffix(LINKS_SUFFIX) in files
     return not (name.startswith(".") or name == NO_USERS or are_links)
 
 
 def _holds_pseudonyms(folder: Path, top: Path) -> bool:
-    """Tell a folder of `wsi pseudonymize` below `top`: its links are slides of other folders."""
+    """Return True for a folder of `wsi pseudonymize` below `top`, whose slides are elsewhere."""
     header = ",".join(MAPPING_COLUMNS).encode()
     try:
         with (folder / MAPPING_CSV).open("rb") as stream:
@@ -125,7 +123,7 @@ def _may_be_slide(name: str) -> bool:
 
 
 def is_written(name: str) -> bool:
-    """Whether wsi writes files of that name beside its products."""
+    """Return whether wsi writes files of that name beside its products."""
     return name.endswith((MASK_SUFFIX, LABELS_SUFFIX)) or SHARD.sub("", name) in WRITTEN
 
 
@@ -148,7 +146,10 @@ def is_work_of_wsi(folder: Path) -> bool:
 
 
 def name_slides(paths: Sequence[Path]) -> list[str]:
-    """One unique name per path, safe as a folder name on any file system, the same whenever the same paths are given."""
+    """Return one unique name per path, always the same for the same paths.
+
+    The names are safe as folder names on any file system.
+    """
     stems = [safe_name(path.stem) for path in paths]
     stems = [f"{stem}_" if stem.casefold() in RESERVED else stem for stem in stems]
     seen = Counter(map(_fold, stems))
@@ -162,7 +163,7 @@ def name_slides(paths: Sequence[Path]) -> list[str]:
     for place in sorted(
         set(range(len(paths))) - set(names), key=lambda place: str(paths[place].absolute())
     ):
-        # A file may really be called like another's stem and hash: then the hash is drawn again.
+        # Another file may have that very name: then the hash is made again with a number.
         candidates = (
             f"{stems[place]}-{_short_hash(paths[place], common, turn)}" for turn in count()
         )
@@ -172,12 +173,15 @@ def name_slides(paths: Sequence[Path]) -> list[str]:
 
 
 def _fold(name: str) -> str:
-    """Return what is the same for names that file systems or pseudonyms take for one."""
+    """Return a form that is equal for names that some file systems, or pseudonyms, take for one.
+
+    Case and composition of letters make no difference.
+    """
     return unicodedata.normalize("NFC", name.casefold())
 
 
 def safe_name(name: str) -> str:
-    """`name` with anything that a shell, a URL or a file system may trip over replaced by an underscore."""
+    """Return `name` with `_` for characters that a shell, a URL or a file system may not take."""
     safe = UNSAFE.sub("_", name).strip(" .")
     safe = f"_{safe[1:]}" if safe.startswith("-") else safe
     return safe.encode()[:MAX_ID_BYTES].decode(errors="ignore") or "_"
@@ -193,5 +197,5 @@ def _common_folder(paths: Sequence[Path]) -> Path:
 
 def _short_hash(path: Path, common: Path, turn: int) -> str:
     relative = path.absolute().relative_to(common).as_posix()
-    drawn = f"{relative}\0{turn}" if turn else relative  # no path holds a zero
-    return hashlib.sha256(drawn.encode(errors="surrogateescape")).hexdigest()[:8]
+    hashed = f"{relative}\0{turn}" if turn else relative  # no path holds a zero
+    return hashlib.sha256(hashed.encode(errors="surrogateescape")).hexdigest()[:8]

@@ -28,7 +28,7 @@ Box = tuple[int, int, int, int]
 """x, y, width, height in a level's own pixels."""
 
 CACHE_BYTES = 96 * 1024 * 1024
-"""Decoded tiles that OpenSlide keeps: those that macro-tiles close together share. Its own 32 MB are 130 tiles of 256 px."""
+"""Decoded tiles that OpenSlide keeps for neighbours; its own 32 MB hold 130 tiles of 256 px."""
 
 OPENSLIDE_FAULTS = (openslide.OpenSlideError, OSError, ValueError)
 
@@ -72,7 +72,7 @@ class OpenSlideReader:
         )
 
     def is_whole(self, level: Level) -> bool:
-        """Whether OpenSlide reduces the level by a whole number, so that its pixels come out as they are stored."""
+        """Return whether OpenSlide reduces the level by a whole number, without blending pixels."""
         return float(self._level_downsamples[level.number]).is_integer()
 
     def read(
@@ -92,8 +92,8 @@ class OpenSlideReader:
             return self._read_with(handle, level, box, parts)
         except OPENSLIDE_FAULTS:
             # After one failed read a handle answers every read with that error (openslide#689), and
-            # another thread's failure may have been the first: only a handle of our own can tell
-            # whether these pixels are at fault.
+            # another thread's failure may have been the first: only a new handle shows whether
+            # these pixels are at fault.
             self._forget(handle)
         private = _open_handle(self._path)
         try:
@@ -132,7 +132,7 @@ class OpenSlideReader:
         self, handle: openslide.OpenSlide, level: Level, x: int, y: int, width: int, height: int
     ) -> NDArray[np.uint8]:
         # OpenSlide divides the level-0 location by a downsample such as 4.0021 and blends pixels by
-        # what is left over. Reading whole cells of a fixed lattice makes that blend, of an eighth
+        # what is left over. Reading whole squares of a fixed lattice makes that blend, of an eighth
         # of a pixel at most, the same in whatever piece a pixel is read.
         downsample = self._level_downsamples[level.number]
         x0, y0 = x // LATTICE_PX * LATTICE_PX, y // LATTICE_PX * LATTICE_PX
@@ -146,10 +146,10 @@ class OpenSlideReader:
         )
         for row in range(0, region.shape[0], LATTICE_PX):
             for col in range(0, region.shape[1], LATTICE_PX):
-                position = _read_region(
+                square = _read_region(
                     handle, level, downsample, x0 + col, y0 + row, LATTICE_PX, LATTICE_PX
                 )
-                region[row : row + LATTICE_PX, col : col + LATTICE_PX] = position
+                region[row : row + LATTICE_PX, col : col + LATTICE_PX] = square
         return region[y - y0 : y - y0 + height, x - x0 : x - x0 + width]
 
     def _open(self) -> openslide.OpenSlide:
@@ -171,9 +171,10 @@ class OpenSlideReader:
 
 
 def merge_boxes(boxes: NDArray[np.int64]) -> list[Box]:
-    """Few rectangles that cover the same pixels as boxes (n, 4: x, y, width, height): neighbours in a row are joined, then equal rows.
+    """Return few rectangles that cover the same pixels as boxes (n, 4: x, y, width, height).
 
-    OpenSlide's time goes by the pixel, so that no pixel beside the boxes may be read.
+    Neighbours in a row are joined, then equal rows. OpenSlide's time is proportional to pixels, so
+    that no pixel beside the boxes may be read.
     """
     runs: list[Box] = []
     for x, y, width, height in sorted(map(tuple, boxes.tolist()), key=lambda box: (box[1], box[0])):
@@ -212,7 +213,7 @@ def _read_region(
 
 
 def recognises(path: Path) -> bool:
-    """Whether OpenSlide claims the file."""
+    """Return whether OpenSlide claims the file."""
     return detect_vendor(path) is not None
 
 

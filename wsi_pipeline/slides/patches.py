@@ -6,10 +6,12 @@ than decoding a third of the block; memory that was used before costs nothing.
 """
 
 import threading
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +19,196 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import Grid, block_slice, macro_tile_codes
 from wsi_pipeline.core.slide import PatchBlock, SlideInfo
-from wsi_pipeline.slides.base import SlideReader, choose_level
-from wsi_pipeline.slides.cutting import Cut, cut_region
+from wsi_pipeline.slides.base import Level, SlideReader, choose_level
 from wsi_pipeline.slides.scaling import ScaledView
-from wsi_pipeline.slides.tiff_reader import CutsPatches
+
+
+class Cut(NamedTuple):
+    """Patches to cut from one level: `positions` (b, 2), (0, 0) at (x, y) of the level."""
+
+    positions: NDArray[np.int32]
+    x: int
+    y: int
+    side: int
+    stride: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The rectangle around all of them, as x, y, width, height."""
+        first, last = self.positions.min(axis=0), self.positions.max(axis=0)
+        top, left = (int(place) * self.stride for place in first)
+        height, width = (int(extent) * self.stride + self.side for extent in last - first)
+        return self.x + left, self.y + top, width, height
+
+    @property
+    def boxes(self) -> NDArray[np.int64]:
+        """Their boxes, (b, 4) as x, y, width, height."""
+        corners = self.positions[:, ::-1].astype(np.int64) * self.stride + [self.x, self.y]
+        return np.concatenate([corners, np.full_like(corners, self.side)], axis=1)
+
+    @property
+    def is_full(self) -> bool:
+        """True they fill the rectangle around them."""
+        first, last = self.positions.min(axis=0), self.positions.max(axis=0)
+        rows, cols = last - first + 1
+        return len(self.positions) == int(rows) * int(cols)
+
+
+@runtime_checkable
+class CutsPatches(Protocol):
+    """A reader that cuts patches itself, where it can."""
+
+    def cut(self, level: Level, cut: Cut, pixels: NDArray[np.uint8]) -> bool:
+        """Fill `pixels` (b, side, side, 3), or return False where `read` must do it.
+
+        Raises SlideError where a tile cannot be decoded by any reader.
+        """
+        ...
+
+
+def cut_region(region: NDArray[np.uint8], cut: Cut, pixels: NDArray[np.uint8]) -> None:
+    """Fill `pixels` (b, side, side, 3) from the pixels of `cut.box`, RGB (height, width, 3)."""
+    region = np.ascontiguousarray(region)
+    height, width = region.shape[:2]
+    count, side, stride = len(cut.positions), cut.side, cut.stride
+    item = np.dtype((np.void, side * 3))
+    shape = ((height - side) // stride + 1, (width - side) // stride + 1, side)
+    windows: NDArray[np.void] = np.ndarray(
+        shape, item, region.data, strides=(stride * width * 3, stride * 3, width * 3)
+    )
+    rows_of_pixels = pixels.reshape(count, side, side * 3).view(item)[..., 0]
+    positions = cut.positions - cut.positions.min(axis=0)
+    for start, stop in _runs(positions):
+        row, col = positions[start]
+        rows_of_pixels[start:stop] = windows[row, col : col + stop - start]
+
+
+def _runs(positions: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
+    """Yield runs of positions that follow one another from left to right, as (start, stop)."""
+    is_break = (np.diff(positions[:, 0]) != 0) | (np.diff(positions[:, 1]) != 1)
+    yield from pairwise([0, *(np.flatnonzero(is_break) + 1).tolist(), len(positions)])
+
+
+class Overlap(NamedTuple):
+    """The common part of a tile and the patches of one row, or column, along that axis."""
+
+    position: int
+    tile_start: int
+    patch_start: int
+    length: int
+
+
+class TileCutter:
+    """Fills patches from tiles, in any order and from several threads."""
+
+    def __init__(self, cut: Cut, pixels: NDArray[np.uint8]) -> None:
+        """`pixels` (b, side, side, 3) is filled."""
+        self._cut = cut
+        self._first = cut.positions.min(axis=0)
+        self._rows = pixels.reshape(len(cut.positions), cut.side, cut.side * 3)
+        self._item = np.dtype((np.void, cut.side * 3))
+        self._whole_rows = self._rows.view(self._item)[..., 0]  # (b, side)
+        self._known: dict[tuple[int, int], list[Overlap]] = {}
+
+    @cached_property
+    def _places(self) -> list[list[int]]:
+        """Number of the patch at each position of the rectangle, -1 where none is wanted."""
+        rows, cols = self._cut.positions.max(axis=0) - self._first + 1
+        places = np.full((rows, cols), -1, dtype=np.int64)
+        row, col = (self._cut.positions - self._first).T
+        places[row, col] = np.arange(len(self._cut.positions))
+        listed: list[list[int]] = places.tolist()
+        return listed
+
+    def take(self, tile: NDArray[np.uint8], left: int, top: int) -> None:
+        """Copy the patches' part of a tile, RGB (height, width, 3) at (left, top) of the level."""
+        height, width = tile.shape[:2]
+        rows = self._overlaps(0, top - self._cut.y, height)
+        cols = self._overlaps(1, left - self._cut.x, width)
+        whole = [overlap for overlap in cols if overlap.length == self._cut.side]
+        parts = [overlap for overlap in cols if overlap.length != self._cut.side]
+        lines = tile.reshape(height, width * 3)
+        for row in rows:
+            places = self._places[row.position]
+            if whole:
+                self._take_whole(
+                    tile, row, whole[0], places[whole[0].position : whole[-1].position + 1]
+                )
+            for col in parts:
+                place = places[col.position]
+                if place >= 0:
+                    self._take_part(lines, row, col, place)
+
+    def _overlaps(self, axis: int, start: int, length: int) -> list[Overlap]:
+        """Return the overlaps of pixels from `start` on with the rows (axis 0) or columns.
+
+        `start` counts from position 0; many tiles have the same overlaps.
+        """
+        if (axis, start) not in self._known:
+            first, last = int(self._first[axis]), int(self._cut.positions[:, axis].max())
+            side, stride = self._cut.side, self._cut.stride
+            overlaps = []
+            for position in range(
+                max(first, -((side - 1 - start) // stride)),
+                min(last, (start + length - 1) // stride) + 1,
+            ):
+                begin, end = (
+                    max(position * stride, start),
+                    min(position * stride + side, start + length),
+                )
+                if begin < end:  # else the tile lies in a gap between patches
+                    overlaps.append(
+                        Overlap(
+                            position - first, begin - start, begin - position * stride, end - begin
+                        )
+                    )
+            self._known[axis, start] = overlaps
+        return self._known[axis, start]
+
+    def _take_whole(
+        self, tile: NDArray[np.uint8], row: Overlap, col: Overlap, places: Sequence[int]
+    ) -> None:
+        """Copy patches of a row whose width lies within the tile; those of a run are one copy."""
+        pitch = tile.shape[1] * 3
+        windows: NDArray[np.void] = np.ndarray(
+            (len(places), row.length),
+            self._item,
+            tile.data,
+            offset=row.tile_start * pitch + col.tile_start * 3,
+            strides=(self._cut.stride * 3, pitch),
+        )
+        into = slice(row.patch_start, row.patch_start + row.length)
+        for start, stop in _runs_of(places):
+            self._whole_rows[places[start] : places[start] + stop - start, into] = windows[
+                start:stop
+            ]
+
+    def _take_part(self, lines: NDArray[np.uint8], row: Overlap, col: Overlap, place: int) -> None:
+        self._rows[
+            place,
+            row.patch_start : row.patch_start + row.length,
+            col.patch_start * 3 : (col.patch_start + col.length) * 3,
+        ] = lines[
+            row.tile_start : row.tile_start + row.length,
+            col.tile_start * 3 : (col.tile_start + col.length) * 3,
+        ]
+
+
+def _runs_of(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Return runs of wanted patches that follow one another, as (start, stop)."""
+    if places[0] >= 0 and places[-1] - places[0] == len(places) - 1:
+        return [(0, len(places))]
+    runs, start = [], 0
+    for index in range(1, len(places) + 1):
+        if index == len(places) or places[index] < 0 or places[index - 1] < 0:
+            if places[start] >= 0:
+                runs.append((start, index))
+            start = index
+    return runs
+
 
 MACRO_TILE_LEVEL_PX = 2048
-"""About the side of a macro-tile in pixels of the level that is read: 12 MB of RGB, and large against any JPEG tile."""
+"""Approximate side of a macro-tile in pixels of the level: 12 MB of RGB, many JPEG tiles."""
 REDUCED_MACRO_TILE_LEVEL_PX = 1024
 """The same where pixels are averaged, which takes several times the memory."""
 KEPT = 4
@@ -31,7 +216,7 @@ KEPT = 4
 
 
 class SlidePatches:
-    """The patches of `positions` (n, 2), read from the slide; pixel-identical to what a patch store holds of them."""
+    """The patches of `positions` (n, 2), read from the slide; equal to a patch store's."""
 
     def __init__(
         self, reader: SlideReader, grid: Grid, positions: NDArray[np.int32], block_size: int
@@ -49,7 +234,7 @@ class SlidePatches:
         return self._reader.info
 
     def read_block(self, block: int) -> PatchBlock:
-        """The pixels of block number `block`; patches that cannot be decoded are white and marked unreadable."""
+        """Return the pixels of a block; unreadable patches are white and flagged."""
         positions = self.positions[block_slice(block, self.block_size, len(self.positions))]
         codes = macro_tile_codes(positions, self._macro_tiles)
         # Macro-tile by macro-tile, and in each from top left to bottom right: a reader copies runs
@@ -75,7 +260,7 @@ class SlidePatches:
         return PatchBlock(pixels, readable, self._reader.fallbacks - fallbacks_before)
 
     def _read_together(self, positions: NDArray[np.int32], pixels: NDArray[np.uint8]) -> None:
-        """Fill `pixels` (b, side, side, 3) with the patches of cells that lie close together."""
+        """Fill `pixels` (b, side, side, 3) with patches that lie close together."""
         spec, view = self.grid.spec, self._view
         if isinstance(self._reader, CutsPatches) and (corner := view.corner_on_level()) is not None:
             cut = Cut(positions, *corner, spec.side_px, spec.stride_px)
@@ -87,7 +272,7 @@ class SlidePatches:
     def _read_singly(
         self, positions: NDArray[np.int32], pixels: NDArray[np.uint8], readable: NDArray[np.bool_]
     ) -> None:
-        """Read patch by patch, so that one bad JPEG tile costs only the patches that it lies under."""
+        """Read patch by patch, so that one bad JPEG tile costs only the patches over it."""
         for index in range(len(positions)):
             try:
                 self._read_together(positions[index : index + 1], pixels[index : index + 1])
@@ -97,16 +282,16 @@ class SlidePatches:
 
 
 def view_grid(reader: SlideReader, grid: Grid) -> ScaledView:
-    """The slide at the grid's scale, from the nearest level that is not coarser."""
+    """Return the slide at the grid's scale, from the nearest level that is not coarser."""
     level = choose_level(reader.levels, grid.downsample)
     return ScaledView(reader, level, grid.downsample, grid.origin_xy_l0)
 
 
 def macro_tiles_per_patch(view: ScaledView, grid: Grid) -> tuple[Fraction, Fraction]:
-    """How much of a macro-tile one step down, and one to the right, is; macro-tiles are whole tiles of the level that is read.
+    """Return the shares of a macro-tile that one step down, and one to the right, cover.
 
-    It depends on the slide alone and not on who reads it, for it decides the order of patches in a
-    store.
+    Macro-tiles are whole tiles of the level. The shares depend on the slide alone, not on its
+    reader, because they decide the order of patches in a store.
     """
     step = grid.spec.stride_px * view.reduction
     wanted = MACRO_TILE_LEVEL_PX if view.reduction == 1 else REDUCED_MACRO_TILE_LEVEL_PX
@@ -115,7 +300,7 @@ def macro_tiles_per_patch(view: ScaledView, grid: Grid) -> tuple[Fraction, Fract
 
 
 class PixelBuffers:
-    """Hands out arrays whose memory comes back by itself when the last of their views is gone; safe to share between threads."""
+    """Arrays whose memory is used again when the last of their views is gone; thread-safe."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
@@ -123,7 +308,7 @@ class PixelBuffers:
         self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """An array of that shape; its content is arbitrary, as of `numpy.empty`."""
+        """Return an array of that shape; its content is arbitrary, as of `numpy.empty`."""
         size = prod(shape)
         return np.asarray(_Lease(self, self._find(size), shape))
 

@@ -47,12 +47,12 @@ PIECE_PX = 1024
 
 @dataclass(frozen=True, slots=True)
 class QualityParameters:
-    """What is flagged, and what is left out."""
+    """Limits for flags, and the flags whose patches are left out."""
 
     max_pen: float = 0.1
     """Flag a patch if more than this fraction of it is pen ink, 0 to 1."""
     min_sharpness: float | None = None
-    """Flag a patch as blurred below this variance of the Laplacian; None: sharpness is not measured."""
+    """Flag a patch as blurred below this variance of the Laplacian; None: not measured."""
     drop: tuple[str, ...] = ()
     """Names of flags whose patches are left out."""
 
@@ -69,17 +69,17 @@ class QualityParameters:
             )
         if "blur" in self.drop and self.min_sharpness is None:
             raise ConfigError(
-                "blurred patches can only be left out where a sharpness is asked for; give"
+                "blurred patches can only be left out where sharpness is measured; give"
                 " --min-sharpness"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The parameters as they are recorded in stores and recipes."""
+        """Return the parameters as they are recorded in stores and recipes."""
         return asdict(self) | {"drop": sorted(self.drop), "sharpness_mpp": SHARPNESS_MPP}
 
 
 def find_pen(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
-    """Where a thumbnail (h, w, 3) at `mpp` µm/px shows ink, (h, w)."""
+    """Return the ink on a thumbnail (h, w, 3) at `mpp` µm/px, bool (h, w)."""
     mask = np.zeros(rgb.shape[:2], dtype=np.bool_)
     for top in range(0, len(rgb), PIECE_PX):  # in strips: HSV takes eight times the memory of RGB
         hue, saturation, value = np.moveaxis(rgb2hsv(rgb[top : top + PIECE_PX]), -1, 0)
@@ -97,10 +97,10 @@ ReadRegion = Callable[[int, int, int, int], NDArray[np.uint8]]
 def measure_sharpness(
     read: ReadRegion, size: tuple[int, int], boxes: NDArray[np.float64], mpp: float
 ) -> NDArray[np.float32]:
-    """Variance of the Laplacian around every box (n, 4: x, y, width, height) of a picture of `size` at `mpp` µm/px.
+    """Return the variance of the Laplacian around every box (n, 4: x, y, width, height).
 
-    NaN where nothing could be read. Pieces without a box are not read, and one piece is held at a
-    time.
+    The image has `size` and `mpp` µm/px. NaN where nothing could be read. Pieces without a box are
+    not read, and one piece is in memory at a time.
     """
     windows = _windows(boxes, size, MIN_WINDOW_UM / mpp)
     sharpness = np.full(len(boxes), np.nan, dtype=np.float32)
@@ -111,11 +111,11 @@ def measure_sharpness(
         x0, y0 = windows[members, :2].min(axis=0).tolist()
         x1, y1 = windows[members, 2:].max(axis=0).tolist()
         try:
-            picture = read(x0, y0, x1 - x0, y1 - y0)
+            image = read(x0, y0, x1 - x0, y1 - y0)
         except SlideError:
             continue
         sharpness[members] = _variances(
-            laplace(rgb2gray(picture) * 255), windows[members] - [x0, y0, x0, y0]
+            laplace(rgb2gray(image) * 255), windows[members] - [x0, y0, x0, y0]
         )
     return sharpness
 
@@ -123,7 +123,7 @@ def measure_sharpness(
 def _windows(
     boxes: NDArray[np.float64], size: tuple[int, int], least_px: float
 ) -> NDArray[np.int64]:
-    """The boxes as (n, 4) x0, y0, x1, y1, widened to `least_px` about their centres, within the picture."""
+    """Return the boxes as (n, 4) x0, y0, x1, y1, at least `least_px` wide, within the image."""
     centre, extent = boxes[:, :2] + boxes[:, 2:] / 2, np.maximum(boxes[:, 2:], least_px)
     low = np.clip(np.floor(centre - extent / 2), 0, np.array(size) - 1)
     high = np.minimum(np.maximum(np.ceil(centre + extent / 2), low + 1), size)
@@ -150,7 +150,7 @@ def _variances(values: NDArray[np.float64], windows: NDArray[np.int64]) -> NDArr
 def judge(
     pen: NDArray[np.float32], sharpness: NDArray[np.float32], parameters: QualityParameters
 ) -> PatchQuality:
-    """The flags of patches by the share of them that is ink, (n,), and by their sharpness, (n,), NaN where that is not known."""
+    """Return the flags of patches by share of ink, (n,), and sharpness, (n,), NaN: unknown."""
     flags = np.where(pen > parameters.max_pen, QUALITY_FLAGS["pen"], 0)
     if parameters.min_sharpness is not None:
         flags |= np.where(sharpness < parameters.min_sharpness, QUALITY_FLAGS["blur"], 0)
@@ -160,7 +160,7 @@ def judge(
 
 
 def is_kept(quality: PatchQuality, parameters: QualityParameters) -> NDArray[np.bool_]:
-    """Which patches carry no flag that is to be dropped, (n,)."""
+    """Return the patches without a flag that is to be dropped, bool (n,)."""
     dropped = sum(QUALITY_FLAGS[name] for name in parameters.drop)
     kept: NDArray[np.bool_] = (quality.flags & np.uint8(dropped)) == 0
     return kept

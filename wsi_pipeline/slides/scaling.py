@@ -1,27 +1,32 @@
-"""Reading a slide at any scale: the pixels of the virtual image at a given downsample, by exact area averaging.
+"""Slides at any scale: the virtual image at a given downsample, by exact area averaging.
 
 Each pixel of the virtual image is the mean of the level's pixels under it, weighted by the area
-that they share. All sums are of integers, so a pixel's value depends on its place alone, never on
-how a read was split.
+that they share. All sums are of integers, so a pixel's value depends on its place alone, not on how
+a read was split. A thumbnail is read in pieces, so that memory stays bounded.
 """
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.slides.base import Level, SlideReader
+from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.geometry import downsample_between
+from wsi_pipeline.core.slide import Thumbnail
+from wsi_pipeline.slides.base import Level, SlideReader, choose_level
 
 MAX_STEP_DENOMINATOR = 4096
 MAX_ORIGIN_DENOMINATOR = 16
-"""Steps and origins are rounded to ratios with at most these denominators: off by less than 0.02 px over 250,000 px, and all sums of
-areas times 255 stay below 2⁶³ for reductions of up to 1,280 times."""
+"""Steps and origins are rounded to ratios with at most these denominators: off by less than 0.02 px
+over 250,000 px. Sums of areas times 255 stay below 2⁶³ for reductions up to 1,280.
+"""
 
 
 class Edges(NamedTuple):
-    """Boundaries of consecutive virtual pixels along one axis, in level pixels, as integers over `unit`."""
+    """Edges of consecutive virtual pixels along one axis, in level pixels over `unit`."""
 
     values: NDArray[np.int64]
     """(count + 1,)"""
@@ -53,7 +58,7 @@ class ScaledView(NamedTuple):
         return self.downsample / self.level.downsample
 
     def corner_on_level(self) -> tuple[int, int] | None:
-        """Where the view begins on its level, (x, y); None where its pixels are not just those of the level."""
+        """Return the view's corner on its level, (x, y); None where the pixels differ."""
         corner = [Fraction(origin) / self.level.downsample for origin in self.origin_xy_l0]
         if self.reduction != 1 or any(place.denominator != 1 for place in corner):
             return None
@@ -76,7 +81,10 @@ class ScaledView(NamedTuple):
     def _boxes_on_level(
         self, boxes: NDArray[np.int64], corner: tuple[int, int], x_edges: Edges, y_edges: Edges
     ) -> NDArray[np.int64] | None:
-        """The level's pixels under boxes of the view; None where some lie beyond the level, for its last row or column goes on there."""
+        """Return the level's pixels under boxes of the view; None where some lie beyond the level.
+
+        There the last row or column is repeated.
+        """
         if x_edges.stop > self.level.size[0] or y_edges.stop > self.level.size[1]:
             return None
         sides = []
@@ -100,7 +108,7 @@ class ScaledView(NamedTuple):
     def _read_level(
         self, x0: int, y0: int, x1: int, y1: int, only: NDArray[np.int64] | None
     ) -> NDArray[np.uint8]:
-        """Level pixels x0…x1, y0…y1; beyond a level that was cut short by a pixel, its last column or row goes on."""
+        """Return level pixels x0…x1, y0…y1; beyond the level, the last ones are repeated."""
         width, height = self.level.size
         x_stop, y_stop = min(x1, width), min(y1, height)
         x_start, y_start = min(x0, x_stop - 1), min(y0, y_stop - 1)
@@ -133,7 +141,7 @@ def average_areas(pixels: NDArray[np.uint8], y_edges: Edges, x_edges: Edges) -> 
 
 
 def _whole_step(edges: Edges) -> int:
-    """Level pixels per virtual pixel where that is a whole number and the edges lie on pixel edges; else 0."""
+    """Return the whole level pixels per virtual pixel; 0 where the edges do not coincide."""
     step = int(edges.values[1] - edges.values[0])
     is_whole = step % edges.unit == 0 and int(edges.values[0]) % edges.unit == 0
     return step // edges.unit if is_whole else 0
@@ -161,7 +169,7 @@ def _average_whole(pixels: NDArray[np.uint8], y_step: int, x_step: int) -> NDArr
 
 
 def _sum_slices(values: NDArray[Any], step: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Sums of every `step` neighbours along axis 0."""
+    """Return the sums of every `step` neighbours along axis 0."""
     total = values[::step].astype(dtype)
     for offset in range(1, step):
         total += values[offset::step]
@@ -169,7 +177,7 @@ def _sum_slices(values: NDArray[Any], step: int, dtype: np.dtype[Any]) -> NDArra
 
 
 def _sum_between(values: NDArray[np.int64], edges: Edges) -> NDArray[np.int64]:
-    """Integrals of `values` along axis 0 between neighbouring edges, in units of 1/unit of a pixel."""
+    """Return integrals of `values` along axis 0 between edges, in units of 1/unit of a pixel."""
     whole, rest = np.divmod(edges.values, edges.unit)
     zero = np.zeros((1, *values.shape[1:]), dtype=np.int64)
     before = np.concatenate([zero, np.cumsum(values, axis=0)])
@@ -177,3 +185,71 @@ def _sum_between(values: NDArray[np.int64], edges: Edges) -> NDArray[np.int64]:
     integral = before[whole] * edges.unit + under[whole] * rest[:, None, None]
     sums: NDArray[np.int64] = np.diff(integral, axis=0)
     return sums
+
+
+MAX_SIDE_PX = 4096
+"""A thumbnail is never larger, however large the slide: the scale gives way."""
+
+PIECE_LEVEL_PX = 1024
+SMALLEST_PIECE_PX = 16
+
+
+class ThumbnailRead(NamedTuple):
+    """A thumbnail, and where nothing could be decoded."""
+
+    thumbnail: Thumbnail
+    unreadable: NDArray[np.bool_]
+    """(height, width); True pixels are white in the thumbnail and may hide tissue."""
+
+
+def read_thumbnail(reader: SlideReader, mpp: float) -> ThumbnailRead:
+    """Return the slide's scanned area at `mpp` µm/px, coarser where necessary.
+
+    The slide may be coarser, or MAX_SIDE_PX exceeded. Raises SlideError where no pixel can be
+    decoded.
+    """
+    x0, y0, width_l0, height_l0 = reader.info.bounds_l0
+    finest = max(mpp, reader.info.mpp, reader.info.mpp * max(width_l0, height_l0) / MAX_SIDE_PX)
+    downsample = downsample_between(reader.info.mpp, finest)
+    # Rounded up, so that no patch at the right or bottom edge reaches beyond the thumbnail.
+    width = math.ceil(width_l0 / downsample)
+    height = math.ceil(height_l0 / downsample)
+    view = ScaledView(reader, choose_level(reader.levels, downsample), downsample, (x0, y0))
+    pixels = np.full((height, width, 3), 255, dtype=np.uint8)
+    unreadable = np.zeros((height, width), dtype=np.bool_)
+    piece = max(1, int(PIECE_LEVEL_PX / view.reduction))
+    faults = [
+        fault
+        for box in _pieces(width, height, piece)
+        if (fault := _read_piece(view, box, pixels, unreadable))
+    ]
+    if unreadable.all():
+        raise faults[0]
+    return ThumbnailRead(Thumbnail(pixels, downsample, (x0, y0)), unreadable)
+
+
+def _pieces(width: int, height: int, side: int) -> Iterator[tuple[int, int, int, int]]:
+    for y in range(0, height, side):
+        for x in range(0, width, side):
+            yield x, y, min(side, width - x), min(side, height - y)
+
+
+def _read_piece(
+    view: ScaledView,
+    box: tuple[int, int, int, int],
+    pixels: NDArray[np.uint8],
+    unreadable: NDArray[np.bool_],
+) -> SlideError | None:
+    """Fill one piece; where it cannot be decoded, its quarters, down to a smallest size."""
+    x, y, width, height = box
+    try:
+        pixels[y : y + height, x : x + width] = view.read(x, y, width, height)
+    except SlideError as error:
+        if max(width, height) <= SMALLEST_PIECE_PX:
+            unreadable[y : y + height, x : x + width] = True
+            return error
+        half = -(-max(width, height) // 2)
+        for dx, dy, part_width, part_height in _pieces(width, height, half):
+            _read_piece(view, (x + dx, y + dy, part_width, part_height), pixels, unreadable)
+        return error
+    return None

@@ -1,29 +1,182 @@
-"""Which slides a run takes: folders and patterns gone through, one share of an array job, scales from a table."""
+"""The slides of a run: folders, patterns, sample sheets, shards of array jobs, scales.
+
+A sample sheet is one CSV for a whole cohort, a slide per line. Columns, of which only `wsi` is
+required: wsi (path, relative to the sheet), mpp (µm per level-0 pixel, overrules the file),
+patient_id, labels (path of a label file), split (train, val or test), label (of the whole slide,
+kept in its store).
+"""
 
 import csv
 import glob
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from wsi_pipeline.core.choices import SPLIT_PARTS
+from wsi_pipeline.core.csv_io import unshield
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
 from wsi_pipeline.slides.discovery import (
     FoundSlide,
     is_work_of_wsi,
     is_written,
     list_folder,
     list_found,
+    locate,
+    name_slides,
 )
-from wsi_pipeline.slides.sheet import check_header, parse_mpp, read_sheet
+
+COLUMNS = ("wsi", "mpp", "patient_id", "labels", "split", "label")
+
+
+@dataclass(frozen=True, slots=True)
+class SheetRow:
+    """One slide of a cohort."""
+
+    slide: FoundSlide
+    split: str | None
+
+    @property
+    def patient_id(self) -> str:
+        """The patient; where none is named, every slide counts as a patient of its own."""
+        return self.slide.patient_id or self.slide.slide_id
+
+
+def read_sheet(path: Path) -> list[SheetRow]:
+    """Return the rows of a sample sheet. Raises ConfigError naming the line and the fault."""
+    lines = _read_lines(path)
+    paths = [_find_file(path, number, line, "wsi") for number, line in lines]
+    if missing := [
+        str(number) for (number, _), found in zip(lines, paths, strict=True) if found is None
+    ]:
+        raise ConfigError(f"{path}: line {missing[0]}: the column wsi is empty; name the slide")
+    slides = [found for found in paths if found is not None]
+    _check_once(path, [number for number, _ in lines], slides)
+    rows = [
+        _read_row(path, number, line, slide, name)
+        for (number, line), slide, name in zip(lines, slides, name_slides(slides), strict=True)
+    ]
+    _check_splits(path, rows)
+    return rows
+
+
+def _check_once(path: Path, numbers: Sequence[int], slides: Sequence[Path]) -> None:
+    """Raise ConfigError where two lines name one slide, however they spell its path."""
+    first: dict[tuple[str, str], int] = {}
+    for number, slide, entry in zip(numbers, slides, locate(slides), strict=True):
+        if (other := first.setdefault(entry, number)) != number:
+            raise ConfigError(
+                f"{path}: line {number}: {slide} is named more than once, first in line {other};"
+                " keep one line"
+            )
+
+
+def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return (line number, values) of every line that is not empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            header = reader.fieldnames or []
+            lines = [(reader.line_num, line) for line in reader if any(line.values())]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(
+            f"{path}: not a readable CSV file ({error}); save it as CSV in UTF-8"
+        ) from error
+    if "wsi" not in header or not set(header) <= set(COLUMNS):
+        raise ConfigError(
+            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; they may be"
+            f" {', '.join(COLUMNS)}, and wsi must be one"
+        )
+    check_header(path, header)
+    if not lines:
+        raise ConfigError(f"{path}: names no slide; add a line for each")
+    for number, line in lines:
+        if None in line or None in line.values():
+            raise ConfigError(
+                f"{path}: line {number}: has another number of values than the header; correct it"
+            )
+    return lines
+
+
+def check_header(path: Path, header: Sequence[str]) -> None:
+    """Raise ConfigError for a repeated column of a table; columns without a name are ignored."""
+    names = [name.strip() for name in header if name.strip()]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(
+            f"{path}: line 1: the column {twice[0]} stands there more than once; keep one"
+        )
+
+
+def _read_row(path: Path, number: int, line: dict[str, str], slide: Path, name: str) -> SheetRow:
+    split = line.get("split", "").strip() or None
+    if split is not None and split not in SPLIT_PARTS:
+        raise ConfigError(
+            f"{path}: line {number}: split is {split!r}; it must be one of"
+            f" {', '.join(SPLIT_PARTS)}, or empty"
+        )
+    found = FoundSlide(
+        slide_id=name,
+        path=slide,
+        slide_mpp=parse_mpp(path, number, line.get("mpp", "")),
+        patient_id=line.get("patient_id", "").strip() or None,
+        label_file=_find_file(path, number, line, "labels"),
+        slide_label=unshield(line.get("label", "").strip()) or None,
+        mpp_source=f"user ({path.name})",
+    )
+    return SheetRow(found, split)
+
+
+def parse_mpp(path: Path, number: int, text: str) -> float | None:
+    """Return the µm per pixel in a table; None where empty. Raises ConfigError with the line."""
+    if not text.strip():
+        return None
+    try:
+        mpp = float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: line {number}: mpp is {text!r}, which is not a number; write it with a point"
+        ) from error
+    if not (math.isfinite(mpp) and MIN_MPP <= mpp <= MAX_MPP):
+        raise ConfigError(
+            f"{path}: line {number}: mpp is {text}; a slide has {MIN_MPP:g} to {MAX_MPP:g} µm per"
+            " pixel"
+        )
+    return mpp
+
+
+def _find_file(path: Path, number: int, line: dict[str, str], column: str) -> Path | None:
+    text = line.get(column, "").strip()
+    if not text:
+        return None
+    found = path.parent / text
+    if not (found.exists() or found.is_symlink()):  # a link that leads nowhere fails its own slide
+        raise ConfigError(
+            f"{path}: line {number}: {column}: {text}: no such file; paths are relative to the"
+            " sheet"
+        )
+    return found
+
+
+def _check_splits(path: Path, rows: Sequence[SheetRow]) -> None:
+    """Raise ConfigError where a patient stands on two sides."""
+    sides: dict[str, str | None] = {}
+    for row in rows:
+        if sides.setdefault(row.patient_id, row.split) != row.split:
+            raise ConfigError(
+                f"{path}: patient {row.patient_id} stands on two sides of the split; each belongs"
+                " on one"
+            )
+
 
 SHEET_SUFFIX = ".csv"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One share of a run that is divided among array jobs: every `count`-th slide, from the `number`-th on, counted from 1."""
+    """One share of a divided run: every `count`-th slide from number `number`, counted from 1."""
 
     number: int
     count: int
@@ -36,31 +189,31 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The shard that `I/N` means. Raises ConfigError."""
+        """Return the shard that `I/N` means. Raises ConfigError."""
         if not (match := re.fullmatch(r"(\d+)/(\d+)", text.strip())):
             raise ConfigError(f"shard {text!r} is not of the form I/N, such as 2/8")
         return cls(int(match[1]), int(match[2]))
 
     def take(self, slides: Sequence[FoundSlide]) -> list[FoundSlide]:
-        """This share's slides; all shares together are all slides, each once."""
+        """Return this share's slides; all shares together are all slides, each once."""
         return list(slides[self.number - 1 :: self.count])
 
     @property
     def suffix(self) -> str:
-        """What tells this share's tables from those of the others."""
+        """Suffix of this share's tables."""
         return f".{self.number}-of-{self.count}"
 
 
 def find_slides(
     places: Sequence[Path | str] = (), *, recursive: bool = False, sheet: Path | None = None
 ) -> list[FoundSlide]:
-    """Return the slides among files, folders and patterns such as `scans/*.svs`, or those of a sample sheet.
+    """Return the slides among files, folders and patterns (`scans/*.svs`), or of a sample sheet.
 
     A `.csv` among `places` is a sample sheet too. Each `slide_id` is the file's stem where that is
-    unique and safe as a file name, else stem and a hash of the path. `recursive` goes into folders
-    within folders. Files that wsi wrote are taken only where they are named.
-    Raises ConfigError where a place does not exist or nothing is found, and EnvironmentFault where
-    a folder may not be entered.
+    unique and safe as a file name, else stem and a hash of the path. `recursive` includes folders
+    within folders. Files written by wsi are taken only where they are named. Raises ConfigError
+    where a place does not exist or nothing is found, and EnvironmentFault where a folder may not be
+    entered.
     """
     sheets = [Path(place) for place in places if str(place).lower().endswith(SHEET_SUFFIX)]
     if sheets and len(places) > 1:
@@ -78,7 +231,8 @@ def _list_place(place: Path | str, recursive: bool) -> list[Path]:
         return list_folder(path, recursive)
     if path.exists() or path.is_symlink():
         return [path]
-    matching = sorted(Path(match) for match in glob.glob(str(place), recursive=recursive))  # noqa: PTH207 - patterns may be absolute
+    # Not Path.glob: patterns may be absolute.
+    matching = sorted(map(Path, glob.glob(str(place), recursive=recursive)))  # noqa: PTH207
     if not matching:
         raise ConfigError(
             f"{place}: no such file or folder, and no pattern that anything matches; check the path"
@@ -99,7 +253,7 @@ def _list_match(match: Path, recursive: bool) -> list[Path]:
 
 
 def read_mpp_csv(path: Path) -> dict[str, float]:
-    """µm per pixel by slide, from a table with the columns wsi and mpp. Raises ConfigError naming the line."""
+    """Return µm per pixel by slide, from the columns wsi and mpp. Raises ConfigError."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
@@ -130,7 +284,10 @@ def read_mpp_csv(path: Path) -> dict[str, float]:
 
 
 def scale_slides(slides: Sequence[FoundSlide], path: Path) -> list[FoundSlide]:
-    """The slides with the scales of a table, found by file name, or by name without suffix; a sample sheet's word stands above it."""
+    """Return the slides with the scales of a table, found by file name, or without suffix.
+
+    A scale in a sample sheet overrules them.
+    """
     scales = read_mpp_csv(path)
     source = f"user ({path.name})"
     scaled = []

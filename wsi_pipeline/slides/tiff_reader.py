@@ -1,11 +1,11 @@
-"""Slides whose tiles are decoded here, without OpenSlide's compositing: pixel for pixel what OpenSlide gives, several times as fast.
+"""TIFF slides with tiles decoded here: OpenSlide's pixels, several times as fast.
 
-OpenSlide still says what the slide is (size, scale, levels, bounds), so that nothing but speed
-depends on the reader. It also reads whatever cannot be had here: levels of other formats; levels
-whose downsample is no whole number, because OpenSlide blends their pixels and a slide must give the
-same patches either way; and any region in which a tile cannot be decoded.
+OpenSlide still gives the slide's properties (size, scale, levels, bounds), so that only the speed
+depends on the reader. It also reads the rest: levels of other formats; levels whose downsample is
+not a whole number, because OpenSlide blends their pixels and a slide must give the same patches
+either way; and regions in which a tile cannot be decoded.
 
-Decoded tiles that a neighbouring macro-tile may want again are kept, within a bound for the whole
+Decoded tiles that a neighbouring macro-tile may need again are kept, within a limit for the whole
 process.
 """
 
@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from cachetools import LRUCache
@@ -26,34 +25,27 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import Level, UserScale, tiles_touched
-from wsi_pipeline.slides.cutting import Cut, TileCutter, cut_region
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, detect_vendor
-from wsi_pipeline.slides.tiff_layout import VENDORS, LevelLayout, find_layouts
-from wsi_pipeline.slides.tile_codecs import TileFault, decode_tile
+from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region
+from wsi_pipeline.slides.tiff_tiles import (
+    VENDORS,
+    LevelLayout,
+    TileFault,
+    decode_tile,
+    find_layouts,
+)
 
 PROBED_TILES = 2
-"""Tiles of each level that are held against OpenSlide's before the level is read directly: libraries of other versions may differ."""
+"""Tiles of each level compared with OpenSlide's first: library versions may differ."""
 
 _numbers = itertools.count()
 MAX_BYTES = 128 * 1024 * 1024
-"""About 650 tiles of 256 px: the borders of macro-tiles that lie close together, in the order in which cells are stored."""
+"""About 650 tiles of 256 px: the borders of neighbouring macro-tiles, in the order of the store."""
 logger = logging.getLogger(__name__)
 
 
-@runtime_checkable
-class CutsPatches(Protocol):
-    """A reader that cuts patches itself, where it can."""
-
-    def cut(self, level: Level, cut: Cut, pixels: NDArray[np.uint8]) -> bool:
-        """Fill `pixels` (b, side, side, 3); False where the level, or what lies beyond it, is to be read in the ordinary way.
-
-        Raises SlideError where a tile cannot be decoded by any reader.
-        """
-        ...
-
-
 class TiffReader:
-    """A TIFF or SVS slide of which at least some levels are decoded directly; safe to share between threads."""
+    """A TIFF or SVS slide with some levels decoded directly; safe to share between threads."""
 
     def __init__(
         self,
@@ -94,7 +86,10 @@ class TiffReader:
         height: int,
         only: NDArray[np.int64] | None = None,
     ) -> NDArray[np.uint8]:
-        """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels, and those under no box of `only`, are white."""
+        """Return RGB (height, width, 3) at (x, y) in the level's own pixels; white where absent.
+
+        Pixels under no box of `only` may be white.
+        """
         layout = self.layout_of(level)
         if layout is None:
             return self._openslide.read(level, x, y, width, height, only)
@@ -107,11 +102,11 @@ class TiffReader:
     def _note(self, level: Level, box: tuple[int, int, int, int], fault: TileFault) -> None:
         self._here.fallbacks = self.fallbacks + 1
         logger.info(
-            "%s: level %d at %s: %s; OpenSlide is asked", self._path, level.number, box[:2], fault
+            "%s: level %d at %s: %s; OpenSlide reads it", self._path, level.number, box[:2], fault
         )
 
     def cut(self, level: Level, cut: Cut, pixels: NDArray[np.uint8]) -> bool:
-        """Fill `pixels` (b, side, side, 3) straight from the tiles; False where the level is not decoded here. Raises SlideError."""
+        """Fill `pixels` (b, side, side, 3) from the tiles, or return False. Raises SlideError."""
         layout = self.layout_of(level)
         x, y, width, height = box = cut.box
         if (
@@ -156,7 +151,7 @@ class TiffReader:
             self.close()
 
     def layout_of(self, level: Level) -> LevelLayout | None:
-        """Where the level's tiles lie; None where OpenSlide reads it. A few tiles are held against OpenSlide's the first time."""
+        """Return the level's tiles, compared with OpenSlide's first; None: OpenSlide reads it."""
         if level.number not in self._probed:
             layout = self._layouts.get(level.number)
             is_equal = layout is not None and all(
@@ -174,7 +169,7 @@ class TiffReader:
         try:
             ours = self._assemble(level, layout, (x, y, width, height), None)
         except TileFault:
-            return True  # nothing to compare; whoever wants this tile gets OpenSlide's answer
+            return True  # nothing to compare: OpenSlide reads this tile whenever it is needed
         try:
             theirs = self._openslide.read(level, x, y, width, height)
         except SlideError:
@@ -195,7 +190,7 @@ class TiffReader:
         box: tuple[int, int, int, int],
         only: NDArray[np.int64] | None,
     ) -> NDArray[np.uint8]:
-        """The tiles under a box, each decoded once, side by side. Raises TileFault."""
+        """Return the tiles under a box, each decoded once, side by side. Raises TileFault."""
         x, y, width, height = box
         indices = _tiles_wanted(layout, box, only)
         is_covered = _covers(layout, indices, box)
@@ -212,7 +207,7 @@ class TiffReader:
         return region
 
     def _share_out(self, indices: Sequence[int], work: Callable[[int], None]) -> None:
-        """Do the work for every tile, several at a time where there are threads. Raises TileFault."""
+        """Do the work for every tile, in several threads where there are. Raises TileFault."""
         threads = min(self._threads, len(indices))
 
         def do_part(part: int) -> None:
@@ -251,7 +246,7 @@ class TiffReader:
         region[y0 - y : y1 - y, x0 - x : x1 - x] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
 
     def _tile(self, level: Level, layout: LevelLayout, index: int, keep: bool) -> NDArray[np.uint8]:
-        """One tile's pixels, white where it is missing. A tile of which a region takes a part is kept for the region beside it."""
+        """Return one tile's pixels, white where missing; kept where a region takes a part of it."""
         key = (self._key, level.number, index)
         kept = TILES.get(key)
         if kept is not None:
@@ -286,12 +281,12 @@ class TiffReader:
 
 
 def recognises(path: Path) -> bool:
-    """Whether the file is of a format whose tiles may be decoded here."""
+    """Return whether the file is of a format whose tiles may be decoded here."""
     return detect_vendor(path) in VENDORS
 
 
 def _choose_probes(layout: LevelLayout) -> list[int]:
-    """The tiles with the most bytes, which show most of what a decoder does."""
+    """Return the tiles with the most bytes, which show most of what a decoder does."""
     largest = np.argsort(layout.counts, kind="stable")[::-1][:PROBED_TILES]
     return [int(index) for index in largest if layout.counts[index]]
 
@@ -299,7 +294,7 @@ def _choose_probes(layout: LevelLayout) -> list[int]:
 def _tiles_wanted(
     layout: LevelLayout, box: tuple[int, int, int, int], only: NDArray[np.int64] | None
 ) -> list[int]:
-    """Numbers of the tiles under a box, or under those of `only` (n, 4: x, y, width, height), row by row."""
+    """Return the numbers of the tiles under a box, or under those of `only` (n, 4), by rows."""
     rows, cols = layout.tiles_under(*box)
     if only is None or not rows or not cols:
         return [row * layout.across + col for row in rows for col in cols]
@@ -314,7 +309,7 @@ def _tiles_wanted(
 
 
 def _covers(layout: LevelLayout, indices: Sequence[int], box: tuple[int, int, int, int]) -> bool:
-    """Whether those tiles fill the whole box."""
+    """Return whether those tiles fill the whole box."""
     x, y, width, height = box
     rows, cols = layout.tiles_under(*box)
     is_inside = x >= 0 and y >= 0 and x + width <= layout.size[0] and y + height <= layout.size[1]

@@ -1,8 +1,8 @@
-"""What a TIFF says of itself, gone through without a decoder: its images, their sizes and formats, and where their pixels lie.
+"""The structure of a TIFF, read without a decoder: images, sizes, formats, tiles.
 
-Nothing is believed before it is held against the file's size and the limits below, so that a
-hostile file costs no more than a look: every offset is visited once, every table is read once, and
-no memory is taken for what is not there.
+Every number is compared with the file's size and the limits below, so that a hostile file costs
+little: every offset is visited once, every table is read once, and no memory is taken for missing
+content.
 """
 
 import os
@@ -25,18 +25,11 @@ MAX_ENTRIES = 4096
 MAX_TILES = 16_000_000
 """In all images of a file together: 64 MB of byte counts, 128 MB of offsets."""
 MAX_VALUES = 64
-"""Of any tag that is no table of tiles."""
+"""Of any tag except tables of tiles."""
 MAX_JPEG_TABLES = 1 << 20
 
-WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = (
-    256,
-    257,
-    258,
-    259,
-    262,
-    266,
-    270,
-)
+WIDTH, LENGTH, BITS, COMPRESSION = 256, 257, 258, 259
+PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 262, 266, 270
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
 PLANES, PREDICTOR, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 317, 322, 323, 324, 325
 SUB_IFDS, SAMPLE_FORMAT, JPEG_TABLES, OLD_JPEG_OFFSET, OLD_JPEG_COUNT = 330, 339, 347, 513, 514
@@ -45,21 +38,11 @@ NDPI = 65420
 """The tag by which Hamamatsu's files are known, whose offsets have 64 bits in a TIFF of 32."""
 
 NUMBERS = frozenset(
-    {
-        WIDTH,
-        LENGTH,
-        BITS,
-        COMPRESSION,
-        PHOTOMETRIC,
-        FILL_ORDER,
-        ORIENTATION,
-        SAMPLES,
-        ROWS_PER_STRIP,
-        PLANES,
-        PREDICTOR,
-        TILE_WIDTH,
-    }
-    | {TILE_LENGTH, SAMPLE_FORMAT, IMAGE_DEPTH, TILE_DEPTH}
+    (
+        *(WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES),
+        *(ROWS_PER_STRIP, PLANES, PREDICTOR, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT),
+        *(IMAGE_DEPTH, TILE_DEPTH),
+    )
 )
 TABLES = frozenset(
     {STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, OLD_JPEG_OFFSET, OLD_JPEG_COUNT}
@@ -84,7 +67,7 @@ TEXT = 2
 
 
 class BrokenTiff(Exception):
-    """What is wrong with a file, and what to do."""
+    """A fault of a file, with a remedy."""
 
 
 class Entry(NamedTuple):
@@ -92,7 +75,7 @@ class Entry(NamedTuple):
 
     kind: int
     length: int
-    """How many values."""
+    """Number of values."""
     place: int
     """Byte of the file where its values begin."""
     is_inline: bool
@@ -110,11 +93,11 @@ class TiffPage:
     numbers: dict[int, tuple[int, ...]]
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
-    """Bytes of each tile or strip; 0 where it is missing. As many as offsets, or none where the file does not say."""
+    """Bytes of each tile or strip; 0 where missing; as many as offsets, or none."""
     jpeg_tables: bytes | None
 
     def number(self, tag: int, default: int) -> int:
-        """The first value of a tag."""
+        """Return the first value of a tag."""
         return self.numbers.get(tag, (default,))[0]
 
     @cached_property
@@ -124,7 +107,7 @@ class TiffPage:
 
     @property
     def is_tiled(self) -> bool:
-        """Whether the image is stored in tiles and not in strips."""
+        """True the image is stored in tiles and not in strips."""
         return TILE_WIDTH in self.numbers or TILE_LENGTH in self.numbers
 
     @property
@@ -163,7 +146,7 @@ class _Walk:
         self._tiles = 0
 
     def pages(self) -> Iterator[TiffPage]:
-        """Every image, those that hang on another one after it."""
+        """Yield every image, those that hang on another one after it."""
         start = (
             self._unpack("Q", self._read(8, 8))
             if self._is_big
@@ -180,7 +163,7 @@ class _Walk:
             yield self._page(place, is_sub, entries)
 
     def _find_ndpi(self, start: int) -> int:
-        """Where the images begin: such files of Hamamatsu's have an offset of 64 bits there, and a tag of their own."""
+        """Return the offset of the first image; NDPI files have 64 bits there, and a tag."""
         if self._is_big or self._order == ">" or self.size < 12:
             return start
         long_start = self._unpack("Q", self._read(4, 8))
@@ -196,21 +179,21 @@ class _Walk:
         return long_start if self._is_ndpi else start
 
     def _read_entries(self, place: int) -> tuple[dict[int, Entry], int]:
-        """The tags of the image at `place`, and where the next image is."""
+        """Return the tags of the image at `place`, and where the next image is."""
         if place in self._visited:
-            raise BrokenTiff("its images go round in a circle; export it anew")
+            raise BrokenTiff("its images go round in a circle; export it again")
         self._visited.add(place)
         if len(self._visited) > MAX_PAGES:
             raise BrokenTiff(
-                f"has more than {MAX_PAGES:,} images, which no slide has; export it anew"
+                f"has more than {MAX_PAGES:,} images, which no slide has; export it again"
             )
         wide, form, length = ("Q", "HHQ8s", 20) if self._is_big else ("H", "HHI4s", 12)
         head = struct.calcsize(wide)
         count = self._unpack(wide, self._read(place, head))
         if not 0 < count <= MAX_ENTRIES:
             raise BrokenTiff(
-                f"image at byte {place} has {count:,} tags, which cannot be; copy it again or"
-                " export it anew"
+                f"image at byte {place} has {count:,} tags, which cannot be; copy or export it"
+                " again"
             )
         entries: dict[int, Entry] = {}
         content = self._read(place + head, count * length)
@@ -260,12 +243,12 @@ class _Walk:
         offsets, counts = (self._table(entries, name) for name in names)
         if self._is_ndpi and len(offsets) == 1:
             offsets = self._widen(place, entries[names[0]], offsets)
-        if not is_tiled and len(counts):  # labels and macro images, which nobody reads
+        if not is_tiled and len(counts):  # labels and macro images, which are never read
             offsets, counts = offsets[: len(counts)], counts[: len(offsets)]
         if len(counts) not in (0, len(offsets)):
             raise BrokenTiff(
-                f"lists {len(offsets):,} tiles but {len(counts):,} lengths of tiles; copy it again"
-                " or export it anew"
+                f"lists {len(offsets):,} tiles but {len(counts):,} lengths of tiles; copy or export"
+                " it again"
             )
         jpeg_tables = (
             self._values_of(entries, JPEG_TABLES, MAX_JPEG_TABLES).astype("u1").tobytes() or None
@@ -273,7 +256,7 @@ class _Walk:
         return TiffPage(place, is_sub, numbers, offsets, counts, jpeg_tables)
 
     def _widen(self, place: int, entry: Entry, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The offset of Hamamatsu's one strip with its upper half, which stands behind the address of the next image."""
+        """Return the offset of Hamamatsu's strip; its upper half follows the next image's."""
         count = self._unpack("H", self._read(place, 2))
         index = (entry.place - place - 2) // 12
         if not entry.is_inline:
@@ -291,14 +274,14 @@ class _Walk:
         return table
 
     def _values_of(self, entries: dict[int, Entry], code: int, most: int) -> NDArray[np.integer]:
-        """The whole numbers of a tag; none where it is missing or holds something else."""
+        """Return the whole numbers of a tag; none where it is missing or holds something else."""
         entry = entries.get(code)
         if entry is None or entry.kind not in TYPES:
             return np.empty(0, np.int64)
         if entry.length > most:
             raise BrokenTiff(
-                f"tag {code} claims {entry.length:,} values, which cannot be; copy it again or"
-                " export it anew"
+                f"tag {code} claims {entry.length:,} values, which cannot be; copy or export it"
+                " again"
             )
         form = np.dtype(self._order + TYPES[entry.kind])
         end = entry.place + entry.length * form.itemsize

@@ -1,12 +1,12 @@
-"""Where the tissue is: a mask on a thumbnail, and how much of each cell it covers.
+"""Tissue: a mask on a thumbnail, and the share of each patch that it covers.
 
 Method: median filter, Otsu's threshold on HSV saturation, morphological closing, then removal of
 small objects and filling of small holes, with scikit-image. Glass is grey and unsaturated however
 bright the lamp; haematoxylin and eosin are not. Fat is as clear as glass, but its cells have
 stained walls: closing joins them, so that fatty tissue counts as tissue.
 
-A scan without any colour has no saturation: there tissue is what is darker than the glass, by
-Otsu's threshold too, and what is black was not scanned.
+A scan without any colour has no saturation: there tissue is darker than the glass, also by Otsu's
+threshold, and black was not scanned.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from wsi_pipeline.core.slide import Thumbnail
 
 STRIP_PX = 256
 GREY_THRESHOLDS = (0.06, 0.2)
-"""Between these Otsu's threshold is held where there is no colour: how much darker than glass, as a share of white."""
+"""Limits of Otsu's threshold in scans without colour: darkness relative to glass, of white."""
 GLASS_PERCENTILE, DARKEST_GLASS = 99, 200
 """Glass is as bright as the brightest hundredth of what was scanned, and never darker than this."""
 BLACK = 8
@@ -33,14 +33,14 @@ BLACK = 8
 
 @dataclass(frozen=True, slots=True)
 class TissueParameters:
-    """How tissue is told from glass."""
+    """Parameters of the separation of tissue from glass."""
 
     mask_mpp: float = 8.0
     """µm per mask pixel."""
     median_radius_px: int = 1
     min_saturation: float = 0.03
     max_saturation: float = 0.08
-    """Otsu's threshold is held between these: on bare glass it would find noise, in a slide full of tissue the darker half."""
+    """Limits of Otsu's threshold: alone it would find noise on glass, the darker half in tissue."""
     closing_radius_um: float = 48.0
     """Gaps up to about twice this wide are closed: a fat cell is 50 to 100 µm across."""
     min_object_um2: float = 20_000.0
@@ -62,7 +62,7 @@ class TissueParameters:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """The parameters as they are recorded in stores and recipes."""
+        """Return the parameters as they are recorded in stores and recipes."""
         return asdict(self)
 
 
@@ -97,7 +97,7 @@ def _saturation(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _darkness(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """How much darker than the glass every pixel is (h, w), 0–255; 0 where nothing was scanned."""
+    """Return the darkness of every pixel relative to glass (h, w), 0–255; 0: not scanned."""
     is_scanned = grey > BLACK
     glass = (
         max(DARKEST_GLASS, np.percentile(grey[is_scanned], GLASS_PERCENTILE))
@@ -110,7 +110,7 @@ def _darkness(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _threshold(stain: NDArray[np.uint8], lowest: float, highest: float) -> float:
-    """Otsu's threshold as a fraction 0–1, held within the plausible range."""
+    """Return Otsu's threshold as a fraction 0–1, within the plausible range."""
     if int(stain.min()) == int(stain.max()):
         return lowest
     otsu = float(threshold_otsu(stain)) / 255
@@ -120,7 +120,7 @@ def _threshold(stain: NDArray[np.uint8], lowest: float, highest: float) -> float
 def tissue_fraction(
     mask: NDArray[np.bool_], thumbnail: Thumbnail, grid: Grid
 ) -> NDArray[np.float32]:
-    """Fraction of every cell of the grid that is tissue, float32 (rows, cols), 0 to 1, by exact area."""
+    """Return the fraction of tissue at every position, float32 (rows, cols), by exact area."""
     scale = float(grid.downsample / thumbnail.downsample)
     offset_x, offset_y = (
         (origin - other) / float(thumbnail.downsample)
@@ -138,7 +138,7 @@ def area_fractions(
     lefts: NDArray[np.floating[Any]],
     side: float,
 ) -> NDArray[np.float32]:
-    """Share of True in the squares of `side` mask pixels at every (top, left): float32 (len(tops), len(lefts))."""
+    """Return the share of True in squares of `side` mask pixels: (len(tops), len(lefts))."""
     integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.float64)
     integral[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
     bands = _between(integral, tops, side)
@@ -149,7 +149,7 @@ def area_fractions(
 def _between(
     integral: NDArray[np.float64], starts: NDArray[np.floating[Any]], side: float
 ) -> NDArray[np.float64]:
-    """Differences of the integral along axis 0 over [start, start + side], linear between mask pixels."""
+    """Return differences of the integral along axis 0 over [start, start + side], interpolated."""
     return _at(integral, starts + side) - _at(integral, starts)
 
 

@@ -8,10 +8,14 @@ from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, describe_failure
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
+from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.heatmap import describe_summary
-from wsi_pipeline.outputs.index_page import write_index
-from wsi_pipeline.outputs.run_tables import read_finished, write_failures_csv, write_slides_tables
-from wsi_pipeline.outputs.style import View
+from wsi_pipeline.outputs.run_files import (
+    read_finished,
+    write_failures_csv,
+    write_index,
+    write_slides_tables,
+)
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.stages.publish import publish, take_over
 from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired

@@ -22,9 +22,8 @@ from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import ModelChoice
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.outputs import heatmap
+from wsi_pipeline.outputs import View, heatmap
 from wsi_pipeline.outputs.result import Sample
-from wsi_pipeline.outputs.style import View
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.discovery import FoundSlide

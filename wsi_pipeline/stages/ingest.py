@@ -18,7 +18,7 @@ from wsi_pipeline.core.geometry import Grid, PatchSpec, block_slice, choose_bloc
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
-from wsi_pipeline.slides.image_reader import read_rgb, read_size
+from wsi_pipeline.slides.images import read_rgb, read_size
 from wsi_pipeline.stages.ingest_layouts import (
     LeftOut,
     PatchEntry,

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.outputs import WRITERS, SlideResult
-from wsi_pipeline.outputs.gallery_png import COLUMNS
+from wsi_pipeline.outputs import WRITERS, View
 from wsi_pipeline.outputs.heatmap import build_heatmap, summarise
-from wsi_pipeline.outputs.result import Sample
-from wsi_pipeline.outputs.style import View
+from wsi_pipeline.outputs.png import COLUMNS
+from wsi_pipeline.outputs.result import Sample, SlideResult
 from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.commit import Staging

@@ -21,7 +21,7 @@ from wsi_pipeline.core.outcome import (
 )
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.labels import label_patches, label_recipe
-from wsi_pipeline.labels.annotation import describe_oddities
+from wsi_pipeline.labels.annotation import describe_repairs
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.geojson import write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
@@ -68,7 +68,7 @@ def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRul
     counts = np.bincount(store.table.labels + 1, minlength=3).tolist()
     names = ("unknown", *store.table.class_names)
     message = ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
-    message += describe_oddities(store.attributes["labels"])
+    message += describe_repairs(store.attributes["labels"])
     unreadable = int(np.count_nonzero(~store.readable))
     return SlideOutcome(
         slide_id,

@@ -31,16 +31,16 @@ from wsi_pipeline.core.outcome import SlideOutcome, state_of
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.labels import label_patches, label_recipe
-from wsi_pipeline.labels.annotation import describe_oddities
+from wsi_pipeline.labels.annotation import describe_repairs
+from wsi_pipeline.labels.mask import TissueMask, match_mask
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.labels.user_mask import MaskPicture, match_mask
 from wsi_pipeline.outputs.previews import write_label_preview, write_mask_preview
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import macro_tiles_per_patch, view_grid
 from wsi_pipeline.slides.quality import QualityParameters, flag_patches
-from wsi_pipeline.slides.thumbnail import read_thumbnail
+from wsi_pipeline.slides.scaling import read_thumbnail
 from wsi_pipeline.slides.tissue import TissueParameters, find_tissue, tissue_fraction
 from wsi_pipeline.stages.plan import (
     BlockReport,
@@ -197,7 +197,7 @@ class TileJob:
         )
         message += f", lossy (JPEG quality {self.codec.quality})" if self.codec.is_lossy else ""
         if self.slide.label_file is not None:
-            message += describe_oddities(store.attributes["labels"])
+            message += describe_repairs(store.attributes["labels"])
         return replace(outcome, message=message + describe_flags(store.table))
 
     def draw_missing(self) -> None:
@@ -314,9 +314,9 @@ def plan_patches(
         tissue, tissue_mm2 = _find_tissue(slide, thumbnail, unreadable, config)
         fraction = tissue_fraction(tissue, thumbnail, grid)
     else:
-        mask = MaskPicture(mask_file, slide)
+        mask = TissueMask(mask_file, slide)
         fraction, tissue_mm2 = _take_mask(mask, slide, grid)
-        tissue = mask.lie_over(thumbnail)
+        tissue = mask.mask_thumbnail(thumbnail)
     positions = _take_positions(reader, grid, fraction, config.tissue.min_tissue)
     _refuse_lost_tissue(slide, tissue_mm2, positions, config)
     positions, quality = flag_patches(reader, grid, positions, thumbnail, config.quality)
@@ -358,13 +358,11 @@ def _find_tissue(
     return mask | unreadable, float(mask.sum()) * (mpp / 1000) ** 2
 
 
-def _take_mask(
-    mask: MaskPicture, slide: SlideInfo, grid: Grid
-) -> tuple[NDArray[np.float32], float]:
+def _take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:
     """Return the share of tissue in every patch by the user's mask, and its area in mm²."""
     image = mask.thumbnail
     fraction = (
-        mask.annotated_fraction(grid)
+        mask.region_fraction(grid)
         if image is None
         else tissue_fraction(image.pixels[..., 0] > 0, image, grid)
     )

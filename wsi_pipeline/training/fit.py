@@ -21,7 +21,7 @@ from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError, 
 from wsi_pipeline.core.progress import Listener, relay
 from wsi_pipeline.models.architectures import build_network, load_pretrained
 from wsi_pipeline.models.device import choose_device
-from wsi_pipeline.models.inputs import Normalisation, count_levels, normalisation_of
+from wsi_pipeline.models.model import Normalisation, count_levels, normalisation_of
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import (
     LabelledPatches,

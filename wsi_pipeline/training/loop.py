@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.progress import Listener, describe_rate
 from wsi_pipeline.core.recipe import bytes_sha256
-from wsi_pipeline.models.inputs import Normalisation
+from wsi_pipeline.models.model import Normalisation
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import PixelSource, cut_batches, sample_epoch

@@ -18,7 +18,7 @@ from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.progress import Listener, relay
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
-from wsi_pipeline.models.self_test import make_self_test
+from wsi_pipeline.models.model import make_self_test
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores

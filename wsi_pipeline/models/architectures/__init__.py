@@ -21,10 +21,11 @@ from wsi_pipeline.models.architectures.network import (
     NetworkOptions,
     count_parameters,
     find_head,
+    fit_weights,
     fits_patches,
     positive_logit,
+    read_weights,
 )
-from wsi_pipeline.models.architectures.pretrained import fit_weights, read_weights
 
 __all__ = [
     "ARCHITECTURES",
@@ -40,14 +41,14 @@ __all__ = [
 
 MAX_SIDE_PX = 2048
 MAX_PARAMETERS = 1_000_000_000
-"""Four gigabytes of weights: more is a mistake, or a card that was made to fill the memory."""
+"""Four gigabytes of weights: more is a mistake, or a card made to fill the memory."""
 OUTLINES_KEPT = 16
-"""One takes a quarter of a second, and every start of a run asks for the same one several times."""
+"""One takes a quarter of a second, and every start of a run needs the same one several times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How to build a network that maps normalised patches (b, 3, side, side) to logits."""
+    """A function that builds a network from normalised patches (b, 3, side, side) to logits."""
 
     build: Callable[[int, NetworkOptions], Network]
     """Takes `side_px` and the options."""
@@ -56,7 +57,7 @@ class Architecture:
     heads: tuple[str, ...] = ("linear",)
     """Heads that it can have, as in `NetworkOptions`."""
     may_lack_batch_norm: bool = False
-    """Whether `batch_norm` is a choice."""
+    """True if `batch_norm` is a choice."""
 
 
 def _wide_resnet(depth: int, widening: int) -> Architecture:
@@ -87,11 +88,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         HEADS,
     ),
 }
-"""Networks by name; there are also every `wide_resnet_<depth>_<widening>` and, with timm installed, every `timm:NAME`."""
+"""Networks by name; `wide_resnet_<depth>_<widening>` and `timm:NAME` exist besides."""
 
 
 def find_architecture(name: str) -> Architecture:
-    """The architecture of that name. Raises ModelError where there is none."""
+    """Return the architecture of that name. Raises ModelError where there is none."""
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     if shape := wide_resnet.parse_name(name):
@@ -106,7 +107,7 @@ def find_architecture(name: str) -> Architecture:
 
 
 def build_network(name: str, side_px: int, options: NetworkOptions | None = None) -> nn.Module:
-    """A network with fresh weights: (b, 3, side, side) → (b,) for one logit, (b, 2) for two.
+    """Return a network with fresh weights: (b, 3, side, side) → (b,) for one logit, (b, 2) for two.
 
     Raises ModelError as `outline_network` does, before memory is taken for it.
     """
@@ -116,10 +117,10 @@ def build_network(name: str, side_px: int, options: NetworkOptions | None = None
 
 @lru_cache(maxsize=OUTLINES_KEPT)
 def outline_network(name: str, side_px: int, options: NetworkOptions | None = None) -> nn.Module:
-    """The same network on the meta device: names and shapes of its weights, without memory for them; not to be changed, for it is kept.
+    """Return the network on the meta device: names and shapes of its weights, no memory.
 
-    Raises ModelError where the name, the patch size or an option does not fit, or the network would
-    be absurdly large.
+    The result is cached: do not change it. Raises ModelError where the name, the patch size or an
+    option does not fit, or the network would be absurdly large.
     """
     architecture = find_architecture(name)
     options = options or NetworkOptions()
@@ -143,7 +144,7 @@ def outline_network(name: str, side_px: int, options: NetworkOptions | None = No
         )
     if fault := fits_patches(outline, side_px):
         raise ModelError(
-            f"{name}: does not take patches of {side_px} px ({fault}); cut others or choose another"
+            f"{name}: does not take patches of {side_px} px ({fault}); choose another patch size or"
             " network"
         )
     return outline
@@ -155,17 +156,15 @@ def _check_options(name: str, architecture: Architecture, options: NetworkOption
             f"{name}: has no head {options.head!r}; leave it {' or '.join(architecture.heads)}"
         )
     if options.batch_norm and not architecture.may_lack_batch_norm:
-        raise ModelError(
-            f"{name}: batch normalisation is no choice here, for it has its own; leave it out"
-        )
+        raise ModelError(f"{name}: always has its own batch normalisation; leave the option out")
 
 
 def load_pretrained(network: nn.Module, name: str, source: Path | None, download: bool) -> None:
-    """Start a network of `build_network(name, …)` from trained weights: those in `source`, or published ones with `download`.
+    """Start a network of `build_network(name, …)` from given or published weights.
 
-    The head keeps fresh weights where the others do not have its shape. Raises ModelError naming
-    what does not fit, and EnvironmentFault where the download fails. Without a source and a
-    download, does nothing.
+    `source` names a file of weights; `download` fetches published ones; without either, nothing
+    happens. The head keeps fresh weights where its shape differs. Raises ModelError naming the
+    weights that do not fit, and EnvironmentFault where the download fails.
     """
     if not isinstance(network, Network):
         raise ModelError(

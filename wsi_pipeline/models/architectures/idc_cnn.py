@@ -10,11 +10,11 @@ DROPOUT = 0.5
 
 
 class IdcCnn(Network):
-    """Three 3×3 convolutions (3→64→128→256), each with ReLU and 2×2 max-pooling, then 4096→1024→512→1.
+    """Three convolutions, then three linear layers: 4096→1024→512→1 for 50-px patches.
 
-    The figures are those of 50-px patches; other sides change the first linear layer. With
-    `batch_norm`, each convolution is followed by batch normalisation and has no bias of its own,
-    which that would cancel.
+    Each 3×3 convolution (3→64→128→256) has ReLU and 2×2 max-pooling. Other patch sides change the
+    first linear layer. With `batch_norm`, each convolution is followed by batch normalisation and
+    has no bias, which that would cancel.
     """
 
     def __init__(self, side_px: int = 50, options: NetworkOptions | None = None) -> None:

@@ -1,28 +1,39 @@
-"""What every network is to the rest: patches in, one or two logits out, and a head that may learn at its own rate."""
+"""The base class of networks, their options, and weights to start from.
 
+A network takes patches and gives one or two logits; its head may have its own learning rate.
+"""
+
+import pickle
+import struct
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsi_pipeline.core.choices import HEADS
 from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.models.model import SELF_TEST_PREFIX
 
 DENSE_WIDTH = 20
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:
-    """What may be chosen about a network, apart from its architecture and the size of its patches."""
+    """Options of a network apart from its architecture and the size of its patches."""
 
     dropout: float | None = None
-    """Share of activations dropped while training, 0 to below 1; None: the architecture's own default."""
+    """Share of activations dropped in training, 0 to below 1; None: the architecture's default."""
     head: str = "linear"
     """"linear": pooled features → logits; "dense20": pooled features → Dense 20 → ReLU → logits."""
     batch_norm: bool = False
-    """idc_cnn only: batch normalisation after each convolution; the other networks have it anyway."""
+    """idc_cnn only: batch normalisation after each convolution; other networks always have it."""
     logits: int = 1
     """1: one, of the positive class, for a sigmoid; 2: one per class, for a softmax."""
 
@@ -38,12 +49,12 @@ class NetworkOptions:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The options as a checkpoint's card records them."""
+        """Return the options as a checkpoint's card records them."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "NetworkOptions":
-        """The options of a card. Raises ModelError where it names others than there are."""
+        """Return the options of a card. Raises ModelError for an unknown option."""
         if unknown := sorted({*value} - {*cls.__dataclass_fields__}):
             raise ModelError(
                 f"options {', '.join(unknown)} are unknown to this version of wsi; update it, or"
@@ -53,7 +64,7 @@ class NetworkOptions:
 
 
 class Network(nn.Module):
-    """The base of every network: normalised float patches (b, 3, side, side) → (b,) for one logit, (b, 2) for two."""
+    """Base class of networks: float patches (b, 3, side, side) → logits (b,) or (b, 2)."""
 
     @property
     def head(self) -> nn.Module:
@@ -61,14 +72,14 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def rename_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights published for this architecture, under the names that they have in this network."""
+        """Return weights published for this architecture under the names that this network uses."""
         return dict(weights)
 
     def download_weights(self) -> Mapping[str, Tensor]:
-        """Published weights. Raises ModelError where there are none, EnvironmentFault where they cannot be fetched."""
+        """Download published weights. Raises ModelError for none, EnvironmentFault for failure."""
         raise ModelError(
-            f"{type(self).__name__}: nobody publishes weights for it; give a file of them, or train"
-            " from fresh ones"
+            f"{type(self).__name__}: no weights are published for it; give a file of weights, or"
+            " train from fresh ones"
         )
 
 
@@ -78,12 +89,18 @@ def squeeze_logits(x: Tensor) -> Tensor:
 
 
 def positive_logit(output: Tensor) -> Tensor:
-    """The logit (b,) of the positive class, from a network's output (b,) or (b, 2); its sigmoid is the softmax of the two."""
+    """Return the logit (b,) of the positive class from a network's output (b,) or (b, 2).
+
+    Its sigmoid is the softmax of the two.
+    """
     return output if output.ndim == 1 else output[:, 1] - output[:, 0]
 
 
 def find_head(network: nn.Module) -> nn.Module:
-    """The part of a network of `build_network` that learns at the head's rate. Raises ModelError for others."""
+    """Return the part of a network of `build_network` that has the head's learning rate.
+
+    Raises ModelError for a network that wsi did not build.
+    """
     if not isinstance(network, Network):
         raise ModelError(
             f"{type(network).__name__}: not a network of wsi, so its head is unknown; build it with"
@@ -102,15 +119,147 @@ def make_head(features: int, options: NetworkOptions) -> nn.Module:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Numbers that the network learns."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def fits_patches(network: nn.Module, side_px: int) -> str | None:
-    """Why a network on the meta device cannot take patches of that side; None where it can."""
+    """Return the reason why a network on the meta device cannot take such patches, or None."""
     try:
         with torch.no_grad():
             network.eval()(torch.empty(2, 3, side_px, side_px, device="meta"))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         return " ".join(str(error).split())[:160]
     return None
+
+
+PICKLED = (".pth", ".pt", ".bin")
+UNPICKLING_FAULTS = (
+    pickle.UnpicklingError, AssertionError, AttributeError, EOFError, LookupError, OSError,
+    RuntimeError, struct.error, TypeError, ValueError,
+)  # fmt: skip
+"""Errors that torch's reader raises for bytes that are not weights."""
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+"""Entries under which training programs keep a network's weights."""
+PARALLEL = "module."
+"""Prefix that data-parallel training puts before each name."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights in a .safetensors file, or in a .pth file that holds only tensors.
+
+    Raises ModelError for any other file.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file of weights; check the path")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in PICKLED:
+        return _read_pickled(path)
+    raise ModelError(
+        f"{path}: weights are read from .safetensors and .pth files; give one of these"
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        # A checkpoint of wsi has its self-test beside the weights.
+        return {
+            name: tensor
+            for name, tensor in load_file(path).items()
+            if not name.startswith(SELF_TEST_PREFIX)
+        }
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path}: not a whole safetensors file ({error}); copy it again"
+        ) from error
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    _refuse_compressed(path)
+    try:
+        with warnings.catch_warnings():
+            # torch warns of pickle protocols other than its own.
+            warnings.simplefilter("ignore", UserWarning)
+            # Tensors only: no code of the file is run.
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except UNPICKLING_FAULTS as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(
+            f"{path}: not a file of weights alone ({reason}); save the state_dict, best as"
+            " .safetensors"
+        ) from error
+    for name in WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not (
+        isinstance(found, Mapping)
+        and found
+        and all(isinstance(tensor, Tensor) for tensor in found.values())
+    ):
+        raise ModelError(f"{path}: holds no table of tensors; save the network's state_dict")
+    return {str(name).removeprefix(PARALLEL): tensor for name, tensor in found.items()}
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Raise ModelError for a compressed zip file, which torch never writes."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_plain = all(
+                entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist()
+            )
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a whole file of weights ({error}); copy it again") from error
+    if not is_plain:
+        raise ModelError(
+            f"{path}: holds compressed entries, which no file of torch does; save the state_dict,"
+            " best as .safetensors"
+        )
+
+
+def fit_weights(network: Network, weights: Mapping[str, Tensor], source: str) -> None:
+    """Put weights into a network; its head keeps fresh ones where they do not fit.
+
+    Raises ModelError naming weights of the body that are missing, unknown, or of another shape; the
+    network is then unchanged.
+    """
+    own, head = network.state_dict(), _head_prefix(network)
+    given = network.rename_weights(weights)
+    fitting = {
+        name: tensor
+        for name, tensor in given.items()
+        if name in own and own[name].shape == tensor.shape
+    }
+    # Counters of old files that a network may lack decide nothing.
+    wanted = [
+        name
+        for name in own
+        if not name.startswith(head) and not name.endswith("num_batches_tracked")
+    ]
+    faults = {
+        "are missing": [name for name in wanted if name not in given],
+        "have another shape": [name for name in wanted if name in given and name not in fitting],
+        "are unknown to it": [
+            name for name in given if name not in own and not name.startswith(head)
+        ],
+    }
+    for fault, names in faults.items():
+        if names:
+            listed = ", ".join(names[:3]) + (
+                f" and {len(names) - 3} more" if len(names) > 3 else ""
+            )
+            raise ModelError(
+                f"{source}: weights do not fit this network: {listed} {fault}; give weights of this"
+                " architecture and patch size"
+            )
+    if bad := [name for name, tensor in fitting.items() if not bool(torch.isfinite(tensor).all())]:
+        raise ModelError(f"{source}: weights {bad[0]} are not finite; give another file")
+    network.load_state_dict(own | fitting)
+
+
+def _head_prefix(network: Network) -> str:
+    """Return the prefix of the names of the head's weights."""
+    head = network.head
+    return next(f"{name}." for name, module in network.named_modules() if module is head)

@@ -1,4 +1,4 @@
-"""The door to timm, an optional library of several hundred image networks: `timm:NAME`."""
+"""The only import of timm, an optional library of several hundred networks: `timm:NAME`."""
 
 import re
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from wsi_pipeline.models.architectures.network import Network, NetworkOptions, s
 
 PREFIX = "timm:"
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
-"""A model of timm's own, perhaps with the tag of its weights. timm would load names such as `hf_hub:…` from the network."""
+"""A model name of timm, perhaps with a tag; names such as `hf_hub:…` would be downloaded."""
 BODY = "body."
 
 
 class TimmNetwork(Network):
-    """A network of timm with a fresh head for one or two logits; `body` is a timm model called `name`, made with `settings`."""
+    """The timm model `name`, made with `settings`, and a fresh head for one or two logits."""
 
     def __init__(self, body: nn.Module, name: str, settings: Mapping[str, Any]) -> None:
         super().__init__()
@@ -39,9 +39,8 @@ class TimmNetwork(Network):
     def download_weights(self) -> Mapping[str, Tensor]:
         timm = _import_timm(self._name)
         try:
-            body = timm.create_model(
-                self._name, pretrained=True, **self._settings
-            )  # timm fits them to the patch size
+            # timm fits the weights to the patch size.
+            body = timm.create_model(self._name, pretrained=True, **self._settings)
         except (OSError, RuntimeError) as error:  # no network; no published weights
             reason = " ".join(str(error).split())[:160]
             raise EnvironmentFault(
@@ -60,7 +59,7 @@ class TimmNetwork(Network):
 
 
 def build_timm(name: str, side_px: int, options: NetworkOptions) -> Network:
-    """A network of timm with fresh weights.
+    """Return a network of timm with fresh weights.
 
     Raises ModelError where timm is not installed, or has no such model, or the model does not take
     these options.

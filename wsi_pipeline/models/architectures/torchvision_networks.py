@@ -1,7 +1,7 @@
-"""Networks of torchvision, with heads of ours.
+"""Networks of torchvision, with new heads.
 
-torchvision is imported where it is used: it brings torch's compiler along, which takes as long as
-all other imports of a worker together.
+torchvision is imported where it is used: it imports torch's compiler, which takes as long as all
+other imports of a worker together.
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,10 @@ BODY, OLD_HEAD, NEW_HEAD = "body.", "fc.", "classifier."
 
 
 class WideResNet50(Network):
-    """torchvision's wide_resnet50_2: a ResNet-50 whose bottlenecks are twice as wide; its average pooling takes patches of any side.
+    """torchvision's wide_resnet50_2, a ResNet-50 with bottlenecks twice as wide.
 
-    Made for 224-px photographs: 50-px patches leave a last map of 2×2.
+    It takes patches of any side. Made for 224-px photographs: 50-px patches leave a last map of
+    2×2.
     """
 
     def __init__(self, options: NetworkOptions | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Wide residual networks after Zagoruyko and Komodakis (2016), made for small pictures."""
+"""Wide residual networks after Zagoruyko and Komodakis (2016), made for small images."""
 
 import re
 
@@ -21,7 +21,10 @@ NAME = re.compile(r"wide_resnet_(\d{1,4})_(\d{1,4})")
 
 
 class PreActivationBlock(nn.Module):
-    """BN-ReLU-conv-dropout-BN-ReLU-conv, added to its input; where the shape changes, to a 1×1 convolution of the activated input."""
+    """BN-ReLU-conv-dropout-BN-ReLU-conv, added to its input.
+
+    Where the shape changes, it is added to a 1×1 convolution of the activated input.
+    """
 
     def __init__(self, channels: int, width: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -44,9 +47,10 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNet(Network):
-    """WRN-d-k: three groups of n = (d - 4) / 6 blocks, 16k, 32k and 64k wide, the last two halving the sides, then a global average.
+    """WRN-d-k: three groups of n = (d - 4) / 6 blocks, then a global average.
 
-    Without dropout unless the options ask for it, as the paper's on augmented pictures.
+    The groups are 16k, 32k and 64k wide; the last two halve the sides. There is no dropout unless
+    the options set it, as in the paper for augmented images.
     """
 
     def __init__(self, depth: int, widening: int, options: NetworkOptions | None = None) -> None:
@@ -81,7 +85,10 @@ class WideResNet(Network):
 
 
 def parse_name(name: str) -> tuple[int, int] | None:
-    """Depth and widening of `wide_resnet_<d>_<k>`; None for other names. Raises ModelError where there is no such network."""
+    """Return depth and widening of `wide_resnet_<d>_<k>`; None for other names.
+
+    Raises ModelError for a depth or widening that such networks cannot have.
+    """
     match = NAME.fullmatch(name)
     if match is None:
         return None

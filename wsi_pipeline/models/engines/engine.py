@@ -1,4 +1,4 @@
-"""What every engine is to the rest: a model's network made ready on a device, in a precision."""
+"""The interface of engines: a model's network made ready on a device, in a precision."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,23 +13,23 @@ from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.model import Model
 
 Run = Callable[[NDArray[np.uint8]], Tensor]
-"""uint8 patches (b, side, side, 3) → what the network gives for them, float32 (b,) or (b, classes), on the CPU.
+"""Computes uint8 patches (b, side, side, 3) → float32 (b,) or (b, classes) on the CPU.
 
 Several threads may call it at once; the same batch gives the same bits in each of them.
 """
 
 
 class EngineFault(ModelError):
-    """An engine turns out not to be for a model; another may be."""
+    """An engine cannot run a model; another engine may."""
 
 
 BOUNDS: Mapping[str, float] = {FP32: 1e-4, BF16: 0.03, FP16: 0.01}
-"""How far a probability may lie from that of the plain network in fp32, by precision."""
+"""Largest allowed difference in probability from the reference network in fp32, by precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSetting:
-    """What computes: a part of the recipe of predictions, so that two of them never meet in one slide."""
+    """Engine, precision and device: part of the recipe of predictions; a slide never mixes two."""
 
     engine: str = "torch"
     precision: str = FP32
@@ -38,11 +38,11 @@ class EngineSetting:
 
     @property
     def bound(self) -> float:
-        """How far a probability may lie from that of the plain network in fp32."""
+        """Largest allowed difference in probability from the reference network in fp32."""
         return BOUNDS[self.precision]
 
     def to_json(self) -> dict[str, Any]:
-        """As recipes and results record it."""
+        """Return the setting as recipes and results record it."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -51,14 +51,14 @@ class EngineSetting:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One engine: where it works, and how it makes a network ready."""
+    """One engine: its devices, and the function that makes a network ready."""
 
     summary: str
     precisions: Mapping[str, tuple[str, ...]]
-    """By type of device; one that is not here is not for this engine."""
+    """By type of device; the engine does not run on a type that is missing here."""
     find_fault: Callable[[Model, str], str | None]
-    """Why it cannot run a model on a type of device, as half a sentence with a remedy; None where nothing is known against it."""
+    """Returns the reason, with a remedy, why a model cannot run on a type of device, or None."""
     load: Callable[[Model, EngineSetting, int], Run]
-    """Make ready for batches of a size. Raises EngineFault where the model turns out not to be for this engine."""
+    """Makes the network ready for a batch size. Raises EngineFault where the engine cannot."""
     is_fixed_shape: bool = False
-    """Whether it takes batches of that size alone; shorter ones are then filled up."""
+    """True if every batch must have that size; shorter batches are padded."""

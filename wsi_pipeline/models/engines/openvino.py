@@ -1,4 +1,4 @@
-"""The engine `openvino`: the network as a graph of OpenVINO, pixels in, their normalisation inside; the door to OpenVINO."""
+"""The engine `openvino`: the network as an OpenVINO graph, normalisation included."""
 
 import importlib.util
 import logging
@@ -23,31 +23,28 @@ _converting = threading.Lock()
 
 
 def find_fault(model: Model, device: str) -> str | None:
-    """It has to be installed, and the model must take patches as they are."""
+    """Require the package, and a model that takes patches without resizing."""
     if importlib.util.find_spec("openvino") is None:
         return "it is not installed; pip install 'wsi-pipeline[cpu]'"
     if model.resizes_patches:
-        return (
-            "the model resizes its patches, which only torch does as its maker did; use --engine"
-            " torch"
-        )
+        return "the model resizes its patches, which only torch does exactly; use --engine torch"
     return None
 
 
 def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
-    """The graph compiled for this CPU, a stream of one thread per core."""
+    """Return the graph compiled for this CPU, with one single-threaded stream per core."""
     cores = available_cores()
-    with (
-        _converting,
-        _keep_logging(),
-    ):  # it sets Python's filters for warnings, which all threads share
+    # One at a time: a conversion sets Python's filters for warnings, which all threads share.
+    with _converting, _keep_logging():
         compiled = _compile(_convert(model, batch_size), setting, cores)
     own, starting = threading.local(), threading.Lock()
     side = model.spec.side_px
 
     def run(pixels: NDArray[np.uint8]) -> Tensor:
         if not hasattr(own, "request"):
-            with starting:  # a stream is prepared by the first batch that it gets: one at a time, for nothing promises that two at once go well
+            # The first batch of a stream prepares it: one at a time, because OpenVINO does not
+            # promise that two at once work.
+            with starting:
                 request = compiled.create_infer_request()
                 request.infer({0: np.zeros((batch_size, side, side, 3), np.uint8)})
                 own.request = request
@@ -65,8 +62,8 @@ def _convert(model: Model, batch_size: int) -> Any:
     example = torch.zeros((batch_size, side, side, 3), dtype=torch.uint8)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            # torch would rather have torch.export, which takes seconds where tracing takes tenths,
-            # and no TorchScript of others.
+            # torch recommends torch.export, which takes seconds where tracing takes tenths, and
+            # does not take external TorchScript.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             traced = torch.jit.trace(network, example, check_trace=False)
@@ -80,7 +77,7 @@ def _convert(model: Model, batch_size: int) -> Any:
 
 @contextmanager
 def _keep_logging() -> Iterator[None]:
-    """Logging as it was: a conversion lets nothing below errors through any more, ours included."""
+    """Restore logging afterwards: a conversion silences everything below errors."""
     root = logging.getLogger()
     level, handlers, filters = root.level, root.handlers[:], root.filters[:]
     try:
@@ -110,7 +107,7 @@ def _compile(graph: Any, setting: EngineSetting, cores: int) -> Any:
 
 
 def _import_openvino() -> Any:
-    """OpenVINO without its telemetry, which would report every import to its makers; it does without where that cannot be imported."""
+    """Import OpenVINO without its telemetry, which would report every import to its makers."""
     if "openvino" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino

@@ -15,9 +15,9 @@ from wsi_pipeline.models.model import Model
 
 
 def find_fault(model: Model, device: str) -> str | None:
-    """A compiler is needed, and a network whose code can be read."""
+    """Require a compiler, and a network whose code can be traced."""
     if model.is_script:
-        return "TorchScript of others cannot be compiled; use --engine torch or openvino"
+        return "external TorchScript cannot be compiled; use --engine torch or openvino"
     if device == "cpu" and not any(
         shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name
     ):
@@ -26,7 +26,7 @@ def find_fault(model: Model, device: str) -> str | None:
 
 
 def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
-    """The compiled network; it is compiled when the first batch comes, which takes seconds to a minute."""
+    """Return the compiled network; the first batch compiles it, for seconds to a minute."""
     network = torch.compile(
         place_network(model, setting.device), dynamic=False, options={"freezing": True}
     )

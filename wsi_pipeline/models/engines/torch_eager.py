@@ -1,4 +1,4 @@
-"""The engine `torch`: PyTorch as it is, channels last in memory, batch normalisation folded into convolutions."""
+"""The engine `torch`: PyTorch, channels last in memory, batch normalisation folded."""
 
 import numpy as np
 import torch
@@ -8,19 +8,18 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from wsi_pipeline.core.choices import BF16, FP16, FP32
 from wsi_pipeline.models.engines.engine import EngineSetting, Run
-from wsi_pipeline.models.inputs import PatchNetwork
-from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.model import Model, PatchNetwork
 
 DTYPES = {FP32: torch.float32, BF16: torch.bfloat16, FP16: torch.float16}
 
 
 def find_fault(model: Model, device: str) -> str | None:
-    """Nothing: every model runs here."""
+    """Return None: every model runs here."""
     return None
 
 
 def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
-    """The model's network on the device; pixels travel as uint8 and become numbers there."""
+    """Return the model's network on the device; pixels are copied there as uint8."""
     network = place_network(model, setting.device)
 
     def run(pixels: NDArray[np.uint8]) -> Tensor:
@@ -32,18 +31,23 @@ def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
 
 
 def place_network(model: Model, device: str) -> nn.Module:
-    """The network for inference on a type of device: channels last, with batch normalisation folded where its graph can be read."""
+    """Return the network for inference on a type of device, channels last in memory.
+
+    Batch normalisation is folded where the network's graph can be traced.
+    """
     if device == "cuda":
         compute_exactly()
     network = model.network()
     if isinstance(network, PatchNetwork):
         network = PatchNetwork(fold_batch_norm(network.network), network.normalisation)
-    placed: nn.Module = network.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    placed: nn.Module = network.to(  # type: ignore[call-overload]
+        torch.device(device), memory_format=torch.channels_last
+    )
     return placed.eval()
 
 
 def compute_exactly() -> None:
-    """In fp32 GPUs otherwise round to TF32, and choose algorithms by what was fastest this time."""
+    """Stop GPUs from rounding fp32 to TF32 and from choosing algorithms by their last speed."""
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = False
@@ -51,7 +55,7 @@ def compute_exactly() -> None:
 
 
 def in_precision(setting: EngineSetting) -> torch.autocast:
-    """The context that networks run in."""
+    """Return the autocast context of a precision."""
     return torch.autocast(
         setting.device,
         DTYPES[setting.precision] if setting.precision != FP32 else None,
@@ -60,23 +64,17 @@ def in_precision(setting: EngineSetting) -> torch.autocast:
 
 
 def send(pixels: NDArray[np.uint8], device: str) -> Tensor:
-    """The pixels on the device, through pinned memory where there is a GPU, so that the copy runs beside other work."""
+    """Return the pixels on the device; pinned memory lets the copy overlap other work."""
     x = torch.from_numpy(np.ascontiguousarray(pixels))
     return x.pin_memory().to(device, non_blocking=True) if device == "cuda" else x
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """The same network in which a convolution that only a batch normalisation reads has taken it in; for inference alone."""
+    """Return the same network, for inference, with batch normalisation folded into convolutions."""
     try:
         traced = fx.symbolic_trace(network.eval())
-    except (
-        fx.proxy.TraceError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-    ):  # its course depends on its input: as it is
-        return network
+    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError):
+        return network  # its control flow depends on its input: it stays unchanged
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or not isinstance(

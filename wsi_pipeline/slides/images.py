@@ -1,8 +1,14 @@
-"""Plain images (PNG, JPEG, BMP, flat TIFF) as slides of one level: small exports, and the second reader that tests rely on."""
+"""Plain images (PNG, JPEG, BMP, flat TIFF): as slides of one level, and in memory.
 
+As slides they serve small exports, and tests as a second reader. In memory, images are encoded for
+display and decoded from requests.
+"""
+
+import io
 import warnings
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -71,9 +77,9 @@ class ImageReader:
 
 
 def recognises(path: Path) -> bool:
-    """Whether Pillow knows the file as one of FORMATS."""
+    """Return whether Pillow knows the file as one of FORMATS."""
     try:
-        with _open(path):
+        with _open_file(path):
             return True
     except UnidentifiedImageError:
         return False
@@ -82,9 +88,9 @@ def recognises(path: Path) -> bool:
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """The pixels of a plain image on white, RGB (height, width, 3). Raises SlideError."""
+    """Return the pixels of a plain image on white, RGB (height, width, 3). Raises SlideError."""
     try:
-        with _open(path) as image:
+        with _open_file(path) as image:
             _check_decodable(path, image)
             return composite_on_white(np.asarray(image.convert("RGBA")))
     except IMAGE_FAULTS as error:
@@ -93,7 +99,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
 
 def _read_scale(path: Path) -> DeclaredScale:
     try:
-        with _open(path) as image:
+        with _open_file(path) as image:
             _check_decodable(path, image)
             return _declared_scale(image)
     except IMAGE_FAULTS as error:
@@ -103,13 +109,13 @@ def _read_scale(path: Path) -> DeclaredScale:
 def read_size(path: Path) -> tuple[int, int]:
     """(width, height) from an image's header, without decoding it. Raises SlideError."""
     try:
-        with _open(path) as image:
+        with _open_file(path) as image:
             return image.size
     except IMAGE_FAULTS as error:
         raise SlideError(f"{path}: not an image ({error}); copy it again") from error
 
 
-def _open(path: Path) -> Image.Image:
+def _open_file(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns of large images; MAX_PIXELS below is the limit that counts.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -133,7 +139,7 @@ def _check_decodable(path: Path, image: Image.Image) -> None:
         )
     if image.mode not in MODES:
         raise SlideError(
-            f"{path}: pixels of type {image.mode!r} are no 8-bit grey or RGB; convert it to"
+            f"{path}: pixels of type {image.mode!r} are not 8-bit grey or RGB; convert it to"
             " 8-bit RGB"
         )
 
@@ -146,3 +152,79 @@ def _declared_scale(image: Image.Image) -> DeclaredScale:
     # they hold.
     mpp_x, mpp_y = (f"{UM_PER_INCH / float(value):.5g}" for value in dpi)
     return DeclaredScale("image header", mpp_x, mpp_y)
+
+
+SENT_FORMATS = ("PNG", "JPEG")
+SENT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
+"""Modes of at most 8 bits per channel; Pillow would clip deeper grey at 255, to white."""
+MAX_JPEG_SIDE = 65_535
+JPEG_QUALITY = 85
+
+
+def encode_jpeg(pixels: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
+    """Return RGB (h, w, 3) as JPEG. Raises SlideError for a size that JPEG cannot hold."""
+    if not 0 < min(pixels.shape[:2]) <= max(pixels.shape[:2]) <= MAX_JPEG_SIDE:
+        raise SlideError(
+            f"image: {pixels.shape[1]} × {pixels.shape[0]} px do not fit a JPEG; its sides are 1"
+            f" to {MAX_JPEG_SIDE:,} px"
+        )
+    # The same library and bytes as Pillow's, in two thirds of the time.
+    return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=quality))
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return grey (h, w), RGB (h, w, 3) or RGBA (h, w, 4) as PNG. Raises SlideError if empty."""
+    if not pixels.size:
+        raise SlideError(
+            f"image: {pixels.shape[1]} × {pixels.shape[0]} px do not fit a PNG; it needs at least"
+            " one pixel"
+        )
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def read_sent_size(content: bytes) -> tuple[int, int]:
+    """(width, height) of a PNG or JPEG from its header, without decoding it. Raises SlideError."""
+    with _open(content) as image:
+        return image.size
+
+
+def decode_sent(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Return the pixels of a PNG or JPEG on white, RGB (h, w, 3).
+
+    Raises SlideError where it is none, broken, deeper than 8 bits per channel, or larger than
+    `max_pixels`.
+    """
+    with _open(content) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise SlideError(
+                f"image: {width} × {height} px is more than {max_pixels:,} px; send smaller pieces"
+            )
+        if image.mode not in SENT_MODES:
+            raise SlideError(
+                f"image: pixels of type {image.mode!r} are not 8-bit grey or RGB; convert it to"
+                " 8-bit RGB"
+            )
+        try:
+            return composite_on_white(np.asarray(image.convert("RGBA")))
+        except IMAGE_FAULTS as error:
+            raise SlideError(
+                f"image: cannot be decoded ({type(error).__name__}); send a whole PNG or JPEG"
+            ) from error
+
+
+def _open(content: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large images and odd chunks; the limits here are what counts.
+            warnings.simplefilter("ignore")
+            return Image.open(io.BytesIO(content), formats=SENT_FORMATS)
+    except IMAGE_FAULTS as error:
+        raise SlideError("image: neither PNG nor JPEG; send one of these") from error
+
+
+def write_grey(path: Path, values: NDArray[np.uint8]) -> None:
+    """Write (h, w) uint8 as a grey image of the format that the file's suffix names."""
+    Image.fromarray(values).save(path)

@@ -1,0 +1,184 @@
+"""slides.csv, slides.parquet, failures.csv and run.json: what a run came to."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from wsi_pipeline.core.choices import (
+    AGGREGATE_JSON,
+    COMPARISON_CSV,
+    EVALUATION_CSV,
+    EVALUATION_HTML,
+    FAILURES_CSV,
+    INDEX_HTML,
+    MANIFEST,
+    RUN_JSON,
+    SLIDES_CSV,
+    SLIDES_PARQUET,
+)
+from wsi_pipeline.core.csv_io import format_csv
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.outcome import SlideOutcome, SlideSummary, describe_failure, find_failures
+from wsi_pipeline.outputs.dicom import SOURCE_JSON
+from wsi_pipeline.outputs.png import GALLERY_PNG, HEATMAP_PNG, OVERLAY_PNG
+from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.store.files import write_file
+from wsi_pipeline.store.manifest import is_product, read_manifest
+from wsi_pipeline.store.predictions import find_results
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV table atomically: None as an empty value, no value that a spreadsheet runs."""
+    write_file(path, format_csv(header, rows).encode(errors="surrogateescape"))
+
+
+def write_parquet(path: Path, types: Mapping[str, type], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a Parquet table atomically: str, int and float columns by `types`, null for None."""
+    known = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    columns = {
+        name: pa.array([_cast(row[name], kind) for row in rows], type=known[kind])
+        for name, kind in types.items()
+    }
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(pa.Table.from_pydict(columns), sink)
+    write_file(path, sink.getvalue().to_pybytes())
+
+
+def _cast(value: Any, kind: type) -> Any:
+    if value is None:
+        return None
+    # Names of files need not be text; Parquet's strings must be.
+    return (
+        str(value).encode(errors="surrogateescape").decode(errors="replace")
+        if kind is str
+        else kind(value)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The finished slides of a results folder, read once, so that all its files agree."""
+
+    summaries: tuple[SlideSummary, ...]
+    """The summary of every finished slide, by name."""
+    damaged: tuple[SlideOutcome, ...]
+    """A failure for every slide whose results are not whole."""
+
+
+def write_slides_tables(results: Path, summaries: Sequence[SlideSummary]) -> None:
+    """Write slides.csv and slides.parquet: one row for every finished slide in the folder."""
+    rows = [asdict(summary) for summary in summaries]
+    types = {field.name: _plain_type(field.type) for field in fields(SlideSummary)}
+    write_csv(results / SLIDES_CSV, list(types), ([row[name] for name in types] for row in rows))
+    write_parquet(results / SLIDES_PARQUET, types, rows)
+
+
+def _plain_type(annotation: Any) -> type:
+    """Return int, float or str for the type of a summary's field, which may also be None."""
+    return next((kind for kind in (int, float) if annotation in (kind, kind | None)), str)
+
+
+def read_finished(results: Path) -> Finished:
+    """Return every slide in the results folder."""
+    summaries: list[SlideSummary] = []
+    damaged: list[SlideOutcome] = []
+    for folder in find_results([results]):
+        try:
+            read_manifest(folder)
+            # By the folder's name, which is unique where stores of one slide were inferred side by
+            # side.
+            summaries.append(replace(read_summary(folder), slide_id=folder.name))
+        except StoreError as error:
+            damaged.append(describe_failure(folder.name, str(folder), error))
+    return Finished(tuple(summaries), tuple(damaged))
+
+
+def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome], suffix: str = "") -> None:
+    """Write the slides of this run that failed or are damaged, with the reason."""
+    rows = (
+        [failure.slide_id, failure.path, failure.state, failure.message]
+        for failure in find_failures(outcomes)
+    )
+    path = results / FAILURES_CSV
+    write_csv(path.with_stem(path.stem + suffix), ["slide_id", "path", "state", "reason"], rows)
+
+
+def write_run_json(results: Path, record: Mapping[str, Any], suffix: str = "") -> None:
+    """Write run.json: the options, versions, and seconds of each stage."""
+    path = results / RUN_JSON
+    write_file(
+        path.with_stem(path.stem + suffix),
+        (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(),
+    )
+
+
+RUN_FILES = (
+    SLIDES_CSV,
+    SLIDES_PARQUET,
+    FAILURES_CSV,
+    RUN_JSON,
+    AGGREGATE_JSON,
+    EVALUATION_HTML,
+    EVALUATION_CSV,
+    COMPARISON_CSV,
+)
+PICTURES = {
+    OVERLAY_PNG: "on the slide",
+    HEATMAP_PNG: "probability; grey: not assessed",
+    GALLERY_PNG: "most and least probable patches, and a random sample",
+}
+NOT_FOR_PEOPLE = (MANIFEST, SOURCE_JSON)
+
+
+def write_index(results: Path, finished: Finished | None = None) -> Path:
+    """Write index.html for a results folder and return its path.
+
+    `finished` is the folder's content, if already read. Raises StoreError where the folder is not a
+    results folder.
+    """
+    finished = finished or read_finished(results)
+    if is_product(results):
+        raise StoreError(f"{results}: is one slide's folder; give the results folder above it")
+    if not finished.summaries and not finished.damaged and not (results / SLIDES_CSV).exists():
+        raise StoreError(f"{results}: holds no results; make some with `wsi infer`")
+    environment = Environment(
+        loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape()
+    )
+    environment.filters["path"] = quote
+    page = environment.get_template("index.html").render(
+        name=results.resolve().name,
+        slides=[
+            (summary, _list_outputs(results / summary.slide_id))
+            for summary in _sort(finished.summaries)
+        ],
+        states=sorted({summary.state.value for summary in finished.summaries}),
+        damaged=finished.damaged,
+        files=[name for name in RUN_FILES if (results / name).exists()],
+        pictures=PICTURES,
+    )
+    write_file(results / INDEX_HTML, page.encode())
+    return results / INDEX_HTML
+
+
+def _list_outputs(folder: Path) -> list[str]:
+    """Return the files of a slide's folder for people: images first, then the rest by name."""
+    found = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name not in NOT_FOR_PEOPLE and not path.name.startswith(".")
+    )
+    return [name for name in PICTURES if name in found] + [
+        name for name in found if name not in PICTURES
+    ]
+
+
+def _sort(summaries: Sequence[SlideSummary]) -> list[SlideSummary]:
+    """Most positive tissue first."""
+    return sorted(summaries, key=lambda summary: (-summary.positive_mm2, summary.slide_id))

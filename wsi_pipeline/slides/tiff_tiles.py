@@ -1,0 +1,276 @@
+"""Tiles of a TIFF's levels: their places, and their pixels exactly as OpenSlide gives them.
+
+OpenSlide decodes JPEG with libjpeg-turbo's defaults (slow integer DCT, fancy upsampling), lossless
+codecs with libtiff and JPEG 2000 with OpenJPEG. imagecodecs calls the same libraries with the same
+settings. OpenSlide reads the rest: JPEG 2000 in YCbCr (Aperio's 33003), tiles with alpha, separate
+planes, more than 8 bits. Places are compared with the file's size first, so that a hostile file
+costs little. The speed of this machine at JPEG tiles is measured with the same codec.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.slides.base import Level
+from wsi_pipeline.slides.tiff_structure import (
+    BITS,
+    COMPRESSION,
+    FILL_ORDER,
+    IMAGE_DEPTH,
+    ORIENTATION,
+    PHOTOMETRIC,
+    PLANES,
+    PREDICTOR,
+    SAMPLE_FORMAT,
+    SAMPLES,
+    TILE_DEPTH,
+    BrokenTiff,
+    TiffPage,
+    read_structure,
+)
+
+JPEG, LZW, DEFLATE, OLD_DEFLATE, UNCOMPRESSED, JPEG_2000_RGB = 7, 5, 8, 32946, 1, 33005
+"""Compression schemes, by TIFF's numbers; the last is Aperio's own."""
+
+RGB, YCBCR = 2, 6
+"""Photometric interpretations, by TIFF's numbers."""
+
+DIFFERENCES = 2
+"""The predictor that stores differences between neighbouring pixels."""
+
+DECODER_FAULTS = (RuntimeError, ValueError, TypeError, OSError, MemoryError)
+"""Errors of imagecodecs for invalid data; its own are RuntimeErrors."""
+TILE_PX = 256
+QUALITY = 87
+"""About what scanners write."""
+DRAWN_TILES = 8
+GRAIN_PX = 8
+
+
+class TileFault(Exception):
+    """A tile cannot be decoded here; OpenSlide reads it."""
+
+
+class TileFormat(NamedTuple):
+    """The format of the tiles of one level."""
+
+    width: int
+    height: int
+    compression: int
+    photometric: int
+    predictor: int
+    jpeg_tables: bytes | None
+
+
+def can_decode(form: TileFormat) -> bool:
+    """Return whether tiles of this format come out exactly as OpenSlide gives them."""
+    if form.compression == JPEG:
+        return form.photometric in (RGB, YCBCR)
+    return (
+        form.compression in DECODERS
+        and form.photometric == RGB
+        and form.predictor in (1, DIFFERENCES)
+    )
+
+
+def decode_tile(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    """Return the pixels of a tile, RGB (height, width, 3). Raises TileFault.
+
+    The result's memory is set aside beforehand, so that a tile that claims to be larger than its
+    level's tiles is a fault.
+    """
+    try:
+        pixels = DECODERS[form.compression](content, form)
+    except DECODER_FAULTS as error:
+        raise TileFault(f"{type(error).__name__}: {error}") from error
+    if pixels.shape != (form.height, form.width, 3) or pixels.dtype != np.uint8:
+        raise TileFault(
+            f"a tile of {pixels.shape} {pixels.dtype} instead of {form.height} × {form.width} RGB"
+        )
+    return pixels
+
+
+def _empty(form: TileFormat) -> NDArray[np.uint8]:
+    return np.empty((form.height, form.width, 3), dtype=np.uint8)
+
+
+def _decode_jpeg(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    # The TIFF's tag counts, as for OpenSlide, not the markers of the JPEG.
+    colors = "YCBCR" if form.photometric == YCBCR else "RGB"
+    pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
+        content, tables=form.jpeg_tables, colorspace=colors, outcolorspace="RGB", out=_empty(form)
+    )
+    return pixels
+
+
+def _decode_deflate(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    return _to_pixels(imagecodecs.zlib_decode(content, out=form.height * form.width * 3), form)
+
+
+def _decode_lzw(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    return _to_pixels(imagecodecs.lzw_decode(content, out=form.height * form.width * 3), form)
+
+
+def _take_uncompressed(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    return _to_pixels(content, form)
+
+
+def _to_pixels(content: bytes | bytearray, form: TileFormat) -> NDArray[np.uint8]:
+    pixels = np.frombuffer(content, dtype=np.uint8).reshape(form.height, form.width, 3)
+    if form.predictor == DIFFERENCES:
+        return np.add.accumulate(pixels, axis=1, dtype=np.uint8)
+    return pixels
+
+
+CODESTREAM_SIZE_AT = 8
+"""In JPEG 2000, width, height and their offsets, 32 bits each, follow the markers SOC and SIZ."""
+
+
+def _decode_jpeg_2000(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    size = np.frombuffer(content, dtype=">u4", count=4, offset=CODESTREAM_SIZE_AT)
+    if content[:4] != b"\xff\x4f\xff\x51" or size.tolist() != [form.width, form.height, 0, 0]:
+        raise TileFault("a JPEG 2000 codestream of another size than its tile")
+    pixels: NDArray[np.uint8] = imagecodecs.jpeg2k_decode(content)
+    return pixels
+
+
+DECODERS: dict[int, Callable[[bytes, TileFormat], NDArray[np.uint8]]] = {
+    JPEG: _decode_jpeg,
+    LZW: _decode_lzw,
+    DEFLATE: _decode_deflate,
+    OLD_DEFLATE: _decode_deflate,
+    UNCOMPRESSED: _take_uncompressed,
+    JPEG_2000_RGB: _decode_jpeg_2000,
+}
+
+
+def draw_tile(seed: int) -> NDArray[np.uint8]:
+    """Return synthetic stained tissue, RGB (256, 256, 3): pink and violet blots with grain."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((TILE_PX // GRAIN_PX, TILE_PX // GRAIN_PX))
+    blots = np.kron(coarse, np.ones((GRAIN_PX, GRAIN_PX)))[..., None]
+    colours = blots * np.array([220, 130, 190]) + (1 - blots) * np.array([110, 70, 150])
+    tile: NDArray[np.uint8] = np.clip(
+        colours + rng.normal(0, 6, (TILE_PX, TILE_PX, 3)), 0, 255
+    ).astype(np.uint8)
+    return tile
+
+
+def measure_decoding(seconds: float, threads: int) -> float:
+    """Return pixels per second that `threads` threads decode together; takes about `seconds`."""
+    form = TileFormat(TILE_PX, TILE_PX, JPEG, YCBCR, 1, None)
+    tiles = [
+        bytes(imagecodecs.jpeg8_encode(draw_tile(seed), level=QUALITY))
+        for seed in range(DRAWN_TILES)
+    ]
+
+    def decode_until(stop: float) -> int:
+        count = 0
+        while time.perf_counter() < stop:
+            decode_tile(tiles[count % DRAWN_TILES], form)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(threads, "measure") as pool:
+        started = time.perf_counter()
+        count = sum(pool.map(decode_until, [started + seconds] * threads))
+        return count * TILE_PX * TILE_PX / (time.perf_counter() - started)
+
+
+VENDORS = ("aperio", "generic-tiff")
+"""OpenSlide's formats whose levels are whole pages of tiles, without overlap or padding."""
+
+MAX_TILE_PX = 4096
+MAX_TILE_BYTES = 64 * 1024 * 1024
+
+
+class LevelLayout(NamedTuple):
+    """Places of the tiles of one level."""
+
+    form: TileFormat
+    size: tuple[int, int]
+    """(width, height) of the level."""
+    across: int
+    """Tiles in a row."""
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    """Bytes of each tile; 0 where the tile is missing."""
+
+    def corner(self, index: int) -> tuple[int, int]:
+        """(x, y) of a tile on its level."""
+        row, col = divmod(index, self.across)
+        return col * self.form.width, row * self.form.height
+
+    def tiles_under(self, x: int, y: int, width: int, height: int) -> tuple[range, range]:
+        """Return rows and columns of the tiles that a region touches, within the level."""
+        x_stop, y_stop = min(x + width, self.size[0]), min(y + height, self.size[1])
+        rows = range(max(y, 0) // self.form.height, -(-y_stop // self.form.height))
+        cols = range(max(x, 0) // self.form.width, -(-x_stop // self.form.width))
+        return rows, cols
+
+
+def find_layouts(path: Path, levels: Sequence[Level]) -> dict[int, LevelLayout]:
+    """Return level number → layout, for the levels that can be read directly.
+
+    Empty where there are none, or the file is not a TIFF.
+    """
+    try:
+        structure = read_structure(path)
+    except (BrokenTiff, OSError):
+        return {}
+    pages = [page for page in structure.pages if page.is_tiled and not page.is_sub]
+    found = {level.number: _layout_of(level, pages, structure.file_size) for level in levels}
+    return {number: layout for number, layout in found.items() if layout is not None}
+
+
+def _layout_of(level: Level, pages: Sequence[TiffPage], file_size: int) -> LevelLayout | None:
+    """Return the layout of the one tiled page of the level's size; None if it cannot be read."""
+    matching = [page for page in pages if page.size == level.size]
+    if len(matching) != 1 or not _is_plain_rgb(matching[0]):
+        return None
+    page = matching[0]
+    form = TileFormat(
+        width=page.tile[0],
+        height=page.tile[1],
+        compression=page.number(COMPRESSION, 1),
+        photometric=page.number(PHOTOMETRIC, -1),
+        predictor=page.number(PREDICTOR, 1),
+        jpeg_tables=page.jpeg_tables,
+    )
+    across, down = -(-level.size[0] // form.width), -(-level.size[1] // form.height)
+    if not can_decode(form) or len(page.offsets) != across * down:
+        return None
+    layout = LevelLayout(form, level.size, across, page.offsets, page.counts)
+    return layout if _is_within(layout, file_size) else None
+
+
+def _is_plain_rgb(page: TiffPage) -> bool:
+    """Return whether pixels are three adjacent bytes, upright, in tiles of a reasonable size."""
+    return (
+        page.numbers.get(SAMPLES) == (3,)
+        and set(page.numbers.get(BITS, (1,))) == {8}
+        and set(page.numbers.get(SAMPLE_FORMAT, (1,))) == {1}
+        and all(
+            page.number(tag, 1) == 1
+            for tag in (PLANES, FILL_ORDER, ORIENTATION, IMAGE_DEPTH, TILE_DEPTH)
+        )
+        and all(1 <= side <= MAX_TILE_PX for side in page.tile)
+    )
+
+
+def _is_within(layout: LevelLayout, file_size: int) -> bool:
+    """Return whether every tile lies within the file and has a possible length."""
+    offsets, counts = layout.offsets[layout.counts != 0], layout.counts[layout.counts != 0]
+    if (
+        len(layout.offsets) != len(layout.counts)
+        or (counts < 0).any()
+        or (counts > MAX_TILE_BYTES).any()
+    ):
+        return False
+    return not ((offsets < 0) | (offsets > file_size - counts)).any()
