@@ -403,7 +403,7 @@ def test_a_column_that_stands_twice_is_refused(header: str, tmp_path: Path) -> N
     (tmp_path / "table.csv").write_text(f"{header}\na.tiff,0.5,0.25\n")
     with pytest.raises(
         ConfigError,
-        match=r"table\.csv: line 1: the column mpp stands there more than once; keep one",
+        match=r"table\.csv: line 1: the column mpp appears more than once; keep one",
     ):
         read_mpp_csv(tmp_path / "table.csv")
 
@@ -412,7 +412,7 @@ def test_a_column_that_stands_twice_in_a_sheet_is_refused(tmp_path: Path) -> Non
     touch(tmp_path / "a.tiff")
     (tmp_path / "sheet.csv").write_text("wsi,label,label\na.tiff,one,two\n")
     with pytest.raises(
-        ConfigError, match=r"sheet\.csv: line 1: the column label stands there more than once"
+        ConfigError, match=r"sheet\.csv: line 1: the column label appears more than once"
     ):
         read_sheet(tmp_path / "sheet.csv")
 

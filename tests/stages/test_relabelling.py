@@ -167,7 +167,7 @@ def test_a_sheet_says_everything_at_once(tmp_path: Path) -> None:
         ("slides/a.tiff,,,,training", "line 2: split is 'training'"),
         ("slides/a.tiff,,,", "line 2: has another number of values"),
         ("slides/a.tiff,,,,\nslides/a.tiff,,,,", "named more than once"),
-        ("slides/a.tiff,,P,,train\nslides/b.tiff,,P,,val", "patient P stands on two sides"),
+        ("slides/a.tiff,,P,,train\nslides/b.tiff,,P,,val", "patient P is in two parts"),
     ],
 )
 def test_what_is_wrong_in_a_sheet_is_named_with_its_line(

@@ -147,9 +147,7 @@ def read_label_map(path: Path) -> dict[str, Any]:
 def _read_word(path: Path, value: Any) -> str:
     """Return a name or number as text. Raises LabelError for lists, which YAML can make endless."""
     if not isinstance(value, str | int | float):
-        raise LabelError(
-            f"{path}: a list or table stands where a name is wanted; see docs/guides/labels.md"
-        )
+        raise LabelError(f"{path}: a list or table in place of a name; see docs/guides/labels.md")
     return str(value)
 
 

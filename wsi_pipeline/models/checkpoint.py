@@ -66,7 +66,7 @@ def read_safetensors_card(path: Path, key: str) -> Declared:
         return Declared(text, card, shapes)
     except OSError as error:
         raise EnvironmentFault(
-            f"{path}: cannot be read ({error.strerror or error}); fix that and run the same command"
+            f"{path}: cannot be read ({error.strerror or error}); fix that and run the same line"
             " again"
         ) from error
     except KeyError as error:
@@ -85,7 +85,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except RuntimeError as error:  # torch, where it cannot open the file; it names no number
         reason = " ".join(str(error).split())
         raise EnvironmentFault(
-            f"{path}: cannot be read ({reason}); fix that and run the same command again"
+            f"{path}: cannot be read ({reason}); fix that and run the same line again"
         ) from error
     except (SafetensorError, OSError, ValueError) as error:
         raise _broken(path, error) from error

@@ -116,7 +116,9 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 0:
-            raise ConfigError(f"{self.count} workers cannot be; give 0 for a plain loop, or more")
+            raise ConfigError(
+                f"{self.count} workers are impossible; give 0 for a plain loop, or more"
+            )
         if self.cluster not in CLUSTERS:
             raise ConfigError(
                 f"cluster is {self.cluster!r}; it must be one of {', '.join(CLUSTERS)}"

@@ -118,7 +118,7 @@ def _check_within(structure: TiffStructure) -> None:
         offsets, counts = page.offsets[page.counts != 0], page.counts[page.counts != 0]
         if (counts < 0).any() or ((counts > MAX_TILE_BYTES).any() and page.is_tiled):
             raise BrokenTiff(
-                f"a tile claims {int(counts.max()):,} bytes, which cannot be; copy or export it"
+                f"a tile claims {int(counts.max()):,} bytes, which is impossible; copy or export it"
                 " again"
             )
         if (offsets < 0).any():
@@ -171,8 +171,8 @@ def _check_extent(path: Path, page: TiffPage) -> None:
     (width, height), (tile_width, tile_height) = page.size, page.tile
     if not (1 <= tile_width <= MAX_TILE_PX and 1 <= tile_height <= MAX_TILE_PX):
         raise BrokenTiff(
-            f"tiles of {tile_width} × {tile_height} px cannot be (1 to {MAX_TILE_PX}); export it"
-            " anew"
+            f"tiles of {tile_width} × {tile_height} px are impossible (1 to {MAX_TILE_PX}); export"
+            " it again"
         )
     needed = (
         -(-width // tile_width)

@@ -105,9 +105,7 @@ def check_header(path: Path, header: Sequence[str]) -> None:
     """Raise ConfigError for a repeated column of a table; columns without a name are ignored."""
     names = [name.strip() for name in header if name.strip()]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(
-            f"{path}: line 1: the column {twice[0]} stands there more than once; keep one"
-        )
+        raise ConfigError(f"{path}: line 1: the column {twice[0]} appears more than once; keep one")
 
 
 def _read_row(path: Path, number: int, line: dict[str, str], slide: Path, name: str) -> SheetRow:
@@ -161,13 +159,13 @@ def _find_file(path: Path, number: int, line: dict[str, str], column: str) -> Pa
 
 
 def _check_splits(path: Path, rows: Sequence[SheetRow]) -> None:
-    """Raise ConfigError where a patient stands on two sides."""
+    """Raise ConfigError where a patient is in two parts of the split."""
     sides: dict[str, str | None] = {}
     for row in rows:
         if sides.setdefault(row.patient_id, row.split) != row.split:
             raise ConfigError(
-                f"{path}: patient {row.patient_id} stands on two sides of the split; each belongs"
-                " on one"
+                f"{path}: patient {row.patient_id} is in two parts of the split; keep each patient"
+                " in one"
             )
 
 
@@ -184,7 +182,7 @@ class Shard:
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
             raise ConfigError(
-                f"shard {self.number}/{self.count} cannot be; give I/N with I from 1 to N"
+                f"shard {self.number}/{self.count} is impossible; give I/N with I from 1 to N"
             )
 
     @classmethod

@@ -192,7 +192,7 @@ class _Walk:
         count = self._unpack(wide, self._read(place, head))
         if not 0 < count <= MAX_ENTRIES:
             raise BrokenTiff(
-                f"image at byte {place} has {count:,} tags, which cannot be; copy or export it"
+                f"image at byte {place} has {count:,} tags, which is impossible; copy or export it"
                 " again"
             )
         entries: dict[int, Entry] = {}
@@ -280,7 +280,7 @@ class _Walk:
             return np.empty(0, np.int64)
         if entry.length > most:
             raise BrokenTiff(
-                f"tag {code} claims {entry.length:,} values, which cannot be; copy or export it"
+                f"tag {code} claims {entry.length:,} values, which is impossible; copy or export it"
                 " again"
             )
         form = np.dtype(self._order + TYPES[entry.kind])

@@ -214,7 +214,7 @@ def _refuse_compressed(path: Path) -> None:
         raise ModelError(f"{path}: not a whole file of weights ({error}); copy it again") from error
     if not is_plain:
         raise ModelError(
-            f"{path}: holds compressed entries, which no file of torch does; save the state_dict,"
+            f"{path}: holds compressed entries, which torch never writes; save the state_dict,"
             " best as .safetensors"
         )
 
