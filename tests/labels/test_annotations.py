@@ -462,7 +462,7 @@ def test_asap_corners_come_in_the_order_that_they_state(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('Order="1"', 'Order="2.5"'))
     assert read_asap(path, is_strict=False).repaired == 1  # corners 0, 2, 1, 3 cross one another
     path.write_text(path.read_text().replace('Order="2.5"', 'Order="second"'))
-    with pytest.raises(LabelError, match="an Order that is no number"):
+    with pytest.raises(LabelError, match="an Order that is not a number"):
         read_asap(path, is_strict=False)
 
 
@@ -584,7 +584,7 @@ ENTITY = (
         ("a.xml", BOMB, "declares a document type or entities"),
         ("a.xml", ENTITY, "declares a document type or entities"),
         ("a.xml", "<ASAP_Annotations><broken", "not whole XML"),
-        ("a.xml", "<Other/>", "not QuPath GeoJSON"),
+        ("a.xml", "<Other/>", "not a label file of a known kind"),
         ("a.xml", "<ASAP_Annotations/>", "holds no annotation"),
         ("a.geojson", "", "file is empty"),
         ("a.geojson", "{", "not JSON"),
@@ -611,7 +611,7 @@ ENTITY = (
             json.dumps({"type": "Polygon", "coordinates": [SQUARE]}),
             "not GeoJSON Features",
         ),
-        ("a.txt", "x", "not QuPath GeoJSON"),
+        ("a.txt", "x", "not a label file of a known kind"),
     ],
 )
 def test_bad_annotations_are_refused_by_name(

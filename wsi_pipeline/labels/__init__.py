@@ -78,7 +78,7 @@ def label_positions(
         if source.recognises(path):
             return source.assign(path, slide, grid, positions, rules)
     raise LabelError(
-        f"{path}: not QuPath GeoJSON, ASAP or ImageScope XML, nor a label image; export the"
+        f"{path}: not a label file of a known kind ({', '.join(LABEL_SOURCES)}); export the"
         " annotation as one of them"
     )
 

@@ -71,7 +71,7 @@ def _check_direct(path: Path, reader: SlideReader) -> SlideReader:
 def describe_reader(reader: SlideReader) -> str:
     """Return the readers of a slide's levels, as text."""
     if not isinstance(reader, tiff_reader.TiffReader):
-        return "image" if isinstance(reader, images.ImageReader) else "openslide"
+        return next(name for name, kind in READERS.items() if kind.open is type(reader))
     direct = [str(level.number) for level in reader.levels if level.number in reader.direct_levels]
     others = [
         str(level.number) for level in reader.levels if level.number not in reader.direct_levels
