@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import click
+import rich_click as click
 
 from wsi_pipeline.core.choices import INDEX_HTML
 
+from .main import leave
 from .options import FOLDER, build, force_option, mode_option, view_options
 
 
@@ -57,4 +58,4 @@ def aggregate(results: Path, out: Path | None, **options: Any) -> None:
         account = aggregate_results(
             results, settings.view, out, force=settings.force, listener=progress
         )
-    click.get_current_context().exit(close_run(account, (out or results) / INDEX_HTML))
+    leave(close_run(account, (out or results) / INDEX_HTML))

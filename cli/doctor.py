@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import click
+import rich_click as click
 
-from .main import printable
+from .main import leave, printable
 from .options import FOLDER, positive_class_option, trust_option
 
 
@@ -47,4 +47,4 @@ def doctor(
     for check in examine(model, out, ExternalModelTerms(trust_model, positive_class), seconds / 2):
         click.echo(printable(check.line))
         checks.append(check)
-    click.get_current_context().exit(exit_code(checks))
+    leave(exit_code(checks))

@@ -6,11 +6,11 @@ With what `wsi infer --dry-run` prints.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import rich_click as click
 
 from wsi_pipeline.core.choices import INDEX_HTML
 
-from .main import printable
+from .main import leave, printable
 from .options import (
     EXISTING,
     FOLDER,
@@ -44,6 +44,7 @@ STEP = 1000
     "--slides",
     "--wsi-dir",
     "-i",
+    panel="Input",
     type=EXISTING,
     multiple=True,
     metavar="DIR",
@@ -51,6 +52,7 @@ STEP = 1000
 )
 @click.option(
     "--stores",
+    panel="Input",
     type=EXISTING,
     multiple=True,
     metavar="DIR",
@@ -60,6 +62,7 @@ STEP = 1000
 @click.option(
     "--model",
     "-m",
+    panel="Input",
     type=click.Path(path_type=Path),
     required=True,
     help="A model.safetensors of `wsi train`, or a folder.",
@@ -69,6 +72,7 @@ STEP = 1000
 @click.option(
     "--results-dir",
     "-o",
+    panel="Output",
     type=FOLDER,
     required=True,
     help="Folder for one folder per slide and the tables of the run.",
@@ -83,12 +87,14 @@ STEP = 1000
 @force_option
 @click.option(
     "--keep-patches",
+    panel="Output",
     type=FOLDER,
     metavar="DIR",
     help="Also write the slides' patch stores there, or read them where they are.",
 )
 @click.option(
     "--dry-run",
+    panel="Operation",
     is_flag=True,
     help="Only list slides, sizes, patches, bytes and what would be gone on with; writes nothing.",
 )
@@ -130,8 +136,8 @@ def infer(
             account = infer_slides(found, model, results_dir, settings, progress)
     if dry_run:
         print_preview(preview, results_dir, settings.keep_patches)
-        click.get_current_context().exit(preview.account.exit_code)
-    click.get_current_context().exit(close_run(account, results_dir / INDEX_HTML))
+        leave(preview.account.exit_code)
+    leave(close_run(account, results_dir / INDEX_HTML))
 
 
 def describe_bytes(count: float) -> str:

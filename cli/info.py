@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import click
+import rich_click as click
 
 from .main import printable
 from .options import reader_option, slide_mpp_option

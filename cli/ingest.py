@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import click
+import rich_click as click
 
 from wsi_pipeline.core.choices import LAYOUT_NAMES, LEFT_OUT_CSV
 
@@ -21,6 +21,7 @@ from .options import (
 @click.argument("place", type=click.Path(exists=True, path_type=Path), metavar="DIR")
 @click.option(
     "--mpp",
+    panel="Scale",
     type=float,
     required=True,
     metavar="UM_PER_PX",
@@ -32,17 +33,20 @@ from .options import (
 @out_option
 @click.option(
     "--layout",
+    panel="Input",
     type=click.Choice(LAYOUT_NAMES),
     default="idc",
     help="How the data set lies on disk.",
 )
 @click.option(
     "--patient-regex",
+    panel="Input",
     metavar="REGEX",
     help="Layout folders: where the patient stands in a file's path; the part in parentheses.",
 )
 @click.option(
     "--class-names",
+    panel="Labels",
     nargs=2,
     metavar="NEGATIVE POSITIVE",
     help="What the classes are called; for folders, the folders' names.",
@@ -50,6 +54,7 @@ from .options import (
 @patch_size_option
 @click.option(
     "--workers",
+    panel="Compute",
     type=click.IntRange(0),
     default=0,
     metavar="N",
@@ -72,7 +77,7 @@ def ingest(place: Path, out: Path, **options: Any) -> None:
 
     Files that are no whole patch are left out, counted, and named in left_out.csv.
     """  # noqa: D301 - click takes the character itself for "keep the lines"
-    from .main import printable
+    from .main import leave, printable
     from .progress import close_run, show_progress
 
     with show_progress(out) as progress:
@@ -88,4 +93,4 @@ def ingest(place: Path, out: Path, **options: Any) -> None:
         click.echo(f"  left out: {printable(entry.file)}: {printable(entry.reason)}")
     if account.left_out:
         click.echo(f"  (also in {out / LEFT_OUT_CSV})")
-    click.get_current_context().exit(close_run(account.run, out))
+    leave(close_run(account.run, out))

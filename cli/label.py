@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import click
+import rich_click as click
 
+from .main import leave
 from .options import EXISTING, FOLDER, label_rules_options, labels_option, mode_option
 
 
@@ -44,4 +45,4 @@ def label(
     with show_progress() as progress:
         account = relabel_stores(stores, labels, LabelOptions(**rules).label_rules(), progress)
     click.echo(account.sentence)
-    click.get_current_context().exit(account.exit_code)
+    leave(account.exit_code)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import click
+import rich_click as click
 
 from .options import EXISTING, FOLDER, device_option, force_option, mode_option, sheet_option
 from .training_options import read_config, read_split, training_options
@@ -11,17 +11,21 @@ from .training_options import read_config, read_split, training_options
 
 @click.command("lr-find")
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
+@sheet_option
 @click.option(
     "--out",
     "-o",
+    panel="Output",
     type=FOLDER,
     required=True,
     help="Folder to make, with lr_find.csv and lr_find.png.",
 )
-@sheet_option
-@click.option("--steps", type=click.IntRange(1), default=200, help="Steps of the sweep.")
+@click.option(
+    "--steps", panel="Training", type=click.IntRange(1), default=200, help="Steps of the sweep."
+)
 @click.option(
     "--high",
+    panel="Training",
     type=float,
     default=10.0,
     help="Highest learning rate; the sweep begins at 1e-8 of it.",

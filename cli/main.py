@@ -46,9 +46,11 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 import importlib
 import io
 import logging
+import shutil
 from contextlib import suppress
 
 import click
+import rich_click
 
 from wsi_pipeline.core.errors import WsiError, machine_fault
 
@@ -66,8 +68,11 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP, whose number it carries, raised so that locks and worker processes are let go on the way out."""
 
 
-class WsiGroup(click.Group):
+class WsiGroup(rich_click.RichGroup):
     """Loads a command when it is called, and turns what goes wrong into one line and an exit code."""
+
+    main = click.Group.main
+    """Errors stay plain lines."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command's name."""
@@ -83,8 +88,10 @@ class WsiGroup(click.Group):
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         """Parse the words; Ctrl-C here says the same as later."""
+        # On narrow terminals, examples and tables still keep their lines.
+        width = options.get("terminal_width") or shutil.get_terminal_size().columns
         try:
-            return super().make_context(*args, **options)
+            return super().make_context(*args, **options | {"terminal_width": max(width, 80)})
         except KeyboardInterrupt:
             _stop(_say_interrupted(None), INTERRUPTED)
 
@@ -134,6 +141,11 @@ def _stop(message: str, exit_code: int) -> NoReturn:
     with suppress(OSError):  # a stderr that cannot be written is no other exit code
         click.echo(f"wsi: {printable(message)}", err=True)
     sys.exit(exit_code)
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the command with an exit code."""
+    click.get_current_context().exit(exit_code)
 
 
 def printable(text: str) -> str:

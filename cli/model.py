@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import click
+import rich_click as click
 
 from .main import printable
 from .options import positive_class_option, trust_option

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import click
+import rich_click as click
 
 from wsi_pipeline.core.choices import (
     AUTO,
@@ -56,29 +56,38 @@ def build(kind: type[Options], settings: dict[str, Any]) -> Options:
 EXISTING = click.Path(exists=True, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
-out_option = click.option("--out", "-o", type=FOLDER, required=True, help="Folder to write to.")
+out_option = click.option(
+    "--out", "-o", panel="Output", type=FOLDER, required=True, help="Folder to write to."
+)
 force_option = click.option(
-    "--force", is_flag=True, help="Make anew what another run, or another recipe, has made."
+    "--force",
+    panel="Operation",
+    is_flag=True,
+    help="Make anew what another run, or another recipe, has made.",
 )
 slide_mpp_option = click.option(
     "--slide-mpp",
+    panel="Scale",
     type=float,
     metavar="UM_PER_PX",
     help="µm per pixel of the slides themselves; overrules what the files say.",
 )
 allow_upsample_option = click.option(
     "--allow-upsample",
+    panel="Scale",
     is_flag=True,
     help="Cut finer than the scan, which adds pixels but no detail.",
 )
 min_tissue_option = click.option(
     "--min-tissue",
+    panel="Tissue",
     type=click.FloatRange(0, 1),
     default=0.5,
     help="Keep a patch if at least this fraction of it is tissue (0: keep all).",
 )
 reader_option = click.option(
     "--reader",
+    panel="Scale",
     type=click.Choice((AUTO, *READER_NAMES)),
     default="auto",
     help=(
@@ -90,6 +99,7 @@ tissue_options = together(
     min_tissue_option,
     click.option(
         "--mask-mpp",
+        panel="Tissue",
         type=float,
         default=8.0,
         metavar="UM_PER_PX",
@@ -97,6 +107,7 @@ tissue_options = together(
     ),
     click.option(
         "--min-object",
+        panel="Tissue",
         type=float,
         default=20_000.0,
         metavar="UM2",
@@ -104,6 +115,7 @@ tissue_options = together(
     ),
     click.option(
         "--max-hole",
+        panel="Tissue",
         type=float,
         default=20_000.0,
         metavar="UM2",
@@ -111,6 +123,7 @@ tissue_options = together(
     ),
     click.option(
         "--mask",
+        panel="Tissue",
         type=EXISTING,
         metavar="DIR",
         help=(
@@ -120,12 +133,14 @@ tissue_options = together(
     ),
     click.option(
         "--max-pen",
+        panel="Tissue",
         type=click.FloatRange(0, 1),
         default=0.1,
         help="Flag a patch if more than this fraction of it is pen ink.",
     ),
     click.option(
         "--min-sharpness",
+        panel="Tissue",
         type=float,
         metavar="VARIANCE",
         help=(
@@ -135,6 +150,7 @@ tissue_options = together(
     ),
     click.option(
         "--drop",
+        panel="Tissue",
         type=click.Choice(tuple(QUALITY_FLAGS)),
         multiple=True,
         help="Leave out patches with this flag. May be repeated.",
@@ -144,6 +160,7 @@ tissue_options = together(
 
 patch_size_option = click.option(
     "--patch-size",
+    panel="Scale",
     type=click.IntRange(1),
     default=50,
     metavar="PX",
@@ -153,6 +170,7 @@ workers_option = click.option(
     "--workers",
     "--num-workers",
     "-n",
+    panel="Compute",
     type=click.IntRange(0),
     metavar="N",
     help=(
@@ -164,11 +182,13 @@ worker_options = together(
     workers_option,
     click.option(
         "--gpus",
+        panel="Compute",
         metavar="LIST",
         help="GPUs to use, such as 0,2, by their numbers or UUIDs. [default: all]",
     ),
     click.option(
         "--scheduler",
+        panel="Compute",
         metavar="ADDRESS|FILE",
         help=(
             "Use a running Dask scheduler, such as tls://host:8786, or the file that `dask"
@@ -177,40 +197,57 @@ worker_options = together(
     ),
     click.option(
         "--tls-ca-file",
+        panel="Compute",
         type=EXISTING,
         metavar="PEM",
         help="Certificate authority of a scheduler at tls://.",
     ),
     click.option(
         "--tls-cert",
+        panel="Compute",
         type=EXISTING,
         metavar="PEM",
         help="Our certificate for a scheduler at tls://.",
     ),
-    click.option("--tls-key", type=EXISTING, metavar="PEM", help="The key of that certificate."),
+    click.option(
+        "--tls-key",
+        panel="Compute",
+        type=EXISTING,
+        metavar="PEM",
+        help="The key of that certificate.",
+    ),
     click.option(
         "--cluster",
+        panel="Compute",
         type=click.Choice(CLUSTERS),
         default="local",
         help="Which worker processes are started: on this machine, as Slurm jobs, or by dask-cuda.",
     ),
     click.option(
         "--slurm-config",
+        panel="Compute",
         type=EXISTING,
         metavar="YAML",
         help="What a Slurm job asks for; see docs/guides/servers.md.",
     ),
-    click.option("--dashboard", is_flag=True, help="Show Dask's dashboard at 127.0.0.1:8787."),
+    click.option(
+        "--dashboard",
+        panel="Compute",
+        is_flag=True,
+        help="Show Dask's dashboard at 127.0.0.1:8787.",
+    ),
 )
 """The workers; `runs.WorkerOptions` has fields of the same names."""
 
 shard_option = click.option(
     "--shard",
+    panel="Operation",
     metavar="I/N",
     help="Take only every N-th slide, from the I-th on: one share of an array job.",
 )
 device_option = click.option(
     "--device",
+    panel="Compute",
     type=click.Choice(DEVICES),
     default="auto",
     help="Where networks run; auto: a GPU where there is one.",
@@ -225,6 +262,7 @@ def _read_batch_size(context: click.Context, parameter: click.Parameter, value: 
 engine_options = together(
     click.option(
         "--engine",
+        panel="Compute",
         type=click.Choice((AUTO, *ENGINE_NAMES)),
         default="auto",
         help=(
@@ -232,9 +270,12 @@ engine_options = together(
             " called cpu), else torch. Results of different engines are never mixed."
         ),
     ),
-    click.option("--compile", is_flag=True, help="The same as --engine torch-compile."),
+    click.option(
+        "--compile", panel="Compute", is_flag=True, help="The same as --engine torch-compile."
+    ),
     click.option(
         "--precision",
+        panel="Compute",
         type=click.Choice((AUTO, *PRECISIONS)),
         default="auto",
         help=(
@@ -244,6 +285,7 @@ engine_options = together(
     ),
     click.option(
         "--batch-size",
+        panel="Compute",
         metavar="N|auto",
         default="auto",
         callback=_read_batch_size,
@@ -257,6 +299,7 @@ engine_options = together(
 
 trust_option = click.option(
     "--trust-model",
+    panel="Input",
     metavar="sha256:…",
     help=(
         "Run a model folder of others, whose torchscript_model.pt is code, where that file has this"
@@ -265,11 +308,13 @@ trust_option = click.option(
 )
 positive_class_option = click.option(
     "--positive-class",
+    panel="Input",
     metavar="NAME",
     help="Which class of a model folder of others is positive. [default: the last of two]",
 )
 sheet_option = click.option(
     "--sheet",
+    panel="Input",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="CSV",
     help=(
@@ -279,6 +324,7 @@ sheet_option = click.option(
 )
 labels_option = click.option(
     "--labels",
+    panel="Labels",
     type=EXISTING,
     multiple=True,
     metavar="FILE|DIR",
@@ -290,28 +336,33 @@ labels_option = click.option(
 label_rules_options = together(
     click.option(
         "--label-map",
+        panel="Labels",
         type=EXISTING,
         metavar="YAML",
         help="Which drawn class means what; see docs/guides/labels.md.",
     ),
     click.option(
         "--min-label-area",
+        panel="Labels",
         type=float,
         default=0.5,
         help="A patch has a class if at least this share of its area has it, above 0 to 1.",
     ),
     click.option(
         "--outside",
+        panel="Labels",
         type=click.Choice(OUTSIDE),
         help="What tissue means over which nothing is drawn. [default: unknown]",
     ),
     click.option(
         "--priority",
+        panel="Labels",
         type=click.Choice(PRIORITIES),
         help="Which class wins where both are drawn. [default: positive]",
     ),
     click.option(
         "--label-origin",
+        panel="Labels",
         type=click.Choice(ORIGINS),
         default="auto",
         help=(
@@ -321,23 +372,27 @@ label_rules_options = together(
     ),
     click.option(
         "--strict",
+        panel="Labels",
         is_flag=True,
         help="Refuse invalid polygons instead of mending and counting them.",
     ),
     click.option(
         "--class-names",
+        panel="Labels",
         nargs=2,
         metavar="NEGATIVE POSITIVE",
         help="What the two classes are called. [default: negative positive]",
     ),
     click.option(
         "--positive-value",
+        panel="Labels",
         type=click.IntRange(0, 255),
         default=200,
         help="Pixel value of the positive class in label images.",
     ),
     click.option(
         "--negative-value",
+        panel="Labels",
         type=click.IntRange(0, 255),
         default=100,
         help="Pixel value of the negative class in label images.",
@@ -349,6 +404,7 @@ PNG = OUTPUT_GROUPS["png"]
 view_options = together(
     click.option(
         "--outputs",
+        panel="Output",
         default="all",
         metavar="NAMES",
         help=(
@@ -360,12 +416,14 @@ view_options = together(
     ),
     click.option(
         "--colormap",
+        panel="Output",
         type=click.Choice(COLORMAPS),
         default=COLORMAPS[0],
         help="Colours of heatmap and overlay.",
     ),
     click.option(
         "--alpha",
+        panel="Output",
         type=click.FloatRange(0, 1),
         default=0.45,
         help="Opacity of the map in overlay.png, 0 to 1.",
@@ -398,6 +456,7 @@ class Bytes(click.ParamType[int]):
 
 min_free_option = click.option(
     "--min-free",
+    panel="Operation",
     type=Bytes(),
     default="1GB",
     metavar="SIZE",
@@ -427,6 +486,7 @@ def _set_permissions(context: click.Context, parameter: click.Parameter, value: 
 
 mode_option = click.option(
     "--mode",
+    panel="Output",
     metavar="OCTAL",
     default="600",
     expose_value=False,

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import click
+import rich_click as click
 
 from wsi_pipeline.core.choices import CODECS
 
+from .main import leave
 from .options import (
     allow_upsample_option,
     build,
@@ -30,21 +31,24 @@ from .options import (
 @click.option(
     "--slides",
     "-i",
+    panel="Input",
     multiple=True,
     metavar="DIR|GLOB|CSV",
     help="The same as the arguments: folders, patterns, a sample sheet.",
 )
-@click.option("--recursive", is_flag=True, help="Go into folders within folders.")
+@click.option("--recursive", panel="Input", is_flag=True, help="Go into folders within folders.")
 @sheet_option
 @out_option
 @click.option(
     "--mpp",
+    panel="Scale",
     type=float,
     metavar="UM_PER_PX",
     help="µm per patch pixel; 0.25 is what scanners call 40x. [default: 0.25]",
 )
 @click.option(
     "--magnification",
+    panel="Scale",
     type=float,
     metavar="X",
     help="The same as --mpp, by the scanner's word: 40 is 0.25 µm/px, 20 is 0.5.",
@@ -52,6 +56,7 @@ from .options import (
 @patch_size_option
 @click.option(
     "--stride",
+    panel="Scale",
     type=click.IntRange(1),
     metavar="PX",
     help="Distance between patches in pixels. [default: the patch size]",
@@ -60,6 +65,7 @@ from .options import (
 @slide_mpp_option
 @click.option(
     "--mpp-csv",
+    panel="Scale",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="CSV",
     help="µm per pixel of single slides, columns wsi and mpp; overrules the files and --slide-mpp.",
@@ -68,13 +74,17 @@ from .options import (
 @reader_option
 @click.option(
     "--codec",
+    panel="Output",
     type=click.Choice(CODECS),
     default="none",
     help="How pixels are stored; jpeg is lossy.",
 )
-@click.option("--quality", type=click.IntRange(1, 100), help="Of --codec jpeg. [default: 90]")
+@click.option(
+    "--quality", panel="Output", type=click.IntRange(1, 100), help="Of --codec jpeg. [default: 90]"
+)
 @click.option(
     "--labels",
+    panel="Labels",
     multiple=True,
     metavar="auto|FILE|DIR",
     help=(
@@ -85,6 +95,7 @@ from .options import (
 @label_rules_options
 @click.option(
     "--patient-regex",
+    panel="Input",
     metavar="REGEX",
     help=(
         "Where the patient stands in a slide's file name; the part in parentheses. [default: every"
@@ -126,4 +137,4 @@ def tile(
             progress.warn(f"{settings.magnification:g}x is taken as {mpp:g} µm/px")
         found = find_slides([*places, *slides], recursive=recursive, sheet=sheet)
         account = tile_slides(found, out, settings, progress)
-    click.get_current_context().exit(close_run(account, out))
+    leave(close_run(account, out))

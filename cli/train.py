@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+import rich_click as click
 
 from wsi_pipeline.core.choices import REPORT_HTML, STOP_METRICS
 
@@ -18,39 +18,45 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
+@sheet_option
 @click.option(
     "--out",
     "-o",
+    panel="Output",
     type=FOLDER,
     required=True,
     help="Folder to make, with model.safetensors and the report.",
 )
-@sheet_option
 @click.option(
     "--folds",
+    panel="Input",
     type=click.IntRange(2),
     help="Cross-validate: train once per fold, every patient validates once.",
 )
 @click.option(
     "--epochs",
+    panel="Training",
     type=click.IntRange(1),
     default=20,
     help="Passes over the training patches, at most.",
 )
 @click.option(
     "--patience",
+    panel="Training",
     type=click.IntRange(1),
     default=5,
     help="Stop after so many epochs that are not better by --stop-on.",
 )
 @click.option(
     "--stop-on",
+    panel="Training",
     type=click.Choice(STOP_METRICS),
     default="auroc",
     help="What the best epoch is best at, on the validation patients.",
 )
 @click.option(
     "--threshold",
+    panel="Training",
     default="youden",
     metavar="RULE",
     help=(
@@ -61,6 +67,7 @@ if TYPE_CHECKING:
 @training_options
 @click.option(
     "--devices",
+    panel="Compute",
     type=click.IntRange(1),
     default=1,
     help="GPUs (or processes on the CPU) that share every batch.",
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
 @device_option
 @click.option(
     "--resume/--no-resume",
+    panel="Operation",
     default=True,
     help="Go on after the last whole epoch of the same run that was killed.",
 )

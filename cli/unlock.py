@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import click
+import rich_click as click
 
 from wsi_pipeline.core.errors import EnvironmentFault
 
-from .main import printable
+from .main import leave, printable
 
 
 @click.command()
@@ -35,4 +35,4 @@ def unlock(paths: tuple[Path, ...], force: bool) -> None:
         click.echo(printable(f"{lock.target}: {said}"))
     held = sum(lock.is_held for lock in locks)
     click.echo(f"{len(locks)} locks = removed {len(locks) - held} + held {held}")
-    click.get_current_context().exit(EnvironmentFault.exit_code if held else 0)
+    leave(EnvironmentFault.exit_code if held else 0)

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+import rich_click as click
 
-from .main import printable
+from .main import leave, printable
 from .options import EXISTING
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ def verify(paths: tuple[Path, ...], is_json: bool) -> None:
             f"{len(verified)} products = whole {len(verified) - damaged} + damaged {damaged};"
             f" {files:,} files, {size / 1e6:,.1f} MB"
         )
-    click.get_current_context().exit(
-        0 if all(product.is_whole for product in verified) else DAMAGED
-    )
+    leave(0 if all(product.is_whole for product in verified) else DAMAGED)
 
 
 def _print(product: "Verified") -> None:

@@ -4,7 +4,7 @@ import threading
 import webbrowser
 from pathlib import Path
 
-import click
+import rich_click as click
 
 from .options import mode_option
 

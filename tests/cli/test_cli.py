@@ -5,9 +5,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
-from wsi_cli.main import COMMANDS
+from wsi_cli.main import COMMANDS, wsi
 
 from cli.main import printable
 from tests.builders import PINK, make_training_stores, paint, write_model, write_png, write_slide
@@ -52,9 +53,27 @@ def test_help_states_units(command: str) -> None:
 
 
 def test_help_shows_the_scale_of_40x() -> None:
-    output = run("tile", "--help").output
-    assert "0.25 is what scanners call 40x" in " ".join(output.split())
-    assert "[default: 0.25]" in " ".join(output.split())
+    output = " ".join(run("tile", "--help").output.replace("│", " ").split())
+    assert "0.25 is what scanners call 40x" in output
+    assert "[default: 0.25]" in output
+
+
+@pytest.mark.parametrize("command", ["tile", "infer", "train"])
+def test_options_stand_in_panels_those_of_the_input_first(command: str) -> None:
+    output = run(command, "--help").output
+    panels = [line.split()[1] for line in output.splitlines() if line.startswith("╭─")]
+    assert panels[0] == "Input"
+    assert {"Compute", "Output", "Operation"} <= {*panels}
+    assert len({*panels}) == len(panels)
+
+
+def test_every_option_of_the_three_longest_commands_has_a_panel() -> None:
+    with click.Context(wsi) as context:
+        for name in ("tile", "infer", "train"):
+            command = wsi.get_command(context, name)
+            assert command is not None
+            options = [one for one in command.params if isinstance(one, click.Option)]
+            assert [one.name for one in options if not getattr(one, "panel", None)] == []
 
 
 def test_version() -> None:

@@ -89,7 +89,7 @@ STATEFUL = {
 }
 """Dataclasses that change while something runs; all others hold what was checked once, where it entered."""
 
-STANDARD_CLI_LIBRARIES = {"click", "rich"}
+STANDARD_CLI_LIBRARIES = {"click", "rich", "rich_click"}
 
 
 def modules(package: str) -> list[Path]:
