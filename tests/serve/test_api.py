@@ -944,8 +944,8 @@ def test_a_running_job_is_cancelled_and_the_next_one_goes_on(
     def progress(job: InferenceJob, line: str, done: float, total: float | None) -> None:
         if done:
             blocks.append(int(done))
-        if len(blocks) == 1:
-            jobs.cancel(job)
+            if len(blocks) == 1:
+                jobs.cancel(job)
         original(job, line, done, total)
 
     monkeypatch.setattr(InferenceJob, "progress", progress)

@@ -133,10 +133,16 @@ def test_the_account_of_all_of_them_adds_up(runs: BothRuns) -> None:
     states = Counter(case.state for case in CASES.values() if case.state != PASSED_OVER)
     states["ok"] += 2
     total = sum(states.values())
-    line = (
-        f"in {total} = ok {states['ok']} + zero {states['zero']} + damaged {states['damaged']} +"
-        f" failed {states['failed']}"
-    )
+    parts = [
+        f"{states[state]} {said}"
+        for state, said in (
+            ("ok", "ok"),
+            ("zero", "empty"),
+            ("damaged", "damaged"),
+            ("failed", "failed"),
+        )
+    ]
+    line = f"{total} slides: {', '.join(parts)}"
     assert line in runs.stdout
     assert runs.exit_code == 3
 

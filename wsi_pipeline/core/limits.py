@@ -51,9 +51,9 @@ def machine_memory() -> int:
 
 
 def tidy_memory() -> None:
-    """Let glibc hand back the memory that it keeps, once in several slides.
+    """Have glibc return freed memory to the system, after every few slides.
 
-    The scattered rests would add up for days otherwise.
+    Otherwise scattered remains add up over days.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None and next(_ended) % SLIDES_BETWEEN == 0:
