@@ -103,8 +103,8 @@ class AnnotationBuilder:
             if self._is_strict:
                 reason = shapely.is_valid_reason(geometry)
                 raise LabelError(
-                    f"{self._path}: an invalid region of class {class_name!r} ({reason}); correct it,"
-                    " or leave out --strict"
+                    f"{self._path}: an invalid region of class {class_name!r} ({reason}); correct"
+                    " it, or leave out --strict"
                 )
             geometry = keep_areas(
                 shapely.make_valid(geometry, method="structure", keep_collapsed=False)

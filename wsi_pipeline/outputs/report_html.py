@@ -39,7 +39,7 @@ def describe_slide(slide: SlideInfo) -> dict[str, Any]:
 
 
 def describe_grid(grid: Grid) -> dict[str, Any]:
-    """Return the grid in level-0 pixels; `cells` are squares of one stride about patches' centres."""
+    """Return the grid in level-0 pixels; `cells` are squares of one stride around centres."""
     inset = (grid.spec.side_px - grid.spec.stride_px) / 2 * float(grid.downsample)
     return {
         "rows": grid.rows,

@@ -20,8 +20,10 @@ from wsi_pipeline.slides.base import Level, SlideReader, choose_level
 
 MAX_STEP_DENOMINATOR = 4096
 MAX_ORIGIN_DENOMINATOR = 16
-"""Steps and origins are rounded to ratios with at most these denominators: off by less than 0.02 px
-over 250,000 px. Sums of areas times 255 stay below 2⁶³ for reductions up to 1,280.
+"""Largest denominators of steps and origins.
+
+Rounding errs by less than 0.02 px over 250,000 px, and sums of areas times 255 stay below 2⁶³ for
+reductions up to 1,280.
 """
 
 
