@@ -256,7 +256,7 @@ def _fill_folder(
             lines = _merge_table(out / table_name, columns, table)
             _write_private(out / table_name, format_csv(columns, lines))
         if split is not None:
-            _write_private(out / SPLIT_JSON, json.dumps(split, indent=2) + "\n")
+            _write_private(out / SPLIT_JSON, json.dumps(split, indent=2, allow_nan=False) + "\n")
         remove_dead_asides(out)
 
 
