@@ -43,7 +43,7 @@ from .options import FOLDER, build, force_option, mode_option, view_options
 @view_options
 @mode_option
 def aggregate(results: Path, out: Path | None, **options: Any) -> None:
-    """Make the outputs of every slide in RESULTS anew from its stored probabilities, without model or slide.
+    """Make the outputs of every slide in RESULTS again from its stored probabilities.
 
     Each slide's folder then holds what this line asks for and nothing of another threshold; the
     probabilities stay as they are.

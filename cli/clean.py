@@ -21,7 +21,7 @@ def clean(paths: tuple[Path, ...], older_than: float, dry_run: bool) -> None:
     """Remove the unfinished work of dead runs at or below PATH.
 
     The same line as before would take that work up where it stopped; once it is removed, it begins
-    anew. Finished products, and work that a living process is at, are not touched.
+    again. Finished products, and work that a living process is at, are not touched.
     """
     from wsi_pipeline.runs.clean import clean as remove_leftovers
 

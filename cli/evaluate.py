@@ -64,7 +64,7 @@ def evaluate(
 
 
 def format_evaluation(evaluation: "Evaluation") -> str:
-    """The table of scores, intervals, calibration, the pooled confusion matrix, and what could not be scored."""
+    """Return the scores, intervals, calibration, confusion matrix, and what has no score."""
     from wsi_pipeline.training.metrics import format_confusion
 
     scores = evaluation.pooled.scores
@@ -128,7 +128,7 @@ def format_intervals(metrics: "Metrics", what: str) -> list[str]:
 
 
 def format_calibration(metrics: "Metrics") -> list[str]:
-    """What the temperature did, in one line."""
+    """Return the effect of the temperature in one line."""
     before, after = metrics.before, metrics.after
     if after.temperature == 1.0:
         return ["calibration: the model's temperature is 1, nothing was changed"]
@@ -145,9 +145,9 @@ def _format_comparison(compared: "Compared") -> list[str]:
     comparison = compared.comparison
     lines = [
         (
-            f"{compared.one} (one) against {compared.other} (other): {comparison.patches} patches of"
-            f" {comparison.patients} patients on {compared.slides} slides paired, {compared.left_out}"
-            " labelled patches left out"
+            f"{compared.one} (one) against {compared.other} (other):"
+            f" {comparison.patches} patches of {comparison.patients} patients on"
+            f" {compared.slides} slides paired, {compared.left_out} labelled patches left out"
         ),
         f"  {'':<28}{'one':>8}{'other':>8}{'one − other':>13}   95 % interval",
     ]
@@ -157,7 +157,7 @@ def _format_comparison(compared: "Compared") -> list[str]:
         )
         difference = "–" if item.difference is None else f"{item.difference:+.3f}"
         lines.append(
-            f"  {METRIC_NAMES[item.metric]:<28}{_show(item.one):>8}{_show(item.other):>8}{difference:>13}"
-            f"   {ends}"
+            f"  {METRIC_NAMES[item.metric]:<28}{_show(item.one):>8}{_show(item.other):>8}"
+            f"{difference:>13}   {ends}"
         )
     return lines

@@ -110,7 +110,7 @@ def infer(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Run a model over slides: heatmap, overlay and figures per slide, slides.csv and index.html for all.
+    """Run a model over slides: heatmap, overlay and figures per slide, tables and a page for all.
 
     A folder with config.json and torchscript_model.pt, as in the WSInfer zoo, needs --trust-model:
     TorchScript is code. Slides are cut at the model's own µm per pixel. A slide that fails does not

@@ -33,10 +33,8 @@ def info(slide: Path, slide_mpp: float | None, reader: str) -> None:
         f" {height * facts.mpp / 1000:.2f} mm"
     )
     click.echo(f"  scale          {facts.mpp:g} µm/px (from: {facts.mpp_source})")
-    click.echo(
-        "  magnification "
-        f" {'not stated' if facts.magnification is None else f'{facts.magnification:g}x, as written in the file'}"
-    )
+    stated = f"{facts.magnification:g}x, as written in the file" if facts.magnification else ""
+    click.echo(f"  magnification  {stated or 'not stated'}")
     click.echo(f"  vendor         {facts.vendor or 'not stated'}")
     if facts.bounds_l0 != (0, 0, width, height):
         click.echo(f"  scanned area   x, y, width, height = {facts.bounds_l0} px")

@@ -44,7 +44,7 @@ def lr_find(
     force: bool,
     **options: Any,
 ) -> None:
-    """Sweep the learning rate over the training patients of STORES, to find one for `wsi train --lr`.
+    """Find a learning rate for `wsi train --lr` by a sweep over the training patients of STORES.
 
     The rate rises evenly on a logarithmic scale while the network trains; the suggestion is where
     the smoothed loss falls fastest. Give the options that training will have: --lr and --schedule

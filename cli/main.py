@@ -55,21 +55,22 @@ import rich_click
 from wsi_pipeline.core.errors import WsiError, machine_fault
 
 COMMANDS = (
-    "aggregate", "clean", "demo", "doctor", "evaluate", "export", "infer", "info", "ingest", "label", "lr-find", "model", "pseudonymize", "serve",
-    "status", "store", "tile", "train", "unlock", "verify", "view",
-)  # fmt: skip
+    *("aggregate", "clean", "demo", "doctor", "evaluate", "export", "infer", "info", "ingest"),
+    *("label", "lr-find", "model", "pseudonymize", "serve", "status", "store", "tile", "train"),
+    *("unlock", "verify", "view"),
+)
 """Each is a module of this package with a command of the same name, - written _."""
 
 GOODBYES = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal has gone"}
-"""Signals that end a run in order, and what is said of them; the exit code is 128 and the signal's number."""
+"""Signals that end a run in order, with their message; the exit code is 128 + its number."""
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP, whose number it carries, raised so that locks and worker processes are let go on the way out."""
+    """SIGTERM or SIGHUP (its number), raised so that locks and workers are released."""
 
 
 class WsiGroup(rich_click.RichGroup):
-    """Loads a command when it is called, and turns what goes wrong into one line and an exit code."""
+    """Loads a command when it is called; every error is one line and an exit code."""
 
     main = click.Group.main
     """Errors stay plain lines."""
@@ -79,7 +80,7 @@ class WsiGroup(rich_click.RichGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name; None where there is none."""
+        """Return the command of that name; None if there is none."""
         if cmd_name not in COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
@@ -131,9 +132,8 @@ def _listen() -> None:
 
 def _raise_terminated(number: int, _frame: FrameType | None) -> NoReturn:
     for each in GOODBYES:
-        signal.signal(
-            each, signal.SIG_IGN
-        )  # whoever is impatient and sends another would break off what lets go of locks and workers
+        # A second signal would break off the release of locks and workers.
+        signal.signal(each, signal.SIG_IGN)
     raise Terminated(number)
 
 
@@ -149,7 +149,7 @@ def leave(exit_code: int) -> NoReturn:
 
 
 def printable(text: str) -> str:
-    """One line that cannot move the cursor: control characters and undecodable bytes of file names are escaped."""
+    """Return one line that cannot move the cursor: control characters are escaped."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text

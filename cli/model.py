@@ -13,7 +13,7 @@ MODEL = click.Path(exists=True, path_type=Path)
 
 @click.group()
 def model() -> None:
-    """What a model is, and whether it is whole."""
+    """Show what a model is, and check that it is whole."""
 
 
 @model.command()
@@ -22,7 +22,7 @@ def model() -> None:
     "--json", "is_json", is_flag=True, help="As JSON, with everything that the model's card holds."
 )
 def info(model: Path, is_json: bool) -> None:
-    """Show what MODEL takes and tells, how it was trained and how well it did; of a zoo folder, the digest to trust it by."""
+    """Show the input and output of MODEL, its training and scores, and the digest to trust."""
     from wsi_pipeline.models.loading import describe_lines, describe_model
 
     facts = describe_model(model)

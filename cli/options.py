@@ -44,7 +44,7 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 
 def build(kind: type[Options], settings: dict[str, Any]) -> Options:
-    """Return the options object of a command; raise UsageError where options contradict each other."""
+    """Return the options object of a command. Raises UsageError for a contradiction."""
     from wsi_pipeline.core.errors import ConfigError
 
     try:
@@ -63,7 +63,7 @@ force_option = click.option(
     "--force",
     panel="Operation",
     is_flag=True,
-    help="Make anew what another run, or another recipe, has made.",
+    help="Overwrite existing results.",
 )
 slide_mpp_option = click.option(
     "--slide-mpp",
@@ -91,7 +91,7 @@ reader_option = click.option(
     type=click.Choice((AUTO, *READER_NAMES)),
     default="auto",
     help=(
-        "Who reads slides: tiff decodes the tiles of TIFF and SVS itself, several times as fast and"
+        "Reader of slides: tiff decodes the tiles of TIFF and SVS itself, several times as fast and"
         " with the same pixels; auto: the fastest that knows the file."
     ),
 )
@@ -127,7 +127,7 @@ tissue_options = together(
         type=EXISTING,
         metavar="DIR",
         help=(
-            "Where the tissue is, by your own word: PNG or TIFF (above 0 is tissue) or QuPath"
+            "Your own tissue masks: PNG or TIFF (above 0 is tissue) or QuPath"
             " GeoJSON, named like the slides."
         ),
     ),
@@ -255,7 +255,7 @@ device_option = click.option(
 
 
 def _read_batch_size(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
-    """A whole number of patches from 1 on; None for "auto"."""
+    """Return a whole number of patches from 1 on; None for "auto"."""
     return None if value == "auto" else int(click.IntRange(1)(value, parameter, context))
 
 
@@ -339,7 +339,7 @@ label_rules_options = together(
         panel="Labels",
         type=EXISTING,
         metavar="YAML",
-        help="Which drawn class means what; see docs/guides/labels.md.",
+        help="Meaning of each drawn class; see docs/guides/labels.md.",
     ),
     click.option(
         "--min-label-area",
@@ -352,7 +352,7 @@ label_rules_options = together(
         "--outside",
         panel="Labels",
         type=click.Choice(OUTSIDE),
-        help="What tissue means over which nothing is drawn. [default: unknown]",
+        help="Class of tissue over which nothing is drawn. [default: unknown]",
     ),
     click.option(
         "--priority",

@@ -29,7 +29,7 @@ PATIENCE_S = 2.0
 
 
 class Unfailing:
-    """A stream of text of which what cannot be written is lost: a full disk, or a reader that is gone, must not end a run of days."""
+    """A text stream that loses what cannot be written, so that a full disk ends no run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

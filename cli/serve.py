@@ -157,7 +157,7 @@ def announce(settings: "ServeSettings") -> None:
                 f"{settings.host} is reachable from elsewhere and this is plain HTTP: tokens and"
                 " slides can be read on the way. "
             )
-            + "Better listen on 127.0.0.1 and put a TLS proxy in front: docs/guides/serve.md shows one.",
+            + "Better listen on 127.0.0.1 behind a TLS proxy: docs/guides/serve.md shows one.",
             err=True,
         )
     click.echo("stop with Ctrl+C", err=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "is_json", is_flag=True, help="As JSON, for machines.")
 def status(results: Path, is_json: bool) -> None:
-    """Show how things stand in RESULTS: finished slides, slides under way and who works on them, failures, the last run.
+    """Show RESULTS: finished slides, slides in progress and their owners, failures, the last run.
 
     What is finished is told by its manifest, and files that are missing or cut short are noticed;
     `wsi verify` and `wsi train` compare checksums. Nothing is written, and runs under way are not

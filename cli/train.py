@@ -153,7 +153,7 @@ def train(
 
 
 def describe_metrics(metrics: "Metrics", class_names: tuple[str, str], is_leaky: bool) -> str:
-    """Figures on the validation patients with their intervals, calibration before and after, and the confusion matrix."""
+    """Return validation metrics with intervals, calibration, and the confusion matrix."""
     from wsi_pipeline.training.metrics import format_confusion
 
     lines = (

@@ -20,7 +20,7 @@ DAMAGED = 3
 @click.argument("paths", nargs=-1, required=True, type=EXISTING, metavar="PATH…")
 @click.option("--json", "is_json", is_flag=True, help="As JSON, for machines.")
 def verify(paths: tuple[Path, ...], is_json: bool) -> None:
-    """Read every file of every product at or below PATH and name each that is not as it was written.
+    """Read every file of every product at or below PATH and name each that was changed.
 
     Products are patch stores, slides' results, models with their reports, and exports; a checkpoint
     may be named by itself. Files that are missing, cut short or changed are named, and those that

@@ -37,7 +37,7 @@ from .options import mode_option
 )
 @mode_option
 def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: bool) -> None:
-    """Look at RESULTS in the browser: slides with their heatmaps at any zoom, two results side by side where two are given.
+    """Show RESULTS in the browser: heatmaps at any zoom; two results are shown side by side.
 
     The server runs until Ctrl+C, for this machine and the browser that it opened.
     RESULTS/index.html, a page with every heatmap that needs no server, is written in any case.

@@ -1,4 +1,4 @@
-"""A batch of slides on its way: one outcome per slide whatever is raised, progress, and seconds by stage."""
+"""A batch of slides: one outcome per slide in any case, progress, and seconds by stage."""
 
 import logging
 import time
@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("read", "compute", "write")
 WINDOW_S = 300.0
-"""The rate is that of the last five minutes: slow slides long ago say nothing of now, one slow block says little."""
+"""The rate is that of the last five minutes, so that neither old slides nor one block decide."""
 
 
 @dataclass
 class Pace:
-    """The figures of one run, in which every slide is counted once, as it is opened and as it ends."""
+    """The figures of one run; every slide counts once as it is opened and once as it ends."""
 
     slides: int
     noun: str = "slide"
@@ -42,12 +42,12 @@ class Pace:
     _started: float | None = None
 
     def open_slide(self, slide: int, missing_patches: int) -> None:
-        """A slide's patches are known; so many of them are to be done."""
+        """Count a slide that was opened, with its missing patches."""
         self._started = self.clock() if self._started is None else self._started
         self._missing[slide] = missing_patches
 
     def add_block(self, patches: int, read_s: float, compute_s: float, write_s: float) -> None:
-        """A block is done."""
+        """Count a block that is done."""
         self.patches_done += patches
         for stage, seconds in zip(STAGES, (read_s, compute_s, write_s), strict=True):
             self.seconds[stage] += seconds
@@ -57,7 +57,7 @@ class Pace:
             self._recent.popleft()
 
     def end_slide(self, slide: int, is_done_before: bool) -> None:
-        """A slide has come to its end, well or not."""
+        """Count a slide that has ended, well or not."""
         self._ended.add(slide)
         if is_done_before:
             self._done_before.add(slide)
@@ -88,7 +88,7 @@ class Pace:
 
     @property
     def has_unopened(self) -> bool:
-        """Whether some slides' patches are not known yet, so that what is left can only be guessed."""
+        """True while some slides' patches are not known yet, so that the rest is a guess."""
         return self._unopened > 0
 
     @property
@@ -97,7 +97,7 @@ class Pace:
 
     @property
     def patches_expected(self) -> float | None:
-        """Patches that the whole run will have done; those of slides not opened are taken for the mean of the others. None: no idea yet."""
+        """Patches of the whole run; unopened slides count as the mean of others. None: unknown."""
         fresh = (self._missing.keys() | self._ended) - self._done_before
         known = sum(self._missing.values())
         if self._unopened == 0:
@@ -166,7 +166,7 @@ class Batch:
         return dict(self.pace.seconds)
 
     def prepared(self, job: int, plan: SlidePlan) -> None:
-        """A slide's patches are known."""
+        """Take a slide whose patches are known."""
         self.slide_times[job] = SlideTimes()
         self.pace.open_slide(job, plan.missing_patches)
         self.events.slide_prepared(
@@ -175,7 +175,7 @@ class Batch:
         self._show()
 
     def block_done(self, job: int, report: BlockReport) -> None:
-        """A block is on disk."""
+        """Take a block that is on disk."""
         self.patches_predicted += report.patches if report.is_predicted else 0
         self.slide_times[job].add(report)
         self.pace.add_block(
@@ -184,7 +184,7 @@ class Batch:
         self._show()
 
     def ended(self, job: int, result: SlideOutcome | Exception) -> None:
-        """A slide has come to its end."""
+        """Take the end of a slide."""
         slide = self.slides[job]
         outcome = self._fail(slide, result) if isinstance(result, Exception) else result
         self.outcomes[job] = outcome
@@ -199,7 +199,7 @@ class Batch:
         self.listener.progress(pace.describe(), pace.patches_done, pace.patches_expected)
 
     def _fail(self, slide: FoundSlide, error: Exception) -> SlideOutcome:
-        """The outcome of a slide whose work raised; the whole story goes to the log."""
+        """Return the outcome of a slide whose work raised; the traceback goes to the log."""
         logger.error("slide %s failed", slide.slide_id, exc_info=error)
         return describe_failure(slide.slide_id, str(slide.path), error)
 

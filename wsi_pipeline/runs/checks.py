@@ -53,11 +53,12 @@ class Check:
     @property
     def line(self) -> str:
         """The check in one line."""
-        return f"{self.verdict:<5}{self.name:<22}{self.found}{f'; {self.remedy}' if self.remedy else ''}"
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{self.verdict:<5}{self.name:<22}{self.found}{remedy}"
 
 
 def judge(amount: float, low: float, very_low: float) -> Verdict:
-    """What an amount is worth."""
+    """Return the verdict for an amount."""
     return Verdict.BAD if amount < very_low else Verdict.WARN if amount < low else Verdict.OK
 
 
@@ -159,7 +160,7 @@ def check_space(
 
 
 def check_inodes(system: os.statvfs_result) -> Check:
-    """How many files there may still be: a result is some 30 files, a store one for every 4,096 patches."""
+    """Count the files that can still be made: a result is some 30 files."""
     if system.f_files == 0:
         return Check("inodes", Verdict.OK, "not limited")
     verdict = judge(system.f_favail, LOW_INODES, LOW_INODES / 100)

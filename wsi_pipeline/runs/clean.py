@@ -1,4 +1,4 @@
-"""What dead runs leave behind: locks that nobody holds, work that was begun, files that were never renamed."""
+"""Remains of dead runs: abandoned locks, unfinished work, files that were never renamed."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ from wsi_pipeline.store.lock import (
 from wsi_pipeline.store.manifest import is_product
 
 ASIDE = re.compile(r"\.(.+)\.[0-9a-f]{4}\.(\d+)")
-"""A file that was being written: hidden, with its writer's machine and process at the end. `.zsh_history.1999` is none."""
+"""A hidden file that was being written, ending in its writer's machine and process."""
 ASIDE_AGE_S = 3600.0
 """Younger ones are left alone: their writer may live on another machine."""
 DAY_S = 86_400.0
@@ -58,7 +58,7 @@ class Leftover:
 
 
 def unlock(paths: Sequence[Path], force: bool = False) -> list[Lock]:
-    """Remove the lock files that nobody holds, and with `force` those that somebody on another machine holds; all that there are.
+    """Remove abandoned locks, and with `force` those held on other machines; return all locks.
 
     Raises StoreError where no run has left anything, and never takes a lock from a process that
     lives here.
@@ -92,7 +92,7 @@ def _is_refusal(error: Exception) -> bool:
 def clean(
     paths: Sequence[Path], older_than_days: float = 0.0, is_dry: bool = False
 ) -> list[Leftover]:
-    """Remove work that was begun and that nobody is at, and files that were never renamed; what is or would be removed, and what was left.
+    """Remove abandoned work and files that were never renamed; return what was removed or left.
 
     Finished products are not touched, nor what only another user may look into.
 
@@ -169,7 +169,7 @@ def _remove_aside(entry: Path, target: Path, size: int, is_dry: bool) -> Leftove
 
 
 def _targets(paths: Sequence[Path], inside: str, pattern: str) -> list[Path]:
-    """The products of which something lies in a hidden folder: those at the paths and those below."""
+    """Return the products at or below the paths that have something in a hidden folder."""
     hidden = [
         (folder / HIDDEN, None)
         for path in paths
@@ -198,7 +198,7 @@ def _targets(paths: Sequence[Path], inside: str, pattern: str) -> list[Path]:
 
 
 def _folders_of_products(path: Path) -> Iterator[Path]:
-    """The folder and those below it in which products may lie: not the products, and nothing hidden."""
+    """Return the folder and those below it that may hold products; no product, nothing hidden."""
     if not _is_folder(path) or _is_forbidden(path) or is_product(path):
         return
     yield path.absolute()
@@ -208,7 +208,7 @@ def _folders_of_products(path: Path) -> Iterator[Path]:
 
 
 def _list_forbidden(path: Path) -> Iterator[Path]:
-    """The folder, or those below it, where there may be products or work, and that cannot be looked into."""
+    """Return the folders that may hold products or work, and that cannot be read."""
     if _is_folder(path) and _is_forbidden(path):
         yield path.absolute()
     for folder in _folders_of_products(path):

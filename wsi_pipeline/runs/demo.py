@@ -1,4 +1,4 @@
-"""The demo: draw slides, tile, train, infer on patients that training never saw, score against the truth."""
+"""The demo: draw slides, tile, train, infer on other patients, compare with the truth."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +98,7 @@ def run_demo(
 
 
 def _check(account: RunAccount) -> None:
-    """Raise StoreError with the first failure of a run: a demo in which something failed shows nothing."""
+    """Raise StoreError with the first failure of a run: a demo needs every slide."""
     failures = find_failures(account.outcomes)
     if failures:
         raise StoreError(f"{failures[0].message} (or give the demo another folder with --out)")

@@ -1,4 +1,4 @@
-"""Is this machine fit, and what is to be expected of it: versions, devices, room, and a measurement of ten seconds."""
+"""Checks of this machine: versions, devices, disk space, and a measurement of ten seconds."""
 
 import os
 import time
@@ -72,7 +72,7 @@ def examine(
     terms: ExternalModelTerms | None = None,
     seconds: float = MEASURED_S,
 ) -> Iterator[Check]:
-    """Every check, one after another as it is made. Raises ModelError where the model named cannot be used."""
+    """Yield every check as it is made. Raises ModelError for a model that cannot be used."""
     yield check_tool()
     yield _check_openslide()
     yield from check_packages(LIBRARIES)
@@ -92,7 +92,7 @@ def _check_openslide() -> Check:
 
 
 def check_engines(model: Model) -> list[Check]:
-    """What could compute the model here; a machine needs one of them."""
+    """Return the engines that could run the model here; a machine needs one of them."""
     place = choose_device("auto").type
     found = []
     for name, engine in ENGINES.items():
@@ -112,7 +112,7 @@ def check_engines(model: Model) -> list[Check]:
 
 
 def _measure(model: Model, seconds: float) -> list[Check]:
-    """The model's speed on this machine, and that of decoding."""
+    """Measure the speed of the model on this machine, and of decoding."""
     cores, side = available_cores(), model.spec.side_px
     pixels = measure_decoding(seconds, cores)
     decoding = Check(
@@ -138,7 +138,7 @@ def _measure(model: Model, seconds: float) -> list[Check]:
 
 
 def measure_model(predict: Predict, spec: PatchSpec, seconds: float) -> float:
-    """Patches per second on random patches, blocks growing until one takes a fair share of the time."""
+    """Return patches per second on random patches, in blocks that grow to a fair share of time."""
     rng, size = np.random.default_rng(0), FIRST_BLOCK
     predict(_draw(rng, FIRST_BLOCK, spec))  # the first one makes everything ready
     started, done = time.perf_counter(), 0

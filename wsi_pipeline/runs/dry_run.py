@@ -28,7 +28,7 @@ class RunPreview:
     """As the run's own would be, as far as that can be known beforehand."""
 
     def count(self, state: PreviewState) -> int:
-        """Number of slides of that standing."""
+        """Return the number of slides in that state."""
         return Counter(slide.state for slide in self.slides)[state]
 
     @property
@@ -58,7 +58,7 @@ def preview_run(
     options: InferOptions | None = None,
     listener: Listener | None = None,
 ) -> RunPreview:
-    """Open every slide and read what earlier runs left in `results`. Writes nothing; raises what the run itself would."""
+    """Open every slide and read what earlier runs left; writes nothing, raises as the run would."""
     options, listener = options or InferOptions(), listener or Listener()
     listener.working_on("loading the model")
     loaded = load_model(model, options.terms)
@@ -75,7 +75,7 @@ def preview_run(
 
 
 def preview_slide(slide: FoundSlide, job: InferJob) -> tuple[SlidePreview, SlideOutcome]:
-    """What is known of one slide, whatever is wrong with it."""
+    """Return what is known of one slide, and the outcome that a run would have."""
     outcome = partial(SlideOutcome, slide.slide_id, str(slide.path))
     try:
         preview = job.preview()

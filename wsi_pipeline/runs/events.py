@@ -1,4 +1,4 @@
-"""events.jsonl: what happened in runs, for machines: one JSON object a line, appended by every run into the same folder.
+"""events.jsonl: what happened in runs, for machines, one JSON object a line for every run.
 
 Lines of several runs may stand in between one another; `run` tells them apart. The text is plain
 ASCII without control characters, numbers are finite, and a slide is named by its `slide_id` alone:
@@ -39,7 +39,7 @@ class EventLog:
     """The last line was not written to its end, for the disk was full."""
 
     def write(self, event: str, **entries: Any) -> None:
-        """One line. What cannot be written is lost, for a full disk must not stop a run that may yet find room for its results."""
+        """Write one line; it is lost if it cannot be written: a full disk must not stop a run."""
         if self.path is None:
             return
         moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -64,7 +64,7 @@ class EventLog:
     def slide_prepared(
         self, slide_id: str, patches: int, missing_patches: int, blocks: int
     ) -> None:
-        """A slide was opened and its patches are known; `blocks` are missing."""
+        """Write that a slide was opened; `blocks` are missing."""
         self.write(
             "slide prepared",
             slide=slide_id,
@@ -74,7 +74,7 @@ class EventLog:
         )
 
     def slide_ended(self, outcome: SlideOutcome, seconds: Mapping[str, float | None]) -> None:
-        """A slide came to its end; `seconds` by stage, and by the clock since it was opened."""
+        """Write that a slide ended; `seconds` by stage, and by the clock since it was opened."""
         self.write(
             "slide ended",
             slide=outcome.slide_id,
@@ -102,7 +102,7 @@ class EventLog:
 def log_events(
     folder: Path | None, command: str, slides: int, parameters: Mapping[str, Any], suffix: str = ""
 ) -> Iterator[EventLog]:
-    """The log of a run into `folder`, from its beginning on; a run that is broken off is said to be stopped, and by what."""
+    """Write the log of a run into `folder`; a run that is stopped is recorded with the reason."""
     path = None if folder is None else folder / EVENTS_JSONL
     events = EventLog(path and path.with_stem(path.stem + suffix))
     who = {
@@ -125,12 +125,12 @@ def log_events(
 
 
 def hide_path(message: str, path: str, slide_id: str) -> str:
-    """A message about a slide without the folders that it lies in; they may be called like patients."""
+    """Return a message without the folders of a slide, whose names may be those of patients."""
     return re.sub(r"(?<![\w.])/(?:[^\s:;,()'\"]*/)+", "…/", message.replace(path, slide_id))
 
 
 def to_plain(value: Any) -> Any:
-    """The same as JSON values: finite numbers (null for others), texts without lone surrogates, anything else by its text."""
+    """Return the same as JSON values: finite numbers or null, valid text, else its text."""
     if isinstance(value, Mapping):
         return {_to_text(str(key)): to_plain(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -153,7 +153,7 @@ def _ends_within_a_line(handle: int) -> bool:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Every whole line of the logs in a folder, those of shards too, oldest first; what is no event, or no regular file, is passed over."""
+    """Return every whole line of a folder's logs, oldest first; anything else is skipped."""
     events: list[dict[str, Any]] = []
     stem, _, suffix = EVENTS_JSONL.rpartition(".")
     for path in sorted(folder.glob(f"{stem}*.{suffix}")):

@@ -106,7 +106,7 @@ def infer_slides(
     options: InferOptions | None = None,
     listener: Listener | None = None,
 ) -> RunAccount:
-    """Run a model over slides, or patch stores, and write the results of each and the tables of the run.
+    """Run a model over slides or patch stores; write each one's results and the tables.
 
     Labels of stores are copied to their results, for `wsi evaluate`.
     """
@@ -150,7 +150,7 @@ def _resolve_engine(
     pool: WorkerPool,
     listener: Listener,
 ) -> ResolvedEngine:
-    """Return the engine of the whole run, chosen by the device here, or by a worker's where the workers are elsewhere."""
+    """Return the engine of the whole run, chosen here or by a worker on another machine."""
     listener.working_on("choosing the engine and checking its answers")
     if workers.is_elsewhere:
         answer: ResolvedEngine = pool.call(
@@ -191,7 +191,7 @@ def _list_parameters(
 def describe_run(
     batch: Batch, model: Model, parameters: Mapping[str, Any], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What was asked for, by which versions, and how long each stage took."""
+    """Return the request, the versions, and the time of each stage."""
     return {
         "model": model.to_json(),
         "seed": dict(model.training).get("parameters", {}).get("seed"),
@@ -249,7 +249,7 @@ def make_jobs(
     results: Path,
     options: InferOptions,
 ) -> list[InferJob]:
-    """Return a job for every slide, or store. Raises ConfigError where patches of stores are to be kept."""
+    """Return a job for every slide or store. Raises ConfigError if stores are to be kept again."""
     keep, view = options.keep_patches, options.view
     if keep is not None and any(slide.is_store for slide in slides):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""How things stand in a folder of results, or of stores: what is finished, what is under way and by whom, what failed, and the last run."""
+"""Status of a folder of results or stores: finished, in progress, failed, the last run."""
 
 import csv
 import io
@@ -109,7 +109,7 @@ class Status:
 
 
 def read_status(folder: Path) -> Status:
-    """How things stand in a folder. Nothing is written and no lock is touched. Raises StoreError where there never was a run."""
+    """Return the status of a folder; reads only. Raises StoreError if there was no run."""
     finished = [
         _read_finished(path)
         for path in sorted(folder.iterdir())
@@ -159,7 +159,7 @@ def _count(slide_id: str, manifest: Manifest, state: SlideState) -> Finished:
 
 
 def _list_under_way(folder: Path) -> tuple[UnderWay, ...]:
-    """What lies in the hidden folder: work that was begun, and locks that are held before there is any."""
+    """List the hidden folder: unfinished work, and locks that are held before there is any."""
     hidden = folder / HIDDEN
     staged = {
         match[1]: path
@@ -202,7 +202,7 @@ def _count_blocks(folder: Path) -> tuple[int, int | None]:
 
 
 def is_owner_alive(owner: str | None) -> bool | None:
-    """Whether the process that wrote itself into a lock lives; None where it is on another machine."""
+    """Return True if the process that owns a lock lives; None if it is on another machine."""
     match = OWNER.fullmatch(owner or "")
     if not match:
         return False if owner is None else None
@@ -245,7 +245,7 @@ def _read_last_run(folder: Path) -> LastRun | None:
 
 
 def _guess_ending(begun: Mapping[str, Any]) -> str:
-    """What became of a run that has not said it."""
+    """Return the ending of a run that did not record it."""
     if begun.get("host") != socket.gethostname() or not isinstance(begun.get("process"), int):
         return "begun"
     return "under way" if is_process_alive(begun["process"]) else "killed"

@@ -1,4 +1,4 @@
-"""Phantoms: drawn slides that look like H&E from afar and whose tumour regions are known to the pixel.
+"""Phantoms: synthetic slides that resemble H&E and whose tumour is known to the pixel.
 
 Light passes stain by Beer and Lambert: intensity = lamp · exp(-(haematoxylin + eosin)), with the
 stain colours of Ruifrok and Johnston (2001). Tumour is where nuclei are large, dark and crowded;
@@ -55,7 +55,7 @@ TUMOUR = _Nuclei(per_px=1 / 75, radius_px=2.2, darkness=0.9)
 
 
 def draw_phantom(width: int, height: int, seed: int) -> Phantom:
-    """A slide of that size; another seed gives another patient, with its own tissue, tumour and staining."""
+    """Return a slide of that size; each seed is a patient with tissue, tumour and staining."""
     rng = np.random.default_rng(seed)
     shape = (height, width)
     tissue = (
@@ -117,7 +117,7 @@ def _top(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
 def _strew(
     rng: np.random.Generator, region: NDArray[np.bool_], kind: _Nuclei
 ) -> NDArray[np.float64]:
-    """Optical density of nuclei strewn over a region: blurred points, as dark in the middle as `darkness`."""
+    """Return the optical density of random nuclei in a region, at most `darkness`."""
     points = np.zeros(region.shape)
     hits = (rng.random(region.shape) < kind.per_px) & region
     points[hits] = rng.uniform(0.7, 1.1, size=int(hits.sum()))
@@ -129,7 +129,7 @@ def _strew(
 def write_pyramid(
     path: Path, pixels: NDArray[np.uint8], mpp: float, compression: str = "deflate"
 ) -> None:
-    """Write RGB (height, width, 3) at `mpp` µm/px with levels reduced 2, 4, 8… times, the scale in the resolution tags."""
+    """Write RGB (height, width, 3) at `mpp` µm/px as a pyramid, with the scale in its tags."""
     with tifffile.TiffWriter(path) as writer:
         level, level_mpp = pixels, mpp
         while True:

@@ -191,7 +191,7 @@ class IngestAccount:
 def ingest_patches(
     place: Path, out: Path, options: IngestOptions, listener: Listener | None = None
 ) -> IngestAccount:
-    """Write the patches of every patient of a data set into stores in `out`; list the files left out, with the reason."""
+    """Write every patient's patches into a store in `out`, and list the files left out."""
     spec = PatchSpec(options.patch_size, options.patch_size, options.mpp)
     listener = listener or Listener()
     listener.working_on(f"listing the files of {place.name}")

@@ -1,4 +1,4 @@
-"""Whether products are still as they were written: every file of every product, by size and checksum."""
+"""Verification of products: every file of every product, by size and checksum."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,7 +60,7 @@ class Verified:
 
 
 def find_products(paths: Sequence[Path]) -> list[Found]:
-    """Every product at or below the paths, and every checkpoint by itself. Raises StoreError where there is none at all."""
+    """Return every product and checkpoint at or below the paths. Raises StoreError for none."""
     found = [product for path in paths for product in _walk(path)]
     if not found:
         raise StoreError(
@@ -86,7 +86,7 @@ def _walk(path: Path) -> Iterator[Found]:
 
 
 def _may_hold_products(entry: Path) -> bool:
-    """Whether it is worth a look: folders, checkpoints, and what says only then that it cannot be read."""
+    """Return True for folders, checkpoints, and entries that cannot be read."""
     if entry.name == HIDDEN:
         return False
     try:
@@ -116,7 +116,7 @@ def _look_at(path: Path) -> Found:
 
 
 def verify(found: Found, on_bytes: Callable[[int], None] = lambda size: None) -> Verified:
-    """Read every file of a product and compare; `on_bytes` is told as bytes are done. Raises StoreError for any other file."""
+    """Read every file of a product and compare; `on_bytes` hears of the bytes done."""
     if found.path.is_file():
         return _verify_checkpoint(found, on_bytes)
     manifest = found.manifest

@@ -1,4 +1,4 @@
-"""Options of every command that runs over many slides: the workers, the share of the slides, the disk space."""
+"""Options of every run over many slides: workers, share of the slides, disk space."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ class WorkerOptions:
     """Options of the workers, named like those of the commands."""
 
     workers: int | Workers | None = None
-    """Worker processes; 0: a plain loop in this process; None: one per GPU, or one; to tile one per core, 16 at most."""
+    """Processes; 0: a plain loop here; None: one per GPU, or one; to tile one per core."""
     gpus: str | None = None
     """GPUs to use, such as `0,2`; None: all."""
     scheduler: str | None = None
@@ -38,7 +38,7 @@ class WorkerOptions:
             raise ConfigError("--tls-ca-file, --tls-cert and --tls-key belong together")
 
     def choose_workers(self, device: str = "cpu", is_tiling: bool = False) -> Workers:
-        """Return the cluster that is named, or processes here: one per GPU where `device` is one, or one.
+        """Return the cluster that is named, or processes here: one per GPU, or one.
 
         Tiling is all decoding, and threads share an interpreter: it gets one process per core.
         Raises ConfigError.
@@ -74,7 +74,7 @@ class WorkerOptions:
 
 
 def _find_gpus(device: str) -> tuple[str, ...]:
-    """Return the GPUs that may be used; none where none is wanted, for which torch need not be loaded."""
+    """Return the GPUs that may be used; does not load torch where none is wanted."""
     if device == "cpu":
         return ()
     from wsi_pipeline.models.device import choose_device, list_gpus
