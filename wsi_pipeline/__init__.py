@@ -1,1 +1,246 @@
-"""Whole-slide pipeline: tile, train, infer and aggregate on one store."""
+"""Whole-slide pipeline: tile, train, infer and aggregate on one store.
+
+    import wsi_pipeline as wsi
+
+    wsi.tile("slides", "stores", mpp=0.5, labels="auto")
+    wsi.train("stores", "model", epochs=30)
+    wsi.infer("slides", "model", "results")
+    for slide in wsi.open_results("results"):
+        print(slide)
+
+Paths are `str` or `Path`, one or several. Options are keywords named like those of the commands, with
+the same defaults. Importing this package loads neither torch nor Dask. Scripts whose runs use worker
+processes need the usual `if __name__ == "__main__":` guard.
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.progress import Listener
+
+if TYPE_CHECKING:
+    from wsi_pipeline.core.outcome import RunAccount
+    from wsi_pipeline.evaluation import Evaluation
+    from wsi_pipeline.models.predictor import Predictor
+    from wsi_pipeline.outputs.results import Slide
+    from wsi_pipeline.runs import IngestAccount
+    from wsi_pipeline.slides.base import SlideReader
+    from wsi_pipeline.store.patches import PatchStore
+    from wsi_pipeline.training.folds import FoldsResult
+    from wsi_pipeline.training.run import Trained
+
+__all__ = [
+    "Listener",
+    "WsiError",
+    "aggregate",
+    "evaluate",
+    "infer",
+    "ingest",
+    "load_model",
+    "open_results",
+    "open_slide",
+    "open_store",
+    "tile",
+    "train",
+]
+
+Place = str | Path
+Options = TypeVar("Options")
+
+
+def tile(
+    slides: Place | Iterable[Place] = (),
+    out: Place = "stores",
+    *,
+    sheet: Place | None = None,
+    recursive: bool = False,
+    listener: Listener | None = None,
+    **options: Any,
+) -> "RunAccount":
+    """Cut slides into patches: one patch store per slide in `out`, as `wsi tile` does.
+
+    `slides` are files, folders or patterns; or a `sheet` names them. `options` are those of the
+    command, such as `mpp`, `patch_size`, `min_tissue`, `labels` or `workers`. Raises ConfigError
+    before anything is written where they do not fit together; a slide that fails is an outcome.
+    """
+    from wsi_pipeline.runs.tile import TileOptions, tile_slides
+    from wsi_pipeline.slides.selection import find_slides
+
+    settings = _read(TileOptions, options)
+    found = find_slides(_list(slides), recursive=recursive, sheet=_path(sheet))
+    return tile_slides(found, Path(out), settings, listener)
+
+
+def ingest(
+    folder: Place, out: Place, *, listener: Listener | None = None, **options: Any
+) -> "IngestAccount":
+    """Write the ready-cut patches of `folder` into one store per patient in `out`, as `wsi ingest`.
+
+    `mpp`, µm per pixel of the patches, must be given. Raises ConfigError.
+    """
+    from wsi_pipeline.runs.tile import IngestOptions, ingest_patches
+
+    return ingest_patches(Path(folder), Path(out), _read(IngestOptions, options), listener)
+
+
+def train(
+    stores: Place | Iterable[Place],
+    out: Place,
+    *,
+    listener: Listener | None = None,
+    **options: Any,
+) -> "Trained | FoldsResult":
+    """Train a network on labelled stores, split by patient, as `wsi train` does; with `folds`, once per fold.
+
+    Raises ConfigError, ModelError or StoreError before any training.
+    """
+    from wsi_pipeline.training.config import TrainOptions
+    from wsi_pipeline.training.folds import train_stores
+
+    return train_stores(_list(stores), Path(out), _read(TrainOptions, options), listener)
+
+
+def infer(
+    slides: Place | Iterable[Place] = (),
+    model: Place = "model",
+    results_dir: Place = "results",
+    *,
+    stores: Place | Iterable[Place] = (),
+    sheet: Place | None = None,
+    listener: Listener | None = None,
+    **options: Any,
+) -> "RunAccount":
+    """Run a model over slides, or over patch `stores`, and write the results of each, as `wsi infer`.
+
+    Raises ConfigError or ModelError before anything is written; a slide that fails is an outcome.
+    """
+    from wsi_pipeline.core.errors import ConfigError
+    from wsi_pipeline.runs.infer import InferOptions, infer_slides, list_stores
+    from wsi_pipeline.slides.selection import find_slides
+
+    settings, places, kept = _read(InferOptions, options), _list(slides), _list(stores)
+    if [bool(places), bool(kept), sheet is not None].count(True) != 1:
+        raise ConfigError("give one of slides, stores and sheet")
+    found = list_stores(kept) if kept else find_slides(places, sheet=_path(sheet))
+    return infer_slides(found, Path(model), Path(results_dir), settings, listener)
+
+
+def evaluate(
+    results: Place,
+    labels: Place | Iterable[Place] = (),
+    *,
+    threshold: str | float | None = None,
+    compare: Place | None = None,
+    **options: Any,
+) -> "Evaluation":
+    """Compare the predictions in `results` with known labels and write the report, as `wsi evaluate`.
+
+    `options` are those of labels, such as `label_map`. Raises LabelError where no slide has labels.
+    """
+    from wsi_pipeline.evaluation import evaluate_results, find_class_names
+    from wsi_pipeline.labels.rules import LabelOptions
+    from wsi_pipeline.training.calibrate import parse_threshold_rule
+
+    place = Path(results)
+    return evaluate_results(
+        place,
+        _list(labels),
+        _read(LabelOptions, options).label_rules(find_class_names(place)),
+        threshold=None if threshold is None else parse_threshold_rule(str(threshold)),
+        compare_with=_path(compare),
+    )
+
+
+def aggregate(
+    results: Place, out: Place | None = None, *, listener: Listener | None = None, **options: Any
+) -> "RunAccount":
+    """Write the outputs of every slide in `results` again from its probabilities, as `wsi aggregate`.
+
+    `options` are those of the command, such as `threshold`, `smooth` or `outputs`.
+    """
+    from wsi_pipeline.outputs import AggregateOptions
+    from wsi_pipeline.stages.aggregate import aggregate_results
+
+    settings = _read(AggregateOptions, options)
+    return aggregate_results(
+        Path(results), settings.view, _path(out), force=settings.force, listener=listener
+    )
+
+
+def open_slide(
+    slide: Place, *, slide_mpp: float | None = None, reader: str = "auto"
+) -> "SlideReader":
+    """Open a slide: its facts are `.info`, its pyramid `.levels`; `.read(level, x, y, width, height)` gives RGB.
+
+    Raises SlideError.
+    """
+    from wsi_pipeline.slides import open_slide as open_file
+
+    return open_file(Path(slide), slide_mpp=slide_mpp, reader=reader)
+
+
+def open_store(store: Place) -> "PatchStore":
+    """Open a patch store: `.labels`, `.coords`, `.read_patches(numbers)`, and `.dataset()` for torch.
+
+    Raises StoreError where it is incomplete or damaged.
+    """
+    from wsi_pipeline.store.patches import PatchStore
+
+    return PatchStore(Path(store))
+
+
+def open_results(results: Place) -> "list[Slide]":
+    """Open every finished slide of a results folder: `.summary`, `.heatmap`, `.regions`, `.to_frame()`.
+
+    Raises StoreError where there is none, or where one is damaged.
+    """
+    from wsi_pipeline.outputs.results import open_results as open_folder
+
+    return open_folder(Path(results))
+
+
+def load_model(
+    model: Place,
+    *,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+    trust_model: str | None = None,
+    positive_class: str | None = None,
+) -> "Predictor":
+    """Load a model as a function: patches uint8 (n, side, side, 3) → probabilities float32 (n,).
+
+    Its size of patches, scale in µm per pixel and threshold are in `.model`. Raises ModelError.
+    """
+    from wsi_pipeline.models.loading import ExternalModelTerms
+    from wsi_pipeline.models.loading import load_model as load
+    from wsi_pipeline.models.opening import open_predictor
+
+    loaded = load(Path(model), ExternalModelTerms(trust_model, positive_class))
+    return open_predictor(loaded, device, engine, precision, batch_size).predictor
+
+
+def _list(places: Place | Iterable[Place]) -> list[Path]:
+    return [Path(place) for place in ([places] if isinstance(places, str | Path) else places)]
+
+
+def _path(place: Place | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
+def _read(kind: type[Options], options: dict[str, Any]) -> Options:
+    """Return the options object; raise TypeError for a keyword that it does not have."""
+    known = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
+    settings = dict(options)
+    for name, value in options.items():
+        if name not in known:
+            raise TypeError(f"there is no option {name}; there are {', '.join(sorted(known))}")
+        if "Path" in known[name] and "Sequence" not in known[name] and isinstance(value, str):
+            settings[name] = Path(value)
+        elif "Sequence" in known[name] and isinstance(value, str | Path):
+            settings[name] = (value,)
+    return kind(**settings)

@@ -116,6 +116,11 @@ class RunAccount:
     noun: str = "slide"
     """Word for one of them: a slide, a patient, a store."""
 
+    def __str__(self) -> str:
+        failures = find_failures(self.outcomes)
+        rows = [f"  {each.slide_id}: {each.state.word}: {each.message}" for each in failures]
+        return "\n".join([self.sentence, *rows])
+
     def count(self, state: SlideState) -> int:
         """Return the number of slides that ended in `state`."""
         return Counter(outcome.state for outcome in self.outcomes)[state]

@@ -25,8 +25,22 @@ from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.run_files import write_csv
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.calibrate import ThresholdRule
-from wsi_pipeline.training.evaluate import Comparison, Metrics, compare, evaluate_probability
-from wsi_pipeline.training.metrics import METRIC_NAMES, Interval, Scores, score
+from wsi_pipeline.training.evaluate import (
+    Comparison,
+    Metrics,
+    compare,
+    evaluate_probability,
+    format_calibration,
+    format_intervals,
+)
+from wsi_pipeline.training.metrics import (
+    METRIC_NAMES,
+    Interval,
+    Scores,
+    format_confusion,
+    score,
+    show_metric,
+)
 from wsi_pipeline.training.report import LEAK_WARNING, ComparisonSection
 
 POOLED = "all slides"
@@ -55,6 +69,28 @@ class Compared:
     """Labelled patches that could not be paired."""
     comparison: Comparison
 
+    def __str__(self) -> str:
+        lines = [
+            (
+                f"{self.one} (one) against {self.other} (other): {self.comparison.patches} patches of"
+                f" {self.comparison.patients} patients on {self.slides} slides paired, {self.left_out}"
+                " labelled patches left out"
+            ),
+            f"  {'':<28}{'one':>8}{'other':>8}{'one − other':>13}   95 % interval",
+        ]
+        for item in self.comparison.differences:
+            ends = (
+                "–"
+                if item.interval is None
+                else f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
+            )
+            difference = "–" if item.difference is None else f"{item.difference:+.3f}"
+            lines.append(
+                f"  {METRIC_NAMES[item.metric]:<28}{show_metric(item.one):>8}{show_metric(item.other):>8}{difference:>13}"
+                f"   {ends}"
+            )
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -69,6 +105,18 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
     """Warnings to read before the metrics."""
     compared: Compared | None = None
+
+    def __str__(self) -> str:
+        scores = self.pooled.scores
+        lines = [f"WARNING: {warning}" for warning in self.warnings]
+        lines += [*_format_slides([*self.slides, self.pooled]), ""]
+        lines += [*format_intervals(self.metrics, "all slides"), ""]
+        lines += [format_calibration(self.metrics), ""]
+        lines.append(f"all slides at threshold {scores.threshold:.3f}:")
+        lines.append(format_confusion(scores, self.class_names))
+        if self.unlabelled:
+            lines.append(f"without labels: {', '.join(self.unlabelled)}")
+        return "\n".join(lines + (["", str(self.compared)] if self.compared else []))
 
 
 def evaluate_results(
@@ -211,3 +259,23 @@ def _write_comparison(path: Path, comparison: Comparison) -> None:
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
     return interval or (None, None)
+
+
+def _format_slides(slides: list[SlideEvaluation]) -> list[str]:
+    rows: list[tuple[str, ...]] = [
+        ("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")
+    ]
+    for slide in slides:
+        values = (slide.scores.auroc, slide.scores.f1, slide.scores.balanced_accuracy)
+        rows.append(
+            (
+                slide.slide_id,
+                str(slide.labelled),
+                str(slide.not_assessed),
+                *map(show_metric, values),
+            )
+        )
+    width = max(len(row[0]) for row in rows)
+    return [
+        f"{row[0]:<{width}}" + "".join(f"{position:>14}" for position in row[1:]) for row in rows
+    ]

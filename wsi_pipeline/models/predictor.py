@@ -61,6 +61,13 @@ class Predictor:
         )
         self._run = self._engine.load(model, self.setting, self.batch_size)
 
+    def __repr__(self) -> str:
+        spec, setting = self.model.spec, self.setting
+        return (
+            f"Predictor({self.model.architecture}: patches of {spec.side_px} px at {spec.mpp:g}"
+            f" µm/px, {setting.engine} {setting.precision})"
+        )
+
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 (b,) probability of the positive class for uint8 (b, side, side, 3).
 

@@ -37,6 +37,13 @@ class Slide:
     folder: Path
     summary: SlideSummary
 
+    def __repr__(self) -> str:
+        shown = self.summary
+        return (
+            f"Slide({shown.slide_id}: {shown.positives:,} of {shown.patches:,} patches positive,"
+            f" {shown.positive_mm2:.3g} mm²)"
+        )
+
     @property
     def slide_id(self) -> str:
         """Name of the slide's folder."""

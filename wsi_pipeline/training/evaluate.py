@@ -11,6 +11,7 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.calibrate import apply_temperature, undo_temperature
 from wsi_pipeline.training.metrics import (
     DRAWS,
+    FEW_PATIENTS,
     METRIC_NAMES,
     Interval,
     ReliabilityBin,
@@ -25,6 +26,7 @@ from wsi_pipeline.training.metrics import (
     negative_log_likelihood,
     resample_patients,
     score,
+    show_metric,
 )
 
 FINE_SWEEP = tuple(step / 100 for step in range(1, 100))
@@ -299,4 +301,34 @@ def _make_difference(
         other=None if np.isnan(other) else other,
         difference=one - other if known else None,
         interval=interval if known else None,
+    )
+
+
+def format_intervals(metrics: Metrics, what: str) -> list[str]:
+    """Return every metric with its 95 % interval, under a line that names the set."""
+    count = len(metrics.patients)
+    if count < 2:
+        head = f"{what}; one patient only, so no intervals:"
+    else:
+        hint = ": so few that the intervals are a hint at most" if count < FEW_PATIENTS else ""
+        head = (
+            f"{what}, with 95 % intervals from {metrics.draws} samples of {count} patients{hint}:"
+        )
+    lines = [head]
+    for key, name in METRIC_NAMES.items():
+        interval = metrics.intervals.get(key)
+        ends = "" if interval is None else f"   {interval[0]:.3f} to {interval[1]:.3f}"
+        lines.append(f"  {name:<28}{show_metric(getattr(metrics.scores, key))}{ends}")
+    return lines
+
+
+def format_calibration(metrics: Metrics) -> str:
+    """Return the effect of the temperature in one line."""
+    before, after = metrics.before, metrics.after
+    if after.temperature == 1.0:
+        return "calibration: the model's temperature is 1, nothing was changed"
+    return (
+        f"calibration: expected calibration error {show_metric(before.expected_calibration_error)}"
+        f" before, {show_metric(after.expected_calibration_error)} after temperature"
+        f" {after.temperature:.3f}; Brier score {show_metric(before.brier)}, {show_metric(after.brier)}"
     )

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +15,14 @@ from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.patches import find_stores
-from wsi_pipeline.training.calibrate import ThresholdRule
-from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.calibrate import ThresholdRule, parse_threshold_rule
+from wsi_pipeline.training.config import TrainConfig, TrainOptions
 from wsi_pipeline.training.data import load_labelled
 from wsi_pipeline.training.metrics import METRIC_NAMES
 from wsi_pipeline.training.run import (
     METRICS_JSON,
+    Trained,
+    train,
     train_division,
     write_json,
 )
@@ -47,6 +50,14 @@ class FoldsResult:
 
     folder: Path
     metrics: dict[str, Spread]
+
+    def __str__(self) -> str:
+        rows = (
+            f"  {name.replace('_', ' '):<30} {spread.mean:.3f} ± {spread.deviation:.3f}"
+            for name, spread in self.metrics.items()
+        )
+        head = "validation patients of all folds, mean ± standard deviation between folds:"
+        return "\n".join([head, *rows])
 
 
 def train_folds(
@@ -125,3 +136,21 @@ def _write_summary(folder: Path, runs: Sequence[Path], metrics: dict[str, Spread
     }
     models = {run.name: f"../{run.name}/{MODEL_FILE}" for run in runs}
     write_json(folder / FOLDS_JSON, {"figures": spreads, "models": models})
+
+
+def train_stores(
+    stores: Sequence[Path], out: Path, options: TrainOptions, listener: Listener | None = None
+) -> Trained | FoldsResult:
+    """Train as the options say: once, or once per fold. Raises as `train` does."""
+    config, choice = options.config, options.split_choice
+    common: dict[str, Any] = {
+        "pretrained": options.weights,
+        "rule": parse_threshold_rule(options.threshold),
+        "force": options.force,
+        "resume": options.resume,
+        "listener": listener,
+    }
+    if options.folds is None:
+        return train(stores, out, config, choice, **common)
+    test = choice.test_patients
+    return train_folds(stores, out, config, options.folds, test_patients=test, **common)

@@ -170,6 +170,11 @@ def describe_scores(scores: Scores) -> str:
     return ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in values)
 
 
+def show_metric(value: float | None) -> str:
+    """Return a metric with three decimals, or a dash if it is undefined."""
+    return "–" if value is None else f"{value:.3f}"
+
+
 def format_confusion(scores: Scores, class_names: tuple[str, str]) -> str:
     """Return the confusion matrix as text, with a row for each true class."""
     width = max(12, *(len(name) + 2 for name in class_names))

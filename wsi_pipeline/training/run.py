@@ -30,9 +30,15 @@ from wsi_pipeline.training.calibrate import (
 )
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
-from wsi_pipeline.training.evaluate import Metrics, evaluate_logits
+from wsi_pipeline.training.evaluate import (
+    Metrics,
+    evaluate_logits,
+    format_calibration,
+    format_intervals,
+)
 from wsi_pipeline.training.fit import FitJob, Fitted, make_fabric, make_network, run_fit
 from wsi_pipeline.training.loop import Epoch, FitHistory
+from wsi_pipeline.training.metrics import format_confusion
 from wsi_pipeline.training.report import (
     ReportContent,
     WorstPatch,
@@ -67,6 +73,28 @@ class Trained:
     model: Path
     metrics: Metrics | None
     """On the validation patients; None where an earlier run had finished the same training."""
+    class_names: tuple[str, str]
+    is_leaky: bool
+
+    def __str__(self) -> str:
+        if self.metrics is None:
+            return (
+                f"nothing to do: {self.model} was already trained from these stores with these"
+                " parameters"
+            )
+        metrics, lines = self.metrics, []
+        if self.is_leaky:
+            lines.append("LEAKY: patients are on both sides of this split; metrics are inflated")
+        lines += [*format_intervals(metrics, "validation patients"), ""]
+        lines += [
+            format_calibration(metrics),
+            "epoch, temperature and threshold were chosen on these patients; for figures to"
+            " publish, run infer and evaluate on others",
+            "",
+            f"at threshold {metrics.scores.threshold:.3f}:",
+            format_confusion(metrics.scores, self.class_names),
+        ]
+        return "\n".join(lines)
 
 
 def train(
@@ -126,7 +154,7 @@ def train_division(
     staging = Staging(out, recipe | {"threshold": rule.describe()})
     with hold_lock(out):
         if find_finished(staging, KIND, force, [*patches.paths, pretrained]):
-            return Trained(out / MODEL_FILE, None)
+            return Trained(out / MODEL_FILE, None, patches.class_names, division.is_leaky)
         job = FitJob(config, patches, division, pretrained, staging.folder / STATE_FILE)
         make_fabric(config)
         make_network(job)
@@ -141,7 +169,7 @@ def train_division(
         fitted = run_fit(job, _log_epochs(events, listener))
         listener.working_on("evaluating the best epoch and writing the report")
         metrics = _finish(staging, job, fitted, rule)
-    return Trained(out / MODEL_FILE, metrics)
+    return Trained(out / MODEL_FILE, metrics, patches.class_names, division.is_leaky)
 
 
 def make_recipe(
