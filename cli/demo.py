@@ -18,12 +18,11 @@ def demo(out: Path) -> None:
     """
     from wsi_pipeline.runs.demo import run_demo
 
-    from .evaluate import format_evaluation
     from .progress import show_progress
 
     with show_progress() as progress:
         result = run_demo(out, listener=progress)
-    click.echo(format_evaluation(result.evaluation))
+    click.echo(str(result.evaluation))
     f1 = result.evaluation.pooled.scores.f1
     click.echo(f"\nF1 on the held-out slides: {'–' if f1 is None else f'{f1:.3f}'}")
     click.echo(

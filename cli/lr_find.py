@@ -5,8 +5,8 @@ from typing import Any
 
 import rich_click as click
 
-from .options import EXISTING, FOLDER, device_option, force_option, mode_option, sheet_option
-from .training_options import read_config, read_split, training_options
+from .options import EXISTING, FOLDER, build, device_option, force_option, mode_option, sheet_option
+from .training_options import training_options
 
 
 @click.command("lr-find")
@@ -34,16 +34,7 @@ from .training_options import read_config, read_split, training_options
 @device_option
 @force_option
 @mode_option
-def lr_find(
-    stores: tuple[Path, ...],
-    out: Path,
-    sheet: Path | None,
-    steps: int,
-    high: float,
-    device: str,
-    force: bool,
-    **options: Any,
-) -> None:
+def lr_find(stores: tuple[Path, ...], out: Path, steps: int, high: float, **options: Any) -> None:
     """Find a learning rate for `wsi train --lr` by a sweep over the training patients of STORES.
 
     The rate rises evenly on a logarithmic scale while the network trains; the suggestion is where
@@ -54,17 +45,19 @@ def lr_find(
 
     with show_progress() as progress:
         progress.working_on("loading torch")
+        from wsi_pipeline.training.config import TrainOptions
         from wsi_pipeline.training.lr_finder import SWEEP_PNG, sweep_stores
 
+        settings = build(TrainOptions, options)
         sweep = sweep_stores(
             stores,
             out,
-            read_config(options, device=device),
-            read_split(options, sheet),
+            settings.config,
+            settings.split_choice,
             steps=steps,
             highest=high,
-            pretrained=options["weights"],
-            force=force,
+            pretrained=settings.weights,
+            force=settings.force,
             listener=progress,
         )
     click.echo(

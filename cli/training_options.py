@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rich_click as click
 
@@ -21,10 +21,6 @@ from wsi_pipeline.core.choices import (
 )
 
 from .options import Command
-
-if TYPE_CHECKING:
-    from wsi_pipeline.training.config import TrainConfig
-    from wsi_pipeline.training.split import SplitChoice
 
 Option = Callable[[Command], Command]
 
@@ -90,7 +86,6 @@ SPLIT: tuple[Option[Any], ...] = (
     ),
     click.option(
         "--i-know-this-leaks",
-        "knows_leak",
         panel="Input",
         is_flag=True,
         help="Needed for --split random; model and report are marked.",
@@ -322,9 +317,7 @@ MACHINE: tuple[Option[Any], ...] = (
         default="auto",
         help="auto: bf16 on a GPU that has it, else fp32.",
     ),
-    click.option(
-        "--compile", "is_compiled", panel="Compute", is_flag=True, help="Compile the network first."
-    ),
+    click.option("--compile", panel="Compute", is_flag=True, help="Compile the network first."),
 )
 
 
@@ -333,96 +326,3 @@ def training_options(command: Command) -> Command:
     for option in reversed((*SPLIT, *NETWORK, *OPTIMISATION, *AUGMENTATION, *MACHINE)):
         command = option(command)
     return command
-
-
-def read_config(options: dict[str, Any], **others: Any) -> "TrainConfig":
-    """Return the training configuration; `others` are fields that only one command has."""
-    from wsi_pipeline.models.architectures import NetworkOptions
-    from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
-    from wsi_pipeline.training.config import TrainConfig
-    from wsi_pipeline.training.optimise import Optimisation, Schedule
-
-    if options["weights"] and options["download_weights"]:
-        raise click.UsageError("give --weights or --download-weights, not both")
-    changes = {
-        name: options[name]
-        for name in ("flips", "turns", "affine", "brightness", "contrast", "hed")
-    }
-    return TrainConfig(
-        architecture=options["arch"],
-        network=NetworkOptions(
-            options["dropout"], options["head"], options["batch_norm"], options["logits"]
-        ),
-        pretrained=(
-            "download" if options["download_weights"] else "file" if options["weights"] else None
-        ),
-        batch_size=options["batch_size"],
-        sampling=options["sampling"],
-        optimisation=Optimisation(
-            optimizer=options["optimizer"],
-            learning_rate=options["lr"],
-            head_learning_rate=options["head_lr"],
-            momentum=options["momentum"],
-            initialisation=options["init"],
-            **{
-                name: options[name]
-                for name in (
-                    "weight_decay",
-                    "l1",
-                    "label_smoothing",
-                    "class_weights",
-                    "clip_norm",
-                    "ema",
-                )
-            },
-        ),
-        schedule=Schedule(
-            options["schedule"], step_epochs=options["step_epochs"], gamma=options["gamma"]
-        ),
-        augmentation=Augmentation(**changes) if options["augment"] else NO_AUGMENTATION,
-        **{name: options[name] for name in ("seed", "cache", "precision", "is_compiled")},
-        **others,
-    )
-
-
-def read_split(options: dict[str, Any], sheet: Path | None) -> "SplitChoice":
-    """Return the split by the options or a sample sheet. Raises UsageError for contradictions."""
-    from wsi_pipeline.slides.selection import read_sheet
-    from wsi_pipeline.training.split import SplitChoice, read_split_file
-
-    named = bool(options["val_patients"] or options["test_patients"])
-    if [sheet is not None, options["split_file"] is not None, named].count(True) > 1:
-        raise click.UsageError(
-            "give one of --sheet, --split-file, and --val-patients with --test-patients"
-        )
-    if (options["split"] == "random") != options["knows_leak"]:
-        raise click.UsageError(
-            "--split random puts patients on both sides and needs --i-know-this-leaks, which is for"
-            " nothing else"
-        )
-    if options["knows_leak"] and (
-        sheet is not None or options["split_file"] is not None or options["val_patients"]
-    ):
-        raise click.UsageError(
-            "--split random draws patches, not patients; leave out --sheet, --split-file and"
-            " --val-patients"
-        )
-    if options["split_file"] is not None:
-        lists = read_split_file(options["split_file"])
-        return SplitChoice(
-            lists.val, options["val_fraction"], lists.test, lists.train, ignores_absent=True
-        )
-    val, test = options["val_patients"], options["test_patients"]
-    if sheet is not None:
-        rows = read_sheet(sheet)
-        val, test = (
-            tuple(sorted({row.patient_id for row in rows if row.split == side}))
-            for side in ("val", "test")
-        )
-    return SplitChoice(
-        val,
-        options["val_fraction"],
-        test,
-        ignores_absent=sheet is not None,
-        is_random=options["knows_leak"],
-    )

@@ -12,11 +12,11 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from wsi_cli.training_options import read_config, read_split, training_options
+from wsi_cli.training_options import training_options
 
 from tests.builders import folder_bytes, make_training_stores, write_model
 from tests.commands import run
-from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.config import TrainConfig, TrainOptions
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
 
@@ -47,14 +47,14 @@ def parse(*arguments: object) -> dict[str, Any]:
 
 
 def test_without_options_training_has_its_defaults() -> None:
-    assert read_config(parse()) == TrainConfig()
+    assert TrainOptions(**parse()).config == TrainConfig()
 
 
 @pytest.mark.parametrize("option", CHANGED)
 def test_every_option_reaches_the_configuration(option: str) -> None:
     value = CHANGED[option]
-    config = read_config(parse(option) if value is None else parse(option, value))
-    assert config != TrainConfig()
+    options = parse(option) if value is None else parse(option, value)
+    assert TrainOptions(**options).config != TrainConfig()
 
 
 def test_every_option_of_the_configuration_is_tried() -> None:
@@ -76,16 +76,14 @@ def test_every_option_of_the_configuration_is_tried() -> None:
 
 
 def test_a_file_of_weights_reaches_the_configuration(tmp_path: Path) -> None:
-    assert (
-        read_config(parse("--weights", write_model(tmp_path / "model.safetensors"))).pretrained
-        == "file"
-    )
+    options = parse("--weights", write_model(tmp_path / "model.safetensors"))
+    assert TrainOptions(**options).config.pretrained == "file"
 
 
 def test_a_split_file_names_all_three_sides(tmp_path: Path) -> None:
     for side, text in (("train", "a\n"), ("val", "b\n"), ("test", "c\n")):
         (tmp_path / f"cases_{side}.txt").write_text(text)
-    choice = read_split(parse("--split-file", tmp_path), None)
+    choice = TrainOptions(**parse("--split-file", tmp_path)).split_choice
     assert (
         choice.train_patients,
         choice.val_patients,
