@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -330,7 +331,7 @@ def test_metrics_of_a_sample_are_those_of_the_copied_patches(
         )
     )
     copies = np.repeat(np.arange(len(labels)), weights[codes])
-    expected = score(labels[copies], probability[copies], 0.5).to_json()
+    expected = asdict(score(labels[copies], probability[copies], 0.5))
     for name in METRIC_NAMES:
         assert metrics[name] == pytest.approx(
             math.nan if expected[name] is None else expected[name], abs=1e-9, nan_ok=True
@@ -473,7 +474,7 @@ def test_named_thresholds_lie_on_the_sweep() -> None:
 
 def test_metrics_are_json() -> None:
     metrics = example()
-    again = json.loads(json.dumps(metrics.to_json(), allow_nan=False))
+    again = json.loads(json.dumps(asdict(metrics), allow_nan=False))
     assert again["scores"]["f1"] == metrics.scores.f1
     assert again["intervals"]["f1"] == list(metrics.intervals["f1"])
 

@@ -207,7 +207,7 @@ def _write(
 ) -> None:
     _write_csv(results / EVALUATION_CSV, evaluation)
     record = {"model": dict(labelled.model), "warnings": list(evaluation.warnings)}
-    record |= evaluation.metrics.to_json()
+    record |= asdict(evaluation.metrics)
     write_file(
         results / EVALUATION_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
     )

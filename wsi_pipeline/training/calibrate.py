@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.training.metrics import Floats, Labels
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
@@ -19,7 +19,7 @@ LARGEST_LOGIT = 87.0
 """exp(-87) is about the smallest ordinary float32."""
 
 
-def fit_temperature(labels: NDArray[np.int8], logits: NDArray[np.float32]) -> float:
+def fit_temperature(labels: Labels, logits: Floats) -> float:
     """Return the temperature that gives logits (n,) the highest likelihood for labels (n,) 0 or 1.
 
     Temperature scaling after Guo et al. (2017): one positive number, which changes no ranking. The
@@ -30,8 +30,7 @@ def fit_temperature(labels: NDArray[np.int8], logits: NDArray[np.float32]) -> fl
     """
     if not np.isfinite(logits).all():
         raise ConfigError(
-            "a logit is not finite, so the temperature cannot be fitted; train again with a lower"
-            " --lr"
+            "a logit is not finite: the temperature cannot be fitted; train again with a lower --lr"
         )
     _check_both_classes(labels, "the temperature cannot be fitted")
     z = logits.astype(np.float64)
@@ -44,25 +43,21 @@ def fit_temperature(labels: NDArray[np.int8], logits: NDArray[np.float32]) -> fl
     def slope(sharpness: float) -> float:
         return float(np.mean((expit(sharpness * z) - y) * z))
 
-    if slope(1 / MAX_TEMPERATURE) >= 0:
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    if slope(low) >= 0:
         return MAX_TEMPERATURE
-    if slope(1 / MIN_TEMPERATURE) <= 0:
+    if slope(high) <= 0:
         return MIN_TEMPERATURE
-    return float(
-        1 / brentq(slope, 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, xtol=1e-12, rtol=1e-12)
-    )
+    return float(1 / brentq(slope, low, high, xtol=1e-12, rtol=1e-12))
 
 
-def apply_temperature(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """Return probabilities (n,) of uncalibrated logits (n,), the predictor's but for the last bit.
-
-    In float64, because torch's float32 can give equal logits different last bits, which breaks
-    ties.
-    """
+def apply_temperature(logits: Floats, temperature: float) -> Floats:
+    """Return probabilities (n,) of uncalibrated logits (n,), the predictor's but for the last bit."""
+    # In float64: torch's float32 can give equal logits different last bits, which breaks ties.
     return np.asarray(expit(logits.astype(np.float64) / temperature), dtype=np.float32)
 
 
-def undo_temperature(probability: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+def undo_temperature(probability: Floats, temperature: float) -> Floats:
     """Return uncalibrated logits (n,) of calibrated probabilities (n,).
 
     0 and 1 become the nearest numbers that float32 distinguishes from them.
@@ -99,7 +94,7 @@ class ThresholdRule:
             "fixed": f"set to {self.value} by hand",
         }[self.name]
 
-    def choose(self, labels: NDArray[np.int8], probability: NDArray[np.float32]) -> float:
+    def choose(self, labels: Labels, probability: Floats) -> float:
         """Return the threshold for labels (n,) 0 or 1 and probabilities (n,).
 
         It lies halfway between two probabilities that occur. Raises ConfigError where the rule
@@ -129,47 +124,41 @@ def parse_threshold_rule(text: str) -> ThresholdRule:
     return ThresholdRule("sensitivity" if equals else "fixed", value)
 
 
-def _choose_youden(
-    labels: NDArray[np.int8], probability: NDArray[np.float32], _value: float
-) -> float:
+def _choose_youden(labels: Labels, probability: Floats, _value: float) -> float:
     """Return the threshold with the highest balanced accuracy (Youden's J).
 
     Unlike F1, balanced accuracy does not depend on the share of positives, which differs between
     selected training patches and whole slides.
     """
-    false_positive_rate, true_positive_rate, thresholds = roc_curve(
-        labels, probability, drop_intermediate=False
-    )
+    false_rate, true_rate, thresholds = roc_curve(labels, probability, drop_intermediate=False)
     # The first point calls nothing; no threshold up to 1 does that where a probability is 1.
-    best = 1 + int(np.argmax((true_positive_rate - false_positive_rate)[1:]))
+    best = 1 + int(np.argmax((true_rate - false_rate)[1:]))
     return _cut_below(probability, float(thresholds[best]))
 
 
-def _choose_f1(labels: NDArray[np.int8], probability: NDArray[np.float32], _value: float) -> float:
+def _choose_f1(labels: Labels, probability: Floats, _value: float) -> float:
     """Return the highest of the thresholds with the highest F1."""
     precision, sensitivity, thresholds = precision_recall_curve(labels, probability)
-    total = precision[:-1] + sensitivity[:-1]
-    f1 = 2 * precision[:-1] * sensitivity[:-1] / np.where(total > 0, total, 1)
-    return _cut_below(probability, float(thresholds[len(f1) - 1 - int(np.argmax(f1[::-1]))]))
+    total = precision + sensitivity
+    f1 = (2 * precision * sensitivity / np.where(total > 0, total, 1))[:-1]
+    return _cut_below(probability, float(thresholds[::-1][int(np.argmax(f1[::-1]))]))
 
 
-def _choose_sensitivity(
-    labels: NDArray[np.int8], probability: NDArray[np.float32], value: float
-) -> float:
+def _choose_sensitivity(labels: Labels, probability: Floats, value: float) -> float:
     """Return the highest threshold that reaches the sensitivity."""
     positives = np.sort(probability[labels == 1])[::-1]
     needed = max(1, math.ceil(value * len(positives) - 1e-9))
     return _cut_below(probability, float(positives[needed - 1]))
 
 
-RULES: dict[str, Callable[[NDArray[np.int8], NDArray[np.float32], float], float]] = {
+RULES: dict[str, Callable[[Labels, Floats, float], float]] = {
     "youden": _choose_youden,
     "f1": _choose_f1,
     "sensitivity": _choose_sensitivity,
 }
 
 
-def _cut_below(probability: NDArray[np.float32], lowest_called: float) -> float:
+def _cut_below(probability: Floats, lowest_called: float) -> float:
     """Return the threshold halfway between `lowest_called` and the next lower probability.
 
     A threshold equal to some patch's probability would depend on the last bit of that probability.
@@ -181,7 +170,7 @@ def _cut_below(probability: NDArray[np.float32], lowest_called: float) -> float:
     return halfway if np.float32(highest_spared) < np.float32(halfway) else lowest_called
 
 
-def _check_both_classes(labels: NDArray[np.int8], consequence: str) -> None:
+def _check_both_classes(labels: Labels, consequence: str) -> None:
     positives = int(np.count_nonzero(labels == 1))
     if positives == 0 or positives == len(labels):
         raise ConfigError(

@@ -1,11 +1,10 @@
 """All metrics of one model on a set of patients, and of two models on the same patches."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.calibrate import apply_temperature, undo_temperature
@@ -13,7 +12,10 @@ from wsi_pipeline.training.metrics import (
     DRAWS,
     FEW_PATIENTS,
     METRIC_NAMES,
+    Floats,
     Interval,
+    Labels,
+    Names,
     ReliabilityBin,
     ResampledMetrics,
     Scores,
@@ -86,82 +88,48 @@ class Metrics:
     patients: tuple[PatientScores, ...]
     """Sorted by name."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields as JSON values."""
-        return asdict(self)
-
     def at(self, threshold: float) -> SweepPoint:
         """Return the point of the sweep nearest to a threshold."""
         return min(self.sweep, key=lambda point: abs(point.threshold - threshold))
 
 
-def evaluate_logits(
-    labels: NDArray[np.int8],
-    logits: NDArray[np.float32],
-    patients: NDArray[np.str_],
-    *,
-    temperature: float,
-    threshold: float,
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> Metrics:
-    """Return the metrics of uncalibrated logits (n,) for labels (n,) 0 or 1 of patients (n,).
-
-    Raises ConfigError where lengths differ or values are not allowed.
-    """
-    _check(labels, logits, patients)
-    probability = apply_temperature(logits, temperature)
-    return _evaluate(
-        labels, logits, probability, patients, temperature, threshold, seed=seed, draws=draws
-    )
-
-
 def evaluate_probability(
-    labels: NDArray[np.int8],
-    probability: NDArray[np.float32],
-    patients: NDArray[np.str_],
-    *,
-    temperature: float,
-    threshold: float,
-    seed: int = 0,
-    draws: int = DRAWS,
+    labels: Labels, probability: Floats, patients: Names, *, temperature: float, threshold: float
 ) -> Metrics:
-    """Return the same from calibrated probabilities (n,), as results hold them.
+    """Return the metrics of calibrated probabilities (n,), as results hold them.
 
     The temperature is undone for the metrics before calibration.
     """
-    _check(labels, probability, patients)
     logits = undo_temperature(probability, temperature)
-    return _evaluate(
-        labels, logits, probability, patients, temperature, threshold, seed=seed, draws=draws
+    return evaluate_logits(
+        labels,
+        logits,
+        patients,
+        temperature=temperature,
+        threshold=threshold,
+        probability=probability,
     )
 
 
-def _check(
-    labels: NDArray[np.int8], values: NDArray[np.float32], patients: NDArray[np.str_]
-) -> None:
-    if not len(labels) == len(values) == len(patients):
-        raise ConfigError(
-            f"{len(labels)} labels, {len(values)} predictions, {len(patients)} patients; give one"
-            " of each per patch"
-        )
-    if not np.isin(labels, (0, 1)).all():
-        raise ConfigError("a label is neither 0 nor 1; leave out patches of unknown class")
-    if not np.isfinite(values).all():
-        raise ConfigError("a prediction is not finite; leave out patches that were not assessed")
-
-
-def _evaluate(
-    labels: NDArray[np.int8],
-    logits: NDArray[np.float32],
-    probability: NDArray[np.float32],
-    patients: NDArray[np.str_],
+def evaluate_logits(
+    labels: Labels,
+    logits: Floats,
+    patients: Names,
+    *,
     temperature: float,
     threshold: float,
-    *,
-    seed: int,
-    draws: int,
+    seed: int = 0,
+    draws: int = DRAWS,
+    probability: Floats | None = None,
 ) -> Metrics:
+    """Return the metrics of uncalibrated logits (n,) for labels (n,) 0 or 1 of patients (n,).
+
+    Probabilities, if given, are those of the logits at the temperature. Raises ConfigError where
+    lengths differ or values are not allowed.
+    """
+    if probability is None:
+        probability = apply_temperature(logits, temperature)
+    _check(labels, logits, probability, patients)
     return Metrics(
         scores=score(labels, probability, threshold),
         intervals=bootstrap_intervals(
@@ -175,63 +143,63 @@ def _evaluate(
     )
 
 
+def _check(labels: Labels, logits: Floats, probability: Floats, patients: Names) -> None:
+    if not len(labels) == len(logits) == len(patients):
+        raise ConfigError(
+            f"{len(labels)} labels, {len(logits)} predictions, {len(patients)} patients; give one"
+            " of each per patch"
+        )
+    if not np.isin(labels, (0, 1)).all():
+        raise ConfigError("a label is neither 0 nor 1; leave out patches of unknown class")
+    if not (np.isfinite(logits).all() and np.isfinite(probability).all()):
+        raise ConfigError("a prediction is not finite; leave out patches that were not assessed")
+
+
 def _measure_calibration(
-    labels: NDArray[np.int8],
-    logits: NDArray[np.float32],
-    probability: NDArray[np.float32],
+    labels: Labels,
+    logits: Floats,
+    probability: Floats,
     temperature: float,
 ) -> CalibrationMetrics:
     if not len(labels):
         return CalibrationMetrics(temperature, None, None, None, ())
-    scaled = logits.astype(np.float64) / temperature
     return CalibrationMetrics(
-        temperature=temperature,
-        brier=brier_score(labels, probability),
-        expected_calibration_error=expected_calibration_error(labels, probability),
-        negative_log_likelihood=negative_log_likelihood(labels, scaled),
-        reliability=measure_reliability(labels, probability),
+        temperature,
+        brier_score(labels, probability),
+        expected_calibration_error(labels, probability),
+        negative_log_likelihood(labels, logits.astype(np.float64) / temperature),
+        measure_reliability(labels, probability),
     )
 
 
 def sweep_thresholds(
-    labels: NDArray[np.int8], probability: NDArray[np.float32], thresholds: Sequence[float]
+    labels: Labels, probability: Floats, thresholds: Sequence[float]
 ) -> tuple[SweepPoint, ...]:
     """Return the confusion matrix at each threshold."""
     positive, negative = np.sort(probability[labels == 1]), np.sort(probability[labels == 0])
     at = np.array(thresholds, dtype=np.float32)  # compared as float32, like everywhere
-    missed, spared = (
-        np.searchsorted(values, at, side="left").tolist() for values in (positive, negative)
-    )
-    return tuple(
-        _make_point(threshold, tn, len(negative) - tn, fn, len(positive) - fn)
-        for threshold, tn, fn in zip(thresholds, spared, missed, strict=True)
-    )
-
-
-def _make_point(threshold: float, tn: int, fp: int, fn: int, tp: int) -> SweepPoint:
-    return SweepPoint(threshold, tn, fp, fn, tp, **measure_ratios(tn, fp, fn, tp))
+    spared, missed = np.searchsorted(negative, at).tolist(), np.searchsorted(positive, at).tolist()
+    points = []
+    for threshold, tn, fn in zip(thresholds, spared, missed, strict=True):
+        fp, tp = len(negative) - tn, len(positive) - fn
+        points.append(SweepPoint(threshold, tn, fp, fn, tp, **measure_ratios(tn, fp, fn, tp)))
+    return tuple(points)
 
 
 def _score_patients(
-    labels: NDArray[np.int8],
-    probability: NDArray[np.float32],
-    patients: NDArray[np.str_],
+    labels: Labels,
+    probability: Floats,
+    patients: Names,
     threshold: float,
 ) -> tuple[PatientScores, ...]:
-    if not len(labels):
-        return ()
     names, codes = np.unique(patients, return_inverse=True)
-    members = np.split(
-        np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
-    )
-    return tuple(
-        PatientScores(
-            str(name),
-            int((labels[own] == 1).sum()),
-            score(labels[own], probability[own], threshold),
-        )
-        for name, own in zip(names, members, strict=True)
-    )
+    found = []
+    for code, name in enumerate(names):
+        own = codes == code
+        scores = score(labels[own], probability[own], threshold)
+        positives = scores.true_positives + scores.false_negatives
+        found.append(PatientScores(str(name), positives, scores))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +228,10 @@ class Comparison:
 
 
 def compare(
-    labels: NDArray[np.int8],
-    one: NDArray[np.float32],
-    other: NDArray[np.float32],
-    patients: NDArray[np.str_],
+    labels: Labels,
+    one: Floats,
+    other: Floats,
+    patients: Names,
     *,
     thresholds: tuple[float, float],
     seed: int = 0,
@@ -274,19 +242,15 @@ def compare(
     In each sample both models get the same patients, so what is hard for both cancels out.
     """
     names, codes = np.unique(patients, return_inverse=True)
-    first, second = (
-        ResampledMetrics(labels, probability, codes, len(names), threshold)
-        for probability, threshold in zip((one, other), thresholds, strict=True)
-    )
+    first = ResampledMetrics(labels, one, codes, len(names), thresholds[0])
+    second = ResampledMetrics(labels, other, codes, len(names), thresholds[1])
     once = np.ones(len(names), dtype=np.int64)
     weights = resample_patients(len(names), draws, seed)
-    gaps = np.stack([first(row) - second(row) for row in weights])  # (draws, metrics)
-    pairs = zip(METRIC_NAMES, first(once), second(once), strict=True)
+    gaps = np.array([first(row) - second(row) for row in weights])  # (draws, metrics)
+    columns = zip(METRIC_NAMES, first(once).tolist(), second(once).tolist(), gaps.T, strict=True)
     differences = tuple(
-        _make_difference(
-            name, float(a), float(b), find_interval(gaps[:, index]) if len(names) > 1 else None
-        )
-        for index, (name, a, b) in enumerate(pairs)
+        _make_difference(name, a, b, find_interval(drawn) if len(names) > 1 else None)
+        for name, a, b, drawn in columns
     )
     return Comparison(len(labels), len(names), thresholds, draws, differences)
 
@@ -294,27 +258,19 @@ def compare(
 def _make_difference(
     metric: str, one: float, other: float, interval: Interval | None
 ) -> Difference:
-    known = not (np.isnan(one) or np.isnan(other))
-    return Difference(
-        metric=metric,
-        one=None if np.isnan(one) else one,
-        other=None if np.isnan(other) else other,
-        difference=one - other if known else None,
-        interval=interval if known else None,
-    )
+    first, second = None if math.isnan(one) else one, None if math.isnan(other) else other
+    if first is None or second is None:
+        return Difference(metric, first, second, None, None)
+    return Difference(metric, one, other, one - other, interval)
 
 
 def format_intervals(metrics: Metrics, what: str) -> list[str]:
     """Return every metric with its 95 % interval, under a line that names the set."""
     count = len(metrics.patients)
+    hint = ": so few that the intervals are a hint at most" if count < FEW_PATIENTS else ""
+    lines = [f"{what}, with 95 % intervals from {metrics.draws} samples of {count} patients{hint}:"]
     if count < 2:
-        head = f"{what}; one patient only, so no intervals:"
-    else:
-        hint = ": so few that the intervals are a hint at most" if count < FEW_PATIENTS else ""
-        head = (
-            f"{what}, with 95 % intervals from {metrics.draws} samples of {count} patients{hint}:"
-        )
-    lines = [head]
+        lines = [f"{what}; one patient only, so no intervals:"]
     for key, name in METRIC_NAMES.items():
         interval = metrics.intervals.get(key)
         ends = "" if interval is None else f"   {interval[0]:.3f} to {interval[1]:.3f}"
@@ -330,5 +286,6 @@ def format_calibration(metrics: Metrics) -> str:
     return (
         f"calibration: expected calibration error {show_metric(before.expected_calibration_error)}"
         f" before, {show_metric(after.expected_calibration_error)} after temperature"
-        f" {after.temperature:.3f}; Brier score {show_metric(before.brier)}, {show_metric(after.brier)}"
+        f" {after.temperature:.3f}; Brier score {show_metric(before.brier)},"
+        f" {show_metric(after.brier)}"
     )

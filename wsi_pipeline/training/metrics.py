@@ -4,7 +4,7 @@ Patches of one patient are alike, so the bootstrap resamples patients; resamplin
 the intervals much too narrow.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,10 @@ FEW_PATIENTS = 10
 """With fewer patients an interval is only a rough guide, and reports say so."""
 
 Interval = tuple[float, float]
+Labels = NDArray[np.int8]
+Floats = NDArray[np.float32]
+Names = NDArray[np.str_]
+"""Each patch's label, logit or probability, and patient: the types of these in this room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,6 @@ class Scores:
     brier: float | None
     expected_calibration_error: float | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the metrics as JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
@@ -69,7 +69,7 @@ class ReliabilityBin:
     positive_share: float | None
 
 
-def score(labels: NDArray[np.int8], probability: NDArray[np.float32], threshold: float) -> Scores:
+def score(labels: Labels, probability: Floats, threshold: float) -> Scores:
     """Return the metrics of probabilities (n,) of the positive class for labels (n,) 0 or 1."""
     predicted = probability >= np.float32(threshold)
     tn, fp, fn, tp = (int(count) for count in np.bincount(2 * labels + predicted, minlength=4))
@@ -83,9 +83,7 @@ def score(labels: NDArray[np.int8], probability: NDArray[np.float32], threshold:
         threshold=threshold,
         **measure_ratios(tn, fp, fn, tp),
         auroc=float(roc_auc_score(labels, probability)) if has_both else None,
-        average_precision=(
-            float(average_precision_score(labels, probability)) if has_both else None
-        ),
+        average_precision=float(average_precision_score(labels, probability)) if has_both else None,
         brier=brier_score(labels, probability) if len(labels) else None,
         expected_calibration_error=(
             expected_calibration_error(labels, probability) if len(labels) else None
@@ -95,9 +93,10 @@ def score(labels: NDArray[np.int8], probability: NDArray[np.float32], threshold:
 
 def measure_ratios(tn: int, fp: int, fn: int, tp: int) -> dict[str, float | None]:
     """Return F1, balanced accuracy, sensitivity and specificity of a confusion matrix."""
-    sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    sensitivity = tp / (tp + fn) if tp + fn else None
+    specificity = tn / (tn + fp) if tn + fp else None
     return {
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "f1": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None,
         "balanced_accuracy": (
             None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
         ),
@@ -106,16 +105,12 @@ def measure_ratios(tn: int, fp: int, fn: int, tp: int) -> dict[str, float | None
     }
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def brier_score(labels: NDArray[np.int8], probability: NDArray[np.float32]) -> float:
+def brier_score(labels: Labels, probability: Floats) -> float:
     """Return the mean squared distance of (n,) probabilities from (n,) labels 0 or 1; n >= 1."""
     return float(np.mean((probability.astype(np.float64) - labels) ** 2))
 
 
-def negative_log_likelihood(labels: NDArray[np.int8], logits: NDArray[np.floating[Any]]) -> float:
+def negative_log_likelihood(labels: Labels, logits: NDArray[np.floating[Any]]) -> float:
     """Return the mean −log of the probability that (n,) logits give to (n,) labels 0 or 1.
 
     It is finite for any finite logit.
@@ -124,28 +119,24 @@ def negative_log_likelihood(labels: NDArray[np.int8], logits: NDArray[np.floatin
     return float(np.mean(np.logaddexp(0, z) - labels * z))
 
 
-def expected_calibration_error(labels: NDArray[np.int8], probability: NDArray[np.float32]) -> float:
+def expected_calibration_error(labels: Labels, probability: Floats) -> float:
     """Return the mean distance between predicted probability and observed share of positives.
 
     Over 15 equally wide bins of the positive class's probability, weighted by their patches; from 0
     to 1.
     """
-    gaps = np.bincount(
-        calibration_bins(probability), probability.astype(np.float64) - labels, CALIBRATION_BINS
-    )
+    distance = probability.astype(np.float64) - labels
+    gaps = np.bincount(calibration_bins(probability), distance, CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def calibration_bins(probability: NDArray[np.float32]) -> NDArray[np.int64]:
+def calibration_bins(probability: Floats) -> NDArray[np.int64]:
     """Return the bin of each probability, 0 to 14; lower edges belong to it, 1 to the last."""
-    return np.minimum(
-        (probability.astype(np.float64) * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1
-    )
+    bins = (probability.astype(np.float64) * CALIBRATION_BINS).astype(np.int64)
+    return np.minimum(bins, CALIBRATION_BINS - 1)
 
 
-def measure_reliability(
-    labels: NDArray[np.int8], probability: NDArray[np.float32]
-) -> tuple[ReliabilityBin, ...]:
+def measure_reliability(labels: Labels, probability: Floats) -> tuple[ReliabilityBin, ...]:
     """Return the 15 bins of the reliability diagram, empty ones too."""
     bins = calibration_bins(probability)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
@@ -166,8 +157,7 @@ def measure_reliability(
 def describe_scores(scores: Scores) -> str:
     """Return AUROC, F1 and balanced accuracy in one line."""
     names = ("auroc", "f1", "balanced_accuracy")
-    values = [(METRIC_NAMES[name], getattr(scores, name)) for name in names]
-    return ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in values)
+    return ", ".join(f"{METRIC_NAMES[name]} {show_metric(getattr(scores, name))}" for name in names)
 
 
 def show_metric(value: float | None) -> str:
@@ -180,18 +170,16 @@ def format_confusion(scores: Scores, class_names: tuple[str, str]) -> str:
     width = max(12, *(len(name) + 2 for name in class_names))
     rows = (
         ("truth \\ predicted", *class_names),
-        (class_names[0], str(scores.true_negatives), str(scores.false_positives)),
-        (class_names[1], str(scores.false_negatives), str(scores.true_positives)),
+        (class_names[0], scores.true_negatives, scores.false_positives),
+        (class_names[1], scores.false_negatives, scores.true_positives),
     )
-    return "\n".join(
-        f"{row[0]:<20}" + "".join(f"{count:>{width}}" for count in row[1:]) for row in rows
-    )
+    return "\n".join(f"{name:<20}{one:>{width}}{other:>{width}}" for name, one, other in rows)
 
 
 def bootstrap_intervals(
-    labels: NDArray[np.int8],
-    probability: NDArray[np.float32],
-    patients: NDArray[np.str_],
+    labels: Labels,
+    probability: Floats,
+    patients: Names,
     threshold: float,
     *,
     draws: int = DRAWS,
@@ -207,11 +195,9 @@ def bootstrap_intervals(
     if len(names) < 2:
         return {}
     resampled = ResampledMetrics(labels, probability, codes, len(names), threshold)
-    values = np.stack(
-        [resampled(weights) for weights in resample_patients(len(names), draws, seed)]
-    )  # (draws, metrics)
-    intervals = {name: find_interval(values[:, index]) for index, name in enumerate(METRIC_NAMES)}
-    return {name: interval for name, interval in intervals.items() if interval is not None}
+    values = np.stack([resampled(row) for row in resample_patients(len(names), draws, seed)])
+    intervals = zip(METRIC_NAMES, map(find_interval, values.T), strict=True)  # (metrics, draws)
+    return {name: interval for name, interval in intervals if interval is not None}
 
 
 def resample_patients(patients: int, draws: int, seed: int) -> NDArray[np.int64]:
@@ -238,8 +224,8 @@ class ResampledMetrics:
 
     def __init__(
         self,
-        labels: NDArray[np.int8],
-        probability: NDArray[np.float32],
+        labels: Labels,
+        probability: Floats,
         codes: NDArray[np.intp],
         patients: int,
         threshold: float,
@@ -266,10 +252,8 @@ class ResampledMetrics:
         positives, negatives = true[-1], called[-1] - true[-1]
         new_true, new_false = np.diff(true, prepend=0), np.diff(called - true, prepend=0)
         auroc = np.sum(new_false * (true - new_true / 2)) / (positives * negatives)
-        average_precision = np.sum(new_true * true / np.maximum(called, 1)) / (
-            positives if negatives else np.nan
-        )
-        return float(auroc), float(average_precision)
+        precision = np.sum(new_true * true / np.maximum(called, 1))
+        return float(auroc), float(precision / (positives if negatives else np.nan))
 
     def _count_metrics(self, weights: NDArray[np.int64]) -> tuple[np.float64, ...]:
         # The last bits of a matrix product would depend on the number of threads.
@@ -286,25 +270,20 @@ class ResampledMetrics:
 
 
 def _total_by_patient(
-    labels: NDArray[np.int8],
-    probability: NDArray[np.float32],
+    labels: Labels,
+    probability: Floats,
     codes: NDArray[np.intp],
     patients: int,
     threshold: float,
 ) -> NDArray[np.float64]:
-    """Return the sums of each patient, (5 + bins, patients).
+    """Return each patient's confusion matrix, squared distances and gaps in each calibration bin.
 
-    Confusion matrix, squared distances, and the gaps in each calibration bin.
+    (5 + bins, patients).
     """
     outcome = 2 * labels.astype(np.intp) + (probability >= np.float32(threshold))
     distance = probability.astype(np.float64) - labels
-    counts = np.bincount(4 * codes + outcome, minlength=4 * patients).reshape(patients, 4).T
+    counts = np.bincount(4 * codes + outcome, minlength=4 * patients).reshape(patients, 4)
     squared = np.bincount(codes, distance**2, patients)
-    gaps = np.bincount(
-        CALIBRATION_BINS * codes + calibration_bins(probability),
-        distance,
-        CALIBRATION_BINS * patients,
-    )
-    return np.concatenate(
-        [counts.astype(np.float64), squared[None], gaps.reshape(patients, CALIBRATION_BINS).T]
-    )
+    bins = CALIBRATION_BINS * codes + calibration_bins(probability)
+    gaps = np.bincount(bins, distance, CALIBRATION_BINS * patients).reshape(patients, -1)
+    return np.column_stack([counts, squared, gaps]).T

@@ -29,7 +29,15 @@ from wsi_pipeline.training.evaluate import (
     Comparison,
     Metrics,
 )
-from wsi_pipeline.training.metrics import FEW_PATIENTS, METRIC_NAMES, Interval
+from wsi_pipeline.training.metrics import (
+    FEW_PATIENTS,
+    METRIC_NAMES,
+    Floats,
+    Interval,
+    Labels,
+    Names,
+    show_metric,
+)
 
 LEAK_WARNING = (
     "split at random: the same patients are in training and validation, metrics are inflated"
@@ -70,11 +78,11 @@ class ReportContent:
     title: str
     class_names: tuple[str, str]
     metrics: Metrics
-    labels: NDArray[np.int8]
+    labels: Labels
     """(n,) 0 or 1."""
-    logits: NDArray[np.float32]
+    logits: Floats
     """(n,) before the temperature."""
-    patients: NDArray[np.str_]
+    patients: Names
     """(n,)"""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Rows of the table about the model and its patches."""
@@ -96,7 +104,7 @@ def write_report_page(path: Path, content: ReportContent) -> None:
         autoescape=select_autoescape(),
         trim_blocks=True,
     )
-    environment.filters |= {"number": format_number, "interval": format_interval}
+    environment.filters |= {"number": show_metric, "interval": format_interval}
     page = environment.get_template("report.html").render(
         content=content,
         metrics=content.metrics,
@@ -113,9 +121,7 @@ def write_report_page(path: Path, content: ReportContent) -> None:
     write_file(path, page.encode(errors="replace"))
 
 
-def pick_worst(
-    labels: NDArray[np.int8], probability: NDArray[np.float32], count: int = WORST_PATCHES
-) -> NDArray[np.intp]:
+def pick_worst(labels: Labels, probability: Floats, count: int = WORST_PATCHES) -> NDArray[np.intp]:
     """Return the indices of the `count` most confidently wrong patches, worst first.
 
     Wrong is on the wrong side of 0.5; NaN never is. Half of them are missed positives and half
@@ -138,11 +144,6 @@ def describe_worst(
         f"{class_names[label]}, but probability of {class_names[1]} {probability:.3f}; patient"
         f" {patient}"
     )
-
-
-def format_number(value: float | None) -> str:
-    """Return three decimals, or a dash for None."""
-    return "–" if value is None else f"{value:.3f}"
 
 
 def format_interval(interval: Interval | None) -> str:
@@ -200,9 +201,9 @@ def plot_history(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def plot_roc(
-    labels: NDArray[np.int8],
-    probability: NDArray[np.float32],
-    patients: NDArray[np.str_],
+    labels: Labels,
+    probability: Floats,
+    patients: Names,
     metrics: Metrics,
 ) -> bytes:
     """Plot the ROC curve of all patches, thin curves of single patients, and the threshold."""
@@ -220,9 +221,7 @@ def plot_roc(
     return _save(figure)
 
 
-def plot_precision_recall(
-    labels: NDArray[np.int8], probability: NDArray[np.float32], metrics: Metrics
-) -> bytes:
+def plot_precision_recall(labels: Labels, probability: Floats, metrics: Metrics) -> bytes:
     """Plot precision over sensitivity, the share of positives, and the threshold."""
     figure, axes = _make_square("sensitivity (recall)", "precision")
     precision, recall, _ = precision_recall_curve(labels, probability)
@@ -299,9 +298,7 @@ def _mark_threshold(axes: Axes, x: float, y: float, metrics: Metrics) -> None:
     axes.plot(x, y, "o", color=ORANGE, label=label)
 
 
-def _patients_with_curves(
-    labels: NDArray[np.int8], patients: NDArray[np.str_]
-) -> list[NDArray[np.intp]]:
+def _patients_with_curves(labels: Labels, patients: Names) -> list[NDArray[np.intp]]:
     """Return the patches of each patient with both classes and enough patches for a curve.
 
     Nothing where there are too many patients to tell their curves apart.

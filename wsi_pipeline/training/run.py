@@ -269,7 +269,7 @@ def _make_checkpoint(
         threshold_source=source + ("; patients on both sides" if division.is_leaky else ""),
         weights=fitted.history.best_weights,
         is_leaky=division.is_leaky,
-        scores={"validation": metrics.scores.to_json()},
+        scores={"validation": asdict(metrics.scores)},
         training={
             **make_recipe(patches, division, job.config, job.pretrained),
             "patches": {
@@ -294,7 +294,7 @@ def _count_classes(patches: LabelledPatches, members: NDArray[np.intp]) -> Mappi
 def write_run_folder(folder: Path, record: TrainingRecord) -> None:
     """Write every file of the report; the same run always gives the same bytes."""
     write_history(folder / HISTORY_CSV, record.history.epochs)
-    write_json(folder / METRICS_JSON, record.metrics.to_json())
+    write_json(folder / METRICS_JSON, asdict(record.metrics))
     write_json(folder / SPLIT_JSON, record.division.record | {"is_leaky": record.division.is_leaky})
     _write_validation(folder / VALIDATION_CSV, record)
     write_report_page(folder / REPORT_HTML, _make_report(record))
