@@ -19,6 +19,7 @@ from wsi_cli.main import COMMANDS, wsi
 ROOT = Path(__file__).parent
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 PYTHON_PAGES = {
+    "The module": ("",),
     "Pipeline": ("runs.tile", "runs.infer", "runs.workers", "core.outcome", "runs.batch"),
     "Results": ("outputs.results", "outputs.heatmap", "evaluation.run"),
     "Slides and stores": (
@@ -204,7 +205,7 @@ def _escape_prose(text: str) -> str:
 
 def write_module_page(title: str, modules: tuple[str, ...]) -> str:
     """Return a page that mkdocstrings fills from docstrings."""
-    blocks = [f"::: wsi_pipeline.{module}\n" for module in modules]
+    blocks = [f"::: wsi_pipeline.{module}".rstrip(".") + "\n" for module in modules]
     return "\n".join([f"# {title}", "", *blocks])
 
 
