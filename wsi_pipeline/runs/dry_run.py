@@ -14,7 +14,7 @@ from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import resolve_engine
 from wsi_pipeline.runs.infer import InferOptions, describe_model, make_jobs
-from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.plan import PreviewState, SlidePreview
 

@@ -39,7 +39,7 @@ from wsi_pipeline.runs.batch import Batch, run_batch
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import RunOptions
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
-from wsi_pipeline.slides.discovery import FoundSlide, name_slides
+from wsi_pipeline.slides.selection import FoundSlide, name_slides
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.tile import TileConfig, TileJob

@@ -27,9 +27,8 @@ from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, LabelError
 from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES
 from wsi_pipeline.labels.discovery import LABEL_ENDING
 from wsi_pipeline.labels.mask import match_mask
-from wsi_pipeline.slides.discovery import MAPPING_COLUMNS, MAPPING_CSV
 from wsi_pipeline.slides.selection import COLUMNS as SHEET_COLUMNS
-from wsi_pipeline.slides.selection import SheetRow
+from wsi_pipeline.slides.selection import MAPPING_COLUMNS, MAPPING_CSV, SheetRow
 from wsi_pipeline.stages.ingest_layouts import TABLE_COLUMNS, Found, PatchEntry, PatientPatches
 from wsi_pipeline.store.files import HOST, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock

@@ -20,9 +20,8 @@ from wsi_pipeline.runs.disk_space import DEFAULT_MIN_FREE, DiskSpace
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import RunOptions
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.slides.discovery import FoundSlide, name_slides
 from wsi_pipeline.slides.quality import QualityParameters
-from wsi_pipeline.slides.selection import scale_slides
+from wsi_pipeline.slides.selection import FoundSlide, name_slides, scale_slides
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.ingest import IngestJob
 from wsi_pipeline.stages.ingest_layouts import (

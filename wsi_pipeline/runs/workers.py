@@ -8,8 +8,7 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.runs.disk_space import DEFAULT_MIN_FREE, DiskSpace
 from wsi_pipeline.scheduling import Tls, Workers
-from wsi_pipeline.slides.discovery import FoundSlide
-from wsi_pipeline.slides.selection import Shard
+from wsi_pipeline.slides.selection import FoundSlide, Shard
 
 MOST_TILERS = 16
 """Processes that tile unless more are asked for: each takes about half a gigabyte."""

@@ -14,7 +14,7 @@ from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.runs import InferOptions, infer_slides
 from wsi_pipeline.serve.errors import Refusal
-from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.slides.selection import FoundSlide
 
 KEPT_JOBS = 200
 

@@ -1,4 +1,4 @@
-"""The slides of a run: folders, patterns, sample sheets, shards of array jobs, scales.
+"""The slides of a run: folders, patterns, sample sheets, their names, shards of array jobs, scales.
 
 A sample sheet is one CSV for a whole cohort, a slide per line. Columns, of which only `wsi` is
 required: wsi (path, relative to the sheet), mpp (µm per level-0 pixel, overrules the file),
@@ -8,168 +8,67 @@ kept in its store).
 
 import csv
 import glob
+import hashlib
 import math
+import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Self
 
-from wsi_pipeline.core.choices import SPLIT_PARTS
-from wsi_pipeline.core.csv_io import unshield
-from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
-from wsi_pipeline.slides.discovery import (
-    FoundSlide,
-    is_work_of_wsi,
-    is_written,
-    list_folder,
-    list_found,
-    locate,
-    name_slides,
+from wsi_pipeline.core.choices import (
+    HIDDEN,
+    LABELS_SUFFIX,
+    MANIFEST,
+    MASK_SUFFIX,
+    RESERVED,
+    SPLIT_PARTS,
+    WRITTEN,
 )
+from wsi_pipeline.core.csv_io import unshield
+from wsi_pipeline.core.errors import ConfigError, machine_fault
+from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
+from wsi_pipeline.core.recipe import TOOL
 
+SHEET_SUFFIX = ".csv"
 COLUMNS = ("wsi", "mpp", "patient_id", "labels", "split", "label")
+SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
+"""Files beside slides (annotations, tables, MIRAX data) that are ignored in a folder."""
+
+SHARD = re.compile(r"\.\d+-of-\d+(?=\.\w+$)")
+HEAD_BYTES = 256
+"""Of a manifest; the tool that made it stands in its first lines."""
+MAPPING_CSV, MAPPING_COLUMNS = "mapping.csv", ("kind", "name", "pseudonym", "path")
+"""The table that marks a folder of links under pseudonyms; its slides belong to other folders."""
+LINKS_SUFFIX = ".links"
+"""Of such folders of earlier versions, which lie beside their key."""
+NO_USERS = "lost+found"
+"""The file system's own folder, which only root may enter."""
+
+MAX_ID_BYTES = 120
+UNSAFE = re.compile(r"[^\w.+() -]")
 
 
 @dataclass(frozen=True, slots=True)
-class SheetRow:
-    """One slide of a cohort."""
+class FoundSlide:
+    """A file that a run will try, under the name that its results will carry."""
 
-    slide: FoundSlide
-    split: str | None
-
-    @property
-    def patient_id(self) -> str:
-        """The patient; where none is named, every slide counts as a patient of its own."""
-        return self.slide.patient_id or self.slide.slide_id
-
-
-def read_sheet(path: Path) -> list[SheetRow]:
-    """Return the rows of a sample sheet. Raises ConfigError naming the line and the fault."""
-    lines = _read_lines(path)
-    paths = [_find_file(path, number, line, "wsi") for number, line in lines]
-    if missing := [
-        str(number) for (number, _), found in zip(lines, paths, strict=True) if found is None
-    ]:
-        raise ConfigError(f"{path}: line {missing[0]}: the column wsi is empty; name the slide")
-    slides = [found for found in paths if found is not None]
-    _check_once(path, [number for number, _ in lines], slides)
-    rows = [
-        _read_row(path, number, line, slide, name)
-        for (number, line), slide, name in zip(lines, slides, name_slides(slides), strict=True)
-    ]
-    _check_splits(path, rows)
-    return rows
-
-
-def _check_once(path: Path, numbers: Sequence[int], slides: Sequence[Path]) -> None:
-    """Raise ConfigError where two lines name one slide, however they spell its path."""
-    first: dict[tuple[str, str], int] = {}
-    for number, slide, entry in zip(numbers, slides, locate(slides), strict=True):
-        if (other := first.setdefault(entry, number)) != number:
-            raise ConfigError(
-                f"{path}: line {number}: {slide} is named more than once, first in line {other};"
-                " keep one line"
-            )
-
-
-def _read_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return (line number, values) of every line that is not empty."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            header = reader.fieldnames or []
-            lines = [(reader.line_num, line) for line in reader if any(line.values())]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(
-            f"{path}: not a readable CSV file ({error}); save it as CSV in UTF-8"
-        ) from error
-    if "wsi" not in header or not set(header) <= set(COLUMNS):
-        raise ConfigError(
-            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; they may be"
-            f" {', '.join(COLUMNS)}, and wsi must be one"
-        )
-    check_header(path, header)
-    if not lines:
-        raise ConfigError(f"{path}: names no slide; add a line for each")
-    for number, line in lines:
-        if None in line or None in line.values():
-            raise ConfigError(
-                f"{path}: line {number}: has another number of values than the header; correct it"
-            )
-    return lines
-
-
-def check_header(path: Path, header: Sequence[str]) -> None:
-    """Raise ConfigError for a repeated column of a table; columns without a name are ignored."""
-    names = [name.strip() for name in header if name.strip()]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"{path}: line 1: the column {twice[0]} appears more than once; keep one")
-
-
-def _read_row(path: Path, number: int, line: dict[str, str], slide: Path, name: str) -> SheetRow:
-    split = line.get("split", "").strip() or None
-    if split is not None and split not in SPLIT_PARTS:
-        raise ConfigError(
-            f"{path}: line {number}: split is {split!r}; it must be one of"
-            f" {', '.join(SPLIT_PARTS)}, or empty"
-        )
-    found = FoundSlide(
-        slide_id=name,
-        path=slide,
-        slide_mpp=parse_mpp(path, number, line.get("mpp", "")),
-        patient_id=line.get("patient_id", "").strip() or None,
-        label_file=_find_file(path, number, line, "labels"),
-        slide_label=unshield(line.get("label", "").strip()) or None,
-        mpp_source=f"user ({path.name})",
-    )
-    return SheetRow(found, split)
-
-
-def parse_mpp(path: Path, number: int, text: str) -> float | None:
-    """Return the µm per pixel in a table; None where empty. Raises ConfigError with the line."""
-    if not text.strip():
-        return None
-    try:
-        mpp = float(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"{path}: line {number}: mpp is {text!r}, which is not a number; write it with a point"
-        ) from error
-    if not (math.isfinite(mpp) and MIN_MPP <= mpp <= MAX_MPP):
-        raise ConfigError(
-            f"{path}: line {number}: mpp is {text}; a slide has {MIN_MPP:g} to {MAX_MPP:g} µm per"
-            " pixel"
-        )
-    return mpp
-
-
-def _find_file(path: Path, number: int, line: dict[str, str], column: str) -> Path | None:
-    text = line.get(column, "").strip()
-    if not text:
-        return None
-    found = path.parent / text
-    if not (found.exists() or found.is_symlink()):  # a link that leads nowhere fails its own slide
-        raise ConfigError(
-            f"{path}: line {number}: {column}: {text}: no such file; paths are relative to the"
-            " sheet"
-        )
-    return found
-
-
-def _check_splits(path: Path, rows: Sequence[SheetRow]) -> None:
-    """Raise ConfigError where a patient is in two parts of the split."""
-    sides: dict[str, str | None] = {}
-    for row in rows:
-        if sides.setdefault(row.patient_id, row.split) != row.split:
-            raise ConfigError(
-                f"{path}: patient {row.patient_id} is in two parts of the split; keep each patient"
-                " in one"
-            )
-
-
-SHEET_SUFFIX = ".csv"
+    slide_id: str
+    path: Path
+    slide_mpp: float | None = None
+    """µm per level-0 pixel by the sample sheet; overrules the file and every other word on it."""
+    patient_id: str | None = None
+    label_file: Path | None = None
+    slide_label: str | None = None
+    """Label of the whole slide, by the sample sheet."""
+    mpp_source: str = "user"
+    """Source of `slide_mpp`."""
+    is_store: bool = False
+    """A patch store instead of a slide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,64 +119,293 @@ def find_slides(
         )
     if sheet or sheets:
         return [row.slide for row in read_sheet(sheet or sheets[0])]
-    return list_found(places, (path for place in places for path in _list_place(place, recursive)))
+    found = [path for place in places for path in _list_place(place, recursive)]
+    once: dict[tuple[str, str], Path] = {}
+    for path, entry in zip(found, _locate(found), strict=True):
+        once.setdefault(entry, path)
+    if not once:
+        where = ", ".join(map(str, places))
+        raise ConfigError(f"{where}: no slide files; name a folder that holds some")
+    paths = list(once.values())
+    return [FoundSlide(name, path) for name, path in zip(name_slides(paths), paths, strict=True)]
+
+
+def _locate(paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """Return (real folder, name) of each path, the same for every spelling; links stay distinct."""
+    # Not Path.resolve, which raises where links form a circle.
+    folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}
+    return [(folders[path.parent], path.name) for path in paths]
 
 
 def _list_place(place: Path | str, recursive: bool) -> list[Path]:
     path = Path(place)
     if path.is_dir():
-        return list_folder(path, recursive)
+        return _list_folder(path, recursive)
     if path.exists() or path.is_symlink():
         return [path]
     # Not Path.glob: patterns may be absolute.
     matching = sorted(map(Path, glob.glob(str(place), recursive=recursive)))  # noqa: PTH207
     if not matching:
-        raise ConfigError(
-            f"{place}: no such file or folder, and no pattern that anything matches; check the path"
-        )
-    products = {
-        folder
-        for folder in {parent for match in matching for parent in match.parents}
-        if is_work_of_wsi(folder)
+        raise ConfigError(f"{place}: no such file or folder, and no pattern that anything matches")
+    parents = {parent for match in matching for parent in match.parents}
+    products = set(filter(is_work_of_wsi, parents))
+    found: list[Path] = []
+    for match in matching:
+        if match.is_dir() and products.isdisjoint(match.parents):
+            found += _list_folder(match, recursive)
+        elif products.isdisjoint(match.parents) and not is_written(match.name):
+            found.append(match)
+    return found
+
+
+def _list_folder(folder: Path, recursive: bool) -> list[Path]:
+    """Return every file of a folder that may be a slide, sorted.
+
+    These are visible files, without sidecars and files written by wsi; `recursive` includes the
+    folders within. Raises EnvironmentFault where a folder may not be entered.
+    """
+    found: list[Path] = []
+    for where, folders, files in os.walk(folder, onerror=_refuse):
+        if is_work_of_wsi(Path(where)) or _holds_pseudonyms(Path(where), folder):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if recursive and _may_be_entered(name, files)]
+        found += [Path(where, name) for name in files if _may_be_slide(name)]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # a folder deleted meanwhile is empty
+        raise machine_fault(error.filename, error) or error
+
+
+def _may_be_entered(name: str, files: Sequence[str]) -> bool:
+    """Return whether a folder beside `files` may hold slides other than pseudonyms' links."""
+    are_links = name.endswith(LINKS_SUFFIX) and name.removesuffix(LINKS_SUFFIX) in files
+    return not (name.startswith(".") or name == NO_USERS or are_links)
+
+
+def _holds_pseudonyms(folder: Path, top: Path) -> bool:
+    """Return True for a folder of `wsi pseudonymize` below `top`, whose slides are elsewhere."""
+    header = ",".join(MAPPING_COLUMNS).encode()
+    try:
+        with (folder / MAPPING_CSV).open("rb") as stream:
+            return folder != top and stream.read(len(header)) == header
+    except OSError:
+        return False
+
+
+def _may_be_slide(name: str) -> bool:
+    is_sidecar = Path(name).suffix.lower() in SIDECAR_SUFFIXES
+    return not (name.startswith(".") or is_sidecar or is_written(name))
+
+
+def is_written(name: str) -> bool:
+    """Return whether wsi writes files of that name beside its products."""
+    return name.endswith((MASK_SUFFIX, LABELS_SUFFIX)) or SHARD.sub("", name) in WRITTEN
+
+
+def is_work_of_wsi(folder: Path) -> bool:
+    """Return True for a product of wsi, or for work under way: no file in such a folder is a slide.
+
+    Another program's `manifest.json` does not count, unlike in the store, which must not replace
+    what it cannot read.
+    """
+    manifest = folder / MANIFEST
+    try:
+        if folder.name == HIDDEN or not manifest.is_file():
+            return folder.name == HIDDEN
+        with manifest.open("rb") as stream:
+            return f'"tool": "{TOOL} '.encode() in stream.read(HEAD_BYTES)
+    except OSError:
+        return False
+
+
+def name_slides(paths: Sequence[Path]) -> list[str]:
+    """Return one unique name per path, always the same for the same paths.
+
+    The names are safe as folder names on any file system.
+    """
+    stems = [safe_name(path.stem) for path in paths]
+    stems = [f"{stem}_" if stem.casefold() in RESERVED else stem for stem in stems]
+    seen = Counter(map(_fold, stems))
+    names = {
+        place: stem
+        for place, stem in enumerate(stems)
+        if stem == paths[place].stem and seen[_fold(stem)] == 1
     }
-    others = [match for match in matching if products.isdisjoint(match.parents)]
-    return [found for match in others for found in _list_match(match, recursive)]
+    taken = set(map(_fold, names.values()))
+    folders = [path.absolute().parent for path in paths]
+    common = next(
+        shared
+        for shared in (folders[0], *folders[0].parents)
+        if all(folder.is_relative_to(shared) for folder in folders)
+    )
+    unnamed = set(range(len(paths))) - set(names)
+    for place in sorted(unnamed, key=lambda place: str(paths[place].absolute())):
+        # Another file may have that very name: then the hash is made again with a number.
+        hashes = (_short_hash(paths[place], common, turn) for turn in count())
+        candidates = (f"{stems[place]}-{digest}" for digest in hashes)
+        names[place] = next(name for name in candidates if _fold(name) not in taken)
+        taken.add(_fold(names[place]))
+    return [names[place] for place in range(len(paths))]
 
 
-def _list_match(match: Path, recursive: bool) -> list[Path]:
-    if match.is_dir():
-        return list_folder(match, recursive)
-    return [] if is_written(match.name) else [match]
+def _fold(name: str) -> str:
+    """Return a form that is equal for names that some file systems, or pseudonyms, take for one.
+
+    Case and composition of letters make no difference.
+    """
+    return unicodedata.normalize("NFC", name.casefold())
 
 
-def read_mpp_csv(path: Path) -> dict[str, float]:
-    """Return µm per pixel by slide, from the columns wsi and mpp. Raises ConfigError."""
+def safe_name(name: str) -> str:
+    """Return `name` with `_` for characters that a shell, a URL or a file system may not take."""
+    safe = UNSAFE.sub("_", name).strip(" .")
+    safe = f"_{safe[1:]}" if safe.startswith("-") else safe
+    return safe.encode()[:MAX_ID_BYTES].decode(errors="ignore") or "_"
+
+
+def _short_hash(path: Path, common: Path, turn: int) -> str:
+    relative = path.absolute().relative_to(common).as_posix()
+    hashed = f"{relative}\0{turn}" if turn else relative  # no path holds a zero
+    return hashlib.sha256(hashed.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class SheetRow:
+    """One slide of a cohort."""
+
+    slide: FoundSlide
+    split: str | None
+
+    @property
+    def patient_id(self) -> str:
+        """The patient; where none is named, every slide counts as a patient of its own."""
+        return self.slide.patient_id or self.slide.slide_id
+
+
+def read_sheet(path: Path) -> list[SheetRow]:
+    """Return the rows of a sample sheet. Raises ConfigError naming the line and the fault."""
+    header, lines = _read_table(path)
+    if "wsi" not in header or not set(header) <= set(COLUMNS):
+        raise ConfigError(
+            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; they may be"
+            f" {', '.join(COLUMNS)}, and wsi must be one"
+        )
+    if not lines:
+        raise ConfigError(f"{path}: names no slide; add a line for each")
+    slides: list[Path] = []
+    for at, line in lines.items():
+        if None in line or None in line.values():
+            raise ConfigError(f"{at}: has another number of values than the header; correct it")
+        slide = _find_file(path, at, line, "wsi")
+        if slide is None:
+            raise ConfigError(f"{at}: the column wsi is empty; name the slide")
+        slides.append(slide)
+    _check_once(list(lines), slides)
+    named = zip(lines.items(), slides, name_slides(slides), strict=True)
+    rows = [_read_row(path, at, line, slide, name) for (at, line), slide, name in named]
+    _check_splits(path, rows)
+    return rows
+
+
+def _read_table(path: Path) -> tuple[Sequence[str], dict[str, dict[str, str]]]:
+    """Return a table's header and its lines that are not empty, by `path: line number`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
-            lines = [(reader.line_num, line) for line in reader if any(line.values())]
             header = reader.fieldnames or []
+            lines = {f"{path}: line {reader.line_num}": row for row in reader if any(row.values())}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(
             f"{path}: not a readable CSV file ({error}); save it as CSV in UTF-8"
         ) from error
-    if not {"wsi", "mpp"} <= set(header):
+    names = Counter(name.strip() for name in header if name.strip())
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise ConfigError(f"{path}: line 1: the column {twice[0]} appears more than once; keep one")
+    return header, lines
+
+
+def _check_once(lines: Sequence[str], slides: Sequence[Path]) -> None:
+    """Raise ConfigError where two lines name one slide, however they spell its path."""
+    first: dict[tuple[str, str], str] = {}
+    for at, slide, entry in zip(lines, slides, _locate(slides), strict=True):
+        if (other := first.setdefault(entry, at)) != at:
+            raise ConfigError(
+                f"{at}: {slide} is named more than once, first in {other.rpartition(': ')[2]};"
+                " keep one line"
+            )
+
+
+def _read_row(path: Path, at: str, line: dict[str, str], slide: Path, name: str) -> SheetRow:
+    split = line.get("split", "").strip() or None
+    if split is not None and split not in SPLIT_PARTS:
+        choices = ", ".join(SPLIT_PARTS)
+        raise ConfigError(f"{at}: split is {split!r}; it must be one of {choices}, or empty")
+    found = FoundSlide(
+        slide_id=name,
+        path=slide,
+        slide_mpp=_parse_mpp(at, line.get("mpp", "")),
+        patient_id=line.get("patient_id", "").strip() or None,
+        label_file=_find_file(path, at, line, "labels"),
+        slide_label=unshield(line.get("label", "").strip()) or None,
+        mpp_source=f"user ({path.name})",
+    )
+    return SheetRow(found, split)
+
+
+def _parse_mpp(at: str, text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        mpp = float(text)
+    except ValueError as error:
         raise ConfigError(
-            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; wsi and mpp must be"
-            " among them"
+            f"{at}: mpp is {text!r}, which is not a number; write it with a point"
+        ) from error
+    if not (math.isfinite(mpp) and MIN_MPP <= mpp <= MAX_MPP):
+        limits = f"{MIN_MPP:g} to {MAX_MPP:g} µm per pixel"
+        raise ConfigError(f"{at}: mpp is {text}; a slide has {limits}")
+    return mpp
+
+
+def _find_file(path: Path, at: str, line: dict[str, str], column: str) -> Path | None:
+    text = line.get(column, "").strip()
+    if not text:
+        return None
+    found = path.parent / text
+    if not (found.exists() or found.is_symlink()):  # a link that leads nowhere fails its own slide
+        raise ConfigError(f"{at}: {column}: {text}: no such file; paths are relative to the sheet")
+    return found
+
+
+def _check_splits(path: Path, rows: Sequence[SheetRow]) -> None:
+    """Raise ConfigError where a patient is in two parts of the split."""
+    sides: dict[str, str | None] = {}
+    for row in rows:
+        if sides.setdefault(row.patient_id, row.split) != row.split:
+            raise ConfigError(
+                f"{path}: patient {row.patient_id} is in two parts of the split; keep each patient"
+                " in one"
+            )
+
+
+def read_mpp_csv(path: Path) -> dict[str, float]:
+    """Return µm per pixel by slide, from the columns wsi and mpp. Raises ConfigError."""
+    header, lines = _read_table(path)
+    if not {"wsi", "mpp"} <= set(header):
+        columns = ", ".join(header) or "none"
+        raise ConfigError(
+            f"{path}: line 1: the columns are {columns}; wsi and mpp must be among them"
         )
-    check_header(path, header)
     scales: dict[str, float] = {}
-    for number, line in lines:
-        name, mpp = (line["wsi"] or "").strip(), parse_mpp(path, number, line["mpp"] or "")
+    for at, line in lines.items():
+        name, mpp = (line["wsi"] or "").strip(), _parse_mpp(at, line["mpp"] or "")
         if not name or mpp is None:
-            raise ConfigError(
-                f"{path}: line {number}: names no slide or no mpp; fill in both or remove the line"
-            )
+            raise ConfigError(f"{at}: names no slide or no mpp; fill in both or remove the line")
         if scales.setdefault(Path(name).name, mpp) != mpp:
-            raise ConfigError(
-                f"{path}: line {number}: {name} was given another mpp above; keep one line"
-            )
+            raise ConfigError(f"{at}: {name} was given another mpp above; keep one line")
     return scales
 
 
@@ -287,13 +415,10 @@ def scale_slides(slides: Sequence[FoundSlide], path: Path) -> list[FoundSlide]:
     A scale in a sample sheet overrules them.
     """
     scales = read_mpp_csv(path)
-    source = f"user ({path.name})"
     scaled = []
     for slide in slides:
         mpp = scales.get(slide.path.name, scales.get(slide.path.stem))
-        scaled.append(
-            slide
-            if mpp is None or slide.slide_mpp is not None
-            else replace(slide, slide_mpp=mpp, mpp_source=source)
-        )
+        is_scaled = mpp is not None and slide.slide_mpp is None
+        source = f"user ({path.name})"
+        scaled.append(replace(slide, slide_mpp=mpp, mpp_source=source) if is_scaled else slide)
     return scaled

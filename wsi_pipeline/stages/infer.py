@@ -26,7 +26,7 @@ from wsi_pipeline.outputs import View, heatmap
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.discovery import FoundSlide
+from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.stages.plan import (
     BlockReport,
     PreviewState,

@@ -18,8 +18,8 @@ from wsi_pipeline.core.outcome import SlideOutcome, SlideState, state_of
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
 from wsi_pipeline.scheduling import Job
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.discovery import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
+from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.layout import CHECKSUM_BYTES
 from wsi_pipeline.store.manifest import Manifest
