@@ -19,9 +19,7 @@ from wsi_pipeline.core.geometry import (
     lay_grid,
     macro_tile_codes,
     order_by_macro_tile,
-    position_to_xy_l0,
     positions_to_boxes_l0,
-    xy_l0_to_position,
 )
 
 specs = st.builds(
@@ -43,6 +41,12 @@ def grids(draw: st.DrawFn) -> tuple[Grid, tuple[int, int, int, int]]:
     return lay_grid(area, downsample, spec), area
 
 
+def corner_of(row: int, col: int, grid: Grid) -> tuple[int, int]:
+    """The top-left corner of a patch as (x, y) in level-0 pixels."""
+    x, y = positions_to_boxes_l0(np.array([(row, col)], dtype=np.int32), grid)[0, :2].tolist()
+    return x, y
+
+
 @given(grids(), st.data())
 def test_a_cell_and_its_corner_round_trip(
     grid_and_area: tuple[Grid, tuple[int, int, int, int]], data: st.DataObject
@@ -50,7 +54,11 @@ def test_a_cell_and_its_corner_round_trip(
     grid, _ = grid_and_area
     row = data.draw(st.integers(0, max(grid.rows - 1, 0)))
     col = data.draw(st.integers(0, max(grid.cols - 1, 0)))
-    assert xy_l0_to_position(*position_to_xy_l0(row, col, grid), grid) == (row, col)
+    (x, y), (x0, y0) = corner_of(row, col, grid), grid.origin_xy_l0
+    step_l0 = grid.spec.stride_px * grid.downsample
+    # The last position that begins at or before a pixel.
+    found = (math.ceil((y - y0 + 1) / step_l0) - 1, math.ceil((x - x0 + 1) / step_l0) - 1)
+    assert found == (row, col)
 
 
 @given(grids())
@@ -138,13 +146,13 @@ def test_a_slide_smaller_than_a_patch_has_no_cells() -> None:
 
 def test_the_grid_begins_at_the_scanned_area() -> None:
     grid = lay_grid((1000, 2000, 400, 400), Fraction(2), PatchSpec())
-    assert position_to_xy_l0(1, 3, grid) == (1300, 2100)
+    assert corner_of(1, 3, grid) == (1300, 2100)
 
 
 def test_overlapping_cells() -> None:
     grid = lay_grid((0, 0, 100, 50), Fraction(1), PatchSpec(50, 25))
     assert grid.cols == 3
-    assert position_to_xy_l0(0, 2, grid) == (50, 0)
+    assert corner_of(0, 2, grid) == (50, 0)
 
 
 def test_cell_area_is_the_field_in_mm2() -> None:
@@ -254,8 +262,8 @@ def test_impossible_patches_are_refused(wrong: dict[str, float]) -> None:
     [
         ({"side_px": 8193}, "patch size is 8193 px; it must lie between 1 and 8192"),
         ({"stride_px": 8193}, "stride is 8193 px; it must lie between 1 and 8192"),
-        ({"side_px": 50.5}, "patch size 50.5 and stride 50 must be whole numbers"),
-        ({"stride_px": 12.5}, "patch size 50 and stride 12.5 must be whole numbers"),
+        ({"side_px": 50.5}, "patch size is 50.5; it must be a whole number"),
+        ({"stride_px": 12.5}, "stride is 12.5; it must be a whole number"),
         ({"mpp": 0.049}, "mpp is 0.049 µm/px; it must lie between 0.05 and 100$"),
         ({"mpp": 100.1}, "mpp is 100.1 µm/px; it must lie between 0.05 and 100$"),
     ],

@@ -32,13 +32,8 @@ def shield(value: Any) -> Any:
     """Return a field with the prefix where a spreadsheet would run it."""
     if value is None:
         return ""
-    return (
-        f"{SHIELD}{value}"
-        if isinstance(value, str)
-        and value.startswith(FORMULA_STARTS)
-        and not NUMBER.fullmatch(value)
-        else value
-    )
+    is_formula = isinstance(value, str) and value.startswith(FORMULA_STARTS)
+    return f"{SHIELD}{value}" if is_formula and not NUMBER.fullmatch(value) else value
 
 
 def unshield(text: str) -> str:

@@ -10,19 +10,22 @@ import os
 from pathlib import Path
 
 MACHINE_ERRNOS = frozenset(
-    {
-        *(
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EMFILE,
-            errno.ENFILE,
-        ),
-        *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT),
-    }
+    getattr(errno, name)
+    for name in [
+        "ENOSPC",
+        "EDQUOT",
+        "EFBIG",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "EMFILE",
+        "ENFILE",
+        "EIO",
+        "EREMOTEIO",
+        "ESTALE",
+        "ENOLCK",
+        "ETIMEDOUT",
+    ]
 )
 """Full, read-only, failing or vanished disks, denied access, too many or too large files."""
 
@@ -63,6 +66,11 @@ DAMAGES = (KeyError, TypeError, ValueError, IndexError, ArithmeticError, ConfigE
 """What reading JSON values raises where they are not as they were written."""
 
 
+def damage_error(path: Path, fault: object) -> StoreError:
+    """Return the error of a product that is not as it was written."""
+    return StoreError(f"{path}: damaged: {fault}; make it again with --force")
+
+
 def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
     """Return the machine's fault behind an error, or None where the input is the cause.
 
@@ -70,12 +78,8 @@ def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
     """
     if error.errno not in MACHINE_ERRNOS:
         return None
-    where = (
-        os.fsdecode(error.filename)
-        if isinstance(error.filename, str | bytes | os.PathLike)
-        else path
-    )
+    name = error.filename
+    where = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else path
     return EnvironmentFault(
-        f"{where}: {error.strerror}; fix that (see df -h, df -i and permissions) and run the same"
-        " line again"
+        f"{where}: {error.strerror}; fix that (see df -h, df -i) and run the same line again"
     )

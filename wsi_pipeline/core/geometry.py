@@ -36,11 +36,8 @@ RATIO = re.compile(r"[0-9]{1,12}(/0*[1-9][0-9]{0,11})?")
 
 def read_integers(value: Any, count: int) -> tuple[Any, ...]:
     """Return `count` sizes or places in level-0 pixels from a JSON array. Raises ValueError."""
-    if (
-        not isinstance(value, list)
-        or len(value) != count
-        or not all(type(entry) is int for entry in value)
-    ):
+    is_list = isinstance(value, list) and len(value) == count
+    if not is_list or not all(type(entry) is int for entry in value):
         raise ValueError(f"{str(value)[:40]} are not {count} whole numbers")
     if max(map(abs, value)) > MAX_EXTENT_L0:
         raise ValueError(f"{str(value)[:40]} are beyond any slide")
@@ -65,16 +62,12 @@ class PatchSpec:
     """µm per patch pixel; 0.25 is what scanners call 40x."""
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.side_px, int) and isinstance(self.stride_px, int)):
-            raise ConfigError(
-                f"patch size {self.side_px} and stride {self.stride_px} must be whole numbers of"
-                " pixels"
-            )
-        if not 1 <= self.side_px <= 8192:
-            raise ConfigError(f"patch size is {self.side_px} px; it must lie between 1 and 8192")
-        if not 1 <= self.stride_px <= 8192:
-            raise ConfigError(f"stride is {self.stride_px} px; it must lie between 1 and 8192")
-        if not (math.isfinite(self.mpp) and MIN_MPP <= self.mpp <= 10 * MAX_MPP):
+        for name, value in (("patch size", self.side_px), ("stride", self.stride_px)):
+            if not isinstance(value, int):
+                raise ConfigError(f"{name} is {value}; it must be a whole number of pixels")
+            if not 1 <= value <= 8192:
+                raise ConfigError(f"{name} is {value} px; it must lie between 1 and 8192")
+        if not MIN_MPP <= self.mpp <= 10 * MAX_MPP:  # false for NaN too
             raise ConfigError(
                 f"mpp is {self.mpp} µm/px; it must lie between {MIN_MPP} and {10 * MAX_MPP:g}"
             )
@@ -108,17 +101,16 @@ class Grid:
     origin_xy_l0: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
+        size = f"{self.rows} × {self.cols} positions"
         if self.rows < 0 or self.cols < 0:
-            raise ConfigError(f"a grid of {self.rows} × {self.cols} positions cannot be laid")
+            raise ConfigError(f"a grid of {size} cannot be laid")
         if self.rows * self.cols > MAX_POSITIONS:
             raise ConfigError(
-                f"a grid of {self.rows} × {self.cols} positions has more than {MAX_POSITIONS:,};"
-                " raise --mpp or --stride"
+                f"a grid of {size} has more than {MAX_POSITIONS:,}; raise --mpp or --stride"
             )
         if self.spec.stride_px * self.downsample < 1:
-            raise ConfigError(
-                f"stride {self.spec.stride_px} px is less than one pixel of the slide; raise it"
-            )
+            stride = self.spec.stride_px
+            raise ConfigError(f"stride {stride} px is less than one pixel of the slide; raise it")
 
     @property
     def patch_area_mm2(self) -> float:
@@ -150,44 +142,23 @@ def downsample_between(slide_mpp: float, patch_mpp: float) -> Fraction:
 def lay_grid(bounds_l0: tuple[int, int, int, int], downsample: Fraction, spec: PatchSpec) -> Grid:
     """Return the grid of the patches that fit wholly into `bounds_l0` (x, y, width, height)."""
     x, y, width_l0, height_l0 = bounds_l0
-    cols = _count_patches(math.floor(width_l0 / downsample), spec)
-    rows = _count_patches(math.floor(height_l0 / downsample), spec)
-    return Grid(spec=spec, rows=rows, cols=cols, downsample=downsample, origin_xy_l0=(x, y))
-
-
-def _count_patches(extent_px: int, spec: PatchSpec) -> int:
-    return 0 if extent_px < spec.side_px else (extent_px - spec.side_px) // spec.stride_px + 1
-
-
-def position_to_xy_l0(row: int, col: int, grid: Grid) -> tuple[int, int]:
-    """Return the top-left corner of a patch as (x, y) in level-0 pixels, rounded down."""
-    step_l0 = grid.spec.stride_px * grid.downsample
-    x0, y0 = grid.origin_xy_l0
-    return x0 + math.floor(col * step_l0), y0 + math.floor(row * step_l0)
-
-
-def xy_l0_to_position(x: int, y: int, grid: Grid) -> tuple[int, int]:
-    """Return the last position (row, col) that begins at or before a level-0 pixel.
-
-    It may lie outside the grid.
-    """
-    step_l0 = grid.spec.stride_px * grid.downsample
-    x0, y0 = grid.origin_xy_l0
-    return math.ceil((y - y0 + 1) / step_l0) - 1, math.ceil((x - x0 + 1) / step_l0) - 1
+    rows, cols = (
+        max((math.floor(extent_l0 / downsample) - spec.side_px) // spec.stride_px + 1, 0)
+        for extent_l0 in (height_l0, width_l0)
+    )
+    return Grid(spec, rows, cols, downsample, (x, y))
 
 
 def positions_to_boxes_l0(positions: NDArray[np.int32], grid: Grid) -> NDArray[np.int64]:
     """Return the level-0 boxes of positions (n, 2): int64 (n, 4) of x, y, width, height.
 
-    Edges are rounded down as in `position_to_xy_l0`.
+    Edges are rounded down.
     """
-    row_col = positions.astype(np.int64)
-    start_px = row_col[:, ::-1] * grid.spec.stride_px  # (n, 2) as x, y
-    numerator, denominator = grid.downsample.numerator, grid.downsample.denominator
+    start_px = positions.astype(np.int64)[:, ::-1] * grid.spec.stride_px  # (n, 2) as x, y
+    numerator, denominator = grid.downsample.as_integer_ratio()
     start_l0 = start_px * numerator // denominator
     stop_l0 = (start_px + grid.spec.side_px) * numerator // denominator
-    origin = np.array(grid.origin_xy_l0, dtype=np.int64)
-    return np.concatenate([start_l0 + origin, stop_l0 - start_l0], axis=1)
+    return np.concatenate([start_l0 + grid.origin_xy_l0, stop_l0 - start_l0], axis=1)
 
 
 def all_positions(grid: Grid) -> NDArray[np.int32]:
@@ -205,7 +176,7 @@ def macro_tile_codes(
     step to the next row, and to the next column; a patch belongs to the one that holds its corner.
     """
     row, col = (
-        np.asarray(positions[:, axis], dtype=np.int64) * step.numerator // step.denominator
+        positions[:, axis].astype(np.int64) * step.numerator // step.denominator
         for axis, step in enumerate(per_patch)
     )
     return _spread_bits(row) << np.uint64(1) | _spread_bits(col)
@@ -214,24 +185,18 @@ def macro_tile_codes(
 def _spread_bits(values: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return the lower 32 bits of each value with a zero before every bit."""
     spread = values.astype(np.uint64)
-    for shift, mask in (
-        (16, 0x0000FFFF0000FFFF),
-        (8, 0x00FF00FF00FF00FF),
-        (4, 0x0F0F0F0F0F0F0F0F),
-        (2, 0x3333333333333333),
-        (1, 0x5555555555555555),
-    ):
-        spread = (spread | spread << np.uint64(shift)) & np.uint64(mask)
+    for shift in (16, 8, 4, 2, 1):  # masks 0x0000FFFF0000FFFF, …, 0x5555555555555555
+        mask = np.uint64((2**64 - 1) // (2**shift + 1))
+        spread = (spread | spread << np.uint64(shift)) & mask
     return spread
 
 
 def order_by_macro_tile(
     positions: NDArray[np.int32], per_patch: tuple[Fraction, Fraction]
 ) -> NDArray[np.int32]:
-    """Return the positions macro-tile by macro-tile, in raster order within each.
+    """Return the positions by `macro_tile_codes`, in raster order within each macro-tile.
 
-    Macro-tiles are ordered as `macro_tile_codes` numbers them: patches of one block, and of one
-    block and the next, then lie close together and share JPEG tiles.
+    Patches of one block, and of one block and the next, then share JPEG tiles.
     """
     order = np.lexsort((positions[:, 1], positions[:, 0], macro_tile_codes(positions, per_patch)))
     return np.ascontiguousarray(positions[order])

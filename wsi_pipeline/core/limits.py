@@ -89,14 +89,14 @@ def confine(memory_bytes: int) -> None:
     That is address space above the limit, many open files, writing files, and core dumps with
     pixels in them.
     """
-    for kind, value in (
-        (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        lowered = _lower(value, kind)
-        resource.setrlimit(kind, (lowered, lowered))
+    limits = {
+        resource.RLIMIT_AS: memory_bytes,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, value in limits.items():
+        resource.setrlimit(kind, (_lower(value, kind),) * 2)
 
 
 def _lower(value: int, kind: int) -> int:

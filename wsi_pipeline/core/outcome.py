@@ -129,11 +129,9 @@ class RunAccount:
         """Return the account with `failures` in place of earlier outcomes of those slides."""
         found = {failure.slide_id: failure for failure in failures}
         outcomes = tuple(
-            (
-                replace(found[outcome.slide_id], path=outcome.path)
-                if outcome.slide_id in found and outcome.state is not SlideState.FAILED
-                else outcome
-            )
+            replace(found[outcome.slide_id], path=outcome.path)
+            if outcome.slide_id in found and outcome.state is not SlideState.FAILED
+            else outcome
             for outcome in self.outcomes
         )
         return replace(self, outcomes=outcomes)
@@ -147,9 +145,8 @@ class RunAccount:
     @property
     def closing_line(self) -> str:
         """The same as files record it: `in 4 = ok 2 + zero 0 + damaged 1 + failed 1`."""
-        return f"in {len(self.outcomes)} = " + " + ".join(
-            f"{state.value} {self.count(state)}" for state in SlideState
-        )
+        counts = " + ".join(f"{state.value} {self.count(state)}" for state in SlideState)
+        return f"in {len(self.outcomes)} = {counts}"
 
     @property
     def exit_code(self) -> int:
@@ -166,32 +163,23 @@ def describe_counts(counts: Mapping[str, int], noun: str = "slide") -> str:
     """Return numbers by state as people read them; states without any are left out."""
     total = sum(counts.values())
     parts = [f"{count:,} {state}" for state, count in counts.items() if count]
-    return f"{total:,} {noun}{'' if total == 1 else 's'}" + (
-        f": {', '.join(parts)}" if parts else ""
-    )
+    head = f"{total:,} {noun if total == 1 else f'{noun}s'}"
+    return f"{head}: {', '.join(parts)}" if parts else head
 
 
 def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOutcome:
     """Return the outcome of a slide whose work raised `error`; others' errors show their type."""
-    if isinstance(error, OSError) and (fault := machine_fault(path, error)):
-        error = fault
+    if isinstance(error, OSError):
+        error = machine_fault(path, error) or error
     if isinstance(error, MemoryError):
-        error = WsiError(
-            f"{path}: needs more memory than a worker may take; leave it out, or use fewer workers"
-            " or a larger machine"
-        )
+        error = WsiError(f"{path}: needs too much memory; leave it out, or use fewer workers")
     message = str(error) if isinstance(error, WsiError) else f"{type(error).__name__}: {error}"
-    return SlideOutcome(
-        slide_id=slide_id,
-        path=path,
-        state=SlideState.FAILED,
-        message=" ".join(message.split()),
-        is_environment_fault=isinstance(error, EnvironmentFault),
-    )
+    is_fault = isinstance(error, EnvironmentFault)
+    message = " ".join(message.split())
+    return SlideOutcome(slide_id, path, SlideState.FAILED, message, is_environment_fault=is_fault)
 
 
 def find_failures(outcomes: Sequence[SlideOutcome]) -> list[SlideOutcome]:
     """Return the outcomes to look at: failed, or done with unreadable patches."""
-    return [
-        outcome for outcome in outcomes if outcome.state in (SlideState.FAILED, SlideState.DAMAGED)
-    ]
+    states = (SlideState.FAILED, SlideState.DAMAGED)
+    return [outcome for outcome in outcomes if outcome.state in states]

@@ -1,26 +1,27 @@
-"""Progress of a run: the listener that hears of it, and how amounts of time read."""
+"""Progress of a run: its listener, and rates and durations as text."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from wsi_pipeline.core.outcome import SlideOutcome
 
 
 class Listener:
-    """Hears how a run goes on. Its methods do nothing: override those that matter, or give functions by their names."""
+    """Receiver of a run's progress. Its methods do nothing: override some, or give functions."""
 
     def __init__(self, **functions: Callable[..., None]) -> None:
         for name, function in functions.items():
             setattr(self, name, function)
 
     def working_on(self, what: str) -> None:
-        """Take what is being done while there are no figures yet, such as "loading the model"."""
+        """Take what is being done before there are numbers, such as "loading the model"."""
 
     def say(self, line: str) -> None:
         """Take a line to keep: the model, the engine, the split, an epoch."""
 
     def progress(self, line: str, done: float, total: float | None) -> None:
-        """Take the figures of this moment in one line, and how much is done of how much; None: not known yet."""
+        """Take the numbers of this moment as text, and how much is done of how much, if known."""
 
     def slide_ended(self, outcome: SlideOutcome) -> None:
         """Take the outcome of a slide."""
@@ -32,11 +33,7 @@ class Listener:
 def relay(send: Callable[..., None]) -> Listener:
     """Return a listener that passes everything on as `send(method, *values)`."""
     names = ("working_on", "say", "progress", "slide_ended", "epoch_ended")
-
-    def pass_on(name: str) -> Callable[..., None]:
-        return lambda *values: send(name, *values)
-
-    return Listener(**{name: pass_on(name) for name in names})
+    return Listener(**{name: partial(send, name) for name in names})
 
 
 def describe_rate(done: float, total: float, seconds: float, unit: str) -> str:

@@ -18,10 +18,7 @@ def tool_version() -> str:
 
 
 def describe_tool() -> dict[str, Any]:
-    """Return the versions of the tool, Python and packages, without a date.
-
-    The same installation always gives the same answer.
-    """
+    """Return the versions of the tool, Python and packages; no date, so it is always the same."""
     return {
         "tool": TOOL,
         "version": tool_version(),
@@ -45,10 +42,8 @@ def canonical_json(value: Any) -> str:
 
 
 def recipe_digest(recipe: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of everything that decides a product's content, as hex.
-
-    Names of files in it need not be UTF-8.
-    """
+    """Return the SHA-256 of everything that decides a product's content, as hex."""
+    # Names of files in a recipe need not be UTF-8.
     return hashlib.sha256(canonical_json(recipe).encode(errors="surrogateescape")).hexdigest()
 
 

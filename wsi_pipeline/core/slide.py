@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import QUALITY_FLAGS
-from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP, Grid, read_integers, read_ratio
+from wsi_pipeline.core.geometry import (
+    MAX_MPP,
+    MIN_MPP,
+    Grid,
+    block_slice,
+    count_blocks,
+    read_integers,
+    read_ratio,
+)
 
 MAX_LEVELS = 64
 
@@ -38,18 +46,15 @@ class SlideInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Return the slide as JSON values."""
-        return asdict(self) | {
-            "level_downsamples": [str(ratio) for ratio in self.level_downsamples]
-        }
+        return asdict(self) | {"level_downsamples": [*map(str, self.level_downsamples)]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Return the slide that `to_json` wrote. Raises one of `DAMAGES` for anything else."""
-        ratios = value["level_downsamples"][:MAX_LEVELS]
         exact = {
             "size_l0": read_integers(value["size_l0"], 2),
             "bounds_l0": read_integers(value["bounds_l0"], 4),
-            "level_downsamples": tuple(read_ratio(ratio) for ratio in ratios),
+            "level_downsamples": tuple(map(read_ratio, value["level_downsamples"][:MAX_LEVELS])),
         }
         slide = cls(**{**value, **exact})
         texts = (slide.slide_id, slide.path, slide.mpp_source, slide.fingerprint)
@@ -131,28 +136,32 @@ class PatchTable:
         """Number of patches."""
         return len(self.positions)
 
+    @property
+    def blocks(self) -> int:
+        """Number of blocks; the last one may be shorter."""
+        return count_blocks(self.patches, self.block_size)
+
+    def block_slice(self, block: int) -> slice:
+        """Return the patches of block number `block`, counted from 0."""
+        return block_slice(block, self.block_size, self.patches)
+
     def count_flags(self) -> dict[str, int]:
         """Return the number of patches with each flag; empty where quality was not measured."""
         if self.quality is None:
             return {}
         flags = self.quality.flags
-        return {
-            name: int(np.count_nonzero(flags & np.uint8(bit)))
-            for name, bit in QUALITY_FLAGS.items()
-        }
+        return {name: int(np.count_nonzero(flags & bit)) for name, bit in QUALITY_FLAGS.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the arrays as JSON values."""
+        _, downsample, origin_xy_l0 = self.thumbnail
         return {
             "slide": self.slide.to_json(),
             "grid": self.grid.to_json(),
             "block_size": self.block_size,
             "patient_id": self.patient_id,
             "class_names": list(self.class_names),
-            "thumbnail": {
-                "downsample": str(self.thumbnail.downsample),
-                "origin_xy_l0": list(self.thumbnail.origin_xy_l0),
-            },
+            "thumbnail": {"downsample": str(downsample), "origin_xy_l0": list(origin_xy_l0)},
             "has_quality": self.quality is not None,
             "has_tissue": self.tissue is not None,
         }
@@ -174,6 +183,7 @@ class PatchTable:
     def from_json(cls, value: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Return the table that `to_json` and `to_arrays` gave. Raises one of `DAMAGES`."""
         pixels, place = arrays["thumbnail"], value["thumbnail"]
+        origin_xy_l0 = read_integers(place["origin_xy_l0"], 2)
         names = value["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("the names of its classes are not a list of texts")
@@ -181,22 +191,21 @@ class PatchTable:
         if value.get("has_quality"):
             quality = PatchQuality(*(arrays[name] for name in PatchQuality._fields))
         if value.get("has_tissue"):
-            tissue = np.unpackbits(arrays["tissue"], axis=1, count=pixels.shape[1])
+            bits = np.unpackbits(arrays["tissue"], axis=1, count=pixels.shape[1])
+            tissue = bits.astype(np.bool_)
         return cls(
-            slide=SlideInfo.from_json(value["slide"]),
-            grid=Grid.from_json(value["grid"]),
-            positions=arrays["cells"],
-            labels=arrays["labels"],
-            label_fraction=arrays["label_fraction"],
-            tissue_fraction=arrays["tissue_fraction"],
-            thumbnail=Thumbnail(
-                pixels, read_ratio(place["downsample"]), read_integers(place["origin_xy_l0"], 2)
-            ),
+            SlideInfo.from_json(value["slide"]),
+            Grid.from_json(value["grid"]),
+            arrays["cells"],
+            arrays["labels"],
+            arrays["label_fraction"],
+            arrays["tissue_fraction"],
+            Thumbnail(pixels, read_ratio(place["downsample"]), origin_xy_l0),
             block_size=read_integers([value["block_size"]], 1)[0],
             patient_id=str(value["patient_id"]),
             class_names=(names[0], names[1]),
             quality=quality,
-            tissue=None if tissue is None else tissue.astype(np.bool_),
+            tissue=tissue,
         )
 
 

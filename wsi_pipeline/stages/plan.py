@@ -20,8 +20,8 @@ from wsi_pipeline.scheduling import Job
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.selection import FoundSlide
+from wsi_pipeline.store.codecs import CHECKSUM_BYTES
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.layout import CHECKSUM_BYTES
 from wsi_pipeline.store.manifest import Manifest
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.schema import read_table

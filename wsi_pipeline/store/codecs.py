@@ -1,6 +1,7 @@
 """Encodings of a store's pixels: as they are, compressed without loss, or as lossy JPEG."""
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import imagecodecs
@@ -15,10 +16,11 @@ from zarr.registry import register_codec
 
 from wsi_pipeline.core.choices import CODECS
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.store.layout import CHECKSUM_BYTES
 
 ZSTD_LEVEL = 3
 JPEG_CODEC = "wsi.jpeg_patches"
+CHECKSUM_BYTES = 4
+"""The crc32c at the end of every chunk."""
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 ZSTD_HEADER_BYTES = 18
 """Greatest length of a frame's header."""
@@ -55,26 +57,21 @@ class PixelCodec:
 
     def for_zarr(self) -> dict[str, Any]:
         """Return arguments of Zarr's `create_array`; every chunk ends in a crc32c."""
-        if self.name == "zstd":
-            return {"compressors": [ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()]}
-        if self.quality is not None:
-            return {"serializer": JpegPatches(self.quality), "compressors": [Crc32cCodec()]}
-        return {"compressors": [Crc32cCodec()]}
+        compressors = [ZstdCodec(level=ZSTD_LEVEL)] if self.name == "zstd" else []
+        serializer = {} if self.quality is None else {"serializer": JpegPatches(self.quality)}
+        return {**serializer, "compressors": [*compressors, Crc32cCodec()]}
 
     @property
     def zarr_names(self) -> tuple[str, ...]:
         """Names of the codecs in an array's metadata, first to last."""
-        if self.name == "zstd":
-            return ("bytes", "zstd", "crc32c")
-        return ("bytes", "crc32c") if self.name == "none" else (JPEG_CODEC, "crc32c")
+        names = {"none": ("bytes",), "zstd": ("bytes", "zstd"), "jpeg": (JPEG_CODEC,)}
+        return (*names[self.name], "crc32c")
 
     def is_possible_size(self, found: int, plain: int) -> bool:
         """Return True where a chunk of `plain` bytes of pixels may take `found` bytes on disk."""
-        return (
-            found == plain + CHECKSUM_BYTES
-            if self.name == "none"
-            else 0 < found <= plain + plain // 4 + MAX_OVERHEAD_BYTES
-        )
+        if self.name == "none":
+            return found == plain + CHECKSUM_BYTES
+        return 0 < found <= plain + plain // 4 + MAX_OVERHEAD_BYTES
 
 
 def read_zstd_size(header: bytes) -> int | None:
@@ -129,9 +126,8 @@ class JpegPatches(ArrayBytesCodec):
         raise NotImplementedError
 
     async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
-        return chunk_spec.prototype.buffer.from_bytes(
-            encode_patches(chunk_array.as_numpy_array(), self.quality)
-        )
+        content = encode_patches(chunk_array.as_numpy_array(), self.quality)
+        return chunk_spec.prototype.buffer.from_bytes(content)
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         patches = decode_patches(chunk_bytes.to_bytes(), chunk_spec.shape)
@@ -140,14 +136,9 @@ class JpegPatches(ArrayBytesCodec):
 
 def encode_patches(patches: NDArray[np.uint8], quality: int) -> bytes:
     """Encode patches (n, side, side, 3) as one chunk of JPEG streams."""
+    colours: dict[str, Any] = {"colorspace": "RGB", "outcolorspace": "YCBCR", "subsampling": "444"}
     streams = [
-        imagecodecs.jpeg8_encode(
-            np.ascontiguousarray(patch),
-            level=quality,
-            colorspace="RGB",
-            outcolorspace="YCBCR",
-            subsampling="444",
-        )
+        imagecodecs.jpeg8_encode(np.ascontiguousarray(patch), level=quality, **colours)
         for patch in patches
     ]
     return np.array([len(stream) for stream in streams], dtype="<u4").tobytes() + b"".join(streams)
@@ -160,11 +151,9 @@ def decode_patches(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if edges[-1] != len(content):
         raise ValueError(f"streams end at byte {edges[-1]} of {len(content)}")
     patches = np.empty(shape, dtype=np.uint8)
-    for index in range(shape[0]):
+    for index, (start, stop) in enumerate(pairwise(edges.tolist())):
         try:
-            imagecodecs.jpeg8_decode(
-                content[edges[index] : edges[index + 1]], outcolorspace="RGB", out=patches[index]
-            )
+            imagecodecs.jpeg8_decode(content[start:stop], outcolorspace="RGB", out=patches[index])
         except RuntimeError as error:
             raise ValueError(f"patch {index}: {error}") from error
     return patches

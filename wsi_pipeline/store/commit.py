@@ -56,12 +56,8 @@ class Staging:
     @property
     def folder(self) -> Path:
         """Folder of everything that belongs to this product until it is committed."""
-        return (
-            self.target.parent
-            / HIDDEN
-            / "staging"
-            / f"{self.target.name}.{recipe_digest(self.recipe)[:16]}"
-        )
+        name = f"{self.target.name}.{recipe_digest(self.recipe)[:16]}"
+        return self.target.parent / HIDDEN / "staging" / name
 
     @property
     def product(self) -> Path:
@@ -75,19 +71,15 @@ class Staging:
     @property
     def is_prepared(self) -> bool:
         """True where an earlier run prepared this product fully; only blocks may be missing."""
-        return (
-            (self.folder / "prepared").exists()
-            and self.product.is_dir()
-            and not self._holds_replaced_product()
-        )
+        is_there = (self.folder / "prepared").exists() and self.product.is_dir()
+        return is_there and not self._holds_replaced_product()
 
     def _holds_replaced_product(self) -> bool:
         """Return True where the product was published and this folder holds the one it replaced."""
         try:
-            made_from = read_claims(self.product).recipe
+            return without_view(read_claims(self.product).recipe) != self.recipe
         except StoreError:
             return False  # it is not finished yet
-        return {name: entry for name, entry in made_from.items() if name != VIEW} != self.recipe
 
     def begin(self) -> None:
         """Create empty folders, removing the remains of an unprepared attempt."""
@@ -106,37 +98,32 @@ class Staging:
         The chunk and its folders must have been flushed before.
         """
         place = {"file": chunk.relative_to(self.product).as_posix(), "bytes": chunk.stat().st_size}
-        write_file(
-            self._blocks / f"{block}.json", format_json(dict(report) | {"chunk": place}).encode()
-        )
+        content = format_json({**report, "chunk": place}).encode()
+        write_file(self._blocks / f"{block}.json", content)
 
     def block_reports(self) -> dict[int, dict[str, Any]]:
         """Return the reports of finished blocks.
 
         A block whose chunk is missing or of another size is not finished.
         """
-        found = {
-            int(path.stem): self._read_report(path) for path in sorted(self._blocks.glob("*.json"))
-        }
-        return {block: report for block, report in found.items() if report is not None}
+        found = {int(path.stem): self._read_report(path) for path in self._blocks.glob("*.json")}
+        return {block: report for block, report in sorted(found.items()) if report is not None}
 
     def _read_report(self, path: Path) -> dict[str, Any] | None:
         try:
             report: dict[str, Any] = json.loads(path.read_bytes())
             place = report["chunk"]
-            return (
-                report if (self.product / place["file"]).stat().st_size == place["bytes"] else None
-            )
+            size = (self.product / place["file"]).stat().st_size
+            return report if size == place["bytes"] else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def check_complete(self, blocks: int) -> dict[int, dict[str, Any]]:
         """Return the reports of all blocks. Raises EnvironmentFault where one has disappeared."""
         reports = self.block_reports()
-        if len(reports) != blocks:
+        if lost := blocks - len(reports):
             raise EnvironmentFault(
-                f"{self.target}: {blocks - len(reports)} finished blocks have vanished; run the"
-                " same line again"
+                f"{self.target}: {lost} finished blocks have vanished; run the same line again"
             )
         return reports
 
@@ -147,31 +134,29 @@ class Staging:
         _check_replaceable(self.target, kind)
         _sweep(self.product)
         recipe = self.recipe if view is None else {**self.recipe, VIEW: view}
-        manifest = Manifest(kind=kind, recipe=recipe, counts=counts, files=flush_tree(self.product))
+        manifest = Manifest(kind, recipe, counts, flush_tree(self.product))
         write_file(self.product / MANIFEST, manifest_to_json(manifest))
         flush_folder(self.product)
         _publish(self.product, self.target)
-        self._discard_all()
+        for folder in list_staged(self.target):  # of other recipes too: the product's lock is ours
+            shutil.rmtree(folder, ignore_errors=True)
         return manifest
 
     def discard(self) -> None:
         """Remove the staging."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _discard_all(self) -> None:
-        """Remove the stagings of other recipes of the same product, whose lock is ours."""
-        for folder in list_staged(self.target):
-            shutil.rmtree(folder, ignore_errors=True)
+
+def without_view(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a recipe that decide the work, not how it is shown."""
+    return {name: entry for name, entry in recipe.items() if name != VIEW}
 
 
 def list_staged(target: Path) -> list[Path]:
     """Return the stagings of a product, one for every recipe that was started."""
     folders = sorted((target.parent / HIDDEN / "staging").glob("*"))
-    return [
-        folder
-        for folder in folders
-        if (match := STAGED.fullmatch(folder.name)) and match[1] == target.name
-    ]
+    matches = [(folder, STAGED.fullmatch(folder.name)) for folder in folders]
+    return [folder for folder, match in matches if match and match[1] == target.name]
 
 
 def _sweep(product: Path) -> None:
@@ -230,17 +215,18 @@ def check_finished(
     staging: Staging, kind: str, force: bool, inputs: Iterable[Path | None] = ()
 ) -> Manifest | None:
     """Return the same as `find_finished`, changing nothing."""
-    _check_replaceable(staging.target, kind)
-    _spare_inputs(staging.target, inputs)
-    if force or not is_product(staging.target):
+    target = staging.target
+    _check_replaceable(target, kind)
+    for path in inputs:
+        if path is not None and path.resolve().is_relative_to(target.resolve()):
+            raise StoreError(f"{target}: holds {path}, which this work reads; name another place")
+    if force or not is_product(target):
         return None
-    manifest = read_manifest(staging.target)
-    made_from = {name: entry for name, entry in manifest.recipe.items() if name != VIEW}
-    if made_from != staging.recipe:
-        changed = " and ".join(_find_changes(made_from, staging.recipe))
+    manifest = read_manifest(target)
+    if changes := _find_changes(without_view(manifest.recipe), staging.recipe):
         raise StoreError(
-            f"{staging.target}: was made from another {changed}; use --force to replace it, or"
-            " another folder"
+            f"{target}: was made from another {' and '.join(changes)}; use --force to replace it,"
+            " or another folder"
         )
     return manifest
 
@@ -259,30 +245,18 @@ def _find_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = 
 
 def _check_replaceable(target: Path, kind: str) -> None:
     """Raise StoreError where `target` is not a product of this kind, or lies in another product."""
+    remedy = "name another place"
     for folder in target.absolute().parents:
         if (owner := find_kind(folder)) is not None:
-            raise StoreError(
-                f"{target}: lies inside a finished {owner}, {folder}; name another place"
-            )
+            raise StoreError(f"{target}: lies inside a finished {owner}, {folder}; {remedy}")
+    if not target.exists() and target.is_symlink():
+        raise StoreError(f"{target}: is a link to nothing; mount its target, or remove it")
     if not target.exists():
-        if target.is_symlink():
-            raise StoreError(
-                f"{target}: is a link to what is not there; mount that, or remove the link"
-            )
         return
     if not is_product(target):
         if target.is_dir() and not any(target.iterdir()):
             return
-        raise StoreError(
-            f"{target}: exists and was not made by wsi; move it away or name another place"
-        )
+        raise StoreError(f"{target}: exists and was not made by wsi; move it away or {remedy}")
     if not has_damaged_manifest(target) and (found := find_kind(target)) != kind:
         what = "was not made by wsi" if found is None else f"is a {found}, no {kind}"
-        raise StoreError(f"{target}: {what}, and is never replaced by one; name another place")
-
-
-def _spare_inputs(target: Path, inputs: Iterable[Path | None]) -> None:
-    """Raise StoreError where an input of the work lies in the product that would be replaced."""
-    for path in inputs:
-        if path is not None and path.resolve().is_relative_to(target.resolve()):
-            raise StoreError(f"{target}: holds {path}, which this work reads; name another place")
+        raise StoreError(f"{target}: {what}, and is never replaced by one; {remedy}")

@@ -17,12 +17,8 @@ class ReadableStore(Protocol):
     """A patch store, as far as its pixels and labels are read."""
 
     path: Path
-
-    @property
-    def grid(self) -> Grid: ...
-
-    @property
-    def labels(self) -> NDArray[np.int8]: ...
+    grid: Grid
+    labels: NDArray[np.int8]
 
     @property
     def readable(self) -> NDArray[np.bool_]: ...
@@ -78,8 +74,5 @@ class PatchDataset(Dataset[tuple[Any, int]]):
         return {**self.__dict__, "_store": None}
 
     def __repr__(self) -> str:
-        positive = int(np.count_nonzero(self.labels == 1))
-        return (
-            f"PatchDataset({self._path}: {len(self)} patches at {self.mpp:g} µm/px,"
-            f" {positive} positive)"
-        )
+        found = f"{len(self)} patches at {self.mpp:g} µm/px, {(self.labels == 1).sum()} positive"
+        return f"PatchDataset({self._path}: {found})"

@@ -96,19 +96,17 @@ def write_all(stream: FileIO, content: memoryview) -> None:
 
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents. Raises EnvironmentFault where the machine refuses."""
-    attempt = 0
-    while True:
-        attempt += 1
+    for attempt in range(MOST_ATTEMPTS):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return
+            break
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
-                continue  # another process has removed the empty parent meanwhile
-            reason = error.strerror or str(error)
-            raise EnvironmentFault(
-                f"{folder}: cannot be made ({reason}); name a folder that you may write to"
-            ) from error
+            # Not found: another process has removed the empty parent meanwhile.
+            if not isinstance(error, FileNotFoundError) or attempt == MOST_ATTEMPTS - 1:
+                reason = error.strerror or str(error)
+                raise EnvironmentFault(
+                    f"{folder}: cannot be made ({reason}); name a folder that you may write to"
+                ) from error
 
 
 def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:
@@ -154,11 +152,10 @@ def exchange(one: Path, other: Path) -> bool:
     Return False where the system cannot do it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        swap = libc.renameat2
-    except AttributeError:  # a system other than Linux
+    if not hasattr(libc, "renameat2"):  # a system other than Linux
         return False
-    if swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+    names = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other))
+    if libc.renameat2(*names, RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
     if number in CANNOT_EXCHANGE:

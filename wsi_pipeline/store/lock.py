@@ -16,7 +16,7 @@ from wsi_pipeline.store.files import MOST_ATTEMPTS, open_to_append
 
 MAX_OWNER_BYTES = 4096
 """Limit of the line in which a writer names itself, with a margin."""
-STRANGERS = {
+OTHER_KINDS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -108,12 +108,11 @@ def _open_lock(path: Path) -> TextIO:
         return open(open_to_append(path), "a+")  # noqa: PTH123 - a handle, not a path
     except OSError as error:
         with suppress(OSError):
-            mode = path.lstat().st_mode
-            if not stat.S_ISREG(mode):
-                found = STRANGERS.get(stat.S_IFMT(mode), "a device")
-                remedy = "see whose it is, remove it, and run the same line again"
+            kind = stat.S_IFMT(path.lstat().st_mode)
+            if kind != stat.S_IFREG:
                 raise EnvironmentFault(
-                    f"{path}: is {found}, where wsi keeps a lock file; {remedy}"
+                    f"{path}: is {OTHER_KINDS.get(kind, 'a device')}, where wsi keeps a lock file;"
+                    " see whose it is, remove it, and run the same line again"
                 ) from error
         raise
 

@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from wsi_pipeline.core.choices import MANIFEST
-from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.errors import StoreError, damage_error
 from wsi_pipeline.core.json_io import parse_json, read_bounded, read_json
 from wsi_pipeline.core.recipe import TOOL, recipe_digest, tool_version
 from wsi_pipeline.store.files import file_checksum
@@ -61,7 +61,7 @@ def read_manifest(product: Path) -> Manifest:
     manifest = read_claims(product)
     for name in manifest.files:
         if (fault := _size_fault(product, manifest, name)) is not None:
-            raise StoreError(f"{product}: {name} {fault}; make it again with --force")
+            raise damage_error(product, f"{name} {fault}")
     return manifest
 
 
@@ -78,13 +78,12 @@ def read_claims(product: Path) -> Manifest:
         ) from error
     except NewerFormat as error:
         raise StoreError(
-            f"{product}: has a {error}, of another version of wsi, and this one reads"
-            f" {MANIFEST_FORMAT}; update wsi, or make it again"
+            f"{product}: has a {error}, this wsi reads {MANIFEST_FORMAT}; update wsi"
         ) from error
     except OSError as error:
+        reason = error.strerror or error
         raise StoreError(
-            f"{product}: its {MANIFEST} cannot be read ({error.strerror or error}); fix that and"
-            " run the same line again"
+            f"{product}: its {MANIFEST} cannot be read ({reason}); fix that and run again"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
@@ -108,11 +107,8 @@ def find_kind(folder: Path) -> str | None:
     try:
         value = read_json(folder / MANIFEST, MAX_MANIFEST_BYTES)
         kind = value["kind"]
-        return (
-            kind
-            if isinstance(kind, str) and isinstance(value["files"], dict) and "recipe" in value
-            else None
-        )
+        is_manifest = isinstance(value["files"], dict) and "recipe" in value
+        return kind if isinstance(kind, str) and is_manifest else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -156,17 +152,13 @@ def _content_fault(path: Path, digest: str) -> str | None:
 
 def check_files(product: Path, manifest: Manifest, names: Iterable[str]) -> None:
     """Compare the checksums of some files before use. Raises StoreError naming damaged ones."""
-    named = {name: manifest.files.get(name) for name in names}
-    faults = {
-        name: "is not part of it" if entry is None else _content_fault(product / name, entry[1])
-        for name, entry in named.items()
-    }
-    damaged = [f"{name} {fault}" for name, fault in faults.items() if fault is not None]
+    damaged = []
+    for name in names:
+        entry = manifest.files.get(name)
+        fault = _content_fault(product / name, entry[1]) if entry else "is not part of it"
+        damaged += [f"{name} {fault}"] if fault else []
     if damaged:
-        raise StoreError(
-            f"{product}: damaged: {', '.join(damaged[:3])}{' …' if len(damaged) > 3 else ''}; make"
-            " it again with --force"
-        )
+        raise damage_error(product, ", ".join(damaged[:3]) + " …" * (len(damaged) > 3))
 
 
 def check_whole(product: Path) -> Manifest:
@@ -177,10 +169,7 @@ def check_whole(product: Path) -> Manifest:
 
 
 def is_product(path: Path) -> bool:
-    """Return True where a folder has a manifest, or may have one that cannot be seen.
-
-    Such as in a folder of another user.
-    """
+    """Return True where a folder has a manifest, or may have one: a folder of another user."""
     try:
         return stat.S_ISREG(os.stat(path / MANIFEST).st_mode)  # noqa: PTH116 - Path.is_file hides the error
     except PermissionError:
@@ -215,16 +204,10 @@ def manifest_from_json(content: bytes) -> Manifest:
     if content != seal(content.rpartition(SEAL)[0] + END):
         raise ValueError("its checksum does not fit")
     files = {str(name): (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
-    manifest = Manifest(
-        kind=value["kind"], recipe=value["recipe"], counts=value["counts"], files=files
-    )
-    if not (
-        isinstance(manifest.kind, str)
-        and isinstance(manifest.recipe, dict)
-        and isinstance(manifest.counts, dict)
-    ):
+    kind, recipe, counts = value["kind"], value["recipe"], value["counts"]
+    if not (isinstance(kind, str) and isinstance(recipe, dict) and isinstance(counts, dict)):
         raise TypeError("its kind, recipe or counts are missing")
-    return manifest
+    return Manifest(kind, recipe, counts, files)
 
 
 def seal(body: bytes) -> bytes:
@@ -239,15 +222,13 @@ def check_contained(product: Path, names: Iterable[str]) -> None:
     for name in names:
         path = PurePosixPath(name)
         if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-            raise StoreError(
-                f"{product}: names a file outside the product, {name[:80]!r}; do not use it"
-            )
+            shown = repr(name[:80])
+            raise StoreError(f"{product}: names a file outside the product, {shown}; do not use it")
         folders.update(path.parents)
     for folder in sorted(folders, key=lambda path: len(path.parts)):
         if folder.parts and (product / folder).is_symlink():
             raise StoreError(
-                f"{product}: {folder} is a link to somewhere else; copy the product whole, with its"
-                " own files"
+                f"{product}: {folder} is a link to somewhere else; copy the product with its files"
             )
 
 

@@ -11,20 +11,23 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import STORE_SUFFIX
-from wsi_pipeline.core.errors import ConfigError, StoreError
-from wsi_pipeline.core.geometry import Grid, block_slice, count_blocks, positions_to_boxes_l0
+from wsi_pipeline.core.errors import ConfigError, StoreError, damage_error
+from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo
 from wsi_pipeline.store.codecs import ZSTD_HEADER_BYTES, PixelCodec, read_codec, read_zstd_size
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.layout import ArrayLayout, check_layout, check_one_chunk, name_one_chunk
 from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
 from wsi_pipeline.store.schema import check_tables, read_table, write_table
 from wsi_pipeline.store.zarr_io import (
     AS_THEY_ARE,
+    ArrayLayout,
+    check_layout,
+    check_one_chunk,
     chunk_file,
     create_array,
     flush_chunk,
     map_chunk,
+    name_chunk,
     put_array,
     read_rows,
     write_rows,
@@ -44,23 +47,21 @@ def prepare_patch_store(
 ) -> None:
     """Create an empty store for the table's patches."""
     staging.begin()
-    side = table.grid.spec.side_px
     write_table(staging.product, KIND, table, attributes | {"codec": codec.to_json()})
-    shape = (table.patches, side, side, 3)
-    create_array(
-        staging.product, "patches", shape, (table.block_size, side, side, 3), "uint8", codec=codec
-    )
+    layout = _pixel_layout(table, codec)
+    create_array(staging.product, "patches", layout.shape, layout.chunks, layout.dtype, codec=codec)
     staging.mark_prepared()
+
+
+def _pixel_layout(table: PatchTable, codec: PixelCodec) -> ArrayLayout:
+    patch = (table.grid.spec.side_px, table.grid.spec.side_px, 3)
+    shape, chunks = (table.patches, *patch), (table.block_size, *patch)
+    return ArrayLayout("uint8", shape, chunks, codec.zarr_names)
 
 
 def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: PatchBlock) -> int:
     """Write one block and return the number of its unreadable patches."""
-    write_rows(
-        staging.product,
-        "patches",
-        block_slice(block, table.block_size, table.patches),
-        patches.pixels,
-    )
+    write_rows(staging.product, "patches", table.block_slice(block), patches.pixels)
     chunk = flush_chunk(staging.product, "patches", block, dimensions=4)
     unreadable = np.flatnonzero(~patches.readable).tolist()
     report = {
@@ -75,10 +76,8 @@ def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: 
 def finish_patch_store(staging: Staging, table: PatchTable) -> Manifest:
     """Write what the blocks reported and commit the store."""
     readable = np.ones(table.patches, dtype=np.bool_)
-    for block, report in staging.check_complete(
-        count_blocks(table.patches, table.block_size)
-    ).items():
-        readable[block_slice(block, table.block_size, table.patches)][report["unreadable"]] = False
+    for block, report in staging.check_complete(table.blocks).items():
+        readable[table.block_slice(block)][report["unreadable"]] = False
     put_array(staging.product, "readable", readable)
     counts = {
         "patches": table.patches,
@@ -100,18 +99,26 @@ class PatchStore:
         self.path = path
         self.manifest = read_manifest(path)
         self.attributes = check_tables(path, self.manifest, KIND)
-        self.table = read_table(path, self.attributes)
-        if self.manifest.counts.get("patches") != self.table.patches:
-            raise StoreError(
-                f"{path}: damaged: its patches and its manifest disagree; make it again with"
-                " --force"
-            )
+        table = self.table = read_table(path, self.attributes)
+        if self.manifest.counts.get("patches") != table.patches:
+            raise damage_error(path, "its patches and its manifest disagree")
         try:
             self.codec = read_codec(self.attributes)
         except (ConfigError, AttributeError) as error:
-            raise StoreError(
-                f"{path}: its codec is unknown to this version of wsi ({error}); make it again"
-            ) from error
+            raise damage_error(path, f"its codec is unknown ({error})") from error
+        self.slide: SlideInfo = table.slide
+        """The slide from which patches were cut."""
+        self.grid: Grid = table.grid
+        self.positions: NDArray[np.int32] = table.positions
+        """(n, 2) row, col of each patch."""
+        self.labels: NDArray[np.int8] = table.labels
+        """(n,) class of each patch: 0 or 1 (index into `class_names`), -1 where it is not known."""
+        self.class_names: tuple[str, str] = table.class_names
+        self.block_size: int = table.block_size
+        """Patches per block."""
+        self.blocks: int = table.blocks
+        """Number of blocks."""
+        self._layout = _pixel_layout(table, self.codec)
         self._check_pixels()
         self._maps: LRUCache[int, NDArray[np.uint8]] = LRUCache(MAX_MAPS)
         self._mapping = threading.Lock()
@@ -122,46 +129,15 @@ class PatchStore:
 
         Also where a chunk is not in the manifest or too large.
         """
-        patches, side, size = self.table.patches, self.grid.spec.side_px, self.block_size
-        wanted = ArrayLayout(
-            "uint8", (patches, side, side, 3), (size, side, side, 3), self.codec.zarr_names
-        )
-        check_layout(self.path, "patches", wanted)
-        check_one_chunk(self.path, "readable", "bool", (patches,))
-        if patches:
-            check_files(self.path, self.manifest, [name_one_chunk("readable", (patches,))])
+        check_layout(self.path, "patches", self._layout)
+        check_one_chunk(self.path, "readable", "bool", (len(self),))
+        if len(self):
+            check_files(self.path, self.manifest, [name_chunk("readable", 0, 1)])
         for block in range(self.blocks):
-            found = self.manifest.files.get(f"patches/c/{block}/0/0/0")
-            if found is None or not self.codec.is_possible_size(found[0], wanted.chunk_bytes):
-                raise StoreError(
-                    f"{self.path}: damaged: block {block} of its pixels is missing or of another"
-                    " size; make it again"
-                )
-
-    @property
-    def slide(self) -> SlideInfo:
-        """The slide from which patches were cut."""
-        return self.table.slide
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of the patches."""
-        return self.table.grid
-
-    @property
-    def positions(self) -> NDArray[np.int32]:
-        """(n, 2) row, col of each patch."""
-        return self.table.positions
-
-    @property
-    def labels(self) -> NDArray[np.int8]:
-        """(n,) class of each patch: 0 or 1 (index into `class_names`), -1 where it is not known."""
-        return self.table.labels
-
-    @property
-    def class_names(self) -> tuple[str, str]:
-        """Names of the classes 0 and 1."""
-        return self.table.class_names
+            size, _ = self.manifest.files.get(name_chunk("patches", block, 4), (-1, ""))
+            if not self.codec.is_possible_size(size, self._layout.chunk_bytes):
+                fault = f"block {block} of its pixels is missing or of another size"
+                raise damage_error(self.path, fault)
 
     @cached_property
     def coords(self) -> NDArray[np.int64]:
@@ -191,16 +167,6 @@ class PatchStore:
             f" µm/px, {labelled} labelled)"
         )
 
-    @property
-    def block_size(self) -> int:
-        """Patches per block."""
-        return self.table.block_size
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return count_blocks(self.table.patches, self.block_size)
-
     @cached_property
     def readable(self) -> NDArray[np.bool_]:
         """(n,) False where a patch could not be decoded; its pixels are white."""
@@ -209,34 +175,22 @@ class PatchStore:
     def read_block(self, block: int) -> PatchBlock:
         """Return the pixels of one block. Raises StoreError where they were changed."""
         self._check_block(block)
-        rows = block_slice(block, self.block_size, self.table.patches)
-        if self.codec.name == "zstd":
-            self._check_frame(block)
+        rows = self.table.block_slice(block)
         return PatchBlock(read_rows(self.path, "patches", rows), self.readable[rows])
 
-    def _check_frame(self, block: int) -> None:
-        """Raise StoreError where a compressed block would not unpack to the size of its pixels."""
-        side = self.grid.spec.side_px
-        with chunk_file(self.path, "patches", block, 4).open("rb") as stream:
-            declared = read_zstd_size(stream.read(ZSTD_HEADER_BYTES))
-        if declared != self.block_size * side * side * 3:
-            raise StoreError(
-                f"{self.path}: damaged: block {block} does not unpack to its pixels; make it again"
-                " with --force"
-            )
-
     def _check_block(self, block: int) -> None:
-        """Compare the block's chunk with the manifest, once.
+        """Compare a block's chunk with the manifest, and the size that it would unpack to.
 
         Its own checksum does not tell that it is a chunk of another block.
         """
-        if block not in self._checked and self.table.patches:
-            check_files(
-                self.path,
-                self.manifest,
-                [chunk_file(Path(), "patches", block, dimensions=4).as_posix()],
-            )
+        if block not in self._checked and len(self):
+            check_files(self.path, self.manifest, [name_chunk("patches", block, 4)])
             self._checked.add(block)
+        if self.codec.name == "zstd":
+            with chunk_file(self.path, "patches", block, 4).open("rb") as stream:
+                declared = read_zstd_size(stream.read(ZSTD_HEADER_BYTES))
+            if declared != self._layout.chunk_bytes:
+                raise damage_error(self.path, f"block {block} does not unpack to its pixels")
 
     def read_patches(self, numbers: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Return any patches in any order, (b, side, side, 3). Raises StoreError and IndexError.
@@ -246,31 +200,28 @@ class PatchStore:
         Compressed chunks are decoded whole.
         """
         wanted = np.asarray(numbers, dtype=np.int64)
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.table.patches):
-            raise IndexError(f"{self.path}: patches are numbered 0 to {self.table.patches - 1}")
-        side = self.grid.spec.side_px
-        pixels = np.empty((len(wanted), side, side, 3), dtype=np.uint8)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"{self.path}: patches are numbered 0 to {len(self) - 1}")
+        pixels = np.empty((len(wanted), *self._layout.shape[1:]), dtype=np.uint8)
         blocks, rows = np.divmod(wanted, self.block_size)
+        is_plain = self.codec.name == "none"
         for block in np.unique(blocks).tolist():
             members = np.flatnonzero(blocks == block)
-            source = (
-                self._map_block(block)
-                if self.codec.name == "none"
-                else self.read_block(block).pixels
-            )
+            source = self._map_block(block) if is_plain else self.read_block(block).pixels
             pixels[members] = source[rows[members]]
         return pixels
 
     def _map_block(self, block: int) -> NDArray[np.uint8]:
         with self._mapping:
             if block not in self._maps:
-                shape = (self.block_size, self.grid.spec.side_px, self.grid.spec.side_px, 3)
-                self._maps[block] = map_chunk(self.path, "patches", block, shape)
+                chunk = map_chunk(self.path, "patches", block, self._layout.chunks)
+                self._maps[block] = chunk
             return self._maps[block]
 
 
-def find_stores(places: list[Path]) -> list[Path]:
+def find_stores(places: Sequence[Path]) -> list[Path]:
     """Return the stores among `places`, sorted; a folder stands for every store in it."""
+    remedy = "make some with `wsi tile` or `wsi ingest`"
     stores: list[Path] = []
     for place in places:
         if is_product(place) or place.name.endswith(STORE_SUFFIX):
@@ -278,40 +229,38 @@ def find_stores(places: list[Path]) -> list[Path]:
         elif place.is_dir():
             stores += sorted(place.glob(f"*{STORE_SUFFIX}"))
         else:
-            raise StoreError(
-                f"{place}: no such store or folder; make stores with `wsi tile` or `wsi ingest`"
-            )
+            raise StoreError(f"{place}: no such store or folder; {remedy}")
     if not stores:
-        raise StoreError(
-            f"{', '.join(map(str, places))}: no patch stores (*{STORE_SUFFIX}); make some with"
-            " `wsi tile` or `wsi ingest`"
-        )
+        listed = ", ".join(map(str, places))
+        raise StoreError(f"{listed}: no patch stores (*{STORE_SUFFIX}); {remedy}")
     return list({store.resolve(): store for store in stores}.values())
 
 
 def describe_store(store: PatchStore) -> dict[str, str]:
     """Return names and texts that describe a store to a person, from its tables alone."""
     table, spec, counts = store.table, store.grid.spec, store.manifest.counts
+    slide, files = table.slide, store.manifest.files
     labels = np.bincount(table.labels.astype(np.int64) + 1, minlength=3).tolist()
     names = ("unknown", *table.class_names)
     lossy = f", lossy, quality {store.codec.quality}" if store.codec.is_lossy else ""
+    provenance = store.attributes.get("provenance")
+    megabytes = sum(size for size, _ in files.values()) / 1e6
     described = {
         "patches": f"{table.patches}, {counts.get('unreadable', 0)} of them unreadable",
         "patch": f"{spec.side_px} × {spec.side_px} px, every {spec.stride_px} px",
         "scale": f"{spec.mpp:g} µm/px, one patch is {spec.field_um:g} µm wide",
-        "slide": f"{table.slide.slide_id}, {table.slide.size_l0[0]} × {table.slide.size_l0[1]} px",
-        "slide's scale": f"{table.slide.mpp:g} µm/px (from: {table.slide.mpp_source})",
+        "slide": f"{slide.slide_id}, {slide.size_l0[0]} × {slide.size_l0[1]} px",
+        "slide's scale": f"{slide.mpp:g} µm/px (from: {slide.mpp_source})",
         "patient": table.patient_id,
         "grid": f"{store.grid.rows} rows × {store.grid.cols} columns",
         "labels": ", ".join(f"{count} {name}" for count, name in zip(labels, names, strict=True)),
         "tissue": _describe_tissue(table.tissue_fraction) if table.patches else "none",
         "codec": f"{store.codec.name}{lossy}",
         "blocks": f"{store.blocks} of at most {store.block_size} patches",
-        "size": (
-            f"{sum(size for size, _ in store.manifest.files.values()) / 1e6:,.1f} MB in"
-            f" {len(store.manifest.files)} files"
+        "size": f"{megabytes:,.1f} MB in {len(files)} files",
+        "made by": str(
+            (provenance if isinstance(provenance, dict) else {}).get("version", "unknown")
         ),
-        "made by": _describe_maker(store.attributes.get("provenance")),
     }
     if flags := table.count_flags():
         described["flags"] = ", ".join(f"{count} {name}" for name, count in flags.items())
@@ -321,7 +270,3 @@ def describe_store(store: PatchStore) -> dict[str, str]:
 def _describe_tissue(fraction: NDArray[np.float32]) -> str:
     known = fraction[~np.isnan(fraction)]
     return f"{float(known.mean()):.0%} of the patches' area" if len(known) else "not measured"
-
-
-def _describe_maker(provenance: Any) -> str:
-    return str(provenance.get("version", "unknown")) if isinstance(provenance, dict) else "unknown"

@@ -10,14 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import PREDICTIONS
-from wsi_pipeline.core.errors import StoreError
-from wsi_pipeline.core.geometry import block_slice, count_blocks
+from wsi_pipeline.core.errors import StoreError, damage_error
 from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.store.codecs import CHECKSUM_BYTES
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.layout import CHECKSUM_BYTES, ArrayLayout, check_layout
 from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
 from wsi_pipeline.store.schema import check_kind, check_tables, read_table, write_table
-from wsi_pipeline.store.zarr_io import create_array, flush_chunk, read_rows, write_rows
+from wsi_pipeline.store.zarr_io import (
+    ArrayLayout,
+    check_layout,
+    create_array,
+    flush_chunk,
+    name_chunk,
+    read_rows,
+    write_rows,
+)
 
 KIND = "wsi predictions"
 RESULT_KIND = "wsi slide result"
@@ -28,9 +35,7 @@ def prepare_predictions(staging: Staging, table: PatchTable, attributes: dict[st
     staging.begin()
     path = staging.product / PREDICTIONS
     write_table(path, KIND, table, attributes)
-    create_array(
-        path, "probability", (table.patches,), (table.block_size,), "float32", float("nan")
-    )
+    create_array(path, "probability", (table.patches,), (table.block_size,), "float32")
     staging.mark_prepared()
 
 
@@ -43,9 +48,7 @@ def write_prediction_block(
 ) -> None:
     """Write the probabilities (b,) of one block, and its report."""
     path = staging.product / PREDICTIONS
-    write_rows(
-        path, "probability", block_slice(block, table.block_size, table.patches), probability
-    )
+    write_rows(path, "probability", table.block_slice(block), probability)
     staging.mark_block(block, report, flush_chunk(path, "probability", block, dimensions=1))
 
 
@@ -57,29 +60,16 @@ class Predictions:
         self.path = path
         self.attributes = check_kind(path, KIND)
         self.table = read_table(path, self.attributes)
-        rows, block_size = self.table.patches, self.table.block_size
-        check_layout(path, "probability", ArrayLayout("float32", (rows,), (block_size,)))
-        _check_model(path, self.attributes.get("model"))
-
-    @property
-    def threshold(self) -> float:
+        check_layout(path, "probability", _layout(self.table))
+        model = _check_model(path, self.attributes.get("model"))
+        self.threshold = float(model["threshold"])
         """Probability from which on a patch counts as positive."""
-        return float(self.attributes["model"]["threshold"])
-
-    @property
-    def positive_class(self) -> str:
+        self.negative_class: str
+        self.positive_class: str
         """The model's name of the class whose probability it predicts."""
-        return str(self.attributes["model"]["class_names"][1])
-
-    @property
-    def negative_class(self) -> str:
-        """The model's name of the other class."""
-        return str(self.attributes["model"]["class_names"][0])
-
-    @property
-    def model_digest(self) -> str:
+        self.negative_class, self.positive_class = model["class_names"]
+        self.model_digest: str = model["digest"]
         """Digest of the checkpoint that made them."""
-        return str(self.attributes["model"]["digest"])
 
     @cached_property
     def probability(self) -> NDArray[np.float32]:
@@ -87,29 +77,24 @@ class Predictions:
         values = read_rows(self.path, "probability")
         known = values[~np.isnan(values)]
         if values.shape != (self.table.patches,) or ((known < 0) | (known > 1)).any():
-            raise StoreError(
-                f"{self.path}: damaged: probabilities outside 0 to 1; make it again with --force"
-            )
+            raise damage_error(self.path, "probabilities outside 0 to 1")
         return values
 
 
-def _check_model(path: Path, model: Any) -> None:
-    """Raise StoreError where the recorded model lacks a threshold, two classes or a digest."""
-    named = model if isinstance(model, dict) else {}
-    threshold, names = named.get("threshold"), named.get("class_names")
-    is_number = (
-        isinstance(threshold, int | float)
-        and not isinstance(threshold, bool)
-        and 0 <= threshold <= 1
-    )
-    is_named = (
-        isinstance(names, list) and len(names) == 2 and all(isinstance(name, str) for name in names)
-    )
+def _layout(table: PatchTable) -> ArrayLayout:
+    return ArrayLayout("float32", (table.patches,), (table.block_size,))
+
+
+def _check_model(path: Path, model: Any) -> dict[str, Any]:
+    """Return the recorded model. Raises StoreError without threshold, two classes and digest."""
+    named: dict[str, Any] = model if isinstance(model, dict) else {}
+    threshold: Any = named.get("threshold")
+    names = named.get("class_names")
+    is_named = isinstance(names, list) and [type(name) for name in names] == [str, str]
+    is_number = type(threshold) in (int, float) and 0 <= threshold <= 1
     if not (is_number and is_named and isinstance(named.get("digest"), str)):
-        raise StoreError(
-            f"{path}: damaged: does not say which model made it, with which threshold and classes;"
-            " make it again with --force"
-        )
+        raise damage_error(path, "does not say which model made it, its threshold and classes")
+    return named
 
 
 def open_result(folder: Path) -> Predictions:
@@ -125,50 +110,36 @@ def open_result(folder: Path) -> Predictions:
     _check_chunks(folder, manifest, table)
     unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
     if (counts.get("patches"), counts.get("unreadable")) != (table.patches, unreadable):
-        raise StoreError(
-            f"{folder}: damaged: its predictions and its manifest disagree; make it again with"
-            " --force"
-        )
+        raise damage_error(folder, "its predictions and its manifest disagree")
     return predictions
 
 
 def _check_chunks(folder: Path, manifest: Manifest, table: PatchTable) -> None:
     """Raise StoreError where a block of probabilities differs from the manifest."""
-    names = [
-        f"{PREDICTIONS}/probability/c/{block}"
-        for block in range(count_blocks(table.patches, table.block_size))
-    ]
-    wanted = (
-        ArrayLayout("float32", (table.patches,), (table.block_size,)).chunk_bytes + CHECKSUM_BYTES
-    )
-    for block, name in enumerate(names):
-        if manifest.files.get(name, (0, ""))[0] != wanted:
-            raise StoreError(
-                f"{folder}: damaged: block {block} of its predictions is missing or of another"
-                " size; make it again with --force"
-            )
-    check_files(folder, manifest, names)
+    chunks = [name_chunk(f"{PREDICTIONS}/probability", block, 1) for block in range(table.blocks)]
+    wanted = _layout(table).chunk_bytes + CHECKSUM_BYTES
+    for block, chunk in enumerate(chunks):
+        if manifest.files.get(chunk, (0, ""))[0] != wanted:
+            fault = f"block {block} of its predictions is missing or of another size"
+            raise damage_error(folder, fault)
+    check_files(folder, manifest, chunks)
 
 
 def find_results(places: Sequence[Path]) -> list[Path]:
     """Return the finished slide results in folders, sorted, perhaps none.
 
-    Raises StoreError where a place is not a folder.
+    A product that cannot be entered counts as one: opening it gives the error. Raises StoreError
+    where a place is not a folder.
     """
     found: list[Path] = []
     for place in places:
         if not place.is_dir():
             raise StoreError(f"{place}: no such results folder; make one with `wsi infer`")
         candidates = [place] if (place / PREDICTIONS).is_dir() else sorted(place.iterdir())
-        found += [folder for folder in candidates if _is_result(folder)]
+        found += [
+            folder
+            for folder in candidates
+            if is_product(folder)
+            and (not os.access(folder, os.X_OK) or (folder / PREDICTIONS).is_dir())
+        ]
     return found
-
-
-def _is_result(folder: Path) -> bool:
-    """Return True for a slide's results, and for a product that cannot be entered.
-
-    Opening the latter gives the error.
-    """
-    return is_product(folder) and (
-        not os.access(folder, os.X_OK) or (folder / PREDICTIONS).is_dir()
-    )

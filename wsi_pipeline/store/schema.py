@@ -15,17 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import ZARR_JSON
-from wsi_pipeline.core.errors import DAMAGES, StoreError
+from wsi_pipeline.core.errors import DAMAGES, StoreError, damage_error
 from wsi_pipeline.core.geometry import MAX_BLOCK_BYTES, Grid
 from wsi_pipeline.core.slide import PatchQuality, PatchTable
-from wsi_pipeline.store.layout import (
+from wsi_pipeline.store.manifest import Manifest, check_files
+from wsi_pipeline.store.zarr_io import (
     MAX_GROUP_JSON_BYTES,
     check_one_chunk,
-    name_one_chunk,
+    create_group,
+    name_chunk,
+    put_array,
+    read_attributes,
     read_layout,
+    read_rows,
 )
-from wsi_pipeline.store.manifest import Manifest, check_files
-from wsi_pipeline.store.zarr_io import create_group, put_array, read_attributes, read_rows
 
 FORMAT_VERSION = 1
 
@@ -56,11 +59,11 @@ def check_kind(path: Path, kind: str) -> dict[str, Any]:
     if attributes.get("kind") != kind:
         found = str(attributes.get("kind", "something else"))[:80]
         raise StoreError(f"{path}: holds {found!r}, not {kind!r}; give another path")
-    if (found_version := attributes.get("format_version")) != FORMAT_VERSION:
-        is_newer = isinstance(found_version, int) and found_version > FORMAT_VERSION
+    if (version := attributes.get("format_version")) != FORMAT_VERSION:
+        remedy = "update wsi, or " * (isinstance(version, int) and version > FORMAT_VERSION)
         raise StoreError(
-            f"{path}: has format {str(found_version)[:20]}, this version of wsi reads"
-            f" {FORMAT_VERSION}; {'update wsi, or ' if is_newer else ''}make it again"
+            f"{path}: has format {str(version)[:20]}, this version of wsi reads"
+            f" {FORMAT_VERSION}; {remedy}make it again"
         )
     return attributes
 
@@ -70,9 +73,14 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
 
     Raises StoreError where it contradicts itself.
     """
+    shapes = _check_arrays(path, attributes)
     with _damage_named(path):
-        shapes = _check_arrays(path, attributes, Grid.from_json(attributes["grid"]))
-        _check_classes(path, attributes["class_names"])
+        names = attributes["class_names"]
+        if isinstance(names, list) and len(names) > 2:
+            listed = ", ".join(map(str, names))[:120]
+            raise StoreError(
+                f"{path}: has {len(names)} classes ({listed}), and wsi handles two; label it with two"
+            )
         table = PatchTable.from_json(attributes, {name: read_rows(path, name) for name in shapes})
     _check_table(path, table)
     return table
@@ -83,96 +91,62 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGES as error:
-        raise StoreError(
-            f"{path}: its attributes are damaged ({error}); make it again with --force"
-        ) from error
+        raise damage_error(path, f"its attributes are invalid ({error})") from error
 
 
-def list_table_arrays(attributes: Mapping[str, Any]) -> list[str]:
-    """Return the names of the arrays of a group's table."""
-    names = ["cells", *LABEL_ARRAYS, "tissue_fraction", "thumbnail"]
-    names += ["tissue"] if attributes.get("has_tissue") else []
-    return names + (list(PatchQuality._fields) if attributes.get("has_quality") else [])
+def _check_arrays(path: Path, attributes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array of the table, none of them longer than its file.
 
-
-def list_table_files(path: Path, attributes: Mapping[str, Any]) -> list[str]:
-    """Return the files of the table's arrays. Raises StoreError for one of another layout."""
+    Raises StoreError for a table of another layout.
+    """
     with _damage_named(path):
-        shapes = _check_arrays(path, attributes, Grid.from_json(attributes["grid"]))
-    return [name_one_chunk(name, shape) for name, shape in shapes.items() if math.prod(shape)]
-
-
-def _check_arrays(
-    path: Path, attributes: Mapping[str, Any], grid: Grid
-) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every array of the table, none of them longer than its file."""
-    (patches, _), (height, width, _) = (
-        _read_shape(path, name, dimensions) for name, dimensions in (("cells", 2), ("thumbnail", 3))
-    )
-    if patches > grid.rows * grid.cols:
-        raise ValueError(f"{patches} patches on a grid of {grid.rows} × {grid.cols} positions")
+        grid = Grid.from_json(attributes["grid"])
+        (patches, _), (height, width, _) = (
+            read_layout(path, name).shape for name in ("cells", "thumbnail")
+        )
+        if patches > grid.rows * grid.cols:
+            raise ValueError(f"{patches} patches on a grid of {grid.rows} × {grid.cols} positions")
     layouts: dict[str, tuple[str, tuple[int, ...]]] = {
         "cells": ("int32", (patches, 2)),
         "labels": ("int8", (patches,)),
+        "label_fraction": ("float32", (patches,)),
+        "tissue_fraction": ("float32", (patches,)),
         "thumbnail": ("uint8", (height, width, 3)),
-        "tissue": ("uint8", (height, -(-width // 8))),
-        "flags": ("uint8", (patches,)),
     }
-    found = {
-        name: layouts.get(name, ("float32", (patches,))) for name in list_table_arrays(attributes)
-    }
-    for name, (dtype, shape) in found.items():
+    if attributes.get("has_tissue"):
+        layouts["tissue"] = ("uint8", (height, -(-width // 8)))
+    if attributes.get("has_quality"):
+        layouts |= dict.fromkeys(PatchQuality._fields, ("float32", (patches,)))
+        layouts["flags"] = ("uint8", (patches,))
+    for name, (dtype, shape) in layouts.items():
         check_one_chunk(path, name, dtype, shape)
-    return {name: shape for name, (_, shape) in found.items()}
-
-
-def _read_shape(path: Path, name: str, dimensions: int) -> tuple[int, ...]:
-    shape = read_layout(path, name).shape
-    if len(shape) != dimensions:
-        raise ValueError(f"its array {name!r} has the shape {str(shape)[:40]}")
-    return shape
-
-
-def _check_classes(path: Path, names: Any) -> None:
-    if isinstance(names, list) and len(names) > 2:
-        listed = ", ".join(map(str, names))[:120]
-        raise StoreError(
-            f"{path}: has {len(names)} classes ({listed}), and wsi handles two only; label it with"
-            " two"
-        )
+    return {name: shape for name, (_, shape) in layouts.items()}
 
 
 def _check_table(path: Path, table: PatchTable) -> None:
     """Raise StoreError for values that cannot be; shapes and types were checked before."""
-    positions, grid = table.positions, table.grid
-    block_bytes = table.block_size * 3 * grid.spec.side_px**2
+    positions, grid, size = table.positions, table.grid, table.block_size
+    quality = [] if table.quality is None else table.quality[:2]
     faults = {
-        "the block size is not positive": table.block_size < 1,
+        "the block size is not positive": size < 1,
         "its blocks are too large for memory": (
-            table.block_size > 1 and block_bytes > MAX_BLOCK_BYTES
+            size > 1 and size * 3 * grid.spec.side_px**2 > MAX_BLOCK_BYTES
         ),
-        "a label is not one of its classes": (
-            bool(len(positions)) and not -1 <= table.labels.min() <= table.labels.max() <= 1
-        ),
+        "a label is not one of its classes": bool(((table.labels < -1) | (table.labels > 1)).any()),
         "a label fraction lies outside 0 to 1": _has_outsiders(table.label_fraction, 1),
         "a tissue fraction lies outside 0 to 1": _has_outsiders(table.tissue_fraction, 1),
-        "a measure of quality is out of its range": (
-            table.quality is not None
-            and (
-                _has_outsiders(table.quality.pen_fraction, 1)
-                or _has_outsiders(table.quality.sharpness, math.inf)
-            )
+        "a measure of quality is out of its range": any(
+            map(_has_outsiders, quality, (1, math.inf))
         ),
-        "a position lies outside the grid": (
-            bool(len(positions))
-            and bool(positions.min() < 0 or (positions >= [grid.rows, grid.cols]).any())
+        "a position lies outside the grid": bool(
+            ((positions < 0) | (positions >= [grid.rows, grid.cols])).any()
         ),
     }
     for fault, is_so in faults.items():
         if is_so:
-            raise StoreError(f"{path}: damaged: {fault}; make it again with --force")
+            raise damage_error(path, fault)
     if _count_distinct(positions, grid) != len(positions):
-        raise StoreError(f"{path}: damaged: a position occurs twice; make it again with --force")
+        raise damage_error(path, "a position occurs twice")
 
 
 def _has_outsiders(values: NDArray[np.float32], most: float) -> bool:
@@ -199,15 +173,10 @@ def check_tables(product: Path, manifest: Manifest, kind: str, folder: str = "")
     ]
     for name in metadata:
         if manifest.files[name][0] > MAX_GROUP_JSON_BYTES:
-            raise StoreError(
-                f"{product}: damaged: {name} has more than {MAX_GROUP_JSON_BYTES} bytes; make it"
-                " again with --force"
-            )
+            raise damage_error(product, f"{name} has more than {MAX_GROUP_JSON_BYTES} bytes")
     check_files(product, manifest, metadata)
     attributes = check_kind(product / folder, kind)
-    check_files(
-        product,
-        manifest,
-        [f"{prefix}{name}" for name in list_table_files(product / folder, attributes)],
-    )
+    shapes = _check_arrays(product / folder, attributes)
+    chunks = [name_chunk(name, 0, len(shape)) for name, shape in shapes.items() if math.prod(shape)]
+    check_files(product, manifest, [f"{prefix}{chunk}" for chunk in chunks])
     return attributes

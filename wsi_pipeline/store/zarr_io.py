@@ -1,7 +1,14 @@
-"""All access to Zarr: groups of whole-chunk arrays with a checksum in every chunk."""
+"""All access to Zarr: groups of arrays with a checksum in every chunk, checked before use.
 
+A store may come from anyone. Before Zarr, a codec or memory is used, an array's `zarr.json` must
+declare exactly the shape, type, chunks and codecs that we write, and its files must have the length
+that follows from them: memory is then allocated only for data on disk, and only our codecs run.
+"""
+
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +18,22 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from wsi_pipeline.core.errors import StoreError, machine_fault
-from wsi_pipeline.store.codecs import PixelCodec
+from wsi_pipeline.core.choices import ZARR_JSON
+from wsi_pipeline.core.errors import StoreError, damage_error, machine_fault
+from wsi_pipeline.core.json_io import read_json
+from wsi_pipeline.store.codecs import CHECKSUM_BYTES, PixelCodec
 from wsi_pipeline.store.files import flush_file, flush_folder, make_folder, write_all
-from wsi_pipeline.store.layout import CHECKSUM_BYTES, read_group
+from wsi_pipeline.store.manifest import check_contained, size_of_own
 
 AS_THEY_ARE = PixelCodec()
+IMAGE_CHUNK = 1024
+"""Side of an image's chunks in pixels."""
+MAX_ARRAY_JSON_BYTES = 1024 * 1024
+MAX_GROUP_JSON_BYTES = 64 * 1024 * 1024
+"""A group's attributes name every imported file, in some dozen bytes each."""
+ITEM_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int32": 4, "float32": 4}
+"""Bytes per value of the types that our arrays have."""
+MISSING = "not a store of wsi, or parts of it are missing; make it again"
 
 
 @contextmanager
@@ -25,22 +42,13 @@ def zarr_errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:  # zarr's not-found errors are subclasses
-        raise StoreError(
-            f"{path}: not a store of wsi, or parts of it are missing; make it again"
-        ) from error
+        raise StoreError(f"{path}: {MISSING}") from error
     except OSError as error:
-        if fault := machine_fault(path, error):
-            raise fault from error
-        raise StoreError(
+        raise machine_fault(path, error) or StoreError(
             f"{path}: cannot be read or written ({error}); check the disk and its permissions"
         ) from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-    ) as error:  # checksums, broken JSON, wrong shapes
-        raise StoreError(f"{path}: damaged ({error}); make it again with --force") from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:  # checksums, JSON, shapes
+        raise damage_error(path, error) from error
 
 
 def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -55,48 +63,44 @@ def create_array(
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
     dtype: str,
-    fill_value: float = 0,
     codec: PixelCodec = AS_THEY_ARE,
+    dimension_names: tuple[str, ...] | None = None,
 ) -> None:
-    """Create an array of `shape` with a crc32c per chunk, encoded by `codec`."""
+    """Create an array of 0, or NaN, with a crc32c per chunk, encoded by `codec`."""
     with zarr_errors_named(path):
         zarr.open_group(path, mode="r+").create_array(
             name,
             shape=shape,
             chunks=tuple(max(1, extent) for extent in chunks),
             dtype=dtype,
-            fill_value=fill_value,
+            fill_value=float("nan") if dtype.startswith("float") else 0,
             **codec.for_zarr(),
+            dimension_names=dimension_names,
             overwrite=True,  # a killed run may have begun it
         )
 
 
 def put_array(path: Path, name: str, values: NDArray[Any]) -> None:
     """Create an array of one chunk and fill it."""
-    fill_value = float("nan") if values.dtype.kind == "f" else 0
-    create_array(path, name, values.shape, values.shape, values.dtype.name, fill_value)
+    create_array(path, name, values.shape, values.shape, values.dtype.name)
     write_rows(path, name, slice(0, len(values)), values)
-
-
-IMAGE_CHUNK = 1024
-"""Side of an image's chunks in pixels."""
 
 
 def put_image(
     path: Path, name: str, values: NDArray[Any], dimension_names: tuple[str, ...]
 ) -> None:
     """Create an image array for viewers: named dimensions, square chunks, a checksum in each."""
+    chunks = tuple(min(extent, IMAGE_CHUNK) for extent in values.shape)
+    dtype = values.dtype.name
+    create_array(path, name, values.shape, chunks, dtype, dimension_names=dimension_names)
     with zarr_errors_named(path):
-        array = zarr.open_group(path, mode="r+").create_array(
-            name,
-            shape=values.shape,
-            chunks=tuple(min(extent, IMAGE_CHUNK) for extent in values.shape),
-            dtype=values.dtype.name,
-            fill_value=float("nan") if values.dtype.kind == "f" else 0,
-            **AS_THEY_ARE.for_zarr(),
-            dimension_names=dimension_names,
-        )
-        array.with_config({"write_empty_chunks": True})[...] = values
+        _open_to_fill(path, name)[...] = values
+
+
+def _open_to_fill(path: Path, name: str) -> Any:
+    # Without write_empty_chunks Zarr compares every chunk with the fill value first (270 instead of
+    # 2,400 MB/s), and leaves chunks of nothing but the fill value out, as if they were not written.
+    return open_array(path, name, mode="r+").with_config({"write_empty_chunks": True})
 
 
 def write_rows(path: Path, name: str, rows: slice, values: NDArray[Any]) -> None:
@@ -104,20 +108,12 @@ def write_rows(path: Path, name: str, rows: slice, values: NDArray[Any]) -> None
     if not len(values):
         return
     with zarr_errors_named(path):
-        array = open_array(path, name, mode="r+")
-        if (
-            rows.start % array.chunks[0] == 0
-            and len(values) <= array.chunks[0]
-            and _has_plain_chunks(array)
-        ):
-            _write_plain_chunk(
-                chunk_file(path, name, rows.start // array.chunks[0], array.ndim), values, array
-            )
-            return
-        # Without write_empty_chunks Zarr compares every chunk with the fill value first (270
-        # instead of 2,400 MB/s), and leaves chunks of nothing but the fill value out, so that they
-        # would look as if they had not been written.
-        array.with_config({"write_empty_chunks": True})[rows] = values
+        array = _open_to_fill(path, name)
+        block, offset = divmod(rows.start, array.chunks[0])
+        if offset == 0 and len(values) <= array.chunks[0] and _has_plain_chunks(array):
+            _write_plain_chunk(chunk_file(path, name, block, array.ndim), values, array)
+        else:
+            array[rows] = values
 
 
 def _has_plain_chunks(array: Any) -> bool:
@@ -133,9 +129,8 @@ def _has_plain_chunks(array: Any) -> bool:
 def _write_plain_chunk(file: Path, values: NDArray[Any], array: Any) -> None:
     """Write the same bytes as Zarr, without its copy of them: a chunk of patches is 31 MB."""
     values = np.ascontiguousarray(values, dtype=array.dtype)
-    missing = np.full(
-        (array.chunks[0] - len(values), *array.shape[1:]), array.fill_value, dtype=array.dtype
-    )
+    rest = (array.chunks[0] - len(values), *array.shape[1:])
+    missing = np.full(rest, array.fill_value, dtype=array.dtype)
     pieces = [part.reshape(-1).view(np.uint8) for part in (values, missing) if part.size]
     checksum = 0
     make_folder(file.parent)
@@ -146,21 +141,16 @@ def _write_plain_chunk(file: Path, values: NDArray[Any], array: Any) -> None:
         write_all(stream, memoryview(checksum.to_bytes(CHECKSUM_BYTES, "little")))
 
 
-def read_rows(path: Path, name: str, rows: slice | None = None) -> NDArray[Any]:
+def read_rows(path: Path, name: str, rows: slice = slice(None)) -> NDArray[Any]:
     """Return rows of an array, or all of it, after verifying checksums."""
     with zarr_errors_named(path):
-        return np.asarray(open_array(path, name)[slice(None) if rows is None else rows])
+        return np.asarray(open_array(path, name)[rows])
 
 
 def open_array(path: Path, name: str, mode: str = "r") -> Any:
     """Open the Zarr array itself."""
     with zarr_errors_named(path):
         return zarr.open_array(path / name, mode=mode, zarr_format=3)
-
-
-def read_attributes(path: Path) -> dict[str, Any]:
-    """Return the attributes of a group."""
-    return read_group(path)
 
 
 def flush_chunk(path: Path, name: str, block: int, dimensions: int) -> Path:
@@ -174,15 +164,114 @@ def flush_chunk(path: Path, name: str, block: int, dimensions: int) -> Path:
     return chunk
 
 
+def name_chunk(name: str, block: int, dimensions: int) -> str:
+    """Return the file of chunk `block` along axis 0, relative to the array's group."""
+    return "/".join([name, "c", str(block), *["0"] * (dimensions - 1)])
+
+
 def chunk_file(path: Path, name: str, block: int, dimensions: int) -> Path:
     """Return the file of chunk `block` along axis 0."""
-    return path.joinpath(name, "c", str(block), *["0"] * (dimensions - 1))
+    return path / name_chunk(name, block, dimensions)
 
 
 def map_chunk(path: Path, name: str, block: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Map chunk `block` of an uncompressed uint8 array into memory; its checksum is not read."""
     chunk = chunk_file(path, name, block, len(shape))
     with zarr_errors_named(path):
-        if chunk.stat().st_size != int(np.prod(shape)) + CHECKSUM_BYTES:
+        if chunk.stat().st_size != math.prod(shape) + CHECKSUM_BYTES:
             raise ValueError(f"{chunk.name} is of another size than its array's chunks")
         return np.memmap(chunk, dtype=np.uint8, mode="r", shape=shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayLayout:
+    """Layout of an array on disk."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    codecs: tuple[str, ...] = AS_THEY_ARE.zarr_names
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a whole chunk's values."""
+        return math.prod(self.chunks) * ITEM_BYTES[self.dtype]
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Return the attributes of a group. Raises StoreError."""
+    attributes = _read_node(path, "group", MAX_GROUP_JSON_BYTES).get("attributes", {})
+    if not isinstance(attributes, dict):
+        raise damage_error(path, "its attributes are not a table")
+    return attributes
+
+
+def read_layout(path: Path, name: str) -> ArrayLayout:
+    """Return the layout in an array's metadata. Raises StoreError for one that we do not write."""
+    value = _read_node(path / name, "array", MAX_ARRAY_JSON_BYTES)
+    try:
+        grid, keys = value["chunk_grid"], value["chunk_key_encoding"]
+        layout = ArrayLayout(
+            dtype=str(value["data_type"]),
+            shape=_read_extents(value["shape"]),
+            chunks=_read_extents(grid["configuration"]["chunk_shape"]),
+            codecs=tuple(str(codec["name"]) for codec in value["codecs"]),
+        )
+        is_ours = (
+            layout.dtype in ITEM_BYTES
+            and len(layout.shape) == len(layout.chunks)
+            and (grid["name"], keys["name"]) == ("regular", "default")
+            and keys.get("configuration", {}).get("separator", "/") == "/"
+            and not value.get("storage_transformers")
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        fault = f"the metadata of its array {name!r} are invalid ({error})"
+        raise damage_error(path, fault) from error
+    if not is_ours:
+        raise damage_error(path, f"its array {name!r} does not have a layout that wsi writes")
+    return layout
+
+
+def _read_node(path: Path, kind: str, max_bytes: int) -> dict[str, Any]:
+    try:
+        value = read_json(path / ZARR_JSON, max_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(f"{path}: {MISSING}") from error
+    except (OSError, ValueError) as error:
+        raise damage_error(path, error) from error
+    found = value if isinstance(value, dict) else {}
+    if (found.get("node_type"), found.get("zarr_format")) != (kind, 3):
+        raise damage_error(path, f"not a Zarr {kind} of format 3")
+    return found
+
+
+def _read_extents(value: Any) -> tuple[int, ...]:
+    if isinstance(value, list) and all(type(extent) is int and extent >= 0 for extent in value):
+        return tuple(value)
+    raise ValueError("extents must be whole numbers from 0 on")
+
+
+def check_layout(path: Path, name: str, wanted: ArrayLayout) -> None:
+    """Raise StoreError where an array has another layout than `wanted`; no value is read."""
+    found = read_layout(path, name)
+    for what in ("dtype", "shape", "chunks", "codecs"):
+        if getattr(found, what) != getattr(wanted, what):
+            one, other = (_describe(getattr(layout, what)) for layout in (found, wanted))
+            fault = f"its array {name!r} has the {what} {one} instead of {other}"
+            raise damage_error(path, fault)
+
+
+def _describe(value: Any) -> str:
+    return " × ".join(map(str, value))[:120] if isinstance(value, tuple) else str(value)[:40]
+
+
+def check_one_chunk(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """Raise StoreError where a one-chunk array has another layout, or a file of another length."""
+    wanted = ArrayLayout(dtype, shape, tuple(max(1, extent) for extent in shape))
+    check_layout(path, name, wanted)
+    if math.prod(shape) == 0:
+        return
+    chunk = name_chunk(name, 0, len(shape))
+    check_contained(path, [chunk])
+    if size_of_own(path / chunk) != wanted.chunk_bytes + CHECKSUM_BYTES:
+        raise damage_error(path, f"the file of its array {name!r} is not as long as its values")
