@@ -1,4 +1,6 @@
-"""Tests, in folders that mirror the rooms of wsi_pipeline; what they share stands here, beside them."""
+"""Tests, in folders that mirror the rooms of wsi_pipeline; what they share stands here, beside
+them.
+"""
 
 from pathlib import Path
 

@@ -32,7 +32,9 @@ def paint(width: int, height: int, color: tuple[int, int, int] = PINK) -> NDArra
 
 
 def paint_coordinates(width: int, height: int) -> NDArray[np.uint8]:
-    """Every pixel tells where it is: red = x mod 251, green = y mod 251, blue 60 (so that it counts as tissue)."""
+    """Every pixel tells where it is: red = x mod 251, green = y mod 251, blue 60 (so that it counts
+    as tissue).
+    """
     y, x = np.indices((height, width))
     return np.stack([x % 251, y % 251, np.full_like(x, 60)], axis=-1).astype(np.uint8)
 
@@ -151,7 +153,9 @@ def make_store(
 
 
 def make_training_stores(folder: Path, patients: int = 4, patches: int = 24) -> Path:
-    """Stores of patients whose positive patches are dark and whose negative ones are bright: a network learns that at once."""
+    """Stores of patients whose positive patches are dark and whose negative ones are bright: a
+    network learns that at once.
+    """
     for number in range(patients):
         rng = np.random.default_rng(number)
         labels = np.arange(patches) % 2
@@ -181,7 +185,7 @@ def make_checkpoint(
     seed: int = 0,
     architecture: str = SMALL,
 ) -> Checkpoint:
-    """A network with seeded random weights; with `bias`, one whose logit is `bias` for every patch."""
+    """A network with seeded random weights; with `bias`, every patch has that logit."""
     torch.manual_seed(seed)
     weights = build_network(architecture, side_px).state_dict()
     if bias is not None:

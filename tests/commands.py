@@ -1,4 +1,6 @@
-"""Commands and runs as tests start them: in this process, with the plain loop and PyTorch unless a test's fact is about another way."""
+"""Commands and runs as tests start them: in this process, with the plain loop and PyTorch unless a
+test's fact is about another way.
+"""
 
 import os
 import signal
@@ -25,7 +27,9 @@ wsi_cli.progress.PATIENCE_S = 3600.0
 """How fast a machine is changes nothing that a command prints in tests."""
 HERE = Workers(count=0)
 PLAIN = ("--engine", "torch", "--precision", "fp32", "--device", "cpu")
-"""How `wsi infer` computes where a test says nothing else: what it would choose by itself depends on the machine."""
+"""How `wsi infer` computes where a test says nothing else: what it would choose by itself depends
+on the machine.
+"""
 SUMMARY = View(formats=("summary",))
 """The outputs of a run whose pictures nobody looks at."""
 
@@ -47,7 +51,9 @@ def infer(
     listener: Listener | None = None,
     **options: Any,
 ) -> RunAccount:
-    """Infer slides, or stores where the first place is one or a folder of them; `options` are further fields of InferOptions."""
+    """Infer slides, or stores where the first place is one or a folder of them; `options` are
+    further fields of InferOptions.
+    """
     places = [places] if isinstance(places, Path) else places
     found = list_stores(places) if _holds_stores(places[0]) else find_slides(places)
     chosen = plain_options(
@@ -67,7 +73,9 @@ def plain_options(view: View = SUMMARY, **options: Any) -> InferOptions:
 def tile(
     places: Sequence[Path], out: Path, config: TileConfig | None = None, **options: Any
 ) -> RunAccount:
-    """Tile slides in this process, cut as a configuration says; `options` are further fields of TileOptions."""
+    """Tile slides in this process, cut as a configuration says; `options` are further fields of
+    TileOptions.
+    """
     cut = config or TileConfig()
     settings: dict[str, Any] = {
         "workers": 0,

@@ -58,7 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a costly fixture in one process, where the run has several: those of its module, or of the whole run."""
+    """Keep tests that share a costly fixture in one process, where the run has several: those of
+    its module, or of the whole run.
+    """
     for item in items:
         if not isinstance(item, pytest.Function) or item.get_closest_marker("xdist_group"):
             continue
@@ -82,7 +84,9 @@ def find_group(item: pytest.Function) -> str | None:
 def cpu_of_the_run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """With --bf16-unit the CPU claims another unit for bfloat16 than it has, so that what follows from it is tried everywhere."""
+    """With --bf16-unit the CPU claims another unit for bfloat16 than it has, so that what follows
+    from it is tried everywhere.
+    """
     name = request.config.getoption("bf16_unit")
     if name == "real":
         yield
@@ -101,7 +105,9 @@ def cpu_of_the_run(
 
 @pytest.fixture
 def plots_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without plots, which tests/training/test_report_page.py looks at: they take most of the time of a small run."""
+    """Reports without plots, which tests/training/test_report_page.py looks at: they take most of
+    the time of a small run.
+    """
     leave_plots_out(monkeypatch)
 
 
@@ -112,7 +118,9 @@ def leave_plots_out(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real slides and patches, which are not part of the project; WSI_TEST_DATA names another place."""
+    """Real slides and patches, which are not part of the project; WSI_TEST_DATA names another
+    place.
+    """
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real data are not at {SHARED_DATA}; set WSI_TEST_DATA to where they are")
     return SHARED_DATA
@@ -120,7 +128,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def served_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Slides `one` and `two` in `slides`, and what two random models made of them, in `results` and `other`; made once, to be copied."""
+    """Slides `one` and `two` in `slides`, and what two random models made of them, in `results` and
+    `other`; made once, to be copied.
+    """
     from tests.served import make_run
 
     root = tmp_path_factory.mktemp("served")

@@ -25,7 +25,9 @@ def cpu_seconds() -> float:
 
 
 def reap() -> None:
-    """Wait for children that have ended, so that the next test is not charged with those of an earlier one."""
+    """Wait for children that have ended, so that the next test is not charged with those of an
+    earlier one.
+    """
     multiprocessing.active_children()
     subprocess._cleanup()  # type: ignore[attr-defined]
 
@@ -38,7 +40,9 @@ class Cost:
         self.slowest: int = config.getoption("slowest")
         self._started = 0.0
         self._taken = 0.0
-        """CPU seconds of the test that runs, its own fixtures among them; not of their end, which may be that of the whole run."""
+        """CPU seconds of the test that runs, its own fixtures among them; not of their end, which
+        may be that of the whole run.
+        """
         self._shared = 0.0
         """CPU seconds that fixtures of more than one test have taken so far."""
         self._fixtures: list[tuple[str, float]] = []

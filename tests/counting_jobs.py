@@ -1,4 +1,6 @@
-"""Jobs that only count, and a listener that remembers: what the scheduler's contract is held against."""
+"""Jobs that only count, and a listener that remembers: what the scheduler's contract is held
+against.
+"""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -55,7 +55,9 @@ def make_seed(name: str, folder: Path) -> Seed:
 
 
 def mutate(seed: Seed, chance: random.Random) -> bytes:
-    """Mostly one change of a bit, a byte, a word, a field of a tag, or a whole tag, sometimes several, and sometimes the end is cut off."""
+    """Mostly one change of a bit, a byte, a word, a field of a tag, or a whole tag, sometimes
+    several, and sometimes the end is cut off.
+    """
     content = bytearray(seed.content)
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         kind = chance.randrange(6)

@@ -1,4 +1,5 @@
-"""A limited process that opens and plans the slides that it is told, for tests of what they may do to it.
+"""A limited process that opens and plans the slides that it is told, for tests of what they may do
+to it.
 
 It knows nothing of the other tests, whose libraries would take most of the memory that it may have.
 """

@@ -1,4 +1,5 @@
-"""Files that a folder of slides may hold by accident or malice, each with what a run must make of it.
+"""Files that a folder of slides may hold by accident or malice, each with what a run must make of
+it.
 
 All are small and made here. A good one among them is GOOD_PX large, in tiles of 256 px at 0.5
 µm/px, and all tissue: 12 × 10 patches of 50 px. Its tiles are numbered 0 1 2 / 3 4 5; tile 1 lies
@@ -180,7 +181,9 @@ def write_raw(
     pages: Sequence[Mapping[int, tuple[int, Sequence[int]]]],
     following: Mapping[int, int] | None = None,
 ) -> Path:
-    """A TIFF of nothing but tags: {tag: (kind, values)} for each image; `following` names the image after an image, by its number."""
+    """A TIFF of nothing but tags: {tag: (kind, values)} for each image; `following` names the image
+    after an image, by its number.
+    """
     sizes = [2 + 12 * len(page) + 4 for page in pages]
     starts = [8 + sum(sizes[:index]) for index in range(len(pages))]
     extra, end = b"", 8 + sum(sizes)

@@ -1,4 +1,6 @@
-"""Slides that carry a mark in every place where a scanner writes something of a patient, and a search for it in whatever came out."""
+"""Slides that carry a mark in every place where a scanner writes something of a patient, and a
+search for it in whatever came out.
+"""
 
 import base64
 import gzip
@@ -21,12 +23,16 @@ from PIL import Image
 MARK = b"QZMARK"
 """In every text and every associated image of a marked slide."""
 BLUE = (0, 0, 255)
-"""In every associated image too: no tissue and no colour table has it, and JPEG does not take it away."""
+"""In every associated image too: no tissue and no colour table has it, and JPEG does not take it
+away.
+"""
 DATA_URI = re.compile(rb"base64,([A-Za-z0-9+/=]{40,})")
 
 
 def write_marked_slide(path: Path, pixels: NDArray[np.uint8]) -> Path:
-    """An SVS at 0.5 µm/px with thumbnail, label and macro; every property, tag and associated image is marked."""
+    """An SVS at 0.5 µm/px with thumbnail, label and macro; every property, tag and associated image
+    is marked.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = pixels.shape[:2]
     said = "|".join(
@@ -87,7 +93,9 @@ def _picture(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def find_marks(folder: Path, *, mark: bytes = MARK, spared: tuple[Path, ...] = ()) -> list[str]:
-    """Files below a folder (links are not followed) in whose name or content, packed or not, the mark stands."""
+    """Files below a folder (links are not followed) in whose name or content, packed or not, the
+    mark stands.
+    """
     found: list[str] = []
     for path in sorted(folder.rglob("*")):
         if any(path.is_relative_to(place) for place in spared):
@@ -109,7 +117,9 @@ def is_marked(content: bytes, name: str = "", mark: bytes = MARK) -> bool:
 
 
 def unpack(content: bytes, name: str) -> Iterator[bytes]:
-    """Some bytes, and everything that they hold packed in ways that we write; pictures as pixels and as what is written beside them."""
+    """Some bytes, and everything that they hold packed in ways that we write; pictures as pixels
+    and as what is written beside them.
+    """
     yield content
     yield content.decode("utf-16-le", "ignore").encode(errors="ignore")
     if content[:2] == b"\x1f\x8b":

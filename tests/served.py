@@ -71,7 +71,9 @@ def connect(url: str, **headers: str) -> httpx.Client:
 def make_run(
     root: Path, slides: Sequence[str] = ("one", "two"), name: str = "results", seed: int = 0
 ) -> Path:
-    """Slides of 600 × 500 px at 0.5 µm/px in `root/slides`, inferred by a random model into `root/name`: 12 × 10 cells of 25 µm."""
+    """Slides of 600 × 500 px at 0.5 µm/px in `root/slides`, inferred by a random model into
+    `root/name`: 12 × 10 cells of 25 µm.
+    """
     for index, slide in enumerate(slides):
         path = root / "slides" / f"{slide}.tiff"
         if not path.exists():
@@ -95,7 +97,9 @@ def replace_probabilities(
     min_region_mm2: float = 0.0,
     has_tissue: bool = True,
 ) -> None:
-    """Put known probabilities (rows, cols) in the place of a slide's predictions, by the commit rule; NaN leaves a cell out."""
+    """Put known probabilities (rows, cols) in the place of a slide's predictions, by the commit
+    rule; NaN leaves a cell out.
+    """
     from wsi_pipeline.outputs.heatmap import Aggregation, build_heatmap, summarise
     from wsi_pipeline.outputs.result import SlideResult
     from wsi_pipeline.outputs.summary_json import write_summary

@@ -1,4 +1,6 @@
-"""Products as a stranger could send them: changed at will, with manifests that vouch for every change."""
+"""Products as a stranger could send them: changed at will, with manifests that vouch for every
+change.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,7 +22,9 @@ BIG = 10**12
 
 
 def vouch(product: Path) -> None:
-    """Write the manifest anew, as somebody would who knows its format: sizes and checksums of what is there now."""
+    """Write the manifest anew, as somebody would who knows its format: sizes and checksums of what
+    is there now.
+    """
     files = [
         path for path in sorted(product.rglob("*")) if path.is_file() and path.name != MANIFEST
     ]
@@ -32,7 +36,9 @@ def vouch(product: Path) -> None:
 
 
 def _checksum(path: Path) -> str:
-    """Of sparse gigabytes a made-up one: it would take all day, and sizes are what counts at opening."""
+    """Of sparse gigabytes a made-up one: it would take all day, and sizes are what counts at
+    opening.
+    """
     return file_checksum(path) if path.stat().st_size < 10**9 else "0" * 32
 
 

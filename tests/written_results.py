@@ -23,7 +23,8 @@ FORMATS = (
     "ome-tiff",
     "geojson-patches",
 )
-"""All but pictures, which tests/outputs/test_outputs.py opens, and DICOM, which has its own tests."""
+"""All but pictures, which tests/outputs/test_outputs.py opens, and DICOM, which has its own tests.
+"""
 CELLS = [(0, 0), (0, 1), (1, 2), (2, 2), (3, 4), (3, 3)]
 CASES = {
     "mixed": [0.9, 0.1, NAN, 0.6, 0.7, 0.5],

@@ -8,9 +8,9 @@
     for slide in wsi.open_results("results"):
         print(slide)
 
-Paths are `str` or `Path`, one or several. Options are keywords named like those of the commands, with
-the same defaults. Importing this package loads neither torch nor Dask. Scripts whose runs use worker
-processes need the usual `if __name__ == "__main__":` guard.
+Paths are `str` or `Path`, one or several. Options are keywords with the names and defaults of the
+commands' options. Importing this package loads neither torch nor Dask. Scripts whose runs use
+worker processes need the usual `if __name__ == "__main__":` guard.
 """
 
 from collections.abc import Iterable
@@ -93,9 +93,9 @@ def train(
     listener: Listener | None = None,
     **options: Any,
 ) -> "Trained | FoldsResult":
-    """Train a network on labelled stores, split by patient, as `wsi train` does; with `folds`, once per fold.
+    """Train a network on labelled stores, split by patient, as `wsi train` does.
 
-    Raises ConfigError, ModelError or StoreError before any training.
+    With `folds`, train once per fold. Raises ConfigError, ModelError or StoreError before any training.
     """
     from wsi_pipeline.training.config import TrainOptions
     from wsi_pipeline.training.folds import train_stores
@@ -113,7 +113,7 @@ def infer(
     listener: Listener | None = None,
     **options: Any,
 ) -> "RunAccount":
-    """Run a model over slides, or over patch `stores`, and write the results of each, as `wsi infer`.
+    """Run a model over slides, or over patch `stores`, and write their results, as `wsi infer`.
 
     Raises ConfigError or ModelError before anything is written; a slide that fails is an outcome.
     """
@@ -136,7 +136,7 @@ def evaluate(
     compare: Place | None = None,
     **options: Any,
 ) -> "Evaluation":
-    """Compare the predictions in `results` with known labels and write the report, as `wsi evaluate`.
+    """Compare predictions with known labels and write the report, as `wsi evaluate`.
 
     `options` are those of labels, such as `label_map`. Raises LabelError where no slide has labels.
     """
@@ -157,7 +157,7 @@ def evaluate(
 def aggregate(
     results: Place, out: Place | None = None, *, listener: Listener | None = None, **options: Any
 ) -> "RunAccount":
-    """Write the outputs of every slide in `results` again from its probabilities, as `wsi aggregate`.
+    """Write the outputs of every slide again from its probabilities, as `wsi aggregate`.
 
     `options` are those of the command, such as `threshold`, `smooth` or `outputs`.
     """
@@ -173,7 +173,7 @@ def aggregate(
 def open_slide(
     slide: Place, *, slide_mpp: float | None = None, reader: str = "auto"
 ) -> "SlideReader":
-    """Open a slide: its facts are `.info`, its pyramid `.levels`; `.read(level, x, y, width, height)` gives RGB.
+    """Open a slide: `.info`, `.levels`, and `.read(level, x, y, width, height)`, which gives RGB.
 
     Raises SlideError.
     """
@@ -183,7 +183,7 @@ def open_slide(
 
 
 def open_store(store: Place) -> "PatchStore":
-    """Open a patch store: `.labels`, `.coords`, `.read_patches(numbers)`, and `.dataset()` for torch.
+    """Open a patch store: `.labels`, `.coords`, `.read_patches(numbers)`, `.dataset()` for torch.
 
     Raises StoreError where it is incomplete or damaged.
     """
@@ -193,7 +193,7 @@ def open_store(store: Place) -> "PatchStore":
 
 
 def open_results(results: Place) -> "list[Slide]":
-    """Open every finished slide of a results folder: `.summary`, `.heatmap`, `.regions`, `.to_frame()`.
+    """Open the finished slides of a results folder: `.summary`, `.heatmap`, `.to_frame()` of each.
 
     Raises StoreError where there is none, or where one is damaged.
     """

@@ -1,4 +1,6 @@
-"""How the program ends where nobody can see it, and when it is told to, as the system sees it: real processes."""
+"""How the program ends where nobody can see it, and when it is told to, as the system sees it: real
+processes.
+"""
 
 import os
 import pty
@@ -254,7 +256,9 @@ def test_a_server_says_that_it_has_stopped(long_run: tuple[object, ...], tmp_pat
 
 
 def show_on_terminal(*arguments: object) -> tuple[int, list[str]]:
-    """Run a command whose output is a terminal; its exit code, and the lines that stay on the screen."""
+    """Run a command whose output is a terminal; its exit code, and the lines that stay on the
+    screen.
+    """
     ours, theirs = pty.openpty()
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TERM": "xterm", "COLUMNS": "300"}
     line = [sys.executable, "-c", WSI, *map(str, arguments)]
@@ -276,7 +280,9 @@ def show_on_terminal(*arguments: object) -> tuple[int, list[str]]:
 
 
 def draw_screen(written: str) -> list[str]:
-    """The lines that a terminal without colours and of any size shows after all this was written to it."""
+    """The lines that a terminal without colours and of any size shows after all this was written to
+    it.
+    """
     screen, row, col = [""], 0, 0
     for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
         if part == "\r":

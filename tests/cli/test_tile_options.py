@@ -1,4 +1,6 @@
-"""Every option of `wsi tile` changes something, and is recorded; what is refused is refused by name."""
+"""Every option of `wsi tile` changes something, and is recorded; what is refused is refused by
+name.
+"""
 
 import json
 import subprocess
@@ -417,7 +419,8 @@ def test_tiling_needs_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from wsi_cli.main import wsi
-wsi(["tile", {str(tmp_path / "s.tiff")!r}, "-o", {str(tmp_path / "out")!r}, "--mpp", "0.5", "--workers", "0"], standalone_mode=False)
+line = ["tile", {str(tmp_path / "s.tiff")!r}, "-o", {str(tmp_path / "out")!r}]
+wsi([*line, "--mpp", "0.5", "--workers", "0"], standalone_mode=False)
 print("torch" in sys.modules, file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

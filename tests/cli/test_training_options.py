@@ -1,4 +1,6 @@
-"""The options of `wsi train`: each reaches the configuration, contradictions are refused, and a killed command goes on."""
+"""The options of `wsi train`: each reaches the configuration, contradictions are refused, and a
+killed command goes on.
+"""
 
 import contextlib
 import json
@@ -21,13 +23,40 @@ from wsi_pipeline.training.config import TrainConfig, TrainOptions
 pytestmark = pytest.mark.usefixtures("plots_left_out")
 
 CHANGED: dict[str, Any] = {
-    "--arch": "wide_resnet", "--dropout": 0.1, "--head": "dense20", "--batch-norm": None, "--logits": 2, "--init": "he",
-    "--download-weights": None, "--batch-size": 7, "--optimizer": "sgd", "--lr": 0.5, "--head-lr": 0.1, "--schedule": "cosine",
-    "--step-epochs": 3, "--gamma": 0.5, "--momentum": 0.8, "--weight-decay": 0.2, "--l1": 0.1, "--label-smoothing": 0.1,
-    "--class-weights": None, "--sampling": "class", "--clip-norm": 1.0, "--ema": 0.9, "--no-augment": None, "--no-flips": None,
-    "--no-turns": None, "--affine": 1.0, "--brightness": 0.3, "--contrast": 0.3, "--hed": 0.1, "--seed": 4, "--cache": "stores",
-    "--precision": "bf16", "--compile": None,
-}  # fmt: skip
+    "--arch": "wide_resnet",
+    "--dropout": 0.1,
+    "--head": "dense20",
+    "--batch-norm": None,
+    "--logits": 2,
+    "--init": "he",
+    "--download-weights": None,
+    "--batch-size": 7,
+    "--optimizer": "sgd",
+    "--lr": 0.5,
+    "--head-lr": 0.1,
+    "--schedule": "cosine",
+    "--step-epochs": 3,
+    "--gamma": 0.5,
+    "--momentum": 0.8,
+    "--weight-decay": 0.2,
+    "--l1": 0.1,
+    "--label-smoothing": 0.1,
+    "--class-weights": None,
+    "--sampling": "class",
+    "--clip-norm": 1.0,
+    "--ema": 0.9,
+    "--no-augment": None,
+    "--no-flips": None,
+    "--no-turns": None,
+    "--affine": 1.0,
+    "--brightness": 0.3,
+    "--contrast": 0.3,
+    "--hed": 0.1,
+    "--seed": 4,
+    "--cache": "stores",
+    "--precision": "bf16",
+    "--compile": None,
+}
 
 
 def parse(*arguments: object) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Commands run by a process that has everything loaded, with faults of their file operations where they are asked for."""
+"""Commands run by a process that has everything loaded, with faults of their file operations where
+they are asked for.
+"""
 
 import functools
 import json
@@ -59,7 +61,9 @@ class Ended:
 
 @functools.cache
 def build_library() -> Path | None:
-    """The preloaded library, compiled; None where there is no C compiler, or where it cannot be preloaded."""
+    """The preloaded library, compiled; None where there is no C compiler, or where it cannot be
+    preloaded.
+    """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or not sys.platform.startswith("linux"):
         return None
@@ -158,7 +162,7 @@ class Zygote:
 
 @contextmanager
 def open_zygote(scratch: Path) -> Iterator[Zygote]:
-    """A zygote until the end of the block; `scratch` is an empty folder for what the commands say."""
+    """A zygote until the end of the block; `scratch` is an empty folder for the commands' output."""
     scratch.mkdir(parents=True, exist_ok=True)
     environment = os.environ | dict.fromkeys(
         ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"

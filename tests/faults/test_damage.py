@@ -1,4 +1,5 @@
-"""The damage matrix: every file of each kind of product deleted, flipped in one bit, cut short, or swapped with another of its files.
+"""The damage matrix: every file of each kind of product deleted, flipped in one bit, cut short, or
+swapped with another of its files.
 
 `wsi verify` names every one of them, and whatever reads the product refuses it before use.
 """
@@ -72,7 +73,9 @@ def list_files(product: Path) -> list[str]:
 
 
 def choose_partner(product: Path, name: str) -> str:
-    """Another file of other content, of the same size where there is one, so that sizes do not tell."""
+    """Another file of other content, of the same size where there is one, so that sizes do not
+    tell.
+    """
     held = (product / name).read_bytes()
     others = [other for other in list_files(product) if (product / other).read_bytes() != held]
     return min(others, key=lambda other: (abs((product / other).stat().st_size - len(held)), other))
@@ -80,7 +83,9 @@ def choose_partner(product: Path, name: str) -> str:
 
 @contextlib.contextmanager
 def damaged(product: Path, name: str, damage: str, seed: int) -> Iterator[set[str]]:
-    """A product with one file damaged, until the end of the block; the names of those that are not as they were."""
+    """A product with one file damaged, until the end of the block; the names of those that are not
+    as they were.
+    """
     other = choose_partner(product, name)
     kept = {each: (product / each).read_bytes() for each in (name, other)}
     DAMAGES[damage](product / name, product / other, seed)
@@ -94,7 +99,9 @@ def damaged(product: Path, name: str, damage: str, seed: int) -> Iterator[set[st
 def every_damage(
     product: Path, count: Count, only: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[str, set[str]]]:
-    """Every file, damaged in every way, one after the other: what was done, and the names of the damaged files."""
+    """Every file, damaged in every way, one after the other: what was done, and the names of the
+    damaged files.
+    """
     for seed, (name, damage) in enumerate(
         itertools.product(filter(only, list_files(product)), DAMAGES)
     ):
@@ -118,7 +125,9 @@ def count(request: pytest.FixtureRequest) -> Count:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three labelled stores, `stores`; a model trained on them, `model`; its results on them, `results`; and an export."""
+    """Three labelled stores, `stores`; a model trained on them, `model`; its results on them,
+    `results`; and an export.
+    """
     root = tmp_path_factory.mktemp("damage")
     for number in range(3):
         labels = np.arange(12) % 2

@@ -1,4 +1,5 @@
-"""TIFFs whose headers were tampered with: opening and planning them never hangs, never fills the memory, never takes the caller along.
+"""TIFFs whose headers were tampered with: opening and planning them never hangs, never fills the
+memory, never takes the caller along.
 
 A sample is tried by `make test`; 10,000 by `make test-faults`, whose outcomes are printed.
 """

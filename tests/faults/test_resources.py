@@ -1,4 +1,6 @@
-"""What a machine runs out of: room, file handles, shared memory. Each ends in one line that says so, and the same line again goes on."""
+"""What a machine runs out of: room, file handles, shared memory. Each ends in one line that says
+so, and the same line again goes on.
+"""
 
 import contextlib
 import shutil
@@ -21,7 +23,9 @@ OUTPUTS = ("--outputs", "summary,csv")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Path:
-    """Two slides of twelve patches, a model, and what undisturbed runs make of them, `results` and `stores`."""
+    """Two slides of twelve patches, a model, and what undisturbed runs make of them, `results` and
+    `stores`.
+    """
     root = tmp_path_factory.mktemp("resources")
     for number in range(2):
         pixels = np.clip(
@@ -138,7 +142,9 @@ TINY = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
 
 
 def test_worker_processes_need_no_shared_memory(base: Path, zygote: Zygote, tmp_path: Path) -> None:
-    """In a mount name space of its own, where /dev/shm holds 64 kB, and blocks of pixels would not fit."""
+    """In a mount name space of its own, where /dev/shm holds 64 kB, and blocks of pixels would not
+    fit.
+    """
     apart = ("unshare", "--mount", "sh", "-c", TINY, "sh")
     if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("a small /dev/shm needs root, and a machine that lets it be mounted")

@@ -1,4 +1,5 @@
-"""Two thousand slides in one run: memory, open files and temporary files stay as they were after the first few.
+"""Two thousand slides in one run: memory, open files and temporary files stay as they were after
+the first few.
 
 Files are counted in a short run too; memory is measured in the long one (`make test-faults`).
 """
@@ -88,7 +89,9 @@ def look_at(process: int, done: int) -> Sample | None:
 
 
 def measure_growth(samples: Sequence[Sample], slides: int) -> dict[int, float]:
-    """kB per slide of every process that was there for most of the run, by a straight line through its samples."""
+    """kB per slide of every process that was there for most of the run, by a straight line through
+    its samples.
+    """
     late = [sample for sample in samples if sample.slides_done >= WARM]
     growth = {}
     for process in {sample.process for sample in late}:

@@ -1,5 +1,6 @@
-"""Every file operation of the real commands, killed, refused for want of room, or failing: what is under a final name is whole, and the
-same line again ends as if nothing had happened.
+"""Every file operation of the real commands, killed, refused for want of space, or failing.
+
+What is under a final name is whole, and the same line again ends as if nothing had happened.
 
 `make test` takes a sample of the operations, `make test-faults` all of them.
 """
@@ -24,7 +25,9 @@ from tests.faults.workloads import (
 SAMPLE = {"tile": 4, "infer": 2, "aggregate": 3, "train": 1, "store export": 1}
 """Operations per command and kind of fault in the sample."""
 SPARSE = {"infer with every picture": 8, "infer, patches kept": 3, "store export": 4}
-"""Of these commands every so many operations in the whole sweep: most of their operations are those of `infer` and `tile`, or alike."""
+"""Of these commands every so many operations in the whole sweep: most of their operations are those
+of `infer` and `tile`, or alike.
+"""
 SPARSE_READS = 16
 ALL = (*SAMPLE, "infer, patches kept", "infer with every picture")
 ROOM_BYTES = 512 * 1024 * 1024
@@ -32,7 +35,9 @@ ROOM_BYTES = 512 * 1024 * 1024
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[Path]:
-    """A folder in memory where there is room: flushing to disk 300 times a command is no part of what is tested."""
+    """A folder in memory where there is room: flushing to disk 300 times a command is no part of
+    what is tested.
+    """
     memory = Path("/dev/shm")
     is_roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOM_BYTES
     folder = Path(tempfile.mkdtemp(prefix="wsi-faults-", dir=memory if is_roomy else None))

@@ -1,4 +1,6 @@
-"""Several writers at once: one product has one, whoever died lets go, and many over one folder do each slide once."""
+"""Several writers at once: one product has one, whoever died lets go, and many over one folder do
+each slide once.
+"""
 
 import json
 import os
@@ -32,7 +34,9 @@ PROCESSES = 8
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Path:
-    """Fifty slides of six patches, a model, labelled stores; and what one process makes of the slides, `alone`."""
+    """Fifty slides of six patches, a model, labelled stores; and what one process makes of the
+    slides, `alone`.
+    """
     root = tmp_path_factory.mktemp("writers")
     for number in range(SLIDES):
         pixels = np.clip(

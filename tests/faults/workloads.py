@@ -1,4 +1,6 @@
-"""The commands that the fault sweep disturbs, each with what it starts from and what it must end in."""
+"""The commands that the fault sweep disturbs, each with what it starts from and what it must end
+in.
+"""
 
 import csv
 import hashlib
@@ -39,7 +41,9 @@ class Workload:
 
     name: str
     base: Path
-    """Holds `inputs`, what the folder looks like before the command (`start`), and the folder itself (`out`)."""
+    """Holds `inputs`, what the folder looks like before the command (`start`), and the folder
+    itself (`out`).
+    """
     arguments: tuple[object, ...]
     before: tuple[object, ...] = ()
     """The command that makes what this one starts from."""
@@ -55,7 +59,9 @@ class Workload:
         return self.base / "out"
 
     def prepare(self, zygote: Zygote) -> Ended:
-        """Make what the command starts from, and run it once, undisturbed; every operation is listed."""
+        """Make what the command starts from, and run it once, undisturbed; every operation is
+        listed.
+        """
         self.start.mkdir()
         if self.before:
             self.reset()
@@ -156,7 +162,7 @@ def is_told(path: Path) -> bool:
 
 
 def digest_state(folder: Path) -> str:
-    """Names a folder's state: every file and its bytes, whatever process wrote it at whatever time."""
+    """A folder's state: every file and its bytes, whichever process wrote it at whatever time."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = re.sub(
@@ -194,7 +200,9 @@ def find_broken(folder: Path) -> list[str]:
 
 
 def judge(path: Path) -> str | None:
-    """What is wrong with a file that belongs to no product; None where it is whole, or its name says that it is not."""
+    """What is wrong with a file that belongs to no product; None where it is whole, or its name
+    says that it is not.
+    """
     if path.name.startswith("."):
         return None
     try:

@@ -1,4 +1,5 @@
-"""A process that has loaded everything and forks a child for every command, some with faults of their file operations armed.
+"""A process that has loaded everything and forks a child for every command, some with faults of
+their file operations armed.
 
 It reads one JSON object a line (what to run) and answers with one (what came of it). A command so
 costs its own time, not that of loading torch. It is started with the library of `file_faults.c`
@@ -79,7 +80,9 @@ def begin(job: dict[str, Any], faults: ctypes.CDLL | None) -> int:
 
 
 def load(modules: list[str]) -> list[str]:
-    """Import what the first command needed; the names of the threads that this process has then beside its own."""
+    """Import what the first command needed; the names of the threads that this process has then
+    beside its own.
+    """
     for name in modules:
         if name != "__main__":
             with contextlib.suppress(Exception):

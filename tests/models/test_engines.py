@@ -40,7 +40,9 @@ SIDE, BATCH = 12, 4
 
 
 def make_lively(seed: int = 0) -> Checkpoint:
-    """A small residual network whose batch normalisations have statistics, and whose probabilities spread."""
+    """A small residual network whose batch normalisations have statistics, and whose probabilities
+    spread.
+    """
     torch.manual_seed(seed)
     network = build_network("wide_resnet_10_1", SIDE)
     for module in network.modules():
@@ -78,7 +80,9 @@ SETTINGS = [
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=str)
 def opened(request: pytest.FixtureRequest) -> Predictor:
-    """Every engine in every precision that it has on a CPU, at a fixed batch, on a model of 12-px patches."""
+    """Every engine in every precision that it has on a CPU, at a fixed batch, on a model of 12-px
+    patches.
+    """
     return Predictor(make_lively(), request.param, BATCH)
 
 
@@ -477,7 +481,7 @@ def test_a_device_that_holds_not_one_patch_is_the_machines_fault() -> None:
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """An engine `narrow`, which has memory for five patches; gives the sizes that it was asked for."""
+    """An engine `narrow` with memory for five patches; gives the sizes that it was asked for."""
     asked: list[int] = []
 
     def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:

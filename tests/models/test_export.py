@@ -1,4 +1,6 @@
-"""Exports give the checkpoint's probabilities in other programs; model folders of others run where they are trusted."""
+"""Exports give the checkpoint's probabilities in other programs; model folders of others run where
+they are trusted.
+"""
 
 import hashlib
 import json
@@ -39,7 +41,9 @@ def varied() -> np.ndarray:
 
 
 def lively(logits: int = 1, temperature: float = 1.7) -> Checkpoint:
-    """A checkpoint whose probabilities differ from patch to patch: its logits of `varied` have a mean of 0 and a deviation of 2."""
+    """A checkpoint whose probabilities differ from patch to patch: its logits of `varied` have a
+    mean of 0 and a deviation of 2.
+    """
     torch.manual_seed(3)
     plain = make_checkpoint()
     network = build_network("wide_resnet_10_1", 50, NetworkOptions(logits=logits)).eval()
@@ -436,9 +440,14 @@ def test_a_configuration_that_cannot_be_is_refused_by_name(
 
 def test_the_plain_configuration_is_read() -> None:
     value = {
-        "spec_version": "1.0", "architecture": "r", "num_classes": 1, "class_names": ["x"], "patch_size_pixels": 350,
-        "spacing_um_px": 0.25, "transform": [{"name": "ToTensor"}],
-    }  # fmt: skip
+        "spec_version": "1.0",
+        "architecture": "r",
+        "num_classes": 1,
+        "class_names": ["x"],
+        "patch_size_pixels": 350,
+        "spacing_um_px": 0.25,
+        "transform": [{"name": "ToTensor"}],
+    }
     config = parse_zoo_config(value)
     assert (config.spec, config.resized_px, config.normalisation) == (
         PatchSpec(350, 350, 0.25),

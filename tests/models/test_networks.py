@@ -31,7 +31,9 @@ SMALL = [
     for name in NAMES
     if name not in ("wide_resnet_16_4", "wide_resnet_16_8", "wide_resnet_28_10", "wide_resnet50_2")
 ]
-"""Without those that take seconds to train a step of; their code is that of smaller ones, and the test of every name runs them."""
+"""Without those that take seconds to train a step of; their code is that of smaller ones, and the
+test of every name runs them.
+"""
 
 
 def build(name: str, side_px: int = SIDE, **options: object) -> nn.Module:
@@ -172,8 +174,20 @@ def test_idc_cnn_takes_batch_normalisation_and_drops_the_biases_it_cancels() -> 
         for name, _ in build("idc_cnn", batch_norm=True).named_parameters()
         if name.startswith("features")
     ]
-    assert names == [f"features.{i}.{part}" for i, part in ((0, "weight"), (1, "weight"), (1, "bias"), (4, "weight"), (5, "weight"),
-                     (5, "bias"), (8, "weight"), (9, "weight"), (9, "bias"))]  # fmt: skip
+    assert names == [
+        f"features.{i}.{part}"
+        for i, part in (
+            (0, "weight"),
+            (1, "weight"),
+            (1, "bias"),
+            (4, "weight"),
+            (5, "weight"),
+            (5, "bias"),
+            (8, "weight"),
+            (9, "weight"),
+            (9, "bias"),
+        )
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Models that strangers made to harm: refused in one line, before memory is taken, before code is run, and before a slide is opened."""
+"""Models that strangers made to harm: refused in one line, before memory is taken, before code is
+run, and before a slide is opened.
+"""
 
 import io
 import json
@@ -27,7 +29,9 @@ from wsi_pipeline.stages.ingest_layouts import read_stack_table
 
 Send = Callable[[Path], Path]
 MEMORY_LIMIT_MB = 700
-"""What refusing a bomb may take beyond what the libraries take; a network of a billion weights takes 4,000."""
+"""What refusing a bomb may take beyond what the libraries take; a network of a billion weights
+takes 4,000.
+"""
 
 
 def put_header(path: Path, header: bytes, length: int | None = None, data: int = 0) -> Path:
@@ -135,7 +139,8 @@ from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.architectures import outline_network
 def used(name):
-    return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith(name))
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(name))
 outline_network("idc_cnn", 50)
 before = used("VmHWM:")
 for path in sys.argv[1:]:

@@ -29,7 +29,9 @@ PROBABILITY = [0.0, 0.25, NAN, 0.0, 1.0, 0.75]
 
 
 def write_dicom_slide(path: Path) -> Path:
-    """A whole-slide image of 1,000 × 1,000 pixels at 0.3 µm, with everything in it that must not leave; its pixels are left out."""
+    """A whole-slide image of 1,000 × 1,000 pixels at 0.3 µm, with everything in it that must not
+    leave; its pixels are left out.
+    """
     header = Dataset()
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -125,7 +127,9 @@ def test_the_segmentation_is_the_map(folder: Path) -> None:
 
 
 def test_the_segmentation_lies_where_the_marked_patch_is(folder: Path) -> None:
-    """The slide's rows run along x and its columns along y; its first pixel's centre is at 10 mm, 20 mm."""
+    """The slide's rows run along x and its columns along y; its first pixel's centre is at 10 mm,
+    20 mm.
+    """
     segmentation = pydicom.dcmread(folder / "segmentation.dcm")
     origin = segmentation.TotalPixelMatrixOriginSequence[0]
     spacing = (

@@ -1,4 +1,6 @@
-"""What is no number is unreadable and never negative, in every format; every format counts alike; every text is JSON or no formula."""
+"""What is no number is unreadable and never negative, in every format; every format counts alike;
+every text is JSON or no formula.
+"""
 
 import ast
 import base64
@@ -38,7 +40,9 @@ PURPLE, PINK = (90, 40, 110), (225, 120, 190)
 
 
 def make_network_that_overflows() -> Any:
-    """Its first layer turns red above the middle into infinity, and what follows into no number; below, it gives a plain answer."""
+    """Its first layer turns red above the middle into infinity, and what follows into no number;
+    below, it gives a plain answer.
+    """
     checkpoint = make_checkpoint(bias=3.0, architecture="idc_cnn")
     first = checkpoint.weights["features.0.weight"]
     first.fill_(0.0)
@@ -151,7 +155,7 @@ def count_manifest(slide: Path) -> tuple[int, int, int]:
 
 
 def _count_values(values: Any) -> tuple[int, int, int]:
-    """Every cell of this slide holds a patch, so that what has no value is what could not be read."""
+    """Every position of this slide has a patch, so that only unreadable ones have no value."""
     return (
         int(np.count_nonzero(values >= 0.5)),
         int(np.count_nonzero(values < 0.5)),
@@ -160,9 +164,18 @@ def _count_values(values: Any) -> tuple[int, int, int]:
 
 
 COUNTS = [
-    count_csv, count_parquet, count_geojson, count_summary, count_slides_csv, count_slides_parquet, count_predictions, count_zarr,
-    count_tiff, count_report, count_manifest,
-]  # fmt: skip
+    count_csv,
+    count_parquet,
+    count_geojson,
+    count_summary,
+    count_slides_csv,
+    count_slides_parquet,
+    count_predictions,
+    count_zarr,
+    count_tiff,
+    count_report,
+    count_manifest,
+]
 
 
 @pytest.mark.parametrize("count", COUNTS, ids=lambda count: count.__name__)

@@ -1,4 +1,6 @@
-"""Every format is read back by somebody else's reader; all of them agree, and put each patch at the same place."""
+"""Every format is read back by somebody else's reader; all of them agree, and put each patch at the
+same place.
+"""
 
 import gzip
 import json
@@ -280,7 +282,9 @@ def center_in_regions_csv(folder: Path) -> tuple[float, float]:
 
 
 def center_in_ome_zarr(folder: Path) -> tuple[float, float]:
-    """By the metadata as ome-zarr-models reads them: index · scale + translation is the pixel's centre."""
+    """By the metadata as ome-zarr-models reads them: index · scale + translation is the pixel's
+    centre.
+    """
     group = open_group(folder / "heatmap.ome.zarr")
     attributes: Any = Image.from_zarr(group).ome_attributes
     scale, translation = attributes.multiscales[0].datasets[0].coordinateTransformations

@@ -1,4 +1,6 @@
-"""`make audit`: pip-audit over everything that is installed. What it could not look up is no good news, and is said."""
+"""`make audit`: pip-audit over everything that is installed. What it could not look up is no good
+news, and is said.
+"""
 
 import json
 import subprocess
@@ -14,7 +16,9 @@ UNREACHABLE = (
 
 
 def main(command: Sequence[str]) -> int:
-    """Run pip-audit and judge its answer; exit codes: 0 nothing known, 1 known faults, 2 not found out."""
+    """Run pip-audit and judge its answer; exit codes: 0 nothing known, 1 known faults, 2 not found
+    out.
+    """
     answer = subprocess.run(
         [*command, "--format", "json", "--progress-spinner", "off"],
         capture_output=True,
@@ -43,7 +47,9 @@ def main(command: Sequence[str]) -> int:
 
 
 def sort_packages(packages: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """A line for every known fault, and the names of packages that could not be looked up; ours is on no index."""
+    """A line for every known fault, and the names of packages that could not be looked up; ours is
+    on no index.
+    """
     skipped = [
         package["name"]
         for package in packages

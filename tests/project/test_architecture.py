@@ -73,7 +73,9 @@ DOORS: dict[str, set[str]] = {
     "click": set(),
     "rich": set(),
 }
-"""Which rooms of wsi_pipeline may import an outside library; one that is not listed may not be imported at all."""
+"""Which rooms of wsi_pipeline may import an outside library; one that is not listed may not be
+imported at all.
+"""
 
 STATEFUL = {
     "DaskExecutor",
@@ -87,7 +89,9 @@ STATEFUL = {
     "SlideTimes",
     "Batch",
 }
-"""Dataclasses that change while something runs; all others hold what was checked once, where it entered."""
+"""Dataclasses that change while something runs; all others hold what was checked once, where it
+entered.
+"""
 
 STANDARD_CLI_LIBRARIES = {"click", "rich", "rich_click"}
 

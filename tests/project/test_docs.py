@@ -1,4 +1,5 @@
-"""README and docs as their reader would use them: their blocks of code run, their commands and options exist, their pages build.
+"""README and docs as their reader would use them: their blocks of code run, their commands and
+options exist, their pages build.
 
 A block whose first line begins with `# needs` (a GPU, a cluster, somebody's data, a network, time)
 is not run, and its reader is told why; the options of its `wsi` lines are looked at all the same.
@@ -162,7 +163,9 @@ def test_blocks_of_code_run(
 
 
 def run_lines(block: Block) -> None:
-    """Run the block's commands here, one after another: a process for each would spend most of the time loading torch."""
+    """Run the block's commands here, one after another: a process for each would spend most of the
+    time loading torch.
+    """
 
     for line in block.text.replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(line, comments=True) or ["wsi", "--version"]
@@ -195,7 +198,9 @@ def test_commands_stand_in_blocks_that_run() -> None:
 
 
 def find_command(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The command that a line calls, and what it gives it. Raises KeyError where there is no such command."""
+    """The command that a line calls, and what it gives it. Raises KeyError where there is no such
+    command.
+    """
     from wsi_cli.main import wsi
 
     command: click.Command | None = wsi

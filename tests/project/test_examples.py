@@ -38,7 +38,9 @@ def last_number(line: str) -> float:
 
 
 def write_patches(folder: Path, patients: int) -> None:
-    """Twelve patches of each patient in the IDC set's layout; positive ones are violet, negative ones pink."""
+    """Twelve patches of each patient in the IDC set's layout; positive ones are violet, negative
+    ones pink.
+    """
     rng = np.random.default_rng(0)
     for patient in range(patients):
         for index in range(12):
@@ -140,7 +142,7 @@ def test_mnist_is_right_on_95_of_100_held_out_digits(shared_data: Path, tmp_path
 
 
 def write_biopsies(path: Path, rows: int) -> Path:
-    """Benign ones have low grades, malignant ones high grades; every 50th row has a question mark."""
+    """Benign rows have low grades, malignant ones high; every 50th row has a question mark."""
     rng = np.random.default_rng(0)
     lines = []
     for number in range(rows):
@@ -222,7 +224,9 @@ def test_the_wide_resnet_answers_over_rest(tmp_path: Path) -> None:
 
 
 def write_stained_patients(folder: Path, patients: int) -> None:
-    """Every patient has a colour and a class of their own, and the colour says nothing of the class."""
+    """Every patient has a colour and a class of their own, and the colour says nothing of the
+    class.
+    """
     rng = np.random.default_rng(0)
     for patient in range(patients):
         colour, rare = rng.integers(60, 220, 3), patient % 2

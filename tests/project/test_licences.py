@@ -1,4 +1,6 @@
-"""What the project needs at run time is under licences that let everybody use it; and what `make audit` makes of an answer."""
+"""What the project needs at run time is under licences that let everybody use it; and what `make
+audit` makes of an answer.
+"""
 
 import re
 from importlib import metadata
@@ -15,13 +17,31 @@ EXTRAS = ("analysis", "cpu", "dashboard", "dicom", "export", "slurm", "timm")
 
 PERMISSIVE = frozenset(
     {
-        "0bsd", "apache-2.0", "bsd-1-clause", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "cc0-1.0", "isc", "llvm-exception", "mit", "mit-0",
-        "mit-cmu", "psf-2.0", "zlib",
+        "0bsd",
+        "apache-2.0",
+        "bsd-1-clause",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "bsl-1.0",
+        "cc0-1.0",
+        "isc",
+        "llvm-exception",
+        "mit",
+        "mit-0",
+        "mit-cmu",
+        "psf-2.0",
+        "zlib",
         # As older packages put it.
-        "3-clause bsd license", "apache 2.0", "apache software license", "bsd", "bsd 3-clause", "bsd license", "mit license",
+        "3-clause bsd license",
+        "apache 2.0",
+        "apache software license",
+        "bsd",
+        "bsd 3-clause",
+        "bsd license",
+        "mit license",
         "python software foundation license",
     }
-)  # fmt: skip
+)
 
 SPECIAL = {
     "openslide-bin": (
@@ -37,7 +57,9 @@ SPECIAL = {
 """Packages under other licences, and why they may be used."""
 
 PROPRIETARY = re.compile(r"nvidia-[a-z0-9-]+")
-"""Libraries of CUDA, which the ordinary build of torch brings on Linux; NVIDIA lets them be used and handed on unchanged."""
+"""Libraries of CUDA, which the ordinary build of torch brings on Linux; NVIDIA lets them be used
+and handed on unchanged.
+"""
 
 
 def normalise(name: str) -> str:
@@ -59,7 +81,9 @@ def collect(name: str, extras: tuple[str, ...], found: dict[str, set[str]]) -> N
 
 
 def licence_of(name: str) -> str:
-    """What a package says of its licence: the expression where it has one, else its classifiers, else its own words."""
+    """What a package says of its licence: the expression where it has one, else its classifiers,
+    else its own words.
+    """
     said = metadata.metadata(name)
     classifiers = [
         entry.rpartition("::")[2].strip()
@@ -75,7 +99,7 @@ def licence_of(name: str) -> str:
 
 
 def is_permissive(licence: str) -> bool:
-    """Whether every licence in an expression is one of PERMISSIVE; of alternatives, one is enough."""
+    """True if every licence in an expression is in PERMISSIVE; of alternatives, one is enough."""
     parts = [part.strip(" ()") for part in re.split(r"\s+(?:AND|WITH)\s+", licence)]
     return all(
         any(choice.strip(" ()").lower() in PERMISSIVE for choice in re.split(r"\s+OR\s+", part))
@@ -105,10 +129,20 @@ def test_the_special_ones_are_still_needed() -> None:
 @pytest.mark.parametrize(
     "licence",
     [
-        "GPL-3.0-only", "AGPL-3.0-or-later", "LGPL-2.1-only", "GNU General Public License v3 (GPLv3)", "MIT AND GPL-2.0-only",
-        "CC-BY-NC-4.0", "", "UNKNOWN", "LicenseRef-Proprietary", "Apache-2.0 AND (GPL-2.0-only OR LGPL-3.0-only)", "SSPL-1.0", "BUSL-1.1",
+        "GPL-3.0-only",
+        "AGPL-3.0-or-later",
+        "LGPL-2.1-only",
+        "GNU General Public License v3 (GPLv3)",
+        "MIT AND GPL-2.0-only",
+        "CC-BY-NC-4.0",
+        "",
+        "UNKNOWN",
+        "LicenseRef-Proprietary",
+        "Apache-2.0 AND (GPL-2.0-only OR LGPL-3.0-only)",
+        "SSPL-1.0",
+        "BUSL-1.1",
     ],
-)  # fmt: skip
+)
 def test_licences_that_bind_are_found(licence: str) -> None:
     assert not is_permissive(licence)
 

@@ -1,4 +1,6 @@
-"""Nothing is asked of any other machine: sockets that leave the loopback are refused, and none is tried."""
+"""Nothing is asked of any other machine: sockets that leave the loopback are refused, and none is
+tried.
+"""
 
 import json
 import os

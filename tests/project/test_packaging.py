@@ -60,7 +60,9 @@ def test_the_table_of_commands_lists_every_command(page: str) -> None:
 
 
 def test_every_option_in_readme_and_docs_exists() -> None:
-    """Outside blocks of code, which test_docs.py looks at. An option of another program stands in backticks behind that program's name."""
+    """Outside blocks of code, which test_docs.py looks at. An option of another program stands in
+    backticks behind that program's name.
+    """
     from wsi_cli.main import COMMANDS, wsi
 
     known = {

@@ -1,4 +1,6 @@
-"""Runs and engines: which one made a result is known, two never meet in one slide, and a wrong one is found before any slide."""
+"""Runs and engines: which one made a result is known, two never meet in one slide, and a wrong one
+is found before any slide.
+"""
 
 import json
 import threading

@@ -1,4 +1,6 @@
-"""`wsi verify`, `wsi unlock` and `wsi clean`: what is whole, who holds what, and what dead runs leave."""
+"""`wsi verify`, `wsi unlock` and `wsi clean`: what is whole, who holds what, and what dead runs
+leave.
+"""
 
 import errno
 import json

@@ -1,4 +1,6 @@
-"""Whole runs: every slide has one outcome, nothing is done twice, nothing depends on how it was done."""
+"""Whole runs: every slide has one outcome, nothing is done twice, nothing depends on how it was
+done.
+"""
 
 import csv
 import json
@@ -243,7 +245,9 @@ def wait_for_blocks(results: Path, process: subprocess.Popen[bytes], blocks: int
 
 @pytest.fixture(scope="module")
 def quiet_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a slide of 2,070 patches in three blocks, a model, and the results of a run that nobody disturbed."""
+    """A folder with a slide of 2,070 patches in three blocks, a model, and the results of a run
+    that nobody disturbed.
+    """
     folder = tmp_path_factory.mktemp("quiet")
     write_slide(folder / "slides" / "s.tiff", tissue(2300, 2250))
     infer(
@@ -326,7 +330,9 @@ def test_two_runs_into_one_folder_do_not_disturb_each_other(
 
 
 def evaluate_setup(tmp_path: Path) -> Path:
-    """Two slides of 2 × 2 patches, left half dark; a model that calls everything positive with probability 0.73."""
+    """Two slides of 2 × 2 patches, left half dark; a model that calls everything positive with
+    probability 0.73.
+    """
     for name in ("a_mosaic", "b"):
         write_slide(tmp_path / "slides" / f"{name}.tiff", tissue(100, 100, seed=len(name)), mpp=8.0)
     model = write_model(tmp_path / "m.safetensors", make_checkpoint(mpp=8.0, bias=1.0))

@@ -49,7 +49,9 @@ def output_of(*arguments: object, exit_code: int = 0) -> str:
 
 @dataclass
 class Watcher:
-    """Names of all files that come and go below some folders, and the command lines of all our children, while it watches."""
+    """Names of all files that come and go below some folders, and the command lines of all our
+    children, while it watches.
+    """
 
     folders: tuple[Path, ...]
     seen: set[str] = field(default_factory=set)
@@ -121,7 +123,9 @@ def draw_labels(path: Path) -> None:
 
 
 def make_inputs(root: Path) -> None:
-    """Slides in a folder that is called like a patient, one of them broken; labels, masks, a table of scales, ready-cut patches."""
+    """Slides in a folder that is called like a patient, one of them broken; labels, masks, a table
+    of scales, ready-cut patches.
+    """
     folder = root / "QZMARKfolder"
     for seed, name in enumerate(SLIDES):
         write_marked_slide(folder / f"{name}.svs", tissue(400, 300, seed))
@@ -431,7 +435,9 @@ def test_a_second_run_finds_everything_done(chain: Chain) -> None:
 def test_without_pseudonyms_metadata_and_folders_stay_out_of_pages_events_and_answers(
     tmp_path: Path,
 ) -> None:
-    """Names of files are slide ids then, as documented; everything else that a slide says of a patient stays in it."""
+    """Names of files are slide ids then, as documented; everything else that a slide says of a
+    patient stays in it.
+    """
     write_marked_slide(tmp_path / "QZFOLDER" / "s1.svs", tissue(400, 300))
     model, results = (
         write_model(tmp_path / "m.safetensors", make_checkpoint()),

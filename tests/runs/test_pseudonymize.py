@@ -1,4 +1,4 @@
-"""`wsi pseudonymize`: a private folder of links under keyed names, which other commands can read."""
+"""`wsi pseudonymize`: a private folder of links under keyed names for the other commands."""
 
 import csv
 import json

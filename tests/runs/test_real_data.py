@@ -222,7 +222,9 @@ def test_broken_files_are_named(name: str, fault: str, shared_data: Path) -> Non
 def test_slides_labelled_by_regions_train_like_the_patches_they_came_from(
     ingested: tuple[IngestAccount, Path], shared_data: Path, tmp_path: Path
 ) -> None:
-    """Labels of 8863 and 8865 → joined GeoJSON → cut from the slides and labelled by it: the same labels, the same weights."""
+    """Labels of 8863 and 8865 → joined GeoJSON → cut from the slides and labelled by it: the same
+    labels, the same weights.
+    """
     import torch
 
     from wsi_pipeline.labels.geojson import write_labels_geojson

@@ -1,4 +1,6 @@
-"""No slide takes more memory than it may: neither in worker processes nor in the process that the user started."""
+"""No slide takes more memory than it may: neither in worker processes nor in the process that the
+user started.
+"""
 
 import resource
 import subprocess

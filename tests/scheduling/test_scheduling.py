@@ -61,7 +61,9 @@ def test_a_failing_job_does_not_stop_the_others(pool: WorkerPool, tmp_path: Path
 
 
 def test_a_crew_does_other_jobs_after_one_failed(pool: WorkerPool, tmp_path: Path) -> None:
-    """Numbers of jobs begin at 0 each time: what is ignored of the first list must not be ignored of the second."""
+    """Numbers of jobs begin at 0 each time: what is ignored of the first list must not be ignored
+    of the second.
+    """
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -132,9 +134,7 @@ def test_our_cluster_listens_on_the_loopback_only_and_lists_no_tasks() -> None:
 
 
 @pytest.mark.system
-def test_the_dashboard_is_there_when_asked_for_and_only_on_the_loopback_also_where_its_port_is_taken() -> (
-    None
-):
+def test_the_dashboard_is_on_the_loopback_only_also_where_its_port_is_taken() -> None:
     from wsi_pipeline.scheduling.clusters import DASHBOARD_PORT, connect
 
     with socket.socket() as taken:
@@ -194,7 +194,9 @@ def read_allocator() -> dict[str, str | None]:
 
 @pytest.mark.system
 def test_workers_keep_the_memory_that_a_network_will_want_again() -> None:
-    """Dask's own setting hands every freed layer back to the kernel, which makes PyTorch take twice as long."""
+    """Dask's own setting hands every freed layer back to the kernel, which makes PyTorch take twice
+    as long.
+    """
     from wsi_pipeline.scheduling.clusters import connect
 
     with connect(Workers(count=1)) as executor:

@@ -1,4 +1,4 @@
-"""A real Slurm of one node, started for the test, runs the workers of `wsi infer --cluster slurm`."""
+"""A real Slurm of one node, started for the test, runs workers of `wsi infer --cluster slurm`."""
 
 import os
 import shutil

@@ -1,4 +1,6 @@
-"""Workers that die, hang, stop or lose their scheduler: what they had is done elsewhere, and nothing is lost, doubled or moved."""
+"""Workers that die, hang, stop or lose their scheduler: what they had is done elsewhere, and
+nothing is lost, doubled or moved.
+"""
 
 import os
 import random
@@ -75,7 +77,9 @@ def test_what_a_stopped_worker_had_is_done_by_another(tmp_path: Path) -> None:
 
 @contextmanager
 def running_cluster(tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """A scheduler and a worker of their own; the file with its address, and the scheduler's process."""
+    """A scheduler and a worker of their own; the file with its address, and the scheduler's
+    process.
+    """
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -141,7 +145,8 @@ def test_a_scheduler_that_is_killed_is_the_machines_fault_and_the_rest_is_done_b
 SLIDES = 40
 KILL_EVERY_S = 2.0
 MOST_KILLS = 8
-"""A process takes several seconds to start, so that kills without end would leave nobody to work."""
+"""A process takes several seconds to start, so that kills without end would leave nobody to work.
+"""
 
 
 def infer(slides: Path, model: Path, results: Path, workers: int) -> subprocess.Popen[bytes]:

@@ -1,4 +1,6 @@
-"""REST over a real server on a real socket: what is answered, what is refused, and what never gets out."""
+"""REST over a real server on a real socket: what is answered, what is refused, and what never gets
+out.
+"""
 
 import contextlib
 import hashlib
@@ -308,7 +310,7 @@ def test_the_api_describes_itself_without_a_network(client: httpx.Client) -> Non
 
 
 # -- predictions
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_sent_patch_has_the_probability_that_infer_gave_it(
@@ -370,7 +372,7 @@ def test_what_the_model_cannot_take_is_refused_with_a_reason(
 
 
 # -- limits
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_an_oversize_upload_is_refused_by_its_length(client: httpx.Client) -> None:
@@ -619,7 +621,7 @@ def test_a_model_of_others_is_not_served_untrusted(
 
 
 # -- who may ask
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 TRAVERSAL = [
     "..",
@@ -887,7 +889,7 @@ def test_neither_label_nor_macro_image_nor_raw_metadata_is_served(
 
 
 # -- jobs
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -929,6 +931,12 @@ def test_a_job_that_fails_says_so_by_an_id(client: httpx.Client, root: Path) -> 
     (root / "slides" / "broken.svs").unlink()
 
 
+def start_job(client: httpx.Client, slide_id: str) -> str:
+    """Start a job and return its place."""
+    answer = client.post("/api/v1/jobs", json={"slide_id": slide_id}).json()
+    return f"/api/v1/jobs/{answer['job_id']}"
+
+
 def test_a_running_job_is_cancelled_and_the_next_one_goes_on(
     add_slide: Callable[[str, NDArray[np.uint8]], Path],
     server: tuple[str, Services],
@@ -950,11 +958,11 @@ def test_a_running_job_is_cancelled_and_the_next_one_goes_on(
 
     monkeypatch.setattr(InferenceJob, "progress", progress)
     with connect(server[0]) as client:
-        place = f"/api/v1/jobs/{client.post('/api/v1/jobs', json={'slide_id': 'four'}).json()['job_id']}"
+        place = start_job(client, "four")
         wait_until(lambda: client.get(place).json()["state"] == "cancelled", 60)
         assert len(blocks) == 1  # 40 × 30 cells are two blocks; the second was never begun
         assert client.get("/api/v1/slides/four/summary").status_code == 404
-        again = f"/api/v1/jobs/{client.post('/api/v1/jobs', json={'slide_id': 'four'}).json()['job_id']}"
+        again = start_job(client, "four")
         wait_until(lambda: client.get(again).json()["state"] == "done", 60)
         assert client.get(again).json()["patches_total"] == 1200 - blocks[0]
 

@@ -1,4 +1,6 @@
-"""The pages in a real browser: what a person does, and that nothing is fetched from elsewhere and nothing fails."""
+"""The pages in a real browser: what a person does, and that nothing is fetched from elsewhere and
+nothing fails.
+"""
 
 import os
 import re
@@ -38,7 +40,9 @@ PATIENCE_MS = 60_000
 
 
 def known_map() -> np.ndarray:
-    """12 × 10 cells of 0.025 mm: eight at or above 0.5, four at or above 0.7, one at or above 0.92; one not assessed."""
+    """12 × 10 cells of 0.025 mm: eight at or above 0.5, four at or above 0.7, one at or above 0.92;
+    one not assessed.
+    """
     probability = np.full((10, 12), 0.1, dtype=np.float32)
     probability[1:3, 1:3] = 0.6  # mean · area 2.4
     probability[6, 5:8] = 0.9  # 2.7: the strongest region
@@ -127,7 +131,9 @@ def set_slider(page: Page, name: str, value: float) -> None:
 
 
 def wait_for(page: Page, expression: str) -> None:
-    """Wait until a script's expression is true; Playwright's own way polls with eval, which the content policy forbids."""
+    """Wait until a script's expression is true; Playwright's own way polls with eval, which the
+    content policy forbids.
+    """
     wait_until(lambda: page.evaluate(expression), PATIENCE_MS / 1000)
 
 
@@ -263,7 +269,8 @@ def test_tiles_are_drawn_where_the_slide_has_them(
     shown = np.array(
         page.evaluate(
             """(() => { const [px, py] = viewer.views[0].toScreen(200, 210).map(Math.round);
-            return [...viewer.views[0].canvas.getContext('2d').getImageData(px, py, 60, 60).data]; })()"""
+            const context = viewer.views[0].canvas.getContext('2d');
+            return [...context.getImageData(px, py, 60, 60).data]; })()"""
         )
     ).reshape(60, 60, 4)[..., :3]
     pixels = read_level0(server[1].settings.slides / "one.tiff").astype(int)  # type: ignore[operator]

@@ -1,4 +1,6 @@
-"""Damaged results and broken requests: each is refused by itself, its neighbours go on, and nobody fills the log."""
+"""Damaged results and broken requests: each is refused by itself, its neighbours go on, and nobody
+fills the log.
+"""
 
 import io
 import json
@@ -322,7 +324,7 @@ def test_what_a_request_says_in_halves_of_characters_is_answered(client: httpx.C
 
 
 # -- pictures
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def encode_mode(mode: str, form: str = "PNG") -> bytes:

@@ -171,8 +171,15 @@ def test_names_are_those_that_products_on_disk_carry() -> None:
         "d/a\nb.svs",
     ]
     assert name_slides([Path("/x") / name for name in names]) == [
-        "_rf-e439de39", "S-37b20089", "s-72cb9ec5", "s-c4e11a15", "run.json_-bf81e89c", "a b", "café", "a_b-b727a5a3",
-    ]  # fmt: skip
+        "_rf-e439de39",
+        "S-37b20089",
+        "s-72cb9ec5",
+        "s-c4e11a15",
+        "run.json_-bf81e89c",
+        "a b",
+        "café",
+        "a_b-b727a5a3",
+    ]
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:

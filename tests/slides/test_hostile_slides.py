@@ -1,4 +1,6 @@
-"""Broken, lying and strangely named files: each comes to its own end, and its neighbours notice nothing."""
+"""Broken, lying and strangely named files: each comes to its own end, and its neighbours notice
+nothing.
+"""
 
 import csv
 import json

@@ -121,7 +121,9 @@ def test_an_empty_block(tmp_path: Path) -> None:
 
 
 def test_patches_come_in_any_order_that_is_asked_for(tmp_path: Path) -> None:
-    """Also from a reader that copies runs of neighbours: a gallery asks for cells by their probability."""
+    """Also from a reader that copies runs of neighbours: a gallery asks for cells by their
+    probability.
+    """
     pixels = paint_noise(600, 600)
     grid = Grid(PatchSpec(50, 50, 0.5), 12, 12, Fraction(1))
     positions = np.random.default_rng(1).permutation(all_positions(grid))[:40]

@@ -1,4 +1,6 @@
-"""Every reader keeps the same contract; the plain-image reader is the one that the others are held against."""
+"""Every reader keeps the same contract; the plain-image reader is the one that the others are held
+against.
+"""
 
 import os
 from pathlib import Path

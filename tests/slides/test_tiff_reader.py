@@ -1,4 +1,6 @@
-"""Tiles decoded directly are, pixel for pixel, what OpenSlide gives; what cannot be is left to OpenSlide, and counted."""
+"""Tiles decoded directly are, pixel for pixel, what OpenSlide gives; what cannot be is left to
+OpenSlide, and counted.
+"""
 
 from contextlib import suppress
 from fractions import Fraction

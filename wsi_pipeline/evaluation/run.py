@@ -70,25 +70,18 @@ class Compared:
     comparison: Comparison
 
     def __str__(self) -> str:
+        pair = self.comparison
         lines = [
-            (
-                f"{self.one} (one) against {self.other} (other): {self.comparison.patches} patches of"
-                f" {self.comparison.patients} patients on {self.slides} slides paired, {self.left_out}"
-                " labelled patches left out"
-            ),
+            f"{self.one} (one) against {self.other} (other): {pair.patches} patches of"
+            f" {pair.patients} patients on {self.slides} slides paired, {self.left_out} labelled"
+            " patches left out",
             f"  {'':<28}{'one':>8}{'other':>8}{'one − other':>13}   95 % interval",
         ]
-        for item in self.comparison.differences:
-            ends = (
-                "–"
-                if item.interval is None
-                else f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
-            )
+        for item in pair.differences:
+            low_high = item.interval and f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
             difference = "–" if item.difference is None else f"{item.difference:+.3f}"
-            lines.append(
-                f"  {METRIC_NAMES[item.metric]:<28}{show_metric(item.one):>8}{show_metric(item.other):>8}{difference:>13}"
-                f"   {ends}"
-            )
+            values = f"{show_metric(item.one):>8}{show_metric(item.other):>8}{difference:>13}"
+            lines.append(f"  {METRIC_NAMES[item.metric]:<28}{values}   {low_high or '–'}")
         return "\n".join(lines)
 
 

@@ -90,7 +90,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Options of `wsi train`, named like the command's; `wsi lr-find` takes those that concern it."""
+    """Options of `wsi train`, named like the command's; `wsi lr-find` has most of them."""
 
     epochs: int = 20
     patience: int = 5

@@ -1,4 +1,6 @@
-"""Put on the path of a process and of all its children: no socket of theirs leaves this machine, and each that tries is written down."""
+"""Put on the path of a process and of all its children: no socket of theirs leaves this machine,
+and each that tries is written down.
+"""
 
 import os
 import sys
