@@ -95,7 +95,7 @@ def train(
 ) -> "Trained | FoldsResult":
     """Train a network on labelled stores, split by patient, as `wsi train` does.
 
-    With `folds`, train once per fold. Raises ConfigError, ModelError or StoreError before any training.
+    With `folds`, train once per fold. Raises ConfigError, ModelError or StoreError.
     """
     from wsi_pipeline.training.config import TrainOptions
     from wsi_pipeline.training.folds import train_stores

@@ -162,7 +162,7 @@ class Zygote:
 
 @contextmanager
 def open_zygote(scratch: Path) -> Iterator[Zygote]:
-    """A zygote until the end of the block; `scratch` is an empty folder for the commands' output."""
+    """A zygote until the end of the block; `scratch` is an empty folder for output."""
     scratch.mkdir(parents=True, exist_ok=True)
     environment = os.environ | dict.fromkeys(
         ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"

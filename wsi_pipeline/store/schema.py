@@ -79,7 +79,7 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
         if isinstance(names, list) and len(names) > 2:
             listed = ", ".join(map(str, names))[:120]
             raise StoreError(
-                f"{path}: has {len(names)} classes ({listed}), and wsi handles two; label it with two"
+                f"{path}: has {len(names)} classes ({listed}); wsi handles two: label it with two"
             )
         table = PatchTable.from_json(attributes, {name: read_rows(path, name) for name in shapes})
     _check_table(path, table)

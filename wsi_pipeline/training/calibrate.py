@@ -52,7 +52,7 @@ def fit_temperature(labels: Labels, logits: Floats) -> float:
 
 
 def apply_temperature(logits: Floats, temperature: float) -> Floats:
-    """Return probabilities (n,) of uncalibrated logits (n,), the predictor's to the last bit but one."""
+    """Return probabilities (n,) of logits (n,), equal to the predictor's but for the last bit."""
     # In float64: torch's float32 can give equal logits different last bits, which breaks ties.
     return np.asarray(expit(logits.astype(np.float64) / temperature), dtype=np.float32)
 
