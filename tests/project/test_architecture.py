@@ -82,7 +82,6 @@ STATEFUL = {
     "PlainLoop",
     "_Active",
     "FitHistory",
-    "EpochPace",
     "Pace",
     "EventLog",
     "InferenceJob",

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.builders import make_patches, make_store, make_table
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import (
     LabelledPatches,
     MemoryPixels,
@@ -79,7 +80,7 @@ def test_class_weights_give_both_classes_the_same_sum() -> None:
 
 def test_an_unknown_sampling_is_refused() -> None:
     with pytest.raises(ConfigError, match="shuffle, class, patient, class-patient"):
-        sample_epoch("best", np.zeros(2, dtype=np.int8), np.array(["a", "b"]), draws())
+        TrainConfig(sampling="best")
 
 
 def two_stores(folder: Path) -> tuple[LabelledPatches, np.ndarray]:

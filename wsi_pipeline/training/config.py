@@ -17,7 +17,7 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.slides.selection import read_sheet
 from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
-from wsi_pipeline.training.optimise import Optimisation, Schedule
+from wsi_pipeline.training.optimise import Optimisation, Schedule, check_choice
 from wsi_pipeline.training.split import SplitChoice, read_split_file
 
 MAX_SEED = 2**63
@@ -75,16 +75,12 @@ class TrainConfig:
             ("precision", (AUTO, *PRECISIONS)),
             ("cache", CACHES),
         ):
-            if getattr(self, name) not in table:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; choose one of {', '.join(table)}"
-                )
+            check_choice(name, getattr(self, name), table)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings that decide the weights, as they are recorded."""
-        value = asdict(self)
-        for name in ("device", "cache", "is_compiled"):
-            del value[name]
+        left_out = ("device", "cache", "is_compiled")
+        value = {name: value for name, value in asdict(self).items() if name not in left_out}
         return value | {"network": self.network.to_json()}
 
 
@@ -180,7 +176,6 @@ class TrainOptions:
         changes = ("flips", "turns", "affine", "brightness", "contrast", "hed")
         penalties = ("weight_decay", "l1", "label_smoothing", "class_weights", "clip_norm", "ema")
         same = ("epochs", "patience", "stop_on", "batch_size", "sampling", "precision", "seed")
-        augmentation = Augmentation(**self._take(*changes)) if self.augment else NO_AUGMENTATION
         return TrainConfig(
             architecture=self.arch,
             network=NetworkOptions(self.dropout, self.head, self.batch_norm, self.logits),
@@ -194,7 +189,7 @@ class TrainOptions:
                 **self._take(*penalties),
             ),
             schedule=Schedule(self.schedule, step_epochs=self.step_epochs, gamma=self.gamma),
-            augmentation=augmentation,
+            augmentation=Augmentation(**self._take(*changes)) if self.augment else NO_AUGMENTATION,
             is_compiled=self.compile,
             **self._take(*same, "cache", "devices", "device"),
         )
@@ -207,20 +202,14 @@ class TrainOptions:
         """How the patients are split. Raises ConfigError."""
         if self.split_file is not None:
             lists = read_split_file(self.split_file)
-            return SplitChoice(
-                lists.val, self.val_fraction, lists.test, lists.train, ignores_absent=True
-            )
-        val, test = tuple(self.val_patients), tuple(self.test_patients)
+            named = (lists.val, self.val_fraction, lists.test, lists.train)
+            return SplitChoice(*named, ignores_absent=True)
         if self.sheet is not None:
             rows = read_sheet(self.sheet)
             val, test = (
                 tuple(sorted({row.patient_id for row in rows if row.split == part}))
                 for part in ("val", "test")
             )
-        return SplitChoice(
-            val,
-            self.val_fraction,
-            test,
-            ignores_absent=self.sheet is not None,
-            is_random=self.i_know_this_leaks,
-        )
+            return SplitChoice(val, self.val_fraction, test, ignores_absent=True)
+        val, test = tuple(self.val_patients), tuple(self.test_patients)
+        return SplitChoice(val, self.val_fraction, test, is_random=self.i_know_this_leaks)

@@ -1,6 +1,6 @@
 """Labelled patches of many stores, their pixels, and the order in which an epoch shows them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,28 +11,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_pipeline.core.choices import CACHES, SAMPLINGS, SCALE_TOLERANCE
+from wsi_pipeline.core.choices import SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.zarr_io import read_rows
+from wsi_pipeline.training.metrics import Labels, Names
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that pixels may take."""
 BUFFER_BYTES = 2**30
 """Pixels held at once when they are read from the stores."""
 READ_THREADS = 2
+COMMON: tuple[tuple[str, str, Callable[[PatchStore], Any]], ...] = (
+    ("patch size", " px", lambda store: store.grid.spec.side_px),
+    ("stride", " px", lambda store: store.grid.spec.stride_px),
+    ("pair of classes", "", lambda store: store.table.class_names),
+)
+"""Properties that all stores of a training share: name, unit, value."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledPatches:
     """Patches of known class; their pixels stay in the stores until they are read."""
 
-    labels: NDArray[np.int8]
+    labels: Labels
     """(n,) 0 negative, 1 positive."""
-    patients: NDArray[np.str_]
-    """(n,)"""
+    patients: Names
     places: NDArray[np.int64]
     """(n, 2) index into `paths`, index within that store."""
     spec: PatchSpec
@@ -67,7 +73,7 @@ def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
     _check_alike(stores)
     digests = tuple(check_whole(store.path).content_digest for store in stores)
     chosen = [_choose_in_raster_order(store) for store in stores]
-    counts = [len(indices) for indices in chosen]
+    counts = list(map(len, chosen))
     if not any(counts):
         raise ConfigError(
             f"none of the {len(stores)} stores has a labelled patch; make labelled ones with `wsi"
@@ -92,30 +98,21 @@ def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
 
 def _choose_in_raster_order(store: PatchStore) -> NDArray[np.intp]:
     """Return the indices of usable patches by row and column, independent of their order there."""
-    usable = np.flatnonzero((store.table.labels >= 0) & store.readable)
-    positions = store.positions[usable]
-    return usable[np.lexsort((positions[:, 1], positions[:, 0]))]
+    usable = np.flatnonzero((store.labels >= 0) & store.readable)
+    return usable[np.lexsort(store.positions[usable].T[::-1])]
 
 
 def _check_alike(stores: Sequence[PatchStore]) -> None:
+    """Raise ConfigError where stores differ in patches or classes, or hold the same slide."""
     first = stores[0]
     for store in stores[1:]:
-        one, other = first.grid.spec, store.grid.spec
-        if one.side_px != other.side_px:
-            raise ConfigError(
-                f"{store.path}: patches of {other.side_px} px, {first.path} has {one.side_px} px;"
-                " train on stores of one patch size"
-            )
-        if one.stride_px != other.stride_px:
-            raise ConfigError(
-                f"{store.path}: patches every {other.stride_px} px, {first.path} has them every"
-                f" {one.stride_px} px; train on stores of one stride"
-            )
-        if first.table.class_names != store.table.class_names:
-            raise ConfigError(
-                f"{store.path}: classes {store.table.class_names}, {first.path} has"
-                f" {first.table.class_names}; train on stores of the same classes"
-            )
+        for what, unit, pick in COMMON:
+            value, wanted = pick(store), pick(first)
+            if value != wanted:
+                raise ConfigError(
+                    f"{store.path}: {what} {value}{unit}, {first.path} has {wanted}{unit}; train on"
+                    f" stores of one {what}"
+                )
     finest, coarsest = (pick(stores, key=lambda store: store.grid.spec.mpp) for pick in (min, max))
     low, high = finest.grid.spec.mpp, coarsest.grid.spec.mpp
     if high - low > SCALE_TOLERANCE * low:
@@ -123,13 +120,8 @@ def _check_alike(stores: Sequence[PatchStore]) -> None:
             f"{coarsest.path}: patches at {high:g} µm/px, {finest.path} has {low:g} µm/px; train on"
             " stores of one scale"
         )
-    _check_distinct(stores)
-
-
-def _check_distinct(stores: Sequence[PatchStore]) -> None:
-    """Raise ConfigError where a slide occurs twice: it would count double, or leak in the split."""
     seen: dict[str, PatchStore] = {}
-    for store in stores:
+    for store in stores:  # a slide that occurs twice would count double, or leak in the split
         twin = seen.setdefault(store.slide.fingerprint, store)
         if twin is not store:
             raise ConfigError(
@@ -148,12 +140,10 @@ def read_pixels(patches: LabelledPatches, members: NDArray[np.intp]) -> NDArray[
     for number in np.unique(places[:, 0]):
         store = PatchStore(patches.paths[number])
         wanted = np.flatnonzero(places[:, 0] == number)
-        inside = places[wanted, 1]
-        for block in np.unique(inside // store.block_size):
-            here = inside // store.block_size == block
-            pixels[wanted[here]] = store.read_block(int(block)).pixels[
-                inside[here] - block * store.block_size
-            ]
+        blocks, rows = np.divmod(places[wanted, 1], store.block_size)
+        for block in np.unique(blocks).tolist():
+            here = blocks == block
+            pixels[wanted[here]] = store.read_block(block).pixels[rows[here]]
     return pixels
 
 
@@ -237,9 +227,7 @@ class StorePixels:
         pool = ThreadPoolExecutor(READ_THREADS, "read")
         try:
             for number, batch in enumerate(batches):
-                while len(held) < 2 * self._blocks_together or not all(
-                    block in held for block in needed[number]
-                ):
+                while len(held) < 2 * self._blocks_together or not held.keys() >= {*needed[number]}:
                     block = next(coming, None)
                     if block is None:
                         break
@@ -253,13 +241,12 @@ class StorePixels:
 
     def _read(self, block: int) -> NDArray[np.uint8]:
         store, start = int(self._blocks[block, 0]), int(self._starts[block])
+        rows = slice(start, start + int(self._sizes[store]))
         # PatchStore would read the whole table; blocks come in random order from many stores.
-        return read_rows(
-            self._paths[store], "patches", slice(start, start + int(self._sizes[store]))
-        )
+        return read_rows(self._paths[store], "patches", rows)
 
     def _gather(
-        self, batch: NDArray[np.int64], held: dict[int, "Future[NDArray[np.uint8]]"]
+        self, batch: NDArray[np.int64], held: dict[int, Future[NDArray[np.uint8]]]
     ) -> Tensor:
         blocks = self._block_of[batch]
         rows = self._places[batch, 1] - self._starts[blocks]
@@ -279,8 +266,6 @@ def choose_cache(
     `auto` takes the device where half of its free memory is enough, else main memory likewise, else
     the stores. `copies` is how many processes of this machine each hold the pixels.
     """
-    if wanted not in CACHES:
-        raise ConfigError(f"{wanted}: unknown cache; choose one of {', '.join(CACHES)}")
     if wanted != "auto":
         return wanted
     total = len(patches) * patches.patch_bytes
@@ -301,9 +286,8 @@ def open_pixels(
     numbers = patches.places[members, 0]
     for number in np.unique(numbers):  # one store at a time: a GPU's pixels never fill main memory
         wanted = np.flatnonzero(numbers == number)
-        pixels[torch.from_numpy(wanted).to(holder)] = torch.from_numpy(
-            read_pixels(patches, members[wanted])
-        ).to(holder)
+        read = torch.from_numpy(read_pixels(patches, members[wanted]))
+        pixels[torch.from_numpy(wanted).to(holder)] = read.to(holder)
     return MemoryPixels(pixels, device)
 
 
@@ -328,13 +312,11 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def sample_epoch(
-    sampling: str, labels: NDArray[np.int8], patients: NDArray[np.str_], generator: torch.Generator
+    sampling: str, labels: Labels, patients: Names, generator: torch.Generator
 ) -> Tensor:
     """Return indices (n,) into the n training patches, for one epoch."""
     if sampling == "shuffle":
         return torch.randperm(len(labels), generator=generator)
-    if sampling not in SAMPLINGS:
-        raise ConfigError(f"{sampling}: unknown sampling; choose one of {', '.join(SAMPLINGS)}")
     weights = torch.from_numpy(_weigh_patches(sampling, labels, patients))
     # torch.multinomial takes 2^24 categories at most.
     edges = torch.cumsum(weights, dim=0)
@@ -342,9 +324,7 @@ def sample_epoch(
     return torch.searchsorted(edges, draws, right=True).clamp_max(len(labels) - 1)
 
 
-def _weigh_patches(
-    sampling: str, labels: NDArray[np.int8], patients: NDArray[np.str_]
-) -> NDArray[np.float64]:
+def _weigh_patches(sampling: str, labels: Labels, patients: Names) -> NDArray[np.float64]:
     """Return how often each patch is drawn, (n,), up to a factor."""
     if sampling == "class":
         return _share(labels)
@@ -360,7 +340,7 @@ def _weigh_patches(
 def _share(groups: NDArray[Any]) -> NDArray[np.float64]:
     """Return weights that sum to 1 and give every group the same sum."""
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    return np.asarray(1.0 / (len(counts) * counts[group]), dtype=np.float64)
+    return np.asarray(1 / (len(counts) * counts[group]))
 
 
 def cut_batches(order: Tensor, batch_size: int, ranks: int = 1) -> list[Tensor]:
@@ -375,7 +355,7 @@ def cut_batches(order: Tensor, batch_size: int, ranks: int = 1) -> list[Tensor]:
     return batches
 
 
-def weigh_classes(labels: NDArray[np.int8]) -> tuple[float, float]:
+def weigh_classes(labels: Labels) -> tuple[float, float]:
     """Return weights of both classes in the loss: n / (2 · patches of the class)."""
     negatives, positives = np.bincount(labels, minlength=2)[:2]
     return len(labels) / (2 * negatives), len(labels) / (2 * positives)

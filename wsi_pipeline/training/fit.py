@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,8 @@ def run_fit(job: FitJob, listener: Listener) -> Fitted:
             " fewer with --devices"
         )
     # Chosen once: each process by itself could choose differently and read in another order.
-    cache = choose_cache(
-        job.config.cache, job.patches, choose_device(job.config.device), copies=job.config.devices
-    )
+    device = choose_device(job.config.device)
+    cache = choose_cache(job.config.cache, job.patches, device, copies=job.config.devices)
     return _fit_in_processes(replace(job, config=replace(job.config, cache=cache)), listener)
 
 
@@ -121,15 +120,12 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
     Raises EnvironmentFault for fp16 without a GPU.
     """
-    if wanted == "auto":
-        return (
-            "bf16"
-            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            else "fp32"
-        )
-    if wanted == "fp16" and device.type != "cuda":
+    is_gpu = device.type == "cuda"
+    if wanted == "fp16" and not is_gpu:
         raise EnvironmentFault("fp16: only GPUs compute in it; use --precision bf16 or fp32")
-    return wanted
+    if wanted != "auto":
+        return wanted
+    return "bf16" if is_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> Fitted:
@@ -145,17 +141,16 @@ def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> Fitted:
     learner = make_learner(job, fabric, normalisation)
     history = FitHistory()
     if state is not None:
-        _check_precision(precision, str(state.plain["precision"]))
+        if precision != (before := state.plain["precision"]):
+            raise ConfigError(
+                f"this run started in {before} and would continue in {precision}; give --precision"
+                f" {before}, or start again with --no-resume"
+            )
         history = unpack_history(state)
         learner.restore(state.tensors, state.plain["learner"])
         listener.say(f"continuing after epoch {len(history.epochs)}, where this run was stopped")
-    notes = {
-        "cache": cache,
-        "precision": precision,
-        "mean": normalisation.mean,
-        "std": normalisation.std,
-    }
-    fit(learner, train, val, job.config, fabric, history, job.state_file, notes, listener)
+    notes = {"cache": cache, "precision": precision, **asdict(normalisation)}
+    fit(learner, train, val, job.config, history, listener, job.state_file, notes)
     return Fitted(history, normalisation)
 
 
@@ -167,34 +162,18 @@ def _choose_cache(job: FitJob, device: torch.device, state: SavedState | None) -
     return "memory" if cache == "device" and device.type != "cuda" else cache
 
 
-def _check_precision(now: str, before: str) -> None:
-    if now != before:
-        raise ConfigError(
-            f"this run started in {before} and would continue in {now}; give --precision"
-            f" {before}, or start again with --no-resume"
-        )
-
-
 def open_part(
     patches: LabelledPatches, members: NDArray[Any], cache: str, device: torch.device
 ) -> SplitPart:
     """Return some of the patches, ready to be read."""
-    return SplitPart(
-        patches.labels[members],
-        patches.patients[members],
-        open_pixels(patches, members, cache, device),
-    )
+    pixels = open_pixels(patches, members, cache, device)
+    return SplitPart(patches.labels[members], patches.patients[members], pixels)
 
 
 def measure_normalisation(source: PixelSource) -> Normalisation:
     """Return the exact mean and deviation of all pixels of a source."""
-    batches = list(source.order_for_reading().split(VALIDATION_BATCH))
-    return normalisation_of(
-        sum(
-            (count_levels(pixels) for pixels in source.stream(batches)),
-            start=torch.zeros((3, 256), dtype=torch.int64),
-        )
-    )
+    levels = map(count_levels, source.stream(source.order_for_reading().split(VALIDATION_BATCH)))
+    return normalisation_of(sum(levels, start=torch.zeros((3, 256), dtype=torch.int64)))
 
 
 def make_learner(
@@ -223,9 +202,8 @@ def make_network(job: FitJob) -> nn.Module:
     network = build_network(job.config.architecture, job.patches.spec.side_px, job.config.network)
     initialise(network, job.config.optimisation.initialisation)
     if job.config.pretrained is not None:
-        load_pretrained(
-            network, job.config.architecture, job.pretrained, download=job.pretrained is None
-        )
+        is_downloaded = job.pretrained is None
+        load_pretrained(network, job.config.architecture, job.pretrained, download=is_downloaded)
     return network
 
 
@@ -266,16 +244,13 @@ def _fit_in_processes(job: FitJob, listener: Listener) -> Fitted:
 
 def _fit_rank(fabric: Fabric, job: FitJob, messages: Any) -> None:
     """Run one of several processes, in the process itself."""
-    listener = relay(partial(_post, messages)) if fabric.is_global_zero else Listener()
+    hears = relay(lambda name, *values: messages.put((name, values)))
+    listener = hears if fabric.is_global_zero else Listener()
     try:
         _fit_here(fabric, job, listener)
     except WsiError as error:
         messages.put((FAILED, (error,)))
         raise
-
-
-def _post(messages: Any, name: str, *values: Any) -> None:
-    messages.put((name, values))
 
 
 def _pass_on(

@@ -37,10 +37,8 @@ class Images:
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[3] != 3 or self.pixels.dtype != np.uint8:
-            raise ConfigError(
-                f"images are {self.pixels.dtype} {self.pixels.shape}; they must be uint8 (n,"
-                " side, side, 3)"
-            )
+            found = f"{self.pixels.dtype} {self.pixels.shape}"
+            raise ConfigError(f"images are {found}; they must be uint8 (n, side, side, 3)")
         if len(self.pixels) != len(self.labels):
             raise ConfigError(
                 f"{len(self.pixels)} images and {len(self.labels)} labels; give one label per image"
@@ -68,12 +66,10 @@ class FittedNetwork:
     def predict_logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return logits (n,) or (n, classes) of images uint8 (n, side, side, 3)."""
         device = next(self.network.parameters()).device
+        network = self.network.eval()
         parts = torch.from_numpy(pixels).split(VALIDATION_BATCH)
-        outputs = [
-            self.network.eval()(normalise(part.to(device), self.normalisation)).float().cpu()
-            for part in parts
-        ]
-        return np.asarray(torch.cat(outputs).numpy(), dtype=np.float32)
+        outputs = [network(normalise(part.to(device), self.normalisation)) for part in parts]
+        return np.asarray(torch.cat(outputs).float().cpu().numpy())
 
 
 def fit_images(
@@ -95,7 +91,7 @@ def fit_images(
     steps = count_steps(len(train), config)
     learner = _make_learner(network, config, steps, normalisation, fabric, objective)
     history = FitHistory()
-    fit(learner, *parts, config, fabric, history, None, {}, listener or Listener())
+    fit(learner, *parts, config, history, listener or Listener())
     network.load_state_dict(history.best_weights)
     return FittedNetwork(network, normalisation, history)
 
@@ -117,14 +113,12 @@ def sweep_images(
     part = _as_part(train, fabric)
     normalisation = measure_normalisation(part.pixels)
     learner = _make_learner(network, config, Steps(steps, steps), normalisation, fabric, objective)
-    return sweep_learner(learner, part, config, steps)
+    return sweep_learner(learner, part, config, steps, Listener())
 
 
 def _launch(config: TrainConfig) -> Fabric:
     if config.devices != 1:
-        raise ConfigError(
-            f"{config.devices} devices for images in memory; training on them uses one"
-        )
+        raise ConfigError(f"{config.devices} devices for images in memory; give devices=1")
     fabric = make_fabric(config)
     fabric.launch()
     return fabric

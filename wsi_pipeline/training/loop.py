@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from wsi_pipeline.models.model import Normalisation
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import PixelSource, cut_batches, sample_epoch
+from wsi_pipeline.training.metrics import Floats, Labels, Names
 from wsi_pipeline.training.optimise import (
     Objective,
     Steps,
@@ -106,10 +106,11 @@ def _prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with `prefix.`, without it."""
+    start = f"{prefix}."
     return {
-        name.removeprefix(f"{prefix}."): tensor
+        name.removeprefix(start): tensor
         for name, tensor in tensors.items()
-        if name.startswith(f"{prefix}.")
+        if name.startswith(start)
     }
 
 
@@ -131,15 +132,14 @@ class Learner:
         self.objective = objective
         self._choice = config.optimisation
         self._augmentation = config.augmentation
-        self._fabric = fabric
+        self.fabric = fabric
         self._network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean = torch.tensor(normalisation.mean, device=fabric.device).reshape(1, 3, 1, 1)
         self._std = torch.tensor(normalisation.std, device=fabric.device).reshape(1, 3, 1, 1)
         self._average: AveragedModel | None = None
         if self._choice.ema is not None:
-            self._average = AveragedModel(
-                self._network, multi_avg_fn=get_ema_multi_avg_fn(self._choice.ema), use_buffers=True
-            )
+            average = get_ema_multi_avg_fn(self._choice.ema)
+            self._average = AveragedModel(self._network, multi_avg_fn=average, use_buffers=True)
         self._optimizer = make_optimizer(self._network, self._choice)
         self._scheduler = make_scheduler(self._optimizer, steps, config.schedule)
         if config.is_compiled:
@@ -167,9 +167,9 @@ class Learner:
         loss = self.objective.measure_loss(logits, labels)
         penalty = self._choice.l1 * measure_l1(self._network) if self._choice.l1 else 0.0
         self._optimizer.zero_grad(set_to_none=True)
-        self._fabric.backward(loss + penalty)
+        self.fabric.backward(loss + penalty)
         if self._choice.clip_norm is not None:
-            self._fabric.clip_gradients(
+            self.fabric.clip_gradients(
                 self._run, self._stepper, max_norm=self._choice.clip_norm, error_if_nonfinite=False
             )
         self._stepper.step()
@@ -193,19 +193,17 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that the next step depends on, by name."""
-        average = {} if self._average is None else self._average.state_dict()
-        return (
-            _prefix("network", self._network.state_dict())
-            | _prefix("average", average)
-            | _prefix("optimizer", pack_optimizer(self._optimizer.state_dict())[0])
-        )
+        tensors = _prefix("network", self._network.state_dict())
+        if self._average is not None:
+            tensors |= _prefix("average", self._average.state_dict())
+        return tensors | _prefix("optimizer", pack_optimizer(self._optimizer.state_dict())[0])
 
     def plain(self) -> dict[str, Any]:
         """Return the rest that the next step depends on, as JSON values."""
         return {
             "optimizer": pack_optimizer(self._optimizer.state_dict())[1],
             "scheduler": self._scheduler.state_dict(),
-            "precision": self._fabric.strategy.precision.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
@@ -213,11 +211,10 @@ class Learner:
         self._network.load_state_dict(_under("network", tensors))
         if self._average is not None:
             self._average.load_state_dict(_under("average", tensors))
-        self._optimizer.load_state_dict(
-            unpack_optimizer(_under("optimizer", tensors), plain["optimizer"])
-        )
+        taken = unpack_optimizer(_under("optimizer", tensors), plain["optimizer"])
+        self._optimizer.load_state_dict(taken)
         self._scheduler.load_state_dict(dict(plain["scheduler"]))
-        self._fabric.strategy.precision.load_state_dict(dict(plain["precision"]))
+        self.fabric.strategy.precision.load_state_dict(dict(plain["precision"]))
 
 
 def _to_unit(pixels: Tensor) -> Tensor:
@@ -253,8 +250,8 @@ class Epoch:
 class SplitPart:
     """Training or validation patches: labels, patients and pixels."""
 
-    labels: NDArray[np.int8]
-    patients: NDArray[np.str_]
+    labels: Labels
+    patients: Names
     pixels: PixelSource
 
     def __len__(self) -> int:
@@ -267,7 +264,7 @@ class FitHistory:
 
     epochs: list[Epoch] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    best_logits: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    best_logits: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     """Logits of the best epoch on the validation patches: (n,), or (n, classes)."""
 
     @property
@@ -281,61 +278,31 @@ class FitHistory:
         return done >= config.epochs or (done > 0 and done - self.best_epoch >= config.patience)
 
 
-@dataclass
-class EpochPace:
-    """Progress within a training, told to a listener after every batch."""
-
-    listener: Listener
-    epochs: int
-    per_epoch: int
-    """Patches."""
-    epochs_done: int
-    done: int = 0
-    """Patches trained on by this run."""
-    started: float = field(default_factory=time.perf_counter)
-
-    def __post_init__(self) -> None:
-        self._before = self.epochs_done * self.per_epoch
-        self.add(0)
-
-    def add(self, patches: int) -> None:
-        """Count a batch."""
-        self.done += patches
-        total = self.epochs * self.per_epoch
-        rate = describe_rate(
-            self.done, total - self._before, time.perf_counter() - self.started, "patches"
-        )
-        line = f"epoch {min(self.epochs_done + 1, self.epochs)} of {self.epochs}{rate}"
-        self.listener.progress(line, self._before + self.done, total)
-
-
 def fit(
     learner: Learner,
     train: SplitPart,
     val: SplitPart,
     config: TrainConfig,
-    fabric: Fabric,
     history: FitHistory,
-    state_file: Path | None,
-    notes: Mapping[str, Any],
     listener: Listener,
+    state_file: Path | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Train from the end of `history` to the last epoch, appending to it.
 
     Saves the state and `notes` after every epoch if a file is named. Raises ModelError where the
     loss stops being a number.
     """
-    pace = EpochPace(listener, config.epochs, len(train), len(history.epochs))
+    on_batch = _count_patches(listener, config, len(train), history)
     while not history.is_finished(config):
-        number = len(history.epochs) + 1
         started = time.perf_counter()
-        learning_rate = learner.learning_rate
-        train_loss = _train_epoch(learner, train, config, number, fabric, pace.add)
+        number, rate = len(history.epochs) + 1, learner.learning_rate
+        train_loss = _train_epoch(learner, train, config, number, on_batch)
         logits = predict_logits(learner, val)
         metrics = learner.objective.evaluate(val.labels, logits)
         epoch = Epoch(
             epoch=number,
-            learning_rate=learning_rate,
+            learning_rate=rate,
             train_loss=train_loss,
             val_loss=metrics.loss,
             val_auroc=metrics.auroc,
@@ -345,20 +312,39 @@ def fit(
             seconds=time.perf_counter() - started,
             is_best=False,
         )
-        epoch = replace(epoch, is_best=_is_best(epoch, history, config.stop_on))
-        epoch = fabric.broadcast(epoch)  # the first process decides for all
+        past = (measure(before, config.stop_on) for before in history.epochs)
+        is_best = measure(epoch, config.stop_on) > max(past, default=-math.inf)
+        # The first process decides for all.
+        epoch = learner.fabric.broadcast(replace(epoch, is_best=is_best))
         history.epochs.append(epoch)
         if epoch.is_best:
+            weights = learner.model.state_dict()
             history.best_weights = {
-                name: tensor.detach().cpu().clone()
-                for name, tensor in learner.model.state_dict().items()
+                name: tensor.detach().cpu().clone() for name, tensor in weights.items()
             }
             history.best_logits = logits
-        if state_file is not None and fabric.is_global_zero:
-            save_state(state_file, pack_state(learner, history, notes))
-        pace.epochs_done += 1
+        if state_file is not None and learner.fabric.is_global_zero:
+            save_state(state_file, pack_state(learner, history, notes or {}))
         listener.say(epoch.describe(config.epochs))
         listener.epoch_ended(epoch)
+
+
+def _count_patches(
+    listener: Listener, config: TrainConfig, per_epoch: int, history: FitHistory
+) -> Callable[[int], None]:
+    """Return a function that counts a batch's patches and tells the listener of the progress."""
+    started, done = time.perf_counter(), 0
+    before, total = len(history.epochs) * per_epoch, config.epochs * per_epoch
+
+    def count(patches: int) -> None:
+        nonlocal done
+        done += patches
+        epoch = min(len(history.epochs) + 1, config.epochs)
+        rate = describe_rate(done, total - before, time.perf_counter() - started, "patches")
+        listener.progress(f"epoch {epoch} of {config.epochs}{rate}", before + done, total)
+
+    count(0)
+    return count
 
 
 def _train_epoch(
@@ -366,11 +352,11 @@ def _train_epoch(
     train: SplitPart,
     config: TrainConfig,
     number: int,
-    fabric: Fabric,
     on_batch: Callable[[int], None],
 ) -> float:
     """Train on one epoch of patches; return the mean loss."""
     order_draws = torch.Generator().manual_seed(derive_seed(config.seed, number, 0))
+    fabric = learner.fabric
     rank, ranks = fabric.global_rank, fabric.world_size
     drawn = sample_epoch(config.sampling, train.labels, train.patients, order_draws)
     batches = cut_batches(train.pixels.arrange(drawn, order_draws), config.batch_size, ranks)
@@ -394,27 +380,20 @@ def derive_seed(seed: int, epoch: int, stream: int) -> int:
 
     It does not depend on numbers drawn before, so that training can resume at any epoch.
     """
-    return int(
-        np.random.SeedSequence([seed, epoch, stream % 2**32]).generate_state(1, np.uint64)[0] >> 1
-    )
+    sequence = np.random.SeedSequence([seed, epoch, stream % 2**32])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
-def predict_logits(learner: Learner, part: SplitPart) -> NDArray[np.float32]:
+def predict_logits(learner: Learner, part: SplitPart) -> Floats:
     """Return float32 logits (n,) or (n, classes) of patches."""
     order = part.pixels.order_for_reading()
-    batches = list(order.split(VALIDATION_BATCH))
-    parts = [learner.predict(pixels).cpu().numpy() for pixels in part.pixels.stream(batches)]
-    found = np.concatenate(parts).astype(np.float32, copy=False)
+    stream = part.pixels.stream(order.split(VALIDATION_BATCH))
+    found = np.concatenate([learner.predict(pixels).cpu().numpy() for pixels in stream])
     if not np.isfinite(found).all():
         raise ModelError("the network's output is not finite; train again with a lower --lr")
     logits = np.empty_like(found)
     logits[order.numpy()] = found
     return logits
-
-
-def _is_best(epoch: Epoch, history: FitHistory, stop_on: str) -> bool:
-    best_so_far = max((measure(past, stop_on) for past in history.epochs), default=-math.inf)
-    return measure(epoch, stop_on) > best_so_far
 
 
 def measure(epoch: Epoch, metric: str) -> float:
@@ -429,12 +408,8 @@ def pack_state(learner: Learner, history: FitHistory, notes: Mapping[str, Any]) 
     """Return learner, history and notes as one state to save."""
     tensors = learner.tensors() | _prefix("best", history.best_weights)
     tensors["best_logits"] = torch.from_numpy(history.best_logits)
-    plain: dict[str, Any] = {
-        **notes,
-        "learner": learner.plain(),
-        "history": [asdict(epoch) for epoch in history.epochs],
-    }
-    return SavedState(tensors, plain)
+    epochs = [asdict(epoch) for epoch in history.epochs]
+    return SavedState(tensors, {**notes, "learner": learner.plain(), "history": epochs})
 
 
 def unpack_history(state: SavedState) -> FitHistory:

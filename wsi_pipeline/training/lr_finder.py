@@ -62,21 +62,17 @@ class Sweep:
         if len(self.rates) < 2 * SKIPPED + 2:
             raise ModelError("the loss diverged at once; sweep again with a lower --high")
         usable = slice(SKIPPED, min(int(np.argmin(self.losses)) + 1, len(self.rates) - SKIPPED))
-        falls = len(self.rates[usable]) > 1
-        slope = (
-            np.gradient(self.losses[usable], np.log(self.rates[usable])) if falls else np.zeros(1)
-        )
+        rates, losses = self.rates[usable], self.losses[usable]
+        slope = np.gradient(losses, np.log(rates)) if len(rates) > 1 else np.zeros(1)
         if slope.min() >= 0:
             raise ModelError(
                 "the loss falls at none of the rates; sweep again with a higher --high or more"
                 " --steps"
             )
-        return float(self.rates[usable][int(np.argmin(slope))])
+        return float(rates[int(np.argmin(slope))])
 
 
-def find_learning_rate(
-    job: FitJob, steps: int, highest: float, listener: Listener | None = None
-) -> Sweep:
+def find_learning_rate(job: FitJob, steps: int, highest: float, listener: Listener) -> Sweep:
     """Sweep the rate over `steps` steps up to `highest`, a head's own rate in proportion.
 
     Ends early where the loss diverges.
@@ -93,22 +89,14 @@ def find_learning_rate(
 
 def rise_to(config: TrainConfig, highest: float) -> TrainConfig:
     """Return the configuration of a sweep up to `highest`."""
-    optimisation = config.optimisation
-    head = optimisation.head_learning_rate
-    swept = replace(
-        optimisation,
-        learning_rate=highest,
-        head_learning_rate=head and head * highest / optimisation.learning_rate,
-    )
+    before = config.optimisation
+    head = before.head_learning_rate and before.head_learning_rate * highest / before.learning_rate
+    swept = replace(before, learning_rate=highest, head_learning_rate=head)
     return replace(config, optimisation=swept, schedule=Schedule("rise"))
 
 
 def sweep_learner(
-    learner: Learner,
-    part: SplitPart,
-    config: TrainConfig,
-    steps: int,
-    listener: Listener | None = None,
+    learner: Learner, part: SplitPart, config: TrainConfig, steps: int, listener: Listener
 ) -> Sweep:
     """Sweep with a learner whose rate rises."""
     rates: list[float] = []
@@ -121,8 +109,7 @@ def sweep_learner(
             break
         rates.append(rate)
         losses.append(smoothed)
-        if listener is not None:
-            listener.progress(f"sweeping: step {len(rates)} of {steps}", len(rates), steps)
+        listener.progress(f"sweeping: step {len(rates)} of {steps}", len(rates), steps)
         if smoothed > DIVERGED * min(losses):
             break
     return Sweep(np.array(rates), np.array(losses))
@@ -196,8 +183,8 @@ def sweep_stores(
         raise ConfigError(f"the highest rate is {highest}; it must be above 0")
     with hold_lock(out):
         pass  # fails before the stores are read if `out` cannot be written
-    if listener is not None:
-        listener.working_on("reading the stores")
+    listener = listener or Listener()
+    listener.working_on("reading the stores")
     patches = load_labelled(find_stores(list(stores)))
     division = choice.divide(patches, config.seed)
     recipe = make_recipe(patches, division, config, pretrained)

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score, recall_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import (
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import find_head, positive_logit
 from wsi_pipeline.training.calibrate import apply_temperature
-from wsi_pipeline.training.metrics import score
+from wsi_pipeline.training.metrics import Floats, Labels, score
 
 ParameterGroups = Iterable[dict[str, Any]]
 FINAL_SHARE = 1e-3
@@ -62,7 +62,7 @@ class Objective(Protocol):
         """Return the mean loss, a scalar, of logits for labels int64 (b,)."""
         ...
 
-    def evaluate(self, labels: NDArray[np.int8], logits: NDArray[np.float32]) -> EpochMetrics:
+    def evaluate(self, labels: Labels, logits: Floats) -> EpochMetrics:
         """Return metrics of logits (n,) or (n, classes) for labels (n,); NaN if undefined."""
         ...
 
@@ -84,7 +84,7 @@ class TwoClasses:
         weights = torch.where(labels == 1, positive, negative)
         return binary_cross_entropy_with_logits(logits, targets, weights)
 
-    def evaluate(self, labels: NDArray[np.int8], logits: NDArray[np.float32]) -> EpochMetrics:
+    def evaluate(self, labels: Labels, logits: Floats) -> EpochMetrics:
         scores = score(labels, apply_temperature(logits, 1.0), threshold=0.5)
         target = torch.from_numpy(labels.astype(np.float32))
         return EpochMetrics(
@@ -92,8 +92,10 @@ class TwoClasses:
             # Of logits: large ones give probabilities that tie at 1.
             auroc=float(roc_auc_score(labels, logits)),
             average_precision=float(average_precision_score(labels, logits)),
-            balanced_accuracy=_or_default(scores.balanced_accuracy, math.nan),
-            f1=_or_default(scores.f1, math.nan),
+            balanced_accuracy=math.nan
+            if scores.balanced_accuracy is None
+            else scores.balanced_accuracy,
+            f1=math.nan if scores.f1 is None else scores.f1,
         )
 
 
@@ -109,7 +111,7 @@ class ManyClasses:
     def measure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
-    def evaluate(self, labels: NDArray[np.int8], logits: NDArray[np.float32]) -> EpochMetrics:
+    def evaluate(self, labels: Labels, logits: Floats) -> EpochMetrics:
         present = np.unique(labels)
         one_of_each = (labels[:, None] == present).astype(np.int8)  # (n, classes that occur)
         ranked = logits[:, present]
@@ -151,68 +153,54 @@ class Optimisation:
     """`xavier`, `he`, or `default`: the layers' own."""
 
     def __post_init__(self) -> None:
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _check_choice("initialisation", self.initialisation, INITIALISATIONS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("initialisation", self.initialisation, INITIALISATIONS)
         for name in ("learning_rate", "head_learning_rate", "clip_norm"):
-            _check_range(name, getattr(self, name), low=0, high=math.inf, above=True)
+            _check_range(name, getattr(self, name), math.inf, above=True)
         for name in ("weight_decay", "l1"):
-            _check_range(name, getattr(self, name), low=0, high=math.inf)
+            _check_range(name, getattr(self, name), math.inf)
         for name in ("momentum", "label_smoothing", "ema"):
-            _check_range(name, getattr(self, name), low=0, high=1)
+            _check_range(name, getattr(self, name), 1)
 
 
-def _check_choice(name: str, value: str, table: Iterable[str]) -> None:
+def check_choice(name: str, value: str, table: Iterable[str]) -> None:
+    """Raise ConfigError unless the value is in the table."""
     if value not in table:
         raise ConfigError(f"{name} is {value}; choose one of {', '.join(table)}")
 
 
-def _check_range(
-    name: str, value: float | None, *, low: float, high: float, above: bool = False
-) -> None:
-    """Raise ConfigError unless the value is None, or from low (or above it) to below high."""
+def _check_range(name: str, value: float | None, high: float, *, above: bool = False) -> None:
+    """Raise ConfigError unless the value is None, or from 0 (or above it) to below high."""
     if value is None:
         return
-    if not math.isfinite(value) or value < low or value >= high or (above and value == low):
+    if not math.isfinite(value) or not 0 <= value < high or (above and value == 0):
         raise ConfigError(
             f"{name.replace('_', ' ')} is {value}; it must be {'above' if above else 'at least'}"
-            f" {low} and below {high}"
+            f" 0 and below {high}"
         )
 
 
-def _or_default(value: float | None, default: float) -> float:
-    return default if value is None else value
-
-
-def _sgd(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    momentum = _or_default(choice.momentum, 0.9)
-    return SGD(groups, momentum=momentum, weight_decay=choice.weight_decay, nesterov=momentum > 0)
-
-
-def _adam(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    betas = (_or_default(choice.momentum, 0.9), 0.999)
-    return Adam(groups, betas=betas, weight_decay=choice.weight_decay)
-
-
-def _adamw(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    betas = (_or_default(choice.momentum, 0.9), 0.999)
-    return AdamW(groups, betas=betas, weight_decay=choice.weight_decay)
-
-
-def _rmsprop(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    momentum = _or_default(choice.momentum, 0.0)
-    return RMSprop(groups, momentum=momentum, weight_decay=choice.weight_decay)
-
-
-def _adagrad(groups: ParameterGroups, choice: Optimisation) -> Optimizer:
-    return Adagrad(groups, weight_decay=choice.weight_decay)
+def _momentum(choice: Optimisation) -> float:
+    return 0.9 if choice.momentum is None else choice.momentum
 
 
 OPTIMIZERS: dict[str, Callable[[ParameterGroups, Optimisation], Optimizer]] = {
-    "sgd": _sgd,
-    "adam": _adam,
-    "adamw": _adamw,
-    "rmsprop": _rmsprop,
-    "adagrad": _adagrad,
+    "sgd": lambda groups, choice: SGD(
+        groups,
+        momentum=_momentum(choice),
+        weight_decay=choice.weight_decay,
+        nesterov=_momentum(choice) > 0,
+    ),
+    "adam": lambda groups, choice: Adam(
+        groups, betas=(_momentum(choice), 0.999), weight_decay=choice.weight_decay
+    ),
+    "adamw": lambda groups, choice: AdamW(
+        groups, betas=(_momentum(choice), 0.999), weight_decay=choice.weight_decay
+    ),
+    "rmsprop": lambda groups, choice: RMSprop(
+        groups, momentum=choice.momentum or 0.0, weight_decay=choice.weight_decay
+    ),
+    "adagrad": lambda groups, choice: Adagrad(groups, weight_decay=choice.weight_decay),
 }
 """SGD has Nesterov's momentum unless momentum is 0; Adam after Kingma & Ba, AdamW after Loshchilov
 & Hutter, Adagrad after Duchi et al."""
@@ -233,29 +221,15 @@ def make_optimizer(network: nn.Module, choice: Optimisation) -> Optimizer:
         part = [parameter for parameter in trained if (id(parameter) in head) == is_head]
         weights = [parameter for parameter in part if parameter.ndim > 1]
         others = [parameter for parameter in part if parameter.ndim <= 1]
-        groups += [
-            {"params": weights, "lr": rate},
-            {"params": others, "lr": rate, "weight_decay": 0.0},
-        ]
+        groups.append({"params": weights, "lr": rate})
+        groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
     return OPTIMIZERS[choice.optimizer]([group for group in groups if group["params"]], choice)
 
 
-def _keep(weight: Tensor) -> None:
-    """Leave the layer's own initial weights."""
-
-
-def _xavier(weight: Tensor) -> None:
-    nn.init.xavier_uniform_(weight)
-
-
-def _he(weight: Tensor) -> None:
-    nn.init.kaiming_normal_(weight, mode="fan_in", nonlinearity="relu")
-
-
-INITIALISATIONS: dict[str, Callable[[Tensor], None]] = {
-    "default": _keep,
-    "xavier": _xavier,
-    "he": _he,
+INITIALISATIONS: dict[str, Callable[[Tensor], object]] = {
+    "default": lambda weight: None,
+    "xavier": nn.init.xavier_uniform_,
+    "he": partial(nn.init.kaiming_normal_, mode="fan_in", nonlinearity="relu"),
 }
 """Glorot & Bengio 2010; He et al. 2015."""
 
@@ -276,9 +250,8 @@ def initialise(network: nn.Module, name: str) -> None:
 
 def measure_l1(network: nn.Module) -> Tensor:
     """Return the sum of the absolute weights, biases and batch norms left out."""
-    return torch.stack(
-        [parameter.abs().sum() for parameter in network.parameters() if parameter.ndim > 1]
-    ).sum()
+    weights = (parameter for parameter in network.parameters() if parameter.ndim > 1)
+    return torch.stack([weight.abs().sum() for weight in weights]).sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +269,7 @@ class Schedule:
     """Share of all steps in which `one-cycle` rises."""
 
     def __post_init__(self) -> None:
-        _check_choice("schedule", self.name, SCHEDULES)
+        check_choice("schedule", self.name, SCHEDULES)
         if self.step_epochs < 1 or self.cycle_growth < 1:
             raise ConfigError(
                 f"schedule: {self.step_epochs} epochs and a growth of {self.cycle_growth}; both"
@@ -317,35 +290,6 @@ class Steps:
     total: int
 
 
-def _constant(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    return LambdaLR(optimizer, lambda step: 1.0)
-
-
-def _step(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    return StepLR(optimizer, step_size=schedule.step_epochs * steps.per_epoch, gamma=schedule.gamma)
-
-
-def _exponential(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    return ExponentialLR(optimizer, gamma=FINAL_SHARE ** (1 / max(1, steps.total)))
-
-
-def _one_over_t(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    return LambdaLR(optimizer, lambda step: 1 / (1 + step / steps.per_epoch))
-
-
-def _cosine(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    return CosineAnnealingLR(optimizer, T_max=max(1, steps.total), eta_min=_lowest_rate(optimizer))
-
-
-def _warm_restarts(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    return CosineAnnealingWarmRestarts(
-        optimizer,
-        T_0=schedule.step_epochs * steps.per_epoch,
-        T_mult=schedule.cycle_growth,
-        eta_min=_lowest_rate(optimizer),
-    )
-
-
 def _one_cycle(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
     group = optimizer.param_groups[0]  # adam's momentum is its first beta; some have none
     momentum = float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
@@ -360,23 +304,34 @@ def _one_cycle(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRSche
     )
 
 
-def _rise(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LRScheduler:
-    return LambdaLR(optimizer, lambda step: RISE_FROM ** (1 - step / max(1, steps.total - 1)))
-
-
 def _lowest_rate(optimizer: Optimizer) -> float:
     return FINAL_SHARE * min(float(group["lr"]) for group in optimizer.param_groups)
 
 
 SCHEDULES: dict[str, Callable[[Optimizer, Steps, Schedule], LRScheduler]] = {
-    "constant": _constant,
-    "step": _step,
-    "exponential": _exponential,
-    "1/t": _one_over_t,
-    "cosine": _cosine,
-    "sgdr": _warm_restarts,
+    "constant": lambda optimizer, steps, schedule: LambdaLR(optimizer, lambda step: 1.0),
+    "step": lambda optimizer, steps, schedule: StepLR(
+        optimizer, schedule.step_epochs * steps.per_epoch, schedule.gamma
+    ),
+    "exponential": lambda optimizer, steps, schedule: ExponentialLR(
+        optimizer, FINAL_SHARE ** (1 / max(1, steps.total))
+    ),
+    "1/t": lambda optimizer, steps, schedule: LambdaLR(
+        optimizer, lambda step: 1 / (1 + step / steps.per_epoch)
+    ),
+    "cosine": lambda optimizer, steps, schedule: CosineAnnealingLR(
+        optimizer, max(1, steps.total), _lowest_rate(optimizer)
+    ),
+    "sgdr": lambda optimizer, steps, schedule: CosineAnnealingWarmRestarts(
+        optimizer,
+        schedule.step_epochs * steps.per_epoch,
+        schedule.cycle_growth,
+        _lowest_rate(optimizer),
+    ),
     "one-cycle": _one_cycle,
-    "rise": _rise,
+    "rise": lambda optimizer, steps, schedule: LambdaLR(
+        optimizer, lambda step: RISE_FROM ** (1 - step / max(1, steps.total - 1))
+    ),
 }
 """SGDR after Loshchilov & Hutter 2017, one-cycle after Smith & Topin 2018; 1/t falls as 1 / (1 +
 epochs done). `rise` climbs evenly on a logarithmic axis: the sweep of the learning rate finder.
@@ -392,8 +347,7 @@ def make_scheduler(optimizer: Optimizer, steps: Steps, schedule: Schedule) -> LR
 
 def list_rates(schedule: Schedule, steps: Steps, learning_rate: float) -> list[float]:
     """Return the rate at each step, for plots and tests."""
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=learning_rate, momentum=0.9)
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=learning_rate, momentum=0.9)
     scheduler = make_scheduler(optimizer, steps, schedule)
     rates = []
     for _ in range(steps.total):
