@@ -85,6 +85,7 @@ STATEFUL = {
     "Pace",
     "EventLog",
     "InferenceJob",
+    "JobQueue",
     "SlideTimes",
     "Batch",
 }

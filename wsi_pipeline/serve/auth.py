@@ -16,8 +16,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wsi_pipeline.serve.errors import Refusal, reply_to
-from wsi_pipeline.serve.schemas import JsonAnswer
+from wsi_pipeline.serve.errors import Refusal, answer_fault
 from wsi_pipeline.serve.settings import ServeSettings
 
 CONTENT_POLICY = (
@@ -33,6 +32,8 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+CLOSE = {"connection": "close"}
+HEADERS_BY_STATUS = {401: {"www-authenticate": "Bearer"}, 408: CLOSE, 413: CLOSE}
 OPEN_PATHS = ("/healthz", "/enter")
 OPEN_FOLDERS = ("/static/",)
 READING = ("GET", "HEAD", "OPTIONS")
@@ -54,14 +55,12 @@ class TokenAuth:
         self.ticket = secrets.token_urlsafe(24)
         self._is_ticket_used = False
 
-    @property
-    def is_off(self) -> bool:
-        """True if no token is needed."""
-        return self._token is None
-
-    def accepts(self, shown: str) -> bool:
-        """Return True for the token, compared in constant time."""
-        return self._token is None or hmac.compare_digest(shown.encode(), self._token.encode())
+    def accepts(self, *shown: str | None) -> bool:
+        """Return True where one is the token, compared in constant time, or none is needed."""
+        if self._token is None:
+            return True
+        token = self._token.encode()
+        return any(hmac.compare_digest(text.encode(), token) for text in shown if text is not None)
 
     def use_ticket(self, ticket: str) -> bool:
         """Return True the first time that the ticket is shown."""
@@ -108,7 +107,9 @@ class Guard:
             await response(scope, _Body(receive, limits.upload_bytes, limits.body_s), answer)
         except Refusal as refusal:
             if not answer.status:  # else the answer is under way; the connection ends here
-                await _refuse(refusal)(scope, receive, answer)
+                response = answer_fault(refusal)
+                response.headers.update(HEADERS_BY_STATUS.get(refusal.status_code, {}))
+                await response(scope, receive, answer)
         finally:
             route = getattr(scope.get("endpoint"), "__name__", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
@@ -119,19 +120,15 @@ class Guard:
         # Starlette's TrustedHostMiddleware would answer 400, in plain text.
         if _host_name(request.headers.get("host", "")) not in self._settings.host_names:
             raise Refusal(421, "this server does not go by that name; allow it with --allow-host")
-        self._check_length(request.headers.get("content-length", "0"))
+        most = self._settings.limits.upload_bytes
+        if not is_length(request.headers.get("content-length", "0"), most):
+            raise Refusal(413, f"a body of more than {most:,} bytes")
         await self._check_origin(request)
         path, method = request.scope["path"], request.method
         is_preflight = method == "OPTIONS" and "access-control-request-method" in request.headers
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or is_preflight:
             return None
         return await self._check_token(request)
-
-    def _check_length(self, length: str) -> None:
-        most = self._settings.limits.upload_bytes
-        is_number = length.isascii() and length.isdigit() and len(length) <= 18
-        if not is_number or int(length) > most:
-            raise Refusal(413, f"a body of more than {most:,} bytes")
 
     async def _check_origin(self, request: Request) -> None:
         """Refuse pages of other origins that would change something with the user's cookie."""
@@ -140,33 +137,21 @@ class Guard:
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
         allowed = {f"http://{host}", f"https://{host}", *self._settings.cors_origins}
         if origin is not None and origin not in allowed:
-            raise Refusal(
-                403, "this page may not do that here; allow its origin with --cors-origin"
-            )
-        if (
-            origin is None
-            and "authorization" not in request.headers
-            and await self._cookie(request)
-        ):
-            raise Refusal(
-                403,
-                "a cookie alone is not enough for this; send the token as Authorization: Bearer",
-            )
+            raise Refusal(403, "this page may not do that; allow its origin with --cors-origin")
+        has_bearer = "authorization" in request.headers
+        if origin is None and not has_bearer and await self._cookie(request):
+            raise Refusal(403, "a cookie is not enough; send the token as Authorization: Bearer")
 
     async def _check_token(self, request: Request) -> Response | None:
-        bearer, cookie = await self._bearer(request), await self._cookie(request)
-        shown = [bearer.credentials.strip()] if bearer else []
-        shown += [cookie] if cookie is not None else []
-        if self._auth.is_off or any(map(self._auth.accepts, shown)):
+        bearer = await self._bearer(request)
+        shown = bearer.credentials.strip() if bearer else None
+        if self._auth.accepts(shown, await self._cookie(request)):
             return None
         if request.method == "GET" and (place := self._place_without_token(request)) is not None:
             return self._auth.let_in(place)
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("/enter", 303)
-        raise Refusal(
-            401,
-            "a token is needed: Authorization: Bearer …; it was printed when the server started",
-        )
+        raise Refusal(401, "a token is needed, as printed at the start: Authorization: Bearer …")
 
     def _place_without_token(self, request: Request) -> str | None:
         """Return where to continue after `?token=…` was right: without it, so no history has it."""
@@ -209,10 +194,9 @@ class _Body:
     async def __call__(self) -> Message:
         if self._is_whole:
             return await self._receive()
+        left_s = max(0.0, self._deadline - time.monotonic())
         try:
-            message = await asyncio.wait_for(
-                self._receive(), max(0.0, self._deadline - time.monotonic())
-            )
+            message = await asyncio.wait_for(self._receive(), left_s)
         except TimeoutError as error:
             raise Refusal(408, "the body took too long") from error
         self._left -= len(message.get("body", b""))
@@ -222,15 +206,12 @@ class _Body:
         return message
 
 
-def _refuse(refusal: Refusal) -> Response:
-    reply = reply_to(refusal)
-    headers = {"www-authenticate": "Bearer"} if reply.status == 401 else {}
-    headers |= {"connection": "close"} if reply.status in (408, 413) else {}
-    return JsonAnswer(reply.to_json(), reply.status, headers)
+def is_length(text: str, most: int) -> bool:
+    """Return True for a Content-Length of at most so many bytes."""
+    return text.isascii() and text.isdigit() and len(text) <= 18 and int(text) <= most
 
 
 def _host_name(host: str) -> str:
     """Return the name in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
+    name = host[1:].partition("]") if host.startswith("[") else host.partition(":")
+    return name[0].lower()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Result:
     digest: str
     """SHA-256 of the content, from the manifest."""
     summary: SlideSummary | None = None
-    """None where the results are damaged."""
+    """None where the results are damaged, as `slide` is."""
     slide: SlideInfo | None = None
 
 
@@ -69,6 +70,8 @@ class SlideEntry:
     """True for a file of the served folder of slides; jobs may run on it."""
     results: Mapping[str, Result]
     """By run."""
+    recorded: SlideInfo | None
+    """The slide as its first readable results have it."""
 
     @property
     def has_file(self) -> bool:
@@ -111,10 +114,6 @@ class Catalogue:
     def find(self, slide_id: str) -> SlideEntry | None:
         """Return the slide of that name, or None."""
         return self._current().get(slide_id)
-
-    def find_run(self, run_id: str | None) -> Run | None:
-        """Return the run of that name (the first one for None), or None."""
-        return next((run for run in self.runs if run_id is None or run.run_id == run_id), None)
 
     @property
     def is_fresh(self) -> bool:
@@ -160,18 +159,13 @@ class Catalogue:
 
 def name_runs(results: Sequence[Path]) -> tuple[Run, ...]:
     """Return a run per results folder, named after it; equal names are numbered."""
-    names: list[str] = []
-    for folder in results:
+    runs: dict[str, Run] = {}
+    for index, folder in enumerate(results):
         name = spell_out(folder.resolve().name) or "results"
-        names.append(
-            name
-            if name not in names
-            else f"{name} ({1 + sum(other.split(' (')[0] == name for other in names)})"
-        )
-    return tuple(
-        Run(f"r{index}", name, folder.absolute())
-        for index, (name, folder) in enumerate(zip(names, results, strict=True))
-    )
+        names = (f"{name} ({number})" if number > 1 else name for number in count(1))
+        unused = next(one for one in names if one not in runs)
+        runs[unused] = Run(f"r{index}", unused, folder.absolute())
+    return tuple(runs.values())
 
 
 def read_result(folder: Path, stamp: FileStamp) -> Result | None:
@@ -198,11 +192,8 @@ def read_aggregation(recipe: Mapping[str, Any]) -> Aggregation:
     view = recipe.get(VIEW, {})
     if not isinstance(view, dict):
         raise TypeError("its view is not a table")
-    named = {
-        name: view[name]
-        for name in ("threshold", "smooth_um", "min_region_mm2")
-        if view.get(name) is not None
-    }
+    names = ("threshold", "smooth_um", "min_region_mm2")
+    named = {name: view[name] for name in names if view.get(name) is not None}
     if not all(type(value) in (int, float) for value in named.values()):
         raise TypeError("a value of its view is not a number")
     if named.get("smooth_um", 0) > MAX_SMOOTH_UM:
@@ -229,7 +220,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def spell_out(name: str) -> str:
-    """Return a name that can be shown and stand in a URL; bytes that are not UTF-8 are escaped."""
+    """Return a name for pages and URLs: bytes that are not UTF-8 are escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 
@@ -251,7 +242,6 @@ def _list_files(slides: Path | None) -> dict[str, Path]:
 
 
 def _make_entry(slide_id: str, file: Path | None, results: dict[str, Result]) -> SlideEntry:
-    recorded = next(
-        (Path(result.slide.path) for result in results.values() if result.slide is not None), None
-    )
-    return SlideEntry(slide_id, file or recorded, file is not None, results)
+    recorded = next((result.slide for result in results.values() if result.slide), None)
+    path = file or (Path(recorded.path) if recorded else None)
+    return SlideEntry(slide_id, path, file is not None, results, recorded)

@@ -7,6 +7,7 @@ the child process: it reads slides and decodes images under limits, and knows no
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -73,41 +74,32 @@ class DecoderPool:
             decoder = self._free.get(timeout=timeout_s)
         except queue.Empty as error:
             raise Busy("every decoding process is busy; try again in a moment") from error
-        kept: LimitedProcess | None = None
+        is_usable = False
         try:
             decoder = decoder or LimitedProcess(__name__, self._memory_bytes)
             reply = decoder.ask(message, timeout_s)
-            if "is_memory" not in reply.header:
-                kept = decoder
+            is_usable = "is_memory" not in reply.header
         except TimeoutError as error:
             raise TooSlow("decoding: took longer than the limit; the process was ended") from error
         except ConnectionError as error:
             raise DecodingError(f"decoding: the process died over it ({error})") from error
         finally:
-            if kept is None and decoder is not None:
+            if decoder is not None and (self._is_closed or not is_usable):
+                self.replaced += not is_usable
                 decoder.end()
-                self.replaced += 1
-            self._give_back(kept)
+                decoder = None
+            self._free.put(decoder)
         if "error" in reply.header:
             raise DecodingError(str(reply.header["error"]))
         return reply
 
-    def _give_back(self, decoder: LimitedProcess | None) -> None:
-        if self._is_closed and decoder is not None:
-            decoder.end()
-            decoder = None
-        self._free.put(decoder)
-
     def close(self) -> None:
         """End every process; one at work is ended when it comes back."""
         self._is_closed = True
-        while True:
-            try:
-                decoder = self._free.get_nowait()
-            except queue.Empty:
-                return
-            if decoder is not None:
-                decoder.end()
+        with suppress(queue.Empty):
+            while True:
+                if (decoder := self._free.get_nowait()) is not None:
+                    decoder.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +115,7 @@ class Pyramid:
     @property
     def levels(self) -> int:
         """Number of levels; the last one is a single tile."""
-        return 1 + (max(-(-max(self.size_l0) // self.tile_px) - 1, 0)).bit_length()
+        return 1 + (-(-max(self.size_l0) // self.tile_px) - 1).bit_length()
 
     def level_size(self, level: int) -> tuple[int, int]:
         """Return (width, height) of a level in its own pixels, rounded up."""
@@ -156,15 +148,12 @@ class Pyramid:
 
         `downsamples` are those of the file's own levels.
         """
-        return max(
-            level
-            for level in range(self.levels)
-            if level == 0 or self._read_px(level, downsamples) <= region_px
-        )
-
-    def _read_px(self, level: int, downsamples: list[float]) -> float:
-        finer = max((own for own in downsamples if own <= 2**level), default=1.0)
-        return float((self.tile_px * 2**level / finer) ** 2)
+        coarsest = 0
+        for level in range(1, self.levels):
+            source = max((own for own in downsamples if own <= 2**level), default=1.0)
+            if (self.tile_px * 2**level / source) ** 2 <= region_px:
+                coarsest = level
+        return coarsest
 
 
 class OpenSlides(LRUCache[tuple[Any, ...], SlideReader]):
@@ -197,25 +186,19 @@ def describe(reader: SlideReader, request: dict[str, Any]) -> Message:
 def read_tile(reader: SlideReader, request: dict[str, Any]) -> Message:
     """Return one tile of the pyramid as JPEG."""
     pyramid = Pyramid(reader.info.size_l0, request["tile_px"])
-    level, col, row = request["level"], request["col"], request["row"]
-    x, y, width, height = pyramid.tile_box(level, col, row)
-    downsample = Fraction(2**level)
+    box = pyramid.tile_box(request["level"], request["col"], request["row"])
+    downsample = Fraction(2 ** request["level"])
     source = choose_level(reader.levels, downsample)
-    read_px = width * height * (downsample / source.downsample) ** 2
+    read_px = box[2] * box[3] * (downsample / source.downsample) ** 2
     if read_px > request["region_px"]:
         raise SlideError(f"tile: would read {int(read_px):,} px; ask for a finer level")
-    return Message(
-        {}, encode_jpeg(ScaledView(reader, source, downsample, (0, 0)).read(x, y, width, height))
-    )
+    return Message({}, encode_jpeg(ScaledView(reader, source, downsample, (0, 0)).read(*box)))
 
 
 def read_overview(reader: SlideReader, request: dict[str, Any]) -> Message:
     """Return the whole scanned area as one small JPEG."""
-    _, _, width_l0, height_l0 = reader.info.bounds_l0
-    thumbnail = read_thumbnail(
-        reader, reader.info.mpp * max(width_l0, height_l0) / THUMBNAIL_PX
-    ).thumbnail
-    return Message({}, encode_jpeg(thumbnail.pixels))
+    mpp = reader.info.mpp * max(reader.info.bounds_l0[2:]) / THUMBNAIL_PX
+    return Message({}, encode_jpeg(read_thumbnail(reader, mpp).thumbnail.pixels))
 
 
 def read_patch(reader: SlideReader, request: dict[str, Any]) -> Message:
@@ -228,30 +211,25 @@ def read_patch(reader: SlideReader, request: dict[str, Any]) -> Message:
     return Message({}, encode_png(block.pixels[0]))
 
 
+def decode_upload(payload: bytes, request: dict[str, Any]) -> Message:
+    """Return an uploaded image as raw RGB."""
+    pixels = decode_sent(payload, request["max_pixels"])
+    return Message({"height": pixels.shape[0], "width": pixels.shape[1]}, pixels.tobytes())
+
+
+def measure_upload(payload: bytes, request: dict[str, Any]) -> Message:
+    """Return the size of an uploaded image by its header."""
+    width, height = read_sent_size(payload)
+    return Message({"height": height, "width": width})
+
+
 SLIDE_REQUESTS: dict[str, Callable[[SlideReader, dict[str, Any]], Message]] = {
     "describe": describe,
     "tile": read_tile,
     "overview": read_overview,
     "patch": read_patch,
 }
-
-
-def decode_upload(request: dict[str, Any], payload: bytes) -> Message:
-    """Return an uploaded image as raw RGB."""
-    pixels = decode_sent(payload, request["max_pixels"])
-    return Message({"height": pixels.shape[0], "width": pixels.shape[1]}, pixels.tobytes())
-
-
-def measure_upload(request: dict[str, Any], payload: bytes) -> Message:
-    """Return the size of an uploaded image by its header."""
-    width, height = read_sent_size(payload)
-    return Message({"height": height, "width": width})
-
-
-UPLOAD_REQUESTS: dict[str, Callable[[dict[str, Any], bytes], Message]] = {
-    "decode": decode_upload,
-    "measure": measure_upload,
-}
+UPLOAD_REQUESTS = {"decode": decode_upload, "measure": measure_upload}
 
 
 def answer(request: Message, slides: OpenSlides) -> Message:
@@ -260,7 +238,7 @@ def answer(request: Message, slides: OpenSlides) -> Message:
     try:
         if work := SLIDE_REQUESTS.get(header["do"]):
             return work(slides.take(header), header)
-        return UPLOAD_REQUESTS[header["do"]](header, request.payload)
+        return UPLOAD_REQUESTS[header["do"]](request.payload, header)
     except (WsiError, OSError, MemoryError, ValueError, ArithmeticError) as error:
         if "path" in header:
             slides.drop(header["path"])

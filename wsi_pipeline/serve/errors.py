@@ -1,9 +1,14 @@
-"""Errors as a client sees them: a sentence and an id, under which the log has the reason."""
+"""Answers in JSON; errors as a client sees them.
 
+A client gets a sentence and an id, under which the log has the reason.
+"""
+
+import json
 import logging
 import secrets
-from dataclasses import dataclass
+from typing import Any
 
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -12,7 +17,24 @@ from wsi_pipeline.serve.decoding import Busy, TooSlow
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 2
+RETRY_AFTER_S = "2"
+REASON = "the server's log has the reason under this id"
+FAULTS: tuple[tuple[type[Exception], int, int, str], ...] = (
+    (ClientDisconnect, 400, logging.INFO, "the request did not come whole"),
+    (Busy, 503, logging.WARNING, "busy; try again in a moment"),
+    (TooSlow, 422, logging.WARNING, "took longer than the time limit and was stopped"),
+    (WsiError, 422, logging.WARNING, f"cannot be read; {REASON}"),
+    (Exception, 500, logging.ERROR, f"internal error; {REASON}"),
+)
+"""Errors, with status, level of the log, and text; the first that fits counts."""
+
+
+class JsonAnswer(JSONResponse):
+    """JSON in ASCII: text in results, such as a file name, may not be UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Refusal(HTTPException):
@@ -25,41 +47,15 @@ class Refusal(HTTPException):
         super().__init__(status, text)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer to the client."""
-
-    status: int
-    text: str
-    fault_id: str
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers of the answer."""
-        return {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else {}
-
-    def to_json(self) -> dict[str, str]:
-        """Return the body of the answer."""
-        return {"error": self.text, "id": self.fault_id}
-
-
-def reply_to(error: Exception) -> Reply:
-    """Return the reply to a request that ended in `error`; log the error under the reply's id."""
-    fault_id = secrets.token_hex(4)
+def answer_fault(error: Exception) -> JsonAnswer:
+    """Return the answer to a request that ended in `error`; log the error under the answer's id."""
+    fault_id, headers = secrets.token_hex(4), {}
     if isinstance(error, HTTPException):
-        logger.info("%s: refused (%d): %s", fault_id, error.status_code, error.detail)
-        return Reply(error.status_code, str(error.detail), fault_id)
-    if isinstance(error, ClientDisconnect):
-        logger.info("%s: disconnected before the request was complete", fault_id)
-        return Reply(400, "the request did not come whole", fault_id)
-    if isinstance(error, Busy):
-        logger.warning("%s: busy: %s", fault_id, error)
-        return Reply(503, "busy; try again in a moment", fault_id)
-    if isinstance(error, TooSlow):
-        logger.warning("%s: %s", fault_id, error)
-        return Reply(422, "took longer than the time limit and was stopped", fault_id)
-    if isinstance(error, WsiError):
-        logger.warning("%s: %s", fault_id, error)
-        return Reply(422, "cannot be read; the server's log has the reason under this id", fault_id)
-    logger.error("%s: internal error", fault_id, exc_info=error)
-    return Reply(500, "internal error; the server's log has the reason under this id", fault_id)
+        status, level, text = error.status_code, logging.INFO, str(error.detail)
+        headers = dict(error.headers or {})
+    else:
+        _, status, level, text = next(row for row in FAULTS if isinstance(error, row[0]))
+    trace = error if level == logging.ERROR else None
+    logger.log(level, "%s: %s: %s", fault_id, type(error).__name__, error, exc_info=trace)
+    headers |= {"Retry-After": RETRY_AFTER_S} if status == 503 else {}
+    return JsonAnswer({"error": text, "id": fault_id}, status, headers)

@@ -60,35 +60,31 @@ class InferenceJob(Listener):
     def slide_ended(self, outcome: SlideOutcome) -> None:
         """Set the final state."""
         if outcome.state is SlideState.FAILED:
-            fault_id = secrets.token_hex(4)
-            logger.warning("%s: job %s failed: %s", fault_id, self.job_id, outcome.message)
-            self.state, self.message = (
-                JobState.FAILED,
-                f"failed; the server's log has the reason under {fault_id}",
-            )
-        else:
-            self.state, self.message = (
-                JobState.DONE,
-                outcome.message,
-            )  # numbers only, as in the slide list
+            self.fail(outcome.message)
+        else:  # numbers only, as in the slide list
+            self.state, self.message = JobState.DONE, outcome.message
+
+    def fail(self, reason: str | Exception) -> None:
+        """Set the final state; the reason goes to the log alone."""
+        fault_id = secrets.token_hex(4)
+        trace = reason if isinstance(reason, Exception) else None
+        logger.warning("%s: job %s failed: %s", fault_id, self.job_id, reason, exc_info=trace)
+        self.state = JobState.FAILED
+        self.message = f"failed; the server's log has the reason under {fault_id}"
 
 
+@dataclass
 class JobQueue:
     """Runs jobs in one thread; safe to use from others."""
 
-    def __init__(
-        self,
-        model: Path,
-        results: Path,
-        options: InferOptions,
-        capacity: int,
-        on_end: Callable[[], None],
-    ) -> None:
-        self._model = model
-        self._results = results
-        self._options = options
-        self._capacity = capacity
-        self._on_end = on_end
+    model: Path
+    results: Path
+    options: InferOptions
+    capacity: int
+    """Jobs that wait or run at most."""
+    on_end: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._jobs: dict[str, InferenceJob] = {}
         self._waiting: queue.SimpleQueue[InferenceJob | None] = queue.SimpleQueue()
@@ -99,16 +95,16 @@ class JobQueue:
         """Add a slide to the queue. Raises Refusal where it is queued or the queue is full."""
         with self._lock:
             under_way = [job for job in self._jobs.values() if job.state not in ENDED]
-            if len(under_way) >= self._capacity:
-                raise Refusal(
-                    429,
-                    f"{self._capacity} jobs are waiting already; try again when some have ended",
-                )
+            if len(under_way) >= self.capacity:
+                full = f"{self.capacity} jobs are waiting already; try again when some have ended"
+                raise Refusal(429, full)
             if any(job.slide.slide_id == slide.slide_id for job in under_way):
                 raise Refusal(409, "a job for this slide is under way already")
             job = InferenceJob(slide, force)
             self._jobs[job.job_id] = job
-            self._forget_old()
+            ended = [job_id for job_id, job in self._jobs.items() if job.state in ENDED]
+            for job_id in ended[: max(0, len(self._jobs) - KEPT_JOBS)]:
+                del self._jobs[job_id]
         self._waiting.put(job)
         return job
 
@@ -136,11 +132,6 @@ class JobQueue:
         self._waiting.put(None)
         self._thread.join(timeout_s)
 
-    def _forget_old(self) -> None:
-        ended = [job_id for job_id, job in self._jobs.items() if job.state in ENDED]
-        for job_id in ended[: max(0, len(self._jobs) - KEPT_JOBS)]:
-            del self._jobs[job_id]
-
     def _run(self) -> None:
         while (job := self._waiting.get()) is not None:
             with self._lock:
@@ -148,21 +139,14 @@ class JobQueue:
                     continue
                 job.state = JobState.RUNNING
             self._run_job(job)
-            self._on_end()
+            self.on_end()
 
     def _run_job(self, job: InferenceJob) -> None:
-        options = replace(self._options, force=job.force)
+        options = replace(self.options, force=job.force)
         try:
-            infer_slides([job.slide], self._model, self._results, options, listener=job)
+            infer_slides([job.slide], self.model, self.results, options, listener=job)
         except Cancelled:
-            job.state, job.message = (
-                JobState.CANCELLED,
-                "cancelled; what is finished is kept for the next run",
-            )
+            job.state = JobState.CANCELLED
+            job.message = "cancelled; what is finished is kept for the next run"
         except (WsiError, OSError, RuntimeError, ValueError) as error:
-            fault_id = secrets.token_hex(4)
-            logger.warning("%s: job %s failed", fault_id, job.job_id, exc_info=error)
-            job.state, job.message = (
-                JobState.FAILED,
-                f"failed; the server's log has the reason under {fault_id}",
-            )
+            job.fail(error)

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from wsi_pipeline.outputs.report_html import read_web_file
+from wsi_pipeline.serve.auth import is_length
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.services import Here, NamedSlide
 
@@ -22,27 +23,17 @@ MAX_FORM_BYTES = 4096
 MAX_FORM_FIELDS = 5
 
 
-def _read_own(name: str) -> str:
-    return (resources.files("wsi_pipeline.serve") / "web" / name).read_text(encoding="utf-8")
-
-
-def load_web_files() -> dict[str, tuple[str, str]]:
-    """Return every script and style sheet by name: content and media type.
-
-    It is a table, so that no name in a request becomes a path.
-    """
-    shared = {
-        name: read_web_file(name) for name in ("map_layer.js", "slide_view.js", "slide_view.css")
-    }
-    own = {
-        name: _read_own(name)
-        for name in ("tile_layer.js", "viewer.js", "viewer_panel.js", "list.js", "list.css")
-    }
-    kinds = {"js": "text/javascript", "css": "text/css"}
-    return {name: (text, kinds[name.rpartition(".")[2]]) for name, text in (shared | own).items()}
+def load_web_files() -> dict[str, str]:
+    """Return every script and style sheet by name."""
+    folder = resources.files("wsi_pipeline.serve") / "web"
+    own = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+    shared = ("map_layer.js", "slide_view.js", "slide_view.css")
+    return own | {name: read_web_file(name) for name in shared}
 
 
 WEB_FILES = load_web_files()
+"""A table, so that no name in a request becomes a path."""
+WEB_TYPES = {"js": "text/javascript", "css": "text/css"}
 TEMPLATES = Environment(loader=PackageLoader("wsi_pipeline.serve"), autoescape=select_autoescape())
 
 
@@ -69,7 +60,7 @@ def send_web_file(name: str) -> Response:
     found = WEB_FILES.get(name)
     if found is None:
         raise Refusal(404, "no such file")
-    return Response(found[0], media_type=found[1])
+    return Response(found, media_type=WEB_TYPES[name.rpartition(".")[2]])
 
 
 @router.get("/docs")
@@ -86,10 +77,8 @@ def show_docs() -> HTMLResponse:
         swagger_favicon_url=f"{DOCS_FILES}/favicon.png",
     )
     scripts = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"
-        for script in scripts
-    )
+    digests = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in scripts]
+    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
     page.headers["Content-Security-Policy"] = (
         f"default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src"
         " 'self' data:; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -109,8 +98,7 @@ async def ask_token(services: Here, ticket: str | None = None) -> Response:
 async def take_token(request: Request, services: Here) -> Response:
     """Check the token that was typed in."""
     fields = await _read_form(request)
-    token = fields.get("token", [""])[0].strip()
-    if not services.auth.accepts(token):
+    if not services.auth.accepts(fields.get("token", [""])[0].strip()):
         page = render("enter.html", is_wrong=True)
         page.status_code = 401
         return page
@@ -122,21 +110,14 @@ async def _read_form(request: Request) -> dict[str, list[str]]:
 
     Anyone may send one, so every fault in it raises Refusal.
     """
-    length = request.headers.get("content-length", "")
-    if not (
-        length.isascii()
-        and length.isdigit()
-        and len(length) <= len(str(MAX_FORM_BYTES))
-        and int(length) <= MAX_FORM_BYTES
-    ):
-        raise Refusal(413, "no token is that long")
+    too_long = Refusal(413, "no token is that long")
+    if not is_length(request.headers.get("content-length", ""), MAX_FORM_BYTES):
+        raise too_long
     content = b""
     async for piece in request.stream():
         content += piece
-        if (
-            len(content) > MAX_FORM_BYTES
-        ):  # sent in chunks, a body may be longer than its stated length
-            raise Refusal(413, "no token is that long")
+        if len(content) > MAX_FORM_BYTES:  # in chunks, it may be longer than its stated length
+            raise too_long
     try:
         return parse_qs(content.decode("latin-1"), max_num_fields=MAX_FORM_FIELDS)
     except ValueError as error:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import DAMAGES, StoreError
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, build_heatmap
+from wsi_pipeline.outputs.heatmap import Heatmap, build_heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.serve.catalogue import Result, read_aggregation, read_model
 from wsi_pipeline.store.manifest import read_manifest
-from wsi_pipeline.store.predictions import Predictions, open_result
+from wsi_pipeline.store.predictions import open_result
 
 KEPT_RESULTS = 16
 KEPT_REGIONS = 32
@@ -27,6 +27,7 @@ class LoadedResult:
 
     table: PatchTable
     heatmap: Heatmap
+    """With the threshold, smoothing and smallest region of the slide's outputs."""
     model: dict[str, Any]
     """Description of the model that made the results."""
     own: NDArray[np.float32]
@@ -40,10 +41,10 @@ class ResultReader:
     """
 
     def __init__(self) -> None:
-        self._results: LRUCache[Hashable, LoadedResult] = LRUCache(KEPT_RESULTS)
-        self._regions: LRUCache[Hashable, tuple[Region, ...]] = LRUCache(KEPT_REGIONS)
-        self._load = cached(self._results, key=_stamp, condition=Condition())(_load)
-        self._find = cached(self._regions, key=_stamp, condition=Condition())(self._find_regions)
+        results: LRUCache[Hashable, LoadedResult] = LRUCache(KEPT_RESULTS)
+        regions: LRUCache[Hashable, tuple[Region, ...]] = LRUCache(KEPT_REGIONS)
+        self._load = cached(results, key=_stamp, condition=Condition())(_load)
+        self._find = cached(regions, key=_stamp, condition=Condition())(self._find_regions)
 
     def load(self, result: Result) -> LoadedResult:
         """Return the whole result. Raises StoreError where it is damaged or being replaced."""
@@ -53,10 +54,8 @@ class ResultReader:
         """Return the regions at a threshold. Raises as `load`."""
         return self._find(result, threshold, min_area_mm2)
 
-    def _find_regions(
-        self, result: Result, threshold: float, min_area_mm2: float
-    ) -> tuple[Region, ...]:
-        return find_regions(self.load(result).heatmap, threshold, min_area_mm2)
+    def _find_regions(self, result: Result, *limits: float) -> tuple[Region, ...]:
+        return find_regions(self.load(result).heatmap, *limits)
 
 
 def _stamp(result: Result, *more: float) -> Hashable:
@@ -70,16 +69,12 @@ def _load(result: Result) -> LoadedResult:
         view = read_aggregation(read_manifest(result.folder).recipe)
         model = read_model(predictions.attributes)
     except DAMAGES as error:
-        raise StoreError(
-            f"{result.folder}: damaged ({error}); make it again with --force"
-        ) from error
-    heatmap = _draw_as_published(predictions, view)
-    return LoadedResult(
-        table=predictions.table,
-        heatmap=heatmap,
-        model=describe_model(model),
-        own=build_heatmap(predictions).probability if heatmap.smooth_um else heatmap.probability,
+        raise StoreError(f"{result.folder}: damaged ({error}); infer the slide again") from error
+    heatmap = build_heatmap(
+        predictions, view.threshold, smooth_um=view.smooth_um, min_region_mm2=view.min_region_mm2
     )
+    own = build_heatmap(predictions).probability if heatmap.smooth_um else heatmap.probability
+    return LoadedResult(predictions.table, heatmap, describe_model(model), own)
 
 
 def describe_model(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,10 +83,3 @@ def describe_model(recorded: Mapping[str, Any]) -> dict[str, Any]:
     Their hashes can be guessed from their names.
     """
     return {name: value for name, value in recorded.items() if name != "seen_patients"}
-
-
-def _draw_as_published(predictions: Predictions, view: Aggregation) -> Heatmap:
-    """Return the map with the threshold, smoothing and smallest region of the slide's outputs."""
-    return build_heatmap(
-        predictions, view.threshold, smooth_um=view.smooth_um, min_region_mm2=view.min_region_mm2
-    )

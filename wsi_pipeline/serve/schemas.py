@@ -1,21 +1,11 @@
 """Bodies of requests and answers, as OpenAPI shows them."""
 
-import json
 from typing import Any
 
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.serve.job_queue import JobState
-
-
-class JsonAnswer(JSONResponse):
-    """JSON in ASCII: text in results, such as a file name, may not be UTF-8."""
-
-    def render(self, content: Any) -> bytes:
-        """Return the body."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Fault(BaseModel):

@@ -5,10 +5,9 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
@@ -21,9 +20,8 @@ from wsi_pipeline.core.errors import EnvironmentFault, WsiError
 from wsi_pipeline.core.recipe import tool_version
 from wsi_pipeline.serve import page_routes, slide_routes, work_routes
 from wsi_pipeline.serve.auth import Guard
-from wsi_pipeline.serve.errors import Refusal, reply_to
-from wsi_pipeline.serve.schemas import JsonAnswer
-from wsi_pipeline.serve.services import Services, open_services
+from wsi_pipeline.serve.errors import JsonAnswer, Refusal, answer_fault
+from wsi_pipeline.serve.services import Services, Unchanged, open_services
 from wsi_pipeline.serve.settings import ServeSettings
 
 KEEP_ALIVE_S = 15
@@ -51,9 +49,7 @@ def run_server(settings: ServeSettings, announce: Announce) -> None:
         with open_services(bound) as services:
             server = uvicorn.Server(configure(services))
             announce(services)
-            with suppress(
-                KeyboardInterrupt
-            ):  # Ctrl+C is how a server ends; uvicorn has closed every connection by then
+            with suppress(KeyboardInterrupt):  # uvicorn has closed every connection by then
                 server.run(sockets=[listener])
 
 
@@ -82,8 +78,7 @@ def configure(services: Services) -> uvicorn.Config:
 def bind(settings: ServeSettings) -> socket.socket:
     """Return a listening socket. Raises EnvironmentFault where the address cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # The protocol is named because asyncio turns off Nagle's delay, 40 ms an answer, only where it
-    # is.
+    # asyncio turns off Nagle's delay, 40 ms an answer, only where the protocol is named.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -127,12 +122,8 @@ def build_app(services: Services) -> ASGIApp:
         default_response_class=JsonAnswer,
     )
     app.state.services = services
-    api = APIRouter(
-        prefix="/api/v1",
-        dependencies=[
-            Depends(HTTPBearer(auto_error=False, description="The token printed at the start."))
-        ],
-    )
+    bearer = HTTPBearer(auto_error=False, description="The token printed at the start.")
+    api = APIRouter(prefix="/api/v1", dependencies=[Depends(bearer)])
     api.include_router(slide_routes.router)
     api.include_router(work_routes.router)
     app.include_router(api)
@@ -151,22 +142,20 @@ def build_app(services: Services) -> ASGIApp:
 
 def _answer_faults(app: FastAPI) -> None:
     async def tell(_request: Request, error: Exception) -> JsonAnswer:
-        reply = reply_to(error)
-        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-        return JsonAnswer(reply.to_json(), reply.status, headers | reply.headers)
+        return answer_fault(error)
 
     async def tell_invalid(_request: Request, error: Exception) -> JsonAnswer:
         assert isinstance(error, RequestValidationError)
         named = "; ".join(
-            f"{_name_field(fault)}: {fault['msg']}" for fault in error.errors()[:MAX_NAMED_FIELDS]
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            for fault in error.errors()[:MAX_NAMED_FIELDS]
         )
-        reply = reply_to(Refusal(422, f"the request is not as it should be: {named}"))
-        return JsonAnswer(reply.to_json(), reply.status)
+        return answer_fault(Refusal(422, f"the request is not as it should be: {named}"))
 
+    async def tell_unchanged(_request: Request, error: Exception) -> Response:
+        return Response(status_code=304, headers={"ETag": str(error)})
+
+    app.add_exception_handler(Unchanged, tell_unchanged)
     for kind in (HTTPException, WsiError, ClientDisconnect, Exception):
         app.add_exception_handler(kind, tell)
     app.add_exception_handler(RequestValidationError, tell_invalid)
-
-
-def _name_field(fault: Any) -> str:
-    return ".".join(str(part) for part in fault["loc"])

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Path, Query, Request, Response
+from fastapi import Depends, Path, Query, Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.concurrency import run_in_threadpool
 
@@ -31,6 +31,7 @@ from wsi_pipeline.serve.slide_pixels import SlidePixels, TileCache
 
 BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 MAX_NAME = 200
+DAMAGED = "the results are damaged; infer the slide again"
 logger = logging.getLogger(__name__)
 
 
@@ -41,23 +42,13 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "wsi_requests",
-            "Requests answered",
-            ["route", "method", "status"],
-            registry=self.registry,
-        )
+        self.registry = own = CollectorRegistry()
+        labels = ("route", "method", "status")
+        self._requests = Counter("wsi_requests", "Requests answered", labels, registry=own)
         self._seconds = Histogram(
-            "wsi_request_seconds",
-            "Time to answer",
-            ["route"],
-            registry=self.registry,
-            buckets=BUCKETS_S,
+            "wsi_request_seconds", "Time to answer", ["route"], registry=own, buckets=BUCKETS_S
         )
-        self.patches = Counter(
-            "wsi_predicted_patches", "Patches predicted on request", registry=self.registry
-        )
+        self.patches = Counter("wsi_predicted_patches", "Patches predicted", registry=own)
 
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""
@@ -96,8 +87,8 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
 
     Raises ModelError, ConfigError or EnvironmentFault before anything is served.
     """
-    for place in (*settings.results, *([settings.slides] if settings.slides else [])):
-        if not place.is_dir():
+    for place in (*settings.results, settings.slides):
+        if place is not None and not place.is_dir():
             raise ConfigError(f"{place}: no such folder; check the path")
     limits = settings.limits
     readers = DecoderPool(settings.decoders, limits.slide_memory_bytes, limits.waiting_reads)
@@ -158,17 +149,13 @@ def _watch(services: Services, readers: DecoderPool, uploads: DecoderPool) -> No
     watch("wsi_tile_cache_bytes", "Bytes of tiles in memory", lambda: cache.used_bytes)
     watch("wsi_tile_cache_hits", "Tiles found in memory", lambda: cache.hits)
     watch("wsi_tile_cache_misses", "Tiles not found in memory", lambda: cache.misses)
-    watch(
-        "wsi_decoders_replaced",
-        "Decoding processes that died or were ended",
-        lambda: readers.replaced + uploads.replaced,
-    )
+    ended = "Decoding processes that died or were ended"
+    watch("wsi_decoders_replaced", ended, lambda: readers.replaced + uploads.replaced)
     watch("wsi_slides", "Slides served", lambda: len(services.catalogue.entries()))
     if jobs is not None:
+        text = "Jobs that wait or run"
         watch(
-            "wsi_jobs_under_way",
-            "Jobs that wait or run",
-            lambda: sum(job.state not in ENDED for job in jobs.list()),
+            "wsi_jobs_under_way", text, lambda: sum(job.state not in ENDED for job in jobs.list())
         )
 
 
@@ -186,12 +173,9 @@ async def find_entry(
     services: Here, slide_id: Annotated[str, Path(max_length=MAX_NAME)]
 ) -> SlideEntry:
     """Return the slide that a path names. Raises Refusal."""
-    catalogue = services.catalogue
-    entry = (
-        catalogue.find(slide_id)
-        if catalogue.is_fresh
-        else await run_in_threadpool(catalogue.find, slide_id)
-    )
+    find = services.catalogue.find
+    is_fast = services.catalogue.is_fresh
+    entry = find(slide_id) if is_fast else await run_in_threadpool(find, slide_id)
     if entry is None:
         raise Refusal(404, "no such slide")
     return entry
@@ -200,11 +184,7 @@ async def find_entry(
 NamedSlide = Annotated[SlideEntry, Depends(find_entry)]
 RunName = Annotated[
     str | None,
-    Query(
-        alias="run",
-        max_length=MAX_NAME,
-        description="Which results folder; the first that has the slide.",
-    ),
+    Query(alias="run", max_length=MAX_NAME, description="Results; the first that has the slide."),
 ]
 
 
@@ -219,7 +199,7 @@ def find_result(services: Services, entry: SlideEntry, run_id: str | None) -> tu
 def require_summary(result: Result) -> SlideSummary:
     """Return the metrics of results. Raises Refusal where these are damaged."""
     if result.summary is None:
-        raise Refusal(422, "the results are damaged; infer the slide again")
+        raise Refusal(422, DAMAGED)
     return result.summary
 
 
@@ -235,16 +215,14 @@ def load_result(
 NamedResult = Annotated[tuple[Result, LoadedResult], Depends(load_result)]
 
 
-def match_etag(request: Request, response_headers: dict[str, str], version: str) -> Response | None:
-    """Return the answer where the client already has this version; else None.
+class Unchanged(Exception):
+    """The client has this version already."""
 
-    The tag is then added to `response_headers`.
-    """
+
+def tag_version(request: Request, version: str) -> dict[str, str]:
+    """Return the header that names a version. Raises Unchanged where the client has it."""
     tag = f'"{version}"'
-    response_headers["ETag"] = tag
-    if tag in [
-        one.strip().removeprefix("W/")
-        for one in request.headers.get("if-none-match", "").split(",")
-    ]:
-        return Response(status_code=304, headers={"ETag": tag})
-    return None
+    known = request.headers.get("if-none-match", "").split(",")
+    if tag in [one.strip().removeprefix("W/") for one in known]:
+        raise Unchanged(tag)
+    return {"ETag": tag}

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cachetools import LRUCache, TTLCache
 
@@ -60,22 +60,30 @@ class TileCache:
             self._content[key] = content
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedSlide:
-    """A slide file that can be read."""
+class FileKey(NamedTuple):
+    """A slide's file as it is now, and as its results have it."""
 
     path: Path
     stamp: FileStamp
     slide_mpp: float | None
-    info: SlideInfo
-    pyramid: Pyramid
-    coarsest: int
-    """Coarsest level whose tiles stay within the region limit."""
+    fingerprint: str | None
+    """None without results."""
 
     @property
     def request(self) -> dict[str, Any]:
         """The part of a request to a decoding process that names the slide."""
         return {"path": str(self.path), "stamp": list(self.stamp), "slide_mpp": self.slide_mpp}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSlide:
+    """A slide file that can be read."""
+
+    key: FileKey
+    info: SlideInfo
+    pyramid: Pyramid
+    coarsest: int
+    """Coarsest level whose tiles stay within the region limit."""
 
 
 class SlidePixels:
@@ -89,8 +97,8 @@ class SlidePixels:
         self._limits = limits
         self._slide_mpp = slide_mpp
         self._lock = threading.Lock()
-        self._facts: LRUCache[tuple[Any, ...], OpenedSlide] = LRUCache(KEPT_FACTS)
-        self._failures: TTLCache[tuple[Any, ...], Exception] = TTLCache(KEPT_FACTS, FAILURE_S)
+        self._facts: LRUCache[FileKey, OpenedSlide] = LRUCache(KEPT_FACTS)
+        self._failures: TTLCache[FileKey, Exception] = TTLCache(KEPT_FACTS, FAILURE_S)
 
     def open(self, entry: SlideEntry) -> OpenedSlide:
         """Return the slide's file.
@@ -106,7 +114,7 @@ class SlidePixels:
         if failure is not None:
             raise failure
         try:
-            opened = self._open(entry, key)
+            opened = self._open(key)
         except (DecodingError, Refusal) as error:
             with self._lock:
                 self._failures[key] = error
@@ -115,55 +123,35 @@ class SlidePixels:
             self._facts[key] = opened
         return opened
 
-    def _key(self, entry: SlideEntry) -> tuple[Any, ...]:
+    def _key(self, entry: SlideEntry) -> FileKey:
         stamp = None if entry.file is None else stamp_file(entry.file)
         if entry.file is None or stamp is None:
             raise Refusal(404, "the slide's file is not here; serve its folder with --slides")
-        return (entry.file, stamp, self._mpp_of(entry), _fingerprint(entry))
+        if entry.recorded is None:
+            return FileKey(entry.file, stamp, self._slide_mpp, None)
+        # Its scale whatever the source: the map was made at it.
+        return FileKey(entry.file, stamp, entry.recorded.mpp, entry.recorded.fingerprint)
 
-    def _mpp_of(self, entry: SlideEntry) -> float | None:
-        recorded = next(
-            (result.slide for result in entry.results.values() if result.slide is not None), None
-        )
-        if recorded is None:
-            return self._slide_mpp
-        return recorded.mpp  # whatever its source: the map was made at that scale
-
-    def _open(self, entry: SlideEntry, key: tuple[Any, ...]) -> OpenedSlide:
-        path, stamp, slide_mpp, fingerprint = key
-        request = {
-            "do": "describe",
-            "path": str(path),
-            "stamp": list(stamp),
-            "slide_mpp": slide_mpp,
-        }
-        header = self._pool.ask(request, timeout_s=OPEN_FACTOR * self._limits.read_s).header
+    def _open(self, key: FileKey) -> OpenedSlide:
+        open_s = OPEN_FACTOR * self._limits.read_s
+        header = self._pool.ask(key.request | {"do": "describe"}, timeout_s=open_s).header
         info = SlideInfo.from_json(header["slide"])
-        if fingerprint is not None and info.fingerprint != fingerprint:
+        if key.fingerprint not in (None, info.fingerprint):
             raise Refusal(404, "the slide's file is not the one that was inferred; infer it again")
         pyramid = Pyramid(info.size_l0, self._limits.tile_px)
         coarsest = pyramid.coarsest_level(
             [float(ratio) for ratio in info.level_downsamples], self._limits.region_px
         )
-        return OpenedSlide(path, stamp, slide_mpp, info, pyramid, coarsest)
+        return OpenedSlide(key, info, pyramid, coarsest)
 
     def tile(self, entry: SlideEntry, level: int, col: int, row: int) -> bytes:
         """Return one tile as JPEG. Raises Refusal for a missing tile, before anything is read."""
         slide = self.open(entry)
         if not slide.pyramid.has_tile(level, col, row) or level > slide.coarsest:
             raise Refusal(404, "no such tile")
-        key = (slide.path, slide.stamp, level, col, row)
-        if (content := self._cache.get(key)) is None:
-            place = {
-                "level": level,
-                "col": col,
-                "row": row,
-                "tile_px": self._limits.tile_px,
-                "region_px": self._limits.region_px,
-            }
-            content = self._read(slide, {"do": "tile"} | place)
-            self._cache.put(key, content)
-        return content
+        limits = {"tile_px": self._limits.tile_px, "region_px": self._limits.region_px}
+        request = {"do": "tile", "level": level, "col": col, "row": row} | limits
+        return self._read_once((slide.key, level, col, row), request)
 
     def cached_tile(self, entry: SlideEntry, level: int, col: int, row: int) -> bytes | None:
         """Return the tile if it needs no waiting, else None."""
@@ -172,24 +160,16 @@ class SlidePixels:
         except Refusal:
             return None
         with self._lock:
-            slide = self._facts.get(key)
-        return (
-            None if slide is None else self._cache.get((slide.path, slide.stamp, level, col, row))
-        )
+            is_open = key in self._facts
+        return self._cache.get((key, level, col, row)) if is_open else None
 
     def file_version(self, entry: SlideEntry) -> str:
         """Return a text that changes with the slide's file. Raises Refusal where it is missing."""
-        size, changed_ns, inode = self._key(entry)[1]
-        return f"{size:x}-{changed_ns:x}-{inode:x}"
+        return "-".join(f"{number:x}" for number in self._key(entry).stamp)
 
     def overview(self, entry: SlideEntry) -> bytes:
         """Return the scanned area as one small JPEG."""
-        slide = self.open(entry)
-        key = (slide.path, slide.stamp, "overview")
-        if (content := self._cache.get(key)) is None:
-            content = self._read(slide, {"do": "overview"})
-            self._cache.put(key, content)
-        return content
+        return self._read_once((self.open(entry).key, "overview"), {"do": "overview"})
 
     def patch(self, entry: SlideEntry, grid: Grid, row: int, col: int) -> bytes:
         """Return one patch as PNG, as the model saw it."""
@@ -197,24 +177,23 @@ class SlidePixels:
             raise Refusal(404, "no such patch")
         if (grid.spec.side_px * float(grid.downsample)) ** 2 > self._limits.region_px:
             raise Refusal(413, "a patch of this grid covers more pixels than one read may take")
-        return self._read(
-            self.open(entry), {"do": "patch", "grid": grid.to_json(), "row": row, "col": col}
-        )
+        request = {"do": "patch", "grid": grid.to_json(), "row": row, "col": col}
+        return self._read(self.open(entry).key, request)
 
-    def _read(self, slide: OpenedSlide, request: dict[str, Any]) -> bytes:
+    def _read_once(self, key: tuple[FileKey, *tuple[Any, ...]], request: dict[str, Any]) -> bytes:
+        """Return the answer to a request, from the cache where it is kept there."""
+        if (content := self._cache.get(key)) is None:
+            content = self._read(key[0], request)
+            self._cache.put(key, content)
+        return content
+
+    def _read(self, file: FileKey, request: dict[str, Any]) -> bytes:
+        request = file.request | request
         try:
-            return self._pool.ask(slide.request | request, timeout_s=self._limits.read_s).payload
+            return self._pool.ask(request, timeout_s=self._limits.read_s).payload
         except TooSlow:
             raise
         except DecodingError as error:
-            logger.info(
-                "read again after a failure: %s", error
-            )  # the handle is dead or its process is; both are replaced
-            return self._pool.ask(slide.request | request, timeout_s=self._limits.read_s).payload
-
-
-def _fingerprint(entry: SlideEntry) -> str | None:
-    return next(
-        (result.slide.fingerprint for result in entry.results.values() if result.slide is not None),
-        None,
-    )
+            # The handle is dead or its process is; both have been replaced.
+            logger.info("read again after a failure: %s", error)
+            return self._pool.ask(request, timeout_s=self._limits.read_s).payload

@@ -25,11 +25,10 @@ from wsi_pipeline.outputs.report_html import (
 )
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
-from wsi_pipeline.serve.errors import Refusal
+from wsi_pipeline.serve.errors import JsonAnswer, Refusal
 from wsi_pipeline.serve.result_reader import LoadedResult
 from wsi_pipeline.serve.schemas import (
     Fault,
-    JsonAnswer,
     RegionsBody,
     ResultBody,
     RunBody,
@@ -39,14 +38,15 @@ from wsi_pipeline.serve.schemas import (
     TilesBody,
 )
 from wsi_pipeline.serve.services import (
+    DAMAGED,
     Here,
     NamedResult,
     NamedSlide,
     RunName,
     Services,
     find_result,
-    match_etag,
     require_summary,
+    tag_version,
 )
 from wsi_pipeline.slides.images import encode_jpeg, encode_png
 
@@ -69,66 +69,56 @@ EDGE_RGBA = (0, 110, 95, 255)
 logger = logging.getLogger(__name__)
 
 
-def send_image(content: bytes, media_type: str, headers: dict[str, str]) -> Response:
-    """Return the answer with an encoded image."""
-    return Response(content, media_type=media_type, headers=headers)
-
-
-PNG: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/png": {}}},
-    304: {"description": "Unchanged."},
-}
-JPEG: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/jpeg": {}}},
-    304: {"description": "Unchanged."},
-}
+Responses = dict[int | str, dict[str, Any]]
+UNCHANGED: Responses = {304: {"description": "Unchanged."}}
+PNG: Responses = UNCHANGED | {200: {"content": {"image/png": {}}}}
+JPEG: Responses = UNCHANGED | {200: {"content": {"image/jpeg": {}}}}
+NPY: Responses = {200: {"content": {"application/octet-stream": {}}}}
+HTML: Responses = {200: {"content": {"text/html": {}}}}
 
 
 @router.get("")
 def list_slides(services: Here) -> SlideList:
     """List every slide with its metrics in every run."""
-    runs = [RunBody(run_id=run.run_id, name=run.name) for run in services.catalogue.runs]
-    rows = [_describe_row(services, entry) for entry in services.catalogue.entries()]
+    can_run_jobs = services.jobs is not None
     return SlideList(
-        runs=runs,
+        runs=[_describe_run(run) for run in services.catalogue.runs],
         can_predict=services.predictions is not None,
-        can_run_jobs=services.jobs is not None,
-        slides=rows,
+        can_run_jobs=can_run_jobs,
+        slides=[
+            SlideRow(
+                slide_id=entry.slide_id,
+                version=entry.version,
+                has_file=entry.has_file,
+                can_run=can_run_jobs and entry.is_in_folder,
+                summaries={run_id: result.summary for run_id, result in entry.results.items()},
+            )
+            for entry in services.catalogue.entries()
+        ],
     )
 
 
-def _describe_row(services: Services, entry: SlideEntry) -> SlideRow:
-    summaries = {run_id: result.summary for run_id, result in entry.results.items()}
-    return SlideRow(
-        slide_id=entry.slide_id,
-        version=entry.version,
-        has_file=entry.has_file,
-        can_run=services.jobs is not None and entry.is_in_folder,
-        summaries=summaries,
-    )
+def _describe_run(run: Run) -> RunBody:
+    return RunBody(run_id=run.run_id, name=run.name)
 
 
-@router.get("/{slide_id}", response_model=SlideBody, responses={304: {"description": "Unchanged."}})
+@router.get("/{slide_id}", response_model=SlideBody, responses=UNCHANGED)
 def describe_one(services: Here, entry: NamedSlide, request: Request) -> Response:
     """Describe a slide: its geometry, and the results of each run."""
-    headers: dict[str, str] = {}
-    if unchanged := match_etag(request, headers, entry.version):
-        return unchanged
+    headers = tag_version(request, entry.version)
     loaded, damaged = _load_runs(services, entry)
     info, tiles, note = _open_file(services, entry)
     if not loaded and info is None:
         raise Refusal(404, note or "no such slide")
-    slide = loaded[0][1].table.slide if loaded else info
+    first = loaded[0][1].table if loaded else None
+    slide = first.slide if first else info
     assert slide is not None
+    whole = {"box_l0": list(slide.bounds_l0)}
     body = SlideBody(
         slide_id=entry.slide_id,
         version=entry.version,
         slide=describe_slide(slide) | {"slide_id": entry.slide_id},
-        overview=(
-            describe_overview(loaded[0][1].table.thumbnail)
-            if loaded
-            else {"box_l0": list(slide.bounds_l0)}
-        ),
+        overview=describe_overview(first.thumbnail) if first else whole,
         tiles=tiles,
         tiles_note=note,
         results=[describe_result(run, entry.results[run.run_id], one) for run, one in loaded],
@@ -155,9 +145,9 @@ def _load_runs(
             loaded.append((run, services.results.load(result)))
         except (Refusal, StoreError) as error:
             logger.warning("%s: left out of %s: %s", run.name, entry.slide_id, error)
-            damaged.append(RunBody(run_id=run.run_id, name=run.name))
+            damaged.append(_describe_run(run))
     if damaged and not loaded:
-        raise Refusal(422, "the results are damaged; infer the slide again")
+        raise Refusal(422, DAMAGED)
     return loaded, damaged
 
 
@@ -189,27 +179,17 @@ def describe_result(run: Run, result: Result, loaded: LoadedResult) -> ResultBod
     )
 
 
-@router.get(
-    "/{slide_id}/summary",
-    response_model=SlideSummary,
-    responses={304: {"description": "Unchanged."}},
-)
+@router.get("/{slide_id}/summary", response_model=SlideSummary, responses=UNCHANGED)
 def show_summary(
     services: Here, entry: NamedSlide, request: Request, run: RunName = None
 ) -> Response:
     """Show the metrics of the slide, as in summary.json."""
     _, result = find_result(services, entry, run)
-    headers: dict[str, str] = {}
-    if unchanged := match_etag(request, headers, result.digest):
-        return unchanged
+    headers = tag_version(request, result.digest)
     return JsonAnswer(asdict(require_summary(result)), headers=headers)
 
 
-@router.get(
-    "/{slide_id}/regions",
-    response_model=RegionsBody,
-    responses={304: {"description": "Unchanged."}},
-)
+@router.get("/{slide_id}/regions", response_model=RegionsBody, responses=UNCHANGED)
 def show_regions(
     services: Here,
     found: NamedResult,
@@ -224,50 +204,33 @@ def show_regions(
 ) -> Response:
     """List groups of touching positive patches, corners included, strongest first."""
     result, loaded = found
-    headers: dict[str, str] = {}
     most = services.settings.limits.regions
     if limit is not None and limit > most:
         raise Refusal(413, f"at most {most:,} regions at a time")
-    if unchanged := match_etag(request, headers, result.digest):
-        return unchanged
+    headers = tag_version(request, result.digest)
     at = loaded.heatmap.threshold if threshold is None else threshold
     smallest = loaded.heatmap.min_region_mm2 if min_area_mm2 is None else min_area_mm2
     regions = services.results.regions(result, at, smallest)
-    shown = [
-        describe_region(region)
-        for region in order_regions(regions)[
-            : min(DEFAULT_REGIONS, most) if limit is None else limit
-        ]
-    ]
-    return JsonAnswer(
-        {"threshold": at, "min_area_mm2": smallest, "found": len(regions), "regions": shown},
-        headers=headers,
-    )
+    first = order_regions(regions)[: min(DEFAULT_REGIONS, most) if limit is None else limit]
+    content = {"threshold": at, "min_area_mm2": smallest, "found": len(regions)}
+    shown = [describe_region(region) for region in first]
+    return JsonAnswer(content | {"regions": shown}, headers=headers)
 
 
-@router.get(
-    "/{slide_id}/map.npy",
-    response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}},
-)
+@router.get("/{slide_id}/map.npy", response_class=Response, responses=NPY)
 def send_map(
     found: NamedResult,
     request: Request,
-    is_own: Annotated[
-        bool,
-        Query(
-            alias="own",
-            description="The patches' own probabilities, where the results' map is smoothed.",
-        ),
+    own: Annotated[
+        bool, Query(description="The patches' own probabilities, where the map is smoothed.")
     ] = False,
 ) -> Response:
     """Send the map as a NumPy file: float32 (rows, cols), NaN where nothing was assessed."""
     result, loaded = found
-    headers = {"Content-Disposition": 'attachment; filename="map.npy"'}
-    if unchanged := match_etag(request, headers, result.digest):
-        return unchanged
+    headers = tag_version(request, result.digest)
+    headers["Content-Disposition"] = 'attachment; filename="map.npy"'
     stream = io.BytesIO()
-    values = loaded.own if is_own else loaded.heatmap.probability
+    values = loaded.own if own else loaded.heatmap.probability
     np.save(stream, np.ascontiguousarray(values, dtype="<f4"), allow_pickle=False)
     return Response(stream.getvalue(), media_type="application/octet-stream", headers=headers)
 
@@ -279,25 +242,22 @@ def draw_map(found: NamedResult, request: Request, threshold: Threshold = None) 
     It is transparent where nothing was assessed and, with a threshold, below it.
     """
     result, loaded = found
-    headers: dict[str, str] = {}
-    if unchanged := match_etag(request, headers, result.digest):
-        return unchanged
+    headers = tag_version(request, result.digest)
     pixels = paint_map(loaded.heatmap.probability, threshold)
     if not pixels.size:
         raise Refusal(404, "the slide has no patches")
-    return send_image(encode_png(pixels), "image/png", headers)
+    return Response(encode_png(pixels), media_type="image/png", headers=headers)
 
 
 @router.get("/{slide_id}/tissue.png", response_class=Response, responses=PNG)
 def show_tissue(found: NamedResult, request: Request) -> Response:
     """Draw the tissue mask that the patches were chosen by, over the thumbnail's area."""
     result, loaded = found
-    headers: dict[str, str] = {}
-    if unchanged := match_etag(request, headers, result.digest):
-        return unchanged
+    headers = tag_version(request, result.digest)
     if loaded.table.tissue is None:
         raise Refusal(404, "the results hold no tissue mask")
-    return send_image(encode_png(draw_tissue(loaded.table.tissue)), "image/png", headers)
+    content = encode_png(draw_tissue(loaded.table.tissue))
+    return Response(content, media_type="image/png", headers=headers)
 
 
 @router.get("/{slide_id}/thumbnail.jpg", response_class=Response, responses=JPEG)
@@ -308,18 +268,18 @@ def show_thumbnail(
     side: Annotated[int | None, Query(ge=16, le=4096)] = None,
 ) -> Response:
     """Show the scanned area, with at most `side` pixels along its longer side."""
-    headers: dict[str, str] = {}
-    if unchanged := match_etag(request, headers, entry.version):
-        return unchanged
+    headers = tag_version(request, entry.version)
     whole = next((result for result in entry.results.values() if result.summary is not None), None)
-    if whole is None:
-        return send_image(services.pixels.overview(entry), "image/jpeg", headers)
     key = ("thumbnail", entry.slide_id, entry.version, side)
-    if (content := services.cache.get(key)) is None:
+    if whole is None:
+        content = services.pixels.overview(entry)
+    elif (kept := services.cache.get(key)) is not None:
+        content = kept
+    else:
         pixels = services.results.load(whole).table.thumbnail.pixels
         content = encode_jpeg(pixels if side is None else shrink(pixels, side))
         services.cache.put(key, content)
-    return send_image(content, "image/jpeg", headers)
+    return Response(content, media_type="image/jpeg", headers=headers)
 
 
 @router.get("/{slide_id}/tiles/{level}/{col}/{row}.jpg", response_class=Response, responses=JPEG)
@@ -332,13 +292,11 @@ async def show_tile(
     row: TileNumber,
 ) -> Response:
     """Show one tile; level 0 is the scan, level k the scan reduced 2ᵏ times."""
-    headers: dict[str, str] = {}
-    if unchanged := match_etag(request, headers, services.pixels.file_version(entry)):
-        return unchanged
+    headers = tag_version(request, services.pixels.file_version(entry))
     content = services.pixels.cached_tile(entry, level, col, row)
     if content is None:
         content = await run_in_threadpool(services.pixels.tile, entry, level, col, row)
-    return send_image(content, "image/jpeg", headers)
+    return Response(content, media_type="image/jpeg", headers=headers)
 
 
 @router.get("/{slide_id}/patches/{row}/{col}.png", response_class=Response, responses=PNG)
@@ -346,30 +304,24 @@ def show_patch(
     services: Here, entry: NamedSlide, found: NamedResult, row: TileNumber, col: TileNumber
 ) -> Response:
     """Show one patch, pixel by pixel as the model saw it."""
-    return send_image(services.pixels.patch(entry, found[1].table.grid, row, col), "image/png", {})
+    content = services.pixels.patch(entry, found[1].table.grid, row, col)
+    return Response(content, media_type="image/png")
 
 
-@router.get(
-    "/{slide_id}/report.html",
-    response_class=Response,
-    responses={200: {"content": {"text/html": {}}}},
-)
+@router.get("/{slide_id}/report.html", response_class=Response, responses=HTML)
 def send_report(entry: NamedSlide, found: NamedResult) -> Response:
     """Send the slide's report as one file."""
     result, loaded = found
     try:
-        page = render_report(
-            SlideResult(loaded.table, loaded.heatmap, require_summary(result))
-        ).encode(errors="replace")
+        page = render_report(SlideResult(loaded.table, loaded.heatmap, require_summary(result)))
     except DAMAGES as error:
-        raise StoreError(
-            f"{result.folder}: its report cannot be drawn ({error}); infer the slide again"
-        ) from error
+        fault = f"its report cannot be drawn ({error}); infer the slide again"
+        raise StoreError(f"{result.folder}: {fault}") from error
     headers = {
         "Content-Disposition": 'attachment; filename="report.html"',
         "Content-Security-Policy": REPORT_POLICY,
     }
-    return Response(page, media_type="text/html", headers=headers)
+    return Response(page.encode(errors="replace"), media_type="text/html", headers=headers)
 
 
 def shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

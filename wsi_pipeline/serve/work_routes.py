@@ -10,7 +10,7 @@ from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.job_queue import InferenceJob, JobQueue
 from wsi_pipeline.serve.predicting import PredictionService
 from wsi_pipeline.serve.result_reader import describe_model
-from wsi_pipeline.serve.schemas import ImagePrediction, JobBody, JobRequest, PredictionBody
+from wsi_pipeline.serve.schemas import JobBody, JobRequest, PredictionBody
 from wsi_pipeline.serve.services import MAX_NAME, Here, Services
 from wsi_pipeline.serve.slide_routes import FAULTS
 from wsi_pipeline.slides.selection import FoundSlide
@@ -34,12 +34,7 @@ async def predict(
     ],
     mpp: Annotated[
         float | None,
-        Form(
-            description=(
-                "µm per pixel of the images; needed for images that are not patches: these are cut"
-                " on a grid."
-            )
-        ),
+        Form(description="µm per pixel of images that are larger than a patch; they are cut."),
     ] = None,
 ) -> PredictionBody:
     """Predict images: one probability for a patch, one per patch for a larger image."""
@@ -47,19 +42,15 @@ async def predict(
     if len(images) > services.settings.limits.images:
         raise Refusal(413, f"send 1 to {services.settings.limits.images} images at a time")
     contents = [await image.read() for image in images]
-    answers = await run_in_threadpool(service.predict, contents, mpp)
-    services.metrics.patches.inc(
-        sum(
-            1 if answer["grid"] is None else answer["grid"]["rows"] * answer["grid"]["cols"]
-            for answer in answers
-        )
-    )
+    predicted = await run_in_threadpool(service.predict, contents, mpp)
+    counts = (image.grid["rows"] * image.grid["cols"] if image.grid else 1 for image in predicted)
+    services.metrics.patches.inc(sum(counts))
     model = service.predictor.model
     return PredictionBody(
         positive_class=model.positive_class,
         threshold=model.threshold,
         model=_describe_model(model),
-        images=[ImagePrediction(**answer) for answer in answers],
+        images=predicted,
     )
 
 
