@@ -14,6 +14,11 @@ from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import MAX_DENOMINATOR, MAX_MPP, MIN_MPP
 from wsi_pipeline.core.slide import SlideInfo
 
+Box = tuple[int, int, int, int]
+"""x, y, width, height in pixels of a level or view."""
+Boxes = NDArray[np.int64]
+"""Many of them, (n, 4)."""
+
 
 class Level(NamedTuple):
     """One level of a slide's pyramid."""
@@ -45,18 +50,11 @@ class SlideReader(Protocol):
         ...
 
     def read(
-        self,
-        level: Level,
-        x: int,
-        y: int,
-        width: int,
-        height: int,
-        only: NDArray[np.int64] | None = None,
+        self, level: Level, x: int, y: int, width: int, height: int, only: Boxes | None = None
     ) -> NDArray[np.uint8]:
         """Return RGB (height, width, 3) at (x, y) in the level's own pixels; white where absent.
 
-        Where `only` names boxes, (n, 4) as x, y, width, height, pixels outside all of them need not
-        be read. Raises SlideError.
+        Pixels outside all boxes of `only` need not be read. Raises SlideError.
         """
         ...
 
@@ -71,10 +69,6 @@ class DeclaredScale(NamedTuple):
     mpp_y: str | None
 
 
-MAX_ANISOTROPY = 0.05
-"""Scales in x and y may differ by this much before the slide is refused."""
-
-
 class UserScale(NamedTuple):
     """The scale that the user gives for a slide."""
 
@@ -84,19 +78,22 @@ class UserScale(NamedTuple):
     """The place where it was given."""
 
 
+MAX_ANISOTROPY = 0.05
+"""Scales in x and y may differ by this much before the slide is refused."""
+
+
 def resolve_mpp(path: Path, declared: DeclaredScale, scale: UserScale | None) -> tuple[float, str]:
     """Return the slide's µm per pixel and its source; the user's scale overrules the file's.
 
     Raises SlideError where no scale is given, or an impossible one.
     """
     if scale is not None:
-        return _check_mpp(path, scale.mpp, scale.source), scale.source
+        return _check_mpp(path, float(scale.mpp), scale.source), scale.source
     if declared.mpp_x is None or declared.mpp_y is None:
         raise SlideError(f"{path}: the file states no µm per pixel; give it with --slide-mpp")
-    mpp_x = _parse_mpp(path, declared.mpp_x)
-    mpp_y = _parse_mpp(path, declared.mpp_y)
-    _check_mpp(path, mpp_x, declared.source)
-    _check_mpp(path, mpp_y, declared.source)
+    mpp_x, mpp_y = (_parse_mpp(path, text) for text in (declared.mpp_x, declared.mpp_y))
+    for mpp in (mpp_x, mpp_y):
+        _check_mpp(path, mpp, declared.source)
     if abs(mpp_x - mpp_y) > MAX_ANISOTROPY * min(mpp_x, mpp_y):
         raise SlideError(
             f"{path}: {mpp_x:g} µm/px in x but {mpp_y:g} in y; give the true scale with --slide-mpp"
@@ -119,7 +116,7 @@ def _check_mpp(path: Path, mpp: float, source: str) -> float:
             f"{path}: {mpp:g} µm per pixel (from: {source}) is impossible for a slide, which has"
             f" {MIN_MPP:g} to {MAX_MPP:g}; give the true scale with --slide-mpp"
         )
-    return float(mpp)
+    return mpp
 
 
 MAX_SIDE_PX = 2_000_000
@@ -129,12 +126,9 @@ MAX_SLIDE_PX = 250_000_000_000
 
 def check_size(path: Path, size: tuple[int, int]) -> None:
     """Raise SlideError where a slide of `size` (width, height) cannot be."""
-    width, height = size
-    if not (
-        1 <= width <= MAX_SIDE_PX and 1 <= height <= MAX_SIDE_PX and width * height <= MAX_SLIDE_PX
-    ):
+    if not (1 <= min(size) <= max(size) <= MAX_SIDE_PX and math.prod(size) <= MAX_SLIDE_PX):
         raise SlideError(
-            f"{path}: states a size of {width} × {height} px, which no slide has; copy or export"
+            f"{path}: states a size of {size[0]} × {size[1]} px, which no slide has; copy or export"
             " it again"
         )
 
@@ -158,18 +152,16 @@ def _resolve_downsample(size_l0: tuple[int, int], size: tuple[int, int]) -> Frac
         return None
     ratio_x, ratio_y = size_l0[0] / size[0], size_l0[1] / size[1]
     whole = round((ratio_x * ratio_y) ** 0.5)
-    if whole >= 1 and all(_is_reduced_by(whole, *pair) for pair in zip(size_l0, size, strict=True)):
+    if whole >= 1 and all(
+        extent_l0 // whole <= extent <= -(-extent_l0 // whole)
+        for extent_l0, extent in zip(size_l0, size, strict=True)
+    ):
         return Fraction(whole)
-    # A very small level is off by a pixel of rounding; only larger disagreement means another
-    # image.
+    # A very small level is off by a pixel of rounding; only more means another image.
     allowed = MAX_ASPECT_ERROR + 1 / min(size)
     if abs(ratio_x - ratio_y) > allowed * min(ratio_x, ratio_y):
         return None
     return Fraction((ratio_x + ratio_y) / 2).limit_denominator(MAX_DENOMINATOR)
-
-
-def _is_reduced_by(factor: int, extent_l0: int, extent: int) -> bool:
-    return extent_l0 // factor <= extent <= -(-extent_l0 // factor)
 
 
 def choose_level(levels: Sequence[Level], downsample: Fraction) -> Level:
@@ -189,12 +181,9 @@ def fingerprint_file(path: Path, extra: str = "") -> str:
     """
     size = path.stat().st_size
     digest = hashlib.sha256(f"{size}:{extra}:".encode())
-    last_start = max(0, size - FINGERPRINT_WINDOW_BYTES)
-    starts = sorted(
-        {last_start * k // (FINGERPRINT_WINDOWS - 1) for k in range(FINGERPRINT_WINDOWS)}
-    )
+    last_start, last = max(0, size - FINGERPRINT_WINDOW_BYTES), FINGERPRINT_WINDOWS - 1
     with path.open("rb") as stream:
-        for start in starts:
+        for start in sorted({last_start * k // last for k in range(FINGERPRINT_WINDOWS)}):
             stream.seek(start)
             digest.update(stream.read(FINGERPRINT_WINDOW_BYTES))
     return digest.hexdigest()
@@ -202,21 +191,17 @@ def fingerprint_file(path: Path, extra: str = "") -> str:
 
 def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return RGBA (h, w, 4) on white as RGB (h, w, 3): absent pixels are background."""
-    alpha = rgba[..., 3:]
+    rgb, alpha = rgba[..., :3], rgba[..., 3:]
     if int(alpha.min(initial=255)) == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    weighted = rgba[..., :3].astype(np.uint16) * alpha + np.uint16(255) * (
-        255 - alpha.astype(np.uint16)
-    )
+        return np.ascontiguousarray(rgb)
+    weighted = rgb.astype(np.uint16) * alpha + np.uint16(255) * (255 - alpha)
     return ((weighted + 127) // 255).astype(np.uint8)
 
 
-def tiles_touched(
-    boxes: NDArray[np.int64], tile: tuple[int, int], shape: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """Return the tiles, bool of `shape` (rows, cols), that any box touches.
+def tiles_touched(boxes: Boxes, tile: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the tiles, bool of `shape` (rows, cols), that any of the boxes (n, 4) touches.
 
-    Boxes are (n, 4: x, y, width, height); tiles are (width, height) pixels, the first at (0, 0).
+    Tiles are (width, height) pixels, the first at (0, 0).
     """
     rows, cols = shape
     left, top = np.clip(boxes[:, 0] // tile[0], 0, cols), np.clip(boxes[:, 1] // tile[1], 0, rows)
@@ -224,12 +209,9 @@ def tiles_touched(
     bottom = np.clip((boxes[:, 1] + boxes[:, 3] - 1) // tile[1] + 1, 0, rows)
     # Corners as steps of a sum over rows and columns: where the sum is positive, boxes lie.
     steps = np.zeros((rows + 1, cols + 1), dtype=np.int32)
-    for place, step in (
-        ((top, left), 1),
-        ((bottom, right), 1),
-        ((top, right), -1),
-        ((bottom, left), -1),
-    ):
-        np.add.at(steps, place, step)
+    for corner in ((top, left), (bottom, right)):
+        np.add.at(steps, corner, 1)
+    for corner in ((top, right), (bottom, left)):
+        np.add.at(steps, corner, -1)
     touched: NDArray[np.bool_] = steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
     return touched

@@ -25,11 +25,13 @@ from wsi_pipeline.slides.tiff_structure import (
 MAX_TILE_PX = 8192
 """Side of a tile: 8,192² px take 268 MB when decoded; scanners write 240 to 2,048."""
 MAX_TILE_BYTES = 256 * 1024 * 1024
+EXPORT_AGAIN = "copy or export it again"
 
 DICOM_PREAMBLE, DICOM_MAGIC = 128, b"DICM"
 MIRAX_SUFFIX = ".mrxs"
 
-PHOTOMETRICS = {0: "grey", 1: "grey", 2: "RGB", 6: "YCbCr"}
+PHOTOMETRICS = (0, 1, 2, 6)
+"""Grey (either way), RGB, YCbCr."""
 OTHER_PHOTOMETRICS = {3: "with a palette", 5: "of CMYK", 8: "of CIELab"}
 UNSIGNED = (1, 4)
 """Whole numbers, or not stated."""
@@ -47,9 +49,12 @@ def check_slide_file(path: Path) -> None:
         return
     try:
         structure = read_structure(path)
-        _check_within(structure)
+        for page in structure.pages:
+            _check_within(page, structure.file_size)
         for page in _list_level_pages(structure):
-            _check_extent(path, page)
+            check_size(path, page.size)
+            if page.is_tiled:
+                _check_tiles(page)
             _check_kind(page)
     except BrokenTiff as error:
         raise SlideError(f"{path}: {error}") from error
@@ -76,23 +81,15 @@ def _check_regular(path: Path) -> None:
 
 def _check_neighbours(path: Path) -> None:
     """Refuse pipes beside this file, or in its folder: a reader would wait for them without end."""
-    is_dicom = _read_bytes(path, 4, DICOM_PREAMBLE) == DICOM_MAGIC
-    folder = (
-        path.parent
-        if is_dicom
-        else path.with_suffix("")
-        if path.suffix.lower() == MIRAX_SUFFIX
-        else None
-    )
-    if folder is None or not folder.is_dir():
+    if _read_bytes(path, 4, DICOM_PREAMBLE) == DICOM_MAGIC:
+        folder = path.parent
+    elif path.suffix.lower() == MIRAX_SUFFIX and path.with_suffix("").is_dir():
+        folder = path.with_suffix("")
+    else:
         return
     with os.scandir(folder) as entries:
-        odd = sorted(
-            entry.name
-            for entry in entries
-            if not entry.is_file() and not entry.is_dir() and Path(entry).exists()
-        )
-    if odd:
+        others = [entry for entry in entries if not (entry.is_file() or entry.is_dir())]
+    if odd := sorted(entry.name for entry in others if Path(entry).exists()):
         raise SlideError(
             f"{path}: {folder.name}/{odd[0]}, which belongs to its files, is not a regular file;"
             " move it away"
@@ -110,36 +107,25 @@ def _read_bytes(path: Path, count: int, offset: int = 0) -> bytes:
         ) from error
 
 
-def _check_within(structure: TiffStructure) -> None:
-    """Require that every tile and strip of every image lies within the file."""
-    for page in structure.pages:
-        if not len(page.counts):
-            continue
-        offsets, counts = page.offsets[page.counts != 0], page.counts[page.counts != 0]
-        if (counts < 0).any() or ((counts > MAX_TILE_BYTES).any() and page.is_tiled):
-            raise BrokenTiff(
-                f"a tile claims {int(counts.max()):,} bytes, which is impossible; copy or export it"
-                " again"
-            )
-        if (offsets < 0).any():
-            raise BrokenTiff(
-                "truncated: a tile claims to lie beyond byte 2⁶³; copy or export it again"
-            )
-        beyond = offsets > structure.file_size - counts
-        if beyond.any():
-            last = int(np.argmax(np.where(beyond, offsets, 0)))
-            end = int(offsets[last]) + int(counts[last])
-            raise BrokenTiff(
-                f"truncated: image data end at byte {end} of a file of {structure.file_size}; copy"
-                " it again"
-            )
+def _check_within(page: TiffPage, file_size: int) -> None:
+    """Require that every tile and strip of an image lies within the file."""
+    if not len(page.counts):
+        return
+    offsets, counts = page.offsets[page.counts != 0], page.counts[page.counts != 0]
+    if (counts < 0).any() or ((counts > MAX_TILE_BYTES).any() and page.is_tiled):
+        most = f"{int(counts.max()):,}"
+        raise BrokenTiff(f"a tile claims {most} bytes, which is impossible; {EXPORT_AGAIN}")
+    if (offsets < 0).any():
+        raise BrokenTiff(f"truncated: a tile claims to lie beyond byte 2⁶³; {EXPORT_AGAIN}")
+    beyond = offsets > file_size - counts
+    if beyond.any():
+        last = int(np.argmax(np.where(beyond, offsets, 0)))
+        end = f"byte {int(offsets[last]) + int(counts[last])} of a file of {file_size}"
+        raise BrokenTiff(f"truncated: image data end at {end}; copy it again")
 
 
 def _list_level_pages(structure: TiffStructure) -> list[TiffPage]:
-    """Return the images that form a slide's levels.
-
-    Labels and macro images, in strips, are never decoded and need not be sound.
-    """
+    """Return a slide's levels; labels and macro images, in strips, are never decoded."""
     tiled = [page for page in structure.pages if page.is_tiled]
     return tiled or structure.pages[:1]
 
@@ -163,26 +149,20 @@ def _check_kind(page: TiffPage) -> None:
     raise BrokenTiff(f"pixels {what} are not 8-bit grey or RGB; convert it to 8-bit RGB")
 
 
-def _check_extent(path: Path, page: TiffPage) -> None:
-    """Require the size of a slide, and a tile for every part of it."""
-    check_size(path, page.size)
-    if not page.is_tiled:
-        return
+def _check_tiles(page: TiffPage) -> None:
+    """Require a tile of possible size for every part of the image."""
     (width, height), (tile_width, tile_height) = page.size, page.tile
-    if not (1 <= tile_width <= MAX_TILE_PX and 1 <= tile_height <= MAX_TILE_PX):
+    if not 1 <= min(page.tile) <= max(page.tile) <= MAX_TILE_PX:
         raise BrokenTiff(
             f"tiles of {tile_width} × {tile_height} px are impossible (1 to {MAX_TILE_PX}); export"
             " it again"
         )
-    needed = (
-        -(-width // tile_width)
-        * -(-height // tile_height)
-        * (page.number(SAMPLES, 1) if page.number(PLANES, 1) == 2 else 1)
-    )
+    planes = page.number(SAMPLES, 1) if page.number(PLANES, 1) == 2 else 1
+    needed = -(-width // tile_width) * -(-height // tile_height) * planes
     if needed > MAX_TILES or len(page.offsets) < needed:
         raise BrokenTiff(
             f"states {width} × {height} px but lists {len(page.offsets):,} of {needed:,} tiles;"
-            " copy or export it again"
+            f" {EXPORT_AGAIN}"
         )
     if not len(page.counts):
         raise BrokenTiff("does not state the lengths of its tiles; export it again")

@@ -6,6 +6,8 @@ display and decoded from requests.
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import imagecodecs
@@ -17,6 +19,7 @@ from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import UM_PER_INCH
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.slides.base import (
+    Boxes,
     DeclaredScale,
     Level,
     UserScale,
@@ -28,6 +31,9 @@ from wsi_pipeline.slides.base import (
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MODES = ("RGB", "RGBA", "L", "LA")
+SENT_FORMATS = ("PNG", "JPEG")
+SENT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
+"""Modes of at most 8 bits per channel; Pillow would clip deeper grey at 255, to white."""
 MAX_PIXELS = 200_000_000
 """A plain image is decoded whole; one larger than this belongs in a pyramid."""
 
@@ -41,8 +47,11 @@ class ImageReader:
     """A plain image is decoded whole, or not at all."""
 
     def __init__(self, path: Path, slide_id: str, scale: UserScale | None = None) -> None:
-        mpp, mpp_source = resolve_mpp(path, _read_scale(path), scale)  # before anything is decoded
-        self._pixels = read_rgb(path)
+        with _opened(path) as image:
+            _check_decodable(path, image)
+            # Before anything is decoded.
+            mpp, mpp_source = resolve_mpp(path, _declared_scale(image), scale)
+            self._pixels = composite_on_white(np.asarray(image.convert("RGBA")))
         height, width = self._pixels.shape[:2]
         self.levels = resolve_levels([(width, height)])
         self.info = SlideInfo(
@@ -57,15 +66,9 @@ class ImageReader:
         )
 
     def read(
-        self,
-        level: Level,
-        x: int,
-        y: int,
-        width: int,
-        height: int,
-        only: NDArray[np.int64] | None = None,
+        self, level: Level, x: int, y: int, width: int, height: int, only: Boxes | None = None
     ) -> NDArray[np.uint8]:
-        """RGB (height, width, 3) at (x, y); pixels outside the image are white."""
+        """Return RGB (height, width, 3) at (x, y); pixels outside the image are white."""
         region = np.full((height, width, 3), 255, dtype=np.uint8)
         x0, y0 = max(x, 0), max(y, 0)
         inside = self._pixels[y0 : max(y + height, 0), x0 : max(x + width, 0)]
@@ -79,7 +82,7 @@ class ImageReader:
 def recognises(path: Path) -> bool:
     """Return whether Pillow knows the file as one of FORMATS."""
     try:
-        with _open_file(path):
+        with _open(path, FORMATS):
             return True
     except UnidentifiedImageError:
         return False
@@ -89,45 +92,36 @@ def recognises(path: Path) -> bool:
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
     """Return the pixels of a plain image on white, RGB (height, width, 3). Raises SlideError."""
-    try:
-        with _open_file(path) as image:
-            _check_decodable(path, image)
-            return composite_on_white(np.asarray(image.convert("RGBA")))
-    except IMAGE_FAULTS as error:
-        raise _broken(path, error) from error
-
-
-def _read_scale(path: Path) -> DeclaredScale:
-    try:
-        with _open_file(path) as image:
-            _check_decodable(path, image)
-            return _declared_scale(image)
-    except IMAGE_FAULTS as error:
-        raise _broken(path, error) from error
+    with _opened(path) as image:
+        _check_decodable(path, image)
+        return composite_on_white(np.asarray(image.convert("RGBA")))
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) from an image's header, without decoding it. Raises SlideError."""
+    """Return (width, height) from an image's header, without decoding it. Raises SlideError."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a plain image; faults of Pillow within the block become SlideErrors."""
     try:
-        with _open_file(path) as image:
-            return image.size
-    except IMAGE_FAULTS as error:
-        raise SlideError(f"{path}: not an image ({error}); copy it again") from error
-
-
-def _open_file(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        # Pillow warns of large images; MAX_PIXELS below is the limit that counts.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FORMATS)
-
-
-def _broken(path: Path, error: Exception) -> SlideError:
-    if isinstance(error, Image.DecompressionBombError):
-        return SlideError(
+        with _open(path, FORMATS) as image:
+            yield image
+    except Image.DecompressionBombError as error:
+        raise SlideError(
             f"{path}: too large for a plain image ({error}); convert it to a pyramidal TIFF"
-        )
-    return SlideError(f"{path}: not a whole image ({error}); copy it again")
+        ) from error
+    except IMAGE_FAULTS as error:
+        raise SlideError(f"{path}: not a whole image ({error}); copy it again") from error
+
+
+def _open(source: Path | io.BytesIO, formats: tuple[str, ...]) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow warns of large images and odd chunks; the limits here are what counts.
+        warnings.simplefilter("ignore")
+        return Image.open(source, formats=formats)
 
 
 def _check_decodable(path: Path, image: Image.Image) -> None:
@@ -137,9 +131,13 @@ def _check_decodable(path: Path, image: Image.Image) -> None:
             f"{path}: {width} × {height} px is too large for a plain image (limit {MAX_PIXELS:,}"
             " px); convert it to a pyramidal TIFF"
         )
-    if image.mode not in MODES:
+    _check_mode(path, image, MODES)
+
+
+def _check_mode(name: Path | str, image: Image.Image, modes: tuple[str, ...]) -> None:
+    if image.mode not in modes:
         raise SlideError(
-            f"{path}: pixels of type {image.mode!r} are not 8-bit grey or RGB; convert it to"
+            f"{name}: pixels of type {image.mode!r} are not 8-bit grey or RGB; convert it to"
             " 8-bit RGB"
         )
 
@@ -148,15 +146,11 @@ def _declared_scale(image: Image.Image) -> DeclaredScale:
     dpi = image.info.get("dpi")
     if dpi is None or not all(float(value) > 0 for value in dpi):
         return DeclaredScale("image header", None, None)
-    # Headers keep whole dots per metre, so that 4 µm/px comes back as 3.99999…: six digits are what
-    # they hold.
+    # Headers keep whole dots per metre, so that 4 µm/px comes back as 3.99999….
     mpp_x, mpp_y = (f"{UM_PER_INCH / float(value):.5g}" for value in dpi)
     return DeclaredScale("image header", mpp_x, mpp_y)
 
 
-SENT_FORMATS = ("PNG", "JPEG")
-SENT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
-"""Modes of at most 8 bits per channel; Pillow would clip deeper grey at 255, to white."""
 MAX_JPEG_SIDE = 65_535
 JPEG_QUALITY = 85
 
@@ -185,8 +179,8 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def read_sent_size(content: bytes) -> tuple[int, int]:
-    """(width, height) of a PNG or JPEG from its header, without decoding it. Raises SlideError."""
-    with _open(content) as image:
+    """Return (width, height) of a PNG or JPEG from its header. Raises SlideError."""
+    with _open_sent(content) as image:
         return image.size
 
 
@@ -196,17 +190,13 @@ def decode_sent(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
     Raises SlideError where it is none, broken, deeper than 8 bits per channel, or larger than
     `max_pixels`.
     """
-    with _open(content) as image:
+    with _open_sent(content) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise SlideError(
                 f"image: {width} × {height} px is more than {max_pixels:,} px; send smaller pieces"
             )
-        if image.mode not in SENT_MODES:
-            raise SlideError(
-                f"image: pixels of type {image.mode!r} are not 8-bit grey or RGB; convert it to"
-                " 8-bit RGB"
-            )
+        _check_mode("image", image, SENT_MODES)
         try:
             return composite_on_white(np.asarray(image.convert("RGBA")))
         except IMAGE_FAULTS as error:
@@ -215,12 +205,9 @@ def decode_sent(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
             ) from error
 
 
-def _open(content: bytes) -> Image.Image:
+def _open_sent(content: bytes) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images and odd chunks; the limits here are what counts.
-            warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(content), formats=SENT_FORMATS)
+        return _open(io.BytesIO(content), SENT_FORMATS)
     except IMAGE_FAULTS as error:
         raise SlideError("image: neither PNG nor JPEG; send one of these") from error
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.slides.base import (
+    Box,
+    Boxes,
     DeclaredScale,
     Level,
     UserScale,
@@ -24,9 +26,6 @@ from wsi_pipeline.slides.base import (
 LATTICE_PX = 512
 """Side of the pieces in which levels of a broken downsample are read."""
 
-Box = tuple[int, int, int, int]
-"""x, y, width, height in a level's own pixels."""
-
 CACHE_BYTES = 96 * 1024 * 1024
 """Decoded tiles that OpenSlide keeps for neighbours; its own 32 MB hold 130 tiles of 256 px."""
 
@@ -34,7 +33,7 @@ OPENSLIDE_FAULTS = (openslide.OpenSlideError, OSError, ValueError)
 
 
 def library_version() -> str:
-    """Version of OpenSlide itself."""
+    """Return the version of OpenSlide itself."""
     return str(openslide.__library_version__)
 
 
@@ -49,7 +48,6 @@ class OpenSlideReader:
         self._lock = threading.Lock()
         self._handle: openslide.OpenSlide | None = None
         handle = self._open()
-        self._handle = handle
         check_size(path, handle.dimensions)
         self._level_downsamples = handle.level_downsamples
         properties = handle.properties
@@ -76,15 +74,9 @@ class OpenSlideReader:
         return float(self._level_downsamples[level.number]).is_integer()
 
     def read(
-        self,
-        level: Level,
-        x: int,
-        y: int,
-        width: int,
-        height: int,
-        only: NDArray[np.int64] | None = None,
+        self, level: Level, x: int, y: int, width: int, height: int, only: Boxes | None = None
     ) -> NDArray[np.uint8]:
-        """RGB (height, width, 3) at (x, y) in the level's own pixels; absent pixels are white."""
+        """Return RGB (height, width, 3) at (x, y) in the level's own pixels; white where absent."""
         box = (x, y, width, height)
         parts = [box] if only is None else merge_boxes(only)
         handle = self._open()
@@ -93,8 +85,10 @@ class OpenSlideReader:
         except OPENSLIDE_FAULTS:
             # After one failed read a handle answers every read with that error (openslide#689), and
             # another thread's failure may have been the first: only a new handle shows whether
-            # these pixels are at fault.
-            self._forget(handle)
+            # these pixels are at fault. The old one is not closed: another thread may be inside it.
+            with self._lock:
+                if self._handle is handle:
+                    self._handle = None
         private = _open_handle(self._path)
         try:
             pixels = self._read_with(private, level, box, parts)
@@ -104,7 +98,8 @@ class OpenSlideReader:
                 f"{self._path}: level {level.number} at {x},{y}: cannot be decoded ({error}); scan"
                 " or copy it again"
             ) from error
-        self._share(private)
+        with self._lock:
+            self._handle = self._handle or private
         return pixels
 
     def close(self) -> None:
@@ -118,38 +113,31 @@ class OpenSlideReader:
         self, handle: openslide.OpenSlide, level: Level, box: Box, parts: Sequence[Box]
     ) -> NDArray[np.uint8]:
         if not self.is_whole(level):
-            return self._read_on_lattice(handle, level, *box)
+            return self._read_on_lattice(handle, level, box)
         downsample = round(self._level_downsamples[level.number])
         if list(parts) == [box]:
-            return _read_region(handle, level, downsample, *box)
+            return _read_region(handle, level, downsample, box)
         region = np.full((box[3], box[2], 3), 255, dtype=np.uint8)
         for x, y, width, height in parts:
-            piece = _read_region(handle, level, downsample, x, y, width, height)
+            piece = _read_region(handle, level, downsample, (x, y, width, height))
             region[y - box[1] : y - box[1] + height, x - box[0] : x - box[0] + width] = piece
         return region
 
     def _read_on_lattice(
-        self, handle: openslide.OpenSlide, level: Level, x: int, y: int, width: int, height: int
+        self, handle: openslide.OpenSlide, level: Level, box: Box
     ) -> NDArray[np.uint8]:
+        x, y, width, height = box
         # OpenSlide divides the level-0 location by a downsample such as 4.0021 and blends pixels by
         # what is left over. Reading whole squares of a fixed lattice makes that blend, of an eighth
         # of a pixel at most, the same in whatever piece a pixel is read.
-        downsample = self._level_downsamples[level.number]
-        x0, y0 = x // LATTICE_PX * LATTICE_PX, y // LATTICE_PX * LATTICE_PX
-        region = np.empty(
-            (
-                -(-(y + height - y0) // LATTICE_PX) * LATTICE_PX,
-                -(-(x + width - x0) // LATTICE_PX) * LATTICE_PX,
-                3,
-            ),
-            np.uint8,
-        )
-        for row in range(0, region.shape[0], LATTICE_PX):
-            for col in range(0, region.shape[1], LATTICE_PX):
-                square = _read_region(
-                    handle, level, downsample, x0 + col, y0 + row, LATTICE_PX, LATTICE_PX
-                )
-                region[row : row + LATTICE_PX, col : col + LATTICE_PX] = square
+        downsample, side = self._level_downsamples[level.number], LATTICE_PX
+        x0, y0 = x // side * side, y // side * side
+        rows, cols = range(0, y + height - y0, side), range(0, x + width - x0, side)
+        region = np.empty((len(rows) * side, len(cols) * side, 3), np.uint8)
+        for row in rows:
+            for col in cols:
+                square = _read_region(handle, level, downsample, (x0 + col, y0 + row, side, side))
+                region[row : row + side, col : col + side] = square
         return region[y - y0 : y - y0 + height, x - x0 : x - x0 + width]
 
     def _open(self) -> openslide.OpenSlide:
@@ -158,19 +146,8 @@ class OpenSlideReader:
                 self._handle = _open_handle(self._path)
             return self._handle
 
-    def _forget(self, dead: openslide.OpenSlide) -> None:
-        # It is not closed: another thread may be inside it. It goes with its last reference.
-        with self._lock:
-            if self._handle is dead:
-                self._handle = None
 
-    def _share(self, handle: openslide.OpenSlide) -> None:
-        with self._lock:
-            if self._handle is None:
-                self._handle = handle
-
-
-def merge_boxes(boxes: NDArray[np.int64]) -> list[Box]:
+def merge_boxes(boxes: Boxes) -> list[Box]:
     """Return few rectangles that cover the same pixels as boxes (n, 4: x, y, width, height).
 
     Neighbours in a row are joined, then equal rows. OpenSlide's time is proportional to pixels, so
@@ -196,14 +173,9 @@ def merge_boxes(boxes: NDArray[np.int64]) -> list[Box]:
 
 
 def _read_region(
-    handle: openslide.OpenSlide,
-    level: Level,
-    downsample: float,
-    x: int,
-    y: int,
-    width: int,
-    height: int,
+    handle: openslide.OpenSlide, level: Level, downsample: float, box: Box
 ) -> NDArray[np.uint8]:
+    x, y, width, height = box
     location = (round(x * downsample), round(y * downsample))
     image = handle.read_region(location, level.number, (width, height))
     if image.getchannel("A").getextrema()[0] == 255:
@@ -212,14 +184,14 @@ def _read_region(
     return composite_on_white(np.asarray(image))
 
 
+def detect_vendor(path: Path) -> str | None:
+    """Return OpenSlide's name for the file's format; None where it does not claim the file."""
+    return openslide.OpenSlide.detect_format(path)
+
+
 def recognises(path: Path) -> bool:
     """Return whether OpenSlide claims the file."""
     return detect_vendor(path) is not None
-
-
-def detect_vendor(path: Path) -> str | None:
-    """OpenSlide's name for the file's format; None where it does not claim the file."""
-    return openslide.OpenSlide.detect_format(path)
 
 
 def _open_handle(path: Path) -> openslide.OpenSlide:
@@ -244,36 +216,22 @@ def _declared_scale(properties: Mapping[str, str]) -> DeclaredScale:
 
 
 def _tile_size(properties: Mapping[str, str], level: int) -> tuple[int, int] | None:
-    width, height = (
-        properties.get(f"openslide.level[{level}].tile-{side}", "") for side in ("width", "height")
-    )
-    return (
-        (int(width), int(height))
-        if width.isdigit() and height.isdigit() and int(width) and int(height)
-        else None
-    )
+    name = f"openslide.level[{level}].tile-"
+    sides = properties.get(name + "width", ""), properties.get(name + "height", "")
+    if not all(side.isdigit() and int(side) for side in sides):
+        return None
+    return int(sides[0]), int(sides[1])
 
 
 def _bounds(properties: Mapping[str, str], size_l0: tuple[int, int]) -> tuple[int, int, int, int]:
-    names = (
-        openslide.PROPERTY_NAME_BOUNDS_X,
-        openslide.PROPERTY_NAME_BOUNDS_Y,
-        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
-        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
-    )
+    names = (f"openslide.bounds-{name}" for name in ("x", "y", "width", "height"))
     try:
         x, y, width, height = (int(properties[name]) for name in names)
     except (KeyError, ValueError):
         return (0, 0, *size_l0)
-    is_inside = (
-        x >= 0
-        and y >= 0
-        and width > 0
-        and height > 0
-        and x + width <= size_l0[0]
-        and y + height <= size_l0[1]
-    )
-    return (x, y, width, height) if is_inside else (0, 0, *size_l0)
+    is_inside_x = 0 <= x < x + width <= size_l0[0]
+    is_inside_y = 0 <= y < y + height <= size_l0[1]
+    return (x, y, width, height) if is_inside_x and is_inside_y else (0, 0, *size_l0)
 
 
 def _float_or_none(text: str | None) -> float | None:

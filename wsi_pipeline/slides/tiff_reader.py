@@ -24,20 +24,16 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError
-from wsi_pipeline.slides.base import Level, UserScale, tiles_touched
+from wsi_pipeline.slides.base import Box, Boxes, Level, UserScale, tiles_touched
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, detect_vendor
 from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region
-from wsi_pipeline.slides.tiff_tiles import (
-    VENDORS,
-    LevelLayout,
-    TileFault,
-    decode_tile,
-    find_layouts,
-)
+from wsi_pipeline.slides.tiff_tiles import LevelLayout, TileFault, decode_tile, find_layouts
 
 PROBED_TILES = 2
 """Tiles of each level compared with OpenSlide's first: library versions may differ."""
 
+VENDORS = ("aperio", "generic-tiff")
+"""OpenSlide's formats whose levels are whole pages of tiles, without overlap or padding."""
 _numbers = itertools.count()
 MAX_BYTES = 128 * 1024 * 1024
 """About 650 tiles of 256 px: the borders of neighbouring macro-tiles, in the order of the store."""
@@ -78,28 +74,21 @@ class TiffReader:
         return getattr(self._here, "fallbacks", 0)
 
     def read(
-        self,
-        level: Level,
-        x: int,
-        y: int,
-        width: int,
-        height: int,
-        only: NDArray[np.int64] | None = None,
+        self, level: Level, x: int, y: int, width: int, height: int, only: Boxes | None = None
     ) -> NDArray[np.uint8]:
         """Return RGB (height, width, 3) at (x, y) in the level's own pixels; white where absent.
 
         Pixels under no box of `only` may be white.
         """
         layout = self.layout_of(level)
-        if layout is None:
-            return self._openslide.read(level, x, y, width, height, only)
-        try:
-            return self._assemble(level, layout, (x, y, width, height), only)
-        except TileFault as fault:
-            self._note(level, (x, y, width, height), fault)
-            return self._openslide.read(level, x, y, width, height, only)
+        if layout is not None:
+            try:
+                return self._assemble(level, layout, (x, y, width, height), only)
+            except TileFault as fault:
+                self._note(level, (x, y, width, height), fault)
+        return self._openslide.read(level, x, y, width, height, only)
 
-    def _note(self, level: Level, box: tuple[int, int, int, int], fault: TileFault) -> None:
+    def _note(self, level: Level, box: Box, fault: TileFault) -> None:
         self._here.fallbacks = self.fallbacks + 1
         logger.info(
             "%s: level %d at %s: %s; OpenSlide reads it", self._path, level.number, box[:2], fault
@@ -108,26 +97,15 @@ class TiffReader:
     def cut(self, level: Level, cut: Cut, pixels: NDArray[np.uint8]) -> bool:
         """Fill `pixels` (b, side, side, 3) from the tiles, or return False. Raises SlideError."""
         layout = self.layout_of(level)
-        x, y, width, height = box = cut.box
-        if (
-            layout is None
-            or x < 0
-            or y < 0
-            or x + width > layout.size[0]
-            or y + height > layout.size[1]
-        ):
+        box = cut.box
+        if layout is None or not _is_within(box, (0, 0, *layout.size)):
             return False
         only = None if cut.is_full else cut.boxes
         cutter = TileCutter(cut, pixels)
 
         def take(index: int) -> None:
             left, top = layout.corner(index)
-            is_inside = (
-                x <= left
-                and y <= top
-                and left + layout.form.width <= x + width
-                and top + layout.form.height <= y + height
-            )
+            is_inside = _is_within((left, top, layout.form.width, layout.form.height), box)
             cutter.take(self._tile(level, layout, index, keep=not is_inside), left, top)
 
         try:
@@ -162,10 +140,8 @@ class TiffReader:
 
     def _is_equal(self, level: Level, layout: LevelLayout, index: int) -> bool:
         x, y = layout.corner(index)
-        width, height = (
-            min(layout.form.width, level.size[0] - x),
-            min(layout.form.height, level.size[1] - y),
-        )
+        width = min(layout.form.width, level.size[0] - x)
+        height = min(layout.form.height, level.size[1] - y)
         try:
             ours = self._assemble(level, layout, (x, y, width, height), None)
         except TileFault:
@@ -174,34 +150,32 @@ class TiffReader:
             theirs = self._openslide.read(level, x, y, width, height)
         except SlideError:
             return False
-        if not np.array_equal(ours, theirs):
-            logger.warning(
-                "%s: level %d is decoded otherwise than by OpenSlide, which therefore reads it",
-                self._path,
-                level.number,
-            )
-            return False
-        return True
+        is_equal = np.array_equal(ours, theirs)
+        if not is_equal:
+            text = "%s: level %d is decoded otherwise than by OpenSlide, which therefore reads it"
+            logger.warning(text, self._path, level.number)
+        return is_equal
 
     def _assemble(
-        self,
-        level: Level,
-        layout: LevelLayout,
-        box: tuple[int, int, int, int],
-        only: NDArray[np.int64] | None,
+        self, level: Level, layout: LevelLayout, box: Box, only: Boxes | None
     ) -> NDArray[np.uint8]:
         """Return the tiles under a box, each decoded once, side by side. Raises TileFault."""
         x, y, width, height = box
         indices = _tiles_wanted(layout, box, only)
-        is_covered = _covers(layout, indices, box)
-        region = (
-            np.empty((height, width, 3), np.uint8)
-            if is_covered
-            else np.full((height, width, 3), 255, np.uint8)
-        )
+        region = np.empty((height, width, 3), np.uint8)
+        rows, cols = layout.tiles_under(*box)
+        if len(indices) < len(rows) * len(cols) or not _is_within(box, (0, 0, *layout.size)):
+            region[:] = 255
 
         def place(index: int) -> None:
-            self._place(level, layout, index, region, (x, y))
+            left, top = layout.corner(index)
+            x0, y0 = max(x, left), max(y, top)
+            x1 = min(x + width, left + layout.form.width, layout.size[0])
+            y1 = min(y + height, top + layout.form.height, layout.size[1])
+            is_whole = (x1 - x0, y1 - y0) == (layout.form.width, layout.form.height)
+            tile = self._tile(level, layout, index, keep=not is_whole)
+            part = tile[y0 - top : y1 - top, x0 - left : x1 - left]
+            region[y0 - y : y1 - y, x0 - x : x1 - x] = part
 
         self._share_out(indices, place)
         return region
@@ -227,29 +201,10 @@ class TiffReader:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
 
-    def _place(
-        self,
-        level: Level,
-        layout: LevelLayout,
-        index: int,
-        region: NDArray[np.uint8],
-        corner: tuple[int, int],
-    ) -> None:
-        """Decode one tile and copy what lies within the region."""
-        left, top = layout.corner(index)
-        x, y = corner
-        x0, y0 = max(x, left), max(y, top)
-        x1 = min(x + region.shape[1], left + layout.form.width, layout.size[0])
-        y1 = min(y + region.shape[0], top + layout.form.height, layout.size[1])
-        is_whole = (x1 - x0, y1 - y0) == (layout.form.width, layout.form.height)
-        tile = self._tile(level, layout, index, keep=not is_whole)
-        region[y0 - y : y1 - y, x0 - x : x1 - x] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
-
     def _tile(self, level: Level, layout: LevelLayout, index: int, keep: bool) -> NDArray[np.uint8]:
         """Return one tile's pixels, white where missing; kept where a region takes a part of it."""
         key = (self._key, level.number, index)
-        kept = TILES.get(key)
-        if kept is not None:
+        if (kept := TILES.get(key)) is not None:
             return kept
         count = int(layout.counts[index])
         if count == 0:
@@ -291,29 +246,24 @@ def _choose_probes(layout: LevelLayout) -> list[int]:
     return [int(index) for index in largest if layout.counts[index]]
 
 
-def _tiles_wanted(
-    layout: LevelLayout, box: tuple[int, int, int, int], only: NDArray[np.int64] | None
-) -> list[int]:
+def _tiles_wanted(layout: LevelLayout, box: Box, only: Boxes | None) -> list[int]:
     """Return the numbers of the tiles under a box, or under those of `only` (n, 4), by rows."""
     rows, cols = layout.tiles_under(*box)
     if only is None or not rows or not cols:
         return [row * layout.across + col for row in rows for col in cols]
-    corner = [cols.start * layout.form.width, rows.start * layout.form.height, 0, 0]
-    row, col = np.nonzero(
-        tiles_touched(
-            only - corner, (layout.form.width, layout.form.height), (len(rows), len(cols))
-        )
-    )
+    tile = layout.form.width, layout.form.height
+    corner = [cols.start * tile[0], rows.start * tile[1], 0, 0]
+    row, col = np.nonzero(tiles_touched(only - corner, tile, (len(rows), len(cols))))
     wanted: list[int] = ((row + rows.start) * layout.across + col + cols.start).tolist()
     return wanted
 
 
-def _covers(layout: LevelLayout, indices: Sequence[int], box: tuple[int, int, int, int]) -> bool:
-    """Return whether those tiles fill the whole box."""
-    x, y, width, height = box
-    rows, cols = layout.tiles_under(*box)
-    is_inside = x >= 0 and y >= 0 and x + width <= layout.size[0] and y + height <= layout.size[1]
-    return is_inside and len(indices) == len(rows) * len(cols)
+def _is_within(inner: Box, outer: Box) -> bool:
+    return all(
+        outer[axis] <= inner[axis]
+        and inner[axis] + inner[axis + 2] <= outer[axis] + outer[axis + 2]
+        for axis in (0, 1)
+    )
 
 
 class TileCache:

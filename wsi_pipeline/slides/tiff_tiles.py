@@ -183,9 +183,6 @@ def measure_decoding(seconds: float, threads: int) -> float:
         return count * TILE_PX * TILE_PX / (time.perf_counter() - started)
 
 
-VENDORS = ("aperio", "generic-tiff")
-"""OpenSlide's formats whose levels are whole pages of tiles, without overlap or padding."""
-
 MAX_TILE_PX = 4096
 MAX_TILE_BYTES = 64 * 1024 * 1024
 
