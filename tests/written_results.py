@@ -8,7 +8,7 @@ from tests.builders import make_table
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs import View
-from wsi_pipeline.stages.publish import publish
+from wsi_pipeline.stages.aggregate import publish
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block
 

@@ -24,7 +24,7 @@ from wsi_pipeline.outputs.run_files import (
     write_slides_tables,
 )
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.stages.publish import publish
+from wsi_pipeline.stages.aggregate import publish
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block
 

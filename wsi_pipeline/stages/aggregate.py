@@ -1,15 +1,26 @@
-"""New outputs for every slide from its stored probabilities, without model or slide."""
+"""From stored probabilities to a slide's committed folder: all outputs of a view in one commit.
 
-import json
+Also rebuilds them for every finished slide, without model or slide.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from wsi_pipeline.core.choices import AGGREGATE_JSON
-from wsi_pipeline.core.errors import StoreError
-from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, describe_failure
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_pipeline.core.choices import AGGREGATE_JSON, PREDICTIONS
+from wsi_pipeline.core.errors import EnvironmentFault, StoreError
+from wsi_pipeline.core.json_io import format_json
+from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideSummary, describe_failure
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
-from wsi_pipeline.outputs import View
-from wsi_pipeline.outputs.heatmap import describe_summary
+from wsi_pipeline.outputs import WRITERS, View
+from wsi_pipeline.outputs.heatmap import build_heatmap, describe_summary, summarise
+from wsi_pipeline.outputs.png import COLUMNS
+from wsi_pipeline.outputs.result import Sample, SlideResult
 from wsi_pipeline.outputs.run_files import (
     read_finished,
     write_failures_csv,
@@ -17,12 +28,17 @@ from wsi_pipeline.outputs.run_files import (
     write_slides_tables,
 )
 from wsi_pipeline.outputs.summary_json import read_summary
-from wsi_pipeline.stages.publish import publish, take_over
-from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired
+from wsi_pipeline.slides.base import SlideReader
+from wsi_pipeline.slides.patches import SlidePatches
+from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired, without_view
 from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
-from wsi_pipeline.store.manifest import check_whole
-from wsi_pipeline.store.predictions import RESULT_KIND, find_results
+from wsi_pipeline.store.manifest import check_whole, is_product
+from wsi_pipeline.store.patches import PatchStore
+from wsi_pipeline.store.predictions import RESULT_KIND, Predictions, find_results
+
+ReadPixels = Callable[[NDArray[np.intp]], NDArray[np.uint8]]
+"""Pixels (n, side, side, 3) of patches by their index in the predictions."""
 
 
 def aggregate_results(
@@ -40,24 +56,20 @@ def aggregate_results(
     """
     listener = listener or Listener()
     put_back_retired(results)
-    folders = find_results([results])
+    folders = [folder.absolute() for folder in find_results([results])]
     if not folders:
         raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
     target = (out or results).absolute()
     make_folder(target)
     outcomes: list[SlideOutcome] = []
     for folder in folders:
-        outcomes.append(
-            _try_aggregate(folder.absolute(), target / folder.absolute().name, view, force)
-        )
+        outcomes.append(_try_aggregate(folder, target / folder.name, view, force))
         listener.slide_ended(outcomes[-1])
         listener.progress(f"{len(outcomes)} of {len(folders)} slides", len(outcomes), len(folders))
     finished = read_finished(target)
     account = RunAccount(tuple(outcomes)).with_failures(finished.damaged)
     record = {"view": view.to_json(), "account": account.closing_line, "tool": describe_tool()}
-    write_file(
-        target / AGGREGATE_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
-    )
+    write_file(target / AGGREGATE_JSON, (format_json(record, indent=1) + "\n").encode())
     if target != results.absolute():
         write_failures_csv(target, account.outcomes)
     write_slides_tables(target, finished.summaries)
@@ -70,29 +82,114 @@ def _try_aggregate(folder: Path, target: Path, view: View, force: bool) -> Slide
     try:
         with hold_lock(target):
             is_new = _aggregate(folder, target, view, force)
-        summary = read_summary(target)
+        return describe_result(folder.name, folder, target, is_resumed_whole=not is_new)
     except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the slide's outcome, its neighbours go on
         return describe_failure(folder.name, str(folder), error)
-    message = describe_summary(summary)
-    return SlideOutcome(
-        folder.name,
-        str(folder),
-        summary.state,
-        message,
-        summary.patches,
-        is_resumed_whole=not is_new,
-    )
 
 
 def _aggregate(folder: Path, target: Path, view: View, force: bool) -> bool:
     """Make one slide's outputs; False where they were there."""
-    source = check_whole(folder)
-    staging = Staging(
-        target, {name: entry for name, entry in source.recipe.items() if name != VIEW}
-    )
+    staging = Staging(target, without_view(check_whole(folder).recipe))
     manifest = find_finished(staging, RESULT_KIND, force)
     if manifest is not None and manifest.recipe.get(VIEW) == view.to_json():
         return False
     take_over(staging, folder)
     publish(staging, view, None, previous=folder)
     return True
+
+
+def describe_result(
+    slide_id: str, path: Path, target: Path, is_resumed_whole: bool
+) -> SlideOutcome:
+    """Return the outcome of a slide by the summary in its committed folder."""
+    summary = read_summary(target)
+    message = describe_summary(summary)
+    return SlideOutcome(
+        slide_id, str(path), summary.state, message, summary.patches, is_resumed_whole
+    )
+
+
+def take_over(staging: Staging, folder: Path) -> None:
+    """Begin a product with the predictions of a finished folder, to rebuild its outputs alone."""
+    staging.begin()
+    try:
+        shutil.copytree(folder / PREDICTIONS, staging.product / PREDICTIONS)
+    except shutil.Error as error:  # of every file that could not be copied; one says enough
+        _, place, reason = error.args[0][0]
+        raise EnvironmentFault(
+            f"{place}: cannot be written ({reason}); mend that and run the same line again"
+        ) from error
+
+
+def publish(
+    staging: Staging, view: View, samples: tuple[Sample, ...] | None, previous: Path
+) -> SlideSummary:
+    """Aggregate, write every format of the view, and commit them together.
+
+    `previous` is the slide's finished folder, if there is one.
+    """
+    predictions = Predictions(staging.product / PREDICTIONS)
+    rules = view.aggregation
+    heatmap = build_heatmap(
+        predictions,
+        rules.threshold,
+        smooth_um=rules.smooth_um,
+        min_region_mm2=rules.min_region_mm2,
+    )
+    summary = summarise(predictions, heatmap)
+    folder = previous if is_product(previous) else None
+    result = SlideResult(predictions.table, heatmap, summary, view.plot_style, samples, folder)
+    for path in staging.product.iterdir():  # outputs of a killed run
+        if path.name != PREDICTIONS:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in view.formats:
+        WRITERS[name](result, staging.product)
+    counts = {name: getattr(summary, name) for name in ("patches", "unreadable", "positives")}
+    staging.commit(RESULT_KIND, counts, view.to_json())
+    return summary
+
+
+def choose_samples(predictions: Predictions, read: ReadPixels) -> tuple[Sample, ...]:
+    """Return the most and least probable patches and a random sample, COLUMNS of each.
+
+    Unreadable patches are left out. The sample depends on the slide alone: every run has the same.
+    """
+    positions, probability = predictions.table.positions, predictions.probability
+    known = np.flatnonzero(~np.isnan(probability))
+    rising = known[np.argsort(probability[known], kind="stable")]
+    seed = int.from_bytes(hashlib.sha256(predictions.table.slide.fingerprint.encode()).digest()[:8])
+    chosen = {
+        "most probable": rising[::-1][:COLUMNS],
+        "least probable": rising[:COLUMNS],
+        "random sample": np.sort(np.random.default_rng(seed).permutation(known)[:COLUMNS]),
+    }
+    return tuple(
+        Sample(title, positions[index], probability[index], read(index))
+        for title, index in chosen.items()
+    )
+
+
+def read_from_slide(reader: SlideReader, predictions: Predictions) -> ReadPixels:
+    """Return a function that cuts pixels from the slide."""
+    grid, positions = predictions.table.grid, predictions.table.positions
+
+    def read(index: NDArray[np.intp]) -> NDArray[np.uint8]:
+        patches = SlidePatches(reader, grid, positions[index], max(len(index), 1))
+        return patches.read_block(0).pixels
+
+    return read
+
+
+def read_from_store(store: PatchStore) -> ReadPixels:
+    """Return a function that takes pixels, with their checksums, from the slide's patch store."""
+
+    def read(index: NDArray[np.intp]) -> NDArray[np.uint8]:
+        side = store.grid.spec.side_px
+        pixels = np.empty((len(index), side, side, 3), dtype=np.uint8)
+        blocks, rows = np.divmod(index, store.block_size)
+        for block in np.unique(blocks).tolist():
+            members = np.flatnonzero(blocks == block)
+            pixels[members] = store.read_block(block).pixels[rows[members]]
+        return pixels
+
+    return read

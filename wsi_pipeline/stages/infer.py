@@ -7,7 +7,7 @@ patch store that `wsi tile` makes: pixels are read once, and a store that is the
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,18 +15,26 @@ import numpy as np
 
 from wsi_pipeline.core.choices import PREDICTIONS, SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ModelError, SlideError, StoreError
-from wsi_pipeline.core.geometry import PatchSpec, choose_block_size, count_blocks
+from wsi_pipeline.core.geometry import choose_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import ModelChoice
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.outputs import View, heatmap
+from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.result import Sample
-from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.selection import FoundSlide
+from wsi_pipeline.stages.aggregate import (
+    choose_samples,
+    describe_result,
+    publish,
+    read_from_slide,
+    read_from_store,
+    take_over,
+)
 from wsi_pipeline.stages.plan import (
     BlockReport,
     PreviewState,
@@ -43,15 +51,8 @@ from wsi_pipeline.stages.plan import (
     refuse_unreadable,
     staged_table,
 )
-from wsi_pipeline.stages.publish import (
-    choose_samples,
-    publish,
-    read_from_slide,
-    read_from_store,
-    take_over,
-)
 from wsi_pipeline.stages.tile import TileConfig, TileJob, plan_patches, store_block, tile_recipe
-from wsi_pipeline.store.commit import VIEW, Staging, check_finished, find_finished
+from wsi_pipeline.store.commit import VIEW, Staging, check_finished, find_finished, without_view
 from wsi_pipeline.store.lock import hold_lock, remove_remains
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore, write_patch_block
@@ -73,14 +74,13 @@ def refuse_other_engine(staging: Staging) -> None:
     """Raise StoreError, with the options to use, where results differ in their engine alone."""
     if not is_product(staging.target):
         return
-    made = read_manifest(staging.target).recipe
+    made = without_view(read_manifest(staging.target).recipe)
     old, new = made.get(ENGINE), staging.recipe[ENGINE]
-    if (
-        isinstance(old, Mapping)
-        and old != new
-        and {**made, ENGINE: new, VIEW: None} == {**staging.recipe, VIEW: None}
-    ):
-        one, other = describe_engine(old), describe_engine(new)
+    if isinstance(old, Mapping) and old != new and {**made, ENGINE: new} == staging.recipe:
+        one, other = (
+            f"{entry.get('engine')} {entry.get('precision')} ({entry.get('device')})"
+            for entry in (old, new)
+        )
         raise StoreError(
             f"{staging.target}: was computed by {one}, this run computes by {other}, and their"
             f" results are not the same; run with --engine {old.get('engine')} --precision"
@@ -128,6 +128,9 @@ class InferJob:
     def _slide_mpp(self) -> float | None:
         return self.slide.slide_mpp or self.config.slide_mpp
 
+    def _open(self) -> closing[SlideReader]:
+        return closing(open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp))
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Hold the locks of the results and the kept store; one that is only read needs none."""
@@ -147,11 +150,8 @@ class InferJob:
         if self.keep is None:
             return self._prepare_predictions()
         store = self._prepare_store(self.keep)
-        table = (
-            PatchStore(self.keep.target).table
-            if store.is_finished
-            else staged_table(store.staging.product)
-        )
+        target, product = self.keep.target, store.staging.product
+        table = PatchStore(target).table if store.is_finished else staged_table(product)
         plan = self._prepare_predictions(replace(table, class_names=self.config.rules.class_names))
         return replace(
             plan,
@@ -176,11 +176,10 @@ class InferJob:
         Predictions that an earlier run began in blocks of another size than the store's are begun
         again, because a block is read once for both.
         """
+        inputs = [self.slide.path, self.model.path]
         with self._open_source() as source:
             staging = self._stage(source.recipe)
-            if manifest := find_finished(
-                staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]
-            ):
+            if manifest := find_finished(staging, RESULT_KIND, self.force, inputs):
                 return self._reuse(staging, manifest)
             folder = staging.product / PREDICTIONS
             if not staging.is_prepared or (
@@ -212,17 +211,12 @@ class InferJob:
             return False
 
     def _preview_predictions(self) -> SlidePreview:
+        inputs = [self.slide.path, self.model.path]
         with self._open_source() as source:
             staging = self._stage(source.recipe)
-            manifest = check_finished(
-                staging, RESULT_KIND, self.force, [self.slide.path, self.model.path]
-            )
-            if manifest is not None:
-                state = (
-                    PreviewState.DONE
-                    if manifest.recipe.get(VIEW) == self.view.to_json()
-                    else PreviewState.PREDICTED
-                )
+            if manifest := check_finished(staging, RESULT_KIND, self.force, inputs):
+                is_same = manifest.recipe.get(VIEW) == self.view.to_json()
+                state = PreviewState.DONE if is_same else PreviewState.PREDICTED
                 return preview_finished(self.slide, source.slide, state, manifest)
             if staging.is_prepared and not self.force:
                 table = read_staged_table(staging.product / PREDICTIONS)
@@ -234,23 +228,27 @@ class InferJob:
     @contextmanager
     def _open_source(self) -> Iterator["_Source"]:
         """Open the slide or the store for as long as it is used."""
-        slide = self.slide
         if self.is_store:
-            store = PatchStore(slide.path)
-            yield _Source(
-                store.slide, {"store": store.manifest.content_digest}, lambda: store.table
-            )
+            store = PatchStore(self.slide.path)
+            recipe = {"store": store.manifest.content_digest}
+            yield _Source(store.slide, recipe, lambda: store.table)
             return
-        with closing(open_slide(slide.path, slide.slide_id, self._slide_mpp)) as reader:
-            recipe = tile_recipe(reader.info, self.config, patient_id=slide.patient_id)
+        patient_id = self.slide.patient_id
+        with self._open() as reader:
             yield _Source(
                 reader.info,
-                recipe,
-                lambda: plan_patches(reader, self.config, patient_id=slide.patient_id)[0],
+                tile_recipe(reader.info, self.config, patient_id=patient_id),
+                lambda: plan_patches(reader, self.config, patient_id=patient_id)[0],
             )
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
-        staging = Staging(self.target, inference_recipe(source_recipe, self.model.load()))
+        predictor = self.model.load()
+        recipe = {
+            "source": source_recipe,
+            "model": predictor.model.digest,
+            ENGINE: predictor.setting.to_json(),
+        }  # not the size of batches, which changes the last bits at most
+        staging = Staging(self.target, recipe)
         if not self.force:
             refuse_other_engine(staging)
         return staging
@@ -287,7 +285,7 @@ class InferJob:
         try:
             if self.keep is not None and store is not None:
                 if store.is_finished:
-                    self.keep.draw_missing()
+                    self.keep.draw_previews()
                 else:
                     self.keep.finish(store, reports)
             self._finish_predictions(plan)
@@ -296,28 +294,18 @@ class InferJob:
                 store.staging.discard()
                 plan.staging.discard()
             raise
-        summary = read_summary(self.target)
-        return SlideOutcome(
-            slide_id=self.slide.slide_id,
-            path=str(self.slide.path),
-            state=summary.state,
-            message=heatmap.describe_summary(summary),
-            patches=summary.patches,
-            is_resumed_whole=plan.is_finished and (store is None or store.is_finished),
-        )
+        is_resumed_whole = plan.is_finished and (store is None or store.is_finished)
+        return describe_result(self.slide.slide_id, self.slide.path, self.target, is_resumed_whole)
 
     def _finish_predictions(self, plan: SlidePlan) -> None:
         if plan.is_finished:
             return
         if not plan.is_predicted:
-            self._check_predictions(plan)
+            if not self.is_store:
+                refuse_changed(self.slide.path, plan)
+            refuse_unreadable(self.slide.path, plan)
+            plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
         publish(plan.staging, self.view, self._choose_samples(plan.staging), previous=self.target)
-
-    def _check_predictions(self, plan: SlidePlan) -> None:
-        if not self.is_store:
-            refuse_changed(self.slide.path, plan)
-        refuse_unreadable(self.slide.path, plan)
-        plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
 
     def _choose_samples(self, staging: Staging) -> tuple[Sample, ...] | None:
         if "gallery" not in self.view.formats:
@@ -325,13 +313,13 @@ class InferJob:
         predictions = Predictions(staging.product / PREDICTIONS)
         if self.is_store:
             return choose_samples(predictions, read_from_store(PatchStore(self.slide.path)))
-        with closing(open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp)) as reader:
+        with self._open() as reader:
             return choose_samples(predictions, read_from_slide(reader, predictions))
 
 
-def check_fit(name: str, spec: PatchSpec, model: Model) -> None:
-    """Raise ModelError where patches of `spec` are not what the model was trained on."""
-    wanted = model.spec
+def check_table(table: PatchTable, model: Model) -> None:
+    """Raise ModelError where a slide's patches, or what their labels mean, do not fit the model."""
+    name, spec, wanted = table.slide.path, table.grid.spec, model.spec
     if spec.side_px != wanted.side_px:
         raise ModelError(
             f"{name}: patches of {spec.side_px} px, the model takes {wanted.side_px} px; tile with"
@@ -342,33 +330,10 @@ def check_fit(name: str, spec: PatchSpec, model: Model) -> None:
             f"{name}: patches at {spec.mpp:g} µm/px, the model was trained at {wanted.mpp:g} µm/px;"
             f" tile with --mpp {wanted.mpp:g}"
         )
-
-
-def inference_recipe(source_recipe: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]:
-    """Return everything that decides a slide's predictions and outputs.
-
-    The size of batches is no part of it: it changes the last bits at most.
-    """
-    return {
-        "source": dict(source_recipe),
-        "model": predictor.model.digest,
-        ENGINE: predictor.setting.to_json(),
-    }
-
-
-def describe_engine(entry: Mapping[str, Any]) -> str:
-    """Return the engine of predictions as text, from the entry of their recipe."""
-    return f"{entry.get('engine')} {entry.get('precision')} ({entry.get('device')})"
-
-
-def check_table(table: PatchTable, model: Model) -> None:
-    """Raise ModelError where a slide's patches, or what their labels mean, do not fit the model."""
-    check_fit(table.slide.path, table.grid.spec, model)
     if (table.labels >= 0).any() and table.class_names != model.class_names:
         raise ModelError(
-            f"{table.slide.path}: its labels mean {' and '.join(table.class_names)}, "
-            f"the model tells {' from '.join(model.class_names)}; "
-            "label the store with the model's --class-names"
+            f"{name}: its labels mean {' and '.join(table.class_names)}, the model tells"
+            f" {' from '.join(model.class_names)}; label it with the model's --class-names"
         )
 
 
@@ -414,5 +379,5 @@ def predict_block(
         fallbacks=patches.fallbacks,
         is_predicted=True,
     )
-    write_prediction_block(staging, table, block, probability, report.to_json())
+    write_prediction_block(staging, table, block, probability, asdict(report))
     return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)

@@ -5,7 +5,7 @@ A job has one plan per slide. A preview is found out without writing anything.
 
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 from wsi_pipeline.core.choices import AUTO, PREDICTIONS, ZARR_JSON
 from wsi_pipeline.core.errors import SlideError
-from wsi_pipeline.core.geometry import block_slice, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState, state_of
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
 from wsi_pipeline.scheduling import Job
 from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.base import UserScale
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.store.codecs import CHECKSUM_BYTES
@@ -29,6 +29,7 @@ from wsi_pipeline.store.zarr_io import read_attributes
 
 OPEN_SOURCES = 4
 """Slides or stores that one process keeps open."""
+CHANGED = "changed while it was read; run the same line again when it is complete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +55,12 @@ class SlidePlan:
     @property
     def missing_patches(self) -> int:
         """Patches in the missing blocks."""
-        last = count_blocks(self.patches, self.block_size) - 1
-        shorter = self.block_size * (last + 1) - self.patches if last in self.blocks else 0
-        return len(self.blocks) * self.block_size - shorter
+        return sum(min(self.block_size, self.patches - b * self.block_size) for b in self.blocks)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockReport:
-    """Counts and seconds of one block."""
+    """Counts and seconds of one block, as its staging records them."""
 
     patches: int
     unreadable: int
@@ -72,10 +71,6 @@ class BlockReport:
     """Regions that another reader read because of a fault."""
     is_predicted: bool = False
     """False where patches were only stored."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record of the block in its staging."""
-        return asdict(self)
 
 
 class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
@@ -100,16 +95,9 @@ def finished_plan(staging: Staging, manifest: Manifest) -> SlidePlan:
 def open_plan(staging: Staging, table: PatchTable, slide: Path | None = None) -> SlidePlan:
     """Return the plan of a product in staging."""
     done = staging.block_reports()
-    missing = tuple(
-        block for block in range(count_blocks(table.patches, table.block_size)) if block not in done
-    )
-    return SlidePlan(
-        staging,
-        table.patches,
-        missing,
-        table.block_size,
-        slide_stamp=None if slide is None else stamp_file(slide),
-    )
+    missing = tuple(block for block in range(table.blocks) if block not in done)
+    stamp = None if slide is None else stamp_file(slide)
+    return SlidePlan(staging, table.patches, missing, table.block_size, slide_stamp=stamp)
 
 
 def stamp_file(path: Path) -> tuple[int, int]:
@@ -122,9 +110,7 @@ def refuse_changed(path: Path, plan: SlidePlan) -> None:
     """Raise SlideError, and discard the product, where the slide changed while it was read."""
     if plan.slide_stamp is not None and stamp_file(path) != plan.slide_stamp:
         plan.staging.discard()
-        raise SlideError(
-            f"{path}: changed while it was read; run the same line again when it is complete"
-        )
+        raise SlideError(f"{path}: {CHANGED}")
 
 
 _opening = threading.Lock()
@@ -148,24 +134,26 @@ def read_staged_table(folder: Path) -> PatchTable:
 
 
 def open_patches(
-    slide: FoundSlide, slide_mpp: float | None, folder: Path, reader: str = AUTO
+    slide: FoundSlide, scale: float | UserScale | None, folder: Path, reader: str = AUTO
 ) -> PatchSource:
     """Return the slide's patches for a staged product. Raises SlideError if the slide changed."""
     with _opening:
-        return _open_slide_patches(slide, slide_mpp, folder, stamp_file(folder / ZARR_JSON), reader)
+        return _open_slide_patches(slide, scale, folder, stamp_file(folder / ZARR_JSON), reader)
 
 
 @lru_cache(OPEN_SOURCES)
 def _open_slide_patches(
-    slide: FoundSlide, slide_mpp: float | None, folder: Path, stamp: tuple[int, int], reader: str
+    slide: FoundSlide,
+    scale: float | UserScale | None,
+    folder: Path,
+    stamp: tuple[int, int],
+    reader: str,
 ) -> PatchSource:
     table = _read_staged_table(folder, stamp)
-    opened = open_slide(slide.path, slide.slide_id, slide_mpp, reader)
+    opened = open_slide(slide.path, slide.slide_id, scale, reader)
     if opened.info.fingerprint != table.slide.fingerprint:
         opened.close()
-        raise SlideError(
-            f"{slide.path}: changed while it was read; run the same line again when it is complete"
-        )
+        raise SlideError(f"{slide.path}: {CHANGED}")
     return SlidePatches(opened, table.grid, table.positions, table.block_size)
 
 
@@ -177,18 +165,13 @@ def open_store(path: Path, work: str) -> PatchStore:
 
 def refuse_unreadable(path: Path, plan: SlidePlan) -> None:
     """Raise SlideError, and discard the product, where no patch could be read."""
-    unreadable = sum(
-        _count(report["unreadable"]) for report in plan.staging.block_reports().values()
-    )
+    counts = [report["unreadable"] for report in plan.staging.block_reports().values()]
+    unreadable = sum(count if isinstance(count, int) else len(count) for count in counts)
     if state_of(plan.patches, unreadable) is SlideState.FAILED:
         plan.staging.discard()
         raise SlideError(
             f"{path}: none of its {plan.patches} patches can be decoded; scan or copy it again"
         )
-
-
-def _count(unreadable: int | list[int]) -> int:
-    return unreadable if isinstance(unreadable, int) else len(unreadable)
 
 
 PROBABILITY_BYTES = 4
@@ -239,9 +222,9 @@ def preview_finished(
     return SlidePreview(
         slide.slide_id,
         state,
-        file_bytes=_bytes_of(slide),
-        size_l0=facts.size_l0,
-        mpp=facts.mpp,
+        _bytes_of(slide.path),
+        facts.size_l0,
+        facts.mpp,
         patches=int(manifest.counts["patches"]),
         prediction_bytes=sum(
             size for name, (size, _) in manifest.files.items() if name.startswith(f"{PREDICTIONS}/")
@@ -251,47 +234,23 @@ def preview_finished(
 
 def preview_started(slide: FoundSlide, table: PatchTable, done: Mapping[int, Any]) -> SlidePreview:
     """Return the preview of a slide of which some blocks may be done."""
-    blocks = count_blocks(table.patches, table.block_size)
-    rows = [
-        block_slice(block, table.block_size, table.patches)
-        for block in range(blocks)
-        if block not in done
-    ]
+    rows = [table.block_slice(block) for block in range(table.blocks) if block not in done]
+    probability_bytes = table.blocks * (table.block_size * PROBABILITY_BYTES + CHECKSUM_BYTES)
     return SlidePreview(
         slide.slide_id,
         PreviewState.STARTED if done else PreviewState.NEW,
-        file_bytes=_bytes_of(slide),
-        size_l0=table.slide.size_l0,
-        mpp=table.slide.mpp,
+        _bytes_of(slide.path),
+        table.slide.size_l0,
+        table.slide.mpp,
         patches=table.patches,
         missing_patches=sum(part.stop - part.start for part in rows),
-        blocks=blocks,
-        blocks_done=blocks - len(rows),
-        prediction_bytes=count_table_bytes(table)
-        + blocks * (table.block_size * PROBABILITY_BYTES + CHECKSUM_BYTES),
+        blocks=table.blocks,
+        blocks_done=table.blocks - len(rows),
+        prediction_bytes=probability_bytes
+        + sum(array.nbytes + CHECKSUM_BYTES for array in table.to_arrays().values()),
     )
 
 
-def count_table_bytes(table: PatchTable) -> int:
-    """Return the bytes on disk of a table's arrays, which predictions and stores both hold."""
-    quality = () if table.quality is None else table.quality
-    arrays = (
-        table.positions,
-        table.labels,
-        table.label_fraction,
-        table.tissue_fraction,
-        table.thumbnail.pixels,
-        *quality,
-    )
-    rows, cols = (0, 0) if table.tissue is None else table.tissue.shape
-    mask = 0 if table.tissue is None else rows * -(-cols // 8) + CHECKSUM_BYTES  # a bit a pixel
-    return int(mask + sum(array.nbytes + CHECKSUM_BYTES for array in arrays))
-
-
-def _bytes_of(slide: FoundSlide) -> int:
-    path = slide.path
-    return (
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if path.is_dir()
-        else path.stat().st_size
-    )
+def _bytes_of(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -3,9 +3,8 @@
 Predictions choose their patches in the same way.
 """
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -87,13 +86,17 @@ class TileConfig:
     """Reader of the slides; it changes no pixel."""
 
     def __post_init__(self) -> None:
-        if self.slide_mpp is not None and not (
-            math.isfinite(self.slide_mpp) and MIN_MPP <= self.slide_mpp <= MAX_MPP
-        ):
+        if self.slide_mpp is not None and not MIN_MPP <= self.slide_mpp <= MAX_MPP:
             raise ConfigError(
                 f"slide mpp is {self.slide_mpp} µm/px; it must lie between {MIN_MPP:g} and"
                 f" {MAX_MPP:g}"
             )
+
+    def scale_of(self, slide: FoundSlide) -> UserScale | None:
+        """Return the scale that the user gave for a slide, or for all."""
+        if slide.slide_mpp is not None:
+            return UserScale(slide.slide_mpp, slide.mpp_source)
+        return None if self.slide_mpp is None else UserScale(self.slide_mpp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +127,14 @@ class TileJob:
 
     def prepare(self) -> SlidePlan:
         """Open the slide, choose its patches, lay out the store."""
-        slide, mask = self.slide, self._mask
+        slide = self.slide
         with self._open() as reader:
             staging = self._stage(reader)
             if manifest := find_finished(staging, KIND, self.force, [slide.path, slide.label_file]):
                 return finished_plan(staging, manifest)
             if not staging.is_prepared:
-                table, record = plan_patches(
-                    reader, self.config, slide.label_file, slide.patient_id, mask
-                )
+                chosen = (slide.label_file, slide.patient_id, self._mask)
+                table, record = plan_patches(reader, self.config, *chosen)
                 record |= {"slide_label": slide.slide_label}
                 prepare_patch_store(staging, table, record, self.codec)
         return open_plan(staging, staged_table(staging.product), slide.path)
@@ -142,37 +144,22 @@ class TileJob:
 
         Raises StoreError where another recipe made the store that exists.
         """
+        inputs = [self.slide.path, self.slide.label_file]
         with self._open() as reader:
-            found = check_finished(
-                self._stage(reader), KIND, self.force, [self.slide.path, self.slide.label_file]
-            )
-        return found is not None
+            return check_finished(self._stage(reader), KIND, self.force, inputs) is not None
 
     def _open(self) -> closing[SlideReader]:
-        return closing(
-            open_slide(self.slide.path, self.slide.slide_id, self._scale, self.config.reader)
-        )
+        slide, scale = self.slide, self.config.scale_of(self.slide)
+        return closing(open_slide(slide.path, slide.slide_id, scale, self.config.reader))
 
     def _stage(self, reader: SlideReader) -> Staging:
-        recipe = tile_recipe(
-            reader.info, self.config, self.slide.label_file, self.slide.patient_id, self._mask
-        )
+        chosen = (self.slide.label_file, self.slide.patient_id, self._mask)
+        recipe = tile_recipe(reader.info, self.config, *chosen)
         return Staging(self.target, recipe | {"codec": self.codec.to_json()})
 
     @property
     def _mask(self) -> Path | None:
         return match_mask(self.slide.path.stem, self.masks) if self.masks else None
-
-    @property
-    def _slide_mpp(self) -> float | None:
-        """µm per level-0 pixel as given by the user."""
-        return self.slide.slide_mpp or self.config.slide_mpp
-
-    @property
-    def _scale(self) -> UserScale | None:
-        if self.slide.slide_mpp is not None:
-            return UserScale(self.slide.slide_mpp, self.slide.mpp_source)
-        return None if self.config.slide_mpp is None else UserScale(self.config.slide_mpp)
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Cut and store one block."""
@@ -181,55 +168,38 @@ class TileJob:
 
     def open_patches(self, plan: SlidePlan) -> PatchSource:
         """Return the slide's patches, which stay open between blocks."""
-        return open_patches(self.slide, self._slide_mpp, plan.staging.product, self.config.reader)
+        scale = self.config.scale_of(self.slide)
+        return open_patches(self.slide, scale, plan.staging.product, self.config.reader)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store, and draw its patches, and its labels where it has any."""
         refuse_changed(self.slide.path, plan)
-        fallbacks = count_fallbacks(plan)
+        recorded = {} if plan.is_finished else plan.staging.block_reports()
+        fallbacks = sum(int(report.get("fallbacks", 0)) for report in recorded.values())
         outcome = finish_store(plan, self.slide.slide_id, self.slide.path)
-        store = PatchStore(self.target)
-        for path, write in self._previews().items():
-            if not (plan.is_finished and path.exists()):
-                write(store.table, path)
-        message = outcome.message + (
-            f", {fallbacks} regions read by OpenSlide after a fault" if fallbacks else ""
-        )
-        message += f", lossy (JPEG quality {self.codec.quality})" if self.codec.is_lossy else ""
+        store = self.draw_previews(only_missing=plan.is_finished)
+        message = outcome.message
+        if fallbacks:
+            message += f", {fallbacks} regions read by OpenSlide after a fault"
+        if self.codec.is_lossy:
+            message += f", lossy (JPEG quality {self.codec.quality})"
         if self.slide.label_file is not None:
             message += describe_repairs(store.attributes["labels"])
-        return replace(outcome, message=message + describe_flags(store.table))
+        flags = store.table.count_flags().items()
+        message += "".join(f", {count} flagged {name}" for name, count in flags if count)
+        return replace(outcome, message=message)
 
-    def draw_missing(self) -> None:
-        """Draw the missing previews of a store whose run was killed before it drew them."""
-        for path, write in self._previews().items():
-            if not path.exists():
-                write(PatchStore(self.target).table, path)
-
-    def _previews(self) -> dict[Path, Callable[[PatchTable, Path], None]]:
+    def draw_previews(self, only_missing: bool = True) -> PatchStore:
+        """Draw the store's patches, and its labels if it has any; return the store."""
+        store = PatchStore(self.target)
         writers = {MASK_SUFFIX: write_mask_preview}
         if self.slide.label_file is not None:
             writers[LABELS_SUFFIX] = write_label_preview
-        return {
-            self.out / f"{self.slide.slide_id}{suffix}": write for suffix, write in writers.items()
-        }
-
-
-def count_fallbacks(plan: SlidePlan) -> int:
-    """Return how many regions another reader read because of a fault, in all runs so far."""
-    return (
-        0
-        if plan.is_finished
-        else sum(
-            int(report.get("fallbacks", 0)) for report in plan.staging.block_reports().values()
-        )
-    )
-
-
-def describe_flags(table: PatchTable) -> str:
-    """Return how many patches are flagged, as text; "" where none is."""
-    counts = table.count_flags().items()
-    return "".join(f", {count} flagged {name}" for name, count in counts if count)
+        for suffix, write in writers.items():
+            path = self.out / f"{self.slide.slide_id}{suffix}"
+            if not (only_missing and path.exists()):
+                write(store.table, path)
+        return store
 
 
 def store_block(
@@ -252,25 +222,16 @@ def store_block(
 def finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
     """Commit a store that is not finished yet, and return how the slide ended."""
     if plan.is_finished:
-        manifest = read_manifest(plan.staging.target)
+        counts = read_manifest(plan.staging.target).counts
     else:
         refuse_unreadable(path, plan)
-        manifest = finish_patch_store(plan.staging, staged_table(plan.staging.product))
-    counts = manifest.counts
-    unreadable = f", {counts['unreadable']} unreadable" if counts["unreadable"] else ""
-    labelled = f", {counts['labelled']} labelled" if counts["labelled"] else ""
-    return SlideOutcome(
-        slide_id=slide_id,
-        path=str(path),
-        state=state_of(counts["patches"], counts["unreadable"]),
-        message=(
-            f"{counts['patches']} patches{labelled}{unreadable}"
-            if counts["patches"]
-            else "no tissue, no patches"
-        ),
-        patches=counts["patches"],
-        is_resumed_whole=plan.is_finished,
-    )
+        counts = finish_patch_store(plan.staging, staged_table(plan.staging.product)).counts
+    patches, unreadable, labelled = (counts[key] for key in ("patches", "unreadable", "labelled"))
+    message = f"{patches} patches" if patches else "no tissue, no patches"
+    message += f", {labelled} labelled" if labelled else ""
+    message += f", {unreadable} unreadable" if unreadable else ""
+    state = state_of(patches, unreadable)
+    return SlideOutcome(slide_id, str(path), state, message, patches, plan.is_finished)
 
 
 def tile_recipe(
@@ -318,15 +279,20 @@ def plan_patches(
         fraction, tissue_mm2 = _take_mask(mask, slide, grid)
         tissue = mask.mask_thumbnail(thumbnail)
     positions = _take_positions(reader, grid, fraction, config.tissue.min_tissue)
-    _refuse_lost_tissue(slide, tissue_mm2, positions, config)
+    if tissue_mm2 and not len(positions):  # it must not pass for an empty slide
+        raise SlideError(
+            f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of"
+            f" {config.spec.field_um:g} µm lies in it by {config.tissue.min_tissue:.0%} or more;"
+            " lower --min-tissue or use smaller patches"
+        )
     positions, quality = flag_patches(reader, grid, positions, thumbnail, config.quality)
     labels = label_patches(label_file, slide, grid, positions, config.rules)
     table = PatchTable(
-        slide=slide,
-        grid=grid,
-        positions=positions,
-        labels=labels.labels,
-        label_fraction=labels.fraction,
+        slide,
+        grid,
+        positions,
+        labels.labels,
+        labels.fraction,
         tissue_fraction=fraction[positions[:, 0], positions[:, 1]],
         thumbnail=thumbnail,
         block_size=choose_block_size(len(positions), spec.side_px),
@@ -335,17 +301,13 @@ def plan_patches(
         quality=quality,
         tissue=tissue,
     )
-    parameters = config.tissue.to_json() | {
-        "mask": None if mask_file is None else mask_file.name,
-        "tissue_mm2": tissue_mm2,
-    }
-    record = {
-        "tissue": parameters,
+    mask_name = None if mask_file is None else mask_file.name
+    return table, {
+        "tissue": config.tissue.to_json() | {"mask": mask_name, "tissue_mm2": tissue_mm2},
         "quality": config.quality.to_json(),
         "labels": labels.description,
         "provenance": describe_tool(),
     }
-    return table, record
 
 
 def _find_tissue(
@@ -370,19 +332,6 @@ def _take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[
     return fraction, float(fraction.sum(dtype=np.float64)) * pitch_mm**2
 
 
-def _refuse_lost_tissue(
-    slide: SlideInfo, tissue_mm2: float, positions: NDArray[np.int32], config: TileConfig
-) -> None:
-    """Raise SlideError where no patch holds the tissue: it must not pass for an empty slide."""
-    if len(positions) or tissue_mm2 == 0:
-        return
-    raise SlideError(
-        f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of"
-        f" {config.spec.field_um:g} µm lies in it by {config.tissue.min_tissue:.0%} or more; lower"
-        " --min-tissue or use smaller patches"
-    )
-
-
 def resolve_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, Fraction]:
     """Return the scale that is really cut, and level-0 pixels per patch pixel.
 
@@ -390,15 +339,10 @@ def resolve_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, F
     too coarse.
     """
     slide, spec = reader.info, config.spec
-    near = [
-        level for level in reader.levels if _is_near(slide.mpp * float(level.downsample), spec.mpp)
-    ]
-    if near:
-        level = min(near, key=lambda level: abs(slide.mpp * float(level.downsample) - spec.mpp))
-        return (
-            PatchSpec(spec.side_px, spec.stride_px, slide.mpp * float(level.downsample)),
-            level.downsample,
-        )
+    levels = [(slide.mpp * float(level.downsample), level.downsample) for level in reader.levels]
+    mpp, downsample = min(levels, key=lambda level: abs(level[0] - spec.mpp))
+    if abs(mpp - spec.mpp) <= LEVEL_TOLERANCE * spec.mpp:
+        return PatchSpec(spec.side_px, spec.stride_px, mpp), downsample
     if spec.mpp < slide.mpp and not config.allow_upsample:
         raise SlideError(
             f"{slide.path}: scanned at {slide.mpp:g} µm/px, patches at {spec.mpp:g} µm/px would be"
@@ -407,17 +351,11 @@ def resolve_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, F
     return spec, downsample_between(slide.mpp, spec.mpp)
 
 
-def _is_near(mpp: float, wanted_mpp: float) -> bool:
-    return abs(mpp - wanted_mpp) <= LEVEL_TOLERANCE * wanted_mpp
-
-
 def _take_positions(
     reader: SlideReader, grid: Grid, fraction: NDArray[np.float32], min_tissue: float
 ) -> NDArray[np.int32]:
-    is_kept = (
-        (fraction >= min_tissue) & (fraction > 0)
-        if min_tissue > 0
-        else np.ones_like(fraction, dtype=np.bool_)
-    )
+    is_kept = np.ones_like(fraction, dtype=np.bool_)
+    if min_tissue > 0:
+        is_kept = (fraction >= min_tissue) & (fraction > 0)
     kept = np.argwhere(is_kept).astype(np.int32)
     return order_by_macro_tile(kept, macro_tiles_per_patch(view_grid(reader, grid), grid))
