@@ -21,7 +21,7 @@ from distributed.security import Security
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.limits import limit_memory, machine_memory
 from wsi_pipeline.scheduling.dask_executor import ALLOWED_DEATHS, DaskExecutor
-from wsi_pipeline.scheduling.jobs import ADDRESS, Workers
+from wsi_pipeline.scheduling.jobs import ADDRESS, Tls, Workers
 
 LOOPBACK = "127.0.0.1"
 CONNECT_TIMEOUT_S = 30
@@ -51,32 +51,31 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
 
     Raises EnvironmentFault where it cannot be reached, and ConfigError.
     """
-    # With the dashboard off an HTTP port would still list tasks to every local user.
-    routes: dict[str, Any] = {
-        f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker", "nanny")
-    }
     rules = {
-        "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
-        "distributed.scheduler.worker-ttl": f"{workers.deadlines.silence_s}s",
+        # With the dashboard off an HTTP port would still list tasks to every local user.
+        **{f"{part}.http.routes": [] for part in ("scheduler", "worker", "nanny")},
+        "scheduler.allowed-failures": ALLOWED_DEATHS,
+        "scheduler.worker-ttl": f"{workers.deadlines.silence_s}s",
         # The profiler's record grows by 150 kB a slide. It also reads all threads' frames under a
         # lock, in which a garbage collection may close a slide and so let another thread run, which
         # waits for that lock with the interpreter's lock held: the worker hangs
         # (python/cpython#106883).
-        "distributed.worker.profile.enabled": False,
-        **{f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in ALLOCATOR.items()},
-        "distributed.admin.log-length": EVENTS_KEPT,
-        "distributed.admin.low-level-log-length": EVENTS_KEPT,
-        "distributed.admin.system-monitor.log-length": EVENTS_KEPT,
+        "worker.profile.enabled": False,
+        **{f"nanny.pre-spawn-environ.{name}": size for name, size in ALLOCATOR.items()},
+        "admin.log-length": EVENTS_KEPT,
+        "admin.low-level-log-length": EVENTS_KEPT,
+        "admin.system-monitor.log-length": EVENTS_KEPT,
     }
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set(routes | rules))
+        settings = {f"distributed.{name}": rule for name, rule in rules.items()}
+        stack.enter_context(dask.config.set(settings))
         try:
             executor = (
-                _join(workers, stack) if workers.scheduler is not None else _start(workers, stack)
+                _start(workers, stack) if workers.scheduler is None else _join(workers, stack)
             )
+        except ConfigError:
+            raise
         except (OSError, TimeoutError, RuntimeError, ValueError, TypeError) as error:
-            if isinstance(error, ConfigError):
-                raise
             place = workers.scheduler or f"the {workers.cluster} cluster"
             hint = (
                 "check it"
@@ -98,29 +97,24 @@ def _join(workers: Workers, stack: ExitStack) -> DaskExecutor:
             " prefer tls://",
             place,
         )
-    target = {"address": place} if ADDRESS.fullmatch(place) else {"scheduler_file": place}
-    client = stack.enter_context(
-        Client(
-            **target, security=_security(workers), set_as_default=False, timeout=CONNECT_TIMEOUT_S
-        )
-    )
+    options: dict[str, Any] = {"address" if ADDRESS.fullmatch(place) else "scheduler_file": place}
+    options |= {"security": _security(workers.tls), "timeout": CONNECT_TIMEOUT_S}
+    client = stack.enter_context(Client(**options, set_as_default=False))
     client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
     return _executor(client, workers, processes=None)
 
 
-def _security(workers: Workers) -> Security | None:
+def _security(tls: Tls | None) -> Security | None:
     """Return the certificates that the user names; None: Dask's own configuration."""
-    if workers.tls is None:
+    if tls is None:
         return None
-    for path in (workers.tls.ca_file, workers.tls.cert, workers.tls.key):
+    for path in (tls.ca_file, tls.cert, tls.key):
         if not path.is_file():
-            raise ConfigError(
-                f"{path}: no such file; name the PEM files of the cluster's certificates"
-            )
+            raise ConfigError(f"{path}: no such file; name PEM files of the cluster's certificates")
     return Security(
-        tls_ca_file=str(workers.tls.ca_file),
-        tls_client_cert=str(workers.tls.cert),
-        tls_client_key=str(workers.tls.key),
+        tls_ca_file=str(tls.ca_file),
+        tls_client_cert=str(tls.cert),
+        tls_client_key=str(tls.key),
         require_encryption=True,
     )
 
@@ -141,42 +135,35 @@ def _start(workers: Workers, stack: ExitStack) -> DaskExecutor:
 
 def _executor(client: Any, workers: Workers, processes: int | None) -> DaskExecutor:
     known = client.scheduler_info(n_workers=-1)["workers"].values()
-    has_gpu = any(worker.get("resources", {}).get(GPU) for worker in known)
-    # Several blocks share a GPU, for some read while one computes; a hair less than their share, so
-    # that rounding locks none out.
-    share = (
-        0.999 / max((worker["nthreads"] for worker in known), default=1)
-        if has_gpu and workers.wants_gpu
-        else 0.0
-    )
-    return DaskExecutor(
-        client, len(known) if processes is None else processes, workers.deadlines, share
-    )
+    share = 0.0
+    if workers.wants_gpu and any(worker.get("resources", {}).get(GPU) for worker in known):
+        # Several blocks share a GPU, for some read while one computes; a little less than their
+        # share, so that rounding locks none out.
+        share = 0.999 / max(worker["nthreads"] for worker in known)
+    count = len(known) if processes is None else processes
+    return DaskExecutor(client, count, workers.deadlines, share)
 
 
 def _start_local(workers: Workers) -> SpecCluster:
     """Start processes on this machine, one per GPU where there are GPUs; TLS, loopback only."""
     _start_tracker()
     security = Security.temporary()
+    quiet = {"silence_logs": logging.CRITICAL}
     common = {"security": security, "host": LOOPBACK}
-    options = common | {
+    options = {
+        **common,
+        **quiet,
         "nthreads": workers.threads,
         "memory_limit": 0,
-        "silence_logs": logging.CRITICAL,
         "dashboard": False,
     }
-    return SpecCluster(
-        workers={
-            index: {"cls": Nanny, "options": options | _place(workers, index)}
-            for index in range(workers.processes)
-        },
-        scheduler={
-            "cls": Scheduler,
-            "options": common | {"protocol": "tls://"} | _dashboard(workers),
-        },
-        security=security,
-        silence_logs=logging.CRITICAL,
-    )
+    nannies = {
+        index: {"cls": Nanny, "options": options | _place(workers, index)}
+        for index in range(workers.processes)
+    }
+    rules = common | {"protocol": "tls://"} | _dashboard(workers)
+    scheduler = {"cls": Scheduler, "options": rules}
+    return SpecCluster(workers=nannies, scheduler=scheduler, security=security, **quiet)
 
 
 def _start_tracker() -> None:
@@ -191,13 +178,11 @@ def _start_tracker() -> None:
 
 
 def _place(workers: Workers, index: int) -> dict[str, Any]:
-    """Return each process sees one GPU."""
+    """Return the options by which each process sees one GPU."""
     if not workers.gpus:
         return {}
-    return {
-        "env": {"CUDA_VISIBLE_DEVICES": workers.gpus[index % len(workers.gpus)]},
-        "resources": {GPU: 1},
-    }
+    gpu = workers.gpus[index % len(workers.gpus)]
+    return {"env": {"CUDA_VISIBLE_DEVICES": gpu}, "resources": {GPU: 1}}
 
 
 def _dashboard_address() -> str:
@@ -211,42 +196,38 @@ def _dashboard_address() -> str:
     return f"{LOOPBACK}:{DASHBOARD_PORT}"
 
 
+@contextmanager
+def _needed(what: str, remedy: str) -> Iterator[None]:
+    """Raise ConfigError, with the package to install, where an import fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"{what}: {remedy}") from error
+
+
 def _dashboard(workers: Workers) -> dict[str, Any]:
-    """Off, or on the loopback."""
+    """Return the scheduler's options: a dashboard on the loopback, or none."""
     if not workers.has_dashboard:
         return {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
-    try:
+    with _needed("the dashboard needs Bokeh", "pip install 'wsi-pipeline[dashboard]'"):
         import bokeh  # noqa: F401  # the dashboard is made with it
-    except ImportError as error:
-        raise ConfigError(
-            "the dashboard needs Bokeh: pip install 'wsi-pipeline[dashboard]'"
-        ) from error
     return {"dashboard": True, "dashboard_address": _dashboard_address()}
 
 
 def _start_slurm(workers: Workers) -> Any:
-    """Workers as Slurm jobs."""
-    try:
+    """Start workers as Slurm jobs."""
+    with _needed("--cluster slurm needs dask-jobqueue", "pip install 'wsi-pipeline[slurm]'"):
         from dask_jobqueue.slurm import SLURMCluster
-    except ImportError as error:
-        raise ConfigError(
-            "--cluster slurm needs dask-jobqueue: pip install 'wsi-pipeline[slurm]'"
-        ) from error
     settings = read_slurm_config(workers.slurm_config)
     jobs = settings.pop("jobs", 1) if workers.count is None else workers.count
-    scheduler = (
-        {"dashboard_address": f"{LOOPBACK}:0", "dashboard": False}
-        | _dashboard(workers)
-        | settings.pop("scheduler_options", {})
-    )
     home = {"shared_temp_directory": str(Path.home())}  # where the jobs find the certificates
     exports = [f"export {name}={size}" for name, size in ALLOCATOR.items()]
     prologue = {"job_script_prologue": exports + list(settings.pop("job_script_prologue", []))}
     cluster: Any = SLURMCluster(
-        **home | settings | prologue,
+        scheduler_options=_dashboard(workers) | settings.pop("scheduler_options", {}),
         security=Security.temporary(),
         protocol="tls://",
-        scheduler_options=scheduler,
+        **home | settings | prologue,
     )
     cluster.scale(jobs=jobs)
     return cluster
@@ -254,21 +235,17 @@ def _start_slurm(workers: Workers) -> Any:
 
 def read_slurm_config(path: Path | None) -> dict[str, Any]:
     """Return arguments of SLURMCluster, and `jobs`, their number. Raises ConfigError."""
+    manual = "see docs/guides/servers.md"
     try:
         settings = yaml.safe_load(Path(path or "").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); see"
-            " docs/guides/servers.md"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path}: cannot be read as YAML ({reason}); {manual}") from error
     if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
-        raise ConfigError(f"{path}: must be a table such as 'cores: 8'; see docs/guides/servers.md")
-    reserved = {"security", "protocol", "n_workers", "asynchronous"} & set(settings)
-    if reserved:
-        raise ConfigError(
-            f"{path}: {', '.join(sorted(reserved))}: not to be set here, wsi sets it itself; take"
-            " it out"
-        )
+        raise ConfigError(f"{path}: must be a table such as 'cores: 8'; {manual}")
+    if reserved := {"security", "protocol", "n_workers", "asynchronous"} & set(settings):
+        listed = ", ".join(sorted(reserved))
+        raise ConfigError(f"{path}: {listed}: not to be set here, wsi sets it itself; take it out")
     jobs = settings.get("jobs", 1)
     if not isinstance(jobs, int) or jobs < 1:
         said = jobs if isinstance(jobs, int | float | str) else f"a {type(jobs).__name__}"
@@ -277,14 +254,10 @@ def read_slurm_config(path: Path | None) -> dict[str, Any]:
 
 
 def _start_cuda(workers: Workers) -> Any:
-    """RAPIDS' own cluster: one process per GPU, bound to the cores and the memory near it."""
-    try:
+    """Start RAPIDS' own cluster: a process per GPU, bound to the cores and memory near it."""
+    remedy = "pip install 'wsi-pipeline[gpu]', or --cluster local"
+    with _needed("--cluster cuda needs dask-cuda and a GPU", remedy):
         from dask_cuda import LocalCUDACluster
-    except ImportError as error:
-        raise ConfigError(
-            "--cluster cuda needs dask-cuda and a GPU: pip install 'wsi-pipeline[gpu]', or"
-            " --cluster local"
-        ) from error
     return LocalCUDACluster(
         CUDA_VISIBLE_DEVICES=",".join(workers.gpus) or None,
         n_workers=workers.processes,

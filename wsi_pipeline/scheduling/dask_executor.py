@@ -86,18 +86,14 @@ class DaskExecutor:
         if step.kind not in self._anchors:
             self._anchors[step.kind] = self.client.submit(int, key=(group,), pure=False)
         deadline_s = choose_deadline(step, self.deadlines, self._seconds)
+        uses_gpu = self.gpu_share > 0 and step.kind in ("call", "block")
         future = self.client.submit(
             run_watched,
-            *(step, deadline_s, self.deadlines, str(key), work.function),
-            *work.arguments,
+            *(step, deadline_s, self.deadlines, str(key), work.function, *work.arguments),
             key=key,
             pure=False,
             priority=-step.job if step.kind != "prepare" else 1,
-            resources=(
-                {"GPU": self.gpu_share}
-                if self.gpu_share and step.kind in ("call", "block")
-                else None
-            ),
+            resources={"GPU": self.gpu_share} if uses_gpu else None,
         )
         self._pending[key] = work._replace(future=future)
         self._done.add(future)
@@ -126,19 +122,16 @@ class DaskExecutor:
                 self._dropped.remove(future.key)
                 continue
             result = _result_of(future)
+            if isinstance(result, Timed):
+                if work.step.kind == "block":
+                    self._seconds.append(result.seconds)
+                return work.step, result.value
             if not isinstance(result, KilledWorker):
-                return work.step, self._unpack(work, result)
+                return work.step, result
             hangs = self._hangs_of(future.key)
             if work.tries_alone >= (HANGS_ALONE if hangs else TRIES_ALONE):
-                return work.step, _in_words(hangs)
+                return work.step, _describe_death(hangs)
             self._suspects.append(work)
-
-    def _unpack(self, work: _Submitted, result: Any) -> Any:
-        if isinstance(result, Exception):
-            return result
-        if work.step.kind == "block":
-            self._seconds.append(result.seconds)
-        return result.value
 
     def _hangs_of(self, key: Key) -> Sequence[float]:
         """Deadlines that the task outlived, in seconds."""
@@ -146,28 +139,26 @@ class DaskExecutor:
         return [event["seconds"] for _, event in events if event["key"] == str(key)]
 
 
-def _result_of(future: Any) -> Any:
+def _result_of(future: Any) -> "Timed | Exception":
     """Return what a step returned or raised; a result lost with its worker is computed again."""
     try:
-        return future.result()
+        result: Timed = future.result()
     except FutureCancelledError as error:
         raise EnvironmentFault(
             "the Dask cluster was lost; what is finished stays on disk, run the same line again"
         ) from error
     except Exception as error:  # noqa: BLE001 - a fault is the job's result, others go on
         return error
+    return result
 
 
-def _in_words(hangs: Sequence[float]) -> RuntimeError:
+def _describe_death(hangs: Sequence[float]) -> RuntimeError:
+    alone = "also when it ran alone"
     if hangs:
-        return RuntimeError(
-            f"still at work after {hangs[-1]:.0f} s, also when it ran alone (a drive that hangs, or"
-            " a decoder)"
-        )
-    return RuntimeError(
-        "a worker process died over it, also when it ran alone (out of memory, or a crash in a"
-        " decoder)"
-    )
+        fault = f"still at work after {hangs[-1]:.0f} s, {alone} (a drive that hangs, or a decoder)"
+    else:
+        fault = f"a worker process died over it, {alone} (out of memory, or a crash in a decoder)"
+    return RuntimeError(fault)
 
 
 class Timed(NamedTuple):

@@ -115,26 +115,20 @@ class Workers:
     deadlines: Deadlines = field(default_factory=Deadlines)
 
     def __post_init__(self) -> None:
+        scheduler, cluster = self.scheduler, self.cluster
         if self.count is not None and self.count < 0:
-            raise ConfigError(
-                f"{self.count} workers are impossible; give 0 for a plain loop, or more"
-            )
-        if self.cluster not in CLUSTERS:
-            raise ConfigError(
-                f"cluster is {self.cluster!r}; it must be one of {', '.join(CLUSTERS)}"
-            )
-        if (
-            self.scheduler is not None
-            and not ADDRESS.fullmatch(self.scheduler)
-            and not Path(self.scheduler).is_file()
-        ):
-            raise ConfigError(
-                f"scheduler {self.scheduler!r} is neither an address nor a file; give one such as"
-                " tls://host:8786"
-            )
-        if self.scheduler is not None and self.cluster != "local":
-            raise ConfigError(f"give a running cluster or --cluster {self.cluster}, not both")
-        if (self.cluster == "slurm") != (self.slurm_config is not None):
+            raise ConfigError(f"{self.count} workers cannot be; give 0 for a plain loop, or more")
+        if cluster not in CLUSTERS:
+            raise ConfigError(f"cluster is {cluster!r}; it must be one of {', '.join(CLUSTERS)}")
+        if scheduler is not None:
+            if not ADDRESS.fullmatch(scheduler) and not Path(scheduler).is_file():
+                raise ConfigError(
+                    f"scheduler {scheduler!r} is neither an address nor a file; give one such as"
+                    " tls://host:8786"
+                )
+            if cluster != "local":
+                raise ConfigError(f"give a running cluster or --cluster {cluster}, not both")
+        if (cluster == "slurm") != (self.slurm_config is not None):
             raise ConfigError(
                 "--cluster slurm and --slurm-config belong together: a YAML of cores, memory,"
                 " walltime, interface, …"

@@ -52,7 +52,6 @@ class _Active:
     job: Job[Any, Any, Any]
     lock: ExitStack
     plan: Any = None
-    outstanding: int = 0
     reports: list[Any] = field(default_factory=list)
 
 
@@ -62,7 +61,7 @@ class WorkerPool:
 
     executor: Executor
     window: int
-    """Jobs under way at a time."""
+    """Jobs under way at a time: the next slides are prepared while the first is computed."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on a worker, before any job, and return its result or raise its error."""
@@ -104,24 +103,22 @@ def run_jobs(
     if isinstance(workers, Workers):
         with open_workers(workers) as pool:
             return run_jobs(jobs, pool, listener)
-    return _Run(jobs, workers.executor, listener, workers.window).results()
+    return _Run(jobs, workers, listener).results()
 
 
 class _Run(Generic[PlanT, ReportT, ResultT]):
-    """Moves jobs from step to step."""
+    """The state of all jobs, which move from step to step."""
 
     def __init__(
         self,
         jobs: Sequence[Job[PlanT, ReportT, ResultT]],
-        executor: Executor,
+        pool: WorkerPool,
         listener: Listener[PlanT, ReportT, ResultT],
-        window: int,
     ) -> None:
         self._jobs = jobs
-        self._executor = executor
+        self._executor = pool.executor
+        self._window = pool.window
         self._listener = listener
-        self._window = window
-        """Jobs under way at a time: the next slides are prepared while the first is computed."""
         self._active: dict[int, _Active] = {}
         self._results: dict[int, ResultT | Exception] = {}
 
@@ -143,7 +140,7 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
         active = _Active(self._jobs[index], ExitStack())
         try:
             active.lock.enter_context(active.job.hold())
-        except Exception as error:  # noqa: BLE001 - a failed lock is the job's result
+        except Exception as error:  # noqa: BLE001 - an unavailable lock is the job's result
             self._conclude(index, error)
             return
         self._active[index] = active
@@ -156,34 +153,22 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
         if isinstance(value, Exception) or step.kind == "finish":
             self._executor.drop(step.job)
             self._conclude(step.job, value)
-        elif step.kind == "prepare":
-            self._plan_blocks(step.job, active, value)
+            return
+        if step.kind == "prepare":
+            active.plan = value
+            self._listener.prepared(step.job, value)
+            for block in value.blocks:
+                block_step = Step(step.job, "block", block)
+                self._executor.submit(block_step, active.job.run_block, value, block)
         else:
-            self._take_report(step.job, active, value)
-
-    def _plan_blocks(self, index: int, active: _Active, plan: PlanT) -> None:
-        active.plan = plan
-        active.outstanding = len(plan.blocks)
-        self._listener.prepared(index, plan)
-        for block in plan.blocks:
-            self._executor.submit(Step(index, "block", block), active.job.run_block, plan, block)
-        self._finish_when_complete(index, active)
-
-    def _take_report(self, index: int, active: _Active, report: ReportT) -> None:
-        active.reports.append(report)
-        active.outstanding -= 1
-        self._listener.block_done(index, report)
-        self._finish_when_complete(index, active)
-
-    def _finish_when_complete(self, index: int, active: _Active) -> None:
-        if active.outstanding == 0:
-            self._executor.submit(
-                Step(index, "finish"), _finish, active.job, active.plan, active.reports
-            )
+            active.reports.append(value)
+            self._listener.block_done(step.job, value)
+        if len(active.reports) == len(active.plan.blocks):
+            arguments = (active.job, active.plan, active.reports)
+            self._executor.submit(Step(step.job, "finish"), _finish, *arguments)
 
     def _conclude(self, index: int, result: ResultT | Exception) -> None:
-        active = self._active.pop(index, None)
-        if active is not None:
+        if (active := self._active.pop(index, None)) is not None:
             active.lock.close()
         self._results[index] = result
         self._listener.ended(index, result)

@@ -287,7 +287,7 @@ class SheetRow:
 
 def read_sheet(path: Path) -> list[SheetRow]:
     """Return the rows of a sample sheet. Raises ConfigError naming the line and the fault."""
-    header, lines = _read_table(path)
+    header, lines = read_table(path)
     if "wsi" not in header or not set(header) <= set(COLUMNS):
         raise ConfigError(
             f"{path}: line 1: the columns are {', '.join(header) or 'none'}; they may be"
@@ -310,7 +310,7 @@ def read_sheet(path: Path) -> list[SheetRow]:
     return rows
 
 
-def _read_table(path: Path) -> tuple[Sequence[str], dict[str, dict[str, str]]]:
+def read_table(path: Path) -> tuple[Sequence[str], dict[str, dict[str, str]]]:
     """Return a table's header and its lines that are not empty, by `path: line number`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -393,7 +393,7 @@ def _check_splits(path: Path, rows: Sequence[SheetRow]) -> None:
 
 def read_mpp_csv(path: Path) -> dict[str, float]:
     """Return µm per pixel by slide, from the columns wsi and mpp. Raises ConfigError."""
-    header, lines = _read_table(path)
+    header, lines = read_table(path)
     if not {"wsi", "mpp"} <= set(header):
         columns = ", ".join(header) or "none"
         raise ConfigError(

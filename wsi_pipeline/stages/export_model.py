@@ -47,38 +47,35 @@ def export_model(
     nothing, where a probability differs by more than MAX_DIFFERENCE, and ConfigError for a format
     that there is not.
     """
-    if unknown := sorted({*formats} - {*FORMATS}):
+    names = sorted({*formats})
+    if unknown := [name for name in names if name not in FORMATS]:
         raise ConfigError(f"format {unknown[0]!r}; it must be one of {', '.join(FORMATS)}")
     checkpoint = load_checkpoint(find_checkpoint(model))
     recipe = {
         "model": checkpoint.digest,
-        "formats": sorted({*formats}),
+        "formats": names,
         "is_normalised_inside": is_normalised_inside,
         "torch": describe_tool()["packages"]["torch"],
     }
     staging = Staging(out, recipe)
-    files = tuple(out / FORMATS[name].file for name in recipe["formats"])
+    files = tuple(out / FORMATS[name].file for name in names)
     with hold_lock(out):
         if manifest := find_finished(staging, KIND, force, [model]):
-            return Exported(
-                files, dict(manifest.counts["largest_difference"]), is_resumed_whole=True
-            )
+            differences = dict(manifest.counts["largest_difference"])
+            return Exported(files, differences, is_resumed_whole=True)
         staging.begin()
         try:
             config_path = staging.product / CONFIG_JSON
             config = describe_export(checkpoint, is_normalised_inside=is_normalised_inside)
-            config_path.write_text(
-                json.dumps(config.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-                encoding="utf-8",
-            )
+            text = json.dumps(config.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+            config_path.write_text(text + "\n", encoding="utf-8")
             differences = {}
-            for name in recipe["formats"]:
+            for name in names:
                 path = staging.product / FORMATS[name].file
                 write_export(checkpoint, name, path, is_normalised_inside=is_normalised_inside)
-                differences[name] = compare_export(
-                    checkpoint, name, path, read_zoo_config(config_path)
-                )
-                _check_difference(name, differences[name])
+                found = compare_export(checkpoint, name, path, read_zoo_config(config_path))
+                differences[name] = found
+                _check_difference(name, found)
             staging.commit(KIND, {"largest_difference": differences})
         finally:
             staging.discard()
@@ -88,7 +85,6 @@ def export_model(
 def _check_difference(name: str, difference: float) -> None:
     if not difference <= MAX_DIFFERENCE:  # so that NaN does not pass
         raise ModelError(
-            f"{name}: read back, its probabilities differ from the checkpoint's by"
-            f" {difference:.2g}, more than {MAX_DIFFERENCE:g}; nothing was kept; choose another"
-            " format"
+            f"{name}: its probabilities differ from the checkpoint's by {difference:.2g}, more than"
+            f" {MAX_DIFFERENCE:g}; nothing was kept; choose another format"
         )

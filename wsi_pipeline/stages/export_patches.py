@@ -8,10 +8,12 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import imagecodecs
+import numpy as np
 
 from wsi_pipeline.core.choices import STORE_SUFFIX
 from wsi_pipeline.core.errors import StoreError, machine_fault
@@ -34,6 +36,7 @@ class ExportedPatch(NamedTuple):
     name: str
     """Store, row and column."""
     class_name: str
+    """As the name of a folder."""
     png: bytes
     row: int
     col: int
@@ -48,19 +51,13 @@ def export_stores(
     Raises StoreError where a store is damaged, two have the same name, or two classes would share a
     folder.
     """
-    names = Counter(store.path.name for store in stores)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise StoreError(
-            f"{twice[0]}: {names[twice[0]]} stores have this name and their patches would mix;"
-            " export them apart"
-        )
+    name, count = Counter(store.path.name for store in stores).most_common(1)[0]
+    if count > 1:
+        raise StoreError(f"{name}: {count} stores have this name; export them apart")
     if form == "png":
         _check_folders(stores)
-    recipe = {
-        "to": form,
-        "stores": {store.path.name: store.manifest.content_digest for store in stores},
-    }
-    staging = Staging(out, recipe)
+    digests = {store.path.name: store.manifest.content_digest for store in stores}
+    staging = Staging(out, {"to": form, "stores": digests})
     with hold_lock(out):
         if manifest := find_finished(staging, KIND, force, [store.path for store in stores]):
             return dict(manifest.counts["patches"])
@@ -78,27 +75,21 @@ def _check_folders(stores: Sequence[PatchStore]) -> None:
     """Raise StoreError where two classes would share a folder, or a name is too long for one."""
     owners = {UNKNOWN: "unlabelled patches"}
     for store in stores:
-        for name in store.table.class_names:
+        for name in store.class_names:
             folder = _folder_name(name)
+            at, remedy = f"{store.path}: its class {name[:80]!r}", "give it another name"
             if (owner := owners.setdefault(folder.casefold(), name)) != name:
-                raise StoreError(
-                    f"{store.path}: its class {name[:80]!r} would share a folder with"
-                    f" {owner[:80]!r}; label it with other names"
-                )
+                raise StoreError(f"{at} would share a folder with {owner[:80]!r}; {remedy}")
             if len(os.fsencode(folder)) > MAX_NAME_BYTES:
-                raise StoreError(
-                    f"{store.path}: its class {name[:40]!r}… has too long a name for a folder; give"
-                    " it another one"
-                )
+                raise StoreError(f"{at} has too long a name for a folder; {remedy}")
 
 
 def export_png(store: PatchStore, out: Path) -> int:
     """Write readable patches as `<out>/<class>/<slide>_r<row>_c<col>.png`; return how many."""
     count = 0
     for patch in _patches(store):
-        folder = out / patch.class_name
-        make_folder(folder)
-        _write(folder / f"{patch.name}.png", patch.png)
+        make_folder(out / patch.class_name)
+        _write(out / patch.class_name / f"{patch.name}.png", patch.png)
         count += 1
     return count
 
@@ -110,17 +101,11 @@ def export_webdataset(store: PatchStore, out: Path) -> int:
     store gives the same bytes.
     """
     make_folder(out)
-    count = 0
-    pending: list[ExportedPatch] = []
-    for patch in _patches(store):
-        pending.append(patch)
-        if len(pending) == TAR_PATCHES:
-            _write_tar(store, out, count // TAR_PATCHES, pending)
-            count += len(pending)
-            pending = []
-    if pending:
+    count, patches = 0, _patches(store)
+    while pending := list(islice(patches, TAR_PATCHES)):
         _write_tar(store, out, count // TAR_PATCHES, pending)
-    return count + len(pending)
+        count += len(pending)
+    return count
 
 
 EXPORTS: dict[str, Callable[[PatchStore, Path], int]] = {
@@ -134,15 +119,12 @@ def _patches(store: PatchStore) -> Iterator[ExportedPatch]:
     for block in range(store.blocks):
         first = block * store.block_size
         pixels, readable = store.read_block(block)[:2]
-        for index in range(len(pixels)):
-            if readable[index]:
-                row, col = store.positions[first + index].tolist()
-                label = int(store.table.labels[first + index])
-                class_name = store.table.class_names[label] if label >= 0 else UNKNOWN
-                png = bytes(imagecodecs.png_encode(pixels[index]))
-                yield ExportedPatch(
-                    f"{name}_r{row:05d}_c{col:05d}", _folder_name(class_name), png, row, col, label
-                )
+        for index in np.flatnonzero(readable).tolist():
+            row, col = store.positions[first + index].tolist()
+            label = int(store.labels[first + index])
+            folder = _folder_name(store.class_names[label]) if label >= 0 else UNKNOWN
+            png = bytes(imagecodecs.png_encode(pixels[index]))
+            yield ExportedPatch(f"{name}_r{row:05d}_c{col:05d}", folder, png, row, col, label)
 
 
 def _folder_name(class_name: str) -> str:
@@ -163,17 +145,13 @@ def _write_tar(store: PatchStore, out: Path, number: int, patches: list[Exported
                 "mpp": store.grid.spec.mpp,
                 "class": patch.class_name,
             }
-            for suffix, content in (
-                ("png", patch.png),
-                ("cls", str(patch.label).encode()),
-                ("json", format_json(described).encode()),
-            ):
+            cls, text = str(patch.label).encode(), format_json(described).encode()
+            for suffix, content in (("png", patch.png), ("cls", cls), ("json", text)):
                 entry = tarfile.TarInfo(f"{patch.name}.{suffix}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-    _write(
-        out / f"{store.path.name.removesuffix(STORE_SUFFIX)}-{number:06d}.tar", stream.getvalue()
-    )
+    name = store.path.name.removesuffix(STORE_SUFFIX)
+    _write(out / f"{name}-{number:06d}.tar", stream.getvalue())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -2,12 +2,12 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,42 +74,41 @@ class IngestJob:
 
     def prepare(self) -> SlidePlan:
         """Open the files, lay out the store."""
-        recipe = ingest_recipe(self.patient, self.spec)
+        patient, spec = self.patient, self.spec
+        fingerprint = fingerprint_patches(patient)
+        classes = list(patient.class_names)
+        recipe = {"slide": fingerprint, "patch": spec.to_json(), "class_names": classes}
         staging = Staging(self.target, recipe)
-        if manifest := find_finished(staging, KIND, self.force, [self.patient.folder]):
+        if manifest := find_finished(staging, KIND, self.force, [patient.folder]):
             return finished_plan(staging, manifest)
         if not staging.is_prepared:
-            files, left_out = sort_files(self.patient, self.spec)
+            files, left_out = sort_files(patient, spec)
             if not files:
                 reason = f"{left_out[0].file}: {left_out[0].reason}" if left_out else "it has none"
                 raise SlideError(
-                    f"{self.patient.patient_id}: none of its {len(left_out)} files is a whole patch"
+                    f"{patient.patient_id}: none of its {len(left_out)} files is a whole patch"
                     f" ({reason})"
                 )
-            table = plan_ingestion(self.patient, files, recipe["slide"], self.spec)
-            table = replace(table, slide=replace(table.slide, slide_id=self.store_name))
-            prepare_patch_store(staging, table, describe_ingestion(files, left_out))
+            table = plan_ingestion(patient, files, self.store_name, fingerprint, spec)
+            record = {
+                "files": [list(file.entry) for file in files],
+                "left_out": [list(entry) for entry in left_out],
+                "provenance": describe_tool(),
+            }
+            prepare_patch_store(staging, table, record)
         return open_plan(staging, staged_table(staging.product))
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Read and store one block."""
-        table = staged_table(plan.staging.product)
-        entries = [PatchEntry(*entry) for entry in read_attributes(plan.staging.product)["files"]]
+        product = plan.staging.product
+        table = staged_table(product)
+        entries = [PatchEntry(*entry) for entry in read_attributes(product)["files"]]
         source = PatchFiles(table, self.patient.folder, entries)
         return store_block(source, table, plan.staging, block)
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store."""
         return finish_store(plan, self.store_name, self.patient.folder)
-
-
-def ingest_recipe(patient: PatientPatches, spec: PatchSpec) -> dict[str, Any]:
-    """Return everything that decides a patient's store."""
-    return {
-        "slide": fingerprint_patches(patient),
-        "patch": spec.to_json(),
-        "class_names": list(patient.class_names),
-    }
 
 
 def fingerprint_patches(patient: PatientPatches) -> str:
@@ -154,12 +153,15 @@ def sort_files(patient: PatientPatches, spec: PatchSpec) -> tuple[list[PatchFile
 
 def _find_fault(folder: Path, entry: PatchEntry, spec: PatchSpec) -> str | None:
     """Return the reason why an entry cannot become a patch; None where it can."""
+    path, side = folder / entry.file, spec.side_px
     try:
-        width, height = _size_of(folder, entry)
+        size = read_size(path) if entry.stack_index < 0 else (stack_shape(path) or ())[2:0:-1]
     except (SlideError, ConfigError):
+        size = ()
+    if not size:
         return "cannot be decoded"
-    if (width, height) != (spec.side_px, spec.side_px):
-        return f"{width} × {height} px instead of {spec.side_px} × {spec.side_px}"
+    if size != (side, side):
+        return f"{size[0]} × {size[1]} px instead of {side} × {side}"
     if entry.x is None or entry.y is None:
         return None
     if entry.x < 0 or entry.y < 0 or entry.x % spec.stride_px or entry.y % spec.stride_px:
@@ -169,45 +171,36 @@ def _find_fault(folder: Path, entry: PatchEntry, spec: PatchSpec) -> str | None:
     return None
 
 
-def _size_of(folder: Path, entry: PatchEntry) -> tuple[int, int]:
-    """Return the (width, height) of a patch."""
-    if entry.stack_index < 0:
-        return read_size(folder / entry.file)
-    shape = stack_shape(folder / entry.file)
-    if shape is None:
-        raise ConfigError(f"{folder / entry.file}: holds no images any more")
-    return shape[2], shape[1]
-
-
 def _name(entry: PatchEntry) -> str:
     return entry.file if entry.stack_index < 0 else f"{entry.file}#{entry.stack_index}"
 
 
 def plan_ingestion(
-    patient: PatientPatches, files: Sequence[PatchFile], fingerprint: str, spec: PatchSpec
+    patient: PatientPatches,
+    files: Sequence[PatchFile],
+    slide_id: str,
+    fingerprint: str,
+    spec: PatchSpec,
 ) -> PatchTable:
     """Return the patch table of one patient, whose slide is the area that the patches cover."""
-    positions = np.array([(file.row, file.col) for file in files], dtype=np.int32).reshape(-1, 2)
-    rows, cols = (int(extent) for extent in positions.max(axis=0, initial=-1) + 1)
-    grid = Grid(spec=spec, rows=rows, cols=cols, downsample=Fraction(1))
-    size = (
-        max(cols - 1, 0) * spec.stride_px + spec.side_px,
-        max(rows - 1, 0) * spec.stride_px + spec.side_px,
-    )
+    positions = np.array([(file.row, file.col) for file in files], dtype=np.int32)
+    rows, cols = (int(extent) for extent in positions.max(axis=0) + 1)
+    width, height = ((extent - 1) * spec.stride_px + spec.side_px for extent in (cols, rows))
+    grid = Grid(spec, rows, cols, downsample=Fraction(1))
     slide = SlideInfo(
-        slide_id=patient.patient_id,
+        slide_id=slide_id,
         path=str(patient.folder),
-        size_l0=size,
+        size_l0=(width, height),
         mpp=spec.mpp,
         mpp_source="user",
         level_downsamples=(Fraction(1),),
-        bounds_l0=(0, 0, *size),
+        bounds_l0=(0, 0, width, height),
         fingerprint=fingerprint,
     )
     return PatchTable(
-        slide=slide,
-        grid=grid,
-        positions=positions,
+        slide,
+        grid,
+        positions,
         labels=np.array([file.entry.label for file in files], dtype=np.int8),
         label_fraction=np.ones(len(files), dtype=np.float32),
         tissue_fraction=np.full(len(files), np.nan, dtype=np.float32),
@@ -216,15 +209,6 @@ def plan_ingestion(
         patient_id=patient.patient_id,
         class_names=patient.class_names,
     )
-
-
-def describe_ingestion(files: Sequence[PatchFile], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """Return the store's record of the source of its patches."""
-    return {
-        "files": [list(file.entry) for file in files],
-        "left_out": [list(entry) for entry in left_out],
-        "provenance": describe_tool(),
-    }
 
 
 class PatchFiles:
@@ -244,7 +228,8 @@ class PatchFiles:
         side = self.grid.spec.side_px
         pixels = np.full((len(entries), side, side, 3), 255, dtype=np.uint8)
         readable = np.ones(len(entries), dtype=np.bool_)
-        for index, patch in enumerate(_read_patches(self._folder, entries, side)):
+        for index, entry in enumerate(entries):
+            patch = _read_patch(self._folder, entry, side)
             if patch is None:
                 readable[index] = False
             else:
@@ -252,43 +237,33 @@ class PatchFiles:
         return PatchBlock(pixels, readable)
 
 
-def _read_patches(
-    folder: Path, entries: Sequence[PatchEntry], side: int
-) -> Iterator[NDArray[np.uint8] | None]:
-    for entry in entries:
-        try:
-            patch = (
-                read_rgb(folder / entry.file)
-                if entry.stack_index < 0
-                else _read_from_stack(folder, entry)
-            )
-        except (SlideError, ConfigError):
-            yield None
+def _read_patch(folder: Path, entry: PatchEntry, side: int) -> NDArray[np.uint8] | None:
+    """Return the pixels (side, side, 3) of a patch; None where it cannot be read any more."""
+    path = folder / entry.file
+    try:
+        if entry.stack_index < 0:
+            patch = read_rgb(path)
+        elif (images := open_images(path)) is not None:
+            patch = np.asarray(images[entry.stack_index])
         else:
-            yield patch if patch is not None and patch.shape == (side, side, 3) else None
-
-
-def _read_from_stack(folder: Path, entry: PatchEntry) -> NDArray[np.uint8] | None:
-    images = open_images(folder / entry.file)
-    return None if images is None else np.asarray(images[entry.stack_index])
+            return None
+    except (SlideError, ConfigError):
+        return None
+    return patch if patch.shape == (side, side, 3) else None
 
 
 def _draw_thumbnail(folder: Path, files: Sequence[PatchFile], grid: Grid) -> Thumbnail:
     """Return the patches in their places on white, each reduced by a divisor of its side."""
-    side = grid.spec.side_px
-    extent = max(grid.rows, grid.cols, 1)
+    side, extent = grid.spec.side_px, max(grid.rows, grid.cols)
     factors = [factor for factor in range(1, side + 1) if side % factor == 0]
     factor = next((f for f in factors if extent * side // f <= MAX_THUMBNAIL_PX), side)
     small = side // factor
-    image = np.full((max(grid.rows, 1) * small, max(grid.cols, 1) * small, 3), 255, dtype=np.uint8)
-    if grid.spec.stride_px != side:  # overlapping or scattered patches make no image
-        return Thumbnail(image, Fraction(factor), (0, 0))
-    for file, patch in zip(
-        files, _read_patches(folder, [file.entry for file in files], side), strict=True
-    ):
-        if patch is not None:
-            reduced = patch.reshape(small, factor, small, factor, 3).mean(axis=(1, 3))
-            image[
-                file.row * small : (file.row + 1) * small, file.col * small : (file.col + 1) * small
-            ] = reduced.round()
+    image = np.full((grid.rows * small, grid.cols * small, 3), 255, dtype=np.uint8)
+    if grid.spec.stride_px == side:  # overlapping or scattered patches make no image
+        for entry, row, col in files:
+            patch = _read_patch(folder, entry, side)
+            if patch is not None:
+                reduced = patch.reshape(small, factor, small, factor, 3).mean(axis=(1, 3)).round()
+                place = slice(row * small, (row + 1) * small), slice(col * small, (col + 1) * small)
+                image[place] = reduced
     return Thumbnail(image, Fraction(factor), (0, 0))

@@ -5,7 +5,7 @@ A store with new labels is a new generation of it, made without reading the slid
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from wsi_pipeline.labels.geojson import write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.previews import write_label_preview
 from wsi_pipeline.store.commit import Staging, find_finished
+from wsi_pipeline.store.files import make_folder
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.patches import KIND, PatchStore, find_stores
@@ -42,7 +43,7 @@ def relabel_stores(
     """Relabel every store among `places` for which `labels` hold a file of its slide's name."""
     files = list_label_files(labels)
     outcomes: list[SlideOutcome] = []
-    for store in find_stores(list(places)):
+    for store in find_stores(places):
         slide_id = store.name.removesuffix(STORE_SUFFIX)
         try:
             outcomes.append(_relabel(store, slide_id, match_labels(slide_id, files), rules))
@@ -55,39 +56,27 @@ def relabel_stores(
 
 def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRules) -> SlideOutcome:
     if label_file is None:
-        return SlideOutcome(
-            slide_id,
-            str(path),
-            SlideState.OK,
-            "no label file of its name, left as it was",
-            is_resumed_whole=True,
-        )
+        message = "no label file of its name, left as it was"
+        return SlideOutcome(slide_id, str(path), SlideState.OK, message, is_resumed_whole=True)
     is_new = relabel_store(path, label_file, rules)
     store = PatchStore(path)
-    write_label_preview(store.table, path.with_name(f"{slide_id}{LABELS_SUFFIX}"))
-    counts = np.bincount(store.table.labels + 1, minlength=3).tolist()
-    names = ("unknown", *store.table.class_names)
+    table = store.table
+    write_label_preview(table, path.with_name(f"{slide_id}{LABELS_SUFFIX}"))
+    counts = np.bincount(table.labels + 1, minlength=3).tolist()
+    names = ("unknown", *table.class_names)
     message = ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
     message += describe_repairs(store.attributes["labels"])
-    unreadable = int(np.count_nonzero(~store.readable))
-    return SlideOutcome(
-        slide_id,
-        str(path),
-        state_of(store.table.patches, unreadable),
-        message,
-        store.table.patches,
-        not is_new,
-    )
+    state = state_of(table.patches, int(np.count_nonzero(~store.readable)))
+    return SlideOutcome(slide_id, str(path), state, message, table.patches, not is_new)
 
 
 def export_labels(places: Sequence[Path], folder: Path) -> list[Path]:
     """Write the labels of every store among `places` as GeoJSON into a folder; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written = []
-    for store in find_stores(list(places)):
-        path = folder / f"{store.name.removesuffix(STORE_SUFFIX)}.geojson"
-        write_labels_geojson(PatchStore(store).table, path)
-        written.append(path)
+    for store in find_stores(places):
+        written.append(folder / f"{store.name.removesuffix(STORE_SUFFIX)}.geojson")
+        write_labels_geojson(PatchStore(store).table, written[-1])
     return written
 
 
@@ -100,31 +89,27 @@ def relabel_store(path: Path, label_file: Path, rules: LabelRules) -> bool:
     """
     with hold_lock(path):
         store = PatchStore(path)
-        staging = Staging(
-            path, dict(store.manifest.recipe) | {"labels": label_recipe(rules, label_file)}
-        )
-        if staging.recipe == store.manifest.recipe:
+        old, table = store.manifest, store.table
+        staging = Staging(path, {**old.recipe, "labels": label_recipe(rules, label_file)})
+        if staging.recipe == old.recipe:
             return False
         find_finished(staging, KIND, force=True, inputs=[label_file])
         check_whole(path)
-        table = store.table
         labels = label_patches(label_file, table.slide, table.grid, table.positions, rules)
         staging.begin()
-        _take_over(path, staging.product, [*store.manifest.files])
+        _take_over(path, staging.product, old.files)
         attributes = store.attributes | {
             "class_names": list(rules.class_names),
             "labels": labels.description,
             "generation": int(store.attributes.get("generation", 1)) + 1,
         }
         write_labels(staging.product, attributes, labels.labels, labels.fraction)
-        counts = dict(store.manifest.counts) | {
-            "labelled": int(np.count_nonzero(labels.labels >= 0))
-        }
-        staging.commit(KIND, counts)
+        labelled = int(np.count_nonzero(labels.labels >= 0))
+        staging.commit(KIND, {**old.counts, "labelled": labelled})
         return True
 
 
-def _take_over(store: Path, product: Path, files: list[str]) -> None:
+def _take_over(store: Path, product: Path, files: Iterable[str]) -> None:
     """Link or copy every file that labels do not change."""
     for name in files:
         if name in (MANIFEST, ZARR_JSON) or name.split("/")[0] in LABEL_ARRAYS:
