@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = "2"
 REASON = "the server's log has the reason under this id"
-FAULTS: tuple[tuple[type[Exception], int, int, str], ...] = (
+ANSWERS: tuple[tuple[type[Exception], int, int, str], ...] = (
     (ClientDisconnect, 400, logging.INFO, "the request did not come whole"),
     (Busy, 503, logging.WARNING, "busy; try again in a moment"),
     (TooSlow, 422, logging.WARNING, "took longer than the time limit and was stopped"),
@@ -54,7 +54,7 @@ def answer_fault(error: Exception) -> JsonAnswer:
         status, level, text = error.status_code, logging.INFO, str(error.detail)
         headers = dict(error.headers or {})
     else:
-        _, status, level, text = next(row for row in FAULTS if isinstance(error, row[0]))
+        _, status, level, text = next(row for row in ANSWERS if isinstance(error, row[0]))
     trace = error if level == logging.ERROR else None
     logger.log(level, "%s: %s: %s", fault_id, type(error).__name__, error, exc_info=trace)
     headers |= {"Retry-After": RETRY_AFTER_S} if status == 503 else {}

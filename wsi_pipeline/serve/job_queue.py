@@ -51,6 +51,11 @@ class InferenceJob(Listener):
     patches_total: int = 0
     message: str = ""
 
+    @property
+    def slide_id(self) -> str:
+        """Name of the slide."""
+        return self.slide.slide_id
+
     def progress(self, line: str, done: float, total: float | None) -> None:
         """Set the numbers of patches. Raises Cancelled to stop the run."""
         if self.state is JobState.CANCELLING:
@@ -98,7 +103,7 @@ class JobQueue:
             if len(under_way) >= self.capacity:
                 full = f"{self.capacity} jobs are waiting already; try again when some have ended"
                 raise Refusal(429, full)
-            if any(job.slide.slide_id == slide.slide_id for job in under_way):
+            if any(job.slide_id == slide.slide_id for job in under_way):
                 raise Refusal(409, "a job for this slide is under way already")
             job = InferenceJob(slide, force)
             self._jobs[job.job_id] = job

@@ -10,13 +10,16 @@ from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import DAMAGES, StoreError
+from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.heatmap import Heatmap, build_heatmap
 from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.serve.catalogue import Result, read_aggregation, read_model
+from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import open_result
 
+DAMAGED = "the results are damaged; infer the slide again"
 KEPT_RESULTS = 16
 KEPT_REGIONS = 32
 
@@ -25,6 +28,8 @@ KEPT_REGIONS = 32
 class LoadedResult:
     """One slide's results."""
 
+    result: Result
+    summary: SlideSummary
     table: PatchTable
     heatmap: Heatmap
     """With the threshold, smoothing and smallest region of the slide's outputs."""
@@ -47,7 +52,11 @@ class ResultReader:
         self._find = cached(regions, key=_stamp, condition=Condition())(self._find_regions)
 
     def load(self, result: Result) -> LoadedResult:
-        """Return the whole result. Raises StoreError where it is damaged or being replaced."""
+        """Return the whole result.
+
+        Raises Refusal where it is known to be damaged, StoreError where it is found to be, or is
+        being replaced.
+        """
         return self._load(result)
 
     def regions(self, result: Result, threshold: float, min_area_mm2: float) -> tuple[Region, ...]:
@@ -64,6 +73,7 @@ def _stamp(result: Result, *more: float) -> Hashable:
 
 
 def _load(result: Result) -> LoadedResult:
+    summary = require_summary(result)
     predictions = open_result(result.folder)
     try:
         view = read_aggregation(read_manifest(result.folder).recipe)
@@ -74,7 +84,14 @@ def _load(result: Result) -> LoadedResult:
         predictions, view.threshold, smooth_um=view.smooth_um, min_region_mm2=view.min_region_mm2
     )
     own = build_heatmap(predictions).probability if heatmap.smooth_um else heatmap.probability
-    return LoadedResult(predictions.table, heatmap, describe_model(model), own)
+    return LoadedResult(result, summary, predictions.table, heatmap, describe_model(model), own)
+
+
+def require_summary(result: Result) -> SlideSummary:
+    """Return the metrics of results. Raises Refusal where these are damaged."""
+    if result.summary is None:
+        raise Refusal(422, DAMAGED)
+    return result.summary
 
 
 def describe_model(recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,9 +29,7 @@ class SlideRow(BaseModel):
     version: str = Field(description="Changes whenever the results on disk do.")
     has_file: bool
     can_run: bool = Field(description="True if POST /jobs may run it.")
-    summaries: dict[str, SlideSummary | None] = Field(
-        description="By run; null where the results are damaged."
-    )
+    summaries: dict[str, SlideSummary | None] = Field(description="By run; null where damaged.")
 
 
 class SlideList(BaseModel):
@@ -61,14 +59,10 @@ class ResultBody(BaseModel):
     summary: SlideSummary
     threshold: float
     positive_class: str
-    grid: dict[str, Any] = Field(
-        description="Rows, columns and position of the patches, in level-0 pixels."
-    )
+    grid: dict[str, Any] = Field(description="Where its patches lie, in level-0 pixels.")
     model: dict[str, Any]
     overview: dict[str, Any] = Field(description="Where its tissue mask lies, in level-0 pixels.")
-    has_tissue: bool = Field(
-        description="True if the results hold the tissue mask that the patches were chosen by."
-    )
+    has_tissue: bool = Field(description="True if the mask that chose its patches is kept.")
 
 
 class SlideBody(BaseModel):
@@ -76,16 +70,12 @@ class SlideBody(BaseModel):
 
     slide_id: str
     version: str
-    slide: dict[str, Any] = Field(
-        description="Size, bounds and scale: nothing else leaves the file."
-    )
+    slide: dict[str, Any] = Field(description="Size, bounds, scale: nothing else leaves the file.")
     overview: dict[str, Any] = Field(description="Where the thumbnail lies, in level-0 pixels.")
     tiles: TilesBody | None
     tiles_note: str | None = Field(description="The reason where there are no tiles.")
     results: list[ResultBody]
-    damaged_runs: list[RunBody] = Field(
-        description="Left out of the results: those on disk are damaged."
-    )
+    damaged_runs: list[RunBody] = Field(description="Left out: their results are damaged.")
     colours: str = Field(description="The 256 colours of the map, base64 of RGB.")
 
 

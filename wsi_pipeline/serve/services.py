@@ -6,7 +6,7 @@ tables; a name that is in no table does not exist.
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,12 +15,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.runs import InferOptions
 from wsi_pipeline.serve.auth import TokenAuth
-from wsi_pipeline.serve.catalogue import Catalogue, Result, Run, SlideEntry
+from wsi_pipeline.serve.catalogue import Catalogue, Result, SlideEntry
 from wsi_pipeline.serve.decoding import DecoderPool
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.job_queue import ENDED, JobQueue
@@ -31,7 +30,6 @@ from wsi_pipeline.serve.slide_pixels import SlidePixels, TileCache
 
 BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 MAX_NAME = 200
-DAMAGED = "the results are damaged; infer the slide again"
 logger = logging.getLogger(__name__)
 
 
@@ -95,9 +93,7 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
     uploads = DecoderPool(1, limits.upload_memory_bytes, limits.predictions)
     cache = TileCache(limits.cache_bytes)
     catalogue = Catalogue(settings.results, settings.slides)
-    jobs: JobQueue | None = None
-    try:
-        jobs = _open_jobs(settings, catalogue)
+    with closing(readers), closing(uploads), _open_jobs(settings, catalogue) as jobs:
         services = Services(
             settings=settings,
             auth=TokenAuth(settings),
@@ -111,11 +107,6 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
         )
         _watch(services, readers, uploads)
         yield services
-    finally:
-        if jobs is not None:
-            jobs.close()
-        readers.close()
-        uploads.close()
 
 
 def _open_predictions(settings: ServeSettings, uploads: DecoderPool) -> PredictionService | None:
@@ -126,22 +117,20 @@ def _open_predictions(settings: ServeSettings, uploads: DecoderPool) -> Predicti
     return PredictionService(opened.predictor, uploads, settings.limits)
 
 
-def _open_jobs(settings: ServeSettings, catalogue: Catalogue) -> JobQueue | None:
+def _open_jobs(
+    settings: ServeSettings, catalogue: Catalogue
+) -> AbstractContextManager[JobQueue | None]:
     if settings.model is None or settings.slides is None or not settings.results:
-        return None
-    return JobQueue(
-        model=settings.model,
-        results=settings.results[0],
-        options=InferOptions(
-            slide_mpp=settings.slide_mpp,
-            device=settings.device,
-            trust_model=settings.terms.trust,
-            positive_class=settings.terms.positive_class,
-            workers=settings.workers,
-        ),
-        capacity=settings.limits.jobs,
-        on_end=catalogue.refresh,
+        return nullcontext()
+    options = InferOptions(
+        slide_mpp=settings.slide_mpp,
+        device=settings.device,
+        trust_model=settings.terms.trust,
+        positive_class=settings.terms.positive_class,
+        workers=settings.workers,
     )
+    results, capacity = settings.results[0], settings.limits.jobs
+    return closing(JobQueue(settings.model, results, options, capacity, catalogue.refresh))
 
 
 def _watch(services: Services, readers: DecoderPool, uploads: DecoderPool) -> None:
@@ -188,31 +177,20 @@ RunName = Annotated[
 ]
 
 
-def find_result(services: Services, entry: SlideEntry, run_id: str | None) -> tuple[Run, Result]:
+def find_result(services: Services, entry: SlideEntry, run_id: str | None) -> Result:
     """Return the slide's results in a run, or in the first run that has it. Raises Refusal."""
     for run in services.catalogue.runs:
         if run_id in (None, run.run_id) and (result := entry.results.get(run.run_id)) is not None:
-            return run, result
+            return result
     raise Refusal(404, "no such results")
 
 
-def require_summary(result: Result) -> SlideSummary:
-    """Return the metrics of results. Raises Refusal where these are damaged."""
-    if result.summary is None:
-        raise Refusal(422, DAMAGED)
-    return result.summary
-
-
-def load_result(
-    services: Here, entry: NamedSlide, run: RunName = None
-) -> tuple[Result, LoadedResult]:
+def load_result(services: Here, entry: NamedSlide, run: RunName = None) -> LoadedResult:
     """Return the slide's whole results. Raises Refusal, or StoreError where they are damaged."""
-    _, result = find_result(services, entry, run)
-    require_summary(result)
-    return result, services.results.load(result)
+    return services.results.load(find_result(services, entry, run))
 
 
-NamedResult = Annotated[tuple[Result, LoadedResult], Depends(load_result)]
+NamedResult = Annotated[LoadedResult, Depends(load_result)]
 
 
 class Unchanged(Exception):

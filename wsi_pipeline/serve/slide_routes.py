@@ -15,6 +15,7 @@ from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.canvas import paint_map
 from wsi_pipeline.outputs.report_html import (
+    CONTENT_POLICY,
     describe_grid,
     describe_overview,
     describe_region,
@@ -24,9 +25,9 @@ from wsi_pipeline.outputs.report_html import (
     render_report,
 )
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.serve.catalogue import Result, Run, SlideEntry
+from wsi_pipeline.serve.catalogue import Run, SlideEntry
 from wsi_pipeline.serve.errors import JsonAnswer, Refusal
-from wsi_pipeline.serve.result_reader import LoadedResult
+from wsi_pipeline.serve.result_reader import DAMAGED, LoadedResult, require_summary
 from wsi_pipeline.serve.schemas import (
     Fault,
     RegionsBody,
@@ -38,14 +39,12 @@ from wsi_pipeline.serve.schemas import (
     TilesBody,
 )
 from wsi_pipeline.serve.services import (
-    DAMAGED,
     Here,
     NamedResult,
     NamedSlide,
     RunName,
     Services,
     find_result,
-    require_summary,
     tag_version,
 )
 from wsi_pipeline.slides.images import encode_jpeg, encode_png
@@ -55,11 +54,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 503)
 }
 DEFAULT_REGIONS = 500
-REPORT_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-    " blob:; sandbox allow-scripts"
-)
-
+REPORT_POLICY = f"{CONTENT_POLICY}; sandbox allow-scripts"
 
 router = APIRouter(prefix="/slides", tags=["slides"], responses=FAULTS)
 Threshold = Annotated[float | None, Query(ge=0, le=1, description="Instead of the model's own.")]
@@ -67,7 +62,6 @@ TileNumber = Annotated[int, Path(ge=0, le=10_000_000)]
 TISSUE_RGBA = (0, 130, 110, 60)
 EDGE_RGBA = (0, 110, 95, 255)
 logger = logging.getLogger(__name__)
-
 
 Responses = dict[int | str, dict[str, Any]]
 UNCHANGED: Responses = {304: {"description": "Unchanged."}}
@@ -121,7 +115,7 @@ def describe_one(services: Here, entry: NamedSlide, request: Request) -> Respons
         overview=describe_overview(first.thumbnail) if first else whole,
         tiles=tiles,
         tiles_note=note,
-        results=[describe_result(run, entry.results[run.run_id], one) for run, one in loaded],
+        results=[describe_result(run, one) for run, one in loaded],
         damaged_runs=damaged,
         colours=encode_colours(),
     )
@@ -141,7 +135,6 @@ def _load_runs(
         if (result := entry.results.get(run.run_id)) is None:
             continue
         try:
-            require_summary(result)
             loaded.append((run, services.results.load(result)))
         except (Refusal, StoreError) as error:
             logger.warning("%s: left out of %s: %s", run.name, entry.slide_id, error)
@@ -164,12 +157,12 @@ def _open_file(
     return opened.info, TilesBody(tile_px=opened.pyramid.tile_px, coarsest=opened.coarsest), None
 
 
-def describe_result(run: Run, result: Result, loaded: LoadedResult) -> ResultBody:
+def describe_result(run: Run, loaded: LoadedResult) -> ResultBody:
     """Return the results of one run on a slide."""
     return ResultBody(
         run_id=run.run_id,
         name=run.name,
-        summary=require_summary(result),
+        summary=loaded.summary,
         threshold=loaded.heatmap.threshold,
         positive_class=loaded.heatmap.positive_class,
         grid=describe_grid(loaded.table.grid),
@@ -184,7 +177,7 @@ def show_summary(
     services: Here, entry: NamedSlide, request: Request, run: RunName = None
 ) -> Response:
     """Show the metrics of the slide, as in summary.json."""
-    _, result = find_result(services, entry, run)
+    result = find_result(services, entry, run)
     headers = tag_version(request, result.digest)
     return JsonAnswer(asdict(require_summary(result)), headers=headers)
 
@@ -192,7 +185,7 @@ def show_summary(
 @router.get("/{slide_id}/regions", response_model=RegionsBody, responses=UNCHANGED)
 def show_regions(
     services: Here,
-    found: NamedResult,
+    loaded: NamedResult,
     request: Request,
     threshold: Threshold = None,
     min_area_mm2: Annotated[
@@ -203,14 +196,13 @@ def show_regions(
     ] = None,
 ) -> Response:
     """List groups of touching positive patches, corners included, strongest first."""
-    result, loaded = found
     most = services.settings.limits.regions
     if limit is not None and limit > most:
         raise Refusal(413, f"at most {most:,} regions at a time")
-    headers = tag_version(request, result.digest)
+    headers = tag_version(request, loaded.result.digest)
     at = loaded.heatmap.threshold if threshold is None else threshold
     smallest = loaded.heatmap.min_region_mm2 if min_area_mm2 is None else min_area_mm2
-    regions = services.results.regions(result, at, smallest)
+    regions = services.results.regions(loaded.result, at, smallest)
     first = order_regions(regions)[: min(DEFAULT_REGIONS, most) if limit is None else limit]
     content = {"threshold": at, "min_area_mm2": smallest, "found": len(regions)}
     shown = [describe_region(region) for region in first]
@@ -219,15 +211,14 @@ def show_regions(
 
 @router.get("/{slide_id}/map.npy", response_class=Response, responses=NPY)
 def send_map(
-    found: NamedResult,
+    loaded: NamedResult,
     request: Request,
     own: Annotated[
         bool, Query(description="The patches' own probabilities, where the map is smoothed.")
     ] = False,
 ) -> Response:
     """Send the map as a NumPy file: float32 (rows, cols), NaN where nothing was assessed."""
-    result, loaded = found
-    headers = tag_version(request, result.digest)
+    headers = tag_version(request, loaded.result.digest)
     headers["Content-Disposition"] = 'attachment; filename="map.npy"'
     stream = io.BytesIO()
     values = loaded.own if own else loaded.heatmap.probability
@@ -236,13 +227,12 @@ def send_map(
 
 
 @router.get("/{slide_id}/map.png", response_class=Response, responses=PNG)
-def draw_map(found: NamedResult, request: Request, threshold: Threshold = None) -> Response:
+def draw_map(loaded: NamedResult, request: Request, threshold: Threshold = None) -> Response:
     """Draw the map in colours, one pixel per patch.
 
     It is transparent where nothing was assessed and, with a threshold, below it.
     """
-    result, loaded = found
-    headers = tag_version(request, result.digest)
+    headers = tag_version(request, loaded.result.digest)
     pixels = paint_map(loaded.heatmap.probability, threshold)
     if not pixels.size:
         raise Refusal(404, "the slide has no patches")
@@ -250,10 +240,9 @@ def draw_map(found: NamedResult, request: Request, threshold: Threshold = None) 
 
 
 @router.get("/{slide_id}/tissue.png", response_class=Response, responses=PNG)
-def show_tissue(found: NamedResult, request: Request) -> Response:
+def show_tissue(loaded: NamedResult, request: Request) -> Response:
     """Draw the tissue mask that the patches were chosen by, over the thumbnail's area."""
-    result, loaded = found
-    headers = tag_version(request, result.digest)
+    headers = tag_version(request, loaded.result.digest)
     if loaded.table.tissue is None:
         raise Refusal(404, "the results hold no tissue mask")
     content = encode_png(draw_tissue(loaded.table.tissue))
@@ -301,22 +290,21 @@ async def show_tile(
 
 @router.get("/{slide_id}/patches/{row}/{col}.png", response_class=Response, responses=PNG)
 def show_patch(
-    services: Here, entry: NamedSlide, found: NamedResult, row: TileNumber, col: TileNumber
+    services: Here, entry: NamedSlide, loaded: NamedResult, row: TileNumber, col: TileNumber
 ) -> Response:
     """Show one patch, pixel by pixel as the model saw it."""
-    content = services.pixels.patch(entry, found[1].table.grid, row, col)
+    content = services.pixels.patch(entry, loaded.table.grid, row, col)
     return Response(content, media_type="image/png")
 
 
 @router.get("/{slide_id}/report.html", response_class=Response, responses=HTML)
-def send_report(entry: NamedSlide, found: NamedResult) -> Response:
+def send_report(loaded: NamedResult) -> Response:
     """Send the slide's report as one file."""
-    result, loaded = found
     try:
-        page = render_report(SlideResult(loaded.table, loaded.heatmap, require_summary(result)))
+        page = render_report(SlideResult(loaded.table, loaded.heatmap, loaded.summary))
     except DAMAGES as error:
         fault = f"its report cannot be drawn ({error}); infer the slide again"
-        raise StoreError(f"{result.folder}: {fault}") from error
+        raise StoreError(f"{loaded.result.folder}: {fault}") from error
     headers = {
         "Content-Disposition": 'attachment; filename="report.html"',
         "Content-Security-Policy": REPORT_POLICY,

@@ -58,34 +58,36 @@ def _describe_model(model: Model) -> dict[str, Any]:
     return describe_model(model.to_json()) | {"scores": dict(getattr(model, "scores", {}))}
 
 
-@router.post("/jobs", status_code=202, tags=["jobs"])
-def start_job(services: Here, wanted: JobRequest) -> JobBody:
+@router.post("/jobs", status_code=202, response_model=JobBody, tags=["jobs"])
+def start_job(services: Here, wanted: JobRequest) -> InferenceJob:
     """Infer a slide of the served folder, as `wsi infer` does, into the first results folder."""
     jobs = _jobs(services)
     entry = services.catalogue.find(wanted.slide_id)
     if entry is None or not entry.is_in_folder or entry.file is None:
         raise Refusal(404, "no such slide in the served folder")
-    return _describe_job(jobs.submit(FoundSlide(entry.slide_id, entry.file), wanted.force))
+    return jobs.submit(FoundSlide(entry.slide_id, entry.file), wanted.force)
 
 
-@router.get("/jobs", tags=["jobs"])
-def list_jobs(services: Here) -> list[JobBody]:
+@router.get("/jobs", response_model=list[JobBody], tags=["jobs"])
+def list_jobs(services: Here) -> list[InferenceJob]:
     """List jobs, oldest first."""
-    return [_describe_job(job) for job in _jobs(services).list()]
+    return _jobs(services).list()
 
 
-@router.get("/jobs/{job_id}", tags=["jobs"])
-def show_job(services: Here, job_id: JobName) -> JobBody:
+@router.get("/jobs/{job_id}", response_model=JobBody, tags=["jobs"])
+def show_job(services: Here, job_id: JobName) -> InferenceJob:
     """Show the progress of a job."""
-    return _describe_job(_find_job(services, job_id))
+    if (job := _jobs(services).find(job_id)) is None:
+        raise Refusal(404, "no such job")
+    return job
 
 
-@router.delete("/jobs/{job_id}", tags=["jobs"])
-def cancel_job(services: Here, job_id: JobName) -> JobBody:
+@router.delete("/jobs/{job_id}", response_model=JobBody, tags=["jobs"])
+def cancel_job(services: Here, job_id: JobName) -> InferenceJob:
     """Stop a job; finished blocks stay, and the next job for the slide continues there."""
-    job = _find_job(services, job_id)
+    job = show_job(services, job_id)
     _jobs(services).cancel(job)
-    return _describe_job(job)
+    return job
 
 
 def _predictions(services: Services) -> PredictionService:
@@ -98,21 +100,3 @@ def _jobs(services: Services) -> JobQueue:
     if services.jobs is None:
         raise Refusal(404, "no jobs here; start with --model, --slides and --results")
     return services.jobs
-
-
-def _find_job(services: Services, job_id: str) -> InferenceJob:
-    job = _jobs(services).find(job_id)
-    if job is None:
-        raise Refusal(404, "no such job")
-    return job
-
-
-def _describe_job(job: InferenceJob) -> JobBody:
-    return JobBody(
-        job_id=job.job_id,
-        slide_id=job.slide.slide_id,
-        state=job.state,
-        patches_done=job.patches_done,
-        patches_total=job.patches_total,
-        message=job.message,
-    )
