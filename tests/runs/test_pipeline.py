@@ -376,7 +376,7 @@ def test_labels_of_stores_are_used_without_being_asked_for(tmp_path: Path) -> No
 
 
 def test_evaluation_without_labels_says_so(tmp_path: Path) -> None:
-    with pytest.raises(LabelError, match="name label masks with --labels"):
+    with pytest.raises(LabelError, match="name label files with --labels"):
         evaluate_results(evaluate_setup(tmp_path))
 
 
