@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 PYTHON_PAGES = {
     "The module": ("",),
-    "Pipeline": ("runs.tile", "runs.infer", "runs.workers", "core.outcome", "runs.batch"),
+    "Pipeline": ("core.options", "runs.tile", "runs.infer", "core.outcome", "runs.batch"),
     "Results": ("outputs.results", "outputs.heatmap", "evaluation.run"),
     "Slides and stores": (
         "core.geometry",
@@ -32,6 +32,7 @@ PYTHON_PAGES = {
         "store.predictions",
     ),
     "Training": (
+        "core.training_options",
         "training.run",
         "training.config",
         "training.optimise",

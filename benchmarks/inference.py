@@ -32,6 +32,7 @@ from tiling import describe_machine
 
 from wsi_pipeline.core.geometry import PatchSpec, count_blocks
 from wsi_pipeline.core.limits import available_cores
+from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
@@ -39,7 +40,7 @@ from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.model import Normalisation
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.runs import InferOptions, infer_slides
+from wsi_pipeline.runs.infer import infer_slides
 from wsi_pipeline.scheduling import Workers, run_jobs
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches

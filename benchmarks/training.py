@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wsi_pipeline.core.options import IngestOptions
 from wsi_pipeline.models.architectures import build_network
-from wsi_pipeline.runs import IngestOptions, ingest_patches
+from wsi_pipeline.runs.tile import ingest_patches
 from wsi_pipeline.training.augment import Augmentation
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import (

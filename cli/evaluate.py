@@ -5,15 +5,15 @@ from typing import Any
 
 import rich_click as click
 
-from .options import label_rules_options, labels_option, mode_option
+from wsi_pipeline.core.options import LabelOptions
 
-RESULTS = click.Path(exists=True, file_okay=False, path_type=Path)
+from .options import RESULTS, labels_option, mode_option, options_of
 
 
 @click.command()
 @click.argument("results", type=RESULTS)
 @labels_option
-@label_rules_options
+@options_of(LabelOptions)
 @click.option(
     "--threshold",
     metavar="RULE|NUMBER",
@@ -44,13 +44,13 @@ def evaluate(
     """
     from wsi_pipeline.core.choices import EVALUATION_CSV, EVALUATION_HTML
     from wsi_pipeline.evaluation import evaluate_results, find_class_names
-    from wsi_pipeline.labels.rules import LabelOptions
+    from wsi_pipeline.labels.rules import read_rules
     from wsi_pipeline.training.calibrate import parse_threshold_rule
 
     evaluation = evaluate_results(
         results,
         labels,
-        LabelOptions(**rules).label_rules(find_class_names(results)),
+        read_rules(LabelOptions(**rules), find_class_names(results)),
         threshold=None if threshold is None else parse_threshold_rule(threshold),
         compare_with=compare,
     )

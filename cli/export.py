@@ -5,8 +5,9 @@ from pathlib import Path
 import rich_click as click
 
 from wsi_pipeline.core.choices import MODEL_FORMATS, NORMALISATIONS
+from wsi_pipeline.core.options import ForceOptions
 
-from .options import force_option, mode_option, out_option
+from .options import mode_option, options_of, out_option
 
 
 @click.command()
@@ -29,7 +30,7 @@ from .options import force_option, mode_option, out_option
         " itself."
     ),
 )
-@force_option
+@options_of(ForceOptions)
 @mode_option
 def export(
     model: Path, formats: tuple[str, ...], out: Path, normalisation: str, force: bool

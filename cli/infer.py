@@ -9,27 +9,10 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from wsi_pipeline.core.choices import INDEX_HTML
+from wsi_pipeline.core.options import InferOptions, SheetOptions
 
 from .main import leave, printable
-from .options import (
-    EXISTING,
-    FOLDER,
-    allow_upsample_option,
-    build,
-    device_option,
-    engine_options,
-    force_option,
-    min_free_option,
-    min_tissue_option,
-    mode_option,
-    positive_class_option,
-    shard_option,
-    sheet_option,
-    slide_mpp_option,
-    trust_option,
-    view_options,
-    worker_options,
-)
+from .options import EXISTING, FOLDER, build, mode_option, options_of
 
 if TYPE_CHECKING:
     from wsi_pipeline.runs.dry_run import RunPreview
@@ -58,7 +41,7 @@ STEP = 1000
     metavar="DIR",
     help="Patch stores, or folders of them, instead of slides.",
 )
-@sheet_option
+@options_of(SheetOptions)
 @click.option(
     "--model",
     "-m",
@@ -67,8 +50,6 @@ STEP = 1000
     required=True,
     help="A model.safetensors of `wsi train`, or a folder.",
 )
-@trust_option
-@positive_class_option
 @click.option(
     "--results-dir",
     "-o",
@@ -77,29 +58,13 @@ STEP = 1000
     required=True,
     help="Folder for one folder per slide and the tables of the run.",
 )
-@min_tissue_option
-@slide_mpp_option
-@allow_upsample_option
-@device_option
-@engine_options
-@shard_option
-@worker_options
-@force_option
-@click.option(
-    "--keep-patches",
-    panel="Output",
-    type=FOLDER,
-    metavar="DIR",
-    help="Also write the slides' patch stores there, or read them where they are.",
-)
+@options_of(InferOptions)
 @click.option(
     "--dry-run",
     panel="Operation",
     is_flag=True,
     help="Only list slides, sizes, patches, bytes and what would be gone on with; writes nothing.",
 )
-@view_options
-@min_free_option
 @mode_option
 def infer(
     slides: tuple[Path, ...],
@@ -125,7 +90,8 @@ def infer(
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
     with show_progress(None if dry_run else results_dir) as progress:
         progress.working_on("loading torch")
-        from wsi_pipeline.runs import InferOptions, infer_slides, list_stores, preview_run
+        from wsi_pipeline.runs.dry_run import preview_run
+        from wsi_pipeline.runs.infer import infer_slides, list_stores
         from wsi_pipeline.slides.selection import find_slides
 
         settings = build(InferOptions, options)

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import rich_click as click
 
+from wsi_pipeline.core.options import TileOptions
+
 from .main import printable
-from .options import reader_option, slide_mpp_option
+from .options import options_of
 
 
 @click.command()
 @click.argument("slide", type=click.Path(path_type=Path))
-@slide_mpp_option
-@reader_option
+@options_of(TileOptions, "slide_mpp", "reader")
 def info(slide: Path, slide_mpp: float | None, reader: str) -> None:
     """Show a slide's size, scale and pyramid, as the other commands see them."""
     from wsi_pipeline.core.errors import SlideError

@@ -5,63 +5,16 @@ from typing import Any
 
 import rich_click as click
 
-from wsi_pipeline.core.choices import LAYOUT_NAMES, LEFT_OUT_CSV
+from wsi_pipeline.core.choices import LEFT_OUT_CSV
+from wsi_pipeline.core.options import IngestOptions
 
-from .options import (
-    build,
-    force_option,
-    min_free_option,
-    mode_option,
-    out_option,
-    patch_size_option,
-)
+from .options import build, mode_option, options_of, out_option
 
 
 @click.command()
 @click.argument("place", type=click.Path(exists=True, path_type=Path), metavar="DIR")
-@click.option(
-    "--mpp",
-    panel="Scale",
-    type=float,
-    required=True,
-    metavar="UM_PER_PX",
-    help=(
-        "µm per pixel of the patches. Image files do not say; the public IDC set is at 4, because"
-        " its patches were cut from 40x scans reduced 16 times (16 × 0.25)."
-    ),
-)
 @out_option
-@click.option(
-    "--layout",
-    panel="Input",
-    type=click.Choice(LAYOUT_NAMES),
-    default="idc",
-    help="How the data set lies on disk.",
-)
-@click.option(
-    "--patient-regex",
-    panel="Input",
-    metavar="REGEX",
-    help="Layout folders: where the patient stands in a file's path; the part in parentheses.",
-)
-@click.option(
-    "--class-names",
-    panel="Labels",
-    nargs=2,
-    metavar="NEGATIVE POSITIVE",
-    help="What the classes are called; for folders, the folders' names.",
-)
-@patch_size_option
-@click.option(
-    "--workers",
-    panel="Compute",
-    type=click.IntRange(0),
-    default=0,
-    metavar="N",
-    help="Worker processes; 0: a plain loop in this one.",
-)
-@force_option
-@min_free_option
+@options_of(IngestOptions)
 @mode_option
 def ingest(place: Path, out: Path, **options: Any) -> None:
     """Take in ready-cut labelled patches: one patch store per patient.
@@ -81,7 +34,7 @@ def ingest(place: Path, out: Path, **options: Any) -> None:
     from .progress import close_run, show_progress
 
     with show_progress(out) as progress:
-        from wsi_pipeline.runs.tile import IngestOptions, ingest_patches
+        from wsi_pipeline.runs.tile import ingest_patches
 
         account = ingest_patches(place, out, build(IngestOptions, options), progress)
     side = options["patch_size"]

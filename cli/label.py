@@ -5,14 +5,16 @@ from typing import Any
 
 import rich_click as click
 
+from wsi_pipeline.core.options import LabelOptions
+
 from .main import leave
-from .options import EXISTING, FOLDER, label_rules_options, labels_option, mode_option
+from .options import EXISTING, FOLDER, labels_option, mode_option, options_of
 
 
 @click.command()
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
 @labels_option
-@label_rules_options
+@options_of(LabelOptions)
 @click.option(
     "--export",
     type=FOLDER,
@@ -31,7 +33,7 @@ def label(
     label file of its name is left alone. Beside each store, <slide>.labels.png shows the labelled
     patches with counts per class and mm².
     """
-    from wsi_pipeline.labels.rules import LabelOptions
+    from wsi_pipeline.labels.rules import read_rules
     from wsi_pipeline.stages.relabel import export_labels, relabel_stores
 
     from .progress import show_progress
@@ -43,6 +45,6 @@ def label(
             click.echo(f"→  {path}")
         return
     with show_progress() as progress:
-        account = relabel_stores(stores, labels, LabelOptions(**rules).label_rules(), progress)
+        account = relabel_stores(stores, labels, read_rules(LabelOptions(**rules)), progress)
     click.echo(account.sentence)
     leave(account.exit_code)

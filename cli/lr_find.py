@@ -5,13 +5,14 @@ from typing import Any
 
 import rich_click as click
 
-from .options import EXISTING, FOLDER, build, device_option, force_option, mode_option, sheet_option
-from .training_options import training_options
+from wsi_pipeline.core.training_options import FitOptions, TrainOptions
+
+from .options import EXISTING, FOLDER, build, mode_option, options_of
 
 
 @click.command("lr-find")
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
-@sheet_option
+@options_of(FitOptions)
 @click.option(
     "--out",
     "-o",
@@ -30,9 +31,6 @@ from .training_options import training_options
     default=10.0,
     help="Highest learning rate; the sweep begins at 1e-8 of it.",
 )
-@training_options
-@device_option
-@force_option
 @mode_option
 def lr_find(stores: tuple[Path, ...], out: Path, steps: int, high: float, **options: Any) -> None:
     """Find a learning rate for `wsi train --lr` by a sweep over the training patients of STORES.
@@ -45,15 +43,15 @@ def lr_find(stores: tuple[Path, ...], out: Path, steps: int, high: float, **opti
 
     with show_progress() as progress:
         progress.working_on("loading torch")
-        from wsi_pipeline.training.config import TrainOptions
+        from wsi_pipeline.training.config import read_config, read_split
         from wsi_pipeline.training.lr_finder import SWEEP_PNG, sweep_stores
 
         settings = build(TrainOptions, options)
         sweep = sweep_stores(
             stores,
             out,
-            settings.config,
-            settings.split_choice,
+            read_config(settings),
+            read_split(settings),
             steps=steps,
             highest=high,
             pretrained=settings.weights,

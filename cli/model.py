@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import rich_click as click
 
+from wsi_pipeline.core.options import ExternalModelOptions
+
 from .main import printable
-from .options import positive_class_option, trust_option
+from .options import options_of
 
 MODEL = click.Path(exists=True, path_type=Path)
 
@@ -36,14 +39,13 @@ def info(model: Path, is_json: bool) -> None:
 
 @model.command()
 @click.argument("model", type=MODEL)
-@trust_option
-@positive_class_option
-def check(model: Path, trust_model: str | None, positive_class: str | None) -> None:
+@options_of(ExternalModelOptions)
+def check(model: Path, **terms: Any) -> None:
     """Load MODEL, verify its checksums and run a batch: says ok, or the fault, with exit code 1."""
-    from wsi_pipeline.models.loading import ExternalModelTerms
+    from wsi_pipeline.models.loading import read_terms
     from wsi_pipeline.models.opening import check_model
 
-    found = check_model(model, ExternalModelTerms(trust_model, positive_class))
+    found = check_model(model, read_terms(ExternalModelOptions(**terms)))
     click.echo(
         printable(
             f"{model}: ok: {found.architecture}, {found.spec.side_px} px at {found.spec.mpp:g}"

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from .options import EXISTING, out_option, sheet_option
+from wsi_pipeline.core.options import SheetOptions
+
+from .options import EXISTING, options_of, out_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.slides.selection import SheetRow
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("places", nargs=-1, metavar="SLIDE_OR_FOLDER…")
 @click.option("--recursive", is_flag=True, help="Go into folders within folders.")
-@sheet_option
+@options_of(SheetOptions)
 @out_option
 @click.option(
     "--key",

@@ -5,9 +5,10 @@ from pathlib import Path
 import rich_click as click
 
 from wsi_pipeline.core.choices import PATCH_FORMATS
+from wsi_pipeline.core.options import ForceOptions
 
 from .main import printable
-from .options import EXISTING, FOLDER, force_option, mode_option
+from .options import EXISTING, FOLDER, mode_option, options_of
 
 
 @click.group()
@@ -37,7 +38,7 @@ def info(stores: tuple[Path, ...]) -> None:
     default="png",
     help="png: a folder per class; webdataset: tars of 10,000 patches, each as png, cls and json.",
 )
-@force_option
+@options_of(ForceOptions)
 @mode_option
 def export(stores: tuple[Path, ...], out: Path, form: str, force: bool) -> None:
     """Write patches as PNG files or WebDataset tars, without loss. Unreadable patches are left out.

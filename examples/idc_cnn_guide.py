@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from wsi_pipeline.core.options import IngestOptions
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures.idc_cnn import IdcCnn
-from wsi_pipeline.runs import IngestOptions, ingest_patches
+from wsi_pipeline.runs.tile import ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig

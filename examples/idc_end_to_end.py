@@ -10,9 +10,11 @@ patients, LABELS their masks.
 import argparse
 from pathlib import Path
 
+from wsi_pipeline.core.options import IngestOptions
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.evaluation import evaluate_results
-from wsi_pipeline.runs import IngestOptions, infer_slides, ingest_patches
+from wsi_pipeline.runs.infer import infer_slides
+from wsi_pipeline.runs.tile import ingest_patches
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.metrics import describe_scores

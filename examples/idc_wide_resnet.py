@@ -20,10 +20,12 @@ from urllib.request import Request, urlopen
 import numpy as np
 from matplotlib.figure import Figure
 
+from wsi_pipeline.core.options import IngestOptions
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.runs import IngestOptions, infer_slides, ingest_patches, list_stores
+from wsi_pipeline.runs.infer import infer_slides, list_stores
+from wsi_pipeline.runs.tile import ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import load_labelled, read_pixels

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import StratifiedKFold
 
+from wsi_pipeline.core.options import IngestOptions
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import NetworkOptions
-from wsi_pipeline.runs import IngestOptions, ingest_patches
+from wsi_pipeline.runs.tile import ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled

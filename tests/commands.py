@@ -14,11 +14,13 @@ import wsi_cli.progress
 from click.testing import CliRunner, Result
 from wsi_cli.main import wsi
 
+from wsi_pipeline.core.options import InferOptions, TileOptions
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.heatmap import Aggregation
-from wsi_pipeline.runs import InferOptions, TileOptions, infer_slides, list_stores, tile_slides
+from wsi_pipeline.runs.infer import infer_slides, list_stores
+from wsi_pipeline.runs.tile import read_tiling, tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.tile import TileConfig
@@ -92,7 +94,7 @@ def tile(
         "min_sharpness": cut.quality.min_sharpness,
     }
     chosen = TileOptions(**settings | options)
-    assert config is None or chosen.tiling == config
+    assert config is None or read_tiling(chosen) == config
     return tile_slides(find_slides(places), out, chosen)
 
 

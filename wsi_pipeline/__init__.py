@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wsi_pipeline.evaluation import Evaluation
     from wsi_pipeline.models.predictor import Predictor
     from wsi_pipeline.outputs.results import Slide
-    from wsi_pipeline.runs import IngestAccount
+    from wsi_pipeline.runs.tile import IngestAccount
     from wsi_pipeline.slides.base import SlideReader
     from wsi_pipeline.store.patches import PatchStore
     from wsi_pipeline.training.folds import FoldsResult
@@ -66,7 +66,8 @@ def tile(
     command, such as `mpp`, `patch_size`, `min_tissue`, `labels` or `workers`. Raises ConfigError
     before anything is written where they do not fit together; a slide that fails is an outcome.
     """
-    from wsi_pipeline.runs.tile import TileOptions, tile_slides
+    from wsi_pipeline.core.options import TileOptions
+    from wsi_pipeline.runs.tile import tile_slides
     from wsi_pipeline.slides.selection import find_slides
 
     settings = _read(TileOptions, options)
@@ -81,7 +82,8 @@ def ingest(
 
     `mpp`, µm per pixel of the patches, must be given. Raises ConfigError.
     """
-    from wsi_pipeline.runs.tile import IngestOptions, ingest_patches
+    from wsi_pipeline.core.options import IngestOptions
+    from wsi_pipeline.runs.tile import ingest_patches
 
     return ingest_patches(Path(folder), Path(out), _read(IngestOptions, options), listener)
 
@@ -97,7 +99,7 @@ def train(
 
     With `folds`, train once per fold. Raises ConfigError, ModelError or StoreError.
     """
-    from wsi_pipeline.training.config import TrainOptions
+    from wsi_pipeline.core.training_options import TrainOptions
     from wsi_pipeline.training.folds import train_stores
 
     return train_stores(_list(stores), Path(out), _read(TrainOptions, options), listener)
@@ -118,7 +120,8 @@ def infer(
     Raises ConfigError or ModelError before anything is written; a slide that fails is an outcome.
     """
     from wsi_pipeline.core.errors import ConfigError
-    from wsi_pipeline.runs.infer import InferOptions, infer_slides, list_stores
+    from wsi_pipeline.core.options import InferOptions
+    from wsi_pipeline.runs.infer import infer_slides, list_stores
     from wsi_pipeline.slides.selection import find_slides
 
     settings, places, kept = _read(InferOptions, options), _list(slides), _list(stores)
@@ -140,15 +143,16 @@ def evaluate(
 
     `options` are those of labels, such as `label_map`. Raises LabelError where no slide has labels.
     """
+    from wsi_pipeline.core.options import LabelOptions
     from wsi_pipeline.evaluation import evaluate_results, find_class_names
-    from wsi_pipeline.labels.rules import LabelOptions
+    from wsi_pipeline.labels.rules import read_rules
     from wsi_pipeline.training.calibrate import parse_threshold_rule
 
     place = Path(results)
     return evaluate_results(
         place,
         _list(labels),
-        _read(LabelOptions, options).label_rules(find_class_names(place)),
+        read_rules(_read(LabelOptions, options), find_class_names(place)),
         threshold=None if threshold is None else parse_threshold_rule(str(threshold)),
         compare_with=_path(compare),
     )
@@ -161,13 +165,13 @@ def aggregate(
 
     `options` are those of the command, such as `threshold`, `smooth` or `outputs`.
     """
-    from wsi_pipeline.outputs import AggregateOptions
+    from wsi_pipeline.core.options import AggregateOptions
+    from wsi_pipeline.outputs import read_view
     from wsi_pipeline.stages.aggregate import aggregate_results
 
     settings = _read(AggregateOptions, options)
-    return aggregate_results(
-        Path(results), settings.view, _path(out), force=settings.force, listener=listener
-    )
+    view, force = read_view(settings), settings.force
+    return aggregate_results(Path(results), view, _path(out), force=force, listener=listener)
 
 
 def open_slide(

@@ -14,11 +14,12 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from wsi_cli.training_options import training_options
+from wsi_cli.options import options_of
 
 from tests.builders import folder_bytes, make_training_stores, write_model
 from tests.commands import run
-from wsi_pipeline.training.config import TrainConfig, TrainOptions
+from wsi_pipeline.core.training_options import FitOptions, TrainOptions
+from wsi_pipeline.training.config import TrainConfig, read_config, read_split
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
 
@@ -56,6 +57,7 @@ CHANGED: dict[str, Any] = {
     "--cache": "stores",
     "--precision": "bf16",
     "--compile": None,
+    "--device": "cpu",
 }
 
 
@@ -67,7 +69,7 @@ def parse(*arguments: object) -> dict[str, Any]:
         seen.update(options)
 
     result = CliRunner().invoke(
-        click.command()(training_options(command)),
+        click.command()(options_of(FitOptions)(command)),
         [str(argument) for argument in arguments],
         catch_exceptions=False,
     )
@@ -76,21 +78,23 @@ def parse(*arguments: object) -> dict[str, Any]:
 
 
 def test_without_options_training_has_its_defaults() -> None:
-    assert TrainOptions(**parse()).config == TrainConfig()
+    assert read_config(TrainOptions(**parse())) == TrainConfig()
 
 
 @pytest.mark.parametrize("option", CHANGED)
 def test_every_option_reaches_the_configuration(option: str) -> None:
     value = CHANGED[option]
     options = parse(option) if value is None else parse(option, value)
-    assert TrainOptions(**options).config != TrainConfig()
+    assert read_config(TrainOptions(**options)) != TrainConfig()
 
 
 def test_every_option_of_the_configuration_is_tried() -> None:
     def nothing(**options: Any) -> None: ...
 
-    command = click.command()(training_options(nothing))
-    splits = {
+    command = click.command()(options_of(FitOptions)(nothing))
+    others = {
+        "--sheet",
+        "--force",
         "--split-file",
         "--val-patients",
         "--val-fraction",
@@ -101,18 +105,18 @@ def test_every_option_of_the_configuration_is_tried() -> None:
     }
     names = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     positive = {"--augment", "--flips", "--turns"}
-    assert names - splits - positive == {*CHANGED}
+    assert names - others - positive == {*CHANGED}
 
 
 def test_a_file_of_weights_reaches_the_configuration(tmp_path: Path) -> None:
     options = parse("--weights", write_model(tmp_path / "model.safetensors"))
-    assert TrainOptions(**options).config.pretrained == "file"
+    assert read_config(TrainOptions(**options)).pretrained == "file"
 
 
 def test_a_split_file_names_all_three_sides(tmp_path: Path) -> None:
     for side, text in (("train", "a\n"), ("val", "b\n"), ("test", "c\n")):
         (tmp_path / f"cases_{side}.txt").write_text(text)
-    choice = TrainOptions(**parse("--split-file", tmp_path)).split_choice
+    choice = read_split(TrainOptions(**parse("--split-file", tmp_path)))
     assert (
         choice.train_patients,
         choice.val_patients,

@@ -14,11 +14,15 @@ from wsi_cli.main import wsi as wsi_command
 import wsi_pipeline as wsi
 from tests.builders import make_checkpoint, make_training_stores, tissue, write_slide
 from wsi_pipeline.core.errors import ConfigError, StoreError
-from wsi_pipeline.labels.rules import LabelOptions
+from wsi_pipeline.core.options import (
+    AggregateOptions,
+    InferOptions,
+    IngestOptions,
+    LabelOptions,
+    TileOptions,
+)
+from wsi_pipeline.core.training_options import TrainOptions
 from wsi_pipeline.models.checkpoint import save_checkpoint
-from wsi_pipeline.outputs import AggregateOptions
-from wsi_pipeline.runs import InferOptions, IngestOptions, TileOptions
-from wsi_pipeline.training.config import TrainOptions
 
 OPTIONS = {
     "tile": TileOptions,

@@ -13,7 +13,8 @@ from PIL import Image
 from tests.commands import HERE, run, tile
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.runs import IngestAccount, IngestOptions, ingest_patches
+from wsi_pipeline.core.options import IngestOptions
+from wsi_pipeline.runs.tile import IngestAccount, ingest_patches
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 from wsi_pipeline.slides.tiff_reader import TiffReader

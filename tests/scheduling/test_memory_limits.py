@@ -88,7 +88,7 @@ slides, out = find_slides([Path(sys.argv[1])]), Path(sys.argv[2])
 out.mkdir()
 limits.machine_memory = lambda: 768 << 20
 jobs = [TileJob(slide, out, TileConfig(spec=PatchSpec(mpp=0.5))) for slide in slides]
-for outcome in run_batch(slides, jobs, Workers(count=0), Listener()).account.outcomes:
+for outcome in run_batch(jobs, Workers(count=0), Listener()).account.outcomes:
     print(outcome.slide_id, outcome.state, outcome.message)
 """
 

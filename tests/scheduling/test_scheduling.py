@@ -15,7 +15,8 @@ import pytest
 from tests.commands import tile
 from tests.counting_jobs import CountJob, Notes
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, SlideError
-from wsi_pipeline.runs import WorkerOptions
+from wsi_pipeline.core.options import WorkerOptions
+from wsi_pipeline.runs.workers import choose_workers
 from wsi_pipeline.scheduling import Deadlines, WorkerPool, Workers, open_workers, run_jobs
 from wsi_pipeline.scheduling.dask_executor import DaskExecutor
 from wsi_pipeline.scheduling.run import PlainLoop
@@ -239,16 +240,16 @@ def test_tiling_takes_a_process_per_core(
     cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsi_pipeline.runs.workers.available_cores", lambda: cores)
-    pool = WorkerOptions().choose_workers(is_tiling=True)
+    pool = choose_workers(WorkerOptions(), is_tiling=True)
     assert (pool.processes, pool.threads) == (processes, threads)
-    assert WorkerOptions(workers=3).choose_workers(is_tiling=True).processes == 3
+    assert choose_workers(WorkerOptions(workers=3), is_tiling=True).processes == 3
     elsewhere = WorkerOptions(scheduler="tls://127.0.0.1:1")
-    assert elsewhere.choose_workers(is_tiling=True).count is None
+    assert choose_workers(elsewhere, is_tiling=True).count is None
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsi_pipeline.runs.workers.available_cores", lambda: 12)
-    pools = [WorkerOptions(workers=count).choose_workers() for count in (None, 0, 1, 4, 12)]
+    pools = [choose_workers(WorkerOptions(workers=count)) for count in (None, 0, 1, 4, 12)]
     assert [pool.threads for pool in pools] == [12, 12, 12, 3, 2]
 
 
@@ -293,7 +294,7 @@ def test_gpus_that_are_not_there_are_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match="--gpus 0,2: no usable GPU"):
-        WorkerOptions(gpus="0,2").choose_workers("auto")
+        choose_workers(WorkerOptions(gpus="0,2"), "auto")
 
 
 def test_a_scheduler_without_an_address_is_refused() -> None:

@@ -34,8 +34,8 @@ from tests.served import (
     wait_until,
 )
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.models.loading import ExternalModelTerms
-from wsi_pipeline.runs import InferOptions
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve import job_queue
 from wsi_pipeline.serve.errors import Refusal

@@ -291,7 +291,7 @@ class Disturbed:
                 return super().run_block(plan, block)
 
         disturbing = Disturbing(job.slide, job.out, job.config)
-        return run_batch([job.slide], [disturbing], Workers(count=0), Listener()).account
+        return run_batch([disturbing], Workers(count=0), Listener()).account
 
 
 def replace_by_another(path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from tests.builders import make_patches, write_png
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.runs import IngestAccount, IngestOptions, ingest_patches
+from wsi_pipeline.core.options import IngestOptions
+from wsi_pipeline.runs.tile import IngestAccount, ingest_patches
 from wsi_pipeline.stages.ingest_layouts import LayoutOptions
 from wsi_pipeline.store.patches import PatchStore
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from wsi_pipeline.core.choices import AUTO, DEFAULT_CLASS_NAMES, ORIGINS, OUTSIDE, PRIORITIES
+from wsi_pipeline.core.choices import DEFAULT_CLASS_NAMES, ORIGINS, OUTSIDE, PRIORITIES
 from wsi_pipeline.core.errors import ConfigError, LabelError
+from wsi_pipeline.core.options import LabelOptions
 from wsi_pipeline.labels.annotation import read_text
 
 UNKNOWN = -1
@@ -151,33 +152,19 @@ def _read_word(path: Path, value: Any) -> str:
     return str(value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabelOptions:
-    """Options that turn annotations and label images into labels, named like the commands'."""
-
-    label_map: Path | None = None
-    min_label_area: float = 0.5
-    outside: str | None = None
-    priority: str | None = None
-    label_origin: str = AUTO
-    strict: bool = False
-    class_names: tuple[str, str] | None = None
-    positive_value: int = 200
-    negative_value: int = 100
-
-    def label_rules(self, class_names: tuple[str, str] | None = None) -> LabelRules:
-        """Return the rules: an option overrules the label map, which overrules `class_names`."""
-        settings: dict[str, Any] = {} if class_names is None else {"class_names": class_names}
-        settings |= read_label_map(self.label_map) if self.label_map else {}
-        chosen = {
-            "outside": self.outside,
-            "priority": self.priority,
-            "class_names": self.class_names and tuple(self.class_names),
-        }
-        return LabelRules(
-            **settings | {name: value for name, value in chosen.items() if value},
-            min_area=self.min_label_area,
-            mask_values=MaskValues(self.negative_value, self.positive_value),
-            origin=self.label_origin,
-            is_strict=self.strict,
-        )
+def read_rules(options: LabelOptions, class_names: tuple[str, str] | None = None) -> LabelRules:
+    """Return the rules: an option overrules the label map, which overrules `class_names`."""
+    settings: dict[str, Any] = {} if class_names is None else {"class_names": class_names}
+    settings |= read_label_map(options.label_map) if options.label_map else {}
+    chosen = {
+        "outside": options.outside,
+        "priority": options.priority,
+        "class_names": options.class_names and tuple(options.class_names),
+    }
+    return LabelRules(
+        **settings | {name: value for name, value in chosen.items() if value},
+        min_area=options.min_label_area,
+        mask_values=MaskValues(options.negative_value, options.positive_value),
+        origin=options.label_origin,
+        is_strict=options.strict,
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from wsi_pipeline.core.choices import MODEL_FILE
 from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.core.options import ExternalModelOptions
 from wsi_pipeline.core.recipe import file_sha256
 from wsi_pipeline.models.architectures.network import count_parameters
 from wsi_pipeline.models.checkpoint import load_checkpoint
@@ -28,6 +29,11 @@ class ExternalModelTerms:
     """`sha256:…` of the TorchScript file that may run."""
     positive_class: str | None = None
     """None: the last of at most two."""
+
+
+def read_terms(options: ExternalModelOptions) -> ExternalModelTerms:
+    """Return the terms that options state."""
+    return ExternalModelTerms(options.trust_model, options.positive_class)
 
 
 def load_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:

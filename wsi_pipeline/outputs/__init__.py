@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from wsi_pipeline.core.choices import COLORMAPS, OUTPUT_GROUPS
+from wsi_pipeline.core.choices import OUTPUT_GROUPS
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.options import AggregateOptions, OutputOptions
 from wsi_pipeline.outputs.dicom import check_installed, write_dicom
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.ome_tiff import write_ome_tiff
@@ -77,40 +78,10 @@ def choose_formats(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in WRITERS if name in chosen)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions:
-    """Options of the outputs and how they look, named like those of the commands."""
-
-    outputs: str = "all"
-    """Formats and groups, with commas."""
-    colormap: str = COLORMAPS[0]
-    alpha: float = 0.45
-    """Opacity of the map in overlay.png, 0 to 1."""
-
-    @property
-    def aggregation(self) -> Aggregation:
-        """The threshold and the regions that count: the model's own."""
-        return Aggregation()
-
-    @property
-    def view(self) -> View:
-        """Everything that decides a slide's outputs. Raises ConfigError."""
-        names = [name.strip() for name in self.outputs.split(",") if name.strip()]
-        return View(choose_formats(names), self.aggregation, PlotStyle(self.colormap, self.alpha))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AggregateOptions(OutputOptions):
-    """Options of `wsi aggregate`, named like the command's."""
-
-    threshold: float | None = None
-    """None: the model's own."""
-    smooth: float = 0.0
-    """Standard deviation of a Gaussian in µm."""
-    min_region_mm2: float = 0.0
-    force: bool = False
-
-    @property
-    def aggregation(self) -> Aggregation:
-        """The threshold and the regions that count."""
-        return Aggregation(self.threshold, self.smooth, self.min_region_mm2)
+def read_view(options: OutputOptions) -> View:
+    """Return everything that decides a slide's outputs. Raises ConfigError."""
+    names = [name.strip() for name in options.outputs.split(",") if name.strip()]
+    aggregation = Aggregation()
+    if isinstance(options, AggregateOptions):
+        aggregation = Aggregation(options.threshold, options.smooth, options.min_region_mm2)
+    return View(choose_formats(names), aggregation, PlotStyle(options.colormap, options.alpha))

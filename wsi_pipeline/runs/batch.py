@@ -148,7 +148,7 @@ class SlideTimes:
 class Batch:
     """Jobs on their way, their outcomes, and the seconds they took."""
 
-    slides: Sequence[FoundSlide]
+    jobs: Sequence[SlideJob]
     listener: Listener
     events: EventLog = field(default_factory=lambda: EventLog(None))
     noun: str = "slide"
@@ -158,7 +158,7 @@ class Batch:
     slide_times: dict[int, SlideTimes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.pace = Pace(len(self.slides), self.noun)
+        self.pace = Pace(len(self.jobs), self.noun)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -169,9 +169,8 @@ class Batch:
         """Take a slide whose patches are known."""
         self.slide_times[job] = SlideTimes()
         self.pace.open_slide(job, plan.missing_patches)
-        self.events.slide_prepared(
-            self.slides[job].slide_id, plan.patches, plan.missing_patches, len(plan.blocks)
-        )
+        slide_id, missing = self.jobs[job].slide.slide_id, plan.missing_patches
+        self.events.slide_prepared(slide_id, plan.patches, missing, len(plan.blocks))
         self._show()
 
     def block_done(self, job: int, report: BlockReport) -> None:
@@ -185,7 +184,7 @@ class Batch:
 
     def ended(self, job: int, result: SlideOutcome | Exception) -> None:
         """Take the end of a slide."""
-        slide = self.slides[job]
+        slide = self.jobs[job].slide
         outcome = self._fail(slide, result) if isinstance(result, Exception) else result
         self.outcomes[job] = outcome
         self.pace.end_slide(job, outcome.is_resumed_whole)
@@ -206,11 +205,10 @@ class Batch:
     @property
     def account(self) -> RunAccount:
         """Every slide's outcome, in the order they were given."""
-        return RunAccount(tuple(self.outcomes[job] for job in range(len(self.slides))), self.noun)
+        return RunAccount(tuple(self.outcomes[job] for job in range(len(self.jobs))), self.noun)
 
 
 def run_batch(
-    slides: Sequence[FoundSlide],
     jobs: Sequence[SlideJob],
     workers: Workers | WorkerPool,
     listener: Listener,
@@ -222,8 +220,8 @@ def run_batch(
 
     Raises EnvironmentFault where what the workers made is not on this machine.
     """
-    batch = Batch(slides, listener, events or EventLog(None), noun)
-    listener.working_on(f"opening {len(slides):,} {noun}s")
+    batch = Batch(jobs, listener, events or EventLog(None), noun)
+    listener.working_on(f"opening {len(jobs):,} {noun}s")
     umask = current_umask()
     run_jobs(
         [SpaceCheckedJob(job, disk_space or DiskSpace(), umask) for job in jobs], workers, batch

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from wsi_pipeline.core.choices import INDEX_HTML
 from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.options import InferOptions, TileOptions
 from wsi_pipeline.core.outcome import RunAccount, find_failures
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.evaluation import Evaluation, evaluate_results
-from wsi_pipeline.runs.infer import InferOptions, infer_slides
+from wsi_pipeline.runs.infer import infer_slides
 from wsi_pipeline.runs.synthetic_slides import PHANTOM_MPP, draw_phantom, write_pyramid
-from wsi_pipeline.runs.tile import TileOptions, tile_slides
+from wsi_pipeline.runs.tile import tile_slides
 from wsi_pipeline.slides.images import write_grey
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.training.config import TrainConfig

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.core.options import DEFAULT_MIN_FREE
 from wsi_pipeline.core.outcome import SlideOutcome
+from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
 from wsi_pipeline.store.manifest import is_product
 
-DEFAULT_MIN_FREE = 1_000_000_000
-"""Bytes."""
 MIN_FREE_FILES = 1_000
 """A slide's results are some 40 files, and a store has one per 4,096 patches."""
 GB = 1e9
@@ -64,6 +64,11 @@ class SpaceCheckedJob:
     job: SlideJob
     disk_space: DiskSpace
     umask: int
+
+    @property
+    def slide(self) -> FoundSlide:
+        """The slide of the job."""
+        return self.job.slide
 
     @property
     def target(self) -> Path:

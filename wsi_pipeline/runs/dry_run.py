@@ -9,11 +9,13 @@ from pathlib import Path
 from shutil import disk_usage
 
 from wsi_pipeline.core.limits import available_cores, limited_memory
+from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.core.progress import Listener
-from wsi_pipeline.models.loading import load_model
+from wsi_pipeline.models.loading import load_model, read_terms
 from wsi_pipeline.models.opening import resolve_engine
-from wsi_pipeline.runs.infer import InferOptions, describe_model, make_jobs
+from wsi_pipeline.runs.infer import describe_model, make_jobs, read_request, read_tiling
+from wsi_pipeline.runs.workers import take_share
 from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.plan import PreviewState, SlidePreview
@@ -61,21 +63,23 @@ def preview_run(
     """Open every slide and read what earlier runs left; writes nothing, raises as the run would."""
     options, listener = options or InferOptions(), listener or Listener()
     listener.working_on("loading the model")
-    loaded = load_model(model, options.terms)
+    terms = read_terms(options)
+    loaded = load_model(model, terms)
     listener.say(describe_model(loaded))
-    choice = resolve_engine(loaded, model, options.engine_request, options.terms).choice
-    slides = options.take_share(slides)
-    jobs = make_jobs(slides, choice, options.tile_for(loaded), results, options)
-    listener.working_on(f"opening {len(slides):,} slides")
+    choice = resolve_engine(loaded, model, read_request(options), terms).choice
+    slides, _ = take_share(slides, options.shard)
+    jobs = make_jobs(slides, choice, read_tiling(options, loaded), results, options)
+    listener.working_on(f"opening {len(jobs):,} slides")
     with limited_memory(), ThreadPoolExecutor(available_cores(), "look") as pool:
-        found = list(pool.map(preview_slide, slides, jobs))
+        found = list(pool.map(preview_slide, jobs))
     return RunPreview(
         tuple(preview for preview, _ in found), RunAccount(tuple(outcome for _, outcome in found))
     )
 
 
-def preview_slide(slide: FoundSlide, job: InferJob) -> tuple[SlidePreview, SlideOutcome]:
+def preview_slide(job: InferJob) -> tuple[SlidePreview, SlideOutcome]:
     """Return what is known of one slide, and the outcome that a run would have."""
+    slide = job.slide
     outcome = partial(SlideOutcome, slide.slide_id, str(slide.path))
     try:
         preview = job.preview()

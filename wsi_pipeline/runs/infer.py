@@ -7,17 +7,18 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.core.choices import AUTO, STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.models.loading import LEAK, ExternalModelTerms, load_model
+from wsi_pipeline.models.loading import LEAK, load_model, read_terms
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import (
     EngineRequest,
@@ -27,7 +28,7 @@ from wsi_pipeline.models.opening import (
     resolve_engine_for,
     unload,
 )
-from wsi_pipeline.outputs import OutputOptions
+from wsi_pipeline.outputs import read_view
 from wsi_pipeline.outputs.run_files import (
     read_finished,
     write_failures_csv,
@@ -36,8 +37,9 @@ from wsi_pipeline.outputs.run_files import (
     write_slides_tables,
 )
 from wsi_pipeline.runs.batch import Batch, run_batch
+from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
-from wsi_pipeline.runs.workers import RunOptions
+from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
 from wsi_pipeline.slides.selection import FoundSlide, name_slides
 from wsi_pipeline.slides.tissue import TissueParameters
@@ -49,54 +51,21 @@ from wsi_pipeline.store.patches import find_stores
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class InferOptions(RunOptions, OutputOptions):
-    """Options of `wsi infer`, named like the command's."""
+def read_request(options: InferOptions) -> EngineRequest:
+    """Return what is asked for of the computation."""
+    engine = "torch-compile" if options.compile else options.engine
+    return EngineRequest(options.device, engine, options.precision, options.batch_size)
 
-    min_tissue: float = 0.5
-    slide_mpp: float | None = None
-    allow_upsample: bool = False
-    device: str = AUTO
-    engine: str = AUTO
-    compile: bool = False
-    """The same as the engine torch-compile."""
-    precision: str = AUTO
-    batch_size: int | None = None
-    """None: as the device has it."""
-    trust_model: str | None = None
-    """`sha256:…` of an external TorchScript model that may run."""
-    positive_class: str | None = None
-    keep_patches: Path | None = None
-    """Folder for the patch stores of the slides, written along or read if they exist."""
 
-    def __post_init__(self) -> None:
-        RunOptions.__post_init__(self)
-        if self.compile and self.engine not in (AUTO, "torch-compile"):
-            raise ConfigError(
-                f"--compile is --engine torch-compile, and --engine {self.engine} is another; give"
-                " one of them"
-            )
-
-    @property
-    def engine_request(self) -> EngineRequest:
-        """What is asked for of the computation."""
-        engine = "torch-compile" if self.compile else self.engine
-        return EngineRequest(self.device, engine, self.precision, self.batch_size)
-
-    @property
-    def terms(self) -> ExternalModelTerms:
-        """The terms on which an external model may run."""
-        return ExternalModelTerms(self.trust_model, self.positive_class)
-
-    def tile_for(self, model: Model) -> TileConfig:
-        """Return how slides are cut for a model: with its patch size, at its scale."""
-        return TileConfig(
-            spec=model.spec,
-            tissue=TissueParameters(min_tissue=self.min_tissue),
-            slide_mpp=self.slide_mpp,
-            allow_upsample=self.allow_upsample,
-            rules=LabelRules(class_names=model.class_names),
-        )
+def read_tiling(options: InferOptions, model: Model) -> TileConfig:
+    """Return how slides are cut for a model: with its patch size, at its scale."""
+    return TileConfig(
+        spec=model.spec,
+        tissue=TissueParameters(min_tissue=options.min_tissue),
+        slide_mpp=options.slide_mpp,
+        allow_upsample=options.allow_upsample,
+        rules=LabelRules(class_names=model.class_names),
+    )
 
 
 def infer_slides(
@@ -113,28 +82,24 @@ def infer_slides(
     started = time.perf_counter()
     options, listener = options or InferOptions(), listener or Listener()
     listener.working_on("loading the model")
-    loaded = load_model(model, options.terms)
+    loaded = load_model(model, read_terms(options))
     listener.say(describe_model(loaded))
-    workers = options.choose_workers(options.device)
-    slides, tiling = options.take_share(slides), options.tile_for(loaded)
+    workers = choose_workers(options, options.device)
+    (slides, suffix), tiling = take_share(slides, options.shard), read_tiling(options, loaded)
     with ExitStack() as log:
         with open_workers(workers) as pool:
             choice = _resolve_engine(loaded, model, options, workers, pool, listener).choice
             make_folder(results)
             jobs = make_jobs(slides, choice, tiling, results, options)
             parameters = _list_parameters(choice, tiling, options, workers)
-            told = parameters | {
-                "model": {"architecture": loaded.architecture, "digest": loaded.digest}
-            }
-            events = log.enter_context(
-                log_events(results, "infer", len(slides), told, options.suffix)
-            )
-            batch = run_batch(slides, jobs, pool, listener, events, options.disk_space)
+            used = {"architecture": loaded.architecture, "digest": loaded.digest}
+            told = parameters | {"model": used}
+            events = log.enter_context(log_events(results, "infer", len(jobs), told, suffix))
+            batch = run_batch(jobs, pool, listener, events, DiskSpace(options.min_free))
         listener.working_on("writing the tables and the page of all slides")
         seconds = {"total": time.perf_counter() - started} | batch.seconds
-        account = write_tables(
-            results, batch.account, describe_run(batch, loaded, parameters, seconds), options.suffix
-        )
+        record = describe_run(batch, loaded, parameters, seconds)
+        account = write_tables(results, batch.account, record, suffix)
         for folder in (results, options.keep_patches):
             if folder is not None and folder.is_dir():
                 remove_dead_asides(folder)
@@ -152,13 +117,12 @@ def _resolve_engine(
 ) -> ResolvedEngine:
     """Return the engine of the whole run, chosen here or by a worker on another machine."""
     listener.working_on("choosing the engine and checking its answers")
+    request = (read_request(options), read_terms(options))
     if workers.is_elsewhere:
-        answer: ResolvedEngine = pool.call(
-            resolve_engine_for, model.resolve(), options.engine_request, options.terms
-        )
+        answer: ResolvedEngine = pool.call(resolve_engine_for, model.resolve(), *request)
         listener.say(f"on the workers: {answer.line}")
         return answer
-    resolved = resolve_engine(loaded, model, options.engine_request, options.terms)
+    resolved = resolve_engine(loaded, model, *request)
     listener.say(resolved.line)
     if workers.processes:
         unload()
@@ -182,7 +146,7 @@ def _list_parameters(
         "tiling": asdict(tiling),
         **choice.setting.to_json(),
         "batch_size": options.batch_size or AUTO,
-        "view": options.view.to_json(),
+        "view": read_view(options).to_json(),
         "keeps_patches": options.keep_patches is not None,
         "workers": workers.to_json(),
     }
@@ -250,7 +214,7 @@ def make_jobs(
     options: InferOptions,
 ) -> list[InferJob]:
     """Return a job for every slide or store. Raises ConfigError if stores are to be kept again."""
-    keep, view = options.keep_patches, options.view
+    keep, view = options.keep_patches, read_view(options)
     if keep is not None and any(slide.is_store for slide in slides):
         raise ConfigError(
             f"{keep}: patches are kept of slides, and these are patch stores already; leave"

@@ -7,18 +7,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from wsi_pipeline.core.choices import AUTO, LEFT_OUT_CSV
-from wsi_pipeline.core.errors import ConfigError, LabelError
+from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.options import IngestOptions, TileOptions
 from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
 from wsi_pipeline.labels.mask import list_masks
-from wsi_pipeline.labels.rules import LabelOptions
+from wsi_pipeline.labels.rules import read_rules
 from wsi_pipeline.outputs.run_files import write_csv, write_failures_csv
 from wsi_pipeline.runs.batch import run_batch
-from wsi_pipeline.runs.disk_space import DEFAULT_MIN_FREE, DiskSpace
+from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
-from wsi_pipeline.runs.workers import RunOptions
+from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.quality import QualityParameters
 from wsi_pipeline.slides.selection import FoundSlide, name_slides, scale_slides
@@ -44,74 +45,33 @@ UM_PER_PX_AT_1X = 10.0
 DEFAULT_QUALITY = 90
 
 
-@dataclass(frozen=True, kw_only=True)
-class TileOptions(LabelOptions, RunOptions):
-    """Options of `wsi tile`, named like the command's."""
+def read_tiling(options: TileOptions) -> TileConfig:
+    """Return how slides are cut. Raises ConfigError."""
+    mpp = MPP_OF_40X if options.mpp is None else options.mpp
+    if options.magnification is not None:
+        mpp = UM_PER_PX_AT_1X / options.magnification
+    return TileConfig(
+        spec=PatchSpec(options.patch_size, options.stride or options.patch_size, mpp),
+        tissue=TissueParameters(
+            mask_mpp=options.mask_mpp,
+            min_object_um2=options.min_object,
+            max_hole_um2=options.max_hole,
+            min_tissue=options.min_tissue,
+        ),
+        slide_mpp=options.slide_mpp,
+        allow_upsample=options.allow_upsample,
+        rules=read_rules(options),
+        quality=QualityParameters(
+            options.max_pen, options.min_sharpness, tuple(sorted({*options.drop}))
+        ),
+        reader=options.reader,
+    )
 
-    mpp: float | None = None
-    """µm per patch pixel; None: that of `magnification`, or 0.25."""
-    magnification: float | None = None
-    patch_size: int = 50
-    stride: int | None = None
-    """None: the patch size."""
-    min_tissue: float = 0.5
-    mask_mpp: float = 8.0
-    min_object: float = 20_000.0
-    max_hole: float = 20_000.0
-    mask: Path | None = None
-    max_pen: float = 0.1
-    min_sharpness: float | None = None
-    drop: Sequence[str] = ()
-    slide_mpp: float | None = None
-    mpp_csv: Path | None = None
-    allow_upsample: bool = False
-    reader: str = AUTO
-    codec: str = "none"
-    quality: int | None = None
-    labels: Sequence[Path | str] = ()
-    """Label files or folders of them, matched by name; "auto": the file beside each slide."""
-    patient_regex: str | None = None
-    """Finds the patient in a slide's file name; None: every slide is a patient of its own."""
 
-    def __post_init__(self) -> None:
-        RunOptions.__post_init__(self)
-        if self.magnification is not None and self.mpp is not None:
-            raise ConfigError("--mpp and --magnification say the same; give one of them")
-        if self.magnification is not None and not self.magnification > 0:
-            raise ConfigError(
-                f"a magnification of {self.magnification:g} cannot be; 40 means 0.25 µm/px"
-            )
-        if self.quality is not None and self.codec != "jpeg":
-            raise ConfigError("--quality belongs to --codec jpeg")
-
-    @property
-    def tiling(self) -> TileConfig:
-        """How a slide is cut. Raises ConfigError."""
-        mpp = MPP_OF_40X if self.mpp is None else self.mpp
-        if self.magnification is not None:
-            mpp = UM_PER_PX_AT_1X / self.magnification
-        return TileConfig(
-            spec=PatchSpec(self.patch_size, self.stride or self.patch_size, mpp),
-            tissue=TissueParameters(
-                mask_mpp=self.mask_mpp,
-                min_object_um2=self.min_object,
-                max_hole_um2=self.max_hole,
-                min_tissue=self.min_tissue,
-            ),
-            slide_mpp=self.slide_mpp,
-            allow_upsample=self.allow_upsample,
-            rules=self.label_rules(),
-            quality=QualityParameters(
-                self.max_pen, self.min_sharpness, tuple(sorted({*self.drop}))
-            ),
-            reader=self.reader,
-        )
-
-    @property
-    def pixel_codec(self) -> PixelCodec:
-        """How pixels are stored."""
-        quality = (self.quality or DEFAULT_QUALITY) if self.codec == "jpeg" else None
-        return PixelCodec(self.codec, quality)
+def read_pixel_codec(options: TileOptions) -> PixelCodec:
+    """Return how pixels are stored."""
+    quality = (options.quality or DEFAULT_QUALITY) if options.codec == "jpeg" else None
+    return PixelCodec(options.codec, quality)
 
 
 def tile_slides(
@@ -122,21 +82,18 @@ def tile_slides(
 ) -> RunAccount:
     """Cut every slide into a patch store in `out`."""
     options, listener = options or TileOptions(), listener or Listener()
-    tiling, codec = options.tiling, options.pixel_codec
-    workers = options.choose_workers(is_tiling=True)
+    tiling, codec = read_tiling(options), read_pixel_codec(options)
+    workers = choose_workers(options, is_tiling=True)
     slides = label_slides(slides, options.labels, options.patient_regex)
     slides = scale_slides(slides, options.mpp_csv) if options.mpp_csv else slides
-    slides = options.take_share(slides)
-    masks = [path.absolute() for path in list_masks(options.mask)] if options.mask else []
+    slides, suffix = take_share(slides, options.shard)
+    masks = tuple(path.absolute() for path in list_masks(options.mask)) if options.mask else ()
     make_folder(out)
-    jobs = [
-        TileJob(slide, out.absolute(), tiling, options.force, codec, tuple(masks))
-        for slide in slides
-    ]
+    jobs = [TileJob(slide, out.absolute(), tiling, options.force, codec, masks) for slide in slides]
     parameters = {"tiling": asdict(tiling), "codec": codec.to_json(), "force": options.force}
-    with log_events(out, "tile", len(slides), parameters, options.suffix) as events:
-        batch = run_batch(slides, jobs, workers, listener, events, options.disk_space)
-        write_failures_csv(out, batch.account.outcomes, suffix=options.suffix)
+    with log_events(out, "tile", len(jobs), parameters, suffix) as events:
+        batch = run_batch(jobs, workers, listener, events, DiskSpace(options.min_free))
+        write_failures_csv(out, batch.account.outcomes, suffix=suffix)
         remove_dead_asides(out)
         events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
     return batch.account
@@ -157,21 +114,6 @@ def label_slides(
     return [
         replace(slide, patient_id=find_patient(patient_regex, slide.path.name)) for slide in slides
     ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestOptions:
-    """Options of `wsi ingest`, named like the command's."""
-
-    mpp: float
-    """µm per pixel of the patches."""
-    layout: str = "idc"
-    patient_regex: str | None = None
-    class_names: tuple[str, str] | None = None
-    patch_size: int = 50
-    workers: int | Workers = 0
-    min_free: int = DEFAULT_MIN_FREE
-    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,12 +150,9 @@ def ingest_patches(
         IngestJob(patient, name, out, spec, options.force)
         for name, patient in zip(names, found.patients, strict=True)
     ]
-    slides = [FoundSlide(job.store_name, job.patient.folder) for job in jobs]
-    count = options.workers
+    count, space = options.workers, DiskSpace(options.min_free)
     workers = count if isinstance(count, Workers) else Workers(count=count)
-    batch = run_batch(
-        slides, jobs, workers, listener, None, DiskSpace(options.min_free), noun="patient"
-    )
+    batch = run_batch(jobs, workers, listener, None, space, noun="patient")
     made = [
         job.target
         for job, outcome in zip(jobs, batch.account.outcomes, strict=True)

@@ -10,9 +10,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.core.progress import Listener
-from wsi_pipeline.runs import InferOptions, infer_slides
+from wsi_pipeline.runs.infer import infer_slides
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.slides.selection import FoundSlide
 

@@ -15,9 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import open_predictor
-from wsi_pipeline.runs import InferOptions
 from wsi_pipeline.serve.auth import TokenAuth
 from wsi_pipeline.serve.catalogue import Catalogue, Result, SlideEntry
 from wsi_pipeline.serve.decoding import DecoderPool

@@ -4,10 +4,13 @@ import ipaddress
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.limits import available_cores
-from wsi_pipeline.models.loading import ExternalModelTerms
+from wsi_pipeline.core.options import ServeOptions
+from wsi_pipeline.models.loading import ExternalModelTerms, read_terms
+from wsi_pipeline.runs.workers import choose_workers
 from wsi_pipeline.scheduling import Workers
 
 MIB = 1024 * 1024
@@ -109,3 +112,24 @@ class ServeSettings:
         """Names that the Host header may carry, in lower case and without a port."""
         named = {name.lower() for name in (*self.allowed_hosts, self.host)}
         return frozenset(named | LOOPBACK_NAMES) - {"0.0.0.0", "::"}
+
+
+def read_settings(options: ServeOptions) -> ServeSettings:
+    """Return the settings that options state. Raises ConfigError."""
+    optional: dict[str, Any] = {} if options.has_token else {"token": None}
+    optional |= {} if options.decoders is None else {"decoders": options.decoders}
+    return ServeSettings(
+        results=tuple(options.results),
+        slides=options.slides,
+        model=options.model,
+        terms=read_terms(options),
+        host=options.host,
+        port=options.port,
+        allowed_hosts=tuple(options.allow_host),
+        cors_origins=tuple(options.cors_origin),
+        slide_mpp=options.slide_mpp,
+        device=options.device,
+        workers=choose_workers(options, options.device) if options.model else None,
+        limits=Limits(cache_bytes=options.cache_mb * MIB, upload_bytes=options.max_upload_mb * MIB),
+        **optional,
+    )

@@ -19,6 +19,7 @@ from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.slides.images import read_rgb, read_size
+from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.stages.ingest_layouts import (
     LeftOut,
     PatchEntry,
@@ -66,6 +67,11 @@ class IngestJob:
     def target(self) -> Path:
         """Path of the store."""
         return self.out / f"{self.store_name}{STORE_SUFFIX}"
+
+    @property
+    def slide(self) -> FoundSlide:
+        """The patient, in the place of a slide."""
+        return FoundSlide(self.store_name, self.patient.folder)
 
     @property
     def patch_bytes(self) -> dict[Path, int]:

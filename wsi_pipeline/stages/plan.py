@@ -77,6 +77,11 @@ class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
     """A job that ends in a product."""
 
     @property
+    def slide(self) -> FoundSlide:
+        """The slide, or the patient whose patches are taken in."""
+        ...
+
+    @property
     def target(self) -> Path:
         """Folder of the product."""
         ...

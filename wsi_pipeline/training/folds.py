@@ -11,12 +11,13 @@ import numpy as np
 from wsi_pipeline.core.choices import MODEL_FILE
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.core.training_options import TrainOptions
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.calibrate import ThresholdRule, parse_threshold_rule
-from wsi_pipeline.training.config import TrainConfig, TrainOptions
+from wsi_pipeline.training.config import TrainConfig, read_config, read_split
 from wsi_pipeline.training.data import load_labelled
 from wsi_pipeline.training.metrics import METRIC_NAMES
 from wsi_pipeline.training.run import (
@@ -142,7 +143,7 @@ def train_stores(
     stores: Sequence[Path], out: Path, options: TrainOptions, listener: Listener | None = None
 ) -> Trained | FoldsResult:
     """Train as the options say: once, or once per fold. Raises as `train` does."""
-    config, choice = options.config, options.split_choice
+    config, choice = read_config(options), read_split(options)
     common: dict[str, Any] = {
         "pretrained": options.weights,
         "rule": parse_threshold_rule(options.threshold),
