@@ -25,6 +25,7 @@ READERS: dict[str, ReaderKind] = {
     "image": ReaderKind(images.recognises, images.ImageReader),
 }
 """Asked in this order; the first that recognises a file reads it."""
+LEAVE_TO_AUTO = "leave the choice to --reader auto"
 
 
 def open_slide(
@@ -47,10 +48,7 @@ def open_slide(
             opened = kind.open(path, slide_id if slide_id is not None else path.stem, scale)
             return _check_direct(path, opened) if reader == "tiff" else opened
     if reader != AUTO:
-        raise SlideError(
-            f"{path}: the reader {reader!r} does not know this kind of file; leave the choice to"
-            " --reader auto"
-        )
+        raise SlideError(f"{path}: the reader {reader!r} does not know this kind; {LEAVE_TO_AUTO}")
     raise SlideError(
         f"{path}: not a slide or image that any reader knows; move it out of the folder or"
         " convert it"
@@ -62,8 +60,7 @@ def _check_direct(path: Path, reader: SlideReader) -> SlideReader:
     if isinstance(reader, tiff_reader.TiffReader) and 0 not in reader.direct_levels:
         reader.close()
         raise SlideError(
-            f"{path}: its tiles cannot be decoded as OpenSlide decodes them; leave the choice to"
-            " --reader auto"
+            f"{path}: its tiles cannot be decoded as OpenSlide decodes them; {LEAVE_TO_AUTO}"
         )
     return reader
 
@@ -72,13 +69,8 @@ def describe_reader(reader: SlideReader) -> str:
     """Return the readers of a slide's levels, as text."""
     if not isinstance(reader, tiff_reader.TiffReader):
         return next(name for name, kind in READERS.items() if kind.open is type(reader))
-    direct = [str(level.number) for level in reader.levels if level.number in reader.direct_levels]
-    others = [
-        str(level.number) for level in reader.levels if level.number not in reader.direct_levels
-    ]
-    parts = [
-        f"{name} (level {', '.join(numbers)})"
-        for name, numbers in (("tiff", direct), ("openslide", others))
-        if numbers
-    ]
-    return " and ".join(parts)
+    levels: dict[str, list[str]] = {"tiff": [], "openslide": []}
+    for level in reader.levels:
+        name = "tiff" if level.number in reader.direct_levels else "openslide"
+        levels[name].append(str(level.number))
+    return " and ".join(f"{name} (level {', '.join(of)})" for name, of in levels.items() if of)

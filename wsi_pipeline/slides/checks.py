@@ -10,6 +10,7 @@ from wsi_pipeline.core.errors import SlideError, machine_fault
 from wsi_pipeline.slides.base import check_size
 from wsi_pipeline.slides.tiff_structure import (
     BITS,
+    IMPOSSIBLE,
     MAX_TILES,
     PHOTOMETRIC,
     PLANES,
@@ -113,8 +114,7 @@ def _check_within(page: TiffPage, file_size: int) -> None:
         return
     offsets, counts = page.offsets[page.counts != 0], page.counts[page.counts != 0]
     if (counts < 0).any() or ((counts > MAX_TILE_BYTES).any() and page.is_tiled):
-        most = f"{int(counts.max()):,}"
-        raise BrokenTiff(f"a tile claims {most} bytes, which is impossible; {EXPORT_AGAIN}")
+        raise BrokenTiff(f"a tile claims {int(counts.max()):,} bytes, {IMPOSSIBLE}")
     if (offsets < 0).any():
         raise BrokenTiff(f"truncated: a tile claims to lie beyond byte 2⁶³; {EXPORT_AGAIN}")
     beyond = offsets > file_size - counts

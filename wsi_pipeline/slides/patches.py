@@ -8,10 +8,9 @@ than decoding a third of the block; memory that was used before costs nothing.
 import threading
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from functools import cached_property
 from itertools import pairwise
 from math import prod
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import Grid, block_slice, macro_tile_codes
 from wsi_pipeline.core.slide import PatchBlock, SlideInfo
-from wsi_pipeline.slides.base import Level, SlideReader, choose_level
+from wsi_pipeline.slides.base import Box, Boxes, Level, SlideReader, choose_level
 from wsi_pipeline.slides.scaling import ScaledView
 
 
@@ -33,24 +32,23 @@ class Cut(NamedTuple):
     stride: int
 
     @property
-    def box(self) -> tuple[int, int, int, int]:
-        """The rectangle around all of them, as x, y, width, height."""
+    def box(self) -> Box:
+        """The rectangle around all of them."""
         first, last = self.positions.min(axis=0), self.positions.max(axis=0)
         top, left = (int(place) * self.stride for place in first)
         height, width = (int(extent) * self.stride + self.side for extent in last - first)
         return self.x + left, self.y + top, width, height
 
     @property
-    def boxes(self) -> NDArray[np.int64]:
-        """Their boxes, (b, 4) as x, y, width, height."""
+    def boxes(self) -> Boxes:
+        """Their boxes, (b, 4)."""
         corners = self.positions[:, ::-1].astype(np.int64) * self.stride + [self.x, self.y]
         return np.concatenate([corners, np.full_like(corners, self.side)], axis=1)
 
     @property
     def is_full(self) -> bool:
-        """True they fill the rectangle around them."""
-        first, last = self.positions.min(axis=0), self.positions.max(axis=0)
-        rows, cols = last - first + 1
+        """True where they fill the rectangle around them."""
+        rows, cols = np.ptp(self.positions, axis=0) + 1
         return len(self.positions) == int(rows) * int(cols)
 
 
@@ -78,15 +76,15 @@ def cut_region(region: NDArray[np.uint8], cut: Cut, pixels: NDArray[np.uint8]) -
     )
     rows_of_pixels = pixels.reshape(count, side, side * 3).view(item)[..., 0]
     positions = cut.positions - cut.positions.min(axis=0)
-    for start, stop in _runs(positions):
+    is_break = (np.diff(positions[:, 0]) != 0) | (np.diff(positions[:, 1]) != 1)
+    for start, stop in _runs(is_break):  # neighbours, from left to right
         row, col = positions[start]
         rows_of_pixels[start:stop] = windows[row, col : col + stop - start]
 
 
-def _runs(positions: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
-    """Yield runs of positions that follow one another from left to right, as (start, stop)."""
-    is_break = (np.diff(positions[:, 0]) != 0) | (np.diff(positions[:, 1]) != 1)
-    yield from pairwise([0, *(np.flatnonzero(is_break) + 1).tolist(), len(positions)])
+def _runs(is_break: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of the runs of n + 1 things between n possible breaks."""
+    yield from pairwise([0, *(np.flatnonzero(is_break) + 1).tolist(), len(is_break) + 1])
 
 
 class Overlap(NamedTuple):
@@ -109,16 +107,10 @@ class TileCutter:
         self._item = np.dtype((np.void, cut.side * 3))
         self._whole_rows = self._rows.view(self._item)[..., 0]  # (b, side)
         self._known: dict[tuple[int, int], list[Overlap]] = {}
-
-    @cached_property
-    def _places(self) -> list[list[int]]:
+        places = np.full(np.ptp(cut.positions, axis=0) + 1, -1, dtype=np.int64)
+        places[tuple((cut.positions - self._first).T)] = np.arange(len(cut.positions))
+        self._places: list[list[int]] = places.tolist()
         """Number of the patch at each position of the rectangle, -1 where none is wanted."""
-        rows, cols = self._cut.positions.max(axis=0) - self._first + 1
-        places = np.full((rows, cols), -1, dtype=np.int64)
-        row, col = (self._cut.positions - self._first).T
-        places[row, col] = np.arange(len(self._cut.positions))
-        listed: list[list[int]] = places.tolist()
-        return listed
 
     def take(self, tile: NDArray[np.uint8], left: int, top: int) -> None:
         """Copy the patches' part of a tile, RGB (height, width, 3) at (left, top) of the level."""
@@ -131,9 +123,8 @@ class TileCutter:
         for row in rows:
             places = self._places[row.position]
             if whole:
-                self._take_whole(
-                    tile, row, whole[0], places[whole[0].position : whole[-1].position + 1]
-                )
+                wanted = places[whole[0].position : whole[-1].position + 1]
+                self._take_whole(tile, row, whole[0], wanted)
             for col in parts:
                 place = places[col.position]
                 if place >= 0:
@@ -144,26 +135,21 @@ class TileCutter:
 
         `start` counts from position 0; many tiles have the same overlaps.
         """
-        if (axis, start) not in self._known:
-            first, last = int(self._first[axis]), int(self._cut.positions[:, axis].max())
-            side, stride = self._cut.side, self._cut.stride
-            overlaps = []
-            for position in range(
-                max(first, -((side - 1 - start) // stride)),
-                min(last, (start + length - 1) // stride) + 1,
-            ):
-                begin, end = (
-                    max(position * stride, start),
-                    min(position * stride + side, start + length),
+        if (axis, start) in self._known:
+            return self._known[axis, start]
+        first, last = int(self._first[axis]), int(self._cut.positions[:, axis].max())
+        side, stride = self._cut.side, self._cut.stride
+        lowest = max(first, -((side - 1 - start) // stride))
+        overlaps = []
+        for position in range(lowest, min(last, (start + length - 1) // stride) + 1):
+            corner = position * stride
+            begin, end = max(corner, start), min(corner + side, start + length)
+            if begin < end:  # else the tile lies in a gap between patches
+                overlaps.append(
+                    Overlap(position - first, begin - start, begin - corner, end - begin)
                 )
-                if begin < end:  # else the tile lies in a gap between patches
-                    overlaps.append(
-                        Overlap(
-                            position - first, begin - start, begin - position * stride, end - begin
-                        )
-                    )
-            self._known[axis, start] = overlaps
-        return self._known[axis, start]
+        self._known[axis, start] = overlaps
+        return overlaps
 
     def _take_whole(
         self, tile: NDArray[np.uint8], row: Overlap, col: Overlap, places: Sequence[int]
@@ -179,19 +165,15 @@ class TileCutter:
         )
         into = slice(row.patch_start, row.patch_start + row.length)
         for start, stop in _runs_of(places):
-            self._whole_rows[places[start] : places[start] + stop - start, into] = windows[
-                start:stop
-            ]
+            patches = slice(places[start], places[start] + stop - start)
+            self._whole_rows[patches, into] = windows[start:stop]
 
     def _take_part(self, lines: NDArray[np.uint8], row: Overlap, col: Overlap, place: int) -> None:
-        self._rows[
-            place,
-            row.patch_start : row.patch_start + row.length,
-            col.patch_start * 3 : (col.patch_start + col.length) * 3,
-        ] = lines[
-            row.tile_start : row.tile_start + row.length,
-            col.tile_start * 3 : (col.tile_start + col.length) * 3,
-        ]
+        into_rows = slice(row.patch_start, row.patch_start + row.length)
+        into_cols = slice(col.patch_start * 3, (col.patch_start + col.length) * 3)
+        part = lines[row.tile_start : row.tile_start + row.length]
+        part = part[:, col.tile_start * 3 : (col.tile_start + col.length) * 3]
+        self._rows[place, into_rows, into_cols] = part
 
 
 def _runs_of(places: Sequence[int]) -> list[tuple[int, int]]:
@@ -237,8 +219,7 @@ class SlidePatches:
         """Return the pixels of a block; unreadable patches are white and flagged."""
         positions = self.positions[block_slice(block, self.block_size, len(self.positions))]
         codes = macro_tile_codes(positions, self._macro_tiles)
-        # Macro-tile by macro-tile, and in each from top left to bottom right: a reader copies runs
-        # of neighbours at once.
+        # By macro-tiles, in each from top left to bottom right: a reader copies runs of neighbours.
         order = np.lexsort((positions[:, 1], positions[:, 0], codes))
         if (order[1:] > order[:-1]).all():
             return self._read_in_order(positions, codes)
@@ -251,8 +232,7 @@ class SlidePatches:
         pixels = BUFFERS.take((len(positions), side, side, 3))
         readable = np.ones(len(positions), dtype=np.bool_)
         fallbacks_before = self._reader.fallbacks
-        edges = [0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist(), len(positions)]
-        for start, stop in pairwise(edges if len(positions) else []):
+        for start, stop in _runs(codes[1:] != codes[:-1]) if len(positions) else ():
             try:
                 self._read_together(positions[start:stop], pixels[start:stop])
             except SlideError:
@@ -302,15 +282,13 @@ def macro_tiles_per_patch(view: ScaledView, grid: Grid) -> tuple[Fraction, Fract
 class PixelBuffers:
     """Arrays whose memory is used again when the last of their views is gone; thread-safe."""
 
-    def __init__(self, kept: int = KEPT) -> None:
-        self._kept = kept
+    def __init__(self) -> None:
         self._free: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Return an array of that shape; its content is arbitrary, as of `numpy.empty`."""
-        size = prod(shape)
-        return np.asarray(_Lease(self, self._find(size), shape))
+        return np.asarray(_Lease(self, self._find(prod(shape)), shape))
 
     def _find(self, size: int) -> NDArray[np.uint8]:
         with self._lock:
@@ -323,7 +301,7 @@ class PixelBuffers:
         """Keep a buffer for the next one who needs its size; the one that waited longest goes."""
         with self._lock:
             self._free.append(buffer)
-            del self._free[: -self._kept]
+            del self._free[:-KEPT]
 
 
 class _Lease:
@@ -334,12 +312,8 @@ class _Lease:
     ) -> None:
         self._owner = owner
         self._buffer = buffer
-        self.__array_interface__: dict[str, Any] = {
-            "shape": shape,
-            "typestr": "|u1",
-            "data": (buffer.ctypes.data, False),
-            "version": 3,
-        }
+        place = buffer.ctypes.data, False
+        self.__array_interface__ = {"shape": shape, "typestr": "|u1", "data": place, "version": 3}
 
     def __del__(self) -> None:
         self._owner.give_back(self._buffer)

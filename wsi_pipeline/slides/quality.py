@@ -7,7 +7,7 @@ patch of 12.5 µm may be smooth and in focus.
 """
 
 import math
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,14 +59,11 @@ class QualityParameters:
     def __post_init__(self) -> None:
         if not 0 <= self.max_pen <= 1:
             raise ConfigError(f"max_pen is {self.max_pen}; it must lie between 0 and 1")
-        if self.min_sharpness is not None and not (
-            math.isfinite(self.min_sharpness) and self.min_sharpness > 0
-        ):
+        if self.min_sharpness is not None and not 0 < self.min_sharpness < math.inf:
             raise ConfigError(f"min_sharpness is {self.min_sharpness}; it must be above 0")
         if unknown := set(self.drop) - set(QUALITY_FLAGS):
-            raise ConfigError(
-                f"there is no flag {sorted(unknown)[0]!r}; flags are {', '.join(QUALITY_FLAGS)}"
-            )
+            flags = ", ".join(QUALITY_FLAGS)
+            raise ConfigError(f"there is no flag {min(unknown)!r}; flags are {flags}")
         if "blur" in self.drop and self.min_sharpness is None:
             raise ConfigError(
                 "blurred patches can only be left out where sharpness is measured; give"
@@ -86,22 +83,23 @@ def find_pen(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
         for low, high, least in INKS:
             is_hue = ((hue >= low) & (hue < high)) | (hue < high - 1)
             mask[top : top + PIECE_PX] |= is_hue & (saturation >= least) & (value >= MIN_INK_VALUE)
-    cleaned: NDArray[np.bool_] = remove_small_objects(mask, max_size=int(MIN_INK_UM2 / mpp**2))
-    return cleaned
-
-
-ReadRegion = Callable[[int, int, int, int], NDArray[np.uint8]]
-"""RGB (height, width, 3) of x, y, width, height at the scale of sharpness."""
+    return np.asarray(remove_small_objects(mask, max_size=int(MIN_INK_UM2 / mpp**2)))
 
 
 def measure_sharpness(
-    read: ReadRegion, size: tuple[int, int], boxes: NDArray[np.float64], mpp: float
+    reader: SlideReader, grid: Grid, positions: NDArray[np.int32]
 ) -> NDArray[np.float32]:
-    """Return the variance of the Laplacian around every box (n, 4: x, y, width, height).
+    """Return the variance of the Laplacian around every patch, (n,); NaN: it could not be read.
 
-    The image has `size` and `mpp` µm/px. NaN where nothing could be read. Pieces without a box are
-    not read, and one piece is in memory at a time.
+    Pieces of the slide without a patch are not read, and one piece is in memory at a time.
     """
+    slide = reader.info
+    mpp = max(SHARPNESS_MPP, slide.mpp)
+    downsample = downsample_between(slide.mpp, mpp)
+    x, y, *extent_l0 = slide.bounds_l0
+    view = ScaledView(reader, choose_level(reader.levels, downsample), downsample, (x, y))
+    boxes = (positions_to_boxes_l0(positions, grid) - [x, y, 0, 0]) / float(downsample)
+    size = [max(1, math.floor(extent / downsample)) for extent in extent_l0]
     windows = _windows(boxes, size, MIN_WINDOW_UM / mpp)
     sharpness = np.full(len(boxes), np.nan, dtype=np.float32)
     centres = (boxes[:, :2] + boxes[:, 2:] / 2) // PIECE_PX
@@ -110,19 +108,13 @@ def measure_sharpness(
         members = np.flatnonzero(owner.ravel() == piece)
         x0, y0 = windows[members, :2].min(axis=0).tolist()
         x1, y1 = windows[members, 2:].max(axis=0).tolist()
-        try:
-            image = read(x0, y0, x1 - x0, y1 - y0)
-        except SlideError:
-            continue
-        sharpness[members] = _variances(
-            laplace(rgb2gray(image) * 255), windows[members] - [x0, y0, x0, y0]
-        )
+        with suppress(SlideError):
+            edges = laplace(rgb2gray(view.read(x0, y0, x1 - x0, y1 - y0)) * 255)
+            sharpness[members] = _variances(edges, windows[members] - [x0, y0, x0, y0])
     return sharpness
 
 
-def _windows(
-    boxes: NDArray[np.float64], size: tuple[int, int], least_px: float
-) -> NDArray[np.int64]:
+def _windows(boxes: NDArray[np.float64], size: list[int], least_px: float) -> NDArray[np.int64]:
     """Return the boxes as (n, 4) x0, y0, x1, y1, at least `least_px` wide, within the image."""
     centre, extent = boxes[:, :2] + boxes[:, 2:] / 2, np.maximum(boxes[:, 2:], least_px)
     low = np.clip(np.floor(centre - extent / 2), 0, np.array(size) - 1)
@@ -135,35 +127,11 @@ def _variances(values: NDArray[np.float64], windows: NDArray[np.int64]) -> NDArr
     count = (x1 - x0) * (y1 - y0)
 
     def mean(of: NDArray[np.float64]) -> NDArray[np.float64]:
-        integral = np.zeros((of.shape[0] + 1, of.shape[1] + 1))
-        integral[1:, 1:] = of.cumsum(axis=0).cumsum(axis=1)
-        total: NDArray[np.float64] = (
-            integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
-        )
-        average: NDArray[np.float64] = total / count
-        return average
+        integral = np.pad(of.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+        total = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
+        return np.asarray(total / count)
 
-    variances: NDArray[np.float64] = np.maximum(mean(values**2) - mean(values) ** 2, 0)
-    return variances
-
-
-def judge(
-    pen: NDArray[np.float32], sharpness: NDArray[np.float32], parameters: QualityParameters
-) -> PatchQuality:
-    """Return the flags of patches by share of ink, (n,), and sharpness, (n,), NaN: unknown."""
-    flags = np.where(pen > parameters.max_pen, QUALITY_FLAGS["pen"], 0)
-    if parameters.min_sharpness is not None:
-        flags |= np.where(sharpness < parameters.min_sharpness, QUALITY_FLAGS["blur"], 0)
-    return PatchQuality(
-        pen.astype(np.float32), sharpness.astype(np.float32), flags.astype(np.uint8)
-    )
-
-
-def is_kept(quality: PatchQuality, parameters: QualityParameters) -> NDArray[np.bool_]:
-    """Return the patches without a flag that is to be dropped, bool (n,)."""
-    dropped = sum(QUALITY_FLAGS[name] for name in parameters.drop)
-    kept: NDArray[np.bool_] = (quality.flags & np.uint8(dropped)) == 0
-    return kept
+    return np.maximum(mean(values**2) - mean(values) ** 2, 0)
 
 
 def flag_patches(
@@ -175,27 +143,13 @@ def flag_patches(
 ) -> tuple[NDArray[np.int32], PatchQuality]:
     """Return the positions that are kept, and the quality of their patches."""
     mpp = reader.info.mpp * float(thumbnail.downsample)
-    pen = tissue_fraction(find_pen(thumbnail.pixels, mpp), thumbnail, grid)[
-        positions[:, 0], positions[:, 1]
-    ]
+    ink = tissue_fraction(find_pen(thumbnail.pixels, mpp), thumbnail, grid)
+    pen = ink[positions[:, 0], positions[:, 1]]
+    flags = np.where(pen > parameters.max_pen, np.uint8(QUALITY_FLAGS["pen"]), np.uint8(0))
     sharpness = np.full(len(positions), np.nan, dtype=np.float32)
     if parameters.min_sharpness is not None and len(positions):
-        sharpness = _measure_patches(reader, grid, positions)
-    quality = judge(pen, sharpness, parameters)
-    kept = is_kept(quality, parameters)
-    return positions[kept], PatchQuality(
-        quality.pen_fraction[kept], quality.sharpness[kept], quality.flags[kept]
-    )
-
-
-def _measure_patches(
-    reader: SlideReader, grid: Grid, positions: NDArray[np.int32]
-) -> NDArray[np.float32]:
-    slide = reader.info
-    mpp = max(SHARPNESS_MPP, slide.mpp)
-    downsample = downsample_between(slide.mpp, mpp)
-    x, y, width, height = slide.bounds_l0
-    view = ScaledView(reader, choose_level(reader.levels, downsample), downsample, (x, y))
-    boxes = (positions_to_boxes_l0(positions, grid) - [x, y, 0, 0]) / float(downsample)
-    size = (max(1, math.floor(width / downsample)), max(1, math.floor(height / downsample)))
-    return measure_sharpness(view.read, size, boxes, mpp)
+        sharpness = measure_sharpness(reader, grid, positions)
+        flags[sharpness < parameters.min_sharpness] |= np.uint8(QUALITY_FLAGS["blur"])
+    dropped = np.uint8(sum(QUALITY_FLAGS[name] for name in parameters.drop))
+    kept = flags & dropped == 0
+    return positions[kept], PatchQuality(pen[kept], sharpness[kept], flags[kept])

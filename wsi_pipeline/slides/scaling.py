@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import downsample_between
 from wsi_pipeline.core.slide import Thumbnail
-from wsi_pipeline.slides.base import Level, SlideReader, choose_level
+from wsi_pipeline.slides.base import Box, Boxes, Level, SlideReader, choose_level
 
 MAX_STEP_DENOMINATOR = 4096
 MAX_ORIGIN_DENOMINATOR = 16
@@ -67,22 +67,21 @@ class ScaledView(NamedTuple):
         return int(corner[0]), int(corner[1])
 
     def read(
-        self, x: int, y: int, width: int, height: int, only: NDArray[np.int64] | None = None
+        self, x: int, y: int, width: int, height: int, only: Boxes | None = None
     ) -> NDArray[np.uint8]:
-        """RGB (height, width, 3) at (x, y) in the view's pixels. Raises SlideError.
+        """Return RGB (height, width, 3) at (x, y) in the view's pixels. Raises SlideError.
 
-        Where `only` names boxes, (n, 4) as x, y, width, height in the view's pixels, what lies
-        outside all of them need not be read.
+        Pixels outside all boxes of `only` need not be read.
         """
         x_edges = self._edges(self.origin_xy_l0[0], x, width)
         y_edges = self._edges(self.origin_xy_l0[1], y, height)
         parts = None if only is None else self._boxes_on_level(only, (x, y), x_edges, y_edges)
-        source = self._read_level(x_edges.first, y_edges.first, x_edges.stop, y_edges.stop, parts)
-        return average_areas(source, _relative(y_edges), _relative(x_edges))
+        source = self._read_level(x_edges, y_edges, parts)
+        return average_areas(source, y_edges, x_edges)
 
     def _boxes_on_level(
-        self, boxes: NDArray[np.int64], corner: tuple[int, int], x_edges: Edges, y_edges: Edges
-    ) -> NDArray[np.int64] | None:
+        self, boxes: Boxes, corner: tuple[int, int], x_edges: Edges, y_edges: Edges
+    ) -> Boxes | None:
         """Return the level's pixels under boxes of the view; None where some lie beyond the level.
 
         There the last row or column is repeated.
@@ -100,36 +99,30 @@ class ScaledView(NamedTuple):
 
     def _edges(self, origin_l0: int, start: int, count: int) -> Edges:
         step = self.reduction.limit_denominator(MAX_STEP_DENOMINATOR)
-        origin = (Fraction(origin_l0) / self.level.downsample).limit_denominator(
-            MAX_ORIGIN_DENOMINATOR
-        )
+        origin = Fraction(origin_l0) / self.level.downsample
+        origin = origin.limit_denominator(MAX_ORIGIN_DENOMINATOR)
         unit = math.lcm(step.denominator, origin.denominator)
         places = np.arange(start, start + count + 1, dtype=np.int64)
         return Edges(int(origin * unit) + places * int(step * unit), unit)
 
-    def _read_level(
-        self, x0: int, y0: int, x1: int, y1: int, only: NDArray[np.int64] | None
-    ) -> NDArray[np.uint8]:
-        """Return level pixels x0…x1, y0…y1; beyond the level, the last ones are repeated."""
-        width, height = self.level.size
-        x_stop, y_stop = min(x1, width), min(y1, height)
-        x_start, y_start = min(x0, x_stop - 1), min(y0, y_stop - 1)
-        pixels = self.reader.read(
-            self.level, x_start, y_start, x_stop - x_start, y_stop - y_start, only
-        )
-        if (x_start, y_start, x_stop, y_stop) == (x0, y0, x1, y1):
+    def _read_level(self, x_edges: Edges, y_edges: Edges, only: Boxes | None) -> NDArray[np.uint8]:
+        """Return the level's pixels that are touched; beyond it, the last ones are repeated."""
+        x0, x1, y0, y1 = x_edges.first, x_edges.stop, y_edges.first, y_edges.stop
+        x_stop, y_stop = min(x1, self.level.size[0]), min(y1, self.level.size[1])
+        x, y = min(x0, x_stop - 1), min(y0, y_stop - 1)
+        pixels = self.reader.read(self.level, x, y, x_stop - x, y_stop - y, only)
+        if (x, y, x_stop, y_stop) == (x0, y0, x1, y1):
             return pixels
-        rows = np.clip(np.arange(y0, y1) - y_start, 0, y_stop - y_start - 1)
-        cols = np.clip(np.arange(x0, x1) - x_start, 0, x_stop - x_start - 1)
+        rows = np.clip(np.arange(y0, y1) - y, 0, y_stop - y - 1)
+        cols = np.clip(np.arange(x0, x1) - x, 0, x_stop - x - 1)
         return pixels[np.ix_(rows, cols)]
 
 
-def _relative(edges: Edges) -> Edges:
-    return Edges(edges.values - edges.first * edges.unit, edges.unit)
-
-
 def average_areas(pixels: NDArray[np.uint8], y_edges: Edges, x_edges: Edges) -> NDArray[np.uint8]:
-    """Area means of (h, w, 3) between the edges, rounded to the nearest integer, halves up."""
+    """Return area means of (h, w, 3) between the edges, to the nearest integer, halves up.
+
+    The first pixel of `pixels` is the first that the edges touch.
+    """
     y_step, x_step = _whole_step(y_edges), _whole_step(x_edges)
     if y_step == x_step == 1:
         return pixels
@@ -155,13 +148,7 @@ def _average_whole(pixels: NDArray[np.uint8], y_step: int, x_step: int) -> NDArr
     area = y_step * x_step
     # Sums of slices, in the smallest type that holds twice the largest sum: a reshape and a sum
     # over axes takes five times as long.
-    dtype = np.dtype(
-        np.uint16
-        if 2 * 255 * area + area < 2**16
-        else np.uint32
-        if 2 * 255 * area + area < 2**32
-        else np.uint64
-    )
+    dtype = np.min_scalar_type(2 * 255 * area + area)
     columns = _sum_slices(cut, y_step, dtype)
     total = np.swapaxes(_sum_slices(np.swapaxes(columns, 0, 1), x_step, dtype), 0, 1)
     total *= dtype.type(2)
@@ -180,7 +167,7 @@ def _sum_slices(values: NDArray[Any], step: int, dtype: np.dtype[Any]) -> NDArra
 
 def _sum_between(values: NDArray[np.int64], edges: Edges) -> NDArray[np.int64]:
     """Return integrals of `values` along axis 0 between edges, in units of 1/unit of a pixel."""
-    whole, rest = np.divmod(edges.values, edges.unit)
+    whole, rest = np.divmod(edges.values - edges.first * edges.unit, edges.unit)
     zero = np.zeros((1, *values.shape[1:]), dtype=np.int64)
     before = np.concatenate([zero, np.cumsum(values, axis=0)])
     under = np.concatenate([values, zero])
@@ -214,33 +201,25 @@ def read_thumbnail(reader: SlideReader, mpp: float) -> ThumbnailRead:
     finest = max(mpp, reader.info.mpp, reader.info.mpp * max(width_l0, height_l0) / MAX_SIDE_PX)
     downsample = downsample_between(reader.info.mpp, finest)
     # Rounded up, so that no patch at the right or bottom edge reaches beyond the thumbnail.
-    width = math.ceil(width_l0 / downsample)
-    height = math.ceil(height_l0 / downsample)
+    width, height = math.ceil(width_l0 / downsample), math.ceil(height_l0 / downsample)
     view = ScaledView(reader, choose_level(reader.levels, downsample), downsample, (x0, y0))
     pixels = np.full((height, width, 3), 255, dtype=np.uint8)
     unreadable = np.zeros((height, width), dtype=np.bool_)
     piece = max(1, int(PIECE_LEVEL_PX / view.reduction))
-    faults = [
-        fault
-        for box in _pieces(width, height, piece)
-        if (fault := _read_piece(view, box, pixels, unreadable))
-    ]
-    if unreadable.all():
+    faults = [_read_piece(view, box, pixels, unreadable) for box in _pieces(width, height, piece)]
+    if unreadable.all() and faults[0] is not None:
         raise faults[0]
     return ThumbnailRead(Thumbnail(pixels, downsample, (x0, y0)), unreadable)
 
 
-def _pieces(width: int, height: int, side: int) -> Iterator[tuple[int, int, int, int]]:
+def _pieces(width: int, height: int, side: int) -> Iterator[Box]:
     for y in range(0, height, side):
         for x in range(0, width, side):
             yield x, y, min(side, width - x), min(side, height - y)
 
 
 def _read_piece(
-    view: ScaledView,
-    box: tuple[int, int, int, int],
-    pixels: NDArray[np.uint8],
-    unreadable: NDArray[np.bool_],
+    view: ScaledView, box: Box, pixels: NDArray[np.uint8], unreadable: NDArray[np.bool_]
 ) -> SlideError | None:
     """Fill one piece; where it cannot be decoded, its quarters, down to a smallest size."""
     x, y, width, height = box

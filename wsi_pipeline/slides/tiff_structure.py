@@ -37,33 +37,17 @@ IMAGE_DEPTH, TILE_DEPTH = 32997, 32998
 NDPI = 65420
 """The tag by which Hamamatsu's files are known, whose offsets have 64 bits in a TIFF of 32."""
 
-NUMBERS = frozenset(
-    (
-        *(WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES),
-        *(ROWS_PER_STRIP, PLANES, PREDICTOR, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT),
-        *(IMAGE_DEPTH, TILE_DEPTH),
-    )
-)
-TABLES = frozenset(
-    {STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, OLD_JPEG_OFFSET, OLD_JPEG_COUNT}
-)
+NUMBERS = {WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES}
+NUMBERS |= {ROWS_PER_STRIP, PLANES, PREDICTOR, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT}
+NUMBERS |= {IMAGE_DEPTH, TILE_DEPTH}
+TABLES = {STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, OLD_JPEG_OFFSET, OLD_JPEG_COUNT}
 KNOWN = NUMBERS | TABLES | {DESCRIPTION, SUB_IFDS, JPEG_TABLES, NDPI}
 
-TYPES = {
-    1: "u1",
-    3: "u2",
-    4: "u4",
-    6: "i1",
-    7: "u1",
-    8: "i2",
-    9: "i4",
-    13: "u4",
-    16: "u8",
-    17: "i8",
-    18: "u8",
-}
+TYPES = dict(zip((1, 3, 4, 6, 7, 8), ("u1", "u2", "u4", "i1", "u1", "i2"), strict=True))
+TYPES |= dict(zip((9, 13, 16, 17, 18), ("i4", "u4", "u8", "i8", "u8"), strict=True))
 """NumPy's names of TIFF's kinds of whole numbers, without the byte order."""
 TEXT = 2
+IMPOSSIBLE = "which is impossible; copy or export it again"
 
 
 class BrokenTiff(Exception):
@@ -107,7 +91,7 @@ class TiffPage:
 
     @property
     def is_tiled(self) -> bool:
-        """True the image is stored in tiles and not in strips."""
+        """True where the image is stored in tiles and not in strips."""
         return TILE_WIDTH in self.numbers or TILE_LENGTH in self.numbers
 
     @property
@@ -147,11 +131,8 @@ class _Walk:
 
     def pages(self) -> Iterator[TiffPage]:
         """Yield every image, those that hang on another one after it."""
-        start = (
-            self._unpack("Q", self._read(8, 8))
-            if self._is_big
-            else self._unpack("I", self._read(4, 4))
-        )
+        place, form = (8, "Q") if self._is_big else (4, "I")
+        start = self._unpack(form, self._read(place, struct.calcsize("<" + form)))
         waiting = [(self._find_ndpi(start), False)]
         while waiting:
             place, is_sub = waiting.pop()
@@ -172,10 +153,8 @@ class _Walk:
         count = min(self._unpack("H", self._read(long_start, 2)), MAX_ENTRIES)
         if long_start + 2 + count * 12 + 8 > self.size:
             return start
-        codes = [
-            code for code, *_ in struct.iter_unpack("<HHII", self._read(long_start + 2, count * 12))
-        ]
-        self._is_ndpi = NDPI in codes
+        content = self._read(long_start + 2, count * 12)
+        self._is_ndpi = any(code == NDPI for code, *_ in struct.iter_unpack("<HHII", content))
         return long_start if self._is_ndpi else start
 
     def _read_entries(self, place: int) -> tuple[dict[int, Entry], int]:
@@ -184,17 +163,12 @@ class _Walk:
             raise BrokenTiff("its images go round in a circle; export it again")
         self._visited.add(place)
         if len(self._visited) > MAX_PAGES:
-            raise BrokenTiff(
-                f"has more than {MAX_PAGES:,} images, which no slide has; export it again"
-            )
+            raise BrokenTiff(f"has more than {MAX_PAGES:,} images, {IMPOSSIBLE}")
         wide, form, length = ("Q", "HHQ8s", 20) if self._is_big else ("H", "HHI4s", 12)
         head = struct.calcsize(wide)
         count = self._unpack(wide, self._read(place, head))
         if not 0 < count <= MAX_ENTRIES:
-            raise BrokenTiff(
-                f"image at byte {place} has {count:,} tags, which is impossible; copy or export it"
-                " again"
-            )
+            raise BrokenTiff(f"image at byte {place} has {count:,} tags, {IMPOSSIBLE}")
         entries: dict[int, Entry] = {}
         content = self._read(place + head, count * length)
         for index, (code, kind, values, inline) in enumerate(
@@ -202,44 +176,31 @@ class _Walk:
         ):
             if code in KNOWN and code not in entries:
                 at = place + head + (index + 1) * length - len(inline)
-                entries[code] = self._entry(code, kind, values, inline, at)
+                entries[code] = self._entry(kind, values, inline, at)
         end = place + head + count * length
         is_long = self._is_big or self._is_ndpi
         return entries, self._unpack("Q" if is_long else "I", self._read(end, 8 if is_long else 4))
 
-    def _entry(self, code: int, kind: int, count: int, inline: bytes, at: int) -> Entry:
+    def _entry(self, kind: int, count: int, inline: bytes, at: int) -> Entry:
         width = 1 if kind == TEXT else np.dtype(TYPES[kind]).itemsize if kind in TYPES else 0
         is_inline = count * width <= len(inline)
-        return Entry(
-            kind,
-            count,
-            at if is_inline else self._unpack("Q" if self._is_big else "I", inline),
-            is_inline,
-        )
+        place = at if is_inline else self._unpack("Q" if self._is_big else "I", inline)
+        return Entry(kind, count, place, is_inline)
 
     def _page(self, place: int, is_sub: bool, entries: dict[int, Entry]) -> TiffPage:
-        for code, entry in entries.items():
-            if (
-                code == DESCRIPTION
-                and entry.kind == TEXT
-                and entry.place + entry.length > self.size
-            ):
-                raise BrokenTiff(
-                    f"truncated: tag {code} ends at byte {entry.place + entry.length} of a file of"
-                    f" {self.size}; copy it again"
-                )
+        description = entries.get(DESCRIPTION)
+        if description is not None and description.kind == TEXT:
+            self._check_end(DESCRIPTION, description.place + description.length)
         numbers = {
             code: values for code in NUMBERS if (values := self._values(entries, code, MAX_VALUES))
         }
         is_tiled = TILE_OFFSETS in entries
-        old = OLD_JPEG_OFFSET in entries and STRIP_OFFSETS not in entries
-        names = (
-            (TILE_OFFSETS, TILE_COUNTS)
-            if is_tiled
-            else (OLD_JPEG_OFFSET, OLD_JPEG_COUNT)
-            if old
-            else (STRIP_OFFSETS, STRIP_COUNTS)
-        )
+        if is_tiled:
+            names = TILE_OFFSETS, TILE_COUNTS
+        elif OLD_JPEG_OFFSET in entries and STRIP_OFFSETS not in entries:
+            names = OLD_JPEG_OFFSET, OLD_JPEG_COUNT
+        else:
+            names = STRIP_OFFSETS, STRIP_COUNTS
         offsets, counts = (self._table(entries, name) for name in names)
         if self._is_ndpi and len(offsets) == 1:
             offsets = self._widen(place, entries[names[0]], offsets)
@@ -250,10 +211,8 @@ class _Walk:
                 f"lists {len(offsets):,} tiles but {len(counts):,} lengths of tiles; copy or export"
                 " it again"
             )
-        jpeg_tables = (
-            self._values_of(entries, JPEG_TABLES, MAX_JPEG_TABLES).astype("u1").tobytes() or None
-        )
-        return TiffPage(place, is_sub, numbers, offsets, counts, jpeg_tables)
+        tables = self._values_of(entries, JPEG_TABLES, MAX_JPEG_TABLES).astype("u1").tobytes()
+        return TiffPage(place, is_sub, numbers, offsets, counts, tables or None)
 
     def _widen(self, place: int, entry: Entry, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the offset of Hamamatsu's strip; its upper half follows the next image's."""
@@ -279,30 +238,25 @@ class _Walk:
         if entry is None or entry.kind not in TYPES:
             return np.empty(0, np.int64)
         if entry.length > most:
-            raise BrokenTiff(
-                f"tag {code} claims {entry.length:,} values, which is impossible; copy or export it"
-                " again"
-            )
+            raise BrokenTiff(f"tag {code} claims {entry.length:,} values, {IMPOSSIBLE}")
         form = np.dtype(self._order + TYPES[entry.kind])
-        end = entry.place + entry.length * form.itemsize
+        self._check_end(code, entry.place + entry.length * form.itemsize)
+        return np.frombuffer(self._read(entry.place, entry.length * form.itemsize), form)
+
+    def _check_end(self, code: int, end: int) -> None:
         if end > self.size:
             raise BrokenTiff(
                 f"truncated: tag {code} ends at byte {end} of a file of {self.size}; copy it again"
             )
-        return np.frombuffer(self._read(entry.place, entry.length * form.itemsize), form)
 
     def _unpack(self, form: str, content: bytes) -> int:
         return int(struct.unpack(self._order + form, content)[0])
 
     def _read(self, place: int, count: int) -> bytes:
-        # No seek beyond what an offset may hold, and a file that has become shorter meanwhile is
-        # one that was cut.
-        content = (
-            b"" if place < 0 or place + count > self.size else os.pread(self._file, count, place)
-        )
+        # No seek beyond what an offset may hold; a file that became shorter meanwhile was cut.
+        is_within = place >= 0 and place + count <= self.size
+        content = os.pread(self._file, count, place) if is_within else b""
         if len(content) != count:
-            raise BrokenTiff(
-                f"truncated: goes on to byte {place + count} of a file of {self.size}; copy it"
-                " again"
-            )
+            end = f"byte {place + count} of a file of {self.size}"
+            raise BrokenTiff(f"truncated: goes on to {end}; copy it again")
         return content

@@ -72,11 +72,8 @@ def can_decode(form: TileFormat) -> bool:
     """Return whether tiles of this format come out exactly as OpenSlide gives them."""
     if form.compression == JPEG:
         return form.photometric in (RGB, YCBCR)
-    return (
-        form.compression in DECODERS
-        and form.photometric == RGB
-        and form.predictor in (1, DIFFERENCES)
-    )
+    is_simple = form.photometric == RGB and form.predictor in (1, DIFFERENCES)
+    return is_simple and form.compression in DECODERS
 
 
 def decode_tile(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
@@ -96,15 +93,12 @@ def decode_tile(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     return pixels
 
 
-def _empty(form: TileFormat) -> NDArray[np.uint8]:
-    return np.empty((form.height, form.width, 3), dtype=np.uint8)
-
-
 def _decode_jpeg(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     # The TIFF's tag counts, as for OpenSlide, not the markers of the JPEG.
     colors = "YCBCR" if form.photometric == YCBCR else "RGB"
-    pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
-        content, tables=form.jpeg_tables, colorspace=colors, outcolorspace="RGB", out=_empty(form)
+    pixels = np.empty((form.height, form.width, 3), dtype=np.uint8)
+    imagecodecs.jpeg8_decode(
+        content, tables=form.jpeg_tables, colorspace=colors, outcolorspace="RGB", out=pixels
     )
     return pixels
 
@@ -115,10 +109,6 @@ def _decode_deflate(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
 
 def _decode_lzw(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     return _to_pixels(imagecodecs.lzw_decode(content, out=form.height * form.width * 3), form)
-
-
-def _take_uncompressed(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
-    return _to_pixels(content, form)
 
 
 def _to_pixels(content: bytes | bytearray, form: TileFormat) -> NDArray[np.uint8]:
@@ -136,8 +126,7 @@ def _decode_jpeg_2000(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     size = np.frombuffer(content, dtype=">u4", count=4, offset=CODESTREAM_SIZE_AT)
     if content[:4] != b"\xff\x4f\xff\x51" or size.tolist() != [form.width, form.height, 0, 0]:
         raise TileFault("a JPEG 2000 codestream of another size than its tile")
-    pixels: NDArray[np.uint8] = imagecodecs.jpeg2k_decode(content)
-    return pixels
+    return np.asarray(imagecodecs.jpeg2k_decode(content))
 
 
 DECODERS: dict[int, Callable[[bytes, TileFormat], NDArray[np.uint8]]] = {
@@ -145,30 +134,26 @@ DECODERS: dict[int, Callable[[bytes, TileFormat], NDArray[np.uint8]]] = {
     LZW: _decode_lzw,
     DEFLATE: _decode_deflate,
     OLD_DEFLATE: _decode_deflate,
-    UNCOMPRESSED: _take_uncompressed,
+    UNCOMPRESSED: _to_pixels,
     JPEG_2000_RGB: _decode_jpeg_2000,
 }
 
 
-def draw_tile(seed: int) -> NDArray[np.uint8]:
+def _draw_tile(seed: int) -> NDArray[np.uint8]:
     """Return synthetic stained tissue, RGB (256, 256, 3): pink and violet blots with grain."""
     rng = np.random.default_rng(seed)
     coarse = rng.random((TILE_PX // GRAIN_PX, TILE_PX // GRAIN_PX))
     blots = np.kron(coarse, np.ones((GRAIN_PX, GRAIN_PX)))[..., None]
     colours = blots * np.array([220, 130, 190]) + (1 - blots) * np.array([110, 70, 150])
-    tile: NDArray[np.uint8] = np.clip(
-        colours + rng.normal(0, 6, (TILE_PX, TILE_PX, 3)), 0, 255
-    ).astype(np.uint8)
-    return tile
+    grain = rng.normal(0, 6, (TILE_PX, TILE_PX, 3))
+    return np.asarray(np.clip(colours + grain, 0, 255).astype(np.uint8))
 
 
 def measure_decoding(seconds: float, threads: int) -> float:
     """Return pixels per second that `threads` threads decode together; takes about `seconds`."""
     form = TileFormat(TILE_PX, TILE_PX, JPEG, YCBCR, 1, None)
-    tiles = [
-        bytes(imagecodecs.jpeg8_encode(draw_tile(seed), level=QUALITY))
-        for seed in range(DRAWN_TILES)
-    ]
+    drawn = [_draw_tile(seed) for seed in range(DRAWN_TILES)]
+    tiles = [bytes(imagecodecs.jpeg8_encode(tile, level=QUALITY)) for tile in drawn]
 
     def decode_until(stop: float) -> int:
         count = 0
@@ -233,8 +218,7 @@ def _layout_of(level: Level, pages: Sequence[TiffPage], file_size: int) -> Level
         return None
     page = matching[0]
     form = TileFormat(
-        width=page.tile[0],
-        height=page.tile[1],
+        *page.tile,
         compression=page.number(COMPRESSION, 1),
         photometric=page.number(PHOTOMETRIC, -1),
         predictor=page.number(PREDICTOR, 1),
@@ -249,25 +233,20 @@ def _layout_of(level: Level, pages: Sequence[TiffPage], file_size: int) -> Level
 
 def _is_plain_rgb(page: TiffPage) -> bool:
     """Return whether pixels are three adjacent bytes, upright, in tiles of a reasonable size."""
+    plain = (PLANES, FILL_ORDER, ORIENTATION, IMAGE_DEPTH, TILE_DEPTH)
     return (
         page.numbers.get(SAMPLES) == (3,)
         and set(page.numbers.get(BITS, (1,))) == {8}
         and set(page.numbers.get(SAMPLE_FORMAT, (1,))) == {1}
-        and all(
-            page.number(tag, 1) == 1
-            for tag in (PLANES, FILL_ORDER, ORIENTATION, IMAGE_DEPTH, TILE_DEPTH)
-        )
-        and all(1 <= side <= MAX_TILE_PX for side in page.tile)
+        and all(page.number(tag, 1) == 1 for tag in plain)
+        and 1 <= min(page.tile) <= max(page.tile) <= MAX_TILE_PX
     )
 
 
 def _is_within(layout: LevelLayout, file_size: int) -> bool:
     """Return whether every tile lies within the file and has a possible length."""
-    offsets, counts = layout.offsets[layout.counts != 0], layout.counts[layout.counts != 0]
-    if (
-        len(layout.offsets) != len(layout.counts)
-        or (counts < 0).any()
-        or (counts > MAX_TILE_BYTES).any()
-    ):
+    if len(layout.offsets) != len(layout.counts):
         return False
-    return not ((offsets < 0) | (offsets > file_size - counts)).any()
+    offsets, counts = layout.offsets[layout.counts != 0], layout.counts[layout.counts != 0]
+    is_possible = (counts >= 0) & (counts <= MAX_TILE_BYTES)
+    return bool((is_possible & (offsets >= 0) & (offsets <= file_size - counts)).all())

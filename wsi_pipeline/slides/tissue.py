@@ -55,11 +55,10 @@ class TissueParameters:
             raise ConfigError(f"min_tissue is {self.min_tissue}; it must lie between 0 and 1")
         if not 0.5 <= self.mask_mpp <= 64:
             raise ConfigError(f"mask_mpp is {self.mask_mpp} µm/px; it must lie between 0.5 and 64")
-        for name in ("min_object_um2", "max_hole_um2"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; it must be an area of 0 µm² or more"
-                )
+        areas = {"min_object_um2": self.min_object_um2, "max_hole_um2": self.max_hole_um2}
+        for name, area in areas.items():
+            if not 0 <= area < float("inf"):
+                raise ConfigError(f"{name} is {area}; it must be an area of 0 µm² or more")
 
     def to_json(self) -> dict[str, Any]:
         """Return the parameters as they are recorded in stores and recipes."""
@@ -69,44 +68,36 @@ class TissueParameters:
 def find_tissue(
     rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters
 ) -> NDArray[np.bool_]:
-    """Tissue mask (h, w) of a thumbnail (h, w, 3) at `mpp` µm/px."""
-    has_colour = bool((rgb[..., 0] != rgb[..., 1]).any() or (rgb[..., 1] != rgb[..., 2]).any())
-    stain = _saturation(rgb) if has_colour else _darkness(rgb[..., 0])
-    lowest, highest = (
-        (parameters.min_saturation, parameters.max_saturation) if has_colour else GREY_THRESHOLDS
-    )
+    """Return the tissue mask (h, w) of a thumbnail (h, w, 3) at `mpp` µm/px."""
+    if (rgb != rgb[..., :1]).any():
+        stain, limits = _saturation(rgb), (parameters.min_saturation, parameters.max_saturation)
+    else:
+        stain, limits = _darkness(rgb[..., 0]), GREY_THRESHOLDS
     smooth = median(stain, disk(parameters.median_radius_px), mode="nearest")
-    mask = smooth > 255 * _threshold(smooth, lowest, highest)
+    mask = smooth > 255 * _threshold(smooth, *limits)
     mask = closing(mask, disk(round(parameters.closing_radius_um / mpp)))
-    pixel_um2 = mpp * mpp
-    mask = remove_small_objects(mask, max_size=int(parameters.min_object_um2 / pixel_um2))
-    filled: NDArray[np.bool_] = remove_small_holes(
-        mask, max_size=int(parameters.max_hole_um2 / pixel_um2)
+    smallest, largest = (
+        int(um2 / (mpp * mpp)) for um2 in (parameters.min_object_um2, parameters.max_hole_um2)
     )
-    return filled
+    mask = remove_small_objects(mask, max_size=smallest)
+    return np.asarray(remove_small_holes(mask, max_size=largest))
 
 
 def _saturation(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """HSV saturation (h, w), 0–255; in strips, for HSV takes eight times the memory of RGB."""
+    """Return HSV saturation (h, w), 0–255; in strips, for HSV takes eight times RGB's memory."""
     saturation = np.empty(rgb.shape[:2], dtype=np.uint8)
     for top in range(0, len(rgb), STRIP_PX):
-        saturation[top : top + STRIP_PX] = np.round(
-            rgb2hsv(rgb[top : top + STRIP_PX])[..., 1] * 255
-        )
+        strip = slice(top, top + STRIP_PX)
+        saturation[strip] = np.round(rgb2hsv(rgb[strip])[..., 1] * 255)
     return saturation
 
 
 def _darkness(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the darkness of every pixel relative to glass (h, w), 0–255; 0: not scanned."""
     is_scanned = grey > BLACK
-    glass = (
-        max(DARKEST_GLASS, np.percentile(grey[is_scanned], GLASS_PERCENTILE))
-        if is_scanned.any()
-        else DARKEST_GLASS
-    )
-    return np.where(is_scanned, np.clip(glass - grey.astype(np.float32), 0, 255), 0).astype(
-        np.uint8
-    )
+    brightest = np.percentile(grey[is_scanned], GLASS_PERCENTILE) if is_scanned.any() else 0
+    darkness = np.clip(max(DARKEST_GLASS, brightest) - grey.astype(np.float32), 0, 255)
+    return np.where(is_scanned, darkness, 0).astype(np.uint8)
 
 
 def _threshold(stain: NDArray[np.uint8], lowest: float, highest: float) -> float:
@@ -122,14 +113,14 @@ def tissue_fraction(
 ) -> NDArray[np.float32]:
     """Return the fraction of tissue at every position, float32 (rows, cols), by exact area."""
     scale = float(grid.downsample / thumbnail.downsample)
-    offset_x, offset_y = (
+    lefts, tops = (
         (origin - other) / float(thumbnail.downsample)
-        for origin, other in zip(grid.origin_xy_l0, thumbnail.origin_xy_l0, strict=True)
+        + scale * grid.spec.stride_px * np.arange(count)
+        for origin, other, count in zip(
+            grid.origin_xy_l0, thumbnail.origin_xy_l0, (grid.cols, grid.rows), strict=True
+        )
     )
-    rows = offset_y + scale * grid.spec.stride_px * np.arange(grid.rows)
-    cols = offset_x + scale * grid.spec.stride_px * np.arange(grid.cols)
-    side = scale * grid.spec.side_px
-    return area_fractions(mask, rows, cols, side)
+    return area_fractions(mask, tops, lefts, scale * grid.spec.side_px)
 
 
 def area_fractions(
@@ -156,8 +147,6 @@ def _between(
 def _at(integral: NDArray[np.float64], places: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     places = np.clip(places, 0, len(integral) - 1)
     below = np.minimum(places.astype(np.int64), max(len(integral) - 2, 0))
+    above = np.minimum(below + 1, len(integral) - 1)
     weight = (places - below)[:, None]
-    between: NDArray[np.float64] = (
-        integral[below] * (1 - weight) + integral[np.minimum(below + 1, len(integral) - 1)] * weight
-    )
-    return between
+    return np.asarray(integral[below] * (1 - weight) + integral[above] * weight)
