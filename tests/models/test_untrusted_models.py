@@ -242,7 +242,7 @@ def test_a_numpy_header_of_10_12_images_takes_no_memory(tmp_path: Path) -> None:
     (tmp_path / "a_images.npy").write_bytes(
         b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode()
     )
-    with pytest.raises(ConfigError, match="not a readable NumPy file"):
+    with pytest.raises(ConfigError, match="its images cannot be read"):
         read_stack_table(tmp_path / "a_images.npy")
 
 

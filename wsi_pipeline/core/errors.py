@@ -80,6 +80,5 @@ def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
         return None
     name = error.filename
     where = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else path
-    return EnvironmentFault(
-        f"{where}: {error.strerror}; fix that (see df -h, df -i) and run the same line again"
-    )
+    remedy = "fix that (see df -h, df -i and permissions) and run the same line again"
+    return EnvironmentFault(f"{where}: {error.strerror}; {remedy}")

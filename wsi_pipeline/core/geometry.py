@@ -68,9 +68,8 @@ class PatchSpec:
             if not 1 <= value <= 8192:
                 raise ConfigError(f"{name} is {value} px; it must lie between 1 and 8192")
         if not MIN_MPP <= self.mpp <= 10 * MAX_MPP:  # false for NaN too
-            raise ConfigError(
-                f"mpp is {self.mpp} µm/px; it must lie between {MIN_MPP} and {10 * MAX_MPP:g}"
-            )
+            limits = f"{MIN_MPP} and {10 * MAX_MPP:g}"
+            raise ConfigError(f"mpp is {self.mpp} µm/px; it must lie between {limits}")
 
     @property
     def field_um(self) -> float:

@@ -212,18 +212,4 @@ class PatchTable:
 class PatchSource(Protocol):
     """Patches of one slide in a fixed order, read block by block: a store, or the slide itself."""
 
-    @property
-    def slide(self) -> SlideInfo: ...
-
-    @property
-    def grid(self) -> Grid: ...
-
-    @property
-    def positions(self) -> NDArray[np.int32]:
-        """(n, 2) row, col."""
-        ...
-
-    @property
-    def block_size(self) -> int: ...
-
     def read_block(self, block: int) -> PatchBlock: ...

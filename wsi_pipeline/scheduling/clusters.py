@@ -76,15 +76,12 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
         except ConfigError:
             raise
         except (OSError, TimeoutError, RuntimeError, ValueError, TypeError) as error:
-            place = workers.scheduler or f"the {workers.cluster} cluster"
-            hint = (
-                "check it"
-                if workers.scheduler
-                else "a script needs the guard `if __name__ == '__main__':`; else check the machine"
-            )
-            raise EnvironmentFault(
-                f"{place}: cannot be reached ({error}); {hint}, then run the same line again"
-            ) from error
+            place, remedy = workers.scheduler, "check it"
+            if place is None:
+                place = f"the {workers.cluster} cluster"
+                remedy = "a script needs the guard `if __name__ == '__main__':`; else check this"
+            what = f"{place}: cannot be reached ({error}); {remedy}"
+            raise EnvironmentFault(f"{what}, then run the same line again") from error
         yield executor
 
 
@@ -92,11 +89,8 @@ def _join(workers: Workers, stack: ExitStack) -> DaskExecutor:
     """Return a running cluster, by its address or by the file that its scheduler wrote."""
     place = str(workers.scheduler)
     if place.startswith("tcp://"):
-        logger.warning(
-            "%s: neither encrypted nor protected: anyone who reaches it can run programs there;"
-            " prefer tls://",
-            place,
-        )
+        fault = "neither encrypted nor protected: anyone who reaches it can run programs there"
+        logger.warning("%s: %s; prefer tls://", place, fault)
     options: dict[str, Any] = {"address" if ADDRESS.fullmatch(place) else "scheduler_file": place}
     options |= {"security": _security(workers.tls), "timeout": CONNECT_TIMEOUT_S}
     client = stack.enter_context(Client(**options, set_as_default=False))
@@ -120,7 +114,6 @@ def _security(tls: Tls | None) -> Security | None:
 
 
 def _start(workers: Workers, stack: ExitStack) -> DaskExecutor:
-    """Worker processes of our own."""
     cluster = stack.enter_context(STARTERS[workers.cluster](workers))
     client = stack.enter_context(Client(cluster, security=cluster.security, set_as_default=False))
     if workers.cluster in ON_THIS_MACHINE:
@@ -272,11 +265,8 @@ def _start_cuda(workers: Workers) -> Any:
     )
 
 
-STARTERS: dict[str, Callable[[Workers], Any]] = {
-    "local": _start_local,
-    "slurm": _start_slurm,
-    "cuda": _start_cuda,
-}
+Start = Callable[[Workers], Any]
+STARTERS: dict[str, Start] = {"local": _start_local, "slurm": _start_slurm, "cuda": _start_cuda}
 
 
 def share_memory(workers: Workers) -> int:

@@ -144,9 +144,8 @@ def _result_of(future: Any) -> "Timed | Exception":
     try:
         result: Timed = future.result()
     except FutureCancelledError as error:
-        raise EnvironmentFault(
-            "the Dask cluster was lost; what is finished stays on disk, run the same line again"
-        ) from error
+        what = "the Dask cluster was lost; what is finished stays on disk"
+        raise EnvironmentFault(f"{what}, run the same line again") from error
     except Exception as error:  # noqa: BLE001 - a fault is the job's result, others go on
         return error
     return result

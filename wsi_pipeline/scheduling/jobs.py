@@ -122,17 +122,13 @@ class Workers:
             raise ConfigError(f"cluster is {cluster!r}; it must be one of {', '.join(CLUSTERS)}")
         if scheduler is not None:
             if not ADDRESS.fullmatch(scheduler) and not Path(scheduler).is_file():
-                raise ConfigError(
-                    f"scheduler {scheduler!r} is neither an address nor a file; give one such as"
-                    " tls://host:8786"
-                )
+                what = f"scheduler {scheduler!r} is neither an address nor a file"
+                raise ConfigError(f"{what}; give one such as tls://host:8786")
             if cluster != "local":
                 raise ConfigError(f"give a running cluster or --cluster {cluster}, not both")
         if (cluster == "slurm") != (self.slurm_config is not None):
-            raise ConfigError(
-                "--cluster slurm and --slurm-config belong together: a YAML of cores, memory,"
-                " walltime, interface, …"
-            )
+            what = "a YAML of cores, memory, walltime, interface, …"
+            raise ConfigError(f"--cluster slurm and --slurm-config belong together: {what}")
 
     @property
     def is_elsewhere(self) -> bool:

@@ -178,7 +178,6 @@ class _Run(Generic[PlanT, ReportT, ResultT]):
 
 
 def _finish(job: Job[PlanT, ReportT, ResultT], plan: PlanT, reports: Sequence[ReportT]) -> ResultT:
-    """In the worker."""
     try:
         return job.finish(plan, reports)
     finally:

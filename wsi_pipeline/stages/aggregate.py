@@ -103,10 +103,8 @@ def describe_result(
 ) -> SlideOutcome:
     """Return the outcome of a slide by the summary in its committed folder."""
     summary = read_summary(target)
-    message = describe_summary(summary)
-    return SlideOutcome(
-        slide_id, str(path), summary.state, message, summary.patches, is_resumed_whole
-    )
+    state, message, patches = summary.state, describe_summary(summary), summary.patches
+    return SlideOutcome(slide_id, str(path), state, message, patches, is_resumed_whole)
 
 
 def take_over(staging: Staging, folder: Path) -> None:
@@ -116,9 +114,8 @@ def take_over(staging: Staging, folder: Path) -> None:
         shutil.copytree(folder / PREDICTIONS, staging.product / PREDICTIONS)
     except shutil.Error as error:  # of every file that could not be copied; one says enough
         _, place, reason = error.args[0][0]
-        raise EnvironmentFault(
-            f"{place}: cannot be written ({reason}); mend that and run the same line again"
-        ) from error
+        what = f"{place}: cannot be written ({reason})"
+        raise EnvironmentFault(f"{what}; mend that and run the same line again") from error
 
 
 def publish(

@@ -84,7 +84,5 @@ def export_model(
 
 def _check_difference(name: str, difference: float) -> None:
     if not difference <= MAX_DIFFERENCE:  # so that NaN does not pass
-        raise ModelError(
-            f"{name}: its probabilities differ from the checkpoint's by {difference:.2g}, more than"
-            f" {MAX_DIFFERENCE:g}; nothing was kept; choose another format"
-        )
+        what = f"its probabilities differ by {difference:.2g}, more than {MAX_DIFFERENCE:g}"
+        raise ModelError(f"{name}: {what}; nothing was kept; choose another format")

@@ -108,10 +108,8 @@ def export_webdataset(store: PatchStore, out: Path) -> int:
     return count
 
 
-EXPORTS: dict[str, Callable[[PatchStore, Path], int]] = {
-    "png": export_png,
-    "webdataset": export_webdataset,
-}
+Export = Callable[[PatchStore, Path], int]
+EXPORTS: dict[str, Export] = {"png": export_png, "webdataset": export_webdataset}
 
 
 def _patches(store: PatchStore) -> Iterator[ExportedPatch]:

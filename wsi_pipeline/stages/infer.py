@@ -40,15 +40,9 @@ from wsi_pipeline.stages.plan import (
     PreviewState,
     SlidePlan,
     SlidePreview,
-    finished_plan,
     open_patches,
-    open_plan,
     open_store,
-    preview_finished,
-    preview_started,
     read_staged_table,
-    refuse_changed,
-    refuse_unreadable,
     staged_table,
 )
 from wsi_pipeline.stages.tile import TileConfig, TileJob, plan_patches, store_block, tile_recipe
@@ -186,7 +180,8 @@ class InferJob:
                 kept is not None and read_staged_table(folder).block_size != kept.block_size
             ):
                 begin_predictions(staging, kept or source.choose_patches(), self.model.load())
-        return open_plan(staging, staged_table(folder), None if self.is_store else self.slide.path)
+        slide = None if self.is_store else self.slide.path
+        return SlidePlan.of_staged(staging, staged_table(folder), slide)
 
     def preview(self) -> SlidePreview:
         """Return what `prepare` would find out, without writing anything."""
@@ -217,13 +212,13 @@ class InferJob:
             if manifest := check_finished(staging, RESULT_KIND, self.force, inputs):
                 is_same = manifest.recipe.get(VIEW) == self.view.to_json()
                 state = PreviewState.DONE if is_same else PreviewState.PREDICTED
-                return preview_finished(self.slide, source.slide, state, manifest)
+                return SlidePreview.of_finished(self.slide, source.slide, state, manifest)
             if staging.is_prepared and not self.force:
                 table = read_staged_table(staging.product / PREDICTIONS)
-                return preview_started(self.slide, table, staging.block_reports())
+                return SlidePreview.of_started(self.slide, table, staging.block_reports())
             table = source.choose_patches()
             check_table(table, self.model.load().model)
-            return preview_started(self.slide, table, {})
+            return SlidePreview.of_started(self.slide, table, {})
 
     @contextmanager
     def _open_source(self) -> Iterator["_Source"]:
@@ -256,10 +251,10 @@ class InferJob:
     def _reuse(self, staging: Staging, manifest: Manifest) -> SlidePlan:
         """Return the plan where predictions exist; outputs that differ are rebuilt."""
         if manifest.recipe.get(VIEW) == self.view.to_json():
-            return finished_plan(staging, manifest)
+            return SlidePlan.of_finished(staging, manifest)
         open_result(self.target)
         take_over(staging, self.target)
-        return SlidePlan(staging, int(manifest.counts["patches"]), (), 1, is_predicted=True)
+        return SlidePlan(staging, int(manifest.counts["patches"]), is_predicted=True)
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Read one block; predict it, store its pixels, or both, whatever is missing."""
@@ -301,9 +296,8 @@ class InferJob:
         if plan.is_finished:
             return
         if not plan.is_predicted:
-            if not self.is_store:
-                refuse_changed(self.slide.path, plan)
-            refuse_unreadable(self.slide.path, plan)
+            plan.refuse_changed(self.slide.path)
+            plan.refuse_unreadable(self.slide.path)
             plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
         publish(plan.staging, self.view, self._choose_samples(plan.staging), previous=self.target)
 

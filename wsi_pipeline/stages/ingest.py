@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError, SlideError
-from wsi_pipeline.core.geometry import Grid, PatchSpec, block_slice, choose_block_size
+from wsi_pipeline.core.geometry import Grid, PatchSpec, choose_block_size
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
@@ -27,7 +27,7 @@ from wsi_pipeline.stages.ingest_layouts import (
     open_images,
     stack_shape,
 )
-from wsi_pipeline.stages.plan import BlockReport, SlidePlan, finished_plan, open_plan, staged_table
+from wsi_pipeline.stages.plan import BlockReport, SlidePlan, staged_table
 from wsi_pipeline.stages.tile import finish_store, store_block
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
@@ -86,15 +86,13 @@ class IngestJob:
         recipe = {"slide": fingerprint, "patch": spec.to_json(), "class_names": classes}
         staging = Staging(self.target, recipe)
         if manifest := find_finished(staging, KIND, self.force, [patient.folder]):
-            return finished_plan(staging, manifest)
+            return SlidePlan.of_finished(staging, manifest)
         if not staging.is_prepared:
             files, left_out = sort_files(patient, spec)
             if not files:
                 reason = f"{left_out[0].file}: {left_out[0].reason}" if left_out else "it has none"
-                raise SlideError(
-                    f"{patient.patient_id}: none of its {len(left_out)} files is a whole patch"
-                    f" ({reason})"
-                )
+                what = f"none of its {len(left_out)} files is a whole patch"
+                raise SlideError(f"{patient.patient_id}: {what} ({reason})")
             table = plan_ingestion(patient, files, self.store_name, fingerprint, spec)
             record = {
                 "files": [list(file.entry) for file in files],
@@ -102,7 +100,7 @@ class IngestJob:
                 "provenance": describe_tool(),
             }
             prepare_patch_store(staging, table, record)
-        return open_plan(staging, staged_table(staging.product))
+        return SlidePlan.of_staged(staging, staged_table(staging.product))
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Read and store one block."""
@@ -221,17 +219,14 @@ class PatchFiles:
     """Patch files as a patch source, in the order of a store's table."""
 
     def __init__(self, table: PatchTable, folder: Path, entries: Sequence[PatchEntry]) -> None:
+        self._table = table
         self._folder = folder
         self._entries = entries
-        self.slide = table.slide
-        self.grid = table.grid
-        self.positions = table.positions
-        self.block_size = table.block_size
 
     def read_block(self, block: int) -> PatchBlock:
         """Return the pixels of one block; a file that was damaged since planning is unreadable."""
-        entries = self._entries[block_slice(block, self.block_size, len(self._entries))]
-        side = self.grid.spec.side_px
+        entries = self._entries[self._table.block_slice(block)]
+        side = self._table.grid.spec.side_px
         pixels = np.full((len(entries), side, side, 3), 255, dtype=np.uint8)
         readable = np.ones(len(entries), dtype=np.bool_)
         for index, entry in enumerate(entries):

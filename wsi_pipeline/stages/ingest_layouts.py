@@ -91,10 +91,8 @@ def find_idc(folder: Path, options: LayoutOptions) -> Found:
             label, x, y = (int(match[name]) for name in ("label", "x", "y"))
             found.append((match["patient"], PatchEntry(_name(path, folder), label, x - 1, y - 1)))
     if not found:
-        raise ConfigError(
-            f"{folder}: no files called <patient>_idx5_x<X>_y<Y>_class<0|1>.png below it; give the"
-            " data set's folder or another --layout"
-        )
+        what = "no files called <patient>_idx5_x<X>_y<Y>_class<0|1>.png below it"
+        raise ConfigError(f"{folder}: {what}; give the data set's folder or another --layout")
     return _gather(folder, found, options.class_names or IDC_CLASS_NAMES)
 
 
@@ -115,9 +113,8 @@ def find_folders(folder: Path, options: LayoutOptions) -> Found:
             else:
                 found.append((patient, PatchEntry(name, label)))
     if not found:
-        raise ConfigError(
-            f"{folder}: no image of {' or '.join(class_names)} matches --patient-regex; check both"
-        )
+        classes = " or ".join(class_names)
+        raise ConfigError(f"{folder}: no image of {classes} matches --patient-regex; check both")
     return _gather(folder, found, class_names, left_out)
 
 
@@ -134,10 +131,8 @@ def find_stacks(folder: Path, options: LayoutOptions) -> Found:
                 entry = PatchEntry(_name(path, folder), label, stack_index=index)
                 found.append((patient, entry))
     if not found:
-        raise ConfigError(
-            f"{folder}: no NPZ with images and labels, nor a pair of NPY files; see `wsi ingest"
-            " --help`"
-        )
+        what = "no NPZ with images and labels, nor a pair of NPY files"
+        raise ConfigError(f"{folder}: {what}; see `wsi ingest --help`")
     return _gather(folder, found, options.class_names or DEFAULT_CLASS_NAMES)
 
 
@@ -149,10 +144,8 @@ def find_table(table: Path, options: LayoutOptions) -> Found:
     class_names = options.class_names or DEFAULT_CLASS_NAMES
     header, lines = read_table(table)
     if not {"path", "patient", "label"} <= set(header) <= set(TABLE_COLUMNS):
-        raise ConfigError(
-            f"{table}: line 1: the columns are {', '.join(header) or 'none'}; path, patient and"
-            " label are needed, x and y allowed"
-        )
+        what = f"line 1: the columns are {', '.join(header) or 'none'}"
+        raise ConfigError(f"{table}: {what}; path, patient and label are needed, x and y allowed")
     if not lines:
         raise ConfigError(f"{table}: names no patch; add a line for each")
     found = [(line["patient"], _read_line(at, line, class_names)) for at, line in lines.items()]
@@ -200,10 +193,8 @@ def _name(path: Path, folder: Path) -> str:
 def _class_folders(folder: Path) -> tuple[str, str]:
     names = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
     if len(names) != 2:
-        raise ConfigError(
-            f"{folder}: has {len(names)} folders ({', '.join(names[:5])}), two classes are needed;"
-            " name two with --class-names"
-        )
+        what = f"has {len(names)} folders ({', '.join(names[:5])}), two classes are needed"
+        raise ConfigError(f"{folder}: {what}; name two with --class-names")
     return names[0], names[1]
 
 
@@ -214,9 +205,7 @@ def check_regex(regex: str) -> None:
     except re.error as error:
         raise ConfigError(f"patient regex {regex!r} is no regular expression ({error})") from error
     if groups < 1:
-        raise ConfigError(
-            f"patient regex {regex!r} has no group; put parentheses around the patient"
-        )
+        raise ConfigError(f"patient regex {regex!r} has no group; put the patient in parentheses")
 
 
 def find_patient(regex: str, relative: str) -> str | None:
@@ -256,18 +245,13 @@ def read_stack_table(path: Path) -> list[tuple[str, int]]:
         return []
     labels, patients = _load(path, LABELS), _load(path, PATIENTS)
     if labels is None:
-        raise ConfigError(
-            f"{path}: has no labels beside its images; add an array `labels`, or <name>_labels.npy"
-        )
+        raise ConfigError(f"{path}: has no labels; add an array `labels`, or <name>_labels.npy")
     count = shape[0]
+    each = f"for each of {count} images"
     if labels.shape != (count,) or not np.isin(labels, (0, 1)).all():
-        raise ConfigError(
-            f"{path}: its labels {labels.shape} are not one 0 or 1 for each of {count} images"
-        )
+        raise ConfigError(f"{path}: its labels {labels.shape} are not one 0 or 1 {each}")
     if patients is not None and patients.shape != (count,):
-        raise ConfigError(
-            f"{path}: its patients {patients.shape} are not one for each of {count} images"
-        )
+        raise ConfigError(f"{path}: its patients {patients.shape} are not one {each}")
     names = [_name_of(path)] * count if patients is None else map(str, patients)
     return list(zip(names, map(int, labels), strict=True))
 
@@ -281,10 +265,8 @@ def stack_shape(path: Path) -> tuple[int, ...] | None:
     if images is None:
         return None
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ConfigError(
-            f"{path}: its images are {images.dtype} {images.shape}; they must be uint8 (n, side,"
-            " side, 3)"
-        )
+        what = f"its images are {images.dtype} {images.shape}"
+        raise ConfigError(f"{path}: {what}; they must be uint8 (n, side, side, 3)")
     return images.shape
 
 
@@ -306,10 +288,8 @@ def _load(path: Path, names: tuple[str, ...]) -> NDArray[Any] | None:
         files = [other for other in (path, *beside) if _is_called(other, names)]
         return np.load(files[0], mmap_mode="r", allow_pickle=False) if files else None
     except STACK_FAULTS as error:
-        raise ConfigError(
-            f"{path}: its {names[0]} cannot be read ({error}); save them again, without pickled"
-            " objects"
-        ) from error
+        what = f"its {names[0]} cannot be read ({error})"
+        raise ConfigError(f"{path}: {what}; save them without pickled objects") from error
 
 
 def _is_called(path: Path, names: tuple[str, ...]) -> bool:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
+
+import numpy as np
 
 from wsi_pipeline.core.choices import AUTO, PREDICTIONS, ZARR_JSON
 from wsi_pipeline.core.errors import SlideError
@@ -38,9 +40,9 @@ class SlidePlan:
 
     staging: Staging
     patches: int
-    blocks: tuple[int, ...]
+    blocks: tuple[int, ...] = ()
     """Those that are missing."""
-    block_size: int
+    block_size: int = 1
     is_finished: bool = False
     """An earlier run committed this very product."""
     is_predicted: bool = False
@@ -52,10 +54,38 @@ class SlidePlan:
     stored_only: frozenset[int] = frozenset()
     """Missing blocks of that store whose predictions are there."""
 
+    @classmethod
+    def of_finished(cls, staging: Staging, manifest: Manifest) -> Self:
+        """Return the plan where nothing is left to do."""
+        return cls(staging, int(manifest.counts["patches"]), is_finished=True)
+
+    @classmethod
+    def of_staged(cls, staging: Staging, table: PatchTable, slide: Path | None = None) -> Self:
+        """Return the plan of a product in staging, cut from a slide or from files."""
+        done = staging.block_reports()
+        missing = tuple(block for block in range(table.blocks) if block not in done)
+        stamp = None if slide is None else stamp_file(slide)
+        return cls(staging, table.patches, missing, table.block_size, slide_stamp=stamp)
+
     @property
     def missing_patches(self) -> int:
         """Patches in the missing blocks."""
         return sum(min(self.block_size, self.patches - b * self.block_size) for b in self.blocks)
+
+    def refuse_changed(self, path: Path) -> None:
+        """Raise SlideError, and discard the product, where the slide changed while it was read."""
+        if self.slide_stamp is not None and stamp_file(path) != self.slide_stamp:
+            self.staging.discard()
+            raise SlideError(f"{path}: {CHANGED}")
+
+    def refuse_unreadable(self, path: Path) -> None:
+        """Raise SlideError, and discard the product, where no patch could be read."""
+        counts = [report["unreadable"] for report in self.staging.block_reports().values()]
+        unreadable = sum(count if isinstance(count, int) else len(count) for count in counts)
+        if state_of(self.patches, unreadable) is SlideState.FAILED:
+            self.staging.discard()
+            what = f"none of its {self.patches} patches can be decoded"
+            raise SlideError(f"{path}: {what}; scan or copy it again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,30 +122,10 @@ class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
         ...
 
 
-def finished_plan(staging: Staging, manifest: Manifest) -> SlidePlan:
-    """Return the plan where nothing is left to do."""
-    return SlidePlan(staging, int(manifest.counts["patches"]), (), 1, is_finished=True)
-
-
-def open_plan(staging: Staging, table: PatchTable, slide: Path | None = None) -> SlidePlan:
-    """Return the plan of a product in staging."""
-    done = staging.block_reports()
-    missing = tuple(block for block in range(table.blocks) if block not in done)
-    stamp = None if slide is None else stamp_file(slide)
-    return SlidePlan(staging, table.patches, missing, table.block_size, slide_stamp=stamp)
-
-
 def stamp_file(path: Path) -> tuple[int, int]:
     """Return the size and time of change of a file, which change when it is written to."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def refuse_changed(path: Path, plan: SlidePlan) -> None:
-    """Raise SlideError, and discard the product, where the slide changed while it was read."""
-    if plan.slide_stamp is not None and stamp_file(path) != plan.slide_stamp:
-        plan.staging.discard()
-        raise SlideError(f"{path}: {CHANGED}")
 
 
 _opening = threading.Lock()
@@ -168,20 +178,6 @@ def open_store(path: Path, work: str) -> PatchStore:
     return PatchStore(path)
 
 
-def refuse_unreadable(path: Path, plan: SlidePlan) -> None:
-    """Raise SlideError, and discard the product, where no patch could be read."""
-    counts = [report["unreadable"] for report in plan.staging.block_reports().values()]
-    unreadable = sum(count if isinstance(count, int) else len(count) for count in counts)
-    if state_of(plan.patches, unreadable) is SlideState.FAILED:
-        plan.staging.discard()
-        raise SlideError(
-            f"{path}: none of its {plan.patches} patches can be decoded; scan or copy it again"
-        )
-
-
-PROBABILITY_BYTES = 4
-
-
 class PreviewState(StrEnum):
     """Progress of earlier runs with a slide."""
 
@@ -219,41 +215,43 @@ class SlidePreview:
     reason: str = ""
     """Reason why it cannot be run."""
 
+    @classmethod
+    def of_finished(
+        cls, slide: FoundSlide, facts: SlideInfo, state: PreviewState, manifest: Manifest
+    ) -> Self:
+        """Return the preview of a slide whose predictions an earlier run finished."""
+        files = manifest.files.items()
+        return cls(
+            slide.slide_id,
+            state,
+            _bytes_of(slide.path),
+            facts.size_l0,
+            facts.mpp,
+            patches=int(manifest.counts["patches"]),
+            prediction_bytes=sum(
+                size for name, (size, _) in files if name.startswith(f"{PREDICTIONS}/")
+            ),
+        )
 
-def preview_finished(
-    slide: FoundSlide, facts: SlideInfo, state: PreviewState, manifest: Manifest
-) -> SlidePreview:
-    """Return the preview of a slide whose predictions an earlier run finished."""
-    return SlidePreview(
-        slide.slide_id,
-        state,
-        _bytes_of(slide.path),
-        facts.size_l0,
-        facts.mpp,
-        patches=int(manifest.counts["patches"]),
-        prediction_bytes=sum(
-            size for name, (size, _) in manifest.files.items() if name.startswith(f"{PREDICTIONS}/")
-        ),
-    )
-
-
-def preview_started(slide: FoundSlide, table: PatchTable, done: Mapping[int, Any]) -> SlidePreview:
-    """Return the preview of a slide of which some blocks may be done."""
-    rows = [table.block_slice(block) for block in range(table.blocks) if block not in done]
-    probability_bytes = table.blocks * (table.block_size * PROBABILITY_BYTES + CHECKSUM_BYTES)
-    return SlidePreview(
-        slide.slide_id,
-        PreviewState.STARTED if done else PreviewState.NEW,
-        _bytes_of(slide.path),
-        table.slide.size_l0,
-        table.slide.mpp,
-        patches=table.patches,
-        missing_patches=sum(part.stop - part.start for part in rows),
-        blocks=table.blocks,
-        blocks_done=table.blocks - len(rows),
-        prediction_bytes=probability_bytes
-        + sum(array.nbytes + CHECKSUM_BYTES for array in table.to_arrays().values()),
-    )
+    @classmethod
+    def of_started(cls, slide: FoundSlide, table: PatchTable, done: Mapping[int, Any]) -> Self:
+        """Return the preview of a slide of which some blocks may be done."""
+        rows = [table.block_slice(block) for block in range(table.blocks) if block not in done]
+        chunk_bytes = table.block_size * np.dtype(np.float32).itemsize + CHECKSUM_BYTES
+        arrays = table.to_arrays().values()
+        return cls(
+            slide.slide_id,
+            PreviewState.STARTED if done else PreviewState.NEW,
+            _bytes_of(slide.path),
+            table.slide.size_l0,
+            table.slide.mpp,
+            patches=table.patches,
+            missing_patches=sum(part.stop - part.start for part in rows),
+            blocks=table.blocks,
+            blocks_done=table.blocks - len(rows),
+            prediction_bytes=table.blocks * chunk_bytes
+            + sum(array.nbytes + CHECKSUM_BYTES for array in arrays),
+        )
 
 
 def _bytes_of(path: Path) -> int:

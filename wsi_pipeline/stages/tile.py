@@ -41,16 +41,7 @@ from wsi_pipeline.slides.quality import QualityParameters, flag_patches
 from wsi_pipeline.slides.scaling import read_thumbnail
 from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.slides.tissue import TissueParameters, find_tissue, tissue_fraction
-from wsi_pipeline.stages.plan import (
-    BlockReport,
-    SlidePlan,
-    finished_plan,
-    open_patches,
-    open_plan,
-    refuse_changed,
-    refuse_unreadable,
-    staged_table,
-)
+from wsi_pipeline.stages.plan import BlockReport, SlidePlan, open_patches, staged_table
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.commit import Staging, check_finished, find_finished
 from wsi_pipeline.store.lock import hold_lock
@@ -87,10 +78,8 @@ class TileConfig:
 
     def __post_init__(self) -> None:
         if self.slide_mpp is not None and not MIN_MPP <= self.slide_mpp <= MAX_MPP:
-            raise ConfigError(
-                f"slide mpp is {self.slide_mpp} µm/px; it must lie between {MIN_MPP:g} and"
-                f" {MAX_MPP:g}"
-            )
+            limits = f"{MIN_MPP:g} and {MAX_MPP:g}"
+            raise ConfigError(f"slide mpp is {self.slide_mpp} µm/px; it must lie between {limits}")
 
     def scale_of(self, slide: FoundSlide) -> UserScale | None:
         """Return the scale that the user gave for a slide, or for all."""
@@ -131,13 +120,13 @@ class TileJob:
         with self._open() as reader:
             staging = self._stage(reader)
             if manifest := find_finished(staging, KIND, self.force, [slide.path, slide.label_file]):
-                return finished_plan(staging, manifest)
+                return SlidePlan.of_finished(staging, manifest)
             if not staging.is_prepared:
                 chosen = (slide.label_file, slide.patient_id, self._mask)
                 table, record = plan_patches(reader, self.config, *chosen)
                 record |= {"slide_label": slide.slide_label}
                 prepare_patch_store(staging, table, record, self.codec)
-        return open_plan(staging, staged_table(staging.product), slide.path)
+        return SlidePlan.of_staged(staging, staged_table(staging.product), slide.path)
 
     def is_finished(self) -> bool:
         """Return whether an earlier run made this very store, without changing anything.
@@ -173,7 +162,7 @@ class TileJob:
 
     def finish(self, plan: SlidePlan, reports: Sequence[BlockReport]) -> SlideOutcome:
         """Commit the store, and draw its patches, and its labels where it has any."""
-        refuse_changed(self.slide.path, plan)
+        plan.refuse_changed(self.slide.path)
         recorded = {} if plan.is_finished else plan.staging.block_reports()
         fallbacks = sum(int(report.get("fallbacks", 0)) for report in recorded.values())
         outcome = finish_store(plan, self.slide.slide_id, self.slide.path)
@@ -224,7 +213,7 @@ def finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
     if plan.is_finished:
         counts = read_manifest(plan.staging.target).counts
     else:
-        refuse_unreadable(path, plan)
+        plan.refuse_unreadable(path)
         counts = finish_patch_store(plan.staging, staged_table(plan.staging.product)).counts
     patches, unreadable, labelled = (counts[key] for key in ("patches", "unreadable", "labelled"))
     message = f"{patches} patches" if patches else "no tissue, no patches"
@@ -323,11 +312,10 @@ def _find_tissue(
 def _take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:
     """Return the share of tissue in every patch by the user's mask, and its area in mm²."""
     image = mask.thumbnail
-    fraction = (
-        mask.region_fraction(grid)
-        if image is None
-        else tissue_fraction(image.pixels[..., 0] > 0, image, grid)
-    )
+    if image is None:
+        fraction = mask.region_fraction(grid)
+    else:
+        fraction = tissue_fraction(image.pixels[..., 0] > 0, image, grid)
     pitch_mm = grid.spec.stride_px * float(grid.downsample) * slide.mpp / 1000
     return fraction, float(fraction.sum(dtype=np.float64)) * pitch_mm**2
 

@@ -122,9 +122,8 @@ class Staging:
         """Return the reports of all blocks. Raises EnvironmentFault where one has disappeared."""
         reports = self.block_reports()
         if lost := blocks - len(reports):
-            raise EnvironmentFault(
-                f"{self.target}: {lost} finished blocks have vanished; run the same line again"
-            )
+            what = f"{lost} finished blocks have vanished"
+            raise EnvironmentFault(f"{self.target}: {what}; run the same line again")
         return reports
 
     def commit(
@@ -224,10 +223,8 @@ def check_finished(
         return None
     manifest = read_manifest(target)
     if changes := _find_changes(without_view(manifest.recipe), staging.recipe):
-        raise StoreError(
-            f"{target}: was made from another {' and '.join(changes)}; use --force to replace it,"
-            " or another folder"
-        )
+        what = f"was made from another {' and '.join(changes)}"
+        raise StoreError(f"{target}: {what}; use --force to replace it, or another folder")
     return manifest
 
 

@@ -43,11 +43,6 @@ class Manifest:
     """Relative path → size in bytes, checksum."""
 
     @property
-    def digest(self) -> str:
-        """Digest of the recipe."""
-        return recipe_digest(self.recipe)
-
-    @property
     def content_digest(self) -> str:
         """Digest of the content: of every file's checksum."""
         return recipe_digest({name: list(entry) for name, entry in self.files.items()})
@@ -73,23 +68,17 @@ def read_claims(product: Path) -> Manifest:
     try:
         manifest = manifest_from_json(read_bounded(product / MANIFEST, MAX_MANIFEST_BYTES))
     except FileNotFoundError as error:
-        raise StoreError(
-            f"{product}: not a finished product of wsi (no {MANIFEST}); make it again"
-        ) from error
+        what = f"not a finished product of wsi (no {MANIFEST})"
+        raise StoreError(f"{product}: {what}; make it again") from error
     except NewerFormat as error:
-        raise StoreError(
-            f"{product}: has a {error}, this wsi reads {MANIFEST_FORMAT}; update wsi"
-        ) from error
+        what = f"has a {error}, this wsi reads {MANIFEST_FORMAT}"
+        raise StoreError(f"{product}: {what}; update wsi") from error
     except OSError as error:
-        reason = error.strerror or error
-        raise StoreError(
-            f"{product}: its {MANIFEST} cannot be read ({reason}); fix that and run again"
-        ) from error
+        what = f"its {MANIFEST} cannot be read ({error.strerror or error})"
+        raise StoreError(f"{product}: {what}; mend that and run the same line again") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"{product}: its {MANIFEST} is damaged or of another version of wsi ({error}); make it"
-            " again with --force"
-        ) from error
+        what = f"its {MANIFEST} is damaged or of another version of wsi ({error})"
+        raise StoreError(f"{product}: {what}; make it again with --force") from error
     check_contained(product, manifest.files)
     return manifest
 
@@ -227,9 +216,7 @@ def check_contained(product: Path, names: Iterable[str]) -> None:
         folders.update(path.parents)
     for folder in sorted(folders, key=lambda path: len(path.parts)):
         if folder.parts and (product / folder).is_symlink():
-            raise StoreError(
-                f"{product}: {folder} is a link to somewhere else; copy the product with its files"
-            )
+            raise StoreError(f"{product}: {folder} is a link; copy the product with its files")
 
 
 def size_of_own(path: Path) -> int | None:

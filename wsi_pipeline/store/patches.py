@@ -64,12 +64,8 @@ def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: 
     write_rows(staging.product, "patches", table.block_slice(block), patches.pixels)
     chunk = flush_chunk(staging.product, "patches", block, dimensions=4)
     unreadable = np.flatnonzero(~patches.readable).tolist()
-    report = {
-        "patches": len(patches.readable),
-        "unreadable": unreadable,
-        "fallbacks": patches.fallbacks,
-    }
-    staging.mark_block(block, report, chunk)
+    report = {"patches": len(patches.readable), "unreadable": unreadable}
+    staging.mark_block(block, report | {"fallbacks": patches.fallbacks}, chunk)
     return len(unreadable)
 
 

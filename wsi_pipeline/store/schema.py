@@ -61,10 +61,8 @@ def check_kind(path: Path, kind: str) -> dict[str, Any]:
         raise StoreError(f"{path}: holds {found!r}, not {kind!r}; give another path")
     if (version := attributes.get("format_version")) != FORMAT_VERSION:
         remedy = "update wsi, or " * (isinstance(version, int) and version > FORMAT_VERSION)
-        raise StoreError(
-            f"{path}: has format {str(version)[:20]}, this version of wsi reads"
-            f" {FORMAT_VERSION}; {remedy}make it again"
-        )
+        what = f"has format {str(version)[:20]}, this version of wsi reads {FORMAT_VERSION}"
+        raise StoreError(f"{path}: {what}; {remedy}make it again")
     return attributes
 
 
@@ -77,10 +75,8 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
     with _damage_named(path):
         names = attributes["class_names"]
         if isinstance(names, list) and len(names) > 2:
-            listed = ", ".join(map(str, names))[:120]
-            raise StoreError(
-                f"{path}: has {len(names)} classes ({listed}); wsi handles two: label it with two"
-            )
+            what = f"has {len(names)} classes ({', '.join(map(str, names))[:120]})"
+            raise StoreError(f"{path}: {what}, and wsi handles two only; label it with two")
         table = PatchTable.from_json(attributes, {name: read_rows(path, name) for name in shapes})
     _check_table(path, table)
     return table
@@ -168,9 +164,8 @@ def check_tables(product: Path, manifest: Manifest, kind: str, folder: str = "")
     Raises StoreError where these are not as they were written.
     """
     prefix = f"{folder}/" if folder else ""
-    metadata = [
-        name for name in manifest.files if name.startswith(prefix) and name.endswith(ZARR_JSON)
-    ]
+    inside = [name for name in manifest.files if name.startswith(prefix)]
+    metadata = [name for name in inside if name.endswith(ZARR_JSON)]
     for name in metadata:
         if manifest.files[name][0] > MAX_GROUP_JSON_BYTES:
             raise damage_error(product, f"{name} has more than {MAX_GROUP_JSON_BYTES} bytes")
