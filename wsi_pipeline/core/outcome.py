@@ -172,7 +172,8 @@ def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOut
     if isinstance(error, OSError):
         error = machine_fault(path, error) or error
     if isinstance(error, MemoryError):
-        error = WsiError(f"{path}: needs too much memory; leave it out, or use fewer workers")
+        remedy = "leave it out, or use fewer workers or a larger machine"
+        error = WsiError(f"{path}: needs more memory than a worker may take; {remedy}")
     message = str(error) if isinstance(error, WsiError) else f"{type(error).__name__}: {error}"
     is_fault = isinstance(error, EnvironmentFault)
     message = " ".join(message.split())
