@@ -84,5 +84,6 @@ def export_model(
 
 def _check_difference(name: str, difference: float) -> None:
     if not difference <= MAX_DIFFERENCE:  # so that NaN does not pass
-        what = f"its probabilities differ by {difference:.2g}, more than {MAX_DIFFERENCE:g}"
+        found = f"{difference:.2g}, more than {MAX_DIFFERENCE:g}"
+        what = f"its probabilities differ from the checkpoint's by {found}"
         raise ModelError(f"{name}: {what}; nothing was kept; choose another format")
