@@ -20,10 +20,7 @@ def format_csv(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _quote(value: Any) -> str:
-    """Return a field, quoted where needed.
-
-    Python's own writer lets a carriage return break the line (until 3.13).
-    """
+    """Return a field, quoted where needed; Python's own writer lets a carriage return break it."""
     text = str(value)
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
 

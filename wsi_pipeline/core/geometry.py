@@ -113,10 +113,7 @@ class Grid:
 
     @property
     def patch_area_mm2(self) -> float:
-        """Tissue area that one position stands for, in mm².
-
-        The stride squared, or the area of the patch where patches leave gaps.
-        """
+        """Area of one position in mm²: the stride's square, or the patch's where it leaves gaps."""
         side_um = min(self.spec.side_px, self.spec.stride_px) * self.spec.mpp
         return (side_um / 1000) ** 2
 
@@ -149,10 +146,7 @@ def lay_grid(bounds_l0: tuple[int, int, int, int], downsample: Fraction, spec: P
 
 
 def positions_to_boxes_l0(positions: NDArray[np.int32], grid: Grid) -> NDArray[np.int64]:
-    """Return the level-0 boxes of positions (n, 2): int64 (n, 4) of x, y, width, height.
-
-    Edges are rounded down.
-    """
+    """Return the boxes of positions (n, 2) as int64 (n, 4): x, y, width, height, rounded down."""
     start_px = positions.astype(np.int64)[:, ::-1] * grid.spec.stride_px  # (n, 2) as x, y
     numerator, denominator = grid.downsample.as_integer_ratio()
     start_l0 = start_px * numerator // denominator

@@ -39,10 +39,7 @@ def format_json(value: Any, indent: int | None = None) -> str:
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
-    """Return the JSON value in a regular file of at most `max_bytes`.
-
-    Raises as `read_bounded` does, and ValueError where the content is not JSON.
-    """
+    """Return the JSON value of a file, as `read_bounded` reads it. Raises OSError, ValueError."""
     return parse_json(read_bounded(path, max_bytes))
 
 

@@ -51,10 +51,7 @@ def machine_memory() -> int:
 
 
 def tidy_memory() -> None:
-    """Have glibc return freed memory to the system, after every few slides.
-
-    Otherwise scattered remains add up over days.
-    """
+    """Have glibc return freed memory every few slides; remains would add up over days."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None and next(_ended) % SLIDES_BETWEEN == 0:
         trim(0)

@@ -47,10 +47,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def connect(workers: Workers) -> Iterator[DaskExecutor]:
-    """Connect to the cluster that is asked for, or start it, until the block ends.
-
-    Raises EnvironmentFault where it cannot be reached, and ConfigError.
-    """
+    """Connect to a cluster, or start it, for the block. Raises EnvironmentFault, ConfigError."""
     rules = {
         # With the dashboard off an HTTP port would still list tasks to every local user.
         **{f"{part}.http.routes": [] for part in ("scheduler", "worker", "nanny")},

@@ -121,10 +121,7 @@ def take_over(staging: Staging, folder: Path) -> None:
 def publish(
     staging: Staging, view: View, samples: tuple[Sample, ...] | None, previous: Path
 ) -> SlideSummary:
-    """Aggregate, write every format of the view, and commit them together.
-
-    `previous` is the slide's finished folder, if there is one.
-    """
+    """Write every format of the view and commit; `previous` is the slide's finished folder."""
     predictions = Predictions(staging.product / PREDICTIONS)
     rules = view.aggregation
     heatmap = build_heatmap(

@@ -136,10 +136,7 @@ class InferJob:
             remove_remains(keep.target)
 
     def prepare(self) -> SlidePlan:
-        """Choose the patches, or take those of the kept store; lay out the predictions.
-
-        The engine's answers are checked before the slide is opened.
-        """
+        """Check the engine's answers, choose the patches or take the kept ones; lay them out."""
         self.model.load()
         if self.keep is None:
             return self._prepare_predictions()

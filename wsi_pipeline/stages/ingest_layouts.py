@@ -236,10 +236,7 @@ def _read_line(at: str, line: dict[str, str], class_names: tuple[str, str]) -> P
 
 
 def read_stack_table(path: Path) -> list[tuple[str, int]]:
-    """Return patient and label of each of a file's images; nothing where it holds no images.
-
-    Raises ConfigError where the arrays do not fit together.
-    """
+    """Return patient and label of each image of a file, if it holds any. Raises ConfigError."""
     shape = stack_shape(path)
     if shape is None:
         return []
@@ -257,10 +254,7 @@ def read_stack_table(path: Path) -> list[tuple[str, int]]:
 
 
 def stack_shape(path: Path) -> tuple[int, ...] | None:
-    """Return the shape (n, side, side, 3) of the images in a file; None where it holds none.
-
-    Raises ConfigError for images of another kind.
-    """
+    """Return the shape (n, side, side, 3) of a file's images, if any. Raises ConfigError."""
     images = open_images(path)
     if images is None:
         return None

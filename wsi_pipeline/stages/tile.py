@@ -129,10 +129,7 @@ class TileJob:
         return SlidePlan.of_staged(staging, staged_table(staging.product), slide.path)
 
     def is_finished(self) -> bool:
-        """Return whether an earlier run made this very store, without changing anything.
-
-        Raises StoreError where another recipe made the store that exists.
-        """
+        """Return whether this very store exists; write nothing. Raises StoreError for another."""
         inputs = [self.slide.path, self.slide.label_file]
         with self._open() as reader:
             return check_finished(self._stage(reader), KIND, self.force, inputs) is not None

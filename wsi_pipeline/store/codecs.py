@@ -75,10 +75,7 @@ class PixelCodec:
 
 
 def read_zstd_size(header: bytes) -> int | None:
-    """Return the unpacked size that the header of a zstd frame declares; None where it has none.
-
-    The decoder allocates that many bytes (RFC 8878, section 3.1.1.1).
-    """
+    """Return the size that a zstd frame's header declares, if any (RFC 8878, 3.1.1.1)."""
     if len(header) < 5 or header[:4] != ZSTD_MAGIC:
         return None
     descriptor = header[4]

@@ -93,19 +93,13 @@ class Staging:
         write_file(self.folder / "prepared", b"")
 
     def mark_block(self, block: int, report: Mapping[str, Any], chunk: Path) -> None:
-        """Record that a block is on disk, in `chunk`, with its report.
-
-        The chunk and its folders must have been flushed before.
-        """
+        """Record that a block is on disk in `chunk`, which has been flushed, and its report."""
         place = {"file": chunk.relative_to(self.product).as_posix(), "bytes": chunk.stat().st_size}
         content = format_json({**report, "chunk": place}).encode()
         write_file(self._blocks / f"{block}.json", content)
 
     def block_reports(self) -> dict[int, dict[str, Any]]:
-        """Return the reports of finished blocks.
-
-        A block whose chunk is missing or of another size is not finished.
-        """
+        """Return the reports of finished blocks, whose chunks are there and of the same size."""
         found = {int(path.stem): self._read_report(path) for path in self._blocks.glob("*.json")}
         return {block: report for block, report in sorted(found.items()) if report is not None}
 

@@ -28,10 +28,7 @@ CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EP
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all: aside, flushed, renamed.
-
-    Raises EnvironmentFault for a full or read-only disk.
-    """
+    """Write a small file aside, flush and rename it. Raises EnvironmentFault for a full disk."""
     make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}")
     try:
@@ -147,10 +144,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step, so that neither is ever missing. Raises OSError.
-
-    Return False where the system cannot do it.
-    """
+    """Swap two names in one step; False where the system cannot do it. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):  # a system other than Linux
         return False

@@ -32,10 +32,7 @@ class LockHeld(EnvironmentFault):
 
 @contextmanager
 def hold_lock(target: Path) -> Iterator[None]:
-    """Hold the lock of a product as its only writer.
-
-    Raises LockHeld, naming the holder, and EnvironmentFault where no lock can be made.
-    """
+    """Hold a product's lock as its only writer. Raises LockHeld, EnvironmentFault."""
     path = _lock_path(target)
     stream = _lock_file(path, target)
     try:
@@ -100,10 +97,7 @@ def _lock_file(path: Path, target: Path) -> TextIO:
 
 
 def _open_lock(path: Path) -> TextIO:
-    """Open the lock file, creating it if missing.
-
-    Raises OSError, and EnvironmentFault where the path is not a regular file.
-    """
+    """Open or create the lock file. Raises OSError, EnvironmentFault for no regular file."""
     try:
         return open(open_to_append(path), "a+")  # noqa: PTH123 - a handle, not a path
     except OSError as error:
@@ -118,10 +112,7 @@ def _open_lock(path: Path) -> TextIO:
 
 
 def is_lock_held(target: Path) -> bool:
-    """Return True where a process holds a product's lock; an unheld lock file is removed.
-
-    Raises EnvironmentFault where it cannot be removed.
-    """
+    """Return True where a process holds a product's lock; remove a dead writer's lock file."""
     try:
         with hold_lock(target):
             return False

@@ -49,10 +49,7 @@ class Manifest:
 
 
 def read_manifest(product: Path) -> Manifest:
-    """Return the manifest of a product whose files all have their recorded size.
-
-    Raises StoreError naming the first fault.
-    """
+    """Return a product's manifest after comparing the sizes of its files. Raises StoreError."""
     manifest = read_claims(product)
     for name in manifest.files:
         if (fault := _size_fault(product, manifest, name)) is not None:

@@ -87,11 +87,7 @@ class PatchStore:
     """A finished patch store, opened read-only: a patch source."""
 
     def __init__(self, path: Path) -> None:
-        """Open a store and check everything but its pixels.
-
-        Raises StoreError where it is incomplete, damaged, of another kind, or contradicts its
-        manifest.
-        """
+        """Open a store and check everything but its pixels. Raises StoreError."""
         self.path = path
         self.manifest = read_manifest(path)
         self.attributes = check_tables(path, self.manifest, KIND)
@@ -121,10 +117,7 @@ class PatchStore:
         self._checked: set[int] = set()
 
     def _check_pixels(self) -> None:
-        """Raise StoreError where pixels have another layout than the table says.
-
-        Also where a chunk is not in the manifest or too large.
-        """
+        """Raise StoreError where the layout, or the size of a chunk, is not the table's."""
         check_layout(self.path, "patches", self._layout)
         check_one_chunk(self.path, "readable", "bool", (len(self),))
         if len(self):

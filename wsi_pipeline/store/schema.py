@@ -67,10 +67,7 @@ def check_kind(path: Path, kind: str) -> dict[str, Any]:
 
 
 def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
-    """Return the patch table of a group, whose layout is checked before memory is taken for it.
-
-    Raises StoreError where it contradicts itself.
-    """
+    """Return the table of a group after checking its layout, and content. Raises StoreError."""
     shapes = _check_arrays(path, attributes)
     with _damage_named(path):
         names = attributes["class_names"]
@@ -91,10 +88,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def _check_arrays(path: Path, attributes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every array of the table, none of them longer than its file.
-
-    Raises StoreError for a table of another layout.
-    """
+    """Return the shapes of the table's arrays, none longer than its file. Raises StoreError."""
     with _damage_named(path):
         grid = Grid.from_json(attributes["grid"])
         (patches, _), (height, width, _) = (
@@ -159,10 +153,7 @@ def _count_distinct(positions: NDArray[np.int32], grid: Grid) -> int:
 
 
 def check_tables(product: Path, manifest: Manifest, kind: str, folder: str = "") -> dict[str, Any]:
-    """Return the attributes of the group in `folder` of a product after checking its tables.
-
-    Raises StoreError where these are not as they were written.
-    """
+    """Return the attributes of a group of a product, whose tables it checks. Raises StoreError."""
     prefix = f"{folder}/" if folder else ""
     inside = [name for name in manifest.files if name.startswith(prefix)]
     metadata = [name for name in inside if name.endswith(ZARR_JSON)]
