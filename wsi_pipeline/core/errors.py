@@ -10,22 +10,11 @@ import os
 from pathlib import Path
 
 MACHINE_ERRNOS = frozenset(
-    getattr(errno, name)
-    for name in [
-        "ENOSPC",
-        "EDQUOT",
-        "EFBIG",
-        "EROFS",
-        "EACCES",
-        "EPERM",
-        "EMFILE",
-        "ENFILE",
-        "EIO",
-        "EREMOTEIO",
-        "ESTALE",
-        "ENOLCK",
-        "ETIMEDOUT",
-    ]
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.EMFILE, errno.ENFILE, errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENOLCK),
+        errno.ETIMEDOUT,
+    }
 )
 """Full, read-only, failing or vanished disks, denied access, too many or too large files."""
 

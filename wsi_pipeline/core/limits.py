@@ -93,7 +93,8 @@ def confine(memory_bytes: int) -> None:
         resource.RLIMIT_CORE: 0,
     }
     for kind, value in limits.items():
-        resource.setrlimit(kind, (_lower(value, kind),) * 2)
+        lowered = _lower(value, kind)
+        resource.setrlimit(kind, (lowered, lowered))
 
 
 def _lower(value: int, kind: int) -> int:

@@ -135,7 +135,8 @@ def publish(
     result = SlideResult(predictions.table, heatmap, summary, view.plot_style, samples, folder)
     for path in staging.product.iterdir():  # outputs of a killed run
         if path.name != PREDICTIONS:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove = shutil.rmtree if path.is_dir() else Path.unlink
+            remove(path)
     for name in view.formats:
         WRITERS[name](result, staging.product)
     counts = {name: getattr(summary, name) for name in ("patches", "unreadable", "positives")}

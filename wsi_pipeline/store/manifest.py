@@ -144,7 +144,8 @@ def check_files(product: Path, manifest: Manifest, names: Iterable[str]) -> None
         fault = _content_fault(product / name, entry[1]) if entry else "is not part of it"
         damaged += [f"{name} {fault}"] if fault else []
     if damaged:
-        raise damage_error(product, ", ".join(damaged[:3]) + " …" * (len(damaged) > 3))
+        more = " …" if len(damaged) > 3 else ""
+        raise damage_error(product, f"{', '.join(damaged[:3])}{more}")
 
 
 def check_whole(product: Path) -> Manifest:

@@ -60,7 +60,8 @@ def check_kind(path: Path, kind: str) -> dict[str, Any]:
         found = str(attributes.get("kind", "something else"))[:80]
         raise StoreError(f"{path}: holds {found!r}, not {kind!r}; give another path")
     if (version := attributes.get("format_version")) != FORMAT_VERSION:
-        remedy = "update wsi, or " * (isinstance(version, int) and version > FORMAT_VERSION)
+        is_newer = isinstance(version, int) and version > FORMAT_VERSION
+        remedy = "update wsi, or " if is_newer else ""
         what = f"has format {str(version)[:20]}, this version of wsi reads {FORMAT_VERSION}"
         raise StoreError(f"{path}: {what}; {remedy}make it again")
     return attributes
