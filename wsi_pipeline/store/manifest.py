@@ -72,7 +72,7 @@ def read_claims(product: Path) -> Manifest:
         raise StoreError(f"{product}: {what}; update wsi") from error
     except OSError as error:
         what = f"its {MANIFEST} cannot be read ({error.strerror or error})"
-        raise StoreError(f"{product}: {what}; mend that and run the same line again") from error
+        raise StoreError(f"{product}: {what}; fix that and run the same line again") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"its {MANIFEST} is damaged or of another version of wsi ({error})"
         raise StoreError(f"{product}: {what}; make it again with --force") from error
