@@ -8,9 +8,10 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from fastapi.security import APIKeyCookie, HTTPBearer
+from fastapi.security import HTTPBearer
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -37,6 +38,7 @@ HEADERS_BY_STATUS = {401: {"www-authenticate": "Bearer"}, 408: CLOSE, 413: CLOSE
 OPEN_PATHS = ("/healthz", "/enter")
 OPEN_FOLDERS = ("/static/",)
 READING = ("GET", "HEAD", "OPTIONS")
+BEARER = HTTPBearer(auto_error=False)
 METHODS = (*READING, "POST", "DELETE", "PUT", "PATCH")
 
 CountRequest = Callable[[str, str, int, float], None]
@@ -78,18 +80,14 @@ class TokenAuth:
         return RedirectResponse(place, 303, {"set-cookie": cookie})
 
 
+@dataclass(frozen=True)
 class Guard:
     """Refuses what is not allowed, hands on the rest, and adds the headers of every answer."""
 
-    def __init__(
-        self, app: ASGIApp, settings: ServeSettings, auth: TokenAuth, count: CountRequest
-    ) -> None:
-        self._app = app
-        self._settings = settings
-        self._auth = auth
-        self._count = count
-        self._bearer = HTTPBearer(auto_error=False)
-        self._cookie = APIKeyCookie(name=auth.cookie_name, auto_error=False)
+    app: ASGIApp
+    settings: ServeSettings
+    auth: TokenAuth
+    count: CountRequest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -97,13 +95,13 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         answer = _Answer(send)
         started = time.perf_counter()
         try:
-            limits = self._settings.limits
-            response = await self._check(Request(scope)) or self._app
+            limits = self.settings.limits
+            response = await self._check(Request(scope)) or self.app
             await response(scope, _Body(receive, limits.upload_bytes, limits.body_s), answer)
         except Refusal as refusal:
             if not answer.status:  # else the answer is under way; the connection ends here
@@ -113,42 +111,42 @@ class Guard:
         finally:
             route = getattr(scope.get("endpoint"), "__name__", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self._count(route, method, answer.status, time.perf_counter() - started)
+            self.count(route, method, answer.status, time.perf_counter() - started)
 
     async def _check(self, request: Request) -> Response | None:
         """Return the answer where the request goes no further, else None. Raises Refusal."""
         # Starlette's TrustedHostMiddleware would answer 400, in plain text.
-        if _host_name(request.headers.get("host", "")) not in self._settings.host_names:
+        if _host_name(request.headers.get("host", "")) not in self.settings.host_names:
             raise Refusal(421, "this server does not go by that name; allow it with --allow-host")
-        most = self._settings.limits.upload_bytes
+        most = self.settings.limits.upload_bytes
         if not is_length(request.headers.get("content-length", "0"), most):
             raise Refusal(413, f"a body of more than {most:,} bytes")
-        await self._check_origin(request)
+        self._check_origin(request)
         path, method = request.scope["path"], request.method
         is_preflight = method == "OPTIONS" and "access-control-request-method" in request.headers
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or is_preflight:
             return None
         return await self._check_token(request)
 
-    async def _check_origin(self, request: Request) -> None:
+    def _check_origin(self, request: Request) -> None:
         """Refuse pages of other origins that would change something with the user's cookie."""
         if request.method in READING:
             return
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
-        allowed = {f"http://{host}", f"https://{host}", *self._settings.cors_origins}
+        allowed = {f"http://{host}", f"https://{host}", *self.settings.cors_origins}
         if origin is not None and origin not in allowed:
             raise Refusal(403, "this page may not do that; allow its origin with --cors-origin")
         has_bearer = "authorization" in request.headers
-        if origin is None and not has_bearer and await self._cookie(request):
+        if origin is None and not has_bearer and request.cookies.get(self.auth.cookie_name):
             raise Refusal(403, "a cookie is not enough; send the token as Authorization: Bearer")
 
     async def _check_token(self, request: Request) -> Response | None:
-        bearer = await self._bearer(request)
+        bearer = await BEARER(request)
         shown = bearer.credentials.strip() if bearer else None
-        if self._auth.accepts(shown, await self._cookie(request)):
+        if self.auth.accepts(shown, request.cookies.get(self.auth.cookie_name)):
             return None
         if request.method == "GET" and (place := self._place_without_token(request)) is not None:
-            return self._auth.let_in(place)
+            return self.auth.let_in(place)
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("/enter", 303)
         raise Refusal(401, "a token is needed, as printed at the start: Authorization: Bearer …")
@@ -157,7 +155,7 @@ class Guard:
         """Return where to continue after `?token=…` was right: without it, so no history has it."""
         query = request.query_params.multi_items()
         tokens = [value for name, value in query if name == "token"]
-        if len(tokens) != 1 or not self._auth.accepts(tokens[0]):
+        if len(tokens) != 1 or not self.auth.accepts(tokens[0]):
             return None
         rest = urlencode([(name, value) for name, value in query if name != "token"])
         raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()

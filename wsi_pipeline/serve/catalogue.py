@@ -150,11 +150,10 @@ class Catalogue:
 
     def _read(self, folder: Path) -> Result | None:
         """Return the result in a folder; read it only if it changed."""
-        stamp = stamp_file(folder / MANIFEST)
-        if stamp is None:
+        if (stamp := stamp_file(folder / MANIFEST)) is None:
             return None
-        old = self._known.get(folder)
-        return old if old is not None and old.stamp == stamp else read_result(folder, stamp)
+        known = self._known.get(folder)
+        return known if known and known.stamp == stamp else read_result(folder, stamp)
 
 
 def name_runs(results: Sequence[Path]) -> tuple[Run, ...]:
@@ -233,12 +232,11 @@ def _list_results(run: Run) -> list[Path]:
 
 
 def _list_files(slides: Path | None) -> dict[str, Path]:
-    if slides is None:
-        return {}
     try:
-        return {found.slide_id: found.path.absolute() for found in find_slides([slides])}
-    except (WsiError, OSError):
-        return {}  # an empty folder, or one that is not there now
+        found = find_slides([slides]) if slides else []
+    except (WsiError, OSError):  # an empty folder, or one that is not there now
+        return {}
+    return {one.slide_id: one.path.absolute() for one in found}
 
 
 def _make_entry(slide_id: str, file: Path | None, results: dict[str, Result]) -> SlideEntry:

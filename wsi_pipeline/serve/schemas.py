@@ -51,11 +51,9 @@ class TilesBody(BaseModel):
     coarsest: int
 
 
-class ResultBody(BaseModel):
+class ResultBody(RunBody):
     """One run's results on the slide."""
 
-    run_id: str
-    name: str
     summary: SlideSummary
     threshold: float
     positive_class: str

@@ -39,8 +39,6 @@ async def predict(
 ) -> PredictionBody:
     """Predict images: one probability for a patch, one per patch for a larger image."""
     service = _predictions(services)
-    if len(images) > services.settings.limits.images:
-        raise Refusal(413, f"send 1 to {services.settings.limits.images} images at a time")
     contents = [await image.read() for image in images]
     predicted = await run_in_threadpool(service.predict, contents, mpp)
     counts = (image.grid["rows"] * image.grid["cols"] if image.grid else 1 for image in predicted)
