@@ -14,7 +14,7 @@ from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines.engine import EngineSetting
-from wsi_pipeline.models.model import Normalisation, measure_normalisation, normalise
+from wsi_pipeline.models.model import Normalisation, count_levels, normalisation_of, normalise
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
 
@@ -49,13 +49,14 @@ def test_normalisation_by_hand() -> None:
 
 def test_measured_normalisation_by_hand() -> None:
     pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 1, 1, 3)
-    measured = measure_normalisation(pixels)
+    measured = normalisation_of(count_levels(pixels))
     assert measured.mean == pytest.approx((0.5, 0.5, 0.5))
     assert measured.std == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_one_colour_does_not_divide_by_zero() -> None:
-    assert min(measure_normalisation(torch.zeros((2, 3, 3, 3), dtype=torch.uint8)).std) > 0
+    black = torch.zeros((2, 3, 3, 3), dtype=torch.uint8)
+    assert min(normalisation_of(count_levels(black)).std) > 0
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:

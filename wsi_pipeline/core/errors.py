@@ -60,6 +60,11 @@ def damage_error(path: Path, fault: object) -> StoreError:
     return StoreError(f"{path}: damaged: {fault}; make it again with --force")
 
 
+def one_line(error: Exception) -> str:
+    """Return the text of another library's error on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
     """Return the machine's fault behind an error, or None where the input is the cause.
 

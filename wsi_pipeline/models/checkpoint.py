@@ -9,14 +9,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError
+from wsi_pipeline.core.errors import DAMAGES, ConfigError, EnvironmentFault, ModelError, one_line
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.core.recipe import canonical_json, file_sha256, recipe_digest
@@ -33,6 +33,7 @@ from wsi_pipeline.models.model import (
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """Names and shapes of tensors, and the card: some hundred bytes for each patient."""
 LENGTH_BYTES = 8
+COPY = "copy it again or train it again"
 DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "U8"})
 """Types of weights and self-tests."""
 
@@ -41,10 +42,9 @@ class Declared(NamedTuple):
     """Card and tensor shapes declared in the header of a safetensors file."""
 
     text: str
-    """Of the card, as it stands there."""
+    """The card as it is written."""
     card: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
-    """By the names of the tensors."""
 
 
 def read_safetensors_card(path: Path, key: str) -> Declared:
@@ -65,10 +65,7 @@ def read_safetensors_card(path: Path, key: str) -> Declared:
             raise ValueError("its card is not a JSON object")
         return Declared(text, card, shapes)
     except OSError as error:
-        raise EnvironmentFault(
-            f"{path}: cannot be read ({error.strerror or error}); fix that and run the same line"
-            " again"
-        ) from error
+        raise _unreadable(path, error.strerror or error) from error
     except KeyError as error:
         raise ModelError(
             f"{path}: not a checkpoint of wsi (no card); give a model.safetensors of `wsi train`"
@@ -83,18 +80,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in list(stored.keys())}
     except RuntimeError as error:  # torch, where it cannot open the file; it names no number
-        reason = " ".join(str(error).split())
-        raise EnvironmentFault(
-            f"{path}: cannot be read ({reason}); fix that and run the same line again"
-        ) from error
+        raise _unreadable(path, one_line(error)) from error
     except (SafetensorError, OSError, ValueError) as error:
         raise _broken(path, error) from error
 
 
-def _broken(path: Path, error: Exception) -> ModelError:
-    return ModelError(
-        f"{path}: not a whole safetensors file ({error}); copy it again or train it again"
+def _unreadable(path: Path, reason: object) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{path}: cannot be read ({reason}); fix that and run the same line again"
     )
+
+
+def _broken(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path}: not a whole safetensors file ({error}); {COPY}")
 
 
 def _check_header_size(path: Path) -> None:
@@ -116,6 +114,7 @@ CARD_KEY = "wsi"
 CARD_FORMAT = 3
 READ_FORMATS = (2, 3)
 """Those of format 2 hold no self-test."""
+DAMAGED = (ModelError, AttributeError, *DAMAGES)
 MAX_TESTED = 256
 """Patches of a self-test: each engine computes all of them before a run."""
 TEST_PIXELS, TEST_PROBABILITY = f"{SELF_TEST_PREFIX}pixels", f"{SELF_TEST_PREFIX}probability"
@@ -150,18 +149,15 @@ class Checkpoint:
     """Patches with the probabilities that any engine must give for them."""
     digest: str = ""
     """SHA-256 of the file that it was loaded from."""
+    is_script: ClassVar[bool] = False
+    resizes_patches: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        again = "train or export the model again"
         if not 0 <= self.threshold <= 1:
-            raise ModelError(
-                f"a threshold of {self.threshold} is not a probability; train or export the model"
-                " again"
-            )
+            raise ModelError(f"a threshold of {self.threshold} is not a probability; {again}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ModelError(
-                f"a temperature of {self.temperature} is not positive; train or export the model"
-                " again"
-            )
+            raise ModelError(f"a temperature of {self.temperature} is not positive; {again}")
 
     @property
     def positive_class(self) -> str:
@@ -172,17 +168,9 @@ class Checkpoint:
     def seen_patients(self) -> tuple[str, ...]:
         """Hashes of the patients that it was trained on or its threshold chosen by, if known."""
         split = self.training.get("split", {})
-        sides = (split.get(side) for side in ("train", "val", "patients_on_both_sides"))
-        return tuple(
-            sorted(
-                {
-                    hash_patient(str(name))
-                    for side in sides
-                    if isinstance(side, list | tuple)
-                    for name in side
-                }
-            )
-        )
+        sides = [split.get(side) for side in ("train", "val", "patients_on_both_sides")]
+        patients = [name for side in sides if isinstance(side, list | tuple) for name in side]
+        return tuple(sorted({hash_patient(str(name)) for name in patients}))
 
     def build(self) -> nn.Module:
         """Return the network with these weights for inference. Raises ModelError for a misfit."""
@@ -190,17 +178,10 @@ class Checkpoint:
         try:
             network.load_state_dict(dict(self.weights), strict=True)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"weights do not fit {self.architecture}: {reason}") from error
+            raise ModelError(
+                f"weights do not fit {self.architecture}: {one_line(error)}"
+            ) from error
         return network.eval()
-
-    @property
-    def is_script(self) -> bool:
-        return False
-
-    @property
-    def resizes_patches(self) -> bool:
-        return False
 
     def network(self) -> nn.Module:
         return PatchNetwork(self.build(), self.normalisation).eval()
@@ -210,8 +191,12 @@ class Checkpoint:
 
     def to_json(self) -> dict[str, Any]:
         """Return the description of the model that results record."""
+        seen = list(self.seen_patients)
+        return {"digest": self.digest, **self.terms_to_json(), "seen_patients": seen}
+
+    def terms_to_json(self) -> dict[str, Any]:
+        """Return what its card and the results that it predicts both record."""
         return {
-            "digest": self.digest,
             "architecture": self.architecture,
             "options": self.options.to_json(),
             "patch": self.spec.to_json(),
@@ -220,34 +205,28 @@ class Checkpoint:
             "threshold": self.threshold,
             "threshold_source": self.threshold_source,
             "is_leaky": self.is_leaky,
-            "seen_patients": list(self.seen_patients),
+        }
+
+    def training_to_json(self) -> dict[str, Any]:
+        """Return what only its card records: normalisation, metrics and training run."""
+        return {
+            "mean": list(self.normalisation.mean),
+            "std": list(self.normalisation.std),
+            "scores": dict(self.scores),
+            "training": dict(self.training),
         }
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write the checkpoint; the same content gives the same bytes. Raises OSError."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()
-    }
-    if checkpoint.self_test is not None:
-        tensors |= {
-            TEST_PIXELS: checkpoint.self_test.pixels,
-            TEST_PROBABILITY: checkpoint.self_test.probability,
-        }
+    weights, test = checkpoint.weights, checkpoint.self_test
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    if test is not None:
+        tensors |= {TEST_PIXELS: test.pixels, TEST_PROBABILITY: test.probability}
     card = {
         "format": CARD_FORMAT,
-        "architecture": checkpoint.architecture,
-        "options": checkpoint.options.to_json(),
-        "patch": checkpoint.spec.to_json(),
-        "class_names": list(checkpoint.class_names),
-        "mean": list(checkpoint.normalisation.mean),
-        "std": list(checkpoint.normalisation.std),
-        "temperature": checkpoint.temperature,
-        "threshold": checkpoint.threshold,
-        "threshold_source": checkpoint.threshold_source,
-        "scores": dict(checkpoint.scores),
-        "training": dict(checkpoint.training),
-        "is_leaky": checkpoint.is_leaky,
+        **checkpoint.terms_to_json(),
+        **checkpoint.training_to_json(),
         "weights_sha256": _weights_sha256(tensors),
     }
     card["card_sha256"] = recipe_digest(card)
@@ -260,27 +239,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"{path}: no such model file; train one with `wsi train`")
     text, card, shapes = read_safetensors_card(path, CARD_KEY)
     if card.get("format") not in READ_FORMATS:
-        known = " and ".join(map(str, READ_FORMATS))
-        raise ModelError(
-            f"{path}: card format {str(card.get('format'))[:20]}, this version of wsi reads"
-            f" {known}; {_remedy(card)}"
-        )
+        raise ModelError(f"{path}: card format {_misfit(card.get('format'))}")
     said = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
     if card.get("card_sha256") != said or text != canonical_json(card):
-        raise ModelError(
-            f"{path}: its card is damaged or was edited (checksum); copy it again or train it again"
-        )
+        raise ModelError(f"{path}: its card is damaged or was edited (checksum); {COPY}")
     _check_shapes(path, card, shapes)
     tensors = read_tensors(path)
     if card.get("weights_sha256") != _weights_sha256(tensors):
-        raise ModelError(
-            f"{path}: its weights are damaged (checksum); copy it again or train it again"
-        )
+        raise ModelError(f"{path}: its weights are damaged (checksum); {COPY}")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise ModelError(
-            f"{path}: has weights that are not finite; train it again with a lower --lr"
-        )
+        raise ModelError(f"{path}: weights are not finite; train it again with a lower --lr")
     try:
+        self_test = _take_self_test(tensors, int(card["patch"]["side_px"]))
         checkpoint = Checkpoint(
             architecture=str(card["architecture"]),
             spec=PatchSpec(**card["patch"]),
@@ -293,22 +263,28 @@ def load_checkpoint(path: Path) -> Checkpoint:
             scores=_read_entry(card, "scores"),
             training=_read_training(card),
             is_leaky=bool(card["is_leaky"]),
-            weights={
-                name: tensor
-                for name, tensor in tensors.items()
-                if name not in (TEST_PIXELS, TEST_PROBABILITY)
-            },
-            self_test=_read_self_test(tensors, int(card["patch"]["side_px"])),
+            weights=tensors,
+            self_test=self_test,
             digest=file_sha256(path),
         )
         checkpoint.build()
-    except (ModelError, ConfigError) as error:
-        raise ModelError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(
-            f"{path}: its card is damaged ({error}); train or export it again"
-        ) from error
+    except DAMAGED as error:
+        raise _misread(path, error) from error
     return checkpoint
+
+
+def _misfit(found: Any) -> str:
+    """Return the end of the message on a card's unknown format."""
+    is_newer = isinstance(found, int) and found > CARD_FORMAT
+    remedy = "update wsi" if is_newer else "train it again with this one"
+    known = " and ".join(map(str, READ_FORMATS))
+    return f"{str(found)[:20]}, this version of wsi reads {known}; {remedy}"
+
+
+def _misread(path: Path, error: Exception) -> ModelError:
+    if isinstance(error, ModelError | ConfigError):
+        return ModelError(f"{path}: {error}")
+    return ModelError(f"{path}: its card is damaged ({error}); train or export it again")
 
 
 def _read_entry(record: Mapping[str, Any], name: str, kind: type = dict) -> Any:
@@ -334,10 +310,11 @@ def _read_training(card: Mapping[str, Any]) -> dict[str, Any]:
     return training
 
 
-def _read_self_test(tensors: Mapping[str, Tensor], side_px: int) -> SelfTest | None:
+def _take_self_test(tensors: dict[str, Tensor], side_px: int) -> SelfTest | None:
+    """Return the self-test, removed from the tensors."""
     if TEST_PIXELS not in tensors and TEST_PROBABILITY not in tensors:
         return None
-    found = SelfTest(tensors[TEST_PIXELS], tensors[TEST_PROBABILITY])
+    found = SelfTest(tensors.pop(TEST_PIXELS), tensors.pop(TEST_PROBABILITY))
     if found.pixels.shape[1:] != (side_px, side_px, 3):
         raise ModelError("its self-test has patches of another size; train it again")
     return found
@@ -346,19 +323,9 @@ def _read_self_test(tensors: Mapping[str, Tensor], side_px: int) -> SelfTest | N
 def _read_class_names(value: Any) -> tuple[str, str]:
     if not (isinstance(value, list) and len(value) == 2):
         raise ModelError(
-            f"classes {value} are not two, and wsi handles models of two classes only; use another"
-            " model"
+            f"classes {value}: wsi handles models of two classes only; use another one"
         )
     return str(value[0]), str(value[1])
-
-
-def _remedy(card: Mapping[str, Any]) -> str:
-    found = card.get("format")
-    return (
-        "update wsi"
-        if isinstance(found, int) and found > CARD_FORMAT
-        else "train it again with this one"
-    )
 
 
 def _check_shapes(
@@ -371,12 +338,8 @@ def _check_shapes(
     try:
         name, side_px = str(card["architecture"]), PatchSpec(**card["patch"]).side_px
         outline = outline_network(name, side_px, NetworkOptions.from_json(card["options"]))
-    except (ModelError, ConfigError) as error:
-        raise ModelError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"{path}: its card is damaged ({error}); train or export it again"
-        ) from error
+    except DAMAGED as error:
+        raise _misread(path, error) from error
     wanted = {key: tuple(tensor.shape) for key, tensor in outline.state_dict().items()}
     found = {key: shape for key, shape in shapes.items() if not key.startswith(SELF_TEST_PREFIX)}
     if wrong := sorted({*wanted.items()} ^ {*found.items()}):
@@ -385,13 +348,10 @@ def _check_shapes(
             f"{path}: weights do not fit {name}: {key[:80]} has the shape {found.get(key, 'none')},"
             f" the network's has {wanted.get(key, 'none')}; train or export it again"
         )
-    tested = [
-        shape[0] for key, shape in shapes.items() if key.startswith(SELF_TEST_PREFIX) and shape
-    ]
-    if max(tested, default=0) > MAX_TESTED:
+    tested = max((shapes[key][0] for key in shapes.keys() - found.keys() if shapes[key]), default=0)
+    if tested > MAX_TESTED:
         raise ModelError(
-            f"{path}: its self-test has {max(tested)} patches, more than {MAX_TESTED}; train it"
-            " again"
+            f"{path}: its self-test has {tested} patches, more than {MAX_TESTED}; train it again"
         )
 
 

@@ -18,9 +18,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentFault(
-            "cuda: no usable GPU on this machine (see nvidia-smi); use --device cpu"
-        )
+        raise EnvironmentFault("cuda: no usable GPU here (see nvidia-smi); use --device cpu")
     return torch.device(name)
 
 
@@ -32,12 +30,8 @@ def cuda_version() -> str | None:
 
 def list_gpus() -> tuple[str, ...]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    visible = [
-        name.strip()
-        for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        if name.strip()
-    ]
-    return tuple(visible or map(str, range(torch.cuda.device_count())))
+    visible = map(str.strip, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))
+    return tuple(filter(None, visible)) or tuple(map(str, range(torch.cuda.device_count())))
 
 
 @cache
@@ -47,9 +41,8 @@ def cpu_flags() -> frozenset[str]:
         lines = CPUINFO.read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(
-        next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    )
+    flags = (line.split(":", 1)[1].split() for line in lines if line.startswith("flags"))
+    return frozenset(next(flags, []))
 
 
 def find_bf16_unit() -> str | None:

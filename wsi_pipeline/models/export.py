@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_pipeline.core.errors import ModelError
+from wsi_pipeline.core.errors import ModelError, one_line
 from wsi_pipeline.models.architectures.network import positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.model import Normalisation
@@ -43,12 +43,9 @@ class ExportedNetwork(nn.Module):
         self.network = checkpoint.build()
         self.temperature = checkpoint.temperature
         self.has_normalisation = inside is not None
-        self.register_buffer(
-            "mean", torch.tensor(inside.mean if inside else (0.0, 0.0, 0.0)).view(3, 1, 1)
-        )
-        self.register_buffer(
-            "std", torch.tensor(inside.std if inside else (1.0, 1.0, 1.0)).view(3, 1, 1)
-        )
+        inside = inside or Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        self.register_buffer("mean", torch.tensor(inside.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(inside.std).view(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.has_normalisation:
@@ -89,10 +86,6 @@ def _write_without_origin(script: io.BytesIO, path: Path) -> None:
                 lean.writestr(zipfile.ZipInfo(member.filename), full.read(member))
 
 
-def _read_torchscript(path: Path) -> Run:
-    return load_torchscript(path.read_bytes(), path)
-
-
 def _write_pt2(network: nn.Module, example: Tensor, path: Path) -> None:
     torch.export.save(_capture(network, example), path)
 
@@ -106,13 +99,9 @@ def _write_onnx(network: nn.Module, example: Tensor, path: Path) -> None:
     _import_onnxruntime()  # fails before the work where the result could not be checked
     # It reports every step of its optimiser.
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
     program = torch.onnx.export(
-        _capture(network, example),
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamo=True,
-        external_data=False,
-        verbose=False,
+        _capture(network, example), **names, dynamo=True, external_data=False, verbose=False
     )
     if program is None:
         raise TypeError("torch gave no ONNX program")
@@ -152,7 +141,9 @@ def _import_onnxruntime() -> Callable[..., Any]:
 
 
 FORMATS: dict[str, ExportFormat] = {
-    "torchscript": ExportFormat(TORCHSCRIPT, _write_torchscript, _read_torchscript),
+    "torchscript": ExportFormat(
+        TORCHSCRIPT, _write_torchscript, lambda path: load_torchscript(path.read_bytes(), path)
+    ),
     "onnx": ExportFormat("model.onnx", _write_onnx, _read_onnx),
     "pt2": ExportFormat("model.pt2", _write_pt2, _read_pt2),
 }
@@ -184,10 +175,9 @@ def write_export(
         with torch.no_grad():
             FORMATS[name].write(network, example, path)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{checkpoint.architecture}: cannot be written as {name} ({reason}); choose another"
-            " format"
+            f"{checkpoint.architecture}: cannot be written as {name} ({one_line(error)}); choose"
+            " another format"
         ) from error
 
 
@@ -198,21 +188,17 @@ def compare_export(checkpoint: Checkpoint, name: str, path: Path, config: ZooCon
     different size. Raises ModelError where the exported file does not run.
     """
     pixels = _compared_patches(checkpoint.spec.side_px)
+    batches = (config.prepare(torch.from_numpy(part)) for part in (pixels[:5], pixels[5:]))
     try:
         run = FORMATS[name].read(path)
         with torch.no_grad():
-            batches = [
-                run(config.prepare(torch.from_numpy(batch)).contiguous())
-                for batch in (pixels[:5], pixels[5:])
-            ]
+            logits = torch.cat([run(batch.contiguous()) for batch in batches])
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{name}: the file was written, but does not run ({reason}); choose another format"
+            f"{name}: written, but the file does not run ({one_line(error)}); choose another format"
         ) from error
-    probability = torch.softmax(torch.cat(batches), dim=1)[:, 1].numpy()
-    expected = Predictor(checkpoint)(pixels)
-    return float(np.abs(probability - expected).max())
+    probability = torch.softmax(logits, dim=1)[:, 1].numpy()
+    return float(np.abs(probability - Predictor(checkpoint)(pixels)).max())
 
 
 def _compared_patches(side_px: int) -> NDArray[np.uint8]:

@@ -43,7 +43,7 @@ def load_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
     models are given for a checkpoint.
     """
     terms = terms or ExternalModelTerms()
-    if is_zoo_folder(path):
+    if (path / CONFIG_JSON).is_file():
         return load_external(path, terms.trust, terms.positive_class)
     if terms != ExternalModelTerms():
         raise ConfigError(
@@ -59,11 +59,6 @@ def load_unchanged(path: Path, digest: str, terms: ExternalModelTerms | None = N
     if model.digest != digest:
         raise ModelError(f"{path}: has changed since the run began; start again")
     return model
-
-
-def is_zoo_folder(path: Path) -> bool:
-    """Return whether a path is a model folder of the zoo's kind."""
-    return (path / CONFIG_JSON).is_file()
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -83,17 +78,14 @@ def describe_model(path: Path) -> dict[str, Any]:
 
     Runs no external code. Raises ModelError where the model is damaged.
     """
-    if is_zoo_folder(path):
+    if (path / CONFIG_JSON).is_file():
         return _describe_external(path)
     checkpoint = load_checkpoint(find_checkpoint(path))
     return {
         **checkpoint.to_json(),
         "kind": "checkpoint",
         "parameters": count_parameters(checkpoint.build()),
-        "mean": list(checkpoint.normalisation.mean),
-        "std": list(checkpoint.normalisation.std),
-        "scores": dict(checkpoint.scores),
-        "training": dict(checkpoint.training),
+        **checkpoint.training_to_json(),
     }
 
 
@@ -114,85 +106,62 @@ def _describe_external(folder: Path) -> dict[str, Any]:
 
 def describe_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the facts of `describe_model` as pairs of a name and a text."""
-    patch = facts["patch"]
-    names = facts["class_names"]
-    lines = [
+    side_px, mpp = facts["patch"]["side_px"], facts["patch"]["mpp"]
+    is_checkpoint, names = facts["kind"] == "checkpoint", facts["class_names"]
+    positive = f" (positive: {names[1]})" if is_checkpoint else ""
+    return [
         ("architecture", facts["architecture"]),
-        (
-            "patches",
-            (
-                f"{patch['side_px']} px at {patch['mpp']:g} µm/px, a field of"
-                f" {patch['side_px'] * patch['mpp']:g} µm"
-            ),
-        ),
-        (
-            "classes",
-            ", ".join(names)
-            + (f" (positive: {names[1]})" if facts["kind"] == "checkpoint" else ""),
-        ),
+        ("patches", f"{side_px} px at {mpp:g} µm/px, a field of {side_px * mpp:g} µm"),
+        ("classes", ", ".join(names) + positive),
+        *(_lines_of_checkpoint(facts) if is_checkpoint else _lines_of_external(facts)),
+        *([("LEAKY", LEAK)] if facts["is_leaky"] else []),
     ]
-    return lines + (
-        _lines_of_checkpoint(facts)
-        if facts["kind"] == "checkpoint"
-        else _describe_external_lines(facts)
-    )
 
 
-def _describe_external_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _lines_of_external(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     digest = facts["torchscript_sha256"]
     return [
         ("kind", "external TorchScript; it runs only with --trust-model"),
         ("transform", ", ".join(step["name"] for step in facts["transform"])),
         ("threshold", f"{facts['threshold']:g}, because its folder states none"),
         ("digest", f"sha256:{digest}" if digest else f"no {TORCHSCRIPT} beside the configuration"),
-        *([("LEAKY", LEAK)] if facts["is_leaky"] else []),
     ]
 
 
 def _lines_of_checkpoint(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     training, options = facts["training"], facts["options"]
     chosen = ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
-    lines = [
+    tool = training.get("tool", {})
+    maker = f"{tool.get('tool', 'unknown')} {tool.get('version', '')}"
+    split, patches = training.get("split", {}), training.get("patches", {})
+    return [
         ("options", chosen),
         ("parameters", f"{facts['parameters']:,}"),
         ("mean, std", f"{_round(facts['mean'])}, {_round(facts['std'])}"),
         ("temperature", f"{facts['temperature']:g}"),
         ("threshold", f"{facts['threshold']:.4g} ({facts['threshold_source']})"),
-    ]
-    lines += [
-        (f"scores, {side}", _list_numbers(scores))
-        for side, scores in facts["scores"].items()
-        if isinstance(scores, Mapping)
-    ]
-    lines += [
-        (f"patients, {side}", str(len(members)))
-        for side, members in training.get("split", {}).items()
-        if isinstance(members, list)
-    ]
-    lines += [
-        (f"patches, {side}", _list_numbers(counts))
-        for side, counts in training.get("patches", {}).items()
-    ]
-    tool = training.get("tool", {})
-    lines += [
-        ("stores", str(len(training.get("stores", [])))),
-        (
-            "made by",
-            (
-                f"{tool.get('tool', 'unknown')} {tool.get('version', '')},"
-                f" {_list_numbers(tool.get('packages', {}))}"
-            ),
+        *(
+            (f"scores, {side}", _list_numbers(scores))
+            for side, scores in facts["scores"].items()
+            if isinstance(scores, Mapping)
         ),
+        *(
+            (f"patients, {side}", str(len(members)))
+            for side, members in split.items()
+            if isinstance(members, list)
+        ),
+        *((f"patches, {side}", _list_numbers(counts)) for side, counts in patches.items()),
+        ("stores", str(len(training.get("stores", [])))),
+        ("made by", f"{maker}, {_list_numbers(tool.get('packages', {}))}"),
         ("digest", f"sha256:{facts['digest']}"),
     ]
-    return lines + ([("LEAKY", LEAK)] if facts["is_leaky"] else [])
 
 
 def _list_numbers(values: Mapping[str, Any]) -> str:
-    shown = {name: value for name, value in values.items() if isinstance(value, int | float | str)}
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in shown.items()
+        for name, value in values.items()
+        if isinstance(value, int | float | str)
     )
 
 

@@ -23,10 +23,8 @@ class Normalisation:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        is_finite = all(
-            isinstance(value, int | float) and math.isfinite(value)
-            for value in (*self.mean, *self.std)
-        )
+        values = (*self.mean, *self.std)
+        is_finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
         if len(self.mean) != 3 or len(self.std) != 3 or not is_finite or min(self.std) <= 0:
             raise ModelError(
                 f"normalisation {self.mean} / {self.std} is not three means and three positive"
@@ -65,19 +63,10 @@ class PatchNetwork(nn.Module):
         return output
 
 
-def measure_normalisation(pixels: Tensor) -> Normalisation:
-    """Return mean and deviation per channel of uint8 patches (n, side, side, 3), exactly."""
-    return normalisation_of(count_levels(pixels))
-
-
 def count_levels(pixels: Tensor) -> Tensor:
     """Return the count of each value of uint8 patches (n, side, side, 3): int64 (3, 256), CPU."""
-    return torch.stack(
-        [
-            torch.bincount(pixels[..., channel].reshape(-1), minlength=256).cpu()
-            for channel in range(3)
-        ]
-    )
+    channels = pixels.reshape(-1, 3).T
+    return torch.stack([torch.bincount(channel, minlength=256).cpu() for channel in channels])
 
 
 def normalisation_of(counts: Tensor) -> Normalisation:
@@ -90,9 +79,8 @@ def normalisation_of(counts: Tensor) -> Normalisation:
         variance = float((share * (levels - mean) ** 2).sum())
         means.append(mean)
         deviations.append(max(variance**0.5, 1 / 255))
-    return Normalisation(
-        mean=(means[0], means[1], means[2]), std=(deviations[0], deviations[1], deviations[2])
-    )
+    (red, green, blue), (red_std, green_std, blue_std) = means, deviations
+    return Normalisation((red, green, blue), (red_std, green_std, blue_std))
 
 
 PATCHES = 12
@@ -126,24 +114,13 @@ class SelfTest:
             raise ModelError("its self-test is not patches with a probability each; train it again")
 
 
-class Tested(Protocol):
-    """The parts of a model that a self-test needs."""
-
-    @property
-    def spec(self) -> PatchSpec: ...
-
-    def network(self) -> nn.Module: ...
-
-    def probability(self, output: Tensor) -> Tensor: ...
-
-
-def make_self_test(model: Tested) -> SelfTest:
+def make_self_test(model: "Model") -> SelfTest:
     """Return synthetic patches with the probabilities of the reference network."""
     pixels = make_test_patches(model.spec.side_px)
     return SelfTest(pixels, compute_reference(model, pixels))
 
 
-def compute_reference(model: Tested, pixels: Tensor) -> Tensor:
+def compute_reference(model: "Model", pixels: Tensor) -> Tensor:
     """Return the reference probabilities (b,): the unchanged network, fp32, one CPU thread."""
     network = model.network()
 
@@ -166,15 +143,13 @@ def make_test_patches(side_px: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     stains = torch.zeros(PATCHES, 2, side_px, side_px)
     for grain in GRAINS_PX:
-        positions = -(-side_px // grain) + 1
-        blots = torch.rand(PATCHES, 2, positions, positions, generator=generator)
-        stains += interpolate(blots, (side_px, side_px), mode="bilinear", align_corners=True) / len(
-            GRAINS_PX
-        )
+        count = -(-side_px // grain) + 1
+        blots = torch.rand(PATCHES, 2, count, count, generator=generator)
+        fine = interpolate(blots, (side_px, side_px), mode="bilinear", align_corners=True)
+        stains += fine / len(GRAINS_PX)
     strength = torch.linspace(0.2, 6.0, PATCHES).view(-1, 1, 1, 1)
-    density = torch.einsum(
-        "bshw,sc->bhwc", strength * stains**2, torch.tensor([HAEMATOXYLIN, EOSIN])
-    )
+    colors = torch.tensor([HAEMATOXYLIN, EOSIN])
+    density = torch.einsum("bshw,sc->bhwc", strength * stains**2, colors)
     return (torch.exp(-density) * 243).round().to(torch.uint8)  # (b, side, side, 3)
 
 

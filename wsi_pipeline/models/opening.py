@@ -26,8 +26,6 @@ from wsi_pipeline.models.model import Model, Normalisation, make_self_test
 from wsi_pipeline.models.predictor import Predictor
 
 CHECKED_PATCHES = 8
-SIDE_PX = 50
-MPP = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +40,8 @@ class Agreement:
     @property
     def reference(self) -> str:
         """Name of the expected probabilities, for messages."""
-        return (
-            "stored self-test"
-            if self.is_stored
-            else "plain network, because the model stores no self-test"
-        )
+        plain = "plain network, because the model stores no self-test"
+        return "stored self-test" if self.is_stored else plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +86,11 @@ def open_first(candidates: Sequence[Candidate], load: LoadEngine) -> OpenedPredi
                 raise
             faults.append(str(error))
             continue
+        why = "; ".join(filter(None, [candidate.reason, *faults]))
         return OpenedPredictor(
-            predictor, _describe(predictor, agreement, [candidate.reason, *faults])
+            predictor,
+            f"engine {candidate.setting}{why and f' ({why})'}: within {agreement.difference:.1g}"
+            f" of its {agreement.reference}",
         )
     raise ModelError("no engine can run this model; leave --engine auto")
 
@@ -107,24 +105,20 @@ def check_answers(predictor: Predictor) -> Agreement:
     known = model.self_test or make_self_test(model)
     given, expected = predictor(known.pixels.numpy()), known.probability.numpy()
     # A network may give NaN for some patches, which are then unreadable.
+    name = f"{model.architecture} {model.digest[:12]}"
     if not (np.isfinite(given).any() or np.isfinite(expected).any()):
         raise ModelError(
-            f"{model.architecture} {model.digest[:12]}: gives no number for any of {len(given)}"
-            " synthetic patches; train it again"
+            f"{name}: gives no number for any of {len(given)} synthetic patches; train it again"
         )
     apart = np.abs(given - expected)
     apart[np.isnan(given) & np.isnan(expected)] = 0.0
     agreement = Agreement(float(np.nan_to_num(apart, nan=1.0).max()), model.self_test is not None)
     if agreement.difference > setting.bound:
-        remedy = (
-            "train or export it again"
-            if setting == EngineSetting()
-            else "use --engine torch --precision fp32 --device cpu"
-        )
+        plainest = "use --engine torch --precision fp32 --device cpu"
+        remedy = "train or export it again" if setting == EngineSetting() else plainest
         raise ModelError(
-            f"{model.architecture} {model.digest[:12]}: {setting} gives probabilities that differ"
-            f" by {agreement.difference:.2g} from those of its {agreement.reference}, at most"
-            f" {setting.bound:g} is allowed; {remedy}"
+            f"{name}: {setting} gives probabilities that differ by {agreement.difference:.2g} from"
+            f" its {agreement.reference}, at most {setting.bound:g} is allowed; {remedy}"
         )
     return agreement
 
@@ -132,26 +126,13 @@ def check_answers(predictor: Predictor) -> Agreement:
 def check_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
     """Load a model, verify its checksums and run a batch. Raises ModelError with the fault."""
     model = load_model(path, terms)
-    side = model.spec.side_px
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (CHECKED_PATCHES, side, side, 3), dtype=np.uint8
-    )
+    shape = (CHECKED_PATCHES, model.spec.side_px, model.spec.side_px, 3)
     predictor = Predictor(model)
     check_answers(predictor)
-    probability = predictor(pixels)
+    probability = predictor(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     if not bool(((probability >= 0) & (probability <= 1)).all()):
-        raise ModelError(
-            f"{path}: gives numbers that are not probabilities; train or export it again"
-        )
+        raise ModelError(f"{path}: does not give probabilities; train or export it again")
     return model
-
-
-def _describe(predictor: Predictor, agreement: Agreement, reasons: Sequence[str]) -> str:
-    why = "; ".join(reason for reason in reasons if reason)
-    return (
-        f"engine {predictor.setting}{f' ({why})' if why else ''}: within {agreement.difference:.1g}"
-        f" of its {agreement.reference}"
-    )
 
 
 _loading = threading.Lock()
@@ -219,45 +200,39 @@ class ResolvedEngine:
 
 
 def resolve_engine(
-    model: Model, path: Path, engine_request: EngineRequest, terms: ExternalModelTerms | None = None
+    model: Model, path: Path, request: EngineRequest, terms: ExternalModelTerms | None = None
 ) -> ResolvedEngine:
     """Choose the engine, load the model with it in this process and check its answers.
 
     Raises ModelError where the engine cannot run the model or gives other answers, and
     EnvironmentFault where the device is absent.
     """
+    resolved, terms = path.resolve(), terms or ExternalModelTerms()
 
     def choose(setting: EngineSetting) -> ModelChoice:
-        return ModelChoice(
-            path.resolve(),
-            model.digest,
-            setting,
-            engine_request.batch_size,
-            terms or ExternalModelTerms(),
-        )
+        return ModelChoice(resolved, model.digest, setting, request.batch_size, terms)
 
-    candidates = list_candidates(
-        model, engine_request.device, engine_request.engine, engine_request.precision
-    )
+    candidates = list_candidates(model, request.device, request.engine, request.precision)
     opened = open_first(candidates, lambda setting: choose(setting).load_checked())
     return ResolvedEngine(choose(opened.predictor.setting), opened.line)
 
 
 def resolve_engine_for(
-    path: Path, engine_request: EngineRequest, terms: ExternalModelTerms
+    path: Path, request: EngineRequest, terms: ExternalModelTerms
 ) -> ResolvedEngine:
     """Resolve the engine for a model by its file, on a worker of another machine."""
-    return resolve_engine(load_model(path, terms), path, engine_request, terms)
+    return resolve_engine(load_model(path, terms), path, request, terms)
 
 
 def make_random_checkpoint(architecture: str = "idc_cnn") -> Checkpoint:
     """Return an untrained checkpoint for patches of 50 px at 0.25 µm/px, always the same."""
+    spec = PatchSpec(50, 50, 0.25)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        weights = build_network(architecture, SIDE_PX).state_dict()
+        weights = build_network(architecture, spec.side_px).state_dict()
     return Checkpoint(
         architecture=architecture,
-        spec=PatchSpec(SIDE_PX, SIDE_PX, MPP),
+        spec=spec,
         class_names=("negative", "positive"),
         normalisation=Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         threshold=0.5,

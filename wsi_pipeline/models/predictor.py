@@ -20,7 +20,6 @@ from wsi_pipeline.models.model import Model
 
 GPU_LANES = 2
 """One batch is copied while the other is computed."""
-MEASURED_TWICE = 2
 CPU_BATCH = 32
 """Small batches stay in the CPU's cache: 32 patches of 50 px were a fifth faster than 64."""
 CPU_PIXELS = CPU_BATCH * 50 * 50
@@ -53,12 +52,10 @@ class Predictor:
             lanes, "predict", initializer=_compute_on_one_thread if is_on_cpu else None
         )
         self._computing, self._falling_back = threading.Lock(), threading.Lock()
-        self._is_to_be_measured = (
-            batch_size is None and not is_on_cpu and not self._engine.is_fixed_shape
-        )
-        self.batch_size = batch_size or (
-            choose_cpu_batch(model.spec.side_px) if is_on_cpu else GPU_FIXED_BATCH
-        )
+        is_given = batch_size is not None or is_on_cpu or self._engine.is_fixed_shape
+        self._is_to_be_measured = not is_given
+        chosen = choose_cpu_batch(model.spec.side_px) if is_on_cpu else GPU_FIXED_BATCH
+        self.batch_size = batch_size or chosen
         self._run = self._engine.load(model, self.setting, self.batch_size)
 
     def __repr__(self) -> str:
@@ -76,10 +73,8 @@ class Predictor:
         """
         side = self.model.spec.side_px
         if pixels.shape[1:] != (side, side, 3) or pixels.dtype != np.uint8:
-            raise ModelError(
-                f"the model takes uint8 patches of {side} × {side} px, these are {pixels.dtype}"
-                f" {pixels.shape[1:]}"
-            )
+            found = f"{pixels.dtype} {pixels.shape[1:]}"
+            raise ModelError(f"the model takes uint8 patches of {side} × {side} px, not {found}")
         with self._computing:
             if self._is_to_be_measured and len(pixels):
                 self._measure()
@@ -99,19 +94,18 @@ class Predictor:
 
     def _predict_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         probability = self._compute(self._run, pixels)
-        if self.setting.precision != FP32 and not np.isfinite(probability).all():
-            probability = np.where(
-                np.isfinite(probability), probability, self._compute(self._fp32_run, pixels)
-            )
+        is_finite = np.isfinite(probability)
+        if self.setting.precision != FP32 and not is_finite.all():
+            exact = self._compute(self._fp32_run, pixels)
+            probability = np.where(is_finite, probability, exact)
         probability[~np.isfinite(probability)] = np.nan
         return probability
 
     def _compute(self, run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(pixels)
         if self._engine.is_fixed_shape and count < self.batch_size:
-            pixels = np.concatenate(
-                [pixels, np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)]
-            )
+            padding = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
+            pixels = np.concatenate([pixels, padding])
         return np.array(self.model.probability(run(pixels)[:count]).numpy(), dtype=np.float32)
 
     @property
@@ -122,10 +116,7 @@ class Predictor:
 
     @cached_property
     def _loaded_fp32_run(self) -> Run:
-        logger.warning(
-            "%s gives numbers that are not finite for some patches; these are computed in fp32",
-            self.setting,
-        )
+        logger.warning("%s: some results are not finite; they are computed in fp32", self.setting)
         fp32 = EngineSetting("torch", FP32, self.setting.device)
         return ENGINES[fp32.engine].load(self.model, fp32, self.batch_size)
 
@@ -140,9 +131,9 @@ class Predictor:
         pixels = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), dtype=np.uint8)
         self._run(pixels)  # the first of a size prepares its memory
         started = time.perf_counter()
-        for _ in range(MEASURED_TWICE):
+        for _ in range(2):
             self._run(pixels)
-        return (time.perf_counter() - started) / MEASURED_TWICE
+        return (time.perf_counter() - started) / 2
 
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
         if self._is_chosen_by_user or self._engine.is_fixed_shape:
@@ -154,8 +145,7 @@ class Predictor:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning(
-            "the device's memory does not suffice: batches of %d patches from now on",
-            self.batch_size,
+            "too little device memory: batches of %d patches from now on", self.batch_size
         )
 
 
@@ -196,7 +186,6 @@ def halve(size: int, error: BaseException) -> int:
     """Return half the batch. Raises EnvironmentFault where it was one patch already."""
     if size == 1:
         raise EnvironmentFault(
-            "the device's memory does not hold the model and one patch; free it, or use"
-            " --device cpu"
+            "the device's memory does not hold the model and one patch; free it or use --device cpu"
         ) from error
     return size // 2

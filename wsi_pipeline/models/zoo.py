@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.core.errors import ConfigError, ModelError, one_line
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.core.recipe import recipe_digest
@@ -30,6 +31,7 @@ OURS = "wsi"
 SPEC_VERSION = "1.0"
 MAX_BYTES = 1_000_000
 MAX_RESIZED_PX = 2048
+STEPS = ("Resize", "ToTensor", "Normalize")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,8 @@ class ZooConfig:
             {"name": "ToTensor"},
         ]
         if self.normalisation is not None:
-            statistics = {
-                "mean": list(self.normalisation.mean),
-                "std": list(self.normalisation.std),
-            }
-            transform.append({"name": "Normalize", "arguments": statistics})
+            mean, std = list(self.normalisation.mean), list(self.normalisation.std)
+            transform.append({"name": "Normalize", "arguments": {"mean": mean, "std": std}})
         ours = {"is_leaky": self.is_leaky, "seen_patients": list(self.seen_patients)}
         return {
             "spec_version": SPEC_VERSION,
@@ -94,48 +93,36 @@ class ZooConfig:
 def read_zoo_config(path: Path) -> ZooConfig:
     """Read and check a config.json. Raises ModelError naming the invalid entry."""
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if (size := path.stat().st_size) > MAX_BYTES:
             raise ModelError(
-                f"{path}: {path.stat().st_size} bytes are too many for a model's configuration;"
-                " give another folder"
+                f"{path}: {size} bytes are too many for a configuration; give another folder"
             )
         value = parse_json(path.read_bytes())
     except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error.strerror}); a model folder needs it"
-        ) from error
+        raise _unreadable(path, error) from error
     except ValueError as error:
-        raise ModelError(
-            f"{path}: not JSON ({' '.join(str(error).split())[:120]}); copy it again"
-        ) from error
+        raise ModelError(f"{path}: not JSON ({one_line(error)}); copy it again") from error
     try:
         return parse_zoo_config(value)
     except (ModelError, ConfigError) as error:
         raise ModelError(f"{path}: {error}") from error
 
 
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    return ModelError(f"{path}: cannot be read ({error.strerror}); a model folder needs it")
+
+
 def parse_zoo_config(value: Any) -> ZooConfig:
     """Return the configuration in a JSON value. Raises ModelError or ConfigError with the entry."""
     if not isinstance(value, Mapping):
         raise ModelError("is not a JSON object; see the WSInfer zoo for its entries")
-    if value.get("spec_version") != SPEC_VERSION:
-        raise ModelError(
-            f"spec_version is {value.get('spec_version')!r}; this version of wsi reads"
-            f" {SPEC_VERSION!r}"
-        )
-    names = value.get("class_names")
-    if not (
-        isinstance(names, list)
-        and names
-        and all(isinstance(name, str) and name for name in names)
-        and len(names) == len({*names})
-    ):
+    if (version := value.get("spec_version")) != SPEC_VERSION:
+        raise ModelError(f"spec_version is {version!r}; this version of wsi reads {SPEC_VERSION!r}")
+    names, count = value.get("class_names"), value.get("num_classes")
+    if not (_are_names(names) and all(names) and 0 < len(names) == len({*names})):
         raise ModelError("class_names must be a list of different names")
-    if value.get("num_classes") != len(names):
-        raise ModelError(
-            f"num_classes is {value.get('num_classes')!r} and class_names has {len(names)}; they"
-            " must agree"
-        )
+    if count != len(names):
+        raise ModelError(f"num_classes is {count!r}, class_names has {len(names)}; they must agree")
     architecture = value.get("architecture")
     if not (isinstance(architecture, str) and architecture):
         raise ModelError("architecture must be a name")
@@ -144,30 +131,17 @@ def parse_zoo_config(value: Any) -> ZooConfig:
         raise ModelError("patch_size_pixels must be a whole number and spacing_um_px a number")
     resized_px, normalisation = _parse_transform(value.get("transform"))
     spec = PatchSpec(side_px, side_px, float(mpp))
-    return ZooConfig(
-        architecture,
-        tuple(names),
-        spec,
-        resized_px,
-        normalisation,
-        *_parse_ours(value.get(OURS, {})),
-    )
+    ours = _parse_ours(value.get(OURS, {}))
+    return ZooConfig(architecture, tuple(names), spec, resized_px, normalisation, *ours)
 
 
 def _parse_ours(value: Any) -> tuple[bool, tuple[str, ...]]:
     """Return `is_leaky` and the hashes of the patients that an export by wsi records."""
-    is_leaky, seen = (
-        (value.get("is_leaky", False), value.get("seen_patients", []))
-        if isinstance(value, Mapping)
-        else (None, None)
-    )
-    if not (
-        isinstance(is_leaky, bool)
-        and isinstance(seen, list)
-        and all(isinstance(name, str) for name in seen)
-    ):
-        raise ModelError(f"{OURS} must hold is_leaky, true or false, and the list seen_patients")
-    return is_leaky, tuple(seen)
+    if isinstance(value, Mapping):
+        is_leaky, seen = value.get("is_leaky", False), value.get("seen_patients", [])
+        if isinstance(is_leaky, bool) and _are_names(seen):
+            return is_leaky, tuple(seen)
+    raise ModelError(f"{OURS} must hold is_leaky, true or false, and the list seen_patients")
 
 
 def _parse_transform(steps: Any) -> tuple[int | None, Normalisation | None]:
@@ -175,15 +149,9 @@ def _parse_transform(steps: Any) -> tuple[int | None, Normalisation | None]:
     if not (isinstance(steps, list) and all(isinstance(step, Mapping) for step in steps)):
         raise ModelError("transform must be a list of steps with a name each")
     names = [step.get("name") for step in steps]
-    if names not in (
-        ["ToTensor"],
-        ["Resize", "ToTensor"],
-        ["ToTensor", "Normalize"],
-        ["Resize", "ToTensor", "Normalize"],
-    ):
+    if names != [name for name in STEPS if name in names or name == "ToTensor"]:
         raise ModelError(
-            f"transform is {names}; it must be ToTensor, with Resize before and Normalize after"
-            " where they are needed"
+            f"transform is {names}; it must be ToTensor, perhaps Resize before, Normalize after"
         )
     arguments = {step["name"]: step.get("arguments") or {} for step in steps}
     if not all(isinstance(entry, Mapping) for entry in arguments.values()):
@@ -201,6 +169,10 @@ def _parse_transform(steps: Any) -> tuple[int | None, Normalisation | None]:
     if not (isinstance(mean, list) and isinstance(std, list)):
         raise ModelError("Normalize needs the lists mean and std")
     return size, Normalisation(tuple(mean), tuple(std))  # which checks their length
+
+
+def _are_names(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:
@@ -231,6 +203,9 @@ class ExternalModel:
 
     threshold: float = EXTERNAL_THRESHOLD
     threshold_source: str = "one half, for its folder states none"
+    training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    self_test: ClassVar[SelfTest | None] = None
+    is_script: ClassVar[bool] = True
 
     @property
     def architecture(self) -> str:
@@ -243,11 +218,9 @@ class ExternalModel:
     @property
     def class_names(self) -> tuple[str, str]:
         """The negative and the positive class; of more than two, all others are negative."""
-        names = self.config.class_names
-        negative = (
-            names[1 - self.positive_index] if len(names) == 2 else f"not {self.positive_class}"
-        )
-        return negative, self.positive_class
+        names, positive = self.config.class_names, self.positive_class
+        negative = names[1 - self.positive_index] if len(names) == 2 else f"not {positive}"
+        return negative, positive
 
     @property
     def positive_class(self) -> str:
@@ -258,19 +231,10 @@ class ExternalModel:
         return self.config.is_leaky
 
     @property
-    def training(self) -> Mapping[str, Any]:
-        return {}
-
-    @property
     def digest(self) -> str:
         """Digest of script, configuration and positive class."""
-        return recipe_digest(
-            {
-                "script": self.script_sha256,
-                "config": self.config.to_json(),
-                "positive": self.positive_class,
-            }
-        )
+        config, positive = self.config.to_json(), self.positive_class
+        return recipe_digest({"script": self.script_sha256, "config": config, "positive": positive})
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -286,14 +250,6 @@ class ExternalModel:
         }
 
     @property
-    def self_test(self) -> SelfTest | None:
-        return None
-
-    @property
-    def is_script(self) -> bool:
-        return True
-
-    @property
     def resizes_patches(self) -> bool:
         return self.config.resized_px not in (None, self.spec.side_px)
 
@@ -304,15 +260,15 @@ class ExternalModel:
             with torch.inference_mode():
                 output = network(torch.zeros((2, side, side, 3), dtype=torch.uint8))
         except RuntimeError as error:
+            reason = _last_line(error)
             raise ModelError(
-                f"{self.path}: does not run on its own patches ({_last_line(error)}); give another"
-                " model"
+                f"{self.path}: does not run on its own patches ({reason}); give another model"
             ) from error
-        outputs = len(self.config.class_names)
-        if output.shape != (2, outputs) and not (outputs == 1 and output.shape == (2,)):
+        outputs, shape = len(self.config.class_names), tuple(output.shape)
+        if shape != (2, outputs) and not (outputs == 1 and shape == (2,)):
             raise ModelError(
-                f"{self.path}: gives {tuple(output.shape)} for 2 patches and {outputs} classes;"
-                f" correct its {CONFIG_JSON}"
+                f"{self.path}: gives {shape} for 2 patches and {outputs} classes; correct its"
+                f" {CONFIG_JSON}"
             )
         return network
 
@@ -346,14 +302,14 @@ def load_external(
     config = read_zoo_config(folder / CONFIG_JSON)
     positive_index = _find_positive(folder, config.class_names, positive_class)
     path = folder / TORCHSCRIPT
-    script = read_script(path)
+    script = _read_script(path)
     digest = hashlib.sha256(script).hexdigest()
     if trust is None:
         raise ModelError(
-            f"{path}: is TorchScript, which is code and would run with your rights; "
-            f"if you trust its maker, add --trust-model sha256:{digest}"
+            f"{path}: is TorchScript, which is code and would run with your rights; if you trust"
+            f" its maker, add --trust-model sha256:{digest}"
         )
-    if digest != parse_trust(trust):
+    if digest != _parse_trust(trust):
         raise ModelError(
             f"{path}: has the digest sha256:{digest}, not the one given with --trust-model; get the"
             " file that you trust"
@@ -361,29 +317,25 @@ def load_external(
     return ExternalModel(path, config, script, digest, positive_index)
 
 
-def read_script(path: Path) -> bytes:
-    """Return the bytes of a TorchScript file. Raises ModelError where it cannot be read."""
+def _read_script(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SCRIPT_BYTES:
+            gigabytes = MAX_SCRIPT_BYTES >> 30
             raise ModelError(
-                f"{path}: no regular file of at most {MAX_SCRIPT_BYTES >> 30} GB; give another"
-                " model"
+                f"{path}: no regular file of at most {gigabytes} GB; give another model"
             )
         return path.read_bytes()
     except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error.strerror}); a model folder needs it"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
-def parse_trust(text: str) -> str:
+def _parse_trust(text: str) -> str:
     """Return the hex digest in `sha256:…`. Raises ConfigError where there is none."""
     match = TRUST.fullmatch(text.strip().lower())
     if match is None:
         raise ConfigError(
-            f"{text!r} is not a digest; give all 64 digits of the one that the refusal prints, such"
-            " as sha256:9f86d0…"
+            f"{text!r} is not a digest; give sha256: and all 64 digits that the refusal prints"
         )
     return match[1]
 
@@ -405,16 +357,11 @@ def load_torchscript(script: bytes, path: Path) -> nn.Module:
 
 def _find_positive(folder: Path, names: tuple[str, ...], wanted: str | None) -> int:
     listed = ", ".join(names)
-    if wanted is not None:
-        if wanted not in names:
-            raise ModelError(f"{folder}: has no class {wanted!r} to call positive; it has {listed}")
-        return names.index(wanted)
-    if len(names) > 2:
-        raise ModelError(
-            f"{folder}: has {len(names)} classes ({listed}); name the positive one with"
-            " --positive-class"
-        )
-    return len(names) - 1
+    if wanted is None and len(names) > 2:
+        raise ModelError(f"{folder}: classes {listed}; name the positive one with --positive-class")
+    if wanted is not None and wanted not in names:
+        raise ModelError(f"{folder}: has no class {wanted!r} to call positive; it has {listed}")
+    return len(names) - 1 if wanted is None else names.index(wanted)
 
 
 def _last_line(error: Exception) -> str:

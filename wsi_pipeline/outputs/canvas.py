@@ -4,6 +4,7 @@ Also maps as pixels: the colours of every image, one pixel per patch.
 """
 
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import shapely
@@ -48,14 +49,12 @@ def thumbnail_extent_mm(thumbnail: Thumbnail, slide_mpp: float) -> Extent:
 
 def open_canvas(result: SlideResult) -> tuple[Figure, Axes]:
     """Return an empty plot of the slide's shape, titled with name and counts."""
-    return _frame(result.table, _title(result))
-
-
-def frame_slide(table: PatchTable, title: str) -> tuple[Figure, Axes]:
-    """Return a plot of the slide's thumbnail."""
-    figure, axes = _frame(table, plain_text(title))
-    show_thumbnail(axes, table)
-    return figure, axes
+    summary, share = result.summary, ""
+    if summary.positive_fraction is not None:
+        share = f", {summary.positives} positive ({summary.positive_fraction:.1%})"
+    assessed = summary.patches - summary.unreadable
+    name = plain_text(summary.slide_id)
+    return frame_slide(result.table, f"{name}\n{assessed} patches assessed{share}")
 
 
 def show_thumbnail(axes: Axes, table: PatchTable) -> None:
@@ -64,15 +63,13 @@ def show_thumbnail(axes: Axes, table: PatchTable) -> None:
     axes.imshow(table.thumbnail.pixels, extent=extent, interpolation="antialiased", zorder=0)
 
 
-def _frame(table: PatchTable, title: str) -> tuple[Figure, Axes]:
+def frame_slide(table: PatchTable, title: str) -> tuple[Figure, Axes]:
+    """Return an empty plot of the slide's shape."""
     left, right, bottom, top = thumbnail_extent_mm(table.thumbnail, table.slide.mpp)
     width, height = right - left, bottom - top
     scale = LONG_SIDE_INCH / max(width, height)
-    figure = Figure(
-        figsize=(max(width * scale, 3.5) + 1.6, max(height * scale, 2.0) + 0.9),
-        dpi=DPI,
-        layout="constrained",
-    )
+    size = (max(width * scale, 3.5) + 1.6, max(height * scale, 2.0) + 0.9)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
     axes.set_title(title, fontsize=10)
@@ -81,76 +78,38 @@ def _frame(table: PatchTable, title: str) -> tuple[Figure, Axes]:
 
 
 def plain_text(text: str) -> str:
-    """Return a dollar sign would begin a formula."""
+    """Return a text in which no dollar sign begins a formula."""
     return text.replace("$", r"\$")
-
-
-def _title(result: SlideResult) -> str:
-    summary = result.summary
-    share = (
-        ""
-        if summary.positive_fraction is None
-        else f", {summary.positives} positive ({summary.positive_fraction:.1%})"
-    )
-    return (
-        f"{plain_text(summary.slide_id)}\n{summary.patches - summary.unreadable} patches"
-        f" assessed{share}"
-    )
 
 
 def _scale_bar(axes: Axes, width_mm: float) -> AnchoredSizeBar:
     length = max((bar for bar in SCALE_BARS_MM if bar <= width_mm / 4), default=SCALE_BARS_MM[0])
     text = f"{length:g} mm" if length >= 1 else f"{length * 1000:g} µm"
-    return AnchoredSizeBar(
-        axes.transData,
-        length,
-        text,
-        loc="lower left",
-        frameon=True,
-        sep=3,
-        size_vertical=width_mm / 300,
-        borderpad=0.6,
-    )
+    look: dict[str, Any] = {"size_vertical": width_mm / 300, "sep": 3, "borderpad": 0.6}
+    return AnchoredSizeBar(axes.transData, length, text, "lower left", frameon=True, **look)
 
 
-def draw_probability(
-    axes: Axes, heatmap: Heatmap, extent: Extent, colormap: str, alpha: float
+def draw_map(
+    axes: Axes, table: PatchTable, values: NDArray[Any], alpha: float, **colors: Any
 ) -> AxesImage:
-    """Draw the map on its fixed 0–1 scale; positions not assessed stay transparent."""
-    return axes.imshow(
-        (
-            np.ma.masked_invalid(heatmap.probability)
-            if heatmap.probability.size
-            else np.ma.masked_all((1, 1))
-        ),
-        extent=extent,
-        cmap=colormaps[colormap],
-        vmin=0,
-        vmax=1,
-        alpha=alpha,
-        interpolation="nearest",
-        zorder=1,
-    )
+    """Draw a value per position of the grid (rows, cols) in its place; NaN stays transparent.
+
+    `colors` are `cmap`, `vmin` and `vmax` of matplotlib.
+    """
+    shown = np.ma.masked_invalid(values) if values.size else np.ma.masked_all((1, 1))
+    look: dict[str, Any] = {"alpha": alpha, "interpolation": "nearest", "zorder": 1}
+    return axes.imshow(shown, extent=grid_extent_mm(table), **look, **colors)
 
 
 def draw_color_bar(figure: Figure, axes: Axes, image: AxesImage, heatmap: Heatmap) -> None:
     """Draw the colour bar, with the threshold marked."""
-    bar = figure.colorbar(
-        image, ax=axes, shrink=0.8, label=f"probability of {heatmap.positive_class}"
-    )
-    bar.ax.axhline(heatmap.threshold, color="black", linewidth=2.5)
-    bar.ax.axhline(heatmap.threshold, color="white", linewidth=1)
-    bar.ax.annotate(
-        f"threshold {heatmap.threshold:.2f}",
-        xy=(0, heatmap.threshold),
-        xycoords=("axes fraction", "data"),
-        xytext=(-4, 0),
-        textcoords="offset points",
-        ha="right",
-        va="center",
-        fontsize=7,
-        rotation=90,
-    )
+    label, threshold = f"probability of {heatmap.positive_class}", heatmap.threshold
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, label=label).ax
+    bar.axhline(threshold, color="black", linewidth=2.5)
+    bar.axhline(threshold, color="white", linewidth=1)
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    look: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7, "rotation": 90}
+    bar.annotate(f"threshold {threshold:.2f}", (0, threshold), (-4, 0), **place, **look)
 
 
 def outline_positive(axes: Axes, result: SlideResult, color: str) -> None:
@@ -160,14 +119,13 @@ def outline_positive(axes: Axes, result: SlideResult, color: str) -> None:
         return
     scale_mm = result.table.slide.mpp / 1000
     lines = [shapely.get_coordinates(ring) * scale_mm for ring in shapely.get_rings(polygons)]
-    axes.add_collection(
-        LineCollection(lines, colors=color, linewidths=0.8, zorder=3), autolim=False
-    )
+    outlines = LineCollection(lines, colors=color, linewidths=0.8, zorder=3)
+    axes.add_collection(outlines, autolim=False)
 
 
-def save_canvas(figure: Figure, path: Path) -> None:
+def save_canvas(figure: Figure, target: Path | IO[bytes]) -> None:
     """Write a PNG whose bytes depend only on the image."""
-    figure.savefig(path, format="png", metadata={"Software": None})
+    figure.savefig(target, format="png", metadata={"Software": None})
 
 
 def colour_table(name: str = COLORMAPS[0]) -> NDArray[np.uint8]:
@@ -182,9 +140,7 @@ def paint_map(
 
     With a threshold, values below it are transparent too.
     """
-    is_shown = (
-        ~np.isnan(probability) if threshold is None else find_positive(probability, threshold)
-    )
+    is_shown = find_positive(probability, 0.0 if threshold is None else threshold)
     number = np.minimum(np.nan_to_num(probability) * 256, 255).astype(np.uint8)
     alpha = np.where(is_shown, 255, 0).astype(np.uint8)
     return np.concatenate([colour_table()[number], alpha[..., None]], axis=-1)

@@ -6,6 +6,8 @@ is copied.
 
 import importlib.util
 import json
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +72,9 @@ def _read_slide(path: Path, size_l0: tuple[int, int]) -> Any | None:
         return None
     for file in sorted(path.parent.iterdir()):
         header = read(file) if file.is_file() else None
-        is_of_series = (
-            header is not None and header.get("SeriesInstanceUID") == first.SeriesInstanceUID
-        )
-        if (
-            header is not None
-            and is_of_series
-            and (header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows) == size_l0
-        ):
+        if header is None or header.get("SeriesInstanceUID") != first.SeriesInstanceUID:
+            continue
+        if (header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows) == size_l0:
             return _reduce(header)
     return None
 
@@ -86,14 +83,15 @@ def _reduce(header: Any) -> Any:
     """Return a header of the allowed elements only."""
     import pydicom
 
-    reduced = pydicom.Dataset()
-    for keyword in KEPT:
-        if keyword in header:
-            reduced[keyword] = header[keyword]
-    shared = pydicom.Dataset()
-    for keyword in KEPT_OF_SHARED:
-        if keyword in header.SharedFunctionalGroupsSequence[0]:
-            shared[keyword] = header.SharedFunctionalGroupsSequence[0][keyword]
+    def copy(source: Any, keywords: Sequence[str]) -> Any:
+        copied = pydicom.Dataset()
+        for keyword in keywords:
+            if keyword in source:
+                copied[keyword] = source[keyword]
+        return copied
+
+    reduced = copy(header, KEPT)
+    shared = copy(header.SharedFunctionalGroupsSequence[0], KEPT_OF_SHARED)
     reduced.SharedFunctionalGroupsSequence = [shared]
     for keyword in EMPTY:
         setattr(reduced, keyword, "")
@@ -111,18 +109,16 @@ FIXED = {"DA": "19700101", "TM": "000000", "DT": "19700101000000"}
 
 def check_installed() -> None:
     """Raise ConfigError where the extra is missing."""
-    if importlib.util.find_spec("highdicom") is None or importlib.util.find_spec("pydicom") is None:
+    if not all(importlib.util.find_spec(name) for name in ("highdicom", "pydicom")):
         raise ConfigError(
-            "--outputs dicom: needs pydicom and highdicom; install them with pip install"
-            " 'wsi-pipeline[dicom]'"
+            "--outputs dicom: needs pydicom and highdicom; pip install 'wsi-pipeline[dicom]'"
         )
 
 
 def write_dicom(result: SlideResult, folder: Path) -> None:
     """Write a polygon per region and a fractional segmentation, a pixel per patch.
 
-    Writes nothing where the slide is not DICOM. No patient's name, number or date is copied from
-    it.
+    Writes nothing where the slide is not DICOM.
     """
     check_installed()
     source = find_source(result, folder)
@@ -142,12 +138,12 @@ def _annotate(result: SlideResult, source: Any) -> Any:
     import highdicom as hd
 
     shells, probability = _list_shells(result)
-    finding_category, finding = _codes()
+    category, finding = _codes()
     group = hd.ann.AnnotationGroup(
         number=1,
         uid=_uid(result, ANNOTATIONS, "group"),
         label=result.heatmap.positive_class[:LABEL_LENGTH],
-        annotated_property_category=finding_category,
+        annotated_property_category=category,
         annotated_property_type=finding,
         graphic_type=hd.ann.GraphicTypeValues.POLYGON,
         graphic_data=shells,
@@ -212,9 +208,8 @@ def _locate(result: SlideResult, source: Any) -> dict[str, Any]:
     import highdicom as hd
 
     place = find_place(result.table.grid, result.table.slide.mpp)
-    column_x, column_y, _, row_x, row_y, _ = (
-        float(value) for value in source.ImageOrientationSlide
-    )
+    orientation = [float(value) for value in source.ImageOrientationSlide]
+    column_x, column_y, _, row_x, row_y, _ = orientation
     origin = source.TotalPixelMatrixOriginSequence[0]
     # DICOM gives the centre of the first pixel, of the matrix as of the map.
     right, down = ((center - result.table.slide.mpp / 2) / 1000 for center in place.center_um)
@@ -222,17 +217,9 @@ def _locate(result: SlideResult, source: Any) -> dict[str, Any]:
     y = float(origin.YOffsetInSlideCoordinateSystem) + right * column_y + down * row_y
     slide = hd.CoordinateSystemNames.SLIDE
     return {
-        "pixel_measures": hd.PixelMeasuresSequence(
-            pixel_spacing=[place.pixel_um / 1000] * 2, slice_thickness=0.001
-        ),
-        "plane_orientation": hd.PlaneOrientationSequence(
-            slide, [float(value) for value in source.ImageOrientationSlide]
-        ),
-        "plane_positions": [
-            hd.PlanePositionSequence(
-                slide, image_position=[x, y, 0.0], pixel_matrix_position=(1, 1)
-            )
-        ],
+        "pixel_measures": hd.PixelMeasuresSequence([place.pixel_um / 1000] * 2, 0.001),
+        "plane_orientation": hd.PlaneOrientationSequence(slide, orientation),
+        "plane_positions": [hd.PlanePositionSequence(slide, [x, y, 0.0], (1, 1))],
     }
 
 
@@ -257,23 +244,16 @@ def _measure(probability: NDArray[np.float32]) -> Any:
     from highdicom.sr.coding import CodedConcept
 
     name = CodedConcept("mean_probability", "99WSI", "Mean probability")
-    return hd.ann.Measurements(
-        name=name, unit=CodedConcept("1", "UCUM", "no units"), values=probability
-    )
+    return hd.ann.Measurements(name, probability, CodedConcept("1", "UCUM", "no units"))
 
 
 def _identity(result: SlideResult, name: str) -> dict[str, Any]:
     """Return maker and UIDs, the same on every run."""
+    shown = result.heatmap
+    aggregation = (shown.threshold, shown.smooth_um, shown.min_region_mm2)
     return {
         "series_instance_uid": _uid(result, name, "series"),
-        "sop_instance_uid": _uid(
-            result,
-            name,
-            "instance",
-            result.heatmap.threshold,
-            result.heatmap.smooth_um,
-            result.heatmap.min_region_mm2,
-        ),
+        "sop_instance_uid": _uid(result, name, "instance", *aggregation),
         "manufacturer": TOOL,
         "manufacturer_model_name": TOOL,
         "software_versions": tool_version(),
@@ -282,8 +262,6 @@ def _identity(result: SlideResult, name: str) -> dict[str, Any]:
 
 
 def _uid(result: SlideResult, *parts: Any) -> Any:
-    import uuid
-
     import highdicom as hd
 
     return hd.UID.from_uuid(str(uuid.UUID(result.name_uuid(*parts))))

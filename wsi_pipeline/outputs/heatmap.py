@@ -55,11 +55,9 @@ class Heatmap:
     def positive(self) -> NDArray[np.bool_]:
         """(rows, cols) True at or above the threshold, in groups that are large enough."""
         positive = find_positive(self.probability, self.threshold)
-        return (
-            drop_small_groups(positive, self.min_region_mm2 / self.grid.patch_area_mm2)
-            if self.min_region_mm2
-            else positive
-        )
+        if not self.min_region_mm2:
+            return positive
+        return drop_small_groups(positive, self.min_region_mm2 / self.grid.patch_area_mm2)
 
 
 def find_positive(probability: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
@@ -80,11 +78,10 @@ def build_heatmap(
     table = predictions.table
     probability = np.full((table.grid.rows, table.grid.cols), np.nan, dtype=np.float32)
     probability[table.positions[:, 0], table.positions[:, 1]] = predictions.probability
+    stride_um = table.grid.spec.stride_px * table.grid.spec.mpp
     return Heatmap(
         grid=table.grid,
-        probability=smooth_map(
-            probability, smooth_um / (table.grid.spec.stride_px * table.grid.spec.mpp)
-        ),
+        probability=smooth_map(probability, smooth_um / stride_um),
         threshold=predictions.threshold if threshold is None else threshold,
         positive_class=predictions.positive_class,
         negative_class=predictions.negative_class,
@@ -131,8 +128,8 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
     table = predictions.table
     known = heatmap.probability[~np.isnan(heatmap.probability)].astype(np.float64)
     unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
-    positive = heatmap.positive
-    positives = int(np.count_nonzero(positive))
+    positive, above = heatmap.positive, find_positive(heatmap.probability, heatmap.threshold)
+    positives, positions = int(np.count_nonzero(positive)), heatmap.probability.size
     return SlideSummary(
         slide_id=table.slide.slide_id,
         state=state_of(table.patches, unreadable),
@@ -143,13 +140,8 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         assessed_mm2=len(known) * table.grid.patch_area_mm2,
         positive_mm2=positives * table.grid.patch_area_mm2,
         unreadable_fraction=unreadable / table.patches if table.patches else None,
-        unassessed_fraction=(
-            1 - len(known) / heatmap.probability.size if heatmap.probability.size else None
-        ),
-        positives_left_out=int(
-            np.count_nonzero(find_positive(heatmap.probability, heatmap.threshold))
-        )
-        - positives,
+        unassessed_fraction=1 - len(known) / positions if positions else None,
+        positives_left_out=int(np.count_nonzero(above)) - positives,
         threshold=heatmap.threshold,
         threshold_source=heatmap.threshold_source,
         smooth_um=heatmap.smooth_um,
@@ -159,31 +151,26 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         slide_mpp=table.slide.mpp,
         slide_mpp_source=table.slide.mpp_source,
         model_digest=predictions.model_digest,
-        **_describe_probabilities(known),
+        mean_probability=float(known.mean()) if len(known) else None,
+        p95_probability=float(np.percentile(known, 95)) if len(known) else None,
+        max_probability=float(known.max()) if len(known) else None,
         **_describe_regions(positive, table.grid),
     )
 
 
-def _describe_probabilities(known: NDArray[np.float64]) -> dict[str, Any]:
-    return {
-        "mean_probability": float(known.mean()) if len(known) else None,
-        "p95_probability": float(np.percentile(known, 95)) if len(known) else None,
-        "max_probability": float(known.max()) if len(known) else None,
-    }
-
-
 def _describe_regions(positive: NDArray[np.bool_], grid: Grid) -> dict[str, Any]:
-    sizes = np.bincount(number_groups(positive, corners=True).ravel())[1:]
+    sizes, area_mm2 = (
+        np.bincount(number_groups(positive, corners=True).ravel())[1:],
+        grid.patch_area_mm2,
+    )
     spot = find_hot_spot(positive, grid)
     return {
         "positive_regions": len(sizes),
-        "mean_positive_region_mm2": (
-            float(sizes.mean() * grid.patch_area_mm2) if len(sizes) else None
-        ),
-        "largest_positive_region_mm2": float(sizes.max(initial=0) * grid.patch_area_mm2),
-        "hot_spot_positive_mm2": None if spot is None else spot.positives * grid.patch_area_mm2,
-        "hot_spot_x_l0": None if spot is None else spot.x_l0,
-        "hot_spot_y_l0": None if spot is None else spot.y_l0,
+        "mean_positive_region_mm2": float(sizes.mean() * area_mm2) if len(sizes) else None,
+        "largest_positive_region_mm2": float(sizes.max(initial=0) * area_mm2),
+        "hot_spot_positive_mm2": spot and spot.positives * area_mm2,
+        "hot_spot_x_l0": spot and spot.x_l0,
+        "hot_spot_y_l0": spot and spot.y_l0,
     }
 
 
@@ -206,25 +193,15 @@ def find_hot_spot(positive: NDArray[np.bool_], grid: Grid) -> HotSpot | None:
         return None
     side = max(1, round(HOT_SPOT_MM * 1000 / (grid.spec.stride_px * grid.spec.mpp)))
     rows, cols = (min(side, extent) for extent in positive.shape)
-    integral = np.zeros((positive.shape[0] + 1, positive.shape[1] + 1), dtype=np.int64)
-    integral[1:, 1:] = positive.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
-    counts = (
-        integral[rows:, cols:]
-        - integral[:-rows, cols:]
-        - integral[rows:, :-cols]
-        + integral[:-rows, :-cols]
-    )
+    integral = np.pad(positive.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
+    tall = integral[rows:] - integral[:-rows]
+    counts = tall[:, cols:] - tall[:, :-cols]
     row, col = (int(index) for index in np.unravel_index(int(counts.argmax()), counts.shape))
     x0, y0 = grid.origin_xy_l0
-    step, inset = (
-        grid.spec.stride_px * float(grid.downsample),
-        (grid.spec.side_px - grid.spec.stride_px) / 2 * float(grid.downsample),
-    )
-    return HotSpot(
-        int(counts[row, col]),
-        x0 + inset + (col + cols / 2) * step,
-        y0 + inset + (row + rows / 2) * step,
-    )
+    step = grid.spec.stride_px * float(grid.downsample)
+    inset = (grid.spec.side_px - grid.spec.stride_px) / 2 * float(grid.downsample)
+    x, y = x0 + inset + (col + cols / 2) * step, y0 + inset + (row + rows / 2) * step
+    return HotSpot(int(counts[row, col]), x, y)
 
 
 def number_groups(mask: NDArray[np.bool_], corners: bool) -> NDArray[Any]:

@@ -20,12 +20,12 @@ def write_ome_tiff(result: SlideResult, folder: Path) -> None:
     """
     levels = build_pyramid(image_of(result), reduce_image)
     place = find_place(result.table.grid, result.table.slide.mpp)
-    x, y = place.center_um
+    (x, y), name = place.center_um, f"prob_{result.heatmap.positive_class}"
     metadata = {
         "axes": "YX",
-        "Name": f"prob_{result.heatmap.positive_class}",
+        "Name": name,
         "UUID": result.name_uuid(FILE_NAME),
-        "Channel": {"Name": f"prob_{result.heatmap.positive_class}"},
+        "Channel": {"Name": name},
         "PhysicalSizeX": place.pixel_um,
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": place.pixel_um,
@@ -41,9 +41,8 @@ def write_ome_tiff(result: SlideResult, folder: Path) -> None:
     with tifffile.TiffWriter(folder / FILE_NAME, ome=True) as tiff:
         for number, level in enumerate(levels):
             per_cm = 1e4 / (place.pixel_um * 2**number)
-            is_base = number == 0
-            extra: dict[str, Any] = {"metadata": metadata if is_base else None}
-            extra |= {"subifds": len(levels) - 1} if is_base else {"subfiletype": 1}
-            tiff.write(
-                level, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER", **common, **extra
-            )
+            common |= {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
+            if number == 0:
+                tiff.write(level, metadata=metadata, subifds=len(levels) - 1, **common)
+            else:
+                tiff.write(level, metadata=None, subfiletype=1, **common)

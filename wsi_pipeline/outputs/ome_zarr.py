@@ -39,18 +39,15 @@ def write_ome_zarr(result: SlideResult, folder: Path) -> None:
     place = find_place(result.table.grid, result.table.slide.mpp)
     image = build_pyramid(image_of(result), reduce_image)
     name = f"prob_{result.heatmap.positive_class}"
-    attributes = _dump(
-        ImageAttrs(version="0.5", multiscales=[_describe_levels(name, image, place)])
-    )
+    multiscales = [_describe_levels(name, image, place)]
+    attributes = _dump(ImageAttrs(version="0.5", multiscales=multiscales))
     _put(path, attributes | {"omero": _describe_channel(name)}, image)
     create_group(path / "labels", {"ome": _dump(LabelsAttrs(version="0.5", labels=[LABELS]))})
     labels = build_pyramid(labels_of(result), reduce_labels)
     multiscales = [_describe_levels(LABELS, labels, place)]
-    _put(
-        path / "labels" / LABELS,
-        _dump(ImageLabelAttrs(version="0.5", multiscales=multiscales, **_describe_labels(result))),
-        labels,
-    )
+    described = {"image-label": _describe_labels(result)}
+    attributes = _dump(ImageLabelAttrs(version="0.5", multiscales=multiscales, **described))
+    _put(path / "labels" / LABELS, attributes, labels)
 
 
 def _put(path: Path, ome: dict[str, Any], levels: list[NDArray[Any]]) -> None:
@@ -63,10 +60,8 @@ def _describe_levels(name: str, levels: list[NDArray[Any]], place: Place) -> Mul
     datasets = []
     for number in range(len(levels)):
         level = place.reduce(2**number)
-        x, y = level.center_um
-        datasets.append(
-            Dataset.build(path=str(number), scale=[level.pixel_um] * 2, translation=[y, x])
-        )
+        scale, (x, y) = [level.pixel_um] * 2, level.center_um
+        datasets.append(Dataset.build(path=str(number), scale=scale, translation=[y, x]))
     axes = [Axis(name=axis, type="space", unit="micrometer") for axis in AXES]
     return Multiscale(axes=axes, datasets=tuple(datasets), name=name)
 
@@ -79,19 +74,14 @@ def _describe_channel(name: str) -> dict[str, Any]:
     }
 
 
-def _describe_labels(result: SlideResult) -> dict[str, Label]:
-    classes = zip(
-        (NEGATIVE, POSITIVE), result.class_names, (NEGATIVE_COLOR, POSITIVE_COLOR), strict=True
-    )
+def _describe_labels(result: SlideResult) -> Label:
     colors, properties = [], []
-    for value, name, color in classes:
+    shown = {NEGATIVE: NEGATIVE_COLOR, POSITIVE: POSITIVE_COLOR}
+    for (value, color), name in zip(shown.items(), result.class_names, strict=True):
         colors.append(Color.model_validate({"label-value": value, "rgba": (*color, 255)}))
         properties.append(Property.model_validate({"label-value": value, "class": name}))
-    return {
-        "image-label": Label(
-            colors=tuple(colors), properties=tuple(properties), source=Source(image="../../")
-        )
-    }
+    source = Source(image="../../")
+    return Label(colors=tuple(colors), properties=tuple(properties), source=source)
 
 
 def _dump(attributes: Any) -> dict[str, Any]:

@@ -19,15 +19,11 @@ def write_patches_csv(result: SlideResult, folder: Path) -> None:
     Probabilities are empty where a patch could not be read.
     """
     boxes = positions_to_boxes_l0(result.positions, result.table.grid)
-    columns = {
-        name: pa.array(boxes[:, index])
-        for index, name in enumerate(("minx", "miny", "width", "height"))
-    }
-    is_missing = np.isnan(result.probability)
-    for name, probability in zip(
-        result.class_names, (np.float32(1) - result.probability, result.probability), strict=True
-    ):
-        columns[f"prob_{name}"] = pa.array(probability, mask=is_missing)
+    names = ("minx", "miny", "width", "height")
+    columns = {name: pa.array(side) for name, side in zip(names, boxes.T, strict=True)}
+    positive, is_missing = result.probability, np.isnan(result.probability)
+    for name, values in zip(result.class_names, (np.float32(1) - positive, positive), strict=True):
+        columns[f"prob_{name}"] = pa.array(values, mask=is_missing)
     with (folder / FILE_NAME).open("wb") as stream:
         stream.write(format_csv([*columns], []).encode())
         options = pyarrow.csv.WriteOptions(include_header=False, batch_size=65_536)

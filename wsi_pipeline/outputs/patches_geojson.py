@@ -20,9 +20,8 @@ def write_patches_geojson(result: SlideResult, folder: Path) -> None:
         stream.write('{"type": "FeatureCollection", "features": [')
         separator = "\n"
         for start in range(0, len(result.positions), PATCHES_AT_ONCE):
-            stream.write(
-                separator + ",\n".join(_describe(result, slice(start, start + PATCHES_AT_ONCE)))
-            )
+            rows = slice(start, start + PATCHES_AT_ONCE)
+            stream.write(separator + ",\n".join(_describe(result, rows)))
             separator = ",\n"
         stream.write("\n]}\n")
 
@@ -32,25 +31,21 @@ def _describe(result: SlideResult, rows: slice) -> Iterator[str]:
     left, top = result.table.slide.bounds_l0[:2]
     boxes = positions_to_boxes_l0(positions, result.table.grid) - (left, top, 0, 0)
     positive = result.positive[positions[:, 0], positions[:, 1]].tolist()
-    negative_name, positive_name = result.class_names
-    classes = [_classify(negative_name, NEGATIVE_COLOR), _classify(positive_name, POSITIVE_COLOR)]
+    classes = list(map(_classify, result.class_names, (NEGATIVE_COLOR, POSITIVE_COLOR)))
     keys = [format_json(f"prob_{name}") for name in result.class_names]
     for (row, col), (x, y, width, height), is_positive, probability in zip(
         positions.tolist(), boxes.tolist(), positive, result.probability[rows], strict=True
     ):
         right, bottom = x + width, y + height
-        if np.isnan(probability):
-            classification, measurements = _classify(*UNREADABLE), "{}"
-        else:
+        classification, values = _classify(*UNREADABLE), ""
+        if not np.isnan(probability):
             classification = classes[is_positive]
-            measurements = (
-                f"{{{keys[0]}: {np.float32(1) - probability!s}, {keys[1]}: {probability!s}}}"
-            )
+            values = f"{keys[0]}: {np.float32(1) - probability!s}, {keys[1]}: {probability!s}"
         yield (
             f'{{"type": "Feature", "id": "{result.name_uuid("patch", row, col)}", "geometry":'
             f' {{"type": "Polygon", "coordinates": [[[{x}, {y}], [{right}, {y}], [{right},'
             f' {bottom}], [{x}, {bottom}], [{x}, {y}]]]}}, "properties": {{"objectType": "tile",'
-            f' "classification": {classification}, "measurements": {measurements}}}}}'
+            f' "classification": {classification}, "measurements": {{{values}}}}}}}'
         )
 
 

@@ -30,18 +30,15 @@ def tabulate_patches(result: SlideResult) -> pa.Table:
     is JSON under the metadata key `wsi`.
     """
     boxes = positions_to_boxes_l0(result.positions, result.table.grid)
-    columns = {
-        name: pa.array(boxes[:, index].astype(np.int32))
-        for index, name in enumerate(("x", "y", "width", "height"))
-    }
-    columns |= {"row": pa.array(result.positions[:, 0]), "col": pa.array(result.positions[:, 1])}
-    for index, name in enumerate(("x_um", "y_um", "width_um", "height_um")):
-        columns[name] = pa.array(boxes[:, index] * result.table.slide.mpp)
+    row, col = result.positions.T
+    sides = dict(zip(("x", "y", "width", "height"), boxes.T, strict=True))
+    columns = {name: pa.array(side.astype(np.int32)) for name, side in sides.items()}
+    columns |= {"row": pa.array(row), "col": pa.array(col)}
+    mpp = result.table.slide.mpp
+    columns |= {f"{name}_um": pa.array(side * mpp) for name, side in sides.items()}
     is_missing = np.isnan(result.probability)
     columns["probability"] = pa.array(result.probability, mask=is_missing)
-    columns["positive"] = pa.array(
-        result.positive[result.positions[:, 0], result.positions[:, 1]], mask=is_missing
-    )
+    columns["positive"] = pa.array(result.positive[row, col], mask=is_missing)
     columns["readable"] = pa.array(~is_missing)
     tissue = result.table.tissue_fraction[result.order]
     columns["tissue_fraction"] = pa.array(tissue, mask=np.isnan(tissue))

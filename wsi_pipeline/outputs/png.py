@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.outputs.canvas import (
     NOT_ASSESSED,
     draw_color_bar,
-    draw_probability,
-    grid_extent_mm,
+    draw_map,
     open_canvas,
     outline_positive,
     plain_text,
@@ -49,8 +48,8 @@ def write_overlay(result: SlideResult, folder: Path) -> None:
 
 
 def _add_map(figure: Figure, axes: Axes, result: SlideResult, alpha: float, outline: str) -> None:
-    extent = grid_extent_mm(result.table)
-    image = draw_probability(axes, result.heatmap, extent, result.plot_style.colormap, alpha)
+    cmap, values = result.plot_style.colormap, result.heatmap.probability
+    image = draw_map(axes, result.table, values, alpha, cmap=cmap, vmin=0, vmax=1)
     outline_positive(axes, result, color=outline)
     draw_color_bar(figure, axes, image, result.heatmap)
 
@@ -66,19 +65,14 @@ def write_gallery(result: SlideResult, folder: Path) -> None:
 def _build_sheet(result: SlideResult, samples: tuple[Sample, ...]) -> Figure:
     height = (len(samples) * 1.45 + 0.5) * PATCH_INCH
     figure = Figure(figsize=(COLUMNS * 1.1 * PATCH_INCH + 0.4, height), dpi=DPI)
-    field_um = result.table.grid.spec.field_um
-    name = plain_text(result.summary.slide_id)
-    figure.suptitle(
-        f"{name}: probability of {plain_text(result.heatmap.positive_class)}; each patch is"
-        f" {field_um:g} µm wide",
-        fontsize=10,
-    )
+    title = f"{result.summary.slide_id}: probability of {result.heatmap.positive_class}"
+    width = f"each patch is {result.table.grid.spec.field_um:g} µm wide"
+    figure.suptitle(f"{plain_text(title)}; {width}", fontsize=10)
     for line, sample in enumerate(samples):
         top = 1 - (0.5 + line * 1.45) * PATCH_INCH / height
         figure.text(0.02, top, f"{sample.title} ({len(sample.positions)})", fontsize=9, va="top")
-        for column, (pixels, probability) in enumerate(
-            zip(sample.pixels, sample.probability, strict=True)
-        ):
+        patches = zip(sample.pixels, sample.probability, strict=True)
+        for column, (pixels, probability) in enumerate(patches):
             _add_patch(figure, pixels, float(probability), column, top - 0.22 * PATCH_INCH / height)
     return figure
 
@@ -87,10 +81,8 @@ def _add_patch(
     figure: Figure, pixels: NDArray[np.uint8], probability: float, column: int, top: float
 ) -> None:
     width, height = figure.get_size_inches()
-    left = (0.2 + column * 1.1 * PATCH_INCH) / width
-    axes = figure.add_axes(
-        (left, top - PATCH_INCH / height, PATCH_INCH / width, PATCH_INCH / height)
-    )
+    left, side = (0.2 + column * 1.1 * PATCH_INCH) / width, PATCH_INCH / height
+    axes = figure.add_axes((left, top - side, PATCH_INCH / width, side))
     axes.imshow(pixels, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(f"{probability:.3f}", fontsize=7, labelpad=1)

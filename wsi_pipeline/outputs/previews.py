@@ -5,16 +5,23 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
 
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.outputs.canvas import frame_slide, grid_extent_mm
+from wsi_pipeline.outputs.canvas import (
+    draw_map,
+    frame_slide,
+    plain_text,
+    save_canvas,
+    show_thumbnail,
+)
 from wsi_pipeline.slides.base import tiles_touched
 from wsi_pipeline.slides.images import encode_png
 from wsi_pipeline.store.files import write_file
@@ -27,7 +34,6 @@ FLAGGED = (230, 60, 0)
 """Patches that carry a flag are framed in this."""
 COLORS = ("#bbbbbb", "#2c7fb8", "#d95f0e")
 """Unknown, negative, positive: distinct with every kind of colour blindness."""
-ALPHA = 0.5
 
 
 def write_mask_preview(table: PatchTable, path: Path) -> None:
@@ -35,15 +41,14 @@ def write_mask_preview(table: PatchTable, path: Path) -> None:
     step = max(1, -(-max(table.thumbnail.pixels.shape[:2]) // MAX_SIDE_PX))
     image = table.thumbnail.pixels[::step, ::step].astype(np.float32)
     scale = float(table.thumbnail.downsample) * step
-    flagged = (
-        np.zeros(table.patches, dtype=np.bool_)
-        if table.quality is None
-        else table.quality.flags > 0
-    )
+    flagged = np.zeros(table.patches, dtype=np.bool_)
+    if table.quality is not None:
+        flagged = table.quality.flags > 0
     taken = _cover(table, ~flagged, scale, image.shape[:2])
     suspect = _cover(table, flagged, scale, image.shape[:2])
-    drawn = np.where((taken | suspect)[..., None], image, 255 - (255 - image) * PALE)
-    drawn[_edge(taken | suspect)] = OUTLINE
+    covered = taken | suspect
+    drawn = np.where(covered[..., None], image, 255 - (255 - image) * PALE)
+    drawn[covered & ~binary_erosion(covered, border_value=1)] = OUTLINE
     drawn[suspect] = 0.5 * drawn[suspect] + 0.5 * np.array(FLAGGED)
     write_file(path, encode_png(drawn.astype(np.uint8)))
 
@@ -53,56 +58,31 @@ def _cover(
 ) -> NDArray[np.bool_]:
     """Return pixels of the preview that lie under patches."""
     boxes = positions_to_boxes_l0(table.positions[members], table.grid)
-    x, y = table.thumbnail.origin_xy_l0
-    low = np.floor((boxes[:, :2] - [x, y]) / scale).astype(np.int64)
-    high = np.maximum(
-        np.ceil((boxes[:, :2] + boxes[:, 2:] - [x, y]) / scale).astype(np.int64), low + 1
-    )
+    corner = boxes[:, :2] - table.thumbnail.origin_xy_l0
+    low = np.floor(corner / scale).astype(np.int64)
+    high = np.maximum(np.ceil((corner + boxes[:, 2:]) / scale).astype(np.int64), low + 1)
     return tiles_touched(np.concatenate([low, high - low], axis=1), (1, 1), (shape[0], shape[1]))
-
-
-def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the outermost pixels of a mask."""
-    inner = mask.copy()
-    inner[1:] &= mask[:-1]
-    inner[:-1] &= mask[1:]
-    inner[:, 1:] &= mask[:, :-1]
-    inner[:, :-1] &= mask[:, 1:]
-    return mask & ~inner
 
 
 def write_label_preview(table: PatchTable, path: Path) -> None:
     """Write an image of every patch of a store in the colour of its label."""
     image = np.full((max(table.grid.rows, 1), max(table.grid.cols, 1)), np.nan)
     image[table.positions[:, 0], table.positions[:, 1]] = table.labels + 1
-    figure, axes = frame_slide(table, table.slide.slide_id)
-    axes.imshow(
-        np.ma.masked_invalid(image),
-        extent=grid_extent_mm(table),
-        cmap=ListedColormap(COLORS),
-        vmin=-0.5,
-        vmax=2.5,
-        alpha=ALPHA,
-        interpolation="nearest",
-        zorder=1,
-    )
-    names = ("unknown", *table.class_names)
+    figure, axes = frame_slide(table, plain_text(table.slide.slide_id))
+    show_thumbnail(axes, table)
+    draw_map(axes, table, image, alpha=0.5, cmap=ListedColormap(COLORS), vmin=-0.5, vmax=2.5)
+    classes = zip(range(-1, 2), ("unknown", *table.class_names), COLORS, strict=True)
     legend = [
-        Patch(facecolor=color, label=_describe(table, name, index - 1))
-        for index, (name, color) in enumerate(zip(names, COLORS, strict=True))
+        Patch(facecolor=color, label=_describe(table, label, name))
+        for label, name, color in classes
     ]
-    axes.legend(
-        handles=legend, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9
-    )
-    write_file(path, _to_png(figure))
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    axes.legend(handles=legend, **place, frameon=False, fontsize=9)
+    stream = io.BytesIO()
+    save_canvas(figure, stream)
+    write_file(path, stream.getvalue())
 
 
-def _describe(table: PatchTable, name: str, label: int) -> str:
+def _describe(table: PatchTable, label: int, name: str) -> str:
     count = int(np.count_nonzero(table.labels == label))
     return f"{name}: {count} patches, {count * table.grid.patch_area_mm2:.2f} mm²"
-
-
-def _to_png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()

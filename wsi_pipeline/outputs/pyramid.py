@@ -32,9 +32,8 @@ class Place:
 def find_place(grid: Grid, slide_mpp: float) -> Place:
     """Return the place of the map: a pixel is as wide as the stride, its centre the patch's."""
     patch_px_um = float(grid.downsample) * slide_mpp
-    x, y = (
-        origin * slide_mpp + grid.spec.side_px / 2 * patch_px_um for origin in grid.origin_xy_l0
-    )
+    half_um = grid.spec.side_px / 2 * patch_px_um
+    x, y = (origin * slide_mpp + half_um for origin in grid.origin_xy_l0)
     return Place(grid.spec.stride_px * patch_px_um, (x, y))
 
 

@@ -93,12 +93,8 @@ def outline_groups(groups: NDArray[Any], grid: Grid) -> NDArray[Any]:
     parts = number_groups(groups > 0, corners=False)
     x, y = grid_lines(grid)
     polygons = trace_outlines(parts, x, y)
-    first = (
-        np.unique(parts, return_index=True)[1][-len(polygons) :]
-        if len(polygons)
-        else np.empty(0, dtype=np.int64)
-    )
-    owner = groups.ravel()[first]
+    numbers, first = np.unique(parts, return_index=True)
+    owner = groups.ravel()[first[numbers > 0]]
     order = np.argsort(owner, kind="stable")
     outlines: NDArray[Any] = shapely.multipolygons(polygons[order], indices=owner[order] - 1)
     is_single = shapely.get_num_geometries(outlines) == 1
@@ -116,13 +112,8 @@ def grid_lines(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x0, y0 = grid.origin_xy_l0
 
     def lines(origin: int, count: int) -> NDArray[np.float64]:
-        return np.array(
-            [
-                origin + (inset_px + k * spec.stride_px) * grid.downsample // 1
-                for k in range(count + 1)
-            ],
-            dtype=np.float64,
-        )
+        insets_px = (inset_px + k * spec.stride_px for k in range(count + 1))
+        return np.array([origin + px * grid.downsample // 1 for px in insets_px], dtype=np.float64)
 
     return lines(x0, grid.cols), lines(y0, grid.rows)
 
@@ -130,9 +121,7 @@ def grid_lines(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def find_centers(positions: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
     """Centres of patches (n, 2) as x, y in level-0 pixels, unrounded."""
     center_px = positions[:, ::-1] * grid.spec.stride_px + grid.spec.side_px / 2
-    centers: NDArray[np.float64] = center_px * float(grid.downsample) + np.array(
-        grid.origin_xy_l0, dtype=np.float64
-    )
+    centers: NDArray[np.float64] = center_px * float(grid.downsample) + grid.origin_xy_l0
     return centers
 
 
@@ -151,10 +140,8 @@ def trace_outlines(
         return np.empty(0, dtype=object)
     borders = _find_borders(np.pad(parts, 1))
     corners, rings = _walk(_follow(borders), borders)
-    owner = borders.part[corners[rings[:-1]]]
-    row, col = (
-        borders.position[corners] + STEPS[borders.side[corners]] + STARTS[borders.side[corners]]
-    ).T
+    owner, side = borders.part[corners[rings[:-1]]], borders.side[corners]
+    row, col = (borders.position[corners] + STEPS[side] + STARTS[side]).T
     # The padding begins one patch earlier.
     points = np.stack([x_edges[col - 1], y_edges[row - 1]], axis=1)
     return _to_polygons(points, rings, owner, count)
@@ -175,10 +162,8 @@ class _Borders:
 def _find_borders(parts: NDArray[Any]) -> _Borders:
     """Return the borders of a padded grid."""
     is_border = np.zeros((4, *parts.shape), dtype=np.bool_)
-    is_border[TOP, 1:] = parts[1:] != parts[:-1]
-    is_border[BOTTOM, :-1] = parts[1:] != parts[:-1]
-    is_border[LEFT, :, 1:] = parts[:, 1:] != parts[:, :-1]
-    is_border[RIGHT, :, :-1] = parts[:, 1:] != parts[:, :-1]
+    is_border[TOP, 1:] = is_border[BOTTOM, :-1] = parts[1:] != parts[:-1]
+    is_border[LEFT, :, 1:] = is_border[RIGHT, :, :-1] = parts[:, 1:] != parts[:, :-1]
     is_border &= parts > 0
     index = np.full(is_border.shape, -1, dtype=np.int32)
     index[is_border] = np.arange(np.count_nonzero(is_border), dtype=np.int32)
@@ -192,19 +177,16 @@ def _follow(borders: _Borders) -> NDArray[np.int32]:
     of different parts, and left if they are of the same one: there a closed way through the part
     separates the two gaps, which become different rings.
     """
-    ahead = borders.position + STEPS[borders.side]
-    diagonal = ahead + STEPS[borders.side - 1]  # to the left of the patch ahead
-    turning_right = borders.index[
-        (borders.side + 1) % 4, borders.position[:, 0], borders.position[:, 1]
-    ]
-    straight = borders.index[borders.side, ahead[:, 0], ahead[:, 1]]
-    straight[borders.parts[ahead[:, 0], ahead[:, 1]] != borders.part] = -1
-    turning_left = borders.index[borders.side - 1, diagonal[:, 0], diagonal[:, 1]]
-    is_same = borders.parts[diagonal[:, 0], diagonal[:, 1]] == borders.part
-    following = np.where(
-        turning_right >= 0, turning_right, np.where(straight >= 0, straight, turning_left)
-    )
-    return np.where(is_same & (turning_left >= 0), turning_left, following).astype(np.int32)
+    index, parts, side = borders.index, borders.parts, borders.side
+    ahead = tuple((borders.position + STEPS[side]).T)
+    diagonal = tuple((borders.position + STEPS[side] + STEPS[side - 1]).T)  # to the left of ahead
+    right = index[(side + 1) % 4, *borders.position.T]
+    straight, left = index[side, *ahead], index[side - 1, *diagonal]
+    straight[parts[ahead] != borders.part] = -1
+    is_same = parts[diagonal] == borders.part
+    following = np.where(right >= 0, right, np.where(straight >= 0, straight, left))
+    followed: NDArray[np.int32] = np.where(is_same & (left >= 0), left, following)
+    return followed
 
 
 def _walk(

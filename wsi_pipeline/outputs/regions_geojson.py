@@ -1,7 +1,6 @@
 """regions.geojson and regions.geojson.gz: positive regions as annotations for QuPath."""
 
 import gzip
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,16 @@ def write_regions_geojson(result: SlideResult, folder: Path) -> None:
 
     The plain and the gzipped file hold the same text.
     """
-    text = "".join(_lines(result)).encode()
+    lines = ",\n".join(_describe(result, region) for region in result.regions)
+    start, end = '{"type": "FeatureCollection", "features": [\n', "\n" if lines else ""
+    text = f"{start}{lines}{end}]}}\n".encode()
     (folder / FILE_NAME).write_bytes(text)
+    # Not gzip.compress: its header depends on the version of Python.
     with (
         (folder / GZIP_NAME).open("wb") as raw,
         gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream,
     ):
         stream.write(text)
-
-
-def _lines(result: SlideResult) -> Iterator[str]:
-    yield '{"type": "FeatureCollection", "features": [\n'
-    for region in result.regions:
-        yield f"{_describe(result, region)}{',' if region.number < len(result.regions) else ''}\n"
-    yield "]}\n"
 
 
 def _describe(result: SlideResult, region: Region) -> str:
@@ -50,11 +45,7 @@ def _describe(result: SlideResult, region: Region) -> str:
         },
     }
     left, top = result.table.slide.bounds_l0[:2]
-    outline = (
-        region.outline
-        if (left, top) == (0, 0)
-        else shapely.transform(region.outline, lambda points: points - (left, top))
-    )
+    outline = shapely.transform(region.outline, lambda points: points - (left, top))
     # Named by its first corner, not by its number: a region keeps its name where other regions
     # appear or vanish.
     x, y = shapely.get_coordinates(region.outline)[0].tolist()

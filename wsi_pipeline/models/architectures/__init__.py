@@ -19,6 +19,7 @@ from wsi_pipeline.models.architectures import (
 from wsi_pipeline.models.architectures.network import (
     Network,
     NetworkOptions,
+    check_network,
     count_parameters,
     find_head,
     fit_weights,
@@ -61,11 +62,11 @@ class Architecture:
 
 
 def _wide_resnet(depth: int, widening: int) -> Architecture:
-    def build(side_px: int, options: NetworkOptions) -> Network:
-        return wide_resnet.WideResNet(depth, widening, options)
-
     return Architecture(
-        build, wide_resnet.MIN_SIDE_PX, f"WRN-{depth}-{widening} after Zagoruyko & Komodakis", HEADS
+        lambda side_px, options: wide_resnet.WideResNet(depth, widening, options),
+        wide_resnet.MIN_SIDE_PX,
+        f"WRN-{depth}-{widening} after Zagoruyko & Komodakis",
+        HEADS,
     )
 
 
@@ -125,15 +126,13 @@ def outline_network(name: str, side_px: int, options: NetworkOptions | None = No
     architecture = find_architecture(name)
     options = options or NetworkOptions()
     _check_options(name, architecture, options)
-    if side_px < architecture.min_side_px:
+    if side_px < (least := architecture.min_side_px):
         raise ModelError(
-            f"{name}: needs patches of at least {architecture.min_side_px} px, these have"
-            f" {side_px}; cut larger ones"
+            f"{name}: needs patches of at least {least} px, not {side_px}; cut larger ones"
         )
     if side_px > MAX_SIDE_PX:
         raise ModelError(
-            f"{name}: patches of {side_px} px are beyond the {MAX_SIDE_PX} that networks take; cut"
-            " smaller ones"
+            f"{name}: takes patches of at most {MAX_SIDE_PX} px, not {side_px}; cut smaller ones"
         )
     with torch.device("meta"):
         outline = architecture.build(side_px, options)
@@ -144,17 +143,15 @@ def outline_network(name: str, side_px: int, options: NetworkOptions | None = No
         )
     if fault := fits_patches(outline, side_px):
         raise ModelError(
-            f"{name}: does not take patches of {side_px} px ({fault}); choose another patch size or"
-            " network"
+            f"{name}: does not take patches of {side_px} px ({fault}); choose another size"
         )
     return outline
 
 
 def _check_options(name: str, architecture: Architecture, options: NetworkOptions) -> None:
+    heads = " or ".join(architecture.heads)
     if options.head not in architecture.heads:
-        raise ModelError(
-            f"{name}: has no head {options.head!r}; leave it {' or '.join(architecture.heads)}"
-        )
+        raise ModelError(f"{name}: has no head {options.head!r}; leave it {heads}")
     if options.batch_norm and not architecture.may_lack_batch_norm:
         raise ModelError(f"{name}: always has its own batch normalisation; leave the option out")
 
@@ -166,10 +163,7 @@ def load_pretrained(network: nn.Module, name: str, source: Path | None, download
     happens. The head keeps fresh weights where its shape differs. Raises ModelError naming the
     weights that do not fit, and EnvironmentFault where the download fails.
     """
-    if not isinstance(network, Network):
-        raise ModelError(
-            f"{type(network).__name__}: not a network of wsi; build it with build_network"
-        )
+    network = check_network(network)
     if source is not None:
         fit_weights(network, read_weights(source), str(source))
     elif download:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsi_pipeline.core.choices import HEADS
-from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.core.errors import ConfigError, ModelError, one_line
 from wsi_pipeline.models.model import SELF_TEST_PREFIX
 
 DENSE_WIDTH = 20
@@ -43,10 +43,7 @@ class NetworkOptions:
         if self.head not in HEADS:
             raise ConfigError(f"head {self.head!r}; it must be one of {', '.join(HEADS)}")
         if self.logits not in (1, 2):
-            raise ConfigError(
-                f"{self.logits} logits; there may be 1 or 2, for more than two classes are not"
-                " trained yet"
-            )
+            raise ConfigError(f"{self.logits} logits; there may be 1, or 2 for two classes")
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as a checkpoint's card records them."""
@@ -56,9 +53,9 @@ class NetworkOptions:
     def from_json(cls, value: Mapping[str, Any]) -> "NetworkOptions":
         """Return the options of a card. Raises ModelError for an unknown option."""
         if unknown := sorted({*value} - {*cls.__dataclass_fields__}):
+            names = ", ".join(unknown)
             raise ModelError(
-                f"options {', '.join(unknown)} are unknown to this version of wsi; update it, or"
-                " train the model again"
+                f"options {names} are unknown to this version of wsi; update it or train again"
             )
         return cls(**value)
 
@@ -77,10 +74,8 @@ class Network(nn.Module):
 
     def download_weights(self) -> Mapping[str, Tensor]:
         """Download published weights. Raises ModelError for none, EnvironmentFault for failure."""
-        raise ModelError(
-            f"{type(self).__name__}: no weights are published for it; give a file of weights, or"
-            " train from fresh ones"
-        )
+        name = type(self).__name__
+        raise ModelError(f"{name}: no weights are published; give a file, or train fresh ones")
 
 
 def squeeze_logits(x: Tensor) -> Tensor:
@@ -101,21 +96,22 @@ def find_head(network: nn.Module) -> nn.Module:
 
     Raises ModelError for a network that wsi did not build.
     """
-    if not isinstance(network, Network):
-        raise ModelError(
-            f"{type(network).__name__}: not a network of wsi, so its head is unknown; build it with"
-            " build_network"
-        )
-    return network.head
+    return check_network(network).head
+
+
+def check_network(network: nn.Module) -> Network:
+    """Return a network of `build_network` as such. Raises ModelError for any other."""
+    if isinstance(network, Network):
+        return network
+    raise ModelError(f"{type(network).__name__}: not a network of wsi; build it with build_network")
 
 
 def make_head(features: int, options: NetworkOptions) -> nn.Module:
     """From pooled features (b, features) to logits (b, 1 or 2)."""
     if options.head == "linear":
         return nn.Linear(features, options.logits)
-    return nn.Sequential(
-        nn.Linear(features, DENSE_WIDTH), nn.ReLU(), nn.Linear(DENSE_WIDTH, options.logits)
-    )
+    hidden, last = nn.Linear(features, DENSE_WIDTH), nn.Linear(DENSE_WIDTH, options.logits)
+    return nn.Sequential(hidden, nn.ReLU(), last)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -129,7 +125,7 @@ def fits_patches(network: nn.Module, side_px: int) -> str | None:
         with torch.no_grad():
             network.eval()(torch.empty(2, 3, side_px, side_px, device="meta"))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        return " ".join(str(error).split())[:160]
+        return one_line(error)
     return None
 
 
@@ -139,8 +135,10 @@ UNPICKLING_FAULTS = (
     RuntimeError, struct.error, TypeError, ValueError,
 )  # fmt: skip
 """Errors that torch's reader raises for bytes that are not weights."""
+SAVE = "save the state_dict, best as .safetensors"
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Entries under which training programs keep a network's weights."""
+COUNTER = "num_batches_tracked"
 PARALLEL = "module."
 """Prefix that data-parallel training puts before each name."""
 
@@ -156,23 +154,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     if path.suffix in PICKLED:
         return _read_pickled(path)
-    raise ModelError(
-        f"{path}: weights are read from .safetensors and .pth files; give one of these"
-    )
+    raise ModelError(f"{path}: weights are read from .safetensors and .pth files; give one")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        # A checkpoint of wsi has its self-test beside the weights.
-        return {
-            name: tensor
-            for name, tensor in load_file(path).items()
-            if not name.startswith(SELF_TEST_PREFIX)
-        }
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{path}: not a whole safetensors file ({error}); copy it again"
         ) from error
+    # A checkpoint of wsi has its self-test beside the weights.
+    return {name: tensors[name] for name in tensors if not name.startswith(SELF_TEST_PREFIX)}
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
@@ -184,20 +177,15 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
             # Tensors only: no code of the file is run.
             found = torch.load(path, map_location="cpu", weights_only=True)
     except UNPICKLING_FAULTS as error:
-        reason = " ".join(str(error).split())[:120]
         raise ModelError(
-            f"{path}: not a file of weights alone ({reason}); save the state_dict, best as"
-            " .safetensors"
+            f"{path}: not a file of weights alone ({one_line(error)}); {SAVE}"
         ) from error
     for name in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
-    if not (
-        isinstance(found, Mapping)
-        and found
-        and all(isinstance(tensor, Tensor) for tensor in found.values())
-    ):
-        raise ModelError(f"{path}: holds no table of tensors; save the network's state_dict")
+    tensors = found.values() if isinstance(found, Mapping) else ()
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise ModelError(f"{path}: holds no table of tensors; {SAVE}")
     return {str(name).removeprefix(PARALLEL): tensor for name, tensor in found.items()}
 
 
@@ -207,16 +195,11 @@ def _refuse_compressed(path: Path) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            is_plain = all(
-                entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist()
-            )
+            types = {entry.compress_type for entry in archive.infolist()}
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise ModelError(f"{path}: not a whole file of weights ({error}); copy it again") from error
-    if not is_plain:
-        raise ModelError(
-            f"{path}: holds compressed entries, which torch never writes; save the state_dict,"
-            " best as .safetensors"
-        )
+    if types - {zipfile.ZIP_STORED}:
+        raise ModelError(f"{path}: holds compressed entries, which torch never writes; {SAVE}")
 
 
 def fit_weights(network: Network, weights: Mapping[str, Tensor], source: str) -> None:
@@ -225,41 +208,26 @@ def fit_weights(network: Network, weights: Mapping[str, Tensor], source: str) ->
     Raises ModelError naming weights of the body that are missing, unknown, or of another shape; the
     network is then unchanged.
     """
-    own, head = network.state_dict(), _head_prefix(network)
-    given = network.rename_weights(weights)
+    own, given = network.state_dict(), network.rename_weights(weights)
+    part = network.head
+    head = next(f"{name}." for name, module in network.named_modules() if module is part)
     fitting = {
-        name: tensor
-        for name, tensor in given.items()
-        if name in own and own[name].shape == tensor.shape
+        key: given[key] for key in own if key in given and own[key].shape == given[key].shape
     }
     # Counters of old files that a network may lack decide nothing.
-    wanted = [
-        name
-        for name in own
-        if not name.startswith(head) and not name.endswith("num_batches_tracked")
-    ]
+    wanted = [key for key in own if not key.startswith(head) and not key.endswith(COUNTER)]
     faults = {
-        "are missing": [name for name in wanted if name not in given],
-        "have another shape": [name for name in wanted if name in given and name not in fitting],
-        "are unknown to it": [
-            name for name in given if name not in own and not name.startswith(head)
-        ],
+        "are missing": [key for key in wanted if key not in given],
+        "have another shape": [key for key in wanted if key in given and key not in fitting],
+        "are unknown to it": [key for key in given if key not in own and not key.startswith(head)],
     }
-    for fault, names in faults.items():
-        if names:
-            listed = ", ".join(names[:3]) + (
-                f" and {len(names) - 3} more" if len(names) > 3 else ""
-            )
+    for fault, keys in faults.items():
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ModelError(
-                f"{source}: weights do not fit this network: {listed} {fault}; give weights of this"
-                " architecture and patch size"
+                f"{source}: weights do not fit this network: {', '.join(keys[:3])}{more} {fault};"
+                " give weights of this architecture and patch size"
             )
-    if bad := [name for name, tensor in fitting.items() if not bool(torch.isfinite(tensor).all())]:
+    if bad := [key for key, tensor in fitting.items() if not bool(torch.isfinite(tensor).all())]:
         raise ModelError(f"{source}: weights {bad[0]} are not finite; give another file")
     network.load_state_dict(own | fitting)
-
-
-def _head_prefix(network: Network) -> str:
-    """Return the prefix of the names of the head's weights."""
-    head = network.head
-    return next(f"{name}." for name, module in network.named_modules() if module is head)

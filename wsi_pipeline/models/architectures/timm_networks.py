@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wsi_pipeline.core.errors import EnvironmentFault, ModelError
+from wsi_pipeline.core.errors import EnvironmentFault, ModelError, one_line
 from wsi_pipeline.models.architectures.network import Network, NetworkOptions, squeeze_logits
 
 PREFIX = "timm:"
@@ -31,10 +31,7 @@ class TimmNetwork(Network):
         return found
 
     def rename_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name if name.startswith(BODY) else f"{BODY}{name}": tensor
-            for name, tensor in weights.items()
-        }
+        return {f"{BODY}{name.removeprefix(BODY)}": weights[name] for name in weights}
 
     def download_weights(self) -> Mapping[str, Tensor]:
         timm = _import_timm(self._name)
@@ -42,17 +39,13 @@ class TimmNetwork(Network):
             # timm fits the weights to the patch size.
             body = timm.create_model(self._name, pretrained=True, **self._settings)
         except (OSError, RuntimeError) as error:  # no network; no published weights
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)
             raise EnvironmentFault(
-                f"{PREFIX}{self._name}: its weights cannot be downloaded ({reason}); give a file"
-                " instead"
+                f"{PREFIX}{self._name}: cannot download its weights ({reason}); give a file instead"
             ) from error
         head = {id(tensor) for tensor in body.get_classifier().state_dict(keep_vars=True).values()}
-        return {
-            name: tensor
-            for name, tensor in body.state_dict(keep_vars=True).items()
-            if id(tensor) not in head
-        }
+        weights = body.state_dict(keep_vars=True)
+        return {name: weights[name] for name in weights if id(weights[name]) not in head}
 
     def forward(self, x: Tensor) -> Tensor:
         return squeeze_logits(self.body(x))
@@ -67,30 +60,25 @@ def build_timm(name: str, side_px: int, options: NetworkOptions) -> Network:
     timm = _import_timm(name)
     if not NAME.fullmatch(name) or not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{re.sub(r'[^A-Za-z0-9_]', '*', name)[:30]}*")[:3])
+        perhaps = near and f"; perhaps {near}"
         raise ModelError(
-            f"{PREFIX}{name}: timm {timm.__version__} has no such"
-            f" model{f'; perhaps {near}' if near else ''}; see timm.list_models()"
+            f"{PREFIX}{name}: timm {timm.__version__} has no such model{perhaps}; see"
+            " timm.list_models()"
         )
     settings: dict[str, Any] = {"num_classes": options.logits, "in_chans": 3}
     settings |= {} if options.dropout is None else {"drop_rate": options.dropout}
     configuration = timm.get_pretrained_cfg(name)
-    settings |= (
-        {"img_size": side_px}
-        if configuration is not None and configuration.fixed_input_size
-        else {}
-    )
+    if configuration is not None and configuration.fixed_input_size:
+        settings["img_size"] = side_px
     try:
         body = timm.create_model(name, pretrained=False, **settings)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"{PREFIX}{name}: cannot be built for patches of {side_px} px with these options"
-            f" ({reason}); choose another"
+            f" ({one_line(error)}); choose another"
         ) from error
     if not isinstance(body.get_classifier(), nn.Module):
-        raise ModelError(
-            f"{PREFIX}{name}: has no single classifier that could be replaced; choose another model"
-        )
+        raise ModelError(f"{PREFIX}{name}: has no single classifier; choose another model")
     return TimmNetwork(body, name, settings)
 
 

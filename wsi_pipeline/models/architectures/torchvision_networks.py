@@ -54,8 +54,7 @@ class WideResNet50(Network):
             )
         except (OSError, RuntimeError) as error:  # no network, or a file that came over damaged
             raise EnvironmentFault(
-                f"wide_resnet50_2: its weights cannot be downloaded ({error}); give a file of them"
-                " instead"
+                f"wide_resnet50_2: cannot download its weights ({error}); give a file instead"
             ) from error
         return weights
 
@@ -65,8 +64,6 @@ class WideResNet50(Network):
 
 
 def _rename(name: str) -> str:
-    if name.startswith((BODY, NEW_HEAD)):
-        return name
-    return (
-        f"{NEW_HEAD}{name.removeprefix(OLD_HEAD)}" if name.startswith(OLD_HEAD) else f"{BODY}{name}"
-    )
+    if name.startswith(OLD_HEAD):
+        return f"{NEW_HEAD}{name.removeprefix(OLD_HEAD)}"
+    return name if name.startswith((BODY, NEW_HEAD)) else f"{BODY}{name}"

@@ -33,12 +33,9 @@ class PreActivationBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
-        is_same = channels == width and stride == 1
-        self.shortcut = (
-            None
-            if is_same
-            else nn.Conv2d(channels, width, kernel_size=1, stride=stride, bias=False)
-        )
+        self.shortcut: nn.Module | None = None
+        if channels != width or stride != 1:
+            self.shortcut = nn.Conv2d(channels, width, kernel_size=1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = torch.relu(self.norm1(x))
@@ -67,9 +64,6 @@ class WideResNet(Network):
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = make_head(channels, options)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,6 +1,4 @@
-"""Engines: they run a model's network over batches.
-
-One file each, the table, and the choice of one.
+"""Engines, which run a model's network over batches: one file each, the table, and the choice.
 
 The choice depends on the device's properties and needs no trial run.
 """
@@ -59,9 +57,7 @@ def list_candidates(
     run the model, and EnvironmentFault where the device is absent.
     """
     if precision not in (AUTO, *PRECISIONS):
-        raise ConfigError(
-            f"precision {precision!r}; it must be auto or one of {', '.join(PRECISIONS)}"
-        )
+        raise ConfigError(f"precision {precision!r}; it must be auto or {', '.join(PRECISIONS)}")
     if engine == AUTO:
         return _choose_freely(model, choose_device(device).type, precision)
     if engine not in ENGINES:
@@ -82,13 +78,8 @@ def _choose_freely(model: Model, device_type: str, precision: str) -> list[Candi
             faults.append(f"{name}: {fault}")
         else:
             resolved, why = _choose_precision(name, device_type, precision)
-            reasons = [part for part in (why, *faults) if part]
-            found.append(
-                Candidate(
-                    EngineSetting(name, resolved, device_type),
-                    "; ".join(["chosen for this device", *reasons]),
-                )
-            )
+            reason = "; ".join(filter(None, ["chosen for this device", why, *faults]))
+            found.append(Candidate(EngineSetting(name, resolved, device_type), reason))
     if not found:
         raise ConfigError(
             f"precision {precision}: no engine has it on this device ({'; '.join(faults)}); leave"
@@ -98,16 +89,11 @@ def _choose_freely(model: Model, device_type: str, precision: str) -> list[Candi
 
 
 def _find_device_type(engine: str, device: str) -> str:
-    precisions = ENGINES[engine].precisions
-    device_type = (
-        next(iter(precisions))
-        if device == AUTO and len(precisions) == 1
-        else choose_device(device).type
-    )
-    if device_type not in precisions:
+    own, *others = ENGINES[engine].precisions
+    device_type = own if device == AUTO and not others else choose_device(device).type
+    if device_type not in (own, *others):
         raise ConfigError(
-            f"engine {engine}: does not run on {device_type}; add --device"
-            f" {next(iter(precisions))} or choose another engine"
+            f"engine {engine}: does not run on {device_type}; add --device {own} or choose another"
         )
     return device_type
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_pipeline.core.errors import one_line
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting, Run
 from wsi_pipeline.models.model import Model
@@ -48,17 +49,14 @@ def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
                 request = compiled.create_infer_request()
                 request.infer({0: np.zeros((batch_size, side, side, 3), np.uint8)})
                 own.request = request
-        return torch.from_numpy(
-            np.array(own.request.infer({0: np.ascontiguousarray(pixels)})[0], dtype=np.float32)
-        )
+        output = own.request.infer({0: np.ascontiguousarray(pixels)})[0]
+        return torch.from_numpy(np.array(output, dtype=np.float32))
 
     return run
 
 
 def _convert(model: Model, batch_size: int) -> Any:
-    openvino = _import_openvino()
-    side = model.spec.side_px
-    network = model.network()
+    openvino, network, side = _import_openvino(), model.network(), model.spec.side_px
     example = torch.zeros((batch_size, side, side, 3), dtype=torch.uint8)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -69,7 +67,7 @@ def _convert(model: Model, batch_size: int) -> Any:
             traced = torch.jit.trace(network, example, check_trace=False)
             return openvino.convert_model(traced, input=[([*example.shape], openvino.Type.u8)])
     except Exception as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)
         raise EngineFault(
             f"{model.architecture}: OpenVINO cannot take it ({reason}); use --engine torch"
         ) from error
@@ -88,22 +86,14 @@ def _keep_logging() -> Iterator[None]:
 
 
 def _compile(graph: Any, setting: EngineSetting, cores: int) -> Any:
-    return (
-        _import_openvino()
-        .Core()
-        .compile_model(
-            graph,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": HINTS[setting.precision],
-                # One thread computes a batch: the order of additions must not depend on the number
-                # of cores.
-                "NUM_STREAMS": cores,
-                "INFERENCE_NUM_THREADS": cores,
-                "ENABLE_CPU_PINNING": False,  # pinned, two processes can land on one core
-            },
-        )
-    )
+    properties = {
+        "INFERENCE_PRECISION_HINT": HINTS[setting.precision],
+        # One thread computes a batch: the order of additions must not depend on the cores.
+        "NUM_STREAMS": cores,
+        "INFERENCE_NUM_THREADS": cores,
+        "ENABLE_CPU_PINNING": False,  # pinned, two processes can land on one core
+    }
+    return _import_openvino().Core().compile_model(graph, "CPU", properties)
 
 
 def _import_openvino() -> Any:

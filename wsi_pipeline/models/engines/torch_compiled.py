@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_pipeline.core.errors import one_line
 from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting, Run
 from wsi_pipeline.models.engines.torch_eager import in_precision, place_network, send
 from wsi_pipeline.models.model import Model
@@ -18,9 +19,8 @@ def find_fault(model: Model, device: str) -> str | None:
     """Require a compiler, and a network whose code can be traced."""
     if model.is_script:
         return "external TorchScript cannot be compiled; use --engine torch or openvino"
-    if device == "cpu" and not any(
-        shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name
-    ):
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++")
+    if device == "cpu" and not any(shutil.which(name) for name in compilers if name):
         return "there is no C++ compiler; install g++"
     return None
 
@@ -45,9 +45,9 @@ def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
             try:
                 output = compute(pixels)
             except torch._dynamo.exc.TorchDynamoException as error:
-                reason = " ".join(str(error).split())[:120]
                 raise EngineFault(
-                    f"{model.architecture}: torch cannot compile it ({reason}); use --engine torch"
+                    f"{model.architecture}: torch cannot compile it ({one_line(error)}); use"
+                    " --engine torch"
                 ) from error
             is_compiled.set()
             return output

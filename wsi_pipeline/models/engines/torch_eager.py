@@ -6,11 +6,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from wsi_pipeline.core.choices import BF16, FP16, FP32
+from wsi_pipeline.core.choices import BF16, FP16
 from wsi_pipeline.models.engines.engine import EngineSetting, Run
 from wsi_pipeline.models.model import Model, PatchNetwork
 
-DTYPES = {FP32: torch.float32, BF16: torch.bfloat16, FP16: torch.float16}
+DTYPES = {BF16: torch.bfloat16, FP16: torch.float16}
 
 
 def find_fault(model: Model, device: str) -> str | None:
@@ -56,11 +56,8 @@ def compute_exactly() -> None:
 
 def in_precision(setting: EngineSetting) -> torch.autocast:
     """Return the autocast context of a precision."""
-    return torch.autocast(
-        setting.device,
-        DTYPES[setting.precision] if setting.precision != FP32 else None,
-        setting.precision != FP32,
-    )
+    dtype = DTYPES.get(setting.precision)
+    return torch.autocast(setting.device, dtype, enabled=dtype is not None)
 
 
 def send(pixels: NDArray[np.uint8], device: str) -> Tensor:
@@ -77,18 +74,16 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         return network  # its control flow depends on its input: it stays unchanged
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(
-            modules.get(str(node.target)), nn.BatchNorm2d
-        ):
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm2d):
             continue
         before = node.args[0]
-        convolution = modules.get(str(before.target)) if before.op == "call_module" else None
+        name = str(before.target)
+        convolution = modules.get(name) if before.op == "call_module" else None
         if not isinstance(convolution, nn.Conv2d) or len(before.users) != 1:
             continue
-        modules[str(before.target)] = fused = fuse_conv_bn_eval(
-            convolution, modules[str(node.target)]
-        )
-        traced.set_submodule(str(before.target), fused)
+        modules[name] = fused = fuse_conv_bn_eval(convolution, norm)
+        traced.set_submodule(name, fused)
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
     traced.recompile()
