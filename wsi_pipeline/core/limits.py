@@ -141,14 +141,10 @@ class LimitedProcess:
                 stderr=subprocess.DEVNULL,
                 env=os.environ | FEW_THREADS,
             )
+        self.process_id = self._process.pid
         self._deadline = math.inf
         self._has_ended = threading.Event()
         threading.Thread(target=self._kill_when_late, daemon=True).start()
-
-    @property
-    def process_id(self) -> int:
-        """The number that the operating system knows it by."""
-        return self._process.pid
 
     def ask(self, request: Message, timeout_s: float) -> Message:
         """Return the answer to a request.

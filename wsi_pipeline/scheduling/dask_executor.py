@@ -4,7 +4,6 @@ A worker process times its step. A thread cannot be stopped from outside, so a w
 exceeds its deadline reports this and ends itself; its nanny starts another.
 """
 
-import logging
 import os
 import signal
 import statistics
@@ -37,7 +36,6 @@ FLUSH_S = 1.0
 """Time that the last message gets on its way out."""
 ENOUGH = 3
 """Blocks that make a median."""
-logger = logging.getLogger(__name__)
 
 
 class _Submitted(NamedTuple):

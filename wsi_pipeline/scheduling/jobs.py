@@ -22,7 +22,6 @@ class Plan(Protocol):
     @property
     def blocks(self) -> Sequence[int]:
         """Numbers of the blocks that are still missing."""
-        ...
 
 
 PlanT = TypeVar("PlanT", bound=Plan)
@@ -39,7 +38,6 @@ class Job(Protocol[PlanT, ReportT, ResultOut]):
 
     def hold(self) -> AbstractContextManager[None]:
         """Entered in this process while the job runs: its lock."""
-        ...
 
     def prepare(self) -> PlanT: ...
 
@@ -166,8 +164,6 @@ class Executor(Protocol):
 
     def drop(self, job: int) -> None:
         """Forget the steps of a job that have not started."""
-        ...
 
     def next_done(self) -> tuple[Step, Any]:
         """Return the next finished step with its result, or the exception it raised."""
-        ...

@@ -311,21 +311,16 @@ class InferJob:
 def check_table(table: PatchTable, model: Model) -> None:
     """Raise ModelError where a slide's patches, or what their labels mean, do not fit the model."""
     name, spec, wanted = table.slide.path, table.grid.spec, model.spec
-    if spec.side_px != wanted.side_px:
-        raise ModelError(
-            f"{name}: patches of {spec.side_px} px, the model takes {wanted.side_px} px; tile with"
-            f" --patch-size {wanted.side_px}"
-        )
+    if (side := wanted.side_px) != spec.side_px:
+        what = f"patches of {spec.side_px} px, the model takes {side} px"
+        raise ModelError(f"{name}: {what}; tile with --patch-size {side}")
     if abs(spec.mpp - wanted.mpp) > SCALE_TOLERANCE * wanted.mpp:
-        raise ModelError(
-            f"{name}: patches at {spec.mpp:g} µm/px, the model was trained at {wanted.mpp:g} µm/px;"
-            f" tile with --mpp {wanted.mpp:g}"
-        )
+        what = f"patches at {spec.mpp:g} µm/px, the model was trained at {wanted.mpp:g} µm/px"
+        raise ModelError(f"{name}: {what}; tile with --mpp {wanted.mpp:g}")
     if (table.labels >= 0).any() and table.class_names != model.class_names:
-        raise ModelError(
-            f"{name}: its labels mean {' and '.join(table.class_names)}, the model tells"
-            f" {' from '.join(model.class_names)}; label it with the model's --class-names"
-        )
+        ours, its = " and ".join(table.class_names), " from ".join(model.class_names)
+        what = f"its labels mean {ours}, the model tells {its}"
+        raise ModelError(f"{name}: {what}; label the store with the model's --class-names")
 
 
 def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor) -> None:

@@ -109,17 +109,14 @@ class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):
     @property
     def slide(self) -> FoundSlide:
         """The slide, or the patient whose patches are taken in."""
-        ...
 
     @property
     def target(self) -> Path:
         """Folder of the product."""
-        ...
 
     @property
     def patch_bytes(self) -> dict[Path, int]:
         """Folders that are written to → bytes per patch, 0 where they are not known beforehand."""
-        ...
 
 
 def stamp_file(path: Path) -> tuple[int, int]:

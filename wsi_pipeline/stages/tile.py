@@ -329,10 +329,9 @@ def resolve_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, F
     if abs(mpp - spec.mpp) <= LEVEL_TOLERANCE * spec.mpp:
         return PatchSpec(spec.side_px, spec.stride_px, mpp), downsample
     if spec.mpp < slide.mpp and not config.allow_upsample:
-        raise SlideError(
-            f"{slide.path}: scanned at {slide.mpp:g} µm/px, patches at {spec.mpp:g} µm/px would be"
-            f" made up; use --mpp {slide.mpp:g} or more, or --allow-upsample"
-        )
+        what = f"scanned at {slide.mpp:g} µm/px, patches at {spec.mpp:g} µm/px would be made up"
+        remedy = f"use --mpp {slide.mpp:g} or more, or --allow-upsample"
+        raise SlideError(f"{slide.path}: {what}; {remedy}")
     return spec, downsample_between(slide.mpp, spec.mpp)
 
 

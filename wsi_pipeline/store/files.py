@@ -100,10 +100,8 @@ def make_folder(folder: Path) -> None:
         except OSError as error:
             # Not found: another process has removed the empty parent meanwhile.
             if not isinstance(error, FileNotFoundError) or attempt == MOST_ATTEMPTS - 1:
-                reason = error.strerror or str(error)
-                raise EnvironmentFault(
-                    f"{folder}: cannot be made ({reason}); name a folder that you may write to"
-                ) from error
+                what = f"{folder}: cannot be made ({error.strerror or error})"
+                raise EnvironmentFault(f"{what}; name a folder that you may write to") from error
 
 
 def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:

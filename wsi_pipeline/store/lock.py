@@ -79,17 +79,15 @@ def _lock_file(path: Path, target: Path) -> TextIO:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
                 continue  # a writer that just ended removed the folder; in /proc it never exists
-            raise EnvironmentFault(
-                f"{path}: cannot be written ({error.strerror}); name a folder that you may write to"
-            ) from error
+            what = f"{path}: cannot be written ({error.strerror})"
+            raise EnvironmentFault(f"{what}; name a folder that you may write to") from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = _to_owner(os.pread(stream.fileno(), MAX_OWNER_BYTES, 0))
             stream.close()
-            raise LockHeld(
-                f"{target}: is being written by {owner}; wait for it, then run the same line again"
-            ) from error
+            remedy = "wait for it, then run the same line again"
+            raise LockHeld(f"{target}: is being written by {owner}; {remedy}") from error
         if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
             stream.truncate(0)
             return stream
