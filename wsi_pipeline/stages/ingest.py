@@ -118,12 +118,10 @@ class IngestJob:
 def fingerprint_patches(patient: PatientPatches) -> str:
     """Return the SHA-256 of a patient's patches: names, places, labels, content of every file."""
     digest = hashlib.sha256()
-    contents: dict[str, bytes] = {}
+    names = {entry.file for entry in patient.entries}
+    contents = {name: _content_digest(patient.folder / name) for name in names}
     for entry in patient.entries:
-        if entry.file not in contents:
-            contents[entry.file] = _content_digest(patient.folder / entry.file)
-        digest.update(f"{entry}\0".encode(errors="surrogateescape"))
-        digest.update(contents[entry.file])
+        digest.update(f"{entry}\0".encode(errors="surrogateescape") + contents[entry.file])
     return digest.hexdigest()
 
 
