@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, select_autoescape
+from prometheus_client import generate_latest
 
 from wsi_pipeline.outputs.report_html import read_web_file
 from wsi_pipeline.serve.auth import is_length
@@ -133,4 +134,4 @@ def tell_health() -> dict[str, str]:
 @router.get("/metrics")
 def tell_metrics(services: Here) -> Response:
     """Send the metrics for Prometheus."""
-    return Response(services.metrics.render(), media_type=METRICS_TYPE)
+    return Response(generate_latest(services.metrics.registry), media_type=METRICS_TYPE)

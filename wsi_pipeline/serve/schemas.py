@@ -60,7 +60,7 @@ class ResultBody(RunBody):
     grid: dict[str, Any] = Field(description="Where its patches lie, in level-0 pixels.")
     model: dict[str, Any]
     overview: dict[str, Any] = Field(description="Where its tissue mask lies, in level-0 pixels.")
-    has_tissue: bool = Field(description="True if the mask that chose its patches is kept.")
+    has_tissue: bool = Field(description="True if the results hold their tissue mask.")
 
 
 class SlideBody(BaseModel):

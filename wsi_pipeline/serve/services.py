@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.core.errors import ConfigError
@@ -56,10 +56,6 @@ class Metrics:
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a metric that is read each time the metrics are asked for."""
         Gauge(name, text, registry=self.registry).set_function(read)
-
-    def render(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,7 @@ async def find_entry(
 NamedSlide = Annotated[SlideEntry, Depends(find_entry)]
 RunName = Annotated[
     str | None,
-    Query(alias="run", max_length=MAX_NAME, description="Results; the first that has the slide."),
+    Query(alias="run", max_length=MAX_NAME, description="A run; else the first that has it."),
 ]
 
 

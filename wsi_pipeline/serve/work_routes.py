@@ -34,7 +34,7 @@ async def predict(
     ],
     mpp: Annotated[
         float | None,
-        Form(description="µm per pixel of images that are larger than a patch; they are cut."),
+        Form(description="µm per pixel; needed to cut images that are not patches on a grid."),
     ] = None,
 ) -> PredictionBody:
     """Predict images: one probability for a patch, one per patch for a larger image."""
