@@ -7,11 +7,11 @@ import rich_click as click
 from wsi_pipeline.core.choices import MODEL_FORMATS, NORMALISATIONS
 from wsi_pipeline.core.options import ForceOptions
 
-from .options import mode_option, options_of, out_option
+from .options import EXISTING, mode_option, options_of, out_option
 
 
 @click.command()
-@click.argument("model", type=click.Path(exists=True, path_type=Path))
+@click.argument("model", type=EXISTING)
 @click.option(
     "--to",
     "formats",

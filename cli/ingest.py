@@ -8,11 +8,11 @@ import rich_click as click
 from wsi_pipeline.core.choices import LEFT_OUT_CSV
 from wsi_pipeline.core.options import IngestOptions
 
-from .options import build, mode_option, options_of, out_option
+from .options import EXISTING, build, mode_option, options_of, out_option
 
 
 @click.command()
-@click.argument("place", type=click.Path(exists=True, path_type=Path), metavar="DIR")
+@click.argument("place", type=EXISTING, metavar="DIR")
 @out_option
 @options_of(IngestOptions)
 @mode_option

@@ -9,9 +9,7 @@ import rich_click as click
 from wsi_pipeline.core.options import ExternalModelOptions
 
 from .main import printable
-from .options import options_of
-
-MODEL = click.Path(exists=True, path_type=Path)
+from .options import EXISTING, options_of
 
 
 @click.group()
@@ -20,7 +18,7 @@ def model() -> None:
 
 
 @model.command()
-@click.argument("model", type=MODEL)
+@click.argument("model", type=EXISTING)
 @click.option(
     "--json", "is_json", is_flag=True, help="As JSON, with everything that the model's card holds."
 )
@@ -38,7 +36,7 @@ def info(model: Path, is_json: bool) -> None:
 
 
 @model.command()
-@click.argument("model", type=MODEL)
+@click.argument("model", type=EXISTING)
 @options_of(ExternalModelOptions)
 def check(model: Path, **terms: Any) -> None:
     """Load MODEL, verify its checksums and run a batch: says ok, or the fault, with exit code 1."""

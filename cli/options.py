@@ -25,6 +25,7 @@ PATHS = {
     "file": click.Path(exists=True, dir_okay=False, path_type=Path),
     "folder": RESULTS,
     "made": FOLDER,
+    "no folder": click.Path(dir_okay=False, path_type=Path),
     "unchecked": click.Path(path_type=Path),
 }
 """By the fact `path` of a field."""

@@ -1,13 +1,13 @@
 """`wsi pseudonymize`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from wsi_pipeline.core.options import SheetOptions
+from wsi_pipeline.core.options import PseudonymizeOptions
 
-from .options import EXISTING, options_of, out_option
+from .options import options_of, out_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.slides.selection import SheetRow
@@ -15,74 +15,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("places", nargs=-1, metavar="SLIDE_OR_FOLDER…")
-@click.option("--recursive", is_flag=True, help="Go into folders within folders.")
-@options_of(SheetOptions)
 @out_option
-@click.option(
-    "--key",
-    "key_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    metavar="KEYFILE",
-    help=(
-        "File with the secret key, outside of DIR; made if it does not exist. Keep it: the same key"
-        " gives the same pseudonyms."
-    ),
-)
-@click.option(
-    "--patient-regex",
-    metavar="REGEX",
-    help=(
-        "Where the patient stands in a slide's file name; the part in parentheses. [default: every"
-        " slide is a patient of its own]"
-    ),
-)
-@click.option(
-    "--labels",
-    multiple=True,
-    metavar="auto|FILE|DIR",
-    help="Label files to link, matched by name. [default: auto, the file beside each slide]",
-)
-@click.option(
-    "--mask", type=EXISTING, metavar="DIR", help="Tissue masks to link, named like the slides."
-)
-@click.option(
-    "--mpp-csv",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="CSV",
-    help="µm per pixel of single slides, columns wsi and mpp; goes into slides.csv.",
-)
-@click.option(
-    "--split-file",
-    type=EXISTING,
-    metavar="DIR|JSON",
-    help="A published split of patients, as `wsi train` reads it; becomes split.json.",
-)
-@click.option(
-    "--layout",
-    type=click.Choice(["idc", "folders", "csv"]),
-    help="Link ready-cut patches instead of slides; layouts as in `wsi ingest`.",
-)
-@click.option(
-    "--class-names",
-    nargs=2,
-    metavar="NEGATIVE POSITIVE",
-    help="With --layout folders or csv: the names of the classes.",
-)
-def pseudonymize(
-    places: tuple[str, ...],
-    recursive: bool,
-    sheet: Path | None,
-    out: Path,
-    key_file: Path,
-    patient_regex: str | None,
-    labels: tuple[str, ...],
-    mask: Path | None,
-    mpp_csv: Path | None,
-    split_file: Path | None,
-    layout: str | None,
-    class_names: tuple[str, str] | None,
-) -> None:
+@options_of(PseudonymizeOptions)
+def pseudonymize(places: tuple[str, ...], out: Path, **settings: Any) -> None:
     """Make a folder of links that call slides and patients by pseudonyms.
 
     Run every other command on that folder: it then knows no other name, and none reaches a
@@ -106,13 +41,15 @@ def pseudonymize(
     from wsi_pipeline.runs.pseudonymize import pseudonymize_patches, pseudonymize_slides
     from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches
 
-    if layout is not None:
-        if len(places) != 1 or sheet or labels or mask or mpp_csv:
+    options = PseudonymizeOptions(**settings)
+    if options.layout is not None:
+        if len(places) != 1 or options.sheet or options.labels or options.mask or options.mpp_csv:
             raise click.UsageError("--layout takes one data set of patches, and no slide options")
-        found = find_patches(
-            Path(places[0]).absolute(), layout, LayoutOptions(patient_regex, class_names)
+        terms = LayoutOptions(options.patient_regex, options.class_names)
+        found = find_patches(Path(places[0]).absolute(), options.layout, terms)
+        made = pseudonymize_patches(
+            found, options.layout, options.key_file, out, options.split_file
         )
-        made = pseudonymize_patches(found, layout, key_file, out, split_file)
         click.echo(f"{made.patches} patches of {made.patients} patients linked in {out}")
         if found.left_out:
             click.echo(f"{len(found.left_out)} files left out: --patient-regex finds no patient")
@@ -124,46 +61,38 @@ def pseudonymize(
             " --mpp UM_PER_PX --out STORES"
         )
     else:
-        if class_names:
+        if options.class_names:
             raise click.UsageError("--class-names belongs to --layout")
-        rows = list_rows(places, recursive, sheet, patient_regex, labels, mpp_csv)
-        made = pseudonymize_slides(
-            rows, key_file, out, () if mask is None else list_masks(mask), split_file
-        )
+        masks = list_masks(options.mask) if options.mask else ()
+        rows = list_rows(places, options)
+        made = pseudonymize_slides(rows, options.key_file, out, masks, options.split_file)
         click.echo(
             f"{made.slides} slides of {made.patients} patients linked in {out}, with"
             f" {made.labels} label files and {made.masks} masks"
         )
         click.echo(f"next: wsi tile --sheet {made.table} --out STORES")
-    click.echo(f"keep to yourself: {key_file}, and {out} with its mapping.csv")
+    click.echo(f"keep to yourself: {options.key_file}, and {out} with its mapping.csv")
 
 
-def list_rows(
-    places: tuple[str, ...],
-    recursive: bool,
-    sheet: Path | None,
-    patient_regex: str | None,
-    labels: tuple[str, ...],
-    mpp_csv: Path | None,
-) -> list["SheetRow"]:
+def list_rows(places: tuple[str, ...], options: PseudonymizeOptions) -> list["SheetRow"]:
     """Return the slides that the options name, as lines of a sample sheet."""
     from dataclasses import replace
 
     from wsi_pipeline.runs.tile import label_slides
     from wsi_pipeline.slides.selection import SheetRow, find_slides, read_sheet, scale_slides
 
-    if bool(places) == bool(sheet) or (sheet and (labels or patient_regex)):
+    sheet, names_more = options.sheet, options.labels or options.patient_regex
+    if bool(places) == bool(sheet) or (sheet and names_more):
         raise click.UsageError(
             "give either slides, with or without --labels and --patient-regex, or --sheet"
         )
     if sheet is not None:
         rows = read_sheet(sheet)
     else:
-        slides = label_slides(
-            find_slides(places, recursive=recursive), labels or ("auto",), patient_regex
-        )
+        found = find_slides(places, recursive=options.recursive)
+        slides = label_slides(found, options.labels or ("auto",), options.patient_regex)
         rows = [SheetRow(slide, None) for slide in slides]
-    if mpp_csv is None:
+    if options.mpp_csv is None:
         return rows
-    scaled = scale_slides([row.slide for row in rows], mpp_csv)
+    scaled = scale_slides([row.slide for row in rows], options.mpp_csv)
     return [replace(row, slide=slide) for row, slide in zip(rows, scaled, strict=True)]

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import rich_click as click
 
-from .options import mode_option
+from .options import RESULTS, mode_option
 
 
 @click.command()
 @click.argument(
     "results",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=RESULTS,
     nargs=-1,
     required=True,
 )
 @click.option(
     "--slides",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=RESULTS,
     metavar="DIR",
     help="As in `wsi serve`.",
 )

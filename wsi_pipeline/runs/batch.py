@@ -80,19 +80,12 @@ class Pace:
     def shares(self) -> Mapping[str, float] | None:
         """Share of the time that each stage took, 0 to 1; None before there is any."""
         total = sum(self.seconds.values())
-        return (
-            {stage: seconds / total for stage, seconds in self.seconds.items()}
-            if total > 0
-            else None
-        )
-
-    @property
-    def has_unopened(self) -> bool:
-        """True while some slides' patches are not known yet, so that the rest is a guess."""
-        return self._unopened > 0
+        shares = {stage: seconds / (total or 1) for stage, seconds in self.seconds.items()}
+        return shares if total > 0 else None
 
     @property
     def _unopened(self) -> int:
+        """Slides whose patches are not known yet, so that the rest is a guess."""
         return self.slides - len(self._ended | self._missing.keys())
 
     @property
@@ -120,7 +113,7 @@ class Pace:
         if self.shares is not None:
             parts.append(" ".join(f"{stage} {share:.0%}" for stage, share in self.shares.items()))
         if self.seconds_left is not None:
-            about = "about " if self.has_unopened else ""
+            about = "about " if self._unopened else ""
             parts.append(f"{about}{describe_duration(self.seconds_left)} left")
         return ", ".join(parts)
 
@@ -134,10 +127,8 @@ class SlideTimes:
 
     def add(self, report: BlockReport) -> None:
         """Count one block's."""
-        for stage, seconds in zip(
-            STAGES, (report.seconds_read, report.seconds_compute, report.seconds_write), strict=True
-        ):
-            self.stages[stage] += seconds
+        for stage in STAGES:
+            self.stages[stage] += getattr(report, f"seconds_{stage}")
 
     def to_json(self) -> dict[str, float]:
         """By stage, and by the clock."""
@@ -223,9 +214,8 @@ def run_batch(
     batch = Batch(jobs, listener, events or EventLog(None), noun)
     listener.working_on(f"opening {len(jobs):,} {noun}s")
     umask = current_umask()
-    run_jobs(
-        [SpaceCheckedJob(job, disk_space or DiskSpace(), umask) for job in jobs], workers, batch
-    )
+    space = disk_space or DiskSpace()
+    run_jobs([SpaceCheckedJob(job, space, umask) for job in jobs], workers, batch)
     for job, outcome in zip(jobs, batch.account.outcomes, strict=True):
         if outcome.state is not SlideState.FAILED and not job.target.exists():
             raise EnvironmentFault(

@@ -7,13 +7,14 @@ import resource
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
 from wsi_pipeline.core.recipe import TOOL
+from wsi_pipeline.runs.disk_space import find_existing
 
 GB = 1e9
 LOW_DISK_GB, VERY_LOW_DISK_GB = 20.0, 1.0
@@ -62,14 +63,14 @@ def judge(amount: float, low: float, very_low: float) -> Verdict:
     return Verdict.BAD if amount < very_low else Verdict.WARN if amount < low else Verdict.OK
 
 
-def check_packages(names: Mapping[str, str]) -> list[Check]:
-    """Versions of installed packages; `names` says what each is called in the package index."""
+def check_packages(names: Sequence[str]) -> list[Check]:
+    """Versions of installed packages."""
     checks = []
-    for name, package in names.items():
+    for name in names:
         try:
-            checks.append(Check(name, Verdict.OK, metadata.version(package)))
+            checks.append(Check(name, Verdict.OK, metadata.version(name)))
         except metadata.PackageNotFoundError:
-            checks.append(Check(name, Verdict.BAD, "not installed", f"pip install {package}"))
+            checks.append(Check(name, Verdict.BAD, "not installed", f"pip install {name}"))
     return checks
 
 
@@ -93,12 +94,8 @@ def check_load(cores: int, load: float | None = None) -> Check:
     found = f"{load:.1f} processes want to run on {cores} cores"
     if load <= cores + 1:
         return Check("load", Verdict.OK, found)
-    return Check(
-        "load",
-        Verdict.WARN,
-        f"{found}, so the figures below are too low",
-        "measure again when the others have ended",
-    )
+    found += ", so the figures below are too low"
+    return Check("load", Verdict.WARN, found, "measure again when the others have ended")
 
 
 def check_gpu(usable: int, torch_cuda: str | None) -> Check:
@@ -135,14 +132,9 @@ def list_gpus() -> list[str]:
 
 def check_folder(folder: Path) -> list[Check]:
     """Space, inodes and locks where a folder is, or would be made; nothing stays behind."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    checks = [
-        check_space(place, "disk", LOW_DISK_GB, VERY_LOW_DISK_GB),
-        check_inodes(os.statvfs(place)),
-    ]
-    return [*checks, _try_writing(place)]
+    place = find_existing(folder)
+    space = check_space(place, "disk", LOW_DISK_GB, VERY_LOW_DISK_GB)
+    return [space, check_inodes(os.statvfs(place)), _try_writing(place)]
 
 
 def check_space(
@@ -176,31 +168,18 @@ def _try_writing(place: Path) -> Check:
             os.fsync(stream.fileno())
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return Check(
-            "writing",
-            Verdict.BAD,
-            f"{place}: {error.strerror}",
-            "name a folder that can be written to and locked in",
-        )
+        remedy = "name a folder that can be written to and locked in"
+        return Check("writing", Verdict.BAD, f"{place}: {error.strerror}", remedy)
     return Check("writing", Verdict.OK, "files can be written, flushed and locked there")
 
 
 def check_shared_memory(place: Path = SHARED_MEMORY) -> Check:
     """Through which processes of one training run hand each other batches."""
     if not place.is_dir():
-        return Check(
-            "shared memory",
-            Verdict.WARN,
-            f"{place} is not there",
-            "mount a tmpfs on it where several GPUs are to train",
-        )
-    return check_space(
-        place,
-        "shared memory",
-        LOW_SHARED_GB,
-        0.0,
-        "start the container with --shm-size=2g where several GPUs are to train",
-    )
+        remedy = "mount a tmpfs on it where several GPUs are to train"
+        return Check("shared memory", Verdict.WARN, f"{place} is not there", remedy)
+    remedy = "start the container with --shm-size=2g where several GPUs are to train"
+    return check_space(place, "shared memory", LOW_SHARED_GB, 0.0, remedy)
 
 
 def check_open_files(limit: int | None = None) -> Check:
@@ -210,9 +189,5 @@ def check_open_files(limit: int | None = None) -> Check:
     if limit == resource.RLIM_INFINITY:
         return Check("open files", Verdict.OK, "not limited")
     verdict = judge(limit, LOW_OPEN_FILES, VERY_LOW_OPEN_FILES)
-    return Check(
-        "open files",
-        verdict,
-        f"{limit:,} a process",
-        "" if verdict is Verdict.OK else f"ulimit -n {max(hard, LOW_OPEN_FILES)}",
-    )
+    remedy = "" if verdict is Verdict.OK else f"ulimit -n {max(hard, LOW_OPEN_FILES)}"
+    return Check("open files", verdict, f"{limit:,} a process", remedy)

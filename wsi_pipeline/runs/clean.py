@@ -73,9 +73,8 @@ def unlock(paths: Sequence[Path], force: bool = False) -> list[Lock]:
         except EnvironmentFault as error:
             if not _is_refusal(error):
                 raise
-            locks.append(
-                Lock(target, owner, is_held=True)
-            )  # whether its owner lives here cannot be told, so that no force removes it
+            # Whether its owner lives here cannot be told, so that no force removes it.
+            locks.append(Lock(target, owner, is_held=True))
             continue
         if is_held and force and not is_owner_alive(owner):
             remove_lock(target)
@@ -113,26 +112,22 @@ def clean(
 
 
 def _clean_work(target: Path, latest: float, is_dry: bool) -> Iterator[Leftover]:
+    staging = target.parent / HIDDEN / "staging"
     try:
         with hold_lock(target):
             staged = list_staged(target)
-            if not is_dry and all(
-                map(_is_folder, staged)
-            ):  # through a link, something would be put back that is no product
+            # Through a link, something would be put back that is no product.
+            if not is_dry and all(map(_is_folder, staged)):
                 put_back(target)
             for folder in filter(_is_folder, staged):
                 if _last_change(folder) <= latest:
                     yield _remove_staging(folder, target, is_dry)
     except LockHeld:
-        yield Leftover(
-            target.parent / HIDDEN / "staging", target, 0, read_owner(target) or "another process"
-        )
+        yield Leftover(staging, target, 0, read_owner(target) or "another process")
     except (PermissionError, EnvironmentFault) as error:
         if not _is_refusal(error):
             raise
-        yield Leftover(
-            target.parent / HIDDEN / "staging", target, 0, PERHAPS.format(os.strerror(errno.EACCES))
-        )
+        yield Leftover(staging, target, 0, PERHAPS.format(os.strerror(errno.EACCES)))
     remove_empty(target)
 
 
@@ -148,14 +143,11 @@ def _remove_staging(folder: Path, target: Path, is_dry: bool) -> Leftover:
 def _clean_asides(path: Path, latest: float, is_dry: bool) -> Iterator[Leftover]:
     for folder in _folders_of_products(path):
         for entry in sorted(folder.iterdir()):
-            match = ASIDE.fullmatch(entry.name)
-            if (
-                match is None
-                or not stat.S_ISREG((found := entry.lstat()).st_mode)
-                or is_process_alive(int(match[2]))
-            ):
+            if not (match := ASIDE.fullmatch(entry.name)) or is_process_alive(int(match[2])):
                 continue
-            if found.st_mtime <= min(latest, time.time() - ASIDE_AGE_S):
+            found = entry.lstat()
+            is_old = found.st_mtime <= min(latest, time.time() - ASIDE_AGE_S)
+            if stat.S_ISREG(found.st_mode) and is_old:
                 yield _remove_aside(entry, folder / match[1], found.st_size, is_dry)
 
 
@@ -213,11 +205,8 @@ def _list_forbidden(path: Path) -> Iterator[Path]:
         yield path.absolute()
     for folder in _folders_of_products(path):
         for entry in sorted(folder.iterdir()):
-            if (
-                (entry.name == HIDDEN or not entry.name.startswith("."))
-                and _is_folder(entry)
-                and _is_forbidden(entry)
-            ):
+            is_searched = entry.name == HIDDEN or not entry.name.startswith(".")
+            if is_searched and _is_folder(entry) and _is_forbidden(entry):
                 yield entry
 
 

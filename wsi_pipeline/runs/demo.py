@@ -40,14 +40,10 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path,
-    size: DemoSize | None = None,
-    *,
-    listener: Listener | None = None,
+    out: Path, size: DemoSize | None = None, *, listener: Listener | None = None
 ) -> DemoResult:
     """Run the whole chain into `out`; run again, it goes on from what is there."""
-    size = size or DemoSize()
-    listener = listener or Listener()
+    size, listener = size or DemoSize(), listener or Listener()
     say = listener.say
     say(
         f"1/5  drawing {size.training_slides + size.held_out_slides} slides at {PHANTOM_MPP:g}"
@@ -65,12 +61,8 @@ def run_demo(
         f"2/5  tiling the {len(training)} training slides: wsi tile … --mpp {PHANTOM_MPP:g}"
         " --labels labels"
     )
-    options = TileOptions(
-        mpp=PHANTOM_MPP,
-        labels=[out / "labels"],
-        class_names=("benign", "tumour"),
-        workers=0,
-    )
+    classes = ("benign", "tumour")
+    options = TileOptions(mpp=PHANTOM_MPP, labels=[out / "labels"], class_names=classes, workers=0)
     _check(tile_slides(find_slides(training), out / "stores", options, listener))
     say(
         "3/5  training idc_cnn on these patients, a third of them for validation: wsi train stores"
@@ -87,15 +79,10 @@ def run_demo(
         f"4/5  inferring {len(held_out)} slides of patients that training never saw: wsi infer"
         " --slides slides --model model"
     )
-    _check(
-        infer_slides(
-            find_slides(held_out), trained.model, out / "results", InferOptions(workers=0), listener
-        )
-    )
+    slides, results = find_slides(held_out), out / "results"
+    _check(infer_slides(slides, trained.model, results, InferOptions(workers=0), listener))
     say("5/5  comparing with the truth: wsi evaluate results --labels labels")
-    return DemoResult(
-        evaluate_results(out / "results", [out / "labels"]), out / "results" / INDEX_HTML
-    )
+    return DemoResult(evaluate_results(results, [out / "labels"]), results / INDEX_HTML)
 
 
 def _check(account: RunAccount) -> None:

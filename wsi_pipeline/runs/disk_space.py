@@ -30,7 +30,7 @@ class DiskSpace:
 
     def check(self, folder: Path, needed_bytes: int = 0) -> None:
         """Raise EnvironmentFault where so many more bytes leave too little, or files run out."""
-        system = os.statvfs(_existing(folder))
+        system = os.statvfs(find_existing(folder))
         free = system.f_bavail * system.f_frsize
         if free < self.min_free_bytes + needed_bytes:
             wanted = (
@@ -48,7 +48,9 @@ class DiskSpace:
             )
 
 
-def _existing(folder: Path) -> Path:
+def find_existing(folder: Path) -> Path:
+    """Return the folder, or the one above it that exists."""
+    folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
     return folder

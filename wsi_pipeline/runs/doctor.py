@@ -36,7 +36,7 @@ MEASURED_S = 5.0
 """For decoding, and again for the model."""
 FIRST_BLOCK = 256
 LARGEST_BLOCK = 4096
-LIBRARIES = {"torch": "torch", "zarr": "zarr", "dask": "dask", "distributed": "distributed"}
+LIBRARIES = ("torch", "zarr", "dask", "distributed")
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -54,11 +54,9 @@ class Speed:
     @property
     def expected(self) -> float:
         """Patches per second of `wsi infer`, at best."""
-        return (
-            1 / (1 / self.read + 1 / self.compute)
-            if self.shares_cores
-            else min(self.read, self.compute)
-        )
+        if self.shares_cores:
+            return 1 / (1 / self.read + 1 / self.compute)
+        return min(self.read, self.compute)
 
     @property
     def bottleneck(self) -> str:
@@ -74,7 +72,7 @@ def examine(
 ) -> Iterator[Check]:
     """Yield every check as it is made. Raises ModelError for a model that cannot be used."""
     yield check_tool()
-    yield _check_openslide()
+    yield Check("OpenSlide", Verdict.OK, library_version())
     yield from check_packages(LIBRARIES)
     yield check_gpu(len(list_gpus()), cuda_version())
     yield check_cpu(cpu_flags(), available_cores())
@@ -87,27 +85,15 @@ def examine(
     yield from _measure(loaded, seconds)
 
 
-def _check_openslide() -> Check:
-    return Check("OpenSlide", Verdict.OK, library_version())
-
-
 def check_engines(model: Model) -> list[Check]:
     """Return the engines that could run the model here; a machine needs one of them."""
     place = choose_device("auto").type
     found = []
     for name, engine in ENGINES.items():
-        fault = (
-            "not for this device"
-            if place not in engine.precisions
-            else engine.find_fault(model, place)
-        )
-        found.append(
-            Check(
-                f"engine {name}",
-                Verdict.OK,
-                engine.summary if fault is None else f"not here: {fault}",
-            )
-        )
+        is_known = place in engine.precisions
+        fault = engine.find_fault(model, place) if is_known else "not for this device"
+        said = engine.summary if fault is None else f"not here: {fault}"
+        found.append(Check(f"engine {name}", Verdict.OK, said))
     return found
 
 
@@ -115,9 +101,8 @@ def _measure(model: Model, seconds: float) -> list[Check]:
     """Measure the speed of the model on this machine, and of decoding."""
     cores, side = available_cores(), model.spec.side_px
     pixels = measure_decoding(seconds, cores)
-    decoding = Check(
-        "decoding", Verdict.OK, f"{pixels / 1e6:,.0f} million pixels/s of JPEG with {cores} cores"
-    )
+    said = f"{pixels / 1e6:,.0f} million pixels/s of JPEG with {cores} cores"
+    decoding = Check("decoding", Verdict.OK, said)
     try:
         predictor = open_predictor(model).predictor
         compute = measure_model(predictor, model.spec, seconds)
@@ -125,15 +110,14 @@ def _measure(model: Model, seconds: float) -> list[Check]:
         return [decoding, Check("model", Verdict.BAD, str(error))]
     speed = Speed(pixels / side**2, compute, shares_cores=choose_device("auto").type == "cpu")
     name = f"{model.architecture}, {side} px"
+    expected = (
+        f"about {speed.expected:,.0f} patches/s of slides scanned at the model's scale; the"
+        f" bottleneck is {speed.bottleneck}"
+    )
     return [
         decoding,
         Check("model", Verdict.OK, f"{name}: {compute:,.0f} patches/s by {predictor.setting}"),
-        Check(
-            "expected",
-            Verdict.OK,
-            f"about {speed.expected:,.0f} patches/s of slides scanned at the model's scale; the"
-            f" bottleneck is {speed.bottleneck}",
-        ),
+        Check("expected", Verdict.OK, expected),
     ]
 
 

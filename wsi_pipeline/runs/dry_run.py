@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 
@@ -14,6 +13,7 @@ from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, desc
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.loading import load_model, read_terms
 from wsi_pipeline.models.opening import resolve_engine
+from wsi_pipeline.runs.disk_space import find_existing
 from wsi_pipeline.runs.infer import describe_model, make_jobs, read_request, read_tiling
 from wsi_pipeline.runs.workers import take_share
 from wsi_pipeline.slides.selection import FoundSlide
@@ -41,11 +41,8 @@ class RunPreview:
     @property
     def prediction_bytes(self) -> int:
         """Of the predictions of all slides that are not done, when they are finished."""
-        return sum(
-            slide.prediction_bytes
-            for slide in self.slides
-            if slide.state in (PreviewState.NEW, PreviewState.STARTED)
-        )
+        open_states = (PreviewState.NEW, PreviewState.STARTED)
+        return sum(each.prediction_bytes for each in self.slides if each.state in open_states)
 
     @property
     def patch_bytes(self) -> int:
@@ -79,22 +76,17 @@ def preview_run(
 
 def preview_slide(job: InferJob) -> tuple[SlidePreview, SlideOutcome]:
     """Return what is known of one slide, and the outcome that a run would have."""
-    slide = job.slide
-    outcome = partial(SlideOutcome, slide.slide_id, str(slide.path))
+    slide_id, path = job.slide.slide_id, str(job.slide.path)
     try:
         preview = job.preview()
-    except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the slide's own, its neighbours go on
-        failure = describe_failure(slide.slide_id, str(slide.path), error)
-        return SlidePreview(slide.slide_id, PreviewState.FAILED, reason=failure.message), failure
-    state = SlideState.OK if preview.patches else SlideState.ZERO
-    return preview, outcome(
-        state, preview.state.value, preview.patches, preview.state is PreviewState.DONE
-    )
+    except Exception as error:  # noqa: BLE001 - the batch boundary: a fault is the slide's own
+        failure = describe_failure(slide_id, path, error)
+        return SlidePreview(slide_id, PreviewState.FAILED, reason=failure.message), failure
+    state, is_done = preview.state, preview.state is PreviewState.DONE
+    ending = SlideState.OK if preview.patches else SlideState.ZERO
+    return preview, SlideOutcome(slide_id, path, ending, state.value, preview.patches, is_done)
 
 
 def free_bytes(folder: Path) -> int:
     """Free space where a folder is, or would be."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return disk_usage(folder).free
+    return disk_usage(find_existing(folder)).free

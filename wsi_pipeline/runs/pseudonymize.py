@@ -45,25 +45,10 @@ MIRAX, DICOM = ".mrxs", ".dcm"
 NAMING_OTHERS = frozenset({".vms", ".vmu", ".ndpis"})
 """Formats whose files name one another, so that links under other names cannot be read."""
 KNOWN_SUFFIXES = frozenset(
-    [
-        ".svs",
-        ".tif",
-        ".tiff",
-        ".ndpi",
-        ".scn",
-        ".bif",
-        ".mrxs",
-        ".svslide",
-        ".dcm",
-        ".czi",
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".bmp",
-        ".geojson",
-        ".json",
-        ".xml",
-    ]
+    (
+        *(".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".mrxs", ".svslide", ".dcm", ".czi"),
+        *(".png", ".jpg", ".jpeg", ".bmp", ".geojson", ".json", ".xml"),
+    )
 )
 """The only part of a file's name that a link keeps: its format."""
 
@@ -95,13 +80,13 @@ class Identity(NamedTuple):
 class PseudonymFolder(NamedTuple):
     """What a folder under pseudonyms now holds, and what this run added or found there again."""
 
-    slides: int
-    patients: int
-    labels: int
-    masks: int
-    patches: int
     table: Path | None
     """Sample sheet or table of patches for the next command; None for the IDC layout."""
+    patients: int
+    slides: int = 0
+    labels: int = 0
+    masks: int = 0
+    patches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +107,8 @@ class _Links:
     def identify(self, kind: str, name: str, path: Path | None = None) -> str:
         """Note a name; return its pseudonym."""
         pseudonym = self.pseudonyms.name(name)
-        self.identities.append(
-            Identity(kind, name, pseudonym, "" if path is None else str(path.absolute()))
-        )
+        place = "" if path is None else str(path.absolute())
+        self.identities.append(Identity(kind, name, pseudonym, place))
         return pseudonym
 
 
@@ -141,12 +125,11 @@ def pseudonymize_slides(
     found_masks = sum(_plan_mask(row, masks, links) for row in rows)
     _fill_folder(out, links, SLIDES_CSV, SHEET_COLUMNS, table, split_file)
     return PseudonymFolder(
-        slides=len(rows),
+        out / SLIDES_CSV,
         patients=len({row.patient_id for row in rows}),
+        slides=len(rows),
         labels=sum(row.slide.label_file is not None for row in rows),
         masks=found_masks,
-        patches=0,
-        table=out / SLIDES_CSV,
     )
 
 
@@ -162,14 +145,8 @@ def pseudonymize_patches(
         for entry in patient.entries
     ]
     _fill_folder(out, links, None if is_idc else PATCHES_CSV, TABLE_COLUMNS, table, split_file)
-    return PseudonymFolder(
-        slides=0,
-        patients=len(found.patients),
-        labels=0,
-        masks=0,
-        patches=len(table),
-        table=None if is_idc else out / PATCHES_CSV,
-    )
+    made = None if is_idc else out / PATCHES_CSV
+    return PseudonymFolder(made, patients=len(found.patients), patches=len(table))
 
 
 def _plan_slide(row: SheetRow, links: _Links) -> dict[str, Any]:
@@ -180,13 +157,12 @@ def _plan_slide(row: SheetRow, links: _Links) -> dict[str, Any]:
             f"{slide.path}: the files of this format name one another and cannot be linked under"
             " pseudonyms; convert the slide to TIFF"
         )
-    name = links.identify("slide", slide.slide_id, slide.path)
+    name, label = links.identify("slide", slide.slide_id, slide.path), slide.label_file
     return {
         "wsi": _plan_file(slide.path, name, links),
         "mpp": slide.slide_mpp,
         "patient_id": slide.patient_id and links.identify("patient", slide.patient_id),
-        "labels": slide.label_file
-        and links.add(_label_stem(slide.label_file, name), slide.label_file),
+        "labels": label and links.add(_label_stem(label, name), label),
         "split": row.split,
         "label": slide.slide_label,
     }

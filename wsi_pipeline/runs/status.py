@@ -22,7 +22,7 @@ from wsi_pipeline.runs.events import read_events
 from wsi_pipeline.store.commit import STAGED
 from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import read_owner
-from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
+from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
 from wsi_pipeline.store.predictions import RESULT_KIND
 from wsi_pipeline.store.zarr_io import open_array
@@ -134,28 +134,17 @@ def _read_finished(product: Path) -> Finished | None:
     slide_id = product.name.removesuffix(STORE_SUFFIX)
     try:
         manifest = read_manifest(product)
-        if manifest.kind == STORE_KIND:
-            return _count(
-                slide_id,
-                manifest,
-                state_of(manifest.counts["patches"], manifest.counts["unreadable"]),
-            )
-        return (
-            _count(slide_id, manifest, read_summary(product).state)
-            if manifest.kind == RESULT_KIND
-            else None
-        )
+        if manifest.kind not in (STORE_KIND, RESULT_KIND):
+            return None
+        patches, unreadable = (int(manifest.counts[name]) for name in ("patches", "unreadable"))
+        is_store = manifest.kind == STORE_KIND
+        state = state_of(patches, unreadable) if is_store else read_summary(product).state
+        return Finished(slide_id, state, patches, unreadable)
     except (StoreError, KeyError, TypeError) as error:
         return Finished(slide_id, SlideState.FAILED, 0, fault=str(error))
     except OSError as error:
         fault = f"{product}: cannot be read ({error.strerror or error}); ask its owner to let you"
         return Finished(slide_id, SlideState.FAILED, 0, fault=fault)
-
-
-def _count(slide_id: str, manifest: Manifest, state: SlideState) -> Finished:
-    return Finished(
-        slide_id, state, int(manifest.counts["patches"]), int(manifest.counts["unreadable"])
-    )
 
 
 def _list_under_way(folder: Path) -> tuple[UnderWay, ...]:
@@ -170,14 +159,11 @@ def _list_under_way(folder: Path) -> tuple[UnderWay, ...]:
     found = []
     for name in sorted(staged.keys() | locked):
         owner = read_owner(folder / name)
-        if name in staged or is_owner_alive(owner) is not False:
-            found.append(_describe(name, staged.get(name), owner))
+        is_alive = is_owner_alive(owner)
+        if name in staged or is_alive is not False:
+            blocks = _count_blocks(staged[name]) if name in staged else (0, None)
+            found.append(UnderWay(name.removesuffix(STORE_SUFFIX), *blocks, owner, is_alive))
     return tuple(found)
-
-
-def _describe(name: str, staging: Path | None, owner: str | None) -> UnderWay:
-    done, blocks = (0, None) if staging is None else _count_blocks(staging)
-    return UnderWay(name.removesuffix(STORE_SUFFIX), done, blocks, owner, is_owner_alive(owner))
 
 
 def _count_blocks(folder: Path) -> tuple[int, int | None]:
@@ -186,17 +172,11 @@ def _count_blocks(folder: Path) -> tuple[int, int | None]:
     try:
         if not (folder / "prepared").exists():
             return 0, None
-        place, name = (
-            (product / PREDICTIONS, "probability")
-            if (product / PREDICTIONS).is_dir()
-            else (product, "patches")
-        )
-        array = open_array(place, name)
+        is_prediction = (product / PREDICTIONS).is_dir()
+        place = (product / PREDICTIONS, "probability") if is_prediction else (product, "patches")
+        array = open_array(*place)
     except (StoreError, EnvironmentFault, OSError):
-        return (
-            0,
-            None,
-        )  # it was finished, or thrown away, while we looked, or it is for others' eyes
+        return 0, None  # finished or thrown away while we looked, or for others' eyes
     done = sum(1 for _ in (folder / "blocks").glob("*.json"))
     return done, count_blocks(int(array.shape[0]), int(array.chunks[0]))
 
@@ -214,12 +194,10 @@ def _read_failures(folder: Path) -> tuple[Failure, ...]:
     found: list[Failure] = []
     for path in sorted(folder.glob(f"{stem}*.{suffix}")):
         with suppress(OSError, ValueError, csv.Error, KeyError):
-            rows = csv.DictReader(
-                io.StringIO(read_bounded(path, MAX_RECORD_BYTES).decode(), newline=""), restval=""
-            )
+            text = read_bounded(path, MAX_RECORD_BYTES).decode()
             found += [
                 Failure(unshield(row["slide_id"]), row["state"], unshield(row["reason"]))
-                for row in rows
+                for row in csv.DictReader(io.StringIO(text, newline=""), restval="")
             ]
     return tuple(found)
 

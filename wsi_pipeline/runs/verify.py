@@ -133,9 +133,8 @@ def _verify_checkpoint(found: Found, on_bytes: Callable[[int], None]) -> Verifie
     """By the checksum that it carries."""
     if found.path.suffix != CHECKPOINT_SUFFIX:
         raise StoreError(NO_PRODUCT.format(found.path))
-    from wsi_pipeline.models.checkpoint import (
-        load_checkpoint,
-    )  # here, because torch takes seconds to import and other products need none
+    # Here, because torch takes seconds to import and other products need none.
+    from wsi_pipeline.models.checkpoint import load_checkpoint
 
     try:
         load_checkpoint(found.path)
