@@ -13,13 +13,10 @@ from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.recipe import file_sha256
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, JSON_SUFFIXES, Annotation, peek_root
-from wsi_pipeline.labels.asap_xml import ROOT as ASAP_ROOT
-from wsi_pipeline.labels.asap_xml import read_asap
+from wsi_pipeline.labels import asap_xml, imagescope_xml
+from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, JSON_SUFFIXES, peek_root
 from wsi_pipeline.labels.assignment import PatchLabels, assign_regions
 from wsi_pipeline.labels.geojson import read_geojson
-from wsi_pipeline.labels.imagescope_xml import ROOT as IMAGESCOPE_ROOT
-from wsi_pipeline.labels.imagescope_xml import read_imagescope
 from wsi_pipeline.labels.mask import assign_mask
 from wsi_pipeline.labels.rules import UNKNOWN, LabelRules
 
@@ -34,33 +31,20 @@ class LabelSource:
     assign: Assign
 
 
-def _assign_annotation(
-    read: Callable[[Path, bool], Annotation],
-    is_from_bounds: bool,
-    path: Path,
-    slide: SlideInfo,
-    grid: Grid,
-    positions: NDArray[np.int32],
-    rules: LabelRules,
-) -> PatchLabels:
-    return assign_regions(
-        path, read(path, rules.is_strict), is_from_bounds, slide, grid, positions, rules
-    )
-
-
 LABEL_SOURCES: dict[str, LabelSource] = {
     # QuPath shows the scanned area only, so its coordinates start at that area's corner; those of
     # the other formats start at the slide's corner.
     "geojson": LabelSource(
         lambda path: path.suffix.lower() in JSON_SUFFIXES,
-        partial(_assign_annotation, read_geojson, True),
+        partial(assign_regions, read_geojson, True),
     ),
     "asap": LabelSource(
-        lambda path: peek_root(path) == ASAP_ROOT, partial(_assign_annotation, read_asap, False)
+        lambda path: peek_root(path) == asap_xml.ROOT,
+        partial(assign_regions, asap_xml.read_asap, False),
     ),
     "imagescope": LabelSource(
-        lambda path: peek_root(path) == IMAGESCOPE_ROOT,
-        partial(_assign_annotation, read_imagescope, False),
+        lambda path: peek_root(path) == imagescope_xml.ROOT,
+        partial(assign_regions, imagescope_xml.read_imagescope, False),
     ),
     "mask": LabelSource(lambda path: path.suffix.lower() in IMAGE_SUFFIXES, assign_mask),
 }
@@ -84,12 +68,10 @@ def label_positions(
 
 
 def label_recipe(rules: LabelRules, label_file: Path | None) -> dict[str, Any] | None:
-    """Everything that decides a store's labels; None where it has none."""
-    return (
-        None
-        if label_file is None
-        else {"sha256": file_sha256(label_file), "rules": rules.to_json()}
-    )
+    """Return everything that decides a store's labels; None where it has none."""
+    if label_file is None:
+        return None
+    return {"sha256": file_sha256(label_file), "rules": rules.to_json()}
 
 
 def label_patches(
@@ -104,11 +86,8 @@ def label_patches(
     All are unknown where there is no file. Raises LabelError.
     """
     if label_file is None:
-        return PatchLabels(
-            np.full(len(positions), UNKNOWN, np.int8),
-            np.full(len(positions), np.nan, np.float32),
-            {},
-        )
+        unknown = np.full(len(positions), UNKNOWN, np.int8)
+        return PatchLabels(unknown, np.full(len(positions), np.nan, np.float32), {})
     labels = label_positions(label_file, slide, grid, positions, rules)
     source = {"file": label_file.name, "sha256": file_sha256(label_file)}
     return labels._replace(description=source | labels.description)

@@ -53,11 +53,6 @@ class Annotation:
     mpp: float | None = None
     """µm per pixel that the file states for its slide."""
 
-    @property
-    def class_names(self) -> list[str]:
-        """Every class that occurs, sorted."""
-        return sorted({region.class_name for region in self.regions})
-
 
 class AnnotationBuilder:
     """Collects regions while a file is read, and repairs or ignores invalid ones."""
@@ -65,23 +60,9 @@ class AnnotationBuilder:
     def __init__(self, path: Path, is_strict: bool) -> None:
         self._path = path
         self._is_strict = is_strict
-        self._regions: list[Region] = []
-        self._ignored: Counter[str] = Counter()
-        self._repaired = 0
-
-    @property
-    def regions(self) -> tuple[Region, ...]:
-        """The regions added so far."""
-        return tuple(self._regions)
-
-    def add_counts(self, other: "AnnotationBuilder") -> None:
-        """Add what another builder ignored and repaired to our own counts."""
-        self._ignored += other._ignored
-        self._repaired += other._repaired
-
-    def ignore(self, kind: str) -> None:
-        """Count an object that has no area."""
-        self._ignored[kind] += 1
+        self.regions: list[Region] = []
+        self.ignored: Counter[str] = Counter()
+        self.repaired = 0
 
     def add_polygon(
         self,
@@ -106,55 +87,41 @@ class AnnotationBuilder:
                     f"{self._path}: an invalid region of class {class_name!r} ({reason}); correct"
                     " it, or leave out --strict"
                 )
-            geometry = keep_areas(
-                shapely.make_valid(geometry, method="structure", keep_collapsed=False)
-            )
-            self._repaired += 1
+            valid = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
+            geometry = keep_areas(valid)
+            self.repaired += 1
         if geometry.is_empty or geometry.area == 0:
             self._refuse_or_ignore("region without area")
             return
-        self._regions.append(Region(class_name or UNCLASSIFIED, geometry))
+        self.regions.append(Region(class_name or UNCLASSIFIED, geometry))
 
     def finish(self, mpp: float | None = None) -> Annotation:
         """Return the annotation. Raises LabelError where it is empty."""
-        if not self._regions and not self._ignored:
-            raise LabelError(
-                f"{self._path}: holds no annotation; export it again from the program that drew it"
-            )
-        return Annotation(tuple(self._regions), dict(self._ignored), self._repaired, mpp)
+        if not self.regions and not self.ignored:
+            raise LabelError(f"{self._path}: holds no annotation; export it again")
+        return Annotation(tuple(self.regions), dict(self.ignored), self.repaired, mpp)
 
     def _check_ring(self, ring: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         try:
-            points = np.array(
-                [(float(point[0]), float(point[1])) for point in ring], dtype=np.float64
-            ).reshape(-1, 2)
+            corners = [(float(point[0]), float(point[1])) for point in ring]
         except (TypeError, ValueError, IndexError) as error:
             raise LabelError(
-                f"{self._path}: a corner is not a pair of numbers ({error}); export the annotation"
-                " again"
+                f"{self._path}: a corner is not a pair of numbers ({error}); export it again"
             ) from error
-        if not np.isfinite(points).all():
-            raise LabelError(
-                f"{self._path}: a corner is not finite (NaN or infinite); export the annotation"
-                " again"
-            )
-        corners = [(float(x), float(y)) for x, y in points]
+        if not np.isfinite(corners).all():
+            raise LabelError(f"{self._path}: a corner is not finite; export the annotation again")
         is_closed = len(corners) > 1 and corners[0] == corners[-1]
         return corners[:-1] if is_closed else corners
 
     def _refuse_or_ignore(self, kind: str) -> None:
         if self._is_strict:
             raise LabelError(f"{self._path}: a {kind}; correct it, or leave out --strict")
-        self._ignored[kind] += 1
+        self.ignored[kind] += 1
 
 
 def keep_areas(geometry: BaseGeometry) -> BaseGeometry:
     """Return the parts of a geometry that have an area."""
-    parts = [
-        part
-        for part in shapely.get_parts(geometry)
-        if part.geom_type in ("Polygon", "MultiPolygon")
-    ]
+    parts = [part for part in shapely.get_parts(geometry) if part.geom_type.endswith("Polygon")]
     return shapely.union_all(parts) if parts else MultiPolygon()
 
 
@@ -167,9 +134,7 @@ def read_text(path: Path) -> bytes:
             )
         content = path.read_bytes()
     except OSError as error:
-        raise LabelError(
-            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise LabelError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     if not content.strip():
         raise LabelError(f"{path}: the file is empty; export the annotation again")
     return content

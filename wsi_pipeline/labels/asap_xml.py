@@ -24,7 +24,7 @@ def read_asap(path: Path, is_strict: bool) -> Annotation:
     for annotation in read_xml(path, ROOT).iter("Annotation"):
         kind = annotation.attrib.get("Type", "")
         if kind in WITHOUT_AREA:
-            builder.ignore(kind)
+            builder.ignored[kind] += 1
             continue
         corners = _corners_in_order(path, annotation)
         if kind == "Spline" and len(corners) > 2:
@@ -44,7 +44,7 @@ def _corners_in_order(path: Path, annotation: Element) -> list[tuple[float, floa
         coordinates.sort(key=lambda element: float(element.attrib.get("Order", "0")))
     except ValueError as error:
         raise LabelError(
-            f"{path}: an Order that is not a number ({error}); export the annotation again"
+            f"{path}: an Order that is not a number ({error}); export it again"
         ) from error
     return read_corners(path, coordinates)
 

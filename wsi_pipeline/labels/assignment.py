@@ -3,7 +3,8 @@
 The share of a patch that lies in a region is an exact area.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,13 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from shapely.affinity import translate
-from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.annotation import Annotation, describe
-from wsi_pipeline.labels.rules import HOLE, IGNORE, NEGATIVE, POSITIVE, UNKNOWN, LabelRules
+from wsi_pipeline.labels.rules import HOLE, NEGATIVE, POSITIVE, UNKNOWN, LabelRules
 
 MPP_TOLERANCE = 0.05
 MANY_BOXES = 64
@@ -55,60 +55,49 @@ def decide(
 
 
 def assign_regions(
-    path: Path,
-    annotation: Annotation,
+    read: Callable[[Path, bool], Annotation],
     is_from_bounds: bool,
+    path: Path,
     slide: SlideInfo,
     grid: Grid,
     positions: NDArray[np.int32],
     rules: LabelRules,
 ) -> PatchLabels:
-    """Label positions (n, 2) by the regions over them.
+    """Label positions (n, 2) by the regions of a file; `read` takes its path and "is strict".
 
     Raises LabelError where they belong to another slide or a class is unknown.
     """
-    offset = slide.bounds_l0[:2] if _counts_from_bounds(is_from_bounds, rules) else (0, 0)
+    annotation = read(path, rules.is_strict)
+    is_offset = is_from_bounds if rules.origin == "auto" else rules.origin == "bounds"
+    offset = slide.bounds_l0[:2] if is_offset else (0, 0)
     _check_slide(path, annotation, offset, slide)
     negative, positive, hole = _merge(path, annotation, offset, rules)
     boxes = positions_to_boxes_l0(positions, grid)
-    positive_share, negative_share = (
-        covered_shares(positive, boxes),
-        covered_shares(negative, boxes),
-    )
+    positive_share = covered_shares(positive, boxes)
     if rules.outside == "negative":
         negative_share = np.clip(1 - positive_share - covered_shares(hole, boxes), 0, 1)
+    else:
+        negative_share = covered_shares(negative, boxes)
     labels, fraction = decide((negative_share, positive_share), rules)
     return PatchLabels(labels, fraction, describe(annotation))
-
-
-def _counts_from_bounds(is_from_bounds: bool, rules: LabelRules) -> bool:
-    return is_from_bounds if rules.origin == "auto" else rules.origin == "bounds"
 
 
 def _merge(
     path: Path, annotation: Annotation, offset: tuple[int, int], rules: LabelRules
 ) -> tuple[BaseGeometry, BaseGeometry, BaseGeometry]:
     """Return all negative, positive and hole area, without overlap, in level-0 pixels."""
-    by_meaning: dict[str, list[BaseGeometry]] = {
-        name: [] for name in (*rules.class_names, HOLE, IGNORE)
-    }
+    by_meaning: defaultdict[str, list[BaseGeometry]] = defaultdict(list)
     for region in annotation.regions:
-        by_meaning[rules.meaning_of(path, region.class_name)].append(
-            translate(region.geometry, *offset)
-        )
-    hole = _union(by_meaning[HOLE])
-    negative, positive = (
-        shapely.difference(_union(by_meaning[name]), hole) for name in rules.class_names
-    )
+        meaning = rules.meaning_of(path, region.class_name)
+        by_meaning[meaning].append(translate(region.geometry, *offset))
+    areas = {name: shapely.union_all(by_meaning[name]) for name in (*rules.class_names, HOLE)}
+    hole = areas[HOLE]
+    negative, positive = (shapely.difference(areas[name], hole) for name in rules.class_names)
     if rules.priority == "positive":
         negative = shapely.difference(negative, positive)
     else:
         positive = shapely.difference(positive, negative)
     return negative, positive, hole
-
-
-def _union(geometries: list[BaseGeometry]) -> BaseGeometry:
-    return shapely.union_all(geometries) if geometries else MultiPolygon()
 
 
 def _check_slide(
@@ -123,15 +112,11 @@ def _check_slide(
     if not annotation.regions:
         return
     width, height = slide.size_l0
-    bounds = np.array([region.geometry.bounds for region in annotation.regions]) + np.array(
-        [*offset, *offset]
+    bounds = np.array([region.geometry.bounds for region in annotation.regions]) + np.tile(
+        offset, 2
     )
-    is_beyond = (
-        (bounds[:, 2] <= 0)
-        | (bounds[:, 3] <= 0)
-        | (bounds[:, 0] >= width)
-        | (bounds[:, 1] >= height)
-    )
+    is_before, is_behind = bounds[:, 2:] <= 0, bounds[:, :2] >= [width, height]
+    is_beyond = (is_before | is_behind).any(axis=1)
     if is_beyond.any():
         x0, y0, x1, y1 = bounds[is_beyond][0]
         raise LabelError(
@@ -149,9 +134,8 @@ def covered_shares(geometry: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[
     read a few times and not once per box.
     """
     shares = np.zeros(len(boxes), dtype=np.float64)
-    pending: list[tuple[BaseGeometry, NDArray[np.intp]]] = (
-        [(geometry, np.arange(len(boxes)))] if len(boxes) else []
-    )
+    everything = [(geometry, np.arange(len(boxes)))]
+    pending: list[tuple[BaseGeometry, NDArray[np.intp]]] = everything if len(boxes) else []
     while pending:
         piece, members = pending.pop()
         around = _frame(boxes[members])
@@ -169,10 +153,8 @@ def covered_shares(geometry: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[
 
 def _frame(boxes: NDArray[np.int64]) -> BaseGeometry:
     """Return the smallest rectangle around the boxes."""
-    x, y, width, height = boxes.T
-    return shapely.box(
-        float(x.min()), float(y.min()), float((x + width).max()), float((y + height).max())
-    )
+    low, high = boxes[:, :2].min(axis=0), (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
+    return shapely.box(*low.astype(np.float64), *high.astype(np.float64))
 
 
 def _intersect(one: Any, other: Any) -> Any:
@@ -184,8 +166,7 @@ def _intersect(one: Any, other: Any) -> Any:
 def _measure(piece: BaseGeometry, boxes: NDArray[np.int64]) -> NDArray[np.float64]:
     x, y, width, height = boxes.astype(np.float64).T
     squares = shapely.box(x, y, x + width, y + height)
-    shares: NDArray[np.float64] = shapely.area(_intersect(piece, squares)) / (width * height)
-    return shares
+    return np.asarray(shapely.area(_intersect(piece, squares)) / (width * height))
 
 
 def _halve(

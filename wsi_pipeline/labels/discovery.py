@@ -18,27 +18,22 @@ def list_label_files(places: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            found += sorted(path for path in place.iterdir() if is_label_file(path))
+            found += sorted(filter(_is_label_file, place.iterdir()))
         elif place.exists():
             found.append(place)
         else:
             raise LabelError(f"{place}: no such file or folder; check the path")
     if not found:
-        raise LabelError(
-            f"{', '.join(map(str, places))}: no annotations or *{LABEL_ENDING}.png among them; name"
-            " the label files"
-        )
+        where = ", ".join(map(str, places))
+        raise LabelError(f"{where}: no annotations or *_labels.png; name the label files")
     return found
 
 
-def is_label_file(path: Path) -> bool:
+def _is_label_file(path: Path) -> bool:
     """Return whether a file is a label file; of images, only those called `*_labels`."""
-    suffix = path.suffix.lower()
-    return (
-        path.is_file()
-        and suffix in LABEL_SUFFIXES
-        and (suffix not in IMAGE_SUFFIXES or path.stem.endswith(LABEL_ENDING))
-    )
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES
+    is_named = path.stem.endswith(LABEL_ENDING) or not is_image
+    return is_named and path.suffix.lower() in LABEL_SUFFIXES and path.is_file()
 
 
 def match_labels(slide_id: str, files: Sequence[Path]) -> Path | None:
@@ -48,28 +43,21 @@ def match_labels(slide_id: str, files: Sequence[Path]) -> Path | None:
     `idc_8863_labels.png` belongs to `idc_8863_mosaic`. The longest match wins; raises LabelError
     where two are as long.
     """
-    fitting = [
-        (len(stem), path)
-        for path in files
-        if _belongs(stem := path.stem.removesuffix(LABEL_ENDING), slide_id)
-    ]
-    if not fitting:
-        return None
-    longest = max(length for length, _ in fitting)
+    stems = [(path.stem.removesuffix(LABEL_ENDING), path) for path in files]
+    fitting = [(len(stem), path) for stem, path in stems if _belongs(stem, slide_id)]
+    longest = max((length for length, _ in fitting), default=0)
     best = [path for length, path in fitting if length == longest]
     if len(best) > 1:
         raise LabelError(
             f"{slide_id}: both {best[0]} and {best[1]} could be its labels; name one of them"
         )
-    return best[0]
+    return best[0] if best else None
 
 
 def find_beside(slide: Path) -> Path | None:
     """Return the label file beside a slide, by its name. Raises LabelError for two."""
-    beside = [
-        path for path in sorted(slide.parent.iterdir()) if path != slide and is_label_file(path)
-    ]
-    return match_labels(slide.stem, beside)
+    files = filter(_is_label_file, sorted(slide.parent.iterdir()))
+    return match_labels(slide.stem, [path for path in files if path != slide])
 
 
 def _belongs(stem: str, slide_id: str) -> bool:

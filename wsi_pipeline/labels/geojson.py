@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import shapely
-from shapely.geometry import MultiPolygon, Polygon, shape
-from shapely.geometry.base import BaseGeometry
+from shapely.geometry import shape
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
@@ -26,7 +25,7 @@ WITHOUT_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 NOT_REGIONS = ("cell", "detection", "tile", "tma_core")
 """Objects of QuPath with outlines that are not regions; a file may hold thousands."""
 COLORS = {NEGATIVE: [44, 127, 184], POSITIVE: [217, 95, 14]}
-LOCKED = True
+EXPORT_AGAIN = "export it again from QuPath as GeoJSON"
 
 
 def read_geojson(path: Path, is_strict: bool) -> Annotation:
@@ -34,32 +33,23 @@ def read_geojson(path: Path, is_strict: bool) -> Annotation:
     try:
         value = parse_json(read_text(path))
     except ValueError as error:
-        raise LabelError(
-            f"{path}: not JSON ({error}); export it again from QuPath as GeoJSON"
-        ) from error
+        raise LabelError(f"{path}: not JSON ({error}); {EXPORT_AGAIN}") from error
     builder = AnnotationBuilder(path, is_strict)
     for feature in _list_features(path, value):
         try:
             _add_feature(path, builder, feature)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise LabelError(
-                f"{path}: a broken Feature ({reason}); export it again from QuPath as GeoJSON"
-            ) from error
+            raise LabelError(f"{path}: a broken Feature ({reason}); {EXPORT_AGAIN}") from error
     return builder.finish()
 
 
 def _list_features(path: Path, value: Any) -> Iterator[dict[str, Any]]:
-    features = (
-        value.get("features")
-        if isinstance(value, dict) and value.get("type") == "FeatureCollection"
-        else value
-    )
+    is_collection = isinstance(value, dict) and value.get("type") == "FeatureCollection"
+    features = value.get("features") if is_collection else value
     for feature in features if isinstance(features, list) else [features]:
         if not isinstance(feature, dict) or feature.get("type") != "Feature":
-            raise LabelError(
-                f"{path}: not GeoJSON Features; export it again from QuPath as GeoJSON"
-            )
+            raise LabelError(f"{path}: not GeoJSON Features; {EXPORT_AGAIN}")
         yield feature
 
 
@@ -68,42 +58,28 @@ def _add_feature(path: Path, builder: AnnotationBuilder, feature: dict[str, Any]
     geometry = feature.get("geometry") or {}
     kind = geometry.get("type")
     if properties.get("objectType") in NOT_REGIONS:
-        builder.ignore(str(properties["objectType"]))
+        builder.ignored[str(properties["objectType"])] += 1
     elif kind in WITHOUT_AREA:
-        builder.ignore(kind)
+        builder.ignored[kind] += 1
     elif kind == "Polygon":
         shell, *holes = geometry.get("coordinates") or [[]]
         builder.add_polygon(_class_of(properties), shell, holes)
     elif kind == "MultiPolygon":
-        builder.add_geometry(_class_of(properties), _read_shape(path, geometry))
+        builder.add_geometry(_class_of(properties), shape(geometry))
     else:
         raise LabelError(
             f"{path}: a Feature of type {kind!r}; only polygons, lines and points are known"
         )
 
 
-def _read_shape(path: Path, geometry: dict[str, Any]) -> BaseGeometry:
-    try:
-        read = shape(geometry)
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
-        raise LabelError(
-            f"{path}: a broken MultiPolygon ({error}); export it again from QuPath"
-        ) from error
-    return read if isinstance(read, Polygon | MultiPolygon) else MultiPolygon()
-
-
 def _class_of(properties: dict[str, Any]) -> str:
     """Return QuPath's class: `{"name": …}`, or `{"names": […]}` for derived classes."""
     classification = properties.get("classification")
-    if isinstance(classification, str):
-        return classification
-    if isinstance(classification, dict):
-        names = classification.get("names")
-        return str(
-            classification.get("name")
-            or (": ".join(map(str, names)) if isinstance(names, list) else "")
-        )
-    return ""
+    if not isinstance(classification, dict):
+        return classification if isinstance(classification, str) else ""
+    names = classification.get("names")
+    joined = ": ".join(map(str, names)) if isinstance(names, list) else ""
+    return str(classification.get("name") or joined)
 
 
 def labels_to_geojson(table: PatchTable) -> dict[str, Any]:
@@ -111,11 +87,8 @@ def labels_to_geojson(table: PatchTable) -> dict[str, Any]:
 
     Coordinates are QuPath's pixels, from the corner of the scanned area.
     """
-    features = [
-        _make_feature(table, label)
-        for label in (NEGATIVE, POSITIVE)
-        if (table.labels == label).any()
-    ]
+    occurring = [label for label in COLORS if (table.labels == label).any()]
+    features = [_make_feature(table, label) for label in occurring]
     return {"type": "FeatureCollection", "features": features}
 
 
@@ -139,6 +112,6 @@ def _make_feature(table: PatchTable, label: int) -> dict[str, Any]:
         "properties": {
             "objectType": "annotation",
             "classification": {"name": name, "color": COLORS[label]},
-            "isLocked": LOCKED,
+            "isLocked": True,
         },
     }

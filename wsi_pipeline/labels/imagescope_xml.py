@@ -36,30 +36,24 @@ def _add_layer(path: Path, builder: AnnotationBuilder, layer: Element, is_strict
     for region in layer.iter("Region"):
         kind = region.attrib.get("Type", "0")
         if kind in LINES:
-            builder.ignore(LINES[kind])
+            builder.ignored[LINES[kind]] += 1
             continue
         corners = read_corners(path, list(region.iter("Vertex")))
         if kind == ELLIPSE and 2 <= len(corners) <= 4:
             corners = inscribe_ellipse(corners)
         elif len(corners) == 2:
-            corners = _rectangle(corners)
+            (x0, y0), (x1, y1) = corners
+            corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
         is_hole = region.attrib.get("NegativeROA", "0") == "1"
         (holes if is_hole else shapes).add_polygon(_name_of(layer), corners)
-    _merge(builder, shapes, holes)
-
-
-def _merge(builder: AnnotationBuilder, shapes: AnnotationBuilder, holes: AnnotationBuilder) -> None:
-    """Add a layer's regions without its holes, and what was counted on the way."""
-    cut = shapely.union_all([region.geometry for region in holes.regions])
-    for region in shapes.regions:
-        rest = (
-            keep_areas(shapely.difference(region.geometry, cut))
-            if holes.regions
-            else region.geometry
-        )
-        builder.add_geometry(region.class_name, rest)
-    builder.add_counts(shapes)
-    builder.add_counts(holes)
+    cut = shapely.union_all([hole.geometry for hole in holes.regions])
+    for shape in shapes.regions:
+        rest = shape.geometry
+        if holes.regions:
+            rest = keep_areas(shapely.difference(rest, cut))
+        builder.add_geometry(shape.class_name, rest)
+    builder.ignored += shapes.ignored + holes.ignored
+    builder.repaired += shapes.repaired + holes.repaired
 
 
 def _name_of(layer: Element) -> str:
@@ -71,11 +65,6 @@ def _name_of(layer: Element) -> str:
     return layer.attrib.get("Name") or f"layer {layer.attrib.get('Id', '?')}"
 
 
-def _rectangle(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    (x0, y0), (x1, y1) = corners
-    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-
-
 def inscribe_ellipse(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the ellipse in the box around the corners: a polygon of 256 corners, same area."""
     box = np.array(corners, dtype=np.float64)
@@ -84,10 +73,8 @@ def inscribe_ellipse(corners: list[tuple[float, float]]) -> list[tuple[float, fl
     # A polygon with its corners on the ellipse is smaller by sin(2π/n) / (2π/n).
     step = 2 * np.pi / ELLIPSE_CORNERS
     grown = radii * np.sqrt(step / np.sin(step))
-    return [
-        (float(x), float(y))
-        for x, y in centre + np.stack([np.cos(angle), np.sin(angle)], axis=1) * grown
-    ]
+    corners = centre + np.stack([np.cos(angle), np.sin(angle)], axis=1) * grown
+    return [(float(x), float(y)) for x, y in corners]
 
 
 def _read_mpp(path: Path, root: Element) -> float | None:

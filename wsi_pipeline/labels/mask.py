@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from shapely.affinity import translate
 
 from wsi_pipeline.core.errors import LabelError
@@ -57,13 +57,7 @@ def read_mask(path: Path) -> LabelImage:
                 )
             values = np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
             return LabelImage(values, _stated_mpp(image))
-    except (
-        UnidentifiedImageError,
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise LabelError(
             f"{path}: not a readable label image ({error}); give a PNG or TIFF"
         ) from error
@@ -77,15 +71,13 @@ def _open(path: Path) -> Image.Image:
 
 
 def _stated_mpp(image: Image.Image) -> float | None:
-    """µm per pixel by OME-XML or the resolution tags; None where nothing plausible is stated."""
+    """Return the file's µm per pixel by OME-XML or resolution tags; None: nothing plausible."""
     tags = getattr(image, "tag_v2", {})
-    described = PHYSICAL_SIZE.search(str(tags.get(IMAGE_DESCRIPTION_TAG, "")))
-    dpi = image.info.get("dpi")
-    mpp = (
-        float(described[1])
-        if described
-        else (UM_PER_INCH / float(dpi[0]) if dpi and float(dpi[0]) > 0 else 0.0)
-    )
+    if described := PHYSICAL_SIZE.search(str(tags.get(IMAGE_DESCRIPTION_TAG, ""))):
+        mpp = float(described[1])
+    else:
+        dpi = float((image.info.get("dpi") or [0])[0])
+        mpp = UM_PER_INCH / dpi if dpi > 0 else 0.0
     return mpp if 0 < mpp <= 100 * MAX_MPP else None
 
 
@@ -98,17 +90,12 @@ def assign_mask(
     """
     image = read_mask(path)
     boxes = positions_to_boxes_l0(positions, grid) / register_image(path, image, slide)
-    values = rules.mask_values
-    negative, positive = (
-        _covered(image.values == value, boxes) for value in (values.negative, values.positive)
-    )
+    values = (rules.mask_values.negative, rules.mask_values.positive)
+    negative, positive = (_covered(image.values == value, boxes) for value in values)
     if rules.outside == "negative":
         negative = 1 - positive
     labels, fraction = decide((negative, positive), rules)
-    counts = {
-        str(value): int(np.count_nonzero(image.values == value))
-        for value in (values.negative, values.positive)
-    }
+    counts = {str(value): int(np.count_nonzero(image.values == value)) for value in values}
     return PatchLabels(labels, fraction, {"mask_pixels": counts})
 
 
@@ -117,25 +104,16 @@ def register_image(path: Path, image: LabelImage, slide: SlideInfo) -> float:
 
     The image shows the whole slide, or states its own µm per pixel. Raises LabelError otherwise.
     """
-    height, width = image.values.shape
-    scale: float = slide.size_l0[0] / width
-    if scale >= 1 and abs(slide.size_l0[1] / scale - height) <= 1:
+    (height, width), (width_l0, height_l0) = image.values.shape, slide.size_l0
+    scale: float = width_l0 / width
+    if scale >= 1 and abs(height_l0 / scale - height) <= 1:
         return scale
-    if image.mpp is not None and _fits_within(image.mpp / slide.mpp, image, slide):
-        return image.mpp / slide.mpp
+    stated = (image.mpp or 0.0) / slide.mpp
+    if stated >= 0.5 and (width - 1) * stated <= width_l0 and (height - 1) * stated <= height_l0:
+        return stated
     raise LabelError(
-        f"{path}: an image of {width} × {height} px does not lie over a slide of {slide.size_l0[0]}"
-        f" × {slide.size_l0[1]} px; it must show the whole slide, at the same or a smaller size, or"
-        " state its µm per pixel"
-    )
-
-
-def _fits_within(scale: float, image: LabelImage, slide: SlideInfo) -> bool:
-    height, width = image.values.shape
-    return (
-        scale >= 0.5
-        and (width - 1) * scale <= slide.size_l0[0]
-        and (height - 1) * scale <= slide.size_l0[1]
+        f"{path}: an image of {width} × {height} px does not lie over a slide of {width_l0} ×"
+        f" {height_l0} px; it must show the whole slide, not enlarged, or state its µm per pixel"
     )
 
 
@@ -145,15 +123,13 @@ def _covered(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.
     Edges are rounded to the nearest pixel.
     """
     height, width = mask.shape
-    integral = np.zeros((height + 1, width + 1), dtype=np.int64)
-    integral[1:, 1:] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    integral = np.pad(mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
     (x0, x1), (y0, y1) = (_nearest_pixels(boxes[:, axis], boxes[:, axis + 2]) for axis in (0, 1))
     area = (x1 - x0) * (y1 - y0)  # what lies beyond the image belongs to no class
     x0, x1 = np.clip(x0, 0, width), np.clip(x1, 0, width)
     y0, y1 = np.clip(y0, 0, height), np.clip(y1, 0, height)
     inside = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
-    shares: NDArray[np.float64] = inside / area
-    return shares
+    return np.asarray(inside / area)
 
 
 def _nearest_pixels(
@@ -163,15 +139,12 @@ def _nearest_pixels(
 
     Where both edges are rounded to the same place, the pixel that holds their middle.
     """
-    first, behind = (
-        np.floor(start + 0.5).astype(np.int64),
-        np.floor(start + extent + 0.5).astype(np.int64),
-    )
-    first = np.where(behind > first, first, np.floor(start + extent / 2).astype(np.int64))
-    return first, np.maximum(behind, first + 1)
+    first, behind = np.floor(start + 0.5), np.floor(start + extent + 0.5)
+    first = np.where(behind > first, first, np.floor(start + extent / 2))
+    return first.astype(np.int64), np.maximum(behind, first + 1).astype(np.int64)
 
 
-MASK_ENDINGS = ("_mask", ".mask", "-mask")
+MASK_ENDING = re.compile(r"[_.-]mask\Z")
 ROWS_AT_ONCE = 256
 
 
@@ -179,15 +152,12 @@ def list_masks(folder: Path) -> list[Path]:
     """Return the masks in a folder, or the one mask that is named. Raises LabelError for none."""
     if folder.is_file():
         return [folder]
-    found = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and path.suffix.lower() in (*IMAGE_SUFFIXES, *JSON_SUFFIXES)
-    )
+    suffixes = (*IMAGE_SUFFIXES, *JSON_SUFFIXES)
+    files = [path for path in folder.iterdir() if path.is_file()]
+    found = sorted(path for path in files if path.suffix.lower() in suffixes)
     if not found:
         raise LabelError(
-            f"{folder}: no masks; give a folder of PNG, TIFF or GeoJSON files that are named like"
-            " the slides"
+            f"{folder}: no masks; give a folder of PNG, TIFF or GeoJSON named like the slides"
         )
     return found
 
@@ -197,24 +167,15 @@ def match_mask(stem: str, masks: Iterable[Path]) -> Path:
 
     Raises LabelError where there is none, or several.
     """
-    fitting = [path for path in masks if _without_ending(path.stem) == stem]
+    fitting = [path for path in masks if MASK_ENDING.sub("", path.stem) == stem]
     if len(fitting) != 1:
-        what = (
-            "no mask of that name"
-            if not fitting
-            else f"several masks ({', '.join(path.name for path in fitting)})"
-        )
+        names = ", ".join(path.name for path in fitting)
+        what = f"several masks ({names})" if names else "no mask of that name"
         raise LabelError(
             f"{stem}: {what}; name one of the masks {stem}.png, .tif or .geojson, or leave"
             " --mask out"
         )
     return fitting[0]
-
-
-def _without_ending(stem: str) -> str:
-    return next(
-        (stem.removesuffix(ending) for ending in MASK_ENDINGS if stem.endswith(ending)), stem
-    )
 
 
 class TissueMask:
@@ -223,57 +184,40 @@ class TissueMask:
     def __init__(self, path: Path, slide: SlideInfo) -> None:
         """Read the mask. Raises LabelError where it is damaged or of another slide."""
         self.path = path
-        self._slide = slide
         self.thumbnail: Thumbnail | None = None
         """The mask image over the slide, its pixels (h, w, 1) 0 or 1; None for regions."""
         self._regions: shapely.Geometry | None = None
         if path.suffix.lower() in JSON_SUFFIXES:
-            left, top = slide.bounds_l0[:2]  # QuPath counts from the scanned area
-            regions = [
-                translate(region.geometry, left, top)
-                for region in read_geojson(path, is_strict=False).regions
-            ]
-            self._regions = shapely.union_all(regions)
-            self._check_regions()
+            self._regions = _read_regions(path, slide)
         else:
             image = read_mask(path)
             scale = Fraction(register_image(path, image, slide)).limit_denominator(10_000)
-            self.thumbnail = Thumbnail(
-                (image.values > 0).astype(np.uint8)[..., None], scale, (0, 0)
-            )
+            pixels = (image.values > 0).astype(np.uint8)[..., None]
+            self.thumbnail = Thumbnail(pixels, scale, (0, 0))
 
     def region_fraction(self, grid: Grid) -> NDArray[np.float32]:
         """Return the share of every patch inside the regions, float32 (rows, cols)."""
         fraction = np.zeros((grid.rows, grid.cols), dtype=np.float32)
         for top in range(0, grid.rows, ROWS_AT_ONCE):
             rows, cols = np.indices((min(ROWS_AT_ONCE, grid.rows - top), grid.cols), dtype=np.int32)
-            boxes = positions_to_boxes_l0(
-                np.stack([rows.ravel() + top, cols.ravel()], axis=1), grid
-            )
-            fraction[top : top + len(rows)] = covered_shares(self._regions, boxes).reshape(
-                rows.shape
-            )
+            positions = np.stack([rows.ravel() + top, cols.ravel()], axis=1)
+            shares = covered_shares(self._regions, positions_to_boxes_l0(positions, grid))
+            fraction[top : top + len(rows)] = shares.reshape(rows.shape)
         return fraction
 
     def mask_thumbnail(self, other: Thumbnail) -> NDArray[np.bool_]:
         """Return the tissue in a thumbnail, by the centres of its pixels: bool (height, width)."""
-        rows, cols = (np.arange(extent) + 0.5 for extent in other.pixels.shape[:2])
-        x, y = (
-            float(other.downsample) * places + origin
-            for places, origin in zip((cols, rows), other.origin_xy_l0, strict=True)
+        y, x = (
+            float(other.downsample) * (np.arange(extent) + 0.5) + origin
+            for extent, origin in zip(other.pixels.shape[:2], other.origin_xy_l0[::-1], strict=True)
         )
         if self.thumbnail is None:
             return self._contains(x, y)
         height, width = self.thumbnail.pixels.shape[:2]
-        col, row = (
-            (places / float(self.thumbnail.downsample)).astype(np.int64) for places in (x, y)
-        )
-        mask: NDArray[np.bool_] = (
-            self.thumbnail.pixels[..., 0][
-                np.ix_(np.minimum(row, height - 1), np.minimum(col, width - 1))
-            ]
-            > 0
-        )
+        downsample = float(self.thumbnail.downsample)
+        col, row = ((places / downsample).astype(np.int64) for places in (x, y))
+        nearest = np.ix_(np.minimum(row, height - 1), np.minimum(col, width - 1))
+        mask: NDArray[np.bool_] = self.thumbnail.pixels[..., 0][nearest] > 0
         mask[row >= height], mask[:, col >= width] = False, False
         return mask
 
@@ -281,17 +225,19 @@ class TissueMask:
         mask = np.zeros((len(y), len(x)), dtype=np.bool_)
         shapely.prepare(self._regions)
         for top in range(0, len(y), ROWS_AT_ONCE):
-            mask[top : top + ROWS_AT_ONCE] = shapely.contains_xy(
-                self._regions, *np.meshgrid(x, y[top : top + ROWS_AT_ONCE])
-            )
+            points = np.meshgrid(x, y[top : top + ROWS_AT_ONCE])
+            mask[top : top + ROWS_AT_ONCE] = shapely.contains_xy(self._regions, *points)
         return mask
 
-    def _check_regions(self) -> None:
-        width, height = self._slide.size_l0
-        if self._regions is None or not shapely.intersects(
-            self._regions, shapely.box(0, 0, width, height)
-        ):
-            raise LabelError(
-                f"{self.path}: nothing of it lies on the slide of {width} × {height} px; this looks"
-                " like another slide's mask"
-            )
+
+def _read_regions(path: Path, slide: SlideInfo) -> shapely.Geometry:
+    left, top = slide.bounds_l0[:2]  # QuPath counts from the scanned area
+    found = read_geojson(path, is_strict=False).regions
+    regions = shapely.union_all([translate(region.geometry, left, top) for region in found])
+    width, height = slide.size_l0
+    if not shapely.intersects(regions, shapely.box(0, 0, width, height)):
+        raise LabelError(
+            f"{path}: nothing of it lies on the slide of {width} × {height} px; this looks like"
+            " another slide's mask"
+        )
+    return regions

@@ -32,9 +32,8 @@ class MaskValues:
     positive: int = 200
 
     def __post_init__(self) -> None:
-        if self.negative == self.positive or not (
-            0 <= self.negative <= 255 and 0 <= self.positive <= 255
-        ):
+        low, high = sorted((self.negative, self.positive))
+        if not 0 <= low < high <= 255:
             raise ConfigError(
                 f"mask values {self.negative} and {self.positive} are not two different values;"
                 " give two numbers from 0 to 255"
@@ -63,18 +62,14 @@ class LabelRules:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= 1:
-            raise ConfigError(
-                f"min_label_area is {self.min_area}; it must be above 0 and at most 1"
-            )
-        if (
-            self.outside not in OUTSIDE
-            or self.priority not in PRIORITIES
-            or self.origin not in ORIGINS
+            raise ConfigError(f"min_label_area is {self.min_area}; it must be above 0, at most 1")
+        for name, value, choices in (
+            ("outside", self.outside, OUTSIDE),
+            ("priority", self.priority, PRIORITIES),
+            ("origin", self.origin, ORIGINS),
         ):
-            raise ConfigError(
-                f"outside {self.outside!r}, priority {self.priority!r} or origin {self.origin!r} is"
-                " none of the choices"
-            )
+            if value not in choices:
+                raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
         if self.class_names[0] == self.class_names[1]:
             raise ConfigError(f"both classes are called {self.class_names[0]!r}; give two names")
         if OUTSIDE[0] in map(str.casefold, self.class_names):
@@ -82,11 +77,12 @@ class LabelRules:
                 f"no class can be called {OUTSIDE[0]!r}, as patches without a label are; give it"
                 " another name"
             )
+        possible = (*self.class_names, IGNORE, HOLE)
         for drawn, meaning in self.meanings.items():
-            if meaning not in (*self.class_names, IGNORE, HOLE):
-                choices = ", ".join((*self.class_names, IGNORE, HOLE))
+            if meaning not in possible:
                 raise ConfigError(
-                    f"class {drawn!r} is mapped to {meaning!r}; it must be one of {choices}"
+                    f"class {drawn!r} is mapped to {meaning!r}; it must be one of"
+                    f" {', '.join(possible)}"
                 )
 
     def meaning_of(self, path: Path, drawn: str) -> str:
@@ -103,10 +99,8 @@ class LabelRules:
 
     def to_json(self) -> dict[str, Any]:
         """Return the rules as they are recorded in recipes."""
-        return asdict(self) | {
-            "class_names": list(self.class_names),
-            "meanings": dict(self.meanings),
-        }
+        lists = {"class_names": list(self.class_names), "meanings": dict(self.meanings)}
+        return asdict(self) | lists
 
 
 def read_label_map(path: Path) -> dict[str, Any]:
@@ -131,9 +125,7 @@ def read_label_map(path: Path) -> dict[str, Any]:
     if "classes" in value:
         classes = value["classes"]
         if not (isinstance(classes, list) and len(classes) == 2):
-            raise LabelError(
-                f"{path}: `classes` must be a list of two names, the negative class first"
-            )
+            raise LabelError(f"{path}: `classes` must be a list of two names, the negative first")
         found["class_names"] = (_read_word(path, classes[0]), _read_word(path, classes[1]))
     if "map" in value:
         if not isinstance(value["map"], dict):
