@@ -14,9 +14,9 @@ import pytest
 from cli.infer import describe_bytes
 from tests.builders import SMALL, make_checkpoint, paint, write_model, write_slide
 from tests.commands import PLAIN, infer, plain_options, run
-from wsi_pipeline.core.choices import EVENTS_JSONL
+from wsi_pipeline.core.choices import EVENTS_JSONL, RUN_JSON
 from wsi_pipeline.core.progress import describe_duration
-from wsi_pipeline.evaluation.page import PixelFinder
+from wsi_pipeline.evaluation.page import read_sources
 from wsi_pipeline.outputs import View
 from wsi_pipeline.runs.batch import Pace
 from wsi_pipeline.runs.checks import (
@@ -573,7 +573,7 @@ def test_sources_are_read_from_no_pipe_and_no_brackets_without_end(
         os.mkfifo(tmp_path / "run.json")
     else:
         (tmp_path / "run.json").write_text(content)
-    assert PixelFinder(tmp_path)._sources == {}
+    assert read_sources(tmp_path / RUN_JSON) == {}
 
 
 def test_status_of_any_folder_is_one_line(tmp_path: Path) -> None:

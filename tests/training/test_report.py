@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from tests.builders import make_patches
+from wsi_pipeline.core.choices import LEAK_WARNING
 from wsi_pipeline.training.calibrate import apply_temperature
-from wsi_pipeline.training.evaluate import compare, evaluate_logits
+from wsi_pipeline.training.evaluate import Compared, compare, evaluate_logits
 from wsi_pipeline.training.report import (
-    LEAK_WARNING,
-    ComparisonSection,
     ReportContent,
     WorstPatch,
     describe_worst,
@@ -198,7 +197,7 @@ def test_another_model_is_compared(tmp_path: Path) -> None:
     )
     write_report_page(
         tmp_path / "report.html",
-        replace(content, comparison=ComparisonSection("net A", "net <B>", comparison)),
+        replace(content, comparison=Compared("net A", "net <B>", 2, 0, comparison)),
     )
     text = (tmp_path / "report.html").read_text()
     assert "Other: net &lt;B&gt;, at threshold\n0.600" in text

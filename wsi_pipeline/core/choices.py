@@ -33,6 +33,10 @@ HEADS = ("linear", "dense20")
 SPLIT_PARTS = ("train", "val", "test")
 """Parts that patients are divided into."""
 SPLITS = ("patient", "random")
+LEAK_WARNING = (
+    "split at random: the same patients are in training and validation, metrics are inflated"
+)
+"""The text about models of such a split, wherever they are shown."""
 INITIALISATION_NAMES = ("default", "xavier", "he")
 OPTIMIZER_NAMES = ("sgd", "adam", "adamw", "rmsprop", "adagrad")
 SCHEDULE_NAMES = ("constant", "step", "exponential", "1/t", "cosine", "sgdr", "one-cycle")

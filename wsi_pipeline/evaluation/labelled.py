@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.model import hash_patient
 from wsi_pipeline.outputs.heatmap import build_heatmap
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
+from wsi_pipeline.training.evaluate import Compared, compare
+from wsi_pipeline.training.metrics import Floats, Labels, Names
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,32 +30,18 @@ class LabelledSlide:
     table: PatchTable
     positions: NDArray[np.int32]
     """(n, 2) row, col."""
-    labels: NDArray[np.int8]
+    labels: Labels
     """0 or 1."""
-    probability: NDArray[np.float32]
+    probability: Floats
     """NaN where not assessed."""
-
-    @property
-    def patients(self) -> NDArray[np.str_]:
-        """(n,) the slide's patient for each patch."""
-        return np.full(len(self.labels), self.table.patient_id)
 
     def take(self, chosen: NDArray[Any]) -> "LabelledSlide":
         """Return the slide with some of its patches."""
-        return LabelledSlide(
-            self.slide_id,
-            self.table,
-            self.positions[chosen],
-            self.labels[chosen],
-            self.probability[chosen],
-        )
-
-    def keep_assessed(self) -> "LabelledSlide":
-        """Return the slide without patches that have no probability."""
-        return self.take(~np.isnan(self.probability))
+        arrays = (self.positions[chosen], self.labels[chosen], self.probability[chosen])
+        return LabelledSlide(self.slide_id, self.table, *arrays)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LabelledResults:
     """Every slide of a results folder that has labels."""
 
@@ -61,6 +50,11 @@ class LabelledResults:
     """The results' record of the model that made them."""
     slides: tuple[LabelledSlide, ...]
     unlabelled: tuple[str, ...]
+
+    @cached_property
+    def assessed(self) -> tuple[LabelledSlide, ...]:
+        """The slides without patches that have no probability."""
+        return tuple(slide.take(~np.isnan(slide.probability)) for slide in self.slides)
 
     @property
     def threshold(self) -> float:
@@ -131,9 +125,8 @@ def label_results(
             f"{results}: no labels for any of {len(predictions)} slides; name label files with"
             " --labels"
         )
-    return LabelledResults(
-        results, predictions[0].attributes["model"], tuple(slides), tuple(unlabelled)
-    )
+    model = predictions[0].attributes["model"]
+    return LabelledResults(results, model, tuple(slides), tuple(unlabelled))
 
 
 def find_class_names(results: Path) -> tuple[str, str]:
@@ -167,32 +160,19 @@ def _label_slide(
     return LabelledSlide(slide_id, table, positions, labels, probability).take(labels >= 0)
 
 
-def pool_slides(
-    slides: Sequence[LabelledSlide],
-) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.str_]]:
+def pool_slides(slides: Sequence[LabelledSlide]) -> tuple[Labels, Floats, Names]:
     """Return labels, probabilities and patients of all slides, (n,) each."""
     return (
         np.concatenate([slide.labels for slide in slides]),
         np.concatenate([slide.probability for slide in slides]),
-        np.concatenate([slide.patients for slide in slides]),
+        np.concatenate([np.full(len(slide.labels), slide.table.patient_id) for slide in slides]),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PairedPatches:
-    """Patches that both models assessed, (n,) each."""
-
-    labels: NDArray[np.int8]
-    one: NDArray[np.float32]
-    other: NDArray[np.float32]
-    patients: NDArray[np.str_]
-    slides: int
-    left_out: int
-    """Labelled patches of the first results that are not among these."""
-
-
-def pair_results(one: LabelledResults, other: LabelledResults) -> PairedPatches:
-    """Return the labelled patches that both assessed, matched by slide, grid and position.
+def compare_results(
+    one: LabelledResults, other: LabelledResults, thresholds: tuple[float, float]
+) -> Compared:
+    """Compare two models on the patches that both assessed, matched by slide, grid and position.
 
     Raises StoreError where nothing is shared or classes or patients differ, LabelError where labels
     differ.
@@ -202,27 +182,20 @@ def pair_results(one: LabelledResults, other: LabelledResults) -> PairedPatches:
             f"{other.path}: its classes are {' and '.join(other.class_names)}, those of {one.path}"
             f" {' and '.join(one.class_names)}; compare models of the same classes"
         )
-    by_content = {_content(slide): slide for slide in other.slides}
-    pairs = [
-        _pair_slides(slide, by_content[_content(slide)])
-        for slide in one.slides
-        if _content(slide) in by_content
-    ]
+    others = {_content(slide): slide for slide in other.slides}
+    shared = [slide for slide in one.slides if _content(slide) in others]
+    pairs = [_pair_slides(slide, others[_content(slide)]) for slide in shared]
     pairs = [(first, second) for first, second in pairs if len(first.labels)]
     if not pairs:
         raise StoreError(
             f"{other.path}: shares no labelled patch with {one.path}; infer both models on the same"
             " slides or stores, at one scale"
         )
-    labels, probability, patients = pool_slides([first for first, _ in pairs])
-    return PairedPatches(
-        labels=labels,
-        one=probability,
-        other=np.concatenate([second.probability for _, second in pairs]),
-        patients=patients,
-        slides=len(pairs),
-        left_out=sum(len(slide.labels) for slide in one.slides) - len(labels),
-    )
+    labels, first, patients = pool_slides([own for own, _ in pairs])
+    _, second, _ = pool_slides([theirs for _, theirs in pairs])
+    left_out = sum(len(slide.labels) for slide in one.slides) - len(labels)
+    comparison = compare(labels, first, second, patients, thresholds=thresholds)
+    return Compared(one.model_name, other.model_name, len(pairs), left_out, comparison)
 
 
 def _content(slide: LabelledSlide) -> tuple[str, Grid]:

@@ -16,15 +16,16 @@ from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_json
 from wsi_pipeline.core.limits import limited_memory
 from wsi_pipeline.core.slide import PatchBlock, PatchTable
-from wsi_pipeline.evaluation.labelled import LabelledResults, LabelledSlide, pool_slides
+from wsi_pipeline.evaluation.labelled import LabelledResults, pool_slides
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.training.calibrate import undo_temperature
-from wsi_pipeline.training.evaluate import Metrics
+from wsi_pipeline.training.data import read_verified
+from wsi_pipeline.training.evaluate import Compared, Metrics
+from wsi_pipeline.training.metrics import Floats, Labels
 from wsi_pipeline.training.report import (
-    ComparisonSection,
     ReportContent,
     WorstPatch,
     describe_worst,
@@ -40,17 +41,15 @@ def write_evaluation_page(
     labelled: LabelledResults,
     metrics: Metrics,
     threshold_source: str,
-    section: ComparisonSection | None,
+    compared: Compared | None,
     notes: Sequence[str],
 ) -> None:
     """Write the report of all labelled slides together."""
-    slides = [slide.keep_assessed() for slide in labelled.slides]
-    labels, probability, patients = pool_slides(slides)
-    worst, worst_note = _show_worst(labelled, slides, labels, probability)
+    count = len(labelled.slides)
+    labels, probability, patients = pool_slides(labelled.assessed)
+    worst, worst_note = _show_worst(labelled, labels, probability)
     content = ReportContent(
-        title=(
-            f"{labelled.model_name} on {len(slides)} labelled slide{'s' if len(slides) > 1 else ''}"
-        ),
+        title=f"{labelled.model_name} on {count} labelled slide{'s' if count > 1 else ''}",
         class_names=labelled.class_names,
         metrics=metrics,
         labels=labels,
@@ -60,7 +59,7 @@ def write_evaluation_page(
         worst=worst,
         worst_note=worst_note,
         is_leaky=labelled.is_leaky,
-        comparison=section,
+        comparison=compared,
         notes=notes,
     )
     write_report_page(path, content)
@@ -87,20 +86,19 @@ def _list_facts(
 
 
 def _show_worst(
-    labelled: LabelledResults,
-    slides: Sequence[LabelledSlide],
-    labels: NDArray[np.int8],
-    probability: NDArray[np.float32],
+    labelled: LabelledResults, labels: Labels, probability: Floats
 ) -> tuple[list[WorstPatch], str]:
     """Return the most confidently wrong patches with images, and a note on those without."""
-    finder = PixelFinder(labelled.path)
-    starts = np.cumsum([0, *(len(slide.labels) for slide in slides)])
+    sources = read_sources(labelled.path / RUN_JSON)
+    starts = np.cumsum([0, *(len(slide.labels) for slide in labelled.assessed)])
     chosen = pick_worst(labels, probability)
     owners = np.searchsorted(starts, chosen, side="right") - 1
     images: dict[int, WorstPatch] = {}
     for owner in np.unique(owners):
-        slide, places = slides[owner], chosen[owners == owner]
-        block = finder.read(slide.slide_id, slide.table, slide.positions[places - starts[owner]])
+        slide, places = labelled.assessed[owner], chosen[owners == owner]
+        positions = slide.positions[places - starts[owner]]
+        source = sources.get(slide.slide_id, "")
+        block = _find_pixels([source, slide.table.slide.path], slide.table, positions)
         if block is None:
             continue
         for place, pixels, readable in zip(places, block.pixels, block.readable, strict=True):
@@ -122,31 +120,7 @@ def _show_worst(
     return [images[int(place)] for place in chosen if int(place) in images], note
 
 
-class PixelFinder:
-    """Reader of patches from the stores or slides that results were made from."""
-
-    def __init__(self, results: Path) -> None:
-        self._sources = _read_sources(results / RUN_JSON)
-
-    def read(
-        self, slide_id: str, table: PatchTable, positions: NDArray[np.int32]
-    ) -> PatchBlock | None:
-        """Return the patches at positions (n, 2) of a slide.
-
-        None where their source is gone, changed or cannot be read.
-        """
-        for place in dict.fromkeys([self._sources.get(slide_id, ""), table.slide.path]):
-            try:
-                if place and is_product(Path(place)):
-                    return _read_store(Path(place), table, positions)
-                if place and Path(place).is_file():
-                    return _read_slide(Path(place), table, positions)
-            except (WsiError, OSError, MemoryError) as error:
-                logger.info("no pixels for the report: %s", error)
-        return None
-
-
-def _read_sources(run_json: Path) -> dict[str, str]:
+def read_sources(run_json: Path) -> dict[str, str]:
     """Return the source of each slide in the last run; nothing without a readable record."""
     try:
         outcomes = read_json(run_json, MAX_RECORD_BYTES)["outcomes"]
@@ -155,20 +129,34 @@ def _read_sources(run_json: Path) -> dict[str, str]:
         return {}
 
 
+def _find_pixels(
+    places: Sequence[str], table: PatchTable, positions: NDArray[np.int32]
+) -> PatchBlock | None:
+    """Return the patches at positions (n, 2) from the store or slide at one of the places.
+
+    None where it is gone, changed or cannot be read.
+    """
+    for place in dict.fromkeys(places):
+        try:
+            if place and is_product(Path(place)):
+                return _read_store(Path(place), table, positions)
+            if place and Path(place).is_file():
+                return _read_slide(Path(place), table, positions)
+        except (WsiError, OSError, MemoryError) as error:
+            logger.info("no pixels for the report: %s", error)
+    return None
+
+
 def _read_store(path: Path, table: PatchTable, positions: NDArray[np.int32]) -> PatchBlock | None:
     store = PatchStore(path)
     if (store.slide.fingerprint, store.grid) != (table.slide.fingerprint, table.grid):
         return None
-    rows = {(int(row), int(col)): index for index, (row, col) in enumerate(store.positions)}
-    found: list[PatchBlock] = []
-    for row, col in positions:
-        index = rows.get((int(row), int(col)))
-        if index is None:
-            return None
-        block = store.read_block(index // store.block_size)
-        place = index % store.block_size
-        found.append(PatchBlock(block.pixels[place], block.readable[place]))
-    return _stack(found)
+    indices = {(row, col): index for index, (row, col) in enumerate(store.positions.tolist())}
+    try:
+        found = np.array([indices[row, col] for row, col in positions.tolist()])
+    except KeyError:
+        return None
+    return PatchBlock(read_verified(store, found), store.readable[found])
 
 
 def _read_slide(path: Path, table: PatchTable, positions: NDArray[np.int32]) -> PatchBlock | None:
@@ -177,10 +165,3 @@ def _read_slide(path: Path, table: PatchTable, positions: NDArray[np.int32]) -> 
         if reader.info.fingerprint != table.slide.fingerprint:
             return None
         return SlidePatches(reader, table.grid, positions, len(positions)).read_block(0)
-
-
-def _stack(patches: Sequence[PatchBlock]) -> PatchBlock:
-    return PatchBlock(
-        np.stack([patch.pixels for patch in patches]),
-        np.array([patch.readable for patch in patches]),
-    )

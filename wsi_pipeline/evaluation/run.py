@@ -5,19 +5,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import numpy as np
-
 from wsi_pipeline.core.choices import (
     COMPARISON_CSV,
     EVALUATION_CSV,
     EVALUATION_HTML,
     EVALUATION_JSON,
+    LEAK_WARNING,
 )
 from wsi_pipeline.evaluation.labelled import (
     LabelledResults,
-    LabelledSlide,
+    compare_results,
     label_results,
-    pair_results,
     pool_slides,
 )
 from wsi_pipeline.evaluation.page import write_evaluation_page
@@ -26,24 +24,23 @@ from wsi_pipeline.outputs.run_files import write_csv
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.evaluate import (
+    Compared,
     Comparison,
     Metrics,
-    compare,
     evaluate_probability,
     format_calibration,
     format_intervals,
 )
 from wsi_pipeline.training.metrics import (
     METRIC_NAMES,
-    Interval,
     Scores,
     format_confusion,
     score,
     show_metric,
 )
-from wsi_pipeline.training.report import LEAK_WARNING, ComparisonSection
 
 POOLED = "all slides"
+NO_INTERVAL = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +53,6 @@ class SlideEvaluation:
     not_assessed: int
     """Labelled patches without a probability (no tissue, or unreadable); metrics leave them out."""
     scores: Scores
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """The comparison with another model on the same patches."""
-
-    one: str
-    other: str
-    slides: int
-    left_out: int
-    """Labelled patches that could not be paired."""
-    comparison: Comparison
-
-    def __str__(self) -> str:
-        pair = self.comparison
-        lines = [
-            f"{self.one} (one) against {self.other} (other): {pair.patches} patches of"
-            f" {pair.patients} patients on {self.slides} slides paired, {self.left_out} labelled"
-            " patches left out",
-            f"  {'':<28}{'one':>8}{'other':>8}{'one − other':>13}   95 % interval",
-        ]
-        for item in pair.differences:
-            low_high = item.interval and f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
-            difference = "–" if item.difference is None else f"{item.difference:+.3f}"
-            values = f"{show_metric(item.one):>8}{show_metric(item.other):>8}{difference:>13}"
-            lines.append(f"  {METRIC_NAMES[item.metric]:<28}{values}   {low_high or '–'}")
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,44 +99,43 @@ def evaluate_results(
     """
     labelled = label_results(results, labels, rules)
     other = None if compare_with is None else label_results(compare_with, labels, rules)
-    known, probability, patients = pool_slides([slide.keep_assessed() for slide in labelled.slides])
-    at = _choose_threshold(labelled, threshold)
-    metrics = evaluate_probability(
-        known, probability, patients, temperature=labelled.temperature, threshold=at
+    at, temperature = _choose_threshold(labelled, threshold), labelled.temperature
+    pooled = pool_slides(labelled.assessed)
+    metrics = evaluate_probability(*pooled, temperature=temperature, threshold=at)
+    slides = tuple(
+        SlideEvaluation(
+            slide.slide_id,
+            len(slide.labels),
+            len(slide.labels) - len(assessed.labels),
+            score(assessed.labels, assessed.probability, at),
+        )
+        for slide, assessed in zip(labelled.slides, labelled.assessed, strict=True)
     )
+    compared = None
+    if other is not None:
+        compared = compare_results(labelled, other, (at, _choose_threshold(other, threshold)))
     evaluation = Evaluation(
-        slides=tuple(_evaluate(slide, at) for slide in labelled.slides),
-        pooled=SlideEvaluation(POOLED, *_count_patches(labelled.slides), metrics.scores),
+        slides=slides,
+        pooled=SlideEvaluation(
+            POOLED,
+            sum(slide.labelled for slide in slides),
+            sum(slide.not_assessed for slide in slides),
+            metrics.scores,
+        ),
         metrics=metrics,
         class_names=labelled.class_names,
         unlabelled=labelled.unlabelled,
         warnings=tuple(_warn(labelled, other, threshold)),
-        compared=None if other is None else _compare(labelled, other, threshold),
+        compared=compared,
     )
     _write(results, labelled, evaluation, threshold)
     return evaluation
 
 
-def _evaluate(slide: LabelledSlide, threshold: float) -> SlideEvaluation:
-    assessed = slide.keep_assessed()
-    return SlideEvaluation(
-        slide.slide_id,
-        *_count_patches([slide]),
-        score(assessed.labels, assessed.probability, threshold),
-    )
-
-
-def _count_patches(slides: Sequence[LabelledSlide]) -> tuple[int, int]:
-    """Return the number of labelled patches, and of those that were not assessed."""
-    return sum(len(slide.labels) for slide in slides), sum(
-        int(np.isnan(slide.probability).sum()) for slide in slides
-    )
-
-
 def _warn(
     labelled: LabelledResults, other: LabelledResults | None, threshold: ThresholdRule | None
 ) -> list[str]:
-    results = [item for item in (labelled, other) if item is not None]
+    results = [labelled] if other is None else [labelled, other]
     warnings = [f"{item.model_name}: {LEAK_WARNING}" for item in results if item.is_leaky]
     warnings += [overlap for item in results if (overlap := item.describe_overlap())]
     if threshold is not None and threshold.name != "fixed":
@@ -177,19 +146,12 @@ def _warn(
     return warnings
 
 
-def _compare(one: LabelledResults, other: LabelledResults, rule: ThresholdRule | None) -> Compared:
-    pairs = pair_results(one, other)
-    thresholds = (_choose_threshold(one, rule), _choose_threshold(other, rule))
-    found = compare(pairs.labels, pairs.one, pairs.other, pairs.patients, thresholds=thresholds)
-    return Compared(one.model_name, other.model_name, pairs.slides, pairs.left_out, found)
-
-
 def _choose_threshold(labelled: LabelledResults, rule: ThresholdRule | None) -> float:
     """Return the model's own threshold, or the rule's on all its labelled patches."""
     if rule is None:
         return labelled.threshold
-    known, probability, _ = pool_slides([slide.keep_assessed() for slide in labelled.slides])
-    return rule.choose(known, probability)
+    labels, probability, _ = pool_slides(labelled.assessed)
+    return rule.choose(labels, probability)
 
 
 def _write(
@@ -198,77 +160,59 @@ def _write(
     evaluation: Evaluation,
     threshold: ThresholdRule | None,
 ) -> None:
+    metrics, compared = evaluation.metrics, evaluation.compared
     _write_csv(results / EVALUATION_CSV, evaluation)
     record = {"model": dict(labelled.model), "warnings": list(evaluation.warnings)}
-    record |= asdict(evaluation.metrics)
-    write_file(
-        results / EVALUATION_JSON, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
-    )
-    source = (
-        str(labelled.model.get("threshold_source", "the model's"))
-        if threshold is None
-        else threshold.describe()
-    )
-    compared, section = evaluation.compared, None
+    text = json.dumps(record | asdict(metrics), indent=1, allow_nan=False)
+    write_file(results / EVALUATION_JSON, f"{text}\n".encode())
     # One of an earlier evaluation would not belong to the new page.
     (results / COMPARISON_CSV).unlink(missing_ok=True)
     if compared is not None:
         _write_comparison(results / COMPARISON_CSV, compared.comparison)
-        section = ComparisonSection(compared.one, compared.other, compared.comparison)
-    write_evaluation_page(
-        results / EVALUATION_HTML,
-        labelled,
-        evaluation.metrics,
-        source,
-        section,
-        evaluation.warnings,
-    )
+    source = str(labelled.model.get("threshold_source", "the model's"))
+    source = source if threshold is None else threshold.describe()
+    page = results / EVALUATION_HTML
+    write_evaluation_page(page, labelled, metrics, source, compared, evaluation.warnings)
 
 
 def _write_csv(path: Path, evaluation: Evaluation) -> None:
-    names = [field.name for field in fields(Scores)]
     intervals = evaluation.metrics.intervals
-    ends = [end for name in METRIC_NAMES for end in _ends(intervals.get(name))]
+    ends = [end for name in METRIC_NAMES for end in intervals.get(name, NO_INTERVAL)]
     rows = [
-        [item.slide_id, item.labelled, item.not_assessed, *asdict(item.scores).values()]
-        for item in (*evaluation.slides, evaluation.pooled)
+        [item.slide_id, item.labelled, item.not_assessed, *asdict(item.scores).values(), *own]
+        for item, own in (
+            # Slides have no intervals of their own, because these come from resampling patients.
+            *((slide, [None] * len(ends)) for slide in evaluation.slides),
+            (evaluation.pooled, ends),
+        )
     ]
-    # Slides have no intervals of their own, because these come from resampling patients.
-    filled = [[*row, *([None] * len(ends))] for row in rows[:-1]] + [[*rows[-1], *ends]]
-    interval_names = [f"{name}_{end}" for name in METRIC_NAMES for end in ("low", "high")]
-    write_csv(path, ["slide_id", "labelled", "not_assessed", *names, *interval_names], filled)
+    names = [field.name for field in fields(Scores)]
+    names += [f"{name}_{end}" for name in METRIC_NAMES for end in ("low", "high")]
+    write_csv(path, ["slide_id", "labelled", "not_assessed", *names], rows)
 
 
 def _write_comparison(path: Path, comparison: Comparison) -> None:
+    names = ["figure", "one", "other", "difference", "low", "high", "patches", "patients"]
     counts = (comparison.patches, comparison.patients)
     rows = (
-        [item.metric, item.one, item.other, item.difference, *_ends(item.interval), *counts]
+        [
+            item.metric,
+            item.one,
+            item.other,
+            item.difference,
+            *(item.interval or NO_INTERVAL),
+            *counts,
+        ]
         for item in comparison.differences
     )
-    write_csv(
-        path, ["figure", "one", "other", "difference", "low", "high", "patches", "patients"], rows
-    )
-
-
-def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
-    return interval or (None, None)
+    write_csv(path, names, rows)
 
 
 def _format_slides(slides: list[SlideEvaluation]) -> list[str]:
-    rows: list[tuple[str, ...]] = [
-        ("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")
-    ]
+    rows = [("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")]
     for slide in slides:
-        values = (slide.scores.auroc, slide.scores.f1, slide.scores.balanced_accuracy)
-        rows.append(
-            (
-                slide.slide_id,
-                str(slide.labelled),
-                str(slide.not_assessed),
-                *map(show_metric, values),
-            )
-        )
+        scores = (slide.scores.auroc, slide.scores.f1, slide.scores.balanced_accuracy)
+        counts = (str(slide.labelled), str(slide.not_assessed))
+        rows.append((slide.slide_id, *counts, *map(show_metric, scores)))
     width = max(len(row[0]) for row in rows)
-    return [
-        f"{row[0]:<{width}}" + "".join(f"{position:>14}" for position in row[1:]) for row in rows
-    ]
+    return [f"{row[0]:<{width}}" + "".join(f"{value:>14}" for value in row[1:]) for row in rows]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.core.choices import MODEL_FILE
+from wsi_pipeline.core.choices import LEAK_WARNING, MODEL_FILE
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.options import ExternalModelOptions
 from wsi_pipeline.core.recipe import file_sha256
@@ -70,9 +70,6 @@ def find_checkpoint(path: Path) -> Path:
     raise ModelError(f"{path}: holds no {MODEL_FILE} and no {CONFIG_JSON}; name a model")
 
 
-LEAK = "split at random: patients on both sides; its metrics are too high"
-
-
 def describe_model(path: Path) -> dict[str, Any]:
     """Return everything that the model's file or folder states, as JSON.
 
@@ -114,7 +111,7 @@ def describe_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("patches", f"{side_px} px at {mpp:g} µm/px, a field of {side_px * mpp:g} µm"),
         ("classes", ", ".join(names) + positive),
         *(_lines_of_checkpoint(facts) if is_checkpoint else _lines_of_external(facts)),
-        *([("LEAKY", LEAK)] if facts["is_leaky"] else []),
+        *([("LEAKY", LEAK_WARNING)] if facts["is_leaky"] else []),
     ]
 
 

@@ -11,14 +11,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.core.choices import AUTO, STORE_SUFFIX
+from wsi_pipeline.core.choices import AUTO, LEAK_WARNING, STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.models.loading import LEAK, load_model, read_terms
+from wsi_pipeline.models.loading import load_model, read_terms
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import (
     EngineRequest,
@@ -135,7 +135,7 @@ def describe_model(model: Model) -> str:
         f"model {model.architecture}: patches of {model.spec.side_px} px at"
         f" {model.spec.mpp:g} µm/px, {model.positive_class} from probability"
         f" {model.threshold:.3f} on"
-        f" ({model.threshold_source}){f'; LEAKY: {LEAK}' if model.is_leaky else ''}"
+        f" ({model.threshold_source}){f'; LEAKY: {LEAK_WARNING}' if model.is_leaky else ''}"
     )
 
 

@@ -59,6 +59,17 @@ class LabelledPatches:
         """Bytes of one patch's pixels."""
         return self.spec.side_px**2 * 3
 
+    def count_classes(self, members: NDArray[np.intp]) -> dict[str, int]:
+        """Return the number of patches of each class among some."""
+        counts = np.bincount(self.labels[members], minlength=2).tolist()
+        return dict(zip(self.class_names, counts, strict=True))
+
+    def describe(self, members: NDArray[np.intp]) -> str:
+        """Return the number of patients and of patches of each class among some."""
+        patients = len(np.unique(self.patients[members]))
+        counts = ", ".join(f"{count} {name}" for name, count in self.count_classes(members).items())
+        return f"{patients} patients, {len(members)} patches: {counts}"
+
 
 def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
     """Return the labelled, readable patches of the stores, sorted by patient, slide and position.
@@ -138,12 +149,19 @@ def read_pixels(patches: LabelledPatches, members: NDArray[np.intp]) -> NDArray[
     pixels = np.empty((len(members), side, side, 3), dtype=np.uint8)
     places = patches.places[members]
     for number in np.unique(places[:, 0]):
-        store = PatchStore(patches.paths[number])
-        wanted = np.flatnonzero(places[:, 0] == number)
-        blocks, rows = np.divmod(places[wanted, 1], store.block_size)
-        for block in np.unique(blocks).tolist():
-            here = blocks == block
-            pixels[wanted[here]] = store.read_block(block).pixels[rows[here]]
+        here = places[:, 0] == number
+        pixels[here] = read_verified(PatchStore(patches.paths[number]), places[here, 1])
+    return pixels
+
+
+def read_verified(store: PatchStore, numbers: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+    """Return any patches (k, side, side, 3) of a store, reading and verifying each block once."""
+    side = store.grid.spec.side_px
+    pixels = np.empty((len(numbers), side, side, 3), dtype=np.uint8)
+    blocks, rows = np.divmod(numbers, store.block_size)
+    for block in np.unique(blocks).tolist():
+        here = blocks == block
+        pixels[here] = store.read_block(block).pixels[rows[here]]
     return pixels
 
 

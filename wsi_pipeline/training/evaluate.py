@@ -227,6 +227,33 @@ class Comparison:
     differences: tuple[Difference, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A model's results compared with another's on the same patches."""
+
+    one: str
+    other: str
+    slides: int
+    left_out: int
+    """Labelled patches that could not be paired."""
+    comparison: Comparison
+
+    def __str__(self) -> str:
+        pair = self.comparison
+        lines = [
+            f"{self.one} (one) against {self.other} (other): {pair.patches} patches of"
+            f" {pair.patients} patients on {self.slides} slides paired, {self.left_out} labelled"
+            " patches left out",
+            f"  {'':<28}{'one':>8}{'other':>8}{'one − other':>13}   95 % interval",
+        ]
+        for item in pair.differences:
+            low_high = item.interval and f"{item.interval[0]:+.3f} to {item.interval[1]:+.3f}"
+            difference = "–" if item.difference is None else f"{item.difference:+.3f}"
+            values = f"{show_metric(item.one):>8}{show_metric(item.other):>8}{difference:>13}"
+            lines.append(f"  {METRIC_NAMES[item.metric]:<28}{values}   {low_high or '–'}")
+        return "\n".join(lines)
+
+
 def compare(
     labels: Labels,
     one: Floats,

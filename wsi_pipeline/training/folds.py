@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
@@ -16,12 +16,13 @@ from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.patches import find_stores
-from wsi_pipeline.training.calibrate import ThresholdRule, parse_threshold_rule
+from wsi_pipeline.training.calibrate import parse_threshold_rule
 from wsi_pipeline.training.config import TrainConfig, read_config, read_split
 from wsi_pipeline.training.data import load_labelled
 from wsi_pipeline.training.metrics import METRIC_NAMES
 from wsi_pipeline.training.run import (
     METRICS_JSON,
+    RunSettings,
     Trained,
     train,
     train_division,
@@ -66,42 +67,26 @@ def train_folds(
     out: Path,
     config: TrainConfig,
     folds: int,
-    *,
     test_patients: Sequence[str] = (),
-    pretrained: Path | None = None,
-    rule: ThresholdRule | None = None,
-    force: bool = False,
-    resume: bool = True,
-    listener: Listener | None = None,
+    **settings: Unpack[RunSettings],
 ) -> FoldsResult:
     """Train once per fold into `out`/fold-1 …, and write the metrics' spread to `out`/summary.
 
     Folds that are finished are not trained again. Raises as `train` does.
     """
-    if listener is not None:
-        listener.working_on("reading the stores")
+    (settings.get("listener") or Listener()).working_on("reading the stores")
     patches = load_labelled(find_stores(list(stores)))
     splits = split_folds(
         patches.patients, patches.labels, folds, test_patients=test_patients, seed=config.seed
     )
     runs = [out / f"fold-{number}" for number in range(1, len(splits) + 1)]
     for run, split in zip(runs, splits, strict=True):
-        train_division(
-            patches,
-            split.divide(patches.patients),
-            run,
-            config,
-            pretrained=pretrained,
-            rule=rule,
-            force=force,
-            resume=resume,
-            listener=listener,
-        )
+        train_division(patches, split.divide(patches.patients), run, config, **settings)
     return _summarise(out / SUMMARY, runs)
 
 
 def _summarise(folder: Path, runs: Sequence[Path]) -> FoldsResult:
-    metrics = measure_spread(runs)
+    metrics = _measure_spread(runs)
     staging = Staging(folder, {"folds": [read_manifest(run).content_digest for run in runs]})
     with hold_lock(folder):
         # Overwritten without asking if it is outdated: everything in it follows from the folds.
@@ -112,19 +97,15 @@ def _summarise(folder: Path, runs: Sequence[Path]) -> FoldsResult:
     return FoldsResult(folder, metrics)
 
 
-def measure_spread(runs: Sequence[Path]) -> dict[str, Spread]:
+def _measure_spread(runs: Sequence[Path]) -> dict[str, Spread]:
     """Return every metric that all folds have, each fold at its own threshold."""
-    scores = [
-        json.loads((run / METRICS_JSON).read_text(encoding="utf-8"))["scores"] for run in runs
-    ]
-    spreads = {}
-    for name in METRIC_NAMES:
-        values = [fold[name] for fold in scores]
-        if all(value is not None for value in values):
-            spreads[name] = Spread(
-                float(np.mean(values)), float(np.std(values, ddof=1)), tuple(values)
-            )
-    return spreads
+    scores = [json.loads((run / METRICS_JSON).read_bytes())["scores"] for run in runs]
+    by_name = {name: tuple(fold[name] for fold in scores) for name in METRIC_NAMES}
+    return {
+        name: Spread(float(np.mean(values)), float(np.std(values, ddof=1)), values)
+        for name, values in by_name.items()
+        if None not in values
+    }
 
 
 def _write_summary(folder: Path, runs: Sequence[Path], metrics: dict[str, Spread]) -> None:
@@ -144,7 +125,7 @@ def train_stores(
 ) -> Trained | FoldsResult:
     """Train as the options say: once, or once per fold. Raises as `train` does."""
     config, choice = read_config(options), read_split(options)
-    common: dict[str, Any] = {
+    settings: RunSettings = {
         "pretrained": options.weights,
         "rule": parse_threshold_rule(options.threshold),
         "force": options.force,
@@ -152,6 +133,5 @@ def train_stores(
         "listener": listener,
     }
     if options.folds is None:
-        return train(stores, out, config, choice, **common)
-    test = choice.test_patients
-    return train_folds(stores, out, config, options.folds, test_patients=test, **common)
+        return train(stores, out, config, choice, **settings)
+    return train_folds(stores, out, config, options.folds, choice.test_patients, **settings)

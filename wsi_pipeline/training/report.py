@@ -21,12 +21,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from wsi_pipeline.core.choices import LEAK_WARNING
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.calibrate import apply_temperature
 from wsi_pipeline.training.evaluate import (
     NAMED_THRESHOLDS,
     CalibrationMetrics,
-    Comparison,
+    Compared,
     Metrics,
 )
 from wsi_pipeline.training.metrics import (
@@ -39,9 +40,6 @@ from wsi_pipeline.training.metrics import (
     show_metric,
 )
 
-LEAK_WARNING = (
-    "split at random: the same patients are in training and validation, metrics are inflated"
-)
 WORST_PATCHES = 24
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#888888"
 SIZE_INCH = (4.6, 4.1)
@@ -59,16 +57,6 @@ class WorstPatch:
     pixels: NDArray[np.uint8]
     """RGB, (side, side, 3)."""
     caption: str
-
-
-@dataclass(frozen=True)
-class ComparisonSection:
-    """The comparison with another model on the same patches."""
-
-    one: str
-    """Name of this model."""
-    other: str
-    comparison: Comparison
 
 
 @dataclass(frozen=True)
@@ -92,7 +80,7 @@ class ReportContent:
     worst_note: str = ""
     """The reason why patches have no image, if some have none."""
     is_leaky: bool = False
-    comparison: ComparisonSection | None = None
+    comparison: Compared | None = None
     notes: Sequence[str] = ()
     """Warnings to read before the metrics."""
 

@@ -2,18 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from wsi_pipeline.core.choices import HISTORY_CSV, MODEL_FILE, REPORT_HTML
+from wsi_pipeline.core.choices import HISTORY_CSV, LEAK_WARNING, MODEL_FILE, REPORT_HTML
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.progress import Listener, relay
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
@@ -22,12 +21,7 @@ from wsi_pipeline.models.model import make_self_test
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
-from wsi_pipeline.training.calibrate import (
-    ThresholdRule,
-    apply_temperature,
-    fit_temperature,
-    parse_threshold_rule,
-)
+from wsi_pipeline.training.calibrate import ThresholdRule, apply_temperature, fit_temperature
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
 from wsi_pipeline.training.evaluate import (
@@ -38,7 +32,7 @@ from wsi_pipeline.training.evaluate import (
 )
 from wsi_pipeline.training.fit import FitJob, Fitted, make_fabric, make_network, run_fit
 from wsi_pipeline.training.loop import Epoch, FitHistory
-from wsi_pipeline.training.metrics import format_confusion
+from wsi_pipeline.training.metrics import Floats, Labels, format_confusion
 from wsi_pipeline.training.report import (
     ReportContent,
     WorstPatch,
@@ -58,7 +52,6 @@ EVENTS = Path("tensorboard") / "events.out.tfevents.0.wsi"
 LOGGED = tuple(
     field.name for field in fields(Epoch) if field.name not in ("epoch", "seconds", "is_best")
 )
-DEFAULT_RULE = "youden"
 IN_SAMPLE = (
     "The best epoch, the temperature and the threshold were chosen on these validation patients, so"
     " these metrics are slightly too good. For metrics to publish, keep patients out with"
@@ -77,16 +70,16 @@ class Trained:
     is_leaky: bool
 
     def __str__(self) -> str:
-        if self.metrics is None:
+        metrics = self.metrics
+        if metrics is None:
             return (
                 f"nothing to do: {self.model} was already trained from these stores with these"
                 " parameters"
             )
-        metrics, lines = self.metrics, []
-        if self.is_leaky:
-            lines.append("LEAKY: patients are on both sides of this split; metrics are inflated")
-        lines += [*format_intervals(metrics, "validation patients"), ""]
-        lines += [
+        lines = [
+            *([f"LEAKY: {LEAK_WARNING}"] if self.is_leaky else []),
+            *format_intervals(metrics, "validation patients"),
+            "",
             format_calibration(metrics),
             "epoch, temperature and threshold were chosen on these patients; for figures to"
             " publish, run infer and evaluate on others",
@@ -97,42 +90,38 @@ class Trained:
         return "\n".join(lines)
 
 
+class RunSettings(TypedDict, total=False):
+    """Settings of a training beside its configuration and its split."""
+
+    pretrained: Path | None
+    """File of weights to start from."""
+    rule: ThresholdRule | None
+    """None: youden."""
+    force: bool
+    resume: bool
+    """Continue a run that was killed; the default."""
+    listener: Listener | None
+
+
 def train(
     stores: Sequence[Path],
     out: Path,
     config: TrainConfig,
     choice: SplitChoice | None = None,
-    *,
-    pretrained: Path | None = None,
-    rule: ThresholdRule | None = None,
-    force: bool = False,
-    resume: bool = True,
-    listener: Listener | None = None,
+    **settings: Unpack[RunSettings],
 ) -> Trained:
     """Train on the labelled patches of `stores` and commit `out` with the model and its report.
 
     A run that was killed resumes after its last complete epoch and ends in the same weights (on the
-    CPU, with the same number of threads). `pretrained` is a file of weights to start from. Raises
-    ConfigError, ModelError or StoreError before any training where the stores do not fit together,
-    or the split cannot be made.
+    CPU, with the same number of threads). Raises ConfigError, ModelError or StoreError before any
+    training where the stores do not fit together, or the split cannot be made.
     """
     with hold_lock(out):
         pass  # fails before the stores are read if `out` cannot be written
-    listener = listener or Listener()
-    listener.working_on("reading the stores")
+    (settings.get("listener") or Listener()).working_on("reading the stores")
     patches = load_labelled(find_stores(list(stores)))
     division = (choice or SplitChoice()).divide(patches, config.seed)
-    return train_division(
-        patches,
-        division,
-        out,
-        config,
-        pretrained=pretrained,
-        rule=rule,
-        force=force,
-        resume=resume,
-        listener=listener,
-    )
+    return train_division(patches, division, out, config, **settings)
 
 
 def train_division(
@@ -140,26 +129,23 @@ def train_division(
     division: Division,
     out: Path,
     config: TrainConfig,
-    *,
-    pretrained: Path | None = None,
-    rule: ThresholdRule | None = None,
-    force: bool = False,
-    resume: bool = True,
-    listener: Listener | None = None,
+    **settings: Unpack[RunSettings],
 ) -> Trained:
     """Train as `train` does, on patches that are already loaded and split."""
-    rule = rule or parse_threshold_rule(DEFAULT_RULE)
-    listener = listener or Listener()
+    rule = settings.get("rule") or ThresholdRule("youden")
+    listener = settings.get("listener") or Listener()
+    pretrained = settings.get("pretrained")
     recipe = make_recipe(patches, division, config, pretrained)
     staging = Staging(out, recipe | {"threshold": rule.describe()})
+    inputs = [*patches.paths, pretrained]
     with hold_lock(out):
-        if find_finished(staging, KIND, force, [*patches.paths, pretrained]):
+        if find_finished(staging, KIND, settings.get("force", False), inputs):
             return Trained(out / MODEL_FILE, None, patches.class_names, division.is_leaky)
         job = FitJob(config, patches, division, pretrained, staging.folder / STATE_FILE)
         make_fabric(config)
         make_network(job)
         events = staging.product / EVENTS
-        if not (resume and staging.is_prepared):
+        if not (settings.get("resume", True) and staging.is_prepared):
             staging.begin()
             events.parent.mkdir()
             staging.mark_prepared()
@@ -195,18 +181,13 @@ def _log_epochs(events: Path, listener: Listener) -> Listener:
 
 def describe_split(patches: LabelledPatches, division: Division) -> str:
     """Return the patients and patches of each part of the split, a line per part."""
-    tested = division.record["test"]
-    parts = [("training", division.train), ("validation", division.val)]
-    if tested:
-        parts.append(("held out", np.flatnonzero(np.isin(patches.patients, tested))))
-    lines = []
-    for part, members in parts:
-        labels = patches.labels[members]
-        count = len(tested) if part == "held out" else len({*patches.patients[members].tolist()})
-        lines.append(
-            f"{part}: {count} patients, {len(labels)} patches, {int((labels == 1).sum())}"
-            f" {patches.class_names[1]}"
-        )
+    lines = [
+        f"training: {patches.describe(division.train)}",
+        f"validation: {patches.describe(division.val)}",
+    ]
+    if tested := division.record["test"]:
+        held_out = np.flatnonzero(np.isin(patches.patients, tested))
+        lines.append(f"held out: {patches.describe(held_out)}")
     if division.is_leaky:
         both = len(division.record["patients_on_both_sides"])
         lines.append(
@@ -232,11 +213,8 @@ class TrainingRecord:
 def _finish(staging: Staging, job: FitJob, fitted: Fitted, rule: ThresholdRule) -> Metrics:
     """Fit temperature and threshold on the validation patches; commit model and report."""
     val, history = job.division.val, fitted.history
-    labels, patients, logits = (
-        job.patches.labels[val],
-        job.patches.patients[val],
-        history.best_logits,
-    )
+    labels, patients = job.patches.labels[val], job.patches.patients[val]
+    logits = history.best_logits
     temperature = fit_temperature(labels, logits)
     threshold = rule.choose(labels, apply_temperature(logits, temperature))
     metrics = evaluate_logits(
@@ -256,7 +234,7 @@ def _make_checkpoint(
     job: FitJob, fitted: Fitted, metrics: Metrics, rule: ThresholdRule
 ) -> Checkpoint:
     patches, division = job.patches, job.division
-    patients = len({*patches.patients[division.val].tolist()})
+    patients = len(np.unique(patches.patients[division.val]))
     source = f"{rule.describe()} on {patients} validation patients, {len(division.val)} patches"
     return Checkpoint(
         architecture=job.config.architecture,
@@ -273,22 +251,14 @@ def _make_checkpoint(
         training={
             **make_recipe(patches, division, job.config, job.pretrained),
             "patches": {
-                part: _count_classes(patches, members)
-                for part, members in (("train", division.train), ("val", division.val))
+                "train": patches.count_classes(division.train),
+                "val": patches.count_classes(division.val),
             },
             "epochs": len(fitted.history.epochs),
             "best_epoch": fitted.history.best_epoch,
             "tool": describe_tool(),
         },
     )
-
-
-def _count_classes(patches: LabelledPatches, members: NDArray[np.intp]) -> Mapping[str, int]:
-    labels = patches.labels[members]
-    return {
-        name: int(np.count_nonzero(labels == index))
-        for index, name in enumerate(patches.class_names)
-    }
 
 
 def write_run_folder(folder: Path, record: TrainingRecord) -> None:
@@ -314,21 +284,19 @@ def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
 
 def write_events(path: Path, epochs: Iterable[Epoch]) -> None:
     """Write all epochs for TensorBoard; the wall time of an event is the epoch's number."""
+    head = Event(wall_time=0, step=0, file_version="brain.Event:2")
     with path.open("wb") as stream:
-        RecordWriter(stream).write(
-            Event(wall_time=0, step=0, file_version="brain.Event:2").SerializeToString()
-        )
+        RecordWriter(stream).write(head.SerializeToString())
     for epoch in epochs:
         append_events(path, epoch)
 
 
 def append_events(path: Path, epoch: Epoch) -> None:
     """Append an epoch, so that TensorBoard can follow a running training."""
-    named = {name: float(getattr(epoch, name)) for name in LOGGED}
     values = [
-        Summary.Value(tag=_tag(name), simple_value=value)
-        for name, value in named.items()
-        if math.isfinite(value)
+        Summary.Value(tag=_tag(name), simple_value=getattr(epoch, name))
+        for name in LOGGED
+        if math.isfinite(getattr(epoch, name))
     ]
     event = Event(wall_time=epoch.epoch, step=epoch.epoch, summary=Summary(value=values))
     with path.open("ab") as stream:
@@ -380,8 +348,8 @@ def _list_facts(record: TrainingRecord) -> dict[str, str]:
     return {
         "network": checkpoint.architecture,
         "patches": f"{side_px} × {side_px} px at {checkpoint.spec.mpp:g} µm/px",
-        "training": _describe_part(record, "train"),
-        "validation": _describe_part(record, "val"),
+        "training": record.patches.describe(record.division.train),
+        "validation": record.patches.describe(record.division.val),
         "held out": f"{len(record.division.record['test'])} patients",
         "epochs": f"{training['epochs']}, the best is {training['best_epoch']}",
         "temperature": f"{checkpoint.temperature:.3f}",
@@ -389,26 +357,14 @@ def _list_facts(record: TrainingRecord) -> dict[str, str]:
     }
 
 
-def _describe_part(record: TrainingRecord, part: str) -> str:
-    members = getattr(record.division, part)
-    counts = record.checkpoint.training["patches"][part]
-    patients = len({*record.patches.patients[members].tolist()})
-    return f"{patients} patients, {len(members)} patches: " + ", ".join(
-        f"{count} {name}" for name, count in counts.items()
-    )
-
-
-def _show_worst(
-    record: TrainingRecord, labels: NDArray[np.int8], probability: NDArray[np.float32]
-) -> list[WorstPatch]:
+def _show_worst(record: TrainingRecord, labels: Labels, probability: Floats) -> list[WorstPatch]:
     """Return the most confidently wrong validation patches with their images."""
     worst = pick_worst(labels, probability)
     members = record.division.val[worst]
     pixels, patients = read_pixels(record.patches, members), record.patches.patients[members]
+    facts = zip(pixels, labels[worst], probability[worst], patients, strict=True)
     names = record.checkpoint.class_names
     return [
         WorstPatch(image, describe_worst(label, value, names, patient))
-        for image, label, value, patient in zip(
-            pixels, labels[worst], probability[worst], patients, strict=True
-        )
+        for image, label, value, patient in facts
     ]
