@@ -213,9 +213,8 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> LabelledPatches:
 def fit_once(patches: LabelledPatches, config: TrainConfig) -> bytes:
     """The weights that one epoch comes to."""
     division = FIXED.divide(patches, config.seed)
-    weights = run_fit(
-        FitJob(replace(config, epochs=1), patches, division), Listener()
-    ).history.best_weights
+    job = FitJob(replace(config, epochs=1), patches, division)
+    weights = run_fit(job, Listener()).best_weights
     return b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
 
 

@@ -3,8 +3,4 @@
 from wsi_pipeline.evaluation.labelled import find_class_names
 from wsi_pipeline.evaluation.run import Evaluation, evaluate_results
 
-__all__ = [
-    "Evaluation",
-    "evaluate_results",
-    "find_class_names",
-]
+__all__ = ["Evaluation", "evaluate_results", "find_class_names"]

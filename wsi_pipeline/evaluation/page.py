@@ -101,23 +101,17 @@ def _show_worst(
         block = _find_pixels([source, slide.table.slide.path], slide.table, positions)
         if block is None:
             continue
+        names, patient = labelled.class_names, slide.table.patient_id
         for place, pixels, readable in zip(places, block.pixels, block.readable, strict=True):
             if readable:
-                caption = describe_worst(
-                    int(labels[place]),
-                    float(probability[place]),
-                    labelled.class_names,
-                    slide.table.patient_id,
-                )
-                images[int(place)] = WorstPatch(pixels, caption)
-    missing = len(chosen) - len(images)
+                caption = describe_worst(labels[place], probability[place], names, patient)
+                images[place] = WorstPatch(pixels, caption)
     note = (
-        f"{missing} more have no image: the slide or store that they came from is gone, changed"
-        " or unreadable."
-        if missing
-        else ""
+        f"{len(chosen) - len(images)} more have no image: the slide or store that they came from is"
+        " gone, changed or unreadable."
     )
-    return [images[int(place)] for place in chosen if int(place) in images], note
+    found = [images[place] for place in chosen if place in images]
+    return found, "" if len(found) == len(chosen) else note
 
 
 def read_sources(run_json: Path) -> dict[str, str]:

@@ -31,16 +31,11 @@ from wsi_pipeline.training.evaluate import (
     format_calibration,
     format_intervals,
 )
-from wsi_pipeline.training.metrics import (
-    METRIC_NAMES,
-    Scores,
-    format_confusion,
-    score,
-    show_metric,
-)
+from wsi_pipeline.training.metrics import METRIC_NAMES, Scores, format_confusion, score, show_metric
 
 POOLED = "all slides"
-NO_INTERVAL = (None, None)
+HEADINGS = ("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")
+NO_INTERVAL: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +172,12 @@ def _write(
 
 def _write_csv(path: Path, evaluation: Evaluation) -> None:
     intervals = evaluation.metrics.intervals
-    ends = [end for name in METRIC_NAMES for end in intervals.get(name, NO_INTERVAL)]
+    ends = [end for name in METRIC_NAMES for end in intervals.get(name) or NO_INTERVAL]
+    # Slides have no intervals of their own, because these come from resampling patients.
+    filled = [(slide, [*NO_INTERVAL] * len(METRIC_NAMES)) for slide in evaluation.slides]
     rows = [
         [item.slide_id, item.labelled, item.not_assessed, *asdict(item.scores).values(), *own]
-        for item, own in (
-            # Slides have no intervals of their own, because these come from resampling patients.
-            *((slide, [None] * len(ends)) for slide in evaluation.slides),
-            (evaluation.pooled, ends),
-        )
+        for item, own in [*filled, (evaluation.pooled, ends)]
     ]
     names = [field.name for field in fields(Scores)]
     names += [f"{name}_{end}" for name in METRIC_NAMES for end in ("low", "high")]
@@ -209,7 +202,7 @@ def _write_comparison(path: Path, comparison: Comparison) -> None:
 
 
 def _format_slides(slides: list[SlideEvaluation]) -> list[str]:
-    rows = [("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")]
+    rows: list[tuple[str, ...]] = [HEADINGS]
     for slide in slides:
         scores = (slide.scores.auroc, slide.scores.f1, slide.scores.balanced_accuracy)
         counts = (str(slide.labelled), str(slide.not_assessed))

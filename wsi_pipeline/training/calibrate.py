@@ -76,7 +76,7 @@ class ThresholdRule:
     """The sensitivity to reach, or the threshold itself; the other rules ignore it."""
 
     def __post_init__(self) -> None:
-        if self.name not in (*RULES, "fixed"):
+        if self.name not in DESCRIPTIONS:
             raise ConfigError(f"threshold rule {self.name!r} is unknown; take {CHOICES}")
         if self.name == "fixed" and not 0 <= self.value <= 1:
             raise ConfigError(f"the threshold is {self.value}; it must lie between 0 and 1")
@@ -87,12 +87,7 @@ class ThresholdRule:
 
     def describe(self) -> str:
         """Return the rule in words; checkpoints and recipes record this text."""
-        return {
-            "youden": "highest balanced accuracy (Youden)",
-            "f1": "highest F1",
-            "sensitivity": f"highest threshold with a sensitivity of at least {self.value}",
-            "fixed": f"set to {self.value} by hand",
-        }[self.name]
+        return DESCRIPTIONS[self.name].format(self.value)
 
     def choose(self, labels: Labels, probability: Floats) -> float:
         """Return the threshold for labels (n,) 0 or 1 and probabilities (n,).
@@ -107,6 +102,12 @@ class ThresholdRule:
 
 
 CHOICES = "youden, f1, sensitivity=NUMBER or a number from 0 to 1"
+DESCRIPTIONS = {
+    "youden": "highest balanced accuracy (Youden)",
+    "f1": "highest F1",
+    "sensitivity": "highest threshold with a sensitivity of at least {}",
+    "fixed": "set to {} by hand",
+}
 
 
 def parse_threshold_rule(text: str) -> ThresholdRule:

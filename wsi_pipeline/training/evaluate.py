@@ -156,10 +156,7 @@ def _check(labels: Labels, logits: Floats, probability: Floats, patients: Names)
 
 
 def _measure_calibration(
-    labels: Labels,
-    logits: Floats,
-    probability: Floats,
-    temperature: float,
+    labels: Labels, logits: Floats, probability: Floats, temperature: float
 ) -> CalibrationMetrics:
     if not len(labels):
         return CalibrationMetrics(temperature, None, None, None, ())
@@ -187,10 +184,7 @@ def sweep_thresholds(
 
 
 def _score_patients(
-    labels: Labels,
-    probability: Floats,
-    patients: Names,
-    threshold: float,
+    labels: Labels, probability: Floats, patients: Names, threshold: float
 ) -> tuple[PatientScores, ...]:
     names, codes = np.unique(patients, return_inverse=True)
     found = []

@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,7 @@ class FitJob:
     """File in which the state is saved after every epoch, and from which training resumes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """The result of a fit."""
-
-    history: FitHistory
-    normalisation: Normalisation
-    """Mean and deviation of the training patches."""
-
-
-def run_fit(job: FitJob, listener: Listener) -> Fitted:
+def run_fit(job: FitJob, listener: Listener) -> FitHistory:
     """Train on as many devices as configured.
 
     Raises ModelError, ConfigError or EnvironmentFault.
@@ -128,7 +119,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if is_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
-def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> Fitted:
+def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> FitHistory:
     """Do this process's part of the fit; all of it where there is one process."""
     state = None if job.state_file is None else load_state(job.state_file)
     precision = choose_precision(job.config.precision, fabric.device)
@@ -137,9 +128,8 @@ def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> Fitted:
         open_part(job.patches, members, cache, fabric.device)
         for members in (job.division.train, job.division.val)
     )
-    normalisation = measure_normalisation(train.pixels)
-    learner = make_learner(job, fabric, normalisation)
-    history = FitHistory()
+    history = FitHistory(measure_normalisation(train.pixels))
+    learner = make_learner(job, fabric, history.normalisation)
     if state is not None:
         if precision != (before := state.plain["precision"]):
             raise ConfigError(
@@ -149,9 +139,9 @@ def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> Fitted:
         history = unpack_history(state)
         learner.restore(state.tensors, state.plain["learner"])
         listener.say(f"continuing after epoch {len(history.epochs)}, where this run was stopped")
-    notes = {"cache": cache, "precision": precision, **asdict(normalisation)}
+    notes = {"cache": cache, "precision": precision}
     fit(learner, train, val, job.config, history, listener, job.state_file, notes)
-    return Fitted(history, normalisation)
+    return history
 
 
 def _choose_cache(job: FitJob, device: torch.device, state: SavedState | None) -> str:
@@ -207,7 +197,7 @@ def make_network(job: FitJob) -> nn.Module:
     return network
 
 
-def _fit_in_processes(job: FitJob, listener: Listener) -> Fitted:
+def _fit_in_processes(job: FitJob, listener: Listener) -> FitHistory:
     """Train in one process per device; the first one sends messages and leaves the final state."""
     if job.state_file is None:
         raise ModelError("training on several devices needs a file for its state; give one")
@@ -238,8 +228,7 @@ def _fit_in_processes(job: FitJob, listener: Listener) -> Fitted:
             f"{job.state_file}: the saved state of this training has vanished; run the same"
             " command again"
         )
-    normalisation = Normalisation(tuple(state.plain["mean"]), tuple(state.plain["std"]))
-    return Fitted(unpack_history(state), normalisation)
+    return unpack_history(state)
 
 
 def _fit_rank(fabric: Fabric, job: FitJob, messages: Any) -> None:

@@ -57,8 +57,6 @@ class FittedNetwork:
     """A network with the weights of its best epoch, and its training history."""
 
     network: Network
-    normalisation: Normalisation
-    """Mean and deviation of the training images."""
     history: FitHistory
     """All epochs, and the best one's logits on the validation images."""
 
@@ -68,7 +66,9 @@ class FittedNetwork:
         device = next(self.network.parameters()).device
         network = self.network.eval()
         parts = torch.from_numpy(pixels).split(VALIDATION_BATCH)
-        outputs = [network(normalise(part.to(device), self.normalisation)) for part in parts]
+        outputs = [
+            network(normalise(part.to(device), self.history.normalisation)) for part in parts
+        ]
         return np.asarray(torch.cat(outputs).float().cpu().numpy())
 
 
@@ -87,13 +87,12 @@ def fit_images(
     """
     fabric = _launch(config)
     parts = _as_part(train, fabric), _as_part(val, fabric)
-    normalisation = measure_normalisation(parts[0].pixels)
+    history = FitHistory(measure_normalisation(parts[0].pixels))
     steps = count_steps(len(train), config)
-    learner = _make_learner(network, config, steps, normalisation, fabric, objective)
-    history = FitHistory()
+    learner = _make_learner(network, config, steps, history.normalisation, fabric, objective)
     fit(learner, *parts, config, history, listener or Listener())
     network.load_state_dict(history.best_weights)
-    return FittedNetwork(network, normalisation, history)
+    return FittedNetwork(network, history)
 
 
 def sweep_images(

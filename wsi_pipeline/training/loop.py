@@ -191,23 +191,20 @@ class Learner:
     def _standardise(self, x: Tensor) -> Tensor:
         return (x - self._mean) / self._std
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor that the next step depends on, by name."""
-        tensors = _prefix("network", self._network.state_dict())
+    def state(self) -> SavedState:
+        """Return everything that the next step depends on."""
+        optimizer, plain = pack_optimizer(self._optimizer.state_dict())
+        tensors = _prefix("network", self._network.state_dict()) | _prefix("optimizer", optimizer)
         if self._average is not None:
             tensors |= _prefix("average", self._average.state_dict())
-        return tensors | _prefix("optimizer", pack_optimizer(self._optimizer.state_dict())[0])
-
-    def plain(self) -> dict[str, Any]:
-        """Return the rest that the next step depends on, as JSON values."""
-        return {
-            "optimizer": pack_optimizer(self._optimizer.state_dict())[1],
-            "scheduler": self._scheduler.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-        }
+        scheduler = self._scheduler.state_dict()
+        precision = self.fabric.strategy.precision.state_dict()
+        return SavedState(
+            tensors, {"optimizer": plain, "scheduler": scheduler, "precision": precision}
+        )
 
     def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Restore the state that `tensors` and `plain` returned."""
+        """Restore the parts of a state that `state` returned."""
         self._network.load_state_dict(_under("network", tensors))
         if self._average is not None:
             self._average.load_state_dict(_under("average", tensors))
@@ -262,6 +259,8 @@ class SplitPart:
 class FitHistory:
     """Epochs of a training so far, and the results of the best one."""
 
+    normalisation: Normalisation
+    """Mean and deviation of the training patches."""
     epochs: list[Epoch] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_logits: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
@@ -406,15 +405,18 @@ def measure(epoch: Epoch, metric: str) -> float:
 
 def pack_state(learner: Learner, history: FitHistory, notes: Mapping[str, Any]) -> SavedState:
     """Return learner, history and notes as one state to save."""
-    tensors = learner.tensors() | _prefix("best", history.best_weights)
-    tensors["best_logits"] = torch.from_numpy(history.best_logits)
+    state = learner.state()
+    best = _prefix("best", history.best_weights)
+    best["best_logits"] = torch.from_numpy(history.best_logits)
     epochs = [asdict(epoch) for epoch in history.epochs]
-    return SavedState(tensors, {**notes, "learner": learner.plain(), "history": epochs})
+    plain = {**notes, **asdict(history.normalisation), "learner": state.plain, "history": epochs}
+    return SavedState({**state.tensors, **best}, plain)
 
 
 def unpack_history(state: SavedState) -> FitHistory:
     """Return the history that `pack_state` saved."""
     return FitHistory(
+        Normalisation(tuple(state.plain["mean"]), tuple(state.plain["std"])),
         epochs=[Epoch(**row) for row in state.plain["history"]],
         best_weights=_under("best", state.tensors),
         best_logits=state.tensors["best_logits"].numpy(),

@@ -270,11 +270,7 @@ class ResampledMetrics:
 
 
 def _total_by_patient(
-    labels: Labels,
-    probability: Floats,
-    codes: NDArray[np.intp],
-    patients: int,
-    threshold: float,
+    labels: Labels, probability: Floats, codes: NDArray[np.intp], patients: int, threshold: float
 ) -> NDArray[np.float64]:
     """Return each patient's confusion matrix, squared distances and gaps in each calibration bin.
 

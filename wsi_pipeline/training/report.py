@@ -24,12 +24,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from wsi_pipeline.core.choices import LEAK_WARNING
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.calibrate import apply_temperature
-from wsi_pipeline.training.evaluate import (
-    NAMED_THRESHOLDS,
-    CalibrationMetrics,
-    Compared,
-    Metrics,
-)
+from wsi_pipeline.training.evaluate import NAMED_THRESHOLDS, CalibrationMetrics, Compared, Metrics
 from wsi_pipeline.training.metrics import (
     FEW_PATIENTS,
     METRIC_NAMES,
@@ -188,12 +183,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return _save(figure)
 
 
-def plot_roc(
-    labels: Labels,
-    probability: Floats,
-    patients: Names,
-    metrics: Metrics,
-) -> bytes:
+def plot_roc(labels: Labels, probability: Floats, patients: Names, metrics: Metrics) -> bytes:
     """Plot the ROC curve of all patches, thin curves of single patients, and the threshold."""
     figure, axes = _make_square("1 − specificity", "sensitivity")
     for members in _patients_with_curves(labels, patients):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -30,9 +31,9 @@ from wsi_pipeline.training.evaluate import (
     format_calibration,
     format_intervals,
 )
-from wsi_pipeline.training.fit import FitJob, Fitted, make_fabric, make_network, run_fit
+from wsi_pipeline.training.fit import FitJob, make_fabric, make_network, run_fit
 from wsi_pipeline.training.loop import Epoch, FitHistory
-from wsi_pipeline.training.metrics import Floats, Labels, format_confusion
+from wsi_pipeline.training.metrics import Floats, format_confusion
 from wsi_pipeline.training.report import (
     ReportContent,
     WorstPatch,
@@ -52,6 +53,7 @@ EVENTS = Path("tensorboard") / "events.out.tfevents.0.wsi"
 LOGGED = tuple(
     field.name for field in fields(Epoch) if field.name not in ("epoch", "seconds", "is_best")
 )
+LOGGED_PARTS = {"train": "training", "val": "validation"}
 IN_SAMPLE = (
     "The best epoch, the temperature and the threshold were chosen on these validation patients, so"
     " these metrics are slightly too good. For metrics to publish, keep patients out with"
@@ -152,9 +154,9 @@ def train_division(
         listener.say(describe_split(patches, division))
         listener.say(f"to watch: tensorboard --logdir {events.parent}")
         listener.working_on(f"reading {len(division.train) + len(division.val):,} patches")
-        fitted = run_fit(job, _log_epochs(events, listener))
+        history = run_fit(job, _log_epochs(events, listener))
         listener.working_on("evaluating the best epoch and writing the report")
-        metrics = _finish(staging, job, fitted, rule)
+        metrics = _finish(staging, job, history, rule)
     return Trained(out / MODEL_FILE, metrics, patches.class_names, division.is_leaky)
 
 
@@ -199,39 +201,33 @@ def describe_split(patches: LabelledPatches, division: Division) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingRecord:
-    """A finished training run, for its report."""
-
-    checkpoint: Checkpoint
-    patches: LabelledPatches
-    division: Division
-    history: FitHistory
-    metrics: Metrics
-
-
-def _finish(staging: Staging, job: FitJob, fitted: Fitted, rule: ThresholdRule) -> Metrics:
+def _finish(staging: Staging, job: FitJob, history: FitHistory, rule: ThresholdRule) -> Metrics:
     """Fit temperature and threshold on the validation patches; commit model and report."""
-    val, history = job.division.val, fitted.history
+    val, folder = job.division.val, staging.product
     labels, patients = job.patches.labels[val], job.patches.patients[val]
     logits = history.best_logits
     temperature = fit_temperature(labels, logits)
-    threshold = rule.choose(labels, apply_temperature(logits, temperature))
+    probability = apply_temperature(logits, temperature)
+    threshold = rule.choose(labels, probability)
     metrics = evaluate_logits(
         labels, logits, patients, temperature=temperature, threshold=threshold, seed=job.config.seed
     )
-    checkpoint = _make_checkpoint(job, fitted, metrics, rule)
+    checkpoint = _make_checkpoint(job, history, metrics, rule)
     checkpoint = replace(checkpoint, self_test=make_self_test(checkpoint))
-    save_checkpoint(checkpoint, staging.product / MODEL_FILE)
-    write_events(staging.product / EVENTS, history.epochs)
-    record = TrainingRecord(checkpoint, job.patches, job.division, history, metrics)
-    write_run_folder(staging.product, record)
+    save_checkpoint(checkpoint, folder / MODEL_FILE)
+    write_events(folder / EVENTS, history.epochs)
+    write_history(folder / HISTORY_CSV, history.epochs)
+    write_json(folder / METRICS_JSON, asdict(metrics))
+    write_json(folder / SPLIT_JSON, job.division.record | {"is_leaky": job.division.is_leaky})
+    _write_validation(folder / VALIDATION_CSV, job, logits, probability)
+    report = _make_report(job, history, checkpoint, metrics, probability)
+    write_report_page(folder / REPORT_HTML, report)
     staging.commit(KIND, {"patches": len(job.patches), "epochs": len(history.epochs)})
     return metrics
 
 
 def _make_checkpoint(
-    job: FitJob, fitted: Fitted, metrics: Metrics, rule: ThresholdRule
+    job: FitJob, history: FitHistory, metrics: Metrics, rule: ThresholdRule
 ) -> Checkpoint:
     patches, division = job.patches, job.division
     patients = len(np.unique(patches.patients[division.val]))
@@ -241,11 +237,11 @@ def _make_checkpoint(
         options=job.config.network,
         spec=patches.spec,
         class_names=patches.class_names,
-        normalisation=fitted.normalisation,
+        normalisation=history.normalisation,
         temperature=metrics.after.temperature,
         threshold=metrics.scores.threshold,
         threshold_source=source + ("; patients on both sides" if division.is_leaky else ""),
-        weights=fitted.history.best_weights,
+        weights=history.best_weights,
         is_leaky=division.is_leaky,
         scores={"validation": asdict(metrics.scores)},
         training={
@@ -254,20 +250,11 @@ def _make_checkpoint(
                 "train": patches.count_classes(division.train),
                 "val": patches.count_classes(division.val),
             },
-            "epochs": len(fitted.history.epochs),
-            "best_epoch": fitted.history.best_epoch,
+            "epochs": len(history.epochs),
+            "best_epoch": history.best_epoch,
             "tool": describe_tool(),
         },
     )
-
-
-def write_run_folder(folder: Path, record: TrainingRecord) -> None:
-    """Write every file of the report; the same run always gives the same bytes."""
-    write_history(folder / HISTORY_CSV, record.history.epochs)
-    write_json(folder / METRICS_JSON, asdict(record.metrics))
-    write_json(folder / SPLIT_JSON, record.division.record | {"is_leaky": record.division.is_leaky})
-    _write_validation(folder / VALIDATION_CSV, record)
-    write_report_page(folder / REPORT_HTML, _make_report(record))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -305,66 +292,63 @@ def append_events(path: Path, epoch: Epoch) -> None:
 
 def _tag(name: str) -> str:
     """Return `loss/validation` for `val_loss`, so that TensorBoard plots both losses together."""
-    for prefix, part in (("train_", "training"), ("val_", "validation")):
-        if name.startswith(prefix):
-            return f"{name.removeprefix(prefix)}/{part}"
-    return name
+    part, _, metric = name.partition("_")
+    return f"{metric}/{LOGGED_PARTS[part]}" if part in LOGGED_PARTS else name
 
 
-def _write_validation(path: Path, record: TrainingRecord) -> None:
-    patches, val, logits = record.patches, record.division.val, record.history.best_logits
-    probability = apply_temperature(logits, record.checkpoint.temperature)
-    rows: list[list[Any]] = []
-    for index, logit, value in zip(val.tolist(), logits, probability, strict=True):
-        store, patch = patches.places[index].tolist()
-        patient, label = str(patches.patients[index]), int(patches.labels[index])
-        rows.append([patient, patches.paths[store].name, patch, label, str(logit), str(value)])
-    table = format_csv(["patient_id", "store", "patch", "label", "logit", "probability"], rows)
+def _write_validation(path: Path, job: FitJob, logits: Floats, probability: Floats) -> None:
+    patches, val = job.patches, job.division.val
+    stores, numbers = patches.places[val].T.tolist()
+    columns = {
+        "patient_id": patches.patients[val].tolist(),
+        "store": [patches.paths[store].name for store in stores],
+        "patch": numbers,
+        "label": patches.labels[val].tolist(),
+        "logit": map(str, logits),
+        "probability": map(str, probability),
+    }
+    table = format_csv(list(columns), zip(*columns.values(), strict=True))
     path.write_bytes(table.encode(errors="surrogateescape"))
 
 
-def _make_report(record: TrainingRecord) -> ReportContent:
-    val = record.division.val
-    labels, logits = record.patches.labels[val], record.history.best_logits
+def _make_report(
+    job: FitJob, history: FitHistory, checkpoint: Checkpoint, metrics: Metrics, probability: Floats
+) -> ReportContent:
+    patches, val = job.patches, job.division.val
     return ReportContent(
-        title=f"Training of {record.checkpoint.architecture}",
-        class_names=record.checkpoint.class_names,
-        metrics=record.metrics,
-        labels=labels,
-        logits=logits,
-        patients=record.patches.patients[val],
-        history=[asdict(epoch) for epoch in record.history.epochs],
-        facts=_list_facts(record),
-        is_leaky=record.division.is_leaky,
+        title=f"Training of {checkpoint.architecture}",
+        class_names=checkpoint.class_names,
+        metrics=metrics,
+        labels=patches.labels[val],
+        logits=history.best_logits,
+        patients=patches.patients[val],
+        history=[asdict(epoch) for epoch in history.epochs],
+        facts={
+            "network": checkpoint.architecture,
+            "patches": f"{patches.spec.side_px} × {patches.spec.side_px} px at"
+            f" {patches.spec.mpp:g} µm/px",
+            "training": patches.describe(job.division.train),
+            "validation": patches.describe(val),
+            "held out": f"{len(job.division.record['test'])} patients",
+            "epochs": f"{len(history.epochs)}, the best is {history.best_epoch}",
+            "temperature": f"{checkpoint.temperature:.3f}",
+            "threshold": f"{checkpoint.threshold:.3f}: {checkpoint.threshold_source}",
+        },
+        is_leaky=job.division.is_leaky,
         notes=(IN_SAMPLE,),
-        worst=_show_worst(record, labels, apply_temperature(logits, record.checkpoint.temperature)),
+        worst=_show_worst(patches, val, probability),
     )
 
 
-def _list_facts(record: TrainingRecord) -> dict[str, str]:
-    """Return the rows of the report's table about the model and its patches."""
-    checkpoint, training = record.checkpoint, record.checkpoint.training
-    side_px = checkpoint.spec.side_px
-    return {
-        "network": checkpoint.architecture,
-        "patches": f"{side_px} × {side_px} px at {checkpoint.spec.mpp:g} µm/px",
-        "training": record.patches.describe(record.division.train),
-        "validation": record.patches.describe(record.division.val),
-        "held out": f"{len(record.division.record['test'])} patients",
-        "epochs": f"{training['epochs']}, the best is {training['best_epoch']}",
-        "temperature": f"{checkpoint.temperature:.3f}",
-        "threshold": f"{checkpoint.threshold:.3f}: {checkpoint.threshold_source}",
-    }
-
-
-def _show_worst(record: TrainingRecord, labels: Labels, probability: Floats) -> list[WorstPatch]:
+def _show_worst(
+    patches: LabelledPatches, val: NDArray[np.intp], probability: Floats
+) -> list[WorstPatch]:
     """Return the most confidently wrong validation patches with their images."""
-    worst = pick_worst(labels, probability)
-    members = record.division.val[worst]
-    pixels, patients = read_pixels(record.patches, members), record.patches.patients[members]
-    facts = zip(pixels, labels[worst], probability[worst], patients, strict=True)
-    names = record.checkpoint.class_names
+    worst = pick_worst(patches.labels[val], probability)
+    members = val[worst]
+    labels, patients = patches.labels[members], patches.patients[members]
+    facts = zip(read_pixels(patches, members), labels, probability[worst], patients, strict=True)
     return [
-        WorstPatch(image, describe_worst(label, value, names, patient))
+        WorstPatch(image, describe_worst(label, value, patches.class_names, patient))
         for image, label, value, patient in facts
     ]

@@ -17,10 +17,9 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from wsi_pipeline.core.choices import SPLIT_PARTS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.data import LabelledPatches
+from wsi_pipeline.training.metrics import Labels, Names
 
 FINEST_FOLDS = 20
-Labels = NDArray[np.int8]
-Names = NDArray[np.str_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class Division:
     def check_classes(self, labels: Labels) -> None:
         """Raise ConfigError where training or validation lacks one of the classes."""
         for part, members in (("training", self.train), ("validation", self.val)):
-            negatives, positives = np.bincount(labels[members], minlength=2)[:2]
+            negatives, positives = np.bincount(labels[members], minlength=2)
             if not (negatives and positives):
                 raise ConfigError(
                     f"the {part} patients have {positives} positive and {negatives} negative"
@@ -147,8 +146,7 @@ def split_patients(
     those named, or all others. Raises ConfigError where a part is empty or has only one class, or a
     named patient has no patches.
     """
-    _check_known(patients, [*train_patients, *val_patients, *test_patients])
-    rest = ~np.isin(patients, list(test_patients))
+    rest = _leave_out(patients, test_patients, [*train_patients, *val_patients])
     named = tuple(sorted({*val_patients}))
     val = named or _choose_share(patients[rest], labels[rest], val_fraction, seed)
     train = tuple(sorted({*train_patients} or {*patients[rest].tolist()} - {*val}))
@@ -164,8 +162,7 @@ def split_folds(
 
     Raises ConfigError as `split_patients` does.
     """
-    _check_known(patients, test_patients)
-    rest = ~np.isin(patients, list(test_patients))
+    rest = _leave_out(patients, test_patients)
     count = len(np.unique(patients[rest]))
     if not 2 <= folds <= count:
         raise ConfigError(
@@ -190,9 +187,8 @@ def split_at_random(
 
     Only for measuring the leak: the result, the checkpoint and the report are marked as leaky.
     """
-    _check_known(patients, test_patients)
     _check_share(val_fraction)
-    rest = np.flatnonzero(~np.isin(patients, list(test_patients)))
+    rest = _leave_out(patients, test_patients)
     rarer = min(np.bincount(labels[rest], minlength=2))
     if rarer * val_fraction < 1 or rarer < 2:
         raise ConfigError(
@@ -206,7 +202,7 @@ def split_at_random(
         "random": True,
         "seed": seed,
         "val_fraction": val_fraction,
-        "patients_on_both_sides": sorted({*patients[train].tolist()} & {*patients[val].tolist()}),
+        "patients_on_both_sides": np.intersect1d(patients[train], patients[val]).tolist(),
         "test": sorted({*test_patients}),
     }
     division = Division(np.sort(train), np.sort(val), record, is_leaky=True)
@@ -214,12 +210,16 @@ def split_at_random(
     return division
 
 
-def _check_known(patients: Names, named: Sequence[str]) -> None:
-    if missing := sorted({*named} - {*patients.tolist()}):
+def _leave_out(
+    patients: Names, test_patients: Sequence[str], others: Sequence[str] = ()
+) -> NDArray[np.intp]:
+    """Return the patches of all but test patients. Raises ConfigError where a name has none."""
+    if missing := sorted({*test_patients, *others} - {*patients.tolist()}):
         raise ConfigError(
             f"patients without a labelled patch: {', '.join(missing[:5])}; check the list against"
             " the stores"
         )
+    return np.flatnonzero(~np.isin(patients, list(test_patients)))
 
 
 def _check_share(val_fraction: float) -> None:
@@ -236,8 +236,8 @@ def _choose_share(
     """
     _check_share(val_fraction)
     whole = round(1 / val_fraction)
-    parts = whole if abs(1 / val_fraction - whole) < 0.01 else FINEST_FOLDS
-    parts = min(parts, len(np.unique(patients)))
+    wanted = whole if abs(1 / val_fraction - whole) < 0.01 else FINEST_FOLDS
+    parts = min(wanted, len(np.unique(patients)))
     folds = _choose_folds(patients, labels, parts, seed)
     taken = max(1, min(round(val_fraction * parts), parts - 1))
     return tuple(sorted(name for fold in folds[:taken] for name in fold))
