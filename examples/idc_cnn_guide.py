@@ -53,7 +53,7 @@ def train_as_published(
     """Return the fitted network, its accuracy on the validation patches, and their share of
     negatives."""
     division = split_at_random(
-        patches.patients, patches.labels, val_fraction=0.25, seed=config.seed
+        patches.patients, patches.labels, SplitChoice(val_fraction=0.25), config.seed
     )
     sides = [
         Images(read_pixels(patches, members), patches.labels[members])

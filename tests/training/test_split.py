@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.split import (
     PatientSplit,
+    SplitChoice,
     read_split_file,
     split_at_random,
     split_folds,
@@ -25,6 +27,12 @@ def labelled(**patients: list[int]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def divide_patients(
+    names: np.ndarray, labels: np.ndarray, seed: int = 0, **choice: Any
+) -> PatientSplit:
+    return split_patients(names, labels, SplitChoice(**choice), seed)
+
+
 @settings(max_examples=40)
 @given(st.integers(4, 12), st.integers(0, 10_000), st.floats(0.1, 0.5))
 def test_no_patient_is_in_two_parts(count: int, seed: int, fraction: float) -> None:
@@ -32,68 +40,68 @@ def test_no_patient_is_in_two_parts(count: int, seed: int, fraction: float) -> N
     names, labels = labelled(
         **{f"p{k}": [0, 1, *rng.integers(0, 2, rng.integers(0, 20)).tolist()] for k in range(count)}
     )
-    split = split_patients(names, labels, val_fraction=fraction, seed=seed)
+    split = divide_patients(names, labels, val_fraction=fraction, seed=seed)
     assert {*split.train} & {*split.val} == set()
     assert {*split.train} | {*split.val} == {*names.tolist()}
 
 
 def test_the_same_seed_gives_the_same_split() -> None:
     names, labels = labelled(**{f"p{k}": [0, 1, 1] for k in range(10)})
-    assert split_patients(names, labels, seed=3) == split_patients(names, labels, seed=3)
+    assert divide_patients(names, labels, seed=3) == divide_patients(names, labels, seed=3)
 
 
 def test_named_patients_are_where_they_were_put() -> None:
     names, labels = labelled(a=[0, 1], b=[0, 1], c=[0, 1], d=[0, 1])
-    split = split_patients(names, labels, val_patients=["b"], test_patients=["d"])
+    split = divide_patients(names, labels, val_patients=["b"], test_patients=["d"])
     assert split == PatientSplit(train=("a", "c"), val=("b",), test=("d",))
 
 
 def test_held_out_patients_are_never_drawn() -> None:
     names, labels = labelled(**{f"p{k}": [0, 1, 1] for k in range(10)})
     for seed in range(20):
-        split = split_patients(names, labels, test_patients=["p3", "p4"], seed=seed)
+        split = divide_patients(names, labels, test_patients=["p3", "p4"], seed=seed)
         assert {"p3", "p4"} & {*split.train, *split.val} == set()
 
 
 def test_a_patient_in_two_parts_is_refused() -> None:
     names, labels = labelled(a=[0, 1], b=[0, 1], c=[0, 1])
     with pytest.raises(ConfigError, match="two parts"):
-        split_patients(names, labels, val_patients=["b"], test_patients=["b"])
+        divide_patients(names, labels, val_patients=["b"], test_patients=["b"])
 
 
 def test_a_patient_without_patches_is_named() -> None:
     names, labels = labelled(a=[0, 1], b=[0, 1])
     with pytest.raises(ConfigError, match="nobody"):
-        split_patients(names, labels, val_patients=["nobody"])
+        divide_patients(names, labels, val_patients=["nobody"])
 
 
 def test_one_patient_cannot_be_divided() -> None:
     names, labels = labelled(a=[0, 1, 0, 1])
     with pytest.raises(ConfigError, match="at least two"):
-        split_patients(names, labels)
+        divide_patients(names, labels)
 
 
 def test_one_class_cannot_be_learnt() -> None:
     names, labels = labelled(a=[0, 0], b=[0, 0])
     with pytest.raises(ConfigError, match="one class"):
-        split_patients(names, labels)
+        divide_patients(names, labels)
 
 
 def test_a_class_too_rare_to_draw_by_is_refused() -> None:
     names, labels = labelled(a=[0, 0, 0], b=[0, 0, 1], c=[0, 0])
     with pytest.raises(ConfigError, match="too few to split the patients into 3 parts"):
-        split_patients(names, labels)
+        divide_patients(names, labels)
 
 
 def test_a_part_with_one_class_is_refused() -> None:
     names, labels = labelled(a=[0, 1], b=[0, 0], c=[0, 1])
     with pytest.raises(ConfigError, match="validation patients have 0 positive and 2 negative"):
-        split_patients(names, labels, val_patients=["b"])
+        divide_patients(names, labels, val_patients=["b"])
 
 
 def test_named_training_patients_leave_the_others_out() -> None:
     names, labels = labelled(a=[0, 1], b=[0, 1], c=[0, 1], d=[0, 1])
-    split = split_patients(names, labels, train_patients=["a"], val_patients=["b"])
+    split = divide_patients(names, labels, train_patients=["a"], val_patients=["b"])
     assert (split.train, split.val, split.test) == (("a",), ("b",), ())
 
 
@@ -126,7 +134,9 @@ def test_a_division_puts_every_patch_in_its_patients_part() -> None:
 
 def test_a_random_division_says_that_it_leaks_and_whom() -> None:
     names, labels = labelled(a=[0, 1] * 20, b=[0, 1] * 20, held=[0, 1] * 5)
-    division = split_at_random(names, labels, val_fraction=0.25, test_patients=["held"])
+    division = split_at_random(
+        names, labels, SplitChoice(val_fraction=0.25, test_patients=("held",))
+    )
     assert division.is_leaky
     assert division.record["patients_on_both_sides"] == ["a", "b"]
     assert "held" not in {*names[division.train].tolist(), *names[division.val].tolist()}

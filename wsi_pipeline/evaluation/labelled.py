@@ -31,7 +31,6 @@ class LabelledSlide:
     positions: NDArray[np.int32]
     """(n, 2) row, col."""
     labels: Labels
-    """0 or 1."""
     probability: Floats
     """NaN where not assessed."""
 

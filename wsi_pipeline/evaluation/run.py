@@ -28,10 +28,9 @@ from wsi_pipeline.training.evaluate import (
     Comparison,
     Metrics,
     evaluate_probability,
-    format_calibration,
-    format_intervals,
+    format_metrics,
 )
-from wsi_pipeline.training.metrics import METRIC_NAMES, Scores, format_confusion, score, show_metric
+from wsi_pipeline.training.metrics import METRIC_NAMES, Scores, score, show_metric
 
 POOLED = "all slides"
 HEADINGS = ("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")
@@ -65,13 +64,9 @@ class Evaluation:
     compared: Compared | None = None
 
     def __str__(self) -> str:
-        scores = self.pooled.scores
         lines = [f"WARNING: {warning}" for warning in self.warnings]
         lines += [*_format_slides([*self.slides, self.pooled]), ""]
-        lines += [*format_intervals(self.metrics, "all slides"), ""]
-        lines += [format_calibration(self.metrics), ""]
-        lines.append(f"all slides at threshold {scores.threshold:.3f}:")
-        lines.append(format_confusion(scores, self.class_names))
+        lines.append(format_metrics(self.metrics, POOLED, self.class_names))
         if self.unlabelled:
             lines.append(f"without labels: {', '.join(self.unlabelled)}")
         return "\n".join(lines + (["", str(self.compared)] if self.compared else []))

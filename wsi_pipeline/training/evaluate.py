@@ -23,6 +23,7 @@ from wsi_pipeline.training.metrics import (
     brier_score,
     expected_calibration_error,
     find_interval,
+    format_confusion,
     measure_ratios,
     measure_reliability,
     negative_log_likelihood,
@@ -285,9 +286,11 @@ def _make_difference(
     return Difference(metric, one, other, one - other, interval)
 
 
-def format_intervals(metrics: Metrics, what: str) -> list[str]:
-    """Return every metric with its 95 % interval, under a line that names the set."""
-    count = len(metrics.patients)
+def format_metrics(
+    metrics: Metrics, what: str, class_names: tuple[str, str], note: str = ""
+) -> str:
+    """Return intervals, calibration and confusion matrix as text; `what` names the set."""
+    scores, count = metrics.scores, len(metrics.patients)
     hint = ": so few that the intervals are a hint at most" if count < FEW_PATIENTS else ""
     lines = [f"{what}, with 95 % intervals from {metrics.draws} samples of {count} patients{hint}:"]
     if count < 2:
@@ -295,12 +298,13 @@ def format_intervals(metrics: Metrics, what: str) -> list[str]:
     for key, name in METRIC_NAMES.items():
         interval = metrics.intervals.get(key)
         ends = "" if interval is None else f"   {interval[0]:.3f} to {interval[1]:.3f}"
-        lines.append(f"  {name:<28}{show_metric(getattr(metrics.scores, key))}{ends}")
-    return lines
+        lines.append(f"  {name:<28}{show_metric(getattr(scores, key))}{ends}")
+    lines += ["", _format_calibration(metrics), *([note] if note else []), ""]
+    lines += [f"{what} at threshold {scores.threshold:.3f}:", format_confusion(scores, class_names)]
+    return "\n".join(lines)
 
 
-def format_calibration(metrics: Metrics) -> str:
-    """Return the effect of the temperature in one line."""
+def _format_calibration(metrics: Metrics) -> str:
     before, after = metrics.before, metrics.after
     if after.temperature == 1.0:
         return "calibration: the model's temperature is 1, nothing was changed"

@@ -63,12 +63,10 @@ class FittedNetwork:
     @torch.inference_mode()
     def predict_logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return logits (n,) or (n, classes) of images uint8 (n, side, side, 3)."""
-        device = next(self.network.parameters()).device
-        network = self.network.eval()
+        network, normalisation = self.network.eval(), self.history.normalisation
+        device = next(network.parameters()).device
         parts = torch.from_numpy(pixels).split(VALIDATION_BATCH)
-        outputs = [
-            network(normalise(part.to(device), self.history.normalisation)) for part in parts
-        ]
+        outputs = [network(normalise(part.to(device), normalisation)) for part in parts]
         return np.asarray(torch.cat(outputs).float().cpu().numpy())
 
 

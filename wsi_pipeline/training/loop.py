@@ -199,9 +199,8 @@ class Learner:
             tensors |= _prefix("average", self._average.state_dict())
         scheduler = self._scheduler.state_dict()
         precision = self.fabric.strategy.precision.state_dict()
-        return SavedState(
-            tensors, {"optimizer": plain, "scheduler": scheduler, "precision": precision}
-        )
+        rest = {"optimizer": plain, "scheduler": scheduler, "precision": precision}
+        return SavedState(tensors, rest)
 
     def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Restore the parts of a state that `state` returned."""

@@ -214,10 +214,8 @@ def make_optimizer(network: nn.Module, choice: Optimisation) -> Optimizer:
     head = {id(parameter) for parameter in find_head(network).parameters()}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = []
-    for is_head, rate in (
-        (False, choice.learning_rate),
-        (True, choice.head_learning_rate or choice.learning_rate),
-    ):
+    head_rate = choice.head_learning_rate or choice.learning_rate
+    for is_head, rate in ((False, choice.learning_rate), (True, head_rate)):
         part = [parameter for parameter in trained if (id(parameter) in head) == is_head]
         weights = [parameter for parameter in part if parameter.ndim > 1]
         others = [parameter for parameter in part if parameter.ndim <= 1]

@@ -66,7 +66,6 @@ class ReportContent:
     logits: Floats
     """(n,) before the temperature."""
     patients: Names
-    """(n,)"""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Rows of the table about the model and its patches."""
     history: Sequence[Mapping[str, Any]] = ()

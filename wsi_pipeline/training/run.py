@@ -25,15 +25,10 @@ from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.calibrate import ThresholdRule, apply_temperature, fit_temperature
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
-from wsi_pipeline.training.evaluate import (
-    Metrics,
-    evaluate_logits,
-    format_calibration,
-    format_intervals,
-)
+from wsi_pipeline.training.evaluate import Metrics, evaluate_logits, format_metrics
 from wsi_pipeline.training.fit import FitJob, make_fabric, make_network, run_fit
 from wsi_pipeline.training.loop import Epoch, FitHistory
-from wsi_pipeline.training.metrics import Floats, format_confusion
+from wsi_pipeline.training.metrics import Floats
 from wsi_pipeline.training.report import (
     ReportContent,
     WorstPatch,
@@ -78,18 +73,12 @@ class Trained:
                 f"nothing to do: {self.model} was already trained from these stores with these"
                 " parameters"
             )
-        lines = [
-            *([f"LEAKY: {LEAK_WARNING}"] if self.is_leaky else []),
-            *format_intervals(metrics, "validation patients"),
-            "",
-            format_calibration(metrics),
+        note = (
             "epoch, temperature and threshold were chosen on these patients; for figures to"
-            " publish, run infer and evaluate on others",
-            "",
-            f"at threshold {metrics.scores.threshold:.3f}:",
-            format_confusion(metrics.scores, self.class_names),
-        ]
-        return "\n".join(lines)
+            " publish, run infer and evaluate on others"
+        )
+        text = format_metrics(metrics, "validation patients", self.class_names, note)
+        return f"LEAKY: {LEAK_WARNING}\n{text}" if self.is_leaky else text
 
 
 class RunSettings(TypedDict, total=False):

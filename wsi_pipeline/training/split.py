@@ -108,49 +108,28 @@ class SplitChoice:
     def divide(self, patches: LabelledPatches, seed: int) -> Division:
         """Return the split. Raises ConfigError where it cannot be made."""
         if self.is_random:
-            return split_at_random(
-                patches.patients,
-                patches.labels,
-                val_fraction=self.val_fraction,
-                test_patients=self.test_patients,
-                seed=seed,
-            )
-        named = PatientSplit(self.train_patients, self.val_patients, self.test_patients)
-        if self.ignores_absent:
-            named = named.keep_present(patches.patients)
-        return split_patients(
-            patches.patients,
-            patches.labels,
-            train_patients=named.train,
-            val_patients=named.val,
-            val_fraction=self.val_fraction,
-            test_patients=named.test,
-            seed=seed,
-        ).divide(patches.patients)
+            return split_at_random(patches.patients, patches.labels, self, seed)
+        return split_patients(patches.patients, patches.labels, self, seed).divide(patches.patients)
 
 
 def split_patients(
-    patients: Names,
-    labels: Labels,
-    *,
-    train_patients: Sequence[str] = (),
-    val_patients: Sequence[str] = (),
-    val_fraction: float = 0.2,
-    test_patients: Sequence[str] = (),
-    seed: int = 0,
+    patients: Names, labels: Labels, choice: SplitChoice, seed: int = 0
 ) -> PatientSplit:
     """Split the patients of labelled patches (n,) (n,).
 
     Validation patients are those named, or are chosen at random for about `val_fraction` of the
-    patches with about the same share of positives (StratifiedGroupKFold). Training patients are
-    those named, or all others. Raises ConfigError where a part is empty or has only one class, or a
-    named patient has no patches.
+    patches with about the same share of positives (StratifiedGroupKFold). Raises ConfigError where
+    a part is empty or has only one class, or a named patient has no patches.
     """
-    rest = _leave_out(patients, test_patients, [*train_patients, *val_patients])
-    named = tuple(sorted({*val_patients}))
-    val = named or _choose_share(patients[rest], labels[rest], val_fraction, seed)
-    train = tuple(sorted({*train_patients} or {*patients[rest].tolist()} - {*val}))
-    split = PatientSplit(train=train, val=val, test=tuple(sorted({*test_patients})))
+    named = PatientSplit(choice.train_patients, choice.val_patients, choice.test_patients)
+    if choice.ignores_absent:
+        named = named.keep_present(patients)
+    rest = _leave_out(patients, named.test, [*named.train, *named.val])
+    val = tuple(sorted({*named.val})) or _choose_share(
+        patients[rest], labels[rest], choice.val_fraction, seed
+    )
+    train = tuple(sorted({*named.train} or {*patients[rest].tolist()} - {*val}))
+    split = PatientSplit(train, val, tuple(sorted({*named.test})))
     split.divide(patients).check_classes(labels)
     return split
 
@@ -170,25 +149,23 @@ def split_folds(
             " each"
         )
     return [
-        split_patients(patients, labels, val_patients=val, test_patients=test_patients)
+        split_patients(
+            patients, labels, SplitChoice(val_patients=val, test_patients=tuple(test_patients))
+        )
         for val in _choose_folds(patients[rest], labels[rest], folds, seed)
     ]
 
 
 def split_at_random(
-    patients: Names,
-    labels: Labels,
-    *,
-    val_fraction: float = 0.2,
-    test_patients: Sequence[str] = (),
-    seed: int = 0,
+    patients: Names, labels: Labels, choice: SplitChoice, seed: int = 0
 ) -> Division:
     """Split patches without regard to patients, as some published code does; this leaks.
 
     Only for measuring the leak: the result, the checkpoint and the report are marked as leaky.
     """
+    val_fraction = choice.val_fraction
     _check_share(val_fraction)
-    rest = _leave_out(patients, test_patients)
+    rest = _leave_out(patients, choice.test_patients)
     rarer = min(np.bincount(labels[rest], minlength=2))
     if rarer * val_fraction < 1 or rarer < 2:
         raise ConfigError(
@@ -203,7 +180,7 @@ def split_at_random(
         "seed": seed,
         "val_fraction": val_fraction,
         "patients_on_both_sides": np.intersect1d(patients[train], patients[val]).tolist(),
-        "test": sorted({*test_patients}),
+        "test": sorted({*choice.test_patients}),
     }
     division = Division(np.sort(train), np.sort(val), record, is_leaky=True)
     division.check_classes(labels)
