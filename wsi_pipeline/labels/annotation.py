@@ -27,6 +27,8 @@ LABEL_SUFFIXES = (*JSON_SUFFIXES, ".xml", *IMAGE_SUFFIXES)
 UNCLASSIFIED = "unclassified"
 """Name of regions without a class."""
 
+Ring = Sequence[Sequence[float]]
+"""Corners (x, y) of a polygon."""
 MIN_VERTICES = 3
 MAX_BYTES = 512 * 1024 * 1024
 """A larger annotation file cannot be one of regions."""
@@ -64,12 +66,7 @@ class AnnotationBuilder:
         self.ignored: Counter[str] = Counter()
         self.repaired = 0
 
-    def add_polygon(
-        self,
-        class_name: str,
-        shell: Sequence[Sequence[float]],
-        holes: Iterable[Sequence[Sequence[float]]] = (),
-    ) -> None:
+    def add_polygon(self, class_name: str, shell: Ring, holes: Iterable[Ring] = ()) -> None:
         """Add a polygon from its corners (x, y). Raises LabelError for invalid coordinates."""
         corners = self._check_ring(shell)
         if len(corners) < MIN_VERTICES:
@@ -101,7 +98,7 @@ class AnnotationBuilder:
             raise LabelError(f"{self._path}: holds no annotation; export it again")
         return Annotation(tuple(self.regions), dict(self.ignored), self.repaired, mpp)
 
-    def _check_ring(self, ring: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    def _check_ring(self, ring: Ring) -> list[tuple[float, float]]:
         try:
             corners = [(float(point[0]), float(point[1])) for point in ring]
         except (TypeError, ValueError, IndexError) as error:

@@ -91,9 +91,10 @@ def resolve_mpp(path: Path, declared: DeclaredScale, scale: UserScale | None) ->
         return _check_mpp(path, float(scale.mpp), scale.source), scale.source
     if declared.mpp_x is None or declared.mpp_y is None:
         raise SlideError(f"{path}: the file states no µm per pixel; give it with --slide-mpp")
-    mpp_x, mpp_y = (_parse_mpp(path, text) for text in (declared.mpp_x, declared.mpp_y))
-    for mpp in (mpp_x, mpp_y):
-        _check_mpp(path, mpp, declared.source)
+    mpp_x, mpp_y = (
+        _check_mpp(path, _parse_mpp(path, text), declared.source)
+        for text in (declared.mpp_x, declared.mpp_y)
+    )
     if abs(mpp_x - mpp_y) > MAX_ANISOTROPY * min(mpp_x, mpp_y):
         raise SlideError(
             f"{path}: {mpp_x:g} µm/px in x but {mpp_y:g} in y; give the true scale with --slide-mpp"

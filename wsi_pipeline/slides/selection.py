@@ -341,8 +341,9 @@ def _check_once(lines: Sequence[str], slides: Sequence[Path]) -> None:
 def _read_row(path: Path, at: str, line: dict[str, str], slide: Path, name: str) -> SheetRow:
     split = line.get("split", "").strip() or None
     if split is not None and split not in SPLIT_PARTS:
-        choices = ", ".join(SPLIT_PARTS)
-        raise ConfigError(f"{at}: split is {split!r}; it must be one of {choices}, or empty")
+        raise ConfigError(
+            f"{at}: split is {split!r}; it is one of {', '.join(SPLIT_PARTS)}, or empty"
+        )
     found = FoundSlide(
         slide_id=name,
         path=slide,

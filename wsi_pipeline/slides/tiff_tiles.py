@@ -103,12 +103,9 @@ def _decode_jpeg(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     return pixels
 
 
-def _decode_deflate(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
-    return _to_pixels(imagecodecs.zlib_decode(content, out=form.height * form.width * 3), form)
-
-
-def _decode_lzw(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
-    return _to_pixels(imagecodecs.lzw_decode(content, out=form.height * form.width * 3), form)
+def _decode_lossless(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    decode = imagecodecs.lzw_decode if form.compression == LZW else imagecodecs.zlib_decode
+    return _to_pixels(decode(content, out=form.height * form.width * 3), form)
 
 
 def _to_pixels(content: bytes | bytearray, form: TileFormat) -> NDArray[np.uint8]:
@@ -131,9 +128,9 @@ def _decode_jpeg_2000(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
 
 DECODERS: dict[int, Callable[[bytes, TileFormat], NDArray[np.uint8]]] = {
     JPEG: _decode_jpeg,
-    LZW: _decode_lzw,
-    DEFLATE: _decode_deflate,
-    OLD_DEFLATE: _decode_deflate,
+    LZW: _decode_lossless,
+    DEFLATE: _decode_lossless,
+    OLD_DEFLATE: _decode_lossless,
     UNCOMPRESSED: _to_pixels,
     JPEG_2000_RGB: _decode_jpeg_2000,
 }
