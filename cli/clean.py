@@ -27,15 +27,12 @@ def clean(paths: tuple[Path, ...], older_than: float, dry_run: bool) -> None:
 
     found = remove_leftovers(paths, older_than, dry_run)
     for leftover in found:
-        said = (
-            f"left: {leftover.owner} is at work on it"
-            if leftover.owner
-            else f"{leftover.bytes / 1e6:,.1f} MB of unfinished work"
-        )
+        size = f"{leftover.bytes / 1e6:,.1f} MB of unfinished work"
+        said = f"left: {leftover.owner} is at work on it" if leftover.owner else size
         click.echo(printable(f"{leftover.target}: {said}"))
     gone = [leftover for leftover in found if not leftover.owner]
-    size = sum(leftover.bytes for leftover in gone) / 1e6
+    megabytes = sum(leftover.bytes for leftover in gone) / 1e6
     click.echo(
-        f"{'would remove' if dry_run else 'removed'} {len(gone)}, {size:,.1f} MB; left"
+        f"{'would remove' if dry_run else 'removed'} {len(gone)}, {megabytes:,.1f} MB; left"
         f" {len(found) - len(gone)}"
     )

@@ -1,7 +1,4 @@
-"""`wsi infer`.
-
-With what `wsi infer --dry-run` prints.
-"""
+"""`wsi infer`, and what its `--dry-run` prints."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,11 +125,8 @@ def describe_preview(slide: "SlidePreview") -> str:
     ]
     if slide.patch_bytes:
         parts.append(f"patches to keep {describe_bytes(slide.patch_bytes)}")
-    progress = (
-        f", {slide.blocks_done} of {slide.blocks} blocks done"
-        if slide.state is PreviewState.STARTED
-        else ""
-    )
+    done = f", {slide.blocks_done} of {slide.blocks} blocks done"
+    progress = done if slide.state is PreviewState.STARTED else ""
     return printable(f"{slide.slide_id}: {slide.state.value}{progress}: {'; '.join(parts)}")
 
 

@@ -27,11 +27,8 @@ def unlock(paths: tuple[Path, ...], force: bool) -> None:
 
     locks = remove_locks(paths, force)
     for lock in locks:
-        said = (
-            f"held by {lock.owner}; wait for it or stop it"
-            if lock.is_held
-            else f"unlocked; its owner was {lock.owner}"
-        )
+        held_by = f"held by {lock.owner}; wait for it or stop it"
+        said = held_by if lock.is_held else f"unlocked; its owner was {lock.owner}"
         click.echo(printable(f"{lock.target}: {said}"))
     held = sum(lock.is_held for lock in locks)
     click.echo(f"{len(locks)} locks = removed {len(locks) - held} + held {held}")

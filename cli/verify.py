@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,20 +46,20 @@ def verify(paths: tuple[Path, ...], is_json: bool) -> None:
 
         verified = [verify_product(product, count) for product in found]
     if is_json:
-        click.echo(
-            json.dumps([_to_json(product) for product in verified], indent=1, allow_nan=False)
-        )
+        rows = [
+            asdict(product) | {"path": str(product.path), "is_whole": product.is_whole}
+            for product in verified
+        ]
+        click.echo(json.dumps(rows, indent=1, allow_nan=False))
     else:
         for product in verified:
             _print(product)
         damaged = sum(not product.is_whole for product in verified)
-        files, size = (
-            sum(product.files for product in verified),
-            sum(product.bytes for product in verified),
-        )
+        files = sum(product.files for product in verified)
+        size = sum(product.bytes for product in verified) / 1e6
         click.echo(
             f"{len(verified)} products = whole {len(verified) - damaged} + damaged {damaged};"
-            f" {files:,} files, {size / 1e6:,.1f} MB"
+            f" {files:,} files, {size:,.1f} MB"
         )
     leave(0 if all(product.is_whole for product in verified) else DAMAGED)
 
@@ -71,15 +72,3 @@ def _print(product: "Verified") -> None:
         click.echo(
             printable(f"{product.path}: not a part of it: {', '.join(product.strangers[:3])}{more}")
         )
-
-
-def _to_json(product: "Verified") -> dict[str, object]:
-    return {
-        "path": str(product.path),
-        "kind": product.kind,
-        "is_whole": product.is_whole,
-        "files": product.files,
-        "bytes": product.bytes,
-        "faults": dict(product.faults),
-        "strangers": list(product.strangers),
-    }

@@ -162,24 +162,18 @@ def _remove_aside(entry: Path, target: Path, size: int, is_dry: bool) -> Leftove
 
 def _targets(paths: Sequence[Path], inside: str, pattern: str) -> list[Path]:
     """Return the products at or below the paths that have something in a hidden folder."""
-    hidden = [
-        (folder / HIDDEN, None)
-        for path in paths
-        for folder in _folders_of_products(path)
-        if (folder / HIDDEN).is_dir()
-    ]
-    beside = [
-        (path.absolute().parent / HIDDEN, path.absolute().name)
-        for path in paths
-        if (path.absolute().parent / HIDDEN).is_dir()
-    ]
-    if not hidden and not beside and not any(path.is_dir() for path in paths):
+    places: list[tuple[Path, str | None]] = []
+    for path in map(Path.absolute, paths):
+        places += [(folder / HIDDEN, None) for folder in _folders_of_products(path)]
+        places.append((path.parent / HIDDEN, path.name))
+    places = [(folder, only) for folder, only in places if folder.is_dir()]
+    if not places and not any(path.is_dir() for path in paths):
         raise StoreError(
             f"{', '.join(map(str, paths))}: no run of wsi has written here; name a folder of its"
             " products"
         )
     found = set()
-    for folder, only in hidden + beside:
+    for folder, only in places:
         if not _is_folder(folder) or _is_forbidden(folder) or not _is_folder(folder / inside):
             continue  # a link, say: what it leads to is not wsi's to remove
         for entry in (folder / inside).glob("*"):

@@ -65,13 +65,8 @@ class EventLog:
         self, slide_id: str, patches: int, missing_patches: int, blocks: int
     ) -> None:
         """Write that a slide was opened; `blocks` are missing."""
-        self.write(
-            "slide prepared",
-            slide=slide_id,
-            patches=patches,
-            missing_patches=missing_patches,
-            missing_blocks=blocks,
-        )
+        counts = {"patches": patches, "missing_patches": missing_patches, "missing_blocks": blocks}
+        self.write("slide prepared", slide=slide_id, **counts)
 
     def slide_ended(self, outcome: SlideOutcome, seconds: Mapping[str, float | None]) -> None:
         """Write that a slide ended; `seconds` by stage, and by the clock since it was opened."""
@@ -87,11 +82,11 @@ class EventLog:
 
     def run_ended(self, account: RunAccount, patches: int, seconds: Seconds) -> None:
         """Every slide has its outcome."""
+        states = {state.value: account.count(state) for state in SlideState}
         self.write(
             "run ended",
             account=account.closing_line,
-            slides={"in": len(account.outcomes)}
-            | {state.value: account.count(state) for state in SlideState},
+            slides={"in": len(account.outcomes)} | states,
             patches=patches,
             seconds=dict(seconds),
             exit_code=account.exit_code,
@@ -116,11 +111,8 @@ def log_events(
     try:
         yield events
     except BaseException as error:
-        events.write(
-            "run stopped",
-            reason=type(error).__name__,
-            seconds={"total": time.perf_counter() - started},
-        )
+        seconds = {"total": time.perf_counter() - started}
+        events.write("run stopped", reason=type(error).__name__, seconds=seconds)
         raise
 
 

@@ -178,18 +178,11 @@ def write_tables(
     own = {outcome.slide_id for outcome in account.outcomes}
     for failure in finished.damaged:
         logger.warning("%s", failure.message)
-    write_failures_csv(
-        results,
-        [
-            *account.outcomes,
-            *(failure for failure in finished.damaged if failure.slide_id not in own),
-        ],
-        suffix,
-    )
+    others = [failure for failure in finished.damaged if failure.slide_id not in own]
+    write_failures_csv(results, [*account.outcomes, *others], suffix)
     outcomes = [asdict(outcome) for outcome in account.outcomes]
-    write_run_json(
-        results, {"account": account.closing_line, "outcomes": outcomes, **record}, suffix
-    )
+    whole = {"account": account.closing_line, "outcomes": outcomes, **record}
+    write_run_json(results, whole, suffix)
     write_slides_tables(results, finished.summaries)
     write_index(results, finished)
     return account
@@ -226,10 +219,8 @@ def make_jobs(
         None if keep is None else TileJob(replace(slide, label_file=None), keep.absolute(), plain)
         for slide in slides
     ]
+    out, force = results.absolute(), options.force
     return [
-        InferJob(
-            *(slide, results.absolute(), choice, tiling, slide.is_store),
-            *(options.force, view, store),
-        )
+        InferJob(slide, out, choice, tiling, slide.is_store, force, view, store)
         for slide, store in zip(slides, kept, strict=True)
     ]

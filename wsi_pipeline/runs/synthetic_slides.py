@@ -58,20 +58,18 @@ def draw_phantom(width: int, height: int, seed: int) -> Phantom:
     """Return a slide of that size; each seed is a patient with tissue, tumour and staining."""
     rng = np.random.default_rng(seed)
     shape = (height, width)
-    tissue = (
-        _smooth_noise(rng, shape, scale=shape[0] // 4) - 1.4 * _distance_from_centre(shape) > -0.85
-    )
-    tumour = tissue & _top(_smooth_noise(rng, shape, scale=shape[0] // 7), share=0.35)
-    lymphoid = tissue & ~tumour & _top(_smooth_noise(rng, shape, scale=shape[0] // 14), share=0.12)
+    broad = _smooth_noise(rng, shape, scale=height // 4)
+    tissue = broad - 1.4 * _distance_from_centre(shape) > -0.85
+    tumour = tissue & _top(_smooth_noise(rng, shape, scale=height // 7), share=0.35)
+    lymphoid = tissue & ~tumour & _top(_smooth_noise(rng, shape, scale=height // 14), share=0.12)
     haematoxylin = (
         0.06
         + _strew(rng, tissue & ~tumour, STROMAL)
         + _strew(rng, lymphoid, LYMPHOCYTE)
         + _strew(rng, tumour, TUMOUR)
     )
-    eosin = (
-        0.32 + 0.10 * _smooth_noise(rng, shape, scale=6) + 0.08 * _smooth_noise(rng, shape, scale=2)
-    )
+    eosin = 0.32 + 0.10 * _smooth_noise(rng, shape, scale=6)
+    eosin += 0.08 * _smooth_noise(rng, shape, scale=2)
     eosin *= np.where(tumour, 0.85, 1.0)
     strength = rng.uniform(0.85, 1.15, size=2)  # every laboratory stains a little differently
     soft_tissue = gaussian(tissue.astype(np.float64), sigma=1.5)[..., None]
@@ -80,10 +78,8 @@ def draw_phantom(width: int, height: int, seed: int) -> Phantom:
         + strength[1] * np.clip(eosin, 0, None)[..., None] * EOSIN
     )
     rgb = LAMP * np.exp(-density * soft_tissue) + rng.normal(0, 2.0, (*shape, 3))
-    truth = np.where(tumour, LABEL_TUMOUR, np.where(tissue, LABEL_BENIGN, LABEL_NONE)).astype(
-        np.uint8
-    )
-    return Phantom(np.clip(rgb, 0, 255).astype(np.uint8), truth)
+    truth = np.where(tumour, LABEL_TUMOUR, np.where(tissue, LABEL_BENIGN, LABEL_NONE))
+    return Phantom(np.clip(rgb, 0, 255).astype(np.uint8), truth.astype(np.uint8))
 
 
 def _smooth_noise(
@@ -91,15 +87,12 @@ def _smooth_noise(
 ) -> NDArray[np.float64]:
     """Noise of zero mean and unit deviation whose features are about `scale` pixels wide."""
     factor = max(1, scale // 4)  # broad features are drawn small and enlarged
-    coarse = gaussian(
-        rng.standard_normal((shape[0] // factor + 1, shape[1] // factor + 1)),
-        sigma=scale / factor / 2,
-    )
-    smooth: NDArray[np.float64] = (
-        resize(coarse, shape, order=1, mode="edge", anti_aliasing=False)
-        if factor > 1
-        else coarse[:-1, :-1]
-    )
+    noise = rng.standard_normal((shape[0] // factor + 1, shape[1] // factor + 1))
+    smooth = gaussian(noise, sigma=scale / factor / 2)
+    if factor > 1:
+        smooth = resize(smooth, shape, order=1, mode="edge", anti_aliasing=False)
+    else:
+        smooth = smooth[:-1, :-1]
     standardised: NDArray[np.float64] = (smooth - smooth.mean()) / smooth.std()
     return standardised
 

@@ -50,6 +50,7 @@ def read_tiling(options: TileOptions) -> TileConfig:
     mpp = MPP_OF_40X if options.mpp is None else options.mpp
     if options.magnification is not None:
         mpp = UM_PER_PX_AT_1X / options.magnification
+    drop = tuple(sorted({*options.drop}))
     return TileConfig(
         spec=PatchSpec(options.patch_size, options.stride or options.patch_size, mpp),
         tissue=TissueParameters(
@@ -61,9 +62,7 @@ def read_tiling(options: TileOptions) -> TileConfig:
         slide_mpp=options.slide_mpp,
         allow_upsample=options.allow_upsample,
         rules=read_rules(options),
-        quality=QualityParameters(
-            options.max_pen, options.min_sharpness, tuple(sorted({*options.drop}))
-        ),
+        quality=QualityParameters(options.max_pen, options.min_sharpness, drop),
         reader=options.reader,
     )
 
@@ -136,16 +135,12 @@ def ingest_patches(
     spec = PatchSpec(options.patch_size, options.patch_size, options.mpp)
     listener = listener or Listener()
     listener.working_on(f"listing the files of {place.name}")
-    found = find_patches(
-        place.absolute(),
-        options.layout,
-        LayoutOptions(options.patient_regex, options.class_names),
-    )
+    terms = LayoutOptions(options.patient_regex, options.class_names)
+    found = find_patches(place.absolute(), options.layout, terms)
     make_folder(out)
     out = out.absolute()
-    names = name_slides(
-        [Path(f"{patient.patient_id.replace('/', '_')}.patches") for patient in found.patients]
-    )
+    patients = [patient.patient_id.replace("/", "_") for patient in found.patients]
+    names = name_slides([Path(f"{patient}.patches") for patient in patients])
     jobs = [
         IngestJob(patient, name, out, spec, options.force)
         for name, patient in zip(names, found.patients, strict=True)
@@ -177,17 +172,16 @@ def add_labels(slides: Sequence[FoundSlide], labels: Sequence[Path] | None) -> l
         find_beside(slide.path) if labels is None else match_labels(slide.path.stem, files)
         for slide in slides
     ]
+    pairs = list(zip(slides, found, strict=True))
     for path, count in Counter(found).items():
         if path is not None and count > 1:
-            names = ", ".join(
-                str(slide.path) for slide, file in zip(slides, found, strict=True) if file == path
-            )
+            names = ", ".join(str(slide.path) for slide, file in pairs if file == path)
             raise LabelError(
                 f"{path}: could be the labels of {count} slides ({names}); say which in a sample"
                 " sheet, with --sheet"
             )
-    without = [slide.slide_id for slide, file in zip(slides, found, strict=True) if file is None]
+    without = [slide.slide_id for slide, file in pairs if file is None]
     if without and (labels is None or labels):
         shown = ", ".join(without[:5])
         logger.warning("no label file for %d of %d slides: %s", len(without), len(slides), shown)
-    return [replace(slide, label_file=file) for slide, file in zip(slides, found, strict=True)]
+    return [replace(slide, label_file=file) for slide, file in pairs]
