@@ -98,10 +98,8 @@ def write_labels_geojson(table: PatchTable, path: Path) -> None:
 
 
 def _make_feature(table: PatchTable, label: int) -> dict[str, Any]:
-    boxes = positions_to_boxes_l0(table.positions[table.labels == label], table.grid).astype(
-        np.float64
-    )
-    x, y, width, height = boxes.T
+    positions = table.positions[table.labels == label]
+    x, y, width, height = positions_to_boxes_l0(positions, table.grid).astype(np.float64).T
     left, top = table.slide.bounds_l0[:2]
     area = shapely.union_all(shapely.box(x - left, y - top, x - left + width, y - top + height))
     name = table.class_names[label]

@@ -19,7 +19,6 @@ from wsi_pipeline.slides.tiff_structure import (
     TIFF_MAGIC,
     BrokenTiff,
     TiffPage,
-    TiffStructure,
     read_structure,
 )
 
@@ -52,7 +51,9 @@ def check_slide_file(path: Path) -> None:
         structure = read_structure(path)
         for page in structure.pages:
             _check_within(page, structure.file_size)
-        for page in _list_level_pages(structure):
+        # Labels and macro images, in strips, are never decoded.
+        tiled = [page for page in structure.pages if page.is_tiled]
+        for page in tiled or structure.pages[:1]:
             check_size(path, page.size)
             if page.is_tiled:
                 _check_tiles(page)
@@ -122,12 +123,6 @@ def _check_within(page: TiffPage, file_size: int) -> None:
         last = int(np.argmax(np.where(beyond, offsets, 0)))
         end = f"byte {int(offsets[last]) + int(counts[last])} of a file of {file_size}"
         raise BrokenTiff(f"truncated: image data end at {end}; copy it again")
-
-
-def _list_level_pages(structure: TiffStructure) -> list[TiffPage]:
-    """Return a slide's levels; labels and macro images, in strips, are never decoded."""
-    tiled = [page for page in structure.pages if page.is_tiled]
-    return tiled or structure.pages[:1]
 
 
 def _check_kind(page: TiffPage) -> None:

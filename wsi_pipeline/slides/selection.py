@@ -211,10 +211,12 @@ def is_work_of_wsi(folder: Path) -> bool:
     Another program's `manifest.json` does not count, unlike in the store, which must not replace
     what it cannot read.
     """
+    if folder.name == HIDDEN:
+        return True
     manifest = folder / MANIFEST
     try:
-        if folder.name == HIDDEN or not manifest.is_file():
-            return folder.name == HIDDEN
+        if not manifest.is_file():
+            return False
         with manifest.open("rb") as stream:
             return f'"tool": "{TOOL} '.encode() in stream.read(HEAD_BYTES)
     except OSError:
