@@ -10,18 +10,8 @@ from .options import RESULTS, mode_option
 
 
 @click.command()
-@click.argument(
-    "results",
-    type=RESULTS,
-    nargs=-1,
-    required=True,
-)
-@click.option(
-    "--slides",
-    type=RESULTS,
-    metavar="DIR",
-    help="As in `wsi serve`.",
-)
+@click.argument("results", type=RESULTS, nargs=-1, required=True)
+@click.option("--slides", type=RESULTS, metavar="DIR", help="As in `wsi serve`.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
