@@ -70,6 +70,6 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(results_module, "find_spec", lambda name: None)
     with pytest.raises(
         ConfigError,
-        match=r"pandas: is not installed; install it with pip install 'wsi-pipeline\[analysis\]'",
+        match=r"pandas: is not installed; pip install 'wsi-pipeline\[analysis\]'",
     ):
         check_extra("pandas")

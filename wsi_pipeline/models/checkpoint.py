@@ -50,8 +50,7 @@ class Declared(NamedTuple):
 def read_safetensors_card(path: Path, key: str) -> Declared:
     """Return the JSON object under a key of the file's metadata, and the shape of every tensor.
 
-    Raises ModelError, and EnvironmentFault where the machine does not let the file be read. Reads
-    no tensor.
+    Reads no tensor. Raises ModelError, and EnvironmentFault where the file cannot be read.
     """
     try:
         _check_header_size(path)
@@ -295,10 +294,7 @@ def _read_entry(record: Mapping[str, Any], name: str, kind: type = dict) -> Any:
 
 
 def _read_training(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `training` entry of a card.
-
-    Raises TypeError where an entry that descriptions of the model rely on has the wrong type.
-    """
+    """Return the `training` entry of a card. Raises TypeError for entries of another type."""
     training: dict[str, Any] = _read_entry(card, "training")
     for name in ("parameters", "split", "patches", "tool"):
         _read_entry(training, name)
@@ -331,10 +327,7 @@ def _read_class_names(value: Any) -> tuple[str, str]:
 def _check_shapes(
     path: Path, card: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Check the file's tensors before any is read, or the network built.
-
-    Raises ModelError where they are not those of the card's network.
-    """
+    """Raise ModelError, before any tensor is read, where they are not of the card's network."""
     try:
         name, side_px = str(card["architecture"]), PatchSpec(**card["patch"]).side_px
         outline = outline_network(name, side_px, NetworkOptions.from_json(card["options"]))

@@ -39,16 +39,14 @@ def read_terms(options: ExternalModelOptions) -> ExternalModelTerms:
 def load_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
     """Load a checkpoint, a folder of `wsi train`, or a trusted WSInfer zoo folder.
 
-    Raises ModelError where the model cannot be used, and ConfigError where terms for external
-    models are given for a checkpoint.
+    Raises ModelError where it cannot be used, ConfigError for terms that a checkpoint has not.
     """
     terms = terms or ExternalModelTerms()
     if (path / CONFIG_JSON).is_file():
         return load_external(path, terms.trust, terms.positive_class)
     if terms != ExternalModelTerms():
         raise ConfigError(
-            f"{path}: not a folder with a {CONFIG_JSON}; leave out --trust-model and"
-            " --positive-class, which are for such folders only"
+            f"{path}: holds no {CONFIG_JSON}; leave out --trust-model and --positive-class"
         )
     return load_checkpoint(find_checkpoint(path))
 

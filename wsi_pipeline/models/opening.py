@@ -64,8 +64,7 @@ def open_predictor(
 ) -> OpenedPredictor:
     """Return the predictor for a model, by the engine that is asked for or fits the device.
 
-    Raises ModelError where the engine cannot run the model, or gives other answers than it is known
-    to give.
+    Raises ModelError where the engine cannot run the model or gives other answers.
     """
 
     def load(setting: EngineSetting) -> tuple[Predictor, Agreement]:
@@ -98,8 +97,7 @@ def open_first(candidates: Sequence[Candidate], load: LoadEngine) -> OpenedPredi
 def check_answers(predictor: Predictor) -> Agreement:
     """Compare a predictor with the model's self-test or, without one, the reference network.
 
-    Raises ModelError naming model, engine and difference where they differ by more than the
-    precision allows.
+    Raises ModelError where they differ by more than the precision allows.
     """
     model, setting = predictor.model, predictor.setting
     known = model.self_test or make_self_test(model)

@@ -52,10 +52,7 @@ class ZooConfig:
     """Hashes of the patients that a model of wsi was made with."""
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """Return uint8 (b, side, side, 3) as float32 (b, 3, side, side), ready for the network.
-
-        The result stays on the same device.
-        """
+        """Return uint8 (b, side, side, 3) as the network's float32 (b, 3, side, side)."""
         x = pixels.permute(0, 3, 1, 2)  # (b, 3, side, side)
         if self.resized_px is not None and self.resized_px != x.shape[-1]:
             # Here, because importing torchvision takes seconds.
@@ -94,9 +91,7 @@ def read_zoo_config(path: Path) -> ZooConfig:
     """Read and check a config.json. Raises ModelError naming the invalid entry."""
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise ModelError(
-                f"{path}: {size} bytes are too many for a configuration; give another folder"
-            )
+            raise ModelError(f"{path}: {size} bytes, too many for a configuration; give another")
         value = parse_json(path.read_bytes())
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -321,10 +316,8 @@ def _read_script(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SCRIPT_BYTES:
-            gigabytes = MAX_SCRIPT_BYTES >> 30
-            raise ModelError(
-                f"{path}: no regular file of at most {gigabytes} GB; give another model"
-            )
+            limit = f"{MAX_SCRIPT_BYTES >> 30} GB"
+            raise ModelError(f"{path}: no regular file of at most {limit}; give another model")
         return path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error

@@ -53,11 +53,8 @@ class View:
 
     def to_json(self) -> dict[str, Any]:
         """Return the view as it is recorded in manifests."""
-        return {
-            "formats": list(self.formats),
-            **asdict(self.aggregation),
-            **asdict(self.plot_style),
-        }
+        looks = asdict(self.aggregation) | asdict(self.plot_style)
+        return {"formats": list(self.formats)} | looks
 
 
 def choose_formats(names: Sequence[str]) -> tuple[str, ...]:
@@ -68,10 +65,8 @@ def choose_formats(names: Sequence[str]) -> tuple[str, ...]:
     chosen = {ALWAYS}
     for name in names:
         if name not in WRITERS and name not in OUTPUT_GROUPS:
-            raise ConfigError(
-                f"--outputs {name}: no such format; choose from"
-                f" {', '.join([*OUTPUT_GROUPS, *WRITERS])}"
-            )
+            known = ", ".join([*OUTPUT_GROUPS, *WRITERS])
+            raise ConfigError(f"--outputs {name}: no such format; choose from {known}")
         chosen |= set(OUTPUT_GROUPS.get(name, (name,)))
     if "dicom" in chosen:
         check_installed()

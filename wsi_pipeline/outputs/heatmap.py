@@ -92,10 +92,7 @@ def build_heatmap(
 
 
 def smooth_map(probability: NDArray[np.float32], sigma_patches: float) -> NDArray[np.float32]:
-    """Return each assessed value as the Gaussian mean of the assessed values around it.
-
-    Positions that were not assessed have no weight and stay NaN.
-    """
+    """Return the Gaussian mean of the assessed values around each one; the others stay NaN."""
     if sigma_patches == 0:
         return probability
     known = ~np.isnan(probability)
@@ -205,10 +202,7 @@ def find_hot_spot(positive: NDArray[np.bool_], grid: Grid) -> HotSpot | None:
 
 
 def number_groups(mask: NDArray[np.bool_], corners: bool) -> NDArray[Any]:
-    """Return the groups of touching True values, numbered from 1 in raster order; 0 elsewhere.
-
-    They touch along an edge or, with `corners`, also at a corner.
-    """
+    """Return groups that touch at edges, or also at corners, numbered from 1 in raster order."""
     groups: NDArray[Any] = label(mask, connectivity=2 if corners else 1)
     return groups
 

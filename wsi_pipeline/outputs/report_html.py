@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from wsi_pipeline.core.choices import COLORMAPS, REPORT_HTML
@@ -56,11 +55,8 @@ def describe_grid(grid: Grid) -> dict[str, Any]:
 
 def describe_overview(thumbnail: Thumbnail) -> dict[str, Any]:
     """Return the thumbnail's rectangle: x, y, width, height in level-0 pixels."""
-    height, width = thumbnail.pixels.shape[:2]
-    x, y = thumbnail.origin_xy_l0
-    return {
-        "box_l0": [x, y, width * float(thumbnail.downsample), height * float(thumbnail.downsample)]
-    }
+    height, width = (side * float(thumbnail.downsample) for side in thumbnail.pixels.shape[:2])
+    return {"box_l0": [*thumbnail.origin_xy_l0, width, height]}
 
 
 def describe_region(region: Region) -> dict[str, Any]:
@@ -81,16 +77,12 @@ def describe_region(region: Region) -> dict[str, Any]:
 
 def order_regions(regions: Sequence[Region]) -> list[Region]:
     """Strongest first: by the probability that a region holds in all, its mean times its area."""
-    return sorted(
-        regions, key=lambda region: (-region.mean_probability * region.area_mm2, region.number)
-    )
+    return sorted(regions, key=lambda one: (-one.mean_probability * one.area_mm2, one.number))
 
 
 def encode_map(heatmap: Heatmap) -> str:
     """Return the map's float32 values in row order, little-endian, base64."""
-    return base64.b64encode(
-        np.ascontiguousarray(heatmap.probability, dtype="<f4").tobytes()
-    ).decode()
+    return base64.b64encode(heatmap.probability.astype("<f4").tobytes()).decode()
 
 
 def encode_colours(colormap: str = COLORMAPS[0]) -> str:
@@ -129,10 +121,8 @@ def write_report(result: SlideResult, folder: Path) -> None:
 def render_report(result: SlideResult) -> str:
     """Return the page as HTML."""
     view = describe_result(result, order_regions(result.regions)[:MAX_REGIONS])
-    view["overview"]["image"] = (
-        "data:image/jpeg;base64,"
-        + base64.b64encode(encode_jpeg(result.table.thumbnail.pixels)).decode()
-    )
+    image = base64.b64encode(encode_jpeg(result.table.thumbnail.pixels)).decode()
+    view["overview"]["image"] = f"data:image/jpeg;base64,{image}"
     environment = Environment(
         loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape()
     )

@@ -81,9 +81,7 @@ class SlideResult:
     @cached_property
     def probability(self) -> NDArray[np.float32]:
         """(n,) of the map, in raster order; NaN where a patch could not be read."""
-        values: NDArray[np.float32] = self.heatmap.probability[
-            self.positions[:, 0], self.positions[:, 1]
-        ]
+        values: NDArray[np.float32] = self.heatmap.probability[tuple(self.positions.T)]
         return values
 
     @property
@@ -98,14 +96,8 @@ class SlideResult:
 
     def name_uuid(self, *parts: Any) -> str:
         """Return a name for an object of this slide, the same on every run."""
-        return str(
-            uuid.uuid5(
-                uuid.NAMESPACE_OID,
-                "/".join(
-                    map(str, (self.table.slide.fingerprint, self.summary.model_digest, *parts))
-                ),
-            )
-        )
+        names = (self.table.slide.fingerprint, self.summary.model_digest, *parts)
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, "/".join(map(str, names))))
 
 
 Writer = Callable[[SlideResult, Path], None]

@@ -57,10 +57,8 @@ class Slide:
     @cached_property
     def heatmap(self) -> Heatmap:
         """The map (rows, cols) with threshold, smoothing and smallest region as in the summary."""
-        shown = self.summary
-        return self.build_heatmap(
-            Aggregation(shown.threshold, shown.smooth_um, shown.min_region_mm2)
-        )
+        terms = (self.summary.threshold, self.summary.smooth_um, self.summary.min_region_mm2)
+        return self.build_heatmap(Aggregation(*terms))
 
     def build_heatmap(self, aggregation: Aggregation) -> Heatmap:
         """Return the map at any threshold, with any smoothing; nothing is written."""
@@ -96,20 +94,12 @@ class Slide:
 
         grid = self.heatmap.grid
         place = find_place(grid, self.summary.slide_mpp)
-        x, y = (
-            start + place.pixel_um * np.arange(count)
-            for start, count in zip(place.center_um, (grid.cols, grid.rows), strict=True)
-        )
-        attributes = {"units": "1", "threshold": self.summary.threshold, "slide_id": self.slide_id}
-        coordinates = {"y": ("y", y, {"units": "µm"}), "x": ("x", x, {"units": "µm"})}
-        name = f"prob_{self.summary.positive_class}"
-        return xr.DataArray(
-            self.heatmap.probability,
-            coords=coordinates,
-            dims=("y", "x"),
-            name=name,
-            attrs=attributes,
-        )
+        x = place.center_um[0] + place.pixel_um * np.arange(grid.cols)
+        y = place.center_um[1] + place.pixel_um * np.arange(grid.rows)
+        facts = {"units": "1", "threshold": self.summary.threshold, "slide_id": self.slide_id}
+        axes = {"y": ("y", y, {"units": "µm"}), "x": ("x", x, {"units": "µm"})}
+        name, values = f"prob_{self.summary.positive_class}", self.heatmap.probability
+        return xr.DataArray(values, coords=axes, dims=("y", "x"), name=name, attrs=facts)
 
 
 def open_slide_result(folder: Path) -> Slide:
@@ -127,23 +117,16 @@ def open_results(results: Path) -> list[Slide]:
 
 
 def slides_frame(results: Path) -> "pd.DataFrame":
-    """Return slides.csv as pandas: a row per finished slide, indexed by its name.
-
-    Raises ConfigError where pandas is not installed.
-    """
+    """Return slides.csv as pandas, indexed by slide. Raises ConfigError without pandas."""
     check_extra("pandas")
     import pandas as pd
 
-    summaries = read_finished(results).summaries
+    rows = [asdict(summary) for summary in read_finished(results).summaries]
     columns = [field.name for field in fields(SlideSummary)]
-    return pd.DataFrame([asdict(summary) for summary in summaries], columns=columns).set_index(
-        "slide_id"
-    )
+    return pd.DataFrame(rows, columns=columns).set_index("slide_id")
 
 
 def check_extra(library: str) -> None:
     """Raise ConfigError where a library of the extra `analysis` is not installed."""
     if find_spec(library) is None:
-        raise ConfigError(
-            f"{library}: is not installed; install it with pip install 'wsi-pipeline[analysis]'"
-        )
+        raise ConfigError(f"{library}: is not installed; pip install 'wsi-pipeline[analysis]'")

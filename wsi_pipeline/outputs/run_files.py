@@ -52,14 +52,10 @@ def write_parquet(path: Path, types: Mapping[str, type], rows: Sequence[Mapping[
 
 
 def _cast(value: Any, kind: type) -> Any:
-    if value is None:
-        return None
+    if value is None or kind is not str:
+        return None if value is None else kind(value)
     # Names of files need not be text; Parquet's strings must be.
-    return (
-        str(value).encode(errors="surrogateescape").decode(errors="replace")
-        if kind is str
-        else kind(value)
-    )
+    return str(value).encode(errors="surrogateescape").decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +88,7 @@ def read_finished(results: Path) -> Finished:
     for folder in find_results([results]):
         try:
             read_manifest(folder)
-            # By the folder's name, which is unique where stores of one slide were inferred side by
-            # side.
+            # The folder's name is unique where stores of one slide were inferred side by side.
             summaries.append(replace(read_summary(folder), slide_id=folder.name))
         except StoreError as error:
             damaged.append(describe_failure(folder.name, str(folder), error))
@@ -102,10 +97,8 @@ def read_finished(results: Path) -> Finished:
 
 def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome], suffix: str = "") -> None:
     """Write the slides of this run that failed or are damaged, with the reason."""
-    rows = (
-        [failure.slide_id, failure.path, failure.state, failure.message]
-        for failure in find_failures(outcomes)
-    )
+    failures = find_failures(outcomes)
+    rows = ([found.slide_id, found.path, found.state, found.message] for found in failures)
     path = results / FAILURES_CSV
     write_csv(path.with_stem(path.stem + suffix), ["slide_id", "path", "state", "reason"], rows)
 
@@ -113,21 +106,13 @@ def write_failures_csv(results: Path, outcomes: Sequence[SlideOutcome], suffix: 
 def write_run_json(results: Path, record: Mapping[str, Any], suffix: str = "") -> None:
     """Write run.json: the options, versions, and seconds of each stage."""
     path = results / RUN_JSON
-    write_file(
-        path.with_stem(path.stem + suffix),
-        (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(),
-    )
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_file(path.with_stem(path.stem + suffix), text.encode())
 
 
 RUN_FILES = (
-    SLIDES_CSV,
-    SLIDES_PARQUET,
-    FAILURES_CSV,
-    RUN_JSON,
-    AGGREGATE_JSON,
-    EVALUATION_HTML,
-    EVALUATION_CSV,
-    COMPARISON_CSV,
+    *(SLIDES_CSV, SLIDES_PARQUET, FAILURES_CSV, RUN_JSON, AGGREGATE_JSON),
+    *(EVALUATION_HTML, EVALUATION_CSV, COMPARISON_CSV),
 )
 PICTURES = {
     OVERLAY_PNG: "on the slide",
@@ -140,8 +125,7 @@ NOT_FOR_PEOPLE = (MANIFEST, SOURCE_JSON)
 def write_index(results: Path, finished: Finished | None = None) -> Path:
     """Write index.html for a results folder and return its path.
 
-    `finished` is the folder's content, if already read. Raises StoreError where the folder is not a
-    results folder.
+    `finished` is its content, if already read. Raises StoreError for any other folder.
     """
     finished = finished or read_finished(results)
     if is_product(results):
@@ -152,12 +136,11 @@ def write_index(results: Path, finished: Finished | None = None) -> Path:
         loader=PackageLoader("wsi_pipeline.outputs"), autoescape=select_autoescape()
     )
     environment.filters["path"] = quote
+    # Most positive tissue first.
+    order = sorted(finished.summaries, key=lambda shown: (-shown.positive_mm2, shown.slide_id))
     page = environment.get_template("index.html").render(
         name=results.resolve().name,
-        slides=[
-            (summary, _list_outputs(results / summary.slide_id))
-            for summary in _sort(finished.summaries)
-        ],
+        slides=[(summary, _list_outputs(results / summary.slide_id)) for summary in order],
         states=sorted({summary.state.value for summary in finished.summaries}),
         damaged=finished.damaged,
         files=[name for name in RUN_FILES if (results / name).exists()],
@@ -169,16 +152,6 @@ def write_index(results: Path, finished: Finished | None = None) -> Path:
 
 def _list_outputs(folder: Path) -> list[str]:
     """Return the files of a slide's folder for people: images first, then the rest by name."""
-    found = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.name not in NOT_FOR_PEOPLE and not path.name.startswith(".")
-    )
-    return [name for name in PICTURES if name in found] + [
-        name for name in found if name not in PICTURES
-    ]
-
-
-def _sort(summaries: Sequence[SlideSummary]) -> list[SlideSummary]:
-    """Most positive tissue first."""
-    return sorted(summaries, key=lambda summary: (-summary.positive_mm2, summary.slide_id))
+    found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    others = sorted(found - {*NOT_FOR_PEOPLE, *PICTURES})
+    return [name for name in PICTURES if name in found] + others

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from wsi_pipeline.core.choices import SUMMARY_JSON
-from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.errors import StoreError, damage_error
 from wsi_pipeline.core.json_io import read_json
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.outputs.result import SlideResult
@@ -38,20 +38,17 @@ def make_schema() -> dict[str, Any]:
 
 def read_summary(folder: Path) -> SlideSummary:
     """Return the summary of a slide's folder. Raises StoreError where it was changed."""
+    path = folder / SUMMARY_JSON
     if is_product(folder):
         manifest = read_manifest(folder)
         if manifest.files.get(SUMMARY_JSON, (0, ""))[0] > MAX_BYTES:
-            raise StoreError(
-                f"{folder / SUMMARY_JSON}: damaged: has more than {MAX_BYTES} bytes; make it again"
-                " with --force"
-            )
+            raise damage_error(path, f"has more than {MAX_BYTES} bytes")
         check_files(folder, manifest, [SUMMARY_JSON])
     try:
-        return _adapter().validate_python(read_json(folder / SUMMARY_JSON, MAX_BYTES))
+        return _adapter().validate_python(read_json(path, MAX_BYTES))
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{folder / SUMMARY_JSON}: missing or damaged ({_describe(error)}); make it again with"
-            " --force"
+            f"{path}: missing or damaged ({_describe(error)}); make it again with --force"
         ) from error
 
 

@@ -128,11 +128,11 @@ def outline_network(name: str, side_px: int, options: NetworkOptions | None = No
     _check_options(name, architecture, options)
     if side_px < (least := architecture.min_side_px):
         raise ModelError(
-            f"{name}: needs patches of at least {least} px, not {side_px}; cut larger ones"
+            f"{name}: needs patches of {least} px or more, not {side_px}; cut larger ones"
         )
     if side_px > MAX_SIDE_PX:
         raise ModelError(
-            f"{name}: takes patches of at most {MAX_SIDE_PX} px, not {side_px}; cut smaller ones"
+            f"{name}: takes patches up to {MAX_SIDE_PX} px, not {side_px}; cut smaller"
         )
     with torch.device("meta"):
         outline = architecture.build(side_px, options)
@@ -142,9 +142,7 @@ def outline_network(name: str, side_px: int, options: NetworkOptions | None = No
             f" {MAX_PARAMETERS:,}; cut smaller patches"
         )
     if fault := fits_patches(outline, side_px):
-        raise ModelError(
-            f"{name}: does not take patches of {side_px} px ({fault}); choose another size"
-        )
+        raise ModelError(f"{name}: does not take patches of {side_px} px ({fault}); cut others")
     return outline
 
 

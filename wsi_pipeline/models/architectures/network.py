@@ -53,9 +53,8 @@ class NetworkOptions:
     def from_json(cls, value: Mapping[str, Any]) -> "NetworkOptions":
         """Return the options of a card. Raises ModelError for an unknown option."""
         if unknown := sorted({*value} - {*cls.__dataclass_fields__}):
-            names = ", ".join(unknown)
             raise ModelError(
-                f"options {names} are unknown to this version of wsi; update it or train again"
+                f"options {', '.join(unknown)} are unknown to this version; update wsi"
             )
         return cls(**value)
 
@@ -84,18 +83,12 @@ def squeeze_logits(x: Tensor) -> Tensor:
 
 
 def positive_logit(output: Tensor) -> Tensor:
-    """Return the logit (b,) of the positive class from a network's output (b,) or (b, 2).
-
-    Its sigmoid is the softmax of the two.
-    """
+    """Return the logit (b,), for a sigmoid, of the positive class from output (b,) or (b, 2)."""
     return output if output.ndim == 1 else output[:, 1] - output[:, 0]
 
 
 def find_head(network: nn.Module) -> nn.Module:
-    """Return the part of a network of `build_network` that has the head's learning rate.
-
-    Raises ModelError for a network that wsi did not build.
-    """
+    """Return the head of a network. Raises ModelError for one that wsi did not build."""
     return check_network(network).head
 
 
@@ -144,10 +137,7 @@ PARALLEL = "module."
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the weights in a .safetensors file, or in a .pth file that holds only tensors.
-
-    Raises ModelError for any other file.
-    """
+    """Return the weights in a .safetensors or a .pth file. Raises ModelError for any other."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file of weights; check the path")
     if path.suffix == ".safetensors":
@@ -161,9 +151,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path}: not a whole safetensors file ({error}); copy it again"
-        ) from error
+        reason = f"{path}: not a whole safetensors file ({error}); copy it again"
+        raise ModelError(reason) from error
     # A checkpoint of wsi has its self-test beside the weights.
     return {name: tensors[name] for name in tensors if not name.startswith(SELF_TEST_PREFIX)}
 

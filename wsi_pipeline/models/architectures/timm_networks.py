@@ -52,11 +52,7 @@ class TimmNetwork(Network):
 
 
 def build_timm(name: str, side_px: int, options: NetworkOptions) -> Network:
-    """Return a network of timm with fresh weights.
-
-    Raises ModelError where timm is not installed, or has no such model, or the model does not take
-    these options.
-    """
+    """Return a network of timm with fresh weights. Raises ModelError for timm's refusals."""
     timm = _import_timm(name)
     if not NAME.fullmatch(name) or not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{re.sub(r'[^A-Za-z0-9_]', '*', name)[:30]}*")[:3])

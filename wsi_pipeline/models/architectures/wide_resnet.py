@@ -79,20 +79,13 @@ class WideResNet(Network):
 
 
 def parse_name(name: str) -> tuple[int, int] | None:
-    """Return depth and widening of `wide_resnet_<d>_<k>`; None for other names.
-
-    Raises ModelError for a depth or widening that such networks cannot have.
-    """
+    """Return d and k of `wide_resnet_<d>_<k>`; None for other names. Raises ModelError."""
     match = NAME.fullmatch(name)
     if match is None:
         return None
     depth, widening = int(match[1]), int(match[2])
     if depth < 10 or depth > MAX_DEPTH or (depth - 4) % 6:
-        raise ModelError(
-            f"{name}: a depth of {depth} is impossible; it must be 10, 16, 22 … up to {MAX_DEPTH}"
-        )
+        raise ModelError(f"{name}: depth {depth}; it must be 10, 16, 22 … up to {MAX_DEPTH}")
     if not 1 <= widening <= MAX_WIDENING:
-        raise ModelError(
-            f"{name}: a widening of {widening} is impossible; it must be 1 to {MAX_WIDENING}"
-        )
+        raise ModelError(f"{name}: widening {widening}; it must lie between 1 and {MAX_WIDENING}")
     return depth, widening
