@@ -86,10 +86,6 @@ def _write_without_origin(script: io.BytesIO, path: Path) -> None:
                 lean.writestr(zipfile.ZipInfo(member.filename), full.read(member))
 
 
-def _write_pt2(network: nn.Module, example: Tensor, path: Path) -> None:
-    torch.export.save(_capture(network, example), path)
-
-
 def _read_pt2(path: Path) -> Run:
     run: Run = torch.export.load(io.BytesIO(path.read_bytes())).module()
     return run
@@ -145,7 +141,11 @@ FORMATS: dict[str, ExportFormat] = {
         TORCHSCRIPT, _write_torchscript, lambda path: load_torchscript(path.read_bytes(), path)
     ),
     "onnx": ExportFormat("model.onnx", _write_onnx, _read_onnx),
-    "pt2": ExportFormat("model.pt2", _write_pt2, _read_pt2),
+    "pt2": ExportFormat(
+        "model.pt2",
+        lambda network, example, path: torch.export.save(_capture(network, example), path),
+        _read_pt2,
+    ),
 }
 
 

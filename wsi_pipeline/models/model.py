@@ -162,12 +162,10 @@ class Model(Protocol):
     @property
     def spec(self) -> PatchSpec:
         """The patches that it was trained on; it accepts no other size or scale."""
-        ...
 
     @property
     def class_names(self) -> tuple[str, str]:
         """The negative class and the positive class."""
-        ...
 
     @property
     def positive_class(self) -> str: ...
@@ -187,34 +185,27 @@ class Model(Protocol):
     @property
     def digest(self) -> str:
         """Identifier of everything that decides the model's probabilities."""
-        ...
 
     def to_json(self) -> dict[str, Any]:
         """Return the description of the model that results record."""
-        ...
 
     @property
     def self_test(self) -> SelfTest | None:
         """Patches with the probabilities recorded when the model was made; None: not stored."""
-        ...
 
     @property
     def is_script(self) -> bool:
         """True if its network is TorchScript, whose code cannot be traced again."""
-        ...
 
     @property
     def resizes_patches(self) -> bool:
         """True if its network resizes patches first."""
-        ...
 
     def network(self) -> nn.Module:
         """Return a new network on the CPU: uint8 (b, side, side, 3) → (b,) or (b, classes)."""
-        ...
 
     def probability(self, output: Tensor) -> Tensor:
         """Return the probability (b,) of the positive class from the network's output, float32."""
-        ...
 
 
 def hash_patient(patient_id: str) -> str:

@@ -47,12 +47,12 @@ def find_source(result: SlideResult, folder: Path) -> Any | None:
     import pydicom
 
     header = _read_slide(Path(result.table.slide.path), result.table.slide.size_l0)
-    if header is None and result.previous is not None and (result.previous / SOURCE_JSON).is_file():
-        header = pydicom.Dataset.from_json(json.loads((result.previous / SOURCE_JSON).read_bytes()))
+    earlier = result.previous and result.previous / SOURCE_JSON
+    if header is None and earlier and earlier.is_file():
+        header = pydicom.Dataset.from_json(json.loads(earlier.read_bytes()))
     if header is not None:
-        (folder / SOURCE_JSON).write_text(
-            json.dumps(header.to_json_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-        )
+        text = json.dumps(header.to_json_dict(), indent=1, sort_keys=True, allow_nan=False)
+        (folder / SOURCE_JSON).write_text(text + "\n")
     return header
 
 
@@ -131,13 +131,13 @@ def write_dicom(result: SlideResult, folder: Path) -> None:
 
 
 def _annotate(result: SlideResult, source: Any) -> Any:
-    """Return the outer rings of all regions as Microscopy Bulk Simple Annotations.
-
-    Their frame is the source's total pixel matrix.
-    """
+    """Return the regions' outer rings as annotations on the source's total pixel matrix."""
     import highdicom as hd
+    from highdicom.sr.coding import CodedConcept
 
     shells, probability = _list_shells(result)
+    name = CodedConcept("mean_probability", "99WSI", "Mean probability")
+    mean = hd.ann.Measurements(name, probability, CodedConcept("1", "UCUM", "no units"))
     category, finding = _codes()
     group = hd.ann.AnnotationGroup(
         number=1,
@@ -149,7 +149,7 @@ def _annotate(result: SlideResult, source: Any) -> Any:
         graphic_data=shells,
         algorithm_type=hd.ann.AnnotationGroupGenerationTypeValues.AUTOMATIC,
         algorithm_identification=_algorithm(),
-        measurements=[_measure(probability)],
+        measurements=[mean],
     )
     return hd.ann.MicroscopyBulkSimpleAnnotations(
         source_images=[source],
@@ -237,14 +237,6 @@ def _algorithm() -> Any:
     return hd.AlgorithmIdentificationSequence(
         name=TOOL, version=tool_version(), family=codes.cid7162.ArtificialIntelligence
     )
-
-
-def _measure(probability: NDArray[np.float32]) -> Any:
-    import highdicom as hd
-    from highdicom.sr.coding import CodedConcept
-
-    name = CodedConcept("mean_probability", "99WSI", "Mean probability")
-    return hd.ann.Measurements(name, probability, CodedConcept("1", "UCUM", "no units"))
 
 
 def _identity(result: SlideResult, name: str) -> dict[str, Any]:

@@ -14,10 +14,7 @@ FILE_NAME = "patches.csv"
 
 
 def write_patches_csv(result: SlideResult, folder: Path) -> None:
-    """Write minx, miny, width, height in level-0 pixels and a probability for each class.
-
-    Probabilities are empty where a patch could not be read.
-    """
+    """Write boxes in level-0 pixels and a probability for each class; empty where unreadable."""
     boxes = positions_to_boxes_l0(result.positions, result.table.grid)
     names = ("minx", "miny", "width", "height")
     columns = {name: pa.array(side) for name, side in zip(names, boxes.T, strict=True)}

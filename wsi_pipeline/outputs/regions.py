@@ -61,7 +61,10 @@ def find_regions(
     peak = _find_peaks(group, probability)
     outlines = outline_groups(groups, heatmap.grid)
     bounds = shapely.bounds(outlines)
-    centers = find_centers(np.stack([row[peak], col[peak]], axis=1), heatmap.grid)
+    grid = heatmap.grid
+    corner_px = np.stack([col[peak], row[peak]], axis=1) * grid.spec.stride_px
+    center_px = corner_px + grid.spec.side_px / 2
+    centers = center_px * float(grid.downsample) + grid.origin_xy_l0
     return tuple(
         Region(
             number=number,
@@ -116,13 +119,6 @@ def grid_lines(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return np.array([origin + px * grid.downsample // 1 for px in insets_px], dtype=np.float64)
 
     return lines(x0, grid.cols), lines(y0, grid.rows)
-
-
-def find_centers(positions: NDArray[Any], grid: Grid) -> NDArray[np.float64]:
-    """Centres of patches (n, 2) as x, y in level-0 pixels, unrounded."""
-    center_px = positions[:, ::-1] * grid.spec.stride_px + grid.spec.side_px / 2
-    centers: NDArray[np.float64] = center_px * float(grid.downsample) + grid.origin_xy_l0
-    return centers
 
 
 def trace_outlines(
