@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from wsi_pipeline.core.options import IngestOptions
 from wsi_pipeline.core.progress import Listener
-from wsi_pipeline.models.architectures import NetworkOptions
+from wsi_pipeline.models.architectures.network import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.runs.infer import infer_slides, list_stores
 from wsi_pipeline.runs.tile import ingest_patches

@@ -22,7 +22,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from wsi_pipeline.core.options import IngestOptions
 from wsi_pipeline.core.progress import Listener
-from wsi_pipeline.models.architectures import NetworkOptions
+from wsi_pipeline.models.architectures.network import NetworkOptions
 from wsi_pipeline.runs.tile import ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig

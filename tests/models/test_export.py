@@ -19,7 +19,8 @@ from tests.commands import HERE, PLAIN, infer, run
 from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models import export
-from wsi_pipeline.models.architectures import NetworkOptions, build_network, positive_logit
+from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.architectures.network import NetworkOptions, positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_unchanged
 from wsi_pipeline.models.model import normalise

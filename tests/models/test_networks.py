@@ -12,14 +12,16 @@ from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import (
     ARCHITECTURES,
-    NetworkOptions,
     build_network,
     find_architecture,
-    find_head,
     load_pretrained,
+)
+from wsi_pipeline.models.architectures.network import (
+    NetworkOptions,
+    count_parameters,
+    find_head,
     positive_logit,
 )
-from wsi_pipeline.models.architectures.network import count_parameters
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_pipeline.models.model import Normalisation
 

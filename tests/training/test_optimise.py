@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.models.architectures import build_network, find_head
+from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.architectures.network import find_head
 from wsi_pipeline.training.loop import pack_optimizer, unpack_optimizer
 from wsi_pipeline.training.optimise import (
     OPTIMIZERS,

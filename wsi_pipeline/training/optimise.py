@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.models.architectures import find_head, positive_logit
+from wsi_pipeline.models.architectures.network import find_head, positive_logit
 from wsi_pipeline.training.calibrate import apply_temperature
 from wsi_pipeline.training.metrics import Floats, Labels, score
 

@@ -21,24 +21,10 @@ from wsi_pipeline.models.architectures.network import (
     NetworkOptions,
     check_network,
     count_parameters,
-    find_head,
     fit_weights,
     fits_patches,
-    positive_logit,
     read_weights,
 )
-
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "NetworkOptions",
-    "build_network",
-    "find_architecture",
-    "find_head",
-    "load_pretrained",
-    "outline_network",
-    "positive_logit",
-]
 
 MAX_SIDE_PX = 2048
 MAX_PARAMETERS = 1_000_000_000
