@@ -177,9 +177,8 @@ class Checkpoint:
         try:
             network.load_state_dict(dict(self.weights), strict=True)
         except RuntimeError as error:
-            raise ModelError(
-                f"weights do not fit {self.architecture}: {one_line(error)}"
-            ) from error
+            fault = f"weights do not fit {self.architecture}: {one_line(error)}"
+            raise ModelError(fault) from error
         return network.eval()
 
     def network(self) -> nn.Module:
@@ -318,9 +317,7 @@ def _take_self_test(tensors: dict[str, Tensor], side_px: int) -> SelfTest | None
 
 def _read_class_names(value: Any) -> tuple[str, str]:
     if not (isinstance(value, list) and len(value) == 2):
-        raise ModelError(
-            f"classes {value}: wsi handles models of two classes only; use another one"
-        )
+        raise ModelError(f"classes {value}: wsi takes models of two classes only; use another")
     return str(value[0]), str(value[1])
 
 

@@ -46,7 +46,8 @@ def load_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
         return load_external(path, terms.trust, terms.positive_class)
     if terms != ExternalModelTerms():
         raise ConfigError(
-            f"{path}: holds no {CONFIG_JSON}; leave out --trust-model and --positive-class"
+            f"{path}: holds no {CONFIG_JSON}; leave out --trust-model and --positive-class, which"
+            " are for such folders only"
         )
     return load_checkpoint(find_checkpoint(path))
 

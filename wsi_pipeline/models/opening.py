@@ -86,11 +86,9 @@ def open_first(candidates: Sequence[Candidate], load: LoadEngine) -> OpenedPredi
             faults.append(str(error))
             continue
         why = "; ".join(filter(None, [candidate.reason, *faults]))
-        return OpenedPredictor(
-            predictor,
-            f"engine {candidate.setting}{why and f' ({why})'}: within {agreement.difference:.1g}"
-            f" of its {agreement.reference}",
-        )
+        within = f"within {agreement.difference:.1g} of its {agreement.reference}"
+        name = f"engine {candidate.setting}{why and f' ({why})'}"
+        return OpenedPredictor(predictor, f"{name}: {within}")
     raise ModelError("no engine can run this model; leave --engine auto")
 
 

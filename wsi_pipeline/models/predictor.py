@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -48,9 +48,8 @@ class Predictor:
         # of additions, and with it the last bit of a result, would otherwise depend on the number
         # of cores.
         lanes = available_cores() if is_on_cpu else GPU_LANES
-        self._pool = ThreadPoolExecutor(
-            lanes, "predict", initializer=_compute_on_one_thread if is_on_cpu else None
-        )
+        start = partial(torch.set_num_threads, 1) if is_on_cpu else None
+        self._pool = ThreadPoolExecutor(lanes, "predict", start)
         self._computing, self._falling_back = threading.Lock(), threading.Lock()
         is_given = batch_size is not None or is_on_cpu or self._engine.is_fixed_shape
         self._is_to_be_measured = not is_given
@@ -86,10 +85,8 @@ class Predictor:
 
     def _predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         size = self.batch_size
-        batches = self._pool.map(
-            lambda start: self._predict_batch(pixels[start : start + size]),
-            range(0, len(pixels), size),
-        )
+        parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
+        batches = self._pool.map(self._predict_batch, parts)
         return np.concatenate([np.empty(0, np.float32), *batches])
 
     def _predict_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -137,20 +134,12 @@ class Predictor:
 
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
         if self._is_chosen_by_user or self._engine.is_fixed_shape:
-            raise EnvironmentFault(
-                f"the device's memory does not hold batches of {self.batch_size} patches; give a"
-                " smaller --batch-size, or auto"
-            ) from error
+            held = f"the device's memory does not hold batches of {self.batch_size} patches"
+            raise EnvironmentFault(f"{held}; give a smaller --batch-size, or auto") from error
         self.batch_size = halve(self.batch_size, error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        logger.warning(
-            "too little device memory: batches of %d patches from now on", self.batch_size
-        )
-
-
-def _compute_on_one_thread() -> None:
-    torch.set_num_threads(1)
+        logger.warning("too little device memory: now batches of %d patches", self.batch_size)
 
 
 def choose_cpu_batch(side_px: int) -> int:

@@ -85,7 +85,7 @@ def parse_name(name: str) -> tuple[int, int] | None:
         return None
     depth, widening = int(match[1]), int(match[2])
     if depth < 10 or depth > MAX_DEPTH or (depth - 4) % 6:
-        raise ModelError(f"{name}: depth {depth}; it must be 10, 16, 22 … up to {MAX_DEPTH}")
+        raise ModelError(f"{name}: a depth of {depth}; it must be 10, 16, 22 … up to {MAX_DEPTH}")
     if not 1 <= widening <= MAX_WIDENING:
-        raise ModelError(f"{name}: widening {widening}; it must lie between 1 and {MAX_WIDENING}")
+        raise ModelError(f"{name}: a widening of {widening}; it must be 1 to {MAX_WIDENING}")
     return depth, widening
