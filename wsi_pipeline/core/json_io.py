@@ -26,7 +26,8 @@ def parse_json(content: bytes | str) -> Any:
         value = json.loads(
             text, parse_constant=_refuse_constant, parse_float=_parse_float, parse_int=_parse_int
         )
-        if "\\u" in text and LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False) if "\\u" in text else ""
+        if LONE_SURROGATE.search(written):
             raise ValueError("a text in it has half a character")
     except RecursionError as error:
         raise ValueError("its brackets nest too deep") from error
