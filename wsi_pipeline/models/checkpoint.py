@@ -7,7 +7,7 @@ found before use. The header of an untrusted file is checked before any tensor i
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -263,12 +263,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             is_leaky=bool(card["is_leaky"]),
             weights=tensors,
             self_test=self_test,
-            digest=file_sha256(path),
         )
         checkpoint.build()
     except DAMAGED as error:
         raise _misread(path, error) from error
-    return checkpoint
+    return replace(checkpoint, digest=file_sha256(path))
 
 
 def _misfit(found: Any) -> str:

@@ -49,7 +49,8 @@ def load_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
             f"{path}: holds no {CONFIG_JSON}; leave out --trust-model and --positive-class, which"
             " are for such folders only"
         )
-    return load_checkpoint(find_checkpoint(path))
+    file = find_checkpoint(path)
+    return load_checkpoint(file)
 
 
 def load_unchanged(path: Path, digest: str, terms: ExternalModelTerms | None = None) -> Model:

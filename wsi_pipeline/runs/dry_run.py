@@ -11,10 +11,8 @@ from wsi_pipeline.core.limits import available_cores, limited_memory
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.core.progress import Listener
-from wsi_pipeline.models.loading import load_model, read_terms
-from wsi_pipeline.models.opening import resolve_engine
 from wsi_pipeline.runs.disk_space import find_existing
-from wsi_pipeline.runs.infer import describe_model, make_jobs, read_request, read_tiling
+from wsi_pipeline.runs.infer import choose_engine, make_jobs, open_model, read_tiling
 from wsi_pipeline.runs.workers import take_share
 from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
@@ -59,11 +57,8 @@ def preview_run(
 ) -> RunPreview:
     """Open every slide and read what earlier runs left; writes nothing, raises as the run would."""
     options, listener = options or InferOptions(), listener or Listener()
-    listener.working_on("loading the model")
-    terms = read_terms(options)
-    loaded = load_model(model, terms)
-    listener.say(describe_model(loaded))
-    choice = resolve_engine(loaded, model, read_request(options), terms).choice
+    loaded = open_model(model, options, listener)
+    choice = choose_engine(loaded, model, options, listener)
     slides, _ = take_share(slides, options.shard)
     jobs = make_jobs(slides, choice, read_tiling(options, loaded), results, options)
     listener.working_on(f"opening {len(jobs):,} slides")

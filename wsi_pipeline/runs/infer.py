@@ -81,14 +81,12 @@ def infer_slides(
     """
     started = time.perf_counter()
     options, listener = options or InferOptions(), listener or Listener()
-    listener.working_on("loading the model")
-    loaded = load_model(model, read_terms(options))
-    listener.say(describe_model(loaded))
+    loaded = open_model(model, options, listener)
     workers = choose_workers(options, options.device)
     (slides, suffix), tiling = take_share(slides, options.shard), read_tiling(options, loaded)
     with ExitStack() as log:
         with open_workers(workers) as pool:
-            choice = _resolve_engine(loaded, model, options, workers, pool, listener).choice
+            choice = choose_engine(loaded, model, options, listener, workers, pool)
             make_folder(results)
             jobs = make_jobs(slides, choice, tiling, results, options)
             parameters = _list_parameters(choice, tiling, options, workers)
@@ -107,26 +105,34 @@ def infer_slides(
     return account
 
 
-def _resolve_engine(
+def open_model(model: Path, options: InferOptions, listener: Listener) -> Model:
+    """Load the model, and say on which terms it runs."""
+    listener.working_on("loading the model")
+    loaded = load_model(model, read_terms(options))
+    listener.say(describe_model(loaded))
+    return loaded
+
+
+def choose_engine(
     loaded: Model,
     model: Path,
     options: InferOptions,
-    workers: Workers,
-    pool: WorkerPool,
     listener: Listener,
-) -> ResolvedEngine:
+    workers: Workers | None = None,
+    pool: WorkerPool | None = None,
+) -> ModelChoice:
     """Return the engine of the whole run, chosen here or by a worker on another machine."""
     listener.working_on("choosing the engine and checking its answers")
     request = (read_request(options), read_terms(options))
-    if workers.is_elsewhere:
+    if pool and workers and workers.is_elsewhere:
         answer: ResolvedEngine = pool.call(resolve_engine_for, model.resolve(), *request)
         listener.say(f"on the workers: {answer.line}")
-        return answer
+        return answer.choice
     resolved = resolve_engine(loaded, model, *request)
     listener.say(resolved.line)
-    if workers.processes:
+    if workers and workers.processes:
         unload()
-    return resolved
+    return resolved.choice
 
 
 def describe_model(model: Model) -> str:

@@ -84,8 +84,8 @@ def tile_slides(
     tiling, codec = read_tiling(options), read_pixel_codec(options)
     workers = choose_workers(options, is_tiling=True)
     slides = label_slides(slides, options.labels, options.patient_regex)
-    slides = scale_slides(slides, options.mpp_csv) if options.mpp_csv else slides
     slides, suffix = take_share(slides, options.shard)
+    slides = scale_slides(slides, options.mpp_csv) if options.mpp_csv else slides
     masks = tuple(path.absolute() for path in list_masks(options.mask)) if options.mask else ()
     make_folder(out)
     jobs = [TileJob(slide, out.absolute(), tiling, options.force, codec, masks) for slide in slides]
