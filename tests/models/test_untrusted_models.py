@@ -122,7 +122,7 @@ BOMBS: dict[str, tuple[Send, str]] = {
     "a card 200,000 brackets deep": (card_of("[" * 200_000), "nest too deep"),
     "a card of NaN": (card_of('{"format": NaN}'), "NaN is not JSON"),
     "a card of a number beyond any": (card_of('{"format": 1e999}'), "beyond any number"),
-    "a card that is a list": (card_of("[]"), "no JSON object"),
+    "a card that is a list": (card_of("[]"), "not a JSON object"),
     "patches of 480 px": (absurd_patch, "weights do not fit idc_cnn"),
     "a network of 1.5 billion weights": (
         absurd_network,
