@@ -175,5 +175,5 @@ mode_option = click.option(
     default="600",
     expose_value=False,
     callback=_set_permissions,
-    help="Permissions of the files that are made; folders can also be entered by whoever may read.",
+    help="Permissions of the files that are made; readers may also enter the folders.",
 )

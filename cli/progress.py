@@ -23,7 +23,7 @@ from wsi_pipeline.store.files import open_to_append
 from .main import printable
 
 PLAIN_INTERVAL_S = 30.0
-"""Where the output is no terminal, a line of progress this often."""
+"""Seconds between lines of progress if the output is not a terminal."""
 PATIENCE_S = 2.0
 """There, work without figures is named when it has taken so long."""
 

@@ -47,14 +47,14 @@ def status(results: Path, is_json: bool) -> None:
 
 
 def describe_work(work: "UnderWay") -> str:
-    """How far a slide has come, and who works on it."""
+    """Return the progress of a slide, and the process that works on it."""
     done = (
         "its patches are being chosen"
         if work.blocks is None
         else f"{work.blocks_done} of {work.blocks} blocks done"
     )
     if work.owner is None:
-        return f"{done}, nobody works on it; run the same line again to go on"
+        return f"{done}, no process works on it; run the same line again to go on"
     if work.is_alive is None:
         return f"{done}, held by {work.owner}, which cannot be seen from here"
     return f"{done}, held by {work.owner}" + (
@@ -63,7 +63,7 @@ def describe_work(work: "UnderWay") -> str:
 
 
 def describe_run(run: "LastRun") -> str:
-    """How the last run went."""
+    """Return the state of the last run."""
     began = f" of {run.began}" if run.began else ""
     ending = {
         "ended": f"ended: {run.sentence}",

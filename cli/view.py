@@ -50,7 +50,7 @@ def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: b
         # A ticket that works once: command lines of browsers can be read by every user of the
         # machine.
         address = f"{base_url(services.settings)}/enter?ticket={services.auth.ticket}"
-        # In a thread: some browsers keep whoever starts them waiting, and what they want to see is
+        # In a thread: some browsers keep the program that starts them waiting, and their page is
         # this server's answer.
         threading.Thread(target=show_page, args=(address,), daemon=True).start()
 

@@ -473,7 +473,7 @@ def test_status_of_a_run_that_was_broken_off(broken_off: tuple[Path, Path, Path]
     assert (work.slide_id, work.blocks_done, work.blocks, work.owner) == ("big", 1, 2, None)
     output = run("status", broken_off[2]).stdout
     assert (
-        "big: under way: 1 of 2 blocks done, nobody works on it; run the same line again to go on"
+        "big: under way: 1 of 2 blocks done, no process works on it; run the same line again"
         in output
     )
     assert "was stopped (KeyboardInterrupt) after 0 of 1 slides" in output

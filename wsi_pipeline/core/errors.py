@@ -51,13 +51,15 @@ class EnvironmentFault(WsiError):
     exit_code = 5
 
 
+MAKE_AGAIN = "run the command that made it again, with --force"
+"""The remedy for a product that cannot be read, whichever command finds it."""
 DAMAGES = (KeyError, TypeError, ValueError, IndexError, ArithmeticError, ConfigError)
-"""What reading JSON values raises where they are not as they were written."""
+"""Errors of reading JSON values that are not as they were written."""
 
 
 def damage_error(path: Path, fault: object) -> StoreError:
     """Return the error of a product that is not as it was written."""
-    return StoreError(f"{path}: damaged: {fault}; make it again with --force")
+    return StoreError(f"{path}: damaged: {fault}; {MAKE_AGAIN}")
 
 
 def one_line(error: Exception) -> str:

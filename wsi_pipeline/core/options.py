@@ -64,7 +64,7 @@ def option(default: Any, panel: str | None, text: str, **facts: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ForceOptions:
-    """What commands that write have."""
+    """Options of commands that write."""
 
     force: bool = option(False, OPERATION, "Overwrite existing results.")
 
@@ -80,7 +80,7 @@ class SheetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """Where networks run."""
+    """Options of the device that networks run on."""
 
     device: str = option(
         AUTO, COMPUTE, "Where networks run; auto: a GPU where there is one.", choices=DEVICES)
@@ -91,10 +91,10 @@ class ExternalModelOptions:
     """Terms for a model that others trained."""
 
     trust_model: str | None = option(None, INPUT,
-        "Run a model folder of others, whose torchscript_model.pt is code, where that file has"
+        "Trust an external model whose torchscript_model.pt (TorchScript is code) has"
         " this digest.", metavar="sha256:…")
     positive_class: str | None = option(None, INPUT,
-        "Which class of a model folder of others is positive. [default: the last of two]",
+        "Positive class of an external model. [default: the last of two]",
         metavar="NAME")
 
 
@@ -109,7 +109,7 @@ class SlideScaleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CutOptions(SlideScaleOptions):
-    """How slides are cut, whether patches are stored or inferred."""
+    """Options of cutting slides, for storing and for inference."""
 
     min_tissue: float = option(
         0.5, TISSUE, "Keep a patch if at least this fraction of it is tissue (0: keep all).",
@@ -120,7 +120,7 @@ class CutOptions(SlideScaleOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions:
-    """How drawn regions and label images become labels."""
+    """Options of making labels from drawn regions and label images."""
 
     label_map: Path | None = option(
         None, LABELS, "Meaning of each drawn class; see docs/guides/labels.md.", metavar="YAML")
@@ -180,7 +180,7 @@ class WorkerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceOptions:
-    """What stays free on the disk."""
+    """Options of the disk space to keep free."""
 
     min_free: int = option(DEFAULT_MIN_FREE, OPERATION,
         "Bytes that stay free on the disk: no slide, and no block of one, is begun without room"
@@ -189,7 +189,7 @@ class SpaceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(WorkerOptions, ForceOptions, SpaceOptions):
-    """What runs over many slides have."""
+    """Options of runs over many slides."""
 
     shard: str | None = option(
         None, OPERATION, "Take only every N-th slide, from the I-th on: one share of an array job.",
@@ -198,7 +198,7 @@ class RunOptions(WorkerOptions, ForceOptions, SpaceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TissueOptions:
-    """Where tissue is, and the faults of patches."""
+    """Options of finding tissue, and of faults of patches."""
 
     mask: Path | None = option(None, TISSUE,
         "Your own tissue masks: PNG or TIFF (above 0 is tissue) or QuPath GeoJSON, named like the"

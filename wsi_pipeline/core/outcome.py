@@ -95,7 +95,7 @@ class SlideSummary:
 
 @dataclass(frozen=True, slots=True)
 class SlideOutcome:
-    """How one slide of a run ended."""
+    """The outcome of one slide of a run."""
 
     slide_id: str
     path: str
@@ -138,7 +138,7 @@ class RunAccount:
 
     @property
     def sentence(self) -> str:
-        """How the run ended, for people: `4 slides: 2 ok, 1 damaged, 1 failed`."""
+        """The outcome of the run for people: `4 slides: 2 ok, 1 damaged, 1 failed`."""
         counts = {state.word: self.count(state) for state in SlideState}
         return describe_counts(counts, self.noun)
 

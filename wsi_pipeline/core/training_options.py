@@ -38,7 +38,7 @@ from wsi_pipeline.core.options import (
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions(SheetOptions, DeviceOptions, ForceOptions):
-    """What decides how a network is fitted, by training and by the sweep of learning rates."""
+    """Options of fitting a network, for training and for the sweep of learning rates."""
 
     batch_size: int = option(64, COMPUTE, "Patches per step.", low=2)
     lr: float = option(3e-4, TRAINING, "Highest learning rate of the schedule.")

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from wsi_pipeline.core.choices import SUMMARY_JSON
-from wsi_pipeline.core.errors import StoreError, damage_error
+from wsi_pipeline.core.errors import MAKE_AGAIN, StoreError, damage_error
 from wsi_pipeline.core.json_io import read_json
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.outputs.result import SlideResult
@@ -48,7 +48,7 @@ def read_summary(folder: Path) -> SlideSummary:
         return _adapter().validate_python(read_json(path, MAX_BYTES))
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{path}: missing or damaged ({_describe(error)}); make it again with --force"
+            f"{path}: missing or damaged ({_describe(error)}); {MAKE_AGAIN}"
         ) from error
 
 

@@ -90,7 +90,7 @@ class Pace:
 
     @property
     def patches_expected(self) -> float | None:
-        """Patches of the whole run; unopened slides count as the mean of others. None: unknown."""
+        """Patches of the whole run, unopened slides at the mean of the others; None: unknown."""
         fresh = (self._missing.keys() | self._ended) - self._done_before
         known = sum(self._missing.values())
         if self._unopened == 0:
@@ -99,7 +99,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        """None while nobody can tell."""
+        """None while it is not known."""
         expected, rate = self.patches_expected, self.rate
         if expected is None or not rate:
             return None

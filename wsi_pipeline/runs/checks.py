@@ -1,4 +1,4 @@
-"""What a check of the machine says, and the checks that need nothing but the operating system."""
+"""Checks of the machine that need only the operating system."""
 
 import fcntl
 import os
@@ -33,7 +33,7 @@ FAST_UNITS = {
 
 
 class Verdict(StrEnum):
-    """What is thought of what was found."""
+    """The result of a check: ok, warn or fail."""
 
     OK = "ok"
     WARN = "warn"
@@ -89,7 +89,7 @@ def check_cpu(flags: frozenset[str], cores: int) -> Check:
 
 
 def check_load(cores: int, load: float | None = None) -> Check:
-    """Whether others compute here, which makes every figure too low."""
+    """Check the load: other programs make every measurement too low."""
     load = os.getloadavg()[0] if load is None else load
     found = f"{load:.1f} processes want to run on {cores} cores"
     if load <= cores + 1:
@@ -183,7 +183,7 @@ def check_shared_memory(place: Path = SHARED_MEMORY) -> Check:
 
 
 def check_open_files(limit: int | None = None) -> Check:
-    """How many files one process may have open; a store keeps up to 1,024 chunks mapped."""
+    """Check the limit of open files; a store keeps up to 1,024 chunks mapped."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = soft if limit is None else limit
     if limit == resource.RLIM_INFINITY:

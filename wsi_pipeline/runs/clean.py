@@ -31,7 +31,7 @@ ASIDE_AGE_S = 3600.0
 """Younger ones are left alone: their writer may live on another machine."""
 DAY_S = 86_400.0
 PERHAPS = "perhaps another user ({})"
-"""Who is at work on what may not be looked into or removed, and why nobody can tell."""
+"""Stands for the holder of a lock that may not be read or removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Lock:
     """The product that it guards."""
     owner: str
     is_held: bool
-    """Whether somebody still has it, so that it was left."""
+    """True if a process still holds it, so that it was left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class Leftover:
 
     path: Path
     target: Path
-    """What it was to become."""
+    """The product it belongs to."""
     bytes: int
     owner: str = ""
-    """Who is at work on it, so that it was left; empty: nobody."""
+    """The process at work on it, so that it was left; empty: none."""
 
 
 def unlock(paths: Sequence[Path], force: bool = False) -> list[Lock]:
@@ -84,7 +84,7 @@ def unlock(paths: Sequence[Path], force: bool = False) -> list[Lock]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether what belongs to another user was the reason, and not the machine."""
+    """Return True if another user's permissions were the reason, and not the machine."""
     return isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
 
 
@@ -205,7 +205,7 @@ def _list_forbidden(path: Path) -> Iterator[Path]:
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether it is one itself, and no link to one somewhere else."""
+    """Return True for a folder itself, False for a link to one."""
     return not path.is_symlink() and path.is_dir()
 
 

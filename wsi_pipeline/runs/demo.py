@@ -21,7 +21,7 @@ from wsi_pipeline.training.split import SplitChoice
 
 @dataclass(frozen=True, slots=True)
 class DemoSize:
-    """How much the demo does."""
+    """The size of the demo."""
 
     width_px: int = 1600
     height_px: int = 1200
@@ -32,7 +32,7 @@ class DemoSize:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demo came to."""
+    """The result of the demo."""
 
     evaluation: Evaluation
     """On the held-out slides."""

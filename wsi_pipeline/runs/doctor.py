@@ -43,13 +43,13 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What was measured, in patches per second."""
+    """Measured patches per second."""
 
     read: float
     """Decoded from JPEG tiles at the model's own scale, with all cores."""
     compute: float
     shares_cores: bool
-    """Whether the model runs on the cores that decode."""
+    """True if the model runs on the cores that decode."""
 
     @property
     def expected(self) -> float:
@@ -60,7 +60,7 @@ class Speed:
 
     @property
     def bottleneck(self) -> str:
-        """What takes most of the time."""
+        """The step that takes most of the time."""
         return "decoding the slides" if self.read < self.compute else "the model"
 
 

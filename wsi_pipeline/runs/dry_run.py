@@ -1,4 +1,4 @@
-"""What `wsi infer` would do, found out slide by slide without writing anything."""
+"""A dry run of `wsi infer`: slide by slide, without writing anything."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from wsi_pipeline.stages.plan import PreviewState, SlidePreview
 
 @dataclass(frozen=True, slots=True)
 class RunPreview:
-    """What a run would find, slide by slide, in the order they were given."""
+    """The previews of all slides, in the order given."""
 
     slides: tuple[SlidePreview, ...]
     account: RunAccount
@@ -58,7 +58,7 @@ def preview_run(
     """Open every slide and read what earlier runs left; writes nothing, raises as the run would."""
     options, listener = options or InferOptions(), listener or Listener()
     loaded = open_model(model, options, listener)
-    choice = choose_engine(loaded, model, options, listener)
+    choice = choose_engine(loaded, model, options, Listener())
     slides, _ = take_share(slides, options.shard)
     jobs = make_jobs(slides, choice, read_tiling(options, loaded), results, options)
     listener.working_on(f"opening {len(jobs):,} slides")

@@ -51,8 +51,8 @@ class EventLog:
             self._append(self.path, f"{line}\n".encode())
 
     def _append(self, path: Path, line: bytes) -> None:
-        # Opened anew for every line, and written in one call: several processes may append, and
-        # whoever moves the file away gets a new one.
+        # Opened for every line, and written in one call: several processes may append, and
+        # when the file is moved away a new one is made.
         handle = open_to_append(path)
         try:
             content = b"\n" + line if self._is_torn or _ends_within_a_line(handle) else line
@@ -139,7 +139,7 @@ def _to_text(text: str) -> str:
 
 
 def _ends_within_a_line(handle: int) -> bool:
-    """Whether a killed run left half a line."""
+    """Return True if a killed run left half a line."""
     size = os.fstat(handle).st_size
     return size > 0 and os.pread(handle, 1, size - 1) != b"\n"
 

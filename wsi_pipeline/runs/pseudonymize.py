@@ -78,7 +78,7 @@ class Identity(NamedTuple):
 
 
 class PseudonymFolder(NamedTuple):
-    """What a folder under pseudonyms now holds, and what this run added or found there again."""
+    """Counts of a folder of pseudonyms: what it holds, and what this run added or found."""
 
     table: Path | None
     """Sample sheet or table of patches for the next command; None for the IDC layout."""

@@ -51,9 +51,9 @@ class UnderWay:
     blocks: int | None
     """None: its patches have not been chosen yet."""
     owner: str | None
-    """Who holds its lock; None: nobody."""
+    """The holder of its lock, or None."""
     is_alive: bool | None
-    """Whether that process lives; None: nobody can tell from here."""
+    """True if that process lives; None: cannot be seen from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,13 @@ class LastRun:
     """Time in UTC."""
     command: str
     ending: str
-    """"ended", "stopped", "under way" or "killed"; "begun" where nobody can tell from here."""
+    """"ended", "stopped", "under way" or "killed"; "begun" if it cannot be seen from here."""
     account: str
     """The line that adds up, where it came to its end."""
     slides: int
     slides_ended: int
     reason: str = ""
-    """What stopped it."""
+    """The reason why it stopped."""
 
     @property
     def sentence(self) -> str:

@@ -42,7 +42,7 @@ class Phantom:
 
 @dataclass(frozen=True, slots=True)
 class _Nuclei:
-    """How nuclei of one kind look and how they are strewn."""
+    """Look and density of the nuclei of one kind."""
 
     per_px: float
     radius_px: float

@@ -117,7 +117,7 @@ def label_slides(
 
 @dataclass(frozen=True, slots=True)
 class IngestAccount:
-    """How ingesting a folder of patches ended."""
+    """The account of ingesting a folder of patches."""
 
     run: RunAccount
     left_out: tuple[LeftOut, ...]

@@ -19,7 +19,7 @@ from wsi_pipeline.store.manifest import Manifest, find_faults, is_product, read_
 
 CHECKPOINT_SUFFIX = ".safetensors"
 MARKER_FILES = (PREDICTIONS, SUMMARY_JSON, ZARR_JSON, HISTORY_CSV)
-"""What a folder that was a product holds, where its manifest is gone."""
+"""Files that show that a folder without a manifest was a product."""
 CHECKPOINT = "checkpoint"
 NO_PRODUCT = (
     f"{{}}: neither a folder nor a {CHECKPOINT_SUFFIX} file; name stores, results, models or"
@@ -42,7 +42,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What became of one product."""
+    """The result of checking one product."""
 
     path: Path
     kind: str
@@ -55,7 +55,7 @@ class Verified:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every file is as it was written."""
+        """True if every file is as it was written."""
         return not self.faults
 
 
@@ -99,7 +99,7 @@ def _may_hold_products(entry: Path) -> bool:
 
 
 def _was_product(folder: Path) -> bool:
-    """Whether a folder without a manifest was made by wsi."""
+    """Return True if a folder without a manifest was made by wsi."""
     return folder.name.endswith(STORE_SUFFIX) or any(
         (folder / mark).exists() for mark in MARKER_FILES
     )

@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from wsi_pipeline.core.choices import MANIFEST
-from wsi_pipeline.core.errors import StoreError, damage_error
+from wsi_pipeline.core.errors import MAKE_AGAIN, StoreError, damage_error
 from wsi_pipeline.core.json_io import parse_json, read_bounded, read_json
 from wsi_pipeline.core.recipe import TOOL, recipe_digest, tool_version
 from wsi_pipeline.store.files import file_checksum
@@ -66,7 +66,9 @@ def read_claims(product: Path) -> Manifest:
         manifest = manifest_from_json(read_bounded(product / MANIFEST, MAX_MANIFEST_BYTES))
     except FileNotFoundError as error:
         what = f"not a finished product of wsi (no {MANIFEST})"
-        raise StoreError(f"{product}: {what}; make it again") from error
+        raise StoreError(
+            f"{product}: {what}; run the command that makes it, or give another path"
+        ) from error
     except NewerFormat as error:
         what = f"has a {error}, this wsi reads {MANIFEST_FORMAT}"
         raise StoreError(f"{product}: {what}; update wsi") from error
@@ -75,7 +77,7 @@ def read_claims(product: Path) -> Manifest:
         raise StoreError(f"{product}: {what}; fix that and run the same line again") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"its {MANIFEST} is damaged or of another version of wsi ({error})"
-        raise StoreError(f"{product}: {what}; make it again with --force") from error
+        raise StoreError(f"{product}: {what}; {MAKE_AGAIN}") from error
     check_contained(product, manifest.files)
     return manifest
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import ZARR_JSON
-from wsi_pipeline.core.errors import DAMAGES, StoreError, damage_error
+from wsi_pipeline.core.errors import DAMAGES, MAKE_AGAIN, StoreError, damage_error
 from wsi_pipeline.core.geometry import MAX_BLOCK_BYTES, Grid
 from wsi_pipeline.core.slide import PatchQuality, PatchTable
 from wsi_pipeline.store.manifest import Manifest, check_files
@@ -63,7 +63,7 @@ def check_kind(path: Path, kind: str) -> dict[str, Any]:
         is_newer = isinstance(version, int) and version > FORMAT_VERSION
         remedy = "update wsi, or " if is_newer else ""
         what = f"has format {str(version)[:20]}, this version of wsi reads {FORMAT_VERSION}"
-        raise StoreError(f"{path}: {what}; {remedy}make it again")
+        raise StoreError(f"{path}: {what}; {remedy}{MAKE_AGAIN}")
     return attributes
 
 

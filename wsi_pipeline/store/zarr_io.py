@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from wsi_pipeline.core.choices import ZARR_JSON
-from wsi_pipeline.core.errors import StoreError, damage_error, machine_fault
+from wsi_pipeline.core.errors import MAKE_AGAIN, StoreError, damage_error, machine_fault
 from wsi_pipeline.core.json_io import read_json
 from wsi_pipeline.store.codecs import CHECKSUM_BYTES, PixelCodec
 from wsi_pipeline.store.files import flush_file, flush_folder, make_folder, write_all
@@ -33,7 +33,7 @@ MAX_GROUP_JSON_BYTES = 64 * 1024 * 1024
 """A group's attributes name every imported file, in some dozen bytes each."""
 ITEM_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int32": 4, "float32": 4}
 """Bytes per value of the types that our arrays have."""
-MISSING = "not a store of wsi, or parts of it are missing; make it again"
+MISSING = f"not a store of wsi, or parts of it are missing; {MAKE_AGAIN}"
 
 
 @contextmanager
