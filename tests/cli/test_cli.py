@@ -311,9 +311,9 @@ def test_train_prints_its_figures(tmp_path: Path) -> None:
     )
     result = run("train", stores, "--out", tmp_path / "model", *options)
     assert result.exit_code == 0, result.output
-    assert "training: 2 patients, 48 patches, 24 positive" in result.stdout
-    assert "validation: 1 patients, 24 patches, 12 positive" in result.stdout
-    assert "held out: 1 patients, 24 patches, 12 positive" in result.stdout
+    assert "training: 2 patients, 48 patches: 24 negative, 24 positive" in result.stdout
+    assert "validation: 1 patients, 24 patches: 12 negative, 12 positive" in result.stdout
+    assert "held out: 1 patients, 24 patches: 12 negative, 12 positive" in result.stdout
     assert "epoch   2 of 2" in result.stdout
     assert "AUROC 1.000" in result.stdout
     assert "nothing to do" in run("train", stores, "--out", tmp_path / "model", *options).stdout

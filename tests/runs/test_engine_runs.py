@@ -124,7 +124,7 @@ def test_a_worker_checks_the_answers_itself(model: Path, monkeypatch: pytest.Mon
         return lambda pixels: run(pixels) + 0.1  # as if this machine computed something else
 
     monkeypatch.setitem(ENGINES, "torch", replace(ENGINES["torch"], load=load))
-    with pytest.raises(ModelError, match="those of its stored self-test"):
+    with pytest.raises(ModelError, match="its stored self-test"):
         replace(choice, batch_size=10).load()
 
 
