@@ -183,8 +183,8 @@ class SpaceOptions:
     """Options of the disk space to keep free."""
 
     min_free: int = option(DEFAULT_MIN_FREE, OPERATION,
-        "Bytes that stay free on the disk: no slide, and no block of one, is begun without room"
-        " for it.", metavar="SIZE", parse="bytes", typed="1GB")
+        "Bytes to keep free on the disk: no slide or block starts if less would be left.",
+        metavar="SIZE", parse="bytes", typed="1GB")
 
 
 @dataclass(frozen=True, kw_only=True)
