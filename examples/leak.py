@@ -127,14 +127,14 @@ def main() -> None:
         " and 95 % interval over patients:"
     )
     for row in found.differences:
-        if row.interval is not None and row.figure in (
+        if row.interval is not None and row.metric in (
             "auroc",
             "average_precision",
             "f1",
             "balanced_accuracy",
         ):
             low, high = row.interval
-            name = row.figure.replace("_", " ")
+            name = row.metric.replace("_", " ")
             print(
                 f"{name:<18} at random {row.one:.3f}  by patient {row.other:.3f} "
                 f" {row.difference:+.3f} ({low:+.3f} to {high:+.3f})"
