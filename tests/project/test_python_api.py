@@ -158,7 +158,9 @@ def test_a_model_prints_its_scale(run: dict[str, Any]) -> None:
 
 
 def test_a_slide_is_opened(run: dict[str, Any]) -> None:
-    slide = wsi.open_slide(str(run["folder"] / "slides" / "s.tiff"))
+    path = run["folder"] / "slides" / "s.tiff"
+    slide = wsi.open_slide(str(path))
+    assert repr(slide) == f"TiffReader({path}: 300 × 200 px at 0.5 µm/px, 1 levels)"
     assert slide.read(slide.levels[0], 0, 0, 30, 20).shape == (20, 30, 3)
 
 

@@ -212,7 +212,7 @@ def run_batch(
     Raises EnvironmentFault where what the workers made is not on this machine.
     """
     batch = Batch(jobs, listener, events or EventLog(None), noun)
-    listener.working_on(f"opening {len(jobs):,} {noun}s")
+    listener.working_on(f"opening {len(jobs):,} {noun}{'' if len(jobs) == 1 else 's'}")
     umask = current_umask()
     space = disk_space or DiskSpace()
     run_jobs([SpaceCheckedJob(job, space, umask) for job in jobs], workers, batch)

@@ -61,7 +61,7 @@ def preview_run(
     choice = choose_engine(loaded, model, options, Listener())
     slides, _ = take_share(slides, options.shard)
     jobs = make_jobs(slides, choice, read_tiling(options, loaded), results, options)
-    listener.working_on(f"opening {len(jobs):,} slides")
+    listener.working_on(f"opening {len(jobs):,} slide{'' if len(jobs) == 1 else 's'}")
     with limited_memory(), ThreadPoolExecutor(available_cores(), "look") as pool:
         found = list(pool.map(preview_slide, jobs))
     return RunPreview(

@@ -61,6 +61,13 @@ class SlideReader(Protocol):
     def close(self) -> None: ...
 
 
+def show_reader(reader: SlideReader) -> str:
+    """Return an open slide as Python prints it."""
+    (width, height), mpp = reader.info.size_l0, reader.info.mpp
+    name = f"{type(reader).__name__}({reader.info.path}"
+    return f"{name}: {width} × {height} px at {mpp:g} µm/px, {len(reader.levels)} levels)"
+
+
 class DeclaredScale(NamedTuple):
     """The scale that a file states, as text."""
 

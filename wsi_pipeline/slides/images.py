@@ -27,6 +27,7 @@ from wsi_pipeline.slides.base import (
     fingerprint_file,
     resolve_levels,
     resolve_mpp,
+    show_reader,
 )
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -45,6 +46,8 @@ class ImageReader:
 
     fallbacks = 0
     """A plain image is decoded whole, or not at all."""
+
+    __repr__ = show_reader
 
     def __init__(self, path: Path, slide_id: str, scale: UserScale | None = None) -> None:
         with _opened(path) as image:

@@ -21,6 +21,7 @@ from wsi_pipeline.slides.base import (
     fingerprint_file,
     resolve_levels,
     resolve_mpp,
+    show_reader,
 )
 
 LATTICE_PX = 512
@@ -42,6 +43,8 @@ class OpenSlideReader:
 
     fallbacks = 0
     """Nothing stands behind OpenSlide that could read what it cannot."""
+
+    __repr__ = show_reader
 
     def __init__(self, path: Path, slide_id: str, scale: UserScale | None = None) -> None:
         self._path = path

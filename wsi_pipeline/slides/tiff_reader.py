@@ -24,7 +24,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError
-from wsi_pipeline.slides.base import Box, Boxes, Level, UserScale, tiles_touched
+from wsi_pipeline.slides.base import Box, Boxes, Level, UserScale, show_reader, tiles_touched
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, detect_vendor
 from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region
 from wsi_pipeline.slides.tiff_tiles import LevelLayout, TileFault, decode_tile, find_layouts
@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 class TiffReader:
     """A TIFF or SVS slide with some levels decoded directly; safe to share between threads."""
+
+    __repr__ = show_reader
 
     def __init__(
         self,
