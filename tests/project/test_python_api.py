@@ -174,7 +174,14 @@ def test_outputs_are_written_again_at_another_threshold(run: dict[str, Any]) -> 
 def test_a_network_is_trained_and_evaluated(tmp_path: Path) -> None:
     make_training_stores(tmp_path / "stores", patients=4, patches=12)
     stores = [tmp_path / "stores"]
-    trained = wsi.train(stores, tmp_path / "model", epochs=1, arch="wide_resnet_10_1", device="cpu")
+    options: dict[str, Any] = {
+        "epochs": 1,
+        "arch": "wide_resnet_10_1",
+        "device": "cpu",
+        "threshold": 0.25,
+    }
+    trained = wsi.train(stores, tmp_path / "model", **options)
+    assert "at threshold 0.250" in str(trained)
     assert "AUROC" in str(trained)
     wsi.infer(
         stores=stores,

@@ -283,7 +283,7 @@ class IngestOptions(ForceOptions, SpaceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Which outputs are made, and how they look."""
+    """Options of the outputs and their look."""
 
     outputs: str = option("all", OUTPUT, FORMATS_HELP, metavar="NAMES")
     colormap: str = option(

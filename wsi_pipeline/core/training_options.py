@@ -146,7 +146,7 @@ class TrainOptions(FitOptions):
     stop_on: str = option(
         "auroc", TRAINING, "What the best epoch is best at, on the validation patients.",
         choices=STOP_METRICS)
-    threshold: str = option("youden", TRAINING,
+    threshold: str | float = option("youden", TRAINING,
         "Chosen on the validation patients: f1, youden (highest balanced accuracy),"
         " sensitivity=0.95, or a number such as 0.5.", metavar="RULE")
     folds: int | None = option(

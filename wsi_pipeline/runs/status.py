@@ -90,7 +90,7 @@ class LastRun:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How things stand in one folder."""
+    """The state of one folder of products."""
 
     finished: tuple[Finished, ...]
     under_way: tuple[UnderWay, ...]

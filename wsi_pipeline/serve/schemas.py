@@ -122,7 +122,7 @@ class PredictionBody(BaseModel):
 
 
 class JobRequest(BaseModel):
-    """Which slide to infer."""
+    """The slide to infer."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -242,6 +242,14 @@ def tile_recipe(
     }
 
 
+def _no_patch_error(slide: SlideInfo, tissue_mm2: float, config: TileConfig) -> SlideError:
+    return SlideError(
+        f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of"
+        f" {config.spec.field_um:g} µm lies in it by {config.tissue.min_tissue:.0%} or more;"
+        " lower --min-tissue or use smaller patches"
+    )
+
+
 def plan_patches(
     reader: SlideReader,
     config: TileConfig,
@@ -266,11 +274,7 @@ def plan_patches(
         tissue = mask.mask_thumbnail(thumbnail)
     positions = _take_positions(reader, grid, fraction, config.tissue.min_tissue)
     if tissue_mm2 and not len(positions):  # it must not pass for an empty slide
-        raise SlideError(
-            f"{slide.path}: has {tissue_mm2:.3f} mm² of tissue, but no patch of"
-            f" {config.spec.field_um:g} µm lies in it by {config.tissue.min_tissue:.0%} or more;"
-            " lower --min-tissue or use smaller patches"
-        )
+        raise _no_patch_error(slide, tissue_mm2, config)
     positions, quality = flag_patches(reader, grid, positions, thumbnail, config.quality)
     labels = label_patches(label_file, slide, grid, positions, config.rules)
     table = PatchTable(

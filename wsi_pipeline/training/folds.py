@@ -127,7 +127,7 @@ def train_stores(
     config, choice = read_config(options), read_split(options)
     settings: RunSettings = {
         "pretrained": options.weights,
-        "rule": parse_threshold_rule(options.threshold),
+        "rule": parse_threshold_rule(str(options.threshold)),
         "force": options.force,
         "resume": options.resume,
         "listener": listener,
