@@ -1,6 +1,8 @@
 """The number of positive patches of a slide from those a person has called, with an interval.
 
-The estimate is the stratified one, the sum of N_h k_h / n_h; it uses no model and no prior. The
+The estimate is the stratified one, the sum of N_h k_h / n_h; it uses no model and no prior. With
+sample sizes fixed beforehand it is unbiased; later stages follow earlier answers, which draws it
+towards what was found early, by a tenth to a third of its standard error in simulations. The
 interval holds every total that a test on the estimate does not reject: its distribution, exact in
 the hypergeometric draws of every stratum, at the most likely split of that total over the strata,
 tails by mid-p (Lancaster 1961). With one stratum this is the mid-p form of the exact interval.
@@ -17,7 +19,11 @@ from wsi_pipeline.counting.design import Design, fit_shares
 
 REVIEW, SAMPLE = "review", "sample"
 
-PSEUDO_PATCHES = 1.0
+TAIL_OF_STAGES = 0.7
+"""Share of each tail that is used where draws follow earlier answers: the estimate then strays a
+little further than the test knows. Without it blind models were covered .91 to .93 of the time.
+"""
+PSEUDO_PATCHES = 0.25
 """Draws each stratum's share towards the tested total's, for the spread of the test only."""
 LATTICE = 2048
 """Points on which the distribution of the estimate is built."""
@@ -128,7 +134,7 @@ def _find_interval(tally: _Tally, level: float) -> tuple[float, float]:
     """Return the lowest and highest total of positives that is not rejected."""
     if tally.found == tally.most:
         return float(tally.found), float(tally.found)
-    tail = (1 - level) / 2
+    tail = (1 - level) / 2 * (TAIL_OF_STAGES if len(tally.sizes) > 1 else 1)
     estimate = tally.estimate
     high = _find_end(tally, np.floor(estimate), tally.most, tail, upper=True)
     low = _find_end(tally, np.ceil(estimate), tally.found, tail, upper=False)
