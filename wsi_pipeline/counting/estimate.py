@@ -1,8 +1,8 @@
 """The number of positive patches of a slide from those a person has called, with an interval.
 
 The estimate is the stratified one, the sum of N_h k_h / n_h; it uses no model and no prior. With
-sample sizes fixed beforehand it is unbiased; later stages follow earlier answers, which draws it
-towards what was found early, by a tenth to a third of its standard error in simulations. The
+sample sizes fixed beforehand it is unbiased. Stages that follow earlier answers bias it a little:
+up to a third of its standard error in simulations, downwards where positives are rare. The
 interval holds every total that a test on the estimate does not reject: its distribution, exact in
 the hypergeometric draws of every stratum, at the most likely split of that total over the strata,
 tails by mid-p (Lancaster 1961). With one stratum this is the mid-p form of the exact interval.
