@@ -101,6 +101,7 @@ def main() -> None:
     ingest_patches(options.idc, options.out / "stores", IngestOptions(mpp=4.0))
     patches = load_labelled(find_stores([options.out / "stores"]))
     config = TrainConfig(
+        "idc_cnn",
         epochs=options.epochs,
         patience=options.epochs,
         network=NetworkOptions(batch_norm=True),

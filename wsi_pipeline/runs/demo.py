@@ -66,12 +66,12 @@ def run_demo(
     _check(tile_slides(find_slides(training), out / "stores", options, listener))
     say(
         "3/5  training idc_cnn on these patients, a third of them for validation: wsi train stores"
-        " --arch idc_cnn"
+        f" --arch idc_cnn --epochs {size.epochs}"
     )
     trained = train(
         [out / "stores"],
         out / "model",
-        TrainConfig(epochs=size.epochs, patience=size.epochs),
+        TrainConfig("idc_cnn", epochs=size.epochs),
         SplitChoice(val_fraction=1 / 3),
         listener=listener,
     )
