@@ -197,7 +197,6 @@ def test_idc_cnn_takes_batch_normalisation_and_drops_the_biases_it_cancels() -> 
     [
         ("idc_cnn", {"head": "dense20"}, "has no head 'dense20'"),
         ("timm:resnet10t", {"head": "dense20"}, "has no head"),
-        ("wide_resnet", {"batch_norm": True}, "its own batch normalisation"),
         ("wide_resnet_17_2", {}, "a depth of 17"),
         ("wide_resnet_16_0", {}, "a widening of 0"),
         ("wide_resnet_9994_2", {}, "a depth of 9994"),

@@ -47,7 +47,7 @@ def make_network_that_overflows() -> Any:
     first = checkpoint.weights["features.0.weight"]
     first.fill_(0.0)
     first[:, 0] = 3e38
-    checkpoint.weights["features.0.bias"].fill_(0.0)
+    checkpoint.weights["features.1.bias"].fill_(0.0)
     checkpoint.weights["classifier.6.weight"].copy_(
         torch.ones_like(checkpoint.weights["classifier.6.weight"]) * 1e-3
     )
