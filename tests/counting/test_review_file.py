@@ -282,13 +282,14 @@ def test_answers_of_two_writers_at_a_time_are_all_kept(tmp_path: Path) -> None:
     path = review_path(tmp_path, "s")
     numbers = start().list_open("ann")
 
-    def write(which: int) -> None:
-        for number in numbers[which::2]:
-            change_review(
-                path, lambda found, number=number: add_answer(found or start(), "ann", number, True)
-            )
+    def write(number: int) -> None:
+        change_review(path, lambda found: add_answer(found or start(), "ann", number, True))
 
-    threads = [threading.Thread(target=write, args=(which,)) for which in range(2)]
+    def write_half(which: int) -> None:
+        for number in numbers[which::2]:
+            write(number)
+
+    threads = [threading.Thread(target=write_half, args=(which,)) for which in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
