@@ -107,6 +107,19 @@ def test_all_patches_called_give_the_count_itself() -> None:
     assert (found.estimate, found.low, found.high, found.reviewed) == (50, 50, 50, 100)
 
 
+def test_a_slide_with_fewer_patches_than_wanted_is_reviewed_whole(tmp_path: Path) -> None:
+    review = answer_all(start(wanted=5000), "ann", lower_half)
+    write_review(tmp_path / "s.json", review)
+    assert read_review(tmp_path / "s.json").wanted == 100
+
+
+def test_a_slide_without_patches_has_nothing_to_review(tmp_path: Path) -> None:
+    review = start(probability=np.full((10, 12), np.nan, dtype=np.float32))
+    write_review(tmp_path / "s.json", review)
+    again = read_review(tmp_path / "s.json")
+    assert (again.patches, again.list_open("ann")) == (0, [])
+
+
 def test_the_estimate_is_read_from_the_file(tmp_path: Path) -> None:
     path = review_path(tmp_path, "s")
     assert read_estimate(path, FINGERPRINT, GRID) is None

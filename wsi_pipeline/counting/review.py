@@ -166,7 +166,7 @@ def start_review(
         class_names=class_names,
         seed=seed,
         strata=strata.reshape(grid.rows, grid.cols),
-        wanted=wanted,
+        wanted=min(wanted, int(np.count_nonzero(strata != UNDRAWN))),
     )
     return _draw_on(started)
 
