@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 GO_ON = "nothing finished is lost, run the same line again to go on"
 INTERRUPTED = 130
-SERVERS = ("serve", "view")
+SERVERS = ("review", "serve", "view")
 """Commands that Ctrl-C ends as a matter of course."""
 
 
@@ -56,8 +56,8 @@ from wsi_pipeline.core.errors import WsiError, machine_fault
 
 COMMANDS = (
     *("aggregate", "clean", "demo", "doctor", "evaluate", "export", "infer", "info", "ingest"),
-    *("label", "lr-find", "model", "pseudonymize", "serve", "status", "store", "tile", "train"),
-    *("unlock", "verify", "view"),
+    *("label", "lr-find", "model", "pseudonymize", "review", "serve", "status", "store", "tile"),
+    *("train", "unlock", "verify", "view"),
 )
 """Each is a module of this package with a command of the same name, - written _."""
 
@@ -178,6 +178,7 @@ def wsi(is_debugging: bool) -> None:
     wsi train stores --out model      train on labelled stores, split by patient
     wsi infer --slides dir --model model/model.safetensors --results-dir results
     wsi view results                  slides with heatmaps in the browser
+    wsi review results                call drawn patches by one key, count what is positive
     wsi serve --results results       the same over the network, with REST
 
     Exit codes: 0 all done · 1 this run could not go on · 2 usage · 3 some slides failed or are

@@ -3,10 +3,15 @@
 import threading
 import webbrowser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from .options import RESULTS, mode_option
+
+if TYPE_CHECKING:
+    from wsi_pipeline.serve.services import Services
+    from wsi_pipeline.serve.settings import ServeSettings
 
 
 @click.command()
@@ -39,14 +44,22 @@ def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: b
         for page in pages:
             click.echo(f"→  {page}")
         return
-    from wsi_pipeline.serve.server import base_url, log_to_stderr, run_server
-    from wsi_pipeline.serve.services import Services
     from wsi_pipeline.serve.settings import ServeSettings
+
+    show_in_browser(ServeSettings(results=results, slides=slides, port=port))
+    click.echo("stopped", err=True)
+
+
+def show_in_browser(settings: "ServeSettings", is_opened: bool = True) -> None:
+    """Serve until Ctrl+C, and open the browser on the server's first page."""
+    from wsi_pipeline.serve.server import base_url, log_to_stderr, run_server
 
     from .serve import announce
 
-    def open_browser(services: Services) -> None:
+    def open_browser(services: "Services") -> None:
         announce(services.settings)
+        if not is_opened:
+            return
         # A ticket that works once: command lines of browsers can be read by every user of the
         # machine.
         address = f"{base_url(services.settings)}/enter?ticket={services.auth.ticket}"
@@ -55,8 +68,7 @@ def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: b
         threading.Thread(target=show_page, args=(address,), daemon=True).start()
 
     log_to_stderr()
-    run_server(ServeSettings(results=results, slides=slides, port=port), open_browser)
-    click.echo("stopped", err=True)
+    run_server(settings, open_browser)
 
 
 def show_page(address: str) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
+from wsi_pipeline.counting.review_file import read_review, review_path
 from wsi_pipeline.outputs.heatmap import build_heatmap, smooth_map
 from wsi_pipeline.outputs.report_html import write_report
 from wsi_pipeline.outputs.result import SlideResult
@@ -450,3 +451,104 @@ def test_view_opens_the_browser_and_lets_it_in(served_root: Path, tmp_path: Path
         told = view.communicate(timeout=30)[1]
     assert '<a href="/slides/one">one</a>' in seen.read_text()
     assert (view.returncode, b"Traceback" in told) == (0, False)
+
+
+@pytest.fixture
+def reviewed(browser: Browser, served_root: Path, tmp_path: Path) -> Iterator[tuple[Watched, Path]]:
+    """The list of slides of one reviewer, and the results under it; rows 5 to 9 look positive."""
+    root = tmp_path / "served"
+    shutil.copytree(served_root, root)
+    rising = np.linspace(0.01, 0.99, 120, dtype=np.float32).reshape(10, 12)
+    replace_probabilities(root / "results", "one", rising)
+    settings = ServeSettings(
+        results=(root / "results",), token=TOKEN, decoders=1, reviewer="ann", review_patches=10
+    )
+    with run_server(settings) as (origin, _):
+        context = browser.new_context(viewport={"width": 1280, "height": 800})
+        context.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        watched = Watched(context.new_page(), origin).watch()
+        watched.page.goto(f"{origin}/?token={TOKEN}")
+        yield watched, root / "results"
+        context.close()
+        assert watched.faults == []
+
+
+def shown_place(page: Page) -> tuple[int, int]:
+    """Row and column of the patch that is shown, by the address of its image."""
+    address = page.locator("#patch").get_attribute("src") or ""
+    match = re.search(r"/patches/(\d+)/(\d+)\.jpg", address)
+    assert match is not None
+    return int(match[1]), int(match[2])
+
+
+def test_a_slide_is_reviewed_by_keys_alone(reviewed: tuple[Watched, Path]) -> None:
+    watched, results = reviewed
+    page = watched.page
+    page.focus(".review-link")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-ready=yes]")
+    expect(page.locator("#progress")).to_have_text("0 of 10")
+    expect(page.locator("#question")).to_have_text("Is the outlined patch positive?")
+    expect(page.locator("#estimate")).to_have_text("after a few answers more")
+    called: dict[int, bool] = {}
+    keys = {True: ("1", "p", "ArrowRight"), False: ("0", "n", "ArrowLeft")}
+    for done in range(10):
+        row, col = shown_place(page)
+        wait_for(page, "byId('patch').complete && byId('patch').naturalWidth === 250")
+        called[12 * row + col] = row >= 5
+        page.keyboard.press(keys[row >= 5][done % 3])
+        expect(page.locator("#progress")).to_have_text(f"{done + 1} of 10")
+    expect(page.locator("#done")).to_have_text("All 10 patches are called. Press m for more.")
+    file = review_path(results, "one")
+    review = read_review(file)
+    assert review.calls_of("ann") == called
+    found = review.estimate()
+    assert found is not None
+    expect(page.locator("#estimate")).to_have_text(
+        f"about {found.estimate:.0f} patches ({found.low:.0f} to {found.high:.0f}) of 120"
+    )
+    needed = f"± 20 % needs about {review.patches_needed()} more"
+    expect(page.locator("#needed")).to_have_text(needed)
+    page.keyboard.press("Backspace")
+    expect(page.locator("#progress")).to_have_text("9 of 10")
+    assert 12 * shown_place(page)[0] + shown_place(page)[1] == list(called)[-1]
+    assert list(read_review(file).calls_of("ann")) == list(called)[:-1]
+    page.keyboard.press("m")
+    expect(page.locator("#last")).to_have_text("more patches were drawn")
+    assert read_review(file).wanted > 10
+
+
+def test_two_tabs_of_a_reviewer_go_on_from_each_other(reviewed: tuple[Watched, Path]) -> None:
+    watched, results = reviewed
+    one, other = watched.page, watched.page.context.new_page()
+    for page in (one, other):
+        page.goto(f"{watched.origin}/review/r0/one")
+        page.wait_for_selector("body[data-ready=yes]")
+    place = shown_place(one)
+    assert shown_place(other) == place
+    one.keyboard.press("1")
+    expect(one.locator("#progress")).to_have_text("1 of 10")
+    other.keyboard.press("0")  # of the patch that the first tab has called
+    expect(other.locator("#message")).to_contain_text("has called this patch otherwise")
+    expect(other.locator("#progress")).to_have_text("1 of 10")
+    assert shown_place(other) == shown_place(one)
+    calls = read_review(review_path(results, "one")).calls_of("ann")
+    assert calls == {12 * place[0] + place[1]: True}
+
+
+def test_reviewing_says_what_it_does_to_a_screen_reader(reviewed: tuple[Watched, Path]) -> None:
+    watched, _ = reviewed
+    page = watched.page
+    page.goto(f"{watched.origin}/review/r0/one")
+    page.wait_for_selector("body[data-ready=yes]")
+    row, col = shown_place(page)
+    expect(page.get_by_role("img")).to_have_accessible_name(
+        f"The outlined patch of 25 µm, row {row}, column {col}, among its neighbours"
+    )
+    page.keyboard.press("p")
+    expect(page.locator("#last")).to_have_text(f"called positive: row {row}, column {col}")
+    assert page.locator("#last").get_attribute("aria-live") == "polite"
+    page.get_by_role("button", name="undo").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#last")).to_have_text(f"undone: row {row}, column {col}")

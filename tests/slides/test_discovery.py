@@ -221,6 +221,12 @@ def test_a_pattern_passes_over_what_wsi_wrote(tmp_path: Path) -> None:
         ] == ["a.png"]
 
 
+def test_no_slide_is_called_as_the_folder_of_reviews() -> None:
+    one, other = name_slides([Path("/x/Reviews.svs"), Path("/x/reviews2.svs")])
+    assert one.startswith("Reviews_-")
+    assert other == "reviews2"
+
+
 def test_a_file_named_itself_is_taken_whatever_it_is_called(tmp_path: Path) -> None:
     touch(tmp_path / "x.mask.png", tmp_path / "y.png")
     found = find_slides([tmp_path / "x.mask.png", tmp_path / "y.png"])

@@ -1,7 +1,9 @@
 """New labels for stores, and labels that go round through QuPath's format."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +19,11 @@ from tests.builders import (
 )
 from tests.commands import run
 from wsi_pipeline.core.errors import LabelError, StoreError
+from wsi_pipeline.counting.review import Answer, Review, ShownPatch
+from wsi_pipeline.counting.review_file import review_path, write_review
 from wsi_pipeline.labels.geojson import labels_to_geojson, write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.stages.relabel import relabel_store
+from wsi_pipeline.stages.relabel import put_review, relabel_store
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
 
@@ -296,3 +300,108 @@ def test_the_label_of_a_whole_slide_stays_with_its_store(tmp_path: Path) -> None
     assert (
         PatchStore(tmp_path / "out" / "a.patches.zarr").attributes["slide_label"] == "IDC grade 2"
     )
+
+
+def write_review_of(results: Path, called: dict[int, bool], **changes: Any) -> Review:
+    """A review of the slide of `make_table(CELLS)`, in which ann called these of the 9 patches."""
+    table = make_table(CELLS)
+    rows, cols = table.grid.rows, table.grid.cols
+    numbers = [row * cols + col for row, col in CELLS]
+    review = Review(
+        slide_id="s",
+        fingerprint=table.slide.fingerprint,
+        grid=table.grid,
+        model_digest="d",
+        class_names=("negative", "positive"),
+        seed=0,
+        strata=np.zeros((rows, cols), dtype=np.uint8),
+        wanted=9,
+        shown=tuple(ShownPatch(number, 0, 1.0) for number in numbers),
+        answers={
+            "ann": {
+                numbers[patch]: Answer(call, "2026-11-29T05:00:00Z")
+                for patch, call in called.items()
+            }
+        },
+    )
+    review = replace(review, **changes)
+    write_review(review_path(results, "s"), review)
+    return review
+
+
+def test_called_patches_are_labelled_and_others_keep_their_labels(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS, labels=[0, 1, -1] * 3))
+    write_review_of(tmp_path / "results", {0: True, 2: False, 8: True})
+    result = run("label", path, "--reviews", tmp_path / "results")
+    assert result.exit_code == 0, result.output
+    assert "s: ok: 1 unknown, 3 negative, 5 positive" in result.stderr
+    store = PatchStore(path)
+    assert store.table.labels.tolist() == [1, 1, 0, 0, 1, -1, 0, 1, 1]
+    assert np.isnan(store.table.label_fraction[[0, 2, 8]]).all()
+    assert store.attributes["labels"]["review"] == {"reviewer": "ann", "patches": 3}
+    assert find_damage(path) == []
+
+
+def test_the_same_review_again_changes_nothing(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    review = write_review_of(tmp_path / "results", {0: True})
+    assert put_review(path, review)
+    assert not put_review(path, review)
+    assert PatchStore(path).attributes["generation"] == 2
+
+
+def test_the_first_reviewers_calls_are_the_labels(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    review = write_review_of(tmp_path / "results", {0: True})
+    given = {
+        0: Answer(False, "2026-11-29T05:00:00Z"),
+        review.grid.cols: Answer(True, "2026-11-29T05:00:01Z"),  # row 1, column 0
+    }
+    put_review(path, replace(review, answers={**review.answers, "bob": given}))
+    assert PatchStore(path).table.labels.tolist() == [1] + [-1] * 8
+
+
+def test_a_store_of_another_slide_is_left_as_it_was(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    write_review_of(tmp_path / "results", {0: True}, fingerprint="other")
+    result = run("label", path, "--reviews", tmp_path / "results")
+    assert "s: ok: no review of its slide, left as it was" in result.stderr
+    assert PatchStore(path).table.labels.tolist() == [-1] * 9
+
+
+def test_a_review_of_another_grid_is_one_line(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    table = make_table(CELLS)
+    grid = replace(table.grid, spec=replace(table.grid.spec, mpp=2 * table.grid.spec.mpp))
+    write_review_of(tmp_path / "results", {0: True}, grid=grid)
+    result = run("label", path, "--reviews", tmp_path / "results")
+    assert result.exit_code == 4
+    assert "of patches of another size or place; tile the slide as it was inferred" in result.stderr
+
+
+def test_a_review_of_another_class_is_one_line(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS, labels=[1] * 9))
+    review = write_review_of(tmp_path / "results", {0: True}, class_names=("other", "mitosis"))
+    with pytest.raises(LabelError, match="are of class 'positive', the review is of 'mitosis'"):
+        put_review(path, review)
+
+
+def test_a_store_without_labels_takes_the_reviews_classes(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    put_review(path, write_review_of(tmp_path, {0: True}, class_names=("other", "mitosis")))
+    assert PatchStore(path).table.class_names == ("other", "mitosis")
+
+
+def test_results_without_reviews_are_refused(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    (tmp_path / "results").mkdir()
+    result = run("label", path, "--reviews", tmp_path / "results")
+    assert result.exit_code == 1
+    assert "holds no reviews; make some with `wsi review" in result.stderr
+
+
+def test_labels_come_from_one_source(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
+    result = run("label", path, "--reviews", tmp_path, "--export", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "give either --labels, or --reviews, or --export" in result.stderr

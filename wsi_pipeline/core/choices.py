@@ -97,14 +97,17 @@ COMPARISON_CSV = "comparison.csv"
 EVENTS_JSONL = "events.jsonl"
 LEFT_OUT_CSV = "left_out.csv"
 LOG = "wsi.log"
+REVIEWS = "reviews"
+"""Folder in a results folder with what people have called: `<slide_id>.json`."""
 RESERVED = frozenset(
     {
+        REVIEWS,
         *(SLIDES_CSV, FAILURES_CSV, RUN_JSON, INDEX_HTML, EVENTS_JSONL, LEFT_OUT_CSV, LOG),
         *(EVALUATION_CSV, EVALUATION_JSON, EVALUATION_HTML, COMPARISON_CSV),
     }
 )
 """Names of a run's own files, which no slide's folder may have."""
-WRITTEN = RESERVED | {AGGREGATE_JSON, SLIDES_PARQUET}
+WRITTEN = (RESERVED - {REVIEWS}) | {AGGREGATE_JSON, SLIDES_PARQUET}
 """Files that runs leave beside their products; shards put `.I-of-N` before the suffix."""
 MASK_SUFFIX = ".mask.png"
 LABELS_SUFFIX = ".labels.png"

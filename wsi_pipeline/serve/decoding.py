@@ -15,18 +15,21 @@ from typing import Any
 
 import numpy as np
 from cachetools import LRUCache
+from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError, WsiError
-from wsi_pipeline.core.geometry import Grid
+from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
 from wsi_pipeline.core.limits import LimitedProcess, Message, answer_requests
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.base import SlideReader, choose_level
+from wsi_pipeline.slides.base import Level, SlideReader, choose_level
 from wsi_pipeline.slides.images import decode_sent, encode_jpeg, encode_png, read_sent_size
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.scaling import ScaledView, read_thumbnail
 
 OPEN_SLIDES = 8
 THUMBNAIL_PX = 1024
+SURROUNDINGS_PX = 1000
+"""Longest side of a patch with its surroundings."""
 
 
 class DecodingError(WsiError):
@@ -211,6 +214,64 @@ def read_patch(reader: SlideReader, request: dict[str, Any]) -> Message:
     return Message({}, encode_png(block.pixels[0]))
 
 
+def read_surroundings(reader: SlideReader, request: dict[str, Any]) -> Message:
+    """Return a patch, outlined, with the two patches on each side of it as JPEG.
+
+    The image is white beyond the slide, at level 0 where that fits within SURROUNDINGS_PX, and has
+    fewer neighbours where those would take too many pixels to read.
+    """
+    grid = Grid.from_json(request["grid"])
+    position = np.array([[request["row"], request["col"]]], dtype=np.int32)
+    x, y, side_l0, _ = positions_to_boxes_l0(position, grid)[0].tolist()
+    around_l0 = 2 * side_l0
+    while True:
+        whole_l0 = side_l0 + 2 * around_l0
+        downsample = max(Fraction(1), Fraction(-(-whole_l0 // SURROUNDINGS_PX)))
+        source = choose_level(reader.levels, downsample)
+        if (whole_l0 / source.downsample) ** 2 <= request["region_px"]:
+            break
+        if around_l0 == 0:
+            raise SlideError("patch: covers more pixels than one read may take")
+        around_l0 //= 2
+    corner = (x - around_l0, y - around_l0)
+    pixels = _read_with_margin(reader, source, downsample, corner, whole_l0)
+    start, stop = int(around_l0 / downsample), -(-(around_l0 + side_l0) // downsample)
+    outline_patch(pixels, start, start, int(stop) - start)
+    return Message({}, encode_jpeg(pixels))
+
+
+def _read_with_margin(
+    reader: SlideReader,
+    source: Level,
+    downsample: Fraction,
+    corner_xy_l0: tuple[int, int],
+    side_l0: int,
+) -> NDArray[np.uint8]:
+    """Return a square of the slide, white where it reaches beyond the scan."""
+    side = int(side_l0 / downsample)
+    pixels = np.full((side, side, 3), 255, dtype=np.uint8)
+    (width_l0, height_l0), (x, y) = reader.info.size_l0, corner_xy_l0
+    left, top = (max(0, -(place // int(downsample))) for place in (x, y))
+    origin = (x + left * int(downsample), y + top * int(downsample))
+    width = min(side - left, int((width_l0 - origin[0]) / downsample))
+    height = min(side - top, int((height_l0 - origin[1]) / downsample))
+    if width > 0 and height > 0:
+        view = ScaledView(reader, source, downsample, origin)
+        pixels[top : top + height, left : left + width] = view.read(0, 0, width, height)
+    return pixels
+
+
+def outline_patch(pixels: NDArray[np.uint8], x: int, y: int, side: int) -> None:
+    """Draw a square's outline around (not over) its pixels: black, with white on both sides."""
+    for gap, color in ((1, 255), (2, 0), (3, 0), (4, 255)):
+        top, left = max(y - gap, 0), max(x - gap, 0)
+        bottom, right = y + side + gap - 1, x + side + gap - 1
+        for line in (top, bottom):
+            pixels[line : line + 1, left : right + 1] = color
+        for line in (left, right):
+            pixels[top : bottom + 1, line : line + 1] = color
+
+
 def decode_upload(payload: bytes, request: dict[str, Any]) -> Message:
     """Return an uploaded image as raw RGB."""
     pixels = decode_sent(payload, request["max_pixels"])
@@ -228,6 +289,7 @@ SLIDE_REQUESTS: dict[str, Callable[[SlideReader, dict[str, Any]], Message]] = {
     "tile": read_tile,
     "overview": read_overview,
     "patch": read_patch,
+    "surroundings": read_surroundings,
 }
 UPLOAD_REQUESTS = {"decode": decode_upload, "measure": measure_upload}
 

@@ -15,7 +15,8 @@ from prometheus_client import generate_latest
 from wsi_pipeline.outputs.report_html import read_web_file
 from wsi_pipeline.serve.auth import is_length
 from wsi_pipeline.serve.errors import Refusal
-from wsi_pipeline.serve.services import Here, NamedSlide
+from wsi_pipeline.serve.reviews import NO_REVIEWS
+from wsi_pipeline.serve.services import Here, NamedSlide, find_result
 
 router = APIRouter(include_in_schema=False)
 DOCS_FILES = "/static/docs"
@@ -50,9 +51,19 @@ def show_list(services: Here) -> HTMLResponse:
 
 
 @router.get("/slides/{slide_id}")
-def show_viewer(entry: NamedSlide) -> HTMLResponse:
+def show_viewer(services: Here, entry: NamedSlide) -> HTMLResponse:
     """Show the viewer of one slide."""
-    return render("viewer.html", slide_id=entry.slide_id)
+    can_review = services.reviews is not None and bool(entry.results)
+    return render("viewer.html", slide_id=entry.slide_id, can_review=can_review)
+
+
+@router.get("/review/{run_id}/{slide_id}")
+def show_review(services: Here, run_id: str, entry: NamedSlide) -> HTMLResponse:
+    """Show the page on which a slide's drawn patches are called positive or negative."""
+    if services.reviews is None:
+        raise Refusal(404, NO_REVIEWS)
+    find_result(services, entry, run_id)
+    return render("review.html", run_id=run_id, slide_id=entry.slide_id)
 
 
 @router.get("/static/{name}")
@@ -91,7 +102,7 @@ def show_docs() -> HTMLResponse:
 async def ask_token(services: Here, ticket: str | None = None) -> Response:
     """Ask for the token, or take the browser's ticket, once."""
     if ticket is not None and services.auth.use_ticket(ticket):
-        return services.auth.let_in("/")
+        return services.auth.let_in(services.settings.start_page)
     return render("enter.html", is_wrong=False)
 
 

@@ -38,6 +38,7 @@ class SlideList(BaseModel):
     runs: list[RunBody]
     can_predict: bool
     can_run_jobs: bool
+    can_review: bool = Field(description="True if patches may be called on the page /review.")
     slides: list[SlideRow]
 
 
@@ -139,3 +140,77 @@ class JobBody(BaseModel):
     patches_done: int
     patches_total: int
     message: str
+
+
+class AnswerBody(BaseModel):
+    """What the reviewer calls one patch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    row: int = Field(ge=0, le=2**31)
+    col: int = Field(ge=0, le=2**31)
+    is_positive: bool
+
+
+class MoreBody(BaseModel):
+    """How many patches more to ask about."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    patches: int = Field(ge=1, le=1000)
+
+
+class PatchPlace(BaseModel):
+    """The position of a patch on the slide's grid."""
+
+    row: int
+    col: int
+
+
+class EstimateBody(BaseModel):
+    """Positive patches of those assessed, by the first reviewer's answers."""
+
+    estimate: float
+    low: float = Field(description="The interval holds the true number in 95 of 100 slides.")
+    high: float
+    reviewed: int
+    source: str
+    assessed: int
+    needed: int | None = Field(description="Answers still needed for ± 20 %; null: not known.")
+
+
+class AgreementBody(BaseModel):
+    """How far another reviewer agrees with the first."""
+
+    one: str
+    other: str
+    kappa: float | None = Field(description="Cohen's kappa; null where it cannot be told.")
+    shared: int
+
+
+class ReviewBody(BaseModel):
+    """How far a reviewer is, and the patches that come next; no probability of the model."""
+
+    slide_id: str
+    reviewer: str
+    positive_class: str
+    field_um: float
+    answered: int
+    asked: int = Field(description="Patches that this reviewer is asked about.")
+    upcoming: list[PatchPlace] = Field(description="The next ones, in order; empty: done.")
+    can_ask_more: bool = Field(description="True for the first reviewer while patches are left.")
+    estimate: EstimateBody | None = Field(
+        description="Null before each stratum has an answer, and to others than the first reviewer"
+        " until they are done."
+    )
+    agreements: list[AgreementBody] = Field(description="Empty until this reviewer is done.")
+    undone: PatchPlace | None = Field(
+        default=None, description="The patch of the answer that was removed."
+    )
+
+
+class ReviewEstimates(BaseModel):
+    """What a slide's review comes to."""
+
+    estimate: EstimateBody | None
+    agreements: list[AgreementBody]

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from wsi_pipeline.core.errors import EnvironmentFault, WsiError
 from wsi_pipeline.core.recipe import tool_version
-from wsi_pipeline.serve import page_routes, slide_routes, work_routes
+from wsi_pipeline.serve import page_routes, review_routes, slide_routes, work_routes
 from wsi_pipeline.serve.auth import Guard
 from wsi_pipeline.serve.errors import JsonAnswer, Refusal, answer_fault
 from wsi_pipeline.serve.services import Services, Unchanged, open_services
@@ -125,6 +125,7 @@ def build_app(services: Services) -> ASGIApp:
     bearer = HTTPBearer(auto_error=False, description="The token printed at the start.")
     api = APIRouter(prefix="/api/v1", dependencies=[Depends(bearer)])
     api.include_router(slide_routes.router)
+    api.include_router(review_routes.router)
     api.include_router(work_routes.router)
     app.include_router(api)
     app.include_router(page_routes.router)

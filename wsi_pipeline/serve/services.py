@@ -25,6 +25,7 @@ from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.job_queue import ENDED, JobQueue
 from wsi_pipeline.serve.predicting import PredictionService
 from wsi_pipeline.serve.result_reader import LoadedResult, ResultReader
+from wsi_pipeline.serve.reviews import ReviewService
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.serve.slide_pixels import SlidePixels, TileCache
 
@@ -73,6 +74,8 @@ class Services:
     """None without a model."""
     jobs: JobQueue | None
     """None without a model, slides and a results folder."""
+    reviews: ReviewService | None = None
+    """None where nobody reviews."""
 
 
 @contextmanager
@@ -100,6 +103,7 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
             metrics=Metrics(),
             predictions=_open_predictions(settings, uploads),
             jobs=jobs,
+            reviews=None if settings.reviewer is None else ReviewService(settings),
         )
         _watch(services, readers, uploads)
         yield services

@@ -9,6 +9,8 @@ from typing import Any
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.options import ServeOptions
+from wsi_pipeline.counting.review import FIRST_WANTED
+from wsi_pipeline.counting.review_file import check_reviewer
 from wsi_pipeline.models.loading import ExternalModelTerms, read_terms
 from wsi_pipeline.runs.workers import choose_workers
 from wsi_pipeline.scheduling import Workers
@@ -81,6 +83,14 @@ class ServeSettings:
     decoders: int = field(default_factory=available_cores)
     """Processes that read slides."""
     limits: Limits = field(default_factory=Limits)
+    reviewer: str | None = None
+    """Name under which answers are written; None: nothing is reviewed here."""
+    review_patches: int = FIRST_WANTED
+    """Patches that a new review asks about."""
+    stores: tuple[Path, ...] = ()
+    """Patch stores, shown to a reviewer where the slide's file is not here."""
+    start_page: str = "/"
+    """Page on which the browser's ticket ends."""
 
     def __post_init__(self) -> None:
         if not self.results and self.slides is None:
@@ -94,6 +104,11 @@ class ServeSettings:
                 f"host {self.host} is reachable from elsewhere; a token is needed there, leave out"
                 " --no-token"
             )
+        if self.reviewer is not None:
+            try:
+                check_reviewer(self.reviewer)
+            except ValueError as error:
+                raise ConfigError(f"{error}; give another --reviewer") from error
         if self.token == "":
             raise ConfigError("the token is empty; leave it out to have one made")
         if "*" in (*self.allowed_hosts, *self.cors_origins):

@@ -180,6 +180,12 @@ class SlidePixels:
         request = {"do": "patch", "grid": grid.to_json(), "row": row, "col": col}
         return self._read(self.open(entry).key, request)
 
+    def surroundings(self, entry: SlideEntry, grid: Grid, row: int, col: int) -> bytes:
+        """Return a patch of the grid, outlined, with its neighbours as JPEG."""
+        key = (self.open(entry).key, "surroundings", str(grid), row, col)
+        request = {"do": "surroundings", "grid": grid.to_json(), "row": row, "col": col}
+        return self._read_once(key, request | {"region_px": self._limits.region_px})
+
     def _read_once(self, key: tuple[FileKey, *tuple[Any, ...]], request: dict[str, Any]) -> bytes:
         """Return the answer to a request, from the cache where it is kept there."""
         if (content := self._cache.get(key)) is None:

@@ -79,6 +79,7 @@ def list_slides(services: Here) -> SlideList:
         runs=[_describe_run(run) for run in services.catalogue.runs],
         can_predict=services.predictions is not None,
         can_run_jobs=can_run_jobs,
+        can_review=services.reviews is not None,
         slides=[
             SlideRow(
                 slide_id=entry.slide_id,

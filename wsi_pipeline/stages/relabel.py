@@ -3,15 +3,17 @@
 A store with new labels is a new generation of it, made without reading the slide again.
 """
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import LABELS_SUFFIX, MANIFEST, STORE_SUFFIX, ZARR_JSON
-from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.errors import LabelError, StoreError, WsiError
 from wsi_pipeline.core.outcome import (
     RunAccount,
     SlideOutcome,
@@ -20,8 +22,11 @@ from wsi_pipeline.core.outcome import (
     state_of,
 )
 from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.counting.review import Review
+from wsi_pipeline.counting.review_file import list_reviews, read_review
 from wsi_pipeline.labels import label_patches, label_recipe
 from wsi_pipeline.labels.annotation import describe_repairs
+from wsi_pipeline.labels.assignment import PatchLabels
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.geojson import write_labels_geojson
 from wsi_pipeline.labels.rules import LabelRules
@@ -58,7 +63,11 @@ def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRul
     if label_file is None:
         message = "no label file of its name, left as it was"
         return SlideOutcome(slide_id, str(path), SlideState.OK, message, is_resumed_whole=True)
-    is_new = relabel_store(path, label_file, rules)
+    return _describe_labels(path, slide_id, relabel_store(path, label_file, rules))
+
+
+def _describe_labels(path: Path, slide_id: str, is_new: bool) -> SlideOutcome:
+    """Draw the labels beside a store and return its outcome."""
     store = PatchStore(path)
     table = store.table
     write_label_preview(table, path.with_name(f"{slide_id}{LABELS_SUFFIX}"))
@@ -68,6 +77,90 @@ def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRul
     message += describe_repairs(store.attributes["labels"])
     state = state_of(table.patches, int(np.count_nonzero(~store.readable)))
     return SlideOutcome(slide_id, str(path), state, message, table.patches, not is_new)
+
+
+def relabel_by_reviews(
+    places: Sequence[Path], results: Path, listener: Listener | None = None
+) -> RunAccount:
+    """Label the patches of stores that `wsi review` of these results has called.
+
+    A review is found by the slide's fingerprint and the grid. Raises StoreError where the results
+    have no review, or a damaged one.
+    """
+    reviews = [read_review(path) for path in list_reviews(results)]
+    if not reviews:
+        raise StoreError(f"{results}: holds no reviews; make some with `wsi review {results}`")
+    outcomes: list[SlideOutcome] = []
+    for path in find_stores(places):
+        slide_id = path.name.removesuffix(STORE_SUFFIX)
+        try:
+            outcomes.append(_relabel_by_review(path, slide_id, reviews))
+        except WsiError as error:
+            outcomes.append(describe_failure(slide_id, str(path), error))
+        if listener is not None:
+            listener.slide_ended(outcomes[-1])
+    return RunAccount(tuple(outcomes), "store")
+
+
+def _relabel_by_review(path: Path, slide_id: str, reviews: Sequence[Review]) -> SlideOutcome:
+    store = PatchStore(path)
+    of_slide = [each for each in reviews if each.fingerprint == store.slide.fingerprint]
+    fitting = [each for each in of_slide if each.grid == store.grid]
+    if of_slide and not fitting:
+        raise LabelError(
+            f"{path}: the review of its slide is of patches of another size or place; tile the"
+            " slide as it was inferred"
+        )
+    if not fitting or not fitting[0].calls_of(fitting[0].first_reviewer):
+        message = "no review of its slide, left as it was"
+        return SlideOutcome(slide_id, str(path), SlideState.OK, message, is_resumed_whole=True)
+    return _describe_labels(path, slide_id, put_review(path, fitting[0]))
+
+
+def put_review(path: Path, review: Review) -> bool:
+    """Label the patches of a store that the first reviewer called; others keep their labels.
+
+    Returns False where it has these labels already. Raises StoreError for a damaged store,
+    LabelError where it has labels of other classes.
+    """
+    with hold_lock(path):
+        store = PatchStore(path)
+        table = store.table
+        calls = review.calls_of(review.first_reviewer)
+        numbers = table.positions[:, 0].astype(np.int64) * table.grid.cols + table.positions[:, 1]
+        called = np.array([calls.get(number, -1) for number in numbers.tolist()], dtype=np.int8)
+        is_called = called >= 0
+        labels = np.where(is_called, called, table.labels).astype(np.int8)
+        names = review.class_names
+        if (table.labels >= 0).any() and table.class_names[1] != names[1]:
+            raise LabelError(
+                f"{path}: its labels are of class {table.class_names[1]!r}, the review is of"
+                f" {names[1]!r}; label the store anew with --class-names"
+            )
+        names = table.class_names if (table.labels >= 0).any() else names
+        if np.array_equal(labels, table.labels) and names == table.class_names:
+            return False
+        fraction = np.where(is_called, np.float32(np.nan), table.label_fraction)
+        described = dict(store.attributes.get("labels") or {})
+        described["review"] = {
+            "reviewer": review.first_reviewer,
+            "patches": int(np.count_nonzero(is_called)),
+        }
+        before = store.manifest.recipe.get("labels")
+        if isinstance(before, Mapping) and "review" in before:
+            before = before.get("before")
+        source = {"before": before, "review": labels_digest(labels)}
+        staging = Staging(path, {**store.manifest.recipe, "labels": source})
+        find_finished(staging, KIND, force=True, inputs=[])
+        check_whole(path)
+        new = PatchLabels(labels, fraction.astype(np.float32), described)
+        _write_generation(staging, store, new, names)
+        return True
+
+
+def labels_digest(labels: NDArray[np.int8]) -> str:
+    """Return a name of the labels of all patches of a store."""
+    return hashlib.sha256(labels.tobytes()).hexdigest()
 
 
 def export_labels(places: Sequence[Path], folder: Path) -> list[Path]:
@@ -96,17 +189,25 @@ def relabel_store(path: Path, label_file: Path, rules: LabelRules) -> bool:
         find_finished(staging, KIND, force=True, inputs=[label_file])
         check_whole(path)
         labels = label_patches(label_file, table.slide, table.grid, table.positions, rules)
-        staging.begin()
-        _take_over(path, staging.product, old.files)
-        attributes = store.attributes | {
-            "class_names": list(rules.class_names),
-            "labels": labels.description,
-            "generation": int(store.attributes.get("generation", 1)) + 1,
-        }
-        write_labels(staging.product, attributes, labels.labels, labels.fraction)
-        labelled = int(np.count_nonzero(labels.labels >= 0))
-        staging.commit(KIND, {**old.counts, "labelled": labelled})
+        _write_generation(staging, store, labels, rules.class_names)
         return True
+
+
+def _write_generation(
+    staging: Staging, store: PatchStore, labels: PatchLabels, class_names: tuple[str, str]
+) -> None:
+    """Commit a store with other labels; everything else is taken over."""
+    old = store.manifest
+    staging.begin()
+    _take_over(store.path, staging.product, old.files)
+    attributes = store.attributes | {
+        "class_names": list(class_names),
+        "labels": labels.description,
+        "generation": int(store.attributes.get("generation", 1)) + 1,
+    }
+    write_labels(staging.product, attributes, labels.labels, labels.fraction)
+    labelled = int(np.count_nonzero(labels.labels >= 0))
+    staging.commit(KIND, {**old.counts, "labelled": labelled})
 
 
 def _take_over(store: Path, product: Path, files: Iterable[str]) -> None:

@@ -117,7 +117,10 @@ function drawRow(slide) {
   const state = document.createElement("span");
   state.className = `state ${slide.state}`;
   [state.textContent, state.title] = STATES[slide.state];
-  const cells = [picture, link, state, ...COLUMNS.slice(3).map((column) => (column.text ? column.text(slide) : drawShare(slide)))];
+  const named = document.createElement("span");
+  named.append(link);
+  if (list.body.can_review && slide.summary) named.append(" ", drawReviewLink(slide.slide_id));
+  const cells = [picture, named, state, ...COLUMNS.slice(3).map((column) => (column.text ? column.text(slide) : drawShare(slide)))];
   for (const content of cells) {
     const cell = document.createElement("td");
     cell.append(content);
@@ -125,6 +128,15 @@ function drawRow(slide) {
   }
   if (slide.can_run) row.children[2].append(drawJob(slide));
   return row;
+}
+
+function drawReviewLink(slideId) {
+  const link = document.createElement("a");
+  link.className = "review-link";
+  link.href = `/review/${encodeURIComponent(byId("run").value)}/${encodeURIComponent(slideId)}`;
+  link.textContent = "review";
+  link.title = "Call patches that are drawn at random, and learn how many are positive.";
+  return link;
 }
 
 function drawShare(slide) {
