@@ -7,11 +7,12 @@ import rich_click as click
 
 from wsi_pipeline.core.training_options import FitOptions, TrainOptions
 
-from .options import EXISTING, FOLDER, build, mode_option, options_of
+from .options import EXISTING, FOLDER, build, mode_option, options_of, preset_option
 
 
 @click.command("lr-find")
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
+@preset_option
 @options_of(FitOptions)
 @click.option(
     "--out",

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import rich_click as click
 
+from wsi_pipeline.core.choices import PRESET_NAMES
 from wsi_pipeline.core.options import PANELS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -167,6 +168,24 @@ labels_option = click.option(
         "What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or"
         " folders of them, matched by name."
     ),
+)
+
+
+def _apply_preset(context: click.Context, _parameter: click.Parameter, name: str | None) -> None:
+    """Make the preset's values the defaults of this call."""
+    from wsi_pipeline.core.training_options import apply_preset
+
+    context.default_map = apply_preset(name, context.default_map or {})
+
+
+preset_option = click.option(
+    "--preset",
+    panel="Training",
+    type=click.Choice(PRESET_NAMES),
+    expose_value=False,
+    is_eager=True,
+    callback=_apply_preset,
+    help="Take the settings of a published recipe for options that are not given.",
 )
 mode_option = click.option(
     "--mode",

@@ -8,11 +8,12 @@ import rich_click as click
 from wsi_pipeline.core.choices import REPORT_HTML
 from wsi_pipeline.core.training_options import TrainOptions
 
-from .options import EXISTING, FOLDER, build, mode_option, options_of
+from .options import EXISTING, FOLDER, build, mode_option, options_of, preset_option
 
 
 @click.command()
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
+@preset_option
 @options_of(TrainOptions)
 @click.option(
     "--out",
@@ -26,8 +27,9 @@ from .options import EXISTING, FOLDER, build, mode_option, options_of
 def train(stores: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Train a network on labelled patch stores, split by patient.
 
-    No patient is on both sides of the split. The best epoch on the validation patients is kept;
-    temperature and threshold are fitted on them and go into the checkpoint. OUT gets
+    No patient is on both sides of the split. The last epoch is kept, or with --stop-on
+    the best on the validation patients; temperature and threshold are fitted on them and go into
+    the checkpoint. OUT gets
     model.safetensors, report.html, history.csv, metrics.json, split.json, validation.csv and
     TensorBoard events. Killed, it goes on where it stopped when the same line is given again.
     """

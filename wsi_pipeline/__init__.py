@@ -3,7 +3,7 @@
     import wsi_pipeline as wsi
 
     wsi.tile("slides", "stores", mpp=0.5, labels="auto")
-    wsi.train("stores", "model", epochs=30)
+    wsi.train("stores", "model")
     wsi.infer("slides", "model", "results")
     for slide in wsi.open_results("results"):
         print(slide)
@@ -92,17 +92,20 @@ def train(
     stores: Place | Iterable[Place],
     out: Place,
     *,
+    preset: str | None = None,
     listener: Listener | None = None,
     **options: Any,
 ) -> "Trained | FoldsResult":
     """Train a network on labelled stores, split by patient, as `wsi train` does.
 
-    With `folds`, train once per fold. Raises ConfigError, ModelError or StoreError.
+    A `preset` (article-cnn, article-wideresnet) sets the options that are not given. With `folds`,
+    train once per fold. Raises ConfigError, ModelError or StoreError.
     """
-    from wsi_pipeline.core.training_options import TrainOptions
+    from wsi_pipeline.core.training_options import TrainOptions, apply_preset
     from wsi_pipeline.training.folds import train_stores
 
-    return train_stores(_list(stores), Path(out), _read(TrainOptions, options), listener)
+    settings = _read(TrainOptions, apply_preset(preset, options))
+    return train_stores(_list(stores), Path(out), settings, listener)
 
 
 def infer(

@@ -11,7 +11,15 @@ import pytest
 from wsi_cli.main import COMMANDS, wsi
 
 from cli.main import printable
-from tests.builders import PINK, make_training_stores, paint, write_model, write_png, write_slide
+from tests.builders import (
+    PINK,
+    SMALL,
+    make_training_stores,
+    paint,
+    write_model,
+    write_png,
+    write_slide,
+)
 from tests.commands import PLAIN, run
 from wsi_pipeline.store.patches import PatchStore
 
@@ -298,6 +306,8 @@ def test_train_prints_its_figures(tmp_path: Path) -> None:
     patients = tmp_path / "val.txt"
     patients.write_text("p1\n\n")
     options = (
+        "--arch",
+        SMALL,
         "--epochs",
         2,
         "--batch-size",
@@ -421,6 +431,8 @@ def test_a_sheet_gives_train_its_split(tmp_path: Path) -> None:
         tmp_path / "model",
         "--sheet",
         sheet,
+        "--arch",
+        SMALL,
         "--epochs",
         1,
         "--device",

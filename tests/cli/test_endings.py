@@ -15,7 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import make_checkpoint, make_training_stores, paint, write_model, write_slide
+from tests.builders import (
+    SMALL,
+    make_checkpoint,
+    make_training_stores,
+    paint,
+    write_model,
+    write_slide,
+)
 from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import find_damage
@@ -303,7 +310,8 @@ def draw_screen(written: str) -> list[str]:
 def test_lines_of_a_training_stand_above_its_bar(tmp_path: Path) -> None:
     stores = make_training_stores(tmp_path / "stores")
     code, lines = show_on_terminal(
-        *("train", stores, "--out", tmp_path / "model", "--epochs", 3, "--patience", 3),
+        *("train", stores, "--out", tmp_path / "model", "--epochs", 3),
+        *("--arch", SMALL),
         *("--val-patients", "p1", "--device", "cpu"),
     )
     assert code == 0, lines

@@ -14,11 +14,12 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from wsi_cli.options import options_of
+from wsi_cli.options import options_of, preset_option
 
 from tests.builders import folder_bytes, make_training_stores, write_model
 from tests.commands import run
-from wsi_pipeline.core.training_options import FitOptions, TrainOptions
+from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.training_options import PRESETS, FitOptions, TrainOptions, apply_preset
 from wsi_pipeline.training.config import TrainConfig, read_config, read_split
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
@@ -27,7 +28,7 @@ CHANGED: dict[str, Any] = {
     "--arch": "wide_resnet",
     "--dropout": 0.1,
     "--head": "dense20",
-    "--batch-norm": None,
+    "--no-batch-norm": None,
     "--logits": 2,
     "--init": "he",
     "--download-weights": None,
@@ -104,8 +105,47 @@ def test_every_option_of_the_configuration_is_tried() -> None:
         "--weights",
     }
     names = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
-    positive = {"--augment", "--flips", "--turns"}
+    positive = {"--augment", "--batch-norm", "--flips", "--turns"}
     assert names - others - positive == {*CHANGED}
+
+
+def parse_train(*arguments: object) -> TrainOptions:
+    """The options of `wsi train`, presets among them."""
+    seen: dict[str, Any] = {}
+
+    def command(**options: Any) -> None:
+        seen.update(options)
+
+    made = click.command()(preset_option(options_of(TrainOptions)(command)))
+    result = CliRunner().invoke(made, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return TrainOptions(**seen)
+
+
+def test_a_preset_sets_what_is_not_given_and_leaves_what_is() -> None:
+    options = parse_train("--preset", "article-cnn", "--epochs", 3, "--batch-norm")
+    assert (options.arch, options.optimizer, options.schedule) == ("idc_cnn", "sgd", "constant")
+    assert (options.epochs, options.batch_norm, options.augment) == (3, True, False)
+
+
+def test_an_option_given_at_its_default_value_overrules_the_preset() -> None:
+    assert parse_train("--lr", 2e-3, "--preset", "article-cnn").lr == 2e-3
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_only_options_of_training_and_is_valid(name: str) -> None:
+    assert parse_train("--preset", name) == TrainOptions(**apply_preset(name, {}))
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ConfigError, match="choose one of article-cnn, article-wideresnet"):
+        apply_preset("article", {})
+
+
+def test_patience_without_a_metric_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--patience needs a metric"):
+        TrainOptions(patience=3)
+    assert TrainOptions(patience=3, stop_on="auroc").patience == 3
 
 
 def test_a_file_of_weights_reaches_the_configuration(tmp_path: Path) -> None:
@@ -234,8 +274,6 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(
         "--arch",
         "wide_resnet_10_1",
         "--epochs",
-        6,
-        "--patience",
         6,
         "--device",
         "cpu",

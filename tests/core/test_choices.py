@@ -17,10 +17,12 @@ from wsi_pipeline.core.choices import (
     OPTIMIZER_NAMES,
     OUTPUT_GROUPS,
     PATCH_FORMATS,
+    PRESET_NAMES,
     READER_NAMES,
     RESERVED,
     SCHEDULE_NAMES,
 )
+from wsi_pipeline.core.training_options import PRESETS
 from wsi_pipeline.models.architectures import ARCHITECTURES
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.export import FORMATS
@@ -44,6 +46,7 @@ from wsi_pipeline.training.optimise import INITIALISATIONS, OPTIMIZERS, SCHEDULE
         (OPTIMIZER_NAMES, OPTIMIZERS),
         ((*OUTPUT_GROUPS["all"], *ON_REQUEST), WRITERS),
         (PATCH_FORMATS, EXPORTS),
+        (PRESET_NAMES, PRESETS),
         (READER_NAMES, READERS),
         ((*SCHEDULE_NAMES, "rise"), SCHEDULES),  # only the learning rate finder uses "rise"
     ],

@@ -15,6 +15,7 @@ import pytest
 
 from tests.builders import (
     PINK,
+    SMALL,
     folder_bytes,
     make_training_stores,
     paint_noise,
@@ -77,7 +78,18 @@ def infer(base: Path, out: Path) -> tuple[object, ...]:
 
 
 def train(base: Path, out: Path) -> tuple[object, ...]:
-    return ("train", base / "labelled", "--out", out, "--epochs", "1", "--device", "cpu")
+    return (
+        "train",
+        base / "labelled",
+        "--out",
+        out,
+        "--arch",
+        SMALL,
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+    )
 
 
 def list_committed(out: Path) -> list[str]:

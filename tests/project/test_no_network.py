@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import make_training_stores, tissue, write_slide
+from tests.builders import SMALL, make_training_stores, tissue, write_slide
 
 pytestmark = pytest.mark.system
 GUARD = Path(__file__).parent / "no_network"
@@ -81,7 +81,18 @@ def test_tile_train_and_infer_ask_nobody(tmp_path: Path) -> None:
     slides, stores = tmp_path / "slides", tmp_path / "patients"
     commands = [
         ["tile", slides, "--out", tmp_path / "stores", "--mpp", 0.5, "--workers", 1],
-        ["train", stores, "--out", tmp_path / "model", "--epochs", 1, "--device", "cpu"],
+        [
+            "train",
+            stores,
+            "--out",
+            tmp_path / "model",
+            "--arch",
+            SMALL,
+            "--epochs",
+            1,
+            "--device",
+            "cpu",
+        ],
         [
             "infer",
             "--slides",

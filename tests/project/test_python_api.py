@@ -35,7 +35,7 @@ OPTIONS = {
 GIVEN_BY_NAME = {
     "tile": {"places", "slides", "sheet", "recursive", "out"},
     "ingest": {"place", "out"},
-    "train": {"stores", "out"},
+    "train": {"stores", "out", "preset"},
     "infer": {"slides", "stores", "sheet", "model", "results_dir"},
     "evaluate": {"results", "labels", "threshold", "compare"},
     "aggregate": {"results", "out"},

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from tests.builders import make_checkpoint, tissue, write_model, write_png
+from tests.builders import SMALL, make_checkpoint, tissue, write_model, write_png
 from tests.commands import HERE, run
 from tests.marked import BLUE, MARK, find_marks, is_marked, write_marked_slide
 from tests.served import TOKEN, connect, run_server
@@ -245,6 +245,8 @@ def run_chain(root: Path) -> Chain:
                 out / "stores",
                 "--out",
                 out / "model",
+                "--arch",
+                SMALL,
                 "--epochs",
                 1,
                 "--test-patients",

@@ -249,7 +249,10 @@ def test_slides_labelled_by_regions_train_like_the_patches_they_came_from(
     cut = [tmp_path / "cut" / f"idc_{patient}_mosaic.patches.zarr" for patient in patients]
     for one, other in zip(stores, cut, strict=True):
         assert labels_by_cell(one) == labels_by_cell(other)
-    config, choice = TrainConfig(epochs=1, device="cpu"), SplitChoice(val_patients=("8865",))
+    config, choice = (
+        TrainConfig("wide_resnet_10_1", epochs=1, device="cpu"),
+        SplitChoice(val_patients=("8865",)),
+    )
     weights = [
         load_checkpoint(train(paths, tmp_path / name, config, choice).model).weights
         for name, paths in (("ingested", stores), ("regions", cut))

@@ -19,7 +19,9 @@ from wsi_pipeline.training.split import SplitChoice
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
 
-QUICK = TrainConfig(architecture="wide_resnet_10_1", epochs=2, batch_size=16, device="cpu")
+QUICK = TrainConfig(
+    architecture="wide_resnet_10_1", epochs=2, batch_size=16, device="cpu", precision="fp32"
+)
 
 
 class Stopped(Exception):

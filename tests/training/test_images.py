@@ -52,18 +52,18 @@ def colours(classes: int, each: int = 20) -> Images:
 def test_three_classes_are_learned_and_predicted() -> None:
     torch.manual_seed(0)
     fitted = fit_images(ColourNet(3), colours(3), colours(3), QUICK, ManyClasses())
-    assert fitted.history.best_logits.shape == (60, 3)
+    assert fitted.history.kept_logits.shape == (60, 3)
     assert fitted.history.epochs[-1].val_auroc == 1.0
     assert np.array_equal(
         fitted.predict_logits(colours(3).pixels).argmax(axis=1), colours(3).labels
     )
 
 
-def test_the_network_is_left_with_its_best_epoch() -> None:
+def test_the_network_is_left_with_the_epoch_to_keep() -> None:
     torch.manual_seed(0)
     fitted = fit_images(ColourNet(1), colours(2), colours(2), replace(QUICK, stop_on="loss"))
     again = fitted.predict_logits(colours(2).pixels)
-    np.testing.assert_allclose(again, fitted.history.best_logits, atol=1e-6)
+    np.testing.assert_allclose(again, fitted.history.kept_logits, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

@@ -16,20 +16,23 @@ from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError, 
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures.network import NetworkOptions
 from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.models.model import Normalisation
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
-from wsi_pipeline.training.fit import FitJob, run_fit
-from wsi_pipeline.training.loop import Epoch
+from wsi_pipeline.training.fit import FitJob, choose_precision, run_fit
+from wsi_pipeline.training.loop import Epoch, FitHistory
 from wsi_pipeline.training.optimise import Optimisation, Schedule
 from wsi_pipeline.training.run import Trained, train
 from wsi_pipeline.training.split import PatientSplit, SplitChoice, read_split_file
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
 
-QUICK = TrainConfig(architecture="wide_resnet_10_1", epochs=2, batch_size=16, device="cpu")
+QUICK = TrainConfig(
+    architecture="wide_resnet_10_1", epochs=2, batch_size=16, device="cpu", precision="fp32"
+)
 FIXED = SplitChoice(val_patients=("p1",))
 HELD_OUT = SplitChoice(val_patients=("p1",), test_patients=("p3",))
 
@@ -167,10 +170,96 @@ def test_other_parameters_do_not_overwrite_a_model(
 
 
 def test_training_stops_when_it_no_longer_gets_better(stores: Path, tmp_path: Path) -> None:
-    train([stores], tmp_path / "model", replace(QUICK, epochs=30, patience=2), FIXED)
+    config = replace(QUICK, epochs=30, patience=2, stop_on="auroc")
+    train([stores], tmp_path / "model", config, FIXED)
     history = (tmp_path / "model" / "history.csv").read_text().splitlines()[1:]
     best = max(index for index, row in enumerate(history) if row.endswith("True"))
     assert len(history) - 1 - best == 2
+
+
+@pytest.mark.parametrize(("stop_on", "kept"), [("last", 3), ("loss", 1)])
+def test_the_last_epoch_is_kept_unless_a_metric_chooses(stop_on: str, kept: int) -> None:
+    """Losses of 0.2, 0.4, 0.3: the first epoch is the best by loss."""
+    history = FitHistory(Normalisation((0.5,) * 3, (0.5,) * 3))
+    for number, loss in enumerate((0.2, 0.4, 0.3), start=1):
+        is_best = stop_on == "loss" and number == 1
+        history.epochs.append(Epoch(number, 1e-3, loss, loss, 1, 1, 1, 1, 0, is_best))
+    assert history.kept_epoch == kept
+
+
+@pytest.mark.parametrize(("stop_on", "is_finished"), [("last", False), ("loss", True)])
+def test_patience_counts_only_where_epochs_are_compared(stop_on: str, is_finished: bool) -> None:
+    history = FitHistory(Normalisation((0.5,) * 3, (0.5,) * 3))
+    for number in (1, 2, 3):
+        is_best = stop_on == "loss" and number == 1
+        history.epochs.append(Epoch(number, 1e-3, 0.1, 0.1, 1, 1, 1, 1, 0, is_best))
+    config = replace(QUICK, epochs=9, patience=2, stop_on=stop_on)
+    assert history.is_finished(config) is is_finished
+
+
+def test_no_epoch_is_called_best_where_the_last_is_kept(finished: tuple[Path, Trained]) -> None:
+    rows = (finished[0] / "history.csv").read_text().splitlines()[1:]
+    assert [row.rsplit(",", 1)[1] for row in rows] == ["False", "False"]
+    report = (finished[0] / "report.html").read_text()
+    assert "2, the last is kept" in report
+    assert "Temperature and threshold were chosen on these validation patients" in report
+
+
+def test_the_report_names_the_best_epoch_where_it_is_chosen(stores: Path, tmp_path: Path) -> None:
+    trained = train([stores], tmp_path / "model", replace(QUICK, epochs=1, stop_on="loss"), FIXED)
+    report = (tmp_path / "model" / "report.html").read_text()
+    assert "1, the best is 1 by loss" in report
+    assert "Epoch, temperature and threshold were chosen" in report
+    assert "epoch, temperature and threshold were chosen on these patients" in str(trained)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "batch_norm", "warnings"),
+    [("constant", False, 1), ("constant", True, 0), ("one-cycle", False, 0)],
+)
+def test_a_constant_rate_without_batch_normalisation_is_warned_of(
+    schedule: str, batch_norm: bool, warnings: int, patches: LabelledPatches
+) -> None:
+    config = replace(QUICK, architecture="idc_cnn", network=NetworkOptions(batch_norm=batch_norm))
+    said: list[str] = []
+    job = FitJob(
+        replace(config, epochs=1, schedule=Schedule(schedule)), patches, FIXED.divide(patches, 0)
+    )
+    run_fit(job, Listener(say=said.append))
+    assert len([line for line in said if "give --schedule one-cycle or --batch-norm" in line]) == (
+        warnings
+    )
+
+
+@pytest.mark.parametrize(("unit", "precision"), [("amx_bf16", "bf16"), (None, "fp32")])
+def test_auto_is_bf16_on_a_cpu_with_units_for_it(
+    unit: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi_pipeline.training.fit.find_bf16_unit", lambda: unit)
+    assert choose_precision("auto", torch.device("cpu")) == precision
+
+
+def test_a_run_does_not_resume_in_another_precision(
+    stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(QUICK, precision="auto")
+    monkeypatch.setattr("wsi_pipeline.training.fit.find_bf16_unit", lambda: "amx_bf16")
+    with pytest.raises(Stopped):
+        train([stores], tmp_path / "model", config, FIXED, listener=stop_after(1))
+    monkeypatch.setattr("wsi_pipeline.training.fit.find_bf16_unit", lambda: None)
+    with pytest.raises(ConfigError, match="started in bf16 and would continue in fp32"):
+        train([stores], tmp_path / "model", config, FIXED)
+
+
+def test_validation_logits_are_of_fp32_whatever_training_is_in(
+    stores: Path, tmp_path: Path
+) -> None:
+    """bf16 has 8 bits: of logits computed in it, the lower 16 bits are 0."""
+    train([stores], tmp_path / "model", replace(QUICK, precision="bf16", epochs=1), FIXED)
+    rows = (tmp_path / "model" / "validation.csv").read_text().splitlines()
+    column = rows[0].split(",").index("logit")
+    logits = np.array([row.split(",")[column] for row in rows[1:]], dtype=np.float32)
+    assert np.count_nonzero(logits.view(np.uint32) & 0xFFFF) > len(logits) / 2
 
 
 VARIANTS: dict[str, TrainConfig] = {
@@ -188,6 +277,7 @@ VARIANTS: dict[str, TrainConfig] = {
     "averaged weights": replace(QUICK, optimisation=Optimisation(ema=0.9)),
     "xavier": replace(QUICK, optimisation=Optimisation(initialisation="xavier")),
     "he": replace(QUICK, optimisation=Optimisation(initialisation="he")),
+    "constant": replace(QUICK, schedule=Schedule("constant")),
     "cosine": replace(QUICK, schedule=Schedule("cosine")),
     "by class": replace(QUICK, sampling="class"),
     "by patient": replace(QUICK, sampling="patient"),
@@ -214,7 +304,7 @@ def fit_once(patches: LabelledPatches, config: TrainConfig) -> bytes:
     """The weights that one epoch comes to."""
     division = FIXED.divide(patches, config.seed)
     job = FitJob(replace(config, epochs=1), patches, division)
-    weights = run_fit(job, Listener()).best_weights
+    weights = run_fit(job, Listener()).kept_weights
     return b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
 
 
@@ -265,8 +355,9 @@ def quiet_runs(
         replace(
             QUICK,
             optimisation=Optimisation("sgd", ema=0.9, clip_norm=1.0),
-            schedule=Schedule("one-cycle"),
+            schedule=Schedule("constant"),
             sampling="class",
+            stop_on="auroc",
         ),
         replace(
             QUICK,
@@ -361,7 +452,7 @@ def test_training_may_start_from_the_weights_of_another_model(stores: Path, tmp_
     [
         (replace(QUICK, architecture="resnet_of_dreams"), "no such architecture"),
         (replace(QUICK, architecture="timm:no_such_network"), "no_such_network"),
-        (replace(QUICK, network=NetworkOptions(batch_norm=True)), "batch normalisation"),
+        (replace(QUICK, network=NetworkOptions(batch_norm=False)), "leave --no-batch-norm out"),
         (replace(QUICK, precision="fp16"), "only GPUs"),
     ],
 )
@@ -405,7 +496,7 @@ def test_two_processes_train_one_network(stores: Path, tmp_path: Path) -> None:
         architecture="idc_cnn",
         devices=2,
         augmentation=NO_AUGMENTATION,
-        network=NetworkOptions(dropout=0.0),
+        network=NetworkOptions(dropout=0.0, batch_norm=False),
     )
     double = train([stores], tmp_path / "double", config, FIXED, listener=listener)
     single = train([stores], tmp_path / "single", replace(config, devices=1), FIXED)

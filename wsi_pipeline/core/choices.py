@@ -28,7 +28,7 @@ ARCHITECTURE_NAMES = (
     *("idc_cnn", "wide_resnet", "wide_resnet_16_2", "wide_resnet_16_4", "wide_resnet_16_8"),
     *("wide_resnet_28_10", "wide_resnet50_2"),
 )
-DEFAULT_ARCHITECTURE = "idc_cnn"
+DEFAULT_ARCHITECTURE = "wide_resnet_16_2"
 HEADS = ("linear", "dense20")
 SPLIT_PARTS = ("train", "val", "test")
 """Parts that patients are divided into."""
@@ -44,11 +44,15 @@ SAMPLINGS = ("shuffle", "class", "patient", "class-patient")
 """Every patch once; or as many draws with replacement, evenly between the classes, between the
 patients, or between the classes and within each class between its patients."""
 CACHES = (AUTO, "device", "memory", "stores")
+LAST = "last"
 STOP_METRICS = ("auroc", "average_precision", "balanced_accuracy", "f1", "loss")
 """Metrics of the validation patients by which the best epoch is chosen.
 
 f1 and balanced accuracy are taken at a threshold of 0.5.
 """
+PRESET_NAMES = ("article-cnn", "article-wideresnet")
+KEPT_EPOCHS = (LAST, *STOP_METRICS)
+"""Epochs whose weights a training may keep: the last one, or the best one by a metric."""
 
 COLORMAPS = ("viridis", "cividis", "magma", "inferno", "plasma", "gray")
 """Perceptually even, and readable with every kind of colour blindness and in grey."""

@@ -1,8 +1,9 @@
 """Options of `wsi train` and `wsi lr-find`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsi_pipeline.core.choices import (
     ARCHITECTURE_NAMES,
@@ -11,12 +12,13 @@ from wsi_pipeline.core.choices import (
     DEFAULT_ARCHITECTURE,
     HEADS,
     INITIALISATION_NAMES,
+    KEPT_EPOCHS,
+    LAST,
     OPTIMIZER_NAMES,
     PRECISIONS,
     SAMPLINGS,
     SCHEDULE_NAMES,
     SPLITS,
-    STOP_METRICS,
 )
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.options import (
@@ -41,7 +43,7 @@ class FitOptions(SheetOptions, DeviceOptions, ForceOptions):
     """Options of fitting a network, for training and for the sweep of learning rates."""
 
     batch_size: int = option(64, COMPUTE, "Patches per step.", low=2)
-    lr: float = option(3e-4, TRAINING, "Highest learning rate of the schedule.")
+    lr: float = option(2e-3, TRAINING, "Highest learning rate of the schedule.")
     arch: str = option(DEFAULT_ARCHITECTURE, NETWORK,
         f"Network: {', '.join(ARCHITECTURE_NAMES)}, "
         "wide_resnet_<depth>_<width>, or timm:NAME; docs/guides/models.md lists them.")
@@ -72,7 +74,7 @@ class FitOptions(SheetOptions, DeviceOptions, ForceOptions):
         "linear", NETWORK, "Of wide_resnet: one linear layer, or 20 ReLU units before it.",
         choices=HEADS)
     batch_norm: bool = option(
-        False, NETWORK, "Of idc_cnn: batch normalisation after each convolution.")
+        True, NETWORK, "Of idc_cnn: batch normalisation after each convolution.")
     logits: int = option(
         1, NETWORK, "Outputs of the network: one, or one per class.", low=1, high=2)
     init: str = option("default", NETWORK, "Initial weights.", choices=INITIALISATION_NAMES)
@@ -80,14 +82,14 @@ class FitOptions(SheetOptions, DeviceOptions, ForceOptions):
     head_lr: float | None = option(
         None, TRAINING, "Learning rate of the network's head. [default: --lr]")
     schedule: str = option(
-        "constant", TRAINING, "Schedule of the learning rate.", choices=SCHEDULE_NAMES)
+        "one-cycle", TRAINING, "Schedule of the learning rate.", choices=SCHEDULE_NAMES)
     step_epochs: int = option(
         10, TRAINING, "Of step: epochs between falls; of sgdr: the first cycle.", low=1)
     gamma: float = option(0.1, TRAINING, "Of step: the factor of each fall.")
     momentum: float | None = option(None, TRAINING,
         "Of sgd and rmsprop; first beta of adam and adamw. [default: 0.9, rmsprop 0]")
     weight_decay: float = option(
-        1e-4, TRAINING, "L2 penalty on weights, not on biases; decoupled for adamw.")
+        0.05, TRAINING, "L2 penalty on weights, not on biases; decoupled for adamw.")
     l1: float = option(0.0, TRAINING, "Weight of the sum of absolute weights in the loss.")
     label_smoothing: float = option(0.0, TRAINING, "Targets become s/2 and 1 - s/2.")
     class_weights: bool = option(False, TRAINING, "Give both classes the same weight in the loss.")
@@ -113,7 +115,8 @@ class FitOptions(SheetOptions, DeviceOptions, ForceOptions):
         "Place of the pixels: on the GPU, in memory, or in the stores, read block by block; auto:"
         " where they fit.", choices=CACHES)
     precision: str = option(
-        AUTO, COMPUTE, "auto: bf16 on a GPU that has it, else fp32.", choices=(AUTO, *PRECISIONS))
+        AUTO, COMPUTE, "auto: bf16 where the GPU or the CPU has units for it, else fp32.",
+        choices=(AUTO, *PRECISIONS))
     compile: bool = option(False, COMPUTE, "Compile the network first.")
 
     def __post_init__(self) -> None:
@@ -140,12 +143,13 @@ class FitOptions(SheetOptions, DeviceOptions, ForceOptions):
 class TrainOptions(FitOptions):
     """Options of `wsi train`."""
 
-    epochs: int = option(20, TRAINING, "Passes over the training patches, at most.", low=1)
-    patience: int = option(
-        5, TRAINING, "Stop after so many epochs that are not better by --stop-on.", low=1)
-    stop_on: str = option(
-        "auroc", TRAINING, "What the best epoch is best at, on the validation patients.",
-        choices=STOP_METRICS)
+    epochs: int = option(8, TRAINING, "Passes over the training patches, at most.", low=1)
+    patience: int | None = option(None, TRAINING,
+        "Stop after so many epochs that are not better by --stop-on. [default: 5; none with last]",
+        low=1)
+    stop_on: str = option(LAST, TRAINING,
+        "Epoch that is kept: the last, or the best on the validation patients by this metric.",
+        choices=KEPT_EPOCHS)
     threshold: str | float = option("youden", TRAINING,
         "Chosen on the validation patients: f1, youden (highest balanced accuracy),"
         " sensitivity=0.95, or a number such as 0.5.", metavar="RULE")
@@ -158,8 +162,38 @@ class TrainOptions(FitOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.patience is not None and self.stop_on == LAST:
+            raise ConfigError(
+                "--patience needs a metric by which epochs are compared, such as --stop-on auroc;"
+                " without one every epoch is trained and the last is kept"
+            )
         if self.folds is not None and (self.val_patients or self.i_know_this_leaks):
             raise ConfigError(
                 "--folds draws the validation patients itself, by patient; leave out the options"
                 " that name them"
             )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "article-cnn": {
+        "arch": "idc_cnn", "batch_norm": False, "epochs": 20, "batch_size": 128,
+        "optimizer": "sgd", "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant",
+        "augment": False, "val_fraction": 0.25, "precision": "fp32",
+    },
+    "article-wideresnet": {
+        "arch": "wide_resnet_16_2", "head": "dense20", "epochs": 8, "ema": 0.99, "init": "he",
+        "val_fraction": 0.2, "cache": "memory", "precision": "fp32",
+    },
+}
+"""Settings of published recipes by name, where they differ from the defaults; patients are split
+by patient all the same. Examples of both are in examples/."""
+
+
+def apply_preset(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given options and, for those that are not given, the preset's values.
+
+    Raises ConfigError for an unknown preset.
+    """
+    if name is not None and name not in PRESETS:
+        raise ConfigError(f"preset is {name}; choose one of {', '.join(PRESETS)}")
+    return {**(PRESETS[name] if name else {}), **given}

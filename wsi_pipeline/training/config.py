@@ -7,9 +7,10 @@ from wsi_pipeline.core.choices import (
     AUTO,
     CACHES,
     DEFAULT_ARCHITECTURE,
+    KEPT_EPOCHS,
+    LAST,
     PRECISIONS,
     SAMPLINGS,
-    STOP_METRICS,
 )
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.training_options import TrainOptions
@@ -20,6 +21,8 @@ from wsi_pipeline.training.optimise import Optimisation, Schedule, check_choice
 from wsi_pipeline.training.split import SplitChoice, read_split_file
 
 MAX_SEED = 2**63
+PATIENCE = 5
+"""Epochs without a better one, where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +33,18 @@ class TrainConfig:
     network: NetworkOptions = field(default_factory=NetworkOptions)
     pretrained: str | None = None
     """Source of the first weights: `file`, `download` (the library's own), or None: random."""
-    epochs: int = 20
+    epochs: int = 8
     batch_size: int = 64
-    patience: int = 5
-    """Stop after this many epochs without a better one by `stop_on`."""
-    stop_on: str = "auroc"
+    patience: int = PATIENCE
+    """Stop after this many epochs without a better one by `stop_on`; without effect for `last`."""
+    stop_on: str = LAST
+    """`last`: keep the last epoch; else the metric by which the best epoch is kept."""
     sampling: str = "shuffle"
     optimisation: Optimisation = field(default_factory=Optimisation)
     schedule: Schedule = field(default_factory=Schedule)
     augmentation: Augmentation = field(default_factory=Augmentation)
     precision: str = "auto"
-    """Precision of the computation; auto: bf16 on a GPU that supports it, else fp32."""
+    """Precision of the computation; auto: bf16 where the device has units for it, else fp32."""
     seed: int = 0
     devices: int = 1
     """GPUs, or processes on the CPU, that share each batch."""
@@ -69,7 +73,7 @@ class TrainConfig:
                 " choose one of them"
             )
         for name, table in (
-            ("stop_on", STOP_METRICS),
+            ("stop_on", KEPT_EPOCHS),
             ("sampling", SAMPLINGS),
             ("precision", (AUTO, *PRECISIONS)),
             ("cache", CACHES),
@@ -91,7 +95,7 @@ def read_config(options: TrainOptions) -> TrainConfig:
 
     changes = ("flips", "turns", "affine", "brightness", "contrast", "hed")
     penalties = ("weight_decay", "l1", "label_smoothing", "class_weights", "clip_norm", "ema")
-    same = ("epochs", "patience", "stop_on", "batch_size", "sampling", "precision", "seed")
+    same = ("epochs", "stop_on", "batch_size", "sampling", "precision", "seed")
     return TrainConfig(
         architecture=options.arch,
         network=NetworkOptions(options.dropout, options.head, options.batch_norm, options.logits),
@@ -107,6 +111,7 @@ def read_config(options: TrainOptions) -> TrainConfig:
         schedule=Schedule(options.schedule, step_epochs=options.step_epochs, gamma=options.gamma),
         augmentation=Augmentation(**take(*changes)) if options.augment else NO_AUGMENTATION,
         is_compiled=options.compile,
+        patience=PATIENCE if options.patience is None else options.patience,
         **take(*same, "cache", "devices", "device"),
     )
 

@@ -19,8 +19,12 @@ from torch.multiprocessing.spawn import ProcessException
 
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError, WsiError
 from wsi_pipeline.core.progress import Listener, relay
-from wsi_pipeline.models.architectures import build_network, load_pretrained
-from wsi_pipeline.models.device import choose_device
+from wsi_pipeline.models.architectures import (
+    build_network,
+    find_architecture,
+    load_pretrained,
+)
+from wsi_pipeline.models.device import choose_device, find_bf16_unit
 from wsi_pipeline.models.model import Normalisation, count_levels, normalisation_of
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import (
@@ -48,6 +52,10 @@ from wsi_pipeline.training.split import Division
 PRECISION_NAMES = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Our names of precisions and those of Fabric."""
 FAILED = "failed"
+UNSTEADY = (
+    "warning: at a constant learning rate without batch normalisation the result hangs on the"
+    " epoch at which training stops; give --schedule one-cycle or --batch-norm"
+)
 
 # Without Fabric's banner, also in the processes that import this module.
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -71,6 +79,8 @@ def run_fit(job: FitJob, listener: Listener) -> FitHistory:
 
     Raises ModelError, ConfigError or EnvironmentFault.
     """
+    if is_unsteady(job.config):
+        listener.say(UNSTEADY)
     if job.config.devices == 1:
         fabric = make_fabric(job.config)
         fabric.launch()
@@ -84,6 +94,17 @@ def run_fit(job: FitJob, listener: Listener) -> FitHistory:
     device = choose_device(job.config.device)
     cache = choose_cache(job.config.cache, job.patches, device, copies=job.config.devices)
     return _fit_in_processes(replace(job, config=replace(job.config, cache=cache)), listener)
+
+
+def is_unsteady(config: TrainConfig) -> bool:
+    """Return True for a constant learning rate in a network without batch normalisation."""
+    return config.schedule.name == "constant" and not (
+        config.network.batch_norm or _has_own_batch_norm(config.architecture)
+    )
+
+
+def _has_own_batch_norm(architecture: str) -> bool:
+    return not find_architecture(architecture).may_lack_batch_norm
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -107,7 +128,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """Return the wanted precision; for `auto` bf16 on a GPU that supports it, else fp32.
+    """Return the wanted precision; for `auto` bf16 where the device has units for it, else fp32.
 
     Raises EnvironmentFault for fp16 without a GPU.
     """
@@ -116,7 +137,11 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         raise EnvironmentFault("fp16: only GPUs compute in it; use --precision bf16 or fp32")
     if wanted != "auto":
         return wanted
-    return "bf16" if is_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if is_gpu:
+        has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_units = find_bf16_unit() is not None
+    return "bf16" if has_units else "fp32"
 
 
 def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> FitHistory:
@@ -188,12 +213,17 @@ def make_network(job: FitJob) -> nn.Module:
 
     Raises ModelError where its name, the patch size or given weights do not fit.
     """
+    name = job.config.architecture
+    if not job.config.network.batch_norm and _has_own_batch_norm(name):
+        raise ModelError(
+            f"{name}: always has its own batch normalisation; leave --no-batch-norm out"
+        )
     torch.manual_seed(derive_seed(job.config.seed, 0, 0))
-    network = build_network(job.config.architecture, job.patches.spec.side_px, job.config.network)
+    network = build_network(name, job.patches.spec.side_px, job.config.network)
     initialise(network, job.config.optimisation.initialisation)
     if job.config.pretrained is not None:
         is_downloaded = job.pretrained is None
-        load_pretrained(network, job.config.architecture, job.pretrained, download=is_downloaded)
+        load_pretrained(network, name, job.pretrained, download=is_downloaded)
     return network
 
 

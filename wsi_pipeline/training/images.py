@@ -54,11 +54,11 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class FittedNetwork:
-    """A network with the weights of its best epoch, and its training history."""
+    """A network with the weights of its kept epoch, and its training history."""
 
     network: Network
     history: FitHistory
-    """All epochs, and the best one's logits on the validation images."""
+    """All epochs, and the kept one's logits on the validation images."""
 
     @torch.inference_mode()
     def predict_logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -78,7 +78,7 @@ def fit_images(
     objective: Objective | None = None,
     listener: Listener | None = None,
 ) -> FittedNetwork:
-    """Train a network in place, and leave it with the weights of its best epoch.
+    """Train a network in place, and leave it with the weights of the epoch to keep.
 
     Two classes unless `objective` says otherwise. Settings of architecture, sampling by patient and
     stores in `config` have no effect. The same seed and number of threads give the same weights.
@@ -89,7 +89,7 @@ def fit_images(
     steps = count_steps(len(train), config)
     learner = _make_learner(network, config, steps, history.normalisation, fabric, objective)
     fit(learner, *parts, config, history, listener or Listener())
-    network.load_state_dict(history.best_weights)
+    network.load_state_dict(history.kept_weights)
     return FittedNetwork(network, history)
 
 

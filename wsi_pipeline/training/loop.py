@@ -1,7 +1,7 @@
 """The training loop: epochs over patches, with validation metrics and a saved state after each.
 
 A run that was killed continues from its saved state: one safetensors file with weights, averaged
-weights, best weights and the optimiser's tensors, and everything else as JSON. It holds no random
+weights, kept weights and the optimiser's tensors, and everything else as JSON. It holds no random
 state, because the random numbers of every epoch follow from the seed and the epoch's number.
 """
 
@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from wsi_pipeline.core.choices import LAST
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.progress import Listener, describe_rate
 from wsi_pipeline.core.recipe import bytes_sha256
@@ -232,6 +233,7 @@ class Epoch:
     val_f1_at_half: float
     seconds: float
     is_best: bool
+    """True if it is better than all before it; never where the last epoch is kept."""
 
     def describe(self, epochs: int) -> str:
         """Return the epoch in one line."""
@@ -256,24 +258,30 @@ class SplitPart:
 
 @dataclass
 class FitHistory:
-    """Epochs of a training so far, and the results of the best one."""
+    """Epochs of a training so far, and the results of the one that is kept."""
 
     normalisation: Normalisation
     """Mean and deviation of the training patches."""
     epochs: list[Epoch] = field(default_factory=list)
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    best_logits: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
-    """Logits of the best epoch on the validation patches: (n,), or (n, classes)."""
+    kept_weights: dict[str, Tensor] = field(default_factory=dict)
+    kept_logits: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    """Logits of the kept epoch on the validation patches: (n,), or (n, classes)."""
 
     @property
-    def best_epoch(self) -> int:
-        """Number of the best epoch; 0 before the first."""
-        return max((epoch.epoch for epoch in self.epochs if epoch.is_best), default=0)
+    def kept_epoch(self) -> int:
+        """Number of the best epoch, or of the last where none is called best; 0 before any."""
+        best = (epoch.epoch for epoch in self.epochs if epoch.is_best)
+        return max(best, default=len(self.epochs))
 
     def is_finished(self, config: TrainConfig) -> bool:
-        """Return True if all epochs are done, or too many passed without a better one."""
+        """Return True if all epochs are done, or too many passed without a better one.
+
+        All epochs are done where the last one is kept.
+        """
         done = len(self.epochs)
-        return done >= config.epochs or (done > 0 and done - self.best_epoch >= config.patience)
+        if done >= config.epochs or config.stop_on == LAST:
+            return done >= config.epochs
+        return done > 0 and done - self.kept_epoch >= config.patience
 
 
 def fit(
@@ -310,21 +318,26 @@ def fit(
             seconds=time.perf_counter() - started,
             is_best=False,
         )
-        past = (measure(before, config.stop_on) for before in history.epochs)
-        is_best = measure(epoch, config.stop_on) > max(past, default=-math.inf)
+        is_best = config.stop_on != LAST and _is_best(epoch, history, config.stop_on)
         # The first process decides for all.
         epoch = learner.fabric.broadcast(replace(epoch, is_best=is_best))
         history.epochs.append(epoch)
-        if epoch.is_best:
+        if epoch.is_best or (config.stop_on == LAST and history.is_finished(config)):
             weights = learner.model.state_dict()
-            history.best_weights = {
+            history.kept_weights = {
                 name: tensor.detach().cpu().clone() for name, tensor in weights.items()
             }
-            history.best_logits = logits
+            history.kept_logits = logits
         if state_file is not None and learner.fabric.is_global_zero:
             save_state(state_file, pack_state(learner, history, notes or {}))
         listener.say(epoch.describe(config.epochs))
         listener.epoch_ended(epoch)
+
+
+def _is_best(epoch: Epoch, history: FitHistory, metric: str) -> bool:
+    """Return True if the epoch is better by the metric than all before it."""
+    past = (measure(before, metric) for before in history.epochs)
+    return measure(epoch, metric) > max(past, default=-math.inf)
 
 
 def _count_patches(
@@ -405,11 +418,11 @@ def measure(epoch: Epoch, metric: str) -> float:
 def pack_state(learner: Learner, history: FitHistory, notes: Mapping[str, Any]) -> SavedState:
     """Return learner, history and notes as one state to save."""
     state = learner.state()
-    best = _prefix("best", history.best_weights)
-    best["best_logits"] = torch.from_numpy(history.best_logits)
+    kept = _prefix("kept", history.kept_weights)
+    kept["kept_logits"] = torch.from_numpy(history.kept_logits)
     epochs = [asdict(epoch) for epoch in history.epochs]
     plain = {**notes, **asdict(history.normalisation), "learner": state.plain, "history": epochs}
-    return SavedState({**state.tensors, **best}, plain)
+    return SavedState({**state.tensors, **kept}, plain)
 
 
 def unpack_history(state: SavedState) -> FitHistory:
@@ -417,6 +430,6 @@ def unpack_history(state: SavedState) -> FitHistory:
     return FitHistory(
         Normalisation(tuple(state.plain["mean"]), tuple(state.plain["std"])),
         epochs=[Epoch(**row) for row in state.plain["history"]],
-        best_weights=_under("best", state.tensors),
-        best_logits=state.tensors["best_logits"].numpy(),
+        kept_weights=_under("kept", state.tensors),
+        kept_logits=state.tensors["kept_logits"].numpy(),
     )

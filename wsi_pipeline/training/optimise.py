@@ -131,13 +131,13 @@ class Optimisation:
     """The optimiser, its rates and penalties, and the initial weights."""
 
     optimizer: str = "adamw"
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-3
     """Highest rate of the schedule."""
     head_learning_rate: float | None = None
     """Rate of the network's head; None: that of the body."""
     momentum: float | None = None
     """Momentum of sgd and rmsprop, first beta of adam and adamw; None: 0.9, but 0 for rmsprop."""
-    weight_decay: float = 1e-4
+    weight_decay: float = 0.05
     """L2 penalty on weights, not on biases and normalisations; decoupled for adamw."""
     l1: float = 0.0
     """Weight of the sum of absolute weights in the loss."""
@@ -256,7 +256,7 @@ def measure_l1(network: nn.Module) -> Tensor:
 class Schedule:
     """The learning rate over all steps of a training."""
 
-    name: str = "constant"
+    name: str = "one-cycle"
     step_epochs: int = 10
     """`step`: multiply by `gamma` every so many epochs; `sgdr`: length of the first cycle."""
     gamma: float = 0.1

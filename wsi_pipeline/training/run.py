@@ -13,7 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from wsi_pipeline.core.choices import HISTORY_CSV, LEAK_WARNING, MODEL_FILE, REPORT_HTML
+from wsi_pipeline.core.choices import HISTORY_CSV, LAST, LEAK_WARNING, MODEL_FILE, REPORT_HTML
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.progress import Listener, relay
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
@@ -50,9 +50,9 @@ LOGGED = tuple(
 )
 LOGGED_PARTS = {"train": "training", "val": "validation"}
 IN_SAMPLE = (
-    "The best epoch, the temperature and the threshold were chosen on these validation patients, so"
-    " these metrics are slightly too good. For metrics to publish, keep patients out with"
-    " --test-patients, run wsi infer on them and wsi evaluate on the results."
+    "{chosen} were chosen on these validation patients, so these metrics are slightly too good. For"
+    " metrics to publish, keep patients out with --test-patients, run wsi infer on them and wsi"
+    " evaluate on the results."
 )
 
 
@@ -65,6 +65,8 @@ class Trained:
     """On the validation patients; None where an earlier run had finished the same training."""
     class_names: tuple[str, str]
     is_leaky: bool
+    chosen: str = "temperature and threshold"
+    """Things that were chosen on the validation patients."""
 
     def __str__(self) -> str:
         metrics = self.metrics
@@ -74,8 +76,8 @@ class Trained:
                 " parameters"
             )
         note = (
-            "epoch, temperature and threshold were chosen on these patients; for figures to"
-            " publish, run infer and evaluate on others"
+            f"{self.chosen} were chosen on these patients; for figures to publish, run infer and"
+            " evaluate on others"
         )
         text = format_metrics(metrics, "validation patients", self.class_names, note)
         return f"LEAKY: {LEAK_WARNING}\n{text}" if self.is_leaky else text
@@ -144,9 +146,26 @@ def train_division(
         listener.say(f"to watch: tensorboard --logdir {events.parent}")
         listener.working_on(f"reading {len(division.train) + len(division.val):,} patches")
         history = run_fit(job, _log_epochs(events, listener))
-        listener.working_on("evaluating the best epoch and writing the report")
+        listener.working_on("evaluating the kept epoch and writing the report")
         metrics = _finish(staging, job, history, rule)
-    return Trained(out / MODEL_FILE, metrics, patches.class_names, division.is_leaky)
+    chosen = describe_chosen(config)
+    return Trained(out / MODEL_FILE, metrics, patches.class_names, division.is_leaky, chosen)
+
+
+def describe_chosen(config: TrainConfig) -> str:
+    """Return what is chosen on the validation patients, in words."""
+    return (
+        "temperature and threshold"
+        if config.stop_on == LAST
+        else ("epoch, temperature and threshold")
+    )
+
+
+def describe_epochs(config: TrainConfig, history: FitHistory) -> str:
+    """Return the number of epochs and which one is kept, in words."""
+    if config.stop_on == LAST:
+        return f"{len(history.epochs)}, the last is kept"
+    return f"{len(history.epochs)}, the best is {history.kept_epoch} by {config.stop_on}"
 
 
 def make_recipe(
@@ -194,7 +213,7 @@ def _finish(staging: Staging, job: FitJob, history: FitHistory, rule: ThresholdR
     """Fit temperature and threshold on the validation patches; commit model and report."""
     val, folder = job.division.val, staging.product
     labels, patients = job.patches.labels[val], job.patches.patients[val]
-    logits = history.best_logits
+    logits = history.kept_logits
     temperature = fit_temperature(labels, logits)
     probability = apply_temperature(logits, temperature)
     threshold = rule.choose(labels, probability)
@@ -230,7 +249,7 @@ def _make_checkpoint(
         temperature=metrics.after.temperature,
         threshold=metrics.scores.threshold,
         threshold_source=source + ("; patients on both sides" if division.is_leaky else ""),
-        weights=history.best_weights,
+        weights=history.kept_weights,
         is_leaky=division.is_leaky,
         scores={"validation": asdict(metrics.scores)},
         training={
@@ -240,7 +259,7 @@ def _make_checkpoint(
                 "val": patches.count_classes(division.val),
             },
             "epochs": len(history.epochs),
-            "best_epoch": history.best_epoch,
+            "kept_epoch": history.kept_epoch,
             "tool": describe_tool(),
         },
     )
@@ -309,7 +328,7 @@ def _make_report(
         class_names=checkpoint.class_names,
         metrics=metrics,
         labels=patches.labels[val],
-        logits=history.best_logits,
+        logits=history.kept_logits,
         patients=patches.patients[val],
         history=[asdict(epoch) for epoch in history.epochs],
         facts={
@@ -319,12 +338,12 @@ def _make_report(
             "training": patches.describe(job.division.train),
             "validation": patches.describe(val),
             "held out": f"{len(job.division.record['test'])} patients",
-            "epochs": f"{len(history.epochs)}, the best is {history.best_epoch}",
+            "epochs": describe_epochs(job.config, history),
             "temperature": f"{checkpoint.temperature:.3f}",
             "threshold": f"{checkpoint.threshold:.3f}: {checkpoint.threshold_source}",
         },
         is_leaky=job.division.is_leaky,
-        notes=(IN_SAMPLE,),
+        notes=(IN_SAMPLE.format(chosen=describe_chosen(job.config).capitalize()),),
         worst=_show_worst(patches, val, probability),
     )
 

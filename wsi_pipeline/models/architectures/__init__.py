@@ -136,8 +136,6 @@ def _check_options(name: str, architecture: Architecture, options: NetworkOption
     heads = " or ".join(architecture.heads)
     if options.head not in architecture.heads:
         raise ModelError(f"{name}: has no head {options.head!r}; leave it {heads}")
-    if options.batch_norm and not architecture.may_lack_batch_norm:
-        raise ModelError(f"{name}: always has its own batch normalisation; leave the option out")
 
 
 def load_pretrained(network: nn.Module, name: str, source: Path | None, download: bool) -> None:

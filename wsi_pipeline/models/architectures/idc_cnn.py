@@ -13,8 +13,8 @@ class IdcCnn(Network):
     """Three convolutions, then three linear layers: 4096→1024→512→1 for 50-px patches.
 
     Each 3×3 convolution (3→64→128→256) has ReLU and 2×2 max-pooling. Other patch sides change the
-    first linear layer. With `batch_norm`, each convolution is followed by batch normalisation and
-    has no bias, which that would cancel.
+    first linear layer. Each convolution is followed by batch normalisation and has no bias,
+    which that would cancel, unless the options say `batch_norm=False`.
     """
 
     def __init__(self, side_px: int = 50, options: NetworkOptions | None = None) -> None:

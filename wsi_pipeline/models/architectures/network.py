@@ -32,8 +32,8 @@ class NetworkOptions:
     """Share of activations dropped in training, 0 to below 1; None: the architecture's default."""
     head: str = "linear"
     """"linear": pooled features → logits; "dense20": pooled features → Dense 20 → ReLU → logits."""
-    batch_norm: bool = False
-    """idc_cnn only: batch normalisation after each convolution; other networks always have it."""
+    batch_norm: bool = True
+    """False: idc_cnn without batch normalisation after each convolution. Others always have it."""
     logits: int = 1
     """1: one, of the positive class, for a sigmoid; 2: one per class, for a softmax."""
 
@@ -51,12 +51,15 @@ class NetworkOptions:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "NetworkOptions":
-        """Return the options of a card. Raises ModelError for an unknown option."""
+        """Return the options of a card. Raises ModelError for an unknown option.
+
+        A card that does not mention batch normalisation is of a network without the choice.
+        """
         if unknown := sorted({*value} - {*cls.__dataclass_fields__}):
             raise ModelError(
                 f"options {', '.join(unknown)} are unknown to this version; update wsi"
             )
-        return cls(**value)
+        return cls(**{"batch_norm": False, **value})
 
 
 class Network(nn.Module):
