@@ -171,8 +171,8 @@ def test_patches_that_fp16_makes_infinite_are_computed_in_fp32() -> None:
     checkpoint = make_checkpoint(side_px=22, architecture="idc_cnn")
     large = {name: tensor.clone() for name, tensor in checkpoint.weights.items()}
     large["features.0.weight"] *= 1e4  # beyond 65,504, the largest of fp16 …
-    large["features.0.bias"] *= 0
-    large["features.3.weight"] *= 1e4
+    large["features.1.bias"] *= 0
+    large["features.4.weight"] *= 1e4
     large["classifier.0.weight"] *= 1e-8  # … and back
     model, pixels = replace(checkpoint, weights=large), make_patches(5, 22)
     exact = Predictor(model, EngineSetting("torch", FP32))(pixels)
