@@ -12,8 +12,8 @@ from .options import EXISTING, FOLDER, build, mode_option, options_of, preset_op
 
 @click.command("lr-find")
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
-@preset_option
 @options_of(FitOptions)
+@preset_option
 @click.option(
     "--out",
     "-o",

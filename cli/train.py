@@ -13,8 +13,8 @@ from .options import EXISTING, FOLDER, build, mode_option, options_of, preset_op
 
 @click.command()
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
-@preset_option
 @options_of(TrainOptions)
+@preset_option
 @click.option(
     "--out",
     "-o",
