@@ -22,6 +22,7 @@ from torch.nn.functional import log_softmax
 from wsi_pipeline.core.options import IngestOptions
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures.idc_cnn import IdcCnn
+from wsi_pipeline.models.architectures.network import NetworkOptions
 from wsi_pipeline.runs.tile import ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.augment import NO_AUGMENTATION
@@ -30,7 +31,7 @@ from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixe
 from wsi_pipeline.training.images import FittedNetwork, Images, fit_images
 from wsi_pipeline.training.loop import Epoch
 from wsi_pipeline.training.metrics import describe_scores
-from wsi_pipeline.training.optimise import Optimisation
+from wsi_pipeline.training.optimise import Optimisation, Schedule
 from wsi_pipeline.training.run import HISTORY_CSV, train
 from wsi_pipeline.training.split import SplitChoice, split_at_random
 
@@ -59,7 +60,12 @@ def train_as_published(
         Images(read_pixels(patches, members), patches.labels[members])
         for members in (division.train, division.val)
     ]
-    fitted = fit_images(PublishedCnn(), *sides, config, listener=Listener(epoch_ended=print_epoch))
+    fitted = fit_images(
+        PublishedCnn(options=config.network),
+        *sides,
+        config,
+        listener=Listener(epoch_ended=print_epoch),
+    )
     output = fitted.predict_logits(sides[1].pixels)[:, None]  # (n, 1)
     called = output.argmax(axis=1)  # the class with the highest output, of one
     return fitted, float(np.mean(called == sides[1].labels)), float(np.mean(sides[1].labels == 0))
@@ -97,10 +103,12 @@ def main() -> None:
     ingest_patches(options.idc, options.out / "stores", IngestOptions(mpp=4.0))
     sgd = Optimisation(optimizer="sgd", learning_rate=0.001, weight_decay=0.0)
     config = TrainConfig(
+        architecture="idc_cnn",
+        network=NetworkOptions(batch_norm=False),
         epochs=options.epochs,
-        patience=options.epochs,
         batch_size=128,
         optimisation=sgd,
+        schedule=Schedule("constant"),
         augmentation=NO_AUGMENTATION,
     )
 
@@ -140,7 +148,7 @@ def main() -> None:
     else:
         print(
             f"corrected: {describe_scores(trained.metrics.scores)} on validation patients, by"
-            " whom epoch and threshold were chosen"
+            " whom the threshold was chosen"
         )
 
 

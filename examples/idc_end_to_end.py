@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--slides", type=Path, required=True)
     parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=8)
     options = parser.parse_args()
 
     if not any(options.patches.rglob("*_idx5_*.png")):

@@ -29,7 +29,7 @@ from wsi_pipeline.runs.tile import ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import load_labelled, read_pixels
-from wsi_pipeline.training.optimise import Optimisation, Schedule
+from wsi_pipeline.training.optimise import Optimisation
 from wsi_pipeline.training.report import encode_png
 from wsi_pipeline.training.run import train
 from wsi_pipeline.training.split import SplitChoice
@@ -77,11 +77,7 @@ def main() -> None:
         architecture=options.arch,
         network=NetworkOptions(head="dense20"),
         epochs=options.epochs,
-        patience=options.epochs,
-        optimisation=Optimisation(
-            learning_rate=2e-3, weight_decay=0.05, ema=0.99, initialisation="he"
-        ),
-        schedule=Schedule("one-cycle"),
+        optimisation=Optimisation(ema=0.99, initialisation="he"),
         cache="memory",
     )
     listener = Listener(say=partial(print, flush=True))

@@ -22,7 +22,6 @@ from sklearn.model_selection import StratifiedKFold
 
 from wsi_pipeline.core.options import IngestOptions
 from wsi_pipeline.core.progress import Listener
-from wsi_pipeline.models.architectures.network import NetworkOptions
 from wsi_pipeline.runs.tile import ingest_patches
 from wsi_pipeline.store.patches import find_stores
 from wsi_pipeline.training.config import TrainConfig
@@ -101,10 +100,8 @@ def main() -> None:
     ingest_patches(options.idc, options.out / "stores", IngestOptions(mpp=4.0))
     patches = load_labelled(find_stores([options.out / "stores"]))
     config = TrainConfig(
-        "idc_cnn",
         epochs=options.epochs,
-        patience=options.epochs,
-        network=NetworkOptions(batch_norm=True),
+        architecture="idc_cnn",
         optimisation=Optimisation(learning_rate=1e-3, weight_decay=0.01, ema=0.99),
         schedule=Schedule("one-cycle"),
     )

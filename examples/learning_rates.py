@@ -33,19 +33,22 @@ PLAIN = Optimisation(optimizer="sgd", learning_rate=0.05, momentum=0.0, weight_d
 ANNEALED = replace(PLAIN, learning_rate=0.3)
 MOMENTUM = replace(PLAIN, momentum=0.9)
 WAYS: dict[str, tuple[Optimisation, Schedule]] = {
-    "SGD, constant": (PLAIN, Schedule()),
+    "SGD, constant": (PLAIN, Schedule("constant")),
     "annealed: steps": (ANNEALED, Schedule("step", step_epochs=6, gamma=0.3)),
     "annealed: exponential": (ANNEALED, Schedule("exponential")),
     "annealed: cosine": (ANNEALED, Schedule("cosine")),
     "annealed: 1/t": (ANNEALED, Schedule("1/t")),
     "warm restarts (SGDR)": (ANNEALED, Schedule("sgdr", step_epochs=3)),
-    "momentum": (MOMENTUM, Schedule()),
+    "momentum": (MOMENTUM, Schedule("constant")),
     "momentum, one-cycle": (MOMENTUM, Schedule("one-cycle")),
-    "differential: head 5 times": (replace(PLAIN, head_learning_rate=0.25), Schedule()),
-    "Xavier's initial weights": (replace(PLAIN, initialisation="xavier"), Schedule()),
-    "AdaGrad": (replace(PLAIN, optimizer="adagrad", learning_rate=0.02), Schedule()),
-    "RMSprop": (replace(PLAIN, optimizer="rmsprop", learning_rate=0.002), Schedule()),
-    "Adam": (Optimisation(optimizer="adam", learning_rate=0.003, weight_decay=0.0), Schedule()),
+    "differential: head 5 times": (replace(PLAIN, head_learning_rate=0.25), Schedule("constant")),
+    "Xavier's initial weights": (replace(PLAIN, initialisation="xavier"), Schedule("constant")),
+    "AdaGrad": (replace(PLAIN, optimizer="adagrad", learning_rate=0.02), Schedule("constant")),
+    "RMSprop": (replace(PLAIN, optimizer="rmsprop", learning_rate=0.002), Schedule("constant")),
+    "Adam": (
+        Optimisation(optimizer="adam", learning_rate=0.003, weight_decay=0.0),
+        Schedule("constant"),
+    ),
 }
 
 
@@ -113,7 +116,6 @@ def main() -> None:
     )
     config = TrainConfig(
         epochs=options.epochs,
-        patience=options.epochs,
         batch_size=32,
         stop_on="loss",
         augmentation=NO_AUGMENTATION,

@@ -22,7 +22,7 @@ from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.training.augment import NO_AUGMENTATION
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.images import Images, fit_images
-from wsi_pipeline.training.optimise import ManyClasses, Optimisation
+from wsi_pipeline.training.optimise import ManyClasses, Optimisation, Schedule
 from wsi_pipeline.training.report import plot_history
 
 
@@ -123,7 +123,11 @@ def main() -> None:
 
     sgd = Optimisation(optimizer="sgd", learning_rate=0.02, weight_decay=0.0)
     config = TrainConfig(
-        epochs=options.epochs, stop_on="loss", optimisation=sgd, augmentation=NO_AUGMENTATION
+        epochs=options.epochs,
+        stop_on="loss",
+        optimisation=sgd,
+        schedule=Schedule("constant"),
+        augmentation=NO_AUGMENTATION,
     )
     listener = Listener(
         epoch_ended=lambda epoch: print(

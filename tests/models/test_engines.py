@@ -170,10 +170,9 @@ def test_a_network_whose_course_depends_on_its_input_is_left_as_it_is() -> None:
 def test_patches_that_fp16_makes_infinite_are_computed_in_fp32() -> None:
     checkpoint = make_checkpoint(side_px=22, architecture="idc_cnn")
     large = {name: tensor.clone() for name, tensor in checkpoint.weights.items()}
-    first, second, _ = (name for name, tensor in large.items() if tensor.ndim == 4)
-    large[first] *= 1e4  # beyond 65,504, the largest of fp16 …
+    large["features.0.weight"] *= 1e4  # beyond 65,504, the largest of fp16 …
     large["features.1.bias"] *= 0
-    large[second] *= 1e4
+    large["features.4.weight"] *= 1e4
     large["classifier.0.weight"] *= 1e-8  # … and back
     model, pixels = replace(checkpoint, weights=large), make_patches(5, 22)
     exact = Predictor(model, EngineSetting("torch", FP32))(pixels)

@@ -170,12 +170,8 @@ def test_dropout_acts_while_training_only() -> None:
     assert torch.equal(network.eval()(x), network(x))
 
 
-def test_idc_cnn_takes_batch_normalisation_and_drops_the_biases_it_cancels() -> None:
-    names = [
-        name
-        for name, _ in build("idc_cnn", batch_norm=True).named_parameters()
-        if name.startswith("features")
-    ]
+def test_idc_cnn_has_batch_normalisation_and_drops_the_biases_it_cancels() -> None:
+    names = [name for name, _ in build("idc_cnn").named_parameters() if name.startswith("features")]
     assert names == [
         f"features.{i}.{part}"
         for i, part in (
@@ -226,6 +222,10 @@ def test_options_come_back_from_json() -> None:
     assert NetworkOptions.from_json(options.to_json()) == options
     with pytest.raises(ModelError, match="options depth are unknown"):
         NetworkOptions.from_json({"depth": 3})
+
+
+def test_a_card_without_the_option_is_of_a_network_without_batch_normalisation() -> None:
+    assert not NetworkOptions.from_json({"dropout": None, "head": "linear", "logits": 1}).batch_norm
 
 
 @pytest.mark.parametrize(
