@@ -70,7 +70,7 @@ def review(slide: Slide, rounds: int) -> NDArray[np.float64]:
     for seed in range(rounds):
         design, answers = Design(strata, seed), dict[int, bool]()
         for place, wanted in enumerate(PATCHES):
-            while shown := draw(design, slide.probability, wanted, answers):
+            while shown := draw(design, wanted, answers):
                 answers |= {each.patch: bool(slide.truth[each.patch]) for each in shown}
             count = estimate_count(design, answers)
             assert count is not None

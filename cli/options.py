@@ -158,6 +158,14 @@ def _set_permissions(context: click.Context, parameter: click.Parameter, value: 
 out_option = click.option(
     "--out", "-o", panel="Output", type=FOLDER, required=True, help="Folder to write to."
 )
+slides_option = click.option("--slides", type=RESULTS, metavar="DIR", help="As in `wsi serve`.")
+port_option = click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port on this machine. [default: any free one]",
+    show_default=False,
+)
 labels_option = click.option(
     "--labels",
     panel="Labels",

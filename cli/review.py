@@ -8,7 +8,7 @@ from urllib.parse import quote
 import rich_click as click
 
 from .main import leave, printable
-from .options import EXISTING, RESULTS, mode_option
+from .options import EXISTING, RESULTS, mode_option, port_option, slides_option
 from .view import show_in_browser
 
 
@@ -27,7 +27,7 @@ from .view import show_in_browser
     help="Name under which the answers are written. [default: the login name]",
     show_default=False,
 )
-@click.option("--slides", type=RESULTS, metavar="DIR", help="As in `wsi serve`.")
+@slides_option
 @click.option(
     "--stores",
     type=EXISTING,
@@ -35,13 +35,7 @@ from .view import show_in_browser
     metavar="STORE_OR_FOLDER",
     help="Patch stores, shown where a slide's file is not here.",
 )
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    help="Port on this machine. [default: any free one]",
-    show_default=False,
-)
+@port_option
 @click.option(
     "--open/--no-open", "is_opened", default=True, help="Open the browser, or only say the address."
 )

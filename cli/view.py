@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from .options import RESULTS, mode_option
+from .options import RESULTS, mode_option, port_option, slides_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.serve.services import Services
@@ -16,14 +16,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("results", type=RESULTS, nargs=-1, required=True)
-@click.option("--slides", type=RESULTS, metavar="DIR", help="As in `wsi serve`.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    help="Port on this machine. [default: any free one]",
-    show_default=False,
-)
+@slides_option
+@port_option
 @click.option(
     "--open/--no-open",
     "is_opened",

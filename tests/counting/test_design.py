@@ -4,18 +4,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.counting import Design, Drawn, draw, make_design
 from wsi_pipeline.counting.design import allocate, fit_shares
 
 RISING: NDArray[np.float32] = np.linspace(0.01, 0.99, 200, dtype=np.float32)
 
 
-def answer(design: Design, probability: NDArray[np.float32], wanted: int) -> list[Drawn]:
+def answer(design: Design, wanted: int) -> list[Drawn]:
     """Every patch shown to a person for whom the odd ones are positive."""
     answers: dict[int, bool] = {}
     sequence: list[Drawn] = []
-    while shown := draw(design, probability, wanted, answers):
+    while shown := draw(design, wanted, answers):
         sequence += shown
         answers |= {each.patch: each.patch % 2 == 1 for each in shown}
     return sequence
@@ -41,7 +40,7 @@ def test_an_empty_slide_has_no_strata_and_no_draws() -> None:
     probability = np.full(9, np.nan, dtype=np.float32)
     design = make_design(probability, 1)
     assert design.strata == ()
-    assert draw(design, probability, 50, {}) == []
+    assert draw(design, 50, {}) == []
 
 
 @pytest.mark.parametrize("probability", [np.full(200, 0.3), np.linspace(0, 1, 49)])
@@ -52,60 +51,51 @@ def test_there_is_one_stratum_where_probabilities_are_equal_or_few(
 
 
 def test_the_first_stage_draws_five_of_each_stratum() -> None:
-    shown = draw(make_design(RISING, 1), RISING, 50, {})
+    shown = draw(make_design(RISING, 1), 50, {})
     assert np.bincount([each.stratum for each in shown]).tolist() == [5, 5, 5, 5, 5]
 
 
 def test_the_first_patches_are_one_of_each_stratum() -> None:
-    shown = draw(make_design(RISING, 1), RISING, 5, {})
+    shown = draw(make_design(RISING, 1), 5, {})
     assert sorted(each.stratum for each in shown) == [0, 1, 2, 3, 4]
 
 
 def test_inclusion_is_the_share_of_the_stratum_that_is_drawn() -> None:
     design = make_design(RISING, 1)
-    for each in draw(design, RISING, 25, {}):
+    for each in draw(design, 25, {}):
         assert each.inclusion == 5 / len(design.strata[each.stratum])
 
 
 def test_the_same_call_twice_gives_the_same() -> None:
-    assert draw(make_design(RISING, 4), RISING, 30, {}) == draw(
-        make_design(RISING, 4), RISING, 30, {}
-    )
+    assert draw(make_design(RISING, 4), 30, {}) == draw(make_design(RISING, 4), 30, {})
 
 
 def test_another_seed_gives_other_patches() -> None:
-    assert draw(make_design(RISING, 4), RISING, 25, {}) != draw(
-        make_design(RISING, 5), RISING, 25, {}
-    )
+    assert draw(make_design(RISING, 4), 25, {}) != draw(make_design(RISING, 5), 25, {})
 
 
 def test_asking_for_more_extends_the_same_sequence() -> None:
     design = make_design(RISING, 4)
-    longer = answer(design, RISING, 90)
-    assert answer(design, RISING, 40) == longer[:40]
+    longer = answer(design, 90)
+    assert answer(design, 40) == longer[:40]
     assert len(longer) == 90
 
 
 def test_answered_patches_are_not_shown_again() -> None:
     design = make_design(RISING, 4)
-    shown = draw(design, RISING, 25, {})
+    shown = draw(design, 25, {})
     answers = {each.patch: False for each in shown[:10]}
-    assert draw(design, RISING, 25, answers) == shown[10:]
+    assert draw(design, 25, answers) == shown[10:]
 
 
 def test_a_stage_waits_for_the_answers_to_those_before() -> None:
-    assert len(draw(make_design(RISING, 4), RISING, 100, {})) == 25
+    assert len(draw(make_design(RISING, 4), 100, {})) == 25
 
 
 def test_a_slide_with_fewer_patches_than_wanted_is_shown_whole() -> None:
     probability = np.linspace(0.1, 0.9, 60, dtype=np.float32)
-    sequence = answer(make_design(probability, 4), probability, 500)
+    sequence = answer(make_design(probability, 4), 500)
     assert sorted(each.patch for each in sequence) == list(range(60))
-
-
-def test_a_design_of_another_slide_is_refused() -> None:
-    with pytest.raises(ConfigError, match="200 patches, the slide 10"):
-        draw(make_design(RISING, 1), RISING[:10], 50, {})
 
 
 def test_tally_counts_answers_by_stratum_and_ignores_unknown_patches() -> None:

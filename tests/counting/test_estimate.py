@@ -39,7 +39,7 @@ def test_the_estimate_is_right_on_average_over_all_samples() -> None:
 
 def test_there_is_no_estimate_before_every_stratum_has_an_answer() -> None:
     assert estimate_count(TWO, {0: True, 1: False}) is None
-    assert patches_needed(TWO, {0: True}) is None
+    assert patches_needed(TWO, {0: True}, None) is None
 
 
 def test_a_full_census_is_exact() -> None:
@@ -106,7 +106,7 @@ def test_intervals_hold_the_truth(model: str) -> None:
     strata, held = make_design(probability, 0).strata, 0
     for seed in range(60):
         design, answers = Design(strata, seed), dict[int, bool]()
-        while shown := draw(design, probability, 50, answers):
+        while shown := draw(design, 50, answers):
             answers |= {each.patch: bool(truth[each.patch]) for each in shown}
         count = estimate_count(design, answers)
         assert count is not None
@@ -117,7 +117,8 @@ def test_intervals_hold_the_truth(model: str) -> None:
 def test_more_patches_are_needed_for_a_narrower_interval() -> None:
     design = Design((np.arange(500), np.arange(500, 1000)), seed=0)
     answers = {patch: patch % 3 == 0 for patch in (*range(20), *range(500, 520))}
-    needed = [patches_needed(design, answers, width) for width in (0.9, 0.2, 0.1)]
+    now = estimate_count(design, answers)
+    needed = [patches_needed(design, answers, now, width) for width in (0.9, 0.2, 0.1)]
     assert needed[0] == 0
     assert needed[1] is not None
     assert needed[2] is not None
@@ -126,11 +127,13 @@ def test_more_patches_are_needed_for_a_narrower_interval() -> None:
 
 def test_all_remaining_patches_give_no_width_at_all() -> None:
     answers = {0: True, 1: False, 6: True}
-    assert patches_needed(TWO, answers, relative_half_width=0) == 7
+    now = estimate_count(TWO, answers)
+    assert patches_needed(TWO, answers, now, relative_half_width=0) == 7
 
 
 def test_nothing_found_has_no_relative_width() -> None:
-    assert patches_needed(TWO, {0: False, 6: False}) is None
+    answers = {0: False, 6: False}
+    assert patches_needed(TWO, answers, estimate_count(TWO, answers)) is None
 
 
 def test_kappa_of_a_table_by_hand() -> None:

@@ -102,7 +102,7 @@ def test_patches_that_were_not_assessed_are_never_shown() -> None:
 
 def test_all_patches_called_give_the_count_itself() -> None:
     review = answer_all(start(wanted=120), "ann", lower_half)
-    found = review.estimate()
+    found = review.estimate
     assert found is not None
     assert (found.estimate, found.low, found.high, found.reviewed) == (50, 50, 50, 100)
 
@@ -126,7 +126,7 @@ def test_the_estimate_is_read_from_the_file(tmp_path: Path) -> None:
     review = answer_all(start(wanted=40), "ann", lower_half)
     write_review(path, review)
     found = read_estimate(path, FINGERPRINT, GRID)
-    assert found == review.estimate()
+    assert found == review.estimate
     assert found is not None
     assert found.low <= 50 <= found.high
 
@@ -137,9 +137,18 @@ def test_another_model_changes_neither_patches_nor_estimate(tmp_path: Path) -> N
     write_review(path, review)
     other = start(probability=make_probability()[::-1].copy())
     assert other.shown != review.shown
-    kept = change_review(path, lambda found: found or other)
+    kept = change_review(path, FINGERPRINT, GRID, lambda found: found or other)
     assert kept.shown == review.shown
     assert np.array_equal(kept.strata, review.strata)
+
+
+def test_a_review_of_another_slide_is_not_changed(tmp_path: Path) -> None:
+    path = review_path(tmp_path, "s")
+    write_review(path, start())
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="another slide's file"):
+        change_review(path, "0" * 64, GRID, lambda _found: start())
+    assert path.read_bytes() == before
 
 
 def test_a_review_of_another_slide_is_refused(tmp_path: Path) -> None:
@@ -259,10 +268,10 @@ def test_undo_shows_the_last_patch_again() -> None:
 
 def test_the_second_reviewer_is_shown_the_same_patches_and_decides_nothing() -> None:
     review = answer_all(start(), "ann", lower_half)
-    estimate = review.estimate()
+    estimate = review.estimate
     assert review.list_open("bob") == [patch.number for patch in review.shown]
     review = answer_all(review, "bob", lambda number: number >= 50)
-    assert review.estimate() == estimate
+    assert review.estimate == estimate
     assert [patch.number for patch in review.shown] == list(review.answers["bob"])
 
 
@@ -296,7 +305,9 @@ def test_answers_of_two_writers_at_a_time_are_all_kept(tmp_path: Path) -> None:
     numbers = start().list_open("ann")
 
     def write(number: int) -> None:
-        change_review(path, lambda found: add_answer(found or start(), "ann", number, True))
+        change_review(
+            path, FINGERPRINT, GRID, lambda found: add_answer(found or start(), "ann", number, True)
+        )
 
     def write_half(which: int) -> None:
         for number in numbers[which::2]:

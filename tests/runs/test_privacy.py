@@ -23,7 +23,7 @@ from tests.builders import SMALL, make_checkpoint, tissue, write_model, write_pn
 from tests.commands import HERE, run
 from tests.marked import BLUE, MARK, find_marks, is_marked, write_marked_slide
 from tests.served import TOKEN, connect, run_server
-from wsi_pipeline.runs.pseudonymize import Pseudonyms, open_key
+from wsi_pipeline.runs.pseudonym_key import Pseudonyms, open_key
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.store.patches import PatchStore
 

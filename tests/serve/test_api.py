@@ -42,8 +42,8 @@ from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.job_queue import InferenceJob, JobQueue, JobState
 from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import Limits, ServeSettings
+from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.images import encode_png
-from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.stages.export_model import export_model
 from wsi_pipeline.stages.tile import TileConfig
 from wsi_pipeline.store.predictions import open_result

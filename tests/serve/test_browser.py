@@ -503,7 +503,7 @@ def test_a_slide_is_reviewed_by_keys_alone(reviewed: tuple[Watched, Path]) -> No
     file = review_path(results, "one")
     review = read_review(file)
     assert review.calls_of("ann") == called
-    found = review.estimate()
+    found = review.estimate
     assert found is not None
     expect(page.locator("#estimate")).to_have_text(
         f"about {found.estimate:.0f} patches ({found.low:.0f} to {found.high:.0f}) of 120"

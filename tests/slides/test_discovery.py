@@ -29,15 +29,14 @@ from wsi_pipeline.core.choices import (
 )
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.outputs.run_files import RUN_FILES
+from wsi_pipeline.slides.found_slide import name_slides, safe_name
 from wsi_pipeline.slides.selection import (
     Shard,
     find_slides,
     is_work_of_wsi,
     is_written,
-    name_slides,
     read_mpp_csv,
     read_sheet,
-    safe_name,
 )
 
 NAMES = st.text(

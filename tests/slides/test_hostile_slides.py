@@ -41,8 +41,9 @@ from wsi_pipeline.outputs import View, choose_formats
 from wsi_pipeline.runs.batch import run_batch
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides import open_slide
+from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.slides.selection import FoundSlide, find_slides
+from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.tile import TileConfig, TileJob, plan_patches
 
 CONFIG = TileConfig(spec=PatchSpec(mpp=0.5))

@@ -9,7 +9,6 @@ from torch import nn
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.architectures.network import find_head
-from wsi_pipeline.training.loop import pack_optimizer, unpack_optimizer
 from wsi_pipeline.training.optimise import (
     OPTIMIZERS,
     SCHEDULES,
@@ -22,6 +21,7 @@ from wsi_pipeline.training.optimise import (
     make_scheduler,
     measure_l1,
 )
+from wsi_pipeline.training.state import pack_optimizer, unpack_optimizer
 
 STEPS = Steps(per_epoch=10, total=100)
 

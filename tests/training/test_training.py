@@ -23,10 +23,11 @@ from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
 from wsi_pipeline.training.fit import FitJob, choose_precision, run_fit
-from wsi_pipeline.training.loop import Epoch, FitHistory
+from wsi_pipeline.training.loop import Epoch, FitHistory, unpack_history
 from wsi_pipeline.training.optimise import Optimisation, Schedule
 from wsi_pipeline.training.run import Trained, train
 from wsi_pipeline.training.split import PatientSplit, SplitChoice, read_split_file
+from wsi_pipeline.training.state import SavedState
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
 
@@ -504,3 +505,10 @@ def test_two_processes_train_one_network(stores: Path, tmp_path: Path) -> None:
     one, other = load_checkpoint(double.model).weights, load_checkpoint(single.model).weights
     for name in one:
         assert torch.allclose(one[name], other[name], atol=2e-4), name
+
+
+def test_a_state_that_an_earlier_version_saved_is_read() -> None:
+    history = {"mean": [0.5] * 3, "std": [0.25] * 3, "history": []}
+    tensors = {"best.weight": torch.ones(2), "best_logits": torch.zeros(3)}
+    found = unpack_history(SavedState(tensors, history))
+    assert (list(found.kept_weights), found.kept_logits.tolist()) == (["weight"], [0, 0, 0])

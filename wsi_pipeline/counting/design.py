@@ -1,4 +1,4 @@
-"""Which patches of a slide a person is asked about: strata by the model's probability, draws.
+"""Choice of the patches that a person calls: strata by the model's probability, and draws.
 
 Strata have equal sums of sqrt(p (1 - p)), so that equal draws are Neyman's allocation if the model
 is right (Dalenius & Hodges 1959). Stages double: 25 patches, equally over the strata; then up to
@@ -14,8 +14,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
-
-from wsi_pipeline.core.errors import ConfigError
 
 FIRST_DRAWS = 5
 """Patches of each stratum in the first stage."""
@@ -103,26 +101,13 @@ def make_design(probability: ArrayLike, seed: int, strata: int = 5) -> Design:
     return Design(tuple(part for part in np.split(order, cuts) if len(part)), seed)
 
 
-def draw(
-    design: Design, probability: ArrayLike, wanted: int, answers: Mapping[int, bool]
-) -> list[Drawn]:
+def draw(design: Design, wanted: int, answers: Mapping[int, bool]) -> list[Drawn]:
     """Return the patches to show next, in order, so that `wanted` are answered in all.
 
     `wanted` includes what is answered. A stage depends on the answers to those before, so the list
     ends with the first stage that still lacks answers: ask again when it is worked through. The
-    sequence depends on seed and answers only; a larger `wanted` continues it.
-
-    Raises
-    ------
-    ConfigError
-        If the design has patches that `probability` does not have.
+    sequence depends on the design and the answers only; a larger `wanted` continues it.
     """
-    patches = np.size(np.asarray(probability))
-    if len(design.stratum_of) > patches:
-        raise ConfigError(
-            f"review: its design has {len(design.stratum_of)} patches, the slide {patches};"
-            " start a new review of these predictions"
-        )
     sequence: list[Drawn] = []
     total, stage = 0, 0
     drawn = np.zeros(len(design.strata), dtype=np.int64)

@@ -85,14 +85,16 @@ def estimate_count(
 
 
 def patches_needed(
-    design: Design, answers: Mapping[int, bool], relative_half_width: float = 0.2
+    design: Design,
+    answers: Mapping[int, bool],
+    now: CountEstimate | None,
+    relative_half_width: float = 0.2,
 ) -> int | None:
-    """Return how many more patches bring the interval to ± this share of the estimate.
+    """Return how many more patches bring the interval to ± this share of the estimate, `now`.
 
     A forecast: the half width shrinks as the standard error does under Neyman's allocation. None
     where no estimate stands or it is 0.
     """
-    now = estimate_count(design, answers)
     if now is None or now.estimate == 0:
         return None
     half, wanted = (now.high - now.low) / 2, relative_half_width * now.estimate

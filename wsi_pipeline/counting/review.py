@@ -43,7 +43,7 @@ class ShownPatch(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a reviewer called a patch."""
+    """A reviewer's call of one patch."""
 
     call: bool
     at: str
@@ -55,7 +55,7 @@ Answers = Mapping[int, Answer]
 
 
 class Agreement(NamedTuple):
-    """How far two reviewers agree."""
+    """The agreement of two reviewers."""
 
     one: str
     other: str
@@ -119,13 +119,15 @@ class Review:
         called = self.answers.get(reviewer, {})
         return [patch.number for patch in self.shown if patch.number not in called]
 
+    @cached_property
     def estimate(self) -> CountEstimate | None:
-        """Return the number of positive patches by the first reviewer's answers."""
+        """The number of positive patches by the first reviewer's answers."""
         return estimate_count(self.design, self.calls_of(self.first_reviewer))
 
     def patches_needed(self) -> int | None:
         """Return how many more answers make the interval ± 20 % of the estimate."""
-        return patches_needed(self.design, self.calls_of(self.first_reviewer))
+        calls = self.calls_of(self.first_reviewer)
+        return patches_needed(self.design, calls, self.estimate)
 
     def list_agreements(self) -> list[Agreement]:
         """Return the agreement of every other reviewer with the first."""
@@ -220,10 +222,9 @@ def _replace_answers(review: Review, reviewer: str, given: Answers) -> Review:
 def _draw_on(review: Review) -> Review:
     """Return the review with the patches to show next, after those that someone has called."""
     calls = review.calls_of(review.first_reviewer)
-    positions = np.broadcast_to(np.float32(0), (review.strata.size,))
     following = [
         ShownPatch(each.patch, each.stratum, each.inclusion)
-        for each in draw(review.design, positions, review.wanted, calls)
+        for each in draw(review.design, review.wanted, calls)
     ]
     called = {number for answers in review.answers.values() for number in answers}
     kept = [patch for patch in review.shown if patch.number in called]

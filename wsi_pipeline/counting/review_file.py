@@ -95,13 +95,13 @@ def read_estimate(path: Path, fingerprint: str, grid: Grid) -> CountEstimate | N
 
     Raises as `read_review`.
     """
-    return read_review(path, fingerprint, grid).estimate() if path.exists() else None
+    return read_review(path, fingerprint, grid).estimate if path.exists() else None
 
 
 def describe_review(review: Review) -> str:
     """Return what a review comes to, as one line."""
     answers = len(review.calls_of(review.first_reviewer))
-    found = review.estimate()
+    found = review.estimate
     if found is None or not answers:
         return f"{review.slide_id}: {answers} patches reviewed, too few for an estimate"
     line = (
@@ -117,14 +117,16 @@ def describe_review(review: Review) -> str:
     return line + "".join(agreements)
 
 
-def change_review(path: Path, change: Callable[[Review | None], Review]) -> Review:
-    """Return what `change` makes of the review on disk, after it is written.
+def change_review(
+    path: Path, fingerprint: str, grid: Grid, change: Callable[[Review | None], Review]
+) -> Review:
+    """Return what `change` makes of the review of a slide on disk, after it is written.
 
     None stands for a review that is not there yet. One writer at a time, on this machine and on
-    others that share the folder; a change that raises writes nothing.
+    others that share the folder; a change that raises writes nothing. Raises as `read_review`.
     """
     with _hold(path):
-        old = read_review(path) if path.exists() else None
+        old = read_review(path, fingerprint, grid) if path.exists() else None
         new = change(old)
         if new is not old:
             write_review(path, new)

@@ -12,7 +12,7 @@ from wsi_pipeline.core.progress import Listener, describe_duration
 from wsi_pipeline.runs.disk_space import DiskSpace, SpaceCheckedJob, current_umask
 from wsi_pipeline.runs.events import EventLog
 from wsi_pipeline.scheduling import WorkerPool, Workers, run_jobs
-from wsi_pipeline.slides.selection import FoundSlide
+from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
 
 logger = logging.getLogger(__name__)

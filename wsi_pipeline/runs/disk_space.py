@@ -9,7 +9,7 @@ from pathlib import Path
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.options import DEFAULT_MIN_FREE
 from wsi_pipeline.core.outcome import SlideOutcome
-from wsi_pipeline.slides.selection import FoundSlide
+from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.stages.plan import BlockReport, SlideJob, SlidePlan
 from wsi_pipeline.store.manifest import is_product
 

@@ -14,7 +14,7 @@ from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.runs.disk_space import find_existing
 from wsi_pipeline.runs.infer import choose_engine, make_jobs, open_model, read_tiling
 from wsi_pipeline.runs.workers import take_share
-from wsi_pipeline.slides.selection import FoundSlide
+from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.plan import PreviewState, SlidePreview
 

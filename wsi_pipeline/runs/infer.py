@@ -41,7 +41,7 @@ from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
-from wsi_pipeline.slides.selection import FoundSlide, name_slides
+from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.infer import InferJob
 from wsi_pipeline.stages.tile import TileConfig, TileJob

@@ -21,8 +21,9 @@ from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.slides.quality import QualityParameters
-from wsi_pipeline.slides.selection import FoundSlide, name_slides, scale_slides
+from wsi_pipeline.slides.selection import scale_slides
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.ingest import IngestJob
 from wsi_pipeline.stages.ingest_layouts import (

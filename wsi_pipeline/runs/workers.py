@@ -7,7 +7,8 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.options import WorkerOptions
 from wsi_pipeline.scheduling import Tls, Workers
-from wsi_pipeline.slides.selection import FoundSlide, Shard
+from wsi_pipeline.slides.found_slide import FoundSlide
+from wsi_pipeline.slides.selection import Shard
 
 MOST_TILERS = 16
 """Processes that tile unless more are asked for: each takes about half a gigabyte."""

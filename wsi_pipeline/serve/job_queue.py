@@ -15,7 +15,7 @@ from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.runs.infer import infer_slides
 from wsi_pipeline.serve.errors import Refusal
-from wsi_pipeline.slides.selection import FoundSlide
+from wsi_pipeline.slides.found_slide import FoundSlide
 
 KEPT_JOBS = 200
 

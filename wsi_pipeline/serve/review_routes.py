@@ -152,7 +152,7 @@ def _place(review: Review, number: int) -> PatchPlace:
 
 
 def _describe_estimate(review: Review) -> EstimateBody | None:
-    found = review.estimate()
+    found = review.estimate
     if found is None or not found.reviewed:
         return None
     return EstimateBody(

@@ -92,10 +92,10 @@ class ReviewService:
         def apply(review: Review | None) -> Review:
             return change(review or self._start(loaded))
 
-        self.read(loaded)  # is it of this slide?
         try:
             with self._lock:
-                return change_review(path, apply)
+                slide, grid = loaded.table.slide, loaded.table.grid
+                return change_review(path, slide.fingerprint, grid, apply)
         except ConfigError as error:
             raise Refusal(409, str(error)) from error
         except StoreError as error:

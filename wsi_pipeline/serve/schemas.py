@@ -143,7 +143,7 @@ class JobBody(BaseModel):
 
 
 class AnswerBody(BaseModel):
-    """What the reviewer calls one patch."""
+    """The reviewer's call of one patch."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -153,7 +153,7 @@ class AnswerBody(BaseModel):
 
 
 class MoreBody(BaseModel):
-    """How many patches more to ask about."""
+    """A number of further patches to ask about."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -180,7 +180,7 @@ class EstimateBody(BaseModel):
 
 
 class AgreementBody(BaseModel):
-    """How far another reviewer agrees with the first."""
+    """The agreement of another reviewer with the first."""
 
     one: str
     other: str
@@ -189,7 +189,7 @@ class AgreementBody(BaseModel):
 
 
 class ReviewBody(BaseModel):
-    """How far a reviewer is, and the patches that come next; no probability of the model."""
+    """Progress of a reviewer, and the patches that come next; no probability of the model."""
 
     slide_id: str
     reviewer: str
@@ -210,7 +210,7 @@ class ReviewBody(BaseModel):
 
 
 class ReviewEstimates(BaseModel):
-    """What a slide's review comes to."""
+    """The estimate of a slide's review, and the agreement of its reviewers."""
 
     estimate: EstimateBody | None
     agreements: list[AgreementBody]

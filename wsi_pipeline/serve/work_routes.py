@@ -13,7 +13,7 @@ from wsi_pipeline.serve.result_reader import describe_model
 from wsi_pipeline.serve.schemas import JobBody, JobRequest, PredictionBody
 from wsi_pipeline.serve.services import MAX_NAME, Here, Services
 from wsi_pipeline.serve.slide_routes import FAULTS
-from wsi_pipeline.slides.selection import FoundSlide
+from wsi_pipeline.slides.found_slide import FoundSlide
 
 router = APIRouter(responses=FAULTS)
 JobName = Annotated[str, Path(max_length=MAX_NAME)]

@@ -8,15 +8,12 @@ kept in its store).
 
 import csv
 import glob
-import hashlib
 import math
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +22,6 @@ from wsi_pipeline.core.choices import (
     LABELS_SUFFIX,
     MANIFEST,
     MASK_SUFFIX,
-    RESERVED,
     SPLIT_PARTS,
     WRITTEN,
 )
@@ -33,6 +29,7 @@ from wsi_pipeline.core.csv_io import unshield
 from wsi_pipeline.core.errors import ConfigError, machine_fault
 from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
 from wsi_pipeline.core.recipe import TOOL
+from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 
 SHEET_SUFFIX = ".csv"
 COLUMNS = ("wsi", "mpp", "patient_id", "labels", "split", "label")
@@ -48,27 +45,6 @@ LINKS_SUFFIX = ".links"
 """Of such folders of earlier versions, which lie beside their key."""
 NO_USERS = "lost+found"
 """The file system's own folder, which only root may enter."""
-
-MAX_ID_BYTES = 120
-UNSAFE = re.compile(r"[^\w.+() -]")
-
-
-@dataclass(frozen=True, slots=True)
-class FoundSlide:
-    """A file that a run will try, under the name that its results will carry."""
-
-    slide_id: str
-    path: Path
-    slide_mpp: float | None = None
-    """µm per level-0 pixel by the sample sheet; overrules the file and every other word on it."""
-    patient_id: str | None = None
-    label_file: Path | None = None
-    slide_label: str | None = None
-    """Label of the whole slide, by the sample sheet."""
-    mpp_source: str = "user"
-    """Source of `slide_mpp`."""
-    is_store: bool = False
-    """A patch store instead of a slide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,57 +197,6 @@ def is_work_of_wsi(folder: Path) -> bool:
             return f'"tool": "{TOOL} '.encode() in stream.read(HEAD_BYTES)
     except OSError:
         return False
-
-
-def name_slides(paths: Sequence[Path]) -> list[str]:
-    """Return one unique name per path, always the same for the same paths.
-
-    The names are safe as folder names on any file system.
-    """
-    stems = [safe_name(path.stem) for path in paths]
-    stems = [f"{stem}_" if stem.casefold() in RESERVED else stem for stem in stems]
-    seen = Counter(map(_fold, stems))
-    names = {
-        place: stem
-        for place, stem in enumerate(stems)
-        if stem == paths[place].stem and seen[_fold(stem)] == 1
-    }
-    taken = set(map(_fold, names.values()))
-    folders = [path.absolute().parent for path in paths]
-    common = next(
-        shared
-        for shared in (folders[0], *folders[0].parents)
-        if all(folder.is_relative_to(shared) for folder in folders)
-    )
-    unnamed = set(range(len(paths))) - set(names)
-    for place in sorted(unnamed, key=lambda place: str(paths[place].absolute())):
-        # Another file may have that very name: then the hash is made again with a number.
-        hashes = (_short_hash(paths[place], common, turn) for turn in count())
-        candidates = (f"{stems[place]}-{digest}" for digest in hashes)
-        names[place] = next(name for name in candidates if _fold(name) not in taken)
-        taken.add(_fold(names[place]))
-    return [names[place] for place in range(len(paths))]
-
-
-def _fold(name: str) -> str:
-    """Return a form that is equal for names that some file systems, or pseudonyms, take for one.
-
-    Case and composition of letters make no difference.
-    """
-    return unicodedata.normalize("NFC", name.casefold())
-
-
-def safe_name(name: str) -> str:
-    """Return `name` with `_` for characters that a shell, a URL or a file system may not take."""
-    safe = UNSAFE.sub("_", name).strip(" .")
-    safe = f"_{safe[1:]}" if safe.startswith("-") else safe
-    return safe.encode()[:MAX_ID_BYTES].decode(errors="ignore") or "_"
-
-
-def _short_hash(path: Path, common: Path, turn: int) -> str:
-    relative = path.absolute().relative_to(common).as_posix()
-    hashed = f"{relative}\0{turn}" if turn else relative  # no path holds a zero
-    return hashlib.sha256(hashed.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader
-from wsi_pipeline.slides.selection import FoundSlide
+from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.stages.aggregate import (
     choose_samples,
     describe_result,

@@ -18,8 +18,8 @@ from wsi_pipeline.core.geometry import Grid, PatchSpec, choose_block_size
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.images import read_rgb, read_size
-from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.stages.ingest_layouts import (
     LeftOut,
     PatchEntry,

@@ -20,8 +20,8 @@ from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
 from wsi_pipeline.scheduling import Job
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import UserScale
+from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.store.codecs import CHECKSUM_BYTES
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import Manifest

@@ -36,10 +36,10 @@ from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.previews import write_label_preview, write_mask_preview
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale
+from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.patches import macro_tiles_per_patch, view_grid
 from wsi_pipeline.slides.quality import QualityParameters, flag_patches
 from wsi_pipeline.slides.scaling import read_thumbnail
-from wsi_pipeline.slides.selection import FoundSlide
 from wsi_pipeline.slides.tissue import TissueParameters, find_tissue, tissue_fraction
 from wsi_pipeline.stages.plan import BlockReport, SlidePlan, open_patches, staged_table
 from wsi_pipeline.store.codecs import PixelCodec

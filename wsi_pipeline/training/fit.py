@@ -39,22 +39,21 @@ from wsi_pipeline.training.loop import (
     VALIDATION_BATCH,
     FitHistory,
     Learner,
-    SavedState,
     SplitPart,
     derive_seed,
     fit,
-    load_state,
     unpack_history,
 )
 from wsi_pipeline.training.optimise import Steps, TwoClasses, initialise
 from wsi_pipeline.training.split import Division
+from wsi_pipeline.training.state import SavedState, load_state
 
 PRECISION_NAMES = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Our names of precisions and those of Fabric."""
 FAILED = "failed"
 UNSTEADY = (
-    "warning: at a constant learning rate without batch normalisation the result hangs on the"
-    " epoch at which training stops; give --schedule one-cycle or --batch-norm"
+    "warning: at a constant learning rate without batch normalisation the result depends on"
+    " the epoch at which training stops; give --schedule one-cycle or --batch-norm"
 )
 
 # Without Fabric's banner, also in the processes that import this module.

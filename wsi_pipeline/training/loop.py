@@ -1,11 +1,5 @@
-"""The training loop: epochs over patches, with validation metrics and a saved state after each.
+"""The training loop: epochs over patches, with validation metrics and a saved state after each."""
 
-A run that was killed continues from its saved state: one safetensors file with weights, averaged
-weights, kept weights and the optimiser's tensors, and everything else as JSON. It holds no random
-state, because the random numbers of every epoch follow from the seed and the epoch's number.
-"""
-
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,17 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wsi_pipeline.core.choices import LAST
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.progress import Listener, describe_rate
-from wsi_pipeline.core.recipe import bytes_sha256
 from wsi_pipeline.models.model import Normalisation
-from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import PixelSource, cut_batches, sample_epoch
 from wsi_pipeline.training.metrics import Floats, Labels, Names
@@ -37,82 +27,16 @@ from wsi_pipeline.training.optimise import (
     make_scheduler,
     measure_l1,
 )
+from wsi_pipeline.training.state import (
+    SavedState,
+    pack_optimizer,
+    prefix,
+    save_state,
+    under,
+    unpack_optimizer,
+)
 
-DIGEST_BYTES = 64
 VALIDATION_BATCH = 256
-
-
-@dataclass(frozen=True, slots=True)
-class SavedState:
-    """Named tensors and JSON values from which a run continues."""
-
-    tensors: Mapping[str, Tensor] = field(repr=False)
-    plain: Mapping[str, Any]
-
-
-def save_state(path: Path, state: SavedState) -> None:
-    """Write the state behind its SHA-256, completely or not at all.
-
-    Raises EnvironmentFault where the disk is full.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-    # Only this run reads its state, in which a loss may be infinite.
-    plain = json.dumps(dict(state.plain), allow_nan=True)
-    content = save(tensors, metadata={"plain": plain})
-    write_file(path, bytes_sha256(content).encode() + content)
-
-
-def load_state(path: Path) -> SavedState | None:
-    """Return the saved state, None if there is none. Raises ModelError where it is damaged."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    digest, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-    try:
-        if bytes_sha256(content).encode() != digest:
-            raise ValueError("checksum")
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return SavedState(load(content), json.loads(header["__metadata__"]["plain"]))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{path}: the saved state of this training is damaged ({error}); start again with"
-            " --force"
-        ) from error
-
-
-def pack_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an optimiser's `state_dict()` as named tensors and JSON values."""
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {"groups": state["param_groups"], "numbers": {}}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            part = tensors if isinstance(value, Tensor) else plain["numbers"]
-            part[f"{index}.{name}"] = value
-    return tensors, plain
-
-
-def unpack_optimizer(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `state_dict()` that `pack_optimizer` took apart."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in [*tensors.items(), *plain["numbers"].items()]:
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": plain["groups"]}
-
-
-def _prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `prefix.`, without it."""
-    start = f"{prefix}."
-    return {
-        name.removeprefix(start): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(start)
-    }
 
 
 class Learner:
@@ -195,9 +119,9 @@ class Learner:
     def state(self) -> SavedState:
         """Return everything that the next step depends on."""
         optimizer, plain = pack_optimizer(self._optimizer.state_dict())
-        tensors = _prefix("network", self._network.state_dict()) | _prefix("optimizer", optimizer)
+        tensors = prefix("network", self._network.state_dict()) | prefix("optimizer", optimizer)
         if self._average is not None:
-            tensors |= _prefix("average", self._average.state_dict())
+            tensors |= prefix("average", self._average.state_dict())
         scheduler = self._scheduler.state_dict()
         precision = self.fabric.strategy.precision.state_dict()
         rest = {"optimizer": plain, "scheduler": scheduler, "precision": precision}
@@ -205,10 +129,10 @@ class Learner:
 
     def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Restore the parts of a state that `state` returned."""
-        self._network.load_state_dict(_under("network", tensors))
+        self._network.load_state_dict(under("network", tensors))
         if self._average is not None:
-            self._average.load_state_dict(_under("average", tensors))
-        taken = unpack_optimizer(_under("optimizer", tensors), plain["optimizer"])
+            self._average.load_state_dict(under("average", tensors))
+        taken = unpack_optimizer(under("optimizer", tensors), plain["optimizer"])
         self._optimizer.load_state_dict(taken)
         self._scheduler.load_state_dict(dict(plain["scheduler"]))
         self.fabric.strategy.precision.load_state_dict(dict(plain["precision"]))
@@ -418,8 +342,8 @@ def measure(epoch: Epoch, metric: str) -> float:
 def pack_state(learner: Learner, history: FitHistory, notes: Mapping[str, Any]) -> SavedState:
     """Return learner, history and notes as one state to save."""
     state = learner.state()
-    kept = _prefix("kept", history.kept_weights)
-    kept["kept_logits"] = torch.from_numpy(history.kept_logits)
+    kept = prefix("best", history.kept_weights)
+    kept["best_logits"] = torch.from_numpy(history.kept_logits)
     epochs = [asdict(epoch) for epoch in history.epochs]
     plain = {**notes, **asdict(history.normalisation), "learner": state.plain, "history": epochs}
     return SavedState({**state.tensors, **kept}, plain)
@@ -430,6 +354,6 @@ def unpack_history(state: SavedState) -> FitHistory:
     return FitHistory(
         Normalisation(tuple(state.plain["mean"]), tuple(state.plain["std"])),
         epochs=[Epoch(**row) for row in state.plain["history"]],
-        kept_weights=_under("kept", state.tensors),
-        kept_logits=state.tensors["kept_logits"].numpy(),
+        kept_weights=under("best", state.tensors),
+        kept_logits=state.tensors["best_logits"].numpy(),
     )

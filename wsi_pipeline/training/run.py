@@ -154,11 +154,8 @@ def train_division(
 
 def describe_chosen(config: TrainConfig) -> str:
     """Return what is chosen on the validation patients, in words."""
-    return (
-        "temperature and threshold"
-        if config.stop_on == LAST
-        else ("epoch, temperature and threshold")
-    )
+    chosen = "temperature and threshold"
+    return chosen if config.stop_on == LAST else f"epoch, {chosen}"
 
 
 def describe_epochs(config: TrainConfig, history: FitHistory) -> str:
@@ -259,7 +256,7 @@ def _make_checkpoint(
                 "val": patches.count_classes(division.val),
             },
             "epochs": len(history.epochs),
-            "kept_epoch": history.kept_epoch,
+            **({} if job.config.stop_on == LAST else {"best_epoch": history.kept_epoch}),
             "tool": describe_tool(),
         },
     )
