@@ -167,8 +167,9 @@ def crawl(url: str) -> dict[str, bytes]:
     """Everything that GET answers: pages, and every route of the API for every slide and run."""
     with connect(url) as client:
         paths = ["/", "/metrics", "/api/v1/nothing", "/api/v1/slides/nothing", f"/?token={TOKEN}"]
-        slides = [slide["slide_id"] for slide in client.get("/api/v1/slides").json()["slides"]]
-        values = {"level": "0", "col": "0", "row": "0", "job_id": "0"}
+        listed = client.get("/api/v1/slides").json()
+        slides, run_id = [row["slide_id"] for row in listed["slides"]], listed["runs"][0]["run_id"]
+        values = {"level": "0", "col": "0", "row": "0", "job_id": "0", "run_id": run_id}
         for template, methods in client.get("/openapi.json").json()["paths"].items():
             if "get" in methods:
                 paths += [
