@@ -117,6 +117,22 @@ def _read_batch_size(context: click.Context, parameter: click.Parameter, value: 
     return None if value == "auto" else int(click.IntRange(1)(value, parameter, context))
 
 
+def _read_threshold(context: click.Context, parameter: click.Parameter, value: str) -> float | str:
+    """Return a number from 0 to 1, or the name of one of the model's thresholds."""
+    if value in ("count", "detect"):
+        return value
+    return float(click.FloatRange(0, 1)(value, parameter, context))
+
+
+def _read_context(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> float | None:
+    """Return µm from 0 on; None where the option is not given."""
+    if value is None:
+        return None
+    return 0.0 if value == "none" else float(click.FloatRange(0)(value, parameter, context))
+
+
 def _read_patients(
     _context: click.Context, _parameter: click.Parameter, value: str | None
 ) -> tuple[str, ...]:
@@ -141,6 +157,8 @@ PARSERS: dict[str, dict[str, Any]] = {
     "bytes": {"type": Bytes()},
     "batch size": {"callback": _read_batch_size},
     "patients": {"callback": _read_patients},
+    "threshold": {"callback": _read_threshold},
+    "context": {"callback": _read_context},
 }
 """Settings of click for options that are more than a value of their type."""
 

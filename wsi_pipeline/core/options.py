@@ -323,12 +323,17 @@ class InferOptions(ExternalModelOptions, OutputOptions, CutOptions, DeviceOption
 class AggregateOptions(OutputOptions, ForceOptions):
     """Options of `wsi aggregate`."""
 
-    threshold: float | None = option(
-        None, None, "Probability from which on a patch is positive. [default: the model's own]",
-        low=0, high=1, flags=("-t",))
-    smooth: float = option(
-        0.0, None, "Smooth the map with a Gaussian of this standard deviation in µm.",
-        low=0, metavar="UM")
+    threshold: float | str = option("count", None,
+        "Probability from which on a patch is positive: the model's own for counting (count) or for"
+        " finding (detect), or a number.", flags=("-t",), metavar="count|detect|NUMBER",
+        parse="threshold")
+    context: float | None = option(None, None,
+        "Average each patch's logit with its neighbours', by a Gaussian of this standard deviation"
+        " in µm; none: each patch alone. [default: the model's own]",
+        metavar="UM|none", parse="context", flags=("--smooth",))
+    prevalence: float | None = option(None, None,
+        "Share of positive patches that is known of this cohort; shifts logits by the difference in"
+        " log-odds to the model's validation patients.", metavar="SHARE")
     min_region_mm2: float = option(
         0.0, None, "Positive areas smaller than this do not count.", low=0, metavar="MM2")
 

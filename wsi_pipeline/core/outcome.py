@@ -57,6 +57,18 @@ class SlideSummary:
     patches: int = _metric("Patches with tissue, readable or not", ge=0)
     unreadable: int = _metric("Patches that could not be decoded; never counted as negative", ge=0)
     positives: int = _metric("Patches at or above the threshold, in regions that count", ge=0)
+    positives_estimate: float | None = _metric(
+        "Estimated number of positive patches: of a review, else the counted one; null where nothing"
+        " was assessed",
+        ge=0,
+    )
+    positives_low: float | None = _metric("Lower end of its 95 % interval; null: none", ge=0)
+    positives_high: float | None = _metric("Upper end of its 95 % interval; null: none", ge=0)
+    interval_source: str = _metric(
+        "review: a person's answers; sample: the same, drawn without a model; site: reviewed slides"
+        " of this folder; validation: the model's validation patients; none",
+        pattern="^(review|sample|site|validation|none)$",
+    )
     positive_fraction: float | None = _metric("Of the assessed patches", **SHARE)
     assessed_mm2: float = _metric("Area of the assessed patches in mm²", ge=0)
     positive_mm2: float = _metric("Area of the positive patches in mm²", ge=0)
@@ -81,9 +93,16 @@ class SlideSummary:
         "Patches that reach the threshold in regions smaller than min_region_mm2", ge=0
     )
     threshold: float = _metric("Probability from which on a patch is positive", **SHARE)
-    threshold_source: str = _metric("Source of the threshold", pattern="^(model|user)$")
-    smooth_um: float = _metric(
-        "Standard deviation of the Gaussian over the map in µm; 0: not smoothed", ge=0
+    threshold_source: str = _metric(
+        "count: the model's threshold for counting; detect: its threshold for finding; user: a"
+        " number that the user gave",
+        pattern="^(count|detect|user)$",
+    )
+    context_um: float = _metric(
+        "Standard deviation in µm of the Gaussian over the neighbours' logits; 0: no context", ge=0
+    )
+    prevalence: float | None = _metric(
+        "Share of positive patches that the user expects in the cohort; null: none given", **SHARE
     )
     min_region_mm2: float = _metric("Smaller positive regions do not count", ge=0)
     positive_class: str = _metric("The model's name of the class")

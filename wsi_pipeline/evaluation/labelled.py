@@ -1,7 +1,7 @@
 """Labels beside predictions, and two models paired on the same patches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.core.geometry import Grid, all_positions
+from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.labels import label_positions
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.model import hash_patient
-from wsi_pipeline.outputs.heatmap import build_heatmap
+from wsi_pipeline.outputs.heatmap import Aggregation, aggregation_of, place_on_grid
+from wsi_pipeline.outputs.run_files import read_finished
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 from wsi_pipeline.training.evaluate import Compared, compare
 from wsi_pipeline.training.metrics import Floats, Labels, Names
@@ -31,13 +34,21 @@ class LabelledSlide:
     positions: NDArray[np.int32]
     """(n, 2) row, col."""
     labels: Labels
+    logit: Floats
+    """As the network gave it; NaN where not assessed."""
     probability: Floats
-    """NaN where not assessed."""
+    """As the results show it; NaN where not assessed."""
+    summary: SlideSummary
 
     def take(self, chosen: NDArray[Any]) -> "LabelledSlide":
         """Return the slide with some of its patches."""
-        arrays = (self.positions[chosen], self.labels[chosen], self.probability[chosen])
-        return LabelledSlide(self.slide_id, self.table, *arrays)
+        return replace(
+            self,
+            positions=self.positions[chosen],
+            labels=self.labels[chosen],
+            logit=self.logit[chosen],
+            probability=self.probability[chosen],
+        )
 
 
 @dataclass(frozen=True)
@@ -57,13 +68,13 @@ class LabelledResults:
 
     @property
     def threshold(self) -> float:
-        """The model's own threshold."""
-        return float(self.model["threshold"])
+        """The threshold that the results record."""
+        return self.slides[0].summary.threshold
 
-    @property
-    def temperature(self) -> float:
-        """The temperature of the logits; 1 where the record names none."""
-        return float(self.model.get("temperature", 1.0))
+    @cached_property
+    def terms(self) -> ModelTerms:
+        """The terms that the model records."""
+        return ModelTerms.of_record(self.model)
 
     @property
     def class_names(self) -> tuple[str, str]:
@@ -103,6 +114,12 @@ def label_results(
     different models.
     """
     predictions = _open_all(results)
+    summaries = {each.slide_id: each for each in read_finished(results).summaries}
+    if len(views := {_view_of(summary) for summary in summaries.values()}) > 1:
+        raise StoreError(
+            f"{results}: its slides were aggregated in {len(views)} ways; run `wsi aggregate` on it"
+            " first"
+        )
     if len({prediction.model_digest for prediction in predictions}) > 1:
         raise StoreError(
             f"{results}: its slides were predicted by different models; infer each model into a"
@@ -114,7 +131,8 @@ def label_results(
     for prediction in predictions:
         slide_id = prediction.path.parent.name
         slide_rules = rules or LabelRules(class_names=prediction.table.class_names)
-        slide = _label_slide(slide_id, prediction, files, slide_rules)
+        summary = summaries[slide_id]
+        slide = _label_slide(summary, prediction, files, slide_rules)
         if slide is None or len(slide.labels) == 0:
             unlabelled.append(slide_id)
         else:
@@ -144,10 +162,11 @@ def _open_all(results: Path) -> list[Predictions]:
 
 
 def _label_slide(
-    slide_id: str, predictions: Predictions, files: Sequence[Path], rules: LabelRules
+    summary: SlideSummary, predictions: Predictions, files: Sequence[Path], rules: LabelRules
 ) -> LabelledSlide | None:
-    table, probability = predictions.table, predictions.probability
+    table, slide_id = predictions.table, summary.slide_id
     positions, labels = table.positions, table.labels
+    logit, probability = predictions.logit, predictions.probability
     if files:
         label_file = match_labels(slide_id, files)
         if label_file is None:
@@ -155,8 +174,15 @@ def _label_slide(
         # Every position of the grid, so that labelled tissue that was not assessed counts too.
         positions = all_positions(table.grid)
         labels = label_positions(label_file, table.slide, table.grid, positions, rules).labels
-        probability = build_heatmap(predictions).probability[positions[:, 0], positions[:, 1]]
-    return LabelledSlide(slide_id, table, positions, labels, probability).take(labels >= 0)
+        logit, probability = (
+            place_on_grid(table, values)[tuple(positions.T)] for values in (logit, probability)
+        )
+    slide = LabelledSlide(slide_id, table, positions, labels, logit, probability, summary)
+    return slide.take(labels >= 0)
+
+
+def _view_of(summary: SlideSummary) -> tuple[Aggregation, float]:
+    return aggregation_of(summary), summary.threshold
 
 
 def pool_slides(slides: Sequence[LabelledSlide]) -> tuple[Labels, Floats, Names]:

@@ -17,11 +17,11 @@ from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_json
 from wsi_pipeline.core.limits import limited_memory
 from wsi_pipeline.core.slide import PatchBlock, PatchTable
 from wsi_pipeline.evaluation.labelled import LabelledResults, pool_slides
+from wsi_pipeline.models.loading import describe_terms
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.training.calibrate import undo_temperature
 from wsi_pipeline.training.data import read_verified
 from wsi_pipeline.training.evaluate import Compared, Metrics
 from wsi_pipeline.training.metrics import Floats, Labels
@@ -53,7 +53,7 @@ def write_evaluation_page(
         class_names=labelled.class_names,
         metrics=metrics,
         labels=labels,
-        logits=undo_temperature(probability, labelled.temperature),
+        probability=probability,
         patients=patients,
         facts=_list_facts(labelled, metrics, threshold_source),
         worst=worst,
@@ -75,7 +75,8 @@ def _list_facts(
         "model": f"{model.get('architecture', '–')}, digest {model.get('digest', '–')}",
         "patches": f"{patch.get('side_px', '–')} px at {patch.get('mpp', '–')} µm/px",
         "classes": " and ".join(labelled.class_names),
-        "temperature": f"{labelled.temperature:.4g}",
+        "terms of the model": describe_terms(labelled.terms.on_grid),
+        "context": f"{labelled.slides[0].summary.context_um:g} µm",
         "threshold": f"{metrics.scores.threshold:.4g}: {threshold_source}",
         "slides": ", ".join(slide.slide_id for slide in labelled.slides),
         "labelled patches": (

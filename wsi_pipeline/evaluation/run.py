@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from wsi_pipeline.core.choices import (
     COMPARISON_CSV,
     EVALUATION_CSV,
@@ -27,7 +29,7 @@ from wsi_pipeline.training.evaluate import (
     Compared,
     Comparison,
     Metrics,
-    evaluate_probability,
+    evaluate_predictions,
     format_metrics,
 )
 from wsi_pipeline.training.metrics import METRIC_NAMES, Scores, score, show_metric
@@ -83,15 +85,26 @@ def evaluate_results(
     """Evaluate every finished slide in `results`; write evaluation.csv, .json and .html there.
 
     Labels are the label files or folders given, else those that came with the stores. The threshold
-    is the model's unless a rule is given. With `compare_with`, another results folder, both models
+    is that of the results unless a rule is given. With `compare_with`, another results folder, both models
     are compared on the patches that they share (comparison.csv). Raises LabelError where no slide
     has labels, StoreError where slides were predicted by different models or nothing is shared.
     """
     labelled = label_results(results, labels, rules)
     other = None if compare_with is None else label_results(compare_with, labels, rules)
-    at, temperature = _choose_threshold(labelled, threshold), labelled.temperature
-    pooled = pool_slides(labelled.assessed)
-    metrics = evaluate_probability(*pooled, temperature=temperature, threshold=at)
+    at = _choose_threshold(labelled, threshold)
+    labels_of_all, probability, patients = pool_slides(labelled.assessed)
+    logits, alone = (
+        np.concatenate([slide.logit for slide in labelled.assessed]),
+        labelled.terms.alone,
+    )
+    metrics = evaluate_predictions(
+        labels_of_all,
+        patients,
+        logits=logits,
+        alone=alone.calibration.apply(logits),
+        probability=probability,
+        thresholds=(at, alone.count),
+    )
     slides = tuple(
         SlideEvaluation(
             slide.slide_id,
@@ -137,7 +150,7 @@ def _warn(
 
 
 def _choose_threshold(labelled: LabelledResults, rule: ThresholdRule | None) -> float:
-    """Return the model's own threshold, or the rule's on all its labelled patches."""
+    """Return the threshold of the results, or the rule's on all their labelled patches."""
     if rule is None:
         return labelled.threshold
     labels, probability, _ = pool_slides(labelled.assessed)
@@ -159,8 +172,8 @@ def _write(
     (results / COMPARISON_CSV).unlink(missing_ok=True)
     if compared is not None:
         _write_comparison(results / COMPARISON_CSV, compared.comparison)
-    source = str(labelled.model.get("threshold_source", "the model's"))
-    source = source if threshold is None else threshold.describe()
+    source = labelled.slides[0].summary.threshold_source
+    source = f"of the results, {source}" if threshold is None else threshold.describe()
     page = results / EVALUATION_HTML
     write_evaluation_page(page, labelled, metrics, source, compared, evaluation.warnings)
 

@@ -5,7 +5,6 @@ found before use. The header of an untrusted file is checked before any tensor i
 """
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, EnvironmentFault, ModelError, one_line
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.json_io import parse_json
@@ -110,9 +110,9 @@ def _read_shape(name: str, tensor: Any) -> tuple[int, ...]:
 
 
 CARD_KEY = "wsi"
-CARD_FORMAT = 3
-READ_FORMATS = (2, 3)
-"""Those of format 2 hold no self-test."""
+CARD_FORMAT = 4
+READ_FORMATS = (2, 3, 4)
+"""Those of format 2 hold no self-test, those before 4 a temperature and one threshold as terms."""
 DAMAGED = (ModelError, AttributeError, *DAMAGES)
 MAX_TESTED = 256
 """Patches of a self-test: each engine computes all of them before a run."""
@@ -129,13 +129,11 @@ class Checkpoint:
     class_names: tuple[str, str]
     """(negative, positive)"""
     normalisation: Normalisation
-    threshold: float
-    """Probability from which on a patch counts as positive."""
+    terms: ModelTerms
+    """How its logits are read: context, calibration, thresholds."""
     threshold_source: str
-    """Rule and patients that the threshold was chosen by."""
+    """Rules and patients that the thresholds were chosen by."""
     weights: Mapping[str, Tensor] = field(repr=False)
-    temperature: float = 1.0
-    """Logits are divided by it before the sigmoid."""
     scores: Mapping[str, Any] = field(default_factory=dict)
     """Metrics on the validation patients."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -150,13 +148,6 @@ class Checkpoint:
     """SHA-256 of the file that it was loaded from."""
     is_script: ClassVar[bool] = False
     resizes_patches: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        again = "train or export the model again"
-        if not 0 <= self.threshold <= 1:
-            raise ModelError(f"a threshold of {self.threshold} is not a probability; {again}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ModelError(f"a temperature of {self.temperature} is not positive; {again}")
 
     @property
     def positive_class(self) -> str:
@@ -184,23 +175,22 @@ class Checkpoint:
     def network(self) -> nn.Module:
         return PatchNetwork(self.build(), self.normalisation).eval()
 
-    def probability(self, output: Tensor) -> Tensor:
-        return torch.sigmoid(positive_logit(output) / self.temperature)
+    def logit(self, output: Tensor) -> Tensor:
+        return positive_logit(output)
 
     def to_json(self) -> dict[str, Any]:
         """Return the description of the model that results record."""
         seen = list(self.seen_patients)
-        return {"digest": self.digest, **self.terms_to_json(), "seen_patients": seen}
+        return {"digest": self.digest, **self.use_to_json(), "seen_patients": seen}
 
-    def terms_to_json(self) -> dict[str, Any]:
+    def use_to_json(self) -> dict[str, Any]:
         """Return what its card and the results that it predicts both record."""
         return {
             "architecture": self.architecture,
             "options": self.options.to_json(),
             "patch": self.spec.to_json(),
             "class_names": list(self.class_names),
-            "temperature": self.temperature,
-            "threshold": self.threshold,
+            "terms": self.terms.to_json(),
             "threshold_source": self.threshold_source,
             "is_leaky": self.is_leaky,
         }
@@ -223,7 +213,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         tensors |= {TEST_PIXELS: test.pixels, TEST_PROBABILITY: test.probability}
     card = {
         "format": CARD_FORMAT,
-        **checkpoint.terms_to_json(),
+        **checkpoint.use_to_json(),
         **checkpoint.training_to_json(),
         "weights_sha256": _weights_sha256(tensors),
     }
@@ -255,9 +245,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             options=NetworkOptions.from_json(card["options"]),
             class_names=_read_class_names(card["class_names"]),
             normalisation=Normalisation(mean=tuple(card["mean"]), std=tuple(card["std"])),
-            threshold=float(card["threshold"]),
+            terms=ModelTerms.of_record(card),
             threshold_source=str(card["threshold_source"]),
-            temperature=float(card["temperature"]),
             scores=_read_entry(card, "scores"),
             training=_read_training(card),
             is_leaky=bool(card["is_leaky"]),

@@ -1,8 +1,8 @@
 """Networks in the formats of other programs: written, and read back as those programs do.
 
 An exported network takes prepared patches, float32 (b, 3, side, side) for any b, and gives two
-logits (b, 2), whose softmax is the calibrated probability: the temperature is folded in. No file
-records paths of the machine that wrote it.
+logits (b, 2), whose softmax is the calibrated probability of each patch alone: other programs know
+no neighbours. No file records paths of the machine that wrote it.
 """
 
 import io
@@ -33,7 +33,7 @@ BATCH = torch.export.Dim("batch")
 
 
 class ExportedNetwork(nn.Module):
-    """A checkpoint's network with its temperature and, on request, its normalisation."""
+    """A checkpoint's network with its calibration and, on request, its normalisation."""
 
     mean: Tensor
     std: Tensor
@@ -41,7 +41,7 @@ class ExportedNetwork(nn.Module):
     def __init__(self, checkpoint: Checkpoint, inside: Normalisation | None) -> None:
         super().__init__()
         self.network = checkpoint.build()
-        self.temperature = checkpoint.temperature
+        self.calibration = checkpoint.terms.alone.calibration
         self.has_normalisation = inside is not None
         inside = inside or Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         self.register_buffer("mean", torch.tensor(inside.mean).view(3, 1, 1))
@@ -50,7 +50,8 @@ class ExportedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.has_normalisation:
             x = (x - self.mean) / self.std
-        logit = positive_logit(self.network(x)) / self.temperature  # (b,)
+        logit = positive_logit(self.network(x))  # (b,)
+        logit = logit * self.calibration.slope + self.calibration.offset
         # Half of it each way: the softmax of the two is the sigmoid of the one, to the last bits
         # also where both logits were large.
         return torch.stack([-logit / 2, logit / 2], dim=1)  # (b, 2)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.core.calibration import ModelTerms, Terms
 from wsi_pipeline.core.choices import LEAK_WARNING, MODEL_FILE
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.options import ExternalModelOptions
@@ -94,7 +95,7 @@ def _describe_external(folder: Path) -> dict[str, Any]:
         "architecture": config.architecture,
         "patch": config.spec.to_json(),
         "class_names": list(config.class_names),
-        "threshold": EXTERNAL_THRESHOLD,
+        "terms": ModelTerms.plain(EXTERNAL_THRESHOLD).to_json(),
         "is_leaky": config.is_leaky,
         "transform": config.to_json()["transform"],
         "torchscript_sha256": file_sha256(script) if script.is_file() else None,
@@ -120,7 +121,7 @@ def _lines_of_external(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("kind", "external TorchScript; it runs only with --trust-model"),
         ("transform", ", ".join(step["name"] for step in facts["transform"])),
-        ("threshold", f"{facts['threshold']:g}, because its folder states none"),
+        ("threshold", f"{EXTERNAL_THRESHOLD:g}, because its folder states none"),
         ("digest", f"sha256:{digest}" if digest else f"no {TORCHSCRIPT} beside the configuration"),
     ]
 
@@ -131,12 +132,14 @@ def _lines_of_checkpoint(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     tool = training.get("tool", {})
     maker = f"{tool.get('tool', 'unknown')} {tool.get('version', '')}"
     split, patches = training.get("split", {}), training.get("patches", {})
+    terms = ModelTerms.of_record(facts)
     return [
         ("options", chosen),
         ("parameters", f"{facts['parameters']:,}"),
         ("mean, std", f"{_round(facts['mean'])}, {_round(facts['std'])}"),
-        ("temperature", f"{facts['temperature']:g}"),
-        ("threshold", f"{facts['threshold']:.4g} ({facts['threshold_source']})"),
+        ("on a grid", describe_terms(terms.on_grid)),
+        ("a patch alone", describe_terms(terms.alone)),
+        ("thresholds", facts["threshold_source"]),
         *(
             (f"scores, {side}", _list_numbers(scores))
             for side, scores in facts["scores"].items()
@@ -152,6 +155,17 @@ def _lines_of_checkpoint(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("made by", f"{maker}, {_list_numbers(tool.get('packages', {}))}"),
         ("digest", f"sha256:{facts['digest']}"),
     ]
+
+
+def describe_terms(terms: Terms) -> str:
+    """Return context, calibration and thresholds as text."""
+    calibration = terms.calibration
+    context = f"context {terms.context_um:g} µm, " if terms.context_um else ""
+    offset = f" offset {calibration.offset:+.3f}," if calibration.offset else ""
+    return (
+        f"{context}slope {calibration.slope:.3f},{offset} counted from {terms.count:.3f}, detected"
+        f" from {terms.detect:.3f}"
+    )
 
 
 def _list_numbers(values: Mapping[str, Any]) -> str:

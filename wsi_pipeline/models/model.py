@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 
@@ -96,7 +97,7 @@ SELF_TEST_PREFIX = "self_test."
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Patches with the probabilities that the reference network gives for them: fp32, CPU."""
+    """Patches with the probabilities of the reference network, each patch alone: fp32, CPU."""
 
     pixels: Tensor
     """uint8 (k, side, side, 3)"""
@@ -128,11 +129,11 @@ def compute_reference(model: "Model", pixels: Tensor) -> Tensor:
         # Of this thread alone: the last bits would depend on the number of cores.
         torch.set_num_threads(1)
         with torch.inference_mode():
-            return model.probability(network(pixels).float())
+            return model.logit(network(pixels).float())
 
     with ThreadPoolExecutor(1, "plain") as pool:
-        # A clone, because tensors of inference mode cannot be used outside it.
-        return pool.submit(compute).result().clone()
+        logits = pool.submit(compute).result().numpy()
+    return torch.from_numpy(model.terms.alone.calibration.apply(logits))
 
 
 def make_test_patches(side_px: int) -> Tensor:
@@ -171,7 +172,8 @@ class Model(Protocol):
     def positive_class(self) -> str: ...
 
     @property
-    def threshold(self) -> float: ...
+    def terms(self) -> ModelTerms:
+        """How its logits are read: context, calibration, thresholds."""
 
     @property
     def threshold_source(self) -> str: ...
@@ -204,8 +206,8 @@ class Model(Protocol):
     def network(self) -> nn.Module:
         """Return a new network on the CPU: uint8 (b, side, side, 3) → (b,) or (b, classes)."""
 
-    def probability(self, output: Tensor) -> Tensor:
-        """Return the probability (b,) of the positive class from the network's output, float32."""
+    def logit(self, output: Tensor) -> Tensor:
+        """Return the logit (b,) of the positive class from the network's output, float32."""
 
 
 def hash_patient(patient_id: str) -> str:

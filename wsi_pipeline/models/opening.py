@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.choices import AUTO
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.geometry import PatchSpec
@@ -231,7 +232,7 @@ def make_random_checkpoint(architecture: str = "idc_cnn") -> Checkpoint:
         spec=spec,
         class_names=("negative", "positive"),
         normalisation=Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        threshold=0.5,
+        terms=ModelTerms(),
         threshold_source="none: untrained",
         weights=weights,
     )

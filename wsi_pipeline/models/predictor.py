@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class Predictor:
-    """A model's probabilities for patches; threads may share it and take turns."""
+    """A model's logits for patches; threads may share it and take turns."""
 
     def __init__(
         self, model: Model, setting: EngineSetting | None = None, batch_size: int | None = None
@@ -65,7 +65,14 @@ class Predictor:
         )
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return float32 (b,) probability of the positive class for uint8 (b, side, side, 3).
+        """Return float32 (b,) probability of the positive class, each patch alone, no context.
+
+        As `predict_logits`.
+        """
+        return self.model.terms.alone.calibration.apply(self.predict_logits(pixels))
+
+    def predict_logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return float32 (b,) logit of the positive class for uint8 (b, side, side, 3).
 
         NaN where the network gave no finite number. Raises ModelError for patches of another size
         than the model's, EnvironmentFault where the device's memory is too small.
@@ -90,20 +97,20 @@ class Predictor:
         return np.concatenate([np.empty(0, np.float32), *batches])
 
     def _predict_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        probability = self._compute(self._run, pixels)
-        is_finite = np.isfinite(probability)
+        logits = self._compute(self._run, pixels)
+        is_finite = np.isfinite(logits)
         if self.setting.precision != FP32 and not is_finite.all():
             exact = self._compute(self._fp32_run, pixels)
-            probability = np.where(is_finite, probability, exact)
-        probability[~np.isfinite(probability)] = np.nan
-        return probability
+            logits = np.where(is_finite, logits, exact)
+        logits[~np.isfinite(logits)] = np.nan
+        return logits
 
     def _compute(self, run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(pixels)
         if self._engine.is_fixed_shape and count < self.batch_size:
             padding = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
             pixels = np.concatenate([pixels, padding])
-        return np.array(self.model.probability(run(pixels)[:count]).numpy(), dtype=np.float32)
+        return np.array(self.model.logit(run(pixels)[:count]).numpy(), dtype=np.float32)
 
     @property
     def _fp32_run(self) -> Run:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.errors import ConfigError, ModelError, one_line
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.json_io import parse_json
@@ -196,8 +197,8 @@ class ExternalModel:
     positive_index: int
     """Index of the positive class in the network's outputs."""
 
-    threshold: float = EXTERNAL_THRESHOLD
-    threshold_source: str = "one half, for its folder states none"
+    terms: ClassVar[ModelTerms] = ModelTerms.plain(EXTERNAL_THRESHOLD)
+    threshold_source: ClassVar[str] = "one half, for its folder states none"
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     self_test: ClassVar[SelfTest | None] = None
     is_script: ClassVar[bool] = True
@@ -238,7 +239,7 @@ class ExternalModel:
             "torchscript_sha256": self.script_sha256,
             "patch": self.spec.to_json(),
             "class_names": list(self.class_names),
-            "threshold": self.threshold,
+            "terms": self.terms.to_json(),
             "threshold_source": self.threshold_source,
             "is_leaky": self.is_leaky,
             "seen_patients": list(self.config.seen_patients),
@@ -267,10 +268,12 @@ class ExternalModel:
             )
         return network
 
-    def probability(self, output: Tensor) -> Tensor:
+    def logit(self, output: Tensor) -> Tensor:
         if len(self.config.class_names) == 1:
-            return torch.sigmoid(output.reshape(-1))
-        return torch.softmax(output, dim=1)[:, self.positive_index]
+            return output.reshape(-1)
+        # The sigmoid of this is the softmax of the positive class among all.
+        others = [index for index in range(output.shape[1]) if index != self.positive_index]
+        return output[:, self.positive_index] - torch.logsumexp(output[:, others], dim=1)
 
 
 class PreparedScript(nn.Module):

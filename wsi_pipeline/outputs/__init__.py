@@ -78,5 +78,7 @@ def read_view(options: OutputOptions) -> View:
     names = [name.strip() for name in options.outputs.split(",") if name.strip()]
     aggregation = Aggregation()
     if isinstance(options, AggregateOptions):
-        aggregation = Aggregation(options.threshold, options.smooth, options.min_region_mm2)
+        aggregation = Aggregation(
+            options.threshold, options.context, options.min_region_mm2, options.prevalence
+        )
     return View(choose_formats(names), aggregation, PlotStyle(options.colormap, options.alpha))

@@ -242,7 +242,7 @@ def _algorithm() -> Any:
 def _identity(result: SlideResult, name: str) -> dict[str, Any]:
     """Return maker and UIDs, the same on every run."""
     shown = result.heatmap
-    aggregation = (shown.threshold, shown.smooth_um, shown.min_region_mm2)
+    aggregation = (shown.threshold, shown.context_um, shown.min_region_mm2, shown.prevalence)
     return {
         "series_instance_uid": _uid(result, name, "series"),
         "sop_instance_uid": _uid(result, name, "instance", *aggregation),

@@ -1,16 +1,27 @@
-"""Aggregation: from the probabilities of patches to a slide's map and its summary."""
+"""Aggregation: from the logits of patches to a slide's map and its summary."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 from skimage.measure import label
 
+from wsi_pipeline.core.calibration import (
+    COUNT,
+    DETECT,
+    MAX_CONTEXT_UM,
+    USER,
+    Calibration,
+    average_context,
+    log_odds,
+)
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.outcome import SlideState, SlideSummary, state_of
+from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.counting.interval import interval_of_share
 from wsi_pipeline.store.predictions import Predictions
 
 HOT_SPOT_MM = 1.0
@@ -19,21 +30,46 @@ HOT_SPOT_MM = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """Threshold, smoothing and smallest region that turn probabilities into a map."""
+    """Threshold, context, prevalence and smallest region that turn logits into a map."""
 
-    threshold: float | None = None
-    """Probability from which on a patch counts as positive; None: the model's own."""
-    smooth_um: float = 0.0
-    """Standard deviation in µm of a Gaussian over the assessed patches; 0: no smoothing."""
+    threshold: float | str = COUNT
+    """Probability from which on a patch is positive, or the model's: count or detect."""
+    context_um: float | None = None
+    """Standard deviation in µm of the Gaussian over the neighbours' logits; None: the model's."""
     min_region_mm2: float = 0.0
     """Groups of positive patches that are smaller than this do not count as positive."""
+    prevalence: float | None = None
+    """Share of positive patches expected in the cohort; None: as in the model's validation."""
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}; it must lie between 0 and 1")
-        for name, value in (("smooth", self.smooth_um), ("min_region_mm2", self.min_region_mm2)):
-            if not (np.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} is {value}; it must be 0 or more")
+        at, share = self.threshold, self.prevalence
+        if isinstance(at, str) and at not in (COUNT, DETECT):
+            raise ConfigError(f"threshold is {at!r}; give {COUNT}, {DETECT} or a number")
+        if not isinstance(at, str) and not 0 <= at <= 1:
+            raise ConfigError(f"threshold is {at}; it must lie between 0 and 1")
+        context = 0.0 if self.context_um is None else self.context_um
+        if not 0 <= context <= MAX_CONTEXT_UM:
+            raise ConfigError(f"context is {context} µm; it must be 0 to {MAX_CONTEXT_UM:g}")
+        if not (np.isfinite(self.min_region_mm2) and self.min_region_mm2 >= 0):
+            raise ConfigError(f"min_region_mm2 is {self.min_region_mm2}; it must be 0 or more")
+        if share is not None and not 0 < share < 1:
+            raise ConfigError(f"prevalence is {share}; it must lie between 0 and 1")
+
+    @property
+    def is_the_models(self) -> bool:
+        """True if counts are made as those of the model's validation patients were."""
+        return self == Aggregation()
+
+
+def aggregation_of(summary: SlideSummary) -> Aggregation:
+    """Return what a slide's map was made by."""
+    source = summary.threshold_source
+    return Aggregation(
+        summary.threshold if source == USER else source,
+        summary.context_um,
+        summary.min_region_mm2,
+        summary.prevalence,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +82,13 @@ class Heatmap:
     threshold: float
     positive_class: str
     negative_class: str = "negative"
-    threshold_source: str = "model"
-    """Source of the threshold: "model" or "user"."""
-    smooth_um: float = 0.0
+    threshold_source: str = COUNT
+    """Source of the threshold: count or detect, both the model's, or user."""
+    context_um: float = 0.0
     min_region_mm2: float = 0.0
+    prevalence: float | None = None
+    count_errors: tuple[float, ...] = ()
+    """Errors of counts that were made in the same way on other patients; see counting/interval."""
 
     @property
     def positive(self) -> NDArray[np.bool_]:
@@ -67,41 +106,53 @@ def find_positive(probability: NDArray[np.float32], threshold: float) -> NDArray
     return positive
 
 
-def build_heatmap(
-    predictions: Predictions,
-    threshold: float | None = None,
-    *,
-    smooth_um: float = 0.0,
-    min_region_mm2: float = 0.0,
-) -> Heatmap:
-    """Return the map of a slide's predictions, at the model's threshold unless another is given."""
-    table = predictions.table
-    probability = np.full((table.grid.rows, table.grid.cols), np.nan, dtype=np.float32)
-    probability[table.positions[:, 0], table.positions[:, 1]] = predictions.probability
-    stride_um = table.grid.spec.stride_px * table.grid.spec.mpp
+def build_heatmap(predictions: Predictions, aggregation: Aggregation | None = None) -> Heatmap:
+    """Return the map of a slide's predictions, on the model's own terms unless others are given.
+
+    Raises ConfigError for a prevalence where the model does not say that of its validation.
+    """
+    rules, table = aggregation or Aggregation(), predictions.table
+    terms = predictions.terms.choose(rules.context_um)
+    calibration = _shift(predictions, terms.calibration, rules.prevalence)
+    if terms.context_um == 0 and calibration == predictions.terms.alone.calibration:
+        probability = place_on_grid(table, predictions.alone)
+    else:
+        stride_um = table.grid.spec.stride_px * table.grid.spec.mpp
+        logits = place_on_grid(table, predictions.logit)
+        probability = calibration.apply(average_context(logits, terms.context_um / stride_um))
+    at = rules.threshold
     return Heatmap(
         grid=table.grid,
-        probability=smooth_map(probability, smooth_um / stride_um),
-        threshold=predictions.threshold if threshold is None else threshold,
+        probability=probability,
+        threshold=terms.threshold(at) if isinstance(at, str) else at,
         positive_class=predictions.positive_class,
         negative_class=predictions.negative_class,
-        threshold_source="model" if threshold is None else "user",
-        smooth_um=smooth_um,
-        min_region_mm2=min_region_mm2,
+        threshold_source=at if isinstance(at, str) else USER,
+        context_um=terms.context_um,
+        min_region_mm2=rules.min_region_mm2,
+        prevalence=rules.prevalence,
+        count_errors=predictions.terms.count_errors if rules.is_the_models else (),
     )
 
 
-def smooth_map(probability: NDArray[np.float32], sigma_patches: float) -> NDArray[np.float32]:
-    """Return the Gaussian mean of the assessed values around each one; the others stay NaN."""
-    if sigma_patches == 0:
-        return probability
-    known = ~np.isnan(probability)
-    values = np.where(known, probability, 0).astype(np.float64)
-    total = gaussian_filter(values, sigma_patches, mode="constant")
-    weight = gaussian_filter(known.astype(np.float64), sigma_patches, mode="constant")
-    smooth = np.divide(total, weight, out=np.full(probability.shape, np.nan), where=known)
-    smoothed: NDArray[np.float32] = np.clip(smooth, 0, 1).astype(np.float32)
-    return smoothed
+def _shift(predictions: Predictions, calibration: Calibration, share: float | None) -> Calibration:
+    """Return the calibration for a cohort of another share of positive patches."""
+    if share is None:
+        return calibration
+    before = predictions.terms.positive_share
+    if before is None:
+        raise ConfigError(
+            f"{predictions.path}: its model does not record the share of positive patches that it"
+            " was calibrated on; leave --prevalence out"
+        )
+    return calibration.shift(log_odds(share) - log_odds(before))
+
+
+def place_on_grid(table: PatchTable, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return values (n,) of patches at their positions (rows, cols), NaN elsewhere."""
+    placed = np.full((table.grid.rows, table.grid.cols), np.nan, dtype=np.float32)
+    placed[table.positions[:, 0], table.positions[:, 1]] = values
+    return placed
 
 
 def drop_small_groups(positive: NDArray[np.bool_], min_patches: float) -> NDArray[np.bool_]:
@@ -121,10 +172,10 @@ def is_large(patches: NDArray[Any], min_patches: float) -> NDArray[np.bool_]:
 
 
 def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
-    """Return the summary of one slide's map, smoothed or not."""
+    """Return the summary of one slide's map."""
     table = predictions.table
     known = heatmap.probability[~np.isnan(heatmap.probability)].astype(np.float64)
-    unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
+    unreadable = int(np.count_nonzero(np.isnan(predictions.logit)))
     positive, above = heatmap.positive, find_positive(heatmap.probability, heatmap.threshold)
     positives, positions = int(np.count_nonzero(positive)), heatmap.probability.size
     return SlideSummary(
@@ -133,6 +184,7 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         patches=table.patches,
         unreadable=unreadable,
         positives=positives,
+        **_estimate_positives(positives, len(known), heatmap.count_errors),
         positive_fraction=positives / len(known) if len(known) else None,
         assessed_mm2=len(known) * table.grid.patch_area_mm2,
         positive_mm2=positives * table.grid.patch_area_mm2,
@@ -141,7 +193,8 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         positives_left_out=int(np.count_nonzero(above)) - positives,
         threshold=heatmap.threshold,
         threshold_source=heatmap.threshold_source,
-        smooth_um=heatmap.smooth_um,
+        context_um=heatmap.context_um,
+        prevalence=heatmap.prevalence,
         min_region_mm2=heatmap.min_region_mm2,
         positive_class=heatmap.positive_class,
         mpp=table.grid.spec.mpp,
@@ -153,6 +206,20 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         max_probability=float(known.max()) if len(known) else None,
         **_describe_regions(positive, table.grid),
     )
+
+
+def _estimate_positives(
+    positives: int, assessed: int, errors: Sequence[float]
+) -> dict[str, float | str | None]:
+    """Return the counted number as the estimate, with the interval that the errors give."""
+    ends = interval_of_share(positives / assessed, errors) if assessed else None
+    low, high = (None, None) if ends is None else (ends[0] * assessed, ends[1] * assessed)
+    return {
+        "positives_estimate": float(positives) if assessed else None,
+        "positives_low": low,
+        "positives_high": high,
+        "interval_source": "none" if ends is None else "validation",
+    }
 
 
 def _describe_regions(positive: NDArray[np.bool_], grid: Grid) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Sample:
     positions: NDArray[np.int32]
     """(n, 2) row, col."""
     probability: NDArray[np.float32]
-    """(n,) as predicted, never smoothed."""
+    """(n,) on the model's own terms, whatever the view's."""
     pixels: NDArray[np.uint8]
     """(n, side, side, 3)."""
 

@@ -16,13 +16,13 @@ import numpy as np
 
 from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, build_heatmap
+from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, aggregation_of, build_heatmap
 from wsi_pipeline.outputs.patches_parquet import tabulate_patches
 from wsi_pipeline.outputs.pyramid import find_place
 from wsi_pipeline.outputs.regions import Region
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.run_files import read_finished
-from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 
 if TYPE_CHECKING:
@@ -51,23 +51,17 @@ class Slide:
 
     @cached_property
     def predictions(self) -> Predictions:
-        """Positions and probabilities as predicted, numpy arrays. Raises StoreError."""
+        """Positions, logits and probabilities, numpy arrays. Raises StoreError."""
         return open_result(self.folder)
 
     @cached_property
     def heatmap(self) -> Heatmap:
-        """The map (rows, cols) with threshold, smoothing and smallest region as in the summary."""
-        terms = (self.summary.threshold, self.summary.smooth_um, self.summary.min_region_mm2)
-        return self.build_heatmap(Aggregation(*terms))
+        """The map (rows, cols) with threshold, context and smallest region as in the summary."""
+        return self.build_heatmap(aggregation_of(self.summary))
 
     def build_heatmap(self, aggregation: Aggregation) -> Heatmap:
-        """Return the map at any threshold, with any smoothing; nothing is written."""
-        return build_heatmap(
-            self.predictions,
-            aggregation.threshold,
-            smooth_um=aggregation.smooth_um,
-            min_region_mm2=aggregation.min_region_mm2,
-        )
+        """Return the map at any threshold, with any context; nothing is written."""
+        return build_heatmap(self.predictions, aggregation)
 
     @cached_property
     def _result(self) -> SlideResult:
@@ -105,7 +99,8 @@ class Slide:
 def open_slide_result(folder: Path) -> Slide:
     """Return the results of one slide's folder. Raises StoreError."""
     open_result(folder)
-    return Slide(folder, replace(read_summary(folder), slide_id=folder.absolute().name))
+    summary = replace(read_summary(folder), slide_id=folder.absolute().name)
+    return Slide(folder, add_saved_review(summary, folder))
 
 
 def open_results(results: Path) -> list[Slide]:

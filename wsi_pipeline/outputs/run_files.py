@@ -28,7 +28,7 @@ from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideSummary, describe_failure, find_failures
 from wsi_pipeline.outputs.dicom import SOURCE_JSON
 from wsi_pipeline.outputs.png import GALLERY_PNG, HEATMAP_PNG, OVERLAY_PNG
-from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.predictions import find_results
@@ -89,7 +89,8 @@ def read_finished(results: Path) -> Finished:
         try:
             read_manifest(folder)
             # The folder's name is unique where stores of one slide were inferred side by side.
-            summaries.append(replace(read_summary(folder), slide_id=folder.name))
+            summary = replace(read_summary(folder), slide_id=folder.name)
+            summaries.append(add_saved_review(summary, folder))
         except StoreError as error:
             damaged.append(describe_failure(folder.name, str(folder), error))
     return Finished(tuple(summaries), tuple(damaged))

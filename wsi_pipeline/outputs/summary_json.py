@@ -1,20 +1,26 @@
 """The metrics of one slide in summary.json, and its JSON Schema."""
 
 import json
-from dataclasses import asdict
+import logging
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from wsi_pipeline.core.calibration import COUNT
 from wsi_pipeline.core.choices import SUMMARY_JSON
-from wsi_pipeline.core.errors import MAKE_AGAIN, StoreError, damage_error
+from wsi_pipeline.core.errors import MAKE_AGAIN, StoreError, WsiError, damage_error
 from wsi_pipeline.core.json_io import read_json
 from wsi_pipeline.core.outcome import SlideSummary
+from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.counting.review_file import read_estimate, review_path
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
+from wsi_pipeline.store.predictions import open_result
 
+logger = logging.getLogger(__name__)
 MAX_BYTES = 1024 * 1024
 
 
@@ -45,11 +51,58 @@ def read_summary(folder: Path) -> SlideSummary:
             raise damage_error(path, f"has more than {MAX_BYTES} bytes")
         check_files(folder, manifest, [SUMMARY_JSON])
     try:
-        return _adapter().validate_python(read_json(path, MAX_BYTES))
+        return _adapter().validate_python(_update(read_json(path, MAX_BYTES)))
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{path}: missing or damaged ({_describe(error)}); {MAKE_AGAIN}"
         ) from error
+
+
+def _update(value: Any) -> Any:
+    """Return a summary as this version writes it; one from before contexts has other names."""
+    if not isinstance(value, dict) or "smooth_um" not in value:
+        return value
+    renamed = {name: entry for name, entry in value.items() if name != "smooth_um"}
+    source, positives = value.get("threshold_source"), value.get("positives")
+    return renamed | {
+        "context_um": value["smooth_um"],
+        "prevalence": None,
+        "threshold_source": COUNT if source == "model" else source,
+        "positives_estimate": positives if value.get("assessed_mm2") else None,
+        "positives_low": None,
+        "positives_high": None,
+        "interval_source": "none",
+    }
+
+
+def add_review(summary: SlideSummary, folder: Path, table: PatchTable) -> SlideSummary:
+    """Return the summary with the estimate of the slide's review, where a person reviewed it.
+
+    `folder` is the slide's. A review that is damaged, or of other patches, is left out with a
+    warning.
+    """
+    path = review_path(folder.parent, folder.name)
+    try:
+        found = read_estimate(path, table.slide.fingerprint, table.grid)
+    except WsiError as error:
+        logger.warning("left out: %s", error)
+        return summary
+    if found is None or not found.reviewed:
+        return summary
+    return replace(
+        summary,
+        positives_estimate=found.estimate,
+        positives_low=found.low,
+        positives_high=found.high,
+        interval_source=found.source,
+    )
+
+
+def add_saved_review(summary: SlideSummary, folder: Path) -> SlideSummary:
+    """Return the summary of a finished slide with its review as it is now. Raises StoreError."""
+    if not review_path(folder.parent, folder.name).exists():
+        return summary
+    return add_review(summary, folder, open_result(folder).table)
 
 
 def _describe(error: OSError | ValueError) -> str:

@@ -137,10 +137,11 @@ def choose_engine(
 
 def describe_model(model: Model) -> str:
     """Return the terms on which a model is run, in one line."""
+    terms = model.terms.on_grid
     return (
         f"model {model.architecture}: patches of {model.spec.side_px} px at"
-        f" {model.spec.mpp:g} µm/px, {model.positive_class} from probability"
-        f" {model.threshold:.3f} on"
+        f" {model.spec.mpp:g} µm/px, {model.positive_class} counted from probability"
+        f" {terms.count:.3f} on, context {terms.context_um:g} µm"
         f" ({model.threshold_source}){f'; LEAKY: {LEAK_WARNING}' if model.is_leaky else ''}"
     )
 

@@ -24,7 +24,7 @@ from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import read_owner
 from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
-from wsi_pipeline.store.predictions import RESULT_KIND
+from wsi_pipeline.store.predictions import LOGIT, RESULT_KIND
 from wsi_pipeline.store.zarr_io import open_array
 
 OWNER = re.compile(r"process (\d+) on (.+)")
@@ -173,7 +173,7 @@ def _count_blocks(folder: Path) -> tuple[int, int | None]:
         if not (folder / "prepared").exists():
             return 0, None
         is_prediction = (product / PREDICTIONS).is_dir()
-        place = (product / PREDICTIONS, "probability") if is_prediction else (product, "patches")
+        place = (product / PREDICTIONS, LOGIT) if is_prediction else (product, "patches")
         array = open_array(*place)
     except (StoreError, EnvironmentFault, OSError):
         return 0, None  # finished or thrown away while we looked, or for others' eyes

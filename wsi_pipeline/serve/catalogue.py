@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from wsi_pipeline.core.calibration import COUNT, DETECT
 from wsi_pipeline.core.choices import MANIFEST, PREDICTIONS
 from wsi_pipeline.core.errors import DAMAGES, WsiError
 from wsi_pipeline.core.outcome import SlideSummary
@@ -26,8 +27,8 @@ from wsi_pipeline.store.predictions import find_results
 from wsi_pipeline.store.zarr_io import read_attributes
 
 REFRESH_S = 1.0
-MAX_SMOOTH_UM = 100_000
-"""Longer than any slide; the table of weights for smoothing is as long."""
+MODELS_THRESHOLDS = (("threshold", COUNT), ("threshold", DETECT))
+"""The entries of a view that may be words."""
 MAX_DEPTH = 32
 """Levels of brackets in the model's description in results; deeper JSON could not be sent."""
 
@@ -184,19 +185,15 @@ def read_result(folder: Path, stamp: FileStamp) -> Result | None:
 
 
 def read_aggregation(recipe: Mapping[str, Any]) -> Aggregation:
-    """Return the threshold, smoothing and smallest region of a slide's outputs.
-
-    Raises TypeError, ValueError or ConfigError.
-    """
+    """Return what a slide's map was made by. Raises TypeError, ValueError or ConfigError."""
     view = recipe.get(VIEW, {})
     if not isinstance(view, dict):
         raise TypeError("its view is not a table")
-    names = ("threshold", "smooth_um", "min_region_mm2")
+    names = ("threshold", "context_um", "min_region_mm2", "prevalence")
     named = {name: view[name] for name in names if view.get(name) is not None}
-    if not all(type(value) in (int, float) for value in named.values()):
+    numbers = [value for name, value in named.items() if (name, value) not in MODELS_THRESHOLDS]
+    if not all(type(value) in (int, float) for value in numbers):
         raise TypeError("a value of its view is not a number")
-    if named.get("smooth_um", 0) > MAX_SMOOTH_UM:
-        raise ValueError("its map is smoothed beyond the slide")
     return Aggregation(**named)
 
 

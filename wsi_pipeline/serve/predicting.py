@@ -141,7 +141,7 @@ class PredictionService:
 
     def _predict_image(self, number: int, image: bytes, plan: ImagePlan) -> ImagePrediction:
         pixels = self._decode(number, image)
-        threshold = np.float32(self.predictor.model.threshold)
+        threshold = np.float32(self.predictor.model.terms.alone.count)
         if plan.grid is None:
             probability = self.predictor(pixels[None])
         else:

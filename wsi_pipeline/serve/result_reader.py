@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import DAMAGES, StoreError
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.outputs.heatmap import Heatmap, build_heatmap
+from wsi_pipeline.outputs.heatmap import Heatmap, build_heatmap, place_on_grid
 from wsi_pipeline.outputs.regions import Region, find_regions
 from wsi_pipeline.serve.catalogue import Result, read_aggregation, read_model
 from wsi_pipeline.serve.errors import Refusal
@@ -32,11 +32,11 @@ class LoadedResult:
     summary: SlideSummary
     table: PatchTable
     heatmap: Heatmap
-    """With the threshold, smoothing and smallest region of the slide's outputs."""
+    """With the threshold, context and smallest region of the slide's outputs."""
     model: dict[str, Any]
     """Description of the model that made the results."""
     own: NDArray[np.float32]
-    """(rows, cols) as predicted; the heatmap is smoothed where the results are."""
+    """(rows, cols) probability of each patch alone, without its neighbours."""
 
 
 class ResultReader:
@@ -80,11 +80,9 @@ def _load(result: Result) -> LoadedResult:
         model = read_model(predictions.attributes)
     except DAMAGES as error:
         raise StoreError(f"{result.folder}: damaged ({error}); infer the slide again") from error
-    heatmap = build_heatmap(
-        predictions, view.threshold, smooth_um=view.smooth_um, min_region_mm2=view.min_region_mm2
-    )
-    own = build_heatmap(predictions).probability if heatmap.smooth_um else heatmap.probability
-    return LoadedResult(result, summary, predictions.table, heatmap, describe_model(model), own)
+    heatmap, table = build_heatmap(predictions, view), predictions.table
+    own = place_on_grid(table, predictions.alone)
+    return LoadedResult(result, summary, table, heatmap, describe_model(model), own)
 
 
 def require_summary(result: Result) -> SlideSummary:

@@ -117,7 +117,8 @@ class PredictionBody(BaseModel):
     """Probabilities of the positive class, with the threshold and the model's terms of use."""
 
     positive_class: str
-    threshold: float
+    threshold: float = Field(description="The model's threshold for counting patches alone.")
+    context_um: float = Field(description="0: each patch alone; images have no neighbours.")
     model: dict[str, Any]
     images: list[ImagePrediction]
 

@@ -215,7 +215,7 @@ def send_map(
     loaded: NamedResult,
     request: Request,
     own: Annotated[
-        bool, Query(description="The patches' own probabilities, where the map is smoothed.")
+        bool, Query(description="The probability of each patch alone, without its neighbours.")
     ] = False,
 ) -> Response:
     """Send the map as a NumPy file: float32 (rows, cols), NaN where nothing was assessed."""

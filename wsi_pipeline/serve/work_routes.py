@@ -46,7 +46,8 @@ async def predict(
     model = service.predictor.model
     return PredictionBody(
         positive_class=model.positive_class,
-        threshold=model.threshold,
+        threshold=model.terms.alone.count,
+        context_um=0.0,
         model=_describe_model(model),
         images=predicted,
     )

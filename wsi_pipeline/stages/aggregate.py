@@ -1,4 +1,4 @@
-"""From stored probabilities to a slide's committed folder: all outputs of a view in one commit.
+"""From stored logits to a slide's committed folder: all outputs of a view in one commit.
 
 Also rebuilds them for every finished slide, without model or slide.
 """
@@ -7,6 +7,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideSummary, describe_failure
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
+from wsi_pipeline.counting.review_file import review_path
 from wsi_pipeline.outputs import WRITERS, View
 from wsi_pipeline.outputs.heatmap import build_heatmap, describe_summary, summarise
 from wsi_pipeline.outputs.png import COLUMNS
@@ -27,7 +29,7 @@ from wsi_pipeline.outputs.run_files import (
     write_index,
     write_slides_tables,
 )
-from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.outputs.summary_json import add_review, read_summary
 from wsi_pipeline.slides.base import SlideReader
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired, without_view
@@ -35,7 +37,12 @@ from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import check_whole, is_product
 from wsi_pipeline.store.patches import PatchStore
-from wsi_pipeline.store.predictions import RESULT_KIND, Predictions, find_results
+from wsi_pipeline.store.predictions import (
+    RESULT_KIND,
+    Predictions,
+    find_results,
+    write_probabilities,
+)
 
 ReadPixels = Callable[[NDArray[np.intp]], NDArray[np.uint8]]
 """Pixels (n, side, side, 3) of patches by their index in the predictions."""
@@ -91,11 +98,20 @@ def _aggregate(folder: Path, target: Path, view: View, force: bool) -> bool:
     """Make one slide's outputs; False where they were there."""
     staging = Staging(target, without_view(check_whole(folder).recipe))
     manifest = find_finished(staging, RESULT_KIND, force)
-    if manifest is not None and manifest.recipe.get(VIEW) == view.to_json():
+    if manifest is not None and manifest.recipe.get(VIEW) == record_view(view, folder):
         return False
     take_over(staging, folder)
     publish(staging, view, None, previous=folder)
     return True
+
+
+def record_view(view: View, folder: Path) -> dict[str, Any]:
+    """Return the view as a manifest records it, with the review of the slide in its folder."""
+    try:
+        review = review_path(folder.parent, folder.name).read_bytes()
+    except OSError:
+        return view.to_json()
+    return view.to_json() | {"review": hashlib.sha256(review).hexdigest()}
 
 
 def describe_result(
@@ -123,16 +139,13 @@ def publish(
 ) -> SlideSummary:
     """Write every format of the view and commit; `previous` is the slide's finished folder."""
     predictions = Predictions(staging.product / PREDICTIONS)
-    rules = view.aggregation
-    heatmap = build_heatmap(
-        predictions,
-        rules.threshold,
-        smooth_um=rules.smooth_um,
-        min_region_mm2=rules.min_region_mm2,
-    )
-    summary = summarise(predictions, heatmap)
+    record = record_view(view, previous)
+    heatmap = build_heatmap(predictions, view.aggregation)
+    table = predictions.table
+    write_probabilities(predictions, heatmap.probability[tuple(table.positions.T)])
+    summary = add_review(summarise(predictions, heatmap), previous, table)
     folder = previous if is_product(previous) else None
-    result = SlideResult(predictions.table, heatmap, summary, view.plot_style, samples, folder)
+    result = SlideResult(table, heatmap, summary, view.plot_style, samples, folder)
     for path in staging.product.iterdir():  # outputs of a killed run
         if path.name != PREDICTIONS:
             remove = shutil.rmtree if path.is_dir() else Path.unlink
@@ -140,7 +153,7 @@ def publish(
     for name in view.formats:
         WRITERS[name](result, staging.product)
     counts = {name: getattr(summary, name) for name in ("patches", "unreadable", "positives")}
-    staging.commit(RESULT_KIND, counts, view.to_json())
+    staging.commit(RESULT_KIND, counts, record)
     return summary
 
 
@@ -149,7 +162,8 @@ def choose_samples(predictions: Predictions, read: ReadPixels) -> tuple[Sample, 
 
     Unreadable patches are left out. The sample depends on the slide alone: every run has the same.
     """
-    positions, probability = predictions.table.positions, predictions.probability
+    positions = predictions.table.positions
+    probability = build_heatmap(predictions).probability[tuple(positions.T)]
     known = np.flatnonzero(~np.isnan(probability))
     rising = known[np.argsort(probability[known], kind="stable")]
     seed = int.from_bytes(hashlib.sha256(predictions.table.slide.fingerprint.encode()).digest()[:8])

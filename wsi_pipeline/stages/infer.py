@@ -33,6 +33,7 @@ from wsi_pipeline.stages.aggregate import (
     publish,
     read_from_slide,
     read_from_store,
+    record_view,
     take_over,
 )
 from wsi_pipeline.stages.plan import (
@@ -53,13 +54,14 @@ from wsi_pipeline.store.patches import PatchStore, write_patch_block
 from wsi_pipeline.store.predictions import (
     RESULT_KIND,
     Predictions,
+    has_logits,
     open_result,
     prepare_predictions,
     write_prediction_block,
 )
 
 PATCH_BYTES = 100
-"""A million patches take 68 MB in all default formats, and some more while they are written."""
+"""A million patches take 76 MB in all default formats, and some more while they are written."""
 ENGINE = "engine"
 """Entry of a recipe that names the engine of the predictions."""
 
@@ -173,7 +175,8 @@ class InferJob:
             if manifest := find_finished(staging, RESULT_KIND, self.force, inputs):
                 return self._reuse(staging, manifest)
             folder = staging.product / PREDICTIONS
-            if not staging.is_prepared or (
+            is_begun = staging.is_prepared and has_logits(folder)
+            if not is_begun or (
                 kept is not None and read_staged_table(folder).block_size != kept.block_size
             ):
                 begin_predictions(staging, kept or source.choose_patches(), self.model.load())
@@ -207,7 +210,7 @@ class InferJob:
         with self._open_source() as source:
             staging = self._stage(source.recipe)
             if manifest := check_finished(staging, RESULT_KIND, self.force, inputs):
-                is_same = manifest.recipe.get(VIEW) == self.view.to_json()
+                is_same = manifest.recipe.get(VIEW) == record_view(self.view, self.target)
                 state = PreviewState.DONE if is_same else PreviewState.PREDICTED
                 return SlidePreview.of_finished(self.slide, source.slide, state, manifest)
             if staging.is_prepared and not self.force:
@@ -247,7 +250,7 @@ class InferJob:
 
     def _reuse(self, staging: Staging, manifest: Manifest) -> SlidePlan:
         """Return the plan where predictions exist; outputs that differ are rebuilt."""
-        if manifest.recipe.get(VIEW) == self.view.to_json():
+        if manifest.recipe.get(VIEW) == record_view(self.view, self.target):
             return SlidePlan.of_finished(staging, manifest)
         open_result(self.target)
         take_over(staging, self.target)
@@ -345,7 +348,7 @@ def predict_block(
     """Read, predict and write one block; its pixels go into `store` first, if there is one.
 
     Unreadable patches get NaN. Batches start again with every block, so that the last bits of a
-    probability may depend on the block size, but never on whether pixels are kept.
+    logit may depend on the block size, but never on whether pixels are kept.
     """
     started = time.perf_counter()
     patches = source.read_block(block)
@@ -353,17 +356,17 @@ def predict_block(
     if store is not None:
         write_patch_block(store, table, block, patches)
     was_stored = time.perf_counter()
-    probability = np.full(len(patches.readable), np.nan, dtype=np.float32)
-    probability[patches.readable] = predictor(patches.pixels[patches.readable])
+    logits = np.full(len(patches.readable), np.nan, dtype=np.float32)
+    logits[patches.readable] = predictor.predict_logits(patches.pixels[patches.readable])
     was_computed = time.perf_counter()
     report = BlockReport(
-        patches=len(probability),
-        unreadable=int(np.count_nonzero(np.isnan(probability))),
+        patches=len(logits),
+        unreadable=int(np.count_nonzero(np.isnan(logits))),
         seconds_read=was_read - started,
         seconds_compute=was_computed - was_stored,
         seconds_write=was_stored - was_read,
         fallbacks=patches.fallbacks,
         is_predicted=True,
     )
-    write_prediction_block(staging, table, block, probability, asdict(report))
+    write_prediction_block(staging, table, block, logits, asdict(report))
     return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)

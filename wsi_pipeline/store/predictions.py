@@ -1,4 +1,8 @@
-"""Predictions of one slide: a probability for every patch, NaN where it could not be read."""
+"""Predictions of one slide: a logit for every patch, NaN where it could not be read.
+
+Beside the logits stand the probabilities that are made of them once all blocks are there: of each
+patch alone, and with its neighbours as the slide's outputs show it.
+"""
 
 import os
 from collections.abc import Sequence
@@ -9,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.choices import PREDICTIONS
-from wsi_pipeline.core.errors import StoreError, damage_error
+from wsi_pipeline.core.errors import DAMAGES, ModelError, StoreError, damage_error
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.store.codecs import CHECKSUM_BYTES
 from wsi_pipeline.store.commit import Staging
@@ -28,6 +33,9 @@ from wsi_pipeline.store.zarr_io import (
 
 KIND = "wsi predictions"
 RESULT_KIND = "wsi slide result"
+LOGIT, ALONE, FINAL = "logit", "raw_probability", "probability"
+ARRAYS = (LOGIT, ALONE, FINAL)
+"""float32 (n,) each, in blocks."""
 
 
 def prepare_predictions(staging: Staging, table: PatchTable, attributes: dict[str, Any]) -> None:
@@ -35,21 +43,43 @@ def prepare_predictions(staging: Staging, table: PatchTable, attributes: dict[st
     staging.begin()
     path = staging.product / PREDICTIONS
     write_table(path, KIND, table, attributes)
-    create_array(path, "probability", (table.patches,), (table.block_size,), "float32")
+    for name in ARRAYS:
+        _create(path, name, table)
     staging.mark_prepared()
+
+
+def _create(path: Path, name: str, table: PatchTable) -> None:
+    create_array(path, name, (table.patches,), (table.block_size,), "float32")
+
+
+def has_logits(path: Path) -> bool:
+    """Return False for predictions of a version that stored probabilities alone."""
+    return (path / LOGIT).is_dir()
 
 
 def write_prediction_block(
     staging: Staging,
     table: PatchTable,
     block: int,
-    probability: NDArray[np.float32],
+    logits: NDArray[np.float32],
     report: dict[str, Any],
 ) -> None:
-    """Write the probabilities (b,) of one block, and its report."""
+    """Write the logits (b,) of one block, NaN where it could not be read, and its report."""
     path = staging.product / PREDICTIONS
-    write_rows(path, "probability", table.block_slice(block), probability)
-    staging.mark_block(block, report, flush_chunk(path, "probability", block, dimensions=1))
+    write_rows(path, LOGIT, table.block_slice(block), logits)
+    staging.mark_block(block, report, flush_chunk(path, LOGIT, block, dimensions=1))
+
+
+def write_probabilities(predictions: "Predictions", probability: NDArray[np.float32]) -> None:
+    """Write the probabilities (n,) that outputs show, and those of each patch alone."""
+    path, table = predictions.path, predictions.table
+    values = {ALONE: predictions.alone, FINAL: probability}
+    if not has_logits(path):
+        values[LOGIT] = predictions.logit
+        _create(path, LOGIT, table)
+        _create(path, ALONE, table)
+    for name, array in values.items():
+        write_rows(path, name, slice(0, table.patches), array)
 
 
 class Predictions:
@@ -60,10 +90,11 @@ class Predictions:
         self.path = path
         self.attributes = check_kind(path, KIND)
         self.table = read_table(path, self.attributes)
-        check_layout(path, "probability", _layout(self.table))
-        model = _check_model(path, self.attributes.get("model"))
-        self.threshold = float(model["threshold"])
-        """Probability from which on a patch counts as positive."""
+        self._has_logits = has_logits(path)
+        for name in ARRAYS if self._has_logits else (FINAL,):
+            check_layout(path, name, _layout(self.table))
+        model, self.terms = _check_model(path, self.attributes.get("model"))
+        """How the model's logits are read: context, calibration, thresholds."""
         self.negative_class: str
         self.positive_class: str
         """The model's name of the class whose probability it predicts."""
@@ -72,9 +103,32 @@ class Predictions:
         """Digest of the checkpoint that made them."""
 
     @cached_property
+    def logit(self) -> NDArray[np.float32]:
+        """float32 (n,) as the network gave it, NaN where a patch could not be read.
+
+        Of predictions that hold no logits, it is made of the probabilities. Raises StoreError.
+        """
+        if not self._has_logits:
+            return self.terms.alone.calibration.undo(self.probability)
+        values = read_rows(self.path, LOGIT)
+        if values.shape != (self.table.patches,) or np.isinf(values).any():
+            raise damage_error(self.path, "logits that are not finite")
+        return values
+
+    @cached_property
+    def alone(self) -> NDArray[np.float32]:
+        """Probability of each patch by itself, float32 (n,), NaN as above. Raises StoreError."""
+        if not self._has_logits:
+            return self.probability
+        return self.terms.alone.calibration.apply(self.logit)
+
+    @cached_property
     def probability(self) -> NDArray[np.float32]:
-        """float32 (n,), 0 to 1, NaN where a patch could not be read. Raises StoreError."""
-        values = read_rows(self.path, "probability")
+        """Probability that the outputs show, float32 (n,), 0 to 1, NaN as above.
+
+        NaN everywhere before the outputs are made. Raises StoreError.
+        """
+        values = read_rows(self.path, FINAL)
         known = values[~np.isnan(values)]
         if values.shape != (self.table.patches,) or ((known < 0) | (known > 1)).any():
             raise damage_error(self.path, "probabilities outside 0 to 1")
@@ -85,16 +139,21 @@ def _layout(table: PatchTable) -> ArrayLayout:
     return ArrayLayout("float32", (table.patches,), (table.block_size,))
 
 
-def _check_model(path: Path, model: Any) -> dict[str, Any]:
-    """Return the recorded model. Raises StoreError without threshold, two classes and digest."""
+def _check_model(path: Path, model: Any) -> tuple[dict[str, Any], ModelTerms]:
+    """Return the recorded model and its terms.
+
+    Raises StoreError without terms, two classes and digest.
+    """
     named: dict[str, Any] = model if isinstance(model, dict) else {}
-    threshold: Any = named.get("threshold")
     names = named.get("class_names")
     is_named = isinstance(names, list) and [type(name) for name in names] == [str, str]
-    is_number = type(threshold) in (int, float) and 0 <= threshold <= 1
-    if not (is_number and is_named and isinstance(named.get("digest"), str)):
-        raise damage_error(path, "does not say which model made it, its threshold and classes")
-    return named
+    try:
+        terms = ModelTerms.of_record(named)
+    except (ModelError, *DAMAGES):
+        is_named = False
+    if not (is_named and isinstance(named.get("digest"), str)):
+        raise damage_error(path, "does not say which model made it, its thresholds and classes")
+    return named, terms
 
 
 def open_result(folder: Path) -> Predictions:
@@ -108,18 +167,23 @@ def open_result(folder: Path) -> Predictions:
     predictions = Predictions(folder / PREDICTIONS)
     counts, table = manifest.counts, predictions.table
     _check_chunks(folder, manifest, table)
-    unreadable = int(np.count_nonzero(np.isnan(predictions.probability)))
+    unreadable = int(np.count_nonzero(np.isnan(predictions.logit)))
+    if not np.array_equal(np.isnan(predictions.probability), np.isnan(predictions.logit)):
+        raise damage_error(folder, "some of its logits have no probability, or the reverse")
     if (counts.get("patches"), counts.get("unreadable")) != (table.patches, unreadable):
         raise damage_error(folder, "its predictions and its manifest disagree")
     return predictions
 
 
 def _check_chunks(folder: Path, manifest: Manifest, table: PatchTable) -> None:
-    """Raise StoreError where a block of probabilities differs from the manifest."""
-    chunks = [name_chunk(f"{PREDICTIONS}/probability", block, 1) for block in range(table.blocks)]
+    """Raise StoreError where a block of an array differs from the manifest."""
+    names = ARRAYS if has_logits(folder / PREDICTIONS) else (FINAL,)
+    blocks = range(table.blocks)
+    chunks = [name_chunk(f"{PREDICTIONS}/{name}", block, 1) for block in blocks for name in names]
     wanted = _layout(table).chunk_bytes + CHECKSUM_BYTES
-    for block, chunk in enumerate(chunks):
+    for number, chunk in enumerate(chunks):
         if manifest.files.get(chunk, (0, ""))[0] != wanted:
+            block = number // len(names)
             fault = f"block {block} of its predictions is missing or of another size"
             raise damage_error(folder, fault)
     check_files(folder, manifest, chunks)

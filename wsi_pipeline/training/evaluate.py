@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wsi_pipeline.core.calibration import Calibration
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.training.calibrate import apply_temperature, undo_temperature
 from wsi_pipeline.training.metrics import (
     DRAWS,
     FEW_PATIENTS,
@@ -21,6 +21,7 @@ from wsi_pipeline.training.metrics import (
     Scores,
     bootstrap_intervals,
     brier_score,
+    describe_scores,
     expected_calibration_error,
     find_interval,
     format_confusion,
@@ -39,9 +40,8 @@ NAMED_THRESHOLDS = (0.5, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, slots=True)
 class CalibrationMetrics:
-    """Calibration of probabilities at one temperature; None where there are no patches."""
+    """Calibration of probabilities; None where there are no patches."""
 
-    temperature: float
     brier: float | None
     expected_calibration_error: float | None
     negative_log_likelihood: float | None
@@ -77,14 +77,16 @@ class Metrics:
     """All metrics of one model on one set of patients; metrics.json holds these fields."""
 
     scores: Scores
+    alone: Scores
+    """Of each patch alone: calibrated, without its neighbours, at the threshold for that."""
     intervals: Mapping[str, Interval]
     """95 % intervals by metric, from resampling patients; absent where a metric has none."""
     draws: int
     """Number of samples of patients behind the intervals."""
     before: CalibrationMetrics
-    """At temperature 1: of the network itself."""
+    """Of the network itself: each patch alone, uncalibrated."""
     after: CalibrationMetrics
-    """At the model's temperature."""
+    """Of the final probabilities: with context and calibrated."""
     sweep: tuple[SweepPoint, ...]
     patients: tuple[PatientScores, ...]
     """Sorted by name."""
@@ -94,78 +96,59 @@ class Metrics:
         return min(self.sweep, key=lambda point: abs(point.threshold - threshold))
 
 
-def evaluate_probability(
-    labels: Labels, probability: Floats, patients: Names, *, temperature: float, threshold: float
-) -> Metrics:
-    """Return the metrics of calibrated probabilities (n,), as results hold them.
-
-    The temperature is undone for the metrics before calibration.
-    """
-    logits = undo_temperature(probability, temperature)
-    return evaluate_logits(
-        labels,
-        logits,
-        patients,
-        temperature=temperature,
-        threshold=threshold,
-        probability=probability,
-    )
-
-
-def evaluate_logits(
+def evaluate_predictions(
     labels: Labels,
-    logits: Floats,
     patients: Names,
     *,
-    temperature: float,
-    threshold: float,
+    logits: Floats,
+    alone: Floats,
+    probability: Floats,
+    thresholds: tuple[float, float],
     seed: int = 0,
     draws: int = DRAWS,
-    probability: Floats | None = None,
 ) -> Metrics:
-    """Return the metrics of uncalibrated logits (n,) for labels (n,) 0 or 1 of patients (n,).
+    """Return the metrics of predictions (n,) for labels (n,) 0 or 1 of patients (n,).
 
-    Probabilities, if given, are those of the logits at the temperature. Raises ConfigError where
-    lengths differ or values are not allowed.
+    `logits` are the network's, `alone` the probabilities of each patch by itself, `probability` the
+    final ones, `thresholds` of the final ones and of those alone. Raises ConfigError where lengths
+    differ or values are not allowed.
     """
-    if probability is None:
-        probability = apply_temperature(logits, temperature)
-    _check(labels, logits, probability, patients)
+    for values in (logits, alone, probability):
+        _check(labels, values, patients)
+    threshold, threshold_alone = thresholds
     return Metrics(
         scores=score(labels, probability, threshold),
+        alone=score(labels, alone, threshold_alone),
         intervals=bootstrap_intervals(
             labels, probability, patients, threshold, draws=draws, seed=seed
         ),
         draws=draws,
-        before=_measure_calibration(labels, logits, apply_temperature(logits, 1.0), 1.0),
-        after=_measure_calibration(labels, logits, probability, temperature),
+        before=_measure_calibration(labels, Calibration().apply(logits)),
+        after=_measure_calibration(labels, probability),
         sweep=sweep_thresholds(labels, probability, FINE_SWEEP),
         patients=_score_patients(labels, probability, patients, threshold),
     )
 
 
-def _check(labels: Labels, logits: Floats, probability: Floats, patients: Names) -> None:
-    if not len(labels) == len(logits) == len(patients):
+def _check(labels: Labels, values: Floats, patients: Names) -> None:
+    if not len(labels) == len(values) == len(patients):
         raise ConfigError(
-            f"{len(labels)} labels, {len(logits)} predictions, {len(patients)} patients; give one"
+            f"{len(labels)} labels, {len(values)} predictions, {len(patients)} patients; give one"
             " of each per patch"
         )
     if not np.isin(labels, (0, 1)).all():
         raise ConfigError("a label is neither 0 nor 1; leave out patches of unknown class")
-    if not (np.isfinite(logits).all() and np.isfinite(probability).all()):
+    if not np.isfinite(values).all():
         raise ConfigError("a prediction is not finite; leave out patches that were not assessed")
 
 
-def _measure_calibration(
-    labels: Labels, logits: Floats, probability: Floats, temperature: float
-) -> CalibrationMetrics:
+def _measure_calibration(labels: Labels, probability: Floats) -> CalibrationMetrics:
     if not len(labels):
-        return CalibrationMetrics(temperature, None, None, None, ())
+        return CalibrationMetrics(None, None, None, ())
     return CalibrationMetrics(
-        temperature,
         brier_score(labels, probability),
         expected_calibration_error(labels, probability),
-        negative_log_likelihood(labels, logits.astype(np.float64) / temperature),
+        negative_log_likelihood(labels, Calibration().undo(probability)),
         measure_reliability(labels, probability),
     )
 
@@ -299,18 +282,27 @@ def format_metrics(
         interval = metrics.intervals.get(key)
         ends = "" if interval is None else f"   {interval[0]:.3f} to {interval[1]:.3f}"
         lines.append(f"  {name:<28}{show_metric(getattr(scores, key))}{ends}")
-    lines += ["", _format_calibration(metrics), *([note] if note else []), ""]
+    lines += [
+        "",
+        _format_calibration(metrics),
+        _format_alone(metrics),
+        *([note] if note else []),
+        "",
+    ]
     lines += [f"{what} at threshold {scores.threshold:.3f}:", format_confusion(scores, class_names)]
     return "\n".join(lines)
 
 
 def _format_calibration(metrics: Metrics) -> str:
     before, after = metrics.before, metrics.after
-    if after.temperature == 1.0:
-        return "calibration: the model's temperature is 1, nothing was changed"
     return (
         f"calibration: expected calibration error {show_metric(before.expected_calibration_error)}"
-        f" before, {show_metric(after.expected_calibration_error)} after temperature"
-        f" {after.temperature:.3f}; Brier score {show_metric(before.brier)},"
-        f" {show_metric(after.brier)}"
+        f" of the network itself, {show_metric(after.expected_calibration_error)} at the end; Brier"
+        f" score {show_metric(before.brier)}, {show_metric(after.brier)}"
     )
+
+
+def _format_alone(metrics: Metrics) -> str:
+    if metrics.alone == metrics.scores:
+        return "context: none, each patch is judged alone"
+    return f"without context, each patch alone: {describe_scores(metrics.alone)}"

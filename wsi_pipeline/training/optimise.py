@@ -22,9 +22,9 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
+from wsi_pipeline.core.calibration import Calibration
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures.network import find_head, positive_logit
-from wsi_pipeline.training.calibrate import apply_temperature
 from wsi_pipeline.training.metrics import Floats, Labels, score
 
 ParameterGroups = Iterable[dict[str, Any]]
@@ -85,7 +85,7 @@ class TwoClasses:
         return binary_cross_entropy_with_logits(logits, targets, weights)
 
     def evaluate(self, labels: Labels, logits: Floats) -> EpochMetrics:
-        scores = score(labels, apply_temperature(logits, 1.0), threshold=0.5)
+        scores = score(labels, Calibration().apply(logits), threshold=0.5)
         target = torch.from_numpy(labels.astype(np.float32))
         return EpochMetrics(
             loss=float(binary_cross_entropy_with_logits(torch.from_numpy(logits), target)),

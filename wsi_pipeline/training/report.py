@@ -23,7 +23,6 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from wsi_pipeline.core.choices import LEAK_WARNING
 from wsi_pipeline.store.files import write_file
-from wsi_pipeline.training.calibrate import apply_temperature
 from wsi_pipeline.training.evaluate import NAMED_THRESHOLDS, CalibrationMetrics, Compared, Metrics
 from wsi_pipeline.training.metrics import (
     FEW_PATIENTS,
@@ -63,8 +62,8 @@ class ReportContent:
     metrics: Metrics
     labels: Labels
     """(n,) 0 or 1."""
-    logits: Floats
-    """(n,) before the temperature."""
+    probability: Floats
+    """(n,), final."""
     patients: Names
     facts: Mapping[str, str] = field(default_factory=dict)
     """Rows of the table about the model and its patches."""
@@ -140,7 +139,7 @@ def embed_image(kind: str, content: bytes) -> str:
 
 def _plot_all(content: ReportContent) -> dict[str, str]:
     metrics, labels = content.metrics, content.labels
-    probability = apply_temperature(content.logits, metrics.after.temperature)
+    probability = content.probability
     plots: dict[str, bytes] = {}
     if content.history:
         plots["history"] = plot_history(content.history)
@@ -148,10 +147,8 @@ def _plot_all(content: ReportContent) -> dict[str, str]:
         plots["roc"] = plot_roc(labels, probability, content.patients, metrics)
         plots["precision_recall"] = plot_precision_recall(labels, probability, metrics)
     if len(labels):
-        plots["before"] = plot_reliability(metrics.before, "before, temperature 1")
-        plots["after"] = plot_reliability(
-            metrics.after, f"after, temperature {metrics.after.temperature:.3f}"
-        )
+        plots["before"] = plot_reliability(metrics.before, "the network itself")
+        plots["after"] = plot_reliability(metrics.after, "final probabilities")
         plots["sweep"] = plot_sweep(metrics)
     return {name: embed_image("svg+xml", plot) for name, plot in plots.items()}
 

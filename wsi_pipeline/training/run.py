@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -13,19 +13,21 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.choices import HISTORY_CSV, LAST, LEAK_WARNING, MODEL_FILE, REPORT_HTML
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.progress import Listener, relay
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_pipeline.models.loading import describe_terms
 from wsi_pipeline.models.model import make_self_test
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
-from wsi_pipeline.store.patches import find_stores
-from wsi_pipeline.training.calibrate import ThresholdRule, apply_temperature, fit_temperature
+from wsi_pipeline.store.patches import PatchStore, find_stores
+from wsi_pipeline.training.calibrate import ThresholdRule, ValidationPatches, fit_terms
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
-from wsi_pipeline.training.evaluate import Metrics, evaluate_logits, format_metrics
+from wsi_pipeline.training.evaluate import Metrics, evaluate_predictions, format_metrics
 from wsi_pipeline.training.fit import FitJob, make_fabric, make_network, run_fit
 from wsi_pipeline.training.loop import Epoch, FitHistory
 from wsi_pipeline.training.metrics import Floats
@@ -49,6 +51,7 @@ LOGGED = tuple(
     field.name for field in fields(Epoch) if field.name not in ("epoch", "seconds", "is_best")
 )
 LOGGED_PARTS = {"train": "training", "val": "validation"}
+CHOSEN = "context, calibration and thresholds"
 IN_SAMPLE = (
     "{chosen} were chosen on these validation patients, so these metrics are slightly too good. For"
     " metrics to publish, keep patients out with --test-patients, run wsi infer on them and wsi"
@@ -65,7 +68,7 @@ class Trained:
     """On the validation patients; None where an earlier run had finished the same training."""
     class_names: tuple[str, str]
     is_leaky: bool
-    chosen: str = "temperature and threshold"
+    chosen: str = CHOSEN
     """Things that were chosen on the validation patients."""
 
     def __str__(self) -> str:
@@ -154,7 +157,7 @@ def train_division(
 
 def describe_chosen(config: TrainConfig) -> str:
     """Return what is chosen on the validation patients, in words."""
-    chosen = "temperature and threshold"
+    chosen = CHOSEN
     return chosen if config.stop_on == LAST else f"epoch, {chosen}"
 
 
@@ -207,48 +210,72 @@ def describe_split(patches: LabelledPatches, division: Division) -> str:
 
 
 def _finish(staging: Staging, job: FitJob, history: FitHistory, rule: ThresholdRule) -> Metrics:
-    """Fit temperature and threshold on the validation patches; commit model and report."""
+    """Fit the terms on the validation patches; commit model and report."""
     val, folder = job.division.val, staging.product
     labels, patients = job.patches.labels[val], job.patches.patients[val]
     logits = history.kept_logits
-    temperature = fit_temperature(labels, logits)
-    probability = apply_temperature(logits, temperature)
-    threshold = rule.choose(labels, probability)
-    metrics = evaluate_logits(
-        labels, logits, patients, temperature=temperature, threshold=threshold, seed=job.config.seed
+    known = place_patches(job.patches, val, logits)
+    terms, how = fit_terms(known, rule)
+    probability = known.apply(terms.on_grid)
+    alone = known.apply(terms.alone)
+    metrics = evaluate_predictions(
+        labels,
+        patients,
+        logits=logits,
+        alone=alone,
+        probability=probability,
+        thresholds=(terms.on_grid.count, terms.alone.count),
+        seed=job.config.seed,
     )
-    checkpoint = _make_checkpoint(job, history, metrics, rule)
+    checkpoint = _make_checkpoint(job, history, metrics, terms, how)
     checkpoint = replace(checkpoint, self_test=make_self_test(checkpoint))
     save_checkpoint(checkpoint, folder / MODEL_FILE)
     write_events(folder / EVENTS, history.epochs)
     write_history(folder / HISTORY_CSV, history.epochs)
     write_json(folder / METRICS_JSON, asdict(metrics))
     write_json(folder / SPLIT_JSON, job.division.record | {"is_leaky": job.division.is_leaky})
-    _write_validation(folder / VALIDATION_CSV, job, logits, probability)
+    columns = {"logit": logits, "raw_probability": alone, "probability": probability}
+    _write_validation(folder / VALIDATION_CSV, job, columns)
     report = _make_report(job, history, checkpoint, metrics, probability)
     write_report_page(folder / REPORT_HTML, report)
     staging.commit(KIND, {"patches": len(job.patches), "epochs": len(history.epochs)})
     return metrics
 
 
+def place_patches(
+    patches: LabelledPatches, members: NDArray[np.intp], logits: Floats
+) -> ValidationPatches:
+    """Return some of the patches with their logits (k,) and their places in their slides."""
+    stores, numbers = patches.places[members].T
+    positions = np.empty((len(members), 2), dtype=np.int32)
+    for store in np.unique(stores):
+        own = stores == store
+        positions[own] = PatchStore(patches.paths[store]).positions[numbers[own]]
+    return ValidationPatches(
+        labels=patches.labels[members],
+        logits=logits,
+        patients=patches.patients[members],
+        stores=stores,
+        positions=positions,
+        stride_um=patches.spec.stride_px * patches.spec.mpp,
+    )
+
+
 def _make_checkpoint(
-    job: FitJob, history: FitHistory, metrics: Metrics, rule: ThresholdRule
+    job: FitJob, history: FitHistory, metrics: Metrics, terms: ModelTerms, how: str
 ) -> Checkpoint:
     patches, division = job.patches, job.division
-    patients = len(np.unique(patches.patients[division.val]))
-    source = f"{rule.describe()} on {patients} validation patients, {len(division.val)} patches"
     return Checkpoint(
         architecture=job.config.architecture,
         options=job.config.network,
         spec=patches.spec,
         class_names=patches.class_names,
         normalisation=history.normalisation,
-        temperature=metrics.after.temperature,
-        threshold=metrics.scores.threshold,
-        threshold_source=source + ("; patients on both sides" if division.is_leaky else ""),
+        terms=terms,
+        threshold_source=how + ("; patients on both sides" if division.is_leaky else ""),
         weights=history.kept_weights,
         is_leaky=division.is_leaky,
-        scores={"validation": asdict(metrics.scores)},
+        scores={"validation": asdict(metrics.scores), "validation, alone": asdict(metrics.alone)},
         training={
             **make_recipe(patches, division, job.config, job.pretrained),
             "patches": {
@@ -301,7 +328,7 @@ def _tag(name: str) -> str:
     return f"{metric}/{LOGGED_PARTS[part]}" if part in LOGGED_PARTS else name
 
 
-def _write_validation(path: Path, job: FitJob, logits: Floats, probability: Floats) -> None:
+def _write_validation(path: Path, job: FitJob, values: Mapping[str, Floats]) -> None:
     patches, val = job.patches, job.division.val
     stores, numbers = patches.places[val].T.tolist()
     columns = {
@@ -309,8 +336,7 @@ def _write_validation(path: Path, job: FitJob, logits: Floats, probability: Floa
         "store": [patches.paths[store].name for store in stores],
         "patch": numbers,
         "label": patches.labels[val].tolist(),
-        "logit": map(str, logits),
-        "probability": map(str, probability),
+        **{name: map(str, column) for name, column in values.items()},
     }
     table = format_csv(list(columns), zip(*columns.values(), strict=True))
     path.write_bytes(table.encode(errors="surrogateescape"))
@@ -325,7 +351,7 @@ def _make_report(
         class_names=checkpoint.class_names,
         metrics=metrics,
         labels=patches.labels[val],
-        logits=history.kept_logits,
+        probability=probability,
         patients=patches.patients[val],
         history=[asdict(epoch) for epoch in history.epochs],
         facts={
@@ -336,8 +362,9 @@ def _make_report(
             "validation": patches.describe(val),
             "held out": f"{len(job.division.record['test'])} patients",
             "epochs": describe_epochs(job.config, history),
-            "temperature": f"{checkpoint.temperature:.3f}",
-            "threshold": f"{checkpoint.threshold:.3f}: {checkpoint.threshold_source}",
+            "on a grid": describe_terms(checkpoint.terms.on_grid),
+            "a patch alone": describe_terms(checkpoint.terms.alone),
+            "chosen by": checkpoint.threshold_source,
         },
         is_leaky=job.division.is_leaky,
         notes=(IN_SAMPLE.format(chosen=describe_chosen(job.config).capitalize()),),

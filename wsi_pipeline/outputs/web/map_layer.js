@@ -3,17 +3,17 @@
 
 class MapLayer {
   /**
-   * values: Float32Array in row order; grid: as in the view's description; colours: Uint8Array of 256 × RGB; terms: {smooth_um,
-   * min_region_mm2} of the results; own: the values before they were smoothed, where they were and are at hand.
+   * values: Float32Array in row order; grid: as in the view's description; colours: Uint8Array of 256 × RGB; terms: {context_um,
+   * min_region_mm2} of the results; own: the probability of each patch alone, where the map has context and they are at hand.
    */
   constructor(values, grid, colours, terms, own = null) {
     this.values = values;
     this.grid = grid;
     this.colours = colours;
-    this.smoothUm = terms.smooth_um;
+    this.contextUm = terms.context_um;
     this.minRegionMm2 = terms.min_region_mm2;
     this.minCells = terms.min_region_mm2 / grid.cell_area_mm2;
-    this.own = own || (terms.smooth_um ? null : values);
+    this.own = own || (terms.context_um ? null : values);
     this.mask = { threshold: null, isPositive: null, count: 0, leftOut: 0 };
     this.canvas = document.createElement("canvas");
     this.canvas.width = Math.max(grid.cols, 1);
@@ -68,7 +68,7 @@ class MapLayer {
     return this.values[cell.row * this.grid.cols + cell.col];
   }
 
-  /** What the model said of a cell's patch itself, before any smoothing; null where that is not at hand. */
+  /** Probability of a cell's patch alone, without its neighbours; null where that is not at hand. */
   ownAt(cell) {
     return this.own && this.own[cell.row * this.grid.cols + cell.col];
   }

@@ -266,7 +266,7 @@ function describePlace(slide, map, x, y) {
   const cell = map && map.cellAt(x, y);
   if (!cell) return place;
   const value = map.valueAt(cell);
-  return `${Number.isNaN(value) ? "not assessed" : `${map.smoothUm ? "smoothed " : ""}probability ${value.toFixed(3)}`} · ${place}`;
+  return `${Number.isNaN(value) ? "not assessed" : `probability ${value.toFixed(3)}`} · ${place}`;
 }
 
 /** Positives and their area, in words, and what is left out of them. */

@@ -82,8 +82,8 @@ class Viewer {
     if (!result) return null;
     if (!this.maps.has(runId)) {
       const address = `${api}/map.npy?run=${encodeURIComponent(runId)}`;
-      const isSmoothed = result.summary.smooth_um > 0;
-      const [values, own] = await Promise.all([getNpy(address), isSmoothed ? getNpy(`${address}&own=true`) : null]);
+      const hasContext = result.summary.context_um > 0;
+      const [values, own] = await Promise.all([getNpy(address), hasContext ? getNpy(`${address}&own=true`) : null]);
       this.maps.set(runId, new MapLayer(values, result.grid, this.colours, result.summary, own));
     }
     return this.maps.get(runId);

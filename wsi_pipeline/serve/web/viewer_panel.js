@@ -159,8 +159,8 @@ const LAYERS = [["show-map", "showMap"], ["only-positive", "onlyPositive"], ["sh
 function describePatch(map, cell, threshold) {
   const [own, value] = [map.ownAt(cell), map.valueAt(cell)];
   if (value === undefined || Number.isNaN(value)) return "not assessed";
-  const smoothed = map.smoothUm ? `; ${value.toFixed(4)} on the smoothed map (${map.smoothUm} µm)` : "";
-  return `${map.smoothUm ? "its own " : ""}probability ${own.toFixed(4)}${smoothed}, ${map.judge(cell, threshold)}`;
+  const alone = map.contextUm ? `, alone ${own.toFixed(4)}` : "";
+  return `probability ${value.toFixed(4)}${alone}, ${map.judge(cell, threshold)}`;
 }
 
 function toggle(name) {
