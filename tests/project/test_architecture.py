@@ -50,7 +50,7 @@ DOORS: dict[str, set[str]] = {
     "lightning_fabric": {"training"},
     "tensorboard": {"training"},
     "shapely": {"labels", "outputs"},
-    "scipy": {"counting", "labels", "outputs", "training"},
+    "scipy": {"core", "counting", "labels", "outputs", "training"},
     "defusedxml": {"labels"},
     "yaml": {"labels", "scheduling"},
     "sklearn": {"training"},

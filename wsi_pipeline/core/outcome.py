@@ -58,8 +58,8 @@ class SlideSummary:
     unreadable: int = _metric("Patches that could not be decoded; never counted as negative", ge=0)
     positives: int = _metric("Patches at or above the threshold, in regions that count", ge=0)
     positives_estimate: float | None = _metric(
-        "Estimated number of positive patches: of a review, else the counted one; null where nothing"
-        " was assessed",
+        "Estimated number of positive patches: of a review, else the counted one; null where"
+        " nothing was assessed",
         ge=0,
     )
     positives_low: float | None = _metric("Lower end of its 95 % interval; null: none", ge=0)

@@ -85,9 +85,10 @@ def evaluate_results(
     """Evaluate every finished slide in `results`; write evaluation.csv, .json and .html there.
 
     Labels are the label files or folders given, else those that came with the stores. The threshold
-    is that of the results unless a rule is given. With `compare_with`, another results folder, both models
-    are compared on the patches that they share (comparison.csv). Raises LabelError where no slide
-    has labels, StoreError where slides were predicted by different models or nothing is shared.
+    is that of the results unless a rule is given. With `compare_with`, another results folder, both
+    models are compared on the patches that they share (comparison.csv). Raises LabelError where no
+    slide has labels, StoreError where slides were predicted by different models or nothing is
+    shared.
     """
     labelled = label_results(results, labels, rules)
     other = None if compare_with is None else label_results(compare_with, labels, rules)
