@@ -55,7 +55,18 @@ import rich_click
 from wsi_pipeline.core.errors import WsiError, machine_fault
 
 COMMANDS = (
-    *("aggregate", "clean", "demo", "doctor", "evaluate", "export", "infer", "info", "ingest"),
+    *(
+        "aggregate",
+        "calibrate",
+        "clean",
+        "demo",
+        "doctor",
+        "evaluate",
+        "export",
+        "infer",
+        "info",
+        "ingest",
+    ),
     *("label", "lr-find", "model", "pseudonymize", "review", "serve", "status", "store", "tile"),
     *("train", "unlock", "verify", "view"),
 )

@@ -181,8 +181,11 @@ def average_context(logits: Floats, sigma_patches: float) -> Floats:
     values = np.where(known, logits, 0).astype(np.float64)
     total = gaussian_filter(values, sigma_patches, mode="constant")
     weight = gaussian_filter(known.astype(np.float64), sigma_patches, mode="constant")
-    mean = np.divide(total, weight, out=np.full(logits.shape, np.nan), where=known)
-    return mean.astype(np.float32)
+    mean: NDArray[np.float64] = np.divide(
+        total, weight, out=np.full(logits.shape, np.nan), where=known
+    )
+    averaged: Floats = mean.astype(np.float32)
+    return averaged
 
 
 def log_odds(share: float) -> float:

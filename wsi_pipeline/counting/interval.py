@@ -7,6 +7,9 @@ and for many positives.
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from scipy.stats import t as student_t
 
 LEVEL = 0.95
 FEWEST_PATCHES = 30
@@ -18,21 +21,28 @@ def share_error(counted: float, true: float) -> float:
     return math.asin(math.sqrt(true)) - math.asin(math.sqrt(counted))
 
 
-def interval_of_share(
-    share: float, errors: Sequence[float], level: float = LEVEL
-) -> tuple[float, float] | None:
-    """Return the ends of the interval of a share, 0 to 1; None where there are too few errors.
+def conformal_radius(errors: Sequence[float], level: float = LEVEL) -> float | None:
+    """Return the error that another patient's stays below; None for too few: 95 % needs 19.
 
-    The errors are those of other patients, as `share_error` gives them; 95 % needs 19 of them.
+    The errors are those of other patients, as `share_error` gives them.
     """
     rank = math.ceil((len(errors) + 1) * level - 1e-9)
-    if rank > len(errors):
-        return None
-    return spread_share(share, sorted(map(abs, errors))[rank - 1])
+    return sorted(map(abs, errors))[rank - 1] if rank <= len(errors) else None
 
 
-def spread_share(share: float, radius: float) -> tuple[float, float]:
-    """Return the ends of a share, 0 to 1, that lie `radius` away in its arcsine."""
-    center = math.asin(math.sqrt(share))
-    low, high = max(center - radius, 0.0), min(center + radius, math.pi / 2)
-    return math.sin(low) ** 2, math.sin(high) ** 2
+def predict_error(errors: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Return the middle of the next slide's error and how far it strays from there.
+
+    Student's prediction interval: for the few slides of one site, fewer than a conformal interval
+    needs. Two errors or more.
+    """
+    spread = stdev(errors) * math.sqrt(1 + 1 / len(errors))
+    return fmean(errors), float(student_t.ppf((1 + level) / 2, len(errors) - 1)) * spread
+
+
+def spread_share(share: float, radius: float, center: float = 0.0) -> tuple[float, float]:
+    """Return the ends of a share, 0 to 1, that is off by `center` ± `radius` in its arcsine."""
+    middle = math.asin(math.sqrt(share)) + center
+    ends = (min(max(end, 0.0), math.pi / 2) for end in (middle - radius, middle + radius))
+    low, high = (math.sin(end) ** 2 for end in ends)
+    return low, high

@@ -18,7 +18,7 @@ from wsi_pipeline.labels import label_positions
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.model import hash_patient
-from wsi_pipeline.outputs.heatmap import Aggregation, aggregation_of, place_on_grid
+from wsi_pipeline.outputs.heatmap import place_on_grid, read_aggregation
 from wsi_pipeline.outputs.run_files import read_finished
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 from wsi_pipeline.training.evaluate import Compared, compare
@@ -115,7 +115,7 @@ def label_results(
     """
     predictions = _open_all(results)
     summaries = {each.slide_id: each for each in read_finished(results).summaries}
-    if len(views := {_view_of(summary) for summary in summaries.values()}) > 1:
+    if len(views := {read_aggregation(each.path.parent) for each in predictions}) > 1:
         raise StoreError(
             f"{results}: its slides were aggregated in {len(views)} ways; run `wsi aggregate` on it"
             " first"
@@ -179,10 +179,6 @@ def _label_slide(
         )
     slide = LabelledSlide(slide_id, table, positions, labels, logit, probability, summary)
     return slide.take(labels >= 0)
-
-
-def _view_of(summary: SlideSummary) -> tuple[Aggregation, float]:
-    return aggregation_of(summary), summary.threshold
 
 
 def pool_slides(slides: Sequence[LabelledSlide]) -> tuple[Labels, Floats, Names]:

@@ -1,12 +1,13 @@
 """Outputs: one file per format. A writer is one file and one line in WRITERS."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from wsi_pipeline.core.choices import OUTPUT_GROUPS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.options import AggregateOptions, OutputOptions
+from wsi_pipeline.counting.site import SiteCalibration
 from wsi_pipeline.outputs.dicom import check_installed, write_dicom
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.outputs.ome_tiff import write_ome_tiff
@@ -53,8 +54,18 @@ class View:
 
     def to_json(self) -> dict[str, Any]:
         """Return the view as it is recorded in manifests."""
-        looks = asdict(self.aggregation) | asdict(self.plot_style)
+        looks = self.aggregation.to_json() | asdict(self.plot_style)
         return {"formats": list(self.formats)} | looks
+
+    @classmethod
+    def from_json(cls, value: Any) -> "View":
+        """Return the view that a manifest records. Raises one of `DAMAGES`, or a WsiError."""
+        style = PlotStyle(str(value["colormap"]), float(value["alpha"]))
+        return cls(choose_formats(value["formats"]), Aggregation.from_json(value), style)
+
+    def at_site(self, site: SiteCalibration | None) -> "View":
+        """Return the view with a site's calibration, or without one."""
+        return replace(self, aggregation=replace(self.aggregation, site=site))
 
 
 def choose_formats(names: Sequence[str]) -> tuple[str, ...]:

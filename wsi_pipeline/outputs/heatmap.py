@@ -1,7 +1,7 @@
 """Aggregation: from the logits of patches to a slide's map and its summary."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,18 @@ from wsi_pipeline.core.calibration import (
     MAX_CONTEXT_UM,
     USER,
     Calibration,
+    ModelTerms,
     average_context,
     log_odds,
 )
-from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError, damage_error
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.outcome import SlideState, SlideSummary, state_of
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.counting.interval import interval_of_share
+from wsi_pipeline.counting.interval import conformal_radius, predict_error, spread_share
+from wsi_pipeline.counting.site import SiteCalibration
+from wsi_pipeline.store.commit import VIEW
+from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import Predictions
 
 HOT_SPOT_MM = 1.0
@@ -40,6 +44,8 @@ class Aggregation:
     """Groups of positive patches that are smaller than this do not count as positive."""
     prevalence: float | None = None
     """Share of positive patches expected in the cohort; None: as in the model's validation."""
+    site: SiteCalibration | None = None
+    """Takes the place of the calibration of the model that it was fitted for."""
 
     def __post_init__(self) -> None:
         at, share = self.threshold, self.prevalence
@@ -56,20 +62,44 @@ class Aggregation:
             raise ConfigError(f"prevalence is {share}; it must lie between 0 and 1")
 
     @property
-    def is_the_models(self) -> bool:
-        """True if counts are made as those of the model's validation patients were."""
-        return self == Aggregation()
+    def is_plain(self) -> bool:
+        """True if counts are made as those whose errors are known."""
+        return replace(self, site=None) == Aggregation()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as manifests record it."""
+        return asdict(self) | {"site": self.site and self.site.to_json()}
+
+    @classmethod
+    def from_json(cls, view: Any) -> "Aggregation":
+        """Return what a manifest's view records. Raises one of `DAMAGES`, or a WsiError."""
+        names = ("threshold", "context_um", "min_region_mm2", "prevalence")
+        named = {name: view[name] for name in names if view.get(name) is not None}
+        words = {name for name, value in named.items() if value in (COUNT, DETECT)}
+        if words - {"threshold"} or not all(
+            type(named[name]) in (int, float) for name in named.keys() - words
+        ):
+            raise TypeError("a value of its view is not a number")
+        site = view.get("site")
+        return cls(**named, site=None if site is None else SiteCalibration.from_json(site))
 
 
-def aggregation_of(summary: SlideSummary) -> Aggregation:
-    """Return what a slide's map was made by."""
-    source = summary.threshold_source
-    return Aggregation(
-        summary.threshold if source == USER else source,
-        summary.context_um,
-        summary.min_region_mm2,
-        summary.prevalence,
-    )
+def read_aggregation(folder: Path) -> Aggregation:
+    """Return what the outputs in a slide's folder were made by. Raises StoreError."""
+    try:
+        return Aggregation.from_json(read_manifest(folder).recipe.get(VIEW, {}))
+    except (ConfigError, ModelError, *DAMAGES) as error:
+        raise damage_error(folder, f"its view is invalid ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class CountError:
+    """The error of a count, in the arcsine of the share's square root; see counting/interval."""
+
+    source: str
+    """site or validation."""
+    center: float
+    radius: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +117,8 @@ class Heatmap:
     context_um: float = 0.0
     min_region_mm2: float = 0.0
     prevalence: float | None = None
-    count_errors: tuple[float, ...] = ()
-    """Errors of counts that were made in the same way on other patients; see counting/interval."""
+    count_error: CountError | None = None
+    """None where nothing is known of counts made in this way."""
 
     @property
     def positive(self) -> NDArray[np.bool_]:
@@ -113,7 +143,9 @@ def build_heatmap(predictions: Predictions, aggregation: Aggregation | None = No
     """
     rules, table = aggregation or Aggregation(), predictions.table
     terms = predictions.terms.choose(rules.context_um)
-    calibration = _shift(predictions, terms.calibration, rules.prevalence)
+    site = _find_site(predictions, rules)
+    calibration = terms.calibration if site is None else site.calibration
+    calibration = _shift(predictions, calibration, rules.prevalence)
     if terms.context_um == 0 and calibration == predictions.terms.alone.calibration:
         probability = place_on_grid(table, predictions.alone)
     else:
@@ -131,8 +163,23 @@ def build_heatmap(predictions: Predictions, aggregation: Aggregation | None = No
         context_um=terms.context_um,
         min_region_mm2=rules.min_region_mm2,
         prevalence=rules.prevalence,
-        count_errors=predictions.terms.count_errors if rules.is_the_models else (),
+        count_error=find_count_error(predictions.terms, site) if rules.is_plain else None,
     )
+
+
+def _find_site(predictions: Predictions, rules: Aggregation) -> SiteCalibration | None:
+    """Return the site's calibration where it was fitted for this model and its own context."""
+    site = rules.site
+    is_for_it = site is not None and site.model_digest == predictions.model_digest
+    return site if is_for_it and rules.context_um is None else None
+
+
+def find_count_error(terms: ModelTerms, site: SiteCalibration | None) -> CountError | None:
+    """Return what is known of the errors of a model's counts, at a site or at large."""
+    if site is not None:
+        return CountError("site", *predict_error(site.errors))
+    radius = conformal_radius(terms.count_errors)
+    return None if radius is None else CountError("validation", 0.0, radius)
 
 
 def _shift(predictions: Predictions, calibration: Calibration, share: float | None) -> Calibration:
@@ -184,7 +231,7 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         patches=table.patches,
         unreadable=unreadable,
         positives=positives,
-        **_estimate_positives(positives, len(known), heatmap.count_errors),
+        **_estimate_positives(positives, len(known), heatmap.count_error),
         positive_fraction=positives / len(known) if len(known) else None,
         assessed_mm2=len(known) * table.grid.patch_area_mm2,
         positive_mm2=positives * table.grid.patch_area_mm2,
@@ -208,17 +255,17 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
     )
 
 
-def _estimate_positives(
-    positives: int, assessed: int, errors: Sequence[float]
-) -> dict[str, float | str | None]:
-    """Return the counted number as the estimate, with the interval that the errors give."""
-    ends = interval_of_share(positives / assessed, errors) if assessed else None
-    low, high = (None, None) if ends is None else (ends[0] * assessed, ends[1] * assessed)
+def _estimate_positives(positives: int, assessed: int, error: CountError | None) -> dict[str, Any]:
+    """Return the counted number as the estimate, with the interval that its error gives."""
+    low = high = None
+    if assessed and error is not None:
+        ends = spread_share(positives / assessed, error.radius, error.center)
+        low, high = (end * assessed for end in ends)
     return {
         "positives_estimate": float(positives) if assessed else None,
         "positives_low": low,
         "positives_high": high,
-        "interval_source": "none" if ends is None else "validation",
+        "interval_source": "none" if low is None or error is None else error.source,
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, aggregation_of, build_heatmap
+from wsi_pipeline.outputs.heatmap import Aggregation, Heatmap, build_heatmap, read_aggregation
 from wsi_pipeline.outputs.patches_parquet import tabulate_patches
 from wsi_pipeline.outputs.pyramid import find_place
 from wsi_pipeline.outputs.regions import Region
@@ -57,7 +57,12 @@ class Slide:
     @cached_property
     def heatmap(self) -> Heatmap:
         """The map (rows, cols) with threshold, context and smallest region as in the summary."""
-        return self.build_heatmap(aggregation_of(self.summary))
+        return self.build_heatmap(self.aggregation)
+
+    @cached_property
+    def aggregation(self) -> Aggregation:
+        """What the slide's outputs were made by. Raises StoreError."""
+        return read_aggregation(self.folder)
 
     def build_heatmap(self, aggregation: Aggregation) -> Heatmap:
         """Return the map at any threshold, with any context; nothing is written."""

@@ -17,6 +17,7 @@ from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import RunAccount
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
+from wsi_pipeline.counting.site import read_site
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.loading import load_model, read_terms
 from wsi_pipeline.models.model import Model
@@ -214,7 +215,7 @@ def make_jobs(
     options: InferOptions,
 ) -> list[InferJob]:
     """Return a job for every slide or store. Raises ConfigError if stores are to be kept again."""
-    keep, view = options.keep_patches, read_view(options)
+    keep, view = options.keep_patches, read_view(options).at_site(read_site(results))
     if keep is not None and any(slide.is_store for slide in slides):
         raise ConfigError(
             f"{keep}: patches are kept of slides, and these are patch stores already; leave"

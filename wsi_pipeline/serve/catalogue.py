@@ -13,22 +13,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.core.calibration import COUNT, DETECT
 from wsi_pipeline.core.choices import MANIFEST, PREDICTIONS
 from wsi_pipeline.core.errors import DAMAGES, WsiError
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.outputs.heatmap import Aggregation
+from wsi_pipeline.outputs.heatmap import read_aggregation
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.slides.selection import find_slides
-from wsi_pipeline.store.commit import VIEW
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import find_results
 from wsi_pipeline.store.zarr_io import read_attributes
 
 REFRESH_S = 1.0
-MODELS_THRESHOLDS = (("threshold", COUNT), ("threshold", DETECT))
-"""The entries of a view that may be words."""
 MAX_DEPTH = 32
 """Levels of brackets in the model's description in results; deeper JSON could not be sent."""
 
@@ -174,7 +170,7 @@ def read_result(folder: Path, stamp: FileStamp) -> Result | None:
         manifest = read_manifest(folder)
         attributes = read_attributes(folder / PREDICTIONS)
         slide = SlideInfo.from_json(attributes["slide"])
-        read_aggregation(manifest.recipe)
+        read_aggregation(folder)
         read_model(attributes)
         return Result(folder, stamp, manifest.content_digest, read_summary(folder), slide)
     except (WsiError, OSError, *DAMAGES) as error:
@@ -182,19 +178,6 @@ def read_result(folder: Path, stamp: FileStamp) -> Result | None:
             return None
         logger.warning("%s: damaged results: %s", folder.name, error)
         return Result(folder, stamp, f"damaged{stamp[1]:x}")
-
-
-def read_aggregation(recipe: Mapping[str, Any]) -> Aggregation:
-    """Return what a slide's map was made by. Raises TypeError, ValueError or ConfigError."""
-    view = recipe.get(VIEW, {})
-    if not isinstance(view, dict):
-        raise TypeError("its view is not a table")
-    names = ("threshold", "context_um", "min_region_mm2", "prevalence")
-    named = {name: view[name] for name in names if view.get(name) is not None}
-    numbers = [value for name, value in named.items() if (name, value) not in MODELS_THRESHOLDS]
-    if not all(type(value) in (int, float) for value in numbers):
-        raise TypeError("a value of its view is not a number")
-    return Aggregation(**named)
 
 
 def read_model(attributes: Mapping[str, Any]) -> dict[str, Any]:

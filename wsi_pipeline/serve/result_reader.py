@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import DAMAGES, StoreError
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import PatchTable
-from wsi_pipeline.outputs.heatmap import Heatmap, build_heatmap, place_on_grid
+from wsi_pipeline.outputs.heatmap import Heatmap, build_heatmap, place_on_grid, read_aggregation
 from wsi_pipeline.outputs.regions import Region, find_regions
-from wsi_pipeline.serve.catalogue import Result, read_aggregation, read_model
+from wsi_pipeline.serve.catalogue import Result, read_model
 from wsi_pipeline.serve.errors import Refusal
-from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import open_result
 
 DAMAGED = "the results are damaged; infer the slide again"
@@ -76,7 +75,7 @@ def _load(result: Result) -> LoadedResult:
     summary = require_summary(result)
     predictions = open_result(result.folder)
     try:
-        view = read_aggregation(read_manifest(result.folder).recipe)
+        view = read_aggregation(result.folder)
         model = read_model(predictions.attributes)
     except DAMAGES as error:
         raise StoreError(f"{result.folder}: damaged ({error}); infer the slide again") from error

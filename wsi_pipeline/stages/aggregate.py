@@ -12,15 +12,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.calibration import ModelTerms, average_context
 from wsi_pipeline.core.choices import AGGREGATE_JSON, PREDICTIONS
-from wsi_pipeline.core.errors import EnvironmentFault, StoreError
+from wsi_pipeline.core.errors import DAMAGES, EnvironmentFault, StoreError, WsiError
 from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideSummary, describe_failure
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
-from wsi_pipeline.counting.review_file import review_path
+from wsi_pipeline.counting.interval import conformal_radius
+from wsi_pipeline.counting.review_file import read_review, review_path
+from wsi_pipeline.counting.site import (
+    ReviewedSlide,
+    describe_site,
+    fit_site,
+    read_site,
+    write_site,
+)
 from wsi_pipeline.outputs import WRITERS, View
-from wsi_pipeline.outputs.heatmap import build_heatmap, describe_summary, summarise
+from wsi_pipeline.outputs.heatmap import (
+    build_heatmap,
+    describe_summary,
+    place_on_grid,
+    summarise,
+)
 from wsi_pipeline.outputs.png import COLUMNS
 from wsi_pipeline.outputs.result import Sample, SlideResult
 from wsi_pipeline.outputs.run_files import (
@@ -35,12 +49,13 @@ from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.commit import VIEW, Staging, find_finished, put_back_retired, without_view
 from wsi_pipeline.store.files import make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
-from wsi_pipeline.store.manifest import check_whole, is_product
+from wsi_pipeline.store.manifest import check_whole, is_product, read_manifest
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import (
     RESULT_KIND,
     Predictions,
     find_results,
+    open_result,
     write_probabilities,
 )
 
@@ -50,7 +65,7 @@ ReadPixels = Callable[[NDArray[np.intp]], NDArray[np.uint8]]
 
 def aggregate_results(
     results: Path,
-    view: View,
+    view: View | None = None,
     out: Path | None = None,
     *,
     force: bool = False,
@@ -58,8 +73,9 @@ def aggregate_results(
 ) -> RunAccount:
     """Rebuild the outputs of every finished slide in `results`, in place or in the folder `out`.
 
-    One outcome per slide, whatever is raised; a slide whose outputs show this very view already is
-    left alone. Raises StoreError where `results` holds no finished slide.
+    With `view` None each slide keeps its own; the site's calibration is that of the folder. One
+    outcome per slide, whatever is raised; a slide whose outputs show this very view already is left
+    alone. Raises StoreError where `results` holds no finished slide.
     """
     listener = listener or Listener()
     put_back_retired(results)
@@ -69,13 +85,16 @@ def aggregate_results(
     target = (out or results).absolute()
     make_folder(target)
     outcomes: list[SlideOutcome] = []
+    site = read_site(results)
     for folder in folders:
-        outcomes.append(_try_aggregate(folder, target / folder.name, view, force))
+        own = (view or _read_view(folder)).at_site(site)
+        outcomes.append(_try_aggregate(folder, target / folder.name, own, force))
         listener.slide_ended(outcomes[-1])
         listener.progress(f"{len(outcomes)} of {len(folders)} slides", len(outcomes), len(folders))
     finished = read_finished(target)
     account = RunAccount(tuple(outcomes)).with_failures(finished.damaged)
-    record = {"view": view.to_json(), "account": account.closing_line, "tool": describe_tool()}
+    shown = None if view is None else view.at_site(site).to_json()
+    record = {"view": shown, "account": account.closing_line, "tool": describe_tool()}
     write_file(target / AGGREGATE_JSON, (format_json(record, indent=1) + "\n").encode())
     if target != results.absolute():
         write_failures_csv(target, account.outcomes)
@@ -83,6 +102,45 @@ def aggregate_results(
     write_index(target, finished)
     remove_dead_asides(target)
     return account
+
+
+def _read_view(folder: Path) -> View:
+    """Return the view of a slide's outputs; all of them where it cannot be read."""
+    try:
+        return View.from_json(read_manifest(folder).recipe.get(VIEW, {}))
+    except (WsiError, *DAMAGES):
+        return View()
+
+
+def calibrate_results(results: Path, listener: Listener | None = None) -> tuple[RunAccount, str]:
+    """Fit the site's calibration on the reviews in `results` and make every slide's outputs again.
+
+    Returns the outcome of each slide, and in words what the reviews came to. Raises ConfigError for
+    fewer than four reviewed slides, StoreError for damaged ones or different models.
+    """
+    slides, terms, digests = [], ModelTerms(), set[str]()
+    for folder in find_results([results]):
+        path = review_path(results, folder.name)
+        if not path.exists():
+            continue
+        predictions = open_result(folder)
+        table, terms = predictions.table, predictions.terms
+        grid = table.grid
+        review = read_review(path, table.slide.fingerprint, grid)
+        sigma = terms.on_grid.context_um / (grid.spec.stride_px * grid.spec.mpp)
+        logits = average_context(place_on_grid(table, predictions.logit), sigma)
+        if found := ReviewedSlide.of_review(review, logits):
+            slides.append(found)
+            digests.add(predictions.model_digest)
+    if len(digests) > 1:
+        raise StoreError(
+            f"{results}: its reviewed slides are of different models; infer them again"
+        )
+    own, digest = terms.on_grid, next(iter(digests), "")
+    site = fit_site(slides, own.calibration, own.count, digest)
+    write_site(results, site)
+    account = aggregate_results(results, listener=listener)
+    return account, describe_site(site, conformal_radius(terms.count_errors))
 
 
 def _try_aggregate(folder: Path, target: Path, view: View, force: bool) -> SlideOutcome:
