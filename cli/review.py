@@ -1,6 +1,5 @@
 """`wsi review`."""
 
-import getpass
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -9,7 +8,7 @@ import rich_click as click
 
 from .main import leave, printable
 from .options import EXISTING, RESULTS, mode_option, port_option, slides_option
-from .view import show_in_browser
+from .view import login_name, show_in_browser
 
 
 @click.command()
@@ -69,7 +68,7 @@ def review(
         slides=slides,
         stores=stores,
         port=port,
-        reviewer=reviewer or getpass.getuser(),
+        reviewer=reviewer or login_name(),
         review_patches=patches,
     )
     if slide is not None:

@@ -1,5 +1,6 @@
 """`wsi view`."""
 
+import getpass
 import threading
 import webbrowser
 from pathlib import Path
@@ -40,8 +41,16 @@ def view(results: tuple[Path, ...], slides: Path | None, port: int, is_opened: b
         return
     from wsi_pipeline.serve.settings import ServeSettings
 
-    show_in_browser(ServeSettings(results=results, slides=slides, port=port))
+    show_in_browser(ServeSettings(results=results, slides=slides, port=port, reviewer=login_name()))
     click.echo("stopped", err=True)
+
+
+def login_name() -> str:
+    """Return the user's name, under which reviews are written; "reviewer" where there is none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container whose user has no name
+        return "reviewer"
 
 
 def show_in_browser(settings: "ServeSettings", is_opened: bool = True) -> None:

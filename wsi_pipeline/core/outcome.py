@@ -107,9 +107,43 @@ class SlideSummary:
     min_region_mm2: float = _metric("Smaller positive regions do not count", ge=0)
     positive_class: str = _metric("The model's name of the class")
     mpp: float = _metric("µm per patch pixel", gt=0)
+    patch_um: float | None = _metric("Side of a patch in µm; null: not recorded", gt=0)
     slide_mpp: float = _metric("µm per level-0 pixel", gt=0)
     slide_mpp_source: str = _metric("Source of it: property, TIFF tag, image header or user")
     model_digest: str = _metric("SHA-256 that names the model")
+
+
+SOURCES = {
+    "review": "by a person's review",
+    "sample": "by a person's review",
+    "site": "by the reviewed slides of this site",
+    "validation": "by the errors on the model's validation patients",
+}
+
+
+def describe_interval(summary: SlideSummary) -> str:
+    """Return the interval of the count and where it is from, in words."""
+    low, high, estimate = (
+        summary.positives_low,
+        summary.positives_high,
+        summary.positives_estimate,
+    )
+    if low is None or high is None or estimate is None:
+        return "no interval"
+    source = summary.interval_source
+    about = f"about {estimate:.0f}, " if source in ("review", "sample") else ""
+    return f"{about}95 % interval {low:.0f} to {high:.0f} {SOURCES[source]}"
+
+
+def describe_counting(summary: SlideSummary) -> str:
+    """Return what a count is a count of, in words."""
+    side = "patches" if summary.patch_um is None else f"patches of {summary.patch_um:g} µm"
+    context = f", averaged over {summary.context_um:g} µm" if summary.context_um else ""
+    return (
+        f"A count is the number of {side} whose probability of {summary.positive_class}{context} is"
+        f" {summary.threshold:.3f} or more, of those that were assessed. It counts patches, not"
+        " cells, and is no grade."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from wsi_pipeline.core.calibration import (
 )
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError, damage_error
 from wsi_pipeline.core.geometry import Grid
-from wsi_pipeline.core.outcome import SlideState, SlideSummary, state_of
+from wsi_pipeline.core.outcome import SlideState, SlideSummary, describe_interval, state_of
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.counting.interval import conformal_radius, predict_error, spread_share
 from wsi_pipeline.counting.site import SiteCalibration
@@ -245,6 +245,7 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         min_region_mm2=heatmap.min_region_mm2,
         positive_class=heatmap.positive_class,
         mpp=table.grid.spec.mpp,
+        patch_um=table.grid.spec.field_um,
         slide_mpp=table.slide.mpp,
         slide_mpp_source=table.slide.mpp_source,
         model_digest=predictions.model_digest,
@@ -327,7 +328,8 @@ def describe_summary(summary: SlideSummary) -> str:
         return "no tissue, no patches"
     share = "" if summary.positive_fraction is None else f" ({summary.positive_fraction:.1%})"
     unreadable = f", {summary.unreadable} unreadable" if summary.unreadable else ""
+    interval = "" if summary.positives_low is None else f", {describe_interval(summary)}"
     return (
-        f"{summary.patches} patches, {summary.positives} {summary.positive_class}{share}, "
-        f"{summary.positive_mm2:.2f} of {summary.assessed_mm2:.2f} mm²{unreadable}"
+        f"{summary.patches} patches, {summary.positives} {summary.positive_class}{share}{interval},"
+        f" {summary.positive_mm2:.2f} of {summary.assessed_mm2:.2f} mm²{unreadable}"
     )

@@ -25,7 +25,13 @@ from wsi_pipeline.core.choices import (
 )
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.errors import StoreError
-from wsi_pipeline.core.outcome import SlideOutcome, SlideSummary, describe_failure, find_failures
+from wsi_pipeline.core.outcome import (
+    SlideOutcome,
+    SlideSummary,
+    describe_counting,
+    describe_failure,
+    find_failures,
+)
 from wsi_pipeline.outputs.dicom import SOURCE_JSON
 from wsi_pipeline.outputs.png import GALLERY_PNG, HEATMAP_PNG, OVERLAY_PNG
 from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
@@ -144,6 +150,7 @@ def write_index(results: Path, finished: Finished | None = None) -> Path:
         slides=[(summary, _list_outputs(results / summary.slide_id)) for summary in order],
         states=sorted({summary.state.value for summary in finished.summaries}),
         damaged=finished.damaged,
+        counting=describe_counting(order[0]) if order else "",
         files=[name for name in RUN_FILES if (results / name).exists()],
         pictures=PICTURES,
     )

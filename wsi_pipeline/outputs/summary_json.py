@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from wsi_pipeline.core.calibration import COUNT
 from wsi_pipeline.core.choices import SUMMARY_JSON
 from wsi_pipeline.core.errors import MAKE_AGAIN, StoreError, WsiError, damage_error
+from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.json_io import read_json
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.counting.review_file import read_estimate, review_path
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
@@ -72,18 +72,19 @@ def _update(value: Any) -> Any:
         "positives_low": None,
         "positives_high": None,
         "interval_source": "none",
+        "patch_um": None,
     }
 
 
-def add_review(summary: SlideSummary, folder: Path, table: PatchTable) -> SlideSummary:
+def add_review(summary: SlideSummary, folder: Path, fingerprint: str, grid: Grid) -> SlideSummary:
     """Return the summary with the estimate of the slide's review, where a person reviewed it.
 
-    `folder` is the slide's. A review that is damaged, or of other patches, is left out with a
-    warning.
+    `folder`, fingerprint and grid are the slide's. A review that is damaged, or of other patches,
+    is left out with a warning.
     """
     path = review_path(folder.parent, folder.name)
     try:
-        found = read_estimate(path, table.slide.fingerprint, table.grid)
+        found = read_estimate(path, fingerprint, grid)
     except WsiError as error:
         logger.warning("left out: %s", error)
         return summary
@@ -102,7 +103,8 @@ def add_saved_review(summary: SlideSummary, folder: Path) -> SlideSummary:
     """Return the summary of a finished slide with its review as it is now. Raises StoreError."""
     if not review_path(folder.parent, folder.name).exists():
         return summary
-    return add_review(summary, folder, open_result(folder).table)
+    table = open_result(folder).table
+    return add_review(summary, folder, table.slide.fingerprint, table.grid)
 
 
 def _describe(error: OSError | ValueError) -> str:

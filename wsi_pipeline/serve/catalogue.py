@@ -8,17 +8,19 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.core.choices import MANIFEST, PREDICTIONS
-from wsi_pipeline.core.errors import DAMAGES, WsiError
+from wsi_pipeline.core.errors import DAMAGES, StoreError, WsiError
+from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import SlideInfo
+from wsi_pipeline.counting.review_file import review_path
 from wsi_pipeline.outputs.heatmap import read_aggregation
-from wsi_pipeline.outputs.summary_json import read_summary
+from wsi_pipeline.outputs.summary_json import add_review, read_summary
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import find_results
@@ -52,8 +54,16 @@ class Result:
     digest: str
     """SHA-256 of the content, from the manifest."""
     summary: SlideSummary | None = None
-    """None where the results are damaged, as `slide` is."""
+    """None where the results are damaged, as `slide` and `grid` are."""
     slide: SlideInfo | None = None
+    grid: Grid | None = None
+    reviewed: FileStamp | None = None
+    """Stamp of the slide's review, which the summary holds."""
+
+    @property
+    def version(self) -> str:
+        """A text that changes whenever the results or their review do."""
+        return self.digest[:16] + ("" if self.reviewed is None else f"r{self.reviewed[1]:x}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ class SlideEntry:
     @property
     def version(self) -> str:
         """A text that changes whenever any of its results do."""
-        return "-".join(result.digest[:16] for _, result in sorted(self.results.items())) or "none"
+        return "-".join(result.version for _, result in sorted(self.results.items())) or "none"
 
 
 def stamp_file(path: Path) -> FileStamp | None:
@@ -149,8 +159,29 @@ class Catalogue:
         """Return the result in a folder; read it only if it changed."""
         if (stamp := stamp_file(folder / MANIFEST)) is None:
             return None
-        known = self._known.get(folder)
-        return known if known and known.stamp == stamp else read_result(folder, stamp)
+        known, reviewed = self._known.get(folder), _stamp_review(folder)
+        if known is None or known.stamp != stamp:
+            known = read_result(folder, stamp)
+        if known is None or known.summary is None or known.reviewed == reviewed:
+            return known
+        return _take_review(known, reviewed)
+
+
+def _stamp_review(folder: Path) -> FileStamp | None:
+    return stamp_file(review_path(folder.parent, folder.name))
+
+
+def _take_review(result: Result, reviewed: FileStamp | None) -> Result:
+    """Return the result with the count of its slide's review as it is now."""
+    if result.slide is None or result.grid is None:
+        return result
+    try:
+        summary = read_summary(result.folder)
+    except StoreError as error:  # replaced just now
+        logger.warning("%s: %s", result.folder.name, error)
+        return result
+    summary = add_review(summary, result.folder, result.slide.fingerprint, result.grid)
+    return replace(result, summary=summary, reviewed=reviewed)
 
 
 def name_runs(results: Sequence[Path]) -> tuple[Run, ...]:
@@ -172,7 +203,8 @@ def read_result(folder: Path, stamp: FileStamp) -> Result | None:
         slide = SlideInfo.from_json(attributes["slide"])
         read_aggregation(folder)
         read_model(attributes)
-        return Result(folder, stamp, manifest.content_digest, read_summary(folder), slide)
+        grid = Grid.from_json(attributes["grid"])
+        return Result(folder, stamp, manifest.content_digest, read_summary(folder), slide, grid)
     except (WsiError, OSError, *DAMAGES) as error:
         if stamp_file(folder / MANIFEST) != stamp:
             return None

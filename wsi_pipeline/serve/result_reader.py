@@ -1,7 +1,7 @@
 """Whole results in memory: maps, regions, masks. A few are kept, by the stamp of their manifest."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Condition
 from typing import Any
 
@@ -56,7 +56,7 @@ class ResultReader:
         Raises Refusal where it is known to be damaged, StoreError where it is found to be, or is
         being replaced.
         """
-        return self._load(result)
+        return replace(self._load(result), result=result, summary=require_summary(result))
 
     def regions(self, result: Result, threshold: float, min_area_mm2: float) -> tuple[Region, ...]:
         """Return the regions at a threshold. Raises as `load`."""

@@ -56,6 +56,8 @@ class ResultBody(RunBody):
     """One run's results on the slide."""
 
     summary: SlideSummary
+    interval: str = Field(description="The interval of the count and its source, in words.")
+    counting: str = Field(description="What the count is a count of, in words.")
     threshold: float
     positive_class: str
     grid: dict[str, Any] = Field(description="Where its patches lie, in level-0 pixels.")

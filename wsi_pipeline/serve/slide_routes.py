@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.core.errors import DAMAGES, StoreError, WsiError
-from wsi_pipeline.core.outcome import SlideSummary
+from wsi_pipeline.core.outcome import SlideSummary, describe_counting, describe_interval
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.canvas import paint_map
 from wsi_pipeline.outputs.report_html import (
@@ -164,6 +164,8 @@ def describe_result(run: Run, loaded: LoadedResult) -> ResultBody:
         run_id=run.run_id,
         name=run.name,
         summary=loaded.summary,
+        interval=describe_interval(loaded.summary),
+        counting=describe_counting(loaded.summary),
         threshold=loaded.heatmap.threshold,
         positive_class=loaded.heatmap.positive_class,
         grid=describe_grid(loaded.table.grid),
@@ -179,7 +181,7 @@ def show_summary(
 ) -> Response:
     """Show the metrics of the slide, as in summary.json."""
     result = find_result(services, entry, run)
-    headers = tag_version(request, result.digest)
+    headers = tag_version(request, result.version)
     return JsonAnswer(asdict(require_summary(result)), headers=headers)
 
 

@@ -201,7 +201,8 @@ def publish(
     heatmap = build_heatmap(predictions, view.aggregation)
     table = predictions.table
     write_probabilities(predictions, heatmap.probability[tuple(table.positions.T)])
-    summary = add_review(summarise(predictions, heatmap), previous, table)
+    place = (previous, table.slide.fingerprint, table.grid)
+    summary = add_review(summarise(predictions, heatmap), *place)
     folder = previous if is_product(previous) else None
     result = SlideResult(table, heatmap, summary, view.plot_style, samples, folder)
     for path in staging.product.iterdir():  # outputs of a killed run

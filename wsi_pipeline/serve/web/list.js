@@ -5,6 +5,12 @@ const POLL_MS = 4000;
 const byId = (id) => document.getElementById(id);
 const figure = (name, digits) => (slide) => (slide.summary?.[name] == null ? "–" : slide.summary[name].toFixed(digits));
 
+/** The interval of the count with its source. */
+function intervalOf(slide) {
+  const { positives_low: low, positives_high: high, interval_source: source } = slide.summary ?? {};
+  return low == null ? "–" : `${low.toFixed(0)} to ${high.toFixed(0)} (${source})`;
+}
+
 const COLUMNS = [
   { title: "", key: null },
   { title: "slide", key: (slide) => slide.slide_id.toLowerCase(), about: "Click a name to look at the slide." },
@@ -12,6 +18,7 @@ const COLUMNS = [
   { title: "patches", key: (slide) => slide.summary?.patches ?? -1, text: figure("patches", 0), about: "Squares of tissue that the model was shown." },
   { title: "unreadable", key: (slide) => slide.summary?.unreadable ?? -1, text: figure("unreadable", 0), about: "Patches that could not be read from the file; they count as neither positive nor negative." },
   { title: "positive", key: (slide) => slide.summary?.positives ?? -1, text: figure("positives", 0), about: "Patches whose probability reaches the threshold." },
+  { title: "95 % interval", key: (slide) => slide.summary?.positives_low ?? -1, text: intervalOf, about: "Where the true number of positive patches lies, and how that is known: by a person's review, by reviewed slides of this site, or by the model's validation patients." },
   { title: "of assessed", key: (slide) => slide.summary?.positive_fraction ?? -1, about: "Positive patches as a share of those that could be read." },
   { title: "positive mm²", key: (slide) => slide.summary?.positive_mm2 ?? -1, text: figure("positive_mm2", 2), about: "Area of the positive patches." },
   { title: "assessed mm²", key: (slide) => slide.summary?.assessed_mm2 ?? -1, text: figure("assessed_mm2", 2), about: "Area of all patches that could be read." },
@@ -27,7 +34,7 @@ const STATES = {
   none: ["not inferred", "No model has run over this slide yet."],
 };
 
-const list = { body: null, jobs: new Map(), column: 7, isRising: false, drawn: "" };
+const list = { body: null, jobs: new Map(), column: 8, isRising: false, drawn: "" };
 
 async function load() {
   const answer = await fetch("/api/v1/slides").catch(() => null);
@@ -80,8 +87,8 @@ function draw() {
 /** What the figures mean, in words. */
 function describeRun(summary) {
   if (!summary) return "";
-  const where = summary.threshold_source === "user" ? "" : "the model's threshold, ";
-  return `A line is a slide; click its name to look at it. Positive is a patch whose probability of ${summary.positive_class} is ${where}${summary.threshold.toFixed(3)}, or more. A column's title sorts.`;
+  const where = { user: "", detect: "the model's threshold for finding, " }[summary.threshold_source] ?? "the model's threshold for counting, ";
+  return `A line is a slide; click its name to look at it. Positive is a patch whose probability of ${summary.positive_class} is ${where}${summary.threshold.toFixed(3)}, or more; patches are counted, not cells, and a count is no grade. A column's title sorts.`;
 }
 
 function drawHeads() {
