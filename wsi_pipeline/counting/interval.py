@@ -12,8 +12,8 @@ from statistics import fmean, stdev
 from scipy.stats import t as student_t
 
 LEVEL = 0.95
-FEWEST_PATCHES = 30
-"""A patient with fewer labelled patches says little of the error of a share."""
+FEWEST_PATCHES = 20
+"""The error of a patient with fewer labelled patches is mostly the noise of its true share."""
 
 
 def share_error(counted: float, true: float) -> float:

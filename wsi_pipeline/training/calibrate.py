@@ -1,248 +1,24 @@
-"""What is fitted on validation patients: context, calibration, thresholds, errors of counts.
-
-Whatever is chosen among several is chosen by cross-validation over the patients.
-"""
+"""Temperature scaling and rules for a threshold, both on validation patients."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import brentq, minimize
+from scipy.optimize import brentq
 from scipy.special import expit
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms, average_context
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.counting.interval import FEWEST_PATCHES, share_error
-from wsi_pipeline.training.metrics import (
-    Floats,
-    Labels,
-    Names,
-    expected_calibration_error,
-    negative_log_likelihood,
-)
+from wsi_pipeline.training.metrics import Floats, Labels
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
 """Limits of the temperature: a network off by a factor of twenty is broken, not miscalibrated."""
-CONTEXTS = (0.0, 0.5, 0.7, 1.0, 1.25, 1.5, 2.0)
-"""Standard deviations that are tried, in strides of the grid."""
-CUTS = tuple(round(0.02 * step, 2) for step in range(1, 50))
-"""Thresholds for counting that are tried."""
-GROUPS = 5
-"""Parts that the validation patients are cut into."""
 
 
-@dataclass(frozen=True)
-class ValidationPatches:
-    """Validation patches with their places, (n,) each."""
-
-    labels: Labels
-    logits: Floats
-    patients: Names
-    stores: NDArray[np.int64]
-    """Number of the store that holds each patch."""
-    positions: NDArray[np.int32]
-    """(n, 2) row, col on the grid of its store."""
-    stride_um: float
-
-    def average(self, sigma_patches: float) -> Floats:
-        """Return the logits (n,), each averaged with its labelled neighbours' in its store."""
-        if sigma_patches == 0:
-            return self.logits
-        averaged = np.empty_like(self.logits)
-        for store in np.unique(self.stores):
-            own = self.stores == store
-            row, col = (self.positions[own] - self.positions[own].min(axis=0)).T
-            grid = np.full((int(row.max()) + 1, int(col.max()) + 1), np.nan, dtype=np.float32)
-            grid[row, col] = self.logits[own]
-            averaged[own] = average_context(grid, sigma_patches)[row, col]
-        return averaged
-
-    def apply(self, terms: Terms) -> Floats:
-        """Return probabilities (n,) by a model's terms."""
-        return terms.calibration.apply(self.average(terms.context_um / self.stride_um))
-
-    @cached_property
-    def groups(self) -> NDArray[np.intp]:
-        """Group (n,) of each patch's patient for cross-validation, alike in their patches."""
-        names, codes = np.unique(self.patients, return_inverse=True)
-        order = np.argsort(np.bincount(codes), kind="stable")
-        group = np.empty(len(names), dtype=np.intp)
-        group[order] = np.arange(len(names)) % GROUPS
-        return group[codes]
-
-
-def fit_terms(patches: ValidationPatches, rule: "ThresholdRule") -> tuple[ModelTerms, str]:
-    """Return context, calibration and thresholds, and in words how they were chosen.
-
-    Raises ConfigError where a class is missing or a logit is not finite.
-    """
-    _check_logits(patches.labels, patches.logits)
-    sigma = _choose_context(patches)
-    alone, notes = _fit(patches, 0.0, rule)
-    on_grid = alone
-    if sigma:
-        on_grid, notes = _fit(patches, sigma, rule)
-    probability = patches.apply(on_grid)
-    terms = ModelTerms(
-        on_grid,
-        alone,
-        positive_share=float(np.mean(patches.labels)),
-        count_errors=measure_count_errors(patches, probability, on_grid.count),
-    )
-    return terms, notes
-
-
-def measure_count_errors(
-    patches: ValidationPatches, probability: Floats, threshold: float
-) -> tuple[float, ...]:
-    """Return the error of each patient's count, sorted, of those with enough patches."""
-    counted, true = _shares(patches, probability >= np.float32(threshold))
-    return tuple(sorted(share_error(*pair) for pair in zip(counted, true, strict=True)))
-
-
-def _shares(
-    patches: ValidationPatches, called: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return counted and true share of positives of each patient with enough patches."""
-    _, codes = np.unique(patches.patients, return_inverse=True)
-    counts = np.bincount(codes)
-    enough = counts >= FEWEST_PATCHES
-    counted, true = (
-        np.bincount(codes, values.astype(np.float64))[enough] / counts[enough]
-        for values in (called, patches.labels)
-    )
-    return counted, true
-
-
-def _choose_context(patches: ValidationPatches) -> float:
-    """Return the deviation in strides with the lowest cross-validated log-loss; 0 for a patient."""
-    if len(np.unique(patches.patients)) < 2:
-        return 0.0
-    losses = [_cross_validate(patches, sigma, has_offset=False) for sigma in CONTEXTS]
-    return CONTEXTS[int(np.argmin(losses))]
-
-
-def _cross_validate(patches: ValidationPatches, sigma: float, *, has_offset: bool) -> float:
-    """Return the log-loss of patches that are calibrated on patients of other groups."""
-    logits, scaled = patches.average(sigma), np.empty(len(patches.labels))
-    for group in np.unique(patches.groups):
-        out = patches.groups == group
-        calibration = _fit_calibration(patches.labels[~out], logits[~out], has_offset)
-        scaled[out] = calibration.scale(logits[out])
-    return negative_log_likelihood(patches.labels, scaled)
-
-
-def _fit_calibration(labels: Labels, logits: Floats, has_offset: bool) -> Calibration:
-    """Return slope and offset of the highest likelihood; none where a class is missing."""
-    if len(np.unique(labels)) < 2:
-        return Calibration()
-    slope = 1 / fit_temperature(labels, logits)
-    if not has_offset or slope == 1.0:
-        return Calibration(slope)
-
-    def loss(point: NDArray[np.float64]) -> float:
-        return negative_log_likelihood(labels, np.exp(point[0]) * logits + point[1])
-
-    found = minimize(loss, [math.log(slope), 0.0], method="Nelder-Mead", options=PRECISE)
-    log_slope = float(np.clip(found.x[0], -math.log(MAX_TEMPERATURE), math.log(MAX_TEMPERATURE)))
-    return Calibration(math.exp(log_slope), float(found.x[1]))
-
-
-PRECISE = {"xatol": 1e-6, "fatol": 1e-10}
-
-
-def _fit(patches: ValidationPatches, sigma: float, rule: "ThresholdRule") -> tuple[Terms, str]:
-    """Return the terms for one width, and in words how they were chosen."""
-    labels, logits = patches.labels, patches.average(sigma)
-    calibration, how = _choose_calibration(patches, sigma)
-    probability = calibration.apply(logits)
-    detect = rule.choose(labels, probability)
-    count = rule.value if rule.name == "fixed" else _choose_cut(patches, probability)
-    patients = len(np.unique(patches.patients))
-    notes = (
-        f"{how}; to detect: {rule.describe()}; on {patients} validation patients, {len(labels)}"
-        " patches"
-    )
-    return Terms(calibration, count, detect, sigma * patches.stride_um), notes
-
-
-def _choose_calibration(patches: ValidationPatches, sigma: float) -> tuple[Calibration, str]:
-    """Return the calibration that cross-validation over patients finds best, and its words."""
-    labels, logits = patches.labels, patches.average(sigma)
-    fitted = _fit_calibration(labels, logits, has_offset=False)
-    if len(np.unique(patches.patients)) < 2:
-        return fitted, "slope fitted on one patient"
-    plain = negative_log_likelihood(labels, logits)
-    sloped = _cross_validate(patches, sigma, has_offset=False)
-    shifted = _cross_validate(patches, sigma, has_offset=True)
-    candidates = {"slope": (sloped, fitted)}
-    if shifted < sloped:
-        candidates["slope and offset"] = (shifted, _fit_calibration(labels, logits, True))
-    before = expected_calibration_error(labels, Calibration().apply(logits))
-    for words, (loss, calibration) in reversed(candidates.items()):
-        after = expected_calibration_error(labels, calibration.apply(logits))
-        if loss < plain and after <= before:
-            return calibration, f"{words} fitted"
-    return Calibration(), "no calibration, for none made the validation better"
-
-
-def _choose_cut(patches: ValidationPatches, probability: Floats) -> float:
-    """Return 0.5, or a threshold that counts other patients' shares with a smaller mean error.
-
-    Nested cross-validation over patients says whether a choice beats 0.5; among equally good
-    thresholds the nearest to 0.5 is taken.
-    """
-    groups = np.unique(patches.groups)
-    if len(groups) < 2:
-        return HALF
-    chosen, half = [], []
-    for group in groups:
-        out = patches.groups == group
-        others = _take(patches, ~out)
-        cut = _best_cut(others, probability[~out])
-        judged = _take(patches, out)
-        chosen.append(_errors(judged, probability[out], cut))
-        half.append(_errors(judged, probability[out], HALF))
-    errors = np.concatenate(chosen), np.concatenate(half)
-    if not len(errors[1]) or errors[0].mean() >= errors[1].mean():
-        return HALF
-    return _best_cut(patches, probability)
-
-
-HALF = 0.5
-
-
-def _take(patches: ValidationPatches, chosen: NDArray[np.bool_]) -> ValidationPatches:
-    return replace(
-        patches,
-        labels=patches.labels[chosen],
-        logits=patches.logits[chosen],
-        patients=patches.patients[chosen],
-        stores=patches.stores[chosen],
-        positions=patches.positions[chosen],
-    )
-
-
-def _best_cut(patches: ValidationPatches, probability: Floats) -> float:
-    errors = [_errors(patches, probability, cut) for cut in CUTS]
-    if not len(errors[0]):
-        return HALF
-    means = np.array([each.mean() for each in errors])
-    best = np.flatnonzero(means <= means.min() + 1e-12)
-    return min((CUTS[index] for index in best), key=lambda cut: (abs(cut - HALF), cut))
-
-
-def _errors(patches: ValidationPatches, probability: Floats, cut: float) -> NDArray[np.float64]:
-    counted, true = _shares(patches, probability >= np.float32(cut))
-    return np.abs(counted - true)
-
-
-def _check_logits(labels: Labels, logits: Floats) -> None:
+def check_logits(labels: Labels, logits: Floats) -> None:
+    """Raise ConfigError where a class is missing or a logit is not finite."""
     if not np.isfinite(logits).all():
         raise ConfigError(
             "a logit is not finite: the temperature cannot be fitted; train again with a lower --lr"
@@ -259,7 +35,7 @@ def fit_temperature(labels: Labels, logits: Floats) -> float:
     temperature falls, so the patches cannot tell it, and the result is 1. Raises ConfigError where
     a class is missing or a logit is not finite.
     """
-    _check_logits(labels, logits)
+    check_logits(labels, logits)
     z = logits.astype(np.float64)
     if not np.where(labels == 1, z < 0, z > 0).any():
         return 1.0

@@ -24,7 +24,7 @@ from wsi_pipeline.models.model import make_self_test
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import PatchStore, find_stores
-from wsi_pipeline.training.calibrate import ThresholdRule, ValidationPatches, fit_terms
+from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
 from wsi_pipeline.training.evaluate import Metrics, evaluate_predictions, format_metrics
@@ -39,6 +39,7 @@ from wsi_pipeline.training.report import (
     write_report_page,
 )
 from wsi_pipeline.training.split import Division, SplitChoice
+from wsi_pipeline.training.terms import ValidationPatches, fit_terms
 
 KIND = "wsi training"
 STATE_FILE = "state.safetensors"
