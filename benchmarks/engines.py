@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.choices import BF16, FP32
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.geometry import PatchSpec
@@ -60,7 +61,7 @@ def make_model(architecture: str) -> Checkpoint:
         spec,
         ("negative", "positive"),
         Normalisation(half, quarter),
-        0.5,
+        ModelTerms(),
         "none",
         network.state_dict(),
     )
@@ -82,8 +83,8 @@ def plain_loop(model: Checkpoint) -> Predict:
                 .contiguous()
                 .to(DEVICE)
             )
-            found.append(model.probability(network((x.float() / 255 - mean) / std)).cpu())
-        return torch.cat(found).numpy()
+            found.append(model.logit(network((x.float() / 255 - mean) / std)).cpu())
+        return model.terms.alone.calibration.apply(torch.cat(found).numpy())
 
     return predict
 
@@ -146,7 +147,8 @@ def compare_decisions(path: Path, pixels: Pixels, labels: NDArray[np.int8]) -> N
     """Print what each engine and precision changes, even if this device must emulate it."""
     model: Model = load_model(path)
     plain = Predictor(model, EngineSetting("torch", FP32, DEVICE))(pixels)
-    print(f"{path}: {model.architecture}, {len(labels)} patches, threshold {model.threshold:.3f}")
+    threshold = model.terms.alone.count
+    print(f"{path}: {model.architecture}, {len(labels)} patches, threshold {threshold:.3f}")
     for setting in [
         EngineSetting(name, precision, DEVICE)
         for name in ("torch", "openvino")
@@ -157,7 +159,7 @@ def compare_decisions(path: Path, pixels: Pixels, labels: NDArray[np.int8]) -> N
         ):
             continue
         given = Predictor(model, setting)(pixels)
-        flips = np.mean((given >= model.threshold) != (plain >= model.threshold))
+        flips = np.mean((given >= threshold) != (plain >= threshold))
         auroc = roc_auc_score(labels, given) - roc_auc_score(labels, plain)
         apart = np.abs(given - plain)
         print(

@@ -30,6 +30,7 @@ import torch
 from slide_maker import make_slide
 from tiling import describe_machine
 
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.geometry import PatchSpec, count_blocks
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.options import InferOptions
@@ -88,7 +89,10 @@ def write_model(path: Path, arch: str) -> Path:
     spec = PatchSpec(50, 50, MPP)
     weights = build_network(arch, 50).state_dict()
     save_checkpoint(
-        Checkpoint(arch, spec, ("negative", "positive"), normalisation, 0.5, "none", weights), path
+        Checkpoint(
+            arch, spec, ("negative", "positive"), normalisation, ModelTerms(), "none", weights
+        ),
+        path,
     )
     return path
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from wsi_pipeline.core.calibration import Calibration
 from wsi_pipeline.core.choices import OUTPUT_GROUPS, PREDICTIONS
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
 from wsi_pipeline.core.slide import PatchTable, SlideInfo, Thumbnail
@@ -172,7 +173,7 @@ def write_predictions(target: Path, side: int) -> Staging:
         table,
         {"model": {"threshold": 0.5, "digest": "0" * 64, "class_names": ["negative", "positive"]}},
     )
-    write_prediction_block(staging, table, 0, probability.ravel(), {})
+    write_prediction_block(staging, table, 0, Calibration().undo(probability.ravel()), {})
     return staging
 
 

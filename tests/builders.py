@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_pipeline.core.calibration import Calibration, ModelTerms
 from wsi_pipeline.core.choices import MANIFEST
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
@@ -21,6 +22,7 @@ from wsi_pipeline.runs.synthetic_slides import write_pyramid
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import seal
 from wsi_pipeline.store.patches import finish_patch_store, prepare_patch_store, write_patch_block
+from wsi_pipeline.store.predictions import write_prediction_block
 
 PINK = (225, 120, 190)
 WHITE = (255, 255, 255)
@@ -152,6 +154,15 @@ def make_store(
     return path
 
 
+def write_probabilities(
+    staging: Staging, table: PatchTable, block: int, probability: NDArray[np.float32]
+) -> None:
+    """Write a block of logits whose sigmoid is the probability; 0 and 1 become the nearest number
+    that has a logit, NaN stays NaN.
+    """
+    write_prediction_block(staging, table, block, Calibration().undo(probability), {})
+
+
 def make_training_stores(folder: Path, patients: int = 4, patches: int = 24) -> Path:
     """Stores of patients whose positive patches are dark and whose negative ones are bright: a
     network learns that at once.
@@ -180,12 +191,16 @@ def make_checkpoint(
     *,
     mpp: float = 0.5,
     threshold: float = 0.5,
+    temperature: float = 1.0,
+    terms: ModelTerms | None = None,
     bias: float | None = None,
     side_px: int = 50,
     seed: int = 0,
     architecture: str = SMALL,
 ) -> Checkpoint:
-    """A network with seeded random weights; with `bias`, every patch has that logit."""
+    """A network with seeded random weights; with `bias`, every patch has that logit. `terms` take
+    the place of threshold and temperature.
+    """
     torch.manual_seed(seed)
     weights = build_network(architecture, side_px).state_dict()
     if bias is not None:
@@ -197,7 +212,7 @@ def make_checkpoint(
         spec=PatchSpec(side_px, side_px, mpp),
         class_names=("negative", "positive"),
         normalisation=Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        threshold=threshold,
+        terms=terms or ModelTerms.plain(threshold, temperature),
         threshold_source="set by a test",
         weights=weights,
     )

@@ -14,7 +14,7 @@ import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 
-from tests.builders import tissue, write_model, write_slide
+from tests.builders import tissue, write_model, write_probabilities, write_slide
 from tests.commands import HERE, infer
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.slide import PatchTable
@@ -24,7 +24,7 @@ from wsi_pipeline.serve.services import Services, open_services
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import RESULT_KIND, prepare_predictions, write_prediction_block
+from wsi_pipeline.store.predictions import RESULT_KIND, prepare_predictions
 
 TOKEN = "token-of-the-tests"
 ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
@@ -93,7 +93,7 @@ def replace_probabilities(
     results: Path,
     slide_id: str,
     probability: NDArray[np.float32],
-    smooth_um: float = 0.0,
+    context_um: float = 0.0,
     min_region_mm2: float = 0.0,
     has_tissue: bool = True,
 ) -> None:
@@ -104,26 +104,30 @@ def replace_probabilities(
     from wsi_pipeline.outputs.result import SlideResult
     from wsi_pipeline.outputs.summary_json import write_summary
     from wsi_pipeline.store.predictions import Predictions, open_result
+    from wsi_pipeline.store.predictions import write_probabilities as write_shown
 
     old = open_result(results / slide_id)
     positions = np.argwhere(~np.isnan(probability)).astype(np.int32)
     table = _take(old.table, positions)
     table = table if has_tissue else replace(table, tissue=None)
-    view = View(
-        aggregation=Aggregation(smooth_um=smooth_um, min_region_mm2=min_region_mm2)
-    ).to_json()
+    aggregation = Aggregation(context_um=context_um, min_region_mm2=min_region_mm2)
     staging = Staging(
         results / slide_id,
         {"made": "by a test", "values": probability.tobytes().hex(), "has_tissue": has_tissue},
     )
     prepare_predictions(staging, table, {"model": old.attributes["model"], "provenance": {}})
-    write_prediction_block(staging, table, 0, probability[positions[:, 0], positions[:, 1]], {})
+    write_probabilities(staging, table, 0, probability[tuple(positions.T)])
     predictions = Predictions(staging.product / PREDICTIONS)
-    heatmap = build_heatmap(predictions, smooth_um=smooth_um, min_region_mm2=min_region_mm2)
+    heatmap = build_heatmap(predictions, aggregation)
+    write_shown(predictions, heatmap.probability[tuple(positions.T)])
     write_summary(
         SlideResult(table, heatmap, summarise(predictions, heatmap)), staging.product
     )  # no pictures: nobody looks at them
-    staging.commit(RESULT_KIND, {"patches": len(positions), "unreadable": 0}, view)
+    staging.commit(
+        RESULT_KIND,
+        {"patches": len(positions), "unreadable": 0},
+        View(aggregation=aggregation).to_json(),
+    )
 
 
 def _take(table: PatchTable, positions: NDArray[np.int32]) -> PatchTable:

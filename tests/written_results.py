@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.builders import make_table
+from tests.builders import make_table, write_probabilities
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs import View
 from wsi_pipeline.stages.aggregate import publish
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block
+from wsi_pipeline.store.predictions import prepare_predictions
 
 NAN = float("nan")
 FORMATS = (
@@ -42,12 +43,17 @@ def write_result(
     *,
     table: PatchTable | None = None,
     view: View | None = None,
+    terms: ModelTerms | None = None,
 ) -> SlideSummary:
     """A slide's folder of patches of 50 px at 4 µm/px, 0.04 mm² each, on a grid of 4 × 5."""
     table = table or make_table(CELLS[: len(probability)], mpp=4.0, block_size=10, rows=4, cols=5)
     staging = Staging(folder, {"source": "test"})
-    card = {"threshold": 0.5, "digest": "d" * 64, "class_names": ["non, tumour", "tumour"]}
+    card = {
+        "terms": (terms or ModelTerms()).to_json(),
+        "digest": "d" * 64,
+        "class_names": ["non, tumour", "tumour"],
+    }
     prepare_predictions(staging, table, {"model": card})
     if probability:
-        write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
+        write_probabilities(staging, table, 0, np.array(probability, dtype=np.float32))
     return publish(staging, view or View(FORMATS), None, folder)

@@ -225,8 +225,8 @@ def test_the_threshold_rule_is_applied_and_recorded(tmp_path: Path) -> None:
     ]
     assert run("train", stores, "--out", tmp_path / "model", *options).exit_code == 0
     checkpoint = load_checkpoint(tmp_path / "model" / "model.safetensors")
-    assert checkpoint.threshold == 0.25
-    assert checkpoint.threshold_source.startswith("set to 0.25 by hand")
+    assert (checkpoint.terms.on_grid.count, checkpoint.terms.on_grid.detect) == (0.25, 0.25)
+    assert "set to 0.25 by hand" in checkpoint.threshold_source
 
 
 def test_an_unknown_threshold_rule_is_one_line(tmp_path: Path) -> None:

@@ -44,9 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
     make_training_stores(folder / "stores", patients=3)
     infer_by(folder / "stores", make_checkpoint(bias=1.0), folder / "constant")
-    infer_by(
-        folder / "stores", replace(make_checkpoint(seed=3), temperature=2.0), folder / "random"
-    )
+    infer_by(folder / "stores", make_checkpoint(seed=3, temperature=2.0), folder / "random")
     return folder
 
 
@@ -67,7 +65,7 @@ def test_the_temperature_is_undone_for_the_metrics_before(place: Path, tmp_path:
     calibrated = evaluate_results(
         infer_by(
             tmp_path / "stores",
-            replace(make_checkpoint(bias=1.0), temperature=2.0),
+            make_checkpoint(bias=1.0, temperature=2.0),
             tmp_path / "half",
         )
     )

@@ -46,7 +46,7 @@ def lively(logits: int = 1, temperature: float = 1.7) -> Checkpoint:
     mean of 0 and a deviation of 2.
     """
     torch.manual_seed(3)
-    plain = make_checkpoint()
+    plain = make_checkpoint(temperature=temperature)
     network = build_network("wide_resnet_10_1", 50, NetworkOptions(logits=logits)).eval()
     weights = network.state_dict()
     weights["classifier.bias"].zero_()
@@ -61,7 +61,6 @@ def lively(logits: int = 1, temperature: float = 1.7) -> Checkpoint:
     changes = {
         "architecture": "wide_resnet_10_1",
         "weights": weights,
-        "temperature": temperature,
         "options": NetworkOptions(logits=logits),
     }
     return Checkpoint(**plain.__dict__ | changes)
@@ -333,6 +332,17 @@ def test_of_three_classes_one_must_be_called_positive(tmp_path: Path) -> None:
         load_external(folder, trust(folder), "d")
 
 
+@pytest.mark.parametrize("positive", ["a", "b", "c"])
+def test_the_sigmoid_of_the_logit_is_the_softmax_of_three_classes(
+    positive: str, tmp_path: Path
+) -> None:
+    folder = make_zoo(tmp_path / "zoo", ["a", "b", "c"])
+    model = load_external(folder, trust(folder), positive)
+    output = torch.tensor([[0.3, -1.0, 2.0], [-40.0, 30.0, 35.0], [0.0, 0.0, 0.0]])
+    expected = torch.softmax(output, dim=1)[:, model.positive_index]
+    assert torch.sigmoid(model.logit(output)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_positive_class_is_part_of_the_digest(tmp_path: Path) -> None:
     folder = make_zoo(tmp_path / "zoo", ["a", "b"])
     assert (
@@ -520,7 +530,7 @@ def test_model_info_says_what_the_card_holds(tmp_path: Path) -> None:
         "50 px at 0.5 µm/px",
         "positive: positive",
         "77,265",
-        "1.7",
+        "slope 0.588, counted from 0.500, detected from 0.500",
         "set by a test",
         "LEAKY",
     ):

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from tests.builders import make_checkpoint, make_patches, write_model
 from tests.strangers import rewrite_card
+from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms
 from wsi_pipeline.core.errors import EnvironmentFault, ModelError
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.architectures.network import NetworkOptions
@@ -63,11 +64,14 @@ def test_one_colour_does_not_divide_by_zero() -> None:
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
-    saved = make_checkpoint(mpp=4.0, threshold=0.37)
+    terms = ModelTerms(
+        Terms(Calibration(0.7, -0.3), 0.37, 0.21, 84.0), Terms(count=0.6), 0.25, (-0.2, 0.1)
+    )
+    saved = make_checkpoint(mpp=4.0, terms=terms)
     loaded = load_checkpoint(write_model(tmp_path / "m.safetensors", saved))
-    assert (loaded.spec, loaded.threshold, loaded.class_names) == (
+    assert (loaded.spec, loaded.terms, loaded.class_names) == (
         saved.spec,
-        0.37,
+        terms,
         ("negative", "positive"),
     )
     assert all(torch.equal(loaded.weights[name], tensor) for name, tensor in saved.weights.items())
@@ -79,11 +83,19 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
     assert one == write_model(tmp_path / "2.safetensors").read_bytes()
 
 
+GRID = Terms().to_json()
+
+
+def change_terms(**changes: object) -> dict[str, object]:
+    """Terms of a card, some of them changed."""
+    return ModelTerms().to_json() | changes
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
         ({"format": 99}, "card format 99"),
-        ({"format": 1}, "card format 1, this version of wsi reads 2 and 3; train it again"),
+        ({"format": 1}, "card format 1, this version of wsi reads 2 to 4; train it again"),
         ({"class_names": ["a", "b", "c"]}, "models of two classes only"),
         ({"options": {"dropout": 2}}, "dropout is 2"),
         ({"options": {"colour": 2}}, "options colour are unknown"),
@@ -101,9 +113,18 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
         ({"patch": {"side_px": 64, "stride_px": 64, "mpp": 0.5}}, "weights do not fit idc_cnn"),
         ({"patch": {"side_px": 50, "stride_px": 50, "mpp": -1}}, "mpp is -1"),
         ({"patch": None}, "card is damaged"),
-        ({"threshold": 1.5}, "not a probability"),
-        ({"threshold": None}, "card is damaged"),
-        ({"temperature": 0}, "not positive"),
+        ({"terms": None}, "card is damaged"),
+        ({"terms": {}}, "card is damaged"),
+        ({"terms": change_terms(count_errors=None)}, "card is damaged"),
+        ({"terms": change_terms(count_errors=["a"])}, "card is damaged"),
+        ({"terms": change_terms(positive_share=True)}, "card is damaged"),
+        ({"terms": change_terms(on_grid=None)}, "card is damaged"),
+        ({"terms": change_terms(on_grid=GRID | {"count": 1.5})}, "not a probability"),
+        ({"terms": change_terms(on_grid=GRID | {"detect": None})}, "card is damaged"),
+        ({"terms": change_terms(on_grid=GRID | {"context_um": 1e9})}, "context of 1000000000"),
+        ({"terms": change_terms(alone=GRID | {"slope": 0})}, "slope 0.0 .* not a positive"),
+        ({"terms": change_terms(alone=GRID | {"offset": "0"})}, "card is damaged"),
+        ({"terms": change_terms(positive_share=1.5)}, "share of positive patches of 1.5"),
         ({"std": [0, 1, 1]}, "three positive deviations"),
         ({"mean": [0.5]}, "three means"),
         ({"mean": ["a", "b", "c"]}, "three means"),
@@ -143,7 +164,7 @@ def test_a_checkpoint_of_the_format_before_self_tests_is_still_read(tmp_path: Pa
 
 def test_an_edited_card_is_found(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.safetensors")
-    path.write_bytes(path.read_bytes().replace(b'\\"threshold\\":0.5', b'\\"threshold\\":0.1'))
+    path.write_bytes(path.read_bytes().replace(b'\\"count\\":0.5', b'\\"count\\":0.1'))
     with pytest.raises(ModelError, match="damaged or was edited"):
         load_checkpoint(path)
 
@@ -202,8 +223,7 @@ def test_probabilities_are_those_of_the_plain_network() -> None:
 
 
 def test_temperature_divides_the_logit() -> None:
-    cold = make_checkpoint(bias=2.0)
-    warm = Checkpoint(**cold.__dict__ | {"temperature": 2.0})
+    warm = make_checkpoint(bias=2.0, temperature=2.0)
     assert predict(warm, make_patches(1))[0] == pytest.approx(1 / (1 + np.exp(-1.0)), abs=1e-6)
 
 
@@ -218,6 +238,21 @@ def test_the_batch_size_hardly_matters(batch_size: int) -> None:
 def test_the_same_patches_give_the_same_bits() -> None:
     checkpoint, pixels = make_checkpoint(), make_patches(70)
     assert np.array_equal(predict(checkpoint, pixels), predict(checkpoint, pixels))
+
+
+@pytest.mark.parametrize("bias", [-1.0, 1.0])
+def test_an_infinite_logit_is_unreadable_and_not_certain(bias: float) -> None:
+    checkpoint = make_checkpoint(bias=bias * 3e38)
+    checkpoint.weights["classifier.weight"].fill_(bias * 3e38)
+    assert np.isnan(Predictor(checkpoint).predict_logits(make_patches(2))).all()
+    assert np.isnan(predict(checkpoint, make_patches(2))).all()
+
+
+def test_logits_are_the_networks_own() -> None:
+    terms = ModelTerms(alone=Terms(Calibration(0.5, -1.0)))
+    checkpoint = make_checkpoint(bias=2.0, terms=terms)
+    assert Predictor(checkpoint).predict_logits(make_patches(1)) == pytest.approx([2.0])
+    assert predict(checkpoint, make_patches(1)) == pytest.approx([0.5])
 
 
 def test_a_score_that_is_no_number_is_nan_not_negative() -> None:

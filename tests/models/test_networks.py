@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import (
@@ -110,7 +111,7 @@ def make_card(name: str, network: nn.Module, options: NetworkOptions) -> Checkpo
         spec=PatchSpec(SIDE, SIDE, 0.5),
         class_names=("negative", "positive"),
         normalisation=Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        threshold=0.5,
+        terms=ModelTerms(),
         threshold_source="set by a test",
         weights=network.state_dict(),
         options=options,

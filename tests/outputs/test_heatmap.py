@@ -1,10 +1,14 @@
+import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.builders import make_table
+from tests.builders import make_table, write_probabilities
+from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms, average_context
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
@@ -17,31 +21,39 @@ from wsi_pipeline.outputs.heatmap import (
     find_hot_spot,
     find_positive,
     number_groups,
-    smooth_map,
+    place_on_grid,
     summarise,
 )
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import Predictions, prepare_predictions, write_prediction_block
+from wsi_pipeline.store.predictions import Predictions, prepare_predictions
 
 NAN = float("nan")
+
+
+ROW = [(0, 0), (0, 1), (0, 2)]
+CONTEXT = replace(ModelTerms(), on_grid=Terms(count=0.4, detect=0.3, context_um=200))
+"""A model whose context is one patch wide, and which tells patches alone at one half."""
 
 
 def predicted(
     tmp_path: Path,
     positions: list[tuple[int, int]],
     probability: list[float],
-    threshold: float = 0.5,
+    terms: ModelTerms | None = None,
 ) -> Predictions:
-    """Predictions of patches of 50 px at 4 µm/px: 0.04 mm² each."""
+    """Predictions of patches of 50 px at 4 µm/px: 0.04 mm² each; `probability` is each patch's by
+    the network itself.
+    """
     staging = Staging(tmp_path / "slide", {})
     table = make_table(positions, mpp=4.0, block_size=100, rows=4, cols=5)
-    prepare_predictions(
-        staging,
-        table,
-        {"model": {"threshold": threshold, "digest": "d", "class_names": ["negative", "positive"]}},
-    )
+    model = {
+        "terms": (terms or ModelTerms()).to_json(),
+        "digest": "d",
+        "class_names": ["negative", "positive"],
+    }
+    prepare_predictions(staging, table, {"model": model})
     if positions:
-        write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
+        write_probabilities(staging, table, 0, np.array(probability, dtype=np.float32))
     return Predictions(staging.product / PREDICTIONS)
 
 
@@ -154,59 +166,156 @@ def test_regions_touch_at_corners() -> None:
 
 def test_another_threshold_may_be_drawn(tmp_path: Path) -> None:
     heatmap: Heatmap = build_heatmap(
-        predicted(tmp_path, [(0, 0), (0, 1)], [0.4, 0.6]), threshold=0.3
+        predicted(tmp_path, [(0, 0), (0, 1)], [0.4, 0.6]), Aggregation(0.3)
     )
     assert heatmap.positive.sum() == 2
 
 
-def test_who_chose_the_threshold_is_told(tmp_path: Path) -> None:
-    predictions = predicted(tmp_path, [(0, 0)], [0.4])
-    assert build_heatmap(predictions).threshold_source == "model"
-    assert build_heatmap(predictions, threshold=0.5).threshold_source == "user"
+@pytest.mark.parametrize(
+    ("chosen", "threshold", "source"),
+    [("count", 0.4, "count"), ("detect", 0.3, "detect"), (0.4, 0.4, "user"), (0, 0, "user")],
+)
+def test_a_threshold_and_its_source(
+    chosen: float | str, threshold: float, source: str, tmp_path: Path
+) -> None:
+    heatmap = build_heatmap(predicted(tmp_path, [(0, 0)], [0.4], CONTEXT), Aggregation(chosen))
+    assert (heatmap.threshold, heatmap.threshold_source) == (threshold, source)
+
+
+def test_patches_alone_have_thresholds_of_their_own(tmp_path: Path) -> None:
+    predictions = predicted(tmp_path, [(0, 0)], [0.4], CONTEXT)
+    assert build_heatmap(predictions, Aggregation(context_um=0)).threshold == 0.5
 
 
 def test_a_map_is_as_it_was_predicted_unless_said_otherwise(tmp_path: Path) -> None:
     heatmap = build_heatmap(predicted(tmp_path, [(0, 0)], [0.4]))
     plain = Heatmap(heatmap.grid, heatmap.probability, 0.5, "positive")
-    assert [(one.smooth_um, one.min_region_mm2) for one in (heatmap, plain, Aggregation())] == [
-        (0, 0)
-    ] * 3
+    assert [(one.context_um, one.min_region_mm2) for one in (heatmap, plain)] == [(0, 0)] * 2
 
 
-def test_smoothing_is_told_in_micrometres(tmp_path: Path) -> None:
-    predictions = predicted(tmp_path, [(0, 1), (0, 2), (1, 2)], [0.1, 0.9, 0.4])
-    by_hand = smooth_map(build_heatmap(predictions).probability, 1.0)  # a cell is 50 px of 4 µm
+def test_neighbours_weigh_by_the_models_gaussian(tmp_path: Path) -> None:
+    # One patch of 200 µm is one deviation. The middle of 0, 1, 0 in logits, where two in a row
+    # weigh exp(-1/2) and the one between them 1: 1 / (1 + 2 exp(-1/2)).
+    shares = [0.5, 1 / (1 + math.exp(-1)), 0.5]
+    heatmap = build_heatmap(predicted(tmp_path, ROW, shares, CONTEXT))
+    logit = 1 / (1 + 2 * math.exp(-0.5))
+    assert heatmap.probability[0, 1] == pytest.approx(1 / (1 + math.exp(-logit)), rel=1e-5)
+    assert heatmap.context_um == 200
+
+
+def test_unknown_neighbours_weigh_nothing(tmp_path: Path) -> None:
+    # Unreadable at (0, 1), no tissue anywhere else: what is known keeps its own value.
+    probability = build_heatmap(predicted(tmp_path, ROW, [0.8, NAN, 0.8], CONTEXT)).probability
+    assert probability[0, [0, 2]] == pytest.approx(0.8)
+    assert np.isnan(probability).sum() == 18
+
+
+@pytest.mark.parametrize("terms", [ModelTerms(), CONTEXT])
+def test_no_context_is_each_patch_alone(terms: ModelTerms, tmp_path: Path) -> None:
+    predictions = predicted(tmp_path, ROW, [0.1, 0.9, 0.3], terms)
+    heatmap = build_heatmap(predictions, Aggregation(context_um=0))
+    assert heatmap.probability[0, :3].tolist() == predictions.alone.tolist()
+    assert heatmap.context_um == 0
+
+
+def test_another_context_is_told_in_micrometres(tmp_path: Path) -> None:
+    predictions = predicted(tmp_path, ROW, [0.1, 0.9, 0.4])
+    by_hand = average_context(place_on_grid(predictions.table, predictions.logit), 1.5)
+    found = build_heatmap(predictions, Aggregation(context_um=300))
+    assert np.array_equal(found.probability, Calibration().apply(by_hand), equal_nan=True)
+    assert found.context_um == 300
+
+
+def test_a_known_prevalence_shifts_the_log_odds(tmp_path: Path) -> None:
+    # From half positive to a fifth: odds of 1 become odds of 1/4, so 0.8 (odds of 4) becomes 0.5.
+    terms = replace(ModelTerms(), positive_share=0.5)
+    predictions = predicted(tmp_path, [(0, 0), (0, 1)], [0.8, 0.5], terms)
+    heatmap = build_heatmap(predictions, Aggregation(prevalence=0.2))
+    assert heatmap.probability[0, :2] == pytest.approx([0.5, 0.2])
+    assert heatmap.prevalence == 0.2
+
+
+def test_the_prevalence_of_the_validation_changes_nothing(tmp_path: Path) -> None:
+    predictions = predicted(tmp_path, ROW, [0.1, 0.9, 0.3], replace(CONTEXT, positive_share=0.3))
     assert np.array_equal(
-        build_heatmap(predictions, smooth_um=200).probability, by_hand, equal_nan=True
+        build_heatmap(predictions, Aggregation(prevalence=0.3)).probability,
+        build_heatmap(predictions).probability,
+        equal_nan=True,
     )
 
 
-def test_smoothing_takes_nothing_from_cells_that_were_not_assessed() -> None:
-    smooth = smooth_map(np.array([[0.8, NAN, 0.8]], dtype=np.float32), 1.0)
-    assert smooth[0, 0] == pytest.approx(0.8)
-    assert np.isnan(smooth[0, 1])
+def test_no_prevalence_for_a_model_that_does_not_say_its_own(tmp_path: Path) -> None:
+    predictions = predicted(tmp_path, [(0, 0)], [0.8])
+    with pytest.raises(ConfigError, match=r"does not record the share .* leave --prevalence out"):
+        build_heatmap(predictions, Aggregation(prevalence=0.2))
 
 
-def test_smoothing_spreads_a_lone_peak() -> None:
-    smooth = smooth_map(np.array([[0, 0, 1, 0, 0]], dtype=np.float32), 1.0)
-    assert 0 < smooth[0, 1] < smooth[0, 2] < 1
-    assert smooth[0, 1] == smooth[0, 3]
+def test_a_count_is_its_own_estimate_without_an_interval(tmp_path: Path) -> None:
+    summary = summary_of(predicted(tmp_path, ROW, [0.9, 0.8, 0.2]))
+    assert (summary.positives_estimate, summary.positives_low, summary.positives_high) == (
+        2,
+        None,
+        None,
+    )
+    assert summary.interval_source == "none"
 
 
-def test_no_smoothing_is_the_map_itself() -> None:
-    probability = np.array([[0.1, NAN]], dtype=np.float32)
-    assert smooth_map(probability, 0) is probability
+def test_where_nothing_was_assessed_nothing_is_estimated(tmp_path: Path) -> None:
+    summary = summary_of(predicted(tmp_path, [(0, 0)], [NAN], WITH_ERRORS))
+    assert (summary.positives_estimate, summary.interval_source) == (None, "none")
+
+
+SIXTH = math.pi / 6
+WITH_ERRORS = replace(ModelTerms(), count_errors=tuple([0.01] * 18 + [SIXTH]))
+"""Of 19 patients, all of whom 95 % takes in; the worst count was off by 30 degrees."""
+
+
+def test_errors_of_validation_patients_give_an_interval(tmp_path: Path) -> None:
+    # Half of 4 patches is 45 degrees in the arcsine of the root: from 15 to 75 degrees,
+    # sin² 15° = (1 - cos 30°) / 2.
+    cells = [*ROW, (0, 3)]
+    summary = summary_of(predicted(tmp_path, cells, [0.9, 0.8, 0.2, 0.1], WITH_ERRORS))
+    low = (1 - math.sqrt(3) / 2) / 2
+    assert summary.interval_source == "validation"
+    assert summary.positives_estimate == 2
+    assert (summary.positives_low, summary.positives_high) == pytest.approx(
+        (4 * low, 4 * (1 - low))
+    )
+
+
+def test_eighteen_patients_are_too_few_for_an_interval(tmp_path: Path) -> None:
+    terms = replace(WITH_ERRORS, count_errors=WITH_ERRORS.count_errors[1:])
+    summary = summary_of(predicted(tmp_path, ROW, [0.9, 0.8, 0.2], terms))
+    assert (summary.positives_low, summary.interval_source) == (None, "none")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        Aggregation(0.5),
+        Aggregation("detect"),
+        Aggregation(context_um=0),
+        Aggregation(min_region_mm2=0.01),
+        Aggregation(prevalence=0.4),
+    ],
+)
+def test_a_count_made_in_another_way_has_no_interval(changed: Aggregation, tmp_path: Path) -> None:
+    terms = replace(WITH_ERRORS, positive_share=0.5)
+    predictions = predicted(tmp_path, ROW, [0.9, 0.8, 0.2], terms)
+    assert summarise(predictions, build_heatmap(predictions, changed)).interval_source == "none"
 
 
 def test_positives_in_small_regions_are_left_out_and_counted(tmp_path: Path) -> None:
     predictions = predicted(tmp_path, [(0, 0), (0, 1), (3, 4)], [0.9, 0.8, 0.7])
-    summary = summarise(predictions, build_heatmap(predictions, min_region_mm2=0.08))
+    summary = summarise(predictions, build_heatmap(predictions, Aggregation(min_region_mm2=0.08)))
     assert (summary.positives, summary.positives_left_out, summary.positive_regions) == (2, 1, 1)
 
 
 def test_positives_that_touch_at_a_corner_are_large_together(tmp_path: Path) -> None:
     predictions = predicted(tmp_path, [(0, 0), (1, 1), (3, 4)], [0.9, 0.8, 0.7])
-    assert np.argwhere(build_heatmap(predictions, min_region_mm2=0.08).positive).tolist() == [
+    assert np.argwhere(
+        build_heatmap(predictions, Aggregation(min_region_mm2=0.08)).positive
+    ).tolist() == [
         [0, 0],
         [1, 1],
     ]
@@ -276,13 +385,26 @@ def test_without_positives_there_is_no_hot_spot() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threshold": 1.5}, {"threshold": -0.1}, {"smooth_um": -1}, {"min_region_mm2": NAN}]
+    "wrong",
+    [
+        {"threshold": 1.5},
+        {"threshold": -0.1},
+        {"threshold": NAN},
+        {"threshold": "model"},
+        {"context_um": -1},
+        {"context_um": 200_000},
+        {"context_um": NAN},
+        {"min_region_mm2": NAN},
+        {"prevalence": 0},
+        {"prevalence": 1},
+        {"prevalence": NAN},
+    ],
 )
-def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Aggregation(**wrong)
 
 
-@pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 1.0])
-def test_every_threshold_from_0_to_1_is_taken(threshold: float | None) -> None:
-    assert Aggregation(threshold, smooth_um=0.5, min_region_mm2=0.5).threshold == threshold
+@pytest.mark.parametrize("threshold", ["count", "detect", 0.0, 0.5, 1.0])
+def test_every_threshold_from_0_to_1_is_taken(threshold: float | str) -> None:
+    assert Aggregation(threshold, context_um=0.5, min_region_mm2=0.5).threshold == threshold

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.builders import make_patches, make_table
+from tests.builders import make_patches, make_table, write_probabilities
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.core.slide import PatchTable
@@ -26,7 +26,7 @@ from wsi_pipeline.outputs.run_files import (
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.stages.aggregate import publish
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.predictions import prepare_predictions, write_prediction_block
+from wsi_pipeline.store.predictions import prepare_predictions
 
 NAN = float("nan")
 PICTURES = ("heatmap", "overlay", "gallery", "summary")
@@ -53,7 +53,7 @@ def make_result(
         {"model": {"threshold": 0.5, "digest": "d" * 64, "class_names": ["negative", "positive"]}},
     )
     if probability:
-        write_prediction_block(staging, table, 0, np.array(probability, dtype=np.float32), {})
+        write_probabilities(staging, table, 0, np.array(probability, dtype=np.float32))
     publish(staging, View(formats), make_samples(table, probability), results / slide_id)
     return results / slide_id
 

@@ -1,16 +1,21 @@
 """Results in Python: numpy, pandas, xarray."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.written_results import CASES, write_result
+from wsi_pipeline.core.calibration import Calibration, ModelTerms
 from wsi_pipeline.core.errors import ConfigError, StoreError
+from wsi_pipeline.counting.site import SiteCalibration
 from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs import results as results_module
-from wsi_pipeline.outputs.heatmap import Aggregation
+from wsi_pipeline.outputs.heatmap import Aggregation, read_aggregation
 from wsi_pipeline.outputs.results import Slide, check_extra, open_results, slides_frame
+
+SITE = Aggregation(site=SiteCalibration("d" * 64, Calibration(0.5, -1.0), (-0.1, 0.1), 40))
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,17 @@ def test_the_map_is_that_of_the_summary(slide: Slide) -> None:
     assert slide.heatmap.probability.shape == (4, 5)
     assert slide.heatmap.threshold == 0.6
     assert int(slide.heatmap.positive.sum()) == slide.summary.positives == 3
+
+
+@pytest.mark.parametrize(
+    "made",
+    [Aggregation(), Aggregation("detect", 300), Aggregation(0.25, 0, 0.04, 0.3), SITE],
+    ids=str,
+)
+def test_how_a_map_was_made_is_read_from_its_folder(made: Aggregation, tmp_path: Path) -> None:
+    terms = replace(ModelTerms(), positive_share=0.5)
+    write_result(tmp_path / "s", CASES["mixed"], view=View(("summary",), made), terms=terms)
+    assert read_aggregation(tmp_path / "s") == made
 
 
 def test_any_other_map_can_be_drawn(slide: Slide) -> None:

@@ -190,18 +190,18 @@ def test_regions_are_those_that_the_summary_counts_unless_another_size_is_asked_
     assert client.get("/api/v1/slides/two/regions", params={"min_area_mm2": 0}).json()["found"] == 2
 
 
-def test_the_map_is_the_smoothed_one_and_the_patches_own_where_asked_for(
+def test_the_map_has_its_context_and_each_patch_alone_where_asked_for(
     root: Path, client: httpx.Client
 ) -> None:
     probability = np.full((10, 12), 0.1, dtype=np.float32)
     probability[5, 5] = 0.9
-    replace_probabilities(root / "results", "two", probability, smooth_um=25.0)
-    smoothed, own = (
+    replace_probabilities(root / "results", "two", probability, context_um=25.0)
+    shown, alone = (
         np.load(io.BytesIO(client.get("/api/v1/slides/two/map.npy", params=params).content))
         for params in ({}, {"own": True})
     )
-    assert np.array_equal(own, probability)
-    assert smoothed[5, 5] < 0.3 < own[5, 5]
+    assert alone == pytest.approx(probability, rel=1e-6)
+    assert shown[5, 5] < 0.3 < alone[5, 5]
 
 
 def test_the_tissue_mask_is_the_one_that_the_patches_were_chosen_by(

@@ -19,8 +19,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
+from wsi_pipeline.core.calibration import Calibration, average_context
 from wsi_pipeline.counting.review_file import read_review, review_path
-from wsi_pipeline.outputs.heatmap import build_heatmap, smooth_map
+from wsi_pipeline.outputs.heatmap import build_heatmap
 from wsi_pipeline.outputs.report_html import write_report
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.outputs.summary_json import read_summary
@@ -332,16 +333,17 @@ def test_small_groups_do_not_count_here_either(
     expect(page.locator("#region-count")).to_have_text("no region reaches the threshold")
 
 
-def test_the_patch_shows_its_own_probability_beside_the_smoothed_one(
+def test_the_patch_shows_its_probability_alone_beside_that_with_context(
     watched: Watched, server: tuple[str, Services]
 ) -> None:
     probability = np.full((10, 12), 0.1, dtype=np.float32)
     probability[5, 5] = 0.9
-    replace_probabilities(server[1].settings.results[0], "two", probability, smooth_um=25.0)
-    smoothed = float(smooth_map(probability, 1.0)[5, 5])
-    assert smoothed < 0.3
+    replace_probabilities(server[1].settings.results[0], "two", probability, context_um=25.0)
+    logits = average_context(Calibration().undo(probability), 1.0)
+    shown = float(Calibration().apply(logits)[5, 5])
+    assert shown < 0.3
     page = open_viewer(watched, "/slides/two#p=5.5")
-    wanted = f"its own probability 0.9000; {smoothed:.4f} on the smoothed map (25 µm), negative"
+    wanted = f"probability {shown:.4f}, alone 0.9000, negative"
     expect(page.locator("#patch-text")).to_contain_text(wanted)
 
 

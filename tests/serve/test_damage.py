@@ -156,8 +156,12 @@ ODD = {
     ),
     "a threshold that is a text": view(threshold="half"),
     "a threshold above 1": view(threshold=7),
-    "a smoothing that is a list": view(smooth_um=[1]),
-    "a smoothing beyond memory": view(smooth_um=1e15),
+    "a threshold of no model": view(threshold="model"),
+    "a context that is a list": view(context_um=[1]),
+    "a context that is a threshold's name": view(context_um="count"),
+    "a context beyond memory": view(context_um=1e15),
+    "a prevalence of everything": view(prevalence=1),
+    "a prevalence where the model says none": view(prevalence=0.2),
     "a smallest region that is a truth": view(min_region_mm2=True),
 }
 

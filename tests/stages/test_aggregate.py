@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.outputs import View
-from wsi_pipeline.outputs.heatmap import Aggregation
+from wsi_pipeline.outputs.heatmap import Aggregation, build_heatmap
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.stages.aggregate import aggregate_results
 from wsi_pipeline.store.manifest import read_manifest
+from wsi_pipeline.store.predictions import open_result
 
 TABLES = View(("summary", "csv", "geojson"))
 AT_08 = replace(TABLES, aggregation=Aggregation(threshold=0.8))
@@ -107,10 +108,21 @@ def test_there_and_back_gives_the_same_bytes(results: Path) -> None:
     assert folder_bytes(results / "a") == before
 
 
-def test_the_probabilities_stay_as_they_are(results: Path) -> None:
+def test_logits_and_patches_alone_stay_as_they_are(results: Path) -> None:
     before = folder_bytes(results / "a" / PREDICTIONS)
-    aggregate_results(results, replace(AT_08, aggregation=Aggregation(smooth_um=300)))
-    assert folder_bytes(results / "a" / PREDICTIONS) == before
+    aggregate_results(results, replace(AT_08, aggregation=Aggregation(context_um=300)))
+    after = folder_bytes(results / "a" / PREDICTIONS)
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"probability/c/0"}
+
+
+def test_the_stored_probabilities_are_those_of_the_view(results: Path) -> None:
+    aggregate_results(results, replace(AT_08, aggregation=Aggregation(context_um=300)))
+    predictions = open_result(results / "a")
+    shown = build_heatmap(predictions, Aggregation(context_um=300)).probability
+    np.testing.assert_array_equal(
+        predictions.probability, shown[tuple(predictions.table.positions.T)]
+    )
 
 
 def test_what_is_there_already_is_left_alone(results: Path) -> None:
@@ -171,7 +183,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["all unreadable", "one patch", "no patches", "nothing positive"])
 def test_every_case_can_be_aggregated(case: str, tmp_path: Path) -> None:
     write_result(tmp_path / "slide", CASES[case], view=TABLES)
-    view = View(FORMATS, Aggregation(threshold=0.0, smooth_um=500, min_region_mm2=0.01))
+    view = View(FORMATS, Aggregation(threshold=0.0, context_um=500, min_region_mm2=0.01))
     (outcome,) = aggregate_results(tmp_path, view).outcomes
     known = sum(not np.isnan(value) for value in CASES[case])
     assert read_summary(tmp_path / "slide").positives == known
@@ -200,8 +212,42 @@ def test_the_command_line_does_the_same(results: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "aggregation"),
+    [
+        (["--context", "none"], Aggregation(context_um=0.0)),
+        (["--context", "300"], Aggregation(context_um=300.0)),
+        (["--smooth", "300"], Aggregation(context_um=300.0)),
+        (["--threshold", "detect"], Aggregation("detect")),
+        (["-t", "count"], Aggregation()),
+    ],
+)
+def test_options_that_make_the_map(
+    options: list[str], aggregation: Aggregation, results: Path, tmp_path: Path
+) -> None:
+    run("aggregate", results, *options, "--out", tmp_path / "out")
+    recorded = read_manifest(tmp_path / "out" / "a").recipe["view"]
+    assert {name: recorded[name] for name in asdict(aggregation)} == asdict(aggregation)
+
+
+def test_a_prevalence_that_cannot_be_taken_is_one_line_for_each_slide(results: Path) -> None:
+    before = folder_bytes(results / "a")
+    done = run("aggregate", results, "--prevalence", 0.2)
+    assert "its model does not record the share of positive patches" in done.output
+    assert done.exit_code != 0
+    assert folder_bytes(results / "a") == before
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
-    [("--threshold", "2"), ("--alpha", "-1"), ("--colormap", "jet"), ("--smooth", "-5")],
+    [
+        ("--threshold", "2"),
+        ("--threshold", "model"),
+        ("--alpha", "-1"),
+        ("--colormap", "jet"),
+        ("--smooth", "-5"),
+        ("--context", "wide"),
+        ("--prevalence", "many"),
+    ],
 )
 def test_values_out_of_range_are_usage_errors(option: str, value: str, results: Path) -> None:
     assert run("aggregate", results, option, value).exit_code == 2

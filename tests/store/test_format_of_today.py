@@ -17,10 +17,13 @@ from torch import Tensor
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from tests.builders import folder_bytes
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.outcome import SlideState
 from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.runs.verify import find_products, verify
+from wsi_pipeline.stages.aggregate import aggregate_results
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import open_result
@@ -51,14 +54,16 @@ TABLE: dict[str, Any] = {
     "grid": {"spec": PATCH, "rows": 2, "cols": 2, "downsample": "2", "origin_xy_l0": [0, 0]},
     "thumbnail": {"downsample": "20", "origin_xy_l0": [0, 0]},
 }  # fmt: skip
-MODEL = {
-    "digest": "d" * 64,
-    "architecture": "idc_cnn",
-    "class_names": CLASSES,
-    "threshold": 0.5,
-    "temperature": 1.0,
+MODEL = {"digest": "d" * 64, "architecture": "idc_cnn", "class_names": CLASSES}
+PLAIN = {"threshold": 0.5, "temperature": 1.0}
+"""Terms of a model before contexts."""
+TERMS = {
+    "on_grid": {"slope": 2.0, "offset": 0.5, "count": 0.4, "detect": 0.3, "context_um": 25.0},
+    "alone": {"slope": 0.5, "offset": 0.0, "count": 0.6, "detect": 0.2, "context_um": 0.0},
+    "positive_share": 0.25,
+    "count_errors": [-0.1, 0.2],
 }
-SUMMARY = {
+SUMMARY: dict[str, Any] = {
     "slide_id": "s", "state": "damaged", "patches": 3, "unreadable": 1, "positives": 1,
     "positive_fraction": 0.5, "assessed_mm2": 0.00125,
     "positive_mm2": 0.000625, "mean_probability": 0.5, "p95_probability": 0.725,
@@ -67,9 +72,16 @@ SUMMARY = {
     "hot_spot_positive_mm2": 0.000625, "hot_spot_x_l0": 50.0,
     "hot_spot_y_l0": 50.0, "unreadable_fraction": 1 / 3, "unassessed_fraction": 0.5,
     "positives_left_out": 0, "threshold": 0.5,
-    "threshold_source": "model", "smooth_um": 0.0, "min_region_mm2": 0.0,
+    "min_region_mm2": 0.0,
     "positive_class": "tumour", "mpp": 0.5, "slide_mpp": 0.25,
     "slide_mpp_source": "TIFF tag", "model_digest": "d" * 64,
+}  # fmt: skip
+SMOOTHED = {"threshold_source": "model", "smooth_um": 0.0}
+"""Of a summary before contexts."""
+TODAY = {
+    "threshold_source": "detect", "context_um": 25.0, "prevalence": None,
+    "positives_estimate": 1.0, "positives_low": 0.5, "positives_high": 1.5,
+    "interval_source": "validation",
 }  # fmt: skip
 compact = partial(json.dumps, sort_keys=True, separators=(",", ":"))
 
@@ -185,24 +197,52 @@ def check_table(table: Any) -> None:
     np.testing.assert_array_equal(found, np.array([*FLOAT_ARRAYS.values()], np.float32))
 
 
-def test_a_result_of_format_1_is_read(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
+def put_result(
+    folder: Path, terms: dict[str, Any], arrays: dict[str, list[float]], summary: dict[str, Any]
+) -> None:
+    """A slide's folder by a model of such terms."""
     group = put_table(
         folder / "predictions.zarr",
-        {"kind": "wsi predictions", "model": MODEL, "engine": {"engine": "torch"}},
+        {"kind": "wsi predictions", "model": MODEL | terms, "engine": {"engine": "torch"}},
     )
-    put(group, "probability", np.array(PROBABILITY, np.float32), rows=2)
-    (folder / "summary.json").write_text(json.dumps(SUMMARY, indent=1) + "\n")
+    for name, values in arrays.items():
+        put(group, name, np.array(values, np.float32), rows=2)
+    (folder / "summary.json").write_text(json.dumps(SUMMARY | summary, indent=1) + "\n")
     put_manifest(folder, "wsi slide result", {"patches": 3, "unreadable": 1, "positives": 1})
+
+
+def test_a_result_with_logits_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    # σ(log(3)) = 3/4 and σ(-log(3)) = 1/4.
+    arrays = {
+        "logit": [2 * math.log(3), -2 * math.log(3), math.nan],
+        "raw_probability": PROBABILITY,
+        "probability": [0.7, 0.3, math.nan],
+    }
+    put_result(folder, {"terms": TERMS}, arrays, TODAY)
+    result = open_result(folder)
+    check_table(result.table)
+    np.testing.assert_array_equal(result.logit, np.array(arrays["logit"], np.float32))
+    np.testing.assert_allclose(result.alone, PROBABILITY, rtol=1e-6)
+    np.testing.assert_array_equal(result.probability, np.array(arrays["probability"], np.float32))
+    assert (result.terms.to_json(), result.positive_class) == (TERMS, "tumour")
+    summary = read_summary(folder)
+    assert (find_damage(folder), summary.state) == ([], SlideState.DAMAGED)
+    assert {name: getattr(summary, name) for name in TODAY} == TODAY
+
+
+def test_a_result_of_format_1_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    put_result(folder, PLAIN, {"probability": PROBABILITY}, SMOOTHED)
     result = open_result(folder)
     check_table(result.table)
     np.testing.assert_array_equal(result.probability, PROBABILITY)
     assert (
-        result.threshold,
+        result.terms,
         result.negative_class,
         result.positive_class,
         result.model_digest,
-    ) == (0.5, "normal", "tumour", "d" * 64)
+    ) == (ModelTerms.plain(0.5), "normal", "tumour", "d" * 64)
     summary = read_summary(folder)
     assert (find_damage(folder), summary.state, summary.positives, summary.hot_spot_x_l0) == (
         [],
@@ -210,6 +250,33 @@ def test_a_result_of_format_1_is_read(tmp_path: Path) -> None:
         1,
         50.0,
     )
+
+
+@pytest.mark.parametrize(("source", "today"), [("model", "count"), ("user", "user")])
+def test_a_summary_before_contexts_is_read_as_one_of_today(
+    source: str, today: str, tmp_path: Path
+) -> None:
+    old = {"threshold_source": source, "smooth_um": 100.0}
+    put_result(tmp_path / "s", PLAIN, {"probability": PROBABILITY}, old)
+    summary = read_summary(tmp_path / "s")
+    assert (summary.threshold_source, summary.context_um, summary.prevalence) == (today, 100, None)
+    assert (summary.positives_estimate, summary.positives_low, summary.interval_source) == (
+        1,
+        None,
+        "none",
+    )
+
+
+def test_a_result_of_format_1_is_aggregated_and_keeps_its_probabilities(tmp_path: Path) -> None:
+    put_result(tmp_path / "s", PLAIN, {"probability": PROBABILITY}, SMOOTHED)
+    account = aggregate_results(tmp_path, View(("summary",)), tmp_path / "out")
+    assert [outcome.state for outcome in account.outcomes] == [SlideState.DAMAGED]
+    result = open_result(tmp_path / "out" / "s")
+    np.testing.assert_array_equal(result.probability, PROBABILITY)
+    # log(3) is the logit of 3/4.
+    np.testing.assert_allclose(result.logit, [math.log(3), -math.log(3), math.nan], rtol=1e-6)
+    arrays = {path.name for path in (tmp_path / "out" / "s" / "predictions.zarr").iterdir()}
+    assert arrays >= {"logit", "raw_probability", "probability"}
 
 
 def make_weights(bias: float) -> dict[str, Tensor]:
@@ -236,13 +303,14 @@ def make_weights(bias: float) -> dict[str, Tensor]:
     return weights | {f"{name}.num_batches_tracked": torch.tensor(0) for name in norms}
 
 
-@pytest.mark.parametrize("card_format", [2, 3])
-def test_a_checkpoint_of_format_2_or_3_is_read(tmp_path: Path, card_format: int) -> None:
+@pytest.mark.parametrize("card_format", [2, 3, 4])
+def test_a_checkpoint_of_format_2_to_4_is_read(tmp_path: Path, card_format: int) -> None:
     tested = {
         "self_test.pixels": torch.zeros(2, 50, 50, 3, dtype=torch.uint8),
         "self_test.probability": torch.tensor([0.75, 0.75]),
     }
-    tensors = make_weights(math.log(3)) | (tested if card_format == 3 else {})
+    tensors = make_weights(math.log(3)) | (tested if card_format >= 3 else {})
+    plain = {"temperature": 2.0, "threshold": 0.4}
     parts = [
         f"{name}:{each.dtype}:{tuple(each.shape)}:".encode() + each.numpy().tobytes()
         for name, each in sorted(tensors.items())
@@ -250,7 +318,8 @@ def test_a_checkpoint_of_format_2_or_3_is_read(tmp_path: Path, card_format: int)
     card: dict[str, Any] = {
         "format": card_format, "architecture": "wide_resnet_10_1", "patch": PATCH,
         "class_names": CLASSES,
-        "mean": [0.5] * 3, "std": [0.25] * 3, "temperature": 2.0, "threshold": 0.4,
+        "mean": [0.5] * 3, "std": [0.25] * 3,
+        **({"terms": TERMS} if card_format == 4 else plain),
         "threshold_source": "Youden on 9 patients",
         "scores": {"auc": 0.9}, "training": {}, "is_leaky": False,
         "weights_sha256": hashlib.sha256(b"".join(parts)).hexdigest(),
@@ -266,13 +335,15 @@ def test_a_checkpoint_of_format_2_or_3_is_read(tmp_path: Path, card_format: int)
         False,
         card_format == 2,
     )
-    assert (model.spec.side_px, model.class_names, model.threshold, model.normalisation.mean) == (
+    assert (model.spec.side_px, model.class_names, model.normalisation.mean) == (
         50,
         (*CLASSES,),
-        0.4,
         (0.5,) * 3,
     )
-    output = model.network()(torch.zeros(1, 50, 50, 3, dtype=torch.uint8))
-    assert model.probability(output).tolist() == pytest.approx(
+    terms = ModelTerms.plain(0.4, temperature=2.0)
+    assert model.terms == (ModelTerms.of_record({"terms": TERMS}) if card_format == 4 else terms)
+    logit = model.logit(model.network()(torch.zeros(1, 50, 50, 3, dtype=torch.uint8)))
+    assert logit.tolist() == pytest.approx([math.log(3)])
+    assert model.terms.alone.calibration.apply(logit.detach().numpy()).tolist() == pytest.approx(
         [0.633975]
     )  # σ(log(3) / 2) = √3 / (1 + √3)

@@ -1,15 +1,19 @@
 """Patch stores and predictions on disk."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tests.builders import make_patches, make_store, make_table
 from tests.strangers import vouch
+from wsi_pipeline.core.calibration import Calibration, ModelTerms
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.slide import PatchTable
@@ -18,9 +22,12 @@ from wsi_pipeline.store.patches import PatchStore, find_stores
 from wsi_pipeline.store.predictions import (
     Predictions,
     find_results,
+    has_logits,
     prepare_predictions,
     write_prediction_block,
+    write_probabilities,
 )
+from wsi_pipeline.store.zarr_io import read_rows, write_rows
 
 CELLS = [(row, col) for row in range(3) for col in range(3)]
 
@@ -186,13 +193,13 @@ def test_a_folder_without_stores_is_an_error(tmp_path: Path) -> None:
         find_stores([tmp_path])
 
 
-def prepare(staging: Staging, positions: list[tuple[int, int]] = CELLS) -> PatchTable:
+def prepare(
+    staging: Staging, positions: list[tuple[int, int]] = CELLS, temperature: float = 1.0
+) -> PatchTable:
     table = make_table(positions)
-    prepare_predictions(
-        staging,
-        table,
-        {"model": {"threshold": 0.5, "digest": "d", "class_names": ["negative", "positive"]}},
-    )
+    terms = ModelTerms.plain(temperature=temperature).to_json()
+    model = {"terms": terms, "digest": "d", "class_names": ["negative", "positive"]}
+    prepare_predictions(staging, table, {"model": model})
     return table
 
 
@@ -205,28 +212,80 @@ def test_predictions_begin_as_not_assessed(tmp_path: Path) -> None:
 def test_predictions_come_back(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "slide", {})
     table = prepare(staging)
-    write_prediction_block(
-        staging, table, 1, np.array([0.25, np.nan, 1.0, 0.0], dtype=np.float32), {}
+    logits = np.array([0.25, np.nan, -90.0, 7.0], dtype=np.float32)
+    write_prediction_block(staging, table, 1, logits, {})
+    found = Predictions(staging.product / PREDICTIONS).logit
+    assert np.array_equal(found[4:8], logits, equal_nan=True)
+    assert np.isnan(found[[0, 1, 2, 3, 8]]).all()
+
+
+def test_probabilities_alone_are_those_of_the_calibration(tmp_path: Path) -> None:
+    # ln 3 is the logit of 3/4; over a temperature of 2 it is that of √3 / (1 + √3).
+    staging = Staging(tmp_path / "slide", {})
+    table = prepare(staging, CELLS[:1], temperature=2.0)
+    write_prediction_block(staging, table, 0, np.array([math.log(3)], dtype=np.float32), {})
+    assert Predictions(staging.product / PREDICTIONS).alone == pytest.approx([0.633975])
+
+
+def test_final_probabilities_stand_beside_those_of_patches_alone(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "slide", {})
+    table = prepare(staging, CELLS[:2])
+    write_prediction_block(staging, table, 0, np.array([0, np.nan], dtype=np.float32), {})
+    written = Predictions(staging.product / PREDICTIONS)
+    write_probabilities(written, np.array([0.75, np.nan], dtype=np.float32))
+    for name, value in {"logit": 0.0, "raw_probability": 0.5, "probability": 0.75}.items():
+        found = read_rows(staging.product / PREDICTIONS, name)
+        np.testing.assert_array_equal(found, np.array([value, np.nan], dtype=np.float32))
+
+
+def test_probabilities_without_logits_are_kept_as_they_are(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "slide", {})
+    stored = np.array([0.1, 0.3, np.nan, 1.0], dtype=np.float32)
+    prepare(staging, CELLS[:4])
+    leave_probabilities_alone(staging.product / PREDICTIONS, stored)
+    old = Predictions(staging.product / PREDICTIONS)
+    for found in (old.alone, old.probability):
+        np.testing.assert_array_equal(found, stored)
+    np.testing.assert_allclose(Calibration().apply(old.logit), stored, rtol=1e-6)
+    assert old.logit[:2] == pytest.approx([math.log(1 / 9), math.log(3 / 7)])
+
+
+def test_logits_are_added_to_probabilities_without_them(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "slide", {})
+    prepare(staging, CELLS[:2])
+    leave_probabilities_alone(
+        staging.product / PREDICTIONS, np.array([0.1, np.nan], dtype=np.float32)
     )
-    probability = Predictions(staging.product / PREDICTIONS).probability
-    assert np.array_equal(
-        probability[4:8], np.array([0.25, np.nan, 1.0, 0.0], dtype=np.float32), equal_nan=True
-    )
-    assert np.isnan(probability[[0, 1, 2, 3, 8]]).all()
+    old = Predictions(staging.product / PREDICTIONS)
+    logits = old.logit
+    write_probabilities(old, old.alone)
+    again = Predictions(staging.product / PREDICTIONS)
+    assert has_logits(staging.product / PREDICTIONS)
+    np.testing.assert_array_equal(again.logit, logits)
+    np.testing.assert_array_equal(again.probability, old.probability)
+
+
+def leave_probabilities_alone(path: Path, probability: NDArray[np.float32]) -> None:
+    """As versions did that stored no logits."""
+    write_rows(path, "probability", slice(0, len(probability)), probability)
+    for name in ("logit", "raw_probability"):
+        shutil.rmtree(path / name)
 
 
 def test_a_block_of_nan_is_written_out(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "slide", {})
     table = prepare(staging)
     write_prediction_block(staging, table, 0, np.full(4, np.nan, dtype=np.float32), {})
-    assert (staging.product / PREDICTIONS / "probability" / "c" / "0").is_file()
+    assert (staging.product / PREDICTIONS / "logit" / "c" / "0").is_file()
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, np.inf])
 def test_a_probability_that_is_none_is_refused(value: float, tmp_path: Path) -> None:
     staging = Staging(tmp_path / "slide", {})
-    table = prepare(staging, CELLS[:1])
-    write_prediction_block(staging, table, 0, np.array([value], dtype=np.float32), {})
+    prepare(staging, CELLS[:1])
+    write_probabilities(
+        Predictions(staging.product / PREDICTIONS), np.array([value], dtype=np.float32)
+    )
     with pytest.raises(StoreError, match="outside 0 to 1"):
         _ = Predictions(staging.product / PREDICTIONS).probability
 

@@ -12,9 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.builders import make_patches, make_store, make_table, rewrite_manifest
+from tests.builders import (
+    make_patches,
+    make_store,
+    make_table,
+    rewrite_manifest,
+    write_probabilities,
+)
 from tests.strangers import BIG, Change, attribute, declare, edit_json, put_values, several, vouch
 from tests.written_results import write_result
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.slide import PatchBlock, PatchTable
@@ -31,10 +38,11 @@ from wsi_pipeline.store.patches import (
 )
 from wsi_pipeline.store.predictions import (
     RESULT_KIND,
+    Predictions,
     open_result,
     prepare_predictions,
-    write_prediction_block,
 )
+from wsi_pipeline.store.predictions import write_probabilities as write_shown
 
 CELLS = [(row, col) for row in range(3) for col in range(3)]
 MEMORY_LIMIT_MB = 300
@@ -474,7 +482,9 @@ def make_result(
     )
     values = np.array(probability, dtype=np.float32)
     for block in range(-(-len(values) // table.block_size)):
-        write_prediction_block(staging, table, block, values[block * 4 : block * 4 + 4], {})
+        write_probabilities(staging, table, block, values[block * 4 : block * 4 + 4])
+    predictions = Predictions(staging.product / PREDICTIONS)
+    write_shown(predictions, predictions.alone)
     staging.commit(
         RESULT_KIND,
         counts or {"patches": len(probability), "unreadable": int(np.isnan(values).sum())},
@@ -493,13 +503,46 @@ def test_a_score_that_is_none_is_refused(value: float, tmp_path: Path) -> None:
         "predictions.zarr/probability", np.array([0.1, value, 0.9, np.nan], dtype=np.float32)
     )(result)
     vouch(result)
-    with pytest.raises(StoreError, match="disagree" if np.isnan(value) else "outside 0 to 1"):
+    fault = "logits have no probability" if np.isnan(value) else "outside 0 to 1"
+    with pytest.raises(StoreError, match=fault):
         open_result(result)
 
 
-def test_a_block_of_predictions_that_the_manifest_leaves_out_is_missed(tmp_path: Path) -> None:
+def test_a_logit_that_was_readable_is_not_made_unreadable(tmp_path: Path) -> None:
+    result = make_result(tmp_path / "s", [0.1, 0.2, 0.9])
+    logits = np.array([-2, np.nan, 2, np.nan], dtype=np.float32)
+    put_values("predictions.zarr/logit", logits)(result)
+    vouch(result)
+    with pytest.raises(StoreError, match="logits have no probability"):
+        open_result(result)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_an_infinite_logit_is_refused(value: float, tmp_path: Path) -> None:
+    result = make_result(tmp_path / "s", [0.1, 0.2, 0.9])
+    put_values("predictions.zarr/logit", np.array([-2, value, 2, np.nan], dtype=np.float32))(result)
+    vouch(result)
+    with pytest.raises(StoreError, match="logits that are not finite"):
+        open_result(result)
+
+
+@pytest.mark.parametrize("name", ["logit", "raw_probability", "probability"])
+def test_a_flipped_bit_in_any_array_is_found(name: str, tmp_path: Path) -> None:
     result = make_result(tmp_path / "s", [0.1] * 9)
-    (result / PREDICTIONS / "probability" / "c" / "1").unlink()
+    chunk = result / PREDICTIONS / name / "c" / "1"
+    content = bytearray(chunk.read_bytes())
+    content[0] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"):
+        open_result(result)
+
+
+@pytest.mark.parametrize("name", ["logit", "raw_probability", "probability"])
+def test_a_block_of_predictions_that_the_manifest_leaves_out_is_missed(
+    name: str, tmp_path: Path
+) -> None:
+    result = make_result(tmp_path / "s", [0.1] * 9)
+    (result / PREDICTIONS / name / "c" / "1").unlink()
     vouch(result)
     with pytest.raises(StoreError, match="block 1 of its predictions is missing"):
         open_result(result)
@@ -514,6 +557,8 @@ def test_a_block_of_predictions_that_the_manifest_leaves_out_is_missed(tmp_path:
         {"threshold": "half"},
         {"threshold": 2},
         {"threshold": True, "digest": "d", "class_names": ["a", "b"]},
+        {"terms": {}, "digest": "d", "class_names": ["a", "b"]},
+        {"terms": ModelTerms().to_json(), "digest": "d", "class_names": ["a"]},
     ],
 )
 def test_predictions_of_no_model_are_refused(model: object, tmp_path: Path) -> None:
@@ -535,6 +580,10 @@ def test_predictions_of_no_model_are_refused(model: object, tmp_path: Path) -> N
         ("slide_id", 7),
         ("state", "fine"),
         ("threshold", "NaN"),
+        ("threshold_source", "model"),
+        ("interval_source", "luck"),
+        ("positives_low", -1),
+        ("prevalence", 2),
     ],
 )
 def test_a_summary_with_a_figure_that_is_none_is_refused(

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from tests.measured import calibrate, measure
+from wsi_pipeline.core.calibration import Calibration
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.training.calibrate import (
     MAX_TEMPERATURE,
     ThresholdRule,
-    apply_temperature,
     fit_temperature,
     parse_threshold_rule,
-    undo_temperature,
 )
 from wsi_pipeline.training.evaluate import (
     Metrics,
-    evaluate_logits,
-    evaluate_probability,
+    evaluate_predictions,
+    format_metrics,
     sweep_thresholds,
 )
 from wsi_pipeline.training.metrics import (
@@ -169,7 +169,7 @@ def test_no_temperature_of_logits_that_are_not_finite() -> None:
 def test_the_order_of_patches_does_not_change_the_temperature(
     item: tuple[NDArray[np.int8], ...], seed: int
 ) -> None:
-    labels, logits = item[0], undo_temperature(item[1].astype(np.float32), 1.0)
+    labels, logits = item[0], Calibration().undo(item[1].astype(np.float32))
     order = np.random.default_rng(seed).permutation(len(labels))
     assert fit_temperature(labels, logits) == fit_temperature(labels[order], logits[order])
 
@@ -180,7 +180,7 @@ def test_no_temperature_changes_the_ranking(
     item: tuple[NDArray[np.int8], ...], temperature: float
 ) -> None:
     labels, logits = item[0], (item[1].astype(np.float32) - np.float32(0.5)) * 8
-    before, after = (score(labels, apply_temperature(logits, t), 0.5) for t in (1.0, temperature))
+    before, after = (score(labels, calibrate(logits, t), 0.5) for t in (1.0, temperature))
     assert after.auroc == pytest.approx(before.auroc, abs=1e-12)
     assert after.average_precision == pytest.approx(before.average_precision, abs=1e-12)
 
@@ -188,7 +188,7 @@ def test_no_temperature_changes_the_ranking(
 @settings(max_examples=30)
 @given(st.floats(-15, 15, width=32), st.floats(0.5, 10))
 def test_a_temperature_can_be_undone(logit: float, temperature: float) -> None:
-    again = undo_temperature(apply_temperature(floats(logit), temperature), temperature)
+    again = Calibration(1 / temperature).undo(calibrate(floats(logit), temperature))
     # float32 holds probabilities near 1 to about 6e-8 only, the coarser the surer.
     assert again[0] == pytest.approx(
         logit, abs=temperature * (1e-6 + 1e-7 * math.exp(abs(logit) / temperature)), rel=1e-5
@@ -196,13 +196,13 @@ def test_a_temperature_can_be_undone(logit: float, temperature: float) -> None:
 
 
 def test_equal_logits_have_equal_probabilities_wherever_they_stand() -> None:
-    assert len(set(apply_temperature(np.full(33, 0.8, dtype=np.float32), 0.25).tolist())) == 1
+    assert len(set(calibrate(np.full(33, 0.8, dtype=np.float32), 0.25).tolist())) == 1
 
 
 def test_certain_probabilities_have_finite_logits() -> None:
-    logits = undo_temperature(floats(0, 1), 1.0)
+    logits = Calibration().undo(floats(0, 1))
     assert np.isfinite(logits).all()
-    assert apply_temperature(logits, 1.0).tolist() == pytest.approx([0, 1], abs=1e-7)
+    assert Calibration().apply(logits).tolist() == pytest.approx([0, 1], abs=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -403,14 +403,11 @@ def test_other_seeds_draw_other_patients() -> None:
 
 def example(temperature: float = 2.0) -> Metrics:
     labels, logits = ints(0, 0, 1, 1, 0, 1), floats(-4, 1, 2, 5, -2, -1)
-    return evaluate_logits(
-        labels, logits, names("b", "b", "b", "a", "a", "a"), temperature=temperature, threshold=0.5
-    )
+    return measure(labels, logits, names("b", "b", "b", "a", "a", "a"), temperature=temperature)
 
 
 def test_metrics_hold_calibration_before_and_after() -> None:
     metrics = example()
-    assert (metrics.before.temperature, metrics.after.temperature) == (1.0, 2.0)
     logits = [-4, 1, 2, 5, -2, -1]
     squares = [
         (1 / (1 + math.exp(-z)) - y) ** 2 for z, y in zip(logits, [0, 0, 1, 1, 0, 1], strict=True)
@@ -479,18 +476,26 @@ def test_metrics_are_json() -> None:
     assert again["intervals"]["f1"] == list(metrics.intervals["f1"])
 
 
-def test_stored_probabilities_give_the_metrics_of_their_logits() -> None:
-    labels, logits = ints(0, 0, 1, 1, 0, 1), floats(-4, 1, 2, 5, -2, -1)
-    patients = names("b", "b", "b", "a", "a", "a")
-    stored = evaluate_probability(
-        labels, apply_temperature(logits, 2.0), patients, temperature=2.0, threshold=0.5
+def test_patches_alone_are_scored_at_a_threshold_of_their_own() -> None:
+    # Alone one patch of each class is called right; with context all are.
+    labels, patients = ints(0, 0, 1, 1), names("a", "b", "a", "b")
+    metrics = evaluate_predictions(
+        labels,
+        patients,
+        logits=floats(-1, 1, -1, 1),
+        alone=floats(0.2, 0.6, 0.2, 0.6),
+        probability=floats(0.2, 0.3, 0.4, 0.6),
+        thresholds=(0.35, 0.6),
+        draws=5,
     )
-    assert stored.scores == example().scores
-    assert stored.intervals == example().intervals
-    assert stored.before.brier == pytest.approx(example().before.brier)
-    assert stored.before.negative_log_likelihood == pytest.approx(
-        example().before.negative_log_likelihood
-    )
+    assert (metrics.alone.threshold, metrics.alone.true_positives) == (0.6, 1)
+    assert (metrics.alone.false_positives, metrics.scores.f1) == (1, 1.0)
+    assert "without context, each patch alone" in format_metrics(metrics, "it", ("no", "yes"))
+
+
+def test_a_model_without_context_is_called_one() -> None:
+    text = format_metrics(example(), "it", ("no", "yes"))
+    assert "context: none, each patch is judged alone" in text
 
 
 @settings(max_examples=15)
@@ -503,8 +508,8 @@ def test_the_order_of_patches_changes_no_metric(seed: int) -> None:
     )
     patients = rng.choice(["a", "b", "c", "d"], 60)
     order = rng.permutation(60)
-    one = evaluate_logits(labels, logits, patients, temperature=1.5, threshold=0.4, draws=50)
-    other = evaluate_logits(
+    one = measure(labels, logits, patients, temperature=1.5, threshold=0.4, draws=50)
+    other = measure(
         labels[order], logits[order], patients[order], temperature=1.5, threshold=0.4, draws=50
     )
     assert one.intervals == other.intervals
@@ -513,7 +518,7 @@ def test_the_order_of_patches_changes_no_metric(seed: int) -> None:
 
 
 def test_no_patches_have_empty_metrics() -> None:
-    nothing = evaluate_logits(ints(), floats(), names(), temperature=1.0, threshold=0.5)
+    nothing = measure(ints(), floats(), names())
     assert (nothing.scores.f1, nothing.intervals, nothing.patients, nothing.after.brier) == (
         None,
         {},
@@ -534,7 +539,7 @@ def test_impossible_input_is_refused(
     labels: NDArray[np.int8], logits: NDArray[np.float32], fault: str
 ) -> None:
     with pytest.raises(ConfigError, match=fault):
-        evaluate_logits(labels, logits, names("a", "b"), temperature=1.0, threshold=0.5)
+        measure(labels, logits, names("a", "b"))
 
 
 def test_own_ranking_metrics_are_those_of_the_library() -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.builders import make_patches
+from tests.measured import calibrate, measure
 from wsi_pipeline.core.choices import LEAK_WARNING
-from wsi_pipeline.training.calibrate import apply_temperature
-from wsi_pipeline.training.evaluate import Compared, compare, evaluate_logits
+from wsi_pipeline.training.evaluate import Compared, compare
 from wsi_pipeline.training.report import (
     ReportContent,
     WorstPatch,
@@ -60,9 +60,9 @@ def make_content() -> ReportContent:
     return ReportContent(
         title="net on validation patients",
         class_names=("benign", "tumour"),
-        metrics=evaluate_logits(labels, logits, patients, temperature=2.0, threshold=0.4, draws=50),
+        metrics=measure(labels, logits, patients, temperature=2.0, threshold=0.4, draws=50),
         labels=labels,
-        logits=logits,
+        probability=calibrate(logits, 2.0),
         patients=patients,
         facts={"network": "idc_cnn"},
         history=[
@@ -115,14 +115,11 @@ def test_the_page_holds_its_metrics(page: Path) -> None:
     metrics = make_content().metrics
     low, high = metrics.intervals["f1"]
     assert f"<td>F1</td><td>{metrics.scores.f1:.3f}</td><td>{low:.3f} to {high:.3f}</td>" in text
-    assert (
-        f"<td>before</td><td>1.000</td><td>{metrics.before.expected_calibration_error:.3f}</td>"
-        in text
+    before, after = (
+        f"{each.expected_calibration_error:.3f}" for each in (metrics.before, metrics.after)
     )
-    assert (
-        f"<td>after</td><td>2.000</td><td>{metrics.after.expected_calibration_error:.3f}</td>"
-        in text
-    )
+    assert f"<td>the network itself</td><td>{before}</td>" in text
+    assert f"<td>final probabilities</td><td>{after}</td>" in text
     for threshold in (0.5, 0.7, 0.8, 0.9):
         assert f"<caption>{threshold}</caption>" in text
 
@@ -137,13 +134,8 @@ def test_names_from_strangers_are_escaped(tmp_path: Path) -> None:
         content,
         title=HOSTILE,
         class_names=(HOSTILE, HOSTILE),
-        metrics=evaluate_logits(
-            content.labels,
-            content.logits,
-            np.repeat([HOSTILE, "b"], 60),
-            temperature=1.0,
-            threshold=0.5,
-            draws=5,
+        metrics=measure(
+            content.labels, content.probability, np.repeat([HOSTILE, "b"], 60), draws=5
         ),
         facts={HOSTILE: HOSTILE},
         worst=[WorstPatch(make_patches(1, 5)[0], HOSTILE)],
@@ -162,7 +154,7 @@ def test_a_leaky_model_is_called_one(page: Path, tmp_path: Path) -> None:
 
 def test_a_report_of_nothing_can_be_written(tmp_path: Path) -> None:
     labels, logits, patients = np.empty(0, np.int8), np.empty(0, np.float32), np.empty(0, np.str_)
-    metrics = evaluate_logits(labels, logits, patients, temperature=1.0, threshold=0.5)
+    metrics = measure(labels, logits, patients)
     write_report_page(
         tmp_path / "report.html",
         ReportContent("nothing", ("a", "b"), metrics, labels, logits, patients),
@@ -176,17 +168,17 @@ def test_one_class_has_no_curves_but_a_sweep(tmp_path: Path) -> None:
         np.arange(4, dtype=np.float32),
         np.array(["a", "a", "b", "b"]),
     )
-    metrics = evaluate_logits(labels, logits, patients, temperature=1.0, threshold=0.5)
+    metrics = measure(labels, logits, patients)
     write_report_page(
         tmp_path / "report.html",
-        ReportContent("one class", ("a", "b"), metrics, labels, logits, patients),
+        ReportContent("one class", ("a", "b"), metrics, labels, calibrate(logits, 1), patients),
     )
     assert len(parse(tmp_path / "report.html").addresses) == 3
 
 
 def test_another_model_is_compared(tmp_path: Path) -> None:
     content = make_content()
-    probability = apply_temperature(content.logits, 1.0)
+    probability = content.probability
     comparison = compare(
         content.labels,
         probability,

@@ -125,7 +125,7 @@ def test_the_checkpoint_knows_its_terms_of_use(
     assert checkpoint.spec.mpp == 0.5
     assert checkpoint.training["split"] == {"train": ["p0", "p2"], "val": ["p1"], "test": ["p3"]}
     assert finished[1].metrics is not None
-    assert checkpoint.threshold == finished[1].metrics.scores.threshold
+    assert checkpoint.terms.on_grid.count == finished[1].metrics.scores.threshold
     assert "on 1 validation patients, 24 patches" in checkpoint.threshold_source
     patches = load_labelled([stores / f"p{k}.patches.zarr" for k in (0, 2)])
     pixels = read_pixels(patches, np.arange(len(patches)))
@@ -137,7 +137,7 @@ def test_the_checkpoint_knows_its_terms_of_use(
 def test_the_checkpoint_gives_the_probabilities_that_were_evaluated(
     finished: tuple[Path, Trained], stores: Path
 ) -> None:
-    """Weights, normalisation and temperature of the file, against what training wrote."""
+    """Weights, normalisation and calibration of the file, against what training wrote."""
     checkpoint = load_checkpoint(finished[1].model)
     patches = load_labelled([stores / "p1.patches.zarr"])
     probability = Predictor(checkpoint)(read_pixels(patches, np.arange(len(patches))))
@@ -203,15 +203,16 @@ def test_no_epoch_is_called_best_where_the_last_is_kept(finished: tuple[Path, Tr
     assert [row.rsplit(",", 1)[1] for row in rows] == ["False", "False"]
     report = (finished[0] / "report.html").read_text()
     assert "2, the last is kept" in report
-    assert "Temperature and threshold were chosen on these validation patients" in report
+    assert "Context, calibration and thresholds were chosen on these validation patients" in report
 
 
 def test_the_report_names_the_best_epoch_where_it_is_chosen(stores: Path, tmp_path: Path) -> None:
     trained = train([stores], tmp_path / "model", replace(QUICK, epochs=1, stop_on="loss"), FIXED)
     report = (tmp_path / "model" / "report.html").read_text()
     assert "1, the best is 1 by loss" in report
-    assert "Epoch, temperature and threshold were chosen" in report
-    assert "epoch, temperature and threshold were chosen on these patients" in str(trained)
+    assert "Epoch, context, calibration and thresholds were chosen" in report
+    chosen = "epoch, context, calibration and thresholds were chosen on these patients"
+    assert chosen in str(trained)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,11 @@ class ModelTerms:
     positive_share: float | None = None
     """Share of positive patches among those of the validation patients; None: not known."""
     count_errors: tuple[float, ...] = ()
-    """Errors of the validation patients' counts, as `interval_of_share` takes them; sorted."""
+    """Errors of the validation patients' counts, as `conformal_radius` takes them; sorted."""
+
+    def __post_init__(self) -> None:
+        if self.positive_share is not None and not 0 <= self.positive_share <= 1:
+            raise ModelError(f"a share of positive patches of {self.positive_share}; {AGAIN}")
 
     @classmethod
     def plain(cls, threshold: float = 0.5, temperature: float = 1.0) -> "ModelTerms":

@@ -263,7 +263,7 @@ def _misfit(found: Any) -> str:
     """Return the end of the message on a card's unknown format."""
     is_newer = isinstance(found, int) and found > CARD_FORMAT
     remedy = "update wsi" if is_newer else "train it again with this one"
-    known = " and ".join(map(str, READ_FORMATS))
+    known = f"{min(READ_FORMATS)} to {max(READ_FORMATS)}"
     return f"{str(found)[:20]}, this version of wsi reads {known}; {remedy}"
 
 
