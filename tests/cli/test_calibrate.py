@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,20 @@ def read_rows(results: Path) -> dict[str, dict[str, str]]:
         return {row["slide_id"]: row for row in csv.DictReader(stream)}
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def reviewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five slides, of which four are reviewed; a person calls what the model gives 0.8 or more."""
+    results = tmp_path_factory.mktemp("reviewed") / "results"
     for number in range(5):
-        folder = make_slide(tmp_path / "results", f"s{number}", number)
+        folder = make_slide(results, f"s{number}", number)
         if number < 4:
             review(folder, 0.8)
-    return tmp_path / "results"
+    return results
+
+
+@pytest.fixture
+def results(reviewed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(reviewed, tmp_path / "results")
 
 
 def test_before_it_the_interval_is_the_models(results: Path) -> None:
