@@ -81,7 +81,7 @@ SMOOTHED = {"threshold_source": "model", "smooth_um": 0.0}
 TODAY = {
     "threshold_source": "detect", "context_um": 25.0, "prevalence": None,
     "positives_estimate": 1.0, "positives_low": 0.5, "positives_high": 1.5,
-    "interval_source": "validation",
+    "interval_source": "validation", "patch_um": 25.0,
 }  # fmt: skip
 compact = partial(json.dumps, sort_keys=True, separators=(",", ":"))
 
@@ -265,6 +265,7 @@ def test_a_summary_before_contexts_is_read_as_one_of_today(
         None,
         "none",
     )
+    assert summary.patch_um is None
 
 
 def test_a_result_of_format_1_is_aggregated_and_keeps_its_probabilities(tmp_path: Path) -> None:
