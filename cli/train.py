@@ -28,8 +28,8 @@ def train(stores: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Train a network on labelled patch stores, split by patient.
 
     No patient is on both sides of the split. The last epoch is kept, or with --stop-on the best on
-    the validation patients; temperature and threshold are fitted on them and go into the
-    checkpoint. OUT gets model.safetensors, report.html, history.csv, metrics.json, split.json,
+    the validation patients; context, calibration and thresholds are fitted on them and go into
+    the checkpoint. OUT gets model.safetensors, report.html, history.csv, metrics.json, split.json,
     validation.csv and TensorBoard events. Killed, it goes on where it stopped when the same line is
     given again.
     """

@@ -151,8 +151,9 @@ class TrainOptions(FitOptions):
         "Epoch that is kept: the last, or the best on the validation patients by this metric.",
         choices=KEPT_EPOCHS)
     threshold: str | float = option("youden", TRAINING,
-        "Chosen on the validation patients: f1, youden (highest balanced accuracy),"
-        " sensitivity=0.95, or a number such as 0.5.", metavar="RULE")
+        "How the threshold for finding is chosen on the validation patients: f1, youden (highest"
+        " balanced accuracy), sensitivity=0.95; a number such as 0.5 is that for counting too.",
+        metavar="RULE")
     folds: int | None = option(
         None, INPUT, "Cross-validate: train once per fold, every patient validates once.", low=2)
     devices: int = option(
