@@ -45,7 +45,10 @@ STEP = 1000
     panel="Input",
     type=click.Path(path_type=Path),
     required=True,
-    help="A model.safetensors of `wsi train`, or a folder.",
+    help=(
+        "A model.safetensors of `wsi train`, its folder, a folder of `wsi train --folds` (all its"
+        " models together), or an external model's folder."
+    ),
 )
 @click.option(
     "--results-dir",

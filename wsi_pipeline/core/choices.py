@@ -58,10 +58,10 @@ COLORMAPS = ("viridis", "cividis", "magma", "inferno", "plasma", "gray")
 """Perceptually even, and readable with every kind of colour blindness and in grey."""
 OUTPUT_GROUPS = {
     "all": (
-        *("heatmap", "overlay", "gallery", "report", "summary", "csv", "parquet", "regions"),
-        *("geojson", "ome-zarr", "ome-tiff"),
+        *("heatmap", "overlay", "spread", "gallery", "report", "summary", "csv", "parquet"),
+        *("regions", "geojson", "ome-zarr", "ome-tiff"),
     ),
-    "png": ("heatmap", "overlay", "gallery"),
+    "png": ("heatmap", "overlay", "spread", "gallery"),
 }
 """Names for several outputs at once."""
 ON_REQUEST = {
@@ -81,6 +81,8 @@ STORE_SUFFIX = ".patches.zarr"
 PREDICTIONS = "predictions.zarr"
 SUMMARY_JSON = "summary.json"
 MODEL_FILE = "model.safetensors"
+FOLD, FOLDS_SUMMARY, FOLDS_JSON = "fold-", "summary", "folds.json"
+"""Folders of a cross-validation, `fold-1` …, and the summary that lists their models."""
 HISTORY_CSV = "history.csv"
 REPORT_HTML = "report.html"
 

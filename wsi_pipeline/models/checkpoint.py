@@ -146,6 +146,7 @@ class Checkpoint:
     """Patches with the probabilities that any engine must give for them."""
     digest: str = ""
     """SHA-256 of the file that it was loaded from."""
+    is_ensemble: ClassVar[bool] = False
     is_script: ClassVar[bool] = False
     resizes_patches: ClassVar[bool] = False
 
@@ -177,6 +178,9 @@ class Checkpoint:
 
     def logit(self, output: Tensor) -> Tensor:
         return positive_logit(output)
+
+    def spread(self, output: Tensor) -> None:
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Return the description of the model that results record."""

@@ -1,4 +1,4 @@
-"""Loading and describing a model of either kind."""
+"""Loading and describing a model of any kind."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.core.calibration import ModelTerms, Terms
-from wsi_pipeline.core.choices import LEAK_WARNING, MODEL_FILE
+from wsi_pipeline.core.choices import FOLD, LEAK_WARNING, MODEL_FILE
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.options import ExternalModelOptions
 from wsi_pipeline.core.recipe import file_sha256
 from wsi_pipeline.models.architectures.network import count_parameters
-from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
+from wsi_pipeline.models.ensemble import Ensemble, is_ensemble_folder, load_ensemble
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.zoo import (
     CONFIG_JSON,
@@ -40,6 +41,7 @@ def read_terms(options: ExternalModelOptions) -> ExternalModelTerms:
 def load_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
     """Load a checkpoint, a folder of `wsi train`, or a trusted WSInfer zoo folder.
 
+    Of a folder of `wsi train --folds`, load all models together.
     Raises ModelError where it cannot be used, ConfigError for terms that a checkpoint has not.
     """
     terms = terms or ExternalModelTerms()
@@ -50,8 +52,14 @@ def load_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
             f"{path}: holds no {CONFIG_JSON}; leave out --trust-model and --positive-class, which"
             " are for such folders only"
         )
-    file = find_checkpoint(path)
-    return load_checkpoint(file)
+    return _load_own(path)
+
+
+def _load_own(path: Path) -> Checkpoint | Ensemble:
+    """Load a model that wsi trained. Raises ModelError."""
+    return (
+        load_ensemble(path) if is_ensemble_folder(path) else load_checkpoint(find_checkpoint(path))
+    )
 
 
 def load_unchanged(path: Path, digest: str, terms: ExternalModelTerms | None = None) -> Model:
@@ -68,6 +76,11 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if (path / MODEL_FILE).is_file():
         return path / MODEL_FILE
+    if is_ensemble_folder(path):
+        raise ModelError(
+            f"{path}: holds the models of several folds, and this takes one; name one of them, as"
+            f" {path / FOLD}1"
+        )
     raise ModelError(f"{path}: holds no {MODEL_FILE} and no {CONFIG_JSON}; name a model")
 
 
@@ -78,7 +91,20 @@ def describe_model(path: Path) -> dict[str, Any]:
     """
     if (path / CONFIG_JSON).is_file():
         return _describe_external(path)
-    checkpoint = load_checkpoint(find_checkpoint(path))
+    model = _load_own(path)
+    if isinstance(model, Checkpoint):
+        return _describe_checkpoint(model)
+    members = [_describe_checkpoint(member) for member in model.members]
+    parameters = sum(member["parameters"] for member in members)
+    return {
+        **model.to_json(),
+        "kind": "ensemble",
+        "parameters": parameters,
+        "models": members,
+    }
+
+
+def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         **checkpoint.to_json(),
         "kind": "checkpoint",
@@ -105,13 +131,13 @@ def _describe_external(folder: Path) -> dict[str, Any]:
 def describe_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the facts of `describe_model` as pairs of a name and a text."""
     side_px, mpp = facts["patch"]["side_px"], facts["patch"]["mpp"]
-    is_checkpoint, names = facts["kind"] == "checkpoint", facts["class_names"]
-    positive = f" (positive: {names[1]})" if is_checkpoint else ""
+    kind, names = facts["kind"], facts["class_names"]
+    positive = f" (positive: {names[1]})" if kind in ("checkpoint", "ensemble") else ""
     return [
         ("architecture", facts["architecture"]),
         ("patches", f"{side_px} px at {mpp:g} µm/px, a field of {side_px * mpp:g} µm"),
         ("classes", ", ".join(names) + positive),
-        *(_lines_of_checkpoint(facts) if is_checkpoint else _lines_of_external(facts)),
+        *LINES.get(kind, _lines_of_external)(facts),
         *([("LEAKY", LEAK_WARNING)] if facts["is_leaky"] else []),
     ]
 
@@ -155,6 +181,25 @@ def _lines_of_checkpoint(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("made by", f"{maker}, {_list_numbers(tool.get('packages', {}))}"),
         ("digest", f"sha256:{facts['digest']}"),
     ]
+
+
+def _lines_of_ensemble(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    terms, members = ModelTerms.of_record(facts), facts["models"]
+    return [
+        ("parameters", f"{facts['parameters']:,}"),
+        ("on a grid", describe_terms(terms.on_grid)),
+        ("a patch alone", describe_terms(terms.alone)),
+        ("thresholds", facts["threshold_source"]),
+        ("patients seen", str(len(facts["seen_patients"]))),
+        *(
+            (f"member {number}", f"{member['architecture']}, sha256:{member['digest']}")
+            for number, member in enumerate(members, start=1)
+        ),
+        ("digest", f"sha256:{facts['digest']}"),
+    ]
+
+
+LINES = {"checkpoint": _lines_of_checkpoint, "ensemble": _lines_of_ensemble}
 
 
 def describe_terms(terms: Terms) -> str:

@@ -196,6 +196,10 @@ class Model(Protocol):
         """Patches with the probabilities recorded when the model was made; None: not stored."""
 
     @property
+    def is_ensemble(self) -> bool:
+        """True if it is several networks, whose logits are averaged and have a spread."""
+
+    @property
     def is_script(self) -> bool:
         """True if its network is TorchScript, whose code cannot be traced again."""
 
@@ -208,6 +212,9 @@ class Model(Protocol):
 
     def logit(self, output: Tensor) -> Tensor:
         """Return the logit (b,) of the positive class from the network's output, float32."""
+
+    def spread(self, output: Tensor) -> Tensor | None:
+        """Return the standard deviation (b,) of an ensemble's logits, float32; None: one model."""
 
 
 def hash_patient(patient_id: str) -> str:

@@ -22,6 +22,7 @@ from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines import Candidate, list_candidates
 from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting
+from wsi_pipeline.models.ensemble import Ensemble
 from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_unchanged
 from wsi_pipeline.models.model import Model, Normalisation, make_self_test
 from wsi_pipeline.models.predictor import Predictor
@@ -126,6 +127,8 @@ def check_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
     shape = (CHECKED_PATCHES, model.spec.side_px, model.spec.side_px, 3)
     predictor = Predictor(model)
     check_answers(predictor)
+    for member in model.members if isinstance(model, Ensemble) else ():
+        check_answers(Predictor(member))
     probability = predictor(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     if not bool(((probability >= 0) & (probability <= 1)).all()):
         raise ModelError(f"{path}: does not give probabilities; train or export it again")

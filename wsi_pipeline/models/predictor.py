@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,17 @@ SMALLEST_MEASURED, LARGEST_MEASURED = 32, 4096
 WORTHWHILE = 1.05
 """A doubled batch has to bring this much more."""
 logger = logging.getLogger(__name__)
+
+
+class Predicted(NamedTuple):
+    """What a model says of patches."""
+
+    logits: NDArray[np.float32]
+    """(b,) of the positive class; NaN where the network gave no finite number."""
+    spread: NDArray[np.float32] | None
+    """(b,) standard deviation of the logits of an ensemble's members, NaN as above; None: one
+    model.
+    """
 
 
 class Predictor:
@@ -74,8 +86,15 @@ class Predictor:
     def predict_logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return float32 (b,) logit of the positive class for uint8 (b, side, side, 3).
 
-        NaN where the network gave no finite number. Raises ModelError for patches of another size
-        than the model's, EnvironmentFault where the device's memory is too small.
+        As `predict`.
+        """
+        return self.predict(pixels).logits
+
+    def predict(self, pixels: NDArray[np.uint8]) -> Predicted:
+        """Return the logits for uint8 (b, side, side, 3), and their spread in an ensemble.
+
+        Raises ModelError for patches of another size than the model's, EnvironmentFault where the
+        device's memory is too small.
         """
         side = self.model.spec.side_px
         if pixels.shape[1:] != (side, side, 3) or pixels.dtype != np.uint8:
@@ -86,31 +105,36 @@ class Predictor:
                 self._measure()
             while True:
                 try:
-                    return self._predict(pixels)
+                    columns = self._predict(pixels).T
+                    return Predicted(columns[0], columns[1] if self.model.is_ensemble else None)
                 except torch.OutOfMemoryError as error:
                     self._shrink(error)
 
     def _predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return (b, 1) logits, or (b, 2) logits and spreads."""
         size = self.batch_size
         parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
         batches = self._pool.map(self._predict_batch, parts)
-        return np.concatenate([np.empty(0, np.float32), *batches])
+        return np.concatenate([np.empty((0, 1 + self.model.is_ensemble), np.float32), *batches])
 
     def _predict_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits = self._compute(self._run, pixels)
-        is_finite = np.isfinite(logits)
+        values = self._compute(self._run, pixels)
+        is_finite: NDArray[np.bool_] = np.isfinite(values).all(axis=1)
         if self.setting.precision != FP32 and not is_finite.all():
             exact = self._compute(self._fp32_run, pixels)
-            logits = np.where(is_finite, logits, exact)
-        logits[~np.isfinite(logits)] = np.nan
-        return logits
+            values = np.where(is_finite[:, None], values, exact)
+        values[~np.isfinite(values).all(axis=1)] = np.nan
+        return values
 
     def _compute(self, run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(pixels)
         if self._engine.is_fixed_shape and count < self.batch_size:
             padding = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
             pixels = np.concatenate([pixels, padding])
-        return np.array(self.model.logit(run(pixels)[:count]).numpy(), dtype=np.float32)
+        output = run(pixels)[:count]
+        logit, spread = self.model.logit(output), self.model.spread(output)
+        columns = [logit] if spread is None else [logit, spread]
+        return np.stack([column.numpy() for column in columns], axis=1, dtype=np.float32)
 
     @property
     def _fp32_run(self) -> Run:

@@ -201,6 +201,7 @@ class ExternalModel:
     threshold_source: ClassVar[str] = "one half, for its folder states none"
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     self_test: ClassVar[SelfTest | None] = None
+    is_ensemble: ClassVar[bool] = False
     is_script: ClassVar[bool] = True
 
     @property
@@ -274,6 +275,9 @@ class ExternalModel:
         # The sigmoid of this is the softmax of the positive class among all.
         others = [index for index in range(output.shape[1]) if index != self.positive_index]
         return output[:, self.positive_index] - torch.logsumexp(output[:, others], dim=1)
+
+    def spread(self, output: Tensor) -> None:
+        return None
 
 
 class PreparedScript(nn.Module):

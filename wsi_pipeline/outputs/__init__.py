@@ -15,7 +15,7 @@ from wsi_pipeline.outputs.ome_zarr import write_ome_zarr
 from wsi_pipeline.outputs.patches_csv import write_patches_csv
 from wsi_pipeline.outputs.patches_geojson import write_patches_geojson
 from wsi_pipeline.outputs.patches_parquet import write_patches_parquet
-from wsi_pipeline.outputs.png import write_gallery, write_heatmap, write_overlay
+from wsi_pipeline.outputs.png import write_gallery, write_heatmap, write_overlay, write_spread
 from wsi_pipeline.outputs.regions_csv import write_regions_csv
 from wsi_pipeline.outputs.regions_geojson import write_regions_geojson
 from wsi_pipeline.outputs.report_html import write_report
@@ -25,6 +25,7 @@ from wsi_pipeline.outputs.summary_json import write_summary
 WRITERS: dict[str, Writer] = {
     "heatmap": write_heatmap,
     "overlay": write_overlay,
+    "spread": write_spread,
     "gallery": write_gallery,
     "report": write_report,
     "summary": write_summary,

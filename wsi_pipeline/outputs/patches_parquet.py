@@ -26,8 +26,8 @@ def tabulate_patches(result: SlideResult) -> pa.Table:
     """Return the table of patches, in raster order.
 
     Columns: x, y, width, height in level-0 pixels and in µm, row, col, probability (null:
-    unreadable), positive, readable, tissue fraction. The slide's summary, with threshold and scale,
-    is JSON under the metadata key `wsi`.
+    unreadable), positive, readable, tissue fraction, and the spread of an ensemble's logits. The
+    slide's summary, with threshold and scale, is JSON under the metadata key `wsi`.
     """
     boxes = positions_to_boxes_l0(result.positions, result.table.grid)
     row, col = result.positions.T
@@ -42,5 +42,7 @@ def tabulate_patches(result: SlideResult) -> pa.Table:
     columns["readable"] = pa.array(~is_missing)
     tissue = result.table.tissue_fraction[result.order]
     columns["tissue_fraction"] = pa.array(tissue, mask=np.isnan(tissue))
+    if result.spread is not None:
+        columns["spread"] = pa.array(result.spread[result.order], mask=is_missing)
     metadata = {METADATA_KEY: json.dumps(asdict(result.summary), allow_nan=False)}
     return pa.Table.from_pydict(columns).replace_schema_metadata(metadata)

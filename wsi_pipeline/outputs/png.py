@@ -1,6 +1,7 @@
-"""heatmap.png, overlay.png and gallery.png: a slide's map, alone and on the slide, and samples.
+"""heatmap.png, overlay.png, spread.png, gallery.png: maps of a slide, and samples of its patches.
 
-The gallery shows the most and the least probable patches of a slide, and a random sample.
+The spread is that of an ensemble's logits. The gallery shows the most and the least probable
+patches of a slide, and a random sample.
 """
 
 import shutil
@@ -21,11 +22,14 @@ from wsi_pipeline.outputs.canvas import (
     save_canvas,
     show_thumbnail,
 )
+from wsi_pipeline.outputs.heatmap import place_on_grid
 from wsi_pipeline.outputs.result import Sample, SlideResult
 
 HEATMAP_PNG = "heatmap.png"
 OVERLAY_PNG = "overlay.png"
+SPREAD_PNG = "spread.png"
 GALLERY_PNG = "gallery.png"
+SPREAD_LABEL = "spread of the models' logits (standard deviation)"
 DPI = 120
 PATCH_INCH = 1.0
 COLUMNS = 8
@@ -52,6 +56,24 @@ def _add_map(figure: Figure, axes: Axes, result: SlideResult, alpha: float, outl
     image = draw_map(axes, result.table, values, alpha, cmap=cmap, vmin=0, vmax=1)
     outline_positive(axes, result, color=outline)
     draw_color_bar(figure, axes, image, result.heatmap)
+
+
+def write_spread(result: SlideResult, folder: Path) -> None:
+    """Write the map of how far an ensemble's models differ, up to the slide's largest difference.
+
+    Writes nothing for one model.
+    """
+    if result.spread is None:
+        return
+    figure, axes = open_canvas(result)
+    axes.set_facecolor(NOT_ASSESSED)
+    values = place_on_grid(result.table, result.spread)
+    largest = float(np.nanmax(values, initial=0)) or 1.0
+    cmap = result.plot_style.colormap
+    image = draw_map(axes, result.table, values, 1.0, cmap=cmap, vmin=0, vmax=largest)
+    outline_positive(axes, result, color="black")
+    figure.colorbar(image, ax=axes, shrink=0.8, label=SPREAD_LABEL)
+    save_canvas(figure, folder / SPREAD_PNG)
 
 
 def write_gallery(result: SlideResult, folder: Path) -> None:

@@ -62,6 +62,10 @@ class SlideResult:
     """For the gallery; None where neither the slide nor its store is at hand."""
     previous: Path | None = None
     """The slide's earlier folder, for files that cannot be made without the slide's pixels."""
+    spread: NDArray[np.float32] | None = None
+    """(n,) standard deviation of the logits of an ensemble's members, NaN where a patch could not
+    be read, in the order of the table; None: one model.
+    """
 
     @cached_property
     def positive(self) -> NDArray[np.bool_]:

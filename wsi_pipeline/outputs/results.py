@@ -70,7 +70,9 @@ class Slide:
 
     @cached_property
     def _result(self) -> SlideResult:
-        return SlideResult(self.predictions.table, self.heatmap, self.summary)
+        return SlideResult(
+            self.predictions.table, self.heatmap, self.summary, spread=self.predictions.spread
+        )
 
     @property
     def regions(self) -> tuple[Region, ...]:

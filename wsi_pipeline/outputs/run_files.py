@@ -33,7 +33,7 @@ from wsi_pipeline.core.outcome import (
     find_failures,
 )
 from wsi_pipeline.outputs.dicom import SOURCE_JSON
-from wsi_pipeline.outputs.png import GALLERY_PNG, HEATMAP_PNG, OVERLAY_PNG
+from wsi_pipeline.outputs.png import GALLERY_PNG, HEATMAP_PNG, OVERLAY_PNG, SPREAD_LABEL, SPREAD_PNG
 from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.manifest import is_product, read_manifest
@@ -124,6 +124,7 @@ RUN_FILES = (
 PICTURES = {
     OVERLAY_PNG: "on the slide",
     HEATMAP_PNG: "probability; grey: not assessed",
+    SPREAD_PNG: SPREAD_LABEL,
     GALLERY_PNG: "most and least probable patches, and a random sample",
 }
 NOT_FOR_PEOPLE = (MANIFEST, SOURCE_JSON)

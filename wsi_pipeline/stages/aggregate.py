@@ -204,7 +204,9 @@ def publish(
     place = (previous, table.slide.fingerprint, table.grid)
     summary = add_review(summarise(predictions, heatmap), *place)
     folder = previous if is_product(previous) else None
-    result = SlideResult(table, heatmap, summary, view.plot_style, samples, folder)
+    result = SlideResult(
+        table, heatmap, summary, view.plot_style, samples, folder, predictions.spread
+    )
     for path in staging.product.iterdir():  # outputs of a killed run
         if path.name != PREDICTIONS:
             remove = shutil.rmtree if path.is_dir() else Path.unlink

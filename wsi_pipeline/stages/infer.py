@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import PREDICTIONS, SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ModelError, SlideError, StoreError
@@ -334,7 +335,8 @@ def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor)
         ENGINE: predictor.setting.to_json(),
         "provenance": describe_tool(),
     }
-    prepare_predictions(staging, table, attributes)
+    has_spread = predictor.model.is_ensemble
+    prepare_predictions(staging, table, attributes, has_spread=has_spread)
 
 
 def predict_block(
@@ -356,8 +358,9 @@ def predict_block(
     if store is not None:
         write_patch_block(store, table, block, patches)
     was_stored = time.perf_counter()
-    logits = np.full(len(patches.readable), np.nan, dtype=np.float32)
-    logits[patches.readable] = predictor.predict_logits(patches.pixels[patches.readable])
+    predicted = predictor.predict(patches.pixels[patches.readable])
+    logits = _place(predicted.logits, patches.readable)
+    spread = None if predicted.spread is None else _place(predicted.spread, patches.readable)
     was_computed = time.perf_counter()
     report = BlockReport(
         patches=len(logits),
@@ -368,5 +371,12 @@ def predict_block(
         fallbacks=patches.fallbacks,
         is_predicted=True,
     )
-    write_prediction_block(staging, table, block, logits, asdict(report))
+    write_prediction_block(staging, table, block, logits, asdict(report), spread)
     return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)
+
+
+def _place(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the values of the readable patches in their places, NaN elsewhere."""
+    placed = np.full(len(readable), np.nan, dtype=np.float32)
+    placed[readable] = values
+    return placed

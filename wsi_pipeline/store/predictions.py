@@ -1,7 +1,8 @@
 """Predictions of one slide: a logit for every patch, NaN where it could not be read.
 
 Beside the logits stand the probabilities that are made of them once all blocks are there: of each
-patch alone, and with its neighbours as the slide's outputs show it.
+patch alone, and with its neighbours as the slide's outputs show it. Those of an ensemble also have
+the spread of its members' logits.
 """
 
 import os
@@ -34,16 +35,20 @@ from wsi_pipeline.store.zarr_io import (
 KIND = "wsi predictions"
 RESULT_KIND = "wsi slide result"
 LOGIT, ALONE, FINAL = "logit", "raw_probability", "probability"
+SPREAD, HAS_SPREAD = "spread", "has_spread"
+"""An array of an ensemble's predictions, and the attribute that says that it is there."""
 ARRAYS = (LOGIT, ALONE, FINAL)
 """float32 (n,) each, in blocks."""
 
 
-def prepare_predictions(staging: Staging, table: PatchTable, attributes: dict[str, Any]) -> None:
+def prepare_predictions(
+    staging: Staging, table: PatchTable, attributes: dict[str, Any], *, has_spread: bool = False
+) -> None:
     """Create empty predictions for the table's patches."""
     staging.begin()
     path = staging.product / PREDICTIONS
-    write_table(path, KIND, table, attributes)
-    for name in ARRAYS:
+    write_table(path, KIND, table, attributes | ({HAS_SPREAD: True} if has_spread else {}))
+    for name in (*ARRAYS, SPREAD) if has_spread else ARRAYS:
         _create(path, name, table)
     staging.mark_prepared()
 
@@ -63,9 +68,16 @@ def write_prediction_block(
     block: int,
     logits: NDArray[np.float32],
     report: dict[str, Any],
+    spread: NDArray[np.float32] | None = None,
 ) -> None:
-    """Write the logits (b,) of one block, NaN where it could not be read, and its report."""
+    """Write the logits (b,) of one block, NaN where it could not be read, and its report.
+
+    `spread` (b,) is an ensemble's.
+    """
     path = staging.product / PREDICTIONS
+    if spread is not None:
+        write_rows(path, SPREAD, table.block_slice(block), spread)
+        flush_chunk(path, SPREAD, block, dimensions=1)
     write_rows(path, LOGIT, table.block_slice(block), logits)
     staging.mark_block(block, report, flush_chunk(path, LOGIT, block, dimensions=1))
 
@@ -91,7 +103,9 @@ class Predictions:
         self.attributes = check_kind(path, KIND)
         self.table = read_table(path, self.attributes)
         self._has_logits = has_logits(path)
-        for name in ARRAYS if self._has_logits else (FINAL,):
+        self.arrays = _list_arrays(path, self.attributes)
+        """Names of its arrays in blocks."""
+        for name in self.arrays:
             check_layout(path, name, _layout(self.table))
         model, self.terms = _check_model(path, self.attributes.get("model"))
         """How the model's logits are read: context, calibration, thresholds."""
@@ -116,6 +130,20 @@ class Predictions:
         return values
 
     @cached_property
+    def spread(self) -> NDArray[np.float32] | None:
+        """Standard deviation of the logits of an ensemble's members, float32 (n,), NaN as above.
+
+        None for one model. Raises StoreError.
+        """
+        if SPREAD not in self.arrays:
+            return None
+        values = read_rows(self.path, SPREAD)
+        is_wrong = np.isinf(values) | (values < 0) | (np.isnan(values) != np.isnan(self.logit))
+        if is_wrong.any():
+            raise damage_error(self.path, "spreads that are not finite and 0 or more")
+        return values
+
+    @cached_property
     def alone(self) -> NDArray[np.float32]:
         """Probability of each patch by itself, float32 (n,), NaN as above. Raises StoreError."""
         if not self._has_logits:
@@ -133,6 +161,12 @@ class Predictions:
         if values.shape != (self.table.patches,) or ((known < 0) | (known > 1)).any():
             raise damage_error(self.path, "probabilities outside 0 to 1")
         return values
+
+
+def _list_arrays(path: Path, attributes: dict[str, Any]) -> tuple[str, ...]:
+    if not has_logits(path):
+        return (FINAL,)
+    return (*ARRAYS, SPREAD) if attributes.get(HAS_SPREAD) else ARRAYS
 
 
 def _layout(table: PatchTable) -> ArrayLayout:
@@ -166,7 +200,7 @@ def open_result(folder: Path) -> Predictions:
     check_tables(folder, manifest, KIND, PREDICTIONS)
     predictions = Predictions(folder / PREDICTIONS)
     counts, table = manifest.counts, predictions.table
-    _check_chunks(folder, manifest, table)
+    _check_chunks(folder, manifest, predictions)
     unreadable = int(np.count_nonzero(np.isnan(predictions.logit)))
     if not np.array_equal(np.isnan(predictions.probability), np.isnan(predictions.logit)):
         raise damage_error(folder, "some of its logits have no probability, or the reverse")
@@ -175,9 +209,9 @@ def open_result(folder: Path) -> Predictions:
     return predictions
 
 
-def _check_chunks(folder: Path, manifest: Manifest, table: PatchTable) -> None:
+def _check_chunks(folder: Path, manifest: Manifest, predictions: Predictions) -> None:
     """Raise StoreError where a block of an array differs from the manifest."""
-    names = ARRAYS if has_logits(folder / PREDICTIONS) else (FINAL,)
+    names, table = predictions.arrays, predictions.table
     blocks = range(table.blocks)
     chunks = [name_chunk(f"{PREDICTIONS}/{name}", block, 1) for block in blocks for name in names]
     wanted = _layout(table).chunk_bytes + CHECKSUM_BYTES

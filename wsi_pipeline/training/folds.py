@@ -8,7 +8,7 @@ from typing import Unpack
 
 import numpy as np
 
-from wsi_pipeline.core.choices import MODEL_FILE
+from wsi_pipeline.core.choices import FOLD, FOLDS_JSON, FOLDS_SUMMARY, MODEL_FILE
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.training_options import TrainOptions
@@ -31,9 +31,7 @@ from wsi_pipeline.training.run import (
 from wsi_pipeline.training.split import split_folds
 
 KIND = "wsi cross-validation"
-SUMMARY = "summary"
 FOLDS_CSV = "folds.csv"
-FOLDS_JSON = "folds.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +77,10 @@ def train_folds(
     splits = split_folds(
         patches.patients, patches.labels, folds, test_patients=test_patients, seed=config.seed
     )
-    runs = [out / f"fold-{number}" for number in range(1, len(splits) + 1)]
+    runs = [out / f"{FOLD}{number}" for number in range(1, len(splits) + 1)]
     for run, split in zip(runs, splits, strict=True):
         train_division(patches, split.divide(patches.patients), run, config, **settings)
-    return _summarise(out / SUMMARY, runs)
+    return _summarise(out / FOLDS_SUMMARY, runs)
 
 
 def _summarise(folder: Path, runs: Sequence[Path]) -> FoldsResult:

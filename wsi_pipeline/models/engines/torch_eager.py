@@ -38,8 +38,9 @@ def place_network(model: Model, device: str) -> nn.Module:
     if device == "cuda":
         compute_exactly()
     network = model.network()
-    if isinstance(network, PatchNetwork):
-        network = PatchNetwork(fold_batch_norm(network.network), network.normalisation)
+    for part in list(network.modules()):
+        if isinstance(part, PatchNetwork):
+            part.network = fold_batch_norm(part.network)
     placed: nn.Module = network.to(  # type: ignore[call-overload]
         torch.device(device), memory_format=torch.channels_last
     )
