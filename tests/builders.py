@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_pipeline.core.calibration import Calibration, ModelTerms
-from wsi_pipeline.core.choices import MANIFEST
+from wsi_pipeline.core.choices import FOLD, FOLDS_JSON, FOLDS_SUMMARY, MANIFEST, MODEL_FILE
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.models.architectures import build_network
@@ -223,6 +223,17 @@ def write_model(path: Path, checkpoint: Checkpoint | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(checkpoint or make_checkpoint(), path)
     return path
+
+
+def write_folds(folder: Path, members: Sequence[Checkpoint]) -> Path:
+    """The models of a cross-validation on disk, as `wsi train --folds` leaves them."""
+    names = [f"{FOLD}{number}" for number in range(1, len(members) + 1)]
+    for name, member in zip(names, members, strict=True):
+        write_model(folder / name / MODEL_FILE, member)
+    models = {name: f"../{name}/{MODEL_FILE}" for name in names}
+    (folder / FOLDS_SUMMARY).mkdir()
+    (folder / FOLDS_SUMMARY / FOLDS_JSON).write_text(json.dumps({"models": models}))
+    return folder
 
 
 def rewrite_manifest(product: Path, change: Callable[[dict[str, Any]], object]) -> None:

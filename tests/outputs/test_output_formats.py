@@ -344,6 +344,7 @@ def test_every_format_is_tried_for_its_place() -> None:
         "summary",
         "heatmap",
         "overlay",
+        "spread",
         "gallery",
         "report",
         "dicom",
@@ -398,6 +399,7 @@ def test_names_and_groups_may_be_mixed_in_any_order() -> None:
     assert choose_formats(["csv", "png", "csv"]) == (
         "heatmap",
         "overlay",
+        "spread",
         "gallery",
         "summary",
         "csv",

@@ -119,7 +119,7 @@ class Predictor:
 
     def _predict_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         values = self._compute(self._run, pixels)
-        is_finite: NDArray[np.bool_] = np.isfinite(values).all(axis=1)
+        is_finite = np.asarray(np.isfinite(values).all(axis=1))
         if self.setting.precision != FP32 and not is_finite.all():
             exact = self._compute(self._fp32_run, pixels)
             values = np.where(is_finite[:, None], values, exact)
