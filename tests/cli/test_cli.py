@@ -202,7 +202,9 @@ def test_infer_view_and_evaluate(slides: Path, tmp_path: Path) -> None:
         "infer", "--slides", slides, "--model", model, "-o", tmp_path / "results", *HERE_AND_PLAIN
     )
     assert result.exit_code == 0
-    assert "patches of 50 px at 0.5 µm/px, positive from probability 0.500 on" in result.stdout
+    assert (
+        "patches of 50 px at 0.5 µm/px, positive counted from probability 0.500 on" in result.stdout
+    )
     shown = run("view", tmp_path / "results", "--no-open")
     assert shown.output.strip() == f"→  {tmp_path / 'results' / 'index.html'}"
     mask = np.full((200, 300), 100, dtype=np.uint8)

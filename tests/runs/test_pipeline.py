@@ -28,6 +28,7 @@ from tests.builders import (
     write_slide,
 )
 from tests.commands import HERE, PLAIN, infer, spawn, tile
+from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms
 from wsi_pipeline.core.errors import LabelError, ModelError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import SlideState, SlideSummary
@@ -49,7 +50,9 @@ MPP_HALF = TileConfig(spec=PatchSpec(mpp=0.5))
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "model" / "model.safetensors")
+    """Of a context of four patches, so that every probability depends on its neighbours'."""
+    terms = ModelTerms(Terms(Calibration(0.8, 0.1), context_um=100))
+    return write_model(tmp_path / "model" / "model.safetensors", make_checkpoint(terms=terms))
 
 
 def test_a_store_holds_the_pixels_of_the_slide(tmp_path: Path) -> None:
