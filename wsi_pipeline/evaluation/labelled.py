@@ -1,7 +1,7 @@
 """Labels beside predictions, and two models paired on the same patches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.calibration import ModelTerms
+from wsi_pipeline.core.calibration import (
+    COUNT,
+    DETECT,
+    USER,
+    Calibration,
+    ModelTerms,
+    log_odds,
+)
 from wsi_pipeline.core.errors import LabelError, StoreError
 from wsi_pipeline.core.geometry import Grid, all_positions
 from wsi_pipeline.core.outcome import SlideSummary
@@ -18,11 +25,17 @@ from wsi_pipeline.labels import label_positions
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.model import hash_patient
-from wsi_pipeline.outputs.heatmap import place_on_grid, read_aggregation
+from wsi_pipeline.outputs.heatmap import Aggregation, place_on_grid, read_aggregation
 from wsi_pipeline.outputs.run_files import read_finished
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 from wsi_pipeline.training.evaluate import Compared, compare
 from wsi_pipeline.training.metrics import Floats, Labels, Names
+
+THRESHOLD_WORDS = {
+    COUNT: "the model's for counting",
+    DETECT: "the model's for finding patches",
+    USER: "a number that the results were made with",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,8 @@ class LabelledResults:
     """The results' record of the model that made them."""
     slides: tuple[LabelledSlide, ...]
     unlabelled: tuple[str, ...]
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    """What made the probabilities of the logits, alike for all slides."""
 
     @cached_property
     def assessed(self) -> tuple[LabelledSlide, ...]:
@@ -75,6 +90,32 @@ class LabelledResults:
     def terms(self) -> ModelTerms:
         """The terms that the model records."""
         return ModelTerms.of_record(self.model)
+
+    @property
+    def threshold_words(self) -> str:
+        """Where that threshold comes from."""
+        return THRESHOLD_WORDS[self.slides[0].summary.threshold_source]
+
+    @property
+    def patch_um(self) -> float:
+        """Side of a patch in µm."""
+        spec = self.slides[0].table.grid.spec
+        return spec.side_px * spec.mpp
+
+    @property
+    def threshold_alone(self) -> float:
+        """The threshold for each patch alone: the model's of that name, or the user's."""
+        source = self.slides[0].summary.threshold_source
+        return self.threshold if source == USER else self.terms.alone.threshold(source)
+
+    @cached_property
+    def calibration_alone(self) -> Calibration:
+        """The calibration of each patch alone, for the share of positives of the results."""
+        calibration, before = self.terms.alone.calibration, self.terms.positive_share
+        share = self.aggregation.prevalence
+        if share is None or before is None:
+            return calibration
+        return calibration.shift(log_odds(share) - log_odds(before))
 
     @property
     def class_names(self) -> tuple[str, str]:
@@ -104,6 +145,16 @@ class LabelledResults:
             " to choose its threshold; metrics are inflated"
         )
 
+    def describe_site(self) -> str:
+        """Return a warning if reviews, perhaps of these slides, calibrated the probabilities."""
+        site = self.aggregation.site
+        if site is None or site.model_digest != self.model.get("digest"):
+            return ""
+        return (
+            f"{self.model_name}: calibrated on {site.answers} answers of reviews (wsi calibrate);"
+            " where these are of the slides here, metrics are slightly too good"
+        )
+
 
 def label_results(
     results: Path, labels: Sequence[Path] = (), rules: LabelRules | None = None
@@ -111,15 +162,11 @@ def label_results(
     """Return the slides of `results` with labels from files or folders, else from the stores.
 
     Raises LabelError where no slide has labels, StoreError where the slides were predicted by
-    different models.
+    different models or aggregated in different ways.
     """
     predictions = _open_all(results)
-    summaries = {each.slide_id: each for each in read_finished(results).summaries}
-    if len(views := {read_aggregation(each.path.parent) for each in predictions}) > 1:
-        raise StoreError(
-            f"{results}: its slides were aggregated in {len(views)} ways; run `wsi aggregate` on it"
-            " first"
-        )
+    aggregation = _read_aggregation(results, predictions)
+    summaries = _read_summaries(results)
     if len({prediction.model_digest for prediction in predictions}) > 1:
         raise StoreError(
             f"{results}: its slides were predicted by different models; infer each model into a"
@@ -143,7 +190,7 @@ def label_results(
             " --labels"
         )
     model = predictions[0].attributes["model"]
-    return LabelledResults(results, model, tuple(slides), tuple(unlabelled))
+    return LabelledResults(results, model, tuple(slides), tuple(unlabelled), aggregation)
 
 
 def find_class_names(results: Path) -> tuple[str, str]:
@@ -159,6 +206,25 @@ def _open_all(results: Path) -> list[Predictions]:
     if not predictions:
         raise StoreError(f"{results}: holds no finished slide; make some with `wsi infer`")
     return predictions
+
+
+def _read_aggregation(results: Path, predictions: Sequence[Predictions]) -> Aggregation:
+    """Return what all slides were aggregated by. Raises StoreError where they differ."""
+    views = {read_aggregation(each.path.parent) for each in predictions}
+    if len(views) > 1:
+        raise StoreError(
+            f"{results}: its slides were aggregated in {len(views)} ways; run `wsi aggregate` on it"
+            " first"
+        )
+    return views.pop()
+
+
+def _read_summaries(results: Path) -> dict[str, SlideSummary]:
+    """Return the summary of each slide by its folder's name. Raises StoreError."""
+    finished = read_finished(results)
+    if finished.damaged:
+        raise StoreError(finished.damaged[0].message)
+    return {summary.slide_id: summary for summary in finished.summaries}
 
 
 def _label_slide(

@@ -22,6 +22,7 @@ from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.store.manifest import is_product
 from wsi_pipeline.store.patches import PatchStore
+from wsi_pipeline.training.counts import Counts
 from wsi_pipeline.training.data import read_verified
 from wsi_pipeline.training.evaluate import Compared, Metrics
 from wsi_pipeline.training.metrics import Floats, Labels
@@ -40,6 +41,7 @@ def write_evaluation_page(
     path: Path,
     labelled: LabelledResults,
     metrics: Metrics,
+    counts: Counts,
     threshold_source: str,
     compared: Compared | None,
     notes: Sequence[str],
@@ -55,6 +57,7 @@ def write_evaluation_page(
         labels=labels,
         probability=probability,
         patients=patients,
+        counts=counts,
         facts=_list_facts(labelled, metrics, threshold_source),
         worst=worst,
         worst_note=worst_note,

@@ -25,6 +25,7 @@ from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.run_files import write_csv
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.calibrate import ThresholdRule
+from wsi_pipeline.training.counts import Count, Counts, judge_count
 from wsi_pipeline.training.evaluate import (
     Compared,
     Comparison,
@@ -35,7 +36,10 @@ from wsi_pipeline.training.evaluate import (
 from wsi_pipeline.training.metrics import METRIC_NAMES, Scores, score, show_metric
 
 POOLED = "all slides"
-HEADINGS = ("slide", "labelled", "not assessed", "AUROC", "F1", "bal. acc.")
+HEADINGS = (
+    *("slide", "labelled", "not assessed", "counted", "true", "interval"),
+    *("AUROC", "F1", "bal. acc."),
+)
 NO_INTERVAL: tuple[float | None, float | None] = (None, None)
 
 
@@ -49,6 +53,8 @@ class SlideEvaluation:
     not_assessed: int
     """Labelled patches without a probability (no tissue, or unreadable); metrics leave them out."""
     scores: Scores
+    count: Count
+    """Counted and true positives, of the same patches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ class Evaluation:
     pooled: SlideEvaluation
     metrics: Metrics
     """Of all slides together, with intervals from resampling patients."""
+    counts: Counts
+    """Of all slides, with their mean errors."""
     class_names: tuple[str, str]
     unlabelled: tuple[str, ...]
     warnings: tuple[str, ...] = ()
@@ -67,7 +75,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [f"WARNING: {warning}" for warning in self.warnings]
-        lines += [*_format_slides([*self.slides, self.pooled]), ""]
+        lines += [*_format_slides([*self.slides, self.pooled]), "", *self.counts.sentences, ""]
         lines.append(format_metrics(self.metrics, POOLED, self.class_names))
         if self.unlabelled:
             lines.append(f"without labels: {', '.join(self.unlabelled)}")
@@ -87,46 +95,23 @@ def evaluate_results(
     Labels are the label files or folders given, else those that came with the stores. The threshold
     is that of the results unless a rule is given. With `compare_with`, another results folder, both
     models are compared on the patches that they share (comparison.csv). Raises LabelError where no
-    slide has labels, StoreError where slides were predicted by different models or nothing is
-    shared.
+    slide has labels, StoreError where slides were predicted by different models, aggregated in
+    different ways, or nothing is shared.
     """
     labelled = label_results(results, labels, rules)
     other = None if compare_with is None else label_results(compare_with, labels, rules)
-    at = _choose_threshold(labelled, threshold)
-    labels_of_all, probability, patients = pool_slides(labelled.assessed)
-    logits, alone = (
-        np.concatenate([slide.logit for slide in labelled.assessed]),
-        labelled.terms.alone,
-    )
-    metrics = evaluate_predictions(
-        labels_of_all,
-        patients,
-        logits=logits,
-        alone=alone.calibration.apply(logits),
-        probability=probability,
-        thresholds=(at, alone.count),
-    )
-    slides = tuple(
-        SlideEvaluation(
-            slide.slide_id,
-            len(slide.labels),
-            len(slide.labels) - len(assessed.labels),
-            score(assessed.labels, assessed.probability, at),
-        )
-        for slide, assessed in zip(labelled.slides, labelled.assessed, strict=True)
-    )
+    metrics = _measure(labelled, threshold)
+    at = metrics.scores.threshold
+    slides = _evaluate_slides(labelled, (at, metrics.alone.threshold))
+    rows = tuple(slide.count for slide in slides)
     compared = None
     if other is not None:
         compared = compare_results(labelled, other, (at, _choose_threshold(other, threshold)))
     evaluation = Evaluation(
         slides=slides,
-        pooled=SlideEvaluation(
-            POOLED,
-            sum(slide.labelled for slide in slides),
-            sum(slide.not_assessed for slide in slides),
-            metrics.scores,
-        ),
+        pooled=_pool(slides, metrics),
         metrics=metrics,
+        counts=Counts(labelled.patch_um, at, rows, len(metrics.patients)),
         class_names=labelled.class_names,
         unlabelled=labelled.unlabelled,
         warnings=tuple(_warn(labelled, other, threshold)),
@@ -136,12 +121,54 @@ def evaluate_results(
     return evaluation
 
 
+def _measure(labelled: LabelledResults, rule: ThresholdRule | None) -> Metrics:
+    """Return the metrics of all slides together: final, and of each patch alone."""
+    labels, probability, patients = pool_slides(labelled.assessed)
+    logits = np.concatenate([slide.logit for slide in labelled.assessed])
+    alone = labelled.calibration_alone.apply(logits)
+    at_alone = labelled.threshold_alone if rule is None else rule.choose(labels, alone)
+    return evaluate_predictions(
+        labels,
+        patients,
+        logits=logits,
+        alone=alone,
+        probability=probability,
+        thresholds=(_choose_threshold(labelled, rule), at_alone),
+    )
+
+
+def _pool(slides: Sequence[SlideEvaluation], metrics: Metrics) -> SlideEvaluation:
+    return SlideEvaluation(
+        POOLED,
+        sum(slide.labelled for slide in slides),
+        sum(slide.not_assessed for slide in slides),
+        metrics.scores,
+        Count(POOLED, metrics.scores, metrics.alone),
+    )
+
+
+def _evaluate_slides(
+    labelled: LabelledResults, thresholds: tuple[float, float]
+) -> tuple[SlideEvaluation, ...]:
+    """Return the metrics of each slide at the thresholds of final probabilities and of alone."""
+    found = []
+    for slide, assessed in zip(labelled.slides, labelled.assessed, strict=True):
+        labels, known = assessed.labels, len(assessed.labels)
+        scores = score(labels, assessed.probability, thresholds[0])
+        alone = score(labels, labelled.calibration_alone.apply(assessed.logit), thresholds[1])
+        count = judge_count(Count(slide.slide_id, scores, alone), slide.summary)
+        left_out = len(slide.labels) - known
+        found.append(SlideEvaluation(slide.slide_id, len(slide.labels), left_out, scores, count))
+    return tuple(found)
+
+
 def _warn(
     labelled: LabelledResults, other: LabelledResults | None, threshold: ThresholdRule | None
 ) -> list[str]:
     results = [labelled] if other is None else [labelled, other]
     warnings = [f"{item.model_name}: {LEAK_WARNING}" for item in results if item.is_leaky]
     warnings += [overlap for item in results if (overlap := item.describe_overlap())]
+    warnings += [site for item in results if (site := item.describe_site())]
     if threshold is not None and threshold.name != "fixed":
         warnings.append(
             "the threshold was chosen on the same patients that are evaluated: metrics at it are"
@@ -167,16 +194,17 @@ def _write(
     metrics, compared = evaluation.metrics, evaluation.compared
     _write_csv(results / EVALUATION_CSV, evaluation)
     record = {"model": dict(labelled.model), "warnings": list(evaluation.warnings)}
-    text = json.dumps(record | asdict(metrics), indent=1, allow_nan=False)
+    record |= {**asdict(metrics), "counts": evaluation.counts.to_json()}
+    text = json.dumps(record, indent=1, allow_nan=False)
     write_file(results / EVALUATION_JSON, f"{text}\n".encode())
     # One of an earlier evaluation would not belong to the new page.
     (results / COMPARISON_CSV).unlink(missing_ok=True)
     if compared is not None:
         _write_comparison(results / COMPARISON_CSV, compared.comparison)
-    source = labelled.slides[0].summary.threshold_source
-    source = f"of the results, {source}" if threshold is None else threshold.describe()
+    source = labelled.threshold_words if threshold is None else threshold.describe()
     page = results / EVALUATION_HTML
-    write_evaluation_page(page, labelled, metrics, source, compared, evaluation.warnings)
+    counts, notes = evaluation.counts, evaluation.warnings
+    write_evaluation_page(page, labelled, metrics, counts, source, compared, notes)
 
 
 def _write_csv(path: Path, evaluation: Evaluation) -> None:
@@ -185,11 +213,15 @@ def _write_csv(path: Path, evaluation: Evaluation) -> None:
     # Slides have no intervals of their own, because these come from resampling patients.
     filled = [(slide, [*NO_INTERVAL] * len(METRIC_NAMES)) for slide in evaluation.slides]
     rows = [
-        [item.slide_id, item.labelled, item.not_assessed, *asdict(item.scores).values(), *own]
+        [
+            *(item.slide_id, item.labelled, item.not_assessed),
+            *(*asdict(item.scores).values(), *own, *item.count.to_row().values()),
+        ]
         for item, own in [*filled, (evaluation.pooled, ends)]
     ]
     names = [field.name for field in fields(Scores)]
     names += [f"{name}_{end}" for name in METRIC_NAMES for end in ("low", "high")]
+    names += evaluation.pooled.count.to_row()
     write_csv(path, ["slide_id", "labelled", "not_assessed", *names], rows)
 
 
@@ -213,8 +245,15 @@ def _write_comparison(path: Path, comparison: Comparison) -> None:
 def _format_slides(slides: list[SlideEvaluation]) -> list[str]:
     rows: list[tuple[str, ...]] = [HEADINGS]
     for slide in slides:
-        scores = (slide.scores.auroc, slide.scores.f1, slide.scores.balanced_accuracy)
-        counts = (str(slide.labelled), str(slide.not_assessed))
-        rows.append((slide.slide_id, *counts, *map(show_metric, scores)))
-    width = max(len(row[0]) for row in rows)
-    return [f"{row[0]:<{width}}" + "".join(f"{value:>14}" for value in row[1:]) for row in rows]
+        scores, count = slide.scores, slide.count
+        patches = (slide.labelled, slide.not_assessed, count.counted, count.true)
+        ratios = (scores.auroc, scores.f1, scores.balanced_accuracy)
+        rows.append(
+            (slide.slide_id, *map(str, patches), count.interval_text, *map(show_metric, ratios))
+        )
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        f"{row[0]:<{first}}"
+        + "".join(f"   {value:>{width}}" for value, width in zip(row[1:], widths, strict=True))
+        for row in rows
+    ]

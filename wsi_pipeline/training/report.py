@@ -17,12 +17,13 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from wsi_pipeline.core.choices import LEAK_WARNING
 from wsi_pipeline.store.files import write_file
+from wsi_pipeline.training.counts import Count, Counts
 from wsi_pipeline.training.evaluate import NAMED_THRESHOLDS, CalibrationMetrics, Compared, Metrics
 from wsi_pipeline.training.metrics import (
     FEW_PATIENTS,
@@ -38,6 +39,15 @@ WORST_PATCHES = 24
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#888888"
 SIZE_INCH = (4.6, 4.1)
 WIDE_INCH = (9.4, 3.4)
+COUNTS_INCH = (5.6, 5.4)
+COUNT_STYLES = (
+    (None, "black", "o", "no interval"),
+    (True, BLUE, "o", "interval holds the true number"),
+    (False, ORANGE, "s", "interval misses it"),
+)
+"""By `Count.holds`: colour, marker and legend; shapes differ for those who see no colours."""
+WIDE_RANGE = 5
+"""Counts whose largest is so many times their median are shown on a logarithmic axis."""
 NO_METADATA: Any = {"Software": None}  # typed as strings only, but None is what leaves an entry out
 MAX_CURVE_POINTS = 2000
 MIN_PATIENT_PATCHES = 20
@@ -74,6 +84,8 @@ class ReportContent:
     """The reason why patches have no image, if some have none."""
     is_leaky: bool = False
     comparison: Compared | None = None
+    counts: Counts | None = None
+    """Counted against true positives, of each slide or patient."""
     notes: Sequence[str] = ()
     """Warnings to read before the metrics."""
 
@@ -85,12 +97,13 @@ def write_report_page(path: Path, content: ReportContent) -> None:
         autoescape=select_autoescape(),
         trim_blocks=True,
     )
-    environment.filters |= {"number": show_metric, "interval": format_interval}
+    environment.filters |= {"number": show_metric, "interval": format_interval, "percent": _percent}
     page = environment.get_template("report.html").render(
         content=content,
         metrics=content.metrics,
         scores=content.metrics.scores,
         metric_names=METRIC_NAMES,
+        has_alone=content.metrics.alone != content.metrics.scores,
         plots=_plot_all(content),
         matrices=[content.metrics.scores, *map(content.metrics.at, NAMED_THRESHOLDS)],
         has_few_patients=len(content.metrics.patients) < FEW_PATIENTS,
@@ -132,6 +145,11 @@ def format_interval(interval: Interval | None) -> str:
     return "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
+def _percent(value: float | None) -> str:
+    """Return a share with its sign in percent, or a dash for None."""
+    return "–" if value is None else f"{value:+.1%}"
+
+
 def embed_image(kind: str, content: bytes) -> str:
     """Return an image as a data URL."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
@@ -143,6 +161,8 @@ def _plot_all(content: ReportContent) -> dict[str, str]:
     plots: dict[str, bytes] = {}
     if content.history:
         plots["history"] = plot_history(content.history)
+    if content.counts is not None and content.counts.rows:
+        plots["counts"] = plot_counts(content.counts)
     if metrics.scores.auroc is not None:
         plots["roc"] = plot_roc(labels, probability, content.patients, metrics)
         plots["precision_recall"] = plot_precision_recall(labels, probability, metrics)
@@ -177,6 +197,44 @@ def plot_history(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _save(figure)
+
+
+def plot_counts(counts: Counts) -> bytes:
+    """Plot counted over true positives, with intervals as bars, which cross the diagonal or miss.
+
+    Axes are linear up to 10 and logarithmic above where counts range widely.
+    """
+    rows, figure = counts.rows, Figure(figsize=COUNTS_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    if counts.has_alone:
+        alone = [(row.true, row.counted_alone) for row in rows if row.counted_alone is not None]
+        style: dict[str, Any] = {"color": GREY, "markersize": 5, "linestyle": ""}
+        axes.plot(*zip(*alone, strict=True), marker="x", label="each patch alone", **style)
+    for holds, color, marker, label in COUNT_STYLES:
+        shown = [row for row in rows if row.holds is holds]
+        for true, (low, high) in ((row.true, row.interval) for row in shown if row.interval):
+            axes.plot([true, true], [low, high], color=color, linewidth=1.5, alpha=0.6)
+        points = [(row.true, row.counted) for row in shown]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=color, markersize=5, label=label)
+    _scale_counts(axes, rows)
+    axes.set(xlabel=f"true: patches of each {counts.noun} labelled positive", ylabel="counted")
+    axes.legend(loc="upper left", fontsize=8)
+    return _save(figure)
+
+
+def _scale_counts(axes: Axes, rows: Sequence[Count]) -> None:
+    """Give both axes one scale that shows every count and interval, and draw the diagonal."""
+    points = [number for row in rows for number in (row.true, row.counted, row.counted_alone or 0)]
+    ends = [end for row in rows for end in row.interval or ()]
+    top = 1.08 * max(*points, *ends, 1)
+    if top > WIDE_RANGE * max(float(np.median(points)), 1.0):
+        axes.set_xscale("symlog", linthresh=10)
+        axes.set_yscale("symlog", linthresh=10)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(ScalarFormatter())
+    axes.plot([0, top], [0, top], color=GREY, linestyle=":", linewidth=1)
+    axes.set(xlim=(-0.02 * min(top, 40), top), ylim=(-0.02 * min(top, 40), top), box_aspect=1)
 
 
 def plot_roc(labels: Labels, probability: Floats, patients: Names, metrics: Metrics) -> bytes:

@@ -26,6 +26,7 @@ from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import PatchStore, find_stores
 from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.counts import count_patients
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
 from wsi_pipeline.training.evaluate import Metrics, evaluate_predictions, format_metrics
 from wsi_pipeline.training.fit import FitJob, make_fabric, make_network, run_fit
@@ -367,6 +368,7 @@ def _make_report(
             "a patch alone": describe_terms(checkpoint.terms.alone),
             "chosen by": checkpoint.threshold_source,
         },
+        counts=count_patients(metrics, patches.spec.side_px * patches.spec.mpp),
         is_leaky=job.division.is_leaky,
         notes=(IN_SAMPLE.format(chosen=describe_chosen(job.config).capitalize()),),
         worst=_show_worst(patches, val, probability),
