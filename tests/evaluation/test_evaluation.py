@@ -60,7 +60,7 @@ def test_a_probability_of_three_quarters_that_is_right_half_the_time(place: Path
     assert [patient.patient_id for patient in metrics.patients] == ["p0", "p1", "p2"]
 
 
-def test_the_temperature_is_undone_for_the_metrics_before(place: Path, tmp_path: Path) -> None:
+def test_the_metrics_before_are_of_uncalibrated_logits(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "stores", tmp_path / "stores")
     calibrated = evaluate_results(
         infer_by(

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ import pytest
 from tests.builders import make_patches
 from tests.measured import calibrate, measure
 from wsi_pipeline.core.choices import LEAK_WARNING
+from wsi_pipeline.training.counts import Count, Counts
 from wsi_pipeline.training.evaluate import Compared, compare
+from wsi_pipeline.training.metrics import score
 from wsi_pipeline.training.report import (
     ReportContent,
     WorstPatch,
     describe_worst,
     pick_worst,
+    plot_counts,
     write_report_page,
 )
 
@@ -52,6 +56,24 @@ def parse(path: Path) -> Tags:
     return tags
 
 
+def count(name: str, labels: list[int], calls: list[int], **how: Any) -> Count:
+    """A slide of which `calls` are what the results call positive."""
+    scores = score(np.array(labels, dtype=np.int8), np.array(calls, dtype=np.float32), 0.5)
+    return Count(name, scores, **how)
+
+
+COUNTS = Counts(
+    200.0,
+    0.4,
+    (
+        count("held", [1, 0, 0], [1, 1, 0], interval=(1.0, 2.0), interval_source="site"),
+        count("missed", [1, 1, 1], [1, 0, 0], interval=(0.0, 2.0)),
+        count("without", [1, 0, 0], [1, 0, 0]),
+    ),
+    patients=2,
+)
+
+
 def make_content() -> ReportContent:
     rng = np.random.default_rng(0)
     labels = np.array([0, 1] * 60, dtype=np.int8)
@@ -64,6 +86,7 @@ def make_content() -> ReportContent:
         labels=labels,
         probability=calibrate(logits, 2.0),
         patients=patients,
+        counts=COUNTS,
         facts={"network": "idc_cnn"},
         history=[
             {"epoch": 1, "train_loss": 0.7, "val_loss": 0.6, "val_auroc": 0.8, "is_best": True},
@@ -89,8 +112,8 @@ def test_every_tag_is_closed(page: Path) -> None:
 def test_nothing_is_fetched_from_elsewhere(page: Path) -> None:
     tags = parse(page)
     assert (
-        len(tags.addresses) == 7
-    )  # history, ROC, precision-recall, reliability before and after, sweep, one patch
+        len(tags.addresses) == 8
+    )  # history, counts, ROC, precision-recall, reliability before and after, sweep, one patch
     assert all(address.startswith("data:image/") for address in tags.addresses)
     assert {"script", "link", "iframe"} & set(tags.opened) == set()
     assert "url(" not in page.read_text()
@@ -124,6 +147,35 @@ def test_the_page_holds_its_metrics(page: Path) -> None:
         assert f"<caption>{threshold}</caption>" in text
 
 
+def test_counts_stand_beside_the_true_numbers(page: Path) -> None:
+    text = page.read_text()
+    assert "A count is the number of patches of 200 µm at or above 0.400" in text
+    assert "<td>held</td><td>3</td><td>2</td><td>1</td><td>+1</td>\n<td>+33.3%</td>" in text
+    assert "<td>1 to 2</td><td>site</td>" in text
+    assert "<td>0 to 2 (missed)</td>" in text
+    assert 'alt="counted against true positives"' in text
+
+
+def test_a_report_without_counts_has_no_such_section(tmp_path: Path) -> None:
+    write_report_page(tmp_path / "report.html", replace(make_content(), counts=None))
+    assert "<h2>Counts</h2>" not in (tmp_path / "report.html").read_text()
+
+
+def test_each_patch_alone_has_a_column_where_it_differs(page: Path, tmp_path: Path) -> None:
+    content = make_content()
+    alone = score(content.labels, 1 - content.probability, 0.5)
+    other = replace(content, metrics=replace(content.metrics, alone=alone))
+    write_report_page(tmp_path / "report.html", other)
+    text = (tmp_path / "report.html").read_text()
+    assert "<th>each patch alone</th>" in text
+    assert f"<td>{alone.auroc:.3f}</td></tr>" in text
+
+
+def test_a_wide_range_of_counts_is_plotted_too() -> None:
+    rows = tuple(count(f"s{k}", [1] * k + [0], [1] * k + [0]) for k in (0, 1, 2, 3, 500))
+    assert plot_counts(Counts(200.0, 0.5, rows, patients=5)).startswith(b"<?xml")
+
+
 def test_few_patients_are_told(page: Path) -> None:
     assert "only a rough guide" in page.read_text()
 
@@ -137,6 +189,7 @@ def test_names_from_strangers_are_escaped(tmp_path: Path) -> None:
         metrics=measure(
             content.labels, content.probability, np.repeat([HOSTILE, "b"], 60), draws=5
         ),
+        counts=Counts(200.0, 0.5, (count(HOSTILE, [1], [1]),), patients=1),
         facts={HOSTILE: HOSTILE},
         worst=[WorstPatch(make_patches(1, 5)[0], HOSTILE)],
         notes=[HOSTILE],

@@ -99,8 +99,7 @@ class LabelledResults:
     @property
     def patch_um(self) -> float:
         """Side of a patch in µm."""
-        spec = self.slides[0].table.grid.spec
-        return spec.side_px * spec.mpp
+        return self.slides[0].table.grid.spec.field_um
 
     @property
     def threshold_alone(self) -> float:

@@ -368,7 +368,7 @@ def _make_report(
             "a patch alone": describe_terms(checkpoint.terms.alone),
             "chosen by": checkpoint.threshold_source,
         },
-        counts=count_patients(metrics, patches.spec.side_px * patches.spec.mpp),
+        counts=count_patients(metrics, patches.spec.field_um),
         is_leaky=job.division.is_leaky,
         notes=(IN_SAMPLE.format(chosen=describe_chosen(job.config).capitalize()),),
         worst=_show_worst(patches, val, probability),
