@@ -87,7 +87,7 @@ def test_all_metrics_are_in_a_file_for_machines(place: Path) -> None:
     evaluation = evaluate_results(place / "random")
     record = json.loads((place / "random" / "evaluation.json").read_text())
     assert record["scores"]["auroc"] == evaluation.metrics.scores.auroc
-    assert record["model"]["temperature"] == 2.0
+    assert record["model"]["terms"]["alone"]["slope"] == 0.5
     assert len(record["sweep"]) == 99
 
 

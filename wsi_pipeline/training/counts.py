@@ -191,9 +191,10 @@ class Counts:
             few = f", each with {LARGE} labelled patches or more"
             sentences.append(self._describe_errors(LARGE, few))
         if self.judged:
+            share = self.held / self.judged
             sentences.append(
-                f"{self.held} of {self.judged} intervals ({self.held / self.judged:.0%}) hold the"
-                " true number; they are made to hold 95 % of them."
+                f"{self.held} of {self.judged} intervals hold the true number: {share:.0%}; they"
+                " are made to hold 95%."
             )
         return sentences
 
