@@ -12,7 +12,12 @@ from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms, averag
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
-from wsi_pipeline.core.outcome import SlideState, SlideSummary
+from wsi_pipeline.core.outcome import (
+    SlideState,
+    SlideSummary,
+    describe_counting,
+    describe_interval,
+)
 from wsi_pipeline.outputs.heatmap import (
     Aggregation,
     Heatmap,
@@ -281,6 +286,25 @@ def test_errors_of_validation_patients_give_an_interval(tmp_path: Path) -> None:
     assert (summary.positives_low, summary.positives_high) == pytest.approx(
         (4 * low, 4 * (1 - low))
     )
+
+
+def test_the_interval_of_a_count_is_said_in_words(tmp_path: Path) -> None:
+    summary = summary_of(predicted(tmp_path, [*ROW, (0, 3)], [0.9, 0.8, 0.2, 0.1], WITH_ERRORS))
+    words = "95 % interval 0 to 4 by the errors on the model's validation patients"
+    assert describe_interval(summary) == words
+    assert f"2 positive (50.0%), {words}, 0.08 of" in describe_summary(summary)
+    reviewed = replace(summary, positives_estimate=3.0, interval_source="review")
+    assert describe_interval(reviewed) == "about 3, 95 % interval 0 to 4 by a person's review"
+
+
+def test_without_an_interval_there_is_none_in_words(tmp_path: Path) -> None:
+    assert describe_interval(summary_of(predicted(tmp_path, ROW, [0.9, 0.8, 0.2]))) == "no interval"
+
+
+def test_what_a_count_counts_is_said_in_words(tmp_path: Path) -> None:
+    words = describe_counting(summary_of(predicted(tmp_path, ROW, [0.9, 0.8, 0.2], CONTEXT)))
+    assert "the number of patches of 200 µm whose probability of positive, averaged" in words
+    assert "averaged over 200 µm is 0.400 or more" in words
 
 
 def test_eighteen_patients_are_too_few_for_an_interval(tmp_path: Path) -> None:

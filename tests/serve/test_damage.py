@@ -161,7 +161,10 @@ ODD = {
     "a context that is a threshold's name": view(context_um="count"),
     "a context beyond memory": view(context_um=1e15),
     "a prevalence of everything": view(prevalence=1),
-    "a prevalence where the model says none": view(prevalence=0.2),
+    "a site that is a text": view(site="here"),
+    "a site of one slide": view(
+        site={"slope": 1, "offset": 0, "errors": [0.1], "model_digest": "d", "answers": 9}
+    ),
     "a smallest region that is a truth": view(min_region_mm2=True),
 }
 
@@ -177,6 +180,15 @@ def test_a_result_of_odd_attributes_is_listed_as_damaged_and_its_neighbours_show
     answers = {place: client.get(f"/api/v1/slides/one{place}").status_code for place in PLACES}
     assert {place: status for place, status in answers.items() if status >= 500} == {}
     assert {answers[place] for place in ("", "/summary", "/map.npy", "/report.html")} == {422}
+
+
+def test_a_prevalence_where_the_model_says_none_is_refused(
+    client: httpx.Client, root: Path
+) -> None:
+    damage(root, view(prevalence=0.2))
+    answers = {place: client.get(f"/api/v1/slides/one{place}").status_code for place in PLACES}
+    assert {place: status for place, status in answers.items() if status >= 500} == {}
+    assert {answers[place] for place in ("", "/map.npy", "/report.html")} == {422}
 
 
 def test_texts_that_are_no_utf8_are_answered_in_ascii(client: httpx.Client, root: Path) -> None:

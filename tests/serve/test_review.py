@@ -15,7 +15,14 @@ import pytest
 from PIL import Image
 
 from tests.commands import SUMMARY, infer, run
-from tests.served import TOKEN, connect, read_level0, replace_probabilities, run_server
+from tests.served import (
+    TOKEN,
+    connect,
+    read_level0,
+    replace_probabilities,
+    run_server,
+    wait_until,
+)
 from wsi_pipeline.counting.review_file import read_estimate, read_review, review_path
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.store.predictions import find_results, open_result
@@ -119,6 +126,27 @@ def test_the_estimate_is_that_of_the_file(desk: Desk) -> None:
         "estimate": body["estimate"],
         "agreements": [],
     }
+
+
+def test_the_slides_summary_shows_the_review_at_once(desk: Desk) -> None:
+    client = desk.open()
+    before = client.get("/api/v1/slides/one/summary")
+    assert before.json()["interval_source"] == "none"
+    estimate = answer_all(client)["estimate"]
+    wait_until(lambda: summary_of_one(client)["interval_source"] == "review")
+    after = client.get("/api/v1/slides/one/summary")
+    assert after.headers["etag"] != before.headers["etag"]
+    assert after.json()["positives_estimate"] == estimate["estimate"]
+    assert after.json()["positives"] == before.json()["positives"]
+    (result,) = client.get("/api/v1/slides/one").json()["results"]
+    assert "by a person's review" in result["interval"]
+    listed = {each["slide_id"]: each for each in client.get("/api/v1/slides").json()["slides"]}
+    assert listed["one"]["summaries"]["r0"]["interval_source"] == "review"
+
+
+def summary_of_one(client: httpx.Client) -> dict[str, Any]:
+    summary: dict[str, Any] = client.get("/api/v1/slides/one/summary").json()
+    return summary
 
 
 def test_more_patches_are_asked_for(desk: Desk) -> None:

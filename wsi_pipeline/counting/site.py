@@ -57,6 +57,8 @@ class SiteCalibration:
             raise TypeError("a value in it is not a number")
         if not isinstance(value["model_digest"], str) or type(value["answers"]) is not int:
             raise TypeError("its model or its answers are missing")
+        if len(value["errors"]) < 2:
+            raise ValueError("the errors of its slides are too few")
         slope, offset, *errors = map(float, numbers)
         calibration = Calibration(slope, offset)
         return cls(value["model_digest"], calibration, tuple(sorted(errors)), value["answers"])

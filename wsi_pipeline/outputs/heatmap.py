@@ -73,6 +73,8 @@ class Aggregation:
     @classmethod
     def from_json(cls, view: Any) -> "Aggregation":
         """Return what a manifest's view records. Raises one of `DAMAGES`, or a WsiError."""
+        if not isinstance(view, dict):
+            raise TypeError("it is not a table")
         names = ("threshold", "context_um", "min_region_mm2", "prevalence")
         named = {name: view[name] for name in names if view.get(name) is not None}
         words = {name for name, value in named.items() if value in (COUNT, DETECT)}
