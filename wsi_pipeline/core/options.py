@@ -378,7 +378,7 @@ class ServeOptions(ExternalModelOptions, SlideScaleOptions, DeviceOptions, Worke
         None, None, "Where the slides are. [default: where the results say]",
         metavar="DIR", path="folder")
     model: Path | None = option(
-        None, None, "A model.safetensors: predicts for images that are sent, and for jobs.",
+        None, None, "A model, as of `wsi infer`: predicts for images that are sent, and for jobs.",
         flags=("-m",), path="unchecked")
     host: str = option(
         "127.0.0.1", None, "Address to listen on; this machine only unless said otherwise.")
