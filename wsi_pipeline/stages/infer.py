@@ -214,12 +214,17 @@ class InferJob:
                 is_same = manifest.recipe.get(VIEW) == record_view(self.view, self.target)
                 state = PreviewState.DONE if is_same else PreviewState.PREDICTED
                 return SlidePreview.of_finished(self.slide, source.slide, state, manifest)
+            model = self.model.load().model
+            done: dict[int, dict[str, Any]] = {}
             if staging.is_prepared and not self.force:
-                table = read_staged_table(staging.product / PREDICTIONS)
-                return SlidePreview.of_started(self.slide, table, staging.block_reports())
-            table = source.choose_patches()
-            check_table(table, self.model.load().model)
-            return SlidePreview.of_started(self.slide, table, {})
+                table, done = (
+                    read_staged_table(staging.product / PREDICTIONS),
+                    staging.block_reports(),
+                )
+            else:
+                table = source.choose_patches()
+                check_table(table, model)
+            return SlidePreview.of_started(self.slide, table, done, model.is_ensemble)
 
     @contextmanager
     def _open_source(self) -> Iterator["_Source"]:

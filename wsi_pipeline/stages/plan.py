@@ -26,6 +26,7 @@ from wsi_pipeline.store.codecs import CHECKSUM_BYTES
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import Manifest
 from wsi_pipeline.store.patches import PatchStore
+from wsi_pipeline.store.predictions import name_arrays
 from wsi_pipeline.store.schema import read_table
 from wsi_pipeline.store.zarr_io import read_attributes
 
@@ -231,8 +232,13 @@ class SlidePreview:
         )
 
     @classmethod
-    def of_started(cls, slide: FoundSlide, table: PatchTable, done: Mapping[int, Any]) -> Self:
-        """Return the preview of a slide of which some blocks may be done."""
+    def of_started(
+        cls, slide: FoundSlide, table: PatchTable, done: Mapping[int, Any], has_spread: bool
+    ) -> Self:
+        """Return the preview of a slide of which some blocks may be done.
+
+        `has_spread`: by an ensemble.
+        """
         rows = [table.block_slice(block) for block in range(table.blocks) if block not in done]
         chunk_bytes = table.block_size * np.dtype(np.float32).itemsize + CHECKSUM_BYTES
         arrays = table.to_arrays().values()
@@ -246,7 +252,7 @@ class SlidePreview:
             missing_patches=sum(part.stop - part.start for part in rows),
             blocks=table.blocks,
             blocks_done=table.blocks - len(rows),
-            prediction_bytes=table.blocks * chunk_bytes
+            prediction_bytes=len(name_arrays(has_spread)) * table.blocks * chunk_bytes
             + sum(array.nbytes + CHECKSUM_BYTES for array in arrays),
         )
 

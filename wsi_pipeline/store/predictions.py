@@ -41,6 +41,11 @@ ARRAYS = (LOGIT, ALONE, FINAL)
 """float32 (n,) each, in blocks."""
 
 
+def name_arrays(has_spread: bool) -> tuple[str, ...]:
+    """Return the names of the arrays in blocks of predictions, of an ensemble if these spread."""
+    return (*ARRAYS, SPREAD) if has_spread else ARRAYS
+
+
 def prepare_predictions(
     staging: Staging, table: PatchTable, attributes: dict[str, Any], *, has_spread: bool = False
 ) -> None:
@@ -48,7 +53,7 @@ def prepare_predictions(
     staging.begin()
     path = staging.product / PREDICTIONS
     write_table(path, KIND, table, attributes | ({HAS_SPREAD: True} if has_spread else {}))
-    for name in (*ARRAYS, SPREAD) if has_spread else ARRAYS:
+    for name in name_arrays(has_spread):
         _create(path, name, table)
     staging.mark_prepared()
 
@@ -166,7 +171,7 @@ class Predictions:
 def _list_arrays(path: Path, attributes: dict[str, Any]) -> tuple[str, ...]:
     if not has_logits(path):
         return (FINAL,)
-    return (*ARRAYS, SPREAD) if attributes.get(HAS_SPREAD) else ARRAYS
+    return name_arrays(bool(attributes.get(HAS_SPREAD)))
 
 
 def _layout(table: PatchTable) -> ArrayLayout:
