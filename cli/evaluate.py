@@ -18,8 +18,8 @@ from .options import RESULTS, labels_option, mode_option, options_of
     "--threshold",
     metavar="RULE|NUMBER",
     help=(
-        "Judge at another threshold than the model's: a number, or chosen here by youden, f1 or"
-        " sensitivity=NUMBER, which flatters."
+        "Judge at another threshold than that of the results: a number, or chosen here by"
+        " youden, f1 or sensitivity=NUMBER, which flatters."
     ),
 )
 @click.option(
@@ -40,7 +40,7 @@ def evaluate(
 
     Labels are those of the patch stores that were inferred, or files given with --labels. Writes
     evaluation.html, evaluation.csv and evaluation.json into RESULTS, with 95 % intervals from
-    resampling patients; with --compare also comparison.csv.
+    resampling patients, and judges each slide's count; with --compare also comparison.csv.
     """
     from wsi_pipeline.core.choices import EVALUATION_CSV, EVALUATION_HTML
     from wsi_pipeline.evaluation import evaluate_results, find_class_names

@@ -61,7 +61,7 @@ def test_slides_of_a_hundred_patches_have_means_of_their_own() -> None:
         "mean_absolute_error": pytest.approx(0.1),
     }
     assert record["all"]["mean_absolute_error"] == pytest.approx(0.55)
-    assert counts.sentences[1].startswith("2 slides: mean absolute error 55.0% of the patches")
+    assert counts.sentences[1].startswith("2 slides of 2 patients: mean absolute error 55.0%")
     assert counts.sentences[2].startswith("1 slide, each with 100 labelled patches or more: ")
 
 

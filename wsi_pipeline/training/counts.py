@@ -200,11 +200,17 @@ class Counts:
 
     def _describe_errors(self, fewest: int, which: str) -> str:
         final, alone = self.errors(fewest)
-        nouns = self.noun if final.slides == 1 else f"{self.noun}s"
-        text = f"{final.slides} {nouns}{which}: {_percent(final)}"
+        rows = _number(final.slides, self.noun)
+        if final.slides == len(self.rows) and self.noun != "patient":
+            rows += f" of {_number(self.patients, 'patient')}"
+        text = f"{rows}{which}: {_percent(final)}"
         if self.has_alone and alone.slides:
             text += f"; each patch alone: {_percent(alone)}"
         return f"{text}."
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun if count == 1 else f'{noun}s'}"
 
 
 def _percent(errors: MeanErrors) -> str:
