@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.builders import make_table, write_probabilities
-from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms, average_context
+from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
@@ -18,6 +18,7 @@ from wsi_pipeline.core.outcome import (
     describe_counting,
     describe_interval,
 )
+from wsi_pipeline.counting.context import average_context
 from wsi_pipeline.outputs.heatmap import (
     Aggregation,
     Heatmap,

@@ -19,7 +19,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
-from wsi_pipeline.core.calibration import Calibration, average_context
+from wsi_pipeline.core.calibration import Calibration
+from wsi_pipeline.counting.context import average_context
 from wsi_pipeline.counting.review_file import read_review, review_path
 from wsi_pipeline.outputs.heatmap import build_heatmap
 from wsi_pipeline.outputs.report_html import write_report

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-from scipy.special import expit
 
 from wsi_pipeline.core.errors import ModelError
 
@@ -43,7 +41,7 @@ class Calibration:
     def apply(self, logits: Floats) -> Floats:
         """Return probabilities float32 of logits of any shape; NaN stays NaN."""
         # In float64: torch's float32 can give equal logits different last bits, which breaks ties.
-        return np.asarray(expit(self.scale(logits)), dtype=np.float32)
+        return np.exp(-np.logaddexp(0, -self.scale(logits))).astype(np.float32)
 
     def scale(self, logits: Floats) -> NDArray[np.float64]:
         """Return calibrated logits float64."""
@@ -172,24 +170,6 @@ def _read_number(value: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{value} is not finite")
     return float(value)
-
-
-def average_context(logits: Floats, sigma_patches: float) -> Floats:
-    """Return the Gaussian mean of the known logits (rows, cols) around each known one.
-
-    Unknown positions are NaN; they weigh nothing and stay NaN. The deviation is in patches.
-    """
-    if sigma_patches == 0:
-        return logits
-    known = ~np.isnan(logits)
-    values = np.where(known, logits, 0).astype(np.float64)
-    total = gaussian_filter(values, sigma_patches, mode="constant")
-    weight = gaussian_filter(known.astype(np.float64), sigma_patches, mode="constant")
-    mean: NDArray[np.float64] = np.divide(
-        total, weight, out=np.full(logits.shape, np.nan), where=known
-    )
-    averaged: Floats = mean.astype(np.float32)
-    return averaged
 
 
 def log_odds(share: float) -> float:

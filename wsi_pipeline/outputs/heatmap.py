@@ -15,13 +15,13 @@ from wsi_pipeline.core.calibration import (
     USER,
     Calibration,
     ModelTerms,
-    average_context,
     log_odds,
 )
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError, damage_error
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.outcome import SlideState, SlideSummary, describe_interval, state_of
 from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.counting.context import average_context
 from wsi_pipeline.counting.interval import conformal_radius, predict_error, spread_share
 from wsi_pipeline.counting.site import SiteCalibration
 from wsi_pipeline.store.commit import VIEW

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.calibration import ModelTerms, average_context
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.choices import AGGREGATE_JSON, PREDICTIONS
 from wsi_pipeline.core.errors import DAMAGES, EnvironmentFault, StoreError, WsiError
 from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideSummary, describe_failure
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
+from wsi_pipeline.counting.context import average_context
 from wsi_pipeline.counting.interval import conformal_radius
 from wsi_pipeline.counting.review_file import read_review, review_path
 from wsi_pipeline.counting.site import (

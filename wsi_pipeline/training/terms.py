@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize
 
-from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms, average_context
+from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms
+from wsi_pipeline.counting.context import average_context
 from wsi_pipeline.counting.interval import FEWEST_PATCHES, share_error
 from wsi_pipeline.training.calibrate import (
     MAX_TEMPERATURE,
