@@ -41,7 +41,8 @@ class Calibration:
     def apply(self, logits: Floats) -> Floats:
         """Return probabilities float32 of logits of any shape; NaN stays NaN."""
         # In float64: torch's float32 can give equal logits different last bits, which breaks ties.
-        return np.exp(-np.logaddexp(0, -self.scale(logits))).astype(np.float32)
+        with np.errstate(invalid="ignore"):  # NaN
+            return np.exp(-np.logaddexp(0, -self.scale(logits))).astype(np.float32)
 
     def scale(self, logits: Floats) -> NDArray[np.float64]:
         """Return calibrated logits float64."""
