@@ -35,6 +35,7 @@ from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.predictions import Predictions, prepare_predictions, write_prediction_block
 
 MPP = 0.25
+BLOCK_SIZE = 4096
 EVERYTHING = "all default formats, committed"
 WSINFER_MS, WSINFER_BYTES = 0.31, 327
 
@@ -163,7 +164,7 @@ def write_predictions(target: Path, side: int) -> Staging:
         nothing,
         np.ones(n, dtype=np.float32),
         thumbnail,
-        n,
+        BLOCK_SIZE,
         "patient",
         ("negative", "positive"),
     )
@@ -173,7 +174,9 @@ def write_predictions(target: Path, side: int) -> Staging:
         table,
         {"model": {"threshold": 0.5, "digest": "0" * 64, "class_names": ["negative", "positive"]}},
     )
-    write_prediction_block(staging, table, 0, Calibration().undo(probability.ravel()), {})
+    logits = Calibration().undo(probability.ravel())
+    for block in range(table.blocks):
+        write_prediction_block(staging, table, block, logits[table.block_slice(block)], {})
     return staging
 
 

@@ -16,6 +16,7 @@ import torch
 
 from tests.builders import make_checkpoint, make_patches, paint_noise, write_model, write_slide
 from tests.commands import HERE, PLAIN, infer, run
+from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms
 from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models import export
@@ -46,7 +47,9 @@ def lively(logits: int = 1, temperature: float = 1.7) -> Checkpoint:
     mean of 0 and a deviation of 2.
     """
     torch.manual_seed(3)
-    plain = make_checkpoint(temperature=temperature)
+    on_grid = Terms(Calibration(2.0, 0.5), context_um=25)  # which no other program knows
+    alone = Terms(Calibration(1 / temperature, -0.3))
+    plain = make_checkpoint(terms=ModelTerms(on_grid, alone))
     network = build_network("wide_resnet_10_1", 50, NetworkOptions(logits=logits)).eval()
     weights = network.state_dict()
     weights["classifier.bias"].zero_()
@@ -486,7 +489,7 @@ def test_a_foreign_folder_gives_the_slides_of_its_checkpoint(
         workers=workers,
     )
     assert account.exit_code == 0
-    one, other = (open_result(tmp_path / name / "s").probability for name in ("own", "foreign"))
+    one, other = (open_result(tmp_path / name / "s").alone for name in ("own", "foreign"))
     assert len(one) == 36
     assert np.abs(one - other).max() < 1e-6
 
@@ -530,7 +533,8 @@ def test_model_info_says_what_the_card_holds(tmp_path: Path) -> None:
         "50 px at 0.5 µm/px",
         "positive: positive",
         "77,265",
-        "slope 0.588, counted from 0.500, detected from 0.500",
+        "context 25 µm, slope 2.000, offset +0.500, counted from 0.500, detected from 0.500",
+        "slope 0.588, offset -0.300, counted from 0.500, detected from 0.500",
         "set by a test",
         "LEAKY",
     ):

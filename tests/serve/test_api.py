@@ -21,7 +21,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.builders import break_tile, paint, tissue, write_png, write_slide
+from tests.builders import (
+    break_tile,
+    make_checkpoint,
+    paint,
+    tissue,
+    write_model,
+    write_png,
+    write_slide,
+)
 from tests.commands import HERE, infer, run, tile
 from tests.served import (
     ALLOWED,
@@ -33,6 +41,7 @@ from tests.served import (
     serve_all,
     wait_until,
 )
+from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.models.loading import ExternalModelTerms
@@ -328,6 +337,24 @@ def test_a_sent_patch_has_the_probability_that_infer_gave_it(
     )
     assert body["threshold"] == 0.5
     assert body["model"]["digest"] == predictions.model_digest
+
+
+def test_a_sent_patch_is_judged_alone(tmp_path: Path) -> None:
+    terms = ModelTerms(Terms(count=0.9, context_um=100), Terms(Calibration(0.5), count=0.7))
+    model = write_model(tmp_path / "m.safetensors", make_checkpoint(bias=2.0, terms=terms))
+    with (
+        run_server(
+            ServeSettings(
+                results=(), slides=tmp_path, model=model, token=TOKEN, device="cpu", decoders=1
+            )
+        ) as (url, _),
+        connect(url) as client,
+    ):
+        body = client.post("/api/v1/predict", files=files(encode_png(paint(50, 50)))).json()
+    assert (body["threshold"], body["context_um"]) == (0.7, 0)
+    (image,) = body["images"]
+    assert image["probability"] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
+    assert image["positives"] == 1
 
 
 def test_a_larger_image_is_cut_on_the_grid_of_infer(client: httpx.Client, root: Path) -> None:

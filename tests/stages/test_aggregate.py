@@ -20,6 +20,7 @@ from tests.builders import (
 from tests.commands import infer, run
 from tests.strangers import Change, edit_json, several, vouch
 from tests.written_results import CASES, FORMATS, write_result
+from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideState
@@ -100,9 +101,10 @@ def test_a_figure_that_cannot_be_is_in_no_table(name: str, value: object, result
         assert [row["slide_id"] for row in csv.DictReader(stream)] == ["b"]
 
 
-def test_there_and_back_gives_the_same_bytes(results: Path) -> None:
+@pytest.mark.parametrize("there", [Aggregation(0.8), Aggregation(context_um=300)], ids=str)
+def test_there_and_back_gives_the_same_bytes(there: Aggregation, results: Path) -> None:
     before = folder_bytes(results / "a")
-    aggregate_results(results, AT_08)
+    aggregate_results(results, replace(TABLES, aggregation=there))
     assert folder_bytes(results / "a") != before
     aggregate_results(results, TABLES)
     assert folder_bytes(results / "a") == before
@@ -227,6 +229,16 @@ def test_options_that_make_the_map(
     run("aggregate", results, *options, "--out", tmp_path / "out")
     recorded = read_manifest(tmp_path / "out" / "a").recipe["view"]
     assert {name: recorded[name] for name in asdict(aggregation)} == asdict(aggregation)
+
+
+def test_a_prevalence_lowers_what_a_rarer_class_reaches(tmp_path: Path) -> None:
+    # From half to a fifth: odds of 9, 1.5, 2.33 and 1 become a quarter of them.
+    terms = replace(ModelTerms(), positive_share=0.5)
+    write_result(tmp_path / "s", CASES["mixed"], view=TABLES, terms=terms)
+    assert run("aggregate", tmp_path, "--prevalence", 0.2, "--outputs", "summary").exit_code == 3
+    summary = read_summary(tmp_path / "s")
+    assert (summary.positives, summary.prevalence) == (1, 0.2)
+    assert summary.max_probability == pytest.approx(2.25 / 3.25)
 
 
 def test_a_prevalence_that_cannot_be_taken_is_one_line_for_each_slide(results: Path) -> None:
