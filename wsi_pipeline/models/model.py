@@ -208,7 +208,7 @@ class Model(Protocol):
         """True if its network resizes patches first."""
 
     def network(self) -> nn.Module:
-        """Return a new network on the CPU: uint8 (b, side, side, 3) → (b,) or (b, classes)."""
+        """Return a new network on the CPU: uint8 (b, side, side, 3) → (b,) or (b, outputs)."""
 
     def logit(self, output: Tensor) -> Tensor:
         """Return the logit (b,) of the positive class from the network's output, float32."""

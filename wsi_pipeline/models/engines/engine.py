@@ -13,7 +13,7 @@ from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.model import Model
 
 Run = Callable[[NDArray[np.uint8]], Tensor]
-"""Computes uint8 patches (b, side, side, 3) → float32 (b,) or (b, classes) on the CPU.
+"""Computes uint8 patches (b, side, side, 3) → float32 (b,) or (b, outputs) on the CPU.
 
 Several threads may call it at once; the same batch gives the same bits in each of them.
 """
