@@ -144,6 +144,8 @@ def build_heatmap(predictions: Predictions, aggregation: Aggregation | None = No
     Raises ConfigError for a prevalence where the model does not say that of its validation.
     """
     rules, table = aggregation or Aggregation(), predictions.table
+    if rules.context_um == predictions.terms.on_grid.context_um:
+        rules = replace(rules, context_um=None)
     terms = predictions.terms.choose(rules.context_um)
     site = _find_site(predictions, rules)
     calibration = terms.calibration if site is None else site.calibration
