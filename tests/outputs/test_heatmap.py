@@ -319,7 +319,7 @@ def test_eighteen_patients_are_too_few_for_an_interval(tmp_path: Path) -> None:
     [
         Aggregation(0.5),
         Aggregation("detect"),
-        Aggregation(context_um=0),
+        Aggregation(context_um=100),
         Aggregation(min_region_mm2=0.01),
         Aggregation(prevalence=0.4),
     ],
@@ -328,6 +328,12 @@ def test_a_count_made_in_another_way_has_no_interval(changed: Aggregation, tmp_p
     terms = replace(WITH_ERRORS, positive_share=0.5)
     predictions = predicted(tmp_path, ROW, [0.9, 0.8, 0.2], terms)
     assert summarise(predictions, build_heatmap(predictions, changed)).interval_source == "none"
+
+
+def test_the_models_own_context_in_so_many_words_keeps_the_interval(tmp_path: Path) -> None:
+    predictions = predicted(tmp_path, ROW, [0.9, 0.8, 0.2], WITH_ERRORS)
+    own = Aggregation(context_um=WITH_ERRORS.on_grid.context_um)
+    assert summarise(predictions, build_heatmap(predictions, own)).interval_source == "validation"
 
 
 def test_positives_in_small_regions_are_left_out_and_counted(tmp_path: Path) -> None:
