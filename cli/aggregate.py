@@ -9,11 +9,11 @@ from wsi_pipeline.core.choices import INDEX_HTML
 from wsi_pipeline.core.options import AggregateOptions
 
 from .main import leave
-from .options import FOLDER, RESULTS, build, mode_option, options_of
+from .options import FOLDER, build, mode_option, options_of, results_argument, say_next
 
 
 @click.command()
-@click.argument("results", type=RESULTS)
+@results_argument()
 @click.option(
     "--out",
     "-o",
@@ -37,4 +37,7 @@ def aggregate(results: Path, out: Path | None, **options: Any) -> None:
         settings = build(AggregateOptions, options)
         view = read_view(settings)
         account = aggregate_results(results, view, out, force=settings.force, listener=progress)
-    leave(close_run(account, (out or results) / INDEX_HTML))
+    target = out or results
+    code = close_run(account, target / INDEX_HTML)
+    say_next("wsi view", target)
+    leave(code)

@@ -7,11 +7,11 @@ import rich_click as click
 from wsi_pipeline.core.choices import INDEX_HTML
 
 from .main import leave
-from .options import RESULTS, mode_option
+from .options import mode_option, results_argument, say_next
 
 
 @click.command()
-@click.argument("results", type=RESULTS)
+@results_argument()
 @click.option(
     "--reviewed",
     is_flag=True,
@@ -35,4 +35,6 @@ def calibrate(results: Path, reviewed: bool) -> None:
 
         account, words = calibrate_results(results, progress)
     click.echo(words)
-    leave(close_run(account, results / INDEX_HTML))
+    code = close_run(account, results / INDEX_HTML)
+    say_next("wsi view", results)
+    leave(code)

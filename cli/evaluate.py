@@ -7,11 +7,11 @@ import rich_click as click
 
 from wsi_pipeline.core.options import LabelOptions
 
-from .options import RESULTS, labels_option, mode_option, options_of
+from .options import RESULTS, labels_option, mode_option, options_of, results_argument, say_next
 
 
 @click.command()
-@click.argument("results", type=RESULTS)
+@results_argument()
 @labels_option
 @options_of(LabelOptions)
 @click.option(
@@ -56,3 +56,4 @@ def evaluate(
     )
     click.echo(str(evaluation))
     click.echo(f"→  {results / EVALUATION_CSV}  {results / EVALUATION_HTML}")
+    say_next("wsi view", results)

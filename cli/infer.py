@@ -9,7 +9,16 @@ from wsi_pipeline.core.choices import INDEX_HTML
 from wsi_pipeline.core.options import InferOptions, SheetOptions
 
 from .main import leave, printable
-from .options import EXISTING, FOLDER, build, mode_option, options_of
+from .options import (
+    EXISTING,
+    build,
+    list_words,
+    make_out_option,
+    mode_option,
+    options_of,
+    say_next,
+    say_taken,
+)
 
 if TYPE_CHECKING:
     from wsi_pipeline.runs.dry_run import RunPreview
@@ -20,6 +29,7 @@ STEP = 1000
 
 
 @click.command()
+@click.argument("places", nargs=-1, type=EXISTING, metavar="[SLIDE_OR_FOLDER…]")
 @click.option(
     "--slides",
     "--wsi-dir",
@@ -44,20 +54,12 @@ STEP = 1000
     "-m",
     panel="Input",
     type=click.Path(path_type=Path),
-    required=True,
     help=(
         "A model.safetensors of `wsi train`, its folder, a folder of `wsi train --folds` (all its"
         " models together), or an external model's folder."
     ),
 )
-@click.option(
-    "--results-dir",
-    "-o",
-    panel="Output",
-    type=FOLDER,
-    required=True,
-    help="Folder for one folder per slide and the tables of the run.",
-)
+@make_out_option("results", "--results-dir")
 @options_of(InferOptions)
 @click.option(
     "--dry-run",
@@ -67,11 +69,12 @@ STEP = 1000
 )
 @mode_option
 def infer(
+    places: tuple[Path, ...],
     slides: tuple[Path, ...],
     stores: tuple[Path, ...],
     sheet: Path | None,
-    model: Path,
-    results_dir: Path,
+    model: Path | None,
+    out: Path,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -84,26 +87,33 @@ def infer(
     """
     from .progress import close_run, show_progress
 
+    slides = (*places, *slides)
     if [bool(slides), bool(stores), bool(sheet)].count(True) != 1:
-        raise click.UsageError("give one of --slides, --stores and --sheet")
+        raise click.UsageError("give one of slides, --stores and --sheet")
     if stores and options["keep_patches"]:
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
-    with show_progress(None if dry_run else results_dir) as progress:
+    with show_progress(None if dry_run else out) as progress:
         progress.working_on("loading torch")
+        from wsi_pipeline.models.loading import find_model
         from wsi_pipeline.runs.dry_run import preview_run
         from wsi_pipeline.runs.infer import infer_slides, list_stores
         from wsi_pipeline.slides.selection import find_slides
 
         settings = build(InferOptions, options)
         found = list_stores(stores) if stores else find_slides(slides, sheet=sheet)
+        taken = list_words(stores or slides or [sheet])
+        model = find_model(model)
+        say_taken(f"{taken}, model {model}", None if dry_run else out)
         if dry_run:
-            preview = preview_run(found, model, results_dir, settings, progress)
+            preview = preview_run(found, model, out, settings, progress)
         else:
-            account = infer_slides(found, model, results_dir, settings, progress)
+            account = infer_slides(found, model, out, settings, progress)
     if dry_run:
-        print_preview(preview, results_dir, settings.keep_patches)
+        print_preview(preview, out, settings.keep_patches)
         leave(preview.account.exit_code)
-    leave(close_run(account, results_dir / INDEX_HTML))
+    code = close_run(account, out / INDEX_HTML)
+    say_next("wsi view", out)
+    leave(code)
 
 
 def describe_bytes(count: float) -> str:

@@ -8,12 +8,20 @@ import rich_click as click
 from wsi_pipeline.core.choices import LEFT_OUT_CSV
 from wsi_pipeline.core.options import IngestOptions
 
-from .options import EXISTING, build, mode_option, options_of, out_option
+from .options import (
+    EXISTING,
+    build,
+    make_out_option,
+    mode_option,
+    options_of,
+    say_next,
+    say_taken,
+)
 
 
 @click.command()
 @click.argument("place", type=EXISTING, metavar="DIR")
-@out_option
+@make_out_option("stores")
 @options_of(IngestOptions)
 @mode_option
 def ingest(place: Path, out: Path, **options: Any) -> None:
@@ -33,6 +41,7 @@ def ingest(place: Path, out: Path, **options: Any) -> None:
     from .main import leave, printable
     from .progress import close_run, show_progress
 
+    say_taken(str(place), out)
     with show_progress(out) as progress:
         from wsi_pipeline.runs.tile import ingest_patches
 
@@ -46,4 +55,6 @@ def ingest(place: Path, out: Path, **options: Any) -> None:
         click.echo(f"  left out: {printable(entry.file)}: {printable(entry.reason)}")
     if account.left_out:
         click.echo(f"  (also in {out / LEFT_OUT_CSV})")
-    leave(close_run(account.run, out))
+    code = close_run(account.run, out)
+    say_next("wsi train", out)
+    leave(code)

@@ -7,11 +7,11 @@ import rich_click as click
 
 from wsi_pipeline.core.training_options import FitOptions, TrainOptions
 
-from .options import EXISTING, FOLDER, build, mode_option, options_of, preset_option
+from .options import FOLDER, build, mode_option, options_of, preset_option, stores_argument
 
 
 @click.command("lr-find")
-@click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
+@stores_argument
 @options_of(FitOptions)
 @preset_option
 @click.option(

@@ -3,12 +3,13 @@
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from inspect import get_annotations
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import rich_click as click
 
@@ -21,6 +22,9 @@ Options = TypeVar("Options")
 EXISTING = click.Path(exists=True, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 RESULTS = click.Path(exists=True, file_okay=False, path_type=Path)
+DEFAULT_STORES, DEFAULT_RESULTS = Path("stores"), Path("results")
+DEFAULT_NAMES = ("stores", "model", "results")
+"""Folders in which `wsi tile`, `wsi train` and `wsi infer` write unless told otherwise."""
 PATHS = {
     "any": EXISTING,
     "file": click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -173,9 +177,83 @@ def _set_permissions(context: click.Context, parameter: click.Parameter, value: 
     context.call_on_close(lambda: os.umask(old))
 
 
-out_option = click.option(
-    "--out", "-o", panel="Output", type=FOLDER, required=True, help="Folder to write to."
+def make_out_option(default: str | None, *synonyms: str) -> Callable[[Command], Command]:
+    """Return --out with its default; it must be given where that is None."""
+    return click.option(
+        *("--out", "-o", *synonyms, "out"),
+        panel="Output",
+        type=FOLDER,
+        required=default is None,
+        default=None if default is None else Path(default),
+        help="Folder to write to.",
+    )
+
+
+out_option = make_out_option(None)
+
+
+def _take_results(
+    _context: click.Context, parameter: click.Parameter, value: Any
+) -> Path | tuple[Path, ...]:
+    """Return the named folders, or ./results."""
+    if value:
+        return cast("Path | tuple[Path, ...]", value)
+    if not DEFAULT_RESULTS.is_dir():
+        raise click.UsageError(
+            "no RESULTS given, and there is no ./results; `wsi infer --slides DIR` makes it"
+        )
+    say_taken(str(DEFAULT_RESULTS))
+    return (DEFAULT_RESULTS,) if parameter.nargs == -1 else DEFAULT_RESULTS
+
+
+def results_argument(nargs: int = 1) -> Callable[[Command], Command]:
+    """Return the argument RESULTS, which is ./results where it is not given."""
+    return click.argument(
+        "results", type=RESULTS, nargs=nargs, required=False, callback=_take_results
+    )
+
+
+def _take_stores(
+    _context: click.Context, _parameter: click.Parameter, value: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    """Return the named stores, or ./stores."""
+    if value:
+        return value
+    if not DEFAULT_STORES.is_dir():
+        raise click.UsageError(
+            "no stores given, and there is no ./stores; `wsi tile SLIDE` or `wsi ingest DIR` makes"
+            " it"
+        )
+    return (DEFAULT_STORES,)
+
+
+stores_argument = click.argument(
+    "stores", nargs=-1, type=EXISTING, metavar="[STORE_OR_FOLDER…]", callback=_take_stores
 )
+
+
+def say_taken(taken: str, written: Path | None = None) -> None:
+    """Say what a command takes and where it writes."""
+    from .main import printable
+
+    writes = "" if written is None else f", writing {written}"
+    click.echo(printable(f"taking {taken}{writes}"), err=True)
+
+
+def say_next(line: str, *words: object) -> None:
+    """Say the next command to type; words that are defaults are left out."""
+    from .main import printable
+
+    more = [shlex.quote(str(word)) for word in words if str(word) not in DEFAULT_NAMES]
+    click.echo(printable(" ".join(["next:", line, *more])), err=True)
+
+
+def list_words(places: Sequence[object]) -> str:
+    """Return some places as words, the first three of them."""
+    shown = " ".join(str(place) for place in places[:3])
+    return shown if len(places) <= 3 else f"{shown} … ({len(places)})"
+
+
 slides_option = click.option("--slides", type=RESULTS, metavar="DIR", help="As in `wsi serve`.")
 port_option = click.option(
     "--port",

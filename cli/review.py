@@ -7,12 +7,12 @@ from urllib.parse import quote
 import rich_click as click
 
 from .main import leave, printable
-from .options import EXISTING, RESULTS, mode_option, port_option, slides_option
+from .options import EXISTING, mode_option, port_option, results_argument, slides_option
 from .view import login_name, show_in_browser
 
 
 @click.command()
-@click.argument("results", type=RESULTS)
+@results_argument()
 @click.argument("slide", required=False)
 @click.option(
     "--patches",

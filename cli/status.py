@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from .main import printable
-from .options import RESULTS
+from .options import results_argument
 
 if TYPE_CHECKING:
     from wsi_pipeline.runs.status import LastRun, UnderWay
 
 
 @click.command()
-@click.argument("results", type=RESULTS)
+@results_argument()
 @click.option("--json", "is_json", is_flag=True, help="As JSON, for machines.")
 def status(results: Path, is_json: bool) -> None:
     """Show RESULTS: finished slides, slides in progress and their owners, failures, the last run.

@@ -8,7 +8,15 @@ import rich_click as click
 from wsi_pipeline.core.options import SheetOptions, TileOptions
 
 from .main import leave
-from .options import build, mode_option, options_of, out_option
+from .options import (
+    build,
+    list_words,
+    make_out_option,
+    mode_option,
+    options_of,
+    say_next,
+    say_taken,
+)
 
 
 @click.command()
@@ -23,7 +31,7 @@ from .options import build, mode_option, options_of, out_option
 )
 @click.option("--recursive", panel="Input", is_flag=True, help="Go into folders within folders.")
 @options_of(SheetOptions)
-@out_option
+@make_out_option("stores")
 @options_of(TileOptions)
 @mode_option
 def tile(
@@ -45,9 +53,10 @@ def tile(
 
     if bool(places or slides) == bool(sheet) or (sheet and options["labels"]):
         raise click.UsageError("give either slides, with or without --labels, or --sheet")
+    say_taken(list_words([*places, *slides]) or str(sheet), out)
     with show_progress(out) as progress:
         progress.working_on("finding the slides")
-        from wsi_pipeline.runs.tile import read_tiling, tile_slides
+        from wsi_pipeline.runs.tile import has_labels, read_tiling, tile_slides
         from wsi_pipeline.slides.selection import find_slides
 
         settings = build(TileOptions, options)
@@ -56,4 +65,9 @@ def tile(
             progress.warn(f"{settings.magnification:g}x is taken as {mpp:g} µm/px")
         found = find_slides([*places, *slides], recursive=recursive, sheet=sheet)
         account = tile_slides(found, out, settings, progress)
-    leave(close_run(account, out))
+    code = close_run(account, out)
+    if has_labels(out):
+        say_next("wsi train", out)
+    else:
+        say_next("wsi infer --slides", *places, *slides)
+    leave(code)

@@ -8,21 +8,24 @@ import rich_click as click
 from wsi_pipeline.core.choices import REPORT_HTML
 from wsi_pipeline.core.training_options import TrainOptions
 
-from .options import EXISTING, FOLDER, build, mode_option, options_of, preset_option
+from .options import (
+    build,
+    list_words,
+    make_out_option,
+    mode_option,
+    options_of,
+    preset_option,
+    say_next,
+    say_taken,
+    stores_argument,
+)
 
 
 @click.command()
-@click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
+@stores_argument
 @options_of(TrainOptions)
 @preset_option
-@click.option(
-    "--out",
-    "-o",
-    panel="Output",
-    type=FOLDER,
-    required=True,
-    help="Folder to make, with model.safetensors and the report.",
-)
+@make_out_option("model")
 @mode_option
 def train(stores: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Train a network on labelled patch stores, split by patient.
@@ -35,6 +38,7 @@ def train(stores: tuple[Path, ...], out: Path, **options: Any) -> None:
     """
     from .progress import show_progress
 
+    say_taken(list_words(stores), out)
     with show_progress() as progress:
         progress.working_on("loading torch")
         from wsi_pipeline.training.folds import FoldsResult, train_stores
@@ -45,3 +49,4 @@ def train(stores: tuple[Path, ...], out: Path, **options: Any) -> None:
         click.echo(f"→  {result.folder}")
     elif result.metrics is not None:
         click.echo(f"→  {result.model}  {result.model.parent / REPORT_HTML}")
+    say_next("wsi infer --slides DIR", *([] if str(out) == "model" else ["--model", out]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from .options import RESULTS, mode_option, port_option, slides_option
+from .options import mode_option, port_option, results_argument, slides_option
 
 if TYPE_CHECKING:
     from wsi_pipeline.serve.services import Services
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("results", type=RESULTS, nargs=-1, required=True)
+@results_argument(nargs=-1)
 @slides_option
 @port_option
 @click.option(

@@ -235,8 +235,9 @@ class TileOptions(CutOptions, TissueOptions, LabelOptions, RunOptions):
         low=1, metavar="PX")
     labels: Sequence[str | Path] = option((), LABELS,
         "What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or"
-        " folders of them, matched by name; auto: the label file beside each slide.",
-        metavar="auto|FILE|DIR")
+        " folders of them, matched by name; none: no labels. [default: the label file beside each"
+        " slide, where there is one; auto says which slides have none]",
+        metavar="auto|none|FILE|DIR")
     patient_regex: str | None = option(None, INPUT,
         "Where the patient stands in a slide's file name; the part in parentheses. [default: every"
         " slide is a patient of its own]", metavar="REGEX")

@@ -22,6 +22,10 @@ from wsi_pipeline.models.zoo import (
     read_zoo_config,
 )
 
+BOX = Path(__file__).parent / "box"
+"""Models that come with the package."""
+DEFAULT_BOXED = "idc"
+
 
 @dataclass(frozen=True, slots=True)
 class ExternalModelTerms:
@@ -60,6 +64,28 @@ def _load_own(path: Path) -> Checkpoint | Ensemble:
     return (
         load_ensemble(path) if is_ensemble_folder(path) else load_checkpoint(find_checkpoint(path))
     )
+
+
+def list_boxed() -> dict[str, Path]:
+    """Return the models that come with the package, by name."""
+    return {path.stem: path for path in sorted(BOX.glob("*.safetensors"))}
+
+
+def find_model(named: Path | None) -> Path:
+    """Return the model's path: a file or folder, or the name of one that comes with the package.
+
+    None takes ./model where `wsi train` wrote one, else the model called `idc`. Raises ModelError
+    where nothing is named and there is none.
+    """
+    boxed = list_boxed()
+    if named is None:
+        own = Path("model") / MODEL_FILE
+        if own.is_file():
+            return own
+        if DEFAULT_BOXED not in boxed:
+            raise ModelError("no model named, and there is no ./model; train one with `wsi train`")
+        return boxed[DEFAULT_BOXED]
+    return named if named.exists() else boxed.get(str(named), named)
 
 
 def load_unchanged(path: Path, digest: str, terms: ExternalModelTerms | None = None) -> Model:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from wsi_pipeline.core.choices import AUTO, LEFT_OUT_CSV
-from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.choices import AUTO, LEFT_OUT_CSV, STORE_SUFFIX
+from wsi_pipeline.core.errors import EnvironmentFault, LabelError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.options import IngestOptions, TileOptions
 from wsi_pipeline.core.outcome import RunAccount, SlideState
@@ -36,6 +36,7 @@ from wsi_pipeline.stages.ingest_layouts import (
 from wsi_pipeline.stages.tile import TileConfig, TileJob
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
+from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.zarr_io import read_attributes
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ MPP_OF_40X = 0.25
 UM_PER_PX_AT_1X = 10.0
 """Scanners call 0.25 µm/px 40x, 0.5 µm/px 20x and 1 µm/px 10x."""
 DEFAULT_QUALITY = 90
+NO_LABELS = "none"
+LOOKED_AT = 50
+"""Stores that are looked at for labels, to name the next command."""
 
 
 def read_tiling(options: TileOptions) -> TileConfig:
@@ -99,14 +103,34 @@ def tile_slides(
     return batch.account
 
 
+def has_labels(out: Path) -> bool:
+    """Return True if any of the first stores in a folder has a labelled patch."""
+    for path in sorted(out.glob(f"*{STORE_SUFFIX}"))[:LOOKED_AT]:
+        try:
+            if (PatchStore(path).labels >= 0).any():
+                return True
+        except (StoreError, EnvironmentFault):
+            continue
+    return False
+
+
 def label_slides(
     slides: Sequence[FoundSlide],
     labels: Sequence[Path | str] = (),
     patient_regex: str | None = None,
 ) -> list[FoundSlide]:
-    """Return the slides with their label files, and with the patients that their names tell."""
-    if labels:
-        beside = [str(place) for place in labels] == [AUTO]
+    """Return the slides with their label files, and with the patients that their names tell.
+
+    Without `labels`, a slide that has no label file takes the one beside it, if there is one.
+    """
+    named = [str(place) for place in labels]
+    if not named:
+        slides = [
+            slide if slide.label_file else replace(slide, label_file=find_beside(slide.path))
+            for slide in slides
+        ]
+    elif named != [NO_LABELS]:
+        beside = named == [AUTO]
         slides = add_labels(slides, None if beside else [Path(place) for place in labels])
     if patient_regex is None:
         return list(slides)
