@@ -43,6 +43,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _interrupt)
 
 # ruff: noqa: E402
+import difflib
 import importlib
 import io
 import logging
@@ -97,6 +98,18 @@ class WsiGroup(rich_click.RichGroup):
         name = cmd_name.replace("-", "_")
         command: click.Command = getattr(importlib.import_module(f"{__package__}.{name}"), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is named; a name that is none is compared with the others."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {near[0]}?", ctx) from error
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         """Parse the words; Ctrl-C here says the same as later."""
@@ -185,12 +198,12 @@ def wsi(is_debugging: bool) -> None:
 
     \b
     wsi demo                          the whole chain, on slides that it draws
-    wsi tile slide.svs --out stores   cut a slide into 50×50 patches at 0.25 µm/px
-    wsi train stores --out model      train on labelled stores, split by patient
-    wsi infer --slides dir --model model/model.safetensors --results-dir results
-    wsi view results                  slides with heatmaps in the browser
-    wsi review results                call drawn patches by one key, count what is positive
-    wsi serve --results results       the same over the network, with REST
+    wsi tile slide.svs                cut a slide into 50×50 patches at 0.25 µm/px, into ./stores
+    wsi train                         train on the labelled ones, split by patient, into ./model
+    wsi infer --slides dir/           run the model over slides, into ./results
+    wsi view                          slides with heatmaps in the browser
+    wsi review                        call drawn patches by one key, count what is positive
+    wsi serve                         the same over the network, with REST
 
     Exit codes: 0 all done · 1 this run could not go on · 2 usage · 3 some slides failed or are
     damaged, the others are done · 4 no slide succeeded · 5 disk, lock or cluster: safe to run again

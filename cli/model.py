@@ -9,7 +9,7 @@ import rich_click as click
 from wsi_pipeline.core.options import ExternalModelOptions
 
 from .main import printable
-from .options import EXISTING, options_of
+from .options import options_of
 
 
 @click.group()
@@ -17,15 +17,31 @@ def model() -> None:
     """Show what a model is, and check that it is whole."""
 
 
+@model.command("list")
+def list_models() -> None:
+    """List the models that come with the package; their names can be given as --model."""
+    from wsi_pipeline.models.loading import describe_model as describe
+    from wsi_pipeline.models.loading import list_boxed
+
+    for name, path in list_boxed().items():
+        facts = describe(path)
+        patch = facts["patch"]
+        click.echo(
+            f"{name}: {facts['architecture']}, {' and '.join(facts['class_names'])},"
+            f" {patch['side_px']} px at {patch['mpp']:g} µm/px, {path.stat().st_size / 1e6:.1f} MB"
+        )
+
+
 @model.command()
-@click.argument("model", type=EXISTING)
+@click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--json", "is_json", is_flag=True, help="As JSON, with everything that the model's card holds."
 )
 def info(model: Path, is_json: bool) -> None:
     """Show the input and output of MODEL, its training and scores, and the digest to trust."""
-    from wsi_pipeline.models.loading import describe_lines, describe_model
+    from wsi_pipeline.models.loading import describe_lines, describe_model, find_model
 
+    model = find_model(model)
     facts = describe_model(model)
     if is_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False))
@@ -36,13 +52,14 @@ def info(model: Path, is_json: bool) -> None:
 
 
 @model.command()
-@click.argument("model", type=EXISTING)
+@click.argument("model", type=click.Path(path_type=Path))
 @options_of(ExternalModelOptions)
 def check(model: Path, **terms: Any) -> None:
     """Load MODEL, verify its checksums and run a batch: says ok, or the fault, with exit code 1."""
-    from wsi_pipeline.models.loading import read_terms
+    from wsi_pipeline.models.loading import find_model, read_terms
     from wsi_pipeline.models.opening import check_model
 
+    model = find_model(model)
     found = check_model(model, read_terms(ExternalModelOptions(**terms)))
     click.echo(
         printable(

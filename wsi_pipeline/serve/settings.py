@@ -11,7 +11,7 @@ from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.options import ServeOptions
 from wsi_pipeline.counting.review import FIRST_WANTED
 from wsi_pipeline.counting.review_file import check_reviewer
-from wsi_pipeline.models.loading import ExternalModelTerms, read_terms
+from wsi_pipeline.models.loading import ExternalModelTerms, find_model, read_terms
 from wsi_pipeline.runs.workers import choose_workers
 from wsi_pipeline.scheduling import Workers
 
@@ -136,7 +136,7 @@ def read_settings(options: ServeOptions) -> ServeSettings:
     return ServeSettings(
         results=tuple(options.results),
         slides=options.slides,
-        model=options.model,
+        model=None if options.model is None else find_model(options.model),
         terms=read_terms(options),
         host=options.host,
         port=options.port,
