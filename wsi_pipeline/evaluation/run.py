@@ -33,7 +33,7 @@ from wsi_pipeline.training.evaluate import (
     evaluate_predictions,
     format_metrics,
 )
-from wsi_pipeline.training.metrics import METRIC_NAMES, Scores, score, show_metric
+from wsi_pipeline.training.metrics import METRIC_NAMES, Scores, describe_scores, score, show_metric
 
 POOLED = "all slides"
 HEADINGS = (
@@ -72,11 +72,14 @@ class Evaluation:
     warnings: tuple[str, ...] = ()
     """Warnings to read before the metrics."""
     compared: Compared | None = None
+    at_models: Scores | None = None
+    """Scores at the model's threshold for counting, where these results show another."""
 
     def __str__(self) -> str:
         lines = [f"WARNING: {warning}" for warning in self.warnings]
         lines += [*_format_slides([*self.slides, self.pooled]), "", *self.counts.sentences, ""]
         lines.append(format_metrics(self.metrics, POOLED, self.class_names))
+        lines += [] if self.at_models is None else ["", describe_at_models(self.at_models)]
         if self.unlabelled:
             lines.append(f"without labels: {', '.join(self.unlabelled)}")
         return "\n".join(lines + (["", str(self.compared)] if self.compared else []))
@@ -116,6 +119,7 @@ def evaluate_results(
         unlabelled=labelled.unlabelled,
         warnings=tuple(_warn(labelled, other, threshold)),
         compared=compared,
+        at_models=_score_at_models(labelled, at),
     )
     _write(results, labelled, evaluation, threshold)
     return evaluation
@@ -134,6 +138,25 @@ def _measure(labelled: LabelledResults, rule: ThresholdRule | None) -> Metrics:
         alone=alone,
         probability=probability,
         thresholds=(_choose_threshold(labelled, rule), at_alone),
+    )
+
+
+def _score_at_models(labelled: LabelledResults, at: float) -> Scores | None:
+    """Return the scores at the model's own threshold for counting; None where it is `at`."""
+    own = labelled.terms.choose(labelled.slides[0].summary.context_um).count
+    if own == at:
+        return None
+    labels, probability, _ = pool_slides(labelled.assessed)
+    return score(labels, probability, own)
+
+
+def describe_at_models(scores: Scores) -> str:
+    """Return the scores at the model's own threshold in one line."""
+    counted = scores.true_positives + scores.false_positives
+    true = scores.true_positives + scores.false_negatives
+    return (
+        f"at the model's own threshold for counting, {scores.threshold:.3f}:"
+        f" {describe_scores(scores)}; {counted} counted, {true} true"
     )
 
 
@@ -195,6 +218,8 @@ def _write(
     _write_csv(results / EVALUATION_CSV, evaluation)
     record = {"model": dict(labelled.model), "warnings": list(evaluation.warnings)}
     record |= {**asdict(metrics), "counts": evaluation.counts.to_json()}
+    at_models = evaluation.at_models
+    record["at_models_threshold"] = None if at_models is None else asdict(at_models)
     text = json.dumps(record, indent=1, allow_nan=False)
     write_file(results / EVALUATION_JSON, f"{text}\n".encode())
     # One of an earlier evaluation would not belong to the new page.
@@ -203,7 +228,8 @@ def _write(
         _write_comparison(results / COMPARISON_CSV, compared.comparison)
     source = labelled.threshold_words if threshold is None else threshold.describe()
     page = results / EVALUATION_HTML
-    counts, notes = evaluation.counts, evaluation.warnings
+    counts, notes = evaluation.counts, list(evaluation.warnings)
+    notes += [] if at_models is None else [describe_at_models(at_models)]
     write_evaluation_page(page, labelled, metrics, counts, source, compared, notes)
 
 

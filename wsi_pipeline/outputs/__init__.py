@@ -1,11 +1,11 @@
 """Outputs: one file per format. A writer is one file and one line in WRITERS."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from wsi_pipeline.core.choices import OUTPUT_GROUPS
-from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.core.errors import DAMAGES, ConfigError, WsiError
 from wsi_pipeline.core.options import AggregateOptions, OutputOptions
 from wsi_pipeline.counting.site import SiteCalibration
 from wsi_pipeline.outputs.dicom import check_installed, write_dicom
@@ -21,6 +21,7 @@ from wsi_pipeline.outputs.regions_geojson import write_regions_geojson
 from wsi_pipeline.outputs.report_html import write_report
 from wsi_pipeline.outputs.result import PlotStyle, Writer
 from wsi_pipeline.outputs.summary_json import write_summary
+from wsi_pipeline.store.commit import VIEW
 
 WRITERS: dict[str, Writer] = {
     "heatmap": write_heatmap,
@@ -63,6 +64,17 @@ class View:
         """Return the view that a manifest records. Raises one of `DAMAGES`, or a WsiError."""
         style = PlotStyle(str(value["colormap"]), float(value["alpha"]))
         return cls(choose_formats(value["formats"]), Aggregation.from_json(value), style)
+
+    def keep(self, recipe: Mapping[str, Any]) -> "View":
+        """Return the view with threshold, context, smallest region and prevalence of a recipe's.
+
+        Its own where the recipe has none that can be read.
+        """
+        try:
+            kept = Aggregation.from_json(recipe.get(VIEW, {}))
+        except (WsiError, *DAMAGES):
+            return self
+        return replace(self, aggregation=replace(kept, site=self.aggregation.site))
 
     def at_site(self, site: SiteCalibration | None) -> "View":
         """Return the view with a site's calibration, or without one."""

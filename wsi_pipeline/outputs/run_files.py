@@ -151,12 +151,23 @@ def write_index(results: Path, finished: Finished | None = None) -> Path:
         slides=[(summary, _list_outputs(results / summary.slide_id)) for summary in order],
         states=sorted({summary.state.value for summary in finished.summaries}),
         damaged=finished.damaged,
-        counting=describe_counting(order[0]) if order else "",
+        counting=_describe_counts(order),
         files=[name for name in RUN_FILES if (results / name).exists()],
         pictures=PICTURES,
     )
     write_file(results / INDEX_HTML, page.encode())
     return results / INDEX_HTML
+
+
+def _describe_counts(summaries: Sequence[SlideSummary]) -> str:
+    """Return what the counts of a page count; slides of several thresholds are said to be so."""
+    if len({summary.threshold for summary in summaries}) > 1:
+        return (
+            "A count is the number of patches at or above the threshold of its slide, which stands"
+            " in the table, of those that were assessed. It counts patches, not cells, and is no"
+            " grade."
+        )
+    return describe_counting(summaries[0]) if summaries else ""
 
 
 def _list_outputs(folder: Path) -> list[str]:

@@ -34,6 +34,8 @@ class LoadedResult:
     """With the threshold, context and smallest region of the slide's outputs."""
     model: dict[str, Any]
     """Description of the model that made the results."""
+    model_threshold: float
+    """The model's own for counting."""
     own: NDArray[np.float32]
     """(rows, cols) probability of each patch alone, without its neighbours."""
 
@@ -81,7 +83,9 @@ def _load(result: Result) -> LoadedResult:
         raise StoreError(f"{result.folder}: damaged ({error}); infer the slide again") from error
     heatmap, table = build_heatmap(predictions, view), predictions.table
     own = place_on_grid(table, predictions.alone)
-    return LoadedResult(result, summary, table, heatmap, describe_model(model), own)
+    threshold = predictions.terms.choose(view.context_um).count
+    described = describe_model(model)
+    return LoadedResult(result, summary, table, heatmap, described, threshold, own)
 
 
 def require_summary(result: Result) -> SlideSummary:

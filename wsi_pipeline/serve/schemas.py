@@ -58,7 +58,8 @@ class ResultBody(RunBody):
     summary: SlideSummary
     interval: str = Field(description="The interval of the count and its source, in words.")
     counting: str = Field(description="What the count is a count of, in words.")
-    threshold: float
+    threshold: float = Field(description="The one that the results show.")
+    model_threshold: float = Field(description="The model's own for counting.")
     positive_class: str
     grid: dict[str, Any] = Field(description="Where its patches lie, in level-0 pixels.")
     model: dict[str, Any]

@@ -167,6 +167,7 @@ def describe_result(run: Run, loaded: LoadedResult) -> ResultBody:
         interval=describe_interval(loaded.summary),
         counting=describe_counting(loaded.summary),
         threshold=loaded.heatmap.threshold,
+        model_threshold=loaded.model_threshold,
         positive_class=loaded.heatmap.positive_class,
         grid=describe_grid(loaded.table.grid),
         model=loaded.model,

@@ -211,7 +211,8 @@ class InferJob:
         with self._open_source() as source:
             staging = self._stage(source.recipe)
             if manifest := check_finished(staging, RESULT_KIND, self.force, inputs):
-                is_same = manifest.recipe.get(VIEW) == record_view(self.view, self.target)
+                kept = self.view.keep(manifest.recipe)
+                is_same = manifest.recipe.get(VIEW) == record_view(kept, self.target)
                 state = PreviewState.DONE if is_same else PreviewState.PREDICTED
                 return SlidePreview.of_finished(self.slide, source.slide, state, manifest)
             model = self.model.load().model
@@ -256,7 +257,7 @@ class InferJob:
 
     def _reuse(self, staging: Staging, manifest: Manifest) -> SlidePlan:
         """Return the plan where predictions exist; outputs that differ are rebuilt."""
-        if manifest.recipe.get(VIEW) == record_view(self.view, self.target):
+        if manifest.recipe.get(VIEW) == record_view(self.view.keep(manifest.recipe), self.target):
             return SlidePlan.of_finished(staging, manifest)
         open_result(self.target)
         take_over(staging, self.target)
@@ -305,7 +306,10 @@ class InferJob:
             plan.refuse_changed(self.slide.path)
             plan.refuse_unreadable(self.slide.path)
             plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
-        publish(plan.staging, self.view, self._choose_samples(plan.staging), previous=self.target)
+        view = self.view
+        if plan.is_predicted:
+            view = view.keep(read_manifest(self.target).recipe)
+        publish(plan.staging, view, self._choose_samples(plan.staging), previous=self.target)
 
     def _choose_samples(self, staging: Staging) -> tuple[Sample, ...] | None:
         if "gallery" not in self.view.formats:

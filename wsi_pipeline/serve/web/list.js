@@ -11,6 +11,13 @@ function intervalOf(slide) {
   return low == null ? "–" : `${low.toFixed(0)} to ${high.toFixed(0)} (${source})`;
 }
 
+/** The threshold of the results, marked where it is not the model's for counting. */
+function thresholdOf(slide) {
+  if (!slide.summary) return "–";
+  const { threshold, threshold_source: source } = slide.summary;
+  return threshold.toFixed(3) + (source === "count" ? "" : ` (${source})`);
+}
+
 const COLUMNS = [
   { title: "", key: null },
   { title: "slide", key: (slide) => slide.slide_id.toLowerCase(), about: "Click a name to look at the slide." },
@@ -23,6 +30,7 @@ const COLUMNS = [
   { title: "positive mm²", key: (slide) => slide.summary?.positive_mm2 ?? -1, text: figure("positive_mm2", 2), about: "Area of the positive patches." },
   { title: "assessed mm²", key: (slide) => slide.summary?.assessed_mm2 ?? -1, text: figure("assessed_mm2", 2), about: "Area of all patches that could be read." },
   { title: "largest region mm²", key: (slide) => slide.summary?.largest_positive_region_mm2 ?? -1, text: figure("largest_positive_region_mm2", 2), about: "Area of the largest group of positive patches that touch." },
+  { title: "threshold", key: (slide) => slide.summary?.threshold ?? -1, text: thresholdOf, about: "Probability from which on a patch of this slide is positive: the model's threshold for counting, its threshold for finding (detect), or a number that a user gave (user)." },
   { title: "mean probability", key: (slide) => slide.summary?.mean_probability ?? -1, text: figure("mean_probability", 3), about: "Over all patches that could be read." },
 ];
 
@@ -80,13 +88,14 @@ function draw() {
   drawHeads();
   byId("rows").replaceChildren(...rows.map(drawRow));
   byId("empty").hidden = rows.length > 0;
-  byId("about").textContent = describeRun(rows.find((row) => row.summary)?.summary);
+  byId("about").textContent = describeRun(rows.find((row) => row.summary)?.summary, new Set(rows.filter((row) => row.summary).map((row) => row.summary.threshold)).size > 1);
   byId("facts").textContent = `${rows.length} of ${list.body.slides.length} slides`;
 }
 
 /** What the figures mean, in words. */
-function describeRun(summary) {
+function describeRun(summary, isMixed) {
   if (!summary) return "";
+  if (isMixed) return `A line is a slide; click its name to look at it. The slides have different thresholds, in the column of that name. Positive is a patch whose probability of ${summary.positive_class} reaches its slide's threshold; patches are counted, not cells, and a count is no grade. A column's title sorts.`;
   const where = { user: "", detect: "the model's threshold for finding, " }[summary.threshold_source] ?? "the model's threshold for counting, ";
   return `A line is a slide; click its name to look at it. Positive is a patch whose probability of ${summary.positive_class} is ${where}${summary.threshold.toFixed(3)}, or more; patches are counted, not cells, and a count is no grade. A column's title sorts.`;
 }

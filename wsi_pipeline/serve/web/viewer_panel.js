@@ -77,7 +77,9 @@ class Panel {
     byId("counting").textContent = result ? result.counting : "";
     byId("class").textContent = result ? `probability of ${result.positive_class}` : "slide";
     const second = viewer.resultOf(viewer.runs[1]);
-    byId("reset").textContent = result ? `${second ? `${result.name}'s` : "model's"} threshold ${result.threshold.toFixed(3)}` : "";
+    byId("reset").textContent = result ? `${second ? `${result.name}'s` : "results'"} threshold ${result.threshold.toFixed(3)}` : "";
+    byId("reset-model").hidden = Boolean(second) || !result || result.threshold === result.model_threshold;
+    if (result) byId("reset-model").textContent = `model's threshold ${result.model_threshold.toFixed(3)}`;
     byId("reset-second").hidden = !second;
     if (second) byId("reset-second").textContent = `${second.name}'s ${second.threshold.toFixed(3)}`;
     byId("report").href = `${api}/report.html${viewer.runs[0] ? `?run=${encodeURIComponent(viewer.runs[0])}` : ""}`;
@@ -213,6 +215,7 @@ function savePicture(viewer) {
 
 const BUTTONS = {
   reset: (viewer) => viewer.setThreshold(viewer.resultOf(viewer.runs[0])?.threshold ?? 0.5),
+  "reset-model": (viewer) => viewer.setThreshold(viewer.resultOf(viewer.runs[0])?.model_threshold ?? 0.5),
   "reset-second": (viewer) => viewer.setThreshold(viewer.resultOf(viewer.runs[1])?.threshold ?? 0.5),
   strongest: (viewer) => viewer.showRegion(0),
   next: (viewer) => viewer.showRegion(viewer.regionIndex + 1),
