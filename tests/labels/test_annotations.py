@@ -600,7 +600,7 @@ ENTITY = (
         (
             "a.geojson",
             json.dumps(feature([SQUARE], name="stroma")),
-            "class 'stroma' is unknown; map it",
+            "class 'stroma' is unknown; add --map stroma=benign",
         ),
         (
             "a.geojson",

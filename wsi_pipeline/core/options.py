@@ -124,6 +124,9 @@ class LabelOptions:
 
     label_map: Path | None = option(
         None, LABELS, "Meaning of each drawn class; see docs/guides/labels.md.", metavar="YAML")
+    map_classes: Sequence[str] = option((), LABELS,
+        "Meaning of one drawn class: a class, ignore or hole. May be repeated.",
+        flag="--map", metavar="DRAWN=MEANING")
     min_label_area: float = option(
         0.5, LABELS, "A patch has a class if at least this share of its area has it, above 0 to 1.")
     outside: str | None = option(

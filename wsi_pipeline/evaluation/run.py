@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -216,7 +217,10 @@ def _write(
 ) -> None:
     metrics, compared = evaluation.metrics, evaluation.compared
     _write_csv(results / EVALUATION_CSV, evaluation)
-    record = {"model": dict(labelled.model), "warnings": list(evaluation.warnings)}
+    record: dict[str, Any] = {
+        "model": dict(labelled.model),
+        "warnings": list(evaluation.warnings),
+    }
     record |= {**asdict(metrics), "counts": evaluation.counts.to_json()}
     at_models = evaluation.at_models
     record["at_models_threshold"] = None if at_models is None else asdict(at_models)

@@ -1,6 +1,7 @@
 """Rules from annotated regions to labels of patches: meaning of classes, and priority."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ IGNORE = "ignore"
 HOLE = "hole"
 """Meaning of regions that are cut out of all others: their area is unknown."""
 
+SPELLINGS = (("our", "or"), ("aem", "em"), ("oed", "ed"), ("oes", "es"), ("ise", "ize"))
+"""British and American spellings, which name the same class."""
+ALIASES = {"tumor": POSITIVE, "normal": NEGATIVE, "benign": NEGATIVE}
+"""Classes that are known where the two classes have no names of their own."""
 MAP_KEYS = {"classes", "map", "outside", "priority"}
 
 
@@ -89,18 +94,37 @@ class LabelRules:
         """Return the meaning of an annotated class. Raises LabelError for an unmapped class."""
         if drawn in self.meanings:
             return self.meanings[drawn]
-        for name in self.class_names:
-            if name.casefold() == drawn.casefold():
-                return name
+        if (meaning := self._folded.get(fold_name(drawn))) is not None:
+            return meaning
+        line = shlex.quote(f"{drawn}={self.class_names[0]}")
         raise LabelError(
-            f"{path}: class {drawn!r} is unknown; map it in --label-map to"
-            f" {', '.join((*self.class_names, IGNORE, HOLE))}"
+            f"{path}: class {drawn!r} is unknown; add --map {line} or another meaning of"
+            f" {', '.join((*self.class_names, IGNORE, HOLE))}, or to the label map the lines"
+            f" `map:` and `  {drawn}: {self.class_names[0]}`"
         )
+
+    @property
+    def _folded(self) -> dict[str, str]:
+        """Meanings by folded names: what is mapped, the classes' own names, and the aliases."""
+        aliases = ALIASES if self.class_names == DEFAULT_CLASS_NAMES else {}
+        return {
+            **{alias: self.class_names[number] for alias, number in aliases.items()},
+            **{fold_name(name): name for name in self.class_names},
+            **{fold_name(name): meaning for name, meaning in self.meanings.items()},
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the rules as they are recorded in recipes."""
         lists = {"class_names": list(self.class_names), "meanings": dict(self.meanings)}
         return asdict(self) | lists
+
+
+def fold_name(name: str) -> str:
+    """Return a class's name without its case and without British spelling."""
+    folded = name.strip().casefold()
+    for british, american in SPELLINGS:
+        folded = folded.replace(british, american)
+    return folded
 
 
 def read_label_map(path: Path) -> dict[str, Any]:
@@ -144,10 +168,22 @@ def _read_word(path: Path, value: Any) -> str:
     return str(value)
 
 
+def _read_pairs(lines: Sequence[str]) -> dict[str, str]:
+    """Return the meanings in texts such as `Tumor=tumour`. Raises ConfigError."""
+    pairs = {}
+    for line in lines:
+        drawn, equals, meaning = line.rpartition("=")
+        if not (drawn and equals and meaning):
+            raise ConfigError(f"--map {line}: give the drawn class, = and its meaning")
+        pairs[drawn] = meaning
+    return pairs
+
+
 def read_rules(options: LabelOptions, class_names: tuple[str, str] | None = None) -> LabelRules:
     """Return the rules: an option overrules the label map, which overrules `class_names`."""
     settings: dict[str, Any] = {} if class_names is None else {"class_names": class_names}
     settings |= read_label_map(options.label_map) if options.label_map else {}
+    settings["meanings"] = settings.get("meanings", {}) | _read_pairs(options.map_classes)
     chosen = {
         "outside": options.outside,
         "priority": options.priority,
