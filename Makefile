@@ -4,10 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-system test-faults coverage lint audit docs benchmark clean
+.PHONY: demo model test test-system test-faults coverage lint audit docs benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/wsi demo --out wsi-demo
+
+# The model in the box, anew: make model IDC="FOLDER FOLDER", of the public IDC patches.
+model: $(VENV)/installed
+	$(BIN)/python examples/train_boxed_model.py $(IDC) --out idc.safetensors
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 

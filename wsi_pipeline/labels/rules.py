@@ -100,7 +100,7 @@ class LabelRules:
         raise LabelError(
             f"{path}: class {drawn!r} is unknown; add --map {line} or another meaning of"
             f" {', '.join((*self.class_names, IGNORE, HOLE))}, or to the label map the lines"
-            f" `map:` and `  {drawn}: {self.class_names[0]}`"
+            f" `map:` and, indented, `{drawn}: {self.class_names[0]}`"
         )
 
     @property

@@ -287,7 +287,7 @@ def _read_entry(record: Mapping[str, Any], name: str, kind: type = dict) -> Any:
 def _read_training(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `training` entry of a card. Raises TypeError for entries of another type."""
     training: dict[str, Any] = _read_entry(card, "training")
-    for name in ("parameters", "split", "patches", "tool"):
+    for name in ("parameters", "split", "patches", "tool", "about"):
         _read_entry(training, name)
     _read_entry(training, "stores", list)
     for counts in training.get("patches", {}).values():

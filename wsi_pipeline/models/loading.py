@@ -203,6 +203,7 @@ def _lines_of_checkpoint(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             if isinstance(members, list)
         ),
         *((f"patches, {side}", _list_numbers(counts)) for side, counts in patches.items()),
+        *((name.replace("_", " "), str(text)) for name, text in training.get("about", {}).items()),
         ("stores", str(len(training.get("stores", [])))),
         ("made by", f"{maker}, {_list_numbers(tool.get('packages', {}))}"),
         ("digest", f"sha256:{facts['digest']}"),

@@ -1,0 +1,196 @@
+"""The commands as a newcomer types them: defaults, what is taken, and what comes next."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.builders import make_checkpoint, make_training_stores, tissue, write_model, write_slide
+from tests.commands import PLAIN, run
+from wsi_pipeline.store.patches import PatchStore
+
+SQUARES = {"Tumor": (0, 0, 200, 200), "normal": (200, 0, 400, 200)}
+
+
+def draw_regions(path: Path, squares: dict[str, tuple[int, int, int, int]]) -> None:
+    """A QuPath export with one square of each class."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]],
+            },
+            "properties": {"objectType": "annotation", "classification": {"name": name}},
+        }
+        for name, (x0, y0, x1, y1) in squares.items()
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with one slide of 400 × 200 px at 0.25 µm/px."""
+    monkeypatch.chdir(tmp_path)
+    write_slide(Path("slides") / "one.tiff", tissue(400, 200), mpp=0.25)
+    return tmp_path
+
+
+TILE = ("tile", "slides/one.tiff", "--workers", 0, "--min-tissue", 0)
+
+
+def test_tile_writes_stores(here: Path) -> None:
+    done = run(*TILE)
+    assert done.exit_code == 0
+    assert (here / "stores" / "one.patches.zarr").is_dir()
+    assert "taking slides/one.tiff, writing stores" in done.stderr
+
+
+def test_without_labels_the_next_command_is_infer(here: Path) -> None:
+    assert "next: wsi infer --slides slides/one.tiff\n" in run(*TILE).stderr
+
+
+def test_the_label_file_beside_a_slide_is_taken_by_itself(here: Path) -> None:
+    draw_regions(here / "slides" / "one.geojson", SQUARES)
+    done = run(*TILE)
+    labels = PatchStore(here / "stores" / "one.patches.zarr").labels
+    # 8 × 4 patches of 50 px, one half drawn as tumour, the other as normal.
+    assert (int((labels == 1).sum()), int((labels == 0).sum())) == (16, 16)
+    assert "next: wsi train\n" in done.stderr
+
+
+def test_labels_beside_a_slide_can_be_left_alone(here: Path) -> None:
+    draw_regions(here / "slides" / "one.geojson", SQUARES)
+    run(*TILE, "--labels", "none")
+    assert (PatchStore(here / "stores" / "one.patches.zarr").labels == -1).all()
+
+
+def test_a_drawn_class_is_mapped_on_the_command_line(here: Path) -> None:
+    draw_regions(here / "slides" / "one.geojson", {"Stroma=x": (0, 0, 400, 200)})
+    assert run(*TILE, "--map", "Stroma=x=negative").exit_code == 0
+    assert (PatchStore(here / "stores" / "one.patches.zarr").labels == 0).all()
+
+
+def test_an_unknown_class_shows_the_lines_to_add(here: Path) -> None:
+    draw_regions(here / "slides" / "one.geojson", {"Stroma": (0, 0, 400, 200)})
+    refused = run(*TILE)
+    assert refused.exit_code == 4
+    assert "add --map Stroma=negative or another meaning of" in refused.output
+    assert "lines `map:` and, indented, `Stroma: negative`" in refused.output
+
+
+@pytest.mark.parametrize("drawn", ["TUMOUR", "tumor", "Tumour "])
+def test_classes_are_matched_in_either_spelling(drawn: str, here: Path) -> None:
+    draw_regions(here / "slides" / "one.geojson", {drawn: (0, 0, 400, 200)})
+    assert run(*TILE, "--class-names", "benign", "Tumor").exit_code == 0
+    assert (PatchStore(here / "stores" / "one.patches.zarr").labels == 1).all()
+
+
+def test_a_mapping_without_a_meaning_is_refused(here: Path) -> None:
+    assert "give the drawn class, = and its meaning" in run(*TILE, "--map", "Stroma").stderr
+
+
+def test_train_takes_stores_and_writes_model(here: Path) -> None:
+    make_training_stores(here / "stores")
+    options = ("--epochs", 1, "--arch", "wide_resnet_10_1", "--device", "cpu")
+    done = run("train", *options)
+    assert done.exit_code == 0
+    assert (here / "model" / "model.safetensors").is_file()
+    assert "taking stores, writing model" in done.stderr
+    assert "next: wsi infer --slides DIR\n" in done.stderr
+
+
+def test_train_without_stores_says_how_to_make_some(here: Path) -> None:
+    refused = run("train")
+    assert refused.exit_code == 2
+    assert "there is no ./stores; `wsi tile SLIDE` or `wsi ingest DIR` makes it" in refused.stderr
+
+
+INFER = (*PLAIN, "--workers", 0, "--outputs", "summary")
+
+
+def test_infer_takes_the_model_that_train_wrote(here: Path) -> None:
+    write_model(here / "model" / "model.safetensors", make_checkpoint(mpp=0.25))
+    done = run("infer", "--slides", "slides/", *INFER)
+    assert done.exit_code == 0
+    assert (here / "results" / "one" / "summary.json").is_file()
+    assert "taking slides, model model/model.safetensors, writing results" in done.stderr
+    assert "next: wsi view\n" in done.stderr
+
+
+def test_slides_are_plain_arguments_too(here: Path) -> None:
+    write_model(here / "model" / "model.safetensors", make_checkpoint(mpp=0.25))
+    assert run("infer", "slides/one.tiff", *INFER, "-o", "r").exit_code == 0
+    assert (here / "r" / "one").is_dir()
+
+
+def test_the_next_command_names_what_is_no_default(here: Path) -> None:
+    write_model(here / "m.safetensors", make_checkpoint(mpp=0.25))
+    arguments = ("--model", "m.safetensors", "--results-dir", "my results")
+    done = run("infer", "slides", *INFER, *arguments)
+    assert "next: wsi view 'my results'\n" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["view", "evaluate", "aggregate", "status", "review"])
+def test_commands_on_results_say_what_is_missing(command: str, here: Path) -> None:
+    refused = run(command)
+    assert refused.exit_code == 2
+    assert "there is no ./results; `wsi infer --slides DIR` makes it" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("tiles", "tile"), ("trian", "train"), ("inference", "infer")]
+)
+def test_a_mistyped_command_is_guessed(typed: str, meant: str) -> None:
+    assert f"Did you mean {meant}?" in run(typed).stderr
+
+
+def test_a_word_like_no_command_is_not_guessed() -> None:
+    assert "Did you mean" not in run("xyzzy").stderr
+
+
+@pytest.fixture
+def inferred(here: Path) -> Path:
+    """Results whose slide is shown at a threshold of the user's own."""
+    write_model(here / "model" / "model.safetensors", make_checkpoint(mpp=0.25))
+    run("infer", "slides", *INFER)
+    run("aggregate", "--threshold", 0.0, "--outputs", "summary")
+    return here / "results"
+
+
+def read_threshold(results: Path) -> tuple[float, str]:
+    value = json.loads((results / "one" / "summary.json").read_text())
+    return value["threshold"], value["threshold_source"]
+
+
+def test_a_rerun_of_infer_keeps_the_threshold(inferred: Path) -> None:
+    assert run("infer", "slides", *INFER).exit_code == 0
+    assert read_threshold(inferred) == (0.0, "user")
+
+
+def test_other_outputs_are_made_at_the_threshold_that_the_results_show(inferred: Path) -> None:
+    run("infer", "slides", *PLAIN, "--workers", 0, "--outputs", "summary,csv")
+    assert (inferred / "one" / "patches.csv").is_file()
+    assert read_threshold(inferred) == (0.0, "user")
+
+
+def test_the_models_threshold_comes_back_by_its_name(inferred: Path) -> None:
+    run("aggregate", "--threshold", "count", "--outputs", "summary")
+    assert read_threshold(inferred) == (0.5, "count")
+
+
+def test_force_begins_at_the_models_threshold(inferred: Path) -> None:
+    run("infer", "slides", *INFER, "--force")
+    assert read_threshold(inferred) == (0.5, "count")
+
+
+def test_one_table_names_the_threshold_of_each_slide(inferred: Path) -> None:
+    write_slide(Path("slides") / "two.tiff", tissue(400, 200, seed=1), mpp=0.25)
+    run("infer", "slides", *INFER)
+    page = (inferred / "index.html").read_text()
+    assert 'class="own" data-value="user">user<' in page
+    assert "at or above the threshold of its slide, which stands in the table" in " ".join(
+        page.split()
+    )
+    assert np.all([name in page for name in ("one", "two")])
