@@ -163,6 +163,22 @@ def write_probabilities(
     write_prediction_block(staging, table, block, Calibration().undo(probability), {})
 
 
+def draw_regions(path: Path, squares: dict[str, tuple[int, int, int, int]]) -> None:
+    """A QuPath export with one square (x0, y0, x1, y1) of each class."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]],
+            },
+            "properties": {"objectType": "annotation", "classification": {"name": name}},
+        }
+        for name, (x0, y0, x1, y1) in squares.items()
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+
+
 def make_training_stores(folder: Path, patients: int = 4, patches: int = 24) -> Path:
     """Stores of patients whose positive patches are dark and whose negative ones are bright: a
     network learns that at once.

@@ -47,8 +47,8 @@ def test_help_shows_no_marks_of_its_own_layout(command: str) -> None:
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_examples_in_help_stand_on_lines_of_their_own(width: int) -> None:
     lines = [line.strip() for line in run("--help", terminal_width=width).output.splitlines()]
-    assert "wsi train stores --out model      train on labelled stores, split by patient" in lines
-    assert "wsi infer --slides dir --model model/model.safetensors --results-dir results" in lines
+    assert "wsi view                          slides with heatmaps in the browser" in lines
+    assert "wsi infer --slides dir/           run the model over slides, into ./results" in lines
     ingest = [
         line.strip() for line in run("ingest", "--help", terminal_width=width).output.splitlines()
     ]

@@ -6,27 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.builders import make_checkpoint, make_training_stores, tissue, write_model, write_slide
+from tests.builders import (
+    draw_regions,
+    make_checkpoint,
+    make_training_stores,
+    tissue,
+    write_model,
+    write_slide,
+)
 from tests.commands import PLAIN, run
 from wsi_pipeline.store.patches import PatchStore
 
 SQUARES = {"Tumor": (0, 0, 200, 200), "normal": (200, 0, 400, 200)}
-
-
-def draw_regions(path: Path, squares: dict[str, tuple[int, int, int, int]]) -> None:
-    """A QuPath export with one square of each class."""
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]],
-            },
-            "properties": {"objectType": "annotation", "classification": {"name": name}},
-        }
-        for name, (x0, y0, x1, y1) in squares.items()
-    ]
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
 
 
 @pytest.fixture
@@ -148,6 +139,27 @@ def test_a_mistyped_command_is_guessed(typed: str, meant: str) -> None:
 
 def test_a_word_like_no_command_is_not_guessed() -> None:
     assert "Did you mean" not in run("xyzzy").stderr
+
+
+def test_without_a_model_of_ones_own_infer_takes_the_one_in_the_box(here: Path) -> None:
+    write_slide(Path("large") / "two.tiff", tissue(1000, 900), mpp=1.0)
+    done = run("infer", "large", *INFER)
+    assert done.exit_code == 0
+    summary = json.loads((here / "results" / "two" / "summary.json").read_text())
+    assert (summary["mpp"], summary["patch_um"], summary["positive_class"]) == (4.0, 200.0, "idc")
+
+
+def test_models_in_the_box_are_listed_and_described(here: Path) -> None:
+    assert "idc: wide_resnet_16_2, non_idc and idc, 50 px at 4 µm/px" in run("model", "list").output
+    described = " ".join(run("model", "info", "idc").output.split())
+    assert "scores, held-out slide 8863 auroc" in described
+    assert "not for diagnosis" in described
+    assert run("model", "check", "idc").exit_code == 0
+
+
+def test_a_file_of_that_name_comes_before_the_box(here: Path) -> None:
+    write_model(here / "idc", make_checkpoint(mpp=0.25))
+    assert "px at 0.25 µm/px" in run("model", "info", "idc").output
 
 
 @pytest.fixture

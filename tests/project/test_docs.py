@@ -22,7 +22,7 @@ import click
 import pytest
 
 from tests import ROOT
-from tests.builders import make_checkpoint, write_model, write_slide
+from tests.builders import draw_regions, make_checkpoint, write_model, write_slide
 from tests.commands import infer, run, tile
 from tests.project.test_architecture import FLOORS
 from wsi_pipeline.core.geometry import PatchSpec
@@ -102,6 +102,17 @@ def draw(world: Path, folder: str, slide: str, seed: int) -> None:
         write_grey(world / labels / f"{slide}_labels.png", phantom.truth)
 
 
+def draw_at_40x(world: Path, folder: str, name: str, seed: int, size: tuple[int, int]) -> None:
+    """A slide at 0.25 µm/px with its regions beside it, tumour to the left, and its truth."""
+    phantom = draw_phantom(*size, seed)
+    write_slide(world / folder / f"{name}.svs", phantom.pixels, mpp=0.25)
+    middle, height = size[0] // 2, size[1]
+    squares = {"Tumor": (0, 0, middle, height), "normal": (middle, 0, size[0], height)}
+    draw_regions(world / folder / f"{name}.geojson", squares)
+    for labels in ("labels", "annotations"):
+        write_grey(world / labels / f"{name}_labels.png", phantom.truth)
+
+
 @pytest.fixture(scope="module")
 def slides_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four labelled slides, one of which is to be held out, and a new one."""
@@ -109,6 +120,9 @@ def slides_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("8863", "8865", "8951", "8955"), start=1):
         draw(world, "slides", name, seed)
     draw(world, "new-slides", "9001", 101)
+    for seed, name in enumerate(("slide", "another"), start=201):
+        draw_at_40x(world, "", name, seed, (600, 500))
+    draw_at_40x(world, "dir", "9002", 301, (2000, 1600))
     (world / "labels.yaml").write_text("classes: [benign, tumour]\n")
     (world / "held-out.txt").write_text("8955\n")
     return world
