@@ -69,7 +69,7 @@ def main() -> None:
             seed=arguments.seed,
         )
         held_out = [stores / f"{patient}.patches.zarr" for patient in HELD_OUT]
-        wsi.infer(stores=held_out, model=work / "model", results_dir=work / "results")
+        wsi.infer(stores=held_out, model=work / "model", out=work / "results")
         scores = measure(wsi.evaluate(work / "results"))
         trained = load_checkpoint(work / "model" / "model.safetensors")
     about = {"about": {**ABOUT, "seed": arguments.seed}}

@@ -76,7 +76,7 @@ def tile(
 
 
 def ingest(
-    folder: Place, out: Place, *, listener: Listener | None = None, **options: Any
+    folder: Place, out: Place = "stores", *, listener: Listener | None = None, **options: Any
 ) -> "IngestAccount":
     """Write the ready-cut patches of `folder` into one store per patient in `out`, as `wsi ingest`.
 
@@ -89,8 +89,8 @@ def ingest(
 
 
 def train(
-    stores: Place | Iterable[Place],
-    out: Place,
+    stores: Place | Iterable[Place] = "stores",
+    out: Place = "model",
     *,
     preset: str | None = None,
     listener: Listener | None = None,
@@ -110,8 +110,8 @@ def train(
 
 def infer(
     slides: Place | Iterable[Place] = (),
-    model: Place = "model",
-    results_dir: Place = "results",
+    model: Place | None = None,
+    out: Place = "results",
     *,
     stores: Place | Iterable[Place] = (),
     sheet: Place | None = None,
@@ -120,10 +120,12 @@ def infer(
 ) -> "RunAccount":
     """Run a model over slides, or over patch `stores`, and write their results, as `wsi infer`.
 
+    `model` None takes ./model where there is one, else the model in the package called "idc".
     Raises ConfigError or ModelError before anything is written; a slide that fails is an outcome.
     """
     from wsi_pipeline.core.errors import ConfigError
     from wsi_pipeline.core.options import InferOptions
+    from wsi_pipeline.models.loading import find_model
     from wsi_pipeline.runs.infer import infer_slides, list_stores
     from wsi_pipeline.slides.selection import find_slides
 
@@ -131,11 +133,11 @@ def infer(
     if [bool(places), bool(kept), sheet is not None].count(True) != 1:
         raise ConfigError("give one of slides, stores and sheet")
     found = list_stores(kept) if kept else find_slides(places, sheet=_path(sheet))
-    return infer_slides(found, Path(model), Path(results_dir), settings, listener)
+    return infer_slides(found, find_model(_path(model)), Path(out), settings, listener)
 
 
 def evaluate(
-    results: Place,
+    results: Place = "results",
     labels: Place | Iterable[Place] = (),
     *,
     threshold: str | float | None = None,
@@ -162,7 +164,11 @@ def evaluate(
 
 
 def aggregate(
-    results: Place, out: Place | None = None, *, listener: Listener | None = None, **options: Any
+    results: Place = "results",
+    out: Place | None = None,
+    *,
+    listener: Listener | None = None,
+    **options: Any,
 ) -> "RunAccount":
     """Write the outputs of every slide again from its probabilities, as `wsi aggregate`.
 

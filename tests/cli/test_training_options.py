@@ -239,7 +239,9 @@ def test_an_unknown_threshold_rule_is_one_line(tmp_path: Path) -> None:
         "best",
     )
     assert result.exit_code == 1
-    assert len(result.stderr.splitlines()) == 1
+    taken, fault = result.stderr.splitlines()
+    assert taken.startswith("taking ")
+    assert fault.startswith("wsi: ")
 
 
 def test_lr_find_suggests_a_rate(tmp_path: Path) -> None:

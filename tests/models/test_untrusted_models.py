@@ -313,7 +313,9 @@ def test_a_broken_model_ends_infer_before_a_slide_is_opened(fault: str, tmp_path
     answer = run(*arguments)
     assert answer.exit_code == 1
     assert message in answer.stderr
-    assert len(answer.stderr.splitlines()) == 1
+    taken, fault = answer.stderr.splitlines()
+    assert taken.startswith("taking ")
+    assert fault.startswith("wsi: ")
     assert not results.exists()
 
 

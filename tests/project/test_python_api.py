@@ -36,7 +36,7 @@ GIVEN_BY_NAME = {
     "tile": {"places", "slides", "sheet", "recursive", "out"},
     "ingest": {"place", "out"},
     "train": {"stores", "out", "preset"},
-    "infer": {"slides", "stores", "sheet", "model", "results_dir"},
+    "infer": {"places", "slides", "stores", "sheet", "model", "out"},
     "evaluate": {"results", "labels", "threshold", "compare"},
     "aggregate": {"results", "out"},
 }
@@ -186,7 +186,7 @@ def test_a_network_is_trained_and_evaluated(tmp_path: Path) -> None:
     wsi.infer(
         stores=stores,
         model=tmp_path / "model",
-        results_dir=tmp_path / "results",
+        out=tmp_path / "results",
         device="cpu",
         engine="torch",
         outputs="summary",
