@@ -12,12 +12,12 @@ from .main import leave, printable
 from .options import (
     EXISTING,
     build,
+    describe_taken,
     list_words,
     make_out_option,
     mode_option,
     options_of,
     say_next,
-    say_taken,
 )
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def infer(
         found = list_stores(stores) if stores else find_slides(slides, sheet=sheet)
         taken = list_words(stores or slides or [sheet])
         model = find_model(model)
-        say_taken(f"{taken}, model {model}", None if dry_run else out)
+        said = describe_taken(f"{taken}, model {model}", None if dry_run else out)
+        progress.warn(printable(said))
         if dry_run:
             preview = preview_run(found, model, out, settings, progress)
         else:

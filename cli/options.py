@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields
 from inspect import get_annotations
 from pathlib import Path
@@ -232,12 +233,17 @@ stores_argument = click.argument(
 )
 
 
+def describe_taken(taken: str, written: Path | None = None) -> str:
+    """Return what a command takes and where it writes."""
+    return f"taking {taken}" + ("" if written is None else f", writing {written}")
+
+
 def say_taken(taken: str, written: Path | None = None) -> None:
-    """Say what a command takes and where it writes."""
+    """Say what a command takes and where it writes, before its bar is shown."""
     from .main import printable
 
-    writes = "" if written is None else f", writing {written}"
-    click.echo(printable(f"taking {taken}{writes}"), err=True)
+    with suppress(OSError):  # a stderr that cannot be written stops no run
+        click.echo(printable(describe_taken(taken, written)), err=True)
 
 
 def say_next(line: str, *words: object) -> None:
@@ -245,7 +251,8 @@ def say_next(line: str, *words: object) -> None:
     from .main import printable
 
     more = [shlex.quote(str(word)) for word in words if str(word) not in DEFAULT_NAMES]
-    click.echo(printable(" ".join(["next:", line, *more])), err=True)
+    with suppress(OSError):
+        click.echo(printable(" ".join(["next:", line, *more])), err=True)
 
 
 def list_words(places: Sequence[object]) -> str:

@@ -315,6 +315,8 @@ def test_lines_of_a_training_stand_above_its_bar(tmp_path: Path) -> None:
         *("--val-patients", "p1", "--device", "cpu"),
     )
     assert code == 0, lines
+    assert lines.pop(0).startswith("taking ")
+    assert lines.pop().startswith("next: ")
     assert [line.split(":")[0] for line in lines[:3]] == ["training", "validation", "to watch"]
     assert [re.fullmatch(r"epoch +\d of 3  loss .* s(  best)?", line) for line in lines[3:6]].count(
         None
@@ -330,6 +332,8 @@ def test_lines_of_a_run_stand_above_its_bar(
         *long_run, "--workers", 0, "--slides", slides, "--outputs", "csv"
     )
     assert code == 3, lines
+    assert lines.pop(0).startswith("taking ")
+    assert lines.pop().startswith("next: ")
     assert [line.split(" ")[0] for line in lines[:2]] == ["model", "engine"]
     assert sorted(line.split(":")[0] for line in lines[2:6]) == ["one", "s", "three", "two"]
     assert lines[6].startswith("4 slides: 3 ok, 1 failed  →  ")
