@@ -12,8 +12,8 @@ from .main import leave, printable
 from .options import (
     EXISTING,
     build,
+    count_slides,
     describe_taken,
-    list_words,
     make_out_option,
     mode_option,
     options_of,
@@ -94,17 +94,16 @@ def infer(
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
     with show_progress(None if dry_run else out) as progress:
         progress.working_on("loading torch")
-        from wsi_pipeline.models.loading import find_model
+        from wsi_pipeline.models.loading import describe_place, find_model
         from wsi_pipeline.runs.dry_run import preview_run
         from wsi_pipeline.runs.infer import infer_slides, list_stores
         from wsi_pipeline.slides.selection import find_slides
 
         settings = build(InferOptions, options)
         found = list_stores(stores) if stores else find_slides(slides, sheet=sheet)
-        taken = list_words(stores or slides or [sheet])
         model = find_model(model)
-        said = describe_taken(f"{taken}, model {model}", None if dry_run else out)
-        progress.warn(printable(said))
+        taken = f"{count_slides(found)}, {describe_place(model)}"
+        progress.warn(printable(describe_taken(taken, None if dry_run else out)))
         if dry_run:
             preview = preview_run(found, model, out, settings, progress)
         else:

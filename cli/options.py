@@ -255,6 +255,11 @@ def say_next(line: str, *words: object) -> None:
         click.echo(printable(" ".join(["next:", line, *more])), err=True)
 
 
+def count_slides(found: Sequence[object]) -> str:
+    """Return the number of slides in words; their names may be patients'."""
+    return f"{len(found):,} slide{'' if len(found) == 1 else 's'}"
+
+
 def list_words(places: Sequence[object]) -> str:
     """Return some places as words, the first three of them."""
     shown = " ".join(str(place) for place in places[:3])

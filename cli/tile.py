@@ -7,15 +7,15 @@ import rich_click as click
 
 from wsi_pipeline.core.options import SheetOptions, TileOptions
 
-from .main import leave
+from .main import leave, printable
 from .options import (
     build,
-    list_words,
+    count_slides,
+    describe_taken,
     make_out_option,
     mode_option,
     options_of,
     say_next,
-    say_taken,
 )
 
 
@@ -53,7 +53,6 @@ def tile(
 
     if bool(places or slides) == bool(sheet) or (sheet and options["labels"]):
         raise click.UsageError("give either slides, with or without --labels, or --sheet")
-    say_taken(list_words([*places, *slides]) or str(sheet), out)
     with show_progress(out) as progress:
         progress.working_on("finding the slides")
         from wsi_pipeline.runs.tile import has_labels, read_tiling, tile_slides
@@ -64,6 +63,7 @@ def tile(
             mpp = read_tiling(settings).spec.mpp
             progress.warn(f"{settings.magnification:g}x is taken as {mpp:g} µm/px")
         found = find_slides([*places, *slides], recursive=recursive, sheet=sheet)
+        progress.warn(printable(describe_taken(count_slides(found), out)))
         account = tile_slides(found, out, settings, progress)
     code = close_run(account, out)
     if has_labels(out):

@@ -35,7 +35,7 @@ def test_tile_writes_stores(here: Path) -> None:
     done = run(*TILE)
     assert done.exit_code == 0
     assert (here / "stores" / "one.patches.zarr").is_dir()
-    assert "taking slides/one.tiff, writing stores" in done.stderr
+    assert "taking 1 slide, writing stores" in done.stderr
 
 
 def test_without_labels_the_next_command_is_infer(here: Path) -> None:
@@ -106,7 +106,7 @@ def test_infer_takes_the_model_that_train_wrote(here: Path) -> None:
     done = run("infer", "--slides", "slides/", *INFER)
     assert done.exit_code == 0
     assert (here / "results" / "one" / "summary.json").is_file()
-    assert "taking slides, model model/model.safetensors, writing results" in done.stderr
+    assert "taking 1 slide, model model/model.safetensors, writing results" in done.stderr
     assert "next: wsi view\n" in done.stderr
 
 
@@ -145,6 +145,7 @@ def test_without_a_model_of_ones_own_infer_takes_the_one_in_the_box(here: Path) 
     write_slide(Path("large") / "two.tiff", tissue(1000, 900), mpp=1.0)
     done = run("infer", "large", *INFER)
     assert done.exit_code == 0
+    assert "taking 1 slide, the model idc in the box, writing results" in done.stderr
     summary = json.loads((here / "results" / "two" / "summary.json").read_text())
     assert (summary["mpp"], summary["patch_um"], summary["positive_class"]) == (4.0, 200.0, "idc")
 

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from tests import ROOT
 from tests.builders import write_png, write_slide
 from tests.written_results import CASES, write_result
+from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.outputs import View
 
 pytestmark = pytest.mark.system
@@ -254,6 +255,22 @@ def test_folds_of_patches_claim_what_folds_of_patients_do_not_show(tmp_path: Pat
     assert inflation == pytest.approx(claimed - honest, abs=0.0015)
     assert inflation > 0.1
     assert (tmp_path / "out" / "leak.png").is_file()
+
+
+def test_the_model_in_the_box_is_trained_again_with_its_card(tmp_path: Path) -> None:
+    write_patches(tmp_path / "idc", patients=6)
+    for old, new in (("0", "8863"), ("1", "8865")):
+        (tmp_path / "idc" / old).rename(tmp_path / "idc" / new)
+        for path in (tmp_path / "idc" / new).rglob("*.png"):
+            path.rename(path.with_name(path.name.replace(f"{old}_idx5", f"{new}_idx5")))
+    lines = run_example(
+        "train_boxed_model.py", tmp_path / "idc", "--out", tmp_path / "idc.safetensors"
+    )
+    card = load_checkpoint(tmp_path / "idc.safetensors")
+    assert card.training["about"]["seed"] == 0
+    assert card.training["split"]["test"] == ["8863", "8865"]
+    assert card.scores["held-out slide 8863"]["true"] == 6
+    assert sum(line.startswith("held-out slide 8865: auroc ") for line in lines) == 1
 
 
 def test_learning_rates_draws_every_way(tmp_path: Path) -> None:

@@ -88,6 +88,12 @@ def find_model(named: Path | None) -> Path:
     return named if named.exists() else boxed.get(str(named), named)
 
 
+def describe_place(model: Path) -> str:
+    """Return where a model is from, in words."""
+    boxed = {path: name for name, path in list_boxed().items()}
+    return f"the model {boxed[model]} in the box" if model in boxed else f"model {model}"
+
+
 def load_unchanged(path: Path, digest: str, terms: ExternalModelTerms | None = None) -> Model:
     """Load the model that a run started with. Raises ModelError where it has changed."""
     model = load_model(path, terms)
