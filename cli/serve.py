@@ -7,7 +7,7 @@ import rich_click as click
 from wsi_pipeline.core.options import ServeOptions
 
 from .main import printable
-from .options import build, mode_option, options_of
+from .options import DEFAULT_RESULTS, build, mode_option, options_of, say_taken
 
 if TYPE_CHECKING:
     from wsi_pipeline.serve.settings import ServeSettings
@@ -21,11 +21,15 @@ def serve(**options: Any) -> None:
 
     Pages and /api/v1 (described at /docs) need the token that is printed at the start. With
     --model, images that are sent are predicted; with --slides and --results too, slides are
-    inferred on request into the first results folder.
+    inferred on request into the first results folder. Without --results and --slides, ./results are
+    shown.
     """
     from wsi_pipeline.serve.server import log_to_stderr, run_server
     from wsi_pipeline.serve.settings import read_settings
 
+    if not options["results"] and options["slides"] is None and DEFAULT_RESULTS.is_dir():
+        say_taken(str(DEFAULT_RESULTS))
+        options["results"] = (DEFAULT_RESULTS,)
     settings = read_settings(build(ServeOptions, options))
     log_to_stderr()
     run_server(settings, lambda services: announce(services.settings))

@@ -11,10 +11,13 @@ from tests.builders import (
     make_checkpoint,
     make_training_stores,
     tissue,
+    write_folds,
     write_model,
     write_slide,
 )
 from tests.commands import PLAIN, run
+from wsi_pipeline.serve import server
+from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.store.patches import PatchStore
 
 SQUARES = {"Tumor": (0, 0, 200, 200), "normal": (200, 0, 400, 200)}
@@ -150,6 +153,13 @@ def test_without_a_model_of_ones_own_infer_takes_the_one_in_the_box(here: Path) 
     assert (summary["mpp"], summary["patch_um"], summary["positive_class"]) == (4.0, 200.0, "idc")
 
 
+def test_the_models_of_a_cross_validation_in_model_are_taken_together(here: Path) -> None:
+    write_folds(here / "model", [make_checkpoint(mpp=0.25, seed=seed) for seed in (0, 1)])
+    done = run("infer", "slides", *INFER)
+    assert done.exit_code == 0
+    assert "taking 1 slide, model model, writing results" in done.stderr
+
+
 def test_models_in_the_box_are_listed_and_described(here: Path) -> None:
     assert "idc: wide_resnet_16_2, non_idc and idc, 50 px at 4 µm/px" in run("model", "list").output
     described = " ".join(run("model", "info", "idc").output.split())
@@ -170,6 +180,13 @@ def inferred(here: Path) -> Path:
     run("infer", "slides", *INFER)
     run("aggregate", "--threshold", 0.0, "--outputs", "summary")
     return here / "results"
+
+
+def test_serve_shows_results(inferred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ServeSettings] = []
+    monkeypatch.setattr(server, "run_server", lambda settings, announce: seen.append(settings))
+    assert run("serve").exit_code == 0
+    assert seen[0].results == (Path("results"),)
 
 
 def read_threshold(results: Path) -> tuple[float, str]:

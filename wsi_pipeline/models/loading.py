@@ -79,8 +79,10 @@ def find_model(named: Path | None) -> Path:
     """
     boxed = list_boxed()
     if named is None:
-        own = Path("model") / MODEL_FILE
-        if own.is_file():
+        own = Path("model")
+        if (own / MODEL_FILE).is_file():
+            return own / MODEL_FILE
+        if is_ensemble_folder(own):
             return own
         if DEFAULT_BOXED not in boxed:
             raise ModelError("no model named, and there is no ./model; train one with `wsi train`")
