@@ -8,8 +8,15 @@ import rich_click as click
 from wsi_pipeline.core.choices import INDEX_HTML
 from wsi_pipeline.core.options import AggregateOptions
 
-from .main import leave
-from .options import FOLDER, build, mode_option, options_of, results_argument, say_next
+from .options import (
+    DEFAULT_RESULTS,
+    FOLDER,
+    build,
+    mode_option,
+    options_of,
+    results_argument,
+    unless_default,
+)
 
 
 @click.command()
@@ -23,12 +30,12 @@ from .options import FOLDER, build, mode_option, options_of, results_argument, s
 @options_of(AggregateOptions)
 @mode_option
 def aggregate(results: Path, out: Path | None, **options: Any) -> None:
-    """Make the outputs of every slide in RESULTS again from its stored probabilities.
+    """Make the outputs of every slide in RESULTS again from its stored logits.
 
     Each slide's folder then holds what this line asks for and nothing of another threshold; the
-    probabilities stay as they are.
+    logits stay as they are.
     """
-    from .progress import close_run, show_progress
+    from .progress import end_run, show_progress
 
     with show_progress() as progress:
         from wsi_pipeline.outputs import read_view
@@ -38,6 +45,4 @@ def aggregate(results: Path, out: Path | None, **options: Any) -> None:
         view = read_view(settings)
         account = aggregate_results(results, view, out, force=settings.force, listener=progress)
     target = out or results
-    code = close_run(account, target / INDEX_HTML)
-    say_next("wsi view", target)
-    leave(code)
+    end_run(account, target / INDEX_HTML, "wsi view", *unless_default(target, DEFAULT_RESULTS))

@@ -6,8 +6,7 @@ import rich_click as click
 
 from wsi_pipeline.core.choices import INDEX_HTML
 
-from .main import leave
-from .options import mode_option, results_argument, say_next
+from .options import DEFAULT_RESULTS, mode_option, results_argument, unless_default
 
 
 @click.command()
@@ -28,13 +27,11 @@ def calibrate(results: Path, reviewed: bool) -> None:
     """
     if not reviewed:
         raise click.UsageError("say by what: --reviewed, by the reviews in RESULTS")
-    from .progress import close_run, show_progress
+    from .progress import end_run, show_progress
 
     with show_progress() as progress:
         from wsi_pipeline.stages.aggregate import calibrate_results
 
         account, words = calibrate_results(results, progress)
     click.echo(words)
-    code = close_run(account, results / INDEX_HTML)
-    say_next("wsi view", results)
-    leave(code)
+    end_run(account, results / INDEX_HTML, "wsi view", *unless_default(results, DEFAULT_RESULTS))

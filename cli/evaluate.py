@@ -7,7 +7,16 @@ import rich_click as click
 
 from wsi_pipeline.core.options import LabelOptions
 
-from .options import RESULTS, labels_option, mode_option, options_of, results_argument, say_next
+from .options import (
+    DEFAULT_RESULTS,
+    RESULTS,
+    labels_option,
+    mode_option,
+    options_of,
+    results_argument,
+    say_next,
+    unless_default,
+)
 
 
 @click.command()
@@ -56,4 +65,4 @@ def evaluate(
     )
     click.echo(str(evaluation))
     click.echo(f"→  {results / EVALUATION_CSV}  {results / EVALUATION_HTML}")
-    say_next("wsi view", results)
+    say_next("wsi view", *unless_default(results, DEFAULT_RESULTS))

@@ -7,11 +7,11 @@ import rich_click as click
 from wsi_pipeline.core.choices import MODEL_FORMATS, NORMALISATIONS
 from wsi_pipeline.core.options import ForceOptions
 
-from .options import EXISTING, mode_option, options_of, out_option
+from .options import mode_option, options_of, out_option
 
 
 @click.command()
-@click.argument("model", type=EXISTING)
+@click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--to",
     "formats",
@@ -40,10 +40,11 @@ def export(
     The network in the file gives two logits, whose softmax is the calibrated probability. Every
     file is read back and compared with the checkpoint; one that differs is not kept.
     """
+    from wsi_pipeline.models.loading import find_model
     from wsi_pipeline.stages.export_model import export_model
 
     exported = export_model(
-        model, formats, out, is_normalised_inside=normalisation == "inside", force=force
+        find_model(model), formats, out, is_normalised_inside=normalisation == "inside", force=force
     )
     if exported.is_resumed_whole:
         click.echo("nothing to do: an earlier run made these very files")

@@ -10,6 +10,7 @@ from wsi_pipeline.core.options import InferOptions, SheetOptions
 
 from .main import leave, printable
 from .options import (
+    DEFAULT_RESULTS,
     EXISTING,
     build,
     count_slides,
@@ -17,7 +18,7 @@ from .options import (
     make_out_option,
     mode_option,
     options_of,
-    say_next,
+    unless_default,
 )
 
 if TYPE_CHECKING:
@@ -56,10 +57,11 @@ STEP = 1000
     type=click.Path(path_type=Path),
     help=(
         "A model.safetensors of `wsi train`, its folder, a folder of `wsi train --folds` (all its"
-        " models together), or an external model's folder."
+        " models together), an external model's folder, or idc, which comes with the package."
+        " [default: ./model where there is one, else idc]"
     ),
 )
-@make_out_option("results", "--results-dir")
+@make_out_option(DEFAULT_RESULTS, "--results-dir")
 @options_of(InferOptions)
 @click.option(
     "--dry-run",
@@ -85,7 +87,7 @@ def infer(
     stop the others; failures.csv says why. Run again, it goes on where it stopped, and does nothing
     for slides that are done; with other --outputs it makes those from the predictions it has.
     """
-    from .progress import close_run, show_progress
+    from .progress import end_run, show_progress
 
     slides = (*places, *slides)
     if [bool(slides), bool(stores), bool(sheet)].count(True) != 1:
@@ -111,9 +113,7 @@ def infer(
     if dry_run:
         print_preview(preview, out, settings.keep_patches)
         leave(preview.account.exit_code)
-    code = close_run(account, out / INDEX_HTML)
-    say_next("wsi view", out)
-    leave(code)
+    end_run(account, out / INDEX_HTML, "wsi view", *unless_default(out, DEFAULT_RESULTS))
 
 
 def describe_bytes(count: float) -> str:

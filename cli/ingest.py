@@ -9,19 +9,20 @@ from wsi_pipeline.core.choices import LEFT_OUT_CSV
 from wsi_pipeline.core.options import IngestOptions
 
 from .options import (
+    DEFAULT_STORES,
     EXISTING,
     build,
     make_out_option,
     mode_option,
     options_of,
-    say_next,
     say_taken,
+    unless_default,
 )
 
 
 @click.command()
 @click.argument("place", type=EXISTING, metavar="DIR")
-@make_out_option("stores")
+@make_out_option(DEFAULT_STORES)
 @options_of(IngestOptions)
 @mode_option
 def ingest(place: Path, out: Path, **options: Any) -> None:
@@ -38,8 +39,8 @@ def ingest(place: Path, out: Path, **options: Any) -> None:
 
     Files that are no whole patch are left out, counted, and named in left_out.csv.
     """  # noqa: D301 - click takes the character itself for "keep the lines"
-    from .main import leave, printable
-    from .progress import close_run, show_progress
+    from .main import printable
+    from .progress import end_run, show_progress
 
     say_taken(str(place), out)
     with show_progress(out) as progress:
@@ -55,6 +56,4 @@ def ingest(place: Path, out: Path, **options: Any) -> None:
         click.echo(f"  left out: {printable(entry.file)}: {printable(entry.reason)}")
     if account.left_out:
         click.echo(f"  (also in {out / LEFT_OUT_CSV})")
-    code = close_run(account.run, out)
-    say_next("wsi train", out)
-    leave(code)
+    end_run(account.run, out, "wsi train", *unless_default(out, DEFAULT_STORES))

@@ -23,8 +23,7 @@ Options = TypeVar("Options")
 EXISTING = click.Path(exists=True, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 RESULTS = click.Path(exists=True, file_okay=False, path_type=Path)
-DEFAULT_STORES, DEFAULT_RESULTS = Path("stores"), Path("results")
-DEFAULT_NAMES = ("stores", "model", "results")
+DEFAULT_STORES, DEFAULT_MODEL, DEFAULT_RESULTS = Path("stores"), Path("model"), Path("results")
 """Folders in which `wsi tile`, `wsi train` and `wsi infer` write unless told otherwise."""
 PATHS = {
     "any": EXISTING,
@@ -178,14 +177,14 @@ def _set_permissions(context: click.Context, parameter: click.Parameter, value: 
     context.call_on_close(lambda: os.umask(old))
 
 
-def make_out_option(default: str | None, *synonyms: str) -> Callable[[Command], Command]:
+def make_out_option(default: Path | None, *synonyms: str) -> Callable[[Command], Command]:
     """Return --out with its default; it must be given where that is None."""
     return click.option(
         *("--out", "-o", *synonyms, "out"),
         panel="Output",
         type=FOLDER,
         required=default is None,
-        default=None if default is None else Path(default),
+        default=default,
         help="Folder to write to.",
     )
 
@@ -247,12 +246,17 @@ def say_taken(taken: str, written: Path | None = None) -> None:
 
 
 def say_next(line: str, *words: object) -> None:
-    """Say the next command to type; words that are defaults are left out."""
+    """Say the next command to type."""
     from .main import printable
 
-    more = [shlex.quote(str(word)) for word in words if str(word) not in DEFAULT_NAMES]
     with suppress(OSError):
-        click.echo(printable(" ".join(["next:", line, *more])), err=True)
+        quoted = map(shlex.quote, map(str, words))
+        click.echo(printable(" ".join(["next:", line, *quoted])), err=True)
+
+
+def unless_default(folder: Path, default: Path) -> tuple[Path, ...]:
+    """Return the folder as a word for `say_next`; none where the command takes it by itself."""
+    return () if folder == default else (folder,)
 
 
 def count_slides(found: Sequence[object]) -> str:

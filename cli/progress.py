@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import IO, Any, NoReturn, TextIO, cast
 
 import click
 from rich.console import Console
@@ -20,7 +20,8 @@ from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.store.files import open_to_append
 
-from .main import printable
+from .main import leave, printable
+from .options import say_next
 
 PLAIN_INTERVAL_S = 30.0
 """Seconds between lines of progress if the output is not a terminal."""
@@ -144,6 +145,14 @@ def close_run(account: RunAccount, where: Path) -> int:
             click.echo(f"{already} {account.noun}s were already done by an earlier run")
         click.echo(f"{account.sentence}  →  {where}")
     return account.exit_code
+
+
+def end_run(account: RunAccount, where: Path, line: str, *words: object) -> NoReturn:
+    """Print how a run ended and, where any slide is done, the next command; end with its code."""
+    code = close_run(account, where)
+    if any(outcome.state is not SlideState.FAILED for outcome in account.outcomes):
+        say_next(line, *words)
+    leave(code)
 
 
 class LogFile(logging.FileHandler):

@@ -7,15 +7,16 @@ import rich_click as click
 
 from wsi_pipeline.core.options import SheetOptions, TileOptions
 
-from .main import leave, printable
+from .main import printable
 from .options import (
+    DEFAULT_STORES,
     build,
     count_slides,
     describe_taken,
     make_out_option,
     mode_option,
     options_of,
-    say_next,
+    unless_default,
 )
 
 
@@ -31,7 +32,7 @@ from .options import (
 )
 @click.option("--recursive", panel="Input", is_flag=True, help="Go into folders within folders.")
 @options_of(SheetOptions)
-@make_out_option("stores")
+@make_out_option(DEFAULT_STORES)
 @options_of(TileOptions)
 @mode_option
 def tile(
@@ -49,7 +50,7 @@ def tile(
     recorded. Run again, it goes on where it stopped. Beside each store, <slide>.mask.png shows
     which patches were taken.
     """
-    from .progress import close_run, show_progress
+    from .progress import end_run, show_progress
 
     if bool(places or slides) == bool(sheet) or (sheet and options["labels"]):
         raise click.UsageError("give either slides, with or without --labels, or --sheet")
@@ -65,9 +66,6 @@ def tile(
         found = find_slides([*places, *slides], recursive=recursive, sheet=sheet)
         progress.warn(printable(describe_taken(count_slides(found), out)))
         account = tile_slides(found, out, settings, progress)
-    code = close_run(account, out)
     if has_labels(out):
-        say_next("wsi train", out)
-    else:
-        say_next("wsi infer --slides", *places, *slides)
-    leave(code)
+        end_run(account, out, "wsi train", *unless_default(out, DEFAULT_STORES))
+    end_run(account, out, "wsi infer", *(("--sheet", sheet) if sheet else (*places, *slides)))

@@ -9,6 +9,7 @@ from wsi_pipeline.core.choices import REPORT_HTML
 from wsi_pipeline.core.training_options import TrainOptions
 
 from .options import (
+    DEFAULT_MODEL,
     build,
     list_words,
     make_out_option,
@@ -18,6 +19,7 @@ from .options import (
     say_next,
     say_taken,
     stores_argument,
+    unless_default,
 )
 
 
@@ -25,7 +27,7 @@ from .options import (
 @stores_argument
 @options_of(TrainOptions)
 @preset_option
-@make_out_option("model")
+@make_out_option(DEFAULT_MODEL)
 @mode_option
 def train(stores: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Train a network on labelled patch stores, split by patient.
@@ -49,4 +51,5 @@ def train(stores: tuple[Path, ...], out: Path, **options: Any) -> None:
         click.echo(f"→  {result.folder}")
     elif result.metrics is not None:
         click.echo(f"→  {result.model}  {result.model.parent / REPORT_HTML}")
-    say_next("wsi infer --slides DIR", *([] if str(out) == "model" else ["--model", out]))
+    own = unless_default(out, DEFAULT_MODEL)
+    say_next("wsi infer --slides DIR", *(("--model", *own) if own else ()))

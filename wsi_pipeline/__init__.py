@@ -170,9 +170,9 @@ def aggregate(
     listener: Listener | None = None,
     **options: Any,
 ) -> "RunAccount":
-    """Write the outputs of every slide again from its probabilities, as `wsi aggregate`.
+    """Write the outputs of every slide again from its logits, as `wsi aggregate`.
 
-    `options` are those of the command, such as `threshold`, `smooth` or `outputs`.
+    `options` are those of the command, such as `threshold`, `context` or `outputs`.
     """
     from wsi_pipeline.core.options import AggregateOptions
     from wsi_pipeline.outputs import read_view

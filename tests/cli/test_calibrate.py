@@ -24,20 +24,20 @@ PLAIN: dict[str, Any] = {"slope": 1.0, "offset": 0.0, "count": 0.5, "detect": 0.
 TERMS = {"on_grid": PLAIN, "alone": PLAIN, "positive_share": 0.5, "count_errors": [0.6] * 19}
 
 
-def make_slide(results: Path, name: str, seed: int) -> Path:
+def make_slide(results: Path, name: str, seed: int, model: dict[str, Any] | None = None) -> Path:
     """400 patches whose probabilities are evenly spread; this model's are too high."""
     rng = np.random.default_rng(seed)
     probability = rng.permutation(np.linspace(0.01, 0.99, SIDE * SIDE)).astype(np.float32)
     cells = [(row, col) for row in range(SIDE) for col in range(SIDE)]
     table = make_table(cells, mpp=4.0, block_size=400, rows=SIDE, cols=SIDE, slide_id=name)
     staging = Staging(results / name, {"source": name})
-    prepare_predictions(staging, table, {"model": CARD | {"terms": TERMS}})
+    prepare_predictions(staging, table, {"model": model or CARD | {"terms": TERMS}})
     write_probabilities(staging, table, 0, probability)
     publish(staging, View(("summary",)), None, results / name)
     return results / name
 
 
-def review(folder: Path, from_probability: float) -> Review:
+def review(folder: Path, from_probability: float, *, is_answered: bool = True) -> Review:
     """Call 60 patches as a person would to whom only these probabilities are positive."""
     predictions = open_result(folder)
     table, grid = predictions.table, predictions.table.grid
@@ -46,7 +46,7 @@ def review(folder: Path, from_probability: float) -> Review:
     found = start_review(
         folder.name, table.slide.fingerprint, grid, values, "d" * 64, ("normal", "tumour"), 60
     )
-    while following := found.list_open("ann"):
+    while is_answered and (following := found.list_open("ann")):
         number = following[0]
         found = add_answer(found, "ann", number, bool(values.ravel()[number] >= from_probability))
     write_review(review_path(folder.parent, folder.name), found)
@@ -133,6 +133,14 @@ def test_a_site_of_another_model_is_left_alone(results: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_digest": "e" * 64}))
     run("aggregate", results, "--outputs", "summary")
     assert (results / "s4" / "summary.json").read_bytes() == before
+
+
+def test_a_review_without_answers_of_another_models_slide_changes_nothing(results: Path) -> None:
+    other = {"digest": "e" * 64, "terms": TERMS | {"count_errors": []}}
+    review(make_slide(results, "t", 9, CARD | other), 0.8, is_answered=False)
+    said = run("calibrate", results, "--reviewed")
+    assert said.exit_code == 0
+    assert "narrower than the model's own" in said.stdout
 
 
 def test_too_few_reviews_are_refused(results: Path) -> None:

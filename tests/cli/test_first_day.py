@@ -42,7 +42,7 @@ def test_tile_writes_stores(here: Path) -> None:
 
 
 def test_without_labels_the_next_command_is_infer(here: Path) -> None:
-    assert "next: wsi infer --slides slides/one.tiff\n" in run(*TILE).stderr
+    assert "next: wsi infer slides/one.tiff\n" in run(*TILE).stderr
 
 
 def test_the_label_file_beside_a_slide_is_taken_by_itself(here: Path) -> None:
@@ -58,6 +58,25 @@ def test_labels_beside_a_slide_can_be_left_alone(here: Path) -> None:
     draw_regions(here / "slides" / "one.geojson", SQUARES)
     run(*TILE, "--labels", "none")
     assert (PatchStore(here / "stores" / "one.patches.zarr").labels == -1).all()
+
+
+def test_a_sheet_is_named_in_the_next_command(here: Path) -> None:
+    (here / "sheet.csv").write_text("wsi\nslides/one.tiff\n")
+    done = run("tile", "--sheet", "sheet.csv", "--workers", 0, "--min-tissue", 0)
+    assert "next: wsi infer --sheet sheet.csv\n" in done.stderr
+
+
+def test_where_no_slide_is_done_nothing_comes_next(here: Path) -> None:
+    (here / "slides" / "one.tiff").write_bytes(b"no slide")
+    failed = run(*TILE)
+    assert failed.exit_code == 4
+    assert "next:" not in failed.stderr
+
+
+def test_a_folder_of_a_defaults_name_is_still_named(here: Path) -> None:
+    (here / "slides").rename(here / "model")
+    done = run("tile", "model", "--workers", 0, "--min-tissue", 0)
+    assert "next: wsi infer model\n" in done.stderr
 
 
 def test_a_drawn_class_is_mapped_on_the_command_line(here: Path) -> None:
@@ -166,6 +185,11 @@ def test_models_in_the_box_are_listed_and_described(here: Path) -> None:
     assert "scores, held-out slide 8863 auroc" in described
     assert "not for diagnosis" in described
     assert run("model", "check", "idc").exit_code == 0
+
+
+def test_the_model_in_the_box_is_exported(here: Path) -> None:
+    assert run("export", "idc", "--to", "torchscript", "--out", "zoo").exit_code == 0
+    assert (here / "zoo" / "torchscript_model.pt").is_file()
 
 
 def test_a_file_of_that_name_comes_before_the_box(here: Path) -> None:

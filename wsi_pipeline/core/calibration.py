@@ -63,7 +63,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How logits are read: context, calibration, and two thresholds."""
+    """Context, calibration and two thresholds, by which logits are read."""
 
     calibration: Calibration = Calibration()
     count: float = 0.5

@@ -93,7 +93,7 @@ class LabelledResults:
 
     @property
     def threshold_words(self) -> str:
-        """Where that threshold comes from."""
+        """The source of that threshold, in words."""
         return THRESHOLD_WORDS[self.slides[0].summary.threshold_source]
 
     @property

@@ -130,7 +130,7 @@ class Checkpoint:
     """(negative, positive)"""
     normalisation: Normalisation
     terms: ModelTerms
-    """How its logits are read: context, calibration, thresholds."""
+    """Context, calibration and thresholds for its logits."""
     threshold_source: str
     """Rules and patients that the thresholds were chosen by."""
     weights: Mapping[str, Tensor] = field(repr=False)

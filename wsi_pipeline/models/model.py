@@ -173,7 +173,7 @@ class Model(Protocol):
 
     @property
     def terms(self) -> ModelTerms:
-        """How its logits are read: context, calibration, thresholds."""
+        """Context, calibration and thresholds for its logits."""
 
     @property
     def threshold_source(self) -> str: ...

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Predicted(NamedTuple):
-    """What a model says of patches."""
+    """A model's logits for patches, and their spread in an ensemble."""
 
     logits: NDArray[np.float32]
     """(b,) of the positive class; NaN where the network gave no finite number."""

@@ -87,7 +87,7 @@ class Aggregation:
 
 
 def read_aggregation(folder: Path) -> Aggregation:
-    """Return what the outputs in a slide's folder were made by. Raises StoreError."""
+    """Return the aggregation that made the outputs in a slide's folder. Raises StoreError."""
     try:
         return Aggregation.from_json(read_manifest(folder).recipe.get(VIEW, {}))
     except (ConfigError, ModelError, *DAMAGES) as error:

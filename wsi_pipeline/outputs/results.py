@@ -61,7 +61,7 @@ class Slide:
 
     @cached_property
     def aggregation(self) -> Aggregation:
-        """What the slide's outputs were made by. Raises StoreError."""
+        """Threshold, context and the rest that made the slide's outputs. Raises StoreError."""
         return read_aggregation(self.folder)
 
     def build_heatmap(self, aggregation: Aggregation) -> Heatmap:

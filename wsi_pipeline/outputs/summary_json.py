@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from wsi_pipeline.core.calibration import COUNT
-from wsi_pipeline.core.choices import SUMMARY_JSON
+from wsi_pipeline.core.choices import PREDICTIONS, SUMMARY_JSON
 from wsi_pipeline.core.errors import MAKE_AGAIN, StoreError, WsiError, damage_error
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.json_io import read_json
@@ -18,7 +18,7 @@ from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.counting.review_file import read_estimate, review_path
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
-from wsi_pipeline.store.predictions import open_result
+from wsi_pipeline.store.predictions import Predictions
 
 logger = logging.getLogger(__name__)
 MAX_BYTES = 1024 * 1024
@@ -103,7 +103,7 @@ def add_saved_review(summary: SlideSummary, folder: Path) -> SlideSummary:
     """Return the summary of a finished slide with its review as it is now. Raises StoreError."""
     if not review_path(folder.parent, folder.name).exists():
         return summary
-    table = open_result(folder).table
+    table = Predictions(folder / PREDICTIONS).table
     return add_review(summary, folder, table.slide.fingerprint, table.grid)
 
 

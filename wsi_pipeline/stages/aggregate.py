@@ -125,13 +125,14 @@ def calibrate_results(results: Path, listener: Listener | None = None) -> tuple[
         if not path.exists():
             continue
         predictions = open_result(folder)
-        table, terms = predictions.table, predictions.terms
-        grid = table.grid
+        table, grid = predictions.table, predictions.table.grid
         review = read_review(path, table.slide.fingerprint, grid)
-        sigma = terms.on_grid.context_um / (grid.spec.stride_px * grid.spec.mpp)
+        stride_um = grid.spec.stride_px * grid.spec.mpp
+        sigma = predictions.terms.on_grid.context_um / stride_um
         logits = average_context(place_on_grid(table, predictions.logit), sigma)
         if found := ReviewedSlide.of_review(review, logits):
             slides.append(found)
+            terms = predictions.terms
             digests.add(predictions.model_digest)
     if len(digests) > 1:
         raise StoreError(

@@ -218,10 +218,8 @@ class InferJob:
             model = self.model.load().model
             done: dict[int, dict[str, Any]] = {}
             if staging.is_prepared and not self.force:
-                table, done = (
-                    read_staged_table(staging.product / PREDICTIONS),
-                    staging.block_reports(),
-                )
+                table = read_staged_table(staging.product / PREDICTIONS)
+                done = staging.block_reports()
             else:
                 table = source.choose_patches()
                 check_table(table, model)

@@ -113,7 +113,7 @@ class Predictions:
         for name in self.arrays:
             check_layout(path, name, _layout(self.table))
         model, self.terms = _check_model(path, self.attributes.get("model"))
-        """How the model's logits are read: context, calibration, thresholds."""
+        """Context, calibration and thresholds for the model's logits."""
         self.negative_class: str
         self.positive_class: str
         """The model's name of the class whose probability it predicts."""

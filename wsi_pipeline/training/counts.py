@@ -178,7 +178,7 @@ class Counts:
 
     @property
     def sentences(self) -> list[str]:
-        """What a count is, its mean errors and the intervals, one sentence each."""
+        """Sentences on the meaning of a count, the mean errors and the intervals."""
         sentences = [
             f"A count is the number of patches of {self.patch_um:g} µm at or above"
             f" {self.threshold:.3f}, of those that were assessed and labelled; it counts patches,"
