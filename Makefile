@@ -36,6 +36,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 # Known faults of everything that is installed, by PyPI's advisories: needs a network, and says so where it found out nothing.
 audit: $(VENV)/installed-dev
