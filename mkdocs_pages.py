@@ -5,6 +5,7 @@ anywhere else.
 """
 
 import ast
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -95,7 +96,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links to files of the repository at the pages that the site has for them."""
     place = page.file.src_uri
-    folder = posixpath.dirname(COPIES.get(place, f"docs/{place}"))
+    is_example = place.startswith("examples/")
+    folder = posixpath.dirname(COPIES.get(place, place if is_example else f"docs/{place}"))
     return LINK.sub(lambda link: _point(link, folder, place), markdown)
 
 
@@ -211,16 +213,23 @@ def write_module_page(title: str, modules: tuple[str, ...]) -> str:
 
 
 def list_examples() -> list[Path]:
-    """Return the examples in Python."""
-    return sorted((ROOT / "examples").glob("*.py"))
+    """Return the examples in Python: scripts and notebooks."""
+    return sorted((ROOT / "examples").glob("*.py")) + sorted((ROOT / "examples").glob("*.ipynb"))
 
 
 def write_example(path: Path) -> str:
-    """Return an example's own description, then its code."""
+    """Return an example's own description, then its code; of a notebook, its cells."""
     source = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        return "\n\n".join(map(_write_cell, json.loads(source)["cells"])) + "\n"
     description = ast.get_docstring(ast.parse(source)) or ""
     title, _, rest = description.partition("\n")
     return f"# {path.name}\n\n{_escape(title)}\n{_indent_safe(rest)}\n\n```python\n{source}```\n"
+
+
+def _write_cell(cell: dict[str, Any]) -> str:
+    text = "".join(cell["source"])
+    return text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
 
 
 def _indent_safe(text: str) -> str:

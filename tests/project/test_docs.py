@@ -49,6 +49,7 @@ IN_A_HURRY = {
 }
 """What the tests change about the blocks: one epoch, no worker processes, no browser."""
 MPP = 0.5
+EXAMPLES = ROOT / "examples"
 
 
 @dataclass(frozen=True)
@@ -427,7 +428,7 @@ def test_the_python_pages_hold_what_docstrings_say(site: Path) -> None:
 
 @pytest.mark.system
 def test_every_example_has_a_page(site: Path) -> None:
-    examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    examples = {path.stem for ending in ("py", "ipynb") for path in EXAMPLES.glob(f"*.{ending}")}
     assert {path.stem for path in (site / "examples").glob("*.html")} == examples | {
         "index",
         "neural_networks",
