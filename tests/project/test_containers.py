@@ -178,11 +178,11 @@ def docker() -> str:
 
 @pytest.mark.system
 @pytest.mark.timeout(3600)
-def test_the_image_runs_the_whole_chain_for_any_user(docker: str, tmp_path: Path) -> None:
+def test_the_image_runs_the_whole_chain_for_any_user_without_a_network(docker: str) -> None:
     image = "wsi-pipeline-test"
     subprocess.run([docker, "build", "--target", "cpu", "--tag", image, str(ROOT)], check=True)
-    tmp_path.chmod(0o777)
-    run = [docker, "run", "--rm", "--network", "none", "--volume", f"{tmp_path}:/data"]
+    run = [docker, "run", "--rm", "--network", "none", "--tmpfs", "/data:mode=1777"]
     subprocess.run([*run, image, "doctor", "--seconds", "1"], check=True)
-    subprocess.run([*run, "--user", "4321:4321", image, "demo"], check=True)
-    assert (tmp_path / "wsi-demo" / "results" / "index.html").stat().st_uid == 4321
+    demo = [*run, "--user", "4321:4321", image, "demo"]
+    done = subprocess.run(demo, capture_output=True, text=True, check=True)
+    assert "heatmaps: open /data/wsi-demo/results/index.html" in done.stdout
