@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/wsi demo --out wsi-demo
 
-# The model in the box, anew: make model IDC="FOLDER FOLDER", of the public IDC patches.
+# A model in the box, anew: make model IDC="FOLDER FOLDER" NAME=idc-cnn, of the public IDC patches.
+NAME ?= idc
 model: $(VENV)/installed
-	$(BIN)/python examples/train_boxed_model.py $(IDC) --out idc.safetensors
+	$(BIN)/python examples/train_boxed_model.py $(IDC) --name $(NAME)
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 

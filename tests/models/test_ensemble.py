@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_logit_is_the_mean_and_the_spread_the_standard_deviation(folder: Path) -> None:
-    logits, spread = Predictor(load_model(folder)).predict(make_patches(3))
+    logits, spread, _ = Predictor(load_model(folder)).predict(make_patches(3))
     assert logits.tolist() == pytest.approx([1.0] * 3, abs=1e-6)
     assert spread is not None
     assert spread.tolist() == pytest.approx([SPREAD] * 3, abs=1e-6)
@@ -48,14 +48,14 @@ def test_one_model_has_no_spread() -> None:
 
 
 def test_no_patches_have_no_logits_and_no_spreads(folder: Path) -> None:
-    logits, spread = Predictor(load_model(folder)).predict(make_patches(0))
+    logits, spread, _ = Predictor(load_model(folder)).predict(make_patches(0))
     assert spread is not None
     assert logits.shape == spread.shape == (0,)
 
 
 def test_a_patch_that_one_member_gives_no_number_for_is_unreadable() -> None:
     ensemble = Ensemble(tuple(make_members([1.0, float("inf")])))
-    logits, spread = Predictor(ensemble).predict(make_patches(2))
+    logits, spread, _ = Predictor(ensemble).predict(make_patches(2))
     assert spread is not None
     assert np.isnan(logits).all()
     assert np.isnan(spread).all()
@@ -69,7 +69,7 @@ def test_engines_give_the_members_own_logits(engine: str) -> None:
     pixels = make_patches(5, 12)
     alone = np.stack([Predictor(member).predict_logits(pixels) for member in members])
     opened = open_predictor(Ensemble(tuple(members)), "cpu", engine, "fp32", batch_size=4)
-    logits, spread = opened.predictor.predict(pixels)
+    logits, spread, _ = opened.predictor.predict(pixels)
     assert np.allclose(logits, alone.mean(axis=0), atol=1e-4)
     assert spread is not None
     assert np.allclose(spread, alone.std(axis=0), atol=1e-4)
@@ -83,7 +83,7 @@ def test_members_of_two_logits_count_by_their_difference() -> None:
     weights["classifier.weight"] = weights["classifier.weight"].repeat(2, 1)
     weights["classifier.bias"] = weights["classifier.bias"].new_tensor([1.0, 4.0])
     member = replace(network, options=two, weights=weights)
-    logits, spread = Predictor(Ensemble((network, member))).predict(make_patches(1))
+    logits, spread, _ = Predictor(Ensemble((network, member))).predict(make_patches(1))
     assert logits.tolist() == pytest.approx([1.5])
     assert spread is not None
     assert spread.tolist() == pytest.approx([1.5])

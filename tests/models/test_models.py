@@ -95,7 +95,7 @@ def change_terms(**changes: object) -> dict[str, object]:
     ("changes", "fault"),
     [
         ({"format": 99}, "card format 99"),
-        ({"format": 1}, "card format 1, this version of wsi reads 2 to 4; train it again"),
+        ({"format": 1}, "card format 1, this version of wsi reads 2 to 5; train it again"),
         ({"class_names": ["a", "b", "c"]}, "models of two classes only"),
         ({"options": {"dropout": 2}}, "dropout is 2"),
         ({"options": {"colour": 2}}, "options colour are unknown"),

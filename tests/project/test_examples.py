@@ -238,9 +238,7 @@ def test_the_model_in_the_box_is_trained_again_with_its_card(tmp_path: Path) -> 
         (tmp_path / "idc" / old).rename(tmp_path / "idc" / new)
         for path in (tmp_path / "idc" / new).rglob("*.png"):
             path.rename(path.with_name(path.name.replace(f"{old}_idx5", f"{new}_idx5")))
-    lines = run_example(
-        "train_boxed_model.py", tmp_path / "idc", "--out", tmp_path / "idc.safetensors"
-    )
+    lines = run_example("train_boxed_model.py", tmp_path / "idc", "--out", tmp_path)
     card = load_checkpoint(tmp_path / "idc.safetensors")
     assert card.training["about"]["seed"] == 0
     assert card.training["split"]["test"] == ["8863", "8865"]

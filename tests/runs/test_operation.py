@@ -408,8 +408,9 @@ def break_off(
 ) -> None:
     """A run that is interrupted when so many blocks are done."""
     from wsi_pipeline.stages import infer as inference
+    from wsi_pipeline.stages.predict import predict_block
 
-    real, calls = inference.predict_block, []
+    real, calls = predict_block, []
 
     def predict(*arguments: object) -> object:
         calls.append(1)

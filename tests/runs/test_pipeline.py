@@ -401,9 +401,10 @@ def test_a_slide_that_changes_while_it_is_read_is_not_kept(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wsi_pipeline.stages import infer as inference
+    from wsi_pipeline.stages.predict import predict_block
 
     slide = write_slide(tmp_path / "slides" / "s.tiff", tissue(300, 300))
-    predict = inference.predict_block
+    predict = predict_block
 
     def predict_and_rewrite(*arguments: object) -> object:
         report = predict(*arguments)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from wsi_pipeline.outputs import View, choose_formats
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.stages import infer as inference
 from wsi_pipeline.stages import tile as tiling
+from wsi_pipeline.stages.predict import predict_block
 from wsi_pipeline.stages.tile import TileConfig
 from wsi_pipeline.store.files import HOST
 from wsi_pipeline.store.lock import hold_lock
@@ -181,9 +182,10 @@ def test_a_run_killed_inside_a_slide_goes_on(
     """
     code = f"""
 import os
-from wsi_pipeline.stages import infer as place
+from wsi_pipeline.stages import infer, predict
 from wsi_cli.main import wsi
 
+place = infer if {function!r} == "predict_block" else predict
 real, calls = getattr(place, {function!r}), []
 
 def die(*arguments):
@@ -316,7 +318,7 @@ def break_off(
     """Interrupt a run of blocks of a size before its second block."""
     with monkeypatch.context() as patched:
         use_blocks_of(size, patched)
-        real, calls = inference.predict_block, []
+        real, calls = predict_block, []
 
         def predict(*arguments: Any) -> object:
             calls.append(1)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import ModelError
+from wsi_pipeline.core.outcome import Limits
 
 Floats = NDArray[np.float32]
 COUNT, DETECT, USER = "count", "detect", "user"
@@ -171,6 +172,15 @@ def _read_number(value: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{value} is not finite")
     return float(value)
+
+
+def read_limits(value: Mapping[str, Any]) -> Limits:
+    """Return the limits for distances that a model's card records. Raises ModelError."""
+    found = [value.get(name) for name in Limits._fields]
+    for limit in found:
+        if limit is not None and not (type(limit) in (int, float) and 0 < limit < math.inf):
+            raise ModelError(f"a limit of {str(limit)[:20]} for distances; {AGAIN}")
+    return Limits(*found)
 
 
 def log_odds(share: float) -> float:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from wsi_pipeline.core.errors import EnvironmentFault, WsiError, machine_fault
 
@@ -42,6 +42,36 @@ def _metric(description: str, **limits: Any) -> Any:
 
 
 SHARE = {"ge": 0, "le": 1}
+
+
+class Distance(NamedTuple):
+    """Distance of a slide from a model's training patches; None: not known.
+
+    In standard deviations, as a root mean square: about 1 for slides like the training patches.
+    """
+
+    colour: float | None = None
+    features: float | None = None
+
+
+class Limits(NamedTuple):
+    """Largest distances of slides like those of the validation patients; None: too few patients."""
+
+    colour: float | None = None
+    features: float | None = None
+
+
+def find_unlike(distance: Distance, limits: Limits) -> str | None:
+    """Return what puts a slide beyond its limits: "colour", "features", both, or "" for nothing.
+
+    None where no distance or no limit is known.
+    """
+    found = {
+        name: value > limit
+        for name, value, limit in zip(Distance._fields, distance, limits, strict=True)
+        if value is not None and limit is not None
+    }
+    return " and ".join(name for name, is_beyond in found.items() if is_beyond) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +141,23 @@ class SlideSummary:
     slide_mpp: float = _metric("µm per level-0 pixel", gt=0)
     slide_mpp_source: str = _metric("Source of it: property, TIFF tag, image header or user")
     model_digest: str = _metric("SHA-256 that names the model")
+    colour_distance: float | None = _metric(
+        "Distance of the stains from the training patches', in standard deviations; null: not"
+        " known",
+        ge=0,
+    )
+    colour_limit: float | None = _metric(
+        "Largest such distance of slides like the validation patients'; null: not known", ge=0
+    )
+    feature_distance: float | None = _metric(
+        "The same distance of the network's features; null: not known", ge=0
+    )
+    feature_limit: float | None = _metric("Its limit; null: not known", ge=0)
+    unlike_training: str | None = _metric(
+        "What is beyond its limit, and so unlike the training patches; empty: nothing; null: not"
+        " known",
+        pattern="^(|colour|features|colour and features)$",
+    )
 
 
 SOURCES = {
@@ -133,6 +180,22 @@ def describe_interval(summary: SlideSummary) -> str:
     source = summary.interval_source
     about = f"about {estimate:.0f}, " if source in ("review", "sample") else ""
     return f"{about}95 % interval {low:.0f} to {high:.0f} {SOURCES[source]}"
+
+
+def describe_unlike(summary: SlideSummary) -> str:
+    """Return what of the slide is unlike the training patches, in words; "" for nothing."""
+    if not summary.unlike_training:
+        return ""
+    values = {
+        "colour": (summary.colour_distance, summary.colour_limit),
+        "features": (summary.feature_distance, summary.feature_limit),
+    }
+    parts = [
+        f"{name} {distance:.1f}, limit {limit:.1f}"
+        for name, (distance, limit) in values.items()
+        if name in summary.unlike_training and distance is not None and limit is not None
+    ]
+    return f"unlike the training patches ({'; '.join(parts)})"
 
 
 def describe_counting(summary: SlideSummary) -> str:

@@ -21,7 +21,18 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.core.recipe import canonical_json, file_sha256, recipe_digest
 from wsi_pipeline.models.architectures import build_network, outline_network
-from wsi_pipeline.models.architectures.network import NetworkOptions, positive_logit
+from wsi_pipeline.models.architectures.network import (
+    NetworkOptions,
+    positive_logit,
+    squeeze_logits,
+)
+from wsi_pipeline.models.domain import (
+    DOMAIN_PREFIX,
+    STAIN_MEASURES,
+    Domain,
+    find_last_linear,
+    show_features,
+)
 from wsi_pipeline.models.model import (
     SELF_TEST_PREFIX,
     Normalisation,
@@ -110,9 +121,11 @@ def _read_shape(name: str, tensor: Any) -> tuple[int, ...]:
 
 
 CARD_KEY = "wsi"
-CARD_FORMAT = 4
-READ_FORMATS = (2, 3, 4)
-"""Those of format 2 hold no self-test, those before 4 a temperature and one threshold as terms."""
+CARD_FORMAT = 5
+READ_FORMATS = (2, 3, 4, 5)
+"""Those of format 2 hold no self-test, those before 4 a temperature and one threshold as terms,
+those before 5 no domain.
+"""
 DAMAGED = (ModelError, AttributeError, *DAMAGES)
 MAX_TESTED = 256
 """Patches of a self-test: each engine computes all of them before a run."""
@@ -144,6 +157,8 @@ class Checkpoint:
     """Split at random: patients on both sides, so that its metrics are too high."""
     self_test: SelfTest | None = None
     """Patches with the probabilities that any engine must give for them."""
+    domain: Domain | None = None
+    """Colours and features of its training patches; None: not known."""
     digest: str = ""
     """SHA-256 of the file that it was loaded from."""
     is_ensemble: ClassVar[bool] = False
@@ -173,11 +188,24 @@ class Checkpoint:
             raise ModelError(fault) from error
         return network.eval()
 
-    def network(self) -> nn.Module:
-        return PatchNetwork(self.build(), self.normalisation).eval()
+    def network(self, *, has_features: bool = False) -> nn.Module:
+        network = self.build()
+        if has_features and self.domain is not None:
+            network = show_features(network)
+        return PatchNetwork(network, self.normalisation).eval()
 
     def logit(self, output: Tensor) -> Tensor:
-        return positive_logit(output)
+        return positive_logit(self._split(output)[0])
+
+    def features(self, output: Tensor) -> Tensor | None:
+        return self._split(output)[1]
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the logits, and the features if the network was made to give them."""
+        logits = self.options.logits
+        if self.domain is None or output.ndim == 1 or output.shape[1] == logits:
+            return output, None
+        return squeeze_logits(output[:, :logits]), output[:, logits:]
 
     def spread(self, output: Tensor) -> None:
         return None
@@ -197,6 +225,7 @@ class Checkpoint:
             "terms": self.terms.to_json(),
             "threshold_source": self.threshold_source,
             "is_leaky": self.is_leaky,
+            "limits": None if self.domain is None else self.domain.limits._asdict(),
         }
 
     def training_to_json(self) -> dict[str, Any]:
@@ -215,6 +244,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     if test is not None:
         tensors |= {TEST_PIXELS: test.pixels, TEST_PROBABILITY: test.probability}
+    if checkpoint.domain is not None:
+        tensors |= checkpoint.domain.to_tensors()
     card = {
         "format": CARD_FORMAT,
         **checkpoint.use_to_json(),
@@ -243,6 +274,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"{path}: weights are not finite; train it again with a lower --lr")
     try:
         self_test = _take_self_test(tensors, int(card["patch"]["side_px"]))
+        domain = Domain.take(tensors, card.get("limits"))
         checkpoint = Checkpoint(
             architecture=str(card["architecture"]),
             spec=PatchSpec(**card["patch"]),
@@ -256,6 +288,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             is_leaky=bool(card["is_leaky"]),
             weights=tensors,
             self_test=self_test,
+            domain=domain,
         )
         checkpoint.build()
     except DAMAGED as error:
@@ -323,17 +356,35 @@ def _check_shapes(
     except DAMAGED as error:
         raise _misread(path, error) from error
     wanted = {key: tuple(tensor.shape) for key, tensor in outline.state_dict().items()}
-    found = {key: shape for key, shape in shapes.items() if not key.startswith(SELF_TEST_PREFIX)}
+    beside = (SELF_TEST_PREFIX, DOMAIN_PREFIX)
+    found = {key: shape for key, shape in shapes.items() if not key.startswith(beside)}
     if wrong := sorted({*wanted.items()} ^ {*found.items()}):
         key = wrong[0][0]
         raise ModelError(
             f"{path}: weights do not fit {name}: {key[:80]} has the shape {found.get(key, 'none')},"
             f" the network's has {wanted.get(key, 'none')}; train or export it again"
         )
-    tested = max((shapes[key][0] for key in shapes.keys() - found.keys() if shapes[key]), default=0)
+    _check_domain(path, outline, shapes)
+    tests = [key for key in shapes if key.startswith(SELF_TEST_PREFIX) and shapes[key]]
+    tested = max((shapes[key][0] for key in tests), default=0)
     if tested > MAX_TESTED:
         raise ModelError(
             f"{path}: its self-test has {tested} patches, more than {MAX_TESTED}; train it again"
+        )
+
+
+def _check_domain(path: Path, outline: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ModelError where the domain is of other features than the network's."""
+    found = {key: shape for key, shape in shapes.items() if key.startswith(DOMAIN_PREFIX)}
+    if not found:
+        return
+    features = find_last_linear(outline)[1].in_features
+    if found.get(f"{DOMAIN_PREFIX}means") != (2, features) or any(
+        max(shape, default=0) > max(features, STAIN_MEASURES) + 1 for shape in found.values()
+    ):
+        raise ModelError(
+            f"{path}: the statistics of its training patches are not of its {features} features;"
+            " train it again"
         )
 
 

@@ -20,8 +20,9 @@ from wsi_pipeline.core.errors import ModelError, one_line
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.core.recipe import recipe_digest
-from wsi_pipeline.models.architectures.network import positive_logit
+from wsi_pipeline.models.architectures.network import positive_logit, squeeze_logits
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
+from wsi_pipeline.models.domain import Domains
 from wsi_pipeline.models.model import SelfTest
 
 MAX_BYTES = 1_000_000
@@ -29,15 +30,25 @@ MEMBER = re.compile(rf"{FOLD}[1-9][0-9]{{0,3}}")
 
 
 class StackedNetworks(nn.Module):
-    """Networks side by side: uint8 (b, side, side, 3) → positive logits float32 (b, k)."""
+    """Networks side by side: uint8 (b, side, side, 3) → positive logits float32 (b, k).
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    Members that give features beside their `logits` logits: those of all follow, (b, k + features).
+    """
+
+    def __init__(self, members: Sequence[nn.Module], logits: Sequence[int]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self._logits = tuple(logits)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits = [positive_logit(member(pixels).float()) for member in self.members]  # k × (b,)
-        return torch.stack(logits, dim=1)  # (b, k)
+        logits, features = [], []
+        for member, count in zip(self.members, self._logits, strict=True):
+            output = member(pixels).float()
+            if output.ndim == 2:
+                features.append(output[:, count:])
+                output = squeeze_logits(output[:, :count])
+            logits.append(positive_logit(output))
+        return torch.cat([torch.stack(logits, dim=1), *features], dim=1)
 
 
 @dataclass(frozen=True)
@@ -106,17 +117,29 @@ class Ensemble:
             "terms": self.terms.to_json(),
             "threshold_source": self.threshold_source,
             "is_leaky": self.is_leaky,
+            "limits": None if (domain := self.domain) is None else domain.limits._asdict(),
             "seen_patients": list(self.seen_patients),
         }
 
-    def network(self) -> nn.Module:
-        return StackedNetworks([member.network() for member in self.members]).eval()
+    @property
+    def domain(self) -> Domains | None:
+        known = tuple(member.domain for member in self.members if member.domain is not None)
+        return Domains(known) if len(known) == len(self.members) else None
+
+    def network(self, *, has_features: bool = False) -> nn.Module:
+        wanted = has_features and self.domain is not None
+        networks = [member.network(has_features=wanted) for member in self.members]
+        return StackedNetworks(networks, [member.options.logits for member in self.members]).eval()
 
     def logit(self, output: Tensor) -> Tensor:
-        return output.float().mean(dim=1)
+        return output[:, : len(self.members)].float().mean(dim=1)
 
     def spread(self, output: Tensor) -> Tensor:
-        return output.float().std(dim=1, correction=0)
+        return output[:, : len(self.members)].float().std(dim=1, correction=0)
+
+    def features(self, output: Tensor) -> Tensor | None:
+        features = output[:, len(self.members) :]
+        return features if features.shape[1] else None
 
 
 def average_terms(members: Sequence[ModelTerms]) -> ModelTerms:

@@ -7,13 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.outcome import Distance, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,19 @@ def make_test_patches(side_px: int) -> Tensor:
     return (torch.exp(-density) * 243).round().to(torch.uint8)  # (b, side, side, 3)
 
 
+class DomainLike(Protocol):
+    """What a run needs of a domain: one model's, or an ensemble's."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def compare_features(self, features: Tensor) -> NDArray[np.float32]:
+        """Return the distance float32 (b,) of patches' features (b, d)."""
+
+    def measure(self, stains: NDArray[np.float32], distances: NDArray[np.float32]) -> Distance:
+        """Return a slide's distance by stains (k, 9) and distances (k,) of some patches."""
+
+
 class Model(Protocol):
     """A trained network with its terms of use: a checkpoint, or a WSInfer zoo folder."""
 
@@ -207,14 +223,24 @@ class Model(Protocol):
     def resizes_patches(self) -> bool:
         """True if its network resizes patches first."""
 
-    def network(self) -> nn.Module:
-        """Return a new network on the CPU: uint8 (b, side, side, 3) → (b,) or (b, outputs)."""
+    @property
+    def domain(self) -> DomainLike | None:
+        """What its training patches look like; None: not known."""
+
+    def network(self, *, has_features: bool = False) -> nn.Module:
+        """Return a new network on the CPU: uint8 (b, side, side, 3) → (b,) or (b, outputs).
+
+        With features, those that its domain compares follow the logits; without a domain, none.
+        """
 
     def logit(self, output: Tensor) -> Tensor:
         """Return the logit (b,) of the positive class from the network's output, float32."""
 
     def spread(self, output: Tensor) -> Tensor | None:
         """Return the standard deviation (b,) of an ensemble's logits, float32; None: one model."""
+
+    def features(self, output: Tensor) -> Tensor | None:
+        """Return the features (b, d) in the output of a network that gives them, else None."""
 
 
 def hash_patient(patient_id: str) -> str:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Predicted(NamedTuple):
-    """A model's logits for patches, and their spread in an ensemble."""
+    """A model's logits for patches, their spread in an ensemble, and how far some are from it."""
 
     logits: NDArray[np.float32]
     """(b,) of the positive class; NaN where the network gave no finite number."""
@@ -42,6 +42,8 @@ class Predicted(NamedTuple):
     """(b,) standard deviation of the logits of an ensemble's members, NaN as above; None: one
     model.
     """
+    distance: NDArray[np.float32] | None = None
+    """(k,) of the features of the chosen patches from the training patches'; None: not known."""
 
 
 class Predictor:
@@ -90,8 +92,12 @@ class Predictor:
         """
         return self.predict(pixels).logits
 
-    def predict(self, pixels: NDArray[np.uint8]) -> Predicted:
+    def predict(
+        self, pixels: NDArray[np.uint8], compared: NDArray[np.intp] | None = None
+    ) -> Predicted:
         """Return the logits for uint8 (b, side, side, 3), and their spread in an ensemble.
+
+        `compared` (k,) are the patches whose features are compared with the training patches'.
 
         Raises ModelError for patches of another size than the model's, EnvironmentFault where the
         device's memory is too small.
@@ -105,28 +111,38 @@ class Predictor:
                 self._measure()
             while True:
                 try:
-                    columns = self._predict(pixels).T
-                    return Predicted(columns[0], columns[1] if self.model.is_ensemble else None)
+                    return self._predict(pixels, compared)
                 except torch.OutOfMemoryError as error:
                     self._shrink(error)
 
-    def _predict(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return (b, 1) logits, or (b, 2) logits and spreads."""
-        size = self.batch_size
-        parts = (pixels[start : start + size] for start in range(0, len(pixels), size))
-        batches = self._pool.map(self._predict_batch, parts)
-        return np.concatenate([np.empty((0, 1 + self.model.is_ensemble), np.float32), *batches])
+    def _predict(self, pixels: NDArray[np.uint8], compared: NDArray[np.intp] | None) -> Predicted:
+        size, width, domain = self.batch_size, 1 + self.model.is_ensemble, self.model.domain
+        starts = range(0, len(pixels), size)
+        parts = [pixels[start : start + size] for start in starts]
+        batches = list(self._pool.map(self._predict_batch, parts))
+        columns = np.concatenate([np.empty((0, width), np.float32), *(b.values for b in batches)]).T
+        spread = columns[1] if self.model.is_ensemble else None
+        if domain is None or compared is None:
+            return Predicted(columns[0], spread)
+        features = [
+            batch.features[compared[(compared >= start) & (compared < start + size)] - start]
+            for start, batch in zip(starts, batches, strict=True)
+            if batch.features is not None
+        ]
+        none = np.empty(0, np.float32)
+        distance = domain.compare_features(torch.cat(features)) if features else none
+        return Predicted(columns[0], spread, distance)
 
-    def _predict_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        values = self._compute(self._run, pixels)
+    def _predict_batch(self, pixels: NDArray[np.uint8]) -> "_Batch":
+        values, features = self._compute(self._run, pixels)
         is_finite = np.asarray(np.isfinite(values).all(axis=1))
         if self.setting.precision != FP32 and not is_finite.all():
             exact = self._compute(self._fp32_run, pixels)
-            values = np.where(is_finite[:, None], values, exact)
+            values, features = np.where(is_finite[:, None], values, exact.values), exact.features
         values[~np.isfinite(values).all(axis=1)] = np.nan
-        return values
+        return _Batch(values, features)
 
-    def _compute(self, run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _compute(self, run: Run, pixels: NDArray[np.uint8]) -> "_Batch":
         count = len(pixels)
         if self._engine.is_fixed_shape and count < self.batch_size:
             padding = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
@@ -134,7 +150,8 @@ class Predictor:
         output = run(pixels)[:count]
         logit, spread = self.model.logit(output), self.model.spread(output)
         columns = [logit] if spread is None else [logit, spread]
-        return np.stack([column.numpy() for column in columns], axis=1, dtype=np.float32)
+        values = np.stack([column.numpy() for column in columns], axis=1, dtype=np.float32)
+        return _Batch(values, self.model.features(output))
 
     @property
     def _fp32_run(self) -> Run:
@@ -171,6 +188,13 @@ class Predictor:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning("too little device memory: now batches of %d patches", self.batch_size)
+
+
+class _Batch(NamedTuple):
+    values: NDArray[np.float32]
+    """(b, 1) logits, or (b, 2) logits and spreads."""
+    features: torch.Tensor | None
+    """(b, d)"""
 
 
 def choose_cpu_batch(side_px: int) -> int:

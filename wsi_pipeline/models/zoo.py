@@ -201,6 +201,7 @@ class ExternalModel:
     threshold_source: ClassVar[str] = "one half, for its folder states none"
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     self_test: ClassVar[SelfTest | None] = None
+    domain: ClassVar[None] = None
     is_ensemble: ClassVar[bool] = False
     is_script: ClassVar[bool] = True
 
@@ -250,7 +251,7 @@ class ExternalModel:
     def resizes_patches(self) -> bool:
         return self.config.resized_px not in (None, self.spec.side_px)
 
-    def network(self) -> nn.Module:
+    def network(self, *, has_features: bool = False) -> nn.Module:
         network = PreparedScript(load_torchscript(self.script, self.path), self.config)
         side = self.spec.side_px
         try:
@@ -277,6 +278,9 @@ class ExternalModel:
         return output[:, self.positive_index] - torch.logsumexp(output[:, others], dim=1)
 
     def spread(self, output: Tensor) -> None:
+        return None
+
+    def features(self, output: Tensor) -> None:
         return None
 
 

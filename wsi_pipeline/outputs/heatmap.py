@@ -19,7 +19,14 @@ from wsi_pipeline.core.calibration import (
 )
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError, damage_error
 from wsi_pipeline.core.geometry import Grid
-from wsi_pipeline.core.outcome import SlideState, SlideSummary, describe_interval, state_of
+from wsi_pipeline.core.outcome import (
+    SlideState,
+    SlideSummary,
+    describe_interval,
+    describe_unlike,
+    find_unlike,
+    state_of,
+)
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.counting.context import average_context
 from wsi_pipeline.counting.interval import conformal_radius, predict_error, spread_share
@@ -253,6 +260,11 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         slide_mpp=table.slide.mpp,
         slide_mpp_source=table.slide.mpp_source,
         model_digest=predictions.model_digest,
+        colour_distance=predictions.distance.colour,
+        colour_limit=predictions.limits.colour,
+        feature_distance=predictions.distance.features,
+        feature_limit=predictions.limits.features,
+        unlike_training=find_unlike(predictions.distance, predictions.limits),
         mean_probability=float(known.mean()) if len(known) else None,
         p95_probability=float(np.percentile(known, 95)) if len(known) else None,
         max_probability=float(known.max()) if len(known) else None,
@@ -333,7 +345,9 @@ def describe_summary(summary: SlideSummary) -> str:
     share = "" if summary.positive_fraction is None else f" ({summary.positive_fraction:.1%})"
     unreadable = f", {summary.unreadable} unreadable" if summary.unreadable else ""
     interval = "" if summary.positives_low is None else f", {describe_interval(summary)}"
+    unlike = describe_unlike(summary)
     return (
         f"{summary.patches} patches, {summary.positives} {summary.positive_class}{share}{interval},"
         f" {summary.positive_mm2:.2f} of {summary.assessed_mm2:.2f} mm²{unreadable}"
+        f"{unlike and f'; {unlike}'}"
     )

@@ -22,6 +22,14 @@ from wsi_pipeline.store.predictions import Predictions
 
 logger = logging.getLogger(__name__)
 MAX_BYTES = 1024 * 1024
+ADDED = (
+    "colour_distance",
+    "colour_limit",
+    "feature_distance",
+    "feature_limit",
+    "unlike_training",
+)
+"""Fields that summaries of earlier versions lack."""
 
 
 def write_summary(result: SlideResult, folder: Path) -> None:
@@ -59,8 +67,15 @@ def read_summary(folder: Path) -> SlideSummary:
 
 
 def _update(value: Any) -> Any:
-    """Return a summary as this version writes it; one from before contexts has other names."""
-    if not isinstance(value, dict) or "smooth_um" not in value:
+    """Return a summary as this version writes it.
+
+    One from before distances has none, one from before contexts has other names.
+    """
+    if not isinstance(value, dict):
+        return value
+    if "unlike_training" not in value:
+        value = value | dict.fromkeys(ADDED)
+    if "smooth_um" not in value:
         return value
     renamed = {name: entry for name, entry in value.items() if name != "smooth_um"}
     source, positives = value.get("threshold_source"), value.get("positives")

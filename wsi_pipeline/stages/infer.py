@@ -4,25 +4,18 @@ Predictions are made block by block, from any patch source. On the way the job c
 patch store that `wsi tile` makes: pixels are read once, and a store that is there is read instead.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from wsi_pipeline.core.choices import PREDICTIONS, SCALE_TOLERANCE
-from wsi_pipeline.core.errors import ModelError, SlideError, StoreError
+from wsi_pipeline.core.choices import PREDICTIONS
+from wsi_pipeline.core.errors import SlideError, StoreError
 from wsi_pipeline.core.geometry import choose_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
-from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
-from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import ModelChoice
-from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.slides import open_slide
@@ -47,24 +40,27 @@ from wsi_pipeline.stages.plan import (
     read_staged_table,
     staged_table,
 )
+from wsi_pipeline.stages.predict import (
+    ENGINE,
+    begin_predictions,
+    check_table,
+    close_predictions,
+    predict_block,
+)
 from wsi_pipeline.stages.tile import TileConfig, TileJob, plan_patches, store_block, tile_recipe
 from wsi_pipeline.store.commit import VIEW, Staging, check_finished, find_finished, without_view
 from wsi_pipeline.store.lock import hold_lock, remove_remains
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
-from wsi_pipeline.store.patches import PatchStore, write_patch_block
+from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import (
     RESULT_KIND,
     Predictions,
     has_logits,
     open_result,
-    prepare_predictions,
-    write_prediction_block,
 )
 
 PATCH_BYTES = 100
 """A million patches take 76 MB in all default formats, and some more while they are written."""
-ENGINE = "engine"
-"""Entry of a recipe that names the engine of the predictions."""
 
 
 def refuse_other_engine(staging: Staging) -> None:
@@ -304,6 +300,7 @@ class InferJob:
             plan.refuse_changed(self.slide.path)
             plan.refuse_unreadable(self.slide.path)
             plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
+            close_predictions(plan.staging, self.model.load().model)
         view = self.view
         if plan.is_predicted:
             view = view.keep(read_manifest(self.target).recipe)
@@ -317,73 +314,3 @@ class InferJob:
             return choose_samples(predictions, read_from_store(PatchStore(self.slide.path)))
         with self._open() as reader:
             return choose_samples(predictions, read_from_slide(reader, predictions))
-
-
-def check_table(table: PatchTable, model: Model) -> None:
-    """Raise ModelError where a slide's patches, or what their labels mean, do not fit the model."""
-    name, spec, wanted = table.slide.path, table.grid.spec, model.spec
-    if (side := wanted.side_px) != spec.side_px:
-        what = f"patches of {spec.side_px} px, the model takes {side} px"
-        raise ModelError(f"{name}: {what}; tile with --patch-size {side}")
-    if abs(spec.mpp - wanted.mpp) > SCALE_TOLERANCE * wanted.mpp:
-        what = f"patches at {spec.mpp:g} µm/px, the model was trained at {wanted.mpp:g} µm/px"
-        raise ModelError(f"{name}: {what}; tile with --mpp {wanted.mpp:g}")
-    if (table.labels >= 0).any() and table.class_names != model.class_names:
-        ours, its = " and ".join(table.class_names), " from ".join(model.class_names)
-        what = f"its labels mean {ours}, the model tells {its}"
-        raise ModelError(f"{name}: {what}; label the store with the model's --class-names")
-
-
-def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor) -> None:
-    """Lay out the predictions of a slide. Raises ModelError where patches do not fit the model."""
-    check_table(table, predictor.model)
-    attributes = {
-        "model": predictor.model.to_json(),
-        ENGINE: predictor.setting.to_json(),
-        "provenance": describe_tool(),
-    }
-    has_spread = predictor.model.is_ensemble
-    prepare_predictions(staging, table, attributes, has_spread=has_spread)
-
-
-def predict_block(
-    source: PatchSource,
-    predictor: Predictor,
-    staging: Staging,
-    table: PatchTable,
-    block: int,
-    store: Staging | None = None,
-) -> BlockReport:
-    """Read, predict and write one block; its pixels go into `store` first, if there is one.
-
-    Unreadable patches get NaN. Batches start again with every block, so that the last bits of a
-    logit may depend on the block size, but never on whether pixels are kept.
-    """
-    started = time.perf_counter()
-    patches = source.read_block(block)
-    was_read = time.perf_counter()
-    if store is not None:
-        write_patch_block(store, table, block, patches)
-    was_stored = time.perf_counter()
-    predicted = predictor.predict(patches.pixels[patches.readable])
-    logits = _place(predicted.logits, patches.readable)
-    spread = None if predicted.spread is None else _place(predicted.spread, patches.readable)
-    was_computed = time.perf_counter()
-    report = BlockReport(
-        patches=len(logits),
-        unreadable=int(np.count_nonzero(np.isnan(logits))),
-        seconds_read=was_read - started,
-        seconds_compute=was_computed - was_stored,
-        seconds_write=was_stored - was_read,
-        fallbacks=patches.fallbacks,
-        is_predicted=True,
-    )
-    write_prediction_block(staging, table, block, logits, asdict(report), spread)
-    return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)
-
-
-def _place(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return the values of the readable patches in their places, NaN elsewhere."""
-    placed = np.full(len(readable), np.nan, dtype=np.float32)
-    placed[readable] = values
-    return placed

@@ -102,6 +102,8 @@ class BlockReport:
     """Regions that another reader read because of a fault."""
     is_predicted: bool = False
     """False where patches were only stored."""
+    compared: tuple[tuple[float, ...], ...] = ()
+    """Stains and feature distance of the block's part of the slide's sample."""
 
 
 class SlideJob(Job[SlidePlan, BlockReport, SlideOutcome], Protocol):

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.calibration import ModelTerms
+from wsi_pipeline.core.calibration import ModelTerms, read_limits
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import DAMAGES, ModelError, StoreError, damage_error
+from wsi_pipeline.core.outcome import Distance, Limits
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.store.codecs import CHECKSUM_BYTES
 from wsi_pipeline.store.commit import Staging
@@ -24,6 +25,7 @@ from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_
 from wsi_pipeline.store.schema import check_kind, check_tables, read_table, write_table
 from wsi_pipeline.store.zarr_io import (
     ArrayLayout,
+    add_attributes,
     check_layout,
     create_array,
     flush_chunk,
@@ -37,6 +39,8 @@ RESULT_KIND = "wsi slide result"
 LOGIT, ALONE, FINAL = "logit", "raw_probability", "probability"
 SPREAD, HAS_SPREAD = "spread", "has_spread"
 """An array of an ensemble's predictions, and the attribute that says that it is there."""
+DISTANCE = "distance"
+"""An attribute: how far the slide is from the training patches."""
 ARRAYS = (LOGIT, ALONE, FINAL)
 """float32 (n,) each, in blocks."""
 
@@ -99,6 +103,11 @@ def write_probabilities(predictions: "Predictions", probability: NDArray[np.floa
         write_rows(path, name, slice(0, table.patches), array)
 
 
+def record_distance(path: Path, distance: Distance) -> None:
+    """Record in predictions the slide's distance from the model's training patches."""
+    add_attributes(path, {DISTANCE: distance._asdict()})
+
+
 class Predictions:
     """Predictions on disk, finished or not."""
 
@@ -120,6 +129,8 @@ class Predictions:
         self.negative_class, self.positive_class = model["class_names"]
         self.model_digest: str = model["digest"]
         """Digest of the checkpoint that made them."""
+        self.distance, self.limits = _read_distance(path, self.attributes, model)
+        """Distance of the slide from the model's training patches, and its limits."""
 
     @cached_property
     def logit(self) -> NDArray[np.float32]:
@@ -166,6 +177,18 @@ class Predictions:
         if values.shape != (self.table.patches,) or ((known < 0) | (known > 1)).any():
             raise damage_error(self.path, "probabilities outside 0 to 1")
         return values
+
+
+def _read_distance(
+    path: Path, attributes: dict[str, Any], model: dict[str, Any]
+) -> tuple[Distance, Limits]:
+    """Return the recorded distance and limits, nothing where none is. Raises StoreError."""
+    found, limits = attributes.get(DISTANCE) or {}, model.get("limits") or {}
+    try:
+        distance = Distance(*read_limits(found))
+        return distance, read_limits(limits)
+    except (ModelError, AttributeError, TypeError) as error:
+        raise damage_error(path, f"a distance in its attributes is invalid ({error})") from error
 
 
 def _list_arrays(path: Path, attributes: dict[str, Any]) -> tuple[str, ...]:

@@ -57,6 +57,12 @@ def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
         zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
 
 
+def add_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Add attributes to those of a group, in place of older ones of the same names."""
+    with zarr_errors_named(path):
+        zarr.open_group(path, mode="r+", zarr_format=3).update_attributes(dict(attributes))
+
+
 def create_array(
     path: Path,
     name: str,

@@ -25,6 +25,7 @@ from wsi_pipeline.models.architectures import (
     load_pretrained,
 )
 from wsi_pipeline.models.device import choose_device, find_bf16_unit
+from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.model import Normalisation, count_levels, normalisation_of
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import (
@@ -141,6 +142,12 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     else:
         has_units = find_bf16_unit() is not None
     return "bf16" if has_units else "fp32"
+
+
+def choose_setting(config: TrainConfig) -> EngineSetting:
+    """Return the device and precision of a training, as engines have them."""
+    device = choose_device(config.device)
+    return EngineSetting("torch", choose_precision(config.precision, device), device.type)
 
 
 def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> FitHistory:

@@ -28,8 +28,15 @@ from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.counts import count_patients
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
+from wsi_pipeline.training.domain import learn_domain
 from wsi_pipeline.training.evaluate import Metrics, evaluate_predictions, format_metrics
-from wsi_pipeline.training.fit import FitJob, make_fabric, make_network, run_fit
+from wsi_pipeline.training.fit import (
+    FitJob,
+    choose_setting,
+    make_fabric,
+    make_network,
+    run_fit,
+)
 from wsi_pipeline.training.loop import Epoch, FitHistory
 from wsi_pipeline.training.metrics import Floats
 from wsi_pipeline.training.report import (
@@ -230,7 +237,11 @@ def _finish(staging: Staging, job: FitJob, history: FitHistory, rule: ThresholdR
         seed=job.config.seed,
     )
     checkpoint = _make_checkpoint(job, history, metrics, terms, how)
-    checkpoint = replace(checkpoint, self_test=make_self_test(checkpoint))
+    checkpoint = replace(
+        checkpoint,
+        self_test=make_self_test(checkpoint),
+        domain=learn_domain(checkpoint, job.patches, job.division, choose_setting(job.config)),
+    )
     save_checkpoint(checkpoint, folder / MODEL_FILE)
     write_events(folder / EVENTS, history.epochs)
     write_history(folder / HISTORY_CSV, history.epochs)

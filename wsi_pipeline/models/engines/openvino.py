@@ -56,7 +56,8 @@ def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
 
 
 def _convert(model: Model, batch_size: int) -> Any:
-    openvino, network, side = _import_openvino(), model.network(), model.spec.side_px
+    openvino, side = _import_openvino(), model.spec.side_px
+    network = model.network(has_features=True)
     example = torch.zeros((batch_size, side, side, 3), dtype=torch.uint8)
     try:
         with warnings.catch_warnings(), torch.no_grad():

@@ -37,7 +37,7 @@ def place_network(model: Model, device: str) -> nn.Module:
     """
     if device == "cuda":
         compute_exactly()
-    network = model.network()
+    network = model.network(has_features=True)
     for part in list(network.modules()):
         if isinstance(part, PatchNetwork):
             part.network = fold_batch_norm(part.network)
