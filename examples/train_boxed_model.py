@@ -49,8 +49,8 @@ def measure(slide: LabelledSlide) -> dict[str, Any]:
     ends = bootstrap_intervals(known.labels, known.probability, squares, summary.threshold)
     found: dict[str, Any] = {}
     for name in FIGURES:
-        low, high = ends[name]
-        found |= {name: getattr(scores, name), f"{name}_interval": f"{low:.3f} to {high:.3f}"}
+        ends_text = "{:.3f} to {:.3f}".format(*ends[name]) if name in ends else "none"
+        found |= {name: getattr(scores, name), f"{name}_interval": ends_text}
     return {
         **found,
         "patches": scores.patches,
@@ -61,7 +61,10 @@ def measure(slide: LabelledSlide) -> dict[str, Any]:
 
 def round_weights(trained: Checkpoint) -> Checkpoint:
     """The same model with weights of 16 bits, and a self-test of these."""
-    halves = {name: weight.bfloat16() for name, weight in trained.weights.items()}
+    halves = {
+        name: weight.bfloat16() if weight.is_floating_point() else weight
+        for name, weight in trained.weights.items()
+    }
     rounded = replace(trained, weights=halves)
     return replace(rounded, self_test=make_self_test(rounded))
 
@@ -74,13 +77,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     name, path = arguments.name, arguments.out / f"{arguments.name}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
         stores, run, results = (Path(made) / part for part in ("stores", "model", "results"))
         for folder in arguments.folders:
             wsi.ingest(folder, stores, mpp=4.0, class_names=("non_idc", "idc"))
-        training = {"test_patients": HELD_OUT, "seed": arguments.seed, **NETWORKS[name]}
-        wsi.train(stores, run, **training)
+        wsi.train(stores, run, test_patients=HELD_OUT, seed=arguments.seed, **NETWORKS[name])
         trained = load_checkpoint(run / "model.safetensors")
         # The weights of idc_cnn are most of its 20 MB.
         kept = round_weights(trained) if name == "idc-cnn" else trained
@@ -89,9 +90,8 @@ def main() -> None:
         wsi.infer(stores=held_out, model=path, out=results)
         slides = label_results(results).slides
         scores = {f"held-out slide {slide.slide_id}": measure(slide) for slide in slides}
-    about = {"about": {**ABOUT, "seed": arguments.seed}}
-    boxed = replace(kept, scores={**kept.scores, **scores}, training={**kept.training, **about})
-    save_checkpoint(boxed, path)
+    training = {**kept.training, "about": {**ABOUT, "seed": arguments.seed}}
+    save_checkpoint(replace(kept, scores={**kept.scores, **scores}, training=training), path)
     print(json.dumps(scores, indent=1))
     compare(name, scores)
 
