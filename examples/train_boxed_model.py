@@ -88,8 +88,10 @@ def main() -> None:
         save_checkpoint(kept, path)
         held_out = [stores / f"{patient}.patches.zarr" for patient in HELD_OUT]
         wsi.infer(stores=held_out, model=path, out=results)
-        slides = label_results(results).slides
-        scores = {f"held-out slide {slide.slide_id}": measure(slide) for slide in slides}
+        scores = {
+            f"held-out slide {slide.slide_id}": measure(slide)
+            for slide in label_results(results).slides
+        }
     training = {**kept.training, "about": {**ABOUT, "seed": arguments.seed}}
     save_checkpoint(replace(kept, scores={**kept.scores, **scores}, training=training), path)
     print(json.dumps(scores, indent=1))

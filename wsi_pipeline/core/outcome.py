@@ -182,20 +182,26 @@ def describe_interval(summary: SlideSummary) -> str:
     return f"{about}95 % interval {low:.0f} to {high:.0f} {SOURCES[source]}"
 
 
-def describe_unlike(summary: SlideSummary) -> str:
-    """Return what of the slide is unlike the training patches, in words; "" for nothing."""
-    if not summary.unlike_training:
-        return ""
+def describe_distance(summary: SlideSummary) -> str:
+    """Return the slide's distance from the training patches in words; "" where it is not known."""
     values = {
         "colour": (summary.colour_distance, summary.colour_limit),
         "features": (summary.feature_distance, summary.feature_limit),
     }
     parts = [
-        f"{name} {distance:.1f}, limit {limit:.1f}"
+        f"{name} {distance:.2f}" + ("" if limit is None else f" (limit {limit:.2f})")
         for name, (distance, limit) in values.items()
-        if name in summary.unlike_training and distance is not None and limit is not None
+        if distance is not None
     ]
-    return f"unlike the training patches ({'; '.join(parts)})"
+    judged = {None: "distance from", "": "within the limits of"}.get(
+        summary.unlike_training, "unlike"
+    )
+    return f"{judged} the training patches: {', '.join(parts)}" if parts else ""
+
+
+def describe_unlike(summary: SlideSummary) -> str:
+    """Return the same for a slide beyond the limits; "" for any other."""
+    return describe_distance(summary) if summary.unlike_training else ""
 
 
 def describe_counting(summary: SlideSummary) -> str:

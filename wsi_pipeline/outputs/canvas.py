@@ -17,7 +17,7 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import COLORMAPS
-from wsi_pipeline.core.outcome import describe_interval
+from wsi_pipeline.core.outcome import describe_interval, describe_unlike
 from wsi_pipeline.core.slide import PatchTable, Thumbnail
 from wsi_pipeline.outputs.heatmap import Heatmap, find_positive
 from wsi_pipeline.outputs.result import SlideResult
@@ -54,6 +54,8 @@ def open_canvas(result: SlideResult) -> tuple[Figure, Axes]:
     if summary.positive_fraction is not None:
         share = f", {summary.positives} positive ({summary.positive_fraction:.1%})"
         share += f"\n{describe_interval(summary)}"
+    if unlike := describe_unlike(summary):
+        share += f"\n{unlike}"
     assessed = summary.patches - summary.unreadable
     name = plain_text(summary.slide_id)
     return frame_slide(result.table, f"{name}\n{assessed} patches assessed{share}")

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from wsi_pipeline.core.choices import COLORMAPS, REPORT_HTML
 from wsi_pipeline.core.geometry import Grid
-from wsi_pipeline.core.outcome import describe_counting, describe_interval
+from wsi_pipeline.core.outcome import describe_counting, describe_distance, describe_interval
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.outputs.canvas import colour_table
 from wsi_pipeline.outputs.heatmap import Heatmap
@@ -132,6 +132,7 @@ def render_report(result: SlideResult) -> str:
         summary=result.summary,
         interval=describe_interval(result.summary),
         counting=describe_counting(result.summary),
+        distance=describe_distance(result.summary),
         policy=CONTENT_POLICY,
         style=read_web_file(STYLE),
         scripts=[read_web_file(name) for name in SCRIPTS],

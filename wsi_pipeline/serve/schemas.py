@@ -57,6 +57,9 @@ class ResultBody(RunBody):
 
     summary: SlideSummary
     interval: str = Field(description="The interval of the count and its source, in words.")
+    distance: str = Field(
+        description="Distance from the model's training patches, in words; empty: not known."
+    )
     counting: str = Field(description="What the count is a count of, in words.")
     threshold: float = Field(description="The one that the results show.")
     model_threshold: float = Field(description="The model's own for counting.")

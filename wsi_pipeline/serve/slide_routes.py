@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 
 from wsi_pipeline.core.errors import DAMAGES, StoreError, WsiError
-from wsi_pipeline.core.outcome import SlideSummary, describe_counting, describe_interval
+from wsi_pipeline.core.outcome import (
+    SlideSummary,
+    describe_counting,
+    describe_distance,
+    describe_interval,
+)
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.canvas import paint_map
 from wsi_pipeline.outputs.report_html import (
@@ -165,6 +170,7 @@ def describe_result(run: Run, loaded: LoadedResult) -> ResultBody:
         name=run.name,
         summary=loaded.summary,
         interval=describe_interval(loaded.summary),
+        distance=describe_distance(loaded.summary),
         counting=describe_counting(loaded.summary),
         threshold=loaded.heatmap.threshold,
         model_threshold=loaded.model_threshold,

@@ -45,7 +45,9 @@ SMALLEST_SCALE, SMALLEST_VARIANCE = 0.005, 1e-3
 """Optical density, and share of the features' mean variance: well above the noise of bf16."""
 
 
-class _Patient(NamedTuple):
+class Looked(NamedTuple):
+    """Patches of one patient that were looked at."""
+
     labels: Labels
     stains: Floats
     """(k, 9)"""
@@ -63,7 +65,7 @@ def learn_domain(
     network = PatchNetwork(show_features(checkpoint.build()), checkpoint.normalisation).eval()
     network = network.to(torch.device(setting.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def look(members: NDArray[np.intp], most: int) -> Iterator[_Patient]:
+    def look(members: NDArray[np.intp], most: int) -> Iterator[Looked]:
         names = np.unique(patches.patients[members])
         most = max(1, min(most, MOST_PATCHES // len(names)))
         for name in names:
@@ -76,7 +78,7 @@ def learn_domain(
                     for start in range(0, len(pixels), BATCH)
                 ]
             features = torch.cat(outputs)[:, checkpoint.options.logits :]
-            yield _Patient(patches.labels[own], measure_stains(pixels), features)
+            yield Looked(patches.labels[own], measure_stains(pixels), features)
 
     train = list(look(division.train, MOST_OF_PATIENT))
     if len(train) < FEWEST_PATIENTS:
@@ -91,7 +93,7 @@ def learn_domain(
     return replace(domain, limits=fit_limits(distances))
 
 
-def fit_domain(patients: Sequence[_Patient]) -> Domain:
+def fit_domain(patients: Sequence[Looked]) -> Domain:
     """Return the domain of the patients' patches, without limits.
 
     The covariance of the patients' stains is shrunk by the method of Ledoit and Wolf (2004).

@@ -31,6 +31,7 @@ const COLUMNS = [
   { title: "assessed mm²", key: (slide) => slide.summary?.assessed_mm2 ?? -1, text: figure("assessed_mm2", 2), about: "Area of all patches that could be read." },
   { title: "largest region mm²", key: (slide) => slide.summary?.largest_positive_region_mm2 ?? -1, text: figure("largest_positive_region_mm2", 2), about: "Area of the largest group of positive patches that touch." },
   { title: "threshold", key: (slide) => slide.summary?.threshold ?? -1, text: thresholdOf, about: "Probability from which on a patch of this slide is positive: the model's threshold for counting, its threshold for finding (detect), or a number that a user gave (user)." },
+  { title: "unlike training", key: (slide) => slide.summary?.unlike_training ?? "", text: (slide) => ({ "": "no" })[slide.summary?.unlike_training] ?? slide.summary?.unlike_training ?? "–", about: "What of the slide is further from the model's training patches than slides like its validation patients': its colour, the network's features, or both. No figure of the model speaks for such a slide." },
   { title: "mean probability", key: (slide) => slide.summary?.mean_probability ?? -1, text: figure("mean_probability", 3), about: "Over all patches that could be read." },
 ];
 

@@ -73,6 +73,8 @@ class Panel {
     const [width, height] = slide.size_l0;
     byId("facts").textContent = `${width.toLocaleString()} × ${height.toLocaleString()} px · ${+slide.mpp.toPrecision(4)} µm/px (${slide.mpp_source}) · ${((width * slide.mpp) / 1000).toFixed(2)} × ${((height * slide.mpp) / 1000).toFixed(2)} mm`;
     const result = viewer.resultOf(viewer.runs[0]);
+    byId("distance").textContent = result?.distance ?? "";
+    byId("distance").classList.toggle("warning", Boolean(result?.summary.unlike_training));
     byId("interval").textContent = result ? `at ${result.threshold.toFixed(3)}: ${result.interval}` : "";
     byId("counting").textContent = result ? result.counting : "";
     byId("class").textContent = result ? `probability of ${result.positive_class}` : "slide";
