@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from numpy.typing import NDArray
 
 from tests.builders import make_checkpoint, tissue, write_model, write_slide
@@ -24,17 +25,14 @@ LIMITS = {"colour_limit": 4.0, "feature_limit": 4.0}
 
 def look_at_patients(side_px: int = 50) -> list[Looked]:
     """Patches of ten made slides, as training sees them."""
-    import torch
-
-    network = PatchNetwork(
-        show_features(make_checkpoint().build()), make_checkpoint().normalisation
-    )
+    model = make_checkpoint()
+    network = PatchNetwork(show_features(model.build()), model.normalisation).eval()
     found = []
     for seed in range(10):
         pixels = tissue(500, 500, seed=100 + seed).reshape(10, 50, 10, 50, 3).swapaxes(1, 2)
         patches = np.ascontiguousarray(pixels.reshape(-1, 50, 50, 3))[:30]
         with torch.inference_mode():
-            features = network.eval()(torch.from_numpy(patches))[:, 1:]
+            features = network(torch.from_numpy(patches))[:, 1:]
         labels = (np.arange(30) % 2).astype(np.int8)
         found.append(Looked(labels, measure_stains(patches), features))
     return found
@@ -125,9 +123,10 @@ def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         (folder / "slides" / name).symlink_to(shared_data / "slides" / name)
     with tifffile.TiffFile(shared_data / "slides" / "idc_8863_mosaic.tiff") as file:
         pixels = file.pages[0].asarray()
-    changes = {"grey": take_grey, "inverted": lambda pixels: 255 - pixels}
-    for name, change in changes.items():
-        write_slide(folder / "slides" / f"{name}.tiff", change(pixels), mpp=4.0)
+    faded = (255 - (255 - pixels.astype(np.float64)) * 0.1).astype(np.uint8)
+    changed = {"grey": take_grey(pixels), "inverted": 255 - pixels, "faded": faded}
+    for name, values in changed.items():
+        write_slide(folder / "slides" / f"{name}.tiff", values, mpp=4.0)
     arguments = ("-o", folder / "results", *HERE, "--min-tissue", 0, "--outputs", "summary")
     assert run("infer", folder / "slides", *arguments).exit_code == 0
     summaries = (folder / "results").glob("*/summary.json")

@@ -45,6 +45,8 @@ from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.models.loading import ExternalModelTerms
+from wsi_pipeline.outputs import View
+from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve import job_queue
 from wsi_pipeline.serve.errors import Refusal
@@ -53,6 +55,7 @@ from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import Limits, ServeSettings
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.images import encode_png
+from wsi_pipeline.stages.aggregate import aggregate_slide
 from wsi_pipeline.stages.export_model import export_model
 from wsi_pipeline.stages.tile import TileConfig
 from wsi_pipeline.store.predictions import open_result
@@ -948,6 +951,22 @@ def test_a_job_infers_a_slide_of_the_folder(
     assert client.delete(place).json()["state"] == "done"
 
 
+def test_a_job_keeps_the_threshold_that_the_results_show(
+    client: httpx.Client, add_slide: Callable[[str, NDArray[np.uint8]], Path], root: Path
+) -> None:
+    add_slide("seven", tissue(600, 500, seed=7))
+    for threshold, source in ((None, "count"), (0.25, "user")):
+        if threshold is not None:
+            view = View(("summary",), Aggregation(threshold=threshold))
+            folder = root / "results" / "seven"
+            assert aggregate_slide(folder, folder, view).state == "ok"
+        place = start_job(client, "seven")
+        wait_for_end(client, place)
+        summary = client.get("/api/v1/slides/seven/summary").json()
+        assert summary["threshold_source"] == source
+    assert summary["threshold"] == 0.25
+
+
 def test_a_job_that_fails_says_so_by_an_id(client: httpx.Client, root: Path) -> None:
     (root / "slides" / "broken.svs").write_text("nothing")
     place = (
@@ -956,6 +975,10 @@ def test_a_job_that_fails_says_so_by_an_id(client: httpx.Client, root: Path) -> 
     wait_until(lambda: client.get(place).json()["state"] == "failed", 60)
     assert str(root) not in client.get(place).text
     (root / "slides" / "broken.svs").unlink()
+
+
+def wait_for_end(client: httpx.Client, place: str) -> None:
+    wait_until(lambda: client.get(place).json()["state"] in ("done", "failed"), 60)
 
 
 def start_job(client: httpx.Client, slide_id: str) -> str:

@@ -312,6 +312,18 @@ def test_other_outputs_are_made_without_predicting_again(
     assert not (inferred / "results" / "s" / "patches.csv").exists()
 
 
+def test_a_gallery_made_anew_keeps_the_threshold_of_the_results(inferred: Path) -> None:
+    folder = inferred / "results" / "s"
+    for formats, threshold in ((("summary",), 0.25), (("gallery", "summary"), None)):
+        if threshold is None:
+            infer_again(inferred, View(formats))
+        else:
+            aggregate_results(inferred / "results", View(formats, Aggregation(threshold=threshold)))
+    assert (folder / "gallery.png").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["threshold"], summary["threshold_source"]) == (0.25, "user")
+
+
 def test_aggregation_without_the_slide_keeps_the_gallery(inferred: Path) -> None:
     before = (inferred / "results" / "s" / "gallery.png").read_bytes()
     (inferred / "slides" / "s.tiff").rename(inferred / "moved.tiff")

@@ -89,7 +89,7 @@ def aggregate_results(
     site = read_site(results)
     for folder in folders:
         own = (view or _read_view(folder)).at_site(site)
-        outcomes.append(_try_aggregate(folder, target / folder.name, own, force))
+        outcomes.append(aggregate_slide(folder, target / folder.name, own, force=force))
         listener.slide_ended(outcomes[-1])
         listener.progress(f"{len(outcomes)} of {len(folders)} slides", len(outcomes), len(folders))
     finished = read_finished(target)
@@ -145,7 +145,8 @@ def calibrate_results(results: Path, listener: Listener | None = None) -> tuple[
     return account, describe_site(site, conformal_radius(terms.count_errors))
 
 
-def _try_aggregate(folder: Path, target: Path, view: View, force: bool) -> SlideOutcome:
+def aggregate_slide(folder: Path, target: Path, view: View, *, force: bool = False) -> SlideOutcome:
+    """Make one finished slide's outputs again, in `target`; whatever is raised is the outcome."""
     try:
         with hold_lock(target):
             is_new = _aggregate(folder, target, view, force)
