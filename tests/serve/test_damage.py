@@ -127,7 +127,7 @@ def test_a_slide_whose_summary_is_damaged_is_refused_and_not_failed_over(
 
 @pytest.mark.parametrize(
     "change",
-    [flip_a_bit, lambda product: shutil.rmtree(product / PREDICTIONS / "cells")],
+    [flip_a_bit, lambda product: shutil.rmtree(product / PREDICTIONS / "row")],
     ids=["summary", "predictions"],
 )
 def test_other_runs_of_a_slide_still_show_and_the_damaged_one_is_named(

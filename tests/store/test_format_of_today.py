@@ -1,4 +1,6 @@
-"""Today's formats of stores, results and checkpoints, written by zarr, json and safetensors."""
+"""Formats of stores, results and checkpoints, today's and earlier ones, written by zarr, json and
+safetensors.
+"""
 
 import hashlib
 import json
@@ -10,20 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 import xxhash
 import zarr
 from safetensors.torch import save
 from torch import Tensor
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from tests.builders import folder_bytes
+from tests.builders import folder_bytes, write_png
 from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.outcome import SlideState
+from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.runs.verify import find_products, verify
 from wsi_pipeline.stages.aggregate import aggregate_results
+from wsi_pipeline.stages.relabel import relabel_store
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import open_result
@@ -43,7 +48,7 @@ FLOAT_ARRAYS = {
     "sharpness": [9, 8, 7],
 }
 TABLE: dict[str, Any] = {
-    "format_version": 1, "block_size": 2, "patient_id": "p", "class_names": CLASSES,
+    "block_size": 2, "patient_id": "p", "class_names": CLASSES,
     "has_quality": True, "has_tissue": True,
     "slide": {
         "slide_id": "s", "path": "/slides/s.tiff", "size_l0": [200, 200], "mpp": 0.25,
@@ -102,14 +107,19 @@ def put(
     made.with_config({"write_empty_chunks": True})[...] = values
 
 
-def put_table(path: Path, attributes: dict[str, Any]) -> Any:
-    group = zarr.create_group(path, zarr_format=3, attributes=TABLE | attributes)
-    put(group, "cells", np.array(CELLS, np.int32))
+def put_table(path: Path, attributes: dict[str, Any], version: int = 2) -> Any:
+    attributes = TABLE | {"format_version": version} | attributes
+    group = zarr.create_group(path, zarr_format=3, attributes=attributes)
+    # The tissue is 12 px wide: four tissue, four none, four tissue.
+    if version == 1:
+        put(group, "cells", np.array(CELLS, np.int32))
+        put(group, "tissue", np.full((10, 2), [0b11110000, 0b11110000], np.uint8), rows=10)
+    else:
+        put(group, "row", np.array([0, 0, 1], np.int32))
+        put(group, "col", np.array([0, 1, 1], np.int32))
+        put(group, "tissue", np.array([[True] * 4 + [False] * 4 + [True] * 4] * 10), rows=10)
     put(group, "labels", np.array(LABELS, np.int8))
     put(group, "thumbnail", THUMBNAIL, rows=10)
-    put(
-        group, "tissue", np.full((10, 2), [0b11110000, 0b11110000], np.uint8), rows=10
-    )  # 12 px wide: four tissue, four none, four tissue
     put(group, "flags", np.array([0, 1, 2], np.uint8))
     for name, values in FLOAT_ARRAYS.items():
         put(group, name, np.array(values, np.float32))
@@ -135,12 +145,11 @@ def put_manifest(product: Path, kind: str, counts: dict[str, int]) -> None:
     )
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
-def test_a_store_of_format_1_is_read(tmp_path: Path, codec: str) -> None:
-    path = tmp_path / "s.patches.zarr"
+def put_store(path: Path, version: int, codec: str = "none") -> Path:
     group = put_table(
         path,
         {"kind": "wsi patch store", "codec": {"name": codec, "quality": None, "is_lossy": False}},
+        version,
     )
     put(
         group,
@@ -151,6 +160,13 @@ def test_a_store_of_format_1_is_read(tmp_path: Path, codec: str) -> None:
     )
     put(group, "readable", np.array([True, True, False]))
     put_manifest(path, "wsi patch store", {"patches": 3, "unreadable": 1, "labelled": 2})
+    return path
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_store_of_either_format_is_read(tmp_path: Path, version: int, codec: str) -> None:
+    path = put_store(tmp_path / "s.patches.zarr", version, codec)
     store = PatchStore(path)
     assert (find_damage(path), verify(find_products([path])[0]).is_whole) == ([], True)
     assert [store.read_block(block).pixels.tolist() for block in (0, 1)] == [
@@ -176,6 +192,19 @@ def test_a_store_of_format_1_is_read(tmp_path: Path, codec: str) -> None:
     ) == (2, 2, 2, 50, 0.5)
 
 
+def test_a_store_of_format_1_is_relabelled_into_one_of_today(tmp_path: Path) -> None:
+    path = put_store(tmp_path / "s.patches.zarr", 1)
+    labels = write_png(tmp_path / "s.png", np.full((200, 200), 200, dtype=np.uint8))
+    relabel_store(path, labels, LabelRules())
+    store = PatchStore(path)
+    assert (store.attributes["format_version"], store.table.labels.tolist()) == (2, [1, 1, 1])
+    assert (store.positions.tolist(), store.readable.tolist()) == (CELLS, [True, True, False])
+    opened = xr.open_zarr(path)
+    np.testing.assert_array_equal(opened.patches, PIXELS)
+    np.testing.assert_array_equal(opened.tissue, store.table.tissue)
+    assert (find_damage(path), (path / "cells").exists()) == ([], False)
+
+
 def check_table(table: Any) -> None:
     assert (table.positions.tolist(), table.labels.tolist(), table.class_names) == (
         CELLS,
@@ -198,12 +227,17 @@ def check_table(table: Any) -> None:
 
 
 def put_result(
-    folder: Path, terms: dict[str, Any], arrays: dict[str, list[float]], summary: dict[str, Any]
+    folder: Path,
+    terms: dict[str, Any],
+    arrays: dict[str, list[float]],
+    summary: dict[str, Any],
+    version: int = 1,
 ) -> None:
     """A slide's folder by a model of such terms."""
     group = put_table(
         folder / "predictions.zarr",
         {"kind": "wsi predictions", "model": MODEL | terms, "engine": {"engine": "torch"}},
+        version,
     )
     for name, values in arrays.items():
         put(group, name, np.array(values, np.float32), rows=2)
@@ -211,7 +245,8 @@ def put_result(
     put_manifest(folder, "wsi slide result", {"patches": 3, "unreadable": 1, "positives": 1})
 
 
-def test_a_result_with_logits_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_result_with_logits_is_read(tmp_path: Path, version: int) -> None:
     folder = tmp_path / "s"
     # σ(log(3)) = 3/4 and σ(-log(3)) = 1/4.
     arrays = {
@@ -219,7 +254,7 @@ def test_a_result_with_logits_is_read(tmp_path: Path) -> None:
         "raw_probability": PROBABILITY,
         "probability": [0.7, 0.3, math.nan],
     }
-    put_result(folder, {"terms": TERMS}, arrays, TODAY)
+    put_result(folder, {"terms": TERMS}, arrays, TODAY, version)
     result = open_result(folder)
     check_table(result.table)
     np.testing.assert_array_equal(result.logit, np.array(arrays["logit"], np.float32))
@@ -276,8 +311,10 @@ def test_a_result_of_format_1_is_aggregated_and_keeps_its_probabilities(tmp_path
     np.testing.assert_array_equal(result.probability, PROBABILITY)
     # log(3) is the logit of 3/4.
     np.testing.assert_allclose(result.logit, [math.log(3), -math.log(3), math.nan], rtol=1e-6)
-    arrays = {path.name for path in (tmp_path / "out" / "s" / "predictions.zarr").iterdir()}
-    assert arrays >= {"logit", "raw_probability", "probability"}
+    assert result.attributes["format_version"] == 2
+    opened = xr.open_zarr(tmp_path / "out" / "s" / "predictions.zarr")
+    np.testing.assert_array_equal(opened.raw_probability, PROBABILITY)
+    assert set(opened.probability.coords) == {"row", "col", "x_um", "y_um"}
 
 
 def make_weights(bias: float) -> dict[str, Tensor]:

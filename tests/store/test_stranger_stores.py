@@ -66,24 +66,29 @@ def deep_json(product: Path) -> None:
     (product / "zarr.json").write_text("[" * 200_000)
 
 
-def sparse_cells(product: Path) -> None:
-    """9 cells become 10^11, in a file that takes no room on disk."""
-    declare("cells", [10**11, 2])(product)
-    os.truncate(product / "cells" / "c" / "0" / "0", 8 * 10**11 + 4)
+def sparse_rows(product: Path) -> None:
+    """9 rows become 10^11, in a file that takes no room on disk."""
+    declare("row", [10**11])(product)
+    os.truncate(product / "row" / "c" / "0", 4 * 10**11 + 4)
 
 
 BOMBS: dict[str, tuple[Change, str]] = {
-    "cells of 10^12 patches": (declare("cells", [BIG, 2]), "patches on a grid of 3 × 3"),
+    "rows of 10^12 patches": (declare("row", [BIG]), "patches on a grid of 3 × 3"),
     "all arrays of 10^12 patches": (
         several(
             *[
                 declare(name, [BIG, *inner])
-                for name, inner in {"cells": [2], "labels": [], "patches": [50, 50, 3]}.items()
+                for name, inner in {
+                    "row": [],
+                    "col": [],
+                    "labels": [],
+                    "patches": [50, 50, 3],
+                }.items()
             ]
         ),
         "patches on a grid of 3 × 3",
     ),
-    "a file of 10^11 cells without content": (sparse_cells, "patches on a grid of 3 × 3"),
+    "a file of 10^11 rows without content": (sparse_rows, "patches on a grid of 3 × 3"),
     "a grid of 10^18 cells": (
         several(attribute("grid", "rows", value=10**9), attribute("grid", "cols", value=10**9)),
         "more than 268,435,456",
@@ -147,14 +152,18 @@ LIES: dict[str, tuple[Change, str]] = {
         put_values("tissue_fraction", np.full(9, np.inf, np.float32)),
         "tissue fraction lies outside",
     ),
-    "a cell twice": (put_values("cells", np.array([[0, 0]] * 9, dtype=np.int32)), "occurs twice"),
-    "a cell outside": (
-        put_values("cells", np.array([*CELLS[:8], (3, 0)], dtype=np.int32)),
+    "a position twice": (put_values("row", np.zeros(9, dtype=np.int32)), "occurs twice"),
+    "a row outside": (
+        put_values("row", np.array([*range(8), 9], dtype=np.int32)),
         "outside the grid",
     ),
-    "a negative cell": (
-        put_values("cells", np.array([*CELLS[:8], (-1, 0)], dtype=np.int32)),
+    "a negative column": (
+        put_values("col", np.full(9, -1, dtype=np.int32)),
         "outside the grid",
+    ),
+    "columns of fewer patches than rows": (
+        several(declare("col", [8]), put_values("col", np.zeros(8, np.int32))),
+        "'col' has the shape 8",
     ),
     "labels of fewer patches": (
         several(declare("labels", [8]), put_values("labels", np.zeros(8, np.int8))),
@@ -194,8 +203,8 @@ LIES: dict[str, tuple[Change, str]] = {
         "not a list of texts",
     ),
     "a pickling codec": (
-        edit_json("cells/zarr.json", "codecs", value=PICKLE),
-        "'cells' has the codecs numcodecs.pickle",
+        edit_json("row/zarr.json", "codecs", value=PICKLE),
+        "'row' has the codecs numcodecs.pickle",
     ),
     "a pickling codec for pixels": (
         edit_json("patches/zarr.json", "codecs", value=PICKLE),
@@ -206,15 +215,15 @@ LIES: dict[str, tuple[Change, str]] = {
         "'labels' has the codecs vlen-utf8",
     ),
     "shards": (
-        edit_json("cells/zarr.json", "codecs", value=SHARDED),
-        "'cells' has the codecs sharding_indexed",
+        edit_json("row/zarr.json", "codecs", value=SHARDED),
+        "'row' has the codecs sharding_indexed",
     ),
     "texts for labels": (
         edit_json("labels/zarr.json", "data_type", value="string"),
         "does not have a layout that wsi writes",
     ),
     "a transformer": (
-        edit_json("cells/zarr.json", "storage_transformers", value=[{"name": "x"}]),
+        edit_json("row/zarr.json", "storage_transformers", value=[{"name": "x"}]),
         "does not have a layout that wsi writes",
     ),
     "another codec than it says": (
@@ -224,7 +233,7 @@ LIES: dict[str, tuple[Change, str]] = {
     "a codec that nobody knows": (attribute("codec", value={"name": "pickle"}), "codec is unknown"),
     "a future format": (
         attribute("format_version", value=99),
-        "has format 99, this version of wsi reads 1; update wsi",
+        "has format 99, this version of wsi reads up to 2; update wsi",
     ),
     "another kind": (attribute("kind", value="wsi predictions"), "holds 'wsi predictions'"),
 }
@@ -362,7 +371,7 @@ def test_a_file_that_is_a_link_out_of_the_store_is_no_file_of_it(tmp_path: Path)
         PatchStore(store)
 
 
-@pytest.mark.parametrize("folder", ["patches", "patches/c/1", "cells"])
+@pytest.mark.parametrize("folder", ["patches", "patches/c/1", "row"])
 def test_a_folder_that_is_a_link_out_of_the_store_is_refused(folder: str, tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
     (store / folder).rename(tmp_path / "elsewhere")
@@ -373,9 +382,9 @@ def test_a_folder_that_is_a_link_out_of_the_store_is_refused(folder: str, tmp_pa
 
 def test_metadata_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.patches.zarr", make_table(CELLS))
-    (store / "cells" / "zarr.json").unlink()
-    os.mkfifo(store / "cells" / "zarr.json")
-    rewrite_manifest(store, lambda manifest: manifest["files"].pop("cells/zarr.json"))
+    (store / "row" / "zarr.json").unlink()
+    os.mkfifo(store / "row" / "zarr.json")
+    rewrite_manifest(store, lambda manifest: manifest["files"].pop("row/zarr.json"))
     with pytest.raises(StoreError, match="not a regular file"):
         PatchStore(store)
 

@@ -15,6 +15,7 @@ from wsi_pipeline.core.geometry import (
     Grid,
     block_slice,
     count_blocks,
+    positions_to_boxes_l0,
     read_integers,
     read_ratio,
 )
@@ -167,16 +168,26 @@ class PatchTable:
         }
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays by their names on disk."""
+        """Return the arrays by their names on disk.
+
+        x_um and y_um, float64 (n,), are for other readers: the patches' top left corners in µm of
+        the slide, as in patches.parquet.
+        """
+        row, col = self.positions.T
+        corners_l0 = positions_to_boxes_l0(self.positions, self.grid)[:, :2]
+        x_um, y_um = corners_l0.T * self.slide.mpp
         arrays: dict[str, NDArray[Any]] = {
-            "cells": self.positions,
+            "row": row,
+            "col": col,
+            "x_um": x_um,
+            "y_um": y_um,
             "labels": self.labels,
             "label_fraction": self.label_fraction,
             "tissue_fraction": self.tissue_fraction,
             "thumbnail": self.thumbnail.pixels,
         }
-        if self.tissue is not None:  # a bit per pixel: a tenth of the thumbnail's size
-            arrays["tissue"] = np.packbits(self.tissue, axis=1)
+        if self.tissue is not None:
+            arrays["tissue"] = self.tissue
         return arrays if self.quality is None else arrays | self.quality._asdict()
 
     @classmethod
@@ -191,12 +202,11 @@ class PatchTable:
         if value.get("has_quality"):
             quality = PatchQuality(*(arrays[name] for name in PatchQuality._fields))
         if value.get("has_tissue"):
-            bits = np.unpackbits(arrays["tissue"], axis=1, count=pixels.shape[1])
-            tissue = bits.astype(np.bool_)
+            tissue = arrays["tissue"].view(np.uint8) != 0  # a byte of a stranger may be 2
         return cls(
             SlideInfo.from_json(value["slide"]),
             Grid.from_json(value["grid"]),
-            arrays["cells"],
+            np.stack([arrays["row"], arrays["col"]], axis=1),
             arrays["labels"],
             arrays["label_fraction"],
             arrays["tissue_fraction"],

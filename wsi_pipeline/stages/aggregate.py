@@ -57,6 +57,7 @@ from wsi_pipeline.store.predictions import (
     Predictions,
     find_results,
     open_result,
+    update_predictions,
     write_probabilities,
 )
 
@@ -187,6 +188,8 @@ def describe_result(
 def take_over(staging: Staging, folder: Path) -> None:
     """Begin a product with the predictions of a finished folder, to rebuild its outputs alone."""
     staging.begin()
+    if update_predictions(folder / PREDICTIONS, staging.product / PREDICTIONS):
+        return
     try:
         shutil.copytree(folder / PREDICTIONS, staging.product / PREDICTIONS)
     except shutil.Error as error:  # of every file that could not be copied; one says enough

@@ -4,15 +4,14 @@ A store with new labels is a new generation of it, made without reading the slid
 """
 
 import hashlib
-import os
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.choices import LABELS_SUFFIX, MANIFEST, STORE_SUFFIX, ZARR_JSON
+from wsi_pipeline.core.choices import LABELS_SUFFIX, STORE_SUFFIX
 from wsi_pipeline.core.errors import LabelError, StoreError, WsiError
 from wsi_pipeline.core.outcome import (
     RunAccount,
@@ -35,8 +34,7 @@ from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import make_folder
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import check_whole
-from wsi_pipeline.store.patches import KIND, PatchStore, find_stores
-from wsi_pipeline.store.schema import LABEL_ARRAYS, write_labels
+from wsi_pipeline.store.patches import KIND, PatchStore, find_stores, write_generation
 
 
 def relabel_stores(
@@ -197,27 +195,13 @@ def _write_generation(
     staging: Staging, store: PatchStore, labels: PatchLabels, class_names: tuple[str, str]
 ) -> None:
     """Commit a store with other labels; everything else is taken over."""
-    old = store.manifest
-    staging.begin()
-    _take_over(store.path, staging.product, old.files)
-    attributes = store.attributes | {
-        "class_names": list(class_names),
-        "labels": labels.description,
-        "generation": int(store.attributes.get("generation", 1)) + 1,
-    }
-    write_labels(staging.product, attributes, labels.labels, labels.fraction)
-    labelled = int(np.count_nonzero(labels.labels >= 0))
-    staging.commit(KIND, {**old.counts, "labelled": labelled})
-
-
-def _take_over(store: Path, product: Path, files: Iterable[str]) -> None:
-    """Link or copy every file that labels do not change."""
-    for name in files:
-        if name in (MANIFEST, ZARR_JSON) or name.split("/")[0] in LABEL_ARRAYS:
-            continue
-        target = product / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(store / name, target)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(store / name, target)
+    table = replace(
+        store.table,
+        labels=labels.labels,
+        label_fraction=labels.fraction,
+        class_names=class_names,
+    )
+    generation = int(store.attributes.get("generation", 1)) + 1
+    write_generation(
+        staging, store, table, {"labels": labels.description, "generation": generation}
+    )

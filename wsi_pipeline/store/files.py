@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import socket
 import stat
 from io import BufferedWriter, FileIO
@@ -52,6 +53,15 @@ def _create(path: Path) -> BufferedWriter:
     except FileExistsError:
         path.unlink()
         return path.open("xb")
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Link a file, or copy it where the file system has no hard links. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
 
 
 def open_to_append(path: Path) -> int:

@@ -14,8 +14,10 @@ from wsi_pipeline.core.choices import STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError, StoreError, damage_error
 from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo
+from wsi_pipeline.store.arrays import MEANINGS
 from wsi_pipeline.store.codecs import ZSTD_HEADER_BYTES, PixelCodec, read_codec, read_zstd_size
 from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.files import link_file
 from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
 from wsi_pipeline.store.schema import check_tables, read_table, write_table
 from wsi_pipeline.store.zarr_io import (
@@ -24,6 +26,7 @@ from wsi_pipeline.store.zarr_io import (
     check_layout,
     check_one_chunk,
     chunk_file,
+    consolidate,
     create_array,
     flush_chunk,
     map_chunk,
@@ -47,10 +50,26 @@ def prepare_patch_store(
 ) -> None:
     """Create an empty store for the table's patches."""
     staging.begin()
-    write_table(staging.product, KIND, table, attributes | {"codec": codec.to_json()})
-    layout = _pixel_layout(table, codec)
-    create_array(staging.product, "patches", layout.shape, layout.chunks, layout.dtype, codec=codec)
+    _lay_out(staging.product, table, attributes, codec)
     staging.mark_prepared()
+
+
+def _lay_out(
+    product: Path, table: PatchTable, attributes: dict[str, Any], codec: PixelCodec
+) -> None:
+    """Write everything but pixels and what was readable."""
+    write_table(product, KIND, table, attributes | {"codec": codec.to_json()})
+    layout, meaning = _pixel_layout(table, codec), MEANINGS["patches"]
+    create_array(
+        product,
+        "patches",
+        layout.shape,
+        layout.chunks,
+        layout.dtype,
+        codec=codec,
+        dimension_names=meaning.dimension_names,
+        attributes=meaning.attributes,
+    )
 
 
 def _pixel_layout(table: PatchTable, codec: PixelCodec) -> ArrayLayout:
@@ -74,13 +93,33 @@ def finish_patch_store(staging: Staging, table: PatchTable) -> Manifest:
     readable = np.ones(table.patches, dtype=np.bool_)
     for block, report in staging.check_complete(table.blocks).items():
         readable[table.block_slice(block)][report["unreadable"]] = False
-    put_array(staging.product, "readable", readable)
+    return _finish(staging, table, readable)
+
+
+def _finish(staging: Staging, table: PatchTable, readable: NDArray[np.bool_]) -> Manifest:
+    put_array(staging.product, "readable", readable, MEANINGS["readable"])
+    consolidate(staging.product)
     counts = {
         "patches": table.patches,
         "unreadable": int(np.count_nonzero(~readable)),
         "labelled": int(np.count_nonzero(table.labels >= 0)),
     }
     return staging.commit(KIND, counts)
+
+
+def write_generation(
+    staging: Staging, store: "PatchStore", table: PatchTable, attributes: dict[str, Any]
+) -> Manifest:
+    """Commit the pixels of a store with another table of the same patches.
+
+    Pixels are hard links where the file system has them; `attributes` are added to the store's.
+    """
+    staging.begin()
+    _lay_out(staging.product, table, store.attributes | attributes, store.codec)
+    for name in store.manifest.files:
+        if name.startswith("patches/c/"):
+            link_file(store.path / name, staging.product / name)
+    return _finish(staging, table, store.readable)
 
 
 class PatchStore:

@@ -19,17 +19,26 @@ from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import DAMAGES, ModelError, StoreError, damage_error
 from wsi_pipeline.core.outcome import Distance, Limits
 from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.store.arrays import MEANINGS
 from wsi_pipeline.store.codecs import CHECKSUM_BYTES
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
-from wsi_pipeline.store.schema import check_kind, check_tables, read_table, write_table
+from wsi_pipeline.store.schema import (
+    check_kind,
+    check_tables,
+    is_first_format,
+    read_table,
+    write_table,
+)
 from wsi_pipeline.store.zarr_io import (
     ArrayLayout,
     add_attributes,
     check_layout,
+    consolidate,
     create_array,
     flush_chunk,
     name_chunk,
+    read_attributes,
     read_rows,
     write_rows,
 )
@@ -63,7 +72,16 @@ def prepare_predictions(
 
 
 def _create(path: Path, name: str, table: PatchTable) -> None:
-    create_array(path, name, (table.patches,), (table.block_size,), "float32")
+    meaning = MEANINGS[name]
+    create_array(
+        path,
+        name,
+        (table.patches,),
+        (table.block_size,),
+        "float32",
+        dimension_names=meaning.dimension_names,
+        attributes=meaning.attributes,
+    )
 
 
 def has_logits(path: Path) -> bool:
@@ -91,6 +109,23 @@ def write_prediction_block(
     staging.mark_block(block, report, flush_chunk(path, LOGIT, block, dimensions=1))
 
 
+def update_predictions(source: Path, path: Path) -> bool:
+    """Write predictions of an earlier format in today's; return False for those of today.
+
+    Raises StoreError.
+    """
+    if not is_first_format(read_attributes(source)):
+        return False
+    old = Predictions(source)
+    write_table(path, KIND, old.table, old.attributes)
+    values = {LOGIT: old.logit, ALONE: old.alone, FINAL: old.probability}
+    values |= {} if old.spread is None else {SPREAD: old.spread}
+    for name, array in values.items():
+        _create(path, name, old.table)
+        write_rows(path, name, slice(0, len(array)), array)
+    return True
+
+
 def write_probabilities(predictions: "Predictions", probability: NDArray[np.float32]) -> None:
     """Write the probabilities (n,) that outputs show, and those of each patch alone."""
     path, table = predictions.path, predictions.table
@@ -101,6 +136,7 @@ def write_probabilities(predictions: "Predictions", probability: NDArray[np.floa
         _create(path, ALONE, table)
     for name, array in values.items():
         write_rows(path, name, slice(0, table.patches), array)
+    consolidate(path)
 
 
 def record_distance(path: Path, distance: Distance) -> None:

@@ -18,6 +18,7 @@ from wsi_pipeline.core.choices import ZARR_JSON
 from wsi_pipeline.core.errors import DAMAGES, MAKE_AGAIN, StoreError, damage_error
 from wsi_pipeline.core.geometry import MAX_BLOCK_BYTES, Grid
 from wsi_pipeline.core.slide import PatchQuality, PatchTable
+from wsi_pipeline.store.arrays import find_meaning
 from wsi_pipeline.store.manifest import Manifest, check_files
 from wsi_pipeline.store.zarr_io import (
     MAX_GROUP_JSON_BYTES,
@@ -30,27 +31,20 @@ from wsi_pipeline.store.zarr_io import (
     read_rows,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+FIRST_FORMAT = 1
+"""Positions were one array, `cells`, the tissue had a bit a pixel, and no array said what it is.
+
+It is read; relabelling and aggregating make today's format of it."""
+READ_FORMATS = (FIRST_FORMAT, FORMAT_VERSION)
 
 
 def write_table(path: Path, kind: str, table: PatchTable, attributes: dict[str, Any]) -> None:
-    """Write a group that holds a patch table; `attributes` are added to its own."""
+    """Write a group that holds a patch table; `attributes` are added to its own, never changed."""
     own: dict[str, Any] = {"kind": kind, "format_version": FORMAT_VERSION} | table.to_json()
-    create_group(path, own | attributes)
+    create_group(path, own | attributes | own)
     for name, values in table.to_arrays().items():
-        put_array(path, name, values)
-
-
-LABEL_ARRAYS = ("labels", "label_fraction")
-
-
-def write_labels(
-    path: Path, attributes: dict[str, Any], labels: NDArray[np.int8], fraction: NDArray[np.float32]
-) -> None:
-    """Write the attributes and labels of a group whose other arrays are in place."""
-    create_group(path, attributes)
-    put_array(path, "labels", labels)
-    put_array(path, "label_fraction", fraction)
+        put_array(path, name, values, find_meaning(name, table.class_names))
 
 
 def check_kind(path: Path, kind: str) -> dict[str, Any]:
@@ -59,10 +53,10 @@ def check_kind(path: Path, kind: str) -> dict[str, Any]:
     if attributes.get("kind") != kind:
         found = str(attributes.get("kind", "something else"))[:80]
         raise StoreError(f"{path}: holds {found!r}, not {kind!r}; give another path")
-    if (version := attributes.get("format_version")) != FORMAT_VERSION:
+    if (version := attributes.get("format_version")) not in READ_FORMATS:
         is_newer = isinstance(version, int) and version > FORMAT_VERSION
         remedy = "update wsi, or " if is_newer else ""
-        what = f"has format {str(version)[:20]}, this version of wsi reads {FORMAT_VERSION}"
+        what = f"has format {str(version)[:20]}, this version of wsi reads up to {FORMAT_VERSION}"
         raise StoreError(f"{path}: {what}; {remedy}{MAKE_AGAIN}")
     return attributes
 
@@ -75,9 +69,27 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
         if isinstance(names, list) and len(names) > 2:
             what = f"has {len(names)} classes ({', '.join(map(str, names))[:120]})"
             raise StoreError(f"{path}: {what}, and wsi handles two only; label it with two")
-        table = PatchTable.from_json(attributes, {name: read_rows(path, name) for name in shapes})
+        arrays = {name: read_rows(path, name) for name in shapes}
+        if is_first_format(attributes):
+            arrays = _update_arrays(arrays)
+        table = PatchTable.from_json(attributes, arrays)
     _check_table(path, table)
     return table
+
+
+def is_first_format(attributes: Mapping[str, Any]) -> bool:
+    """Return True where a group is of `FIRST_FORMAT`."""
+    return attributes.get("format_version") == FIRST_FORMAT
+
+
+def _update_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a table of the first format as those of today."""
+    cells, pixels = arrays["cells"], arrays["thumbnail"]
+    changed = {"row": cells[:, 0], "col": cells[:, 1]}
+    if "tissue" in arrays:
+        bits = np.unpackbits(arrays["tissue"], axis=1, count=pixels.shape[1])
+        changed["tissue"] = bits.astype(np.bool_)
+    return {**arrays, **changed}
 
 
 @contextmanager
@@ -90,22 +102,24 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 def _check_arrays(path: Path, attributes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the table's arrays, none longer than its file. Raises StoreError."""
+    is_first = is_first_format(attributes)
     with _damage_named(path):
         grid = Grid.from_json(attributes["grid"])
-        (patches, _), (height, width, _) = (
-            read_layout(path, name).shape for name in ("cells", "thumbnail")
-        )
+        patches, *_ = read_layout(path, "cells" if is_first else "row").shape
+        height, width, _ = read_layout(path, "thumbnail").shape
         if patches > grid.rows * grid.cols:
             raise ValueError(f"{patches} patches on a grid of {grid.rows} × {grid.cols} positions")
+    places = {"cells": (patches, 2)} if is_first else {"row": (patches,), "col": (patches,)}
     layouts: dict[str, tuple[str, tuple[int, ...]]] = {
-        "cells": ("int32", (patches, 2)),
+        **{name: ("int32", shape) for name, shape in places.items()},
         "labels": ("int8", (patches,)),
         "label_fraction": ("float32", (patches,)),
         "tissue_fraction": ("float32", (patches,)),
         "thumbnail": ("uint8", (height, width, 3)),
     }
     if attributes.get("has_tissue"):
-        layouts["tissue"] = ("uint8", (height, -(-width // 8)))
+        bits = ("uint8", (height, -(-width // 8)))
+        layouts["tissue"] = bits if is_first else ("bool", (height, width))
     if attributes.get("has_quality"):
         layouts |= dict.fromkeys(PatchQuality._fields, ("float32", (patches,)))
         layouts["flags"] = ("uint8", (patches,))

@@ -5,6 +5,7 @@ declare exactly the shape, type, chunks and codecs that we write, and its files 
 that follows from them: memory is then allocated only for data on disk, and only our codecs run.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from wsi_pipeline.core.choices import ZARR_JSON
 from wsi_pipeline.core.errors import MAKE_AGAIN, StoreError, damage_error, machine_fault
 from wsi_pipeline.core.json_io import read_json
-from wsi_pipeline.store.codecs import CHECKSUM_BYTES, PixelCodec
-from wsi_pipeline.store.files import flush_file, flush_folder, make_folder, write_all
+from wsi_pipeline.store.arrays import Meaning
+from wsi_pipeline.store.codecs import CHECKSUM_BYTES, JPEG_CODEC, PixelCodec
+from wsi_pipeline.store.files import flush_file, flush_folder, make_folder, write_all, write_file
 from wsi_pipeline.store.manifest import check_contained, size_of_own
 
 AS_THEY_ARE = PixelCodec()
@@ -32,7 +34,9 @@ MAX_ARRAY_JSON_BYTES = 1024 * 1024
 MAX_GROUP_JSON_BYTES = 64 * 1024 * 1024
 """A group's attributes name every imported file, in some dozen bytes each."""
 ITEM_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int32": 4, "float32": 4}
-"""Bytes per value of the types that our arrays have."""
+"""Bytes per value of the types that our arrays have, where we read them."""
+CONSOLIDATED = "consolidated_metadata"
+"""Entry of a group's metadata with a copy of its arrays', for readers other than ours."""
 MISSING = f"not a store of wsi, or parts of it are missing; {MAKE_AGAIN}"
 
 
@@ -71,25 +75,57 @@ def create_array(
     dtype: str,
     codec: PixelCodec = AS_THEY_ARE,
     dimension_names: tuple[str, ...] | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Create an array of 0, or NaN, with a crc32c per chunk, encoded by `codec`."""
+    """Create an array of 0, or NaN, with a crc32c per chunk, encoded by `codec`.
+
+    The group's own metadata are neither read nor changed.
+    """
     with zarr_errors_named(path):
-        zarr.open_group(path, mode="r+").create_array(
-            name,
+        zarr.create_array(
+            path / name,
+            zarr_format=3,
             shape=shape,
             chunks=tuple(max(1, extent) for extent in chunks),
             dtype=dtype,
             fill_value=float("nan") if dtype.startswith("float") else 0,
             **codec.for_zarr(),
             dimension_names=dimension_names,
+            attributes=dict(attributes or {}),
             overwrite=True,  # a killed run may have begun it
         )
 
 
-def put_array(path: Path, name: str, values: NDArray[Any]) -> None:
+def put_array(path: Path, name: str, values: NDArray[Any], meaning: Meaning) -> None:
     """Create an array of one chunk and fill it."""
-    create_array(path, name, values.shape, values.shape, values.dtype.name)
+    create_array(
+        path,
+        name,
+        values.shape,
+        values.shape,
+        values.dtype.name,
+        dimension_names=meaning.dimension_names,
+        attributes=meaning.attributes,
+    )
     write_rows(path, name, slice(0, len(values)), values)
+
+
+def consolidate(path: Path) -> None:
+    """Copy the metadata of a group's arrays into the group's own, once all arrays are there.
+
+    Other readers then open the group by one file and list no folder. As Zarr-Python 3 does it
+    (inline, not yet part of the specification). Our own readers never look at the copy. A group
+    with an array in our own codec gets none: a reader without it could not open the others either.
+    """
+    arrays = {
+        file.parent.name: _read_node(file.parent, "array", MAX_ARRAY_JSON_BYTES)
+        for file in sorted(path.glob(f"*/{ZARR_JSON}"))
+    }
+    if any(codec["name"] == JPEG_CODEC for array in arrays.values() for codec in array["codecs"]):
+        return
+    group = _read_node(path, "group", MAX_GROUP_JSON_BYTES)
+    group[CONSOLIDATED] = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    write_file(path / ZARR_JSON, json.dumps(group, indent=2, allow_nan=False).encode())
 
 
 def put_image(
