@@ -117,6 +117,8 @@ def put_table(path: Path, attributes: dict[str, Any], version: int = 2) -> Any:
     else:
         put(group, "row", np.array([0, 0, 1], np.int32))
         put(group, "col", np.array([0, 1, 1], np.int32))
+        put(group, "x_um", np.array([0, 25, 25], np.float64))
+        put(group, "y_um", np.array([0, 0, 25], np.float64))
         put(group, "tissue", np.array([[True] * 4 + [False] * 4 + [True] * 4] * 10), rows=10)
     put(group, "labels", np.array(LABELS, np.int8))
     put(group, "thumbnail", THUMBNAIL, rows=10)

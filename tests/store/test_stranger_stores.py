@@ -76,15 +76,8 @@ BOMBS: dict[str, tuple[Change, str]] = {
     "rows of 10^12 patches": (declare("row", [BIG]), "patches on a grid of 3 × 3"),
     "all arrays of 10^12 patches": (
         several(
-            *[
-                declare(name, [BIG, *inner])
-                for name, inner in {
-                    "row": [],
-                    "col": [],
-                    "labels": [],
-                    "patches": [50, 50, 3],
-                }.items()
-            ]
+            *[declare(name, [BIG]) for name in ("row", "col", "x_um", "labels")],
+            declare("patches", [BIG, 50, 50, 3]),
         ),
         "patches on a grid of 3 × 3",
     ),
@@ -160,6 +153,10 @@ LIES: dict[str, tuple[Change, str]] = {
     "a negative column": (
         put_values("col", np.full(9, -1, dtype=np.int32)),
         "outside the grid",
+    ),
+    "places as whole numbers": (
+        edit_json("x_um/zarr.json", "data_type", value="int32"),
+        "'x_um' has the dtype",
     ),
     "columns of fewer patches than rows": (
         several(declare("col", [8]), put_values("col", np.zeros(8, np.int32))),

@@ -36,6 +36,8 @@ FIRST_FORMAT = 1
 """Positions were one array, `cells`, the tissue had a bit a pixel, and no array said what it is.
 
 It is read; relabelling and aggregating make today's format of it."""
+PLACES = ("x_um", "y_um")
+"""Arrays that other readers use; ours compute them anew."""
 READ_FORMATS = (FIRST_FORMAT, FORMAT_VERSION)
 
 
@@ -69,7 +71,7 @@ def read_table(path: Path, attributes: dict[str, Any]) -> PatchTable:
         if isinstance(names, list) and len(names) > 2:
             what = f"has {len(names)} classes ({', '.join(map(str, names))[:120]})"
             raise StoreError(f"{path}: {what}, and wsi handles two only; label it with two")
-        arrays = {name: read_rows(path, name) for name in shapes}
+        arrays = {name: read_rows(path, name) for name in shapes if name not in PLACES}
         if is_first_format(attributes):
             arrays = _update_arrays(arrays)
         table = PatchTable.from_json(attributes, arrays)
@@ -109,14 +111,17 @@ def _check_arrays(path: Path, attributes: Mapping[str, Any]) -> dict[str, tuple[
         height, width, _ = read_layout(path, "thumbnail").shape
         if patches > grid.rows * grid.cols:
             raise ValueError(f"{patches} patches on a grid of {grid.rows} × {grid.cols} positions")
-    places = {"cells": (patches, 2)} if is_first else {"row": (patches,), "col": (patches,)}
     layouts: dict[str, tuple[str, tuple[int, ...]]] = {
-        **{name: ("int32", shape) for name, shape in places.items()},
         "labels": ("int8", (patches,)),
         "label_fraction": ("float32", (patches,)),
         "tissue_fraction": ("float32", (patches,)),
         "thumbnail": ("uint8", (height, width, 3)),
     }
+    if is_first:
+        layouts["cells"] = ("int32", (patches, 2))
+    else:
+        layouts |= dict.fromkeys(("row", "col"), ("int32", (patches,)))
+        layouts |= dict.fromkeys(PLACES, ("float64", (patches,)))
     if attributes.get("has_tissue"):
         bits = ("uint8", (height, -(-width // 8)))
         layouts["tissue"] = bits if is_first else ("bool", (height, width))

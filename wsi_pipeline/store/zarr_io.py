@@ -33,8 +33,8 @@ IMAGE_CHUNK = 1024
 MAX_ARRAY_JSON_BYTES = 1024 * 1024
 MAX_GROUP_JSON_BYTES = 64 * 1024 * 1024
 """A group's attributes name every imported file, in some dozen bytes each."""
-ITEM_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int32": 4, "float32": 4}
-"""Bytes per value of the types that our arrays have, where we read them."""
+ITEM_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int32": 4, "float32": 4, "float64": 8}
+"""Bytes per value of the types that our arrays have."""
 CONSOLIDATED = "consolidated_metadata"
 """Entry of a group's metadata with a copy of its arrays', for readers other than ours."""
 MISSING = f"not a store of wsi, or parts of it are missing; {MAKE_AGAIN}"
