@@ -30,7 +30,7 @@ from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore, finish_patch_store, prepare_patch_store
 from wsi_pipeline.store.predictions import prepare_predictions
-from wsi_pipeline.store.zarr_io import CONSOLIDATED
+from wsi_pipeline.store.zarr_io import CONSOLIDATED, add_attributes, consolidate
 
 CELLS = [(0, 0), (0, 2), (1, 1), (2, 0), (2, 2)]
 PIXELS = make_patches(5)
@@ -208,6 +208,14 @@ def test_a_copy_that_is_none_does_not_matter_to_us(copy: object, tmp_path: Path)
     edit_json(ZARR_JSON, CONSOLIDATED, value=copy)(path)
     vouch(path)
     assert PatchStore(path).table.patches == 5
+
+
+def test_a_copy_made_again_has_the_same_bytes(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_full_table(), PIXELS)
+    before = (path / ZARR_JSON).read_bytes()
+    add_attributes(path, {"codec": PatchStore(path).attributes["codec"]})
+    consolidate(path)
+    assert (path / ZARR_JSON).read_bytes() == before
 
 
 def test_two_stores_of_the_same_patches_have_the_same_bytes(tmp_path: Path) -> None:

@@ -63,8 +63,12 @@ def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
 
 def add_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
     """Add attributes to those of a group, in place of older ones of the same names."""
-    with zarr_errors_named(path):
-        zarr.open_group(path, mode="r+", zarr_format=3).update_attributes(dict(attributes))
+    group = _read_node(path, "group", MAX_GROUP_JSON_BYTES)
+    _write_group(path, group | {"attributes": {**group.get("attributes", {}), **attributes}})
+
+
+def _write_group(path: Path, group: Mapping[str, Any]) -> None:
+    write_file(path / ZARR_JSON, json.dumps(group, indent=2, allow_nan=False).encode())
 
 
 def create_array(
@@ -124,8 +128,8 @@ def consolidate(path: Path) -> None:
     if any(codec["name"] == JPEG_CODEC for array in arrays.values() for codec in array["codecs"]):
         return
     group = _read_node(path, "group", MAX_GROUP_JSON_BYTES)
-    group[CONSOLIDATED] = {"kind": "inline", "must_understand": False, "metadata": arrays}
-    write_file(path / ZARR_JSON, json.dumps(group, indent=2, allow_nan=False).encode())
+    copy = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    _write_group(path, group | {CONSOLIDATED: copy})
 
 
 def put_image(
