@@ -11,7 +11,6 @@ from tests.builders import make_checkpoint, make_patches, write_folds, write_mod
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.outcome import Distance, Limits, find_unlike
 from wsi_pipeline.models.architectures import build_network
-from wsi_pipeline.models.architectures.network import NetworkOptions
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_pipeline.models.domain import (
     STAIN_MEASURES,
@@ -26,6 +25,7 @@ from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.ensemble import Ensemble
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import EOSIN, HAEMATOXYLIN
+from wsi_pipeline.models.outlines import NetworkOptions
 from wsi_pipeline.models.predictor import Predictor
 
 FEATURES = 64

@@ -21,10 +21,11 @@ from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models import export
 from wsi_pipeline.models.architectures import build_network
-from wsi_pipeline.models.architectures.network import NetworkOptions, positive_logit
+from wsi_pipeline.models.architectures.network import positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_unchanged
 from wsi_pipeline.models.model import normalise
+from wsi_pipeline.models.outlines import NetworkOptions
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.zoo import load_external, parse_zoo_config
 from wsi_pipeline.scheduling import Workers

@@ -18,13 +18,13 @@ from wsi_pipeline.models.architectures import (
     load_pretrained,
 )
 from wsi_pipeline.models.architectures.network import (
-    NetworkOptions,
     count_parameters,
     find_head,
     positive_logit,
 )
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_pipeline.models.model import Normalisation
+from wsi_pipeline.models.outlines import NetworkOptions
 
 NAMES = [*ARCHITECTURES, "wide_resnet_10_1", "timm:resnet10t"]
 SIDE = 32

@@ -21,16 +21,11 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.core.recipe import canonical_json, file_sha256, recipe_digest
 from wsi_pipeline.models.architectures import build_network, outline_network
-from wsi_pipeline.models.architectures.network import (
-    NetworkOptions,
-    positive_logit,
-    squeeze_logits,
-)
+from wsi_pipeline.models.architectures.network import positive_logit, squeeze_logits
 from wsi_pipeline.models.domain import (
     DOMAIN_PREFIX,
     STAIN_MEASURES,
     Domain,
-    find_last_linear,
     show_features,
 )
 from wsi_pipeline.models.model import (
@@ -40,6 +35,7 @@ from wsi_pipeline.models.model import (
     SelfTest,
     hash_patient,
 )
+from wsi_pipeline.models.outlines import NetworkOptions, count_features
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """Names and shapes of tensors, and the card: some hundred bytes for each patient."""
@@ -352,10 +348,9 @@ def _check_shapes(
     """Raise ModelError, before any tensor is read, where they are not of the card's network."""
     try:
         name, side_px = str(card["architecture"]), PatchSpec(**card["patch"]).side_px
-        outline = outline_network(name, side_px, NetworkOptions.from_json(card["options"]))
+        wanted = outline_network(name, side_px, NetworkOptions.from_json(card["options"]))
     except DAMAGED as error:
         raise _misread(path, error) from error
-    wanted = {key: tuple(tensor.shape) for key, tensor in outline.state_dict().items()}
     beside = (SELF_TEST_PREFIX, DOMAIN_PREFIX)
     found = {key: shape for key, shape in shapes.items() if not key.startswith(beside)}
     if wrong := sorted({*wanted.items()} ^ {*found.items()}):
@@ -364,7 +359,7 @@ def _check_shapes(
             f"{path}: weights do not fit {name}: {key[:80]} has the shape {found.get(key, 'none')},"
             f" the network's has {wanted.get(key, 'none')}; train or export it again"
         )
-    _check_domain(path, outline, shapes)
+    _check_domain(path, wanted, shapes)
     tests = [key for key in shapes if key.startswith(SELF_TEST_PREFIX) and shapes[key]]
     tested = max((shapes[key][0] for key in tests), default=0)
     if tested > MAX_TESTED:
@@ -373,12 +368,14 @@ def _check_shapes(
         )
 
 
-def _check_domain(path: Path, outline: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_domain(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     """Raise ModelError where the domain is of other features than the network's."""
     found = {key: shape for key, shape in shapes.items() if key.startswith(DOMAIN_PREFIX)}
     if not found:
         return
-    features = find_last_linear(outline)[1].in_features
+    features = count_features(wanted) or 0
     if found.get(f"{DOMAIN_PREFIX}means") != (2, features) or any(
         max(shape, default=0) > max(features, STAIN_MEASURES) + 1 for shape in found.values()
     ):

@@ -10,6 +10,7 @@ from torch import nn
 
 from wsi_pipeline.core.choices import HEADS
 from wsi_pipeline.core.errors import ModelError
+from wsi_pipeline.models import outlines
 from wsi_pipeline.models.architectures import (
     idc_cnn,
     timm_networks,
@@ -18,19 +19,15 @@ from wsi_pipeline.models.architectures import (
 )
 from wsi_pipeline.models.architectures.network import (
     Network,
-    NetworkOptions,
     check_network,
-    count_parameters,
     fit_weights,
     fits_patches,
     read_weights,
 )
+from wsi_pipeline.models.outlines import NetworkOptions, Shapes
 
-MAX_SIDE_PX = 2048
-MAX_PARAMETERS = 1_000_000_000
-"""Four gigabytes of weights: more is a mistake, or a card made to fill the memory."""
 OUTLINES_KEPT = 16
-"""One takes a quarter of a second, and every start of a run needs the same one several times."""
+"""Every start of a run needs the same one several times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ class Architecture:
 def _wide_resnet(depth: int, widening: int) -> Architecture:
     return Architecture(
         lambda side_px, options: wide_resnet.WideResNet(depth, widening, options),
-        wide_resnet.MIN_SIDE_PX,
+        outlines.RESNET_MIN_SIDE_PX,
         f"WRN-{depth}-{widening} after Zagoruyko & Komodakis",
         HEADS,
     )
@@ -59,7 +56,7 @@ def _wide_resnet(depth: int, widening: int) -> Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "idc_cnn": Architecture(
         idc_cnn.IdcCnn,
-        idc_cnn.MIN_SIDE_PX,
+        outlines.CNN_MIN_SIDE_PX,
         "3 convolutions and 3 linear layers, 5.1 M parameters at 50 px",
         may_lack_batch_norm=True,
     ),
@@ -82,7 +79,7 @@ def find_architecture(name: str) -> Architecture:
     """Return the architecture of that name. Raises ModelError where there is none."""
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    if shape := wide_resnet.parse_name(name):
+    if shape := outlines.parse_wide_resnet(name):
         return _wide_resnet(*shape)
     if name.startswith(timm_networks.PREFIX):
         short = name.removeprefix(timm_networks.PREFIX)
@@ -103,39 +100,29 @@ def build_network(name: str, side_px: int, options: NetworkOptions | None = None
 
 
 @lru_cache(maxsize=OUTLINES_KEPT)
-def outline_network(name: str, side_px: int, options: NetworkOptions | None = None) -> nn.Module:
-    """Return the network on the meta device: names and shapes of its weights, no memory.
+def outline_network(name: str, side_px: int, options: NetworkOptions | None = None) -> Shapes:
+    """Return the names and shapes of a network's weights; it takes no memory for them.
 
-    The result is cached: do not change it. Raises ModelError where the name, the patch size or an
-    option does not fit, or the network would be absurdly large.
+    Those of other libraries are built on the meta device. The result is cached: do not change it.
+    Raises ModelError where the name, the patch size or an option does not fit, or the network would
+    be absurdly large.
     """
-    architecture = find_architecture(name)
     options = options or NetworkOptions()
-    _check_options(name, architecture, options)
-    if side_px < (least := architecture.min_side_px):
-        raise ModelError(
-            f"{name}: needs patches of {least} px or more, not {side_px}; cut larger ones"
-        )
-    if side_px > MAX_SIDE_PX:
-        raise ModelError(
-            f"{name}: takes patches up to {MAX_SIDE_PX} px, not {side_px}; cut smaller"
-        )
+    own = outlines.outline_own(name, side_px, options)
+    return _outline_by_building(name, side_px, options) if own is None else own
+
+
+def _outline_by_building(name: str, side_px: int, options: NetworkOptions) -> Shapes:
+    architecture = find_architecture(name)
+    least, heads = architecture.min_side_px, architecture.heads
+    outlines.check_network(name, side_px, least, options, heads)
     with torch.device("meta"):
-        outline = architecture.build(side_px, options)
-    if (parameters := count_parameters(outline)) > MAX_PARAMETERS:
-        raise ModelError(
-            f"{name}: would have {parameters:,} parameters for patches of {side_px} px, more than"
-            f" {MAX_PARAMETERS:,}; cut smaller patches"
-        )
-    if fault := fits_patches(outline, side_px):
+        built = architecture.build(side_px, options)
+    shapes = {key: tuple(tensor.shape) for key, tensor in built.state_dict().items()}
+    outlines.check_size(name, side_px, shapes)
+    if fault := fits_patches(built, side_px):
         raise ModelError(f"{name}: does not take patches of {side_px} px ({fault}); cut others")
-    return outline
-
-
-def _check_options(name: str, architecture: Architecture, options: NetworkOptions) -> None:
-    heads = " or ".join(architecture.heads)
-    if options.head not in architecture.heads:
-        raise ModelError(f"{name}: has no head {options.head!r}; leave it {heads}")
+    return shapes
 
 
 def load_pretrained(network: nn.Module, name: str, source: Path | None, download: bool) -> None:

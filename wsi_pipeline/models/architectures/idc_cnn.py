@@ -2,10 +2,9 @@
 
 from torch import Tensor, nn
 
-from wsi_pipeline.models.architectures.network import Network, NetworkOptions, squeeze_logits
+from wsi_pipeline.models.architectures.network import Network, squeeze_logits
+from wsi_pipeline.models.outlines import CNN_DENSE, CNN_WIDTHS, NetworkOptions
 
-WIDTHS = (64, 128, 256)
-MIN_SIDE_PX = 22
 DROPOUT = 0.5
 
 
@@ -23,20 +22,21 @@ class IdcCnn(Network):
         dropout = DROPOUT if options.dropout is None else options.dropout
         layers: list[nn.Module] = []
         channels, side = 3, side_px
-        for width in WIDTHS:
+        for width in CNN_WIDTHS:
             layers.append(nn.Conv2d(channels, width, kernel_size=3, bias=not options.batch_norm))
             layers += [nn.BatchNorm2d(width)] if options.batch_norm else []
             layers += [nn.ReLU(), nn.MaxPool2d(2)]
             channels, side = width, (side - 2) // 2
         self.features = nn.Sequential(*layers)
+        first, second = CNN_DENSE
         self.classifier = nn.Sequential(
-            nn.Linear(channels * side * side, 1024),
+            nn.Linear(channels * side * side, first),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(1024, 512),
+            nn.Linear(first, second),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(512, options.logits),
+            nn.Linear(second, options.logits),
         )
 
     @property

@@ -1,4 +1,4 @@
-"""The base class of networks, their options, and weights to start from.
+"""The base class of networks, and weights to start from.
 
 A network takes patches and gives one or two logits; its head may have its own learning rate.
 """
@@ -8,58 +8,16 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wsi_pipeline.core.choices import HEADS
-from wsi_pipeline.core.errors import ConfigError, ModelError, one_line
+from wsi_pipeline.core.errors import ModelError, one_line
 from wsi_pipeline.models.model import SELF_TEST_PREFIX
-
-DENSE_WIDTH = 20
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkOptions:
-    """Options of a network apart from its architecture and the size of its patches."""
-
-    dropout: float | None = None
-    """Share of activations dropped in training, 0 to below 1; None: the architecture's default."""
-    head: str = "linear"
-    """"linear": pooled features → logits; "dense20": pooled features → Dense 20 → ReLU → logits."""
-    batch_norm: bool = True
-    """False: idc_cnn without batch normalisation after each convolution. Others always have it."""
-    logits: int = 1
-    """1: one, of the positive class, for a sigmoid; 2: one per class, for a softmax."""
-
-    def __post_init__(self) -> None:
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.head not in HEADS:
-            raise ConfigError(f"head {self.head!r}; it must be one of {', '.join(HEADS)}")
-        if self.logits not in (1, 2):
-            raise ConfigError(f"{self.logits} logits; there may be 1, or 2 for two classes")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the options as a checkpoint's card records them."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "NetworkOptions":
-        """Return the options of a card. Raises ModelError for an unknown option.
-
-        A card that does not mention batch normalisation is of a network without the choice.
-        """
-        if unknown := sorted({*value} - {*cls.__dataclass_fields__}):
-            raise ModelError(
-                f"options {', '.join(unknown)} are unknown to this version; update wsi"
-            )
-        return cls(**{"batch_norm": False, **value})
+from wsi_pipeline.models.outlines import DENSE_WIDTH, NetworkOptions
 
 
 class Network(nn.Module):

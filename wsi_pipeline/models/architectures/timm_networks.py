@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from wsi_pipeline.core.errors import EnvironmentFault, ModelError, one_line
-from wsi_pipeline.models.architectures.network import Network, NetworkOptions, squeeze_logits
+from wsi_pipeline.models.architectures.network import Network, squeeze_logits
+from wsi_pipeline.models.outlines import NetworkOptions
 
 PREFIX = "timm:"
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.models.architectures.network import (
     Network,
-    NetworkOptions,
     make_head,
     squeeze_logits,
 )
+from wsi_pipeline.models.outlines import NetworkOptions
 
 MIN_SIDE_PX = 32
 FEATURES = 2048

@@ -1,23 +1,14 @@
 """Wide residual networks after Zagoruyko and Komodakis (2016), made for small images."""
 
-import re
-
 import torch
 from torch import Tensor, nn
 
-from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.architectures.network import (
     Network,
-    NetworkOptions,
     make_head,
     squeeze_logits,
 )
-
-STEM_WIDTH = 16
-MIN_SIDE_PX = 8
-MAX_DEPTH = 100
-MAX_WIDENING = 32
-NAME = re.compile(r"wide_resnet_(\d{1,4})_(\d{1,4})")
+from wsi_pipeline.models.outlines import GROUP_STRIDES, STEM_WIDTH, NetworkOptions
 
 
 class PreActivationBlock(nn.Module):
@@ -56,7 +47,7 @@ class WideResNet(Network):
         self.stem = nn.Conv2d(3, STEM_WIDTH, kernel_size=3, padding=1, bias=False)
         blocks: list[nn.Module] = []
         channels = STEM_WIDTH
-        for group, group_stride in enumerate((1, 2, 2)):
+        for group, group_stride in enumerate(GROUP_STRIDES):
             width = STEM_WIDTH * widening * 2**group
             for stride in (group_stride, *[1] * ((depth - 4) // 6 - 1)):
                 blocks.append(PreActivationBlock(channels, width, stride, options.dropout or 0.0))
@@ -76,16 +67,3 @@ class WideResNet(Network):
         x = self.blocks(self.stem(x))  # (b, 64k, 13, 13) for 50-px patches
         x = torch.relu(self.norm(x)).mean(dim=(2, 3))  # (b, 64k)
         return squeeze_logits(self.classifier(x))
-
-
-def parse_name(name: str) -> tuple[int, int] | None:
-    """Return d and k of `wide_resnet_<d>_<k>`; None for other names. Raises ModelError."""
-    match = NAME.fullmatch(name)
-    if match is None:
-        return None
-    depth, widening = int(match[1]), int(match[2])
-    if depth < 10 or depth > MAX_DEPTH or (depth - 4) % 6:
-        raise ModelError(f"{name}: a depth of {depth}; it must be 10, 16, 22 … up to {MAX_DEPTH}")
-    if not 1 <= widening <= MAX_WIDENING:
-        raise ModelError(f"{name}: a widening of {widening}; it must be 1 to {MAX_WIDENING}")
-    return depth, widening
