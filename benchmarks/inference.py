@@ -36,9 +36,9 @@ from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.device import choose_device
-from wsi_pipeline.models.model import Normalisation
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.runs.infer import infer_slides

@@ -16,8 +16,8 @@ from wsi_pipeline.core.choices import FOLD, FOLDS_JSON, FOLDS_SUMMARY, MANIFEST,
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
-from wsi_pipeline.models.model import Normalisation
 from wsi_pipeline.runs.synthetic_slides import write_pyramid
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.manifest import seal

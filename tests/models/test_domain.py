@@ -11,9 +11,9 @@ from tests.builders import make_checkpoint, make_patches, write_folds, write_mod
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.outcome import Distance, Limits, find_unlike
 from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.card import STAIN_MEASURES
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_pipeline.models.domain import (
-    STAIN_MEASURES,
     Domain,
     Domains,
     find_last_linear,

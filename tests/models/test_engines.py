@@ -316,7 +316,7 @@ def test_a_network_that_openvino_cannot_convert_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make_lively()
-    monkeypatch.setattr(Checkpoint, "network", lambda self: Odd())
+    monkeypatch.setattr(Checkpoint, "network", lambda self, **_: Odd())
     with pytest.raises(
         EngineFault,
         match=r"wide_resnet_10_1: OpenVINO cannot take it \(.{5,}\); use --engine torch",
@@ -325,7 +325,7 @@ def test_a_network_that_openvino_cannot_convert_is_refused_in_one_line(
 
 
 def test_openvino_leaves_logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Checkpoint, "network", lambda self: Odd())
+    monkeypatch.setattr(Checkpoint, "network", lambda self, **_: Odd())
     root = logging.getLogger()
     before = root.level, root.handlers[:], root.filters[:]
     with pytest.raises(EngineFault):

@@ -22,8 +22,8 @@ from wsi_pipeline.models.architectures.network import (
     find_head,
     positive_logit,
 )
+from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from wsi_pipeline.models.model import Normalisation
 from wsi_pipeline.models.outlines import NetworkOptions
 
 NAMES = [*ARCHITECTURES, "wide_resnet_10_1", "timm:resnet10t"]

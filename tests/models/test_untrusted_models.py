@@ -274,7 +274,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit": (flip, "weights are damaged (checksum)"),
     "a format to come": (
         lambda path: rewrite_card(path, format=99),
-        "card format 99, this version of wsi reads 2 to 4; update wsi",
+        "card format 99, this version of wsi reads 2 to 5; update wsi",
     ),
     "a pickle": (
         lambda path: torch.save(make_checkpoint().weights, path),

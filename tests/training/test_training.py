@@ -14,8 +14,8 @@ from tests.builders import folder_bytes, make_checkpoint, make_training_stores, 
 from tests.conftest import leave_plots_out
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError, StoreError
 from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.checkpoint import load_checkpoint
-from wsi_pipeline.models.model import Normalisation
 from wsi_pipeline.models.outlines import NetworkOptions
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.store.patches import find_stores

@@ -24,7 +24,7 @@ from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.labels import label_positions
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.models.model import hash_patient
+from wsi_pipeline.models.card import hash_patient
 from wsi_pipeline.outputs.heatmap import Aggregation, place_on_grid, read_aggregation
 from wsi_pipeline.outputs.run_files import read_finished
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result

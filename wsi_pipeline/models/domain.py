@@ -16,18 +16,15 @@ from torch import Tensor, nn
 from wsi_pipeline.core.calibration import read_limits
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.outcome import Distance, Limits
+from wsi_pipeline.models.card import DOMAIN_PREFIX, STAIN_MEASURES
 from wsi_pipeline.models.model import EOSIN, HAEMATOXYLIN
 
 Floats = NDArray[np.float32]
 QUANTILES = (0.1, 0.5, 0.9)
-STAIN_MEASURES = 3 * len(QUANTILES)
-"""Quantiles of haematoxylin, eosin and the rest in one patch."""
 MOST_PIXELS = 2500
 """Pixels of a patch that are looked at, evenly spread."""
 MOST_SAMPLED = 200
 """Patches of a slide that are looked at, evenly spread."""
-DOMAIN_PREFIX = "domain."
-"""Prefix of the names of its tensors beside the weights."""
 AGAIN = "train it again"
 
 

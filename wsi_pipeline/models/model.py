@@ -1,7 +1,5 @@
 """The interface of trained models: normalisation of patches, self-test, terms of use."""
 
-import hashlib
-import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,23 +15,7 @@ from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import Distance, Limits
-
-
-@dataclass(frozen=True, slots=True)
-class Normalisation:
-    """Mean and standard deviation per RGB channel, of pixels scaled to 0–1."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        values = (*self.mean, *self.std)
-        is_finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-        if len(self.mean) != 3 or len(self.std) != 3 or not is_finite or min(self.std) <= 0:
-            raise ModelError(
-                f"normalisation {self.mean} / {self.std} is not three means and three positive"
-                " deviations"
-            )
+from wsi_pipeline.models.card import Normalisation
 
 
 def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:
@@ -93,9 +75,6 @@ GRAINS_PX = (2, 6, 20)
 HAEMATOXYLIN = (0.65, 0.70, 0.29)
 EOSIN = (0.07, 0.99, 0.11)
 """Absorption of red, green and blue (Ruifrok & Johnston 2001)."""
-
-SELF_TEST_PREFIX = "self_test."
-"""Prefix of the names of its tensors beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -241,8 +220,3 @@ class Model(Protocol):
 
     def features(self, output: Tensor) -> Tensor | None:
         """Return the features (b, d) in the output of a network that gives them, else None."""
-
-
-def hash_patient(patient_id: str) -> str:
-    """Return the hash that results and exports record for a patient, in place of the name."""
-    return hashlib.sha256(patient_id.encode()).hexdigest()[:16]

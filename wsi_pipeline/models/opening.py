@@ -18,13 +18,14 @@ from wsi_pipeline.core.choices import AUTO
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines import Candidate, list_candidates
 from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting
 from wsi_pipeline.models.ensemble import Ensemble
 from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_unchanged
-from wsi_pipeline.models.model import Model, Normalisation, make_self_test
+from wsi_pipeline.models.model import Model, make_self_test
 from wsi_pipeline.models.predictor import Predictor
 
 CHECKED_PATCHES = 8

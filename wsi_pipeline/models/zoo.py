@@ -25,7 +25,8 @@ from wsi_pipeline.core.errors import ConfigError, ModelError, one_line
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.core.recipe import recipe_digest
-from wsi_pipeline.models.model import Normalisation, SelfTest
+from wsi_pipeline.models.card import Normalisation
+from wsi_pipeline.models.model import SelfTest
 
 CONFIG_JSON = "config.json"
 OURS = "wsi"

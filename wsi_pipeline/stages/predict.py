@@ -14,7 +14,8 @@ from wsi_pipeline.core.choices import PREDICTIONS, SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchSource, PatchTable
-from wsi_pipeline.models.domain import STAIN_MEASURES, measure_stains, sample_patches
+from wsi_pipeline.models.card import STAIN_MEASURES
+from wsi_pipeline.models.domain import measure_stains, sample_patches
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.predictor import Predicted, Predictor
 from wsi_pipeline.stages.plan import BlockReport

@@ -24,9 +24,10 @@ from wsi_pipeline.models.architectures import (
     find_architecture,
     load_pretrained,
 )
+from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.device import choose_device, find_bf16_unit
 from wsi_pipeline.models.engines.engine import EngineSetting
-from wsi_pipeline.models.model import Normalisation, count_levels, normalisation_of
+from wsi_pipeline.models.model import count_levels, normalisation_of
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import (
     LabelledPatches,

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures.network import Network
-from wsi_pipeline.models.model import Normalisation, normalise
+from wsi_pipeline.models.card import Normalisation
+from wsi_pipeline.models.model import normalise
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import MemoryPixels
 from wsi_pipeline.training.fit import count_steps, make_fabric, measure_normalisation

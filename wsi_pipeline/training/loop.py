@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from wsi_pipeline.core.choices import LAST
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.progress import Listener, describe_rate
-from wsi_pipeline.models.model import Normalisation
+from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import PixelSource, cut_batches, sample_epoch
 from wsi_pipeline.training.metrics import Floats, Labels, Names

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsi_pipeline.core.errors import ModelError, one_line
-from wsi_pipeline.models.model import SELF_TEST_PREFIX
+from wsi_pipeline.models.card import SELF_TEST_PREFIX
 from wsi_pipeline.models.outlines import DENSE_WIDTH, NetworkOptions
 
 

@@ -1,0 +1,374 @@
+"""Cards: what a checkpoint states of itself, read and checked without torch.
+
+A checkpoint is safetensors weights, and in the same file a JSON card to use them by. No pickle is
+read. The card carries a SHA-256 over the weights, so that a flipped bit is found before use. The
+header of an untrusted file is checked before any tensor is.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from wsi_pipeline.core.calibration import ModelTerms, read_limits
+from wsi_pipeline.core.errors import DAMAGES, ConfigError, EnvironmentFault, ModelError
+from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.core.json_io import parse_json
+from wsi_pipeline.core.outcome import Limits
+from wsi_pipeline.core.recipe import canonical_json, file_sha256, recipe_digest
+from wsi_pipeline.models.outlines import (
+    MAX_PARAMETERS,
+    NetworkOptions,
+    Shapes,
+    count_features,
+    outline_own,
+)
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+"""Names and shapes of tensors, and the card: some hundred bytes for each patient."""
+LENGTH_BYTES = 8
+READ_BYTES = 16 * 1024 * 1024
+COPY = "copy it again or train it again"
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "U8": "uint8",
+}
+"""Types of weights, self-tests and domains by their names in a header, and torch's names."""
+BF16_EXPONENT = 0x7F80
+
+
+class Declared(NamedTuple):
+    """Card and tensor shapes declared in the header of a safetensors file."""
+
+    text: str
+    """The card as it is written."""
+    card: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def read_safetensors_card(path: Path, key: str) -> Declared:
+    """Return the JSON object under a key of the file's metadata, and the shape of every tensor.
+
+    Reads no tensor. Raises ModelError, and EnvironmentFault where the file cannot be read.
+    """
+    try:
+        _check_header_size(path)
+        # As NumPy, for PyTorch would map the whole file as memory to write to.
+        with safe_open(path, framework="numpy") as stored:
+            text = (stored.metadata() or {})[key]
+            names = list(stored.keys())
+            shapes = {name: _read_shape(name, stored.get_slice(name)) for name in names}
+        card = parse_json(text)
+        if not isinstance(card, dict):
+            raise ValueError("its card is not a JSON object")
+        return Declared(text, card, shapes)
+    except OSError as error:
+        raise unreadable_file(path, error.strerror or error) from error
+    except KeyError as error:
+        raise ModelError(
+            f"{path}: not a checkpoint of wsi (no card); give a model.safetensors of `wsi train`"
+        ) from error
+    except (SafetensorError, ValueError) as error:
+        raise broken_file(path, error) from error
+
+
+def unreadable_file(path: Path, reason: object) -> EnvironmentFault:
+    """Return the error for a file that the machine does not give."""
+    return EnvironmentFault(
+        f"{path}: cannot be read ({reason}); fix that and run the same line again"
+    )
+
+
+def broken_file(path: Path, error: Exception) -> ModelError:
+    """Return the error for a file whose form is not that of safetensors."""
+    return ModelError(f"{path}: not a whole safetensors file ({error}); {COPY}")
+
+
+def _check_header_size(path: Path) -> None:
+    """Raise ValueError for a header that no checkpoint has; the library reads up to 100 MB."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes, more than {MAX_HEADER_BYTES}")
+
+
+def _read_shape(name: str, tensor: Any) -> tuple[int, ...]:
+    dtype = tensor.get_dtype()
+    if dtype not in DTYPES:
+        raise ValueError(f"{name[:80]} is of type {dtype}, and weights are floating-point numbers")
+    return tuple(tensor.get_shape())
+
+
+CARD_KEY = "wsi"
+CARD_FORMAT = 5
+READ_FORMATS = (2, 3, 4, 5)
+"""Those of format 2 hold no self-test, those before 4 a temperature and one threshold as terms,
+those before 5 no domain.
+"""
+DAMAGED = (ModelError, AttributeError, *DAMAGES)
+MAX_TESTED = 256
+"""Patches of a self-test: each engine computes all of them before a run."""
+STAIN_MEASURES = 9
+"""Quantiles of three stains in one patch, of which a domain has statistics."""
+SELF_TEST_PREFIX, DOMAIN_PREFIX = "self_test.", "domain."
+"""Prefixes of the names of tensors beside the weights."""
+TEST_PIXELS, TEST_PROBABILITY = f"{SELF_TEST_PREFIX}pixels", f"{SELF_TEST_PREFIX}probability"
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Mean and standard deviation per RGB channel, of pixels scaled to 0–1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        values = (*self.mean, *self.std)
+        is_finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        if len(self.mean) != 3 or len(self.std) != 3 or not is_finite or min(self.std) <= 0:
+            raise ModelError(
+                f"normalisation {self.mean} / {self.std} is not three means and three positive"
+                " deviations"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A trained network's terms of use."""
+
+    architecture: str
+    spec: PatchSpec
+    """The patches that the model was trained on; it accepts no other size or scale."""
+    class_names: tuple[str, str]
+    """(negative, positive)"""
+    normalisation: Normalisation
+    terms: ModelTerms
+    """Context, calibration and thresholds for its logits."""
+    threshold_source: str
+    """Rules and patients that the thresholds were chosen by."""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    """Metrics on the validation patients."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters, patients and tool versions of the training run."""
+    options: NetworkOptions = field(default_factory=NetworkOptions)
+    """Options of the network beyond its architecture."""
+    is_leaky: bool = False
+    """Split at random: patients on both sides, so that its metrics are too high."""
+    limits: Limits | None = None
+    """Largest distances of slides like the validation patients'; None: not known."""
+    digest: str = ""
+    """SHA-256 of the file that it was read from."""
+
+    @property
+    def positive_class(self) -> str:
+        """Name of the class whose probability is predicted."""
+        return self.class_names[1]
+
+    @property
+    def seen_patients(self) -> tuple[str, ...]:
+        """Hashes of the patients that it was trained on or its threshold chosen by, if known."""
+        split = self.training.get("split", {})
+        sides = [split.get(side) for side in ("train", "val", "patients_on_both_sides")]
+        patients = [name for side in sides if isinstance(side, list | tuple) for name in side]
+        return tuple(sorted({hash_patient(str(name)) for name in patients}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description of the model that results record."""
+        seen = list(self.seen_patients)
+        return {"digest": self.digest, **self.use_to_json(), "seen_patients": seen}
+
+    def use_to_json(self) -> dict[str, Any]:
+        """Return what its card and the results that it predicts both record."""
+        return {
+            "architecture": self.architecture,
+            "options": self.options.to_json(),
+            "patch": self.spec.to_json(),
+            "class_names": list(self.class_names),
+            "terms": self.terms.to_json(),
+            "threshold_source": self.threshold_source,
+            "is_leaky": self.is_leaky,
+            "limits": None if self.limits is None else self.limits._asdict(),
+        }
+
+    def training_to_json(self) -> dict[str, Any]:
+        """Return what only its card records: normalisation, metrics and training run."""
+        return {
+            "mean": list(self.normalisation.mean),
+            "std": list(self.normalisation.std),
+            "scores": dict(self.scores),
+            "training": dict(self.training),
+        }
+
+
+def read_card(path: Path) -> Card:
+    """Read a checkpoint's card and check the file through. Raises ModelError, naming the fault."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file; train one with `wsi train`")
+    text, card, shapes = read_safetensors_card(path, CARD_KEY)
+    if card.get("format") not in READ_FORMATS:
+        raise ModelError(f"{path}: card format {_misfit(card.get('format'))}")
+    said = recipe_digest({key: value for key, value in card.items() if key != "card_sha256"})
+    if card.get("card_sha256") != said or text != canonical_json(card):
+        raise ModelError(f"{path}: its card is damaged or was edited (checksum); {COPY}")
+    try:
+        name, side_px = str(card["architecture"]), PatchSpec(**card["patch"]).side_px
+        own = outline_own(name, side_px, NetworkOptions.from_json(card["options"]))
+    except DAMAGED as error:
+        raise misread(path, error) from error
+    check_shapes(path, name, own, shapes)
+    _check_weights(path, str(card.get("weights_sha256")))
+    try:
+        limits = card.get("limits")
+        return Card(
+            architecture=name,
+            spec=PatchSpec(**card["patch"]),
+            options=NetworkOptions.from_json(card["options"]),
+            class_names=_read_class_names(card["class_names"]),
+            normalisation=Normalisation(mean=tuple(card["mean"]), std=tuple(card["std"])),
+            terms=ModelTerms.of_record(card),
+            threshold_source=str(card["threshold_source"]),
+            scores=_read_entry(card, "scores"),
+            training=_read_training(card),
+            is_leaky=bool(card["is_leaky"]),
+            limits=None if limits is None else read_limits(limits),
+            digest=file_sha256(path),
+        )
+    except DAMAGED as error:
+        raise misread(path, error) from error
+
+
+def _misfit(found: Any) -> str:
+    """Return the end of the message on a card's unknown format."""
+    is_newer = isinstance(found, int) and found > CARD_FORMAT
+    remedy = "update wsi" if is_newer else "train it again with this one"
+    known = f"{min(READ_FORMATS)} to {max(READ_FORMATS)}"
+    return f"{str(found)[:20]}, this version of wsi reads {known}; {remedy}"
+
+
+def misread(path: Path, error: Exception) -> ModelError:
+    """Return the error for a card whose content cannot be."""
+    if isinstance(error, ModelError | ConfigError):
+        return ModelError(f"{path}: {error}")
+    return ModelError(f"{path}: its card is damaged ({error}); train or export it again")
+
+
+def _read_entry(record: Mapping[str, Any], name: str, kind: type = dict) -> Any:
+    """Return an entry of a card, else an empty one. Raises TypeError for another kind."""
+    if not isinstance(value := record.get(name, kind()), kind):
+        raise TypeError(f"{name} is {str(value)[:40]!r}")
+    return value
+
+
+def _read_training(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `training` entry of a card. Raises TypeError for entries of another type."""
+    training: dict[str, Any] = _read_entry(card, "training")
+    for name in ("parameters", "split", "patches", "tool", "about"):
+        _read_entry(training, name)
+    _read_entry(training, "stores", list)
+    for counts in training.get("patches", {}).values():
+        if not isinstance(counts, dict):
+            raise TypeError(f"patches are {str(counts)[:40]!r}")
+    _read_entry(training.get("tool", {}), "packages")
+    return training
+
+
+def _read_class_names(value: Any) -> tuple[str, str]:
+    if not (isinstance(value, list) and len(value) == 2):
+        raise ModelError(f"classes {value}: wsi takes models of two classes only; use another")
+    return str(value[0]), str(value[1])
+
+
+def check_shapes(path: Path, name: str, wanted: Shapes | None, shapes: Shapes) -> None:
+    """Raise ModelError where tensors are not of the card's network; None: not known without torch.
+
+    Nothing but the header has been read then.
+    """
+    beside = (SELF_TEST_PREFIX, DOMAIN_PREFIX)
+    found = {key: shape for key, shape in shapes.items() if not key.startswith(beside)}
+    if sum(map(math.prod, shapes.values())) > 2 * MAX_PARAMETERS:
+        raise ModelError(f"{path}: declares more weights than any network has; {COPY}")
+    if wanted is not None and (wrong := sorted({*wanted.items()} ^ {*found.items()})):
+        key = wrong[0][0]
+        raise ModelError(
+            f"{path}: weights do not fit {name}: {key[:80]} has the shape {found.get(key, 'none')},"
+            f" the network's has {wanted.get(key, 'none')}; train or export it again"
+        )
+    _check_domain(path, found if wanted is None else wanted, shapes)
+    tests = [key for key in shapes if key.startswith(SELF_TEST_PREFIX) and shapes[key]]
+    tested = max((shapes[key][0] for key in tests), default=0)
+    if tested > MAX_TESTED:
+        raise ModelError(
+            f"{path}: its self-test has {tested} patches, more than {MAX_TESTED}; train it again"
+        )
+
+
+def _check_domain(path: Path, wanted: Shapes, shapes: Shapes) -> None:
+    """Raise ModelError where the domain is of other features than the network's."""
+    found = {key: shape for key, shape in shapes.items() if key.startswith(DOMAIN_PREFIX)}
+    if not found:
+        return
+    features = count_features(wanted) or 0
+    if found.get(f"{DOMAIN_PREFIX}means") != (2, features) or any(
+        max(shape, default=0) > max(features, STAIN_MEASURES) + 1 for shape in found.values()
+    ):
+        raise ModelError(
+            f"{path}: the statistics of its training patches are not of its {features} features;"
+            " train it again"
+        )
+
+
+def _check_weights(path: Path, digest: str) -> None:
+    """Raise ModelError where the tensors are damaged or not finite; they are read once."""
+    sha256, is_finite = hashlib.sha256(), True
+    try:
+        with path.open("rb") as stream:
+            start = LENGTH_BYTES + int.from_bytes(stream.read(LENGTH_BYTES), "little")
+            header = json.loads(stream.read(start - LENGTH_BYTES))
+            header.pop("__metadata__", None)
+            for name in sorted(header):
+                entry = header[name]
+                dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+                sha256.update(f"{name}:torch.{dtype}:{shape}:".encode())
+                for part in _read_parts(stream, start, *entry["data_offsets"]):
+                    sha256.update(part)
+                    is_finite = is_finite and _is_finite(part, dtype)
+    except OSError as error:
+        raise unreadable_file(path, error.strerror or error) from error
+    if digest != sha256.hexdigest():
+        raise ModelError(f"{path}: its weights are damaged (checksum); {COPY}")
+    if not is_finite:
+        raise ModelError(f"{path}: weights are not finite; train it again with a lower --lr")
+
+
+def _read_parts(stream: BinaryIO, start: int, first: int, end: int) -> Iterator[bytes]:
+    """Return the bytes of a tensor in parts of whole numbers."""
+    stream.seek(start + first)
+    left = end - first
+    while left:
+        part = stream.read(min(left, READ_BYTES))
+        if not part:
+            raise OSError("it ends before its last tensor")
+        left -= len(part)
+        yield part
+
+
+def _is_finite(part: bytes, dtype: str) -> bool:
+    if dtype == "bfloat16":
+        exponents = np.frombuffer(part, "<u2") & BF16_EXPONENT
+        return not bool((exponents == BF16_EXPONENT).any())
+    return not dtype.startswith("float") or bool(np.isfinite(np.frombuffer(part, dtype)).all())
+
+
+def hash_patient(patient_id: str) -> str:
+    """Return the hash that results and exports record for a patient, in place of the name."""
+    return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
