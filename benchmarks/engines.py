@@ -33,9 +33,9 @@ from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.checkpoint import Checkpoint
+from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import find_bf16_unit
 from wsi_pipeline.models.engines import ENGINES, list_candidates
-from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import open_predictor

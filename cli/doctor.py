@@ -36,7 +36,7 @@ def doctor(model: Path | None, out: Path, seconds: float, **terms: Any) -> None:
     A line per check: ok, warn (works, but slower or not for long) or bad (work will fail), with the
     remedy. Exit code 5 where one is bad.
     """
-    from wsi_pipeline.models.loading import read_terms
+    from wsi_pipeline.models.choice import read_terms
     from wsi_pipeline.runs.doctor import examine, exit_code
 
     checks = []

@@ -56,7 +56,8 @@ def info(model: Path, is_json: bool) -> None:
 @options_of(ExternalModelOptions)
 def check(model: Path, **terms: Any) -> None:
     """Load MODEL, verify its checksums and run a batch: says ok, or the fault, with exit code 1."""
-    from wsi_pipeline.models.loading import find_model, read_terms
+    from wsi_pipeline.models.choice import read_terms
+    from wsi_pipeline.models.loading import find_model
     from wsi_pipeline.models.opening import check_model
 
     model = find_model(model)

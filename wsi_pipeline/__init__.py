@@ -229,7 +229,7 @@ def load_model(
 
     Its size of patches, scale in µm per pixel and threshold are in `.model`. Raises ModelError.
     """
-    from wsi_pipeline.models.loading import ExternalModelTerms
+    from wsi_pipeline.models.choice import ExternalModelTerms
     from wsi_pipeline.models.loading import load_model as load
     from wsi_pipeline.models.opening import open_predictor
 

@@ -23,8 +23,9 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models import device, engines
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
+from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.engines import ENGINES, list_candidates
-from wsi_pipeline.models.engines.engine import Engine, EngineFault, EngineSetting, Run
+from wsi_pipeline.models.engines.engine import Engine, EngineFault, Run
 from wsi_pipeline.models.engines.torch_eager import fold_batch_norm
 from wsi_pipeline.models.model import (
     Model,

@@ -15,11 +15,12 @@ from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.engines.torch_eager import place_network
-from wsi_pipeline.models.ensemble import Ensemble, average_terms
+from wsi_pipeline.models.ensemble import average_terms
 from wsi_pipeline.models.loading import load_model, load_unchanged
 from wsi_pipeline.models.model import PatchNetwork
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.models.stacked import Ensemble
 
 BIASES = (-1.0, 0.0, 4.0)
 """Mean 1; deviations -2, -1 and 3, whose mean square is 14 / 3."""

@@ -23,7 +23,8 @@ from wsi_pipeline.models import export
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.architectures.network import positive_logit
 from wsi_pipeline.models.checkpoint import Checkpoint
-from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_unchanged
+from wsi_pipeline.models.choice import ExternalModelTerms
+from wsi_pipeline.models.loading import load_model, load_unchanged
 from wsi_pipeline.models.model import normalise
 from wsi_pipeline.models.outlines import NetworkOptions
 from wsi_pipeline.models.predictor import Predictor

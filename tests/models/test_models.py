@@ -14,8 +14,8 @@ from wsi_pipeline.core.errors import EnvironmentFault, ModelError
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
+from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import choose_device
-from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.model import count_levels, normalisation_of, normalise
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.outlines import NetworkOptions

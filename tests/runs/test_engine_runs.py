@@ -21,11 +21,12 @@ from tests.builders import (
 )
 from tests.commands import HERE, PLAIN, infer, run
 from wsi_pipeline.core.errors import EnvironmentFault, ModelError
+from wsi_pipeline.models.choice import EngineRequest, EngineSetting
 from wsi_pipeline.models.engines import ENGINES
-from wsi_pipeline.models.engines.engine import EngineSetting, Run
+from wsi_pipeline.models.engines.engine import Run
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model, SelfTest, make_self_test
-from wsi_pipeline.models.opening import EngineRequest, resolve_engine
+from wsi_pipeline.models.opening import resolve_engine
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import open_result

@@ -44,7 +44,7 @@ from tests.served import (
 from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.options import InferOptions
-from wsi_pipeline.models.loading import ExternalModelTerms
+from wsi_pipeline.models.choice import ExternalModelTerms
 from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.heatmap import Aggregation
 from wsi_pipeline.serve import catalogue as catalogue_module

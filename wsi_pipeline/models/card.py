@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -45,6 +45,8 @@ DTYPES = {
 }
 """Types of weights, self-tests and domains by their names in a header, and torch's names."""
 BF16_EXPONENT = 0x7F80
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Ends of the names of what batch normalisation counts."""
 
 
 class Declared(NamedTuple):
@@ -142,6 +144,44 @@ class Normalisation:
             )
 
 
+class ModelFacts(Protocol):
+    """What a run needs to know of a model before anything is computed."""
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def spec(self) -> PatchSpec:
+        """The patches that it was trained on; it accepts no other size or scale."""
+
+    @property
+    def class_names(self) -> tuple[str, str]:
+        """The negative class and the positive class."""
+
+    @property
+    def positive_class(self) -> str: ...
+
+    @property
+    def terms(self) -> ModelTerms:
+        """Context, calibration and thresholds for its logits."""
+
+    @property
+    def threshold_source(self) -> str: ...
+
+    @property
+    def training(self) -> Mapping[str, Any]: ...
+
+    @property
+    def is_leaky(self) -> bool: ...
+
+    @property
+    def digest(self) -> str:
+        """Identifier of everything that decides the model's probabilities."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description of the model that results record."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """A trained network's terms of use."""
@@ -166,6 +206,8 @@ class Card:
     """Split at random: patients on both sides, so that its metrics are too high."""
     limits: Limits | None = None
     """Largest distances of slides like the validation patients'; None: not known."""
+    parameters: int = 0
+    """Number of weights that were trained; 0: not counted."""
     digest: str = ""
     """SHA-256 of the file that it was read from."""
 
@@ -241,6 +283,7 @@ def read_card(path: Path) -> Card:
             training=_read_training(card),
             is_leaky=bool(card["is_leaky"]),
             limits=None if limits is None else read_limits(limits),
+            parameters=_count_parameters(shapes),
             digest=file_sha256(path),
         )
     except DAMAGED as error:
@@ -325,6 +368,16 @@ def _check_domain(path: Path, wanted: Shapes, shapes: Shapes) -> None:
             f"{path}: the statistics of its training patches are not of its {features} features;"
             " train it again"
         )
+
+
+def _count_parameters(shapes: Shapes) -> int:
+    """Return the number of weights that are trained: no statistics of batch normalisation."""
+    beside = (SELF_TEST_PREFIX, DOMAIN_PREFIX)
+    return sum(
+        math.prod(shape)
+        for key, shape in shapes.items()
+        if not key.startswith(beside) and not key.endswith(STATISTICS)
+    )
 
 
 def _check_weights(path: Path, digest: str) -> None:

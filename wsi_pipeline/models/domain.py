@@ -17,6 +17,7 @@ from wsi_pipeline.core.calibration import read_limits
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.outcome import Distance, Limits
 from wsi_pipeline.models.card import DOMAIN_PREFIX, STAIN_MEASURES
+from wsi_pipeline.models.ensemble import average_limits
 from wsi_pipeline.models.model import EOSIN, HAEMATOXYLIN
 
 Floats = NDArray[np.float32]
@@ -169,8 +170,7 @@ class Domains:
 
     @property
     def limits(self) -> Limits:
-        columns = zip(*(member.limits for member in self.members), strict=True)
-        return Limits(*(_mean(column) for column in columns))
+        return average_limits([member.limits for member in self.members]) or Limits()
 
     def compare_features(self, features: Tensor) -> Floats:
         sizes = [member.means.shape[1] for member in self.members]

@@ -1,68 +1,38 @@
-"""Ensembles: the models of a cross-validation, run together.
+"""Ensembles: the models of a cross-validation, run together; what their cards state.
 
 A patch's logit is the mean of the members' logits; their spread tells how far the members differ.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from wsi_pipeline.core.calibration import Calibration, ModelTerms, Terms
 from wsi_pipeline.core.choices import FOLD, FOLDS_JSON, FOLDS_SUMMARY, MODEL_FILE
 from wsi_pipeline.core.errors import ModelError, one_line
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.json_io import parse_json
+from wsi_pipeline.core.outcome import Limits
 from wsi_pipeline.core.recipe import recipe_digest
-from wsi_pipeline.models.architectures.network import positive_logit, squeeze_logits
-from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
-from wsi_pipeline.models.domain import Domains
-from wsi_pipeline.models.model import SelfTest
+from wsi_pipeline.models.card import Card, read_card
 
 MAX_BYTES = 1_000_000
 MEMBER = re.compile(rf"{FOLD}[1-9][0-9]{{0,3}}")
-
-
-class StackedNetworks(nn.Module):
-    """Networks side by side: uint8 (b, side, side, 3) → positive logits float32 (b, k).
-
-    Members that give features beside their `logits` logits: those of all follow, (b, k + features).
-    """
-
-    def __init__(self, members: Sequence[nn.Module], logits: Sequence[int]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self._logits = tuple(logits)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits, features = [], []
-        for member, count in zip(self.members, self._logits, strict=True):
-            output = member(pixels).float()
-            if output.ndim == 2:
-                features.append(output[:, count:])
-                output = squeeze_logits(output[:, :count])
-            logits.append(positive_logit(output))
-        return torch.cat([torch.stack(logits, dim=1), *features], dim=1)
+Member = TypeVar("Member", bound=Card)
 
 
 @dataclass(frozen=True)
-class Ensemble:
-    """Two or more checkpoints for the same patches and classes, as one model."""
+class EnsembleCard(Generic[Member]):
+    """Two or more models for the same patches and classes, as one."""
 
-    members: tuple[Checkpoint, ...]
+    members: tuple[Member, ...]
 
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    self_test: ClassVar[SelfTest | None] = None
-    """None: the members' own hold probabilities, of which the mean logit cannot be made exactly."""
-    is_ensemble: ClassVar[bool] = True
-    is_script: ClassVar[bool] = False
-    resizes_patches: ClassVar[bool] = False
 
     @property
     def architecture(self) -> str:
@@ -117,29 +87,27 @@ class Ensemble:
             "terms": self.terms.to_json(),
             "threshold_source": self.threshold_source,
             "is_leaky": self.is_leaky,
-            "limits": None if (domain := self.domain) is None else domain.limits._asdict(),
+            "limits": None if self.limits is None else self.limits._asdict(),
             "seen_patients": list(self.seen_patients),
         }
 
     @property
-    def domain(self) -> Domains | None:
-        known = tuple(member.domain for member in self.members if member.domain is not None)
-        return Domains(known) if len(known) == len(self.members) else None
+    def limits(self) -> Limits | None:
+        """The means of the members' limits; None where one has none."""
+        return average_limits([member.limits for member in self.members])
 
-    def network(self, *, has_features: bool = False) -> nn.Module:
-        wanted = has_features and self.domain is not None
-        networks = [member.network(has_features=wanted) for member in self.members]
-        return StackedNetworks(networks, [member.options.logits for member in self.members]).eval()
 
-    def logit(self, output: Tensor) -> Tensor:
-        return output[:, : len(self.members)].float().mean(dim=1)
+def average_limits(members: Sequence[Limits | None]) -> Limits | None:
+    """Return the means of models' limits; None for a limit that one does not have."""
+    known = [limits for limits in members if limits is not None]
+    if len(known) < len(members):
+        return None
+    return Limits(*(_mean_of_all(column) for column in zip(*known, strict=True)))
 
-    def spread(self, output: Tensor) -> Tensor:
-        return output[:, : len(self.members)].float().std(dim=1, correction=0)
 
-    def features(self, output: Tensor) -> Tensor | None:
-        features = output[:, len(self.members) :]
-        return features if features.shape[1] else None
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def average_terms(members: Sequence[ModelTerms]) -> ModelTerms:
@@ -177,13 +145,18 @@ def is_ensemble_folder(path: Path) -> bool:
     return any(mark.is_file() for mark in marks)
 
 
-def load_ensemble(folder: Path) -> Ensemble:
-    """Load all models of a folder of `wsi train --folds`.
+def read_ensemble(folder: Path) -> EnsembleCard[Card]:
+    """Read the cards of all models of a folder of `wsi train --folds`. Raises as below."""
+    return EnsembleCard(read_members(folder, read_card))
+
+
+def read_members(folder: Path, read: Callable[[Path], Member]) -> tuple[Member, ...]:
+    """Read all models of a folder of `wsi train --folds`.
 
     Raises ModelError where one is missing, damaged, or for other patches or classes than the first.
     """
     runs = [folder / name for name in _list_members(folder)]
-    members = [load_checkpoint(run / MODEL_FILE) for run in runs]
+    members = tuple(read(run / MODEL_FILE) for run in runs)
     first = members[0]
     for run, member in zip(runs, members, strict=True):
         if (member.spec, member.class_names) != (first.spec, first.class_names):
@@ -191,10 +164,10 @@ def load_ensemble(folder: Path) -> Ensemble:
                 f"{run}: was trained for {_describe_use(member)}, and {runs[0]} for"
                 f" {_describe_use(first)}; name one fold's model, or train all folds again"
             )
-    return Ensemble(tuple(members))
+    return members
 
 
-def _describe_use(model: Checkpoint) -> str:
+def _describe_use(model: Card) -> str:
     side_px, mpp = model.spec.side_px, model.spec.mpp
     return f"patches of {side_px} px at {mpp:g} µm/px of {' and '.join(model.class_names)}"
 

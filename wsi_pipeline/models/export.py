@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsi_pipeline.core.choices import TORCHSCRIPT
 from wsi_pipeline.core.errors import ModelError, one_line
 from wsi_pipeline.models.architectures.network import positive_logit
 from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.models.zoo import TORCHSCRIPT, ZooConfig, load_torchscript
+from wsi_pipeline.models.zoo import ZooConfig, load_torchscript
 
 Run = Callable[[Tensor], Tensor]
 INPUT, OUTPUT = "pixels", "logits"

@@ -1,69 +1,79 @@
 """Loading and describing a model of any kind."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsi_pipeline.core.calibration import ModelTerms, Terms
-from wsi_pipeline.core.choices import FOLD, LEAK_WARNING, MODEL_FILE
-from wsi_pipeline.core.errors import ConfigError, ModelError
-from wsi_pipeline.core.options import ExternalModelOptions
-from wsi_pipeline.core.recipe import file_sha256
-from wsi_pipeline.models.architectures.network import count_parameters
-from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
-from wsi_pipeline.models.ensemble import Ensemble, is_ensemble_folder, load_ensemble
-from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.zoo import (
+from wsi_pipeline.core.choices import (
     CONFIG_JSON,
     EXTERNAL_THRESHOLD,
+    FOLD,
+    LEAK_WARNING,
+    MODEL_FILE,
     TORCHSCRIPT,
-    load_external,
-    read_zoo_config,
 )
+from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.core.recipe import file_sha256
+from wsi_pipeline.models.card import Card, ModelFacts, read_card
+from wsi_pipeline.models.choice import ExternalModelTerms
+from wsi_pipeline.models.ensemble import EnsembleCard, is_ensemble_folder, read_ensemble
+
+if TYPE_CHECKING:
+    from wsi_pipeline.models.model import Model
 
 BOX = Path(__file__).parent / "box"
 """Models that come with the package."""
 DEFAULT_BOXED = "idc"
 
 
-@dataclass(frozen=True, slots=True)
-class ExternalModelTerms:
-    """Trust and positive class, given by the user, for a model that wsi did not train."""
-
-    trust: str | None = None
-    """`sha256:…` of the TorchScript file that may run."""
-    positive_class: str | None = None
-    """None: the last of at most two."""
-
-
-def read_terms(options: ExternalModelOptions) -> ExternalModelTerms:
-    """Return the terms that options state."""
-    return ExternalModelTerms(options.trust_model, options.positive_class)
-
-
-def load_model(path: Path, terms: ExternalModelTerms | None = None) -> Model:
+def load_model(path: Path, terms: ExternalModelTerms | None = None) -> "Model":
     """Load a checkpoint, a folder of `wsi train`, or a trusted WSInfer zoo folder.
 
     Of a folder of `wsi train --folds`, load all models together.
     Raises ModelError where it cannot be used, ConfigError for terms that a checkpoint has not.
     """
+    from wsi_pipeline.models.checkpoint import load_checkpoint
+    from wsi_pipeline.models.stacked import load_ensemble
+
     terms = terms or ExternalModelTerms()
     if (path / CONFIG_JSON).is_file():
-        return load_external(path, terms.trust, terms.positive_class)
+        return _load_external(path, terms)
+    _refuse_terms(path, terms)
+    if is_ensemble_folder(path):
+        return load_ensemble(path)
+    return load_checkpoint(find_checkpoint(path))
+
+
+def read_model(path: Path, terms: ExternalModelTerms | None = None) -> ModelFacts:
+    """Return what a model states of itself; only an external one is loaded with torch for that.
+
+    Raises as `load_model` does.
+    """
+    terms = terms or ExternalModelTerms()
+    if (path / CONFIG_JSON).is_file():
+        return _load_external(path, terms)
+    _refuse_terms(path, terms)
+    return _read_own(path)
+
+
+def _load_external(path: Path, terms: ExternalModelTerms) -> "Model":
+    from wsi_pipeline.models.zoo import load_external
+
+    return load_external(path, terms.trust, terms.positive_class)
+
+
+def _refuse_terms(path: Path, terms: ExternalModelTerms) -> None:
     if terms != ExternalModelTerms():
         raise ConfigError(
             f"{path}: holds no {CONFIG_JSON}; leave out --trust-model and --positive-class, which"
             " are for such folders only"
         )
-    return _load_own(path)
 
 
-def _load_own(path: Path) -> Checkpoint | Ensemble:
-    """Load a model that wsi trained. Raises ModelError."""
-    return (
-        load_ensemble(path) if is_ensemble_folder(path) else load_checkpoint(find_checkpoint(path))
-    )
+def _read_own(path: Path) -> Card | EnsembleCard[Card]:
+    """Read the card or cards of a model that wsi trained. Raises ModelError."""
+    return read_ensemble(path) if is_ensemble_folder(path) else read_card(find_checkpoint(path))
 
 
 def list_boxed() -> dict[str, Path]:
@@ -96,7 +106,7 @@ def describe_place(model: Path) -> str:
     return f"the model {boxed[model]} in the box" if model in boxed else f"model {model}"
 
 
-def load_unchanged(path: Path, digest: str, terms: ExternalModelTerms | None = None) -> Model:
+def load_unchanged(path: Path, digest: str, terms: ExternalModelTerms | None = None) -> "Model":
     """Load the model that a run started with. Raises ModelError where it has changed."""
     model = load_model(path, terms)
     if model.digest != digest:
@@ -125,10 +135,10 @@ def describe_model(path: Path) -> dict[str, Any]:
     """
     if (path / CONFIG_JSON).is_file():
         return _describe_external(path)
-    model = _load_own(path)
-    if isinstance(model, Checkpoint):
-        return _describe_checkpoint(model)
-    members = [_describe_checkpoint(member) for member in model.members]
+    model = _read_own(path)
+    if isinstance(model, Card):
+        return _describe_card(model)
+    members = [_describe_card(member) for member in model.members]
     parameters = sum(member["parameters"] for member in members)
     return {
         **model.to_json(),
@@ -138,16 +148,18 @@ def describe_model(path: Path) -> dict[str, Any]:
     }
 
 
-def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+def _describe_card(card: Card) -> dict[str, Any]:
     return {
-        **checkpoint.to_json(),
+        **card.to_json(),
         "kind": "checkpoint",
-        "parameters": count_parameters(checkpoint.build()),
-        **checkpoint.training_to_json(),
+        "parameters": card.parameters,
+        **card.training_to_json(),
     }
 
 
 def _describe_external(folder: Path) -> dict[str, Any]:
+    from wsi_pipeline.models.zoo import read_zoo_config
+
     config = read_zoo_config(folder / CONFIG_JSON)
     script = folder / TORCHSCRIPT
     return {

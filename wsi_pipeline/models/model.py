@@ -1,9 +1,8 @@
 """The interface of trained models: normalisation of patches, self-test, terms of use."""
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,11 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from wsi_pipeline.core.calibration import ModelTerms
 from wsi_pipeline.core.errors import ModelError
-from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.outcome import Distance, Limits
-from wsi_pipeline.models.card import Normalisation
+from wsi_pipeline.models.card import ModelFacts, Normalisation
 
 
 def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:
@@ -149,42 +146,8 @@ class DomainLike(Protocol):
         """Return a slide's distance by stains (k, 9) and distances (k,) of some patches."""
 
 
-class Model(Protocol):
+class Model(ModelFacts, Protocol):
     """A trained network with its terms of use: a checkpoint, or a WSInfer zoo folder."""
-
-    @property
-    def architecture(self) -> str: ...
-
-    @property
-    def spec(self) -> PatchSpec:
-        """The patches that it was trained on; it accepts no other size or scale."""
-
-    @property
-    def class_names(self) -> tuple[str, str]:
-        """The negative class and the positive class."""
-
-    @property
-    def positive_class(self) -> str: ...
-
-    @property
-    def terms(self) -> ModelTerms:
-        """Context, calibration and thresholds for its logits."""
-
-    @property
-    def threshold_source(self) -> str: ...
-
-    @property
-    def training(self) -> Mapping[str, Any]: ...
-
-    @property
-    def is_leaky(self) -> bool: ...
-
-    @property
-    def digest(self) -> str:
-        """Identifier of everything that decides the model's probabilities."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the description of the model that results record."""
 
     @property
     def self_test(self) -> SelfTest | None:

@@ -6,7 +6,7 @@ to measure speed.
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,13 +20,20 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.checkpoint import Checkpoint
+from wsi_pipeline.models.choice import (
+    EngineRequest,
+    EngineSetting,
+    ExternalModelTerms,
+    ModelChoice,
+    ResolvedEngine,
+)
 from wsi_pipeline.models.device import choose_device
 from wsi_pipeline.models.engines import Candidate, list_candidates
-from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting
-from wsi_pipeline.models.ensemble import Ensemble
-from wsi_pipeline.models.loading import ExternalModelTerms, load_model, load_unchanged
+from wsi_pipeline.models.engines.engine import EngineFault
+from wsi_pipeline.models.loading import load_model, load_unchanged
 from wsi_pipeline.models.model import Model, make_self_test
 from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.models.stacked import Ensemble
 
 CHECKED_PATCHES = 8
 
@@ -140,16 +147,17 @@ _loading = threading.Lock()
 """Held while a model is loaded: several steps run side by side, and it is loaded once."""
 
 
+def open_choice(choice: ModelChoice) -> tuple[Predictor, Agreement]:
+    """Return the predictor of a choice, loaded once per process, and how well it agrees."""
+    with _loading:
+        return _open(choice)
+
+
 @lru_cache(1)
-def _open(
-    path: Path,
-    digest: str,
-    setting: EngineSetting,
-    batch_size: int | None,
-    terms: ExternalModelTerms,
-) -> tuple[Predictor, Agreement]:
-    choose_device(setting.device)  # which refuses one that is not there
-    predictor = Predictor(load_unchanged(path, digest, terms), setting, batch_size)
+def _open(choice: ModelChoice) -> tuple[Predictor, Agreement]:
+    choose_device(choice.setting.device)  # which refuses one that is not there
+    model = load_unchanged(choice.path, choice.digest, choice.terms)
+    predictor = Predictor(model, choice.setting, choice.batch_size)
     return predictor, check_answers(predictor)
 
 
@@ -157,47 +165,6 @@ def unload() -> None:
     """Forget the model that this process has loaded, where only other processes will run it."""
     with _loading:
         _open.cache_clear()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """A model and what computes it, chosen once for a run: no slide is computed by two engines."""
-
-    path: Path
-    digest: str
-    setting: EngineSetting = field(default_factory=EngineSetting)
-    batch_size: int | None = None
-    """None: as the device has it."""
-    terms: ExternalModelTerms = field(default_factory=ExternalModelTerms)
-    """A worker trusts an external model by these alone, and checks its digest itself."""
-
-    def load(self) -> Predictor:
-        """Return the predictor, loaded once per process. Raises ModelError and EnvironmentFault."""
-        return self.load_checked()[0]
-
-    def load_checked(self) -> tuple[Predictor, Agreement]:
-        """Return the predictor, and how well it agrees with the known answers of the model."""
-        with _loading:
-            return _open(self.path, self.digest, self.setting, self.batch_size, self.terms)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """Device, engine, precision and batch size asked for; "auto" leaves each to the device."""
-
-    device: str = AUTO
-    engine: str = AUTO
-    precision: str = AUTO
-    batch_size: int | None = None
-    """None: as the device has it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedEngine:
-    """A choice that runs on this machine and gives the right answers, and its description."""
-
-    choice: ModelChoice
-    line: str
 
 
 def resolve_engine(

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import FP32
 from wsi_pipeline.core.errors import EnvironmentFault, ModelError
 from wsi_pipeline.core.limits import available_cores
+from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.engines import ENGINES
-from wsi_pipeline.models.engines.engine import EngineSetting, Run
+from wsi_pipeline.models.engines.engine import Run
 from wsi_pipeline.models.model import Model
 
 GPU_LANES = 2

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_pipeline.core.calibration import ModelTerms
+from wsi_pipeline.core.choices import CONFIG_JSON, EXTERNAL_THRESHOLD, TORCHSCRIPT
 from wsi_pipeline.core.errors import ConfigError, ModelError, one_line
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.json_io import parse_json
@@ -28,7 +29,6 @@ from wsi_pipeline.core.recipe import recipe_digest
 from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.model import SelfTest
 
-CONFIG_JSON = "config.json"
 OURS = "wsi"
 SPEC_VERSION = "1.0"
 MAX_BYTES = 1_000_000
@@ -180,9 +180,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-TORCHSCRIPT = "torchscript_model.pt"
 TRUST = re.compile(r"sha256:([0-9a-f]{64})")
-EXTERNAL_THRESHOLD = 0.5
 MAX_SCRIPT_BYTES = 4 * 1024**3
 """The file is read into memory whole."""
 

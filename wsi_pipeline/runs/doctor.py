@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.limits import available_cores
+from wsi_pipeline.models.choice import ExternalModelTerms
 from wsi_pipeline.models.device import choose_device, cpu_flags, cuda_version, list_gpus
 from wsi_pipeline.models.engines import ENGINES
-from wsi_pipeline.models.loading import ExternalModelTerms, load_model
+from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import make_random_checkpoint, open_predictor
 from wsi_pipeline.runs.checks import (

@@ -19,16 +19,10 @@ from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.counting.site import read_site
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.models.loading import load_model, read_terms
+from wsi_pipeline.models.choice import EngineRequest, ModelChoice, ResolvedEngine, read_terms
+from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.opening import (
-    EngineRequest,
-    ModelChoice,
-    ResolvedEngine,
-    resolve_engine,
-    resolve_engine_for,
-    unload,
-)
+from wsi_pipeline.models.opening import resolve_engine, resolve_engine_for, unload
 from wsi_pipeline.outputs import read_view
 from wsi_pipeline.outputs.run_files import (
     read_finished,

@@ -11,7 +11,8 @@ from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.options import ServeOptions
 from wsi_pipeline.counting.review import FIRST_WANTED
 from wsi_pipeline.counting.review_file import check_reviewer
-from wsi_pipeline.models.loading import ExternalModelTerms, find_model, read_terms
+from wsi_pipeline.models.choice import ExternalModelTerms, read_terms
+from wsi_pipeline.models.loading import find_model
 from wsi_pipeline.runs.workers import choose_workers
 from wsi_pipeline.scheduling import Workers
 

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsi_pipeline.core.choices import CONFIG_JSON
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.models.export import FORMATS, compare_export, describe_export, write_export
 from wsi_pipeline.models.loading import find_checkpoint
-from wsi_pipeline.models.zoo import CONFIG_JSON, read_zoo_config
+from wsi_pipeline.models.zoo import read_zoo_config
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 

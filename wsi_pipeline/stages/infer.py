@@ -15,7 +15,7 @@ from wsi_pipeline.core.errors import SlideError, StoreError
 from wsi_pipeline.core.geometry import choose_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
-from wsi_pipeline.models.opening import ModelChoice
+from wsi_pipeline.models.choice import ModelChoice
 from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.slides import open_slide

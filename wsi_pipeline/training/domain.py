@@ -18,6 +18,7 @@ from torch import Tensor
 from wsi_pipeline.core.outcome import Distance, Limits
 from wsi_pipeline.counting.interval import FEWEST_PATCHES
 from wsi_pipeline.models.checkpoint import Checkpoint
+from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.domain import (
     MOST_SAMPLED,
     Domain,
@@ -25,7 +26,6 @@ from wsi_pipeline.models.domain import (
     sample_patches,
     show_features,
 )
-from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.engines.torch_eager import in_precision, send
 from wsi_pipeline.models.model import PatchNetwork
 from wsi_pipeline.training.data import LabelledPatches, read_pixels

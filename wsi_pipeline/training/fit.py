@@ -25,8 +25,8 @@ from wsi_pipeline.models.architectures import (
     load_pretrained,
 )
 from wsi_pipeline.models.card import Normalisation
+from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import choose_device, find_bf16_unit
-from wsi_pipeline.models.engines.engine import EngineSetting
 from wsi_pipeline.models.model import count_levels, normalisation_of
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import (

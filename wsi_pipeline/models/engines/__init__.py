@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from wsi_pipeline.core.choices import AUTO, BF16, FP16, FP32, PRECISIONS
 from wsi_pipeline.core.errors import ConfigError, ModelError
+from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import choose_device, find_bf16_unit, gpu_generation
 from wsi_pipeline.models.engines import openvino, torch_compiled, torch_eager
-from wsi_pipeline.models.engines.engine import Engine, EngineSetting
+from wsi_pipeline.models.engines.engine import Engine
 from wsi_pipeline.models.model import Model
 
 ENGINES: dict[str, Engine] = {

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from wsi_pipeline.core.errors import one_line
 from wsi_pipeline.core.limits import available_cores
-from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting, Run
+from wsi_pipeline.models.choice import EngineSetting
+from wsi_pipeline.models.engines.engine import EngineFault, Run
 from wsi_pipeline.models.model import Model
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}

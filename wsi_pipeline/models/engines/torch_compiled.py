@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_pipeline.core.errors import one_line
-from wsi_pipeline.models.engines.engine import EngineFault, EngineSetting, Run
+from wsi_pipeline.models.choice import EngineSetting
+from wsi_pipeline.models.engines.engine import EngineFault, Run
 from wsi_pipeline.models.engines.torch_eager import in_precision, place_network, send
 from wsi_pipeline.models.model import Model
 

@@ -7,7 +7,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from wsi_pipeline.core.choices import BF16, FP16
-from wsi_pipeline.models.engines.engine import EngineSetting, Run
+from wsi_pipeline.models.choice import EngineSetting
+from wsi_pipeline.models.engines.engine import Run
 from wsi_pipeline.models.model import Model, PatchNetwork
 
 DTYPES = {BF16: torch.bfloat16, FP16: torch.float16}

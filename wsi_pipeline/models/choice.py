@@ -1,0 +1,98 @@
+"""The choice of a model and of what computes it; it travels between processes.
+
+It needs no torch: a model is loaded where it computes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsi_pipeline.core.choices import AUTO, BF16, FP16, FP32
+from wsi_pipeline.core.options import ExternalModelOptions
+
+if TYPE_CHECKING:
+    from wsi_pipeline.models.opening import Agreement
+    from wsi_pipeline.models.predictor import Predictor
+
+BOUNDS: Mapping[str, float] = {FP32: 1e-4, BF16: 0.03, FP16: 0.01}
+"""Largest allowed difference in probability from the reference network in fp32, by precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetting:
+    """Engine, precision and device: part of the recipe of predictions; a slide never mixes two."""
+
+    engine: str = "torch"
+    precision: str = FP32
+    device: str = "cpu"
+    """"cpu" or "cuda"."""
+
+    @property
+    def bound(self) -> float:
+        """Largest allowed difference in probability from the reference network in fp32."""
+        return BOUNDS[self.precision]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the setting as recipes and results record it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.precision} on {'the CPU' if self.device == 'cpu' else 'a GPU'}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalModelTerms:
+    """Trust and positive class, given by the user, for a model that wsi did not train."""
+
+    trust: str | None = None
+    """`sha256:…` of the TorchScript file that may run."""
+    positive_class: str | None = None
+    """None: the last of at most two."""
+
+
+def read_terms(options: ExternalModelOptions) -> ExternalModelTerms:
+    """Return the terms that options state."""
+    return ExternalModelTerms(options.trust_model, options.positive_class)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model and what computes it, chosen once for a run: no slide is computed by two engines."""
+
+    path: Path
+    digest: str
+    setting: EngineSetting = field(default_factory=EngineSetting)
+    batch_size: int | None = None
+    """None: as the device has it."""
+    terms: ExternalModelTerms = field(default_factory=ExternalModelTerms)
+    """A worker trusts an external model by these alone, and checks its digest itself."""
+
+    def load(self) -> "Predictor":
+        """Return the predictor, loaded once per process. Raises ModelError and EnvironmentFault."""
+        return self.load_checked()[0]
+
+    def load_checked(self) -> "tuple[Predictor, Agreement]":
+        """Return the predictor, and how well it agrees with the known answers of the model."""
+        from wsi_pipeline.models.opening import open_choice
+
+        return open_choice(self)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """Device, engine, precision and batch size asked for; "auto" leaves each to the device."""
+
+    device: str = AUTO
+    engine: str = AUTO
+    precision: str = AUTO
+    batch_size: int | None = None
+    """None: as the device has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedEngine:
+    """A choice that runs on this machine and gives the right answers, and its description."""
+
+    choice: ModelChoice
+    line: str
