@@ -19,7 +19,7 @@ import zarr
 from numpy.typing import NDArray
 
 from tests.builders import make_patches, make_store, make_table
-from tests.strangers import edit_json, vouch
+from tests.strangers import edit_json, put_values, vouch
 from tests.written_results import write_result
 from wsi_pipeline.core.choices import PREDICTIONS, ZARR_JSON
 from wsi_pipeline.core.slide import PatchQuality, PatchTable
@@ -208,6 +208,16 @@ def test_a_copy_that_is_none_does_not_matter_to_us(copy: object, tmp_path: Path)
     edit_json(ZARR_JSON, CONSOLIDATED, value=copy)(path)
     vouch(path)
     assert PatchStore(path).table.patches == 5
+
+
+def test_a_tissue_of_other_bytes_than_0_and_1_is_still_true_or_false(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "s.patches.zarr", make_full_table(), PIXELS)
+    put_values("tissue", np.full((15, 15), 2, dtype=np.uint8))(path)
+    vouch(path)
+    tissue = PatchStore(path).table.tissue
+    assert tissue is not None
+    assert np.count_nonzero(tissue) == 15 * 15
+    assert np.count_nonzero(~tissue) == 0
 
 
 def test_a_copy_made_again_has_the_same_bytes(tmp_path: Path) -> None:
