@@ -14,19 +14,12 @@ from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.card import STAIN_MEASURES
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_pipeline.models.choice import EngineSetting
-from wsi_pipeline.models.domain import (
-    Domain,
-    Domains,
-    find_last_linear,
-    measure_stains,
-    sample_patches,
-    show_features,
-)
+from wsi_pipeline.models.domain import Domain, Domains, find_last_linear, show_features
 from wsi_pipeline.models.loading import load_model
-from wsi_pipeline.models.model import EOSIN, HAEMATOXYLIN
 from wsi_pipeline.models.outlines import NetworkOptions
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.stacked import Ensemble
+from wsi_pipeline.models.stains import EOSIN, HAEMATOXYLIN, measure_stains, sample_patches
 
 FEATURES = 64
 LIMITS = Limits(2.0, 3.0)

@@ -15,8 +15,9 @@ from tests.builders import make_checkpoint, tissue, write_model, write_slide
 from tests.commands import PLAIN, run
 from wsi_pipeline.core.outcome import Limits
 from wsi_pipeline.models.checkpoint import save_checkpoint
-from wsi_pipeline.models.domain import measure_stains, show_features
+from wsi_pipeline.models.domain import show_features
 from wsi_pipeline.models.model import PatchNetwork
+from wsi_pipeline.models.stains import measure_stains
 from wsi_pipeline.training.domain import Looked, fit_domain
 
 HERE = (*PLAIN, "--workers", 0)

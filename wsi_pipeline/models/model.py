@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.outcome import Distance, Limits
 from wsi_pipeline.models.card import ModelFacts, Normalisation
+from wsi_pipeline.models.stains import EOSIN, HAEMATOXYLIN
 
 
 def normalise(pixels: Tensor, normalisation: Normalisation) -> Tensor:
@@ -69,9 +70,6 @@ def normalisation_of(counts: Tensor) -> Normalisation:
 PATCHES = 12
 GRAINS_PX = (2, 6, 20)
 """Sizes of the blots that make up the synthetic patches."""
-HAEMATOXYLIN = (0.65, 0.70, 0.29)
-EOSIN = (0.07, 0.99, 0.11)
-"""Absorption of red, green and blue (Ruifrok & Johnston 2001)."""
 
 
 @dataclass(frozen=True)

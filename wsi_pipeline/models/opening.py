@@ -161,12 +161,6 @@ def _open(choice: ModelChoice) -> tuple[Predictor, Agreement]:
     return predictor, check_answers(predictor)
 
 
-def unload() -> None:
-    """Forget the model that this process has loaded, where only other processes will run it."""
-    with _loading:
-        _open.cache_clear()
-
-
 def resolve_engine(
     model: Model, path: Path, request: EngineRequest, terms: ExternalModelTerms | None = None
 ) -> ResolvedEngine:

@@ -199,6 +199,23 @@ class Batch:
         return RunAccount(tuple(self.outcomes[job] for job in range(len(self.jobs))), self.noun)
 
 
+@dataclass(frozen=True)
+class _Numbered:
+    """A batch as some of its jobs see it: they are numbered from 0."""
+
+    batch: Batch
+    numbers: Sequence[int]
+
+    def prepared(self, job: int, plan: SlidePlan) -> None:
+        self.batch.prepared(self.numbers[job], plan)
+
+    def block_done(self, job: int, report: BlockReport) -> None:
+        self.batch.block_done(self.numbers[job], report)
+
+    def ended(self, job: int, result: SlideOutcome | Exception) -> None:
+        self.batch.ended(self.numbers[job], result)
+
+
 def run_batch(
     jobs: Sequence[SlideJob],
     workers: Workers | WorkerPool,
@@ -206,16 +223,23 @@ def run_batch(
     events: EventLog | None = None,
     disk_space: DiskSpace | None = None,
     noun: str = "slide",
+    done: Mapping[int, SlideOutcome] | None = None,
 ) -> Batch:
     """Run every job while there is `disk_space`; each slide ends in one outcome.
 
+    Those that are `done` already end at once, by their number; no worker is needed for them.
     Raises EnvironmentFault where what the workers made is not on this machine.
     """
     batch = Batch(jobs, listener, events or EventLog(None), noun)
     listener.working_on(f"opening {len(jobs):,} {noun}{'' if len(jobs) == 1 else 's'}")
     umask = current_umask()
     space = disk_space or DiskSpace()
-    run_jobs([SpaceCheckedJob(job, space, umask) for job in jobs], workers, batch)
+    for number, outcome in (done or {}).items():
+        batch.ended(number, outcome)
+    left = [number for number in range(len(jobs)) if number not in (done or {})]
+    if left:
+        checked = [SpaceCheckedJob(jobs[number], space, umask) for number in left]
+        run_jobs(checked, workers, _Numbered(batch, left))
     for job, outcome in zip(jobs, batch.account.outcomes, strict=True):
         if outcome.state is not SlideState.FAILED and not job.target.exists():
             raise EnvironmentFault(

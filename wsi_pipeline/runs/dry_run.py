@@ -58,7 +58,7 @@ def preview_run(
     """Open every slide and read what earlier runs left; writes nothing, raises as the run would."""
     options, listener = options or InferOptions(), listener or Listener()
     loaded = open_model(model, options, listener)
-    choice = choose_engine(loaded, model, options, Listener())
+    choice = choose_engine(model, options, Listener())
     slides, _ = take_share(slides, options.shard)
     jobs = make_jobs(slides, choice, read_tiling(options, loaded), results, options)
     listener.working_on(f"opening {len(jobs):,} slide{'' if len(jobs) == 1 else 's'}")

@@ -19,10 +19,16 @@ from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.counting.site import read_site
 from wsi_pipeline.labels.rules import LabelRules
-from wsi_pipeline.models.choice import EngineRequest, ModelChoice, ResolvedEngine, read_terms
-from wsi_pipeline.models.loading import load_model
-from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.opening import resolve_engine, resolve_engine_for, unload
+from wsi_pipeline.models.card import ModelFacts
+from wsi_pipeline.models.choice import (
+    EngineRequest,
+    EngineSetting,
+    ExternalModelTerms,
+    ModelChoice,
+    ResolvedEngine,
+    read_terms,
+)
+from wsi_pipeline.models.loading import read_model
 from wsi_pipeline.outputs import read_view
 from wsi_pipeline.outputs.run_files import (
     read_finished,
@@ -33,6 +39,7 @@ from wsi_pipeline.outputs.run_files import (
 )
 from wsi_pipeline.runs.batch import Batch, run_batch
 from wsi_pipeline.runs.disk_space import DiskSpace
+from wsi_pipeline.runs.done import find_done
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
@@ -52,7 +59,7 @@ def read_request(options: InferOptions) -> EngineRequest:
     return EngineRequest(options.device, engine, options.precision, options.batch_size)
 
 
-def read_tiling(options: InferOptions, model: Model) -> TileConfig:
+def read_tiling(options: InferOptions, model: ModelFacts) -> TileConfig:
     """Return how slides are cut for a model: with its patch size, at its scale."""
     return TileConfig(
         spec=model.spec,
@@ -76,22 +83,28 @@ def infer_slides(
     """
     started = time.perf_counter()
     options, listener = options or InferOptions(), listener or Listener()
-    loaded = open_model(model, options, listener)
+    facts = open_model(model, options, listener)
+    (slides, suffix), tiling = take_share(slides, options.shard), read_tiling(options, facts)
     workers = choose_workers(options, options.device)
-    (slides, suffix), tiling = take_share(slides, options.shard), read_tiling(options, loaded)
+    jobs = make_jobs(slides, choose_unsettled(facts, model, options), tiling, results, options)
+    done = find_done(jobs, here=not workers.processes)
+    choice: ModelChoice | None = None
     with ExitStack() as log:
-        with open_workers(workers) as pool:
-            choice = choose_engine(loaded, model, options, listener, workers, pool)
+        with ExitStack() as work:
+            pool: Workers | WorkerPool = workers
+            if len(done) < len(jobs):
+                pool = work.enter_context(open_workers(workers))
+                choice = choose_engine(model, options, listener, workers, pool)
+                jobs = make_jobs(slides, choice, tiling, results, options)
             make_folder(results)
-            jobs = make_jobs(slides, choice, tiling, results, options)
             parameters = _list_parameters(choice, tiling, options, workers)
-            used = {"architecture": loaded.architecture, "digest": loaded.digest}
+            used = {"architecture": facts.architecture, "digest": facts.digest}
             told = parameters | {"model": used}
             events = log.enter_context(log_events(results, "infer", len(jobs), told, suffix))
-            batch = run_batch(jobs, pool, listener, events, DiskSpace(options.min_free))
+            batch = run_batch(jobs, pool, listener, events, DiskSpace(options.min_free), done=done)
         listener.working_on("writing the tables and the page of all slides")
         seconds = {"total": time.perf_counter() - started} | batch.seconds
-        record = describe_run(batch, loaded, parameters, seconds)
+        record = describe_run(batch, facts, parameters, seconds)
         account = write_tables(results, batch.account, record, suffix)
         for folder in (results, options.keep_patches):
             if folder is not None and folder.is_dir():
@@ -100,37 +113,53 @@ def infer_slides(
     return account
 
 
-def open_model(model: Path, options: InferOptions, listener: Listener) -> Model:
-    """Load the model, and say on which terms it runs."""
-    listener.working_on("loading the model")
-    loaded = load_model(model, read_terms(options))
-    listener.say(describe_model(loaded))
-    return loaded
+def open_model(model: Path, options: InferOptions, listener: Listener) -> ModelFacts:
+    """Read what the model states, and say on which terms it runs."""
+    listener.working_on("reading the model's card")
+    facts = read_model(model, read_terms(options))
+    listener.say(describe_model(facts))
+    return facts
+
+
+def choose_unsettled(facts: ModelFacts, model: Path, options: InferOptions) -> ModelChoice:
+    """Return the model with the engine as far as it is named; slides may be looked for by it."""
+    request, plain = read_request(options), EngineSetting()
+    named = {"engine": request.engine, "precision": request.precision, "device": request.device}
+    setting = replace(plain, **{name: value for name, value in named.items() if value != AUTO})
+    terms = read_terms(options)
+    return ModelChoice(model.resolve(), facts.digest, setting, request.batch_size, terms)
 
 
 def choose_engine(
-    loaded: Model,
     model: Path,
     options: InferOptions,
     listener: Listener,
     workers: Workers | None = None,
     pool: WorkerPool | None = None,
 ) -> ModelChoice:
-    """Return the engine of the whole run, chosen here or by a worker on another machine."""
-    listener.working_on("choosing the engine and checking its answers")
-    request = (read_request(options), read_terms(options))
-    if pool and workers and workers.is_elsewhere:
-        answer: ResolvedEngine = pool.call(resolve_engine_for, model.resolve(), *request)
-        listener.say(f"on the workers: {answer.line}")
-        return answer.choice
-    resolved = resolve_engine(loaded, model, *request)
-    listener.say(resolved.line)
-    if workers and workers.processes:
-        unload()
-    return resolved.choice
+    """Return the engine of the whole run, chosen by a worker, or here where there is none."""
+    listener.working_on("loading the model and checking its answers")
+    request = (model.resolve(), read_request(options), read_terms(options))
+    if pool and workers and (workers.is_elsewhere or workers.processes):
+        answer: ResolvedEngine = pool.call(resolve_engine, *request)
+    else:
+        answer = resolve_engine(*request)
+    where = "on the workers: " if workers and workers.is_elsewhere else ""
+    listener.say(f"{where}{answer.line}")
+    return answer.choice
 
 
-def describe_model(model: Model) -> str:
+def resolve_engine(path: Path, request: EngineRequest, terms: ExternalModelTerms) -> ResolvedEngine:
+    """Choose the engine for a model, load it with that and check its answers, in this process.
+
+    Raises ModelError where no engine can run the model, EnvironmentFault without the device.
+    """
+    from wsi_pipeline.models.opening import resolve_engine_for
+
+    return resolve_engine_for(path, request, terms)
+
+
+def describe_model(model: ModelFacts) -> str:
     """Return the terms on which a model is run, in one line."""
     terms = model.terms.on_grid
     return (
@@ -142,11 +171,13 @@ def describe_model(model: Model) -> str:
 
 
 def _list_parameters(
-    choice: ModelChoice, tiling: TileConfig, options: InferOptions, workers: Workers
+    choice: ModelChoice | None, tiling: TileConfig, options: InferOptions, workers: Workers
 ) -> dict[str, Any]:
+    """Return everything that was asked for; no engine where nothing was left to compute."""
+    nothing = dict.fromkeys(EngineSetting().to_json())
     return {
         "tiling": asdict(tiling),
-        **choice.setting.to_json(),
+        **(nothing if choice is None else choice.setting.to_json()),
         "batch_size": options.batch_size or AUTO,
         "view": read_view(options).to_json(),
         "keeps_patches": options.keep_patches is not None,
@@ -155,7 +186,7 @@ def _list_parameters(
 
 
 def describe_run(
-    batch: Batch, model: Model, parameters: Mapping[str, Any], seconds: Mapping[str, float]
+    batch: Batch, model: ModelFacts, parameters: Mapping[str, Any], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return the request, the versions, and the time of each stage."""
     return {
@@ -222,7 +253,8 @@ def make_jobs(
         for slide in slides
     ]
     out, force = results.absolute(), options.force
+    is_free = (options.engine, options.precision) == (AUTO, AUTO) and not options.compile
     return [
-        InferJob(slide, out, choice, tiling, slide.is_store, force, view, store)
+        InferJob(slide, out, choice, tiling, slide.is_store, force, view, store, is_free)
         for slide, store in zip(slides, kept, strict=True)
     ]

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from wsi_pipeline.core.choices import AUTO
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.core.options import WorkerOptions
@@ -12,6 +14,10 @@ from wsi_pipeline.slides.selection import Shard
 
 MOST_TILERS = 16
 """Processes that tile unless more are asked for: each takes about half a gigabyte."""
+
+
+DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
+"""Devices of which one is there where the driver of a GPU is."""
 
 
 def choose_workers(options: WorkerOptions, device: str = "cpu", is_tiling: bool = False) -> Workers:
@@ -52,7 +58,7 @@ def choose_workers(options: WorkerOptions, device: str = "cpu", is_tiling: bool 
 
 def _find_gpus(device: str) -> tuple[str, ...]:
     """Return the GPUs that may be used; does not load torch where none is wanted."""
-    if device == "cpu":
+    if device == "cpu" or (device == AUTO and not any(path.exists() for path in DRIVERS)):
         return ()
     from wsi_pipeline.models.device import choose_device, list_gpus
 

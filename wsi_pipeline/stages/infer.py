@@ -63,22 +63,9 @@ PATCH_BYTES = 100
 """A million patches take 76 MB in all default formats, and some more while they are written."""
 
 
-def refuse_other_engine(staging: Staging) -> None:
-    """Raise StoreError, with the options to use, where results differ in their engine alone."""
-    if not is_product(staging.target):
-        return
-    made = without_view(read_manifest(staging.target).recipe)
-    old, new = made.get(ENGINE), staging.recipe[ENGINE]
-    if isinstance(old, Mapping) and old != new and {**made, ENGINE: new} == staging.recipe:
-        one, other = (
-            f"{entry.get('engine')} {entry.get('precision')} ({entry.get('device')})"
-            for entry in (old, new)
-        )
-        raise StoreError(
-            f"{staging.target}: was computed by {one}, this run computes by {other}, and their"
-            f" results are not the same; run with --engine {old.get('engine')} --precision"
-            f" {old.get('precision')}, with --force to replace it, or into another folder"
-        )
+def describe_engine(entry: Mapping[str, Any]) -> str:
+    """Return the recorded engine of predictions, in words."""
+    return f"{entry.get('engine')} {entry.get('precision')} ({entry.get('device')})"
 
 
 class _Source(NamedTuple):
@@ -104,6 +91,8 @@ class InferJob:
     view: View = field(default_factory=View)
     keep: TileJob | None = None
     """The job of the patch store that is made along, or read if it exists."""
+    takes_any_engine: bool = False
+    """True if a finished slide is done whichever engine computed it."""
 
     @property
     def target(self) -> Path:
@@ -180,6 +169,28 @@ class InferJob:
         slide = None if self.is_store else self.slide.path
         return SlidePlan.of_staged(staging, staged_table(folder), slide)
 
+    def find_done(self) -> SlideOutcome | None:
+        """Return the outcome where an earlier run made exactly this, None where work is left.
+
+        Loads no model, and looks at no slide without results. A kept store is left to `prepare`.
+        """
+        if self.force or self.keep is not None or not is_product(self.target):
+            return None
+        inputs = [self.slide.path, self.model.path]
+        with self._open_source() as source:
+            staging = self._stage(source.recipe)
+        manifest = check_finished(staging, RESULT_KIND, self.force, inputs)
+        if manifest is None or not self._is_shown(manifest):
+            return None
+        with self.hold():
+            find_finished(staging, RESULT_KIND, self.force, inputs)
+            return describe_result(self.slide.slide_id, self.slide.path, self.target, True)
+
+    def _is_shown(self, manifest: Manifest) -> bool:
+        """Return whether the finished outputs are those of this view."""
+        kept = self.view.keep(manifest.recipe)
+        return manifest.recipe.get(VIEW) == record_view(kept, self.target)
+
     def preview(self) -> SlidePreview:
         """Return what `prepare` would find out, without writing anything."""
         preview = self._preview_predictions()
@@ -207,9 +218,8 @@ class InferJob:
         with self._open_source() as source:
             staging = self._stage(source.recipe)
             if manifest := check_finished(staging, RESULT_KIND, self.force, inputs):
-                kept = self.view.keep(manifest.recipe)
-                is_same = manifest.recipe.get(VIEW) == record_view(kept, self.target)
-                state = PreviewState.DONE if is_same else PreviewState.PREDICTED
+                is_shown = self._is_shown(manifest)
+                state = PreviewState.DONE if is_shown else PreviewState.PREDICTED
                 return SlidePreview.of_finished(self.slide, source.slide, state, manifest)
             model = self.model.load().model
             done: dict[int, dict[str, Any]] = {}
@@ -238,20 +248,26 @@ class InferJob:
             )
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
-        predictor = self.model.load()
-        recipe = {
-            "source": source_recipe,
-            "model": predictor.model.digest,
-            ENGINE: predictor.setting.to_json(),
-        }  # not the size of batches, which changes the last bits at most
-        staging = Staging(self.target, recipe)
-        if not self.force:
-            refuse_other_engine(staging)
-        return staging
+        new = self.model.setting.to_json()  # not the size of batches, which changes the last bits
+        recipe = {"source": source_recipe, "model": self.model.digest, ENGINE: new}
+        if self.force or not is_product(self.target):
+            return Staging(self.target, recipe)
+        made = without_view(read_manifest(self.target).recipe)
+        old = made.get(ENGINE)
+        if not isinstance(old, Mapping) or old == new or {**made, ENGINE: new} != recipe:
+            return Staging(self.target, recipe)
+        if self.takes_any_engine:
+            return Staging(self.target, made)
+        one, other = (describe_engine(entry) for entry in (old, new))
+        raise StoreError(
+            f"{self.target}: was computed by {one}, this run computes by {other}, and their"
+            f" results are not the same; run with --engine {old.get('engine')} --precision"
+            f" {old.get('precision')}, with --force to replace it, or into another folder"
+        )
 
     def _reuse(self, staging: Staging, manifest: Manifest) -> SlidePlan:
         """Return the plan where predictions exist; outputs that differ are rebuilt."""
-        if manifest.recipe.get(VIEW) == record_view(self.view.keep(manifest.recipe), self.target):
+        if self._is_shown(manifest):
             return SlidePlan.of_finished(staging, manifest)
         open_result(self.target)
         take_over(staging, self.target)

@@ -6,6 +6,7 @@ on the way.
 
 import time
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,8 @@ from wsi_pipeline.core.choices import PREDICTIONS, SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchSource, PatchTable
-from wsi_pipeline.models.card import STAIN_MEASURES
-from wsi_pipeline.models.domain import measure_stains, sample_patches
-from wsi_pipeline.models.model import Model
-from wsi_pipeline.models.predictor import Predicted, Predictor
+from wsi_pipeline.models.card import STAIN_MEASURES, ModelFacts
+from wsi_pipeline.models.stains import measure_stains, sample_patches
 from wsi_pipeline.stages.plan import BlockReport
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import write_patch_block
@@ -27,11 +26,15 @@ from wsi_pipeline.store.predictions import (
     write_prediction_block,
 )
 
+if TYPE_CHECKING:
+    from wsi_pipeline.models.model import Model
+    from wsi_pipeline.models.predictor import Predicted, Predictor
+
 ENGINE = "engine"
 """Entry of recipes and predictions that names the engine."""
 
 
-def check_table(table: PatchTable, model: Model) -> None:
+def check_table(table: PatchTable, model: ModelFacts) -> None:
     """Raise ModelError where a slide's patches, or what their labels mean, do not fit the model."""
     name, spec, wanted = table.slide.path, table.grid.spec, model.spec
     if (side := wanted.side_px) != spec.side_px:
@@ -46,7 +49,7 @@ def check_table(table: PatchTable, model: Model) -> None:
         raise ModelError(f"{name}: {what}; label the store with the model's --class-names")
 
 
-def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor) -> None:
+def begin_predictions(staging: Staging, table: PatchTable, predictor: "Predictor") -> None:
     """Lay out the predictions of a slide. Raises ModelError where patches do not fit the model."""
     check_table(table, predictor.model)
     attributes = {
@@ -60,7 +63,7 @@ def begin_predictions(staging: Staging, table: PatchTable, predictor: Predictor)
 
 def predict_block(
     source: PatchSource,
-    predictor: Predictor,
+    predictor: "Predictor",
     staging: Staging,
     table: PatchTable,
     block: int,
@@ -100,7 +103,7 @@ def predict_block(
     return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)
 
 
-def _compare(pixels: NDArray[np.uint8], predicted: Predicted) -> tuple[tuple[float, ...], ...]:
+def _compare(pixels: NDArray[np.uint8], predicted: "Predicted") -> tuple[tuple[float, ...], ...]:
     """Return stains and feature distance of each of some patches, as reports hold them."""
     if predicted.distance is None:
         return ()
@@ -116,7 +119,7 @@ def _place(values: NDArray[np.float32], readable: NDArray[np.bool_]) -> NDArray[
     return placed
 
 
-def close_predictions(staging: Staging, model: Model) -> None:
+def close_predictions(staging: Staging, model: "Model") -> None:
     """Record the slide's distance from the training patches, by what the blocks report."""
     reports = staging.block_reports()
     rows = [row for block in sorted(reports) for row in reports[block].get("compared", ())]

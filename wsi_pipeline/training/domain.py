@@ -19,15 +19,10 @@ from wsi_pipeline.core.outcome import Distance, Limits
 from wsi_pipeline.counting.interval import FEWEST_PATCHES
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.choice import EngineSetting
-from wsi_pipeline.models.domain import (
-    MOST_SAMPLED,
-    Domain,
-    measure_stains,
-    sample_patches,
-    show_features,
-)
+from wsi_pipeline.models.domain import Domain, show_features
 from wsi_pipeline.models.engines.torch_eager import in_precision, send
 from wsi_pipeline.models.model import PatchNetwork
+from wsi_pipeline.models.stains import MOST_SAMPLED, measure_stains, sample_patches
 from wsi_pipeline.training.data import LabelledPatches, read_pixels
 from wsi_pipeline.training.metrics import Floats, Labels
 from wsi_pipeline.training.split import Division
