@@ -26,7 +26,7 @@ from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.engine import Run
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model, SelfTest, make_self_test
-from wsi_pipeline.models.opening import resolve_engine
+from wsi_pipeline.models.opening import open_choice, resolve_engine
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import open_result
@@ -126,17 +126,17 @@ def test_a_worker_checks_the_answers_itself(model: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setitem(ENGINES, "torch", replace(ENGINES["torch"], load=load))
     with pytest.raises(ModelError, match="its stored self-test"):
-        replace(choice, batch_size=10).load()
+        open_choice(replace(choice, batch_size=10))
 
 
 def test_a_worker_without_the_device_does_not_choose_another(model: Path) -> None:
     resolved = resolve_engine(load_model(model), model, EngineRequest(device="cpu", engine="torch"))
     elsewhere = replace(resolved.choice, setting=replace(resolved.choice.setting, device="cuda"))
     if torch.cuda.is_available():
-        assert elsewhere.load().setting.device == "cuda"
+        assert open_choice(elsewhere)[0].setting.device == "cuda"
     else:
         with pytest.raises(EnvironmentFault, match="no usable GPU"):
-            elsewhere.load()
+            open_choice(elsewhere)
 
 
 def test_threads_of_a_worker_share_one_model(model: Path) -> None:
@@ -144,7 +144,9 @@ def test_threads_of_a_worker_share_one_model(model: Path) -> None:
         load_model(model), model, EngineRequest(device="cpu", engine="torch", batch_size=3)
     ).choice
     found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(id(choice.load()))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(id(open_choice(choice)[0]))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

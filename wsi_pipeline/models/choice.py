@@ -6,14 +6,10 @@ It needs no torch: a model is loaded where it computes.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wsi_pipeline.core.choices import AUTO, BF16, FP16, FP32
 from wsi_pipeline.core.options import ExternalModelOptions
-
-if TYPE_CHECKING:
-    from wsi_pipeline.models.opening import Agreement
-    from wsi_pipeline.models.predictor import Predictor
 
 BOUNDS: Mapping[str, float] = {FP32: 1e-4, BF16: 0.03, FP16: 0.01}
 """Largest allowed difference in probability from the reference network in fp32, by precision."""
@@ -67,16 +63,6 @@ class ModelChoice:
     """None: as the device has it."""
     terms: ExternalModelTerms = field(default_factory=ExternalModelTerms)
     """A worker trusts an external model by these alone, and checks its digest itself."""
-
-    def load(self) -> "Predictor":
-        """Return the predictor, loaded once per process. Raises ModelError and EnvironmentFault."""
-        return self.load_checked()[0]
-
-    def load_checked(self) -> "tuple[Predictor, Agreement]":
-        """Return the predictor, and how well it agrees with the known answers of the model."""
-        from wsi_pipeline.models.opening import open_choice
-
-        return open_choice(self)
 
 
 @dataclass(frozen=True, slots=True)

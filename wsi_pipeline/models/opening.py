@@ -175,7 +175,7 @@ def resolve_engine(
         return ModelChoice(resolved, model.digest, setting, request.batch_size, terms)
 
     candidates = list_candidates(model, request.device, request.engine, request.precision)
-    opened = open_first(candidates, lambda setting: choose(setting).load_checked())
+    opened = open_first(candidates, lambda setting: open_choice(choose(setting)))
     return ResolvedEngine(choose(opened.predictor.setting), opened.line)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import SlideError, StoreError
@@ -58,6 +58,9 @@ from wsi_pipeline.store.predictions import (
     has_logits,
     open_result,
 )
+
+if TYPE_CHECKING:
+    from wsi_pipeline.models.predictor import Predictor
 
 PATCH_BYTES = 100
 """A million patches take 76 MB in all default formats, and some more while they are written."""
@@ -113,6 +116,12 @@ class InferJob:
     def _open(self) -> closing[SlideReader]:
         return closing(open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp))
 
+    def _load(self) -> "Predictor":
+        """Return the predictor, loaded once per process. Raises ModelError, EnvironmentFault."""
+        from wsi_pipeline.models.opening import open_choice
+
+        return open_choice(self.model)[0]
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Hold the locks of the results and the kept store; one that is only read needs none."""
@@ -125,7 +134,7 @@ class InferJob:
 
     def prepare(self) -> SlidePlan:
         """Check the engine's answers, choose the patches or take the kept ones; lay them out."""
-        self.model.load()
+        self._load()
         if self.keep is None:
             return self._prepare_predictions()
         store = self._prepare_store(self.keep)
@@ -165,7 +174,7 @@ class InferJob:
             if not is_begun or (
                 kept is not None and read_staged_table(folder).block_size != kept.block_size
             ):
-                begin_predictions(staging, kept or source.choose_patches(), self.model.load())
+                begin_predictions(staging, kept or source.choose_patches(), self._load())
         slide = None if self.is_store else self.slide.path
         return SlidePlan.of_staged(staging, staged_table(folder), slide)
 
@@ -221,7 +230,7 @@ class InferJob:
                 is_shown = self._is_shown(manifest)
                 state = PreviewState.DONE if is_shown else PreviewState.PREDICTED
                 return SlidePreview.of_finished(self.slide, source.slide, state, manifest)
-            model = self.model.load().model
+            model = self._load().model
             done: dict[int, dict[str, Any]] = {}
             if staging.is_prepared and not self.force:
                 table = read_staged_table(staging.product / PREDICTIONS)
@@ -280,7 +289,7 @@ class InferJob:
         if to_store is not None and block in plan.stored_only:
             return store_block(source, staged_table(to_store.product), to_store, block)
         table = staged_table(plan.staging.product / PREDICTIONS)
-        return predict_block(source, self.model.load(), plan.staging, table, block, to_store)
+        return predict_block(source, self._load(), plan.staging, table, block, to_store)
 
     def _open_patches(self, plan: SlidePlan) -> PatchSource:
         if self.is_store:
@@ -316,7 +325,7 @@ class InferJob:
             plan.refuse_changed(self.slide.path)
             plan.refuse_unreadable(self.slide.path)
             plan.staging.check_complete(count_blocks(plan.patches, plan.block_size))
-            close_predictions(plan.staging, self.model.load().model)
+            close_predictions(plan.staging, self._load().model)
         view = self.view
         if plan.is_predicted:
             view = view.keep(read_manifest(self.target).recipe)

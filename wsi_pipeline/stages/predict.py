@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 ENGINE = "engine"
 """Entry of recipes and predictions that names the engine."""
+MOSTLY = 0.5
+"""Share of tissue from which on a patch can be in the sample."""
 
 
 def check_table(table: PatchTable, model: ModelFacts) -> None:
@@ -80,9 +82,7 @@ def predict_block(
     if store is not None:
         write_patch_block(store, table, block, patches)
     was_stored = time.perf_counter()
-    rows = table.block_slice(block)
-    sample = sample_patches(table.patches)
-    sample = sample[(sample >= rows.start) & (sample < rows.stop)] - rows.start
+    sample = _find_sample(table, block)
     sample = sample[patches.readable[sample]]
     compared = np.cumsum(patches.readable)[sample] - 1
     predicted = predictor.predict(patches.pixels[patches.readable], compared)
@@ -101,6 +101,15 @@ def predict_block(
     )
     write_prediction_block(staging, table, block, logits, asdict(report), spread)
     return replace(report, seconds_write=report.seconds_write + time.perf_counter() - was_computed)
+
+
+def _find_sample(table: PatchTable, block: int) -> NDArray[np.intp]:
+    """Return the block's part of the slide's sample, of patches that are mostly tissue."""
+    is_tissue = ~(table.tissue_fraction < MOSTLY)  # NaN: not measured
+    members = np.flatnonzero(is_tissue | ~is_tissue.any())
+    sample, rows = members[sample_patches(len(members))], table.block_slice(block)
+    sample = sample[(sample >= rows.start) & (sample < rows.stop)]
+    return np.asarray(sample - rows.start, dtype=np.intp)
 
 
 def _compare(pixels: NDArray[np.uint8], predicted: "Predicted") -> tuple[tuple[float, ...], ...]:
