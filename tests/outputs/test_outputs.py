@@ -14,7 +14,6 @@ from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs import View
-from wsi_pipeline.outputs.canvas import grid_extent_mm, thumbnail_extent_mm
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.outputs.run_files import (
     read_finished,
@@ -107,16 +106,6 @@ def test_high_probability_is_yellow_and_low_is_violet(tmp_path: Path) -> None:
             pixels = np.asarray(image.convert("RGB"))
         colors[name] = pixels[pixels.shape[0] // 4, pixels.shape[1] // 6].tolist()
     assert colors == {"high": [253, 231, 36], "low": [68, 1, 84]}  # the ends of viridis
-
-
-def test_grid_and_thumbnail_lie_over_each_other() -> None:
-    table = make_table([(0, 0)], mpp=4.0, rows=3, cols=5)
-    assert grid_extent_mm(table) == pytest.approx((0, 1.0, 0.6, 0))  # 5 · 50 px · 4 µm = 1 mm
-    assert thumbnail_extent_mm(table.thumbnail, 4.0) == pytest.approx((0, 1.0, 0.6, 0))
-
-
-def test_a_slide_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
-    make_result(tmp_path, "$cost_{", CASES["mixed"], PICTURES)
 
 
 def test_slides_csv_has_a_row_per_finished_slide(tmp_path: Path) -> None:

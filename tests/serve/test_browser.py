@@ -248,7 +248,7 @@ def test_the_map_lies_where_its_cells_are(watched: Watched) -> None:
             return [...viewer.views[0].canvas.getContext('2d').getImageData(px, py, 1,
             1).data].slice(0, 3);
         })""")
-    from wsi_pipeline.outputs.canvas import colour_table
+    from wsi_pipeline.outputs.colormaps import colour_table
 
     wanted = [
         colour_table()[int(np.float32(value) * 256)].tolist() for value in (0.9, 0.6, 0.95, 0.1)

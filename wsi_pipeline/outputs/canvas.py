@@ -1,150 +1,254 @@
-"""Plots in millimetres of slide: axes, colour scale and scale bar, the same for every map.
+"""Images for people: a picture under its title, with colour bar, scale bar and key.
 
-Also maps as pixels: the colours of every image, one pixel per patch.
+They are drawn pixel by pixel: figures of matplotlib take twenty times as long.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import shapely
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
-from wsi_pipeline.core.choices import COLORMAPS
-from wsi_pipeline.core.outcome import describe_interval, describe_unlike
-from wsi_pipeline.core.slide import PatchTable, Thumbnail
-from wsi_pipeline.outputs.heatmap import Heatmap, find_positive
-from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.core.slide import PatchTable
+from wsi_pipeline.outputs.lettering import Face, measure_text, set_text, wrap_text
+from wsi_pipeline.outputs.map_image import Frame, color_pixels
+from wsi_pipeline.slides.images import encode_png
 
-NOT_ASSESSED = "#e6e6e6"
-LONG_SIDE_INCH = 9.0
-DPI = 120
-MAX_CORNERS = 200_000
+Color = str | tuple[int, int, int]
+
+NAME, TEXT, SMALL = Face(19, is_bold=True), Face(15), Face(13)
+WHITE, BLACK, LINE = (255, 255, 255), (0, 0, 0), (90, 90, 90)
+NOT_ASSESSED = (230, 230, 230)
+MARGIN, GAP = 16, 10
+MIN_WIDTH = 640
+"""Titles of narrow slides need some room."""
+BAR_WIDTH, MIN_BAR, MAX_BAR = 24, 240, 700
+TICK = 6
 SCALE_BARS_MM = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-
-Extent = tuple[float, float, float, float]
-"""left, right, bottom, top in mm; y grows downwards as on the slide."""
-
-
-def grid_extent_mm(table: PatchTable) -> Extent:
-    """Return the rectangle that the grid covers on the slide."""
-    grid, mpp = table.grid, table.slide.mpp
-    x, y = (origin * mpp / 1000 for origin in grid.origin_xy_l0)
-    pitch_mm = grid.spec.stride_px * float(grid.downsample) * mpp / 1000
-    return x, x + max(grid.cols, 1) * pitch_mm, y + max(grid.rows, 1) * pitch_mm, y
+PNG_LEVEL = 1
+"""A tenth more bytes than zlib's 6 for a slide, in a quarter of the time."""
+SMOOTH_BELOW = 3
+"""A thumbnail enlarged more than so many times shows its pixels as squares."""
 
 
-def thumbnail_extent_mm(thumbnail: Thumbnail, slide_mpp: float) -> Extent:
-    """Return the rectangle that the thumbnail covers on the slide."""
-    pixel_mm = float(thumbnail.downsample) * slide_mpp / 1000
-    x, y = (origin * slide_mpp / 1000 for origin in thumbnail.origin_xy_l0)
-    height, width = thumbnail.pixels.shape[:2]
-    return x, x + width * pixel_mm, y + height * pixel_mm, y
+class ColorBar(NamedTuple):
+    """The scale beside a map."""
+
+    colors: NDArray[np.uint8]
+    """(256, 3), for values from 0 to `top`."""
+    label: str
+    top: float = 1.0
+    threshold: float | None = None
 
 
-def open_canvas(result: SlideResult) -> tuple[Figure, Axes]:
-    """Return an empty plot of the slide's shape, titled with name and counts."""
-    summary, share = result.summary, ""
-    if summary.positive_fraction is not None:
-        share = f", {summary.positives} positive ({summary.positive_fraction:.1%})"
-        share += f"\n{describe_interval(summary)}"
-    if unlike := describe_unlike(summary):
-        share += f"\n{unlike}"
-    assessed = summary.patches - summary.unreadable
-    name = plain_text(summary.slide_id)
-    return frame_slide(result.table, f"{name}\n{assessed} patches assessed{share}")
+class Key(NamedTuple):
+    """What a colour means: that of areas, or of lines."""
+
+    color: Color
+    text: str
+    is_line: bool = False
 
 
-def show_thumbnail(axes: Axes, table: PatchTable) -> None:
-    """Draw the slide below everything else."""
-    extent = thumbnail_extent_mm(table.thumbnail, table.slide.mpp)
-    axes.imshow(table.thumbnail.pixels, extent=extent, interpolation="antialiased", zorder=0)
+class ScaleBar(NamedTuple):
+    """A length on the slide."""
+
+    length_px: int
+    text: str
 
 
-def frame_slide(table: PatchTable, title: str) -> tuple[Figure, Axes]:
-    """Return an empty plot of the slide's shape."""
-    left, right, bottom, top = thumbnail_extent_mm(table.thumbnail, table.slide.mpp)
-    width, height = right - left, bottom - top
-    scale = LONG_SIDE_INCH / max(width, height)
-    size = (max(width * scale, 3.5) + 1.6, max(height * scale, 2.0) + 0.9)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
-    axes.set_title(title, fontsize=10)
-    axes.add_artist(_scale_bar(axes, width))
-    return figure, axes
+def show_thumbnail(table: PatchTable, frame: Frame) -> Image.Image:
+    """Return the slide's thumbnail as large as the frame."""
+    image = Image.fromarray(table.thumbnail.pixels)
+    if frame.size_px == image.size:
+        return image
+    is_coarse = frame.size_px[0] > SMOOTH_BELOW * image.width
+    sampling = Image.Resampling.NEAREST if is_coarse else Image.Resampling.BICUBIC
+    return image.resize(frame.size_px, sampling, reducing_gap=2.0)
 
 
-def plain_text(text: str) -> str:
-    """Return a text in which no dollar sign begins a formula."""
-    return text.replace("$", r"\$")
+def cover(
+    picture: Image.Image, numbers: NDArray[Any], colors: NDArray[np.uint8], opacity: int = 255
+) -> None:
+    """Lay colours over a picture by their number from 1 on (height, width); 0 leaves it as it is.
+
+    `opacity` is 0 to 255.
+    """
+    layer = Image.fromarray(color_pixels(numbers, colors, opacity))
+    picture.paste(layer, mask=layer)
 
 
-def _scale_bar(axes: Axes, width_mm: float) -> AnchoredSizeBar:
-    length = max((bar for bar in SCALE_BARS_MM if bar <= width_mm / 4), default=SCALE_BARS_MM[0])
+def find_scale_bar(frame: Frame, slide_mpp: float) -> ScaleBar:
+    """Return the longest bar of at most a quarter of the frame's longer side."""
+    pixel_mm = frame.pixel_xy_l0[0] * slide_mpp / 1000
+    side_mm = max(frame.size_px) * pixel_mm
+    length = max((bar for bar in SCALE_BARS_MM if bar <= side_mm / 4), default=SCALE_BARS_MM[0])
     text = f"{length:g} mm" if length >= 1 else f"{length * 1000:g} µm"
-    look: dict[str, Any] = {"size_vertical": width_mm / 300, "sep": 3, "borderpad": 0.6}
-    return AnchoredSizeBar(axes.transData, length, text, "lower left", frameon=True, **look)
+    return ScaleBar(max(round(length / pixel_mm), 1), text)
 
 
-def draw_map(
-    axes: Axes, table: PatchTable, values: NDArray[Any], alpha: float, **colors: Any
-) -> AxesImage:
-    """Draw a value per position of the grid (rows, cols) in its place; NaN stays transparent.
+def compose(
+    title: Sequence[str],
+    picture: Image.Image,
+    scale: ScaleBar,
+    bar: ColorBar | None = None,
+    keys: Sequence[Key] = (),
+) -> Image.Image:
+    """Return the picture in a thin frame, its title above, the bar beside it, the keys below."""
+    height = max(picture.height, MIN_BAR if bar else 0)
+    beside = Image.new("RGB", (0, height), WHITE) if bar is None else draw_bar(bar, height)
+    width = max(picture.width + beside.width + 2 * MARGIN + 2, MIN_WIDTH)
+    head = draw_title(title, width - 2 * MARGIN)
+    foot = draw_keys(scale, keys, width - 2 * MARGIN)
+    top = MARGIN + head.height + GAP
+    total = top + height + GAP + foot.height + MARGIN
+    image = Image.new("RGB", (width, total), WHITE)
+    image.paste(head, (MARGIN, MARGIN))
+    left, down = MARGIN + 1, top + (height - picture.height) // 2
+    frame = (left - 1, down - 1, left + picture.width, down + picture.height)
+    ImageDraw.Draw(image).rectangle(frame, outline=LINE)
+    image.paste(picture, (left, down))
+    image.paste(beside, (left + picture.width + 1, top))
+    image.paste(foot, (MARGIN, top + height + GAP))
+    return image
 
-    `colors` are `cmap`, `vmin` and `vmax` of matplotlib.
+
+def put_text(
+    image: Image.Image, text: str, face: Face, xy: tuple[int, int], color: Color = BLACK
+) -> None:
+    """Draw one line of text with its top left corner at (x, y)."""
+    letters = set_text(text, face)
+    image.paste(color, (*xy, xy[0] + letters.width, xy[1] + letters.height), letters)
+
+
+def draw_title(title: Sequence[str], width: int) -> Image.Image:
+    """Return lines of text, the first one bold; what is too long is broken."""
+    faces = [NAME] + [TEXT] * (len(title) - 1)
+    lines = [
+        (line, face)
+        for text, face in zip(title, faces, strict=True)
+        for line in wrap_text(text, face, width)
+    ]
+    heights = [set_text(line, face).height + 3 for line, face in lines]
+    image = Image.new("RGB", (width, sum(heights)), WHITE)
+    top = 0
+    for (line, face), height in zip(lines, heights, strict=True):
+        put_text(image, line, face, (0, top))
+        top += height
+    return image
+
+
+def draw_bar(bar: ColorBar, height: int) -> Image.Image:
+    """Return the bar with ticks, its label upright at the right, the threshold marked."""
+    half = set_text("0", SMALL).height // 2
+    length = min(height - 2 * half, MAX_BAR)
+    top = (height - length) // 2
+    marks = list_marks(bar, length)
+    words = max(measure_text(text, SMALL) for _, text in marks)
+    label = _draw_upright(bar.label, height)
+    left = 2 * MARGIN
+    width = left + BAR_WIDTH + TICK + 4 + words + GAP + label.width
+    image = Image.new("RGB", (width, height), WHITE)
+    rows = (np.arange(length)[::-1] * 256 // length).astype(np.intp)
+    colors = np.repeat(bar.colors[rows][:, None], BAR_WIDTH, axis=1)
+    image.paste(Image.fromarray(colors), (left, top))
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((left - 1, top - 1, left + BAR_WIDTH, top + length), outline=LINE)
+    right = left + BAR_WIDTH
+    for offset, text in marks:
+        down = top + offset
+        pen.line((right + 1, down, right + TICK, down), fill=BLACK)
+        put_text(image, text, SMALL, (right + TICK + 4, down - half))
+    if bar.threshold is not None:
+        down = top + _place_value(bar.threshold, bar.top, length)
+        pen.rectangle((left - 4, down - 1, right + TICK, down + 1), fill=WHITE, outline=BLACK)
+    image.paste(label, (width - label.width, (height - label.height) // 2))
+    return image
+
+
+def list_marks(bar: ColorBar, length: int) -> list[tuple[int, str]]:
+    """Return places, in pixels from the top, and texts of ticks and threshold.
+
+    Ticks that the threshold's text would cover are left out.
     """
-    shown = np.ma.masked_invalid(values) if values.size else np.ma.masked_all((1, 1))
-    look: dict[str, Any] = {"alpha": alpha, "interpolation": "nearest", "zorder": 1}
-    return axes.imshow(shown, extent=grid_extent_mm(table), **look, **colors)
+    ticks = [(_place_value(tick, bar.top, length), text) for tick, text in list_ticks(bar.top)]
+    if bar.threshold is None:
+        return ticks
+    place, high = _place_value(bar.threshold, bar.top, length), set_text("0", SMALL).height
+    kept = [tick for tick in ticks if abs(tick[0] - place) >= high]
+    return [*kept, (place, f"{bar.threshold:.2f} threshold")]
 
 
-def draw_color_bar(figure: Figure, axes: Axes, image: AxesImage, heatmap: Heatmap) -> None:
-    """Draw the colour bar, with the threshold marked."""
-    label, threshold = f"probability of {heatmap.positive_class}", heatmap.threshold
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, label=label).ax
-    bar.axhline(threshold, color="black", linewidth=2.5)
-    bar.axhline(threshold, color="white", linewidth=1)
-    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    look: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 7, "rotation": 90}
-    bar.annotate(f"threshold {threshold:.2f}", (0, threshold), (-4, 0), **place, **look)
+def _place_value(value: float, top: float, length: int) -> int:
+    return round((1 - value / top) * (length - 1))
 
 
-def outline_positive(axes: Axes, result: SlideResult, color: str) -> None:
-    """Draw the borders of the positive regions; none where they would hide the map."""
-    polygons = shapely.get_parts([region.outline for region in result.regions])
-    if not 0 < shapely.get_num_coordinates(polygons).sum() <= MAX_CORNERS:
-        return
-    scale_mm = result.table.slide.mpp / 1000
-    lines = [shapely.get_coordinates(ring) * scale_mm for ring in shapely.get_rings(polygons)]
-    outlines = LineCollection(lines, colors=color, linewidths=0.8, zorder=3)
-    axes.add_collection(outlines, autolim=False)
+def list_ticks(top: float) -> list[tuple[float, str]]:
+    """Return about five round values from 0 to `top`, and their texts."""
+    power = 10.0 ** math.floor(math.log10(top / 5))
+    step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= top / 5 * (1 - 1e-9))
+    values = [step * number for number in range(math.floor(top / step * (1 + 1e-9)) + 1)]
+    digits = max(-math.floor(math.log10(step) + 1e-9), 0)
+    is_plain = digits <= 4 and top < 1e6
+    return [(value, f"{value:.{digits}f}" if is_plain else f"{value:.3g}") for value in values]
 
 
-def save_canvas(figure: Figure, target: Path | IO[bytes]) -> None:
+def _draw_upright(text: str, length: int) -> Image.Image:
+    """Return a text that reads upwards, in as many columns as it needs."""
+    lines = wrap_text(text, TEXT, length)
+    height = set_text(lines[0], TEXT).height
+    image = Image.new("RGB", (max(measure_text(line, TEXT) for line in lines), height * len(lines)))
+    image.paste(WHITE, (0, 0, *image.size))
+    for number, line in enumerate(lines):
+        left = (image.width - measure_text(line, TEXT)) // 2
+        put_text(image, line, TEXT, (left, number * height))
+    return image.transpose(Image.Transpose.ROTATE_90)
+
+
+def draw_keys(scale: ScaleBar, keys: Sequence[Key], width: int) -> Image.Image:
+    """Return the scale bar and the keys in lines of at most so many pixels."""
+    parts = [_draw_scale(scale), *(_draw_key(key, width) for key in keys)]
+    high, places = parts[0].height + 4, list[tuple[int, int]]()
+    left = top = 0
+    for part in parts:
+        if left and left + part.width > width:
+            left, top = 0, top + high
+        places.append((left, top))
+        left += part.width + 2 * GAP
+    image = Image.new("RGB", (width, top + high), WHITE)
+    for part, place in zip(parts, places, strict=True):
+        image.paste(part, place)
+    return image
+
+
+def _draw_scale(scale: ScaleBar) -> Image.Image:
+    letters = set_text(scale.text, TEXT)
+    width = scale.length_px + GAP + letters.width
+    image = Image.new("RGB", (width, letters.height), WHITE)
+    middle = letters.height // 2
+    image.paste(BLACK, (0, middle - 2, scale.length_px, middle + 2))
+    for end in (0, scale.length_px - 2):
+        image.paste(BLACK, (end, middle - 6, end + 2, middle + 6))
+    put_text(image, scale.text, TEXT, (scale.length_px + GAP, 0))
+    return image
+
+
+def _draw_key(key: Key, width: int) -> Image.Image:
+    text = wrap_text(key.text, TEXT, width - 36)[0]
+    letters = set_text(text, TEXT)
+    image = Image.new("RGB", (28 + letters.width, letters.height), WHITE)
+    middle = letters.height // 2
+    if key.is_line:
+        image.paste(key.color, (0, middle - 1, 20, middle + 1))
+    else:
+        pen = ImageDraw.Draw(image)
+        pen.rectangle((0, middle - 7, 19, middle + 7), fill=key.color, outline=LINE)
+    put_text(image, text, TEXT, (28, 0))
+    return image
+
+
+def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG whose bytes depend only on the image."""
-    figure.savefig(target, format="png", metadata={"Software": None})
-
-
-def colour_table(name: str = COLORMAPS[0]) -> NDArray[np.uint8]:
-    """RGB (256, 3) of a colormap: colour number k stands for probabilities from k/256 on."""
-    return np.asarray(colormaps[name](np.arange(256), bytes=True), dtype=np.uint8)[:, :3]
-
-
-def paint_map(
-    probability: NDArray[np.float32], threshold: float | None = None
-) -> NDArray[np.uint8]:
-    """Return RGBA (rows, cols, 4): opaque where assessed, transparent elsewhere.
-
-    With a threshold, values below it are transparent too.
-    """
-    is_shown = find_positive(probability, 0.0 if threshold is None else threshold)
-    number = np.minimum(np.nan_to_num(probability) * 256, 255).astype(np.uint8)
-    alpha = np.where(is_shown, 255, 0).astype(np.uint8)
-    return np.concatenate([colour_table()[number], alpha[..., None]], axis=-1)
+    path.write_bytes(encode_png(np.asarray(image), PNG_LEVEL))

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
+from wsi_pipeline.outputs.arrow import make_column
 from wsi_pipeline.outputs.result import SlideResult
 
 FILE_NAME = "patches.parquet"
@@ -32,17 +33,17 @@ def tabulate_patches(result: SlideResult) -> pa.Table:
     boxes = positions_to_boxes_l0(result.positions, result.table.grid)
     row, col = result.positions.T
     sides = dict(zip(("x", "y", "width", "height"), boxes.T, strict=True))
-    columns = {name: pa.array(side.astype(np.int32)) for name, side in sides.items()}
-    columns |= {"row": pa.array(row), "col": pa.array(col)}
+    columns = {name: make_column(side.astype(np.int32)) for name, side in sides.items()}
+    columns |= {"row": make_column(row), "col": make_column(col)}
     mpp = result.table.slide.mpp
-    columns |= {f"{name}_um": pa.array(side * mpp) for name, side in sides.items()}
+    columns |= {f"{name}_um": make_column(side * mpp) for name, side in sides.items()}
     is_missing = np.isnan(result.probability)
-    columns["probability"] = pa.array(result.probability, mask=is_missing)
-    columns["positive"] = pa.array(result.positive[row, col], mask=is_missing)
-    columns["readable"] = pa.array(~is_missing)
+    columns["probability"] = make_column(result.probability, is_missing)
+    columns["positive"] = make_column(result.positive[row, col], is_missing)
+    columns["readable"] = make_column(~is_missing)
     tissue = result.table.tissue_fraction[result.order]
-    columns["tissue_fraction"] = pa.array(tissue, mask=np.isnan(tissue))
+    columns["tissue_fraction"] = make_column(tissue, np.isnan(tissue))
     if result.spread is not None:
-        columns["spread"] = pa.array(result.spread[result.order], mask=is_missing)
+        columns["spread"] = make_column(result.spread[result.order], is_missing)
     metadata = {METADATA_KEY: json.dumps(asdict(result.summary), allow_nan=False)}
     return pa.Table.from_pydict(columns).replace_schema_metadata(metadata)

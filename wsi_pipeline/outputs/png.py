@@ -8,21 +8,38 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
+from wsi_pipeline.core.outcome import describe_interval, describe_unlike
 from wsi_pipeline.outputs.canvas import (
+    GAP,
+    MARGIN,
     NOT_ASSESSED,
-    draw_color_bar,
-    draw_map,
-    open_canvas,
-    outline_positive,
-    plain_text,
-    save_canvas,
+    SMALL,
+    TEXT,
+    WHITE,
+    Color,
+    ColorBar,
+    Key,
+    compose,
+    cover,
+    draw_title,
+    find_scale_bar,
+    put_text,
+    save_image,
     show_thumbnail,
 )
+from wsi_pipeline.outputs.colormaps import colour_table
 from wsi_pipeline.outputs.heatmap import place_on_grid
+from wsi_pipeline.outputs.lettering import measure_text, set_text
+from wsi_pipeline.outputs.map_image import (
+    Frame,
+    find_borders,
+    frame_slide,
+    number_colours,
+    place_on_image,
+)
 from wsi_pipeline.outputs.result import Sample, SlideResult
 
 HEATMAP_PNG = "heatmap.png"
@@ -30,32 +47,18 @@ OVERLAY_PNG = "overlay.png"
 SPREAD_PNG = "spread.png"
 GALLERY_PNG = "gallery.png"
 SPREAD_LABEL = "spread of the models' logits (standard deviation)"
-DPI = 120
-PATCH_INCH = 1.0
 COLUMNS = 8
+PATCH_PX = 120
+"""About the side of a patch in the gallery: a small one is shown in whole squares per pixel."""
+BORDER, BORDER_ON_SLIDE = (0, 0, 0), (192, 0, 0)
 
 
 def write_heatmap(result: SlideResult, folder: Path) -> None:
     """Write the map on a fixed 0–1 scale: grey where not assessed, positive areas outlined."""
-    figure, axes = open_canvas(result)
-    axes.set_facecolor(NOT_ASSESSED)
-    _add_map(figure, axes, result, alpha=1.0, outline="black")
-    save_canvas(figure, folder / HEATMAP_PNG)
-
-
-def write_overlay(result: SlideResult, folder: Path) -> None:
-    """Write the slide's thumbnail under the half transparent map, positive areas outlined."""
-    figure, axes = open_canvas(result)
-    show_thumbnail(axes, result.table)
-    _add_map(figure, axes, result, alpha=result.plot_style.alpha, outline="#c00000")
-    save_canvas(figure, folder / OVERLAY_PNG)
-
-
-def _add_map(figure: Figure, axes: Axes, result: SlideResult, alpha: float, outline: str) -> None:
-    cmap, values = result.plot_style.colormap, result.heatmap.probability
-    image = draw_map(axes, result.table, values, alpha, cmap=cmap, vmin=0, vmax=1)
-    outline_positive(axes, result, color=outline)
-    draw_color_bar(figure, axes, image, result.heatmap)
+    colors = colour_table(result.plot_style.colormap)
+    bar = ColorBar(colors, _label(result), threshold=result.heatmap.threshold)
+    numbers = number_colours(result.heatmap.probability)
+    save_image(_draw_alone(result, numbers, bar), folder / HEATMAP_PNG)
 
 
 def write_spread(result: SlideResult, folder: Path) -> None:
@@ -65,46 +68,108 @@ def write_spread(result: SlideResult, folder: Path) -> None:
     """
     if result.spread is None:
         return
-    figure, axes = open_canvas(result)
-    axes.set_facecolor(NOT_ASSESSED)
     values = place_on_grid(result.table, result.spread)
     largest = float(np.nanmax(values, initial=0)) or 1.0
-    cmap = result.plot_style.colormap
-    image = draw_map(axes, result.table, values, 1.0, cmap=cmap, vmin=0, vmax=largest)
-    outline_positive(axes, result, color="black")
-    figure.colorbar(image, ax=axes, shrink=0.8, label=SPREAD_LABEL)
-    save_canvas(figure, folder / SPREAD_PNG)
+    bar = ColorBar(colour_table(result.plot_style.colormap), SPREAD_LABEL, largest)
+    save_image(_draw_alone(result, number_colours(values, largest), bar), folder / SPREAD_PNG)
+
+
+def _draw_alone(result: SlideResult, numbers: NDArray[np.uint16], bar: ColorBar) -> Image.Image:
+    """Return a map without the slide: the bar's colours by number, 0 where not assessed."""
+    table, frame = result.table, frame_slide(result.table)
+    picture = Image.new("RGB", frame.size_px, NOT_ASSESSED)
+    cover(picture, place_on_image(numbers, table.grid, frame), bar.colors)
+    keys = [Key(NOT_ASSESSED, "not assessed"), *_draw_borders(result, picture, frame, BORDER)]
+    scale = find_scale_bar(frame, table.slide.mpp)
+    return compose(describe_slide(result), picture, scale, bar, keys)
+
+
+def write_overlay(result: SlideResult, folder: Path) -> None:
+    """Write the slide's thumbnail under the half transparent map, positive areas outlined."""
+    table, style, frame = result.table, result.plot_style, frame_slide(result.table)
+    colors, numbers = colour_table(style.colormap), number_colours(result.heatmap.probability)
+    picture = show_thumbnail(table, frame)
+    placed = place_on_image(numbers, table.grid, frame)
+    cover(picture, placed, colors, round(style.alpha * 255))
+    keys = _draw_borders(result, picture, frame, BORDER_ON_SLIDE)
+    pale = (255 - (255 - colors.astype(np.float64)) * style.alpha).round().astype(np.uint8)
+    bar = ColorBar(pale, _label(result), threshold=result.heatmap.threshold)
+    scale = find_scale_bar(frame, table.slide.mpp)
+    drawn = compose(describe_slide(result), picture, scale, bar, keys)
+    save_image(drawn, folder / OVERLAY_PNG)
+
+
+def _draw_borders(
+    result: SlideResult, picture: Image.Image, frame: Frame, color: Color
+) -> list[Key]:
+    """Draw the borders of positive regions and return their key; none where they hide the map."""
+    grid = result.table.grid
+    inside = place_on_image(result.positive, grid, frame)
+    pitch_l0 = grid.spec.stride_px * float(grid.downsample)
+    borders = find_borders(inside, pitch_l0 / max(frame.pixel_xy_l0))
+    if not borders.any():
+        return []
+    picture.paste(color, mask=Image.fromarray(borders))
+    return [Key(color, "border of a positive region", is_line=True)]
+
+
+def _label(result: SlideResult) -> str:
+    return f"probability of {result.heatmap.positive_class}"
+
+
+def describe_slide(result: SlideResult) -> list[str]:
+    """Return the title of a slide's map: its name, and its counts."""
+    summary, share = result.summary, ""
+    if summary.positive_fraction is not None:
+        share = f", {summary.positives:,} positive ({summary.positive_fraction:.1%})"
+        share += f"; {describe_interval(summary)}"
+    assessed = f"{summary.patches - summary.unreadable:,} patches assessed{share}"
+    unlike = describe_unlike(summary)
+    return [summary.slide_id, assessed, *([unlike] if unlike else [])]
 
 
 def write_gallery(result: SlideResult, folder: Path) -> None:
     """Write the sheet of the samples; without samples, copy the slide's earlier sheet, if any."""
     if result.samples is not None:
-        save_canvas(_build_sheet(result, result.samples), folder / GALLERY_PNG)
+        save_image(_build_sheet(result, result.samples), folder / GALLERY_PNG)
     elif result.previous is not None and (result.previous / GALLERY_PNG).is_file():
         shutil.copyfile(result.previous / GALLERY_PNG, folder / GALLERY_PNG)
 
 
-def _build_sheet(result: SlideResult, samples: tuple[Sample, ...]) -> Figure:
-    height = (len(samples) * 1.45 + 0.5) * PATCH_INCH
-    figure = Figure(figsize=(COLUMNS * 1.1 * PATCH_INCH + 0.4, height), dpi=DPI)
-    title = f"{result.summary.slide_id}: probability of {result.heatmap.positive_class}"
-    width = f"each patch is {result.table.grid.spec.field_um:g} µm wide"
-    figure.suptitle(f"{plain_text(title)}; {width}", fontsize=10)
-    for line, sample in enumerate(samples):
-        top = 1 - (0.5 + line * 1.45) * PATCH_INCH / height
-        figure.text(0.02, top, f"{sample.title} ({len(sample.positions)})", fontsize=9, va="top")
-        patches = zip(sample.pixels, sample.probability, strict=True)
+def _build_sheet(result: SlideResult, samples: tuple[Sample, ...]) -> Image.Image:
+    field = f"{result.table.grid.spec.field_um:g} µm"
+    about = f"{_label(result)} below each patch, which is {field} wide"
+    pitch = _scale_patch(result.table.grid.spec.side_px) + GAP
+    width = COLUMNS * pitch - GAP
+    title = draw_title([result.summary.slide_id, about], width)
+    heading, caption = (set_text("0", face).height for face in (TEXT, SMALL))
+    line = heading + pitch + caption + GAP
+    top = MARGIN + title.height + GAP
+    sheet = Image.new("RGB", (width + 2 * MARGIN, top + len(samples) * line + MARGIN), WHITE)
+    sheet.paste(title, (MARGIN, MARGIN))
+    for sample in samples:
+        name = f"{sample.title} ({len(sample.positions)})"
+        put_text(sheet, name, TEXT, (MARGIN, top))
+        patches = zip(sample.pixels, sample.probability.tolist(), strict=True)
         for column, (pixels, probability) in enumerate(patches):
-            _add_patch(figure, pixels, float(probability), column, top - 0.22 * PATCH_INCH / height)
-    return figure
+            place = MARGIN + column * pitch, top + heading + 4
+            _add_patch(sheet, pixels, f"{probability:.3f}", place)
+        top += line
+    return sheet
+
+
+def _scale_patch(side_px: int) -> int:
+    """Return the side at which a patch is shown."""
+    return side_px * round(PATCH_PX / side_px) if side_px <= PATCH_PX else PATCH_PX
 
 
 def _add_patch(
-    figure: Figure, pixels: NDArray[np.uint8], probability: float, column: int, top: float
+    sheet: Image.Image, pixels: NDArray[np.uint8], caption: str, place: tuple[int, int]
 ) -> None:
-    width, height = figure.get_size_inches()
-    left, side = (0.2 + column * 1.1 * PATCH_INCH) / width, PATCH_INCH / height
-    axes = figure.add_axes((left, top - side, PATCH_INCH / width, side))
-    axes.imshow(pixels, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    axes.set_xlabel(f"{probability:.3f}", fontsize=7, labelpad=1)
+    """Draw one patch with its top left corner at (x, y), its caption below."""
+    side = _scale_patch(len(pixels))
+    is_enlarged = side >= len(pixels)
+    sampling = Image.Resampling.NEAREST if is_enlarged else Image.Resampling.BICUBIC
+    sheet.paste(Image.fromarray(pixels).resize((side, side), sampling), place)
+    left = place[0] + (side - measure_text(caption, SMALL)) // 2
+    put_text(sheet, caption, SMALL, (left, place[1] + side + 2))

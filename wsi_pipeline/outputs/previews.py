@@ -3,25 +3,23 @@
 <slide>.labels.png: labelled patches over the slide's thumbnail, with counts per class and mm².
 """
 
-import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.colors import ListedColormap
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.canvas import (
-    draw_map,
-    frame_slide,
-    plain_text,
-    save_canvas,
+    PNG_LEVEL,
+    Key,
+    compose,
+    cover,
+    find_scale_bar,
     show_thumbnail,
 )
+from wsi_pipeline.outputs.map_image import frame_slide, place_on_image
 from wsi_pipeline.slides.base import tiles_touched
 from wsi_pipeline.slides.images import encode_png
 from wsi_pipeline.store.files import write_file
@@ -32,8 +30,10 @@ PALE = 0.45
 OUTLINE = (0, 120, 60)
 FLAGGED = (230, 60, 0)
 """Patches that carry a flag are framed in this."""
-COLORS = ("#bbbbbb", "#2c7fb8", "#d95f0e")
+COLORS = ((187, 187, 187), (44, 127, 184), (217, 95, 14))
 """Unknown, negative, positive: distinct with every kind of colour blindness."""
+OPACITY = 128
+"""Of labels over the slide, of 255."""
 
 
 def write_mask_preview(table: PatchTable, path: Path) -> None:
@@ -50,7 +50,7 @@ def write_mask_preview(table: PatchTable, path: Path) -> None:
     drawn = np.where(covered[..., None], image, 255 - (255 - image) * PALE)
     drawn[covered & ~binary_erosion(covered, border_value=1)] = OUTLINE
     drawn[suspect] = 0.5 * drawn[suspect] + 0.5 * np.array(FLAGGED)
-    write_file(path, encode_png(drawn.astype(np.uint8)))
+    write_file(path, encode_png(drawn.astype(np.uint8), PNG_LEVEL))
 
 
 def _cover(
@@ -66,21 +66,16 @@ def _cover(
 
 def write_label_preview(table: PatchTable, path: Path) -> None:
     """Write an image of every patch of a store in the colour of its label."""
-    image = np.full((max(table.grid.rows, 1), max(table.grid.cols, 1)), np.nan)
-    image[table.positions[:, 0], table.positions[:, 1]] = table.labels + 1
-    figure, axes = frame_slide(table, plain_text(table.slide.slide_id))
-    show_thumbnail(axes, table)
-    draw_map(axes, table, image, alpha=0.5, cmap=ListedColormap(COLORS), vmin=-0.5, vmax=2.5)
+    numbers = np.zeros((table.grid.rows, table.grid.cols), dtype=np.uint8)
+    numbers[table.positions[:, 0], table.positions[:, 1]] = table.labels + 2
+    frame = frame_slide(table)
+    picture, placed = show_thumbnail(table, frame), place_on_image(numbers, table.grid, frame)
+    cover(picture, placed, np.array(COLORS, dtype=np.uint8), OPACITY)
     classes = zip(range(-1, 2), ("unknown", *table.class_names), COLORS, strict=True)
-    legend = [
-        Patch(facecolor=color, label=_describe(table, label, name))
-        for label, name, color in classes
-    ]
-    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
-    axes.legend(handles=legend, **place, frameon=False, fontsize=9)
-    stream = io.BytesIO()
-    save_canvas(figure, stream)
-    write_file(path, stream.getvalue())
+    keys = [Key(color, _describe(table, label, name)) for label, name, color in classes]
+    scale = find_scale_bar(frame, table.slide.mpp)
+    drawn = compose([table.slide.slide_id], picture, scale, keys=keys)
+    write_file(path, encode_png(np.asarray(drawn), PNG_LEVEL))
 
 
 def _describe(table: PatchTable, label: int, name: str) -> str:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from jinja2 import Environment, PackageLoader, select_autoescape
+from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import (
     AGGREGATE_JSON,
@@ -32,6 +34,7 @@ from wsi_pipeline.core.outcome import (
     describe_failure,
     find_failures,
 )
+from wsi_pipeline.outputs.arrow import make_column, make_text_column
 from wsi_pipeline.outputs.dicom import SOURCE_JSON
 from wsi_pipeline.outputs.png import GALLERY_PNG, HEATMAP_PNG, OVERLAY_PNG, SPREAD_LABEL, SPREAD_PNG
 from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
@@ -47,19 +50,22 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 def write_parquet(path: Path, types: Mapping[str, type], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a Parquet table atomically: str, int and float columns by `types`, null for None."""
-    known = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    columns = {
-        name: pa.array([_cast(row[name], kind) for row in rows], type=known[kind])
-        for name, kind in types.items()
-    }
+    columns = {name: _make_column([row[name] for row in rows], types[name]) for name in types}
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(pa.Table.from_pydict(columns), sink)
     write_file(path, sink.getvalue().to_pybytes())
 
 
-def _cast(value: Any, kind: type) -> Any:
-    if value is None or kind is not str:
-        return None if value is None else kind(value)
+def _make_column(values: Sequence[Any], kind: type) -> pa.Array:
+    if kind is str:
+        return make_text_column([None if value is None else _clean(value) for value in values])
+    numbers: NDArray[Any] = np.array(
+        [kind(0 if value is None else value) for value in values], dtype=kind
+    )
+    return make_column(numbers, np.array([value is None for value in values], dtype=np.bool_))
+
+
+def _clean(value: Any) -> str:
     # Names of files need not be text; Parquet's strings must be.
     return str(value).encode(errors="surrogateescape").decode(errors="replace")
 

@@ -18,7 +18,7 @@ from wsi_pipeline.core.outcome import (
     describe_interval,
 )
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.outputs.canvas import paint_map
+from wsi_pipeline.outputs.map_image import paint_map
 from wsi_pipeline.outputs.report_html import (
     CONTENT_POLICY,
     describe_grid,

@@ -156,6 +156,7 @@ def _declared_scale(image: Image.Image) -> DeclaredScale:
 
 MAX_JPEG_SIDE = 65_535
 JPEG_QUALITY = 85
+PNG_LEVEL = 6
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
@@ -169,15 +170,18 @@ def encode_jpeg(pixels: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes
     return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=quality))
 
 
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Return grey (h, w), RGB (h, w, 3) or RGBA (h, w, 4) as PNG. Raises SlideError if empty."""
+def encode_png(pixels: NDArray[np.uint8], level: int = PNG_LEVEL) -> bytes:
+    """Return grey (h, w), RGB (h, w, 3) or RGBA (h, w, 4) as PNG. Raises SlideError if empty.
+
+    `level` is zlib's: 1 is fast, 9 is small.
+    """
     if not pixels.size:
         raise SlideError(
             f"image: {pixels.shape[1]} × {pixels.shape[0]} px do not fit a PNG; it needs at least"
             " one pixel"
         )
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=level)
     return stream.getvalue()
 
 
