@@ -199,10 +199,17 @@ def take_over(staging: Staging, folder: Path) -> None:
 
 
 def publish(
-    staging: Staging, view: View, samples: tuple[Sample, ...] | None, previous: Path
+    staging: Staging,
+    view: View,
+    samples: tuple[Sample, ...] | None,
+    previous: Path,
+    predictions: Predictions | None = None,
 ) -> SlideSummary:
-    """Write every format of the view and commit; `previous` is the slide's finished folder."""
-    predictions = Predictions(staging.product / PREDICTIONS)
+    """Write every format of the view and commit; `previous` is the slide's finished folder.
+
+    `predictions` are those of the staging, where they are open already.
+    """
+    predictions = predictions or Predictions(staging.product / PREDICTIONS)
     record = record_view(view, previous)
     heatmap = build_heatmap(predictions, view.aggregation)
     table = predictions.table

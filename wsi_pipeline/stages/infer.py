@@ -329,12 +329,13 @@ class InferJob:
         view = self.view
         if plan.is_predicted:
             view = view.keep(read_manifest(self.target).recipe)
-        publish(plan.staging, view, self._choose_samples(plan.staging), previous=self.target)
+        predictions = Predictions(plan.staging.product / PREDICTIONS)
+        samples = self._choose_samples(predictions)
+        publish(plan.staging, view, samples, self.target, predictions)
 
-    def _choose_samples(self, staging: Staging) -> tuple[Sample, ...] | None:
+    def _choose_samples(self, predictions: Predictions) -> tuple[Sample, ...] | None:
         if "gallery" not in self.view.formats:
             return None
-        predictions = Predictions(staging.product / PREDICTIONS)
         if self.is_store:
             return choose_samples(predictions, read_from_store(PatchStore(self.slide.path)))
         with self._open() as reader:
