@@ -11,6 +11,11 @@ Decisions: with trained models and labelled stores instead, the share of patches
 flips and the difference in AUROC.
 
     python benchmarks/engines.py --model MODEL … --stores STORE …
+
+Domain: what the comparison with the training patches costs, with the models in the box: the same
+patches with and without it, in turns.
+
+    python benchmarks/engines.py --domain [--patches 2048] [--rounds 9]
 """
 
 import argparse
@@ -18,6 +23,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +38,15 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.card import Normalisation
-from wsi_pipeline.models.checkpoint import Checkpoint
+from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import find_bf16_unit
 from wsi_pipeline.models.engines import ENGINES, list_candidates
-from wsi_pipeline.models.loading import load_model
+from wsi_pipeline.models.loading import list_boxed, load_model
 from wsi_pipeline.models.model import Model
 from wsi_pipeline.models.opening import open_predictor
 from wsi_pipeline.models.predictor import Predictor
+from wsi_pipeline.models.stains import measure_stains, sample_patches
 from wsi_pipeline.store.patches import PatchStore
 
 Pixels = NDArray[np.uint8]
@@ -170,6 +177,33 @@ def compare_decisions(path: Path, pixels: Pixels, labels: NDArray[np.int8]) -> N
         gc.collect()
 
 
+def compare_domain(patches: int, rounds: int) -> None:
+    """Print the share of a prediction that is the comparison of 200 patches of a slide."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (patches, 50, 50, 3), dtype=np.uint8)
+    sample = sample_patches(patches)
+    for name, path in list_boxed().items():
+        model = load_checkpoint(path)
+        (setting, *_) = [one.setting for one in list_candidates(model)]
+        plain = Predictor(replace(model, domain=None), setting)
+        compared = Predictor(model, setting)
+        seconds: dict[str, list[float]] = {"without": [], "with": []}
+        for number in range(rounds + 1):
+            started = time.process_time()
+            plain.predict(pixels)
+            between = time.process_time()
+            compared.predict(pixels, sample)
+            measure_stains(pixels[sample])
+            if number:
+                seconds["without"].append(between - started)
+                seconds["with"].append(time.process_time() - between)
+        without, with_it = (statistics.median(times) for times in seconds.values())
+        print(
+            f"{name:<8} {setting!s:<26} {patches} patches: {without:.3f} s of CPU without,"
+            f" {with_it:.3f} s with the domain: {with_it / without - 1:+.1%}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -178,6 +212,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=list(ENGINES))
     parser.add_argument("--patches", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--domain", action="store_true")
     parser.add_argument("--model", nargs="*", type=Path, default=[])
     parser.add_argument("--stores", nargs="*", type=Path, default=[])
     options = parser.parse_args()
@@ -185,6 +220,9 @@ def main() -> None:
         f"{DEVICE}, {available_cores()} cores, unit for bfloat16: {find_bf16_unit() or 'none'},"
         f" torch {torch.__version__}"
     )
+    if options.domain:
+        compare_domain(options.patches, options.rounds)
+        return
     if options.model:
         pixels, labels = read_labelled(options.stores)
         for path in options.model:

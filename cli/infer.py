@@ -57,7 +57,8 @@ STEP = 1000
     type=click.Path(path_type=Path),
     help=(
         "A model.safetensors of `wsi train`, its folder, a folder of `wsi train --folds` (all its"
-        " models together), an external model's folder, or idc, which comes with the package."
+        " models together), an external model's folder, or idc or idc-cnn, which come with the"
+        " package."
         " [default: ./model where there is one, else idc]"
     ),
 )
@@ -95,7 +96,6 @@ def infer(
     if stores and options["keep_patches"]:
         raise click.UsageError("--keep-patches is for slides; --stores are kept patches already")
     with show_progress(None if dry_run else out) as progress:
-        progress.working_on("loading torch")
         from wsi_pipeline.models.loading import describe_place, find_model
         from wsi_pipeline.runs.dry_run import preview_run
         from wsi_pipeline.runs.infer import infer_slides, list_stores

@@ -1,11 +1,13 @@
 """The commands as a newcomer types them: defaults, what is taken, and what comes next."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import ROOT
 from tests.builders import (
     draw_regions,
     make_checkpoint,
@@ -16,6 +18,8 @@ from tests.builders import (
     write_slide,
 )
 from tests.commands import PLAIN, run
+from wsi_pipeline.core.recipe import file_sha256
+from wsi_pipeline.models.loading import list_boxed
 from wsi_pipeline.serve import server
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.store.patches import PatchStore
@@ -185,6 +189,28 @@ def test_models_in_the_box_are_listed_and_described(here: Path) -> None:
     assert "scores, held-out slide 8863 auroc" in described
     assert "not for diagnosis" in described
     assert run("model", "check", "idc").exit_code == 0
+
+
+def test_both_networks_of_the_mission_are_in_the_box(here: Path) -> None:
+    lines = run("model", "list").output.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["idc: wide_resnet_16_2", "idc-cnn: idc_cnn"]
+    assert list_boxed()["idc-cnn"].stat().st_size <= 11_000_000
+    assert run("model", "check", "idc-cnn").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["idc", "idc-cnn"])
+def test_the_card_states_figures_with_intervals_and_what_the_model_is_not_for(name: str) -> None:
+    described = " ".join(run("model", "info", name).output.split())
+    assert re.search(r"slide 8865 auroc 0\.97\d*, auroc_interval 0\.95\d to 0\.99\d", described)
+    assert re.search(r"slide 8863 .*, counted \d+, .*, true 207", described)
+    assert "not for diagnosis" in described
+    assert "listed as CC0" in described
+
+
+def test_the_digests_in_docs_are_those_of_the_files() -> None:
+    page = (ROOT / "docs" / "guides" / "models.md").read_text()
+    for name, path in list_boxed().items():
+        assert f"`{name}` sha256:{file_sha256(path)}" in page
 
 
 def test_the_model_in_the_box_is_exported(here: Path) -> None:

@@ -78,7 +78,8 @@ def _read_own(path: Path) -> Card | EnsembleCard[Card]:
 
 def list_boxed() -> dict[str, Path]:
     """Return the models that come with the package, by name."""
-    return {path.stem: path for path in sorted(BOX.glob("*.safetensors"))}
+    found = sorted(BOX.glob("*.safetensors"), key=lambda path: path.stem)
+    return {path.stem: path for path in found}
 
 
 def find_model(named: Path | None) -> Path:

@@ -8,7 +8,7 @@ HAEMATOXYLIN = (0.65, 0.70, 0.29)
 EOSIN = (0.07, 0.99, 0.11)
 """Absorption of red, green and blue (Ruifrok & Johnston 2001)."""
 QUANTILES = (0.1, 0.5, 0.9)
-MOST_PIXELS = 2500
+MOST_PIXELS = 625
 """Pixels of a patch that are looked at, evenly spread."""
 MOST_SAMPLED = 200
 """Patches of a slide that are looked at, evenly spread."""
