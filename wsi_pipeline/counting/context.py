@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 Floats = NDArray[np.float32]
 
@@ -12,6 +11,8 @@ def average_context(logits: Floats, sigma_patches: float) -> Floats:
 
     Unknown positions are NaN; they weigh nothing and stay NaN. The deviation is in patches.
     """
+    from scipy.ndimage import gaussian_filter
+
     if sigma_patches == 0:
         return logits
     known = ~np.isnan(logits)

@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit
 
 FIRST_DRAWS = 5
 """Patches of each stratum in the first stage."""
@@ -129,6 +128,8 @@ def fit_shares(
     estimate whose sample sizes follow its own early answers is biased. The ridge draws the slope
     to zero, where draws are in proportion to size. Newton's method on the penalised likelihood.
     """
+    from scipy.special import expit, logit
+
     place = np.linspace(-CURVE_SPREAD, CURVE_SPREAD, len(drawn)) if len(drawn) > 1 else [0.0]
     axes = np.stack([np.ones(len(drawn)), np.asarray(place)])  # (2, strata)
     start = np.array([logit((positive.sum() + 0.5) / (drawn.sum() + 1)), 0.0])

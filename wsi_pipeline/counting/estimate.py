@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 from wsi_pipeline.counting.design import Design, fit_shares
 
@@ -237,6 +236,8 @@ def _hypergeometric(size: int, drawn: int, positives: Floats) -> Floats:
 
 
 def _log_choose(of: Floats | float, chosen: Floats | float) -> Floats:
+    from scipy.special import gammaln
+
     without: Floats = gammaln(np.add(chosen, 1)) + gammaln(np.subtract(of, chosen) + 1)
     result: Floats = gammaln(np.add(of, 1)) - without
     return result

@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from scipy.stats import t as student_t
-
 LEVEL = 0.95
 FEWEST_PATCHES = 20
 """The error of a patient with fewer labelled patches is mostly the noise of its true share."""
@@ -36,6 +34,8 @@ def predict_error(errors: Sequence[float], level: float = LEVEL) -> tuple[float,
     Student's prediction interval: for the few slides of one site, fewer than a conformal interval
     needs. Two errors or more.
     """
+    from scipy.stats import t as student_t
+
     spread = stdev(errors) * math.sqrt(1 + 1 / len(errors))
     return fmean(errors), float(student_t.ppf((1 + level) / 2, len(errors) - 1)) * spread
 

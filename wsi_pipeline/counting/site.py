@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from wsi_pipeline.core.calibration import Calibration
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError, StoreError, one_line
@@ -142,6 +140,9 @@ def measure_errors(
 
 def _fit(slides: Sequence[ReviewedSlide], before: Calibration) -> Calibration:
     """Return slope and offset of the highest weighted likelihood, near to the model's own."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     logits, calls, weights = (
         np.concatenate([getattr(slide, name) for slide in slides]).astype(np.float64)
         for name in ("answered", "calls", "weights")

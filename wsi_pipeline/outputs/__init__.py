@@ -2,42 +2,44 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from wsi_pipeline.core.choices import OUTPUT_GROUPS
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, WsiError
 from wsi_pipeline.core.options import AggregateOptions, OutputOptions
 from wsi_pipeline.counting.site import SiteCalibration
-from wsi_pipeline.outputs.dicom import check_installed, write_dicom
 from wsi_pipeline.outputs.heatmap import Aggregation
-from wsi_pipeline.outputs.ome_tiff import write_ome_tiff
-from wsi_pipeline.outputs.ome_zarr import write_ome_zarr
-from wsi_pipeline.outputs.patches_csv import write_patches_csv
-from wsi_pipeline.outputs.patches_geojson import write_patches_geojson
-from wsi_pipeline.outputs.patches_parquet import write_patches_parquet
-from wsi_pipeline.outputs.png import write_gallery, write_heatmap, write_overlay, write_spread
-from wsi_pipeline.outputs.regions_csv import write_regions_csv
-from wsi_pipeline.outputs.regions_geojson import write_regions_geojson
-from wsi_pipeline.outputs.report_html import write_report
-from wsi_pipeline.outputs.result import PlotStyle, Writer
-from wsi_pipeline.outputs.summary_json import write_summary
+from wsi_pipeline.outputs.result import PlotStyle, SlideResult, Writer
 from wsi_pipeline.store.commit import VIEW
 
+
+def _later(module: str, function: str) -> Writer:
+    """Return a writer whose file is imported, with the libraries it needs, at its first use."""
+
+    def write(result: SlideResult, folder: Path) -> None:
+        writer: Writer = getattr(import_module(f"{__name__}.{module}"), function)
+        writer(result, folder)
+
+    return write
+
+
 WRITERS: dict[str, Writer] = {
-    "heatmap": write_heatmap,
-    "overlay": write_overlay,
-    "spread": write_spread,
-    "gallery": write_gallery,
-    "report": write_report,
-    "summary": write_summary,
-    "csv": write_patches_csv,
-    "parquet": write_patches_parquet,
-    "regions": write_regions_csv,
-    "geojson": write_regions_geojson,
-    "ome-zarr": write_ome_zarr,
-    "ome-tiff": write_ome_tiff,
-    "geojson-patches": write_patches_geojson,
-    "dicom": write_dicom,
+    "heatmap": _later("png", "write_heatmap"),
+    "overlay": _later("png", "write_overlay"),
+    "spread": _later("png", "write_spread"),
+    "gallery": _later("png", "write_gallery"),
+    "report": _later("report_html", "write_report"),
+    "summary": _later("summary_json", "write_summary"),
+    "csv": _later("patches_csv", "write_patches_csv"),
+    "parquet": _later("patches_parquet", "write_patches_parquet"),
+    "regions": _later("regions_csv", "write_regions_csv"),
+    "geojson": _later("regions_geojson", "write_regions_geojson"),
+    "ome-zarr": _later("ome_zarr", "write_ome_zarr"),
+    "ome-tiff": _later("ome_tiff", "write_ome_tiff"),
+    "geojson-patches": _later("patches_geojson", "write_patches_geojson"),
+    "dicom": _later("dicom", "write_dicom"),
 }
 """Everything that can be written into a slide's folder besides its predictions."""
 
@@ -93,6 +95,8 @@ def choose_formats(names: Sequence[str]) -> tuple[str, ...]:
             raise ConfigError(f"--outputs {name}: no such format; choose from {known}")
         chosen |= set(OUTPUT_GROUPS.get(name, (name,)))
     if "dicom" in chosen:
+        from wsi_pipeline.outputs.dicom import check_installed
+
         check_installed()
     return tuple(name for name in WRITERS if name in chosen)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import label
 
 from wsi_pipeline.core.calibration import (
     COUNT,
@@ -334,6 +333,8 @@ def find_hot_spot(positive: NDArray[np.bool_], grid: Grid) -> HotSpot | None:
 
 def number_groups(mask: NDArray[np.bool_], corners: bool) -> NDArray[Any]:
     """Return groups that touch at edges, or also at corners, numbered from 1 in raster order."""
+    from skimage.measure import label
+
     groups: NDArray[Any] = label(mask, connectivity=2 if corners else 1)
     return groups
 

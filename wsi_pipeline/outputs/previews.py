@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion
 
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchTable
@@ -38,6 +37,8 @@ OPACITY = 128
 
 def write_mask_preview(table: PatchTable, path: Path) -> None:
     """Write an RGB image of at most 1,200 px a side that shows the patches of a slide."""
+    from scipy.ndimage import binary_erosion
+
     step = max(1, -(-max(table.thumbnail.pixels.shape[:2]) // MAX_SIDE_PX))
     image = table.thumbnail.pixels[::step, ::step].astype(np.float32)
     scale = float(table.thumbnail.downsample) * step

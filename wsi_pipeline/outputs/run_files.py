@@ -4,13 +4,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
-from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import (
@@ -34,13 +31,15 @@ from wsi_pipeline.core.outcome import (
     describe_failure,
     find_failures,
 )
-from wsi_pipeline.outputs.arrow import make_column, make_text_column
 from wsi_pipeline.outputs.dicom import SOURCE_JSON
 from wsi_pipeline.outputs.png import GALLERY_PNG, HEATMAP_PNG, OVERLAY_PNG, SPREAD_LABEL, SPREAD_PNG
 from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.predictions import find_results
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -50,13 +49,18 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 def write_parquet(path: Path, types: Mapping[str, type], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a Parquet table atomically: str, int and float columns by `types`, null for None."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
     columns = {name: _make_column([row[name] for row in rows], types[name]) for name in types}
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(pa.Table.from_pydict(columns), sink)
     write_file(path, sink.getvalue().to_pybytes())
 
 
-def _make_column(values: Sequence[Any], kind: type) -> pa.Array:
+def _make_column(values: Sequence[Any], kind: type) -> "pa.Array":
+    from wsi_pipeline.outputs.arrow import make_column, make_text_column
+
     if kind is str:
         return make_text_column([None if value is None else _clean(value) for value in values])
     numbers: NDArray[Any] = np.array(
@@ -141,6 +145,8 @@ def write_index(results: Path, finished: Finished | None = None) -> Path:
 
     `finished` is its content, if already read. Raises StoreError for any other folder.
     """
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
     finished = finished or read_finished(results)
     if is_product(results):
         raise StoreError(f"{results}: is one slide's folder; give the results folder above it")

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.color import rgb2gray, rgb2hsv
-from skimage.filters import laplace
-from skimage.morphology import remove_small_objects
 
 from wsi_pipeline.core.choices import QUALITY_FLAGS
 from wsi_pipeline.core.errors import ConfigError, SlideError
@@ -77,6 +74,9 @@ class QualityParameters:
 
 def find_pen(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
     """Return the ink on a thumbnail (h, w, 3) at `mpp` µm/px, bool (h, w)."""
+    from skimage.color import rgb2hsv
+    from skimage.morphology import remove_small_objects
+
     mask = np.zeros(rgb.shape[:2], dtype=np.bool_)
     for top in range(0, len(rgb), PIECE_PX):  # in strips: HSV takes eight times the memory of RGB
         hue, saturation, value = np.moveaxis(rgb2hsv(rgb[top : top + PIECE_PX]), -1, 0)
@@ -93,6 +93,9 @@ def measure_sharpness(
 
     Pieces of the slide without a patch are not read, and one piece is in memory at a time.
     """
+    from skimage.color import rgb2gray
+    from skimage.filters import laplace
+
     slide = reader.info
     mpp = max(SHARPNESS_MPP, slide.mpp)
     downsample = downsample_between(slide.mpp, mpp)

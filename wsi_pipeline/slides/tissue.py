@@ -14,9 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.color import rgb2hsv
-from skimage.filters import median, threshold_otsu
-from skimage.morphology import closing, disk, remove_small_holes, remove_small_objects
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid
@@ -69,6 +66,9 @@ def find_tissue(
     rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters
 ) -> NDArray[np.bool_]:
     """Return the tissue mask (h, w) of a thumbnail (h, w, 3) at `mpp` µm/px."""
+    from skimage.filters import median
+    from skimage.morphology import closing, disk, remove_small_holes, remove_small_objects
+
     if (rgb != rgb[..., :1]).any():
         stain, limits = _saturation(rgb), (parameters.min_saturation, parameters.max_saturation)
     else:
@@ -85,6 +85,8 @@ def find_tissue(
 
 def _saturation(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return HSV saturation (h, w), 0–255; in strips, for HSV takes eight times RGB's memory."""
+    from skimage.color import rgb2hsv
+
     saturation = np.empty(rgb.shape[:2], dtype=np.uint8)
     for top in range(0, len(rgb), STRIP_PX):
         strip = slice(top, top + STRIP_PX)
@@ -102,6 +104,8 @@ def _darkness(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _threshold(stain: NDArray[np.uint8], lowest: float, highest: float) -> float:
     """Return Otsu's threshold as a fraction 0–1, within the plausible range."""
+    from skimage.filters import threshold_otsu
+
     if int(stain.min()) == int(stain.max()):
         return lowest
     otsu = float(threshold_otsu(stain)) / 255
