@@ -48,6 +48,7 @@ docs: $(VENV)/installed-docs
 
 benchmark: $(VENV)/installed-test
 	$(BIN)/python benchmarks/outputs.py
+	$(BIN)/python benchmarks/outputs.py --small
 	$(BIN)/python benchmarks/tiling.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/serve.py
