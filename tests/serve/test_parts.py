@@ -27,7 +27,13 @@ from wsi_pipeline.serve.decoding import Busy, DecoderPool, DecodingError, Pyrami
 from wsi_pipeline.serve.settings import MIB, Limits, ServeSettings
 from wsi_pipeline.serve.slide_pixels import ENTRY_OVERHEAD_BYTES, TileCache
 from wsi_pipeline.serve.slide_routes import draw_tissue, shrink
-from wsi_pipeline.slides.images import decode_sent, encode_jpeg, encode_png, read_sent_size
+from wsi_pipeline.slides.images import (
+    decode_sent,
+    encode_jpeg,
+    encode_png,
+    pack_png,
+    read_sent_size,
+)
 
 SIZES = st.tuples(st.integers(1, 200_000), st.integers(1, 200_000))
 
@@ -403,3 +409,4 @@ def test_jpeg_and_png_come_back() -> None:
     with Image.open(io.BytesIO(encode_jpeg(pixels))) as image:
         assert np.abs(np.asarray(image).astype(int) - pixels).max() < 6
     assert np.array_equal(decode_sent(encode_png(pixels), 200), pixels)
+    assert np.array_equal(decode_sent(pack_png(pixels), 200), pixels)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.canvas import (
-    PNG_LEVEL,
     Key,
     compose,
     cover,
@@ -20,7 +19,7 @@ from wsi_pipeline.outputs.canvas import (
 )
 from wsi_pipeline.outputs.map_image import frame_slide, place_on_image
 from wsi_pipeline.slides.base import tiles_touched
-from wsi_pipeline.slides.images import encode_png
+from wsi_pipeline.slides.images import pack_png
 from wsi_pipeline.store.files import write_file
 
 MAX_SIDE_PX = 1200
@@ -51,7 +50,7 @@ def write_mask_preview(table: PatchTable, path: Path) -> None:
     drawn = np.where(covered[..., None], image, 255 - (255 - image) * PALE)
     drawn[covered & ~binary_erosion(covered, border_value=1)] = OUTLINE
     drawn[suspect] = 0.5 * drawn[suspect] + 0.5 * np.array(FLAGGED)
-    write_file(path, encode_png(drawn.astype(np.uint8), PNG_LEVEL))
+    write_file(path, pack_png(drawn.astype(np.uint8)))
 
 
 def _cover(
@@ -76,7 +75,7 @@ def write_label_preview(table: PatchTable, path: Path) -> None:
     keys = [Key(color, _describe(table, label, name)) for label, name, color in classes]
     scale = find_scale_bar(frame, table.slide.mpp)
     drawn = compose([table.slide.slide_id], picture, scale, keys=keys)
-    write_file(path, encode_png(np.asarray(drawn), PNG_LEVEL))
+    write_file(path, pack_png(np.asarray(drawn)))
 
 
 def _describe(table: PatchTable, label: int, name: str) -> str:
