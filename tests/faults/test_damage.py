@@ -255,6 +255,7 @@ def test_inference_refuses_every_damaged_store_before_use(
     assert missed == []
 
 
+@pytest.mark.system
 def test_aggregation_refuses_every_damaged_result(base: Path, count: Count) -> None:
     missed = []
     view = View(formats=("summary",), aggregation=Aggregation(threshold=0.3))
@@ -264,6 +265,7 @@ def test_aggregation_refuses_every_damaged_result(base: Path, count: Count) -> N
     assert missed == []
 
 
+@pytest.mark.system
 def test_inference_makes_no_outputs_of_damaged_predictions(
     base: Path, tmp_path: Path, count: Count
 ) -> None:
