@@ -86,7 +86,7 @@ from wsi_pipeline.stages.tile import TileConfig
 
 slides, out = find_slides([Path(sys.argv[1])]), Path(sys.argv[2])
 out.mkdir()
-limits.machine_memory = lambda: 768 << 20
+limits.machine_memory = lambda: 512 << 20
 jobs = [TileJob(slide, out, TileConfig(spec=PatchSpec(mpp=0.5))) for slide in slides]
 for outcome in run_batch(jobs, Workers(count=0), Listener()).account.outcomes:
     print(outcome.slide_id, outcome.state, outcome.message)

@@ -338,14 +338,14 @@ def check_shapes(path: Path, name: str, wanted: Shapes | None, shapes: Shapes) -
     """
     beside = (SELF_TEST_PREFIX, DOMAIN_PREFIX)
     found = {key: shape for key, shape in shapes.items() if not key.startswith(beside)}
-    if sum(map(math.prod, shapes.values())) > 2 * MAX_PARAMETERS:
-        raise ModelError(f"{path}: declares more weights than any network has; {COPY}")
     if wanted is not None and (wrong := sorted({*wanted.items()} ^ {*found.items()})):
         key = wrong[0][0]
         raise ModelError(
             f"{path}: weights do not fit {name}: {key[:80]} has the shape {found.get(key, 'none')},"
             f" the network's has {wanted.get(key, 'none')}; train or export it again"
         )
+    if sum(map(math.prod, shapes.values())) > 2 * MAX_PARAMETERS:
+        raise ModelError(f"{path}: declares more weights than any network has; {COPY}")
     _check_domain(path, found if wanted is None else wanted, shapes)
     tests = [key for key in shapes if key.startswith(SELF_TEST_PREFIX) and shapes[key]]
     tested = max((shapes[key][0] for key in tests), default=0)
