@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import rewrite_manifest
 from wsi_pipeline.core.choices import MANIFEST
 from wsi_pipeline.core.errors import EnvironmentFault, StoreError
-from wsi_pipeline.store import commit, lock
+from wsi_pipeline.store import commit, files, lock
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.files import HOST, exchange, make_folder, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock, is_lock_held, read_owner, remove_lock, remove_remains
@@ -96,6 +97,74 @@ def begin_with_block(target: Path) -> Staging:
     (staging.product / "0").write_bytes(b"pixels")
     staging.mark_block(0, {}, staging.product / "0")
     return staging
+
+
+def watch_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of files that are read for their checksum from now on."""
+    names: list[str] = []
+    real = files.file_checksum
+
+    def note(path: Path) -> str:
+        names.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(files, "file_checksum", note)
+    return names
+
+
+def test_a_chunk_that_its_block_reported_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = begin_with_block(tmp_path / "p")
+    (staging.product / "table").write_bytes(b"rows")
+    names = watch_reads(monkeypatch)
+    manifest = staging.commit(KIND, {})
+    assert names == ["table"]
+    assert manifest.files["0"] == (6, xxhash.xxh3_128(b"pixels").hexdigest())
+
+
+def test_a_checksum_from_the_writer_is_that_of_the_manifest(tmp_path: Path) -> None:
+    staging = begin_with_block(tmp_path / "p")
+    staging.mark_block(0, {}, staging.product / "0", "written as 0")
+    assert staging.commit(KIND, {}).files["0"] == (6, "written as 0")
+
+
+def rewrite(chunk: Path) -> None:
+    chunk.write_bytes(b"PIXELS")
+
+
+def rewrite_and_hide(chunk: Path) -> None:
+    before = chunk.stat()
+    chunk.write_bytes(b"PIXELS")
+    os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace_by_another(chunk: Path) -> None:
+    other = chunk.with_name("other")
+    other.write_bytes(b"PIXELS")
+    other.replace(chunk)
+
+
+@pytest.mark.parametrize("change", [rewrite, rewrite_and_hide, replace_by_another])
+def test_a_chunk_that_was_changed_after_its_report_is_read_again(
+    change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    staging = begin_with_block(tmp_path / "p")
+    time.sleep(0.02)  # a file's times have steps of up to 10 ms
+    change(staging.product / "0")
+    manifest = staging.commit(KIND, {})
+    assert manifest.files["0"] == (6, xxhash.xxh3_128(b"PIXELS").hexdigest())
+    assert find_damage(tmp_path / "p") == []
+
+
+def test_a_staging_of_a_version_without_checksums_is_committed_alike(tmp_path: Path) -> None:
+    staging = begin_with_block(tmp_path / "old" / "p")
+    report = {"chunk": {"file": "0", "bytes": 6}}
+    (staging.folder / "blocks" / "0.json").write_text(json.dumps(report))
+    staging.commit(KIND, {})
+    begin_with_block(tmp_path / "new" / "p").commit(KIND, {})
+    one, two = (tmp_path / way / "p" / MANIFEST for way in ("old", "new"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"pix"])

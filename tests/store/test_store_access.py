@@ -20,6 +20,7 @@ from wsi_pipeline.core.slide import PatchBlock
 from wsi_pipeline.stages.export_patches import export_png, export_stores, export_webdataset
 from wsi_pipeline.store.codecs import PixelCodec, decode_patches, encode_patches
 from wsi_pipeline.store.commit import Staging
+from wsi_pipeline.store.files import file_checksum
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import (
     PatchStore,
@@ -258,6 +259,26 @@ def test_a_chunk_has_the_bytes_that_zarr_writes(tmp_path: Path, rows: int) -> No
         chunk_file(tmp_path / "group", name, 0, 4).read_bytes() for name in ("ours", "theirs")
     )
     assert ours == theirs
+
+
+@pytest.mark.parametrize("rows", [4, 3])
+def test_a_chunks_checksum_is_known_when_it_is_written(tmp_path: Path, rows: int) -> None:
+    create_group(tmp_path, {})
+    create_array(tmp_path, "array", (rows, 2), (4, 2), "float32")
+    checksum = write_rows(tmp_path, "array", slice(0, rows), np.ones((rows, 2), np.float32))
+    assert checksum == file_checksum(chunk_file(tmp_path, "array", 0, 2))
+
+
+def test_rows_of_several_chunks_have_no_one_checksum(tmp_path: Path) -> None:
+    create_group(tmp_path, {})
+    create_array(tmp_path, "array", (8, 2), (4, 2), "float32")
+    assert write_rows(tmp_path, "array", slice(0, 8), np.ones((8, 2), np.float32)) is None
+
+
+@pytest.mark.parametrize("codec", [PixelCodec(), PixelCodec("zstd"), PixelCodec("jpeg", 90)])
+def test_a_manifest_has_the_checksums_of_the_files(tmp_path: Path, codec: PixelCodec) -> None:
+    write_store(tmp_path / "s.patches.zarr", codec)
+    assert find_damage(tmp_path / "s.patches.zarr") == []
 
 
 def rename_classes(store: Path, *names: str) -> Path:

@@ -26,7 +26,15 @@ from wsi_pipeline.core.choices import HIDDEN, MANIFEST
 from wsi_pipeline.core.errors import EnvironmentFault, StoreError
 from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.core.recipe import recipe_digest
-from wsi_pipeline.store.files import exchange, flush_folder, flush_tree, make_folder, write_file
+from wsi_pipeline.store.files import (
+    Recorded,
+    exchange,
+    file_checksum,
+    flush_folder,
+    flush_tree,
+    make_folder,
+    write_file,
+)
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import (
     Manifest,
@@ -92,9 +100,21 @@ class Staging:
         flush_tree(self.product)
         write_file(self.folder / "prepared", b"")
 
-    def mark_block(self, block: int, report: Mapping[str, Any], chunk: Path) -> None:
-        """Record that a block is on disk in `chunk`, which has been flushed, and its report."""
-        place = {"file": chunk.relative_to(self.product).as_posix(), "bytes": chunk.stat().st_size}
+    def mark_block(
+        self, block: int, report: Mapping[str, Any], chunk: Path, checksum: str | None = None
+    ) -> None:
+        """Record that a block is on disk in `chunk`, which has been flushed, and its report.
+
+        `checksum` is that of the bytes that were written; without it the chunk is read.
+        """
+        record = Recorded.of(chunk, checksum or file_checksum(chunk))
+        place = {
+            "file": chunk.relative_to(self.product).as_posix(),
+            "bytes": record.size,
+            "inode": record.inode,
+            "changed_ns": record.changed_ns,
+            "checksum": record.checksum,
+        }
         content = format_json({**report, "chunk": place}).encode()
         write_file(self._blocks / f"{block}.json", content)
 
@@ -112,6 +132,17 @@ class Staging:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def _recorded(self) -> dict[str, Recorded]:
+        """Return the chunks whose checksums blocks have reported; none of an older version's."""
+        places = [report["chunk"] for report in self.block_reports().values()]
+        return {
+            place["file"]: Recorded(
+                place["bytes"], place["inode"], place["changed_ns"], place["checksum"]
+            )
+            for place in places
+            if "checksum" in place
+        }
+
     def check_complete(self, blocks: int) -> dict[int, dict[str, Any]]:
         """Return the reports of all blocks. Raises EnvironmentFault where one has disappeared."""
         reports = self.block_reports()
@@ -123,11 +154,14 @@ class Staging:
     def commit(
         self, kind: str, counts: Mapping[str, Any], view: Mapping[str, Any] | None = None
     ) -> Manifest:
-        """Write the manifest, flush, and rename the product into place, replacing an older one."""
+        """Write the manifest, flush, and rename the product into place, replacing an older one.
+
+        Chunks that are as their blocks reported them are not read again.
+        """
         _check_replaceable(self.target, kind)
         _sweep(self.product)
         recipe = self.recipe if view is None else {**self.recipe, VIEW: view}
-        manifest = Manifest(kind, recipe, counts, flush_tree(self.product))
+        manifest = Manifest(kind, recipe, counts, flush_tree(self.product, self._recorded()))
         write_file(self.product / MANIFEST, manifest_to_json(manifest))
         flush_folder(self.product)
         _publish(self.product, self.target)

@@ -8,8 +8,11 @@ import re
 import shutil
 import socket
 import stat
+from collections.abc import Mapping
 from io import BufferedWriter, FileIO
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import xxhash
 
@@ -26,6 +29,32 @@ RENAME_EXCHANGE = 2
 APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 CANNOT_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM})
 """Errors of systems, and of file systems such as NFS, that cannot swap two names."""
+
+
+class Recorded(NamedTuple):
+    """A file as it was when its checksum became known."""
+
+    size: int
+    inode: int
+    changed_ns: int
+    """Time of the last change to content or metadata; unlike `mtime`, it cannot be set."""
+    checksum: str
+
+    @classmethod
+    def of(cls, path: Path, checksum: str) -> "Recorded":
+        """Return the record of a file that has just been written and flushed. Raises OSError."""
+        return cls(*_stamp(path.stat()), checksum)
+
+    def fits(self, status: os.stat_result) -> bool:
+        """Return True where the file has not been written to, or replaced, since."""
+        return _stamp(status) == self[:3]
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_ino, status.st_ctime_ns
+
+
+NOTHING_RECORDED: Mapping[str, Recorded] = MappingProxyType({})
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -114,32 +143,47 @@ def make_folder(folder: Path) -> None:
                 raise EnvironmentFault(f"{what}; name a folder that you may write to") from error
 
 
-def flush_tree(folder: Path) -> dict[str, tuple[int, str]]:
-    """Flush every file and folder below to disk; return sizes and checksums by sorted path."""
+def flush_tree(
+    folder: Path, recorded: Mapping[str, Recorded] = NOTHING_RECORDED
+) -> dict[str, tuple[int, str]]:
+    """Flush every file and folder below to disk; return sizes and checksums by sorted path.
+
+    A file is read unless its checksum was `recorded`, by the same path, and it is unchanged since.
+    """
     files: dict[str, tuple[int, str]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             flush_folder(path)
+            continue
+        name = path.relative_to(folder).as_posix()
+        status, known = flush_file(path), recorded.get(name)
+        if known is not None and known.fits(status):
+            files[name] = (status.st_size, known.checksum)
         else:
-            files[path.relative_to(folder).as_posix()] = (flush_file(path), file_checksum(path))
+            files[name] = (status.st_size, file_checksum(path))
     flush_folder(folder)
     return files
 
 
+def start_checksum() -> xxhash.xxh3_128:
+    """Return the checksum of no bytes yet, for `file_checksum` while a file is written."""
+    return xxhash.xxh3_128()
+
+
 def file_checksum(path: Path) -> str:
     """Return the 128-bit XXH3 of a file as hex: finds damage at thirty times SHA-256's speed."""
-    digest = xxhash.xxh3_128()
+    digest = start_checksum()
     with path.open("rb") as stream:
         while piece := stream.read(CHECKSUM_PIECE_BYTES):
             digest.update(piece)
     return digest.hexdigest()
 
 
-def flush_file(path: Path) -> int:
-    """Flush a file to disk and return its size in bytes."""
+def flush_file(path: Path) -> os.stat_result:
+    """Flush a file to disk and return its status."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-        return os.fstat(stream.fileno()).st_size
+        return os.fstat(stream.fileno())
 
 
 def flush_folder(folder: Path) -> None:

@@ -80,11 +80,12 @@ def _pixel_layout(table: PatchTable, codec: PixelCodec) -> ArrayLayout:
 
 def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: PatchBlock) -> int:
     """Write one block and return the number of its unreadable patches."""
-    write_rows(staging.product, "patches", table.block_slice(block), patches.pixels)
+    rows = table.block_slice(block)
+    checksum = write_rows(staging.product, "patches", rows, patches.pixels)
     chunk = flush_chunk(staging.product, "patches", block, dimensions=4)
     unreadable = np.flatnonzero(~patches.readable).tolist()
     report = {"patches": len(patches.readable), "unreadable": unreadable}
-    staging.mark_block(block, report | {"fallbacks": patches.fallbacks}, chunk)
+    staging.mark_block(block, report | {"fallbacks": patches.fallbacks}, chunk, checksum)
     return len(unreadable)
 
 

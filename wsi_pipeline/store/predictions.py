@@ -105,8 +105,8 @@ def write_prediction_block(
     if spread is not None:
         write_rows(path, SPREAD, table.block_slice(block), spread)
         flush_chunk(path, SPREAD, block, dimensions=1)
-    write_rows(path, LOGIT, table.block_slice(block), logits)
-    staging.mark_block(block, report, flush_chunk(path, LOGIT, block, dimensions=1))
+    checksum = write_rows(path, LOGIT, table.block_slice(block), logits)
+    staging.mark_block(block, report, flush_chunk(path, LOGIT, block, dimensions=1), checksum)
 
 
 def update_predictions(source: Path, path: Path) -> bool:

@@ -24,7 +24,14 @@ from wsi_pipeline.core.errors import MAKE_AGAIN, StoreError, damage_error, machi
 from wsi_pipeline.core.json_io import read_json
 from wsi_pipeline.store.arrays import Meaning
 from wsi_pipeline.store.codecs import CHECKSUM_BYTES, JPEG_CODEC, PixelCodec
-from wsi_pipeline.store.files import flush_file, flush_folder, make_folder, write_all, write_file
+from wsi_pipeline.store.files import (
+    flush_file,
+    flush_folder,
+    make_folder,
+    start_checksum,
+    write_all,
+    write_file,
+)
 from wsi_pipeline.store.manifest import check_contained, size_of_own
 
 AS_THEY_ARE = PixelCodec()
@@ -149,17 +156,20 @@ def _open_to_fill(path: Path, name: str) -> Any:
     return open_array(path, name, mode="r+").with_config({"write_empty_chunks": True})
 
 
-def write_rows(path: Path, name: str, rows: slice, values: NDArray[Any]) -> None:
-    """Write whole chunks along axis 0; callers keep to chunk boundaries and share no chunk."""
+def write_rows(path: Path, name: str, rows: slice, values: NDArray[Any]) -> str | None:
+    """Write whole chunks along axis 0; callers keep to chunk boundaries and share no chunk.
+
+    Return the checksum of the file where all is one chunk that is stored as it is, else None.
+    """
     if not len(values):
-        return
+        return None
     with zarr_errors_named(path):
         array = _open_to_fill(path, name)
         block, offset = divmod(rows.start, array.chunks[0])
         if offset == 0 and len(values) <= array.chunks[0] and _has_plain_chunks(array):
-            _write_plain_chunk(chunk_file(path, name, block, array.ndim), values, array)
-        else:
-            array[rows] = values
+            return _write_plain_chunk(chunk_file(path, name, block, array.ndim), values, array)
+        array[rows] = values
+    return None
 
 
 def _has_plain_chunks(array: Any) -> bool:
@@ -172,19 +182,26 @@ def _has_plain_chunks(array: Any) -> bool:
     )
 
 
-def _write_plain_chunk(file: Path, values: NDArray[Any], array: Any) -> None:
-    """Write the same bytes as Zarr, without its copy of them: a chunk of patches is 31 MB."""
+def _write_plain_chunk(file: Path, values: NDArray[Any], array: Any) -> str:
+    """Write the same bytes as Zarr, without its copy of them: a chunk of patches is 31 MB.
+
+    Return the checksum of the file.
+    """
     values = np.ascontiguousarray(values, dtype=array.dtype)
     rest = (array.chunks[0] - len(values), *array.shape[1:])
     missing = np.full(rest, array.fill_value, dtype=array.dtype)
     pieces = [part.reshape(-1).view(np.uint8) for part in (values, missing) if part.size]
-    checksum = 0
+    crc32c, checksum = 0, start_checksum()
     make_folder(file.parent)
     with file.open("wb", buffering=0) as stream:
         for piece in pieces:
-            checksum = google_crc32c.extend(checksum, piece)
+            crc32c = google_crc32c.extend(crc32c, piece)
+            checksum.update(piece.data)
             write_all(stream, piece.data)
-        write_all(stream, memoryview(checksum.to_bytes(CHECKSUM_BYTES, "little")))
+        end = crc32c.to_bytes(CHECKSUM_BYTES, "little")
+        checksum.update(end)
+        write_all(stream, memoryview(end))
+    return checksum.hexdigest()
 
 
 def read_rows(path: Path, name: str, rows: slice = slice(None)) -> NDArray[Any]:
