@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from skimage.color import rgb2hsv
+from skimage.morphology import closing, disk
 
 from tests.builders import PINK, paint
 from wsi_pipeline.core.errors import ConfigError
@@ -12,7 +14,10 @@ from wsi_pipeline.core.slide import Thumbnail
 from wsi_pipeline.slides.tissue import (
     TissueParameters,
     area_fractions,
+    close_gaps,
     find_tissue,
+    look_up,
+    saturation_table,
     tissue_fraction,
 )
 
@@ -143,3 +148,23 @@ def test_a_shifted_origin_shifts_the_cells() -> None:
 def test_impossible_parameters_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         TissueParameters(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 6])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (37, 5), (90, 120)])
+def test_gaps_are_closed_as_by_scikit_image(shape: tuple[int, int], radius: int) -> None:
+    mask = np.random.default_rng(radius).random(shape) < 0.1
+    assert np.array_equal(close_gaps(mask, radius), closing(mask, disk(radius)))
+
+
+def test_saturation_depends_on_the_largest_and_smallest_value() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
+    saturation = rgb2hsv(colours)[..., 1]
+    assert np.array_equal(look_up(colours, saturation_table()), saturation)
+
+
+def test_shares_of_more_rows_than_a_strip_are_those_of_each_row() -> None:
+    mask = np.random.default_rng(0).random((60, 50)) < 0.5
+    tops, lefts = np.linspace(-1, 60, 700), np.linspace(0, 45, 9)
+    alone = [area_fractions(mask, tops[row : row + 1], lefts, 3.7)[0] for row in range(700)]
+    assert np.array_equal(area_fractions(mask, tops, lefts, 3.7), np.stack(alone))
