@@ -140,6 +140,11 @@ DEFAULT_RESNET = "wide_resnet"
 """Short for wide_resnet_16_4."""
 
 
+def is_own(name: str) -> bool:
+    """Return whether a network is one of this project, not of another library."""
+    return name in ("idc_cnn", DEFAULT_RESNET) or RESNET_NAME.fullmatch(name) is not None
+
+
 def outline_own(name: str, side_px: int, options: NetworkOptions) -> Shapes | None:
     """Return names and shapes of a network of this project; None for those of other libraries.
 

@@ -19,6 +19,7 @@ from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.engines.engine import EngineFault, Run
 from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.outlines import is_own
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 _converting = threading.Lock()
@@ -59,7 +60,9 @@ def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
 def _convert(model: Model, batch_size: int) -> Any:
     openvino, side = _import_openvino(), model.spec.side_px
     network = model.network(has_features=True)
-    example = torch.zeros((batch_size, side, side, 3), dtype=torch.uint8)
+    # The graphs of our own networks hold no batch size: two patches trace them as well as many.
+    traced_patches = min(batch_size, 2) if is_own(model.architecture) else batch_size
+    example = torch.zeros((traced_patches, side, side, 3), dtype=torch.uint8)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # torch recommends torch.export, which takes seconds where tracing takes tenths, and
@@ -67,7 +70,9 @@ def _convert(model: Model, batch_size: int) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             traced = torch.jit.trace(network, example, check_trace=False)
-            return openvino.convert_model(traced, input=[([*example.shape], openvino.Type.u8)])
+            return openvino.convert_model(
+                traced, input=[([batch_size, side, side, 3], openvino.Type.u8)]
+            )
     except Exception as error:
         reason = one_line(error)
         raise EngineFault(
