@@ -54,6 +54,8 @@ benchmark: $(VENV)/installed-test
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/cohort.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
