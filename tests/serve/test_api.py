@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -47,6 +48,8 @@ from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.models.choice import ExternalModelTerms
 from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.heatmap import Aggregation
+from wsi_pipeline.runs.infer import infer_slides
+from wsi_pipeline.scheduling import Workers, open_workers
 from wsi_pipeline.serve import catalogue as catalogue_module
 from wsi_pipeline.serve import job_queue
 from wsi_pipeline.serve.errors import Refusal
@@ -1044,3 +1047,32 @@ def test_jobs_wait_their_turn_once_each_and_up_to_a_number(
     queue.submit(FoundSlide("b", tmp_path / "b"))
     may_end.set()
     queue.close()
+
+
+@pytest.mark.system
+def test_jobs_share_workers_until_one_breaks_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two slides are inferred by one worker; after a job that raised, another is started."""
+    opened: list[int] = []
+
+    def count(workers: Workers) -> Any:
+        opened.append(workers.processes)
+        return open_workers(workers)
+
+    def break_off(*arguments: Any, **others: Any) -> Any:
+        if arguments[0][0].slide_id == "b":
+            raise RuntimeError("broken off")
+        return infer_slides(*arguments, **others)
+
+    monkeypatch.setattr(job_queue, "open_workers", count)
+    monkeypatch.setattr(job_queue, "infer_slides", break_off)
+    slides = {name: write_slide(tmp_path / f"{name}.tiff", tissue(200, 200)) for name in "acbd"}
+    model = write_model(tmp_path / "m.safetensors")
+    options = InferOptions(workers=1, device="cpu", engine="torch", precision="fp32")
+    queue = JobQueue(model, tmp_path / "results", options, capacity=9, on_end=lambda: None)
+    jobs = [queue.submit(FoundSlide(name, path)) for name, path in slides.items()]
+    wait_until(lambda: all(job.state in job_queue.ENDED for job in jobs), 120)
+    queue.close()
+    assert [str(job.state) for job in jobs] == ["done", "done", "failed", "done"]
+    assert opened == [1, 1]

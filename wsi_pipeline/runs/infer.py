@@ -5,8 +5,8 @@ Beside the slides' results a run leaves its tables, its record, and the page of 
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -76,10 +76,12 @@ def infer_slides(
     results: Path,
     options: InferOptions | None = None,
     listener: Listener | None = None,
+    open_pool: Callable[[Workers], AbstractContextManager[WorkerPool]] = open_workers,
 ) -> RunAccount:
     """Run a model over slides or patch stores; write each one's results and the tables.
 
-    Labels of stores are copied to their results, for `wsi evaluate`.
+    Labels of stores are copied to their results, for `wsi evaluate`. `open_pool` starts the
+    workers, where any work is left for them.
     """
     started = time.perf_counter()
     options, listener = options or InferOptions(), listener or Listener()
@@ -93,7 +95,7 @@ def infer_slides(
         with ExitStack() as work:
             pool: Workers | WorkerPool = workers
             if len(done) < len(jobs):
-                pool = work.enter_context(open_workers(workers))
+                pool = work.enter_context(open_pool(workers))
                 choice = choose_engine(model, options, listener, workers, pool)
                 jobs = make_jobs(slides, choice, tiling, results, options)
             make_folder(results)
