@@ -4,6 +4,7 @@ Slides are opened for that in a process of their own, for a file may have become
 """
 
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -34,7 +35,9 @@ def find_done(jobs: Sequence[InferJob], *, here: bool) -> dict[int, SlideOutcome
         return look(begun)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", CODE],
+            # Modules are found where this process finds them, never in the folder it stands in.
+            [sys.executable, "-P", "-c", CODE],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             input=pickle.dumps(begun),
             stdout=subprocess.PIPE,
             check=True,
