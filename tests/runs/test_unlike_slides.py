@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -41,17 +42,22 @@ def look_at_patients(side_px: int = 50) -> list[Looked]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of a slide like the training patches and of its negative, of one model."""
     folder = tmp_path_factory.mktemp("unlike")
+    done = infer_with_domain(folder, ("--outputs", "summary,report"))
+    (folder / "said.txt").write_text(done.stderr)
+    return folder
+
+
+def infer_with_domain(folder: Path, options: tuple[object, ...]) -> Result:
+    """Results of a slide like the training patches and of its negative, of one model."""
     domain = replace(fit_domain(look_at_patients()), limits=Limits(*LIMITS.values()))
     save_checkpoint(replace(make_checkpoint(), domain=domain), folder / "m.safetensors")
     write_slide(folder / "slides" / "like.tiff", tissue(500, 300))
     write_slide(folder / "slides" / "negative.tiff", 255 - tissue(500, 300))
     arguments = ("--model", folder / "m.safetensors", "-o", folder / "results")
-    done = run("infer", folder / "slides", *arguments, *HERE, "--outputs", "summary,report")
-    (folder / "said.txt").write_text(done.stderr)
+    done = run("infer", folder / "slides", *arguments, *HERE, *options)
     assert done.exit_code == 0, done.stderr
-    return folder
+    return done
 
 
 def read_summary(made: Path, slide: str) -> dict[str, object]:

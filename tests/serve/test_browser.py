@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.runs.test_unlike_slides import infer_with_domain
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
 from wsi_pipeline.core.calibration import Calibration
 from wsi_pipeline.counting.context import average_context
@@ -555,3 +556,28 @@ def test_reviewing_says_what_it_does_to_a_screen_reader(reviewed: tuple[Watched,
     page.get_by_role("button", name="undo").focus()
     page.keyboard.press("Enter")
     expect(page.locator("#last")).to_have_text(f"undone: row {row}, column {col}")
+
+
+def test_the_viewer_marks_a_slide_unlike_the_training_patches(
+    browser: Browser, tmp_path: Path
+) -> None:
+    infer_with_domain(tmp_path, ("--outputs", "summary"))
+    settings = ServeSettings(
+        results=(tmp_path / "results",), slides=tmp_path / "slides", token=TOKEN, decoders=1
+    )
+    with run_server(settings) as (origin, _):
+        context = browser.new_context()
+        page = context.new_page()
+        watched = Watched(page, origin).watch()
+        page.goto(f"{origin}/?token={TOKEN}")
+        expect(page.locator("tr", has_text="negative")).to_contain_text("colour and features")
+        for slide, words, is_marked in (
+            ("negative", "unlike the training patches: colour", True),
+            ("like", "within the limits of the training patches: colour", False),
+        ):
+            page.goto(f"{origin}/slides/{slide}")
+            expect(page.locator("#distance")).to_contain_text(words)
+            marked = page.locator("#distance").evaluate("one => one.classList.contains('warning')")
+            assert marked == is_marked
+        context.close()
+    assert watched.faults == []
