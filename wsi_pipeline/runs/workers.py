@@ -16,7 +16,7 @@ MOST_TILERS = 16
 """Processes that tile unless more are asked for: each takes about half a gigabyte."""
 
 
-DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
+DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
 """Devices of which one is there where the driver of a GPU is."""
 
 
