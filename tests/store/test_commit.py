@@ -167,18 +167,6 @@ def test_a_staging_of_a_version_without_checksums_is_committed_alike(tmp_path: P
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_file_that_the_cache_forgets_keeps_its_content_and_stamp(tmp_path: Path) -> None:
-    write_file(tmp_path / "a", b"pixels")
-    record = files.Recorded.of(tmp_path / "a", "")
-    files.forget_file(tmp_path / "a")
-    assert record.fits((tmp_path / "a").stat())
-    assert (tmp_path / "a").read_bytes() == b"pixels"
-
-
-def test_a_file_that_cannot_be_opened_need_not_be_forgotten(tmp_path: Path) -> None:
-    files.forget_file(tmp_path / "missing")
-
-
 @pytest.mark.parametrize("content", [None, b"", b"pix"])
 def test_a_block_whose_pixels_are_gone_is_not_finished(
     content: bytes | None, tmp_path: Path

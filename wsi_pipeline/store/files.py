@@ -9,7 +9,6 @@ import shutil
 import socket
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from io import BufferedWriter, FileIO
 from pathlib import Path
 from types import MappingProxyType
@@ -185,18 +184,6 @@ def flush_file(path: Path) -> os.stat_result:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
         return os.fstat(stream.fileno())
-
-
-def forget_file(path: Path) -> None:
-    """Let the system's cache forget a flushed file, so that the next one takes the same memory.
-
-    Memory that was not used before is given to a virtual machine page by page, which takes five
-    times as long as writing to it: a store of 1.25 GB was tiled in 6 to 9 s instead of 17 s.
-    """
-    if not hasattr(os, "posix_fadvise"):  # a system other than Linux
-        return
-    with suppress(OSError), path.open("rb") as stream:  # it is a hint
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def flush_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo
 from wsi_pipeline.store.arrays import MEANINGS
 from wsi_pipeline.store.codecs import ZSTD_HEADER_BYTES, PixelCodec, read_codec, read_zstd_size
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.files import forget_file, link_file
+from wsi_pipeline.store.files import link_file
 from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
 from wsi_pipeline.store.schema import check_tables, read_table, write_table
 from wsi_pipeline.store.zarr_io import (
@@ -86,7 +86,6 @@ def write_patch_block(staging: Staging, table: PatchTable, block: int, patches: 
     unreadable = np.flatnonzero(~patches.readable).tolist()
     report = {"patches": len(patches.readable), "unreadable": unreadable}
     staging.mark_block(block, report | {"fallbacks": patches.fallbacks}, chunk, checksum)
-    forget_file(chunk)
     return len(unreadable)
 
 
