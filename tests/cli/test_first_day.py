@@ -205,6 +205,7 @@ def test_the_card_states_figures_with_intervals_and_what_the_model_is_not_for(na
     assert re.search(r"slide 8863 .*, counted \d+, .*, true 207", described)
     assert "not for diagnosis" in described
     assert "listed as CC0" in described
+    assert "unlike beyond colour 1.60, features " in described
 
 
 def test_the_digests_in_docs_are_those_of_the_files() -> None:

@@ -213,6 +213,7 @@ def _lines_of_checkpoint(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("on a grid", describe_terms(terms.on_grid)),
         ("a patch alone", describe_terms(terms.alone)),
         ("thresholds", facts["threshold_source"]),
+        ("unlike beyond", _describe_limits(facts["limits"])),
         *(
             (f"scores, {side}", _list_numbers(scores))
             for side, scores in facts["scores"].items()
@@ -259,6 +260,12 @@ def describe_terms(terms: Terms) -> str:
         f"{context}slope {calibration.slope:.3f},{offset} counted from {terms.count:.3f}, detected"
         f" from {terms.detect:.3f}"
     )
+
+
+def _describe_limits(limits: Mapping[str, float | None] | None) -> str:
+    """Return the distances from which on a slide is unlike the training patches."""
+    known = [f"{name} {limit:.2f}" for name, limit in (limits or {}).items() if limit is not None]
+    return ", ".join(known) or "not known"
 
 
 def _list_numbers(values: Mapping[str, Any]) -> str:
