@@ -24,7 +24,6 @@ from wsi_pipeline.core.errors import EnvironmentFault, ModelError
 from wsi_pipeline.models.choice import EngineRequest, EngineSetting
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.engine import Run
-from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.model import Model, SelfTest, make_self_test
 from wsi_pipeline.models.opening import open_choice, resolve_engine
 from wsi_pipeline.scheduling import Workers
@@ -115,9 +114,7 @@ def test_a_model_that_gives_other_answers_is_refused_before_any_slide(
 
 
 def test_a_worker_checks_the_answers_itself(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    choice = resolve_engine(
-        load_model(model), model, EngineRequest(device="cpu", engine="torch", batch_size=9)
-    ).choice
+    choice = resolve_engine(model, EngineRequest(device="cpu", engine="torch", batch_size=9)).choice
     plain = ENGINES["torch"].load
 
     def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
@@ -130,7 +127,7 @@ def test_a_worker_checks_the_answers_itself(model: Path, monkeypatch: pytest.Mon
 
 
 def test_a_worker_without_the_device_does_not_choose_another(model: Path) -> None:
-    resolved = resolve_engine(load_model(model), model, EngineRequest(device="cpu", engine="torch"))
+    resolved = resolve_engine(model, EngineRequest(device="cpu", engine="torch"))
     elsewhere = replace(resolved.choice, setting=replace(resolved.choice.setting, device="cuda"))
     if torch.cuda.is_available():
         assert open_choice(elsewhere)[0].setting.device == "cuda"
@@ -140,9 +137,7 @@ def test_a_worker_without_the_device_does_not_choose_another(model: Path) -> Non
 
 
 def test_threads_of_a_worker_share_one_model(model: Path) -> None:
-    choice = resolve_engine(
-        load_model(model), model, EngineRequest(device="cpu", engine="torch", batch_size=3)
-    ).choice
+    choice = resolve_engine(model, EngineRequest(device="cpu", engine="torch", batch_size=3)).choice
     found: list[int] = []
     threads = [
         threading.Thread(target=lambda: found.append(id(open_choice(choice)[0]))) for _ in range(4)

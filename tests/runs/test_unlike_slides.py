@@ -14,11 +14,15 @@ from PIL import Image
 
 from tests.builders import make_checkpoint, tissue, write_model, write_slide
 from tests.commands import PLAIN, run
-from wsi_pipeline.core.outcome import Limits
+from tests.written_results import write_result
+from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.outcome import Distance, Limits
 from wsi_pipeline.models.checkpoint import save_checkpoint
 from wsi_pipeline.models.domain import show_features
 from wsi_pipeline.models.model import PatchNetwork
 from wsi_pipeline.models.stains import measure_stains
+from wsi_pipeline.store.predictions import Predictions, record_distance
+from wsi_pipeline.store.zarr_io import add_attributes
 from wsi_pipeline.training.domain import Looked, fit_domain
 
 HERE = (*PLAIN, "--workers", 0)
@@ -104,6 +108,21 @@ def test_outputs_made_again_keep_the_distance(made: Path, tmp_path: Path) -> Non
     before = read_summary(made, "negative")
     for name in ("colour_distance", "feature_distance", "unlike_training"):
         assert again[name] == before[name]
+
+
+def test_a_distance_of_nothing_is_read_back(tmp_path: Path) -> None:
+    """A network whose features are the same for everything gives 0, which is a distance."""
+    write_result(tmp_path / "s", [0.9, 0.1])
+    record_distance(tmp_path / "s" / "predictions.zarr", Distance(0.5, 0.0))
+    assert Predictions(tmp_path / "s" / "predictions.zarr").distance == Distance(0.5, 0.0)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, "far", True])
+def test_a_distance_that_cannot_be_is_damage(wrong: object, tmp_path: Path) -> None:
+    write_result(tmp_path / "s", [0.9, 0.1])
+    add_attributes(tmp_path / "s" / "predictions.zarr", {"distance": {"colour": wrong}})
+    with pytest.raises(StoreError, match="a distance in its attributes is invalid"):
+        Predictions(tmp_path / "s" / "predictions.zarr")
 
 
 def test_a_model_without_domain_says_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import ModelError
-from wsi_pipeline.core.outcome import Limits
+from wsi_pipeline.core.outcome import Distance, Limits
 
 Floats = NDArray[np.float32]
 COUNT, DETECT, USER = "count", "detect", "user"
@@ -181,6 +181,15 @@ def read_limits(value: Mapping[str, Any]) -> Limits:
         if limit is not None and not (type(limit) in (int, float) and 0 < limit < math.inf):
             raise ModelError(f"a limit of {str(limit)[:20]} for distances; {AGAIN}")
     return Limits(*found)
+
+
+def read_distance(value: Mapping[str, Any]) -> Distance:
+    """Return the distance that results record. Raises TypeError or ValueError."""
+    found = [value.get(name) for name in Distance._fields]
+    distance = Distance(*(None if each is None else _read_number(each) for each in found))
+    if any(each is not None and each < 0 for each in distance):
+        raise ValueError(f"a distance of {distance}")
+    return distance
 
 
 def log_odds(share: float) -> float:

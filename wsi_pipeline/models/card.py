@@ -1,25 +1,19 @@
 """Cards: what a checkpoint states of itself, read and checked without torch.
 
-A checkpoint is safetensors weights, and in the same file a JSON card to use them by. No pickle is
-read. The card carries a SHA-256 over the weights, so that a flipped bit is found before use. The
-header of an untrusted file is checked before any tensor is.
+A checkpoint is safetensors weights, and in the same file a JSON card to use them by. The card
+carries a SHA-256 over the weights, so that a flipped bit is found before use.
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
-
-import numpy as np
-from safetensors import SafetensorError, safe_open
+from typing import Any, Protocol
 
 from wsi_pipeline.core.calibration import ModelTerms, read_limits
-from wsi_pipeline.core.errors import DAMAGES, ConfigError, EnvironmentFault, ModelError
+from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
-from wsi_pipeline.core.json_io import parse_json
 from wsi_pipeline.core.outcome import Limits
 from wsi_pipeline.core.recipe import canonical_json, file_sha256, recipe_digest
 from wsi_pipeline.models.outlines import (
@@ -29,86 +23,10 @@ from wsi_pipeline.models.outlines import (
     count_features,
     outline_own,
 )
+from wsi_pipeline.models.weight_file import COPY, check_weights, read_safetensors_card
 
-MAX_HEADER_BYTES = 16 * 1024 * 1024
-"""Names and shapes of tensors, and the card: some hundred bytes for each patient."""
-LENGTH_BYTES = 8
-READ_BYTES = 16 * 1024 * 1024
-COPY = "copy it again or train it again"
-DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "U8": "uint8",
-}
-"""Types of weights, self-tests and domains by their names in a header, and torch's names."""
-BF16_EXPONENT = 0x7F80
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of the names of what batch normalisation counts."""
-
-
-class Declared(NamedTuple):
-    """Card and tensor shapes declared in the header of a safetensors file."""
-
-    text: str
-    """The card as it is written."""
-    card: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-
-
-def read_safetensors_card(path: Path, key: str) -> Declared:
-    """Return the JSON object under a key of the file's metadata, and the shape of every tensor.
-
-    Reads no tensor. Raises ModelError, and EnvironmentFault where the file cannot be read.
-    """
-    try:
-        _check_header_size(path)
-        # As NumPy, for PyTorch would map the whole file as memory to write to.
-        with safe_open(path, framework="numpy") as stored:
-            text = (stored.metadata() or {})[key]
-            names = list(stored.keys())
-            shapes = {name: _read_shape(name, stored.get_slice(name)) for name in names}
-        card = parse_json(text)
-        if not isinstance(card, dict):
-            raise ValueError("its card is not a JSON object")
-        return Declared(text, card, shapes)
-    except OSError as error:
-        raise unreadable_file(path, error.strerror or error) from error
-    except KeyError as error:
-        raise ModelError(
-            f"{path}: not a checkpoint of wsi (no card); give a model.safetensors of `wsi train`"
-        ) from error
-    except (SafetensorError, ValueError) as error:
-        raise broken_file(path, error) from error
-
-
-def unreadable_file(path: Path, reason: object) -> EnvironmentFault:
-    """Return the error for a file that the machine does not give."""
-    return EnvironmentFault(
-        f"{path}: cannot be read ({reason}); fix that and run the same line again"
-    )
-
-
-def broken_file(path: Path, error: Exception) -> ModelError:
-    """Return the error for a file whose form is not that of safetensors."""
-    return ModelError(f"{path}: not a whole safetensors file ({error}); {COPY}")
-
-
-def _check_header_size(path: Path) -> None:
-    """Raise ValueError for a header that no checkpoint has; the library reads up to 100 MB."""
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
-    if length > MAX_HEADER_BYTES:
-        raise ValueError(f"a header of {length} bytes, more than {MAX_HEADER_BYTES}")
-
-
-def _read_shape(name: str, tensor: Any) -> tuple[int, ...]:
-    dtype = tensor.get_dtype()
-    if dtype not in DTYPES:
-        raise ValueError(f"{name[:80]} is of type {dtype}, and weights are floating-point numbers")
-    return tuple(tensor.get_shape())
 
 
 CARD_KEY = "wsi"
@@ -145,7 +63,7 @@ class Normalisation:
 
 
 class ModelFacts(Protocol):
-    """What a run needs to know of a model before anything is computed."""
+    """The facts of a model that a run needs before anything is computed."""
 
     @property
     def architecture(self) -> str: ...
@@ -268,7 +186,7 @@ def read_card(path: Path) -> Card:
     except DAMAGED as error:
         raise misread(path, error) from error
     check_shapes(path, name, own, shapes)
-    _check_weights(path, str(card.get("weights_sha256")))
+    check_weights(path, str(card.get("weights_sha256")))
     try:
         limits = card.get("limits")
         return Card(
@@ -378,48 +296,6 @@ def _count_parameters(shapes: Shapes) -> int:
         for key, shape in shapes.items()
         if not key.startswith(beside) and not key.endswith(STATISTICS)
     )
-
-
-def _check_weights(path: Path, digest: str) -> None:
-    """Raise ModelError where the tensors are damaged or not finite; they are read once."""
-    sha256, is_finite = hashlib.sha256(), True
-    try:
-        with path.open("rb") as stream:
-            start = LENGTH_BYTES + int.from_bytes(stream.read(LENGTH_BYTES), "little")
-            header = json.loads(stream.read(start - LENGTH_BYTES))
-            header.pop("__metadata__", None)
-            for name in sorted(header):
-                entry = header[name]
-                dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-                sha256.update(f"{name}:torch.{dtype}:{shape}:".encode())
-                for part in _read_parts(stream, start, *entry["data_offsets"]):
-                    sha256.update(part)
-                    is_finite = is_finite and _is_finite(part, dtype)
-    except OSError as error:
-        raise unreadable_file(path, error.strerror or error) from error
-    if digest != sha256.hexdigest():
-        raise ModelError(f"{path}: its weights are damaged (checksum); {COPY}")
-    if not is_finite:
-        raise ModelError(f"{path}: weights are not finite; train it again with a lower --lr")
-
-
-def _read_parts(stream: BinaryIO, start: int, first: int, end: int) -> Iterator[bytes]:
-    """Return the bytes of a tensor in parts of whole numbers."""
-    stream.seek(start + first)
-    left = end - first
-    while left:
-        part = stream.read(min(left, READ_BYTES))
-        if not part:
-            raise OSError("it ends before its last tensor")
-        left -= len(part)
-        yield part
-
-
-def _is_finite(part: bytes, dtype: str) -> bool:
-    if dtype == "bfloat16":
-        exponents = np.frombuffer(part, "<u2") & BF16_EXPONENT
-        return not bool((exponents == BF16_EXPONENT).any())
-    return not dtype.startswith("float") or bool(np.isfinite(np.frombuffer(part, dtype)).all())
 
 
 def hash_patient(patient_id: str) -> str:

@@ -22,15 +22,14 @@ from wsi_pipeline.models.card import (
     TEST_PIXELS,
     TEST_PROBABILITY,
     Card,
-    broken_file,
     check_shapes,
     misread,
     read_card,
-    read_safetensors_card,
-    unreadable_file,
 )
 from wsi_pipeline.models.domain import Domain, show_features
 from wsi_pipeline.models.model import PatchNetwork, SelfTest
+from wsi_pipeline.models.outlines import is_own
+from wsi_pipeline.models.weight_file import broken_file, read_safetensors_card, unreadable_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +102,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and check it through. Raises ModelError, naming the file and the fault."""
     card = read_card(path)
-    try:
-        shapes = outline_network(card.architecture, card.spec.side_px, card.options)
-    except DAMAGED as error:
-        raise misread(path, error) from error
-    check_shapes(path, card.architecture, shapes, read_safetensors_card(path, CARD_KEY).shapes)
+    if not is_own(card.architecture):
+        _check_others_shapes(path, card)
     tensors = read_tensors(path)
     try:
         checkpoint = Checkpoint(
@@ -120,6 +116,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except DAMAGED as error:
         raise misread(path, error) from error
     return checkpoint
+
+
+def _check_others_shapes(path: Path, card: Card) -> None:
+    """Raise ModelError, before any tensor is loaded, where they fit no network of their library."""
+    try:
+        wanted = outline_network(card.architecture, card.spec.side_px, card.options)
+    except DAMAGED as error:
+        raise misread(path, error) from error
+    check_shapes(path, card.architecture, wanted, read_safetensors_card(path, CARD_KEY).shapes)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

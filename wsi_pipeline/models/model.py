@@ -132,7 +132,7 @@ def make_test_patches(side_px: int) -> Tensor:
 
 
 class DomainLike(Protocol):
-    """What a run needs of a domain: one model's, or an ensemble's."""
+    """A domain as a run uses it: one model's, or an ensemble's."""
 
     @property
     def limits(self) -> Limits: ...
@@ -165,7 +165,7 @@ class Model(ModelFacts, Protocol):
 
     @property
     def domain(self) -> DomainLike | None:
-        """What its training patches look like; None: not known."""
+        """Colours and features of its training patches; None: not known."""
 
     def network(self, *, has_features: bool = False) -> nn.Module:
         """Return a new network on the CPU: uint8 (b, side, side, 3) → (b,) or (b, outputs).

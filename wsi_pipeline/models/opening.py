@@ -7,7 +7,6 @@ to measure speed.
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -147,43 +146,43 @@ _loading = threading.Lock()
 """Held while a model is loaded: several steps run side by side, and it is loaded once."""
 
 
-def open_choice(choice: ModelChoice) -> tuple[Predictor, Agreement]:
-    """Return the predictor of a choice, loaded once per process, and how well it agrees."""
+_opened: dict[ModelChoice, tuple[Predictor, Agreement]] = {}
+"""The predictor of this process: one at most."""
+
+
+def open_choice(choice: ModelChoice, model: Model | None = None) -> tuple[Predictor, Agreement]:
+    """Return the predictor of a choice, made once per process, and how well it agrees.
+
+    `model` is the choice's model where it is loaded already.
+    """
     with _loading:
-        return _open(choice)
-
-
-@lru_cache(1)
-def _open(choice: ModelChoice) -> tuple[Predictor, Agreement]:
-    choose_device(choice.setting.device)  # which refuses one that is not there
-    model = load_unchanged(choice.path, choice.digest, choice.terms)
-    predictor = Predictor(model, choice.setting, choice.batch_size)
-    return predictor, check_answers(predictor)
+        if choice not in _opened:
+            choose_device(choice.setting.device)  # which refuses one that is not there
+            model = model or load_unchanged(choice.path, choice.digest, choice.terms)
+            predictor = Predictor(model, choice.setting, choice.batch_size)
+            agreement = check_answers(predictor)
+            _opened.clear()
+            _opened[choice] = predictor, agreement
+        return _opened[choice]
 
 
 def resolve_engine(
-    model: Model, path: Path, request: EngineRequest, terms: ExternalModelTerms | None = None
+    path: Path, request: EngineRequest, terms: ExternalModelTerms | None = None
 ) -> ResolvedEngine:
-    """Choose the engine, load the model with it in this process and check its answers.
+    """Choose the engine for a model, load it with that in this process and check its answers.
 
     Raises ModelError where the engine cannot run the model or gives other answers, and
     EnvironmentFault where the device is absent.
     """
     resolved, terms = path.resolve(), terms or ExternalModelTerms()
+    model = load_model(path, terms)
 
     def choose(setting: EngineSetting) -> ModelChoice:
         return ModelChoice(resolved, model.digest, setting, request.batch_size, terms)
 
     candidates = list_candidates(model, request.device, request.engine, request.precision)
-    opened = open_first(candidates, lambda setting: open_choice(choose(setting)))
+    opened = open_first(candidates, lambda setting: open_choice(choose(setting), model))
     return ResolvedEngine(choose(opened.predictor.setting), opened.line)
-
-
-def resolve_engine_for(
-    path: Path, request: EngineRequest, terms: ExternalModelTerms
-) -> ResolvedEngine:
-    """Resolve the engine for a model by its file, on a worker of another machine."""
-    return resolve_engine(load_model(path, terms), path, request, terms)
 
 
 def make_random_checkpoint(architecture: str = "idc_cnn") -> Checkpoint:

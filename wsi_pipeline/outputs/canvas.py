@@ -43,7 +43,7 @@ class ColorBar(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What a colour means: that of areas, or of lines."""
+    """A colour, of areas or of lines, and its meaning."""
 
     color: Color
     text: str

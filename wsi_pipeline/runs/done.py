@@ -41,6 +41,7 @@ def find_done(jobs: Sequence[InferJob], *, here: bool) -> dict[int, SlideOutcome
             input=pickle.dumps(begun),
             stdout=subprocess.PIPE,
             check=True,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the other
             timeout=PATIENCE_S + PATIENCE_PER_SLIDE_S * len(begun),
         )
         found: dict[int, SlideOutcome] = pickle.loads(done.stdout)

@@ -156,9 +156,9 @@ def resolve_engine(path: Path, request: EngineRequest, terms: ExternalModelTerms
 
     Raises ModelError where no engine can run the model, EnvironmentFault without the device.
     """
-    from wsi_pipeline.models.opening import resolve_engine_for
+    from wsi_pipeline.models.opening import resolve_engine as resolve
 
-    return resolve_engine_for(path, request, terms)
+    return resolve(path, request, terms)
 
 
 def describe_model(model: ModelFacts) -> str:

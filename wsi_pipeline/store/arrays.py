@@ -20,7 +20,7 @@ COORDINATES = ("row", "col", "x_um", "y_um")
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What an array holds, for readers who have nothing but the array."""
+    """Name, units and comment of an array, for readers who have nothing but the array."""
 
     long_name: str
     comment: str = ""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.calibration import ModelTerms, read_limits
+from wsi_pipeline.core.calibration import ModelTerms, read_distance, read_limits
 from wsi_pipeline.core.choices import PREDICTIONS
 from wsi_pipeline.core.errors import DAMAGES, ModelError, StoreError, damage_error
 from wsi_pipeline.core.outcome import Distance, Limits
@@ -221,9 +221,8 @@ def _read_distance(
     """Return the recorded distance and limits, nothing where none is. Raises StoreError."""
     found, limits = attributes.get(DISTANCE) or {}, model.get("limits") or {}
     try:
-        distance = Distance(*read_limits(found))
-        return distance, read_limits(limits)
-    except (ModelError, AttributeError, TypeError) as error:
+        return read_distance(found), read_limits(limits)
+    except (ModelError, AttributeError, TypeError, ValueError) as error:
         raise damage_error(path, f"a distance in its attributes is invalid ({error})") from error
 
 
