@@ -69,6 +69,7 @@ DOORS: dict[str, set[str]] = {
     "pydantic": {"outputs", "serve"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
+    "h11": {"serve"},
     "prometheus_client": {"serve"},
     "numpy": set(FLOORS),
     "click": set(),

@@ -2,7 +2,6 @@
 out.
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -549,20 +548,6 @@ def test_more_predictions_at_once_than_allowed_are_turned_away(
     assert answer.headers["retry-after"] == "2"
 
 
-def test_more_connections_than_allowed_are_turned_away(tmp_path: Path) -> None:
-    settings = ServeSettings(
-        results=(tmp_path,), token=TOKEN, decoders=1, limits=Limits(connections=3)
-    )
-    with run_server(settings) as (url, _), contextlib.ExitStack() as held:
-        assert httpx.get(f"{url}/healthz").status_code == 200
-        host, port = url.removeprefix("http://").split(":")
-        for _ in range(3):
-            held.enter_context(socket.create_connection((host, int(port)), timeout=10))
-        wait_until(lambda: httpx.get(f"{url}/healthz").status_code == 503)
-        held.close()
-        wait_until(lambda: httpx.get(f"{url}/healthz").status_code == 200)
-
-
 def test_a_head_that_does_not_end_is_given_up(server: tuple[str, Services]) -> None:
     host, port = server[0].removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as stream:
@@ -1018,6 +1003,53 @@ def test_a_running_job_is_cancelled_and_the_next_one_goes_on(
         again = start_job(client, "four")
         wait_until(lambda: client.get(again).json()["state"] == "done", 60)
         assert client.get(again).json()["patches_total"] == 1200 - blocks[0]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        KeyError("a key"),
+        MemoryError(),
+        RecursionError("too deep"),
+        SystemExit(2),
+        KeyboardInterrupt(),
+        None,
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_whatever_ends_a_job_the_next_one_runs(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, fault: BaseException | None
+) -> None:
+    """None: the run returns without having said how the slide ended."""
+
+    def break_off(*_: Any, **__: Any) -> None:
+        if fault is not None:
+            raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job_queue, "infer_slides", break_off)
+        place = start_job(client, "one")
+        wait_for_end(client, place)
+    assert client.get(place).json()["state"] == "failed"
+    place = start_job(client, "one")
+    wait_for_end(client, place)
+    assert client.get(place).json()["state"] == "done"
+
+
+def test_a_fault_after_a_job_leaves_the_next_one_to_run(
+    client: httpx.Client, server: tuple[str, Services], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError("no more threads")
+
+    jobs = server[1].jobs
+    assert jobs is not None
+    monkeypatch.setattr(jobs, "on_end", fail)
+    monkeypatch.setattr(jobs._workers, "close", fail)
+    for _ in range(2):
+        place = start_job(client, "one")
+        wait_for_end(client, place)
+        assert client.get(place).json()["state"] == "done"
 
 
 def test_a_request_for_a_job_names_a_slide_of_the_folder_and_nothing_else(

@@ -7,8 +7,10 @@ import asyncio
 import hmac
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from fastapi.security import HTTPBearer
@@ -33,9 +35,9 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-CLOSE = {"connection": "close"}
-HEADERS_BY_STATUS = {401: {"www-authenticate": "Bearer"}, 408: CLOSE, 413: CLOSE}
-OPEN_PATHS = ("/healthz", "/enter")
+HEADERS_BY_STATUS = {401: {"www-authenticate": "Bearer"}}
+HEALTH_PATH = "/healthz"
+OPEN_PATHS = (HEALTH_PATH, "/enter")
 OPEN_FOLDERS = ("/static/",)
 READING = ("GET", "HEAD", "OPTIONS")
 BEARER = HTTPBearer(auto_error=False)
@@ -88,6 +90,8 @@ class Guard:
     settings: ServeSettings
     auth: TokenAuth
     count: CountRequest
+    under_way: Counter[str] = field(default_factory=Counter)
+    """Requests that are being answered, by the name of the limit that they count to."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -97,12 +101,18 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _Answer(send)
+        request, limits = Request(scope), self.settings.limits
+        is_known = await self._shows_token(request)
+        body_s = limits.body_s if is_known else limits.head_s  # the one form is short
+        body = _Body(receive, limits.upload_bytes, body_s, has_body(request))
+        answer = _Answer(send, body)
         started = time.perf_counter()
         try:
-            limits = self.settings.limits
-            response = await self._check(Request(scope)) or self.app
-            await response(scope, _Body(receive, limits.upload_bytes, limits.body_s), answer)
+            if (response := self._check(request, is_known)) is not None:
+                await response(scope, body, answer)
+                return
+            with self._take_place(request, is_known):
+                await self.app(scope, body, answer)
         except Refusal as refusal:
             if not answer.status:  # else the answer is under way; the connection ends here
                 response = answer_fault(refusal)
@@ -113,20 +123,38 @@ class Guard:
             method = scope["method"] if scope["method"] in METHODS else "other"
             self.count(route, method, answer.status, time.perf_counter() - started)
 
-    async def _check(self, request: Request) -> Response | None:
+    async def _shows_token(self, request: Request) -> bool:
+        bearer = await BEARER(request)
+        shown = bearer.credentials.strip() if bearer else None
+        return self.auth.accepts(shown, request.cookies.get(self.auth.cookie_name))
+
+    def _check(self, request: Request, is_known: bool) -> Response | None:
         """Return the answer where the request goes no further, else None. Raises Refusal."""
         # Starlette's TrustedHostMiddleware would answer 400, in plain text.
         if _host_name(request.headers.get("host", "")) not in self.settings.host_names:
             raise Refusal(421, "this server does not go by that name; allow it with --allow-host")
+        if not has_one_length(request):
+            raise Refusal(400, "the request states more than one length of its body")
         most = self.settings.limits.upload_bytes
         if not is_length(request.headers.get("content-length", "0"), most):
             raise Refusal(413, f"a body of more than {most:,} bytes")
         self._check_origin(request)
-        path, method = request.scope["path"], request.method
-        is_preflight = method == "OPTIONS" and "access-control-request-method" in request.headers
-        if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or is_preflight:
-            return None
-        return await self._check_token(request)
+        return None if is_known or needs_no_token(request) else self._let_in(request)
+
+    @contextmanager
+    def _take_place(self, request: Request, is_known: bool) -> Iterator[None]:
+        """Count a request while it is answered. Raises Refusal where there are too many."""
+        if request.scope["path"] == HEALTH_PATH:
+            yield
+            return
+        name = "connections" if is_known else "visits"
+        if self.under_way[name] >= getattr(self.settings.limits, name):
+            raise Refusal(503, "too many requests at a time; try again in a moment")
+        self.under_way[name] += 1
+        try:
+            yield
+        finally:
+            self.under_way[name] -= 1
 
     def _check_origin(self, request: Request) -> None:
         """Refuse pages of other origins that would change something with the user's cookie."""
@@ -140,11 +168,8 @@ class Guard:
         if origin is None and not has_bearer and request.cookies.get(self.auth.cookie_name):
             raise Refusal(403, "a cookie is not enough; send the token as Authorization: Bearer")
 
-    async def _check_token(self, request: Request) -> Response | None:
-        bearer = await BEARER(request)
-        shown = bearer.credentials.strip() if bearer else None
-        if self.auth.accepts(shown, request.cookies.get(self.auth.cookie_name)):
-            return None
+    def _let_in(self, request: Request) -> Response:
+        """Return the way in for a browser without the token. Raises Refusal for others."""
         if request.method == "GET" and (place := self._place_without_token(request)) is not None:
             return self.auth.let_in(place)
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
@@ -165,10 +190,15 @@ class Guard:
 
 
 class _Answer:
-    """Adds the headers, remembers the status."""
+    """Adds the headers, remembers the status.
 
-    def __init__(self, send: Send) -> None:
+    The connection closes after an answer to a body that was not read to its end: the rest would be
+    taken for the next request, or could go on for ever.
+    """
+
+    def __init__(self, send: Send, body: "_Body") -> None:
         self._send = send
+        self._body = body
         self.status = 0
 
     async def __call__(self, message: Message) -> None:
@@ -177,20 +207,22 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
+            if not self._body.is_whole:
+                headers["connection"] = "close"
         await self._send(message)
 
 
 class _Body:
     """Receives a request's body up to a size and a time."""
 
-    def __init__(self, receive: Receive, max_bytes: int, max_s: float) -> None:
+    def __init__(self, receive: Receive, max_bytes: int, max_s: float, has_body: bool) -> None:
         self._receive = receive
         self._left = max_bytes
         self._deadline = time.monotonic() + max_s
-        self._is_whole = False
+        self.is_whole = not has_body
 
     async def __call__(self) -> Message:
-        if self._is_whole:
+        if self.is_whole:
             return await self._receive()
         left_s = max(0.0, self._deadline - time.monotonic())
         try:
@@ -200,8 +232,33 @@ class _Body:
         self._left -= len(message.get("body", b""))
         if self._left < 0:
             raise Refusal(413, "the body is larger than allowed")
-        self._is_whole = not message.get("more_body", False)
+        self.is_whole = not message.get("more_body", False)
         return message
+
+
+def needs_no_token(request: Request) -> bool:
+    """Return True for health, the form that asks for the token, scripts, and preflights."""
+    path, method = request.scope["path"], request.method
+    is_preflight = method == "OPTIONS" and "access-control-request-method" in request.headers
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or is_preflight
+
+
+def has_body(request: Request) -> bool:
+    """Return True where a body follows the head."""
+    is_chunked = "transfer-encoding" in request.headers
+    return is_chunked or request.headers.get("content-length", "0") != "0"
+
+
+def has_one_length(request: Request) -> bool:
+    """Return False where two readers of a request could disagree about where it ends.
+
+    A proxy in front may go by Content-Length and h11 by the chunks, or not know chunks, which
+    HTTP/1.0 does not have: the rest would be a request that the proxy has not seen. h11 itself
+    refuses two different lengths.
+    """
+    if "transfer-encoding" not in request.headers:
+        return True
+    return "content-length" not in request.headers and request.scope["http_version"] == "1.1"
 
 
 def is_length(text: str, most: int) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState
 from wsi_pipeline.core.progress import Listener
@@ -72,10 +71,10 @@ class InferenceJob(Listener):
         else:  # numbers only, as in the slide list
             self.state, self.message = JobState.DONE, outcome.message
 
-    def fail(self, reason: str | Exception) -> None:
+    def fail(self, reason: str | BaseException) -> None:
         """Set the final state; the reason goes to the log alone."""
         fault_id = secrets.token_hex(4)
-        trace = reason if isinstance(reason, Exception) else None
+        trace = reason if isinstance(reason, BaseException) else None
         logger.warning("%s: job %s failed: %s", fault_id, self.job_id, reason, exc_info=trace)
         self.state = JobState.FAILED
         self.message = f"failed; the server's log has the reason under {fault_id}"
@@ -149,7 +148,7 @@ class JobQueue:
                     continue
                 job.state = JobState.RUNNING
             self._run_job(job)
-            self.on_end()
+            self._clear_up("the list of slides was not read again", self.on_end)
         self._end_workers()
 
     @contextmanager
@@ -166,9 +165,17 @@ class JobQueue:
     def _end_workers(self) -> None:
         """End the workers: after a job that broke off, what they still do is nobody's."""
         self._pool = None
-        self._workers.close()
+        self._clear_up("workers were not ended", self._workers.close)
+
+    def _clear_up(self, otherwise: str, act: Callable[[], None]) -> None:
+        """Do what follows a job; the thread and the jobs that wait outlive a fault in it."""
+        try:
+            act()
+        except BaseException:
+            logger.exception("%s", otherwise)
 
     def _run_job(self, job: InferenceJob) -> None:
+        """Run a job; whatever is raised is its failure, and the next job runs."""
         options = replace(self.options, force=job.force)
         try:
             infer_slides(
@@ -180,6 +187,8 @@ class JobQueue:
             self._end_workers()
             job.state = JobState.CANCELLED
             job.message = "cancelled; what is finished is kept for the next run"
-        except (WsiError, OSError, RuntimeError, ValueError) as error:
+        except BaseException as error:  # noqa: BLE001 - the thread serves the other jobs
             self._end_workers()
             job.fail(error)
+        if job.state not in ENDED:
+            job.fail("its run ended without a result")

@@ -20,6 +20,7 @@ from wsi_pipeline.core.errors import EnvironmentFault, WsiError
 from wsi_pipeline.core.recipe import tool_version
 from wsi_pipeline.serve import page_routes, review_routes, slide_routes, work_routes
 from wsi_pipeline.serve.auth import Guard
+from wsi_pipeline.serve.connections import limited_connection
 from wsi_pipeline.serve.errors import JsonAnswer, Refusal, answer_fault
 from wsi_pipeline.serve.services import Services, Unchanged, open_services
 from wsi_pipeline.serve.settings import ServeSettings
@@ -61,14 +62,13 @@ def configure(services: Services) -> uvicorn.Config:
     """
     return uvicorn.Config(
         build_app(services),
-        http="h11",
+        http=limited_connection(services.settings.limits),
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
         lifespan="off",
-        limit_concurrency=services.settings.limits.connections,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=SHUTDOWN_S,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,

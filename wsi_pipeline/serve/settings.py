@@ -44,6 +44,15 @@ class Limits:
     predictions: int = 4
     """Requests for predictions at a time; more are refused."""
     connections: int = 256
+    """Requests with the token that are answered at a time; more are refused."""
+    visits: int = 64
+    """Requests without it (the form, scripts) at a time; /healthz is always answered."""
+    waiting_heads: int = 256
+    """Connections between two requests, or whose head is not whole; the oldest makes room."""
+    head_s: float = 10.0
+    """Seconds in which a request's head must have arrived."""
+    answer_s: float = 60.0
+    """Seconds in which a client must take what was sent, about 64 KiB at a time."""
     jobs: int = 16
     """Jobs that wait or run; more are refused."""
     slide_memory_bytes: int = 4096 * MIB
