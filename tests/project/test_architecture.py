@@ -81,6 +81,8 @@ imported at all.
 
 STATEFUL = {
     "DaskExecutor",
+    "LoneWorker",
+    "_Child",
     "PlainLoop",
     "_Active",
     "FitHistory",

@@ -103,10 +103,14 @@ def test_tiling_loads_no_torch_and_no_matplotlib(made: Path) -> None:
 
 
 @pytest.mark.system
-def test_the_process_that_starts_a_run_never_loads_torch(made: Path, tmp_path: Path) -> None:
-    """Workers compute, so they alone load it."""
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_process_that_starts_a_run_never_loads_torch(
+    count: int, made: Path, tmp_path: Path
+) -> None:
+    """Workers compute, so they alone load it; one of them needs no Dask."""
     arguments = ("--model", "m.safetensors", "-o", tmp_path / "results", *PLAIN)
-    loaded = watch(made, "infer", "slides", *arguments, "--workers", 1, "--outputs", "summary")
+    workers = ("--workers", count, "--outputs", "summary")
+    loaded = watch(made, "infer", "slides", *arguments, *workers)
     assert (tmp_path / "results" / "s" / "summary.json").is_file()
-    assert "distributed" in loaded["end"]
+    assert ("distributed" in loaded["end"]) is (count > 1)
     assert not {*loaded["end"]} & {"torch", "openvino", "matplotlib"}

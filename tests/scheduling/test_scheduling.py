@@ -20,13 +20,18 @@ from wsi_pipeline.runs.workers import choose_workers
 from wsi_pipeline.scheduling import Deadlines, WorkerPool, Workers, open_workers, run_jobs
 from wsi_pipeline.scheduling.dask_executor import DaskExecutor
 from wsi_pipeline.scheduling.run import PlainLoop
+from wsi_pipeline.scheduling.worker_process import choose_deadline, gpu_environment
 
-CREWS = {"plain loop": Workers(count=0), "two processes": Workers(count=2)}
+CREWS = {
+    "plain loop": Workers(count=0),
+    "one process": Workers(count=1),
+    "two processes": Workers(count=2),
+}
 
 
 @pytest.fixture(scope="module", params=CREWS)
 def pool(request: pytest.FixtureRequest) -> Iterator[WorkerPool]:
-    """The plain loop, or two processes that are started once."""
+    """The plain loop, or processes that are started once."""
     with open_workers(CREWS[request.param]) as pool:
         yield pool
 
@@ -105,9 +110,25 @@ def test_the_plain_loop_works_here_and_workers_elsewhere(pool: WorkerPool, tmp_p
     assert (pids == {os.getpid()}) is isinstance(pool.executor, PlainLoop)
 
 
+def test_one_process_needs_no_dask_but_a_dashboard_does() -> None:
+    assert Workers().is_one_process
+    assert Workers(gpus=("0",)).is_one_process
+    others = [
+        Workers(count=0),
+        Workers(count=2),
+        Workers(gpus=("0", "1")),
+        Workers(cluster="cuda"),
+        Workers(scheduler="tls://h:1"),
+        Workers(has_dashboard=True),
+    ]
+    assert not any(workers.is_one_process for workers in others)
+
+
 @pytest.mark.system
-def test_a_step_that_kills_its_worker_fails_its_own_job_only(tmp_path: Path) -> None:
-    results = run_jobs(make_jobs(tmp_path, 3, job1={"fails_in": "kill"}), Workers(count=2), Notes())
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_that_kills_its_worker_fails_its_own_job_only(count: int, tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, 3, job1={"fails_in": "kill"})
+    results = run_jobs(jobs, Workers(count=count), Notes())
     assert "worker process died over it, also when it ran alone" in str(results[1])
     assert [results[0], results[2]] == [6, 6]
 
@@ -216,7 +237,7 @@ def test_workers_keep_the_memory_that_a_network_will_want_again(
 @pytest.mark.system
 def test_dask_remembers_nothing_of_steps_that_are_done(tmp_path: Path) -> None:
     """What it kept per step, or wrote down of what a worker does, would fill the memory in days."""
-    with open_workers(Workers(count=1)) as pool:
+    with open_workers(Workers(count=2)) as pool:
         run_jobs([CountJob(tmp_path, 2) for _ in range(20)], pool, Notes())
         executor = pool.executor
         assert isinstance(executor, DaskExecutor)
@@ -277,10 +298,10 @@ def test_one_process_per_gpu_unless_said_otherwise(workers: Workers, processes: 
 
 
 def test_each_process_sees_one_gpu() -> None:
-    from wsi_pipeline.scheduling.clusters import _place
-
-    seen = [_place(Workers(gpus=("2", "GPU-b")), index) for index in range(3)]
-    assert [entry["env"]["CUDA_VISIBLE_DEVICES"] for entry in seen] == ["2", "GPU-b", "2"]
+    workers = Workers(gpus=("2", "GPU-b"))
+    seen = [gpu_environment(workers, index) for index in range(3)]
+    assert [entry["CUDA_VISIBLE_DEVICES"] for entry in seen] == ["2", "GPU-b", "2"]
+    assert gpu_environment(Workers(), 0) == {}
 
 
 @pytest.mark.parametrize(("visible", "expected"), [("2,3", ("2", "3")), ("GPU-a", ("GPU-a",))])
@@ -356,7 +377,6 @@ def test_deadlines_that_no_step_can_keep_are_refused(seconds: dict[str, float]) 
 def test_a_block_may_take_ten_medians_and_a_minute_at_least(
     kind: str, before: list[float], expected: float
 ) -> None:
-    from wsi_pipeline.scheduling.dask_executor import choose_deadline
     from wsi_pipeline.scheduling.jobs import Step
 
     assert choose_deadline(Step(0, kind), Deadlines(), deque(before)) == expected

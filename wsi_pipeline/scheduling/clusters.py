@@ -3,13 +3,13 @@
 Also the limit of a worker process's share of the machine's memory.
 """
 
+import itertools
 import logging
-import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from multiprocessing import resource_tracker
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,15 @@ from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
 from distributed.security import Security
 
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
-from wsi_pipeline.core.limits import limit_memory, machine_memory
+from wsi_pipeline.core.limits import limit_memory
 from wsi_pipeline.scheduling.dask_executor import ALLOWED_DEATHS, DaskExecutor
 from wsi_pipeline.scheduling.jobs import ADDRESS, Tls, Workers
+from wsi_pipeline.scheduling.worker_process import (
+    ALLOCATOR,
+    gpu_environment,
+    share_memory,
+    start_tracker,
+)
 
 LOOPBACK = "127.0.0.1"
 CONNECT_TIMEOUT_S = 30
@@ -31,17 +37,10 @@ EVENTS_KEPT = 100
 GPU = "GPU"
 """The resource that workers with a GPU declare, one each."""
 
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": 64 * 1024 * 1024, "MALLOC_MMAP_THRESHOLD_": 32 * 1024 * 1024}
-"""Freed memory that glibc keeps.
-
-Dask would return everything above 64 kB; each layer of a network then starts with new pages of
-zeros from the kernel, half of PyTorch's time.
-"""
-
 ON_THIS_MACHINE = ("local", "cuda")
 """Clusters whose workers share this machine's memory; Slurm limits its jobs itself."""
-SMALLEST_SHARE = 4 * 1024**3
-"""PyTorch, OpenVINO and the stacks of their threads alone take 1 to 2 GiB of address space."""
+PATIENCE_S = {"local": 60.0, "cuda": 60.0, "running": 600.0, "slurm": 24 * 3600.0}
+"""Seconds without any worker before others are started, or the run ends; Slurm has a queue."""
 logger = logging.getLogger(__name__)
 
 
@@ -92,7 +91,26 @@ def _join(workers: Workers, stack: ExitStack) -> DaskExecutor:
     options |= {"security": _security(workers.tls), "timeout": CONNECT_TIMEOUT_S}
     client = stack.enter_context(Client(**options, set_as_default=False))
     client.wait_for_workers(1, timeout=CONNECT_TIMEOUT_S)
-    return _executor(client, workers, processes=None)
+    _check_versions(client, place)
+    return _executor(client, workers, processes=None, patience_s=PATIENCE_S["running"])
+
+
+def read_version() -> str:
+    """Return this process's version of the package."""
+    return version("wsi-pipeline")
+
+
+def _check_versions(client: Any, place: str) -> None:
+    """Raise ConfigError where a worker has no package, or another: it could not read a step."""
+    answers = client.run(read_version, on_error="return")
+    ours = read_version()
+    for worker, theirs in answers.items():
+        if isinstance(theirs, Exception):
+            what = f"{place}: the worker {worker} cannot load wsi-pipeline ({theirs})"
+            raise ConfigError(f"{what}; install version {ours} there")
+        if theirs != ours:
+            what = f"{place}: the worker {worker} has wsi-pipeline {theirs}, this machine {ours}"
+            raise ConfigError(f"{what}; install the same version on both")
 
 
 def _security(tls: Tls | None) -> Security | None:
@@ -118,12 +136,18 @@ def _start(workers: Workers, stack: ExitStack) -> DaskExecutor:
     if workers.has_dashboard:
         logger.warning("Dask's dashboard: %s", client.dashboard_link)
     if workers.cluster == "slurm":
-        logger.warning("waiting for Slurm to start the first worker")
-        client.wait_for_workers(1)
-    return _executor(client, workers, workers.processes)
+        hours = PATIENCE_S["slurm"] / 3600
+        logger.warning("waiting for Slurm to start the first worker, for %g h at most", hours)
+        client.wait_for_workers(1, timeout=PATIENCE_S["slurm"])
+    executor = _executor(client, workers, workers.processes, PATIENCE_S[workers.cluster])
+    if workers.cluster == "local":
+        executor.start_more = partial(cluster.scale, 2 * workers.processes)
+    return executor
 
 
-def _executor(client: Any, workers: Workers, processes: int | None) -> DaskExecutor:
+def _executor(
+    client: Any, workers: Workers, processes: int | None, patience_s: float
+) -> DaskExecutor:
     known = client.scheduler_info(n_workers=-1)["workers"].values()
     share = 0.0
     if workers.wants_gpu and any(worker.get("resources", {}).get(GPU) for worker in known):
@@ -131,12 +155,12 @@ def _executor(client: Any, workers: Workers, processes: int | None) -> DaskExecu
         # share, so that rounding locks none out.
         share = 0.999 / max(worker["nthreads"] for worker in known)
     count = len(known) if processes is None else processes
-    return DaskExecutor(client, count, workers.deadlines, share)
+    return DaskExecutor(client, count, workers.deadlines, share, patience_s)
 
 
 def _start_local(workers: Workers) -> SpecCluster:
     """Start processes on this machine, one per GPU where there are GPUs; TLS, loopback only."""
-    _start_tracker()
+    start_tracker()
     security = Security.temporary()
     quiet = {"silence_logs": logging.CRITICAL}
     common = {"security": security, "host": LOOPBACK}
@@ -147,32 +171,34 @@ def _start_local(workers: Workers) -> SpecCluster:
         "memory_limit": 0,
         "dashboard": False,
     }
-    nannies = {
-        index: {"cls": Nanny, "options": options | _place(workers, index)}
-        for index in range(workers.processes)
-    }
     rules = common | {"protocol": "tls://"} | _dashboard(workers)
     scheduler = {"cls": Scheduler, "options": rules}
-    return SpecCluster(workers=nannies, scheduler=scheduler, security=security, **quiet)
+    return _Processes(workers, options, scheduler=scheduler, security=security, **quiet)
 
 
-def _start_tracker() -> None:
-    """Start Python's resource tracker so that it outlives its processes, and a closed terminal."""
-    if threading.current_thread() is not threading.main_thread():
-        return  # signals can be set in the main thread only
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
+class _Processes(SpecCluster):
+    """Worker processes of this machine, of which further ones can be started."""
+
+    def __init__(self, workers: Workers, options: Mapping[str, Any], **settings: Any) -> None:
+        self._workers = workers
+        self._options = options
+        self._started = itertools.count()
+        first: dict[int, dict[str, Any]] = {}
+        for _ in range(workers.processes):
+            first |= self.new_worker_spec()
+        super().__init__(workers=first, **settings)  # type: ignore[no-untyped-call]
+
+    def new_worker_spec(self) -> dict[int, dict[str, Any]]:
+        """Return what Dask needs to start the next process."""
+        index = next(self._started)
+        place = _place(self._workers, index)
+        return {index: {"cls": Nanny, "options": {**self._options, **place}}}
 
 
 def _place(workers: Workers, index: int) -> dict[str, Any]:
     """Return the options by which each process sees one GPU."""
-    if not workers.gpus:
-        return {}
-    gpu = workers.gpus[index % len(workers.gpus)]
-    return {"env": {"CUDA_VISIBLE_DEVICES": gpu}, "resources": {GPU: 1}}
+    environment = gpu_environment(workers, index)
+    return {"env": environment, "resources": {GPU: 1}} if environment else {}
 
 
 def _dashboard_address() -> str:
@@ -264,16 +290,6 @@ def _start_cuda(workers: Workers) -> Any:
 
 Start = Callable[[Workers], Any]
 STARTERS: dict[str, Start] = {"local": _start_local, "slurm": _start_slurm, "cuda": _start_cuda}
-
-
-def share_memory(workers: Workers) -> int:
-    """Return the bytes of private memory that each worker process of this machine may take.
-
-    This is the memory of the machine, or of its cgroup, divided among them. Processes with a GPU
-    may each take all of it, because drivers reserve memory for a GPU.
-    """
-    has_gpu = workers.gpus or workers.cluster == "cuda"
-    return max(SMALLEST_SHARE, machine_memory() // (1 if has_gpu else max(workers.processes, 1)))
 
 
 class MemoryLimit(WorkerPlugin):

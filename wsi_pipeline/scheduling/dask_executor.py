@@ -1,41 +1,36 @@
-"""Steps as Dask tasks; steps whose worker died, or that hang.
+"""Steps as Dask tasks; steps whose worker died, or that hang."""
 
-A worker process times its step. A thread cannot be stopped from outside, so a worker whose step
-exceeds its deadline reports this and ends itself; its nanny starts another.
-"""
-
-import os
-import signal
-import statistics
-import threading
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from distributed import as_completed, get_worker
+from distributed import get_worker
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.scheduling.jobs import Deadlines, Step
+from wsi_pipeline.scheduling.worker_process import (
+    Timed,
+    choose_deadline,
+    describe_death,
+    is_hopeless,
+    run_watched,
+)
 
 ALLOWED_DEATHS = 1
 """Workers that may die in a step before it waits to be tried alone."""
-TRIES_ALONE = 3
-"""Times that it is tried alone: workers also die of what has nothing to do with it."""
-HANGS_ALONE = 1
-"""Once is enough for a step that hangs alone."""
-
-
 Key = tuple[str, int, int, int]
 """Kind of step and client, job, block, and how many were sent before it."""
 HUNG_TOPIC = "wsi-hung"
-FLUSH_S = 1.0
-"""Time that the last message gets on its way out."""
-ENOUGH = 3
-"""Blocks that make a median."""
+LOOK_S = 5.0
+"""Seconds between two looks whether there are workers, while nothing is done."""
+logger = logging.getLogger(__name__)
 
 
 class _Submitted(NamedTuple):
@@ -58,9 +53,14 @@ class DaskExecutor:
     deadlines: Deadlines = field(default_factory=Deadlines)
     gpu_share: float = 0.0
     """Share of the resource GPU that a block requests; 0: none."""
+    patience_s: float = 60.0
+    """Seconds without any worker after which others are started, or the run ends."""
+    start_more: Callable[[], None] | None = None
+    """Starts as many workers as there were, once; None: only the cluster can."""
 
     def __post_init__(self) -> None:
-        self._done = as_completed([], loop=self.client.loop)
+        self._done: SimpleQueue[Any] = SimpleQueue()
+        self._had_workers = time.monotonic()
         self._pending: dict[Key, _Submitted] = {}
         self._suspects: deque[_Submitted] = deque()
         self._dropped: set[Key] = set()
@@ -86,7 +86,7 @@ class DaskExecutor:
         deadline_s = choose_deadline(step, self.deadlines, self._seconds)
         uses_gpu = self.gpu_share > 0 and step.kind in ("call", "block")
         future = self.client.submit(
-            run_watched,
+            run_in_worker,
             *(step, deadline_s, self.deadlines, str(key), work.function, *work.arguments),
             key=key,
             pure=False,
@@ -94,7 +94,7 @@ class DaskExecutor:
             resources={"GPU": self.gpu_share} if uses_gpu else None,
         )
         self._pending[key] = work._replace(future=future)
-        self._done.add(future)
+        future.add_done_callback(self._done.put)
 
     def drop(self, job: int) -> None:
         """Cancel the job's steps that have not started, and ignore the others."""
@@ -105,7 +105,7 @@ class DaskExecutor:
             self.client.cancel([*stale.values()])
 
     def next_done(self) -> tuple[Step, Any]:
-        """Wait for the next step. Raises EnvironmentFault where the cluster is lost.
+        """Wait for the next step. Raises EnvironmentFault where cluster or workers are lost.
 
         A step whose worker died is tried again when nothing else is running: what runs beside a
         deadly step dies with it, and must not be taken for its cause.
@@ -114,7 +114,7 @@ class DaskExecutor:
             if not self._pending and self._suspects:
                 suspect = self._suspects.popleft()
                 self._send(suspect._replace(tries_alone=suspect.tries_alone + 1))
-            future = next(self._done)
+            future = self._wait()
             work = self._pending.pop(future.key)
             if future.key in self._dropped:
                 self._dropped.remove(future.key)
@@ -127,9 +127,36 @@ class DaskExecutor:
             if not isinstance(result, KilledWorker):
                 return work.step, result
             hangs = self._hangs_of(future.key)
-            if work.tries_alone >= (HANGS_ALONE if hangs else TRIES_ALONE):
-                return work.step, _describe_death(hangs)
+            if is_hopeless(work.tries_alone, hangs):
+                return work.step, describe_death(hangs)
             self._suspects.append(work)
+
+    def _wait(self) -> Any:
+        """Return the next future that is done, as long as there are workers, or may be again."""
+        while True:
+            with suppress(Empty):
+                future = self._done.get(timeout=LOOK_S)
+                self._had_workers = time.monotonic()
+                return future
+            try:
+                is_any = bool(self.client.scheduler_info(n_workers=-1)["workers"])
+            except (OSError, RuntimeError) as error:
+                raise _cluster_lost() from error
+            if is_any:
+                self._had_workers = time.monotonic()
+            elif time.monotonic() - self._had_workers > self.patience_s:
+                self._replace_workers()
+
+    def _replace_workers(self) -> None:
+        """Start workers in place of all that are gone. Raises EnvironmentFault the second time."""
+        if self.start_more is None:
+            what = f"no worker process for {self.patience_s:.0f} s"
+            causes = "free memory, the limits of processes and open files, the cluster's own log"
+            raise EnvironmentFault(f"{what}; check {causes}, then run the same line again")
+        start, self.start_more = self.start_more, None
+        logger.warning("no worker process for %.0f s; others are started", self.patience_s)
+        start()
+        self._had_workers = time.monotonic()
 
     def _hangs_of(self, key: Key) -> Sequence[float]:
         """Deadlines that the task outlived, in seconds."""
@@ -137,48 +164,23 @@ class DaskExecutor:
         return [event["seconds"] for _, event in events if event["key"] == str(key)]
 
 
-def _result_of(future: Any) -> "Timed | Exception":
+def _result_of(future: Any) -> Timed | Exception:
     """Return what a step returned or raised; a result lost with its worker is computed again."""
     try:
         result: Timed = future.result()
     except FutureCancelledError as error:
-        what = "the Dask cluster was lost; what is finished stays on disk"
-        raise EnvironmentFault(f"{what}, run the same line again") from error
+        raise _cluster_lost() from error
     except Exception as error:  # noqa: BLE001 - a fault is the job's result, others go on
         return error
     return result
 
 
-def _describe_death(hangs: Sequence[float]) -> RuntimeError:
-    alone = "also when it ran alone"
-    if hangs:
-        fault = f"still at work after {hangs[-1]:.0f} s, {alone} (a drive that hangs, or a decoder)"
-    else:
-        fault = f"a worker process died over it, {alone} (out of memory, or a crash in a decoder)"
-    return RuntimeError(fault)
+def _cluster_lost() -> EnvironmentFault:
+    what = "the Dask cluster was lost; what is finished stays on disk"
+    return EnvironmentFault(f"{what}, run the same line again")
 
 
-class Timed(NamedTuple):
-    """A step's result, and its seconds."""
-
-    value: Any
-    seconds: float
-
-
-def choose_deadline(step: Step, deadlines: Deadlines, seconds_before: deque[float]) -> float:
-    """Return the seconds that a step may take: max(floor, factor × median of earlier blocks)."""
-    if step.kind != "block":
-        return deadlines.others_s
-    if len(seconds_before) < ENOUGH:
-        return deadlines.first_s
-    return max(deadlines.floor_s, deadlines.factor * statistics.median(seconds_before))
-
-
-_seconds: deque[float] = deque(maxlen=101)
-"""Seconds of the blocks of this process."""
-
-
-def run_watched(
+def run_in_worker(
     step: Step,
     deadline_s: float,
     deadlines: Deadlines,
@@ -186,23 +188,10 @@ def run_watched(
     function: Callable[..., Any],
     *arguments: Any,
 ) -> Timed:
-    """Run a step in a worker, and stop it after `deadline_s`, or its own blocks' deadline."""
-    deadline_s = min(deadline_s, choose_deadline(step, deadlines, _seconds))
-    watch = threading.Timer(deadline_s, _give_up, [get_worker(), key, deadline_s])
-    watch.daemon = True
-    watch.start()
-    started = time.monotonic()
-    try:
-        value = function(*arguments)
-    finally:
-        watch.cancel()
-    seconds = time.monotonic() - started
-    if step.kind == "block":
-        _seconds.append(seconds)
-    return Timed(value, seconds)
+    """Run a step in a Dask worker; a hang is told by an event."""
+    worker: Any = get_worker()
 
+    def report_hang(seconds: float) -> None:
+        worker.log_event(HUNG_TOPIC, {"key": key, "seconds": seconds})
 
-def _give_up(worker: Any, key: str, deadline_s: float) -> None:
-    worker.log_event(HUNG_TOPIC, {"key": key, "seconds": deadline_s})
-    time.sleep(FLUSH_S)
-    os.kill(os.getpid(), signal.SIGKILL)
+    return run_watched(step, deadline_s, deadlines, report_hang, function, *arguments)

@@ -138,6 +138,12 @@ class Workers:
         """Worker processes that are started."""
         return max(len(self.gpus), 1) if self.count is None else self.count
 
+    @property
+    def is_one_process(self) -> bool:
+        """True where one process of this machine does the work, which needs no cluster."""
+        is_here = self.scheduler is None and self.cluster == "local"
+        return is_here and self.processes == 1 and not self.has_dashboard
+
     def to_json(self) -> dict[str, Any]:
         """Return the record of the workers for a run, without paths."""
         return {

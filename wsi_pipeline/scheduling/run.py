@@ -1,4 +1,4 @@
-"""Running jobs in this process, in local worker processes, or on a cluster.
+"""Running jobs in this process, in one worker process, or on a cluster.
 
 The plain loop, which runs every step here and now, defines what running them means.
 """
@@ -20,6 +20,7 @@ from wsi_pipeline.scheduling.jobs import (
     Step,
     Workers,
 )
+from wsi_pipeline.scheduling.lone_worker import start_lone_worker
 
 
 @dataclass
@@ -83,7 +84,11 @@ def open_workers(workers: Workers) -> Iterator[WorkerPool]:
         with limited_memory():
             yield WorkerPool(PlainLoop(), window=1)
         return
-    # Here, because Dask takes a second to import and the plain loop does not need it.
+    if workers.is_one_process:
+        with start_lone_worker(workers) as worker:
+            yield WorkerPool(worker, window=2)
+        return
+    # Here, because Dask takes a second to import, and only a cluster needs it.
     from wsi_pipeline.scheduling.clusters import connect
 
     with connect(workers) as executor:
