@@ -33,10 +33,21 @@ def main() -> None:
     make_slide(options.out, options.width, options.height, options.tissue)
 
 
-def make_slide(path: Path, width: int, height: int, tissue: float, mpp: float = 0.25) -> None:
-    """Write a slide: tissue in blobs, made of one texture that repeats, on glass."""
+def make_slide(
+    path: Path,
+    width: int,
+    height: int,
+    tissue: float,
+    mpp: float = 0.25,
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> None:
+    """Write a slide: tissue in blobs, made of one texture that repeats, on glass.
+
+    The texture has gaps; `tint` is the light that it lets through besides, by which all of it can
+    be made tissue.
+    """
     mask = _draw_blobs(-(-height // TILE), -(-width // TILE), tissue)
-    texture = draw_phantom(PERIOD, PERIOD, seed=1).pixels
+    texture = (draw_phantom(PERIOD, PERIOD, seed=1).pixels * tint).astype(np.uint8)
     with tifffile.TiffWriter(path, bigtiff=True) as writer:
         for factor in FACTORS:
             size = (-(-height // factor), -(-width // factor))
@@ -60,7 +71,7 @@ def make_slide(path: Path, width: int, height: int, tissue: float, mpp: float = 
 
 def _draw_blobs(rows: int, cols: int, share: float) -> NDArray[np.bool_]:
     noise = gaussian(np.random.default_rng(0).standard_normal((rows, cols)), min(rows, cols) / 10)
-    blobs: NDArray[np.bool_] = noise > np.quantile(noise, 1 - share)
+    blobs: NDArray[np.bool_] = noise >= np.quantile(noise, 1 - share)
     return blobs
 
 

@@ -1,86 +1,174 @@
 """From the return key to the answer: whole processes, as a user starts them.
 
-Wall and CPU seconds (with child processes) of a command that says something, of a run with nothing
-to do, and of a run over one small slide, in turns with an import of torch alone, which every
-process that computes has to pay. The ratio is to that import.
+Wall and CPU seconds (with child processes) to say something, to a run with nothing to do, to the
+first block of predictions, and to the end of slides of different sizes. In turns with an import of
+torch alone, which every process that computes has to pay, and, where its executable is given, with
+WSInfer in an environment of its own: the same network, exported, on the same slides and cores.
 
-    python benchmarks/startup.py [--rounds 5] [--patches 1000]
+    python benchmarks/startup.py [--rounds 3] [--patches 1000 15000 170000] [--largest 15000]
+        [--wsinfer PATH/bin/wsinfer] [--batch-size 256]
 """
 
 import argparse
 import math
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import tifffile
-
-from wsi_pipeline.runs.synthetic_slides import draw_phantom
+import slide_maker
+from stopwatch import Timed, measure
+from tiling import describe_machine
+from wsinfer_peer import Wsinfer
 
 SIDE_PX, MPP = 50, 4.0
+TINT = (0.97, 0.78, 0.90)
+"""A thin layer of eosin over everything, so that no place is taken for glass."""
 WSI = "import sys; sys.argv[0] = 'wsi'; from wsi_cli.main import wsi; wsi()"
-TORCH = ["-c", "import torch"]
+PYTHON = [sys.executable, "-W", "ignore", "-c"]
+FIRST_BLOCK = ".wsi/staging/*/blocks/*.json"
+"""In a folder of results: what is written when a block is on disk."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table: a command of ours, and the other program's for the same."""
+
+    name: str
+    ours: list[str]
+    out: Path | None = None
+    """Folder of results, deleted before each turn; None: nothing is written, or all is there."""
+    theirs: list[str] | None = None
+    their_out: Path | None = None
 
 
 def make_slide(path: Path, patches: int) -> None:
     """Write a slide at 4 µm/px of about so many patches, all of them tissue."""
     side = math.ceil(math.sqrt(patches)) * SIDE_PX
-    tile = draw_phantom(600, 500, seed=1).pixels
-    whole = np.tile(tile, (-(-side // tile.shape[0]), -(-side // tile.shape[1]), 1))[:side, :side]
     path.parent.mkdir(parents=True, exist_ok=True)
-    resolution = (10_000 / MPP, 10_000 / MPP)
-    tifffile.imwrite(
-        path, whole, tile=(256, 256), resolution=resolution, resolutionunit="CENTIMETER"
-    )
+    slide_maker.make_slide(path, side, side, tissue=1.0, mpp=MPP, tint=TINT)
 
 
-def measure(arguments: list[str]) -> tuple[float, float]:
-    """Run Python with arguments to its end; wall and CPU seconds."""
-    before, started = os.times(), time.perf_counter()
-    subprocess.run([sys.executable, "-W", "ignore", *arguments], check=True, capture_output=True)
-    wall, after = time.perf_counter() - started, os.times()
-    cpu = after.children_user + after.children_system
-    return wall, cpu - before.children_user - before.children_system
+def infer(slides: Path, out: Path, model: str, *more: str) -> list[str]:
+    """Return the command that predicts every patch of some slides, with all outputs."""
+    command = ["infer", str(slides), "--model", model, "--min-tissue", "0", "--out", str(out)]
+    return [*PYTHON, WSI, *command, *more]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--patches", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--patches", type=int, nargs="+", default=[1000, 15_000, 170_000])
+    parser.add_argument("--largest", type=int, help="leave out slides of more patches")
+    parser.add_argument("--model", default="idc-cnn")
+    parser.add_argument("--wsinfer", type=Path, help="the executable of WSInfer 0.6.1")
+    parser.add_argument("--batch-size", type=int, default=256, help="WSInfer's")
     options = parser.parse_args()
+    print(describe_machine())
+    sizes = [size for size in options.patches if size <= (options.largest or max(options.patches))]
     with tempfile.TemporaryDirectory() as made:
-        slides, done, new = (Path(made) / name for name in ("slides", "done", "new"))
-        make_slide(slides / "s.tiff", options.patches)
-        infer = ["-c", WSI, "infer", str(slides), "--model", "idc", "--min-tissue", "0", "--out"]
-        measure([*infer, str(done)])
-        commands = {
-            "import torch": TORCH,
-            "wsi --help": ["-c", WSI, "--help"],
-            "wsi model info idc": ["-c", WSI, "model", "info", "idc"],
-            "wsi infer, nothing to do": [*infer, str(done)],
-            f"wsi infer, {options.patches} patches": [*infer, str(new)],
-            "the same, --workers 0": [*infer, str(new), "--workers", "0"],
-        }
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-        for _ in range(options.rounds):
-            for name, arguments in commands.items():
-                shutil.rmtree(new, ignore_errors=True)
-                found[name].append(measure(arguments))
-    medians = {
-        name: [statistics.median(column) for column in zip(*pairs, strict=True)]
-        for name, pairs in found.items()
-    }
-    for name, (wall, cpu) in medians.items():
-        ratio = wall / medians["import torch"][0]
-        print(f"{name:<28} {wall:6.2f} s, {cpu:6.2f} s of CPU, {ratio:5.2f} x import torch")
+        folder, peer = Path(made), None
+        for size in sizes:
+            make_slide(folder / f"slides{size}" / "s.tiff", size)
+        if options.wsinfer:
+            export = ["export", options.model, "--out", str(folder / "exported")]
+            subprocess.run([*PYTHON, WSI, *export, "--to", "torchscript"], check=True)
+            peer = Wsinfer(options.wsinfer.absolute(), folder, options.batch_size)
+            print(f"WSInfer in its own environment: {peer.describe_versions()}")
+        for case in list_cases(folder, sizes, options.model, peer):
+            print(compare(case, options.rounds), flush=True)
+
+
+def list_cases(folder: Path, sizes: list[int], model: str, peer: Wsinfer | None) -> Iterator[Case]:
+    """Yield the cases; what a rerun needs is made when it is reached."""
+    yield Case("import torch", [*PYTHON, "import torch"])
+    yield Case("--help", [*PYTHON, WSI, "--help"], theirs=peer and peer.help)
+    info = [*PYTHON, WSI, "model", "info", model]
+    yield Case(f"model info {model}", info, theirs=peer and peer.list_models)
+    smallest = folder / f"slides{sizes[0]}"
+    done, their_done = folder / "done", folder / "their_done"
+    measure(infer(smallest, done, model))
+    again = peer and peer.run(smallest, their_done)
+    if again:
+        measure(again)
+    yield Case("nothing to do", infer(smallest, done, model), theirs=again)
+    here = infer(smallest, folder / "new", model, "--workers", "0")
+    yield Case(f"{sizes[0]:,} patches, --workers 0", here, folder / "new")
+    for size in sizes:
+        slides, new, theirs = (folder / f"{name}{size}" for name in ("slides", "new", "theirs"))
+        run = peer and peer.run(slides, theirs)
+        yield Case(f"{size:,} patches", infer(slides, new, model), new, run, theirs)
+
+
+def compare(case: Case, rounds: int) -> str:
+    """Run both commands of a case in turns, the first one changing; return the lines to print."""
+    ours: list[Timed] = []
+    theirs: list[Timed] = []
+    for number in range(rounds):
+        turns = [lambda: ours.append(run_ours(case)), lambda: theirs.append(run_theirs(case))]
+        for turn in turns[:: -1 if number % 2 else 1]:
+            turn()
+    lines = [describe(case.name, "total", ours, theirs)]
+    if case.out:
+        lines.append(describe(f"{case.name}, the first", "first", ours, theirs))
+    if case.theirs and case.their_out:
+        counts = f"{ours[0].patches} and {theirs[0].patches} patches"
+        lines.append(f"    {counts}; per patch {per_patch(ours, theirs):.1f} x")
+    return "\n".join(lines)
+
+
+def run_ours(case: Case) -> Timed:
+    """Run our command and count the patches of its table."""
+    out = case.out
+    if out is None:
+        return measure(case.ours)
+    shutil.rmtree(out, ignore_errors=True)
+    timed = measure(case.ours, lambda _: any(out.glob(FIRST_BLOCK)))
+    return timed.with_patches((out / "s" / "patches.csv").read_bytes().count(b"\n") - 1)
+
+
+def run_theirs(case: Case) -> Timed:
+    """Run the other program's command; without one, nothing."""
+    out = case.their_out
+    if case.theirs is None:
+        return Timed()
+    if out is None:
+        return measure(case.theirs)
+    shutil.rmtree(out, ignore_errors=True)
+    timed = measure(case.theirs, Wsinfer.has_begun)
+    return timed.with_patches(Wsinfer.count_patches(out))
+
+
+def describe(name: str, moment: str, ours: list[Timed], theirs: list[Timed]) -> str:
+    """Return medians of both and the median of the ratios of the pairs."""
+
+    def median(timed: list[Timed], kind: str) -> float:
+        return statistics.median(getattr(turn, f"{moment}_{kind}") for turn in timed)
+
+    def ratio(kind: str) -> float:
+        key = f"{moment}_{kind}"
+        pairs = zip(ours, theirs, strict=True)
+        return statistics.median(getattr(two, key) / getattr(one, key) for one, two in pairs)
+
+    line = f"{name:<34} {median(ours, 'wall'):8.2f} s, {median(ours, 'cpu'):8.2f} s of CPU"
+    if not theirs[0].total_wall:
+        return line
+    other = f"WSInfer {median(theirs, 'wall'):8.2f} s, {median(theirs, 'cpu'):8.2f} s of CPU"
+    return f"{line}; {other}; {ratio('wall'):.1f} x, CPU {ratio('cpu'):.1f} x"
+
+
+def per_patch(ours: list[Timed], theirs: list[Timed]) -> float:
+    """Return the ratio of the seconds per patch."""
+    pairs = zip(ours, theirs, strict=True)
+    return statistics.median(
+        (two.total_wall / two.patches) / (one.total_wall / one.patches) for one, two in pairs
+    )
 
 
 if __name__ == "__main__":
