@@ -1,9 +1,10 @@
 """Wall and CPU seconds of a process with its children: to its end, and to a moment on the way."""
 
+import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,21 +33,25 @@ class Timed:
 def measure(
     command: Sequence[str],
     has_begun: Callable[[bytes], bool] | None = None,
-    environment: Mapping[str, str] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> Timed:
     """Run a command to its end; `has_begun` is asked, with its error output so far, until it has.
 
+    `watch` is called with the process's number again and again, as long as it runs.
     Raises CalledProcessError, with the error output, where it fails.
     """
     with tempfile.TemporaryFile() as out, tempfile.NamedTemporaryFile() as errors:
         text, started, moment = Path(errors.name), time.perf_counter(), (0.0, 0.0)
-        process = psutil.Popen(command, stdout=out, stderr=errors, env=environment)
-        while has_begun and moment == (0.0, 0.0) and process.poll() is None:
-            if has_begun(text.read_bytes()):
+        before = ended_children_cpu()
+        process = psutil.Popen(command, stdout=out, stderr=errors)
+        while process.poll() is None and (watch or (has_begun and moment == (0.0, 0.0))):
+            if has_begun and moment == (0.0, 0.0) and has_begun(text.read_bytes()):
                 moment = (time.perf_counter() - started, measure_cpu(process))
+            if watch:
+                watch(process.pid)
             time.sleep(POLL_S)
-        cpu = wait_for(process)
-        wall = time.perf_counter() - started
+        process.wait()
+        wall, cpu = time.perf_counter() - started, ended_children_cpu() - before
         if process.returncode:
             raise subprocess.CalledProcessError(
                 process.returncode, command, stderr=text.read_bytes()
@@ -54,14 +59,10 @@ def measure(
     return Timed(wall, cpu, *moment)
 
 
-def wait_for(process: psutil.Popen) -> float:
-    """Wait for the end; return the CPU seconds of the process and all children it waited for."""
-    before = psutil.Process().cpu_times()
-    process.wait()
-    after = psutil.Process().cpu_times()
-    return (
-        after.children_user + after.children_system - before.children_user - before.children_system
-    )
+def ended_children_cpu() -> float:
+    """Return the CPU seconds of all children that have ended, with theirs."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def measure_cpu(process: psutil.Process) -> float:
