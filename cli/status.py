@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from .main import printable
+from .main import leave, printable
 from .options import results_argument
 
 if TYPE_CHECKING:
-    from wsi_pipeline.runs.status import LastRun, UnderWay
+    from wsi_pipeline.runs.status import LastRun, Status, UnderWay
+
+DAMAGED = 3
 
 
 @click.command()
@@ -21,15 +23,22 @@ def status(results: Path, is_json: bool) -> None:
 
     What is finished is told by its manifest, and files that are missing or cut short are noticed;
     `wsi verify` and `wsi train` compare checksums. Nothing is written, and runs under way are not
-    disturbed. Folders of patch stores are understood, too.
+    disturbed. Folders of patch stores are understood, too. Exit code 3 where something is damaged,
+    has lost its manifest, or is not there although the last run finished it.
     """
-    from wsi_pipeline.core.outcome import SlideState, describe_counts
     from wsi_pipeline.runs.status import read_status
 
     found = read_status(results)
     if is_json:
         click.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
-        return
+    else:
+        _print(found)
+    leave(DAMAGED if any(slide.fault for slide in found.finished) else 0)
+
+
+def _print(found: "Status") -> None:
+    from wsi_pipeline.core.outcome import SlideState, describe_counts
+
     for slide in found.finished:
         unreadable = f", {slide.unreadable} unreadable" if slide.unreadable else ""
         said = slide.fault or f"{slide.patches:,} patches{unreadable}"

@@ -99,7 +99,7 @@ def test_a_store_without_its_manifest_is_damaged(tmp_path: Path) -> None:
     (store / "manifest.json").unlink()
     result = run("verify", tmp_path)
     assert result.exit_code == 3
-    assert f"{store}: manifest.json: not a finished product of wsi" in result.stdout
+    assert f"{store}: manifest.json: its manifest.json is missing" in result.stdout
 
 
 def test_what_lies_there_besides_is_mentioned(tmp_path: Path) -> None:

@@ -51,13 +51,16 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     and a pipe or a device is not waited for.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as stream:  # noqa: PTH123 - a handle, not a path
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path.name} is not a regular file")
         if status.st_size > max_bytes:
             raise ValueError(f"{path.name} has {status.st_size} bytes, more than {max_bytes}")
-        return stream.read(max_bytes)
+        with open(handle, "rb", closefd=False) as stream:
+            return stream.read(max_bytes)
+    finally:
+        os.close(handle)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -24,7 +24,7 @@ from wsi_pipeline.store.files import is_process_alive
 from wsi_pipeline.store.lock import read_owner
 from wsi_pipeline.store.manifest import is_product, read_manifest
 from wsi_pipeline.store.patches import KIND as STORE_KIND
-from wsi_pipeline.store.predictions import LOGIT, RESULT_KIND
+from wsi_pipeline.store.predictions import LOGIT, RESULT_KIND, find_results
 from wsi_pipeline.store.zarr_io import open_array
 
 OWNER = re.compile(r"process (\d+) on (.+)")
@@ -110,11 +110,7 @@ class Status:
 
 def read_status(folder: Path) -> Status:
     """Return the status of a folder; reads only. Raises StoreError if there was no run."""
-    finished = [
-        _read_finished(path)
-        for path in sorted(folder.iterdir())
-        if path.name != HIDDEN and is_product(path)
-    ]
+    finished = [_read_finished(path) for path in _list_products(folder)]
     under_way = _list_under_way(folder)
     last_run = _read_last_run(folder)
     if not finished and not under_way and last_run is None and not (folder / RUN_JSON).is_file():
@@ -127,6 +123,17 @@ def read_status(folder: Path) -> Status:
         _read_failures(folder),
         last_run,
     )
+
+
+def _list_products(folder: Path) -> list[Path]:
+    """Return the products in a folder, whole or not, and those that the last run names."""
+    there = {
+        path
+        for path in folder.iterdir()
+        if path.name != HIDDEN and (is_product(path) or path.name.endswith(STORE_SUFFIX))
+    }
+    results = {path for path in find_results([folder]) if path.parent == folder}
+    return sorted(there | results)
 
 
 def _read_finished(product: Path) -> Finished | None:

@@ -16,6 +16,7 @@ from wsi_pipeline.core.choices import (
 )
 from wsi_pipeline.core.errors import StoreError, WsiError
 from wsi_pipeline.store.manifest import Manifest, find_faults, is_product, read_claims
+from wsi_pipeline.store.predictions import list_named
 
 CHECKPOINT_SUFFIX = ".safetensors"
 MARKER_FILES = (PREDICTIONS, SUMMARY_JSON, ZARR_JSON, HISTORY_CSV)
@@ -37,7 +38,7 @@ class Found:
     manifest: Manifest | None = None
     """None for a checkpoint by itself, and where there is none that can be read."""
     fault: str = ""
-    """Why there is none."""
+    """Why none can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ def _walk(path: Path) -> Iterator[Found]:
             yield _look_at(path)
             return
         entries = [entry for entry in sorted(path.iterdir()) if _may_hold_products(entry)]
+        gone = [folder for folder in list_named(path) if not folder.is_dir()]
     except NotADirectoryError as error:
         raise StoreError(NO_PRODUCT.format(path)) from error
     except PermissionError as error:
@@ -83,6 +85,7 @@ def _walk(path: Path) -> Iterator[Found]:
         return
     for entry in entries:
         yield from _walk(entry)
+    yield from map(_read_claims, gone)
 
 
 def _may_hold_products(entry: Path) -> bool:
@@ -108,6 +111,10 @@ def _was_product(folder: Path) -> bool:
 def _look_at(path: Path) -> Found:
     if path.is_file():
         return Found(path, path.stat().st_size)
+    return _read_claims(path)
+
+
+def _read_claims(path: Path) -> Found:
     try:
         manifest = read_claims(path)
     except StoreError as error:
@@ -117,11 +124,11 @@ def _look_at(path: Path) -> Found:
 
 def verify(found: Found, on_bytes: Callable[[int], None] = lambda size: None) -> Verified:
     """Read every file of a product and compare; `on_bytes` hears of the bytes done."""
-    if found.path.is_file():
-        return _verify_checkpoint(found, on_bytes)
+    if found.fault:
+        return Verified(found.path, "", 0, 0, {MANIFEST: found.fault})
     manifest = found.manifest
     if manifest is None:
-        return Verified(found.path, "", 0, 0, {MANIFEST: found.fault})
+        return _verify_checkpoint(found, on_bytes)
     faults = find_faults(found.path, manifest, on_bytes)
     if faults and (replaced := _look_at(found.path)).manifest != manifest:
         return verify(replaced)  # a run put another in its place meanwhile

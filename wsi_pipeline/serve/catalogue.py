@@ -32,6 +32,8 @@ MAX_DEPTH = 32
 
 FileStamp = tuple[int, int, int]
 """Size, time of change and inode of a file: another after every replacement."""
+NO_MANIFEST: FileStamp = (0, 0, 0)
+"""Stands for the stamp of a manifest that is not there."""
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +160,9 @@ class Catalogue:
     def _read(self, folder: Path) -> Result | None:
         """Return the result in a folder; read it only if it changed."""
         if (stamp := stamp_file(folder / MANIFEST)) is None:
-            return None
+            if folder not in self._known:
+                logger.warning("%s: damaged results: no %s", folder.name, MANIFEST)
+            return Result(folder, NO_MANIFEST, "damaged")
         known, reviewed = self._known.get(folder), _stamp_review(folder)
         if known is None or known.stamp != stamp:
             known = read_result(folder, stamp)

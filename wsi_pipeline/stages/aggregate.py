@@ -96,7 +96,9 @@ def aggregate_results(
     finished = read_finished(target)
     account = RunAccount(tuple(outcomes)).with_failures(finished.damaged)
     shown = None if view is None else view.at_site(site).to_json()
-    record = {"view": shown, "account": account.closing_line, "tool": describe_tool()}
+    ended = [{"slide_id": one.slide_id, "state": one.state} for one in account.outcomes]
+    record = {"view": shown, "account": account.closing_line, "outcomes": ended}
+    record["tool"] = describe_tool()
     write_file(target / AGGREGATE_JSON, (format_json(record, indent=1) + "\n").encode())
     if target != results.absolute():
         write_failures_csv(target, account.outcomes)

@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from wsi_pipeline.core.choices import MANIFEST
+from wsi_pipeline.core.choices import MANIFEST, PREDICTIONS, ZARR_JSON
 from wsi_pipeline.core.errors import MAKE_AGAIN, StoreError, damage_error
 from wsi_pipeline.core.json_io import parse_json, read_bounded, read_json
 from wsi_pipeline.core.recipe import TOOL, recipe_digest, tool_version
@@ -65,10 +65,7 @@ def read_claims(product: Path) -> Manifest:
     try:
         manifest = manifest_from_json(read_bounded(product / MANIFEST, MAX_MANIFEST_BYTES))
     except FileNotFoundError as error:
-        what = f"not a finished product of wsi (no {MANIFEST})"
-        raise StoreError(
-            f"{product}: {what}; run the command that makes it, or give another path"
-        ) from error
+        raise StoreError(f"{product}: {_describe_missing(product)}") from error
     except NewerFormat as error:
         what = f"has a {error}, this wsi reads {MANIFEST_FORMAT}"
         raise StoreError(f"{product}: {what}; update wsi") from error
@@ -80,6 +77,17 @@ def read_claims(product: Path) -> Manifest:
         raise StoreError(f"{product}: {what}; {MAKE_AGAIN}") from error
     check_contained(product, manifest.files)
     return manifest
+
+
+def _describe_missing(product: Path) -> str:
+    """Return what is wrong with a product that has no manifest, and what to do."""
+    if not os.path.lexists(product):
+        return "is not there; run the command that makes it, or give another path"
+    if os.path.lexists(product / PREDICTIONS) or os.path.lexists(product / ZARR_JSON):
+        again = "move it away and run the command that made it again"
+        return f"its {MANIFEST} is missing, so nothing says that it is whole; {again}"
+    what = f"not a finished product of wsi (no {MANIFEST})"
+    return f"{what}; run the command that makes it, or give another path"
 
 
 def _size_fault(product: Path, manifest: Manifest, name: str) -> str | None:

@@ -7,7 +7,7 @@ the spread of its members' logits.
 
 import os
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.calibration import ModelTerms, read_distance, read_limits
-from wsi_pipeline.core.choices import PREDICTIONS
+from wsi_pipeline.core.choices import AGGREGATE_JSON, PREDICTIONS, RUN_JSON
 from wsi_pipeline.core.errors import DAMAGES, ModelError, StoreError, damage_error
-from wsi_pipeline.core.outcome import Distance, Limits
+from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_json
+from wsi_pipeline.core.outcome import Distance, Limits, SlideState
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.store.arrays import MEANINGS
 from wsi_pipeline.store.codecs import CHECKSUM_BYTES
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.manifest import Manifest, check_files, is_product, read_manifest
+from wsi_pipeline.store.manifest import (
+    Manifest,
+    check_files,
+    find_kind,
+    is_product,
+    read_manifest,
+)
 from wsi_pipeline.store.schema import (
     check_kind,
     check_tables,
@@ -287,20 +294,67 @@ def _check_chunks(folder: Path, manifest: Manifest, predictions: Predictions) ->
 
 
 def find_results(places: Sequence[Path]) -> list[Path]:
-    """Return the finished slide results in folders, sorted, perhaps none.
+    """Return the slide results in folders, sorted, perhaps none.
 
-    A product that cannot be entered counts as one: opening it gives the error. Raises StoreError
-    where a place is not a folder.
+    What cannot be opened counts too, so that no slide is lost without a word, and opening it gives
+    the error: a product that cannot be entered, results without a manifest, and what the record
+    of a run names as finished. Raises StoreError where a place is not a folder.
     """
     found: list[Path] = []
     for place in places:
         if not place.is_dir():
             raise StoreError(f"{place}: no such results folder; make one with `wsi infer`")
-        candidates = [place] if (place / PREDICTIONS).is_dir() else sorted(place.iterdir())
-        found += [
-            folder
-            for folder in candidates
-            if is_product(folder)
-            and (not os.access(folder, os.X_OK) or (folder / PREDICTIONS).is_dir())
-        ]
+        if (place / PREDICTIONS).is_dir():
+            found += [place] if is_product(place) else []
+        else:
+            results = {folder for folder in place.iterdir() if _holds_result(folder)}
+            found += sorted(results | set(list_named(place)))
     return found
+
+
+def _holds_result(folder: Path) -> bool:
+    """Return True for a slide's results, whole or not, and for what may be some."""
+    if is_product(folder) and not os.access(folder, os.X_OK):
+        return True
+    try:
+        return os.path.lexists(folder / PREDICTIONS) or find_kind(folder) == RESULT_KIND
+    except PermissionError:
+        return False
+
+
+def list_named(results: Path) -> list[Path]:
+    """Return the folders of slides that the record of a run names as finished, there or not.
+
+    The record is run.json, of every share of a run, and aggregate.json where no run wrote here.
+    """
+    stem, _, suffix = RUN_JSON.rpartition(".")
+    records = sorted(results.glob(f"{stem}*.{suffix}")) or [results / AGGREGATE_JSON]
+    names = {name for record in records for name in _read_names(record, *_stamp(record))}
+    return [results / name for name in sorted(names)]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.lstat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=32)
+def _read_names(record: Path, _size: int, _changed_ns: int) -> tuple[str, ...]:
+    """Return the slides that a record names as finished; none where it cannot be read.
+
+    It is read again where it changed: a server asks every second.
+    """
+    try:
+        outcomes = read_json(record, MAX_RECORD_BYTES)["outcomes"]
+        ended = [one["slide_id"] for one in outcomes if one["state"] != SlideState.FAILED]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    return tuple(name for name in ended if isinstance(name, str) and _is_name(name))
+
+
+def _is_name(text: str) -> bool:
+    """Return True for a name within a folder: the record may be anyone's."""
+    return text == Path(text).name and text not in ("", "..") and "\0" not in text
