@@ -49,6 +49,11 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def remove_both(one: Path) -> None:
+    for name in (MANIFEST, PREDICTIONS):
+        remove(one / name)
+
+
 LOSSES: dict[str, Loss] = {
     "no manifest": lambda one: remove(one / MANIFEST),
     "an empty manifest": lambda one: (one / MANIFEST).write_bytes(b""),
@@ -57,9 +62,7 @@ LOSSES: dict[str, Loss] = {
     "the manifest of another slide": lambda one: shutil.copy(one.parent / "two" / MANIFEST, one),
     "no predictions": lambda one: remove(one / PREDICTIONS),
     "a file in place of the predictions": lambda one: replace_by_file(one / PREDICTIONS),
-    "neither manifest nor predictions": lambda one: [
-        remove(one / name) for name in (MANIFEST, PREDICTIONS)
-    ],
+    "neither manifest nor predictions": remove_both,
     "no folder": remove,
     "a file in place of the folder": replace_by_file,
     "a link in place of the folder": replace_by_link,

@@ -1,4 +1,9 @@
-"""One writer per product: a lock file under `flock`, which the system releases when it dies."""
+"""One writer per product: a lock file under `flock`, which the system releases when it dies.
+
+A file system without such locks is refused. A lease with a heartbeat in its place would not be
+safe: a writer whose machine stands still for longer than the lease would wake up and write beside
+its successor, and nothing that is written here could be refused to it.
+"""
 
 import fcntl
 import os
@@ -19,10 +24,16 @@ MAX_OWNER_BYTES = 4096
 OTHER_KINDS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
+    stat.S_IFREG: "a file",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }
-"""Names of what may be found in place of a lock file, besides devices."""
+"""Names of what may be found in place of a lock file or a folder, besides devices."""
+LOCKS_NEEDED = (
+    "name a folder on another file system, or have this one mounted with locks (NFS: without nolock"
+    " and with its lock service; Lustre: with flock)"
+)
+REMOVE_IT = "see whose it is, remove it, and run the same line again"
 ANOTHER = "another process"
 
 
@@ -34,6 +45,7 @@ class LockHeld(EnvironmentFault):
 def hold_lock(target: Path) -> Iterator[None]:
     """Hold a product's lock as its only writer. Raises LockHeld, EnvironmentFault."""
     path = _lock_path(target)
+    _check_hidden(target)
     stream = _lock_file(path, target)
     try:
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -68,6 +80,23 @@ def _lock_path(target: Path) -> Path:
     return target.parent / HIDDEN / "locks" / f"{target.name}.lock"
 
 
+def _check_hidden(target: Path) -> None:
+    """Raise EnvironmentFault where a link, or a file, is in the place of a folder of our work.
+
+    Through a link, what another user chose would be written to, and removed.
+    """
+    hidden = target.parent / HIDDEN
+    staging = hidden / "staging"
+    own = []
+    with suppress(OSError):
+        own = [path for path in staging.iterdir() if path.name.startswith(f"{target.name}.")]
+    for folder in (hidden, hidden / "locks", staging, *own):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if (kind := stat.S_IFMT(folder.lstat().st_mode)) != stat.S_IFDIR:
+                what = f"is {OTHER_KINDS.get(kind, 'a device')}, where wsi keeps unfinished work"
+                raise EnvironmentFault(f"{folder}: {what}; {REMOVE_IT}")
+
+
 def _lock_file(path: Path, target: Path) -> TextIO:
     """Lock the lock file and return it, checked to be the one at its path."""
     attempt = 0
@@ -88,6 +117,13 @@ def _lock_file(path: Path, target: Path) -> TextIO:
             stream.close()
             remedy = "wait for it, then run the same line again"
             raise LockHeld(f"{target}: is being written by {owner}; {remedy}") from error
+        except OSError as error:
+            if os.fstat(stream.fileno()).st_size == 0:  # nobody's: a holder has put its name in
+                path.unlink(missing_ok=True)
+            stream.close()
+            remove_empty(target)
+            what = f"files cannot be locked there ({error.strerror}), so runs could collide"
+            raise EnvironmentFault(f"{target.parent}: {what}; {LOCKS_NEEDED}") from error
         if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
             stream.truncate(0)
             return stream
@@ -104,7 +140,7 @@ def _open_lock(path: Path) -> TextIO:
             if kind != stat.S_IFREG:
                 raise EnvironmentFault(
                     f"{path}: is {OTHER_KINDS.get(kind, 'a device')}, where wsi keeps a lock file;"
-                    " see whose it is, remove it, and run the same line again"
+                    f" {REMOVE_IT}"
                 ) from error
         raise
 
