@@ -1,9 +1,10 @@
 """From the return key to the answer: whole processes, as a user starts them.
 
 Wall and CPU seconds (with child processes) to say something, to a run with nothing to do, to the
-first block of predictions, and to the end of slides of different sizes. In turns with an import of
-torch alone, which every process that computes has to pay, and, where its executable is given, with
-WSInfer in an environment of its own: the same network, exported, on the same slides and cores.
+first block of predictions on disk, and to the end of slides of different sizes. In turns with an
+import of torch alone, which every process that computes has to pay, and, where its executable is
+given, with WSInfer in an environment of its own: the same network, exported, on the same slides and
+cores. A ratio is WSInfer's seconds over ours, the median over pairs.
 
     python benchmarks/startup.py [--rounds 3] [--patches 1000 15000 170000] [--largest 15000]
         [--wsinfer PATH/bin/wsinfer] [--batch-size 256]
@@ -25,6 +26,8 @@ from stopwatch import Timed, measure
 from tiling import describe_machine
 from wsinfer_peer import Wsinfer
 
+from wsi_pipeline.core.geometry import choose_block_size
+
 SIDE_PX, MPP = 50, 4.0
 TINT = (0.97, 0.78, 0.90)
 """A thin layer of eosin over everything, so that no place is taken for glass."""
@@ -42,8 +45,11 @@ class Case:
     ours: list[str]
     out: Path | None = None
     """Folder of results, deleted before each turn; None: nothing is written, or all is there."""
+    peer: Wsinfer | None = None
     theirs: list[str] | None = None
     their_out: Path | None = None
+    block: int = 0
+    """Patches of our first block; the other program's moment is when it has predicted as many."""
 
 
 def make_slide(path: Path, patches: int) -> None:
@@ -102,8 +108,9 @@ def list_cases(folder: Path, sizes: list[int], model: str, peer: Wsinfer | None)
     yield Case(f"{sizes[0]:,} patches, --workers 0", here, folder / "new")
     for size in sizes:
         slides, new, theirs = (folder / f"{name}{size}" for name in ("slides", "new", "theirs"))
-        run = peer and peer.run(slides, theirs)
-        yield Case(f"{size:,} patches", infer(slides, new, model), new, run, theirs)
+        run, block = peer and peer.run(slides, theirs), choose_block_size(size, SIDE_PX)
+        ours = infer(slides, new, model)
+        yield Case(f"{size:,} patches", ours, new, peer, run, theirs, block)
 
 
 def compare(case: Case, rounds: int) -> str:
@@ -116,7 +123,8 @@ def compare(case: Case, rounds: int) -> str:
             turn()
     lines = [describe(case.name, "total", ours, theirs)]
     if case.out:
-        lines.append(describe(f"{case.name}, the first", "first", ours, theirs))
+        first = f", first {case.block:,}" if case.block else ", the first"
+        lines.append(describe(case.name + first, "first", ours, theirs))
     if case.theirs and case.their_out:
         counts = f"{ours[0].patches} and {theirs[0].patches} patches"
         lines.append(f"    {counts}; per patch {per_patch(ours, theirs):.1f} x")
@@ -135,13 +143,13 @@ def run_ours(case: Case) -> Timed:
 
 def run_theirs(case: Case) -> Timed:
     """Run the other program's command; without one, nothing."""
-    out = case.their_out
+    out, peer = case.their_out, case.peer
     if case.theirs is None:
         return Timed()
-    if out is None:
+    if out is None or peer is None:
         return measure(case.theirs)
     shutil.rmtree(out, ignore_errors=True)
-    timed = measure(case.theirs, Wsinfer.has_begun)
+    timed = measure(case.theirs, lambda errors: peer.has_predicted(errors, case.block))
     return timed.with_patches(Wsinfer.count_patches(out))
 
 

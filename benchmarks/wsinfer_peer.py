@@ -14,8 +14,8 @@ import subprocess
 import time
 from pathlib import Path
 
-BATCH_DONE = re.compile(rb"\| [1-9]\d*/\d+ \[")
-"""Its progress bar, once a batch is predicted."""
+BATCHES_DONE = re.compile(rb"\| (\d+)/(\d+) \[")
+"""In its progress bar: batches that are predicted, and all of the slide."""
 REGISTRY = "wsinfer-zoo-registry.json"
 PACKAGES = ("wsinfer", "torch", "torchvision", "openslide-python", "tiffslide", "numpy", "pandas")
 VERSIONS = (
@@ -52,10 +52,12 @@ class Wsinfer:
         speed = ["--batch-size", str(self._batch_size), "--num-workers", str(cores)]
         return [*self._command, "run", "-i", str(slides), "-o", str(out), *places, *speed]
 
-    @staticmethod
-    def has_begun(errors: bytes) -> bool:
-        """Return whether its first batch is predicted, by its progress bar."""
-        return BATCH_DONE.search(errors) is not None
+    def has_predicted(self, errors: bytes, patches: int) -> bool:
+        """Return whether so many patches of a slide are predicted, or all, by its progress bar."""
+        done = [(int(some), int(every)) for some, every in BATCHES_DONE.findall(errors)]
+        return any(
+            some and (some == every or some * self._batch_size >= patches) for some, every in done
+        )
 
     @staticmethod
     def count_patches(out: Path) -> int:
