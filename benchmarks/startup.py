@@ -53,10 +53,15 @@ class Case:
 
 
 def make_slide(path: Path, patches: int) -> None:
-    """Write a slide at 4 µm/px of about so many patches, all of them tissue."""
-    side = math.ceil(math.sqrt(patches)) * SIDE_PX
+    """Write a square slide at 4 µm/px of at least so many patches, all of them tissue."""
+    side = patches_across(patches) * SIDE_PX
     path.parent.mkdir(parents=True, exist_ok=True)
     slide_maker.make_slide(path, side, side, tissue=1.0, mpp=MPP, tint=TINT)
+
+
+def patches_across(patches: int) -> int:
+    """Return the patches in a row of a square slide of at least so many."""
+    return math.ceil(math.sqrt(patches))
 
 
 def infer(slides: Path, out: Path, model: str, *more: str) -> list[str]:
@@ -108,7 +113,8 @@ def list_cases(folder: Path, sizes: list[int], model: str, peer: Wsinfer | None)
     yield Case(f"{sizes[0]:,} patches, --workers 0", here, folder / "new")
     for size in sizes:
         slides, new, theirs = (folder / f"{name}{size}" for name in ("slides", "new", "theirs"))
-        run, block = peer and peer.run(slides, theirs), choose_block_size(size, SIDE_PX)
+        run = peer and peer.run(slides, theirs)
+        block = choose_block_size(patches_across(size) ** 2, SIDE_PX)
         ours = infer(slides, new, model)
         yield Case(f"{size:,} patches", ours, new, peer, run, theirs, block)
 

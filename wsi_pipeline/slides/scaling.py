@@ -128,11 +128,22 @@ def average_areas(pixels: NDArray[np.uint8], y_edges: Edges, x_edges: Edges) -> 
         return pixels
     if y_step and x_step:
         return _average_whole(pixels, y_step, x_step)
-    columns = _sum_between(pixels.astype(np.int64), y_edges)
-    total = np.swapaxes(_sum_between(np.swapaxes(columns, 0, 1), x_edges), 0, 1)
-    area = int(y_edges.values[1] - y_edges.values[0]) * int(x_edges.values[1] - x_edges.values[0])
-    means: NDArray[np.uint8] = ((2 * total + area) // (2 * area)).astype(np.uint8)
-    return means
+    y_side, x_side = (int(edges.values[1] - edges.values[0]) for edges in (y_edges, x_edges))
+    area = y_side * x_side
+    # Twice the largest sum, with the pixels at both edges whole.
+    largest = 511 * (y_side + 2 * y_edges.unit) * (x_side + 2 * x_edges.unit)
+    dtype = np.dtype(np.uint32 if largest < 2**32 else np.uint64)
+    columns = _sum_between(pixels, y_edges, dtype)
+    total = _sum_between(np.ascontiguousarray(np.swapaxes(columns, 0, 1)), x_edges, dtype)
+    return _divide(np.swapaxes(total, 0, 1), area)
+
+
+def _divide(total: NDArray[Any], area: int) -> NDArray[np.uint8]:
+    """Return total / area to the nearest integer, halves up; `total` is used up."""
+    total *= total.dtype.type(2)
+    total += total.dtype.type(area)
+    total //= total.dtype.type(2 * area)
+    return np.ascontiguousarray(total.astype(np.uint8))
 
 
 def _whole_step(edges: Edges) -> int:
@@ -151,10 +162,7 @@ def _average_whole(pixels: NDArray[np.uint8], y_step: int, x_step: int) -> NDArr
     dtype = np.min_scalar_type(2 * 255 * area + area)
     columns = _sum_slices(cut, y_step, dtype)
     total = np.swapaxes(_sum_slices(np.swapaxes(columns, 0, 1), x_step, dtype), 0, 1)
-    total *= dtype.type(2)
-    total += dtype.type(area)
-    total //= dtype.type(2 * area)
-    return np.ascontiguousarray(total.astype(np.uint8))
+    return _divide(total, area)
 
 
 def _sum_slices(values: NDArray[Any], step: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -165,15 +173,23 @@ def _sum_slices(values: NDArray[Any], step: int, dtype: np.dtype[Any]) -> NDArra
     return total
 
 
-def _sum_between(values: NDArray[np.int64], edges: Edges) -> NDArray[np.int64]:
-    """Return integrals of `values` along axis 0 between edges, in units of 1/unit of a pixel."""
+def _sum_between(values: NDArray[Any], edges: Edges, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return integrals of `values` along axis 0 between edges, in units of 1/unit of a pixel.
+
+    `dtype` is unsigned: what is taken off again may pass below 0 on the way.
+    """
     whole, rest = np.divmod(edges.values - edges.first * edges.unit, edges.unit)
-    zero = np.zeros((1, *values.shape[1:]), dtype=np.int64)
-    before = np.concatenate([zero, np.cumsum(values, axis=0)])
-    under = np.concatenate([values, zero])
-    integral = before[whole] * edges.unit + under[whole] * rest[:, None, None]
-    sums: NDArray[np.int64] = np.diff(integral, axis=0)
-    return sums
+    starts = whole if whole[-1] < len(values) else whole[:-1]
+    # All pixels from that under one edge to the last before that under the next; running sums over
+    # the whole axis, and their differences, take three to eight times as long.
+    total = np.add.reduceat(values, starts, axis=0, dtype=dtype)[: len(whole) - 1]
+    total[whole[1:] == whole[:-1]] = 0  # reduceat gives the pixel itself
+    total *= dtype.type(edges.unit)
+    under = values[np.minimum(whole, len(values) - 1)].astype(dtype)  # by 0 beyond the last
+    under *= rest.astype(dtype)[:, None, None]
+    total += under[1:]
+    total -= under[:-1]
+    return total
 
 
 MAX_SIDE_PX = 4096
