@@ -266,11 +266,19 @@ def test_tiling_takes_a_process_per_core(
     cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsi_pipeline.runs.workers.available_cores", lambda: cores)
-    pool = choose_workers(WorkerOptions(), is_tiling=True)
+    pool = choose_workers(WorkerOptions(), tiled=9)
     assert (pool.processes, pool.threads) == (processes, threads)
-    assert choose_workers(WorkerOptions(workers=3), is_tiling=True).processes == 3
+    assert choose_workers(WorkerOptions(workers=3), tiled=9).processes == 3
     elsewhere = WorkerOptions(scheduler="tls://127.0.0.1:1")
-    assert choose_workers(elsewhere, is_tiling=True).count is None
+    assert choose_workers(elsewhere, tiled=9).count is None
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(1, 1), (2, 1), (4, 4)])
+def test_one_slide_on_two_cores_is_tiled_by_one_process(
+    cores: int, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi_pipeline.runs.workers.available_cores", lambda: cores)
+    assert choose_workers(WorkerOptions(), tiled=1).processes == processes
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

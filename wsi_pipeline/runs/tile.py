@@ -87,9 +87,9 @@ def tile_slides(
     """Cut every slide into a patch store in `out`."""
     options, listener = options or TileOptions(), listener or Listener()
     tiling, codec = read_tiling(options), read_pixel_codec(options)
-    workers = choose_workers(options, is_tiling=True)
     slides = label_slides(slides, options.labels, options.patient_regex)
     slides, suffix = take_share(slides, options.shard)
+    workers = choose_workers(options, tiled=max(len(slides), 1))
     slides = scale_slides(slides, options.mpp_csv) if options.mpp_csv else slides
     masks = tuple(path.absolute() for path in list_masks(options.mask)) if options.mask else ()
     make_folder(out)

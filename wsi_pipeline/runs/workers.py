@@ -16,21 +16,26 @@ MOST_TILERS = 16
 """Processes that tile unless more are asked for: each takes about half a gigabyte."""
 
 
+CORES_OF_ONE_TILER = 2
+"""Cores that one process keeps busy, whose threads decode, cut and write."""
+
 DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")))
 """Devices of which one is there where the driver of a GPU is."""
 
 
-def choose_workers(options: WorkerOptions, device: str = "cpu", is_tiling: bool = False) -> Workers:
+def choose_workers(options: WorkerOptions, device: str = "cpu", tiled: int = 0) -> Workers:
     """Return the cluster that is named, or processes here: one per GPU, or one.
 
-    Tiling is all decoding, and threads share an interpreter: it gets one process per core. Raises
+    Tiling is all decoding, and threads share an interpreter: `tiled` slides get one process per
+    core. One slide on two cores gets one, which is at work before two are started. Raises
     ConfigError.
     """
     if isinstance(options.workers, Workers):
         return options.workers
     count = options.workers
-    if is_tiling and count is None and options.scheduler is None and options.cluster == "local":
-        count = min(available_cores(), MOST_TILERS)
+    if tiled and count is None and options.scheduler is None and options.cluster == "local":
+        is_small = tiled == 1 and available_cores() <= CORES_OF_ONE_TILER
+        count = 1 if is_small else min(available_cores(), MOST_TILERS)
     tls = None
     if options.tls_ca_file and options.tls_cert and options.tls_key:
         tls = Tls(options.tls_ca_file, options.tls_cert, options.tls_key)
