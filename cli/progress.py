@@ -100,11 +100,8 @@ class TerminalListener(Listener):
     def slide_ended(self, outcome: SlideOutcome) -> None:
         """Print the outcome of a slide."""
         resumed = " (already done)" if outcome.is_resumed_whole else ""
-        self.warn(
-            f"{printable(outcome.slide_id)}: {outcome.state.word}:"
-            f" {printable(outcome.message)}{resumed}",
-            "red" if outcome.state is SlideState.FAILED else None,
-        )
+        style = "red" if outcome.state is SlideState.FAILED else None
+        self.warn(f"{printable(outcome.line)}{resumed}", style)
 
     def close(self) -> None:
         """Say nothing more."""

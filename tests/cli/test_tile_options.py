@@ -177,7 +177,7 @@ def test_a_slide_without_a_mask_fails_by_name_and_the_others_go_on(
         tmp_path / "masks",
     )
     assert result.exit_code == 3
-    assert "one: failed: one: no mask of that name" in result.stderr
+    assert "failed: one: no mask of that name" in result.stderr
 
 
 def test_a_mask_of_another_slide_is_refused(slide: Path, tmp_path: Path) -> None:

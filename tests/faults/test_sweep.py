@@ -104,7 +104,7 @@ class Sweep:
             assert content(self.workload.out) == self.expected
         elif fault.mode != "kill":
             assert any(
-                line.startswith("wsi: ") or ": failed: " in line
+                line.startswith(("wsi: ", "failed: ")) or ": failed: " in line
                 for line in (ended.stderr + ended.stdout).splitlines()
             )
 

@@ -167,6 +167,8 @@ def test_a_run_ends_whenever_its_workers_are_killed_for_five_minutes(
     record_property: Callable[[str, object], None],
 ) -> None:
     runs, kills, whole = keep_killing(tmp_path, 300, monkeypatch, count, seed=10 + count)
-    record_property("watchdog", f"{runs} runs, {kills} kills, {whole} runs with every job done")
+    found = {"runs": runs, "workers killed": kills, "runs with every job done": whole}
+    for name, number in found.items():
+        record_property(f"count of {name} ({count} workers)", number)
     assert runs > 10
     assert kills > runs

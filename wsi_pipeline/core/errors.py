@@ -17,6 +17,12 @@ MACHINE_ERRNOS = frozenset(
     }
 )
 """Full, read-only, failing or vanished disks, denied access, too many or too large files."""
+LIMITS = {
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close programs, or raise the machine's limit of open files (fs.file-max)",
+}
+"""Remedies of errors that are not the disk's."""
 
 
 class WsiError(Exception):
@@ -76,5 +82,5 @@ def machine_fault(path: Path | str, error: OSError) -> EnvironmentFault | None:
         return None
     name = error.filename
     where = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else path
-    remedy = "fix that (see df -h, df -i and permissions) and run the same line again"
-    return EnvironmentFault(f"{where}: {error.strerror}; {remedy}")
+    remedy = LIMITS.get(error.errno, "fix that (see df -h, df -i and permissions)")
+    return EnvironmentFault(f"{where}: {error.strerror}; {remedy} and run the same line again")

@@ -229,6 +229,13 @@ class SlideOutcome:
     """True where an earlier run had finished this slide."""
     is_environment_fault: bool = False
 
+    @property
+    def line(self) -> str:
+        """One line that names the slide once: by its name, unless the message names its file."""
+        state = f"{self.state.word}: {self.message}"
+        names_itself = self.message.startswith((f"{self.path}: ", f"{self.slide_id}: "))
+        return state if names_itself else f"{self.slide_id}: {state}"
+
 
 @dataclass(frozen=True, slots=True)
 class RunAccount:
@@ -240,7 +247,7 @@ class RunAccount:
 
     def __str__(self) -> str:
         failures = find_failures(self.outcomes)
-        rows = [f"  {each.slide_id}: {each.state.word}: {each.message}" for each in failures]
+        rows = [f"  {each.line}" for each in failures]
         return "\n".join([self.sentence, *rows])
 
     def count(self, state: SlideState) -> int:
@@ -298,7 +305,8 @@ def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOut
         error = WsiError(f"{path}: needs more memory than a worker may take; {remedy}")
     message = str(error) if isinstance(error, WsiError) else f"{type(error).__name__}: {error}"
     is_fault = isinstance(error, EnvironmentFault)
-    message = " ".join(message.split())
+    begin, name, rest = " ".join(message.split()).partition(path)
+    message = begin + name + rest.replace(f"{path}: ", "")  # a library's text may name it again
     return SlideOutcome(slide_id, path, SlideState.FAILED, message, is_environment_fault=is_fault)
 
 

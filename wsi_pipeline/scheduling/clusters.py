@@ -24,6 +24,7 @@ from wsi_pipeline.scheduling.dask_executor import ALLOWED_DEATHS, DaskExecutor
 from wsi_pipeline.scheduling.jobs import ADDRESS, Tls, Workers
 from wsi_pipeline.scheduling.worker_process import (
     ALLOCATOR,
+    CHECK_LIMITS,
     gpu_environment,
     share_memory,
     start_tracker,
@@ -75,10 +76,18 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
             place, remedy = workers.scheduler, "check it"
             if place is None:
                 place = f"the {workers.cluster} cluster"
-                remedy = "a script needs the guard `if __name__ == '__main__':`; else check this"
-            what = f"{place}: cannot be reached ({error}); {remedy}"
+                script = "a script needs the guard `if __name__ == '__main__':`"
+                remedy = f"{CHECK_LIMITS}; {script}"
+            what = f"{place}: cannot be reached ({_first_cause(error)}); {remedy}"
             raise EnvironmentFault(f"{what}, then run the same line again") from error
         yield executor
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the error that began it: Dask's own says only that a process failed to start."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 def _join(workers: Workers, stack: ExitStack) -> DaskExecutor:

@@ -16,6 +16,7 @@ from distributed.scheduler import KilledWorker
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.scheduling.jobs import Deadlines, Step
 from wsi_pipeline.scheduling.worker_process import (
+    CHECK_LIMITS,
     Timed,
     choose_deadline,
     describe_death,
@@ -151,8 +152,7 @@ class DaskExecutor:
         """Start workers in place of all that are gone. Raises EnvironmentFault the second time."""
         if self.start_more is None:
             what = f"no worker process for {self.patience_s:.0f} s"
-            causes = "free memory, the limits of processes and open files, the cluster's own log"
-            raise EnvironmentFault(f"{what}; check {causes}, then run the same line again")
+            raise EnvironmentFault(f"{what}; {CHECK_LIMITS}, then run the same line again")
         start, self.start_more = self.start_more, None
         logger.warning("no worker process for %.0f s; others are started", self.patience_s)
         start()

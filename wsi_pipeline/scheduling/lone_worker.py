@@ -28,6 +28,7 @@ from wsi_pipeline.core.limits import limit_memory
 from wsi_pipeline.scheduling.jobs import Deadlines, Step, Workers
 from wsi_pipeline.scheduling.worker_process import (
     ALLOCATOR,
+    CHECK_LIMITS,
     Timed,
     choose_deadline,
     describe_death,
@@ -272,15 +273,14 @@ def _start_child(workers: Workers) -> _Child:
 
 def _no_worker(reason: str) -> EnvironmentFault:
     what = f"no worker process can be started ({reason})"
-    remedy = "check free memory and the limits of processes and open files (ulimit -a)"
-    script = "a script needs the guard `if __name__ == '__main__':`"
-    return EnvironmentFault(f"{what}; {remedy}; {script}; then run the same line again")
+    return EnvironmentFault(f"{what}; {CHECK_LIMITS}, then run the same line again")
 
 
 def _describe_exit(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"ended by {signal.Signals(-exit_code).name} at its start"
-    return f"ended at its start with exit code {exit_code}"
+    script = "; a script needs the guard `if __name__ == '__main__':`" if exit_code == 1 else ""
+    return f"ended at its start with exit code {exit_code}{script}"
 
 
 @contextmanager

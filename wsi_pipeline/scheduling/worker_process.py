@@ -25,6 +25,8 @@ HANGS_ALONE = 1
 """Once is enough for a step that hangs alone."""
 ENOUGH = 3
 """Blocks that make a median."""
+CHECK_LIMITS = "check free memory and the limits of processes and open files (ulimit -a)"
+"""Remedy where a process cannot be started."""
 FLUSH_S = 1.0
 """Time that the last message gets on its way out."""
 

@@ -250,6 +250,13 @@ def _no_patch_error(slide: SlideInfo, tissue_mm2: float, config: TileConfig) -> 
     )
 
 
+def _too_small_error(slide: SlideInfo, spec: PatchSpec) -> SlideError:
+    _, _, width, height = slide.bounds_l0
+    size = f"{width * slide.mpp:g} × {height * slide.mpp:g} µm"
+    remedy = "use smaller patches or a finer scale, or leave it out"
+    return SlideError(f"{slide.path}: its {size} hold no patch of {spec.field_um:g} µm; {remedy}")
+
+
 def plan_patches(
     reader: SlideReader,
     config: TileConfig,
@@ -264,6 +271,8 @@ def plan_patches(
     slide = reader.info
     spec, downsample = resolve_scale(reader, config)
     grid = lay_grid(slide.bounds_l0, downsample, spec)
+    if not grid.rows * grid.cols:
+        raise _too_small_error(slide, spec)
     thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
     if mask_file is None:
         tissue, tissue_mm2 = _find_tissue(slide, thumbnail, unreadable, config)
