@@ -53,7 +53,7 @@ from contextlib import suppress
 import click
 import rich_click
 
-from wsi_pipeline.core.errors import WsiError, machine_fault
+from wsi_pipeline.core.errors import WsiError, machine_fault, memory_fault
 
 COMMANDS = (
     *(
@@ -135,11 +135,13 @@ class WsiGroup(rich_click.RichGroup):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except OSError as error:
-            fault = machine_fault(error.filename or "disk", error)
+            fault = memory_fault(error) or machine_fault(error.filename or "disk", error)
             _stop(str(fault or error), (fault or WsiError).exit_code)
         except Exception as error:
             if ctx.params["is_debugging"]:
                 raise
+            if (fault := memory_fault(error)) is not None:
+                _stop(str(fault), fault.exit_code)
             logging.getLogger("wsi_pipeline").exception("internal error")
             _stop(
                 f"internal error: {type(error).__name__}: {error}; `wsi --debug …` shows where",

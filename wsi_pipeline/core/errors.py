@@ -63,12 +63,38 @@ DAMAGES = (KeyError, TypeError, ValueError, IndexError, ArithmeticError, ConfigE
 """Errors of reading JSON values that are not as they were written."""
 
 
+NO_MEMORY = (
+    *("cuda out of memory", "cuda error: out of memory", "hip out of memory", "bad_alloc"),
+    *("can't allocate memory", "cannot allocate memory"),
+    *("can't start new thread", "failed to map segment"),
+)
+"""Texts by which libraries and the loader say that there was no memory."""
+
+
+def is_memory_fault(error: BaseException) -> bool:
+    """Return True where memory ran out, by the error of Python, of the system or of a library."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError | ImportError):
+        return any(text in str(error).lower() for text in NO_MEMORY)
+    return isinstance(error, MemoryError)
+
+
+def memory_fault(error: BaseException) -> EnvironmentFault | None:
+    """Return the fault of this process's memory behind an error, or None for another error."""
+    if not is_memory_fault(error):
+        return None
+    found = f" ({one_line(error)})" if str(error) else ""
+    remedy = "end other programs, use fewer workers or a larger machine"
+    return EnvironmentFault(f"out of memory{found}: {remedy}, and run the same line again")
+
+
 def damage_error(path: Path, fault: object) -> StoreError:
     """Return the error of a product that is not as it was written."""
     return StoreError(f"{path}: damaged: {fault}; {MAKE_AGAIN}")
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return the text of another library's error on one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 

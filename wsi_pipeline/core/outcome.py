@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple
 
-from wsi_pipeline.core.errors import EnvironmentFault, WsiError, machine_fault
+from wsi_pipeline.core.errors import EnvironmentFault, WsiError, is_memory_fault, machine_fault
 
 
 class SlideState(StrEnum):
@@ -300,7 +300,7 @@ def describe_failure(slide_id: str, path: str, error: BaseException) -> SlideOut
     """Return the outcome of a slide whose work raised `error`; others' errors show their type."""
     if isinstance(error, OSError):
         error = machine_fault(path, error) or error
-    if isinstance(error, MemoryError):
+    if is_memory_fault(error):
         remedy = "leave it out, or use fewer workers or a larger machine"
         error = WsiError(f"{path}: needs more memory than a worker may take; {remedy}")
     message = str(error) if isinstance(error, WsiError) else f"{type(error).__name__}: {error}"

@@ -107,7 +107,7 @@ def read_finished(results: Path) -> Finished:
             # The folder's name is unique where stores of one slide were inferred side by side.
             summary = replace(read_summary(folder), slide_id=folder.name)
             summaries.append(add_saved_review(summary, folder))
-        except StoreError as error:
+        except (StoreError, MemoryError) as error:
             damaged.append(describe_failure(folder.name, str(folder), error))
     return Finished(tuple(summaries), tuple(damaged))
 

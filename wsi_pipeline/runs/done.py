@@ -68,6 +68,6 @@ def look(jobs: Mapping[int, InferJob]) -> dict[int, SlideOutcome]:
 def _find_done(job: InferJob) -> SlideOutcome | None:
     try:
         return job.find_done()
-    except (WsiError, OSError, ValueError, KeyError, TypeError) as error:
+    except (WsiError, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
         logger.debug("%s: looked at in vain (%s)", job.slide.slide_id, error)
         return None

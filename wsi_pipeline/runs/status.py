@@ -149,6 +149,9 @@ def _read_finished(product: Path) -> Finished | None:
         return Finished(slide_id, state, patches, unreadable)
     except (StoreError, KeyError, TypeError) as error:
         return Finished(slide_id, SlideState.FAILED, 0, fault=str(error))
+    except MemoryError:
+        fault = f"{product}: needs more memory than there is; look at it on a larger machine"
+        return Finished(slide_id, SlideState.FAILED, 0, fault=fault)
     except OSError as error:
         fault = f"{product}: cannot be read ({error.strerror or error}); ask its owner to let you"
         return Finished(slide_id, SlideState.FAILED, 0, fault=fault)

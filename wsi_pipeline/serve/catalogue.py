@@ -209,7 +209,7 @@ def read_result(folder: Path, stamp: FileStamp) -> Result | None:
         read_model(attributes)
         grid = Grid.from_json(attributes["grid"])
         return Result(folder, stamp, manifest.content_digest, read_summary(folder), slide, grid)
-    except (WsiError, OSError, *DAMAGES) as error:
+    except (WsiError, OSError, MemoryError, *DAMAGES) as error:
         if stamp_file(folder / MANIFEST) != stamp:
             return None
         logger.warning("%s: damaged results: %s", folder.name, error)

@@ -112,7 +112,7 @@ def _read_view(folder: Path) -> View:
     """Return the view of a slide's outputs; all of them where it cannot be read."""
     try:
         return View.from_json(read_manifest(folder).recipe.get(VIEW, {}))
-    except (WsiError, *DAMAGES):
+    except (WsiError, MemoryError, *DAMAGES):
         return View()
 
 
