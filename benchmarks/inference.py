@@ -1,12 +1,12 @@
 """`wsi infer` from slide to probabilities against its parts, and what scheduling adds.
 
 On one slide, in turns of some blocks each: reading alone (all cores), the model alone (patches in
-memory, all cores), and both as `wsi infer` does it in one worker process of Dask, each turn
+memory, all cores), and both as `wsi infer` does it in one worker process, each turn
 continuing where the last one stopped. The model is measured before and after every turn, because a
 machine's speed drifts. On a CPU both share the cores: what takes r and m seconds alone takes r + m
 seconds together where nothing is lost, and that is the bound; with a GPU it is the slower of the
-two. Scheduling: jobs that do nothing, as many as a large run has, give the milliseconds that Dask
-takes per block.
+two. Scheduling: jobs that do nothing, as many as a large run has, give the milliseconds per block
+that one process takes, which needs no cluster, and that several of Dask take.
 
     python benchmarks/inference.py [SLIDE] [--arch idc_cnn] [--blocks 12] [--rounds 2]
         [--workers 1 4]
@@ -233,15 +233,16 @@ class Ends:
 def measure_scheduling(workers: int, block_s: float) -> None:
     """Print the cost of a block that does nothing, for jobs of 10 blocks each."""
     costs = {}
-    for name, pool in (("plain loop", Workers(count=0)), ("Dask", Workers(count=workers))):
+    crew = "one process" if workers == 1 else f"Dask with {workers} processes"
+    for name, pool in (("plain loop", Workers(count=0)), (crew, Workers(count=workers))):
         ends = Ends()
         run_jobs([NullJob(10)] * (NULL_BLOCKS // 10), pool, ends)
         costs[name] = (ends.times[-1] - ends.times[0]) / (NULL_BLOCKS - 1)
     load = os.getloadavg()[0]
-    overhead = costs["Dask"] - costs["plain loop"]
+    overhead = costs[crew] - costs["plain loop"]
     print(
-        f"Dask with {workers} workers: {overhead * 1000:.1f} ms a block, {overhead / block_s:.2%}"
-        f" of a block's {block_s:.2f} s (at most {1 / max(costs['Dask'], 1e-9):,.0f} blocks/s; load"
+        f"{crew}: {overhead * 1000:.1f} ms a block, {overhead / block_s:.2%}"
+        f" of a block's {block_s:.2f} s (at most {1 / max(costs[crew], 1e-9):,.0f} blocks/s; load"
         f" {load:.1f})"
     )
 

@@ -226,11 +226,12 @@ class LoneWorker:
         self._dropped.clear()
         failed = None
         for number, work in kept:
-            hangs = self._hangs.pop(number, [])
+            hangs = self._hangs.get(number, [])
             if is_hopeless(work.tries_alone, hangs):
                 failed = work.step, describe_death(hangs)
             else:
                 self._suspects.append(work)
+        self._hangs.clear()
         self._start()
         return failed
 

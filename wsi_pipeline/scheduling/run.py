@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
+from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.limits import limited_memory, tidy_memory
 from wsi_pipeline.scheduling.jobs import (
     Executor,
@@ -21,6 +22,7 @@ from wsi_pipeline.scheduling.jobs import (
     Workers,
 )
 from wsi_pipeline.scheduling.lone_worker import start_lone_worker
+from wsi_pipeline.scheduling.worker_process import WorkerDeath
 
 
 @dataclass
@@ -65,9 +67,14 @@ class WorkerPool:
     """Jobs under way at a time: the next slides are prepared while the first is computed."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function on a worker, before any job, and return its result or raise its error."""
+        """Run a function on a worker, before any job, and return its result or raise its error.
+
+        Raises EnvironmentFault where workers died over it.
+        """
         self.executor.submit(Step(NO_JOB, "call"), function, *arguments)
         _, answer = self.executor.next_done()
+        if isinstance(answer, WorkerDeath):
+            raise EnvironmentFault(f"before the first slide: {answer}") from answer
         if isinstance(answer, Exception):
             raise answer
         return answer

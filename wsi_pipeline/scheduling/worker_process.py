@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
+from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.limits import machine_memory
 from wsi_pipeline.scheduling.jobs import Deadlines, Step, Workers
 
@@ -126,11 +127,15 @@ def is_hopeless(tries_alone: int, hangs: Sequence[float]) -> bool:
     return tries_alone >= (HANGS_ALONE if hangs else TRIES_ALONE)
 
 
-def describe_death(hangs: Sequence[float]) -> RuntimeError:
+class WorkerDeath(WsiError):
+    """A step ended its worker process each time that it was tried."""
+
+
+def describe_death(hangs: Sequence[float]) -> WorkerDeath:
     """Return the fault of a step that ended its workers; `hangs`: deadlines that it outlived."""
     alone = "also when it ran alone"
     if hangs:
         fault = f"still at work after {hangs[-1]:.0f} s, {alone} (a drive that hangs, or a decoder)"
-    else:
-        fault = f"a worker process died over it, {alone} (out of memory, or a crash in a decoder)"
-    return RuntimeError(fault)
+        return WorkerDeath(f"{fault}; copy it to another drive, or leave it out")
+    fault = f"a worker process died over it, {alone} (out of memory, or a crash in a library)"
+    return WorkerDeath(f"{fault}; use fewer workers or a machine with more memory, or leave it out")
