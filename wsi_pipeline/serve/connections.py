@@ -75,6 +75,11 @@ class Connection(H11Protocol):
         self._stop(ANSWER)
         super().resume_writing()
 
+    def shutdown(self) -> None:
+        """Close the connection when the server stops, or once its answer is sent."""
+        if not self.is_ending:
+            super().shutdown()
+
     def end(self) -> None:
         """Close the connection once its answer was taken; an unread rest is thrown away."""
         if self._is_ending:

@@ -91,7 +91,7 @@ def _check_hidden(target: Path) -> None:
     with suppress(OSError):
         own = [path for path in staging.iterdir() if path.name.startswith(f"{target.name}.")]
     for folder in (hidden, hidden / "locks", staging, *own):
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(OSError):  # not there, or not to be entered, which opening the lock says
             if (kind := stat.S_IFMT(folder.lstat().st_mode)) != stat.S_IFDIR:
                 what = f"is {OTHER_KINDS.get(kind, 'a device')}, where wsi keeps unfinished work"
                 raise EnvironmentFault(f"{folder}: {what}; {REMOVE_IT}")
@@ -118,16 +118,21 @@ def _lock_file(path: Path, target: Path) -> TextIO:
             remedy = "wait for it, then run the same line again"
             raise LockHeld(f"{target}: is being written by {owner}; {remedy}") from error
         except OSError as error:
-            if os.fstat(stream.fileno()).st_size == 0:  # nobody's: a holder has put its name in
-                path.unlink(missing_ok=True)
-            stream.close()
-            remove_empty(target)
-            what = f"files cannot be locked there ({error.strerror}), so runs could collide"
-            raise EnvironmentFault(f"{target.parent}: {what}; {LOCKS_NEEDED}") from error
+            with stream, suppress(OSError):
+                if os.fstat(stream.fileno()).st_size == 0:  # a holder has put its name in
+                    path.unlink(missing_ok=True)
+            raise _no_locks(target, error) from error
         if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
             stream.truncate(0)
             return stream
         stream.close()
+
+
+def _no_locks(target: Path, error: OSError) -> EnvironmentFault:
+    """Return the fault of a folder in which nothing can be locked, and leave nothing there."""
+    remove_empty(target)
+    what = f"files cannot be locked there ({error.strerror}), so runs could collide"
+    return EnvironmentFault(f"{target.parent}: {what}; {LOCKS_NEEDED}")
 
 
 def _open_lock(path: Path) -> TextIO:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.calibration import ModelTerms, read_distance, read_limits
-from wsi_pipeline.core.choices import AGGREGATE_JSON, PREDICTIONS, RUN_JSON
+from wsi_pipeline.core.choices import AGGREGATE_JSON, PREDICTIONS, RUN_JSON, STORE_SUFFIX
 from wsi_pipeline.core.errors import DAMAGES, ModelError, StoreError, damage_error
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_json
 from wsi_pipeline.core.outcome import Distance, Limits, SlideState
@@ -314,6 +314,8 @@ def find_results(places: Sequence[Path]) -> list[Path]:
 
 def _holds_result(folder: Path) -> bool:
     """Return True for a slide's results, whole or not, and for what may be some."""
+    if folder.name.endswith(STORE_SUFFIX):
+        return False
     if is_product(folder) and not os.access(folder, os.X_OK):
         return True
     try:
