@@ -191,7 +191,7 @@ def test_failures_are_named_on_stderr_and_the_traceback_is_in_the_log(
     (slides / "broken.svs").write_text("nothing")
     result = run("tile", slides, "-o", tmp_path / "out", "--mpp", 0.5, "--workers", 0)
     assert result.exit_code == 3
-    assert "broken: failed:" in result.stderr
+    assert f"failed: {slides / 'broken.svs'}: " in result.stderr
     assert "Traceback" not in result.output
     assert "Traceback" in (tmp_path / "out" / "wsi.log").read_text()
 

@@ -87,7 +87,7 @@ def test_aggregate_names_it_as_failed_and_makes_the_others(results: Path) -> Non
     made = run("aggregate", results, "--threshold", "0.3", "--outputs", "summary")
     assert made.exit_code == 3
     assert made.stdout.startswith("2 slides: 1 ok, 1 failed")
-    assert f"one: failed: {results / 'one'}: " in made.output
+    assert f"\nfailed: {results / 'one'}: " in f"\n{made.output}"
     assert read_slides(results) == ["two"]
     assert str(results / "one") in (results / INDEX_HTML).read_text()
 
