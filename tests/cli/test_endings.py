@@ -352,6 +352,6 @@ def test_lines_of_a_run_stand_above_its_bar(
     assert lines.pop(0).startswith("taking ")
     assert lines.pop().startswith("next: ")
     assert [line.split(" ")[0] for line in lines[:2]] == ["model", "engine"]
-    assert sorted(line.split(":")[0] for line in lines[2:6]) == ["one", "s", "three", "two"]
+    assert sorted(line.split(":")[0] for line in lines[2:6]) == ["failed", "one", "s", "two"]
     assert lines[6].startswith("4 slides: 3 ok, 1 failed  →  ")
     assert len(lines) == 7, lines

@@ -81,5 +81,5 @@ def test_a_worker_that_finds_no_file_handles_is_named_with_its_remedy(
     done = run_limited(resource.RLIMIT_NOFILE, limit, "tile", slide, *options)
     assert done.returncode == 5
     assert "Too many open files" in done.stderr
-    assert "check free memory and the limits of processes and open files" in done.stderr
+    assert "(ulimit -" in done.stderr
     assert "Traceback" not in done.stderr
