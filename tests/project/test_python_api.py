@@ -133,7 +133,8 @@ def test_a_slide_is_tiled(run: dict[str, Any]) -> None:
 def test_an_account_prints_how_the_run_ended_and_what_failed(run: dict[str, Any]) -> None:
     first, second = str(run["account"]).splitlines()
     assert first == "2 slides: 1 ok, 1 failed"
-    assert second.startswith("  broken: failed: ")
+    broken = run["folder"] / "slides" / "broken.svs"
+    assert second.startswith(f"  failed: {broken}: ")
 
 
 def test_the_listener_hears_of_every_slide(run: dict[str, Any]) -> None:
