@@ -5,6 +5,7 @@ from typing import Any
 
 import rich_click as click
 
+from wsi_pipeline.core.limits import limit_spinning
 from wsi_pipeline.core.training_options import FitOptions, TrainOptions
 
 from .options import FOLDER, build, mode_option, options_of, preset_option, stores_argument
@@ -42,6 +43,7 @@ def lr_find(stores: tuple[Path, ...], out: Path, steps: int, high: float, **opti
     """
     from .progress import show_progress
 
+    limit_spinning()
     with show_progress() as progress:
         progress.working_on("loading torch")
         from wsi_pipeline.training.config import read_config, read_split

@@ -6,6 +6,7 @@ from typing import Any
 import rich_click as click
 
 from wsi_pipeline.core.choices import REPORT_HTML
+from wsi_pipeline.core.limits import limit_spinning
 from wsi_pipeline.core.training_options import TrainOptions
 
 from .options import (
@@ -41,6 +42,7 @@ def train(stores: tuple[Path, ...], out: Path, **options: Any) -> None:
     from .progress import show_progress
 
     say_taken(list_words(stores), out)
+    limit_spinning()
     with show_progress() as progress:
         progress.working_on("loading torch")
         from wsi_pipeline.training.folds import FoldsResult, train_stores

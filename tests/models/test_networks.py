@@ -17,6 +17,7 @@ from wsi_pipeline.models.architectures import (
     find_architecture,
     load_pretrained,
 )
+from wsi_pipeline.models.architectures.idc_cnn import IdcCnn
 from wsi_pipeline.models.architectures.network import (
     count_parameters,
     find_head,
@@ -347,3 +348,18 @@ def test_files_that_hold_no_weights_are_refused(name: str, fault: str, tmp_path:
 def test_nothing_is_downloaded_for_a_network_that_nobody_publishes() -> None:
     with pytest.raises(ModelError, match="no weights are published"):
         load_pretrained(build("idc_cnn"), "idc_cnn", None, download=True)
+
+
+def test_idc_cnn_trains_with_the_values_and_gradients_of_its_layers_in_order() -> None:
+    """In training ReLU comes after pooling, which changes neither."""
+    network = IdcCnn(22).train()
+    x = torch.rand(4, 3, 22, 22, generator=torch.Generator().manual_seed(0))
+    results = []
+    for features in (network.features, network._pool_first):
+        network.zero_grad()
+        output = features(x)
+        output.square().sum().backward()
+        gradients = [parameter.grad for parameter in network.features.parameters()]
+        results.append([output.detach(), *(grad.clone() for grad in gradients if grad is not None)])
+    assert len(results[0]) == 10
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

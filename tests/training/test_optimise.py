@@ -19,6 +19,7 @@ from wsi_pipeline.training.optimise import (
     list_rates,
     make_optimizer,
     make_scheduler,
+    match_layout,
     measure_l1,
 )
 from wsi_pipeline.training.state import pack_optimizer, unpack_optimizer
@@ -199,3 +200,36 @@ def test_impossible_optimisations_are_refused(wrong: dict[str, float]) -> None:
 def test_impossible_schedules_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         Schedule(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adagrad"])
+def test_fused_steps_are_plain_steps_also_after_a_state_is_restored(name: str) -> None:
+    """Weights lie in memory by pixels (NHWC); a saved state is laid out by channels."""
+    found = []
+    for is_fused in (False, True):
+        layer = nn.Conv2d(3, 5, kernel_size=3)
+        with torch.no_grad():
+            for weight in layer.parameters():
+                weight.copy_(torch.linspace(-1, 1, weight.numel()).reshape(weight.shape))
+        layer.to(memory_format=torch.channels_last)
+        network = nn.Sequential(layer)
+        for _ in range(2):
+            optimizer = OPTIMIZERS[name]([{"params": [*layer.parameters()]}], Optimisation(name))
+            for group in optimizer.param_groups:
+                assert group["fused"] is True
+                group["fused"] = is_fused or None
+            if found_state := getattr(network, "state", None):
+                optimizer.load_state_dict(found_state)
+                match_layout(optimizer)
+            x = torch.linspace(0, 1, 2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
+            network(x.contiguous(memory_format=torch.channels_last)).square().sum().backward()
+            optimizer.step()
+            saved = optimizer.state_dict()
+            saved["state"] = {
+                number: {key: value.contiguous() for key, value in entries.items()}
+                for number, entries in saved["state"].items()
+            }
+            network.state = saved  # type: ignore[assignment]
+        found.append(layer.weight.detach())
+    plain, fused = found
+    assert torch.allclose(plain, fused, atol=1e-6)

@@ -117,7 +117,7 @@ class FitOptions(SheetOptions, DeviceOptions, ForceOptions):
     precision: str = option(
         AUTO, COMPUTE, "auto: bf16 where the GPU or the CPU has units for it, else fp32.",
         choices=(AUTO, *PRECISIONS))
-    compile: bool = option(False, COMPUTE, "Compile the network first.")
+    compile: bool = option(False, COMPUTE, "On a GPU: compile the network first.")
 
     def __post_init__(self) -> None:
         if self.weights and self.download_weights:

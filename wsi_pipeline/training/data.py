@@ -168,6 +168,9 @@ def read_verified(store: PatchStore, numbers: NDArray[np.integer[Any]]) -> NDArr
 class PixelSource(Protocol):
     """Pixels of n patches, which are asked for by their index 0 … n-1."""
 
+    side_px: int
+    """Side of a patch."""
+
     def arrange(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
         """Return the drawn indices in an order that this source can serve."""
         ...
@@ -187,6 +190,7 @@ class MemoryPixels:
     def __init__(self, pixels: Tensor, device: torch.device) -> None:
         self._device = device
         self._pixels = pixels
+        self.side_px = pixels.shape[1]
 
     def arrange(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
         return drawn
@@ -215,6 +219,7 @@ class StorePixels:
         device: torch.device,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
+        self.side_px = patches.spec.side_px
         self._paths = patches.paths
         self._device = device
         self._places = patches.places[members]

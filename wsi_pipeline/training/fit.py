@@ -38,7 +38,7 @@ from wsi_pipeline.training.data import (
     weigh_classes,
 )
 from wsi_pipeline.training.loop import (
-    VALIDATION_BATCH,
+    READ_BATCH,
     FitHistory,
     Learner,
     SplitPart,
@@ -57,6 +57,7 @@ UNSTEADY = (
     "warning: at a constant learning rate without batch normalisation the result depends on"
     " the epoch at which training stops; give --schedule one-cycle or --batch-norm"
 )
+NOT_COMPILED = "--compile: left out on the CPU, where compiled steps are not faster"
 
 # Without Fabric's banner, also in the processes that import this module.
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -82,6 +83,8 @@ def run_fit(job: FitJob, listener: Listener) -> FitHistory:
     """
     if is_unsteady(job.config):
         listener.say(UNSTEADY)
+    if job.config.is_compiled and choose_device(job.config.device).type == "cpu":
+        listener.say(NOT_COMPILED)
     if job.config.devices == 1:
         fabric = make_fabric(job.config)
         fabric.launch()
@@ -194,7 +197,7 @@ def open_part(
 
 def measure_normalisation(source: PixelSource) -> Normalisation:
     """Return the exact mean and deviation of all pixels of a source."""
-    levels = map(count_levels, source.stream(source.order_for_reading().split(VALIDATION_BATCH)))
+    levels = map(count_levels, source.stream(source.order_for_reading().split(READ_BATCH)))
     return normalisation_of(sum(levels, start=torch.zeros((3, 256), dtype=torch.int64)))
 
 

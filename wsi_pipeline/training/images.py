@@ -16,7 +16,7 @@ from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import MemoryPixels
 from wsi_pipeline.training.fit import count_steps, make_fabric, measure_normalisation
 from wsi_pipeline.training.loop import (
-    VALIDATION_BATCH,
+    READ_BATCH,
     FitHistory,
     Learner,
     SplitPart,
@@ -66,7 +66,7 @@ class FittedNetwork:
         """Return logits (n,) or (n, classes) of images uint8 (n, side, side, 3)."""
         network, normalisation = self.network.eval(), self.history.normalisation
         device = next(network.parameters()).device
-        parts = torch.from_numpy(pixels).split(VALIDATION_BATCH)
+        parts = torch.from_numpy(pixels).split(READ_BATCH)
         outputs = [network(normalise(part.to(device), normalisation)) for part in parts]
         return np.asarray(torch.cat(outputs).float().cpu().numpy())
 

@@ -126,7 +126,8 @@ def _learn_forever(
         batches = cut_batches(part.pixels.arrange(drawn, draws), config.batch_size)
         for indices, pixels in zip(batches, part.pixels.stream(batches), strict=True):
             rate = learner.learning_rate
-            yield rate, float(learner.learn(pixels, labels[indices].to(pixels.device), draws))
+            x = learner.prepare(pixels, draws)
+            yield rate, float(learner.learn(x, labels[indices].to(x.device)))
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:

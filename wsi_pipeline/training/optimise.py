@@ -1,7 +1,7 @@
 """Losses, optimisers, initial weights and learning rate schedules."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.models.architectures.network import find_head, positive_logit
 from wsi_pipeline.training.metrics import Floats, Labels, score
 
-ParameterGroups = Iterable[dict[str, Any]]
+ParameterGroups = Sequence[dict[str, Any]]
 FINAL_SHARE = 1e-3
 """Last rate of the exponential schedule and lowest rate of the cosines, as share of the first."""
 MOMENTUM_SWING = 0.05
@@ -184,23 +184,38 @@ def _momentum(choice: Optimisation) -> float:
     return 0.9 if choice.momentum is None else choice.momentum
 
 
+def _is_fused(groups: Sequence[dict[str, Any]]) -> bool | None:
+    """Return True on the CPU, where one pass over each weight is fastest; None: torch chooses."""
+    on_cpu = all(weight.device.type == "cpu" for group in groups for weight in group["params"])
+    return True if on_cpu else None
+
+
 OPTIMIZERS: dict[str, Callable[[ParameterGroups, Optimisation], Optimizer]] = {
     "sgd": lambda groups, choice: SGD(
         groups,
         momentum=_momentum(choice),
         weight_decay=choice.weight_decay,
         nesterov=_momentum(choice) > 0,
+        fused=_is_fused(groups),
     ),
     "adam": lambda groups, choice: Adam(
-        groups, betas=(_momentum(choice), 0.999), weight_decay=choice.weight_decay
+        groups,
+        betas=(_momentum(choice), 0.999),
+        weight_decay=choice.weight_decay,
+        fused=_is_fused(groups),
     ),
     "adamw": lambda groups, choice: AdamW(
-        groups, betas=(_momentum(choice), 0.999), weight_decay=choice.weight_decay
+        groups,
+        betas=(_momentum(choice), 0.999),
+        weight_decay=choice.weight_decay,
+        fused=_is_fused(groups),
     ),
     "rmsprop": lambda groups, choice: RMSprop(
         groups, momentum=choice.momentum or 0.0, weight_decay=choice.weight_decay
     ),
-    "adagrad": lambda groups, choice: Adagrad(groups, weight_decay=choice.weight_decay),
+    "adagrad": lambda groups, choice: Adagrad(
+        groups, weight_decay=choice.weight_decay, fused=_is_fused(groups)
+    ),
 }
 """SGD has Nesterov's momentum unless momentum is 0; Adam after Kingma & Ba, AdamW after Loshchilov
 & Hutter, Adagrad after Duchi et al."""
@@ -222,6 +237,17 @@ def make_optimizer(network: nn.Module, choice: Optimisation) -> Optimizer:
         groups.append({"params": weights, "lr": rate})
         groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
     return OPTIMIZERS[choice.optimizer]([group for group in groups if group["params"]], choice)
+
+
+def match_layout(optimizer: Optimizer) -> None:
+    """Lay out what an optimiser remembers of each weight as the weight itself, such as NHWC.
+
+    Fused optimisers go through the memory of both side by side and compare no strides.
+    """
+    for weight, remembered in optimizer.state.items():
+        for name, value in remembered.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                remembered[name] = torch.empty_like(weight).copy_(value)
 
 
 INITIALISATIONS: dict[str, Callable[[Tensor], object]] = {
