@@ -15,6 +15,7 @@ from tests.builders import make_store, make_table
 from tests.commands import run
 from wsi_pipeline.core.choices import (
     AGGREGATE_JSON,
+    FAILURES_CSV,
     INDEX_HTML,
     MANIFEST,
     PREDICTIONS,
@@ -193,6 +194,7 @@ def test_a_slide_that_was_removed_on_purpose_is_forgotten_by_the_next_run(
     slides = served_root / "slides" / "two.tiff"
     line = ("infer", "--slides", slides, "--model", model, "--results-dir", whole, "--workers", 0)
     assert run(*line).exit_code == 0
+    assert f"one,{whole / 'one'},failed," in (whole / FAILURES_CSV).read_text()  # named once more
     assert run("status", whole).exit_code == 0
 
 
