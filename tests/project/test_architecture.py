@@ -32,6 +32,7 @@ DOORS: dict[str, set[str]] = {
     "tifffile": {"outputs", "runs"},
     "imagecodecs": {"slides", "stages", "store"},
     "PIL": {"slides", "labels", "outputs"},
+    "simplejpeg": {"slides"},
     "zarr": {"store"},
     "google_crc32c": {"store"},
     "xxhash": {"store"},

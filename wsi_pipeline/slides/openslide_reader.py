@@ -1,7 +1,8 @@
 """The one door to OpenSlide: every format that it opens."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from wsi_pipeline.slides.base import (
     resolve_mpp,
     show_reader,
 )
+from wsi_pipeline.slides.lost_tiles import LostTiles
 
 LATTICE_PX = 512
 """Side of the pieces in which levels of a broken downsample are read."""
@@ -54,9 +56,10 @@ class OpenSlideReader:
         check_size(path, handle.dimensions)
         self._level_downsamples = handle.level_downsamples
         properties = handle.properties
+        levels = resolve_levels(handle.level_dimensions)
+        _refuse_other_shapes(path, handle.level_dimensions, levels)
         self.levels = tuple(
-            level._replace(tile=_tile_size(properties, level.number))
-            for level in resolve_levels(handle.level_dimensions)
+            level._replace(tile=_tile_size(properties, level.number)) for level in levels
         )
         mpp, mpp_source = resolve_mpp(path, _declared_scale(properties), scale)
         self.info = SlideInfo(
@@ -79,12 +82,43 @@ class OpenSlideReader:
     def read(
         self, level: Level, x: int, y: int, width: int, height: int, only: Boxes | None = None
     ) -> NDArray[np.uint8]:
-        """Return RGB (height, width, 3) at (x, y) in the level's own pixels; white where absent."""
+        """Return RGB (height, width, 3) at (x, y) in the level's own pixels; white where absent.
+
+        Raises SlideError where a tile is lost, too.
+        """
         box = (x, y, width, height)
         parts = [box] if only is None else merge_boxes(only)
+        self._lost.refuse(level, parts, self.read_rgba)
+        return self._try(level, box, lambda handle: self._read_with(handle, level, box, parts))
+
+    def read_rgba(self, level: Level, box: Box) -> NDArray[np.uint8]:
+        """Return RGBA (height, width, 4) of a box of a level; alpha is 0 where pixels are absent.
+
+        A lost tile is absent, too. Raises SlideError where pixels cannot be decoded.
+        """
+        downsample = self._level_downsamples[level.number]
+        location = (round(box[0] * downsample), round(box[1] * downsample))
+        return self._try(
+            level,
+            box,
+            lambda handle: np.asarray(handle.read_region(location, level.number, box[2:])),
+        )
+
+    def is_lost(self, level: Level, index: int) -> bool:
+        """Return whether a tile of a level, counted by rows, is lost."""
+        return self._lost.holds(level, index, self.read_rgba)
+
+    @cached_property
+    def _lost(self) -> LostTiles:
+        return LostTiles(self._path, self.levels, self.info.vendor)
+
+    def _try(
+        self, level: Level, box: Box, read: Callable[[openslide.OpenSlide], NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
+        """Return what `read` makes of an open handle. Raises SlideError."""
         handle = self._open()
         try:
-            return self._read_with(handle, level, box, parts)
+            return read(handle)
         except OPENSLIDE_FAULTS:
             # After one failed read a handle answers every read with that error (openslide#689), and
             # another thread's failure may have been the first: only a new handle shows whether
@@ -94,12 +128,12 @@ class OpenSlideReader:
                     self._handle = None
         private = _open_handle(self._path)
         try:
-            pixels = self._read_with(private, level, box, parts)
+            pixels = read(private)
         except OPENSLIDE_FAULTS as error:
             private.close()
             raise SlideError(
-                f"{self._path}: level {level.number} at {x},{y}: cannot be decoded ({error}); scan"
-                " or copy it again"
+                f"{self._path}: level {level.number} at {box[0]},{box[1]}: cannot be decoded"
+                f" ({error}); scan or copy it again"
             ) from error
         with self._lock:
             self._handle = self._handle or private
@@ -216,6 +250,19 @@ def _declared_scale(properties: Mapping[str, str]) -> DeclaredScale:
         mpp_x=properties.get(openslide.PROPERTY_NAME_MPP_X),
         mpp_y=properties.get(openslide.PROPERTY_NAME_MPP_Y),
     )
+
+
+def _refuse_other_shapes(
+    path: Path, sizes: Sequence[tuple[int, int]], levels: Sequence[Level]
+) -> None:
+    """Raise SlideError where a level cannot be a smaller level 0."""
+    for number in sorted(set(range(len(sizes))) - {level.number for level in levels}):
+        (width, height), (width_l0, height_l0) = sizes[number], sizes[0]
+        raise SlideError(
+            f"{path}: level {number} has {width} × {height} px, another shape than level 0"
+            f" ({width_l0} × {height_l0}), so it shows something else; export or convert the slide"
+            " again"
+        )
 
 
 def _tile_size(properties: Mapping[str, str], level: int) -> tuple[int, int] | None:

@@ -195,6 +195,9 @@ def _sum_between(values: NDArray[Any], edges: Edges, dtype: np.dtype[Any]) -> ND
 MAX_SIDE_PX = 4096
 """A thumbnail is never larger, however large the slide: the scale gives way."""
 
+MAX_LEVEL_PX = 3_000_000_000
+"""Largest level that is read whole: about a minute on one core, whatever decodes it."""
+
 PIECE_LEVEL_PX = 1024
 SMALLEST_PIECE_PX = 16
 
@@ -211,7 +214,7 @@ def read_thumbnail(reader: SlideReader, mpp: float) -> ThumbnailRead:
     """Return the slide's scanned area at `mpp` µm/px, coarser where necessary.
 
     The slide may be coarser, or MAX_SIDE_PX exceeded. Raises SlideError where no pixel can be
-    decoded.
+    decoded, and where so many would have to be read that it takes minutes.
     """
     x0, y0, width_l0, height_l0 = reader.info.bounds_l0
     finest = max(mpp, reader.info.mpp, reader.info.mpp * max(width_l0, height_l0) / MAX_SIDE_PX)
@@ -219,6 +222,7 @@ def read_thumbnail(reader: SlideReader, mpp: float) -> ThumbnailRead:
     # Rounded up, so that no patch at the right or bottom edge reaches beyond the thumbnail.
     width, height = math.ceil(width_l0 / downsample), math.ceil(height_l0 / downsample)
     view = ScaledView(reader, choose_level(reader.levels, downsample), downsample, (x0, y0))
+    _check_effort(view, width, height)
     pixels = np.full((height, width, 3), 255, dtype=np.uint8)
     unreadable = np.zeros((height, width), dtype=np.bool_)
     piece = max(1, int(PIECE_LEVEL_PX / view.reduction))
@@ -226,6 +230,17 @@ def read_thumbnail(reader: SlideReader, mpp: float) -> ThumbnailRead:
     if unreadable.all() and faults[0] is not None:
         raise faults[0]
     return ThumbnailRead(Thumbnail(pixels, downsample, (x0, y0)), unreadable)
+
+
+def _check_effort(view: ScaledView, width: int, height: int) -> None:
+    """Raise SlideError where `width` × `height` px of a view are too many of its level."""
+    pixels = int(width * height * view.reduction**2)
+    if pixels > MAX_LEVEL_PX:
+        raise SlideError(
+            f"{view.reader.info.path}: no level is coarse enough to find tissue on"
+            f" ({pixels / 1e9:,.1f} billion pixels of level {view.level.number} would be read);"
+            " convert it to a pyramidal TIFF"
+        )
 
 
 def _pieces(width: int, height: int, side: int) -> Iterator[Box]:

@@ -90,6 +90,13 @@ class TiffReader:
                 self._note(level, (x, y, width, height), fault)
         return self._openslide.read(level, x, y, width, height, only)
 
+    def read_rgba(self, level: Level, box: Box) -> NDArray[np.uint8]:
+        """Return RGBA (height, width, 4) of a box of a level; alpha is 0 where pixels are absent.
+
+        Raises SlideError.
+        """
+        return self._openslide.read_rgba(level, box)
+
     def _note(self, level: Level, box: Box, fault: TileFault) -> None:
         self._here.fallbacks = self.fallbacks + 1
         logger.info(
@@ -134,25 +141,31 @@ class TiffReader:
         """Return the level's tiles, compared with OpenSlide's first; None: OpenSlide reads it."""
         if level.number not in self._probed:
             layout = self._layouts.get(level.number)
-            is_equal = layout is not None and all(
-                self._is_equal(level, layout, index) for index in _choose_probes(layout)
-            )
-            self._probed[level.number] = layout if is_equal else None
+            is_ours = layout is not None and self._agrees(level, layout)
+            self._probed[level.number] = layout if is_ours else None
         return self._probed[level.number]
 
-    def _is_equal(self, level: Level, layout: LevelLayout, index: int) -> bool:
+    def _agrees(self, level: Level, layout: LevelLayout) -> bool:
+        """Return whether OpenSlide's pixels come out of the probes, of at least one if of several.
+
+        A single tile that only OpenSlide can read may be damaged; several are of another format.
+        """
+        found = [self._is_equal(level, layout, index) for index in _choose_probes(layout)]
+        return False not in found and not (len(found) > 1 and set(found) == {None})
+
+    def _is_equal(self, level: Level, layout: LevelLayout, index: int) -> bool | None:
+        """Return whether a tile has OpenSlide's pixels; None where only OpenSlide can read it."""
         x, y = layout.corner(index)
         width = min(layout.form.width, level.size[0] - x)
         height = min(layout.form.height, level.size[1] - y)
-        try:
+        ours = theirs = None
+        with suppress(TileFault):
             ours = self._assemble(level, layout, (x, y, width, height), None)
-        except TileFault:
-            return True  # nothing to compare: OpenSlide reads this tile whenever it is needed
-        try:
+        with suppress(SlideError):
             theirs = self._openslide.read(level, x, y, width, height)
-        except SlideError:
-            return False
-        is_equal = np.array_equal(ours, theirs)
+        if ours is None:
+            return True if theirs is None else None
+        is_equal = theirs is not None and np.array_equal(ours, theirs)
         if not is_equal:
             text = "%s: level %d is decoded otherwise than by OpenSlide, which therefore reads it"
             logger.warning(text, self._path, level.number)
@@ -208,6 +221,8 @@ class TiffReader:
         key = (self._key, level.number, index)
         if (kept := TILES.get(key)) is not None:
             return kept
+        if self._openslide.is_lost(level, index):
+            raise TileFault("a lost tile")
         count = int(layout.counts[index])
         if count == 0:
             if self.info.vendor == "aperio" and level.number > 0:

@@ -114,6 +114,13 @@ def read_structure(path: Path) -> TiffStructure:
         return TiffStructure(list(walk.pages()), walk.size)
 
 
+def find_page(structure: TiffStructure, size: tuple[int, int]) -> TiffPage | None:
+    """Return the one tiled image of that size; None where there are none or several."""
+    pages = [page for page in structure.pages if page.is_tiled and not page.is_sub]
+    matching = [page for page in pages if page.size == size]
+    return matching[0] if len(matching) == 1 else None
+
+
 class _Walk:
     """One way through a file, whose limits are those of the whole file."""
 

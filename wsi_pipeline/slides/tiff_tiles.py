@@ -1,10 +1,11 @@
 """Tiles of a TIFF's levels: their places, and their pixels exactly as OpenSlide gives them.
 
 OpenSlide decodes JPEG with libjpeg-turbo's defaults (slow integer DCT, fancy upsampling), lossless
-codecs with libtiff and JPEG 2000 with OpenJPEG. imagecodecs calls the same libraries with the same
-settings. OpenSlide reads the rest: JPEG 2000 in YCbCr (Aperio's 33003), tiles with alpha, separate
-planes, more than 8 bits. Places are compared with the file's size first, so that a hostile file
-costs little. The speed of this machine at JPEG tiles is measured with the same codec.
+codecs with libtiff and JPEG 2000 with OpenJPEG. simplejpeg and imagecodecs call the same libraries
+with the same settings, or raise where OpenSlide may. OpenSlide reads the rest: JPEG 2000 in YCbCr
+(Aperio's 33003), tiles with alpha, separate planes, more than 8 bits. Places are compared with the
+file's size first, so that a hostile file costs little. The speed of this machine at JPEG tiles is
+measured with the same codec.
 """
 
 import time
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.slides.base import Level
+from wsi_pipeline.slides.jpeg_tiles import can_share, decode_jpeg
 from wsi_pipeline.slides.tiff_structure import (
     BITS,
     COMPRESSION,
@@ -32,6 +34,8 @@ from wsi_pipeline.slides.tiff_structure import (
     TILE_DEPTH,
     BrokenTiff,
     TiffPage,
+    TiffStructure,
+    find_page,
     read_structure,
 )
 
@@ -45,7 +49,8 @@ DIFFERENCES = 2
 """The predictor that stores differences between neighbouring pixels."""
 
 DECODER_FAULTS = (RuntimeError, ValueError, TypeError, OSError, MemoryError)
-"""Errors of imagecodecs for invalid data; its own are RuntimeErrors."""
+"""Errors of the decoders for invalid data: imagecodecs raises RuntimeErrors, simplejpeg
+ValueErrors."""
 TILE_PX = 256
 QUALITY = 87
 """About what scanners write."""
@@ -71,7 +76,7 @@ class TileFormat(NamedTuple):
 def can_decode(form: TileFormat) -> bool:
     """Return whether tiles of this format come out exactly as OpenSlide gives them."""
     if form.compression == JPEG:
-        return form.photometric in (RGB, YCBCR)
+        return form.photometric in (RGB, YCBCR) and can_share(form.jpeg_tables)
     is_simple = form.photometric == RGB and form.predictor in (1, DIFFERENCES)
     return is_simple and form.compression in DECODERS
 
@@ -95,12 +100,8 @@ def decode_tile(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
 
 def _decode_jpeg(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     # The TIFF's tag counts, as for OpenSlide, not the markers of the JPEG.
-    colors = "YCBCR" if form.photometric == YCBCR else "RGB"
-    pixels = np.empty((form.height, form.width, 3), dtype=np.uint8)
-    imagecodecs.jpeg8_decode(
-        content, tables=form.jpeg_tables, colorspace=colors, outcolorspace="RGB", out=pixels
-    )
-    return pixels
+    is_ycbcr = form.photometric == YCBCR
+    return decode_jpeg(content, form.jpeg_tables, is_ycbcr, (form.width, form.height))
 
 
 def _decode_lossless(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
@@ -203,17 +204,15 @@ def find_layouts(path: Path, levels: Sequence[Level]) -> dict[int, LevelLayout]:
         structure = read_structure(path)
     except (BrokenTiff, OSError):
         return {}
-    pages = [page for page in structure.pages if page.is_tiled and not page.is_sub]
-    found = {level.number: _layout_of(level, pages, structure.file_size) for level in levels}
+    found = {level.number: _layout_of(level, structure) for level in levels}
     return {number: layout for number, layout in found.items() if layout is not None}
 
 
-def _layout_of(level: Level, pages: Sequence[TiffPage], file_size: int) -> LevelLayout | None:
+def _layout_of(level: Level, structure: TiffStructure) -> LevelLayout | None:
     """Return the layout of the one tiled page of the level's size; None if it cannot be read."""
-    matching = [page for page in pages if page.size == level.size]
-    if len(matching) != 1 or not _is_plain_rgb(matching[0]):
+    page = find_page(structure, level.size)
+    if page is None or not _is_plain_rgb(page):
         return None
-    page = matching[0]
     form = TileFormat(
         *page.tile,
         compression=page.number(COMPRESSION, 1),
@@ -225,7 +224,7 @@ def _layout_of(level: Level, pages: Sequence[TiffPage], file_size: int) -> Level
     if not can_decode(form) or len(page.offsets) != across * down:
         return None
     layout = LevelLayout(form, level.size, across, page.offsets, page.counts)
-    return layout if _is_within(layout, file_size) else None
+    return layout if _is_within(layout, structure.file_size) else None
 
 
 def _is_plain_rgb(page: TiffPage) -> bool:

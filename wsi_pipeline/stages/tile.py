@@ -25,6 +25,7 @@ from wsi_pipeline.core.geometry import (
     downsample_between,
     lay_grid,
     order_by_macro_tile,
+    positions_to_boxes_l0,
 )
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
@@ -35,8 +36,9 @@ from wsi_pipeline.labels.mask import TissueMask, match_mask
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.previews import write_label_preview, write_mask_preview
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.base import SlideReader, UserScale
+from wsi_pipeline.slides.base import SlideReader, UserScale, choose_level
 from wsi_pipeline.slides.found_slide import FoundSlide
+from wsi_pipeline.slides.level_check import check_level
 from wsi_pipeline.slides.patches import macro_tiles_per_patch, view_grid
 from wsi_pipeline.slides.quality import QualityParameters, flag_patches
 from wsi_pipeline.slides.scaling import read_thumbnail
@@ -282,6 +284,7 @@ def plan_patches(
         fraction, tissue_mm2 = _take_mask(mask, slide, grid)
         tissue = mask.mask_thumbnail(thumbnail)
     positions = _take_positions(reader, grid, fraction, config.tissue.min_tissue)
+    _check_levels(reader, grid, positions, thumbnail)
     if tissue_mm2 and not len(positions):  # it must not pass for an empty slide
         raise _no_patch_error(slide, tissue_mm2, config)
     positions, quality = flag_patches(reader, grid, positions, thumbnail, config.quality)
@@ -346,6 +349,17 @@ def resolve_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, F
         remedy = f"use --mpp {slide.mpp:g} or more, or --allow-upsample"
         raise SlideError(f"{slide.path}: {what}; {remedy}")
     return spec, downsample_between(slide.mpp, spec.mpp)
+
+
+def _check_levels(
+    reader: SlideReader, grid: Grid, positions: NDArray[np.int32], thumbnail: Thumbnail
+) -> None:
+    """Require that tissue and patches are read from levels that show the picture of level 0."""
+    boxes = positions_to_boxes_l0(positions, grid)
+    centres = (boxes[:, :2] + boxes[:, 2:] / 2).astype(np.int64)
+    used = (choose_level(reader.levels, each.downsample) for each in (grid, thumbnail))
+    for level in dict.fromkeys(used):
+        check_level(reader, level, centres)
 
 
 def _take_positions(
