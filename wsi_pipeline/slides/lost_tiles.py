@@ -1,25 +1,26 @@
-"""Tiles that a scanner's file has lost, told from glass that was never stored.
+"""Tiles that an Aperio scanner's file has lost, told from glass that was never stored.
 
-OpenSlide shows a tile of length 0 as background. Scanners of some makes leave glass out in this
-way, but a file whose table of tiles is damaged looks the same. A coarser level tells: where it
-shows tissue, the tile is lost. The same is asked of tiles that no scanner writes: those that lie in
-the file's header, and several at one place, of which at most one is right.
+OpenSlide shows a tile of length 0 as background, on coarser levels too: a tile there that covers a
+missing one is drawn from the finer level. (Tiles are missing where the scanner's encoder failed, or
+the table of tiles was damaged; some programs leave out glass.) The content of the coarser level
+tells which: where it shows tissue, the tile is lost. The same is asked of tiles that no scanner
+writes: those in the file's header, and several at one place, of which at most one is right.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import Box, Level, tiles_touched
-from wsi_pipeline.slides.tiff_structure import BrokenTiff, TiffPage, find_page, read_structure
+from wsi_pipeline.slides.tiff_tiles import LevelLayout, TileFault, decode_tile, find_layouts
 
-SCANNERS = ("aperio", "philips")
-"""OpenSlide's formats whose levels are whole pages of tiles, written by a scanner; in other TIFFs,
-missing tiles mean background."""
+VENDOR = "aperio"
+"""In OpenSlide's other formats missing tiles mean background, by their makers' word or nobody's."""
 HEADER_BYTES = 8
 """Of a TIFF, before anything else."""
 
@@ -27,128 +28,127 @@ MIN_STAIN, MIN_BRIGHTNESS = 0.05, 204
 """Glass is less saturated (0–1) and brighter (0–255), whatever JPEG makes of it."""
 MIN_SHARE = 0.02
 """Share of stained pixels from which on a place is tissue."""
-
-ReadRgba = Callable[[Level, Box], NDArray[np.uint8]]
-"""Reads RGBA (height, width, 4); alpha is 0 where pixels are absent."""
-
-
-class Doubtful(NamedTuple):
-    """The tiles of one level that may be lost."""
-
-    tile: tuple[int, int]
-    """(width, height)"""
-    is_doubtful: NDArray[np.bool_]
-    """(rows, cols)"""
-    is_missing: NDArray[np.bool_]
-    """Those of them that have no content."""
-
-    def box_of(self, index: int, level: Level) -> Box:
-        """Return the part of a tile that lies within its level."""
-        row, col = divmod(index, self.is_doubtful.shape[1])
-        x, y = col * self.tile[0], row * self.tile[1]
-        return x, y, min(self.tile[0], level.size[0] - x), min(self.tile[1], level.size[1] - y)
-
-
-def find_doubtful(path: Path, vendor: str | None, levels: Sequence[Level]) -> dict[int, Doubtful]:
-    """Return level number → tiles that may be lost; empty except for scanners' TIFFs."""
-    if vendor not in SCANNERS:
-        return {}
-    try:
-        structure = read_structure(path)
-    except (BrokenTiff, OSError):
-        return {}
-    pages = ((level.number, find_page(structure, level.size)) for level in levels)
-    found = {number: _doubt(page) for number, page in pages if page is not None}
-    return {number: doubtful for number, doubtful in found.items() if doubtful is not None}
-
-
-def _doubt(page: TiffPage) -> Doubtful | None:
-    (width, height), tile = page.size, page.tile
-    shape = -(-height // tile[1]), -(-width // tile[0])
-    if not len(page.offsets) == len(page.counts) == shape[0] * shape[1]:
-        return None
-    is_missing = page.counts == 0
-    _, group, members = np.unique(page.offsets, return_inverse=True, return_counts=True)
-    is_doubtful = is_missing | (page.offsets < HEADER_BYTES) | (members[group] > 1)
-    if not is_doubtful.any():
-        return None
-    return Doubtful(tile, is_doubtful.reshape(shape), is_missing.reshape(shape))
+MIN_SIDE_PX = 8
+"""Of a tile's place on the coarser level that is looked at."""
+KEPT_TILES = 16
 
 
 class LostTiles:
-    """The lost tiles of one slide, each looked at once."""
+    """The lost tiles of one slide; each is looked at once, when it is touched."""
 
-    def __init__(self, path: Path, levels: Sequence[Level], vendor: str | None) -> None:
+    def __init__(self, path: Path, vendor: str | None, levels: Sequence[Level]) -> None:
         self._path = path
         self._levels = levels
-        self._doubtful = find_doubtful(path, vendor, levels)
-        self._known: dict[tuple[int, int], bool] = {}
+        self._layouts = find_layouts(path, levels) if vendor == VENDOR else {}
+        self._missing = {
+            number: is_missing
+            for number, layout in self._layouts.items()
+            if (is_missing := _by_rows(layout, layout.counts == 0)).any()
+        }
+        finest = self._layouts.get(0)
+        self._doubtful = None if finest is None else _by_rows(finest, _is_doubtful(finest))
+        self._known: dict[int, bool] = {}
+        self._decode = lru_cache(KEPT_TILES)(self._decode_tile)
 
-    def refuse(self, level: Level, parts: Sequence[Box], read: ReadRgba) -> None:
+    def refuse(self, level: Level, parts: Sequence[Box]) -> None:
         """Raise SlideError where a part of the level touches a lost tile."""
-        if (doubtful := self._doubtful.get(level.number)) is None:
+        doubtful = self._doubtful if level.number == 0 else self._missing.get(0)
+        if doubtful is None or not doubtful.any():
             return
-        shape = doubtful.is_doubtful.shape
-        touched = tiles_touched(np.array(parts, dtype=np.int64), doubtful.tile, shape)
-        for index in np.flatnonzero(touched & doubtful.is_doubtful).tolist():
-            if self.holds(level, index, read):
-                x, y, *_ = doubtful.box_of(index, level)
+        boxes = np.array([_scale_box(box, float(level.downsample)) for box in parts])
+        layout = self._layouts[0]
+        touched = tiles_touched(boxes, (layout.form.width, layout.form.height), doubtful.shape)
+        for index in np.flatnonzero(touched & doubtful).tolist():
+            if self.holds(index):
+                x, y = layout.corner(index)
                 raise SlideError(
-                    f"{self._path}: level {level.number} at {x},{y}: a tile is missing where a"
-                    " coarser level shows tissue; scan or copy it again"
+                    f"{self._path}: level 0 at {x},{y}: a tile is missing where a coarser level"
+                    " shows tissue; scan or copy it again"
                 )
 
-    def holds(self, level: Level, index: int, read: ReadRgba) -> bool:
-        """Return whether a tile of a level, counted by rows, is lost."""
-        doubtful = self._doubtful.get(level.number)
-        if doubtful is None or not doubtful.is_doubtful.flat[index]:
+    def holds(self, index: int) -> bool:
+        """Return whether a tile of level 0, counted by rows, is lost."""
+        if self._doubtful is None or not self._doubtful.flat[index]:
             return False
-        if (level.number, index) not in self._known:
-            is_lost = self._is_lost(level, doubtful, index, read)
-            self._known[level.number, index] = is_lost
-        return self._known[level.number, index]
+        if index not in self._known:
+            self._known[index] = self._is_lost(index)
+        return self._known[index]
 
-    def _is_lost(self, level: Level, doubtful: Doubtful, index: int, read: ReadRgba) -> bool:
-        box = doubtful.box_of(index, level)
-        is_absent = np.ones(box[:1:-1], dtype=np.bool_)
-        if doubtful.is_missing.flat[index] and level is not self._levels[0]:
-            # OpenSlide draws it from finer levels, as far as these have it.
-            is_absent = read(level, box)[..., 3] == 0
-        coarser = [other for other in self._levels if other.downsample > level.downsample]
-        for other in coarser if is_absent.any() else ():
-            shown = _pixels_under(level, box, is_absent, other, read)
-            if len(shown):
-                return shows_tissue(shown)
+    def is_drawn(self, level: Level, index: int) -> bool:
+        """Return whether OpenSlide draws a tile of a coarser level from the finer ones.
+
+        It does where the tile, or one of a finer level under it, is missing.
+        """
+        for other in self._levels if level.number and self._missing else ():
+            is_missing = self._missing.get(other.number)
+            if is_missing is None or other.downsample > level.downsample:
+                continue
+            layout, box = self._layouts[other.number], _box_of(self._layouts[level.number], index)
+            under = np.array([_scale_box(box, float(level.downsample / other.downsample))])
+            tile = layout.form.width, layout.form.height
+            if (tiles_touched(under, tile, is_missing.shape) & is_missing).any():
+                return True
         return False
 
+    def _is_lost(self, index: int) -> bool:
+        box = _box_of(self._layouts[0], index)
+        for level in reversed(self._levels[1:]):
+            pixels = self._stored_pixels(level, _scale_box(box, float(1 / level.downsample)))
+            if len(pixels):
+                return shows_tissue(pixels)
+        return False
 
-def _pixels_under(
-    level: Level, box: Box, is_wanted: NDArray[np.bool_], coarser: Level, read: ReadRgba
-) -> NDArray[np.uint8]:
-    """Return a coarser level's pixels (n, 3) at the wanted ones of a box; none if unreadable."""
-    scale = float(coarser.downsample / level.downsample)
-    first = [int(box[axis] / scale) for axis in (0, 1)]
-    stop = [
-        min(int(np.ceil((box[axis] + box[axis + 2]) / scale)), coarser.size[axis])
-        for axis in (0, 1)
-    ]
-    width, height = (max(stop[axis] - first[axis], 0) for axis in (0, 1))
-    try:
-        rgba = read(coarser, (first[0], first[1], width, height)) if width and height else None
-    except SlideError:
-        rgba = None
-    if rgba is None:
-        return np.empty((0, 3), np.uint8)
-    cols, rows = (
-        np.clip(
-            ((first[axis] + np.arange(count) + 0.5) * scale).astype(int) - box[axis],
-            0,
-            box[axis + 2] - 1,
-        )
-        for axis, count in ((0, width), (1, height))
-    )
-    is_shown = (rgba[..., 3] == 255) & is_wanted[np.ix_(rows, cols)]
-    return np.asarray(rgba[is_shown, :3])
+    def _stored_pixels(self, level: Level, box: Box) -> NDArray[np.uint8]:
+        """Return what a level itself stores of a box, (n, 3); none where that is nothing."""
+        layout = self._layouts.get(level.number)
+        x, y, width, height = box
+        found = [np.empty((0, 3), np.uint8)]
+        if layout is None or min(width, height) < MIN_SIDE_PX:
+            return found[0]
+        rows, cols = layout.tiles_under(*box)
+        for index in (row * layout.across + col for row in rows for col in cols):
+            left, top = layout.corner(index)
+            tile = self._decode(level.number, index)
+            part = tile[max(y - top, 0) : y + height - top, max(x - left, 0) : x + width - left]
+            found.append(part.reshape(-1, 3))
+        return np.concatenate(found)
+
+    def _decode_tile(self, number: int, index: int) -> NDArray[np.uint8]:
+        """Return a stored tile's pixels; none where it is missing or cannot be decoded."""
+        layout = self._layouts[number]
+        try:
+            content = _read_bytes(self._path, int(layout.offsets[index]), int(layout.counts[index]))
+            return decode_tile(content, layout.form)
+        except (TileFault, OSError):
+            return np.empty((0, 0, 3), np.uint8)
+
+
+def _is_doubtful(layout: LevelLayout) -> NDArray[np.bool_]:
+    _, group, members = np.unique(layout.offsets, return_inverse=True, return_counts=True)
+    return np.asarray((layout.counts == 0) | (layout.offsets < HEADER_BYTES) | (members[group] > 1))
+
+
+def _by_rows(layout: LevelLayout, values: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return values.reshape(-1, layout.across)
+
+
+def _box_of(layout: LevelLayout, index: int) -> Box:
+    """Return the part of a tile that lies within its level."""
+    x, y = layout.corner(index)
+    width, height = layout.size
+    return x, y, min(layout.form.width, width - x), min(layout.form.height, height - y)
+
+
+def _scale_box(box: Box, scale: float) -> Box:
+    """Return the pixels that a box covers on another level."""
+    x, y = (int(place * scale) for place in box[:2])
+    right, below = (int(np.ceil((box[axis] + box[axis + 2]) * scale)) for axis in (0, 1))
+    return x, y, right - x, below - y
+
+
+def _read_bytes(path: Path, offset: int, count: int) -> bytes:
+    with path.open("rb", buffering=0) as stream:
+        return os.pread(stream.fileno(), count, offset)
 
 
 def shows_tissue(pixels: NDArray[np.uint8]) -> bool:

@@ -88,7 +88,7 @@ class OpenSlideReader:
         """
         box = (x, y, width, height)
         parts = [box] if only is None else merge_boxes(only)
-        self._lost.refuse(level, parts, self.read_rgba)
+        self.lost_tiles.refuse(level, parts)
         return self._try(level, box, lambda handle: self._read_with(handle, level, box, parts))
 
     def read_rgba(self, level: Level, box: Box) -> NDArray[np.uint8]:
@@ -104,13 +104,10 @@ class OpenSlideReader:
             lambda handle: np.asarray(handle.read_region(location, level.number, box[2:])),
         )
 
-    def is_lost(self, level: Level, index: int) -> bool:
-        """Return whether a tile of a level, counted by rows, is lost."""
-        return self._lost.holds(level, index, self.read_rgba)
-
     @cached_property
-    def _lost(self) -> LostTiles:
-        return LostTiles(self._path, self.levels, self.info.vendor)
+    def lost_tiles(self) -> LostTiles:
+        """The tiles that the file has lost."""
+        return LostTiles(self._path, self.info.vendor, self.levels)
 
     def _try(
         self, level: Level, box: Box, read: Callable[[openslide.OpenSlide], NDArray[np.uint8]]

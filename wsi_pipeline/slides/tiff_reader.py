@@ -221,12 +221,13 @@ class TiffReader:
         key = (self._key, level.number, index)
         if (kept := TILES.get(key)) is not None:
             return kept
-        if self._openslide.is_lost(level, index):
+        lost_tiles = self._openslide.lost_tiles
+        if level.number == 0 and lost_tiles.holds(index):
             raise TileFault("a lost tile")
+        if level.number > 0 and lost_tiles.is_drawn(level, index):
+            raise TileFault("a tile that OpenSlide draws from a finer level")
         count = int(layout.counts[index])
         if count == 0:
-            if self.info.vendor == "aperio" and level.number > 0:
-                raise TileFault("a missing tile, which OpenSlide draws from a finer level")
             return np.full((layout.form.height, layout.form.width, 3), 255, np.uint8)
         tile = decode_tile(self._read_bytes(int(layout.offsets[index]), count), layout.form)
         if keep:
