@@ -531,7 +531,9 @@ CASES: dict[str, Case] = {
     ),
     "levels missing": Case(lambda path: write_levels(path, [(600, 500), (75, 62)]), OK, ALL),
     "a level of another aspect": Case(
-        lambda path: write_levels(path, [(600, 500), (300, 100), (150, 125)]), OK, ALL
+        lambda path: write_levels(path, [(600, 500), (300, 100), (150, 125)]),
+        FAILED,
+        "another shape than level 0",
     ),
     "levels beyond order": Case(
         lambda path: write_levels(path, [(600, 500), (300, 30), (150, 125)]),

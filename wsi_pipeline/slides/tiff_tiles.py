@@ -104,9 +104,21 @@ def _decode_jpeg(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     return decode_jpeg(content, form.jpeg_tables, is_ycbcr, (form.width, form.height))
 
 
-def _decode_lossless(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
-    decode = imagecodecs.lzw_decode if form.compression == LZW else imagecodecs.zlib_decode
-    return _to_pixels(decode(content, out=form.height * form.width * 3), form)
+def _decode_deflate(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    return _to_pixels(imagecodecs.zlib_decode(content, out=form.height * form.width * 3), form)
+
+
+LZW_END = 257
+"""The code that ends a stream, in nine bits or more; zeros fill its last byte or two."""
+
+
+def _decode_lzw(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    # imagecodecs invents the last pixel of a stream that lost its end, and libtiff does not.
+    tail = int.from_bytes(content[-4:])
+    ends = (tail >> unused for unused in range(16) if tail % (1 << unused) == 0)
+    if not any(end % 512 == LZW_END for end in ends):
+        raise TileFault("an LZW stream without its end")
+    return _to_pixels(imagecodecs.lzw_decode(content, out=form.height * form.width * 3), form)
 
 
 def _to_pixels(content: bytes | bytearray, form: TileFormat) -> NDArray[np.uint8]:
@@ -116,22 +128,27 @@ def _to_pixels(content: bytes | bytearray, form: TileFormat) -> NDArray[np.uint8
     return pixels
 
 
-CODESTREAM_SIZE_AT = 8
-"""In JPEG 2000, width, height and their offsets, 32 bits each, follow the markers SOC and SIZ."""
+CODESTREAM_SIZE_AT, CODESTREAM_COMPONENTS_AT = 8, 40
+"""In JPEG 2000, width, height and their offsets, 32 bits each, follow the markers SOC and SIZ;
+after the same of tiles come the number of components, and depth and sampling of each."""
+RGB_COMPONENTS = b"\0\3" + b"\7\1\1" * 3
+"""Three of 8 bits without a sign, at full size."""
 
 
 def _decode_jpeg_2000(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     size = np.frombuffer(content, dtype=">u4", count=4, offset=CODESTREAM_SIZE_AT)
     if content[:4] != b"\xff\x4f\xff\x51" or size.tolist() != [form.width, form.height, 0, 0]:
         raise TileFault("a JPEG 2000 codestream of another size than its tile")
+    if not content.startswith(RGB_COMPONENTS, CODESTREAM_COMPONENTS_AT):
+        raise TileFault("a JPEG 2000 codestream of other components than RGB")
     return np.asarray(imagecodecs.jpeg2k_decode(content))
 
 
 DECODERS: dict[int, Callable[[bytes, TileFormat], NDArray[np.uint8]]] = {
     JPEG: _decode_jpeg,
-    LZW: _decode_lossless,
-    DEFLATE: _decode_lossless,
-    OLD_DEFLATE: _decode_lossless,
+    LZW: _decode_lzw,
+    DEFLATE: _decode_deflate,
+    OLD_DEFLATE: _decode_deflate,
     UNCOMPRESSED: _to_pixels,
     JPEG_2000_RGB: _decode_jpeg_2000,
 }
