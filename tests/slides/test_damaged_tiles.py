@@ -46,7 +46,8 @@ def compare_readers(path: Path, tiles: int) -> Counter[str]:
         before = ours.fallbacks
         mine, other = read_or_none(ours, index), read_or_none(theirs, index)
         assert (mine is None) == (other is None), f"tile {index}"
-        assert mine is None or np.array_equal(mine, other), f"tile {index}"
+        if mine is not None and other is not None:
+            assert np.array_equal(mine, other), f"tile {index}"
         kind = "unreadable" if mine is None else "read"
         ended[f"{kind} by OpenSlide" if ours.fallbacks > before else kind] += 1
     return ended
@@ -84,7 +85,7 @@ def test_damaged_tiles_are_openslides_or_unreadable(name: str, tmp_path: Path) -
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("seed", range(1, 9))
+@pytest.mark.parametrize("seed", range(1, 5))
 @pytest.mark.parametrize("name", CODECS)
 def test_thousands_of_damaged_tiles_are_openslides_or_unreadable(
     name: str, seed: int, tmp_path: Path

@@ -29,7 +29,7 @@ def draw() -> np.ndarray:
 def shrink(pixels: np.ndarray, step: int = 4) -> np.ndarray:
     height, width = pixels.shape[0] // step * step, pixels.shape[1] // step * step
     blocks = pixels[:height, :width].reshape(height // step, step, width // step, step, 3)
-    return blocks.mean(axis=(1, 3)).astype(np.uint8)
+    return np.asarray(blocks.mean(axis=(1, 3)).astype(np.uint8))
 
 
 def write_levels(path: Path, *levels: np.ndarray, **options: Any) -> Path:

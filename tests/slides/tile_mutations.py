@@ -30,7 +30,7 @@ class Codec(NamedTuple):
 
 
 def _jpeg(is_rgb: bool = False, **options: Any) -> Callable[[NDArray[np.uint8]], Any]:
-    colours = {"colorspace": "RGB", "outcolorspace": "RGB"} if is_rgb else {}
+    colours: dict[str, Any] = {"colorspace": "RGB", "outcolorspace": "RGB"} if is_rgb else {}
     return lambda pixels: imagecodecs.jpeg8_encode(pixels, level=87, **colours, **options)
 
 
