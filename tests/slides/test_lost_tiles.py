@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from tests.builders import PINK, write_model
 from tests.commands import PLAIN, run
@@ -104,6 +106,44 @@ def test_missing_tiles_of_a_sparse_tiff_are_background(tmp_path: Path) -> None:
     assert (exit_code, "unreadable" in said) == (0, False)
 
 
+@pytest.mark.parametrize("compression", [33003, 33005])
+def test_jpeg_2000_of_aperio_is_looked_at(compression: int, tmp_path: Path) -> None:
+    path = tmp_path / "s.svs"
+    with tifffile.TiffWriter(path) as writer:
+        for step in (1, 4):
+            side = SIDE // step
+            pixels = draw(side)
+            if compression == 33003:
+                pixels = np.asarray(Image.fromarray(pixels).convert("YCbCr"))
+            places = [(y, x) for y in range(0, side, TILE) for x in range(0, side, TILE)]
+            packed: Any = iter(
+                imagecodecs.jpeg2k_encode(
+                    np.ascontiguousarray(pixels[y : y + TILE, x : x + TILE]),
+                    level=0,
+                    codecformat="j2k",
+                    mct=False,
+                )
+                for y, x in places
+            )
+            writer.write(
+                packed,
+                shape=(side, side, 3),
+                dtype="uint8",
+                tile=(TILE, TILE),
+                compression=compression,
+                photometric="rgb",
+                description=APERIO.format(SIDE, SIDE, "0.5"),
+                subfiletype=int(step > 1),
+                metadata=None,
+                software=False,
+            )
+    assert ALL in tile_slide(path)[1]
+    for tile in (TISSUE, GLASS):
+        set_tile(path, tile, count=0)
+    exit_code, said = tile_slide(path, "--force")
+    assert (exit_code, DAMAGED in said) == (3, True)
+
+
 def two_at_one_place(path: Path) -> None:
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[0]
@@ -135,8 +175,6 @@ def test_a_tile_that_lies_beyond_the_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tile_of_another_size_is_damage(tmp_path: Path) -> None:
-    import imagecodecs
-
     small = bytes(imagecodecs.jpeg8_encode(draw(128)))
     exit_code, said = tile_slide(put_tile(write_scan(tmp_path / "s.svs"), TISSUE, small))
     assert (exit_code, DAMAGED in said) == (3, True)

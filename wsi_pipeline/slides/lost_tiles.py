@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import Box, Level, tiles_touched
-from wsi_pipeline.slides.tiff_tiles import LevelLayout, TileFault, decode_tile, find_layouts
+from wsi_pipeline.slides.tiff_tiles import LevelLayout, TileFault, approximate_tile, find_tables
 
 VENDOR = "aperio"
 """In OpenSlide's other formats missing tiles mean background, by their makers' word or nobody's."""
@@ -39,7 +39,7 @@ class LostTiles:
     def __init__(self, path: Path, vendor: str | None, levels: Sequence[Level]) -> None:
         self._path = path
         self._levels = levels
-        self._layouts = find_layouts(path, levels) if vendor == VENDOR else {}
+        self._layouts = find_tables(path, levels) if vendor == VENDOR else {}
         self._missing = {
             number: is_missing
             for number, layout in self._layouts.items()
@@ -118,7 +118,7 @@ class LostTiles:
         layout = self._layouts[number]
         try:
             content = _read_bytes(self._path, int(layout.offsets[index]), int(layout.counts[index]))
-            return decode_tile(content, layout.form)
+            return approximate_tile(content, layout.form)
         except (TileFault, OSError):
             return np.empty((0, 0, 3), np.uint8)
 

@@ -39,8 +39,9 @@ from wsi_pipeline.slides.tiff_structure import (
     read_structure,
 )
 
-JPEG, LZW, DEFLATE, OLD_DEFLATE, UNCOMPRESSED, JPEG_2000_RGB = 7, 5, 8, 32946, 1, 33005
-"""Compression schemes, by TIFF's numbers; the last is Aperio's own."""
+JPEG, LZW, DEFLATE, OLD_DEFLATE, UNCOMPRESSED = 7, 5, 8, 32946, 1
+JPEG_2000_YCBCR, JPEG_2000_RGB = 33003, 33005
+"""Compression schemes, by TIFF's numbers; the last two are Aperio's own."""
 
 RGB, YCBCR = 2, 6
 """Photometric interpretations, by TIFF's numbers."""
@@ -144,6 +145,23 @@ def _decode_jpeg_2000(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     return np.asarray(imagecodecs.jpeg2k_decode(content))
 
 
+def approximate_tile(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    """Return a tile's pixels as `decode_tile`; those of JPEG 2000 in YCbCr to within a few values.
+
+    Raises TileFault, and where the codec is not known here.
+    """
+    if form.compression != JPEG_2000_YCBCR:
+        if not can_decode(form):
+            raise TileFault(f"a tile of codec {form.compression}")
+        return decode_tile(content, form)
+    rgb = decode_tile(content, form._replace(compression=JPEG_2000_RGB)) @ FROM_YCBCR
+    offset = np.array([0, 128, 128]) @ FROM_YCBCR
+    return np.asarray(np.clip(rgb - offset, 0, 255).astype(np.uint8))
+
+
+FROM_YCBCR = np.array([[1, 1, 1], [0, -0.344, 1.772], [1.402, -0.714, 0]])
+"""Colours of JPEG: red, green and blue (columns) of luminance and both chromas (rows)."""
+
 DECODERS: dict[int, Callable[[bytes, TileFormat], NDArray[np.uint8]]] = {
     JPEG: _decode_jpeg,
     LZW: _decode_lzw,
@@ -217,6 +235,12 @@ def find_layouts(path: Path, levels: Sequence[Level]) -> dict[int, LevelLayout]:
 
     Empty where there are none, or the file is not a TIFF.
     """
+    found = find_tables(path, levels)
+    return {number: layout for number, layout in found.items() if can_decode(layout.form)}
+
+
+def find_tables(path: Path, levels: Sequence[Level]) -> dict[int, LevelLayout]:
+    """Return level number → layout, for the levels of plain RGB in tiles of any codec."""
     try:
         structure = read_structure(path)
     except (BrokenTiff, OSError):
@@ -226,7 +250,7 @@ def find_layouts(path: Path, levels: Sequence[Level]) -> dict[int, LevelLayout]:
 
 
 def _layout_of(level: Level, structure: TiffStructure) -> LevelLayout | None:
-    """Return the layout of the one tiled page of the level's size; None if it cannot be read."""
+    """Return the layout of the one tiled page of the level's size; None if there is none."""
     page = find_page(structure, level.size)
     if page is None or not _is_plain_rgb(page):
         return None
@@ -238,7 +262,7 @@ def _layout_of(level: Level, structure: TiffStructure) -> LevelLayout | None:
         jpeg_tables=page.jpeg_tables,
     )
     across, down = -(-level.size[0] // form.width), -(-level.size[1] // form.height)
-    if not can_decode(form) or len(page.offsets) != across * down:
+    if len(page.offsets) != across * down:
         return None
     layout = LevelLayout(form, level.size, across, page.offsets, page.counts)
     return layout if _is_within(layout, structure.file_size) else None
