@@ -61,7 +61,7 @@ def fuzz(codec: Codec, path: Path, seed: int, count: int) -> Counter[str]:
     damaged = [
         tile
         for tile in mutate(tiles, random.Random(seed), count)
-        if codec.compression != JPEG_2000 or not has_other_components(tile, tiles[0])
+        if codec.compression != JPEG_2000 or not has_other_size(tile, tiles[0])
     ]
     path = write_tiles(path, codec, [*probes, *damaged], tables)
     return compare_readers(path, len(probes) + len(damaged))
@@ -70,11 +70,11 @@ def fuzz(codec: Codec, path: Path, seed: int, count: int) -> Counter[str]:
 JPEG_2000 = 33005
 
 
-def has_other_components(tile: bytes, whole: bytes) -> bool:
-    """True where a codestream's components are of another size or depth: OpenSlide then shows what
-    lies in memory behind them, which is never the same.
+def has_other_size(tile: bytes, whole: bytes) -> bool:
+    """True where a codestream's image or components are of another size or depth: OpenSlide then
+    shows what lies in memory behind them, which is never the same.
     """
-    return tile[40:51] != whole[40:51]
+    return tile[8:51] != whole[8:51]
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -85,7 +85,7 @@ def test_damaged_tiles_are_openslides_or_unreadable(name: str, tmp_path: Path) -
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", range(1, 9))
 @pytest.mark.parametrize("name", CODECS)
 def test_thousands_of_damaged_tiles_are_openslides_or_unreadable(
     name: str, seed: int, tmp_path: Path
