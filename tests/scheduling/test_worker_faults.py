@@ -273,6 +273,28 @@ def test_where_no_worker_can_be_started_again_the_run_ends_or_starts_others(
     assert not list(tmp_path.glob("lock"))
 
 
+def start_nobody(workers: Workers) -> Any:
+    """Return a cluster whose jobs wait in the queue."""
+    from distributed import LocalCluster
+
+    return LocalCluster(n_workers=0, dashboard_address=None)
+
+
+def test_slurm_jobs_that_never_start_are_waited_for_no_longer_than_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from wsi_pipeline.scheduling import clusters
+
+    monkeypatch.setitem(clusters.PATIENCE_S, "slurm", 1.8)
+    monkeypatch.setitem(clusters.STARTERS, "slurm", start_nobody)
+    (tmp_path / "slurm.yaml").write_text("cores: 1\n")
+    workers = Workers(cluster="slurm", slurm_config=tmp_path / "slurm.yaml")
+    message = "Slurm started no worker within 0.0005 h; see squeue"
+    with pytest.raises(EnvironmentFault, match=message):
+        run_jobs([CountJob(tmp_path, 4)], workers, Notes())
+    assert "for 0.0005 h at most" in caplog.text
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("answer", "message"),

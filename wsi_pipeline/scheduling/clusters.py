@@ -18,7 +18,7 @@ import yaml
 from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
 from distributed.security import Security
 
-from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, WsiError
 from wsi_pipeline.core.limits import limit_memory
 from wsi_pipeline.scheduling.dask_executor import ALLOWED_DEATHS, DaskExecutor
 from wsi_pipeline.scheduling.jobs import ADDRESS, Tls, Workers
@@ -70,7 +70,7 @@ def connect(workers: Workers) -> Iterator[DaskExecutor]:
             executor = (
                 _start(workers, stack) if workers.scheduler is None else _join(workers, stack)
             )
-        except ConfigError:
+        except WsiError:
             raise
         except (OSError, TimeoutError, RuntimeError, ValueError, TypeError) as error:
             place, remedy = workers.scheduler, "check it"
@@ -145,13 +145,23 @@ def _start(workers: Workers, stack: ExitStack) -> DaskExecutor:
     if workers.has_dashboard:
         logger.warning("Dask's dashboard: %s", client.dashboard_link)
     if workers.cluster == "slurm":
-        hours = PATIENCE_S["slurm"] / 3600
-        logger.warning("waiting for Slurm to start the first worker, for %g h at most", hours)
-        client.wait_for_workers(1, timeout=PATIENCE_S["slurm"])
+        _wait_for_slurm(client)
     executor = _executor(client, workers, workers.processes, PATIENCE_S[workers.cluster])
     if workers.cluster == "local":
         executor.start_more = partial(cluster.scale, 2 * workers.processes)
     return executor
+
+
+def _wait_for_slurm(client: Any) -> None:
+    """Wait for the first worker. Raises EnvironmentFault where none starts in time."""
+    hours = PATIENCE_S["slurm"] / 3600
+    logger.warning("waiting for Slurm to start the first worker, for %.3g h at most", hours)
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE_S["slurm"])
+    except TimeoutError as error:
+        what = f"Slurm started no worker within {hours:.3g} h"
+        remedy = "see squeue and the jobs' own logs, then run the same line again"
+        raise EnvironmentFault(f"{what}; {remedy}") from error
 
 
 def _executor(
