@@ -53,7 +53,7 @@ from contextlib import suppress
 import click
 import rich_click
 
-from wsi_pipeline.core.errors import WsiError, machine_fault, memory_fault
+from wsi_pipeline.core.errors import WsiError, gpu_fault, machine_fault, memory_fault
 
 COMMANDS = (
     *(
@@ -140,7 +140,7 @@ class WsiGroup(rich_click.RichGroup):
         except Exception as error:
             if ctx.params["is_debugging"]:
                 raise
-            if (fault := memory_fault(error)) is not None:
+            if (fault := memory_fault(error) or gpu_fault(error)) is not None:
                 _stop(str(fault), fault.exit_code)
             logging.getLogger("wsi_pipeline").exception("internal error")
             _stop(

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tests import ROOT
 from tests.builders import make_checkpoint, make_patches, write_model
 from wsi_pipeline.core.choices import BF16, FP16, FP32
-from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, GpuLost, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models import device, engines
 from wsi_pipeline.models.architectures import build_network
@@ -35,7 +36,7 @@ from wsi_pipeline.models.model import (
     make_test_patches,
 )
 from wsi_pipeline.models.opening import check_answers, open_first, open_predictor
-from wsi_pipeline.models.predictor import Predictor, choose_cpu_batch, measure_batch
+from wsi_pipeline.models.predictor import SIZES_MEASURED, Predictor, choose_cpu_batch, measure_batch
 
 SIDE, BATCH = 12, 4
 
@@ -453,20 +454,37 @@ def test_on_a_cpu_the_batch_is_read_from_a_table(side_px: int, batch: int) -> No
     assert choose_cpu_batch(side_px) == batch
 
 
-def test_a_batch_is_doubled_while_it_pays() -> None:
-    seconds = {32: 1.0, 64: 1.0, 128: 1.5, 256: 3.0}  # 32, 64, 85 and 85 patches a second
-    assert measure_batch(seconds.__getitem__) == 128
+@pytest.mark.parametrize(
+    ("milliseconds", "batch"),
+    [
+        ((256, 512, 1024, 2048, 4096), 256),  # all at 1,000 patches a second
+        ((256, 400, 700, 1390, 2780), 1024),  # 1,463 a second from 1,024 on, 1,473 at the end
+        ((256, 512, 1024, 2048, 2048), 4096),
+    ],
+)
+def test_the_smallest_batch_of_the_fastest_is_taken(
+    milliseconds: tuple[int, ...], batch: int
+) -> None:
+    seconds = {size: each / 1000 for size, each in zip(SIZES_MEASURED, milliseconds, strict=True)}
+    assert measure_batch(seconds.__getitem__) == batch
 
 
-def test_a_batch_stops_growing_at_a_limit() -> None:
-    assert measure_batch(lambda size: 1.0) == 4096
+FULL = (
+    torch.OutOfMemoryError("out of memory"),
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+)
+"""What torch says where a GPU's memory, or memory that is pinned for it, is full."""
 
 
-@pytest.mark.parametrize(("room", "batch"), [(100, 64), (32, 32), (31, 16), (1, 1)])
-def test_a_batch_that_does_not_fit_is_halved(room: int, batch: int) -> None:
+@pytest.mark.parametrize("error", FULL, ids=lambda error: str(error)[:30])
+@pytest.mark.parametrize(("room", "batch"), [(700, 512), (256, 256), (255, 128), (31, 16), (1, 1)])
+def test_a_batch_that_does_not_fit_is_halved(room: int, batch: int, error: RuntimeError) -> None:
     def compute(size: int) -> float:
         if size > room:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         return 1.0
 
     assert measure_batch(compute) == batch
@@ -480,9 +498,18 @@ def test_a_device_that_holds_not_one_patch_is_the_machines_fault() -> None:
         measure_batch(compute)
 
 
+def test_what_failed_for_another_reason_is_not_measured_smaller() -> None:
+    def compute(size: int) -> float:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        measure_batch(compute)
+
+
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """An engine `narrow` with memory for five patches; gives the sizes that it was asked for."""
+    error = getattr(request, "param", FULL[0])
     asked: list[int] = []
 
     def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
@@ -491,7 +518,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         def compute(pixels: NDArray[np.uint8]) -> Tensor:
             asked.append(len(pixels))
             if len(pixels) > 5:
-                raise torch.OutOfMemoryError("out of memory")
+                raise type(error)(str(error))
             return run(pixels)
 
         return compute
@@ -502,6 +529,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+@pytest.mark.parametrize("narrow", FULL, ids=lambda error: str(error)[:30], indirect=True)
 def test_a_batch_that_runs_out_of_memory_is_halved_and_remembered(narrow: list[int]) -> None:
     predictor, pixels = Predictor(make_lively(), EngineSetting("narrow")), make_patches(40, SIDE)
     assert np.array_equal(predictor(pixels), Predictor(make_lively(), batch_size=4)(pixels))
@@ -509,6 +537,61 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_remembered(narrow: list[i
     narrow.clear()
     predictor(pixels)
     assert max(narrow) == 4
+
+
+def test_what_a_failed_batch_held_is_given_back_before_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The frames of an error hold the tensors of the batch that did not fit."""
+    held: list[weakref.ref[NDArray[np.float32]]] = []
+
+    def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
+        run = ENGINES["torch"].load(model, setting, batch_size)
+
+        def compute(pixels: NDArray[np.uint8]) -> Tensor:
+            activations = np.zeros(pixels.shape, np.float32)
+            if not held:
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("out of memory")
+            assert held[0]() is None
+            return run(pixels)
+
+        return compute
+
+    greedy = Engine("greedy", {"cpu": (FP32,)}, lambda model, place: None, load)
+    monkeypatch.setitem(ENGINES, "greedy", greedy)
+    Predictor(make_lively(), EngineSetting("greedy"))(make_patches(8, SIDE))
+    assert held
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("CUDA error: an illegal memory access was encountered", GpuLost, "the GPU failed"),
+        ("CUDA error: uncorrectable ECC error encountered", GpuLost, "see nvidia-smi"),
+        ("CUDA error: device-side assert triggered", GpuLost, "Xid"),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", GpuLost, "EXECUTION_FAILED"),
+        ("CUDA error: no kernel image is available", EnvironmentFault, "no kernel image"),
+        ("CUDA error: out of memory", EnvironmentFault, "out of memory.*end other programs"),
+    ],
+)
+@pytest.mark.parametrize("is_loading", [True, False])
+def test_a_gpu_that_fails_is_told_as_one(
+    is_loading: bool, text: str, kind: type, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(pixels: NDArray[np.uint8]) -> Tensor:
+        raise RuntimeError(text)
+
+    def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
+        return fail(np.empty(0, np.uint8)) if is_loading else fail  # type: ignore[return-value]
+
+    engine = Engine("failing", {"cpu": (FP32,)}, lambda model, place: None, load)
+    monkeypatch.setitem(ENGINES, "failing", engine)
+    if "memory" in text and "illegal" not in text and not is_loading:
+        message = "does not hold the model and one patch"
+    with pytest.raises(EnvironmentFault, match=message) as caught:
+        Predictor(make_lively(), EngineSetting("failing"))(make_patches(2, SIDE))
+    assert caught.type is kind
 
 
 def test_a_batch_that_the_user_chose_is_not_changed_in_silence(narrow: list[int]) -> None:
@@ -526,7 +609,7 @@ def test_measuring_happens_once_and_on_the_device(
     monkeypatch.setattr(predictor, "_is_to_be_measured", True)  # as on a GPU
     predictor(make_patches(10, SIDE))
     assert predictor.batch_size == 4
-    assert narrow[:3] == [32, 16, 8]
+    assert narrow[:3] == [256, 128, 64]
     narrow.clear()
     predictor(make_patches(10, SIDE))
     assert sorted(narrow) == [2, 4, 4]

@@ -23,7 +23,7 @@ from tests import ROOT
 from tests.builders import folder_bytes, paint_coordinates, write_model, write_slide
 from tests.commands import PLAIN
 from tests.counting_jobs import CountJob, CountPlan, Notes
-from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, GpuLost
 from wsi_pipeline.scheduling import Deadlines, Workers, open_workers, run_jobs
 
 pytestmark = pytest.mark.system
@@ -96,6 +96,13 @@ class OddJob(CountJob):
             return lambda: None
         if block == 1 and self.oddity == "fails with what cannot travel":
             raise TwoPartError("first", "second")
+        if block == 1 and self.oddity == "loses its GPU":
+            raise GpuLost("the GPU failed")
+        if block == 1 and self.oddity == "loses its GPU once":
+            marker = self.folder / "lost"
+            if not marker.exists():
+                marker.touch()
+                raise GpuLost("the GPU failed")
         if block == 1 and self.oddity == "exits":
             os._exit(3)
         if self.oddity == "is slow":
@@ -132,6 +139,24 @@ def test_what_one_process_cannot_do_or_tell_fails_its_own_job_only(
     results = run_jobs(jobs, Workers(count=1), Notes())
     assert message in str(results[1])
     assert [results[0], results[2]] == [6, 6]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_process_with_a_lost_gpu_had_is_done_by_another(count: int, tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    oddities = {"a": "", "b": "loses its GPU once", "c": "loses its GPU"}
+    jobs = [OddJob(tmp_path / name, 4, oddity=oddity) for name, oddity in oddities.items()]
+    results = run_jobs(jobs, Workers(count=count), Notes())
+    assert results[:2] == [6, 6]
+    assert "a worker process died over it, also when it ran alone" in str(results[2])
+
+
+def test_a_lost_gpu_ends_a_plain_loop(tmp_path: Path) -> None:
+    jobs = [OddJob(tmp_path, 4, oddity="loses its GPU"), OddJob(tmp_path, 4)]
+    with pytest.raises(GpuLost, match="the GPU failed"):
+        run_jobs(jobs, Workers(count=0), Notes())
+    assert not list(tmp_path.glob("lock"))
 
 
 def children() -> Sequence[psutil.Process]:

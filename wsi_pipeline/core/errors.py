@@ -57,6 +57,10 @@ class EnvironmentFault(WsiError):
     exit_code = 5
 
 
+class GpuLost(EnvironmentFault):
+    """A process can use its GPU no more; another process can, unless the GPU itself is broken."""
+
+
 MAKE_AGAIN = "run the command that made it again, with --force"
 """The remedy for a product that cannot be read, whichever command finds it."""
 DAMAGES = (KeyError, TypeError, ValueError, IndexError, ArithmeticError, ConfigError)
@@ -64,11 +68,22 @@ DAMAGES = (KeyError, TypeError, ValueError, IndexError, ArithmeticError, ConfigE
 
 
 NO_MEMORY = (
-    *("cuda out of memory", "cuda error: out of memory", "hip out of memory", "bad_alloc"),
-    *("can't allocate memory", "cannot allocate memory"),
+    *("bad_alloc", "can't allocate memory", "cannot allocate memory"),
     *("can't start new thread", "failed to map segment"),
 )
 """Texts by which libraries and the loader say that there was no memory."""
+NO_GPU_MEMORY = (
+    *("cuda out of memory", "cuda error: out of memory", "hip out of memory"),
+    *("cudnn_status_alloc_failed", "cublas_status_alloc_failed", "cusolver_status_alloc_failed"),
+)
+"""Texts by which CUDA and its libraries say that a GPU, or pinned memory, is full."""
+GPU_FAULTS = ("cuda error", "cudnn error", "cudnn_status_", "cublas_status_", "hip error")
+GPU_LOST = (
+    *("illegal memory access", "illegal address", "misaligned address", "illegal instruction"),
+    *("unspecified launch failure", "launch timed out", "device-side assert", "uncorrectable"),
+    *("hardware stack error", "invalid program counter", "unknown error", "execution_failed"),
+)
+"""Faults after which no call to the GPU succeeds in the same process (CUDA's sticky errors)."""
 
 
 def is_memory_fault(error: BaseException) -> bool:
@@ -76,8 +91,27 @@ def is_memory_fault(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, RuntimeError | ImportError):
-        return any(text in str(error).lower() for text in NO_MEMORY)
+        return _says(error, *NO_MEMORY, *NO_GPU_MEMORY)
     return isinstance(error, MemoryError)
+
+
+def is_gpu_full(error: BaseException) -> bool:
+    """Return True where the memory of a GPU, or memory that is pinned for it, ran out."""
+    return isinstance(error, RuntimeError) and _says(error, *NO_GPU_MEMORY)
+
+
+def gpu_fault(error: BaseException) -> "EnvironmentFault | None":
+    """Return the fault of a GPU behind an error of torch, or None for another error."""
+    if not isinstance(error, RuntimeError) or not _says(error, *GPU_FAULTS):
+        return None
+    kind = GpuLost if _says(error, *GPU_LOST) else EnvironmentFault
+    remedy = "see nvidia-smi and the kernel's log for Xid, and run the same line again"
+    return kind(f"the GPU failed ({one_line(error)}); {remedy}")
+
+
+def _says(error: BaseException, *texts: str) -> bool:
+    said = str(error).lower()
+    return any(text in said for text in texts)
 
 
 def memory_fault(error: BaseException) -> EnvironmentFault | None:

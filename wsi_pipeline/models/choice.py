@@ -63,6 +63,8 @@ class ModelChoice:
     """None: as the device has it."""
     terms: ExternalModelTerms = field(default_factory=ExternalModelTerms)
     """A worker trusts an external model by these alone, and checks its digest itself."""
+    measured_batch: int | None = field(default=None, compare=False)
+    """Batch size that was measured where the engine was chosen; a smaller GPU may halve it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ to measure speed.
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +159,8 @@ def open_choice(choice: ModelChoice, model: Model | None = None) -> tuple[Predic
         if choice not in _opened:
             choose_device(choice.setting.device)  # which refuses one that is not there
             model = model or load_unchanged(choice.path, choice.digest, choice.terms)
-            predictor = Predictor(model, choice.setting, choice.batch_size)
+            batches = choice.batch_size, choice.measured_batch
+            predictor = Predictor(model, choice.setting, *batches)
             agreement = check_answers(predictor)
             _opened.clear()
             _opened[choice] = predictor, agreement
@@ -182,7 +183,12 @@ def resolve_engine(
 
     candidates = list_candidates(model, request.device, request.engine, request.precision)
     opened = open_first(candidates, lambda setting: open_choice(choose(setting), model))
-    return ResolvedEngine(choose(opened.predictor.setting), opened.line)
+    choice = choose(opened.predictor.setting)
+    if request.batch_size is not None or choice.setting.device == "cpu":
+        return ResolvedEngine(choice, opened.line)
+    size = opened.predictor.settle_batch()
+    line = f"{opened.line}; batches of {size} patches"
+    return ResolvedEngine(replace(choice, measured_batch=size), line)
 
 
 def make_random_checkpoint(architecture: str = "idc_cnn") -> Checkpoint:

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -13,7 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import FP32
-from wsi_pipeline.core.errors import EnvironmentFault, ModelError
+from wsi_pipeline.core.errors import (
+    EnvironmentFault,
+    ModelError,
+    gpu_fault,
+    is_gpu_full,
+    memory_fault,
+)
 from wsi_pipeline.core.limits import available_cores
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.engines import ENGINES
@@ -28,9 +35,11 @@ CPU_PIXELS = CPU_BATCH * 50 * 50
 """Larger patches come in smaller batches."""
 GPU_FIXED_BATCH = 256
 """For engines that make themselves ready for one size."""
-SMALLEST_MEASURED, LARGEST_MEASURED = 32, 4096
+SIZES_MEASURED = (256, 512, 1024, 2048, 4096)
+LEAST_S = 0.05
+"""A size is measured for so long: a GPU changes its clock within milliseconds."""
 WORTHWHILE = 1.05
-"""A doubled batch has to bring this much more."""
+"""A larger batch has to bring this much more."""
 logger = logging.getLogger(__name__)
 
 
@@ -51,9 +60,16 @@ class Predictor:
     """A model's logits for patches; threads may share it and take turns."""
 
     def __init__(
-        self, model: Model, setting: EngineSetting | None = None, batch_size: int | None = None
+        self,
+        model: Model,
+        setting: EngineSetting | None = None,
+        batch_size: int | None = None,
+        measured: int | None = None,
     ) -> None:
-        """Load the model; `batch_size` None: chosen for the device. Raises ModelError."""
+        """Load the model; `batch_size` None: chosen for the device, or `measured` elsewhere.
+
+        Raises ModelError, and EnvironmentFault where the device's memory is too small.
+        """
         self.model = model
         self.setting = setting or EngineSetting()
         self._engine = ENGINES[self.setting.engine]
@@ -66,11 +82,11 @@ class Predictor:
         start = partial(torch.set_num_threads, 1) if is_on_cpu else None
         self._pool = ThreadPoolExecutor(lanes, "predict", start)
         self._computing, self._falling_back = threading.Lock(), threading.Lock()
-        is_given = batch_size is not None or is_on_cpu or self._engine.is_fixed_shape
-        self._is_to_be_measured = not is_given
-        chosen = choose_cpu_batch(model.spec.side_px) if is_on_cpu else GPU_FIXED_BATCH
+        is_given = batch_size is not None or measured is not None
+        self._is_to_be_measured = not (is_given or is_on_cpu or self._engine.is_fixed_shape)
+        chosen = choose_cpu_batch(model.spec.side_px) if is_on_cpu else measured or GPU_FIXED_BATCH
         self.batch_size = batch_size or chosen
-        self._run = self._engine.load(model, self.setting, self.batch_size)
+        self._run = self._load(self.setting)
 
     def __repr__(self) -> str:
         spec, setting = self.model.spec, self.setting
@@ -108,13 +124,23 @@ class Predictor:
             found = f"{pixels.dtype} {pixels.shape[1:]}"
             raise ModelError(f"the model takes uint8 patches of {side} × {side} px, not {found}")
         with self._computing:
-            if self._is_to_be_measured and len(pixels):
-                self._measure()
             while True:
                 try:
+                    if self._is_to_be_measured and len(pixels):
+                        self._measure()
                     return self._predict(pixels, compared)
-                except torch.OutOfMemoryError as error:
-                    self._shrink(error)
+                except RuntimeError as error:
+                    self._recover(error)
+
+    def settle_batch(self) -> int:
+        """Return the batch size, measured now if it is to be. Raises EnvironmentFault."""
+        with self._computing:
+            if self._is_to_be_measured:
+                try:
+                    self._measure()
+                except RuntimeError as error:
+                    raise gpu_fault(error) or error from error
+        return self.batch_size
 
     def _predict(self, pixels: NDArray[np.uint8], compared: NDArray[np.intp] | None) -> Predicted:
         size, width, domain = self.batch_size, 1 + self.model.is_ensemble, self.model.domain
@@ -164,30 +190,43 @@ class Predictor:
     def _loaded_fp32_run(self) -> Run:
         logger.warning("%s: some results are not finite; they are computed in fp32", self.setting)
         fp32 = EngineSetting("torch", FP32, self.setting.device)
-        return ENGINES[fp32.engine].load(self.model, fp32, self.batch_size)
+        return self._load(fp32)
+
+    def _load(self, setting: EngineSetting) -> Run:
+        try:
+            return ENGINES[setting.engine].load(self.model, setting, self.batch_size)
+        except RuntimeError as error:
+            raise memory_fault(error) or gpu_fault(error) or error from error
 
     def _measure(self) -> None:
         """Choose the batch size that this device computes fastest; done once per predictor."""
         self.batch_size = measure_batch(self._time_batch)
         self._is_to_be_measured = False
+        give_memory_back()
         logger.info("batches of %d patches", self.batch_size)
 
     def _time_batch(self, size: int) -> float:
         side = self.model.spec.side_px
         pixels = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), dtype=np.uint8)
         self._run(pixels)  # the first of a size prepares its memory
-        started = time.perf_counter()
-        for _ in range(2):
+        started, runs = time.perf_counter(), 0
+        while (spent := time.perf_counter() - started) < LEAST_S or runs < 2:
             self._run(pixels)
-        return (time.perf_counter() - started) / 2
+            runs += 1
+        return spent / runs
 
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+    def _recover(self, error: RuntimeError) -> None:
+        """Halve the batch where memory ran out. Raises the GPU's fault, or the error itself."""
+        if not is_full(error):
+            raise gpu_fault(error) or error from error
+        self._shrink(error)
+
+    def _shrink(self, error: RuntimeError) -> None:
         if self._is_chosen_by_user or self._engine.is_fixed_shape:
             held = f"the device's memory does not hold batches of {self.batch_size} patches"
             raise EnvironmentFault(f"{held}; give a smaller --batch-size, or auto") from error
         self.batch_size = halve(self.batch_size, error)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_memory_back(error)
         logger.warning("too little device memory: now batches of %d patches", self.batch_size)
 
 
@@ -204,27 +243,50 @@ def choose_cpu_batch(side_px: int) -> int:
 
 
 def measure_batch(seconds_of: Callable[[int], float]) -> int:
-    """Return the fastest batch size: doubled from 32 while the rate grows by 5 %.
+    """Return the smallest batch size within 5 % of the fastest of `SIZES_MEASURED`.
 
-    It is halved where memory is too small. `seconds_of` computes a batch of a given size. Raises
-    EnvironmentFault where one patch does not fit.
+    `seconds_of` computes a batch of a given size. Where memory holds not even the smallest, that is
+    halved until it fits. Raises EnvironmentFault where one patch does not fit.
     """
-    size, best, best_rate = SMALLEST_MEASURED, 0, 0.0
-    while size <= LARGEST_MEASURED:
+    rates: dict[int, float] = {}
+    for size in SIZES_MEASURED:
         try:
-            rate = size / max(seconds_of(size), 1e-9)
-        except torch.OutOfMemoryError as error:
-            if best:
-                return best
-            size = halve(size, error)
-            continue
-        if rate < WORTHWHILE * best_rate:
-            return best
-        best, best_rate = size, rate
-        if size < SMALLEST_MEASURED:
-            return best
-        size *= 2
-    return best
+            rates[size] = size / max(seconds_of(size), 1e-9)
+        except RuntimeError as error:
+            if not is_full(error):
+                raise
+            give_memory_back(error)
+            if not rates:
+                return _halve_until_it_fits(size, seconds_of, error)
+            break
+    return next(size for size in rates if rates[size] * WORTHWHILE >= max(rates.values()))
+
+
+def _halve_until_it_fits(size: int, seconds_of: Callable[[int], float], error: RuntimeError) -> int:
+    while True:
+        size = halve(size, error)
+        try:
+            seconds_of(size)
+        except RuntimeError as another:
+            if not is_full(another):
+                raise
+            error = another
+            give_memory_back(error)
+        else:
+            return size
+
+
+def is_full(error: RuntimeError) -> bool:
+    """Return True where the device's memory ran out, in whatever words."""
+    return isinstance(error, torch.OutOfMemoryError) or is_gpu_full(error)
+
+
+def give_memory_back(error: BaseException | None = None) -> None:
+    """Return a GPU's unused memory to the others; the frames of an error hold some of it."""
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def halve(size: int, error: BaseException) -> int:

@@ -180,7 +180,7 @@ def _list_parameters(
     return {
         "tiling": asdict(tiling),
         **(nothing if choice is None else choice.setting.to_json()),
-        "batch_size": options.batch_size or AUTO,
+        "batch_size": options.batch_size or (choice and choice.measured_batch) or AUTO,
         "view": read_view(options).to_json(),
         "keeps_patches": options.keep_patches is not None,
         "workers": workers.to_json(),

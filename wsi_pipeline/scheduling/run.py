@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
-from wsi_pipeline.core.errors import EnvironmentFault
+from wsi_pipeline.core.errors import EnvironmentFault, GpuLost
 from wsi_pipeline.core.limits import limited_memory, tidy_memory
 from wsi_pipeline.scheduling.jobs import (
     Executor,
@@ -40,10 +40,12 @@ class PlainLoop:
         self._queue = deque(entry for entry in self._queue if entry[0].job != job)
 
     def next_done(self) -> tuple[Step, Any]:
-        """Take the first step of the queue."""
+        """Take the first step of the queue. Raises GpuLost."""
         step, function, arguments = self._queue.popleft()
         try:
             return step, function(*arguments)
+        except GpuLost:
+            raise  # no other job could use the GPU in this process
         except Exception as error:  # noqa: BLE001 - a fault is the job's result, others go on
             return step, error
 

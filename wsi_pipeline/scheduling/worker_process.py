@@ -4,6 +4,7 @@ A worker process times its step. A thread cannot be stopped from outside, so a w
 exceeds its deadline reports this and ends itself; another is started in its place.
 """
 
+import logging
 import os
 import signal
 import statistics
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
-from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.errors import GpuLost, WsiError
 from wsi_pipeline.core.limits import machine_memory
 from wsi_pipeline.scheduling.jobs import Deadlines, Step, Workers
 
@@ -37,6 +38,7 @@ ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": 64 * 1024 * 1024, "MALLOC_MMAP_THRESHOLD_
 Dask would return everything above 64 kB; each layer of a network then starts with new pages of
 zeros from the kernel, half of PyTorch's time.
 """
+logger = logging.getLogger(__name__)
 SMALLEST_SHARE = 4 * 1024**3
 """PyTorch, OpenVINO and the stacks of their threads alone take 1 to 2 GiB of address space."""
 
@@ -108,6 +110,11 @@ def run_watched(
     started = time.monotonic()
     try:
         value = function(*arguments)
+    except GpuLost as error:
+        # Another process can use the GPU again; this one's death is told like any other.
+        logger.warning("a worker process ends: %s", error)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise
     finally:
         watch.cancel()
     seconds = time.monotonic() - started
