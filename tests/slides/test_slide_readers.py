@@ -3,13 +3,25 @@ against.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from tests.builders import WHITE, break_tile, paint_coordinates, paint_noise, write_png, write_slide
+from tests.builders import (
+    PINK,
+    WHITE,
+    break_tile,
+    paint_coordinates,
+    paint_noise,
+    tissue,
+    write_png,
+    write_slide,
+)
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides import READERS, open_slide
 from wsi_pipeline.slides.base import UserScale
@@ -228,3 +240,51 @@ def test_a_level_of_a_broken_downsample_reads_the_same_however_it_is_split(tmp_p
         assert np.array_equal(
             reader.read(level, x, y, width, height), whole[y : y + height, x : x + width]
         )
+
+
+def write_strips(path: Path) -> Path:
+    """A flat TIFF of eight strips of JPEG."""
+    options: dict[str, Any] = {"compression": "jpeg", "rowsperstrip": 64, "metadata": None}
+    tifffile.imwrite(path, tissue(600, 500), photometric="rgb", **options)
+    return path
+
+
+def write_jpeg(path: Path) -> Path:
+    Image.fromarray(tissue(600, 500)).save(path, quality=90)
+    return path
+
+
+@pytest.mark.parametrize(("write", "name"), [(write_strips, "s.tiff"), (write_jpeg, "s.jpg")])
+def test_a_plain_image_of_jpeg_is_read_where_it_is_whole(
+    write: Callable[[Path], Path], name: str, tmp_path: Path
+) -> None:
+    reader = open_slide(write(tmp_path / name), slide_mpp=0.5)
+    assert abs(reader.read(reader.levels[0], 0, 0, 600, 500).astype(int) - PINK).max() < 60
+
+
+def test_a_strip_that_was_cut_short_is_a_fault(tmp_path: Path) -> None:
+    path = write_strips(tmp_path / "s.tiff")
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tag = tiff.pages[0].aspage().tags["StripByteCounts"]
+        tag.overwrite([*tag.value[:-1], tag.value[-1] // 2])
+    with pytest.raises(SlideError, match=r"not a whole image \(Premature end of JPEG file"):
+        open_slide(path, slide_mpp=0.5)
+
+
+def test_damaged_data_of_a_plain_jpeg_are_a_fault(tmp_path: Path) -> None:
+    path = write_jpeg(tmp_path / "s.jpg")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = b"\xff\xd9" * 100  # the end of an image, in its middle
+    path.write_bytes(content)
+    with pytest.raises(SlideError, match=r"not a whole image"):
+        open_slide(path, slide_mpp=0.5)
+
+
+def test_grey_and_unusual_jpegs_are_read(tmp_path: Path) -> None:
+    grey = tmp_path / "grey.jpg"
+    Image.fromarray(tissue(600, 500)).convert("L").save(grey)
+    odd = tmp_path / "odd.jpg"
+    Image.fromarray(tissue(600, 500)).save(odd, progressive=True, subsampling=2)
+    for path in (grey, odd):
+        assert open_slide(path, slide_mpp=0.5).info.size_l0 == (600, 500)

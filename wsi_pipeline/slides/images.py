@@ -29,6 +29,8 @@ from wsi_pipeline.slides.base import (
     resolve_mpp,
     show_reader,
 )
+from wsi_pipeline.slides.jpeg_tiles import find_complaint
+from wsi_pipeline.slides.tiff_structure import read_structure
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MODES = ("RGB", "RGBA", "L", "LA")
@@ -54,6 +56,7 @@ class ImageReader:
             _check_decodable(path, image)
             # Before anything is decoded.
             mpp, mpp_source = resolve_mpp(path, _declared_scale(image), scale)
+            _check_whole(path, image)
             self._pixels = composite_on_white(np.asarray(image.convert("RGBA")))
         height, width = self._pixels.shape[:2]
         self.levels = resolve_levels([(width, height)])
@@ -135,6 +138,21 @@ def _check_decodable(path: Path, image: Image.Image) -> None:
             " px); convert it to a pyramidal TIFF"
         )
     _check_mode(path, image, MODES)
+
+
+def _check_whole(path: Path, image: Image.Image) -> None:
+    """Refuse a JPEG, or a TIFF of JPEG strips, with damaged data, of which Pillow says nothing."""
+    complaints: list[str | None] = []
+    if image.format == "JPEG":
+        complaints = [find_complaint(path.read_bytes())]
+    elif image.format == "TIFF" and image.info.get("compression") == "jpeg":
+        page = read_structure(path).pages[0]
+        with path.open("rb") as stream:
+            for offset, count in zip(page.offsets.tolist(), page.counts.tolist(), strict=False):
+                stream.seek(offset)
+                complaints.append(find_complaint(stream.read(count), page.jpeg_tables))
+    for complaint in filter(None, complaints):
+        raise SlideError(f"{path}: not a whole image ({complaint}); copy it again")
 
 
 def _check_mode(name: Path | str, image: Image.Image, modes: tuple[str, ...]) -> None:

@@ -25,6 +25,10 @@ FRAMES = (0xC0, 0xC1, 0xC2)
 """Baseline, extended and progressive."""
 JFIF, ADOBE, COMMENT = 0xE0, 0xEE, 0xFE
 APPLICATIONS = range(0xE0, 0xF0)
+COMPLAINTS = ("Corrupt JPEG data", "Premature end")
+"""Beginnings of libjpeg's warnings of damaged data."""
+LEAST = 8
+"""Reduction at which an image is decoded to hear what libjpeg says of it."""
 FRAME_COMPONENTS_AT = 9
 """Byte of a frame's segment that counts its components."""
 
@@ -44,6 +48,21 @@ def decode_jpeg(
     if decoded.shape != pixels.shape:
         raise ValueError(f"a JPEG of {decoded.shape[1]} × {decoded.shape[0]} px")
     return pixels
+
+
+def find_complaint(content: bytes, tables: bytes | None = None) -> str | None:
+    """Return what libjpeg says of damaged data in a JPEG of any kind; None: nothing.
+
+    Nothing is known of kinds that cannot be read as grey. Tables that it shares may be given.
+    """
+    stream = content
+    try:
+        if tables is not None:
+            stream = _begin(tables, True) + content[len(START) :]
+        simplejpeg.decode_jpeg(stream, "GRAY", min_factor=LEAST, strict=True)
+    except ValueError as error:
+        return str(error) if str(error).startswith(COMPLAINTS) else None
+    return None
 
 
 def can_share(tables: bytes | None) -> bool:
