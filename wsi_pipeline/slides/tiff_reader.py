@@ -27,7 +27,13 @@ from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import Box, Boxes, Level, UserScale, show_reader, tiles_touched
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader, detect_vendor
 from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region
-from wsi_pipeline.slides.tiff_tiles import LevelLayout, TileFault, decode_tile, find_layouts
+from wsi_pipeline.slides.tiff_tiles import (
+    ForgedTile,
+    LevelLayout,
+    TileFault,
+    decode_tile,
+    find_layouts,
+)
 
 PROBED_TILES = 2
 """Tiles of each level compared with OpenSlide's first: library versions may differ."""
@@ -98,6 +104,12 @@ class TiffReader:
         return self._openslide.read_rgba(level, box)
 
     def _note(self, level: Level, box: Box, fault: TileFault) -> None:
+        """Count a region that OpenSlide must read. Raises SlideError where it must not."""
+        if isinstance(fault, ForgedTile):
+            raise SlideError(
+                f"{self._path}: level {level.number} at {box[0]},{box[1]}: {fault}; scan or copy it"
+                " again"
+            ) from fault
         self._here.fallbacks = self.fallbacks + 1
         logger.info(
             "%s: level %d at %s: %s; OpenSlide reads it", self._path, level.number, box[:2], fault

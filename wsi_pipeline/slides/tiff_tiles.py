@@ -63,6 +63,10 @@ class TileFault(Exception):
     """A tile cannot be decoded here; OpenSlide reads it."""
 
 
+class ForgedTile(TileFault):
+    """A tile must not be given to OpenSlide, which would show what lies in memory behind it."""
+
+
 class TileFormat(NamedTuple):
     """The format of the tiles of one level."""
 
@@ -139,9 +143,9 @@ RGB_COMPONENTS = b"\0\3" + b"\7\1\1" * 3
 def _decode_jpeg_2000(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     size = np.frombuffer(content, dtype=">u4", count=4, offset=CODESTREAM_SIZE_AT)
     if content[:4] != b"\xff\x4f\xff\x51" or size.tolist() != [form.width, form.height, 0, 0]:
-        raise TileFault("a JPEG 2000 codestream of another size than its tile")
+        raise ForgedTile("a JPEG 2000 codestream of another size than its tile")
     if not content.startswith(RGB_COMPONENTS, CODESTREAM_COMPONENTS_AT):
-        raise TileFault("a JPEG 2000 codestream of other components than RGB")
+        raise ForgedTile("a JPEG 2000 codestream of other components than RGB")
     return np.asarray(imagecodecs.jpeg2k_decode(content))
 
 
