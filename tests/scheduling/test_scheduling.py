@@ -3,11 +3,13 @@
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ from tests.commands import tile
 from tests.counting_jobs import CountJob, Notes
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, SlideError
 from wsi_pipeline.core.options import WorkerOptions
-from wsi_pipeline.runs.workers import choose_workers
+from wsi_pipeline.models.choice import Gpu
+from wsi_pipeline.runs.workers import choose_gpus, choose_workers
 from wsi_pipeline.scheduling import Deadlines, WorkerPool, Workers, open_workers, run_jobs
 from wsi_pipeline.scheduling.dask_executor import DaskExecutor
 from wsi_pipeline.scheduling.run import PlainLoop
@@ -312,23 +315,114 @@ def test_each_process_sees_one_gpu() -> None:
     assert gpu_environment(Workers(), 0) == {}
 
 
-@pytest.mark.parametrize(("visible", "expected"), [("2,3", ("2", "3")), ("GPU-a", ("GPU-a",))])
-def test_gpus_are_those_that_this_process_may_see(
-    visible: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+FOUND = [Gpu("2", "GPU-aa"), Gpu("MIG-bb", "MIG-bb"), Gpu("5", "")]
+"""As with CUDA_VISIBLE_DEVICES=2,MIG-bb,5."""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        ((), ("2", "MIG-bb", "5")),
+        (("0",), ("2",)),
+        (("2", "0"), ("5", "2")),
+        (("GPU-aa",), ("2",)),
+        (("MIG-bb", "2"), ("MIG-bb", "5")),
+    ],
+)
+def test_gpus_are_named_by_number_among_the_visible_ones_or_by_uuid(
+    wanted: tuple[str, ...], names: tuple[str, ...]
 ) -> None:
+    assert choose_gpus(wanted, FOUND) == names
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (("3",), "--gpus 3: not among the GPUs that this process may use .0: GPU-aa, 1: MIG-bb"),
+        (("GPU-cc",), "--gpus GPU-cc: not among"),
+        (("first",), "--gpus first: not among"),
+        (("-1",), "--gpus -1: not among"),
+        (("0", "GPU-aa"), "--gpus GPU-aa: named twice"),
+    ],
+)
+def test_a_gpu_that_is_not_visible_is_refused(wanted: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose_gpus(wanted, FOUND)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [
+        (None, 2, ["0", "1"]),
+        ("2,3", 2, ["2", "3"]),
+        ("GPU-a", 1, ["GPU-a"]),
+        ("1,9,0", 1, ["1"]),  # CUDA takes what stands before the first that is not there
+        ("", 0, []),
+        ("-1", 0, []),
+    ],
+)
+def test_gpus_are_those_that_this_process_may_see(
+    visible: str | None, count: int, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
     from wsi_pipeline.models.device import list_gpus
 
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert list_gpus() == expected
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    uuids = [SimpleNamespace(uuid=f"u{index}") for index in range(count)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", uuids.__getitem__)
+    found = list_gpus()
+    assert [gpu.name for gpu in found] == names
+    assert [gpu.uuid for gpu in found] == [f"GPU-u{index}" for index in range(count)]
+
+
+def see_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsi_pipeline.runs.workers.ask_gpus", lambda: FOUND)
+
+
+def test_without_worker_processes_one_gpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_gpus(monkeypatch)
+    chosen = [
+        choose_workers(WorkerOptions(workers=0, gpus=gpus), "cuda").gpus for gpus in (None, "1")
+    ]
+    assert chosen == [("2",), ("MIG-bb",)]
+    with pytest.raises(ConfigError, match="--workers 0 computes on one GPU"):
+        choose_workers(WorkerOptions(workers=0, gpus="0,1"), "cuda")
+
+
+def test_a_plain_loop_sees_its_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    with open_workers(Workers(count=0, gpus=("MIG-bb",))):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-bb"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+
+
+@pytest.mark.system
+def test_the_gpus_are_asked_for_in_a_process_of_its_own() -> None:
+    code = (
+        "import sys; from wsi_pipeline.runs.workers import ask_gpus;"
+        "print(len(ask_gpus()), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    import torch
+
+    assert done.stdout.split() == [str(torch.cuda.device_count()), "False"]
+
+
+def test_a_torch_that_cannot_tell_its_gpus_is_the_machines_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(EnvironmentFault, match="torch cannot tell which GPUs there are"):
+        choose_workers(WorkerOptions(), "cuda")
 
 
 def test_gpus_that_are_not_there_are_refused() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match="--gpus 0,2: no usable GPU"):
-        choose_workers(WorkerOptions(gpus="0,2"), "auto")
+        choose_workers(WorkerOptions(gpus="0,2"), "cpu")
 
 
 def test_a_scheduler_without_an_address_is_refused() -> None:

@@ -6,13 +6,22 @@ It needs no torch: a model is loaded where it computes.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsi_pipeline.core.choices import AUTO, BF16, FP16, FP32
 from wsi_pipeline.core.options import ExternalModelOptions
 
 BOUNDS: Mapping[str, float] = {FP32: 1e-4, BF16: 0.03, FP16: 0.01}
 """Largest allowed difference in probability from the reference network in fp32, by precision."""
+
+
+class Gpu(NamedTuple):
+    """A GPU, or a part of one (MIG), that may be used."""
+
+    name: str
+    """As CUDA_VISIBLE_DEVICES names it: a number of the machine, or a UUID."""
+    uuid: str
+    """`GPU-…` or `MIG-…`; empty where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,15 @@
 """Devices that networks run on, and their properties, found without a trial run."""
 
+import json
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from wsi_pipeline.core.errors import EnvironmentFault
+from wsi_pipeline.models.choice import Gpu
 
 CPUINFO = Path("/proc/cpuinfo")
 BF16_UNITS = ("amx_bf16", "avx512_bf16")
@@ -28,10 +31,21 @@ def cuda_version() -> str | None:
     return version
 
 
-def list_gpus() -> tuple[str, ...]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    visible = map(str.strip, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))
-    return tuple(filter(None, visible)) or tuple(map(str, range(torch.cuda.device_count())))
+def list_gpus() -> tuple[Gpu, ...]:
+    """Return the GPUs that this process may use; prepares CUDA in it."""
+    # Of what CUDA_VISIBLE_DEVICES names, CUDA takes the GPUs before the first that is not there.
+    count = torch.cuda.device_count()
+    visible = list(map(str.strip, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+    names = visible[:count] if any(visible) else map(str, range(count))
+    return tuple(Gpu(name, _find_uuid(index)) for index, name in enumerate(names))
+
+
+def _find_uuid(index: int) -> str:
+    try:
+        uuid = str(getattr(torch.cuda.get_device_properties(index), "uuid", ""))
+    except RuntimeError:
+        return ""  # a GPU in exclusive mode that another process has
+    return f"GPU-{uuid}" if uuid and not uuid.startswith(("GPU-", "MIG-")) else uuid
 
 
 @cache
@@ -53,3 +67,7 @@ def find_bf16_unit() -> str | None:
 def gpu_generation() -> tuple[int, int]:
     """NVIDIA's compute capability of the first GPU: 7.0 brought fast fp16, 8.0 fast bf16."""
     return torch.cuda.get_device_capability(0)
+
+
+if __name__ == "__main__":  # asked by a process that must not prepare CUDA itself
+    sys.stdout.write(json.dumps([list(gpu) for gpu in list_gpus()], allow_nan=False))

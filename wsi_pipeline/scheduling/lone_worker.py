@@ -32,6 +32,7 @@ from wsi_pipeline.scheduling.worker_process import (
     Timed,
     choose_deadline,
     describe_death,
+    environment,
     gpu_environment,
     is_hopeless,
     run_watched,
@@ -258,11 +259,11 @@ def _start_child(workers: Workers) -> _Child:
     ours, theirs = context.Pipe()
     settings = (workers.threads, share_memory(workers), workers.deadlines)
     process = context.Process(target=work_for, args=(theirs, *settings), daemon=True)
-    environment = {name: str(size) for name, size in ALLOCATOR.items()}
+    allocator = {name: str(size) for name, size in ALLOCATOR.items()}
     # Ctrl-C reaches the process that asks; what that had blocked stays blocked in its child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with theirs, _environment(environment | gpu_environment(workers, 0)):
+        with theirs, environment(allocator | gpu_environment(workers, 0)):
             process.start()
     except BaseException:
         ours.close()
@@ -282,21 +283,6 @@ def _describe_exit(exit_code: int | None) -> str:
         return f"ended by {signal.Signals(-exit_code).name} at its start"
     script = "; a script needs the guard `if __name__ == '__main__':`" if exit_code == 1 else ""
     return f"ended at its start with exit code {exit_code}{script}"
-
-
-@contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Set variables that a process needs before it is started."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _numbered(number: int, body: bytes) -> bytes:

@@ -22,7 +22,7 @@ from wsi_pipeline.scheduling.jobs import (
     Workers,
 )
 from wsi_pipeline.scheduling.lone_worker import start_lone_worker
-from wsi_pipeline.scheduling.worker_process import WorkerDeath
+from wsi_pipeline.scheduling.worker_process import WorkerDeath, environment, gpu_environment
 
 
 @dataclass
@@ -90,7 +90,7 @@ NO_JOB = -1
 def open_workers(workers: Workers) -> Iterator[WorkerPool]:
     """Start or reach the workers, until the block ends. Raises EnvironmentFault."""
     if workers.scheduler is None and workers.cluster == "local" and workers.processes == 0:
-        with limited_memory():
+        with limited_memory(), environment(gpu_environment(workers, 0)):
             yield WorkerPool(PlainLoop(), window=1)
         return
     if workers.is_one_process:

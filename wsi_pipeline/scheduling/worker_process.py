@@ -11,7 +11,8 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
@@ -58,6 +59,21 @@ def gpu_environment(workers: Workers, index: int) -> dict[str, str]:
     if not workers.gpus:
         return {}
     return {"CUDA_VISIBLE_DEVICES": workers.gpus[index % len(workers.gpus)]}
+
+
+@contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process, and of those that it starts, for the block."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def start_tracker() -> None:
