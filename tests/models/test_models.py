@@ -1,5 +1,7 @@
 """Networks, checkpoints and the predictor."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -285,3 +287,19 @@ def test_gpu_and_cpu_agree() -> None:
     checkpoint, pixels = make_checkpoint(), make_patches(40)
     on_gpu = Predictor(checkpoint, EngineSetting("torch", "fp32", "cuda"))(pixels)
     assert on_gpu == pytest.approx(predict(checkpoint, pixels), abs=2e-3)
+
+
+def test_fp32_is_exact_and_torch_can_still_read_and_export() -> None:
+    """In a process of its own, for the settings are the whole process's."""
+    code = """
+import torch
+from wsi_pipeline.models.device import compute_exactly
+compute_exactly()
+assert torch.get_float32_matmul_precision() == "highest"
+assert not torch.backends.cuda.matmul.allow_tf32
+assert not torch.backends.cudnn.allow_tf32
+assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+network = torch.nn.Conv2d(3, 4, 3).eval()
+torch.export.export(network, (torch.zeros(1, 3, 8, 8),))
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

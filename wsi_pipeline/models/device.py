@@ -48,6 +48,17 @@ def _find_uuid(index: int) -> str:
     return f"GPU-{uuid}" if uuid and not uuid.startswith(("GPU-", "MIG-")) else uuid
 
 
+def compute_exactly() -> None:
+    """Stop GPUs from rounding fp32 to TF32 and from choosing algorithms by their last speed.
+
+    By torch's older settings: after its newer ones, torch.export fails to read them.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
 @cache
 def cpu_flags() -> frozenset[str]:
     """Return the CPU's features by Linux's names; empty where the system does not list them."""

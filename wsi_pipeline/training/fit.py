@@ -26,7 +26,7 @@ from wsi_pipeline.models.architectures import (
 )
 from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.choice import EngineSetting
-from wsi_pipeline.models.device import choose_device, find_bf16_unit
+from wsi_pipeline.models.device import choose_device, compute_exactly, find_bf16_unit
 from wsi_pipeline.models.model import count_levels, normalisation_of
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.data import (
@@ -156,6 +156,8 @@ def choose_setting(config: TrainConfig) -> EngineSetting:
 
 def _fit_here(fabric: Fabric, job: FitJob, listener: Listener) -> FitHistory:
     """Do this process's part of the fit; all of it where there is one process."""
+    if fabric.device.type == "cuda":
+        compute_exactly()  # as inference will
     state = None if job.state_file is None else load_state(job.state_file)
     precision = choose_precision(job.config.precision, fabric.device)
     cache = _choose_cache(job, fabric.device, state)

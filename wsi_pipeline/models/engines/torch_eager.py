@@ -8,6 +8,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from wsi_pipeline.core.choices import BF16, FP16
 from wsi_pipeline.models.choice import EngineSetting
+from wsi_pipeline.models.device import compute_exactly
 from wsi_pipeline.models.engines.engine import Run
 from wsi_pipeline.models.model import Model, PatchNetwork
 
@@ -46,14 +47,6 @@ def place_network(model: Model, device: str) -> nn.Module:
         torch.device(device), memory_format=torch.channels_last
     )
     return placed.eval()
-
-
-def compute_exactly() -> None:
-    """Stop GPUs from rounding fp32 to TF32 and from choosing algorithms by their last speed."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
 
 
 def in_precision(setting: EngineSetting) -> torch.autocast:
