@@ -30,7 +30,8 @@ def ingest(place: Path, out: Path, **options: Any) -> None:
 
     \b
     idc      <patient>_idx5_x<X>_y<Y>_class<0|1>.png at any depth of DIR,
-             as in the public set; X (column) and Y (row) count from 1
+             as in the public set; X (column) and Y (row) count from 1;
+             JPEG, TIFF and copies called "… (1).png" are taken too
     folders  <class>/<image>; --patient-regex says where the patient stands
     stacks   NPZ files with images, labels and perhaps patients; or X.npy and
              Y.npy, or <name>_images.npy and <name>_labels.npy
@@ -45,6 +46,7 @@ def ingest(place: Path, out: Path, **options: Any) -> None:
     say_taken(str(place), out)
     with show_progress(out) as progress:
         from wsi_pipeline.runs.tile import ingest_patches
+        from wsi_pipeline.stages.ingest_layouts import summarise
 
         account = ingest_patches(place, out, build(IngestOptions, options), progress)
     side = options["patch_size"]
@@ -52,8 +54,8 @@ def ingest(place: Path, out: Path, **options: Any) -> None:
         f"{account.patches} patches of {side}×{side} in {len(account.run.outcomes)} stores,"
         f" {len(account.left_out)} files left out"
     )
-    for entry in account.left_out:
-        click.echo(f"  left out: {printable(entry.file)}: {printable(entry.reason)}")
+    for line in summarise(account.left_out):
+        click.echo(f"  left out: {printable(line)}")
     if account.left_out:
-        click.echo(f"  (also in {out / LEFT_OUT_CSV})")
+        click.echo(f"  (each in {out / LEFT_OUT_CSV})")
     end_run(account.run, out, "wsi train", *unless_default(out, DEFAULT_STORES))

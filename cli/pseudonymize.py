@@ -10,7 +10,7 @@ from wsi_pipeline.core.options import PseudonymizeOptions
 from .options import options_of, out_option
 
 if TYPE_CHECKING:
-    from wsi_pipeline.slides.selection import SheetRow
+    from wsi_pipeline.slides.sheet import SheetRow
 
 
 @click.command()
@@ -39,7 +39,9 @@ def pseudonymize(places: tuple[str, ...], out: Path, **settings: Any) -> None:
     """  # noqa: D301 - click takes the character itself for "keep the lines"
     from wsi_pipeline.labels.mask import list_masks
     from wsi_pipeline.runs.pseudonymize import pseudonymize_patches, pseudonymize_slides
-    from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches
+    from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches, summarise
+
+    from .main import printable
 
     options = PseudonymizeOptions(**settings)
     if options.layout is not None:
@@ -52,7 +54,9 @@ def pseudonymize(places: tuple[str, ...], out: Path, **settings: Any) -> None:
         )
         click.echo(f"{made.patches} patches of {made.patients} patients linked in {out}")
         if found.left_out:
-            click.echo(f"{len(found.left_out)} files left out: --patient-regex finds no patient")
+            click.echo(f"{len(found.left_out)} files left out")
+        for line in summarise(found.left_out):
+            click.echo(f"  left out: {printable(line)}")
         names = " ".join(found.patients[0].class_names)
         click.echo(
             f"next: wsi ingest {out} --mpp UM_PER_PX --out STORES"
@@ -79,7 +83,8 @@ def list_rows(places: tuple[str, ...], options: PseudonymizeOptions) -> list["Sh
     from dataclasses import replace
 
     from wsi_pipeline.runs.tile import label_slides
-    from wsi_pipeline.slides.selection import SheetRow, find_slides, read_sheet, scale_slides
+    from wsi_pipeline.slides.selection import find_slides
+    from wsi_pipeline.slides.sheet import SheetRow, read_sheet, scale_slides
 
     sheet, names_more = options.sheet, options.labels or options.patient_regex
     if bool(places) == bool(sheet) or (sheet and names_more):

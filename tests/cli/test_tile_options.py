@@ -56,7 +56,7 @@ def test_a_table_of_scales_has_authority_and_is_recorded(slide: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("table", "fault"),
     [
-        ('wsi,mpp\none.tiff,"0,25"\n', "line 2: mpp is '0,25', which is not a number"),
+        ("wsi,mpp\none.tiff,0.25um\n", "line 2: mpp is '0.25um', which is not a number"),
         ("wsi,mpp\none.tiff,25\n", "line 2: mpp is 25; a slide has 0.05 to 10"),
         ("wsi,mpp\none.tiff,1\none.tiff,2\n", "line 3: one.tiff was given another mpp above"),
         ("slide,mpp\none.tiff,1\n", "wsi and mpp must be among them"),

@@ -11,7 +11,8 @@ from tests.builders import tissue, write_png, write_slide
 from tests.commands import run
 from wsi_pipeline.runs import pseudonymize
 from wsi_pipeline.runs.pseudonym_key import MIN_KEY_BYTES, Pseudonyms, open_key
-from wsi_pipeline.slides.selection import find_slides, read_sheet
+from wsi_pipeline.slides.selection import find_slides
+from wsi_pipeline.slides.sheet import read_sheet
 from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches
 from wsi_pipeline.training.split import read_split_file
 

@@ -35,9 +35,8 @@ from wsi_pipeline.slides.selection import (
     find_slides,
     is_work_of_wsi,
     is_written,
-    read_mpp_csv,
-    read_sheet,
 )
+from wsi_pipeline.slides.sheet import read_mpp_csv, read_sheet
 
 NAMES = st.text(
     alphabet=st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1

@@ -137,9 +137,48 @@ def test_a_missing_file_of_a_table_is_left_out_by_name(tmp_path: Path) -> None:
     account = ingest(
         write_table(tmp_path / "t.csv", "a.png,p,0,,", "b.png,p,1,,"), tmp_path / "out", "csv"
     )
-    assert [(entry.file, entry.reason) for entry in account.left_out] == [
-        ("b.png", "cannot be decoded")
-    ]
+    assert [(entry.file, entry.reason) for entry in account.left_out] == [("b.png", "is missing")]
+
+
+def test_missing_empty_and_broken_files_are_told_apart(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", PIXELS[0])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
+    names = ("a", "empty", "broken", "link")
+    table = write_table(tmp_path / "t.csv", *(f"{name}.png,p,0,," for name in names))
+    assert dict(ingest(table, tmp_path / "out", "csv").left_out) == {
+        "empty.png": "is empty",
+        "broken.png": "cannot be decoded",
+        "link.png": "is missing",
+    }
+
+
+def test_a_table_as_excel_saves_it_in_europe(tmp_path: Path) -> None:
+    write_png(tmp_path / "sub" / "0.png", PIXELS[0])
+    (tmp_path / "t.csv").write_text(
+        "\ufeffpath;patient;label;x;y;;\nsub\\0.png;p;1;50;0;;\n;;;;;;\n", encoding="utf-8"
+    )
+    ingest(tmp_path / "t.csv", tmp_path / "out", "csv")
+    store = store_of(tmp_path / "out", "p")
+    assert (store.positions.tolist(), store.table.labels.tolist()) == ([[0, 1]], [1])
+
+
+@pytest.mark.parametrize("odd", ["__MACOSX", "@eaDir", ".ipynb_checkpoints"])
+def test_folders_of_systems_are_no_classes(odd: str, tmp_path: Path) -> None:
+    for place in ("benign/p1_a.png", "malign/p1_b.png", f"{odd}/x.png", f"benign/{odd}/p1_c.png"):
+        write_png(tmp_path / "in" / place, PIXELS[0])
+    (tmp_path / "in" / "benign" / "._p1_a.png").write_bytes(b"Mac OS X")
+    account = ingest(tmp_path / "in", tmp_path / "out", "folders", patient_regex=r"(p\d)_")
+    assert (account.patches, account.left_out) == (2, ())
+
+
+def test_a_class_folders_other_files_are_named(tmp_path: Path) -> None:
+    for place in ("benign/p1_a.png", "malign/p1_b.png"):
+        write_png(tmp_path / "in" / place, PIXELS[0])
+    (tmp_path / "in" / "malign" / "p1_c.webp").touch()
+    account = ingest(tmp_path / "in", tmp_path / "out", "folders", patient_regex=r"(p\d)_")
+    assert [entry.file for entry in account.left_out] == ["malign/p1_c.webp"]
 
 
 def test_a_patient_of_whom_nothing_is_whole_has_failed(tmp_path: Path) -> None:

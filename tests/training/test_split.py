@@ -192,3 +192,27 @@ def test_absent_patients_of_a_published_split_are_passed_over() -> None:
 def test_a_published_split_of_other_patients_is_refused() -> None:
     with pytest.raises(ConfigError, match="none of the 1 listed validation patients"):
         PatientSplit(("a",), ("y",)).keep_present(np.array(["a", "b"]))
+
+
+def test_listed_patients_without_patches_and_patients_of_no_list_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names, labels = labelled(a=[0, 1], b=[0, 1], c=[0, 1])
+    listed = SplitChoice(("b",), 0.2, ("y",), ("a", "x"), ignores_absent=True)
+    split_patients(names, labels, listed)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "split: 2 of 4 listed patients have no labelled patch: x, y",
+        "split: 1 patients with labelled patches are in no part of it, and not used: c",
+    ]
+
+
+def test_a_split_of_exactly_the_patients_is_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    names, labels = labelled(a=[0, 1], b=[0, 1])
+    divide_patients(names, labels, ignores_absent=True, train_patients=("a",), val_patients=("b",))
+    assert not caplog.records
+
+
+def test_lists_of_a_split_are_read_as_spreadsheets_save_them(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path, train="\ufeffa,,\r\nb;;\r\n,,\r\n", val="c\t\n")
+    assert read_split_file(folder) == PatientSplit(("a", "b"), ("c",))

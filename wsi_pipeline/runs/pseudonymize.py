@@ -21,8 +21,9 @@ from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES
 from wsi_pipeline.labels.discovery import LABEL_ENDING
 from wsi_pipeline.labels.mask import match_mask
 from wsi_pipeline.runs.pseudonym_key import Pseudonyms, open_key
-from wsi_pipeline.slides.selection import COLUMNS as SHEET_COLUMNS
-from wsi_pipeline.slides.selection import MAPPING_COLUMNS, MAPPING_CSV, SheetRow
+from wsi_pipeline.slides.selection import MAPPING_COLUMNS, MAPPING_CSV
+from wsi_pipeline.slides.sheet import COLUMNS as SHEET_COLUMNS
+from wsi_pipeline.slides.sheet import SheetRow
 from wsi_pipeline.stages.ingest_layouts import TABLE_COLUMNS, Found, PatchEntry, PatientPatches
 from wsi_pipeline.store.files import HOST, remove_dead_asides, write_file
 from wsi_pipeline.store.lock import hold_lock
@@ -177,8 +178,9 @@ def _plan_patch(
     file = Path(entry.file)
     if is_idc:  # <patient>_idx5_x<X>_y<Y>_class<C>.png: all but the patient stays
         place = links.pseudonyms.name(file.parent.as_posix())
-        link = f"{place}/{name}{file.name.removeprefix(patient.patient_id)}"
-        links.targets[link] = (patient.folder / file).absolute()
+        rest = file.name.partition(patient.patient_id)[2]  # "Copy of " may stand before
+        link = f"{place}/{name}{rest}"
+        links.targets.setdefault(link, (patient.folder / file).absolute())
     else:
         link = links.add(f"{name}/{links.pseudonyms.name(entry.file)}", patient.folder / file)
     return {"path": link, "patient": name, "label": entry.label, "x": entry.x, "y": entry.y}

@@ -23,7 +23,7 @@ from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.slides.quality import QualityParameters
-from wsi_pipeline.slides.selection import scale_slides
+from wsi_pipeline.slides.sheet import scale_slides
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.ingest import IngestJob
 from wsi_pipeline.stages.ingest_layouts import (
@@ -88,9 +88,9 @@ def tile_slides(
     options, listener = options or TileOptions(), listener or Listener()
     tiling, codec = read_tiling(options), read_pixel_codec(options)
     slides = label_slides(slides, options.labels, options.patient_regex)
+    slides = scale_slides(slides, options.mpp_csv) if options.mpp_csv else slides
     slides, suffix = take_share(slides, options.shard)
     workers = choose_workers(options, tiled=max(len(slides), 1))
-    slides = scale_slides(slides, options.mpp_csv) if options.mpp_csv else slides
     masks = tuple(path.absolute() for path in list_masks(options.mask)) if options.mask else ()
     make_folder(out)
     jobs = [TileJob(slide, out.absolute(), tiling, options.force, codec, masks) for slide in slides]

@@ -1,6 +1,7 @@
 """A slide that was found, and the names under which slides are kept apart."""
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +13,10 @@ from pathlib import Path
 from wsi_pipeline.core.choices import RESERVED
 
 MAX_ID_BYTES = 120
+SYSTEM_FOLDERS = frozenset(
+    {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+)
+"""Folders that systems and archives leave among the user's; none of it is the user's data."""
 UNSAFE = re.compile(r"[^\w.+() -]")
 
 
@@ -31,6 +36,13 @@ class FoundSlide:
     """Source of `slide_mpp`."""
     is_store: bool = False
     """A patch store instead of a slide."""
+
+
+def locate_files(paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """Return (real folder, name) of each path, the same for every spelling; links stay distinct."""
+    # Not Path.resolve, which raises where links form a circle.
+    folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}
+    return [(folders[path.parent], path.name) for path in paths]
 
 
 def name_slides(paths: Sequence[Path]) -> list[str]:

@@ -1,19 +1,10 @@
-"""The slides of a run: folders, patterns, sample sheets, their names, shards of array jobs, scales.
+"""The slides of a run: folders, patterns, sample sheets, and shards of array jobs."""
 
-A sample sheet is one CSV for a whole cohort, a slide per line. Columns, of which only `wsi` is
-required: wsi (path, relative to the sheet), mpp (µm per level-0 pixel, overrules the file),
-patient_id, labels (path of a label file), split (train, val or test), label (of the whole slide,
-kept in its store).
-"""
-
-import csv
 import glob
-import math
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -22,17 +13,14 @@ from wsi_pipeline.core.choices import (
     LABELS_SUFFIX,
     MANIFEST,
     MASK_SUFFIX,
-    SPLIT_PARTS,
     WRITTEN,
 )
-from wsi_pipeline.core.csv_io import unshield
 from wsi_pipeline.core.errors import ConfigError, machine_fault
-from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
 from wsi_pipeline.core.recipe import TOOL
-from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
+from wsi_pipeline.slides.found_slide import SYSTEM_FOLDERS, FoundSlide, locate_files, name_slides
+from wsi_pipeline.slides.sheet import read_sheet
 
 SHEET_SUFFIX = ".csv"
-COLUMNS = ("wsi", "mpp", "patient_id", "labels", "split", "label")
 SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
 """Files beside slides (annotations, tables, MIRAX data) that are ignored in a folder."""
 
@@ -43,8 +31,6 @@ MAPPING_CSV, MAPPING_COLUMNS = "mapping.csv", ("kind", "name", "pseudonym", "pat
 """The table that marks a folder of links under pseudonyms; its slides belong to other folders."""
 LINKS_SUFFIX = ".links"
 """Of such folders of earlier versions, which lie beside their key."""
-NO_USERS = "lost+found"
-"""The file system's own folder, which only root may enter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +83,13 @@ def find_slides(
         return [row.slide for row in read_sheet(sheet or sheets[0])]
     found = [path for place in places for path in _list_place(place, recursive)]
     once: dict[tuple[str, str], Path] = {}
-    for path, entry in zip(found, _locate(found), strict=True):
+    for path, entry in zip(found, locate_files(found), strict=True):
         once.setdefault(entry, path)
     if not once:
         where = ", ".join(map(str, places))
         raise ConfigError(f"{where}: no slide files; name a folder that holds some")
     paths = list(once.values())
     return [FoundSlide(name, path) for name, path in zip(name_slides(paths), paths, strict=True)]
-
-
-def _locate(paths: Sequence[Path]) -> list[tuple[str, str]]:
-    """Return (real folder, name) of each path, the same for every spelling; links stay distinct."""
-    # Not Path.resolve, which raises where links form a circle.
-    folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}
-    return [(folders[path.parent], path.name) for path in paths]
 
 
 def _list_place(place: Path | str, recursive: bool) -> list[Path]:
@@ -158,7 +137,7 @@ def _refuse(error: OSError) -> None:
 def _may_be_entered(name: str, files: Sequence[str]) -> bool:
     """Return whether a folder beside `files` may hold slides other than pseudonyms' links."""
     are_links = name.endswith(LINKS_SUFFIX) and name.removesuffix(LINKS_SUFFIX) in files
-    return not (name.startswith(".") or name == NO_USERS or are_links)
+    return not (name.startswith(".") or name in SYSTEM_FOLDERS or are_links)
 
 
 def _holds_pseudonyms(folder: Path, top: Path) -> bool:
@@ -197,156 +176,3 @@ def is_work_of_wsi(folder: Path) -> bool:
             return f'"tool": "{TOOL} '.encode() in stream.read(HEAD_BYTES)
     except OSError:
         return False
-
-
-@dataclass(frozen=True, slots=True)
-class SheetRow:
-    """One slide of a cohort."""
-
-    slide: FoundSlide
-    split: str | None
-
-    @property
-    def patient_id(self) -> str:
-        """The patient; where none is named, every slide counts as a patient of its own."""
-        return self.slide.patient_id or self.slide.slide_id
-
-
-def read_sheet(path: Path) -> list[SheetRow]:
-    """Return the rows of a sample sheet. Raises ConfigError naming the line and the fault."""
-    header, lines = read_table(path)
-    if "wsi" not in header or not set(header) <= set(COLUMNS):
-        raise ConfigError(
-            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; they may be"
-            f" {', '.join(COLUMNS)}, and wsi must be one"
-        )
-    if not lines:
-        raise ConfigError(f"{path}: names no slide; add a line for each")
-    slides: list[Path] = []
-    for at, line in lines.items():
-        if None in line or None in line.values():
-            raise ConfigError(f"{at}: has another number of values than the header; correct it")
-        slide = _find_file(path, at, line, "wsi")
-        if slide is None:
-            raise ConfigError(f"{at}: the column wsi is empty; name the slide")
-        slides.append(slide)
-    _check_once(list(lines), slides)
-    named = zip(lines.items(), slides, name_slides(slides), strict=True)
-    rows = [_read_row(path, at, line, slide, name) for (at, line), slide, name in named]
-    _check_splits(path, rows)
-    return rows
-
-
-def read_table(path: Path) -> tuple[Sequence[str], dict[str, dict[str, str]]]:
-    """Return a table's header and its lines that are not empty, by `path: line number`."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            header = reader.fieldnames or []
-            lines = {f"{path}: line {reader.line_num}": row for row in reader if any(row.values())}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(
-            f"{path}: not a readable CSV file ({error}); save it as CSV in UTF-8"
-        ) from error
-    names = Counter(name.strip() for name in header if name.strip())
-    if twice := [name for name, times in names.items() if times > 1]:
-        raise ConfigError(f"{path}: line 1: the column {twice[0]} appears more than once; keep one")
-    return header, lines
-
-
-def _check_once(lines: Sequence[str], slides: Sequence[Path]) -> None:
-    """Raise ConfigError where two lines name one slide, however they spell its path."""
-    first: dict[tuple[str, str], str] = {}
-    for at, slide, entry in zip(lines, slides, _locate(slides), strict=True):
-        if (other := first.setdefault(entry, at)) != at:
-            raise ConfigError(
-                f"{at}: {slide} is named more than once, first in {other.rpartition(': ')[2]};"
-                " keep one line"
-            )
-
-
-def _read_row(path: Path, at: str, line: dict[str, str], slide: Path, name: str) -> SheetRow:
-    split = line.get("split", "").strip() or None
-    if split is not None and split not in SPLIT_PARTS:
-        raise ConfigError(
-            f"{at}: split is {split!r}; it is one of {', '.join(SPLIT_PARTS)}, or empty"
-        )
-    found = FoundSlide(
-        slide_id=name,
-        path=slide,
-        slide_mpp=_parse_mpp(at, line.get("mpp", "")),
-        patient_id=line.get("patient_id", "").strip() or None,
-        label_file=_find_file(path, at, line, "labels"),
-        slide_label=unshield(line.get("label", "").strip()) or None,
-        mpp_source=f"user ({path.name})",
-    )
-    return SheetRow(found, split)
-
-
-def _parse_mpp(at: str, text: str) -> float | None:
-    if not text.strip():
-        return None
-    try:
-        mpp = float(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"{at}: mpp is {text!r}, which is not a number; write it with a point"
-        ) from error
-    if not (math.isfinite(mpp) and MIN_MPP <= mpp <= MAX_MPP):
-        limits = f"{MIN_MPP:g} to {MAX_MPP:g} µm per pixel"
-        raise ConfigError(f"{at}: mpp is {text}; a slide has {limits}")
-    return mpp
-
-
-def _find_file(path: Path, at: str, line: dict[str, str], column: str) -> Path | None:
-    text = line.get(column, "").strip()
-    if not text:
-        return None
-    found = path.parent / text
-    if not (found.exists() or found.is_symlink()):  # a link that leads nowhere fails its own slide
-        raise ConfigError(f"{at}: {column}: {text}: no such file; paths are relative to the sheet")
-    return found
-
-
-def _check_splits(path: Path, rows: Sequence[SheetRow]) -> None:
-    """Raise ConfigError where a patient is in two parts of the split."""
-    sides: dict[str, str | None] = {}
-    for row in rows:
-        if sides.setdefault(row.patient_id, row.split) != row.split:
-            raise ConfigError(
-                f"{path}: patient {row.patient_id} is in two parts of the split; keep each patient"
-                " in one"
-            )
-
-
-def read_mpp_csv(path: Path) -> dict[str, float]:
-    """Return µm per pixel by slide, from the columns wsi and mpp. Raises ConfigError."""
-    header, lines = read_table(path)
-    if not {"wsi", "mpp"} <= set(header):
-        columns = ", ".join(header) or "none"
-        raise ConfigError(
-            f"{path}: line 1: the columns are {columns}; wsi and mpp must be among them"
-        )
-    scales: dict[str, float] = {}
-    for at, line in lines.items():
-        name, mpp = (line["wsi"] or "").strip(), _parse_mpp(at, line["mpp"] or "")
-        if not name or mpp is None:
-            raise ConfigError(f"{at}: names no slide or no mpp; fill in both or remove the line")
-        if scales.setdefault(Path(name).name, mpp) != mpp:
-            raise ConfigError(f"{at}: {name} was given another mpp above; keep one line")
-    return scales
-
-
-def scale_slides(slides: Sequence[FoundSlide], path: Path) -> list[FoundSlide]:
-    """Return the slides with the scales of a table, found by file name, or without suffix.
-
-    A scale in a sample sheet overrules them.
-    """
-    scales = read_mpp_csv(path)
-    scaled = []
-    for slide in slides:
-        mpp = scales.get(slide.path.name, scales.get(slide.path.stem))
-        is_scaled = mpp is not None and slide.slide_mpp is None
-        source = f"user ({path.name})"
-        scaled.append(replace(slide, slide_mpp=mpp, mpp_source=source) if is_scaled else slide)
-    return scaled

@@ -21,6 +21,7 @@ from wsi_pipeline.core.slide import PatchBlock, PatchTable, SlideInfo, Thumbnail
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.images import read_rgb, read_size
 from wsi_pipeline.stages.ingest_layouts import (
+    ELSEWHERE,
     LeftOut,
     PatchEntry,
     PatientPatches,
@@ -149,7 +150,7 @@ def sort_files(patient: PatientPatches, spec: PatchSpec) -> tuple[list[PatchFile
             place = entry.y // spec.stride_px, entry.x // spec.stride_px
         found = PatchFile(entry, *place)
         if (earlier := taken.setdefault(place, found)) is not found:
-            left_out.append(LeftOut(_name(entry), f"lies where {_name(earlier.entry)} lies"))
+            left_out.append(LeftOut(_name(entry), f"{ELSEWHERE}{_name(earlier.entry)} lies"))
     return [taken[position] for position in sorted(taken)], left_out
 
 
@@ -161,7 +162,7 @@ def _find_fault(folder: Path, entry: PatchEntry, spec: PatchSpec) -> str | None:
     except (SlideError, ConfigError):
         size = ()
     if not size:
-        return "cannot be decoded"
+        return _explain(path)
     if size != (side, side):
         return f"{size[0]} × {size[1]} px instead of {side} × {side}"
     if entry.x is None or entry.y is None:
@@ -171,6 +172,16 @@ def _find_fault(folder: Path, entry: PatchEntry, spec: PatchSpec) -> str | None:
     if max(entry.x, entry.y) // spec.stride_px >= MAX_POSITIONS_PER_SIDE:
         return "lies beyond any slide"
     return None
+
+
+def _explain(path: Path) -> str:
+    """Return why nothing can be decoded of a file."""
+    try:
+        return "is empty" if path.stat().st_size == 0 else "cannot be decoded"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _name(entry: PatchEntry) -> str:

@@ -3,8 +3,9 @@
 Stacks of patches come in NumPy files. Nothing pickled is ever loaded.
 """
 
+import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,16 +17,23 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import DEFAULT_CLASS_NAMES
 from wsi_pipeline.core.errors import ConfigError
-from wsi_pipeline.slides.selection import read_table
+from wsi_pipeline.slides.found_slide import SYSTEM_FOLDERS
+from wsi_pipeline.slides.sheet import find_named, read_table
 
 IDC_NAME = re.compile(
-    r"(?P<patient>[^_]+)_idx\d+_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])\.png", re.IGNORECASE
+    r"(?P<patient>[^_]+)_idx\d+_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])", re.IGNORECASE
 )
+COPY_BEFORE = re.compile(r"(copy|kopie) (\(\d+\) )?(of|von) ", re.IGNORECASE)
+COPY_BEHIND = re.compile(r"(( ?\(\d+\))|([ _-]+(copy|kopie)( ?\(?\d+\)?)?))+", re.IGNORECASE)
+"""What file managers and browsers add to the names of copies."""
 IDC_CLASS_NAMES = ("non_idc", "idc")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 TABLE_COLUMNS = ("path", "patient", "label", "x", "y")
 STACK_SUFFIXES = (".npy", ".npz")
 IMAGES, LABELS, PATIENTS = ("images", "x"), ("labels", "y"), ("patients",)
+ELSEWHERE = "lies where "
+MANY = 12
+"""Files left out; where there are more, each is named in the table only."""
 STACK_FAULTS = (OSError, ValueError, EOFError, KeyError)
 
 
@@ -47,6 +55,26 @@ class LeftOut(NamedTuple):
 
     file: str
     reason: str
+
+    @property
+    def kind(self) -> str:
+        """The reason without what it says of this one file."""
+        if self.reason.startswith(ELSEWHERE):
+            return "lies where another patch lies"
+        size = re.sub(r"^\d+ × \d+ px", "another size", self.reason)
+        return re.sub(r"^its place \S+ \(from 0\)", "its place", size)
+
+
+def summarise(left_out: Sequence[LeftOut]) -> list[str]:
+    """Return a line for each file, or for each kind of reason where there are many files."""
+    if len(left_out) <= MANY:
+        return [f"{entry.file}: {entry.reason}" for entry in left_out]
+    counts = Counter(entry.kind for entry in left_out)
+    first = {entry.kind: entry.file for entry in reversed(left_out)}
+    return [
+        f"{count:,} {'files' if count > 1 else 'file'}: {kind} (first: {first[kind]})"
+        for kind, count in counts.most_common()
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +111,42 @@ class Found(NamedTuple):
 def find_idc(folder: Path, options: LayoutOptions) -> Found:
     """Find the public IDC set: `<patient>_idx5_x<X>_y<Y>_class<C>.png` at any depth.
 
-    X is the column and Y the row of the top-left pixel, counted from 1.
+    X is the column and Y the row of the top-left pixel, counted from 1. Other image formats and
+    copies (`… (1).png`) are taken too, originals first; images of other names are left out.
     """
-    found = []
-    for path in sorted(folder.rglob("*")):
-        if match := IDC_NAME.fullmatch(path.name):
-            label, x, y = (int(match[name]) for name in ("label", "x", "y"))
-            found.append((match["patient"], PatchEntry(_name(path, folder), label, x - 1, y - 1)))
+    images = [path for path in _list_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    images.sort(key=lambda path: not IDC_NAME.fullmatch(path.stem))  # originals first
+    found, left_out = [], []
+    for path in images:
+        name = _name(path, folder)
+        if match := IDC_NAME.fullmatch(_without_copy_marks(path.stem)):
+            label, x, y = (int(match[part]) for part in ("label", "x", "y"))
+            found.append((match["patient"], PatchEntry(name, label, x - 1, y - 1)))
+        else:
+            left_out.append(LeftOut(name, "not named <patient>_idx5_x<X>_y<Y>_class<0|1>"))
     if not found:
         what = "no files called <patient>_idx5_x<X>_y<Y>_class<0|1>.png below it"
         raise ConfigError(f"{folder}: {what}; give the data set's folder or another --layout")
-    return _gather(folder, found, options.class_names or IDC_CLASS_NAMES)
+    return _gather(folder, found, options.class_names or IDC_CLASS_NAMES, left_out)
+
+
+def _without_copy_marks(stem: str) -> str:
+    bare = stem[match.end() :] if (match := COPY_BEFORE.match(stem)) else stem
+    end = re.search(COPY_BEHIND.pattern + "$", bare, re.IGNORECASE)
+    return bare[: end.start()] if end else bare
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """Return every file below a folder, sorted, without hidden ones and those of systems."""
+    found: list[Path] = []
+    for where, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if _is_users(name)]
+        found += [Path(where, name) for name in files if _is_users(name)]
+    return sorted(found)
+
+
+def _is_users(name: str) -> bool:
+    return not name.startswith(".") and name not in SYSTEM_FOLDERS
 
 
 def find_folders(folder: Path, options: LayoutOptions) -> Found:
@@ -104,11 +157,11 @@ def find_folders(folder: Path, options: LayoutOptions) -> Found:
     found: list[tuple[str, PatchEntry]] = []
     left_out: list[LeftOut] = []
     for label, class_name in enumerate(class_names):
-        for path in sorted((folder / class_name).rglob("*")):
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
-                continue
+        for path in _list_files(folder / class_name):
             name = _name(path, folder)
-            if (patient := find_patient(options.patient_regex, name)) is None:
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                left_out.append(LeftOut(name, f"not one of {', '.join(IMAGE_SUFFIXES)}"))
+            elif (patient := find_patient(options.patient_regex, name)) is None:
                 left_out.append(LeftOut(name, "its path does not match --patient-regex"))
             else:
                 found.append((patient, PatchEntry(name, label)))
@@ -125,7 +178,7 @@ def find_stacks(folder: Path, options: LayoutOptions) -> Found:
     array, `patients`, names the patient of each patch; without it each file is one patient.
     """
     found = []
-    for path in sorted(folder.rglob("*")):
+    for path in _list_files(folder):
         if path.suffix.lower() in STACK_SUFFIXES:
             for index, (patient, label) in enumerate(read_stack_table(path)):
                 entry = PatchEntry(_name(path, folder), label, stack_index=index)
@@ -148,8 +201,12 @@ def find_table(table: Path, options: LayoutOptions) -> Found:
         raise ConfigError(f"{table}: {what}; path, patient and label are needed, x and y allowed")
     if not lines:
         raise ConfigError(f"{table}: names no patch; add a line for each")
-    found = [(line["patient"], _read_line(at, line, class_names)) for at, line in lines.items()]
-    return _gather(table.parent, found, class_names)
+    folder = table.parent
+    found = [
+        (line["patient"].strip(), _read_line(at, folder, line, class_names))
+        for at, line in lines.items()
+    ]
+    return _gather(folder, found, class_names)
 
 
 LAYOUTS: dict[str, Callable[[Path, LayoutOptions], Found]] = {
@@ -191,7 +248,7 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _class_folders(folder: Path) -> tuple[str, str]:
-    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+    names = sorted(path.name for path in folder.iterdir() if _is_users(path.name) and path.is_dir())
     if len(names) != 2:
         what = f"has {len(names)} folders ({', '.join(names[:5])}), two classes are needed"
         raise ConfigError(f"{folder}: {what}; name two with --class-names")
@@ -216,10 +273,10 @@ def find_patient(regex: str, relative: str) -> str | None:
     return found
 
 
-def _read_line(at: str, line: dict[str, str], class_names: tuple[str, str]) -> PatchEntry:
-    if None in line or None in line.values():
-        raise ConfigError(f"{at}: has another number of values than the header; correct it")
-    if not (line["path"] and line["patient"]):
+def _read_line(
+    at: str, folder: Path, line: dict[str, str], class_names: tuple[str, str]
+) -> PatchEntry:
+    if not (line["path"].strip() and line["patient"].strip()):
         raise ConfigError(f"{at}: path or patient is empty; fill both in")
     text = line["label"].strip()
     labels = {class_names[0]: 0, class_names[1]: 1, "0": 0, "1": 1}
@@ -232,7 +289,8 @@ def _read_line(at: str, line: dict[str, str], class_names: tuple[str, str]) -> P
         raise ConfigError(f"{at}: x or y is no whole number ({error})") from error
     if (x is None) != (y is None):
         raise ConfigError(f"{at}: x and y must both be there, or neither")
-    return PatchEntry(line["path"], labels[text], x, y)
+    file = str(find_named(folder, line["path"].strip()).relative_to(folder))
+    return PatchEntry(file, labels[text], x, y)
 
 
 def read_stack_table(path: Path) -> list[tuple[str, int]]:

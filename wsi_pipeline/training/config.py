@@ -15,7 +15,7 @@ from wsi_pipeline.core.choices import (
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.training_options import TrainOptions
 from wsi_pipeline.models.outlines import NetworkOptions
-from wsi_pipeline.slides.selection import read_sheet
+from wsi_pipeline.slides.sheet import read_sheet
 from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
 from wsi_pipeline.training.optimise import Optimisation, Schedule, check_choice
 from wsi_pipeline.training.split import SplitChoice, read_split_file

@@ -5,6 +5,7 @@ result. Published splits are three lists of patients in a folder, or the split.j
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,14 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from wsi_pipeline.core.choices import SPLIT_PARTS
 from wsi_pipeline.core.errors import ConfigError
+from wsi_pipeline.slides.sheet import show_names
 from wsi_pipeline.training.data import LabelledPatches
 from wsi_pipeline.training.metrics import Labels, Names
 
 FINEST_FOLDS = 20
+ENDING_MARKS = ",;\t "
+"""Empty columns behind a name, as spreadsheets leave them."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,7 @@ def split_patients(
     """
     named = PatientSplit(choice.train_patients, choice.val_patients, choice.test_patients)
     if choice.ignores_absent:
+        _warn_of_others(named, {*patients.tolist()})
         named = named.keep_present(patients)
     rest = _leave_out(patients, named.test, [*named.train, *named.val])
     val = tuple(sorted({*named.val})) or _choose_share(
@@ -132,6 +138,17 @@ def split_patients(
     split = PatientSplit(train, val, tuple(sorted({*named.test})))
     split.divide(patients).check_classes(labels)
     return split
+
+
+def _warn_of_others(listed: PatientSplit, present: set[str]) -> None:
+    """Name the listed patients who have no patches, and those with patches whom no list has."""
+    names = [*listed.train, *listed.val, *listed.test]
+    if absent := [name for name in names if name not in present]:
+        what = "listed patients have no labelled patch"
+        logger.warning("split: %d of %d %s: %s", len(absent), len(names), what, show_names(absent))
+    if listed.train and (unlisted := sorted(present - {*names})):
+        what = "patients with labelled patches are in no part of it, and not used"
+        logger.warning("split: %d %s: %s", len(unlisted), what, show_names(unlisted))
 
 
 def split_folds(
@@ -268,8 +285,9 @@ def _read_folder(folder: Path) -> dict[str, list[str]]:
                 f"{len(found)} files end in {part}.txt; there must be one list for each of"
                 f" {', '.join(SPLIT_PARTS)}"
             )
-        lines = found[0].read_text(encoding="utf-8").splitlines() if found else []
-        lists[part] = [line.strip() for line in lines if line.strip()]
+        lines = found[0].read_text(encoding="utf-8-sig").splitlines() if found else []
+        names = [line.strip().rstrip(ENDING_MARKS) for line in lines]
+        lists[part] = list(filter(None, names))
         if not lists[part] and part != "test":
             raise ConfigError(f"its {part} list is empty; name at least one patient")
     return lists
@@ -277,7 +295,7 @@ def _read_folder(folder: Path) -> dict[str, list[str]]:
 
 def _read_json(path: Path) -> dict[str, list[str]]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
         return {part: [str(name) for name in value[part]] for part in SPLIT_PARTS}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
