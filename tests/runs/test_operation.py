@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from wsi_pipeline.evaluation.page import read_sources
 from wsi_pipeline.outputs import View
 from wsi_pipeline.runs.batch import Pace
 from wsi_pipeline.runs.checks import (
+    Check,
     Verdict,
     check_cpu,
     check_gpu,
@@ -29,7 +31,7 @@ from wsi_pipeline.runs.checks import (
     check_space,
     judge,
 )
-from wsi_pipeline.runs.doctor import Speed
+from wsi_pipeline.runs.doctor import Speed, examine_safely
 from wsi_pipeline.runs.dry_run import preview_run
 from wsi_pipeline.runs.events import EventLog, hide_path, log_events, read_events, to_plain
 from wsi_pipeline.runs.status import read_status
@@ -670,17 +672,66 @@ def test_units_of_the_cpu_are_named() -> None:
     assert "no units for bf16" in check_cpu(frozenset({"avx2"}), 2).found
 
 
-def test_a_gpu_that_torch_cannot_use_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'NVIDIA H100, 81559 MiB, 550.54'\n")
-    program.chmod(0o755)
+@pytest.fixture
+def tell_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Gives nvidia-smi a word to say."""
+
+    def tell(*lines: str) -> None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+        program.chmod(0o755)
+
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tell
+
+
+H100 = "0, NVIDIA H100, 81559 MiB, 80996 MiB, Default, Disabled, 550.54"
+
+
+def test_a_gpu_that_torch_cannot_use_is_a_warning(tell_gpus: Callable[[str], None]) -> None:
+    tell_gpus(H100)
     check = check_gpu(0, None)
     assert check.verdict is Verdict.WARN
     assert check.line.endswith(
-        "NVIDIA H100, 81559 MiB, driver 550.54, but torch cannot use it; install a torch that is"
-        " built for CUDA"
+        "0: NVIDIA H100, 81559 MiB, 80996 MiB free, compute mode Default, MIG Disabled, driver"
+        " 550.54, but torch cannot use it; install a torch that is built for CUDA"
     )
     assert check_gpu(1, "12.4").verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict", "said"),
+    [
+        (H100.replace("80996", "812"), Verdict.WARN, "less than 2048 MiB are free; end what holds"),
+        (H100.replace("Default", "Prohibited"), Verdict.BAD, "nothing may compute there"),
+        (H100.replace("Default", "Exclusive_Process"), Verdict.OK, "mode Exclusive_Process"),
+        (H100.replace("Disabled", "[N/A]"), Verdict.OK, "compute mode Default, driver"),
+        ("what is this", Verdict.OK, "not told by nvidia-smi (1 usable, CUDA 13.0)"),
+        ("", Verdict.OK, "not told by nvidia-smi"),
+    ],
+)
+def test_what_hinders_a_gpu_is_told(
+    line: str, verdict: Verdict, said: str, tell_gpus: Callable[[str], None]
+) -> None:
+    tell_gpus(line)
+    check = check_gpu(1, "13.0")
+    assert check.verdict is verdict
+    assert said in check.line
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("CUDA error: out of memory"), "out of memory"),
+        (RuntimeError("CUDA error: unknown error\nmore lines"), "the GPU failed"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_an_examination_that_fails_is_a_check_that_says_so(error: Exception, said: str) -> None:
+    def fail() -> Check:
+        raise error
+
+    (check,) = examine_safely("GPU", fail)
+    assert (check.name, check.verdict) == ("GPU", Verdict.BAD)
+    assert said in check.line
+    assert "\n" not in check.line

@@ -98,36 +98,69 @@ def check_load(cores: int, load: float | None = None) -> Check:
     return Check("load", Verdict.WARN, found, "measure again when the others have ended")
 
 
+GPU_FIELDS = {
+    "index": "{}",
+    "name": "{}",
+    "memory.total": "{}",
+    "memory.free": "{} free",
+    "compute_mode": "compute mode {}",
+    "mig.mode.current": "MIG {}",
+    "driver_version": "driver {}",
+}
+"""Fields that nvidia-smi is asked for, and how they are told; one that it does not know is left
+out.
+"""
+NOT_TOLD = ("[N/A]", "[Not Supported]", "N/A", "")
+LOW_GPU_MIB = 2048
+
+
 def check_gpu(usable: int, torch_cuda: str | None) -> Check:
     """GPUs by the driver's word and by torch's; a machine without one is a machine without one."""
-    present = list_gpus()
-    if not present:
-        return Check("GPU", Verdict.OK, "none; networks run on the CPU")
-    found = "; ".join(present)
-    if usable:
-        return Check("GPU", Verdict.OK, f"{found} ({usable} usable, CUDA {torch_cuda})")
-    remedy = (
-        "install a torch that is built for CUDA"
-        if torch_cuda is None
-        else f"install a driver that knows CUDA {torch_cuda}"
-    )
-    return Check("GPU", Verdict.WARN, f"{found}, but torch cannot use it", remedy)
+    present = read_gpus()
+    found = "; ".join(_describe_gpu(gpu) for gpu in present)
+    if not usable:
+        if not present:
+            return Check("GPU", Verdict.OK, "none; networks run on the CPU")
+        needs_build = "install a torch that is built for CUDA"
+        needs_driver = f"install a driver that knows CUDA {torch_cuda}, see CUDA_VISIBLE_DEVICES"
+        remedy = needs_build if torch_cuda is None else needs_driver
+        return Check("GPU", Verdict.WARN, f"{found}, but torch cannot use it", remedy)
+    found = f"{found or 'not told by nvidia-smi'} ({usable} usable, CUDA {torch_cuda})"
+    if any(gpu.get("compute_mode") == "Prohibited" for gpu in present):
+        remedy = "nvidia-smi --compute-mode DEFAULT"
+        return Check("GPU", Verdict.BAD, f"{found}; nothing may compute there", remedy)
+    if any(_is_low(gpu.get("memory.free", "")) for gpu in present):
+        remedy = "end what holds the memory (nvidia-smi), or take another GPU by --gpus"
+        return Check("GPU", Verdict.WARN, f"{found}; less than {LOW_GPU_MIB} MiB are free", remedy)
+    return Check("GPU", Verdict.OK, found)
 
 
-def list_gpus() -> list[str]:
-    """Name, memory and driver of every NVIDIA GPU, as nvidia-smi says."""
+def _describe_gpu(gpu: dict[str, str]) -> str:
+    told = [form.format(gpu[name]) for name, form in GPU_FIELDS.items() if name in gpu]
+    return f"{told[0]}: {', '.join(told[1:])}" if "index" in gpu else ", ".join(told)
+
+
+def _is_low(free: str) -> bool:
+    amount, _, unit = free.partition(" ")
+    return unit == "MiB" and amount.isdecimal() and int(amount) < LOW_GPU_MIB
+
+
+def read_gpus() -> list[dict[str, str]]:
+    """Return what nvidia-smi tells of every NVIDIA GPU, by the names of its fields."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    query = [program, f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader"]
     try:
         told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return []
-    rows = [
-        [part.strip() for part in line.split(",")] for line in told.splitlines() if line.strip()
+    rows = [[part.strip() for part in line.split(",")] for line in told.splitlines() if line]
+    return [
+        {name: part for name, part in zip(GPU_FIELDS, row, strict=True) if part not in NOT_TOLD}
+        for row in rows
+        if len(row) == len(GPU_FIELDS)
     ]
-    return [f"{', '.join(row[:-1])}, driver {row[-1]}" for row in rows]
 
 
 def check_folder(folder: Path) -> list[Check]:

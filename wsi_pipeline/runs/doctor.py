@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.errors import WsiError
+from wsi_pipeline.core.errors import WsiError, gpu_fault, memory_fault, one_line
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.limits import available_cores
+from wsi_pipeline.core.recipe import TOOL
 from wsi_pipeline.models.choice import ExternalModelTerms
 from wsi_pipeline.models.device import choose_device, cpu_flags, cuda_version, list_gpus
 from wsi_pipeline.models.engines import ENGINES
@@ -72,18 +73,32 @@ def examine(
     seconds: float = MEASURED_S,
 ) -> Iterator[Check]:
     """Yield every check as it is made. Raises ModelError for a model that cannot be used."""
-    yield check_tool()
-    yield Check("OpenSlide", Verdict.OK, library_version())
-    yield from check_packages(LIBRARIES)
-    yield check_gpu(len(list_gpus()), cuda_version())
-    yield check_cpu(cpu_flags(), available_cores())
     loaded = make_random_checkpoint() if model is None else load_model(model, terms)
-    yield from check_engines(loaded)
-    yield from check_folder(out)
-    yield check_shared_memory()
-    yield check_open_files()
-    yield check_load(available_cores())
-    yield from _measure(loaded, seconds)
+    examinations: dict[str, Callable[[], Check | list[Check]]] = {
+        TOOL: check_tool,
+        "OpenSlide": lambda: Check("OpenSlide", Verdict.OK, library_version()),
+        "packages": lambda: check_packages(LIBRARIES),
+        "GPU": lambda: check_gpu(len(list_gpus()), cuda_version()),
+        "CPU": lambda: check_cpu(cpu_flags(), available_cores()),
+        "engines": lambda: check_engines(loaded),
+        "disk": lambda: check_folder(out),
+        "shared memory": check_shared_memory,
+        "open files": check_open_files,
+        "load": lambda: check_load(available_cores()),
+        "speed": lambda: _measure(loaded, seconds),
+    }
+    for name, examination in examinations.items():
+        yield from examine_safely(name, examination)
+
+
+def examine_safely(name: str, examination: Callable[[], Check | list[Check]]) -> list[Check]:
+    """Return the checks of an examination; one that fails itself is a check that says so."""
+    try:
+        found = examination()
+    except Exception as error:  # noqa: BLE001 - drivers and libraries fail in many ways
+        fault = memory_fault(error) or gpu_fault(error) or error
+        return [Check(name, Verdict.BAD, f"cannot be examined: {one_line(fault)}")]
+    return [found] if isinstance(found, Check) else found
 
 
 def check_engines(model: Model) -> list[Check]:
