@@ -74,6 +74,8 @@ class DeclaredScale(NamedTuple):
     source: str
     mpp_x: str | None
     mpp_y: str | None
+    instead: str = ""
+    """What the file states in its place, as the end of a sentence."""
 
 
 class UserScale(NamedTuple):
@@ -97,7 +99,9 @@ def resolve_mpp(path: Path, declared: DeclaredScale, scale: UserScale | None) ->
     if scale is not None:
         return _check_mpp(path, float(scale.mpp), scale.source), scale.source
     if declared.mpp_x is None or declared.mpp_y is None:
-        raise SlideError(f"{path}: the file states no µm per pixel; give it with --slide-mpp")
+        raise SlideError(
+            f"{path}: the file states no µm per pixel{declared.instead}; give it with --slide-mpp"
+        )
     mpp_x, mpp_y = (
         _check_mpp(path, _parse_mpp(path, text), declared.source)
         for text in (declared.mpp_x, declared.mpp_y)

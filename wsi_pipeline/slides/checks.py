@@ -9,16 +9,14 @@ import numpy as np
 from wsi_pipeline.core.errors import SlideError, machine_fault
 from wsi_pipeline.slides.base import check_size
 from wsi_pipeline.slides.tiff_structure import (
-    BITS,
     IMPOSSIBLE,
     MAX_TILES,
-    PHOTOMETRIC,
     PLANES,
-    SAMPLE_FORMAT,
     SAMPLES,
     TIFF_MAGIC,
     BrokenTiff,
     TiffPage,
+    describe_other,
     read_structure,
 )
 
@@ -29,12 +27,6 @@ EXPORT_AGAIN = "copy or export it again"
 
 DICOM_PREAMBLE, DICOM_MAGIC = 128, b"DICM"
 MIRAX_SUFFIX = ".mrxs"
-
-PHOTOMETRICS = (0, 1, 2, 6)
-"""Grey (either way), RGB, YCbCr."""
-OTHER_PHOTOMETRICS = {3: "with a palette", 5: "of CMYK", 8: "of CIELab"}
-UNSIGNED = (1, 4)
-"""Whole numbers, or not stated."""
 
 
 def check_slide_file(path: Path) -> None:
@@ -57,6 +49,9 @@ def check_slide_file(path: Path) -> None:
             check_size(path, page.size)
             if page.is_tiled:
                 _check_tiles(page)
+        # Of the others, OpenSlideReader knows which are levels.
+        in_row = [page for page in tiled if not page.is_sub]
+        for page in (in_row or structure.pages)[:1]:
             _check_kind(page)
     except BrokenTiff as error:
         raise SlideError(f"{path}: {error}") from error
@@ -127,21 +122,8 @@ def _check_within(page: TiffPage, file_size: int) -> None:
 
 def _check_kind(page: TiffPage) -> None:
     """Require 8-bit grey or colours."""
-    bits = page.numbers.get(BITS, (1,))
-    photometric = page.number(PHOTOMETRIC, 2)
-    forms = page.numbers.get(SAMPLE_FORMAT, (1,))
-    samples = page.number(SAMPLES, 1)
-    if any(form not in UNSIGNED for form in forms):
-        what = "of floating point" if 3 in forms else "with a sign"
-    elif photometric in OTHER_PHOTOMETRICS:
-        what = OTHER_PHOTOMETRICS[photometric]
-    elif set(bits) != {8}:
-        what = f"of {max(bits)} bits"
-    elif photometric not in PHOTOMETRICS or not 1 <= samples <= 4:
-        what = f"of {samples} samples and interpretation {photometric}"
-    else:
-        return
-    raise BrokenTiff(f"pixels {what} are not 8-bit grey or RGB; convert it to 8-bit RGB")
+    if (what := describe_other(page)) is not None:
+        raise BrokenTiff(f"pixels {what} are not 8-bit grey or RGB; convert it to 8-bit RGB")
 
 
 def _check_tiles(page: TiffPage) -> None:

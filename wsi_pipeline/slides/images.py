@@ -30,6 +30,11 @@ from wsi_pipeline.slides.base import (
     show_reader,
 )
 from wsi_pipeline.slides.jpeg_tiles import find_complaint
+from wsi_pipeline.slides.stated_scale import (
+    describe_instead,
+    read_description,
+    read_magnification,
+)
 from wsi_pipeline.slides.tiff_structure import read_structure
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -37,6 +42,8 @@ MODES = ("RGB", "RGBA", "L", "LA")
 SENT_FORMATS = ("PNG", "JPEG")
 SENT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
 """Modes of at most 8 bits per channel; Pillow would clip deeper grey at 255, to white."""
+DESCRIPTION, RESOLUTION, RESOLUTION_UNIT = 270, (282, 283), 296
+"""Tags of a TIFF."""
 MAX_PIXELS = 200_000_000
 """A plain image is decoded whole; one larger than this belongs in a pyramid."""
 
@@ -164,9 +171,17 @@ def _check_mode(name: Path | str, image: Image.Image, modes: tuple[str, ...]) ->
 
 
 def _declared_scale(image: Image.Image) -> DeclaredScale:
+    tags = getattr(image, "tag_v2", {})
+    text, resolution = str(tags.get(DESCRIPTION, "")), [str(tags.get(t, "")) for t in RESOLUTION]
+    if stated := read_description(text, (resolution[0], resolution[1])):
+        return stated
     dpi = image.info.get("dpi")
     if dpi is None or not all(float(value) > 0 for value in dpi):
-        return DeclaredScale("image header", None, None)
+        is_unitless = tags.get(RESOLUTION_UNIT) == 1
+        instead = describe_instead(
+            read_magnification(text), None, resolution[0] if is_unitless else ""
+        )
+        return DeclaredScale("image header", None, None, instead)
     # Headers keep whole dots per metre, so that 4 µm/px comes back as 3.99999….
     mpp_x, mpp_y = (f"{UM_PER_INCH / float(value):.5g}" for value in dpi)
     return DeclaredScale("image header", mpp_x, mpp_y)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +26,20 @@ from wsi_pipeline.slides.base import (
     show_reader,
 )
 from wsi_pipeline.slides.lost_tiles import LostTiles
+from wsi_pipeline.slides.stated_scale import (
+    describe_instead,
+    read_description,
+    read_magnification,
+)
+from wsi_pipeline.slides.tiff_structure import (
+    BrokenTiff,
+    describe_other,
+    list_others,
+    read_structure,
+)
 
+PAGE_VENDORS = ("aperio", "generic-tiff")
+"""OpenSlide's formats whose levels are whole pages of tiles, without overlap or padding."""
 LATTICE_PX = 512
 """Side of the pieces in which levels of a broken downsample are read."""
 
@@ -56,8 +70,7 @@ class OpenSlideReader:
         check_size(path, handle.dimensions)
         self._level_downsamples = handle.level_downsamples
         properties = handle.properties
-        levels = resolve_levels(handle.level_dimensions)
-        _refuse_other_shapes(path, handle.level_dimensions, levels)
+        levels = _choose_levels(path, properties, handle.level_dimensions)
         self.levels = tuple(
             level._replace(tile=_tile_size(properties, level.number)) for level in levels
         )
@@ -242,18 +255,62 @@ def _open_handle(path: Path) -> openslide.OpenSlide:
 
 def _declared_scale(properties: Mapping[str, str]) -> DeclaredScale:
     from_tags = properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff"
+    text = properties.get("tiff.ImageDescription", "")
+    resolution = tuple(properties.get(f"tiff.{axis}Resolution", "") for axis in "XY")
+    if from_tags and (stated := read_description(text, (resolution[0], resolution[1]))):
+        return stated
+    is_unitless = properties.get("tiff.ResolutionUnit") == "none"
     return DeclaredScale(
         source="TIFF tag" if from_tags else "property",
         mpp_x=properties.get(openslide.PROPERTY_NAME_MPP_X),
         mpp_y=properties.get(openslide.PROPERTY_NAME_MPP_Y),
+        instead=describe_instead(
+            _float_or_none(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
+            or read_magnification(text),
+            properties.get("aperio.MPP"),
+            resolution[0] if is_unitless else "",
+        ),
     )
 
 
+def _choose_levels(
+    path: Path, properties: Mapping[str, str], sizes: Sequence[tuple[int, int]]
+) -> list[Level]:
+    """Return the levels that are smaller pictures of level 0, finest first.
+
+    Masks and scores, whose pixels are no 8-bit grey or colours, are passed over. Raises SlideError
+    where a level shows something else.
+    """
+    others = _find_others(path, properties.get(openslide.PROPERTY_NAME_VENDOR), sizes)
+    levels = resolve_levels(sizes)
+    _refuse_other_shapes(path, sizes, {level.number for level in levels} | others)
+    return [level for level in levels if level.number not in others]
+
+
+def _find_others(path: Path, vendor: str | None, sizes: Sequence[tuple[int, int]]) -> set[int]:
+    """Return the levels that may be images of other pixels than level 0's. Raises SlideError."""
+    try:
+        structure = read_structure(path)
+    except (BrokenTiff, OSError):
+        return set()  # no TIFF: `check_slide_file` has looked
+    pages = list_others(structure)
+    others = {number for number, size in enumerate(sizes) if size in {page.size for page in pages}}
+    first = next((page for page in structure.pages if page.is_tiled), None)
+    is_first = first is not None and first.size == sizes[0] and sizes.count(sizes[0]) == 1
+    if pages and (vendor not in PAGE_VENDORS or (0 in others and not is_first)):
+        what = describe_other(pages[0])
+        raise SlideError(
+            f"{path}: pixels {what} are not 8-bit grey or RGB, in an image beside level 0; convert"
+            " it to 8-bit RGB"
+        )
+    return others - {0}
+
+
 def _refuse_other_shapes(
-    path: Path, sizes: Sequence[tuple[int, int]], levels: Sequence[Level]
+    path: Path, sizes: Sequence[tuple[int, int]], known: AbstractSet[int]
 ) -> None:
     """Raise SlideError where a level cannot be a smaller level 0."""
-    for number in sorted(set(range(len(sizes))) - {level.number for level in levels}):
+    for number in sorted(set(range(len(sizes))) - known):
         (width, height), (width_l0, height_l0) = sizes[number], sizes[0]
         raise SlideError(
             f"{path}: level {number} has {width} × {height} px, another shape than level 0"

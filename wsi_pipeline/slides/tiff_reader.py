@@ -25,7 +25,11 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import Box, Boxes, Level, UserScale, show_reader, tiles_touched
-from wsi_pipeline.slides.openslide_reader import OpenSlideReader, detect_vendor
+from wsi_pipeline.slides.openslide_reader import (
+    PAGE_VENDORS,
+    OpenSlideReader,
+    detect_vendor,
+)
 from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region
 from wsi_pipeline.slides.tiff_tiles import (
     ForgedTile,
@@ -38,8 +42,6 @@ from wsi_pipeline.slides.tiff_tiles import (
 PROBED_TILES = 2
 """Tiles of each level compared with OpenSlide's first: library versions may differ."""
 
-VENDORS = ("aperio", "generic-tiff")
-"""OpenSlide's formats whose levels are whole pages of tiles, without overlap or padding."""
 _numbers = itertools.count()
 MAX_BYTES = 128 * 1024 * 1024
 """About 650 tiles of 256 px: the borders of neighbouring macro-tiles, in the order of the store."""
@@ -63,7 +65,7 @@ class TiffReader:
         self.info = self._openslide.info
         self.levels = self._openslide.levels
         whole = [level for level in self.levels if self._openslide.is_whole(level)]
-        self._layouts = find_layouts(path, whole) if self.info.vendor in VENDORS else {}
+        self._layouts = find_layouts(path, whole) if self.info.vendor in PAGE_VENDORS else {}
         self._threads = decode_threads or len(os.sched_getaffinity(0))
         self._key = next(_numbers)
         self._opening = threading.Lock()
@@ -267,7 +269,7 @@ class TiffReader:
 
 def recognises(path: Path) -> bool:
     """Return whether the file is of a format whose tiles may be decoded here."""
-    return detect_vendor(path) in VENDORS
+    return detect_vendor(path) in PAGE_VENDORS
 
 
 def _choose_probes(layout: LevelLayout) -> list[int]:

@@ -1,7 +1,7 @@
 """The structure of a TIFF, read without a decoder: images, sizes, formats, tiles.
 
 Every number is compared with the file's size and the limits below, so that a hostile file costs
-little: every offset is visited once, every table is read once, and no memory is taken for missing
+little: every image is visited once, every table is read once, and no memory is taken for missing
 content.
 """
 
@@ -28,7 +28,7 @@ MAX_VALUES = 64
 """Of any tag except tables of tiles."""
 MAX_JPEG_TABLES = 1 << 20
 
-WIDTH, LENGTH, BITS, COMPRESSION = 256, 257, 258, 259
+SUBFILE, WIDTH, LENGTH, BITS, COMPRESSION = 254, 256, 257, 258, 259
 PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 262, 266, 270
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
 PLANES, PREDICTOR, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 317, 322, 323, 324, 325
@@ -37,16 +37,25 @@ IMAGE_DEPTH, TILE_DEPTH = 32997, 32998
 NDPI = 65420
 """The tag by which Hamamatsu's files are known, whose offsets have 64 bits in a TIFF of 32."""
 
-NUMBERS = {WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES}
+NUMBERS = {SUBFILE, WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES}
 NUMBERS |= {ROWS_PER_STRIP, PLANES, PREDICTOR, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT}
 NUMBERS |= {IMAGE_DEPTH, TILE_DEPTH}
 TABLES = {STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, OLD_JPEG_OFFSET, OLD_JPEG_COUNT}
 KNOWN = NUMBERS | TABLES | {DESCRIPTION, SUB_IFDS, JPEG_TABLES, NDPI}
 
+PHOTOMETRICS = (0, 1, 2, 6)
+"""Grey (either way), RGB, YCbCr."""
+OTHER_PHOTOMETRICS = {3: "with a palette", 4: "of a mask", 5: "of CMYK", 8: "of CIELab"}
+UNSIGNED = (1, 4)
+"""Whole numbers, or not stated."""
+MASK = 4
+"""The bit of the kind of image that says that it is a mask of another one."""
+
 TYPES = dict(zip((1, 3, 4, 6, 7, 8), ("u1", "u2", "u4", "i1", "u1", "i2"), strict=True))
 TYPES |= dict(zip((9, 13, 16, 17, 18), ("i4", "u4", "u8", "i8", "u8"), strict=True))
 """NumPy's names of TIFF's kinds of whole numbers, without the byte order."""
 TEXT = 2
+CIRCLE = "its images go round in a circle; export it again"
 IMPOSSIBLE = "which is impossible; copy or export it again"
 
 
@@ -114,10 +123,38 @@ def read_structure(path: Path) -> TiffStructure:
         return TiffStructure(list(walk.pages()), walk.size)
 
 
+def describe_other(page: TiffPage) -> str | None:
+    """Return what an image's pixels are where they are no 8-bit grey or colours, else None."""
+    bits = page.numbers.get(BITS, (1,))
+    photometric = page.number(PHOTOMETRIC, 2)
+    forms = page.numbers.get(SAMPLE_FORMAT, (1,))
+    samples = page.number(SAMPLES, 1)
+    if any(form not in UNSIGNED for form in forms):
+        return "of floating point" if 3 in forms else "with a sign"
+    if photometric in OTHER_PHOTOMETRICS:
+        return OTHER_PHOTOMETRICS[photometric]
+    if page.number(SUBFILE, 0) & MASK:
+        return "of a mask"
+    if set(bits) != {8}:
+        return f"of {max(bits)} bits"
+    if photometric not in PHOTOMETRICS or not 1 <= samples <= 4:
+        return f"of {samples} samples and interpretation {photometric}"
+    return None
+
+
+def list_others(structure: TiffStructure) -> list[TiffPage]:
+    """Return the tiled images in the file's row behind its first that are no 8-bit grey or colours.
+
+    These are masks and scores, and no reader makes levels of them.
+    """
+    row = [page for page in structure.pages if page.is_tiled and not page.is_sub]
+    return [page for page in row[1:] if describe_other(page) is not None]
+
+
 def find_page(structure: TiffStructure, size: tuple[int, int]) -> TiffPage | None:
     """Return the one tiled image of that size; None where there are none or several."""
     pages = [page for page in structure.pages if page.is_tiled and not page.is_sub]
-    matching = [page for page in pages if page.size == size]
+    matching = [page for page in pages if page.size == size and describe_other(page) is None]
     return matching[0] if len(matching) == 1 else None
 
 
@@ -133,22 +170,52 @@ class _Walk:
         self._order = "<" if head.startswith(b"II") else ">"
         self._is_big = self._unpack("H", head[2:4]) == 43
         self._is_ndpi = False
-        self._visited: set[int] = set()
+        self._images = 0
         self._tiles = 0
 
     def pages(self) -> Iterator[TiffPage]:
         """Yield every image, those that hang on another one after it."""
         place, form = (8, "Q") if self._is_big else (4, "I")
         start = self._unpack(form, self._read(place, struct.calcsize("<" + form)))
-        waiting = [(self._find_ndpi(start), False)]
-        while waiting:
-            place, is_sub = waiting.pop()
-            if place == 0:
-                continue
+        row = self._read_row(self._find_ndpi(start))
+        above: set[int] = set()
+        done = set(row)
+        for place, entries in row.items():
+            above.add(place)
+            yield self._page(place, False, entries)
+            yield from self._hanging(entries, above, done)
+
+    def _read_row(self, place: int) -> dict[int, dict[int, Entry]]:
+        """Return the tags of the images in the file's row, by their places."""
+        row: dict[int, dict[int, Entry]] = {}
+        while place:
+            if place in row:
+                raise BrokenTiff(CIRCLE)
             entries, following = self._read_entries(place)
-            waiting.append((following, is_sub))
-            waiting += [(sub, True) for sub in reversed(self._values(entries, SUB_IFDS, MAX_PAGES))]
-            yield self._page(place, is_sub, entries)
+            row[place] = entries
+            place = following
+        return row
+
+    def _hanging(
+        self, entries: dict[int, Entry], above: set[int], done: set[int]
+    ) -> Iterator[TiffPage]:
+        """Yield the images that hang on one, each once.
+
+        Lists and pointers to the next image may both lead to one: tifffile chains the images of a
+        list, libtiff does not. A circle is what leads back to an image from which it began.
+        """
+        ways = {0: iter(self._values(entries, SUB_IFDS, MAX_PAGES))}
+        while ways:
+            place = next(filter(None, next(reversed(ways.values()))), None)
+            if place is None:
+                done.add(ways.popitem()[0])
+            elif place in ways or place in above:
+                raise BrokenTiff(CIRCLE)
+            elif place not in done:
+                inner, following = self._read_entries(place)
+                subs = self._values(inner, SUB_IFDS, MAX_PAGES)
+                ways[place] = iter((*subs, following))
+                yield self._page(place, True, inner)
 
     def _find_ndpi(self, start: int) -> int:
         """Return the offset of the first image; NDPI files have 64 bits there, and a tag."""
@@ -166,10 +233,8 @@ class _Walk:
 
     def _read_entries(self, place: int) -> tuple[dict[int, Entry], int]:
         """Return the tags of the image at `place`, and where the next image is."""
-        if place in self._visited:
-            raise BrokenTiff("its images go round in a circle; export it again")
-        self._visited.add(place)
-        if len(self._visited) > MAX_PAGES:
+        self._images += 1
+        if self._images > MAX_PAGES:
             raise BrokenTiff(f"has more than {MAX_PAGES:,} images, {IMPOSSIBLE}")
         wide, form, length = ("Q", "HHQ8s", 20) if self._is_big else ("H", "HHI4s", 12)
         head = struct.calcsize(wide)
