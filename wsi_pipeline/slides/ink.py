@@ -2,7 +2,7 @@
 
 A stroke is smooth: its density varies from pixel to pixel by a few hundredths of itself, that of
 tissue by a tenth or more. A stroke either has a colour that no usual stain has, or is nearly black,
-or is a ribbon several times as dense as the tissue of the slide. Its paler rim, where it is out of
+or is a violet ribbon far denser than the tissue of the slide. Its paler rim, where it is out of
 focus or runs out, has the same colour and is ink too.
 
 Under a transparent stroke tissue adds its own colour, so that the density's direction differs from
@@ -42,9 +42,15 @@ RIBBON_EXCESS = 1.8
 """Such a stroke is so many times as dense as half of the slide's tissue."""
 RIM_UM, RIM_COSINE = 120.0, 0.985
 """How far a stroke's rim reaches, and how alike its colour is to the stroke's."""
+LEAST_HUE = 0.3
+"""Of a stroke with a colour: its channels lie so far apart, as a share of the largest."""
 OTHER_COLOR, OTHER_SHARE = 0.06, 0.12
 """OD, and share of OD, across the stroke's own direction from which on tissue lies under it."""
 LEAST_UNDER_UM2 = 8_000.0
+
+
+FULL = 0.95
+"""Share of a picture from which on it shows no glass."""
 
 
 class Ink(NamedTuple):
@@ -52,7 +58,7 @@ class Ink(NamedTuple):
 
     mask: Mask
     strokes: list[NDArray[np.float32]]
-    """OD (3,) of each."""
+    """OD (3,) of each colour and density."""
 
 
 def find_ink(picture: Picture, density: Density, free: Mask, mpp: float) -> Ink:
@@ -67,10 +73,11 @@ def find_ink(picture: Picture, density: Density, free: Mask, mpp: float) -> Ink:
         density.chroma < 0.3 * density.strongest
     )
     ink, strokes = np.zeros_like(free), []
+    like_a_stain = _dense_and_smooth(size, rough) & (blue < np.minimum(red, green))
     kinds = (
         ((size > LEAST_INK) & colored & free, ROUGHNESS, 0.0),
         (black & free, ROUGHNESS, 0.0),
-        (_dense_and_smooth(size, rough) & free, RIBBON_ROUGHNESS, RIBBON_LENGTH),
+        (like_a_stain & free, RIBBON_ROUGHNESS, RIBBON_LENGTH),
     )
     for candidates, most_rough, least_length in kinds:
         opened = ndimage.binary_opening(candidates, SQUARE)
@@ -81,6 +88,7 @@ def find_ink(picture: Picture, density: Density, free: Mask, mpp: float) -> Ink:
                 continue
             ink[place] |= part
             strokes.append(np.median(od[:, *place][:, part], axis=1))
+    strokes = _distinct(strokes)
     return Ink(_with_rims(ink, strokes, density, size, free, mpp), strokes)
 
 
@@ -105,15 +113,24 @@ def _with_rims(
     if not strokes:
         return ink
     near = ndimage.binary_dilation(ink, iterations=2)
-    reach = max(1, round(RIM_UM / mpp))
     faint = free & (density.strongest > max(0.02, 6 * density.noise))
     alike = np.zeros_like(ink)
-    for stroke in {tuple(np.round(each / np.linalg.norm(each), 1)) for each in strokes}:
-        direction = np.array(stroke, dtype=np.float32) / np.linalg.norm(stroke)
-        along = np.tensordot(direction, density.od, axes=1)
-        alike |= along > RIM_COSINE * size
-    grown = ndimage.binary_dilation(ink, iterations=reach, mask=alike & faint | ink)
-    return np.asarray((near | grown) & free & (density.strongest > 0.02) | ink)
+    for stroke in strokes:
+        if np.ptp(stroke) > LEAST_HUE * stroke.max():  # black is like any shade
+            along = np.tensordot(stroke / np.linalg.norm(stroke), density.od, axes=1)
+            alike |= along > RIM_COSINE * size
+    reach = max(1, round(RIM_UM / mpp))
+    grown = ndimage.binary_dilation(ink, iterations=reach, mask=(alike & faint) | ink)
+    return np.asarray(((near | grown) & free & (density.strongest > 0.02)) | ink)
+
+
+def _distinct(strokes: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Return one stroke of each colour and density."""
+    kept: list[NDArray[np.float32]] = []
+    for stroke in strokes:
+        if not any(np.linalg.norm(stroke - each) < 0.1 * np.linalg.norm(each) for each in kept):
+            kept.append(stroke)
+    return kept
 
 
 def find_tissue_under_ink(tissue: Mask, ink: Ink, density: Density, mpp: float) -> Mask:
@@ -123,6 +140,8 @@ def find_tissue_under_ink(tissue: Mask, ink: Ink, density: Density, mpp: float) 
     at least as dense in every channel may be inked, too.
     """
     if not ink.mask.any():
+        return ink.mask
+    if (tissue | ink.mask).mean() > FULL:  # no glass: the tissue goes on under the ink
         return ink.mask
     over = ink.mask & _between(tissue, ink.mask)
     over |= _of_other_color(ink, density, mpp)
