@@ -9,7 +9,6 @@ from scipy import ndimage
 
 from wsi_pipeline.slides.masks import (
     COARSE,
-    SQUARE,
     Mask,
     Plane,
     box,
@@ -61,7 +60,7 @@ def _median_around(mean_od: Plane, stained: Mask, mpp: float) -> Plane:
 def find_bubbles(thin: Mask, mpp: float) -> Mask:
     """Return the bubbles whose rims are closed rings among `thin` pixels, with their insides."""
     found = np.zeros_like(thin)
-    for place, ring in parts_of(thin):
+    for place, ring in parts_of(drop_small(thin, 2 * LEAST_BUBBLE_UM / mpp, corners=True)):
         height, width = ring.shape
         if min(height, width) * mpp < LEAST_BUBBLE_UM or not 0.75 < height / width < 1.34:
             continue
@@ -78,5 +77,5 @@ def find_rims(weakest_od: Plane, tissue: Mask) -> Mask:
     """Return thin dark lines in tissue; `weakest_od` is the smallest of the three channels."""
     if not tissue.any():
         return tissue
-    background = ndimage.grey_opening(box(weakest_od, 3), RIM_PX)
-    return np.asarray(ndimage.binary_opening(weakest_od - background > RIM_OD, SQUARE) & tissue)
+    smooth = box(weakest_od, 3)
+    return np.asarray((smooth - ndimage.grey_opening(smooth, RIM_PX) > RIM_OD) & tissue)

@@ -25,6 +25,8 @@ STRONGEST_TINT = 1.35
 """Of glass, its largest channel over its smallest."""
 MODE_HALF_WIDTH = 7
 """Grey levels around the glass's commonest value that are the glass's own."""
+COARSE_MPP = 12.0
+"""µm/px from which on a stroke is only some pixels wide."""
 SURFACE_SAMPLES = 40_000
 
 
@@ -35,7 +37,9 @@ class Picture(NamedTuple):
     grey: Plane
     """0 to 255."""
     texture: Plane
-    """Standard deviation of grey within 5 × 5 pixels."""
+    """Standard deviation of grey within `near_px` squared pixels."""
+    near_px: int
+    """Side of what counts as close by: 5 pixels, 3 where they are coarse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +60,23 @@ class Density:
     """Texture of the glass, in grey levels."""
 
 
-def look_at(rgb: NDArray[np.uint8]) -> Picture:
-    """Return a thumbnail (h, w, 3) with grey and texture."""
+def look_at(rgb: NDArray[np.uint8], mpp: float) -> Picture:
+    """Return a thumbnail (h, w, 3) at `mpp` µm/px with grey and texture."""
+    near_px = 5 if mpp < COARSE_MPP else 3
     grey = np.zeros(rgb.shape[:2], dtype=np.float32)
     for channel, weight in enumerate(GREY):
         grey += rgb[..., channel] * np.float32(weight)
     centred = grey - 128
-    variance = box(np.square(centred), 5)
-    variance -= np.square(box(centred, 5))
-    return Picture(rgb, grey, np.sqrt(np.maximum(variance, 0, out=variance), out=variance))
+    variance = box(np.square(centred), near_px)
+    variance -= np.square(box(centred, near_px))
+    np.maximum(variance, 0, out=variance)
+    return Picture(rgb, grey, np.sqrt(variance, out=variance), near_px)
 
 
 def measure_density(picture: Picture, usable: Mask) -> Density:
     """Return the optical density over the glass that is looked for among `usable` pixels."""
     usable = usable if usable.any() else np.ones_like(usable)
-    rgb, grey, texture = picture
+    rgb, grey, texture, _ = picture
     logs = np.stack([np.log10(box(rgb[..., channel], 3) + 1) for channel in range(3)])
     smooth = usable & (texture < np.clip(2 * np.percentile(texture[usable], 20), 1.5, 4))
     glass, is_glass = _find_glass(logs, grey, smooth, usable)

@@ -31,8 +31,8 @@ from wsi_pipeline.slides.masks import (
 )
 from wsi_pipeline.slides.scan_frame import WHITE, find_border, find_fill
 
-HALO_PX, HALO_SHARE = 5, 0.2
-"""How far what is dense raises the threshold, and to which share of itself."""
+HALO_SHARE, GLOW_SHARE = 0.2, 0.12
+"""What is dense, or glows, raises the threshold close by to this share of itself."""
 NEARLY_WHITE = 4
 """Pixels around fill that are not looked at for the glass."""
 
@@ -61,7 +61,7 @@ class FoundTissue(NamedTuple):
 
 def find_local_tissue(rgb: NDArray[np.uint8], mpp: float, limits: Limits) -> FoundTissue:
     """Return what every pixel of a thumbnail (h, w, 3) at `mpp` µm/px is."""
-    picture = look_at(rgb)
+    picture = look_at(rgb, mpp)
     if _is_dark(picture):
         return _find_glow(box(rgb.max(-1), 3), mpp, limits)
     fill = find_fill(picture)
@@ -72,7 +72,7 @@ def find_local_tissue(rgb: NDArray[np.uint8], mpp: float, limits: Limits) -> Fou
     border = find_border(picture, density, fill)
     ink = find_ink(picture, density, ~(border | fill), mpp)
     free = ~(border | fill | ink.mask)
-    stained = _is_stained(density)
+    stained = _is_stained(density, picture.near_px)
     raw = stained & _is_backed(picture, density, limits) & free
     solid = open_square(_close(raw, mpp, limits), max(1, round(limits.min_width_um / mpp)))
     colored = raw & (density.chroma > np.maximum(0.015, 0.12 * density.strongest))
@@ -100,10 +100,10 @@ def _is_dark(picture: Picture) -> bool:
     return not has_glass and bool(np.percentile(most, 5) < 40 and np.median(most) < 90)
 
 
-def _is_stained(density: Density) -> Mask:
+def _is_stained(density: Density, near_px: int) -> Mask:
     """Return what is denser than the noise of the glass, and no halo of something denser."""
     least = float(np.clip(4 * density.noise, 0.014, 0.03))
-    halo = HALO_SHARE * ndimage.maximum_filter(density.strongest, HALO_PX)
+    halo = HALO_SHARE * ndimage.maximum_filter(density.strongest, near_px)
     return np.asarray(density.strongest > np.maximum(least, halo))
 
 
@@ -112,7 +112,7 @@ def _is_backed(picture: Picture, density: Density, limits: Limits) -> Mask:
     least_chroma = float(np.clip(3 * density.noise, 0.01, 0.02))
     backed = density.strongest > limits.sure_density
     backed |= density.chroma > least_chroma
-    backed |= box(picture.texture, 5) > 2 * density.grain + 0.5
+    backed |= box(picture.texture, picture.near_px) > 2 * density.grain + 0.5
     return np.asarray(backed)
 
 
@@ -140,7 +140,7 @@ def _find_glow(most: Plane, mpp: float, limits: Limits) -> FoundTissue:
     level = float(np.percentile(quiet, 40))
     least = float(np.clip(7.4 * (level - np.percentile(quiet, 16)), 2, 10))
     glow = most - np.float32(level)
-    raw = glow > np.maximum(least, 0.12 * ndimage.maximum_filter(glow, HALO_PX))
+    raw = glow > np.maximum(least, GLOW_SHARE * ndimage.maximum_filter(glow, 5))
     tissue = _without_specks(_close(raw, mpp, limits), raw, True, mpp, limits)
     areas = np.where(tissue, AREAS.index("tissue"), AREAS.index("dark")).astype(np.uint8)
     nothing = np.zeros_like(tissue)

@@ -49,12 +49,15 @@ def close_octagon(mask: Mask, radius: int) -> Mask:
     return np.asarray(wide[radius + 1 : -radius - 1, radius + 1 : -radius - 1])
 
 
-def drop_small(mask: Mask, least_px: float, weights: Mask | None = None) -> Mask:
+def drop_small(
+    mask: Mask, least_px: float, weights: Mask | None = None, corners: bool = False
+) -> Mask:
     """Return the mask without connected parts of at most `least_px` pixels.
 
-    With `weights` (h, w) only pixels that are True there count.
+    With `weights` (h, w) only pixels that are True there count; with `corners`, pixels that touch
+    at a corner are connected.
     """
-    labels, count = ndimage.label(mask)
+    labels, count = ndimage.label(mask, SQUARE if corners else None)
     counted = labels if weights is None else labels[weights]
     keep = np.bincount(counted.ravel(), minlength=count + 1) > least_px
     return np.asarray(keep[labels] & mask)

@@ -35,7 +35,7 @@ def find_fill(picture: Picture) -> Mask:
 
 def find_border(picture: Picture, density: Density, fill: Mask) -> Mask:
     """Return the scanner's borders, (h, w)."""
-    rgb, _, texture = picture
+    rgb, texture = picture.rgb, picture.texture
     spread = rgb.max(-1) - rgb.min(-1)
     dense = (density.strongest > FAINTEST_BORDER) & ~fill
     flat = ndimage.binary_opening((spread <= GREYISH) & (texture < SMOOTH) & dense, SQUARE)
