@@ -94,15 +94,15 @@ def test_a_border_of_the_scanner_is_no_tissue(tone: tuple[int, ...]) -> None:
 def test_ink_beside_tissue_is_no_tissue(ink: tuple[int, ...], focus: float) -> None:
     from scipy.ndimage import gaussian_filter
 
-    cover = np.zeros((200, 240, 1))
-    cover[165:185, 30:210] = 1
-    cover = gaussian_filter(cover, (focus, focus, 0))
+    y, x = np.mgrid[:200, :240, :1][:2]
+    cover = (np.abs(y - 175 + 4 * np.sin(x / 25)) < 9) & (np.abs(x - 120) < 90)
+    cover = gaussian_filter(cover.astype(float), (focus, focus, 0))
     noise = np.random.default_rng(2).standard_normal((200, 240, 1))
     picture = slide() * (1 - cover) + (np.array(ink) + noise) * cover
     found = look(picture)
     assert found.tissue[INNER].all()
     assert not found.tissue[155:].any()
-    assert found.areas[175, 120] == AREAS.index("pen")
+    assert AREAS[found.areas[175, 120]] in ("pen", "fill")  # black is either
 
 
 def test_ink_over_tissue_is_tissue_and_flagged() -> None:

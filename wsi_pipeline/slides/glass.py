@@ -23,6 +23,8 @@ USUAL_GLASS = 244.0
 """Grey level of the glass where a slide shows none: it is full of tissue."""
 STRONGEST_TINT = 1.35
 """Of glass, its largest channel over its smallest."""
+PINKEST = 0.89
+"""Of glass, green over the smaller of red and blue: below, it is pale eosin."""
 MODE_HALF_WIDTH = 7
 """Grey levels around the glass's commonest value that are the glass's own."""
 COARSE_MPP = 12.0
@@ -77,7 +79,8 @@ def measure_density(picture: Picture, usable: Mask) -> Density:
     """Return the optical density over the glass that is looked for among `usable` pixels."""
     usable = usable if usable.any() else np.ones_like(usable)
     rgb, grey, texture, _ = picture
-    logs = np.stack([np.log10(box(rgb[..., channel], 3) + 1) for channel in range(3)])
+    side = picture.near_px - 2  # 3, or none
+    logs = np.stack([np.log10(box(rgb[..., channel], side) + 1) for channel in range(3)])
     smooth = usable & (texture < np.clip(2 * np.percentile(texture[usable], 20), 1.5, 4))
     glass, is_glass = _find_glass(logs, grey, smooth, usable)
     od = (glass[:, None, None] - logs).astype(np.float32)
@@ -111,7 +114,9 @@ def _find_glass(
         top = np.percentile(some, 99.7, axis=1)
         if (10**top).mean() > (10**glass).mean() + 10:
             glass, near = top, nowhere
-    if 10 ** (glass.max() - glass.min()) > STRONGEST_TINT:
+    red, green, blue = 10**glass
+    is_pink = green < PINKEST * min(red, blue)
+    if is_pink or max(red, green, blue) > STRONGEST_TINT * min(red, green, blue):
         return usual, nowhere
     return glass, near
 

@@ -26,6 +26,7 @@ from wsi_pipeline.slides.masks import (
     enlarge,
     parts_of,
     ribbon_length,
+    widen,
 )
 
 LEAST_INK_UM2 = 40_000.0
@@ -34,13 +35,15 @@ LEAST_INK = 0.25
 """Length of the OD vector from which on colour tells ink."""
 ROUGHNESS = 0.04
 """Deviation of OD within 5 × 5 pixels as a share of OD: strokes are smoother, tissue is not."""
+GRAIN, BLACK_GRAIN = 0.02, 0.05
+"""The same without slopes, which blurred strokes are full of."""
 LEAST_BLACK = 0.65
 """OD of black ink in every channel."""
 LEAST_RIBBON, RIBBON_ROUGHNESS, RIBBON_LENGTH = 0.35, 0.025, 4.0
 """Of a stroke in a stain's colour: its OD, its roughness, and its length in widths."""
 RIBBON_EXCESS = 1.8
 """Such a stroke is so many times as dense as half of the slide's tissue."""
-RIM_UM, RIM_COSINE = 120.0, 0.985
+RIM_UM, RIM_COSINE = 120.0, 0.96
 """How far a stroke's rim reaches, and how alike its colour is to the stroke's."""
 LEAST_HUE = 0.3
 """Of a stroke with a colour: its channels lie so far apart, as a share of the largest."""
@@ -75,14 +78,16 @@ def find_ink(picture: Picture, density: Density, free: Mask, mpp: float) -> Ink:
     ink, strokes = np.zeros_like(free), []
     like_a_stain = _dense_and_smooth(size, rough) & (blue < np.minimum(red, green))
     kinds = (
-        ((size > LEAST_INK) & colored & free, ROUGHNESS, 0.0),
-        (black & free, ROUGHNESS, 0.0),
-        (like_a_stain & free, RIBBON_ROUGHNESS, RIBBON_LENGTH),
+        ((size > LEAST_INK) & colored & free, ROUGHNESS, GRAIN, 0.0),
+        (black & free, ROUGHNESS, BLACK_GRAIN, 0.0),
+        (like_a_stain & free, RIBBON_ROUGHNESS, GRAIN, RIBBON_LENGTH),
     )
-    for candidates, most_rough, least_length in kinds:
+    for candidates, most_rough, most_grain, least_length in kinds:
         opened = ndimage.binary_opening(candidates, SQUARE)
         for place, part in parts_of(drop_small(opened, LEAST_INK_UM2 / mpp**2)):
-            if np.median(rough[place][part]) >= most_rough:
+            grain = _measure_grain(picture.grey[place], size[place])
+            is_smooth = np.median(rough[place][part]) < most_rough
+            if not (is_smooth or np.median(grain[part]) < most_grain):
                 continue
             if least_length and ribbon_length(part) < least_length:
                 continue
@@ -90,6 +95,13 @@ def find_ink(picture: Picture, density: Density, free: Mask, mpp: float) -> Ink:
             strokes.append(np.median(od[:, *place][:, part], axis=1))
     strokes = _distinct(strokes)
     return Ink(_with_rims(ink, strokes, density, size, free, mpp), strokes)
+
+
+def _measure_grain(grey: Plane, size: Plane) -> Plane:
+    """Return roughness without slopes: a blurred edge has none, tissue has."""
+    rest = grey - box(grey, 5)
+    grain = np.sqrt(box(np.square(rest), 5)) * 0.434 / np.maximum(grey, 4) / size
+    return np.asarray(grain, dtype=np.float32)
 
 
 def _dense_and_smooth(size: Plane, rough: Plane) -> Mask:
@@ -143,7 +155,7 @@ def find_tissue_under_ink(tissue: Mask, ink: Ink, density: Density, mpp: float) 
         return ink.mask
     if (tissue | ink.mask).mean() > FULL:  # no glass: the tissue goes on under the ink
         return ink.mask
-    over = ink.mask & _between(tissue, ink.mask)
+    over = ink.mask & widen(_between(tissue, ink.mask), 2 * COARSE + 1)
     over |= _of_other_color(ink, density, mpp)
     for stroke in ink.strokes:
         dense = (density.od > 0.75 * stroke[:, None, None]).all(0) & (tissue | ink.mask)
