@@ -75,7 +75,9 @@ def compare(generator: Any, seeds: Any, reduce: int, worst: Path | None) -> None
     for name, counts in faults.items():
         seen, truth, right = np.sum(counts, axis=0)
         print(f"{name}: recall {right / max(1, truth):.2f}, precision {right / max(1, seen):.2f}")
-    for kind, (value, picture, seed) in lowest.items() if worst else ():
+    if worst is None:
+        return
+    for kind, (value, picture, seed) in lowest.items():
         name = f"{generator.__name__.split('.')[-1]}_{value:.3f}_{kind.replace(' ', '_')}_{seed}"
         Image.fromarray(picture).save(worst / f"{name}.png")
 

@@ -62,15 +62,15 @@ def outline(rng: np.random.Generator, kind: str) -> Mask:
     out = np.zeros((HEIGHT, WIDTH), dtype=np.bool_)
     if kind == "TMA":
         radius, step = rng.integers(28, 42), rng.integers(95, 115)
-        for cy in range(60, HEIGHT - 40, step):
-            for cx in range(60, WIDTH - 40, step):
+        for y in range(60, HEIGHT - 40, step):
+            for x in range(60, WIDTH - 40, step):
                 if rng.random() < 0.8:
                     r = radius * (1 + 0.05 * cloud(rng, 16)) * rng.uniform(0.85, 1.05)
-                    out |= np.hypot(ys - cy - rng.normal(0, 4), xs - cx - rng.normal(0, 4)) < r
+                    out |= np.hypot(ys - y - rng.normal(0, 4), xs - x - rng.normal(0, 4)) < r
     elif kind == "needle":
         for i in range(rng.integers(1, 4)):
             slope, bend, wide = rng.normal(0, 0.12), rng.normal(0, 25), rng.uniform(10, 34)
-            mid = 110 + 130 * i + slope * (xs - 320) + bend * np.cos(xs / 130 + i)
+            mid = 110.0 + 130 * i + slope * (xs - 320) + bend * np.cos(xs / 130 + i)
             gaps = cloud(rng, 90)[:1] > -1.3
             core = gaps & (np.abs(ys - mid) < wide * (0.8 + 0.2 * cloud(rng, 12)))
             out |= core & (xs > rng.uniform(20, 120)) & (xs < WIDTH - rng.uniform(20, 120))

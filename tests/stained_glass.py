@@ -85,7 +85,7 @@ class Canvas:
         """Return the share of every pixel that is drawn on, (HEIGHT, WIDTH)."""
         image = self.image.filter(ImageFilter.GaussianBlur(blur_px * FINE))
         small = image.resize((WIDTH, HEIGHT), Image.Resampling.BOX)
-        return np.asarray(small, dtype=np.float32) / 255
+        return np.asarray(np.asarray(small, dtype=np.float32) / np.float32(255))
 
 
 def blob(rng: np.random.Generator, center: tuple[float, float], radius: float) -> NDArray[Any]:
@@ -100,7 +100,7 @@ def blob(rng: np.random.Generator, center: tuple[float, float], radius: float) -
     x, y = away * np.cos(angle) * stretch, away * np.sin(angle)
     turn = rng.uniform(0, np.pi)
     turned = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], 1)
-    return turned + np.array(center)
+    return np.asarray(turned + np.array(center))
 
 
 def curve(rng: np.random.Generator, start: NDArray[Any], end: NDArray[Any]) -> NDArray[Any]:
@@ -108,7 +108,7 @@ def curve(rng: np.random.Generator, start: NDArray[Any], end: NDArray[Any]) -> N
     time = np.linspace(0, 1, 60)[:, None]
     bends = [start + (end - start) * share + rng.normal(0, 50, 2) for share in (0.33, 0.67)]
     first, second = (1 - time) ** 3 * start, 3 * time * (1 - time) ** 2 * bends[0]
-    return first + second + 3 * time**2 * (1 - time) * bends[1] + time**3 * end
+    return np.asarray(first + second + 3 * time**2 * (1 - time) * bends[1] + time**3 * end)
 
 
 def somewhere(rng: np.random.Generator, margin: float = 60) -> NDArray[Any]:

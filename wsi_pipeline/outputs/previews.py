@@ -34,9 +34,10 @@ FLAGGED = (230, 60, 0)
 AREA_COLORS = {
     "pen": (150, 70, 220),
     "border": (110, 110, 110),
-    "fill": (60, 60, 60),
+    "fill": (110, 110, 110),
     "uncertain": (245, 190, 0),
 }
+HATCH_PX = 12
 TISSUE_OUTLINE = (0, 150, 210)
 COLORS = ((187, 187, 187), (44, 127, 184), (217, 95, 14))
 """Unknown, negative, positive: distinct with every kind of colour blindness."""
@@ -71,8 +72,11 @@ def _color_areas(
     """Draw what the picture's pixels were taken for, where no patch lies."""
     from scipy.ndimage import binary_erosion
 
+    y, x = np.ogrid[: areas.shape[0], : areas.shape[1]]
     for name, color in AREA_COLORS.items():
         where = (areas == AREAS.index(name)) & ~covered
+        if name == "fill":  # hatched: it has no colour of its own
+            where &= (x + y) % HATCH_PX == 0
         drawn[where] = 0.5 * drawn[where] + 0.5 * np.array(color)
     tissue = areas == AREAS.index("tissue")
     drawn[tissue & ~binary_erosion(tissue, border_value=1)] = TISSUE_OUTLINE

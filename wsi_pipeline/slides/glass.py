@@ -113,7 +113,7 @@ def _find_glass(
         some = logs[:, usable][:, :: 1 + int(usable.sum()) // 50_000]
         top = np.percentile(some, 99.7, axis=1)
         if (10**top).mean() > (10**glass).mean() + 10:
-            glass, near = top, nowhere
+            glass, near = top.astype(np.float64), nowhere
     red, green, blue = 10**glass
     is_pink = green < PINKEST * min(red, blue)
     if is_pink or max(red, green, blue) > STRONGEST_TINT * min(red, green, blue):

@@ -45,6 +45,8 @@ RIBBON_EXCESS = 1.8
 """Such a stroke is so many times as dense as half of the slide's tissue."""
 RIM_UM, RIM_COSINE = 120.0, 0.96
 """How far a stroke's rim reaches, and how alike its colour is to the stroke's."""
+PALEST = 40
+"""Percentile of a stroke's density up to which its colour is looked at."""
 LEAST_HUE = 0.3
 """Of a stroke with a colour: its channels lie so far apart, as a share of the largest."""
 OTHER_COLOR, OTHER_SHARE = 0.06, 0.12
@@ -92,9 +94,17 @@ def find_ink(picture: Picture, density: Density, free: Mask, mpp: float) -> Ink:
             if least_length and ribbon_length(part) < least_length:
                 continue
             ink[place] |= part
-            strokes.append(np.median(od[:, *place][:, part], axis=1))
+            strokes.append(_color_of(od[:, *place], size[place], part))
     strokes = _distinct(strokes)
     return Ink(_with_rims(ink, strokes, density, size, free, mpp), strokes)
+
+
+def _color_of(od: NDArray[np.float32], size: Plane, part: Mask) -> NDArray[np.float32]:
+    """Return a stroke's OD (3,) where it is palest but at its edges: tissue may lie under it."""
+    core = ndimage.binary_erosion(part, iterations=2)
+    core = core if core.any() else part
+    pale = core & (size <= np.percentile(size[core], PALEST))
+    return np.asarray(np.median(od[:, pale], axis=1), dtype=np.float32)
 
 
 def _measure_grain(grey: Plane, size: Plane) -> Plane:

@@ -77,12 +77,12 @@ def find_local_tissue(rgb: NDArray[np.uint8], mpp: float, limits: Limits) -> Fou
     solid = open_square(_close(raw, mpp, limits), max(1, round(limits.min_width_um / mpp)))
     colored = raw & (density.chroma > np.maximum(0.015, 0.12 * density.strongest))
     wide = (solid | _close(colored, mpp, limits)) & free
-    tissue = _without_specks(wide, raw, free, mpp, limits)
+    tissue = _without_specks(wide, raw, free | fill, mpp, limits)
     over = find_tissue_under_ink(tissue, ink, density, mpp)
     tissue |= over & ink.mask
     areas = np.zeros(tissue.shape, dtype=np.uint8)
     marks = {"uncertain": stained, "tissue": tissue, "pen": ink.mask & ~tissue}
-    for name, where in (marks | {"border": border, "fill": fill}).items():
+    for name, where in (marks | {"border": border, "fill": fill & ~tissue}).items():
         areas[where] = AREAS.index(name)
     thin = (raw & ~solid) | find_rims(density.od.min(0), tissue & ~over)
     faults = {
@@ -120,7 +120,9 @@ def _close(mask: Mask, mpp: float, limits: Limits) -> Mask:
     return close_octagon(mask, max(1, round(limits.closing_radius_um / mpp)))
 
 
-def _without_specks(mask: Mask, raw: Mask, free: Mask | bool, mpp: float, limits: Limits) -> Mask:
+def _without_specks(
+    mask: Mask, raw: Mask, closable: Mask | bool, mpp: float, limits: Limits
+) -> Mask:
     """Return the mask without small parts and small holes.
 
     A part that closing made of scattered dust is small, too. In a picture smaller than two of the
@@ -129,7 +131,7 @@ def _without_specks(mask: Mask, raw: Mask, free: Mask | bool, mpp: float, limits
     least = min(limits.min_object_um2 / mpp**2, mask.size / 2)
     mask = drop_small(mask, least)
     mask = drop_small(mask, 0.15 * least, weights=raw)
-    holes = ~mask & free
+    holes = ~mask & closable
     filled = holes & ~drop_small(holes, min(limits.max_hole_um2 / mpp**2, mask.size / 2))
     return np.asarray(mask | (filled & mask.any()))
 
