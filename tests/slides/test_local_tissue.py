@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from tests import drawn_thumbnails, stained_glass
 from wsi_pipeline.core.choices import AREAS, OTSU
+from wsi_pipeline.slides import local_tissue
 from wsi_pipeline.slides.local_tissue import FoundTissue, Limits, find_local_tissue
 from wsi_pipeline.slides.tissue import TissueParameters, find_tissue
 
@@ -193,6 +194,13 @@ def test_the_scale_changes_little(shrunk: int) -> None:
     truth = np.zeros(found.tissue.shape, dtype=np.bool_)
     truth[60 // shrunk : 140 // shrunk, 60 // shrunk : 180 // shrunk] = True
     assert 2 * (found.tissue & truth).sum() / (found.tissue.sum() + truth.sum()) > 0.95
+
+
+def test_a_large_picture_is_looked_at_in_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_tissue, "MAX_PX", 20_000)  # 199 × 239 px are looked at as 100 × 120
+    found = look(slide()[:-1, :-1])
+    assert found.tissue.shape == found.areas.shape == found.faults["pen"].shape == (199, 239)
+    assert_section(found)
 
 
 def test_otsu_knows_tissue_and_glass_only() -> None:

@@ -36,6 +36,9 @@ class Picture(NamedTuple):
     """A thumbnail and its simplest measures."""
 
     rgb: NDArray[np.uint8]
+    least: NDArray[np.uint8]
+    most: NDArray[np.uint8]
+    """The smallest and the largest channel."""
     grey: Plane
     """0 to 255."""
     texture: Plane
@@ -72,13 +75,15 @@ def look_at(rgb: NDArray[np.uint8], mpp: float) -> Picture:
     variance = box(np.square(centred), near_px)
     variance -= np.square(box(centred, near_px))
     np.maximum(variance, 0, out=variance)
-    return Picture(rgb, grey, np.sqrt(variance, out=variance), near_px)
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    least, most = (extreme(extreme(red, green), blue) for extreme in (np.minimum, np.maximum))
+    return Picture(rgb, least, most, grey, np.sqrt(variance, out=variance), near_px)
 
 
 def measure_density(picture: Picture, usable: Mask) -> Density:
     """Return the optical density over the glass that is looked for among `usable` pixels."""
     usable = usable if usable.any() else np.ones_like(usable)
-    rgb, grey, texture, _ = picture
+    rgb, grey, texture = picture.rgb, picture.grey, picture.texture
     side = picture.near_px - 2  # 3, or none
     logs = np.stack([np.log10(box(rgb[..., channel], side) + 1) for channel in range(3)])
     smooth = usable & (texture < np.clip(2 * np.percentile(texture[usable], 20), 1.5, 4))

@@ -10,7 +10,8 @@ small parts are dust, small holes belong to the tissue.
 A picture without any glass that is dark is taken for fluorescence: tissue is what glows.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from wsi_pipeline.slides.masks import (
 )
 from wsi_pipeline.slides.scan_frame import WHITE, find_border, find_fill
 
+MAX_PX = 4_000_000
 HALO_SHARE, GLOW_SHARE = 0.2, 0.12
 """What is dense, or glows, raises the threshold close by to this share of itself."""
 NEARLY_WHITE = 4
@@ -60,10 +62,37 @@ class FoundTissue(NamedTuple):
 
 
 def find_local_tissue(rgb: NDArray[np.uint8], mpp: float, limits: Limits) -> FoundTissue:
-    """Return what every pixel of a thumbnail (h, w, 3) at `mpp` µm/px is."""
+    """Return what every pixel of a thumbnail (h, w, 3) at `mpp` µm/px is.
+
+    More than `MAX_PX` pixels are looked at in squares of 2 × 2, 3 × 3, …: 100 bytes a pixel.
+    """
+    step = math.ceil(math.sqrt(rgb.shape[0] * rgb.shape[1] / MAX_PX))
+    if step <= 1:
+        return _look(rgb, mpp, limits)
+    found = _look(_shrink(rgb, step), mpp * step, limits)
+
+    def enlarge(values: NDArray[Any]) -> NDArray[Any]:
+        whole = values.repeat(step, 0).repeat(step, 1)
+        return whole[: rgb.shape[0], : rgb.shape[1]]
+
+    faults = {name: enlarge(mask) for name, mask in found.faults.items()}
+    return FoundTissue(enlarge(found.tissue), enlarge(found.areas), faults)
+
+
+def _shrink(rgb: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    """Return the means of squares of `step` pixels, at the lower and right edge of what is left."""
+    height, width = (-(-side // step) for side in rgb.shape[:2])
+    rest = [(0, height * step - rgb.shape[0]), (0, width * step - rgb.shape[1]), (0, 0)]
+    squares = np.pad(rgb, rest, mode="edge").reshape(height, step, width, step, 3)
+    return np.asarray(
+        (squares.sum(axis=(1, 3), dtype=np.uint32) / step**2).round().astype(np.uint8)
+    )
+
+
+def _look(rgb: NDArray[np.uint8], mpp: float, limits: Limits) -> FoundTissue:
     picture = look_at(rgb, mpp)
     if _is_dark(picture):
-        return _find_glow(box(rgb.max(-1), 3), mpp, limits)
+        return _find_glow(box(picture.most, 3), mpp, limits)
     fill = find_fill(picture)
     usable = ~widen(fill, 2 * NEARLY_WHITE + 1)
     if (fill & (picture.grey >= WHITE)).any():  # white is not this slide's glass
@@ -95,7 +124,7 @@ def find_local_tissue(rgb: NDArray[np.uint8], mpp: float, limits: Limits) -> Fou
 
 def _is_dark(picture: Picture) -> bool:
     """Return whether the background is dark, as in fluorescence: no glass, and half is dark."""
-    most = picture.rgb.max(-1)
+    most = picture.most
     has_glass = np.mean((picture.grey > 120) & (picture.texture < 5)) >= 0.02
     return not has_glass and bool(np.percentile(most, 5) < 40 and np.median(most) < 90)
 

@@ -25,7 +25,7 @@ BORDER_SHARE = 0.15
 
 def find_fill(picture: Picture) -> Mask:
     """Return what was never scanned, (h, w)."""
-    least, most = picture.rgb.min(-1), picture.rgb.max(-1)
+    least, most = picture.least, picture.most
     white = ndimage.binary_opening(least >= WHITE, SQUARE)
     if white.any() and np.bincount(least[white]).max() < SAME_WHITE * white.sum():
         white[:] = False
@@ -35,10 +35,9 @@ def find_fill(picture: Picture) -> Mask:
 
 def find_border(picture: Picture, density: Density, fill: Mask) -> Mask:
     """Return the scanner's borders, (h, w)."""
-    rgb, texture = picture.rgb, picture.texture
-    spread = rgb.max(-1) - rgb.min(-1)
+    spread = picture.most - picture.least
     dense = (density.strongest > FAINTEST_BORDER) & ~fill
-    flat = ndimage.binary_opening((spread <= GREYISH) & (texture < SMOOTH) & dense, SQUARE)
+    flat = ndimage.binary_opening((spread <= GREYISH) & (picture.texture < SMOOTH) & dense, SQUARE)
     labels, count = ndimage.label(flat)
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     is_long = np.bincount(edge, minlength=count + 1) > BORDER_SHARE * min(labels.shape)
