@@ -14,11 +14,16 @@ from .options import options_of
 @click.argument("slide", type=click.Path(path_type=Path))
 @options_of(TileOptions, "slide_mpp", "reader")
 def info(slide: Path, slide_mpp: float | None, reader: str) -> None:
-    """Show a slide's size, scale and pyramid, as the other commands see them."""
+    """Show a slide's size, scale and pyramid, as the other commands see them.
+
+    A folder may be given that holds one slide, such as a DICOM series.
+    """
     from wsi_pipeline.core.errors import SlideError
     from wsi_pipeline.core.limits import limited_memory
     from wsi_pipeline.slides import describe_reader, open_slide
+    from wsi_pipeline.slides.selection import find_one
 
+    slide = find_one(slide)
     try:
         with limited_memory():
             opened = open_slide(slide, slide_mpp=slide_mpp, reader=reader)
