@@ -37,7 +37,7 @@ def pseudonymize(places: tuple[str, ...], out: Path, **settings: Any) -> None:
     Only you can enter DIR, because links show where they lead. Write products elsewhere. Run again,
     it adds new slides and keeps every pseudonym.
     """  # noqa: D301 - click takes the character itself for "keep the lines"
-    from wsi_pipeline.labels.mask import list_masks
+    from wsi_pipeline.labels.tissue_mask import list_masks
     from wsi_pipeline.runs.pseudonymize import pseudonymize_patches, pseudonymize_slides
     from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches, summarise
 

@@ -11,7 +11,7 @@ from PIL import Image
 from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.labels.asap_xml import read_asap
 from wsi_pipeline.labels.geojson import read_geojson
-from wsi_pipeline.labels.mask import read_mask
+from wsi_pipeline.labels.label_image import read_mask
 from wsi_pipeline.labels.rules import read_label_map
 from wsi_pipeline.scheduling.clusters import read_slurm_config
 
@@ -60,14 +60,14 @@ GEOJSON = {
             '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[NaN, 0], [1, 1],'
             " [2, 0]]]}}"
         ),
-        "NaN is not JSON",
+        "a corner is not finite",
     ),
     "corners beyond any number": (
         (
             '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1e999, 0], [1,'
             " 1], [2, 0]]]}}"
         ),
-        "beyond any number",
+        "a corner is not finite",
     ),
     "properties in a list": (
         '{"type": "Feature", "geometry": {}, "properties": [1]}',
@@ -81,7 +81,7 @@ GEOJSON = {
                 "geometry": {"type": "MultiPolygon", "coordinates": [[[[[[[1]]]]]]]},
             }
         ),
-        "broken",
+        "a corner is not a pair of numbers",
     ),
 }
 

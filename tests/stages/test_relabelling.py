@@ -277,7 +277,10 @@ def test_mended_and_ignored_objects_are_counted_where_people_look(tmp_path: Path
     (tmp_path / "slides" / "s.geojson").write_text(json.dumps(features))
     options = ("--mpp", 0.5, "--workers", 0, "--labels", "auto")
     result = run("tile", tmp_path / "slides", "-o", tmp_path / "out", *options)
-    assert "1 invalid regions repaired, 1 objects without area ignored" in result.stderr
+    assert (
+        "s.geojson: 1 region, 1 positive, 1 of them invalid and repaired; 1 point passed over"
+        in result.stderr
+    )
     refused = run("tile", tmp_path / "slides", "-o", tmp_path / "strict", *options, "--strict")
     assert refused.exit_code == 4
     assert "an invalid region of class 'positive'" in refused.stderr

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -24,8 +24,11 @@ from wsi_pipeline.slides.found_slide import SYSTEM_FOLDERS, FoundSlide, locate_f
 from wsi_pipeline.slides.sheet import read_sheet, show_names
 
 logger = logging.getLogger(__name__)
+
 SHEET_SUFFIX = ".csv"
-SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
+SIDECAR_SUFFIXES = frozenset(
+    {".annotations", ".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"}
+)
 """Files beside slides (annotations, tables, MIRAX data) that are ignored in a folder."""
 
 SIDE_SUFFIXES = frozenset(
@@ -36,6 +39,12 @@ SIDE_SUFFIXES = frozenset(
 )
 SIDE_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 """Files that scanners, viewers, downloads and systems leave beside slides; they are counted."""
+
+LABEL_IMAGE = re.compile(
+    r"(?P<name>.+)[_.-](labels?|masks?)(\.ome)?\.(png|tiff?|jpe?g|bmp)", re.IGNORECASE
+)
+"""Names of label images and masks, which are no slides where the slide lies among the others."""
+SEPARATORS = ("_", "-", ".", " ")
 
 SHARD = re.compile(r"\.\d+-of-\d+(?=\.\w+$)")
 HEAD_BYTES = 256
@@ -143,6 +152,7 @@ def list_slides(
         is_named = listed == [Path(place)]
         passed += [path for path in listed if _is_side(path.name) and not is_named]
         found += [path for path in listed if is_named or not _is_side(path.name)]
+    found = leave_label_images(found)
     once: dict[tuple[str, str], Path] = {}
     for path, entry in zip(found, locate_files(found), strict=True):
         once.setdefault(entry, path)
@@ -154,6 +164,27 @@ def list_slides(
     names = name_slides(list(named.values()))
     slides = [FoundSlide(name, path) for name, path in zip(names, named, strict=True)]
     return Listing(slides, passed)
+
+
+def leave_label_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths without label images and masks of others among them, which are named."""
+    named = {path: LABEL_IMAGE.fullmatch(path.name) for path in paths}
+    slides = {path.name for path, match in named.items() if match is None}
+    slides |= {Path(name).stem for name in slides}
+    images = {
+        path: None for path, match in named.items() if match and _begins_any(match["name"], slides)
+    }
+    if images:
+        names = [path.name for path in images]
+        shown = ", ".join(names[:5]) + (", …" if names[5:] else "")
+        logger.warning("%d label images and masks are no slides: %s", len(names), shown)
+    return [path for path in paths if path not in images]
+
+
+def _begins_any(name: str, slides: Collection[str]) -> bool:
+    """Return whether slides carry a name, or begin with it."""
+    beginnings = tuple(name + separator for separator in SEPARATORS)
+    return name in slides or any(slide.startswith(beginnings) for slide in slides)
 
 
 def _list_place(place: Path | str, recursive: bool) -> list[Path]:

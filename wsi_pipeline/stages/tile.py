@@ -30,10 +30,9 @@ from wsi_pipeline.core.geometry import (
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo, Thumbnail
-from wsi_pipeline.labels import label_patches, label_recipe
-from wsi_pipeline.labels.annotation import describe_repairs
-from wsi_pipeline.labels.mask import TissueMask, match_mask
+from wsi_pipeline.labels import describe_labels, label_patches, label_recipe
 from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.labels.tissue_mask import TissueMask, match_mask
 from wsi_pipeline.outputs.previews import write_label_preview, write_mask_preview
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale, choose_level
@@ -171,10 +170,10 @@ class TileJob:
             message += f", {fallbacks} regions read by OpenSlide after a fault"
         if self.codec.is_lossy:
             message += f", lossy (JPEG quality {self.codec.quality})"
-        if self.slide.label_file is not None:
-            message += describe_repairs(store.attributes["labels"])
         flags = store.table.count_flags().items()
         message += "".join(f", {count} flagged {name}" for name, count in flags if count)
+        if described := describe_labels(store.attributes.get("labels") or {}):
+            message += f"; {described}"
         return replace(outcome, message=message)
 
     def draw_previews(self, only_missing: bool = True) -> PatchStore:
