@@ -165,7 +165,7 @@ def test_a_sheet_says_everything_at_once(tmp_path: Path) -> None:
     [
         ("slides/none.tiff,,,,", "line 2: wsi: slides/none.tiff: no such file"),
         (",,P1,,", "line 2: the column wsi is empty"),
-        ('slides/a.tiff,"0,5",,,', "line 2: mpp is '0,5', which is not a number"),
+        ("slides/a.tiff,half,,,", "line 2: mpp is 'half', which is not a number"),
         ("slides/a.tiff,99,,,", "line 2: mpp is 99"),
         ("slides/a.tiff,,,none.xml,", "line 2: labels: none.xml: no such file"),
         ("slides/a.tiff,,,,training", "line 2: split is 'training'"),

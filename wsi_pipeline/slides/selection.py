@@ -91,6 +91,8 @@ class Listing(NamedTuple):
     slides: list[FoundSlide]
     passed: list[Path]
     """Side files of scanners and systems."""
+    images: tuple[Path, ...] = ()
+    """Label images and masks of the slides."""
 
 
 def find_slides(
@@ -108,6 +110,9 @@ def find_slides(
     listing = list_slides(places, recursive=recursive, sheet=sheet)
     if listing.passed:
         logger.warning("passed over: %s", describe_passed(listing.passed))
+    if images := [path.name for path in listing.images]:
+        shown = ", ".join(images[:5]) + (", …" if images[5:] else "")
+        logger.warning("%d label images and masks are no slides: %s", len(images), shown)
     return listing.slides
 
 
@@ -152,7 +157,8 @@ def list_slides(
         is_named = listed == [Path(place)]
         passed += [path for path in listed if _is_side(path.name) and not is_named]
         found += [path for path in listed if is_named or not _is_side(path.name)]
-    found = leave_label_images(found)
+    images = dict.fromkeys(find_label_images(found))
+    found = [path for path in found if path not in images]
     once: dict[tuple[str, str], Path] = {}
     for path, entry in zip(found, locate_files(found), strict=True):
         once.setdefault(entry, path)
@@ -163,22 +169,15 @@ def list_slides(
     named = merge_series(list(once.values()))
     names = name_slides(list(named.values()))
     slides = [FoundSlide(name, path) for name, path in zip(names, named, strict=True)]
-    return Listing(slides, passed)
+    return Listing(slides, passed, tuple(images))
 
 
-def leave_label_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the paths without label images and masks of others among them, which are named."""
+def find_label_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the label images and masks of slides among the paths, by their names."""
     named = {path: LABEL_IMAGE.fullmatch(path.name) for path in paths}
     slides = {path.name for path, match in named.items() if match is None}
     slides |= {Path(name).stem for name in slides}
-    images = {
-        path: None for path, match in named.items() if match and _begins_any(match["name"], slides)
-    }
-    if images:
-        names = [path.name for path in images]
-        shown = ", ".join(names[:5]) + (", …" if names[5:] else "")
-        logger.warning("%d label images and masks are no slides: %s", len(names), shown)
-    return [path for path in paths if path not in images]
+    return [path for path, match in named.items() if match and _begins_any(match["name"], slides)]
 
 
 def _begins_any(name: str, slides: Collection[str]) -> bool:
