@@ -98,7 +98,12 @@ def compare_processes(stores: Path, out: Path, options: argparse.Namespace) -> N
     more = ["--arch", options.arch, "--epochs", str(options.epochs)]
     wsi = ["train", str(stores), "--out", str(out), *more]
     ways = {
-        "plain, eager, fp32": [*PYTHON, "benchmarks/plain_training.py", str(stores), *more],
+        "plain, eager, fp32": [
+            *PYTHON,
+            str(Path(__file__).with_name("plain_training.py")),
+            str(stores),
+            *more,
+        ],
         "wsi train": [*WSI, *wsi],
         "wsi train --precision fp32": [*WSI, *wsi, "--precision", "fp32"],
     }
