@@ -52,6 +52,7 @@ STEPS = 20
 CPU = torch.device("cpu")
 EPOCH = 5_400
 """Patches for which whole processes are compared: those of the public IDC sample, nearly."""
+PLAIN = Path(__file__).with_name("plain_training.py")
 PYTHON = [sys.executable, "-W", "ignore"]
 WSI = [*PYTHON, "-c", "import sys; sys.argv[0] = 'wsi'; from wsi_cli.main import wsi; wsi()"]
 EVERYTHING = Augmentation(affine=1.0, hed=0.05)
