@@ -42,6 +42,7 @@ def info(slide: Path, slide_mpp: float | None, reader: str) -> None:
     stated = f"{facts.magnification:g}x, as written in the file" if facts.magnification else ""
     click.echo(f"  magnification  {stated or 'not stated'}")
     click.echo(f"  vendor         {facts.vendor or 'not stated'}")
+    click.echo(f"  colour profile {printable(facts.colour_profile or 'none')}")
     if facts.bounds_l0 != (0, 0, width, height):
         click.echo(f"  scanned area   x, y, width, height = {facts.bounds_l0} px")
     for level in opened.levels:

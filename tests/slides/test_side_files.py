@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import tifffile
 
 from tests.builders import tissue, write_slide
 from tests.commands import run
@@ -174,3 +175,24 @@ def test_info_shows_a_series_by_its_folder_and_tile_cuts_it_once(
     result = run("tile", tmp_path / "in", "-o", tmp_path / "out", *options)
     assert (result.exit_code, "2 slides: 2 ok" in result.stdout) == (0, True), result.output
     assert (tmp_path / "out" / "one.patches.zarr").is_dir()
+
+
+@pytest.mark.parametrize(("compression", "is_slide"), [("jpeg", True), ("deflate", False)])
+def test_a_scan_called_mask_is_a_slide_unless_it_may_be_the_mask_of_another(
+    compression: str, is_slide: bool, tmp_path: Path
+) -> None:
+    touch(tmp_path, "with_scores.tif")
+    tifffile.imwrite(
+        *(tmp_path / "with_mask.tif", tissue(64, 64)),
+        compression=compression,
+        photometric="rgb",
+        tile=(64, 64),
+    )
+    found = {slide.path.name for slide in find_slides([tmp_path])}
+    assert ("with_mask.tif" in found) == is_slide
+
+
+def test_the_mask_of_a_slide_of_exactly_its_name_is_none_whatever_it_is(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif")
+    tifffile.imwrite(tmp_path / "a_mask.tif", tissue(64, 64), compression="jpeg", photometric="rgb")
+    assert [slide.path.name for slide in find_slides([tmp_path])] == ["a.tif"]

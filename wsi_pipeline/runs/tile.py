@@ -12,6 +12,7 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.options import IngestOptions, TileOptions
 from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.discovery import list_label_files, match_beside, match_labels
 from wsi_pipeline.labels.rules import read_rules
 from wsi_pipeline.labels.tissue_mask import list_masks
@@ -21,6 +22,7 @@ from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.slides.quality import QualityParameters
 from wsi_pipeline.slides.sheet import scale_slides
@@ -58,7 +60,7 @@ def read_tiling(options: TileOptions) -> TileConfig:
         mpp = UM_PER_PX_AT_1X / options.magnification
     drop = tuple(sorted({*options.drop}))
     return TileConfig(
-        spec=PatchSpec(options.patch_size, options.stride or options.patch_size, mpp),
+        spec=PatchSpec(options.patch_size, options.stride or options.patch_size, mpp, options.icc),
         tissue=TissueParameters(
             mask_mpp=options.mask_mpp,
             min_object_um2=options.min_object,
@@ -100,9 +102,18 @@ def tile_slides(
         batch = run_batch(jobs, workers, listener, events, DiskSpace(options.min_free))
         write_failures_csv(out, batch.account.outcomes, suffix=suffix)
         remove_dead_asides(out)
+        warn_of_mixture(_list_profiles(jobs, batch.account), tiling.spec.icc)
         events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
     warn_missing_classes(job.target for job in jobs if job.slide.label_file)
     return batch.account
+
+
+def _list_profiles(jobs: Sequence[TileJob], account: RunAccount) -> list[str | None]:
+    """Return the colour profile of each slide that has a store."""
+    made = zip(jobs, account.outcomes, strict=True)
+    targets = [job.target for job, outcome in made if outcome.state is not SlideState.FAILED]
+    slides = [SlideInfo.from_json(read_attributes(target)["slide"]) for target in targets]
+    return [slide.colour_profile for slide in slides]
 
 
 def has_labels(out: Path) -> bool:

@@ -29,6 +29,7 @@ from wsi_pipeline.slides.base import (
     resolve_mpp,
     show_reader,
 )
+from wsi_pipeline.slides.colour_profile import describe_profile, make_conversion
 from wsi_pipeline.slides.jpeg_tiles import find_complaint
 from wsi_pipeline.slides.stated_scale import (
     describe_instead,
@@ -65,7 +66,10 @@ class ImageReader:
             mpp, mpp_source = resolve_mpp(path, _declared_scale(image), scale)
             _check_whole(path, image)
             self._pixels = composite_on_white(np.asarray(image.convert("RGBA")))
+            self._profile: bytes | None = image.info.get("icc_profile")
+        self._path = path
         height, width = self._pixels.shape[:2]
+        profile = describe_profile(self._profile)
         self.levels = resolve_levels([(width, height)])
         self.info = SlideInfo(
             slide_id=slide_id,
@@ -76,7 +80,14 @@ class ImageReader:
             level_downsamples=(self.levels[0].downsample,),
             bounds_l0=(0, 0, width, height),
             fingerprint=fingerprint_file(path),
+            icc_name=profile and profile.name,
+            icc_digest=profile and profile.digest,
         )
+
+    def use_srgb(self) -> None:
+        """Give pixels in sRGB from now on, where the image has a profile. Raises SlideError."""
+        if self._profile:
+            self._pixels = make_conversion(self._path, self._profile)(self._pixels)
 
     def read(
         self, level: Level, x: int, y: int, width: int, height: int, only: Boxes | None = None

@@ -22,6 +22,7 @@ from wsi_pipeline.core.recipe import TOOL
 from wsi_pipeline.slides.dicom_series import holds_series, merge_series
 from wsi_pipeline.slides.found_slide import SYSTEM_FOLDERS, FoundSlide, locate_files, name_slides
 from wsi_pipeline.slides.sheet import read_sheet, show_names
+from wsi_pipeline.slides.tiff_pages import is_photograph
 
 logger = logging.getLogger(__name__)
 
@@ -173,11 +174,21 @@ def list_slides(
 
 
 def find_label_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the label images and masks of slides among the paths, by their names."""
+    """Return the label images and masks of slides among the paths, by their names.
+
+    Where the name is only the beginning of a slide's, a file that is compressed as photographs are
+    is a slide itself: no label survives that.
+    """
     named = {path: LABEL_IMAGE.fullmatch(path.name) for path in paths}
     slides = {path.name for path, match in named.items() if match is None}
     slides |= {Path(name).stem for name in slides}
-    return [path for path, match in named.items() if match and _begins_any(match["name"], slides)]
+    return [
+        path
+        for path, match in named.items()
+        if match
+        and _begins_any(match["name"], slides)
+        and (match["name"] in slides or not is_photograph(path))
+    ]
 
 
 def _begins_any(name: str, slides: Collection[str]) -> bool:

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import Box, Boxes, Level, UserScale, show_reader, tiles_touched
 from wsi_pipeline.slides.openslide_reader import (
-    PAGE_VENDORS,
     OpenSlideReader,
     detect_vendor,
 )
 from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region
+from wsi_pipeline.slides.tiff_pages import PAGE_VENDORS
 from wsi_pipeline.slides.tiff_tiles import (
     ForgedTile,
     LevelLayout,
@@ -72,6 +72,7 @@ class TiffReader:
         self._probed: dict[int, LevelLayout | None] = {}
         self._file: int | None = None
         self._here = threading.local()
+        self._white: NDArray[np.uint8] = np.full(3, 255, np.uint8)
 
     @property
     def direct_levels(self) -> tuple[int, ...]:
@@ -97,6 +98,12 @@ class TiffReader:
             except TileFault as fault:
                 self._note(level, (x, y, width, height), fault)
         return self._openslide.read(level, x, y, width, height, only)
+
+    def use_srgb(self) -> None:
+        """Give pixels in sRGB from now on, where the slide has a profile. Raises SlideError."""
+        self._openslide.use_srgb()
+        white = np.full((1, 1, 3), 255, np.uint8)
+        self._white = self._openslide.to_wanted(white)[0, 0]
 
     def read_rgba(self, level: Level, box: Box) -> NDArray[np.uint8]:
         """Return RGBA (height, width, 4) of a box of a level; alpha is 0 where pixels are absent.
@@ -198,7 +205,7 @@ class TiffReader:
         region = np.empty((height, width, 3), np.uint8)
         rows, cols = layout.tiles_under(*box)
         if len(indices) < len(rows) * len(cols) or not _is_within(box, (0, 0, *layout.size)):
-            region[:] = 255
+            region[:] = self._white
 
         def place(index: int) -> None:
             left, top = layout.corner(index)
@@ -246,8 +253,9 @@ class TiffReader:
         if count == 0 and self.info.vendor == "aperio" and level.number > 0:
             raise TileFault("a missing tile, which OpenSlide draws from a finer level")
         if count == 0:
-            return np.full((layout.form.height, layout.form.width, 3), 255, np.uint8)
-        tile = decode_tile(self._read_bytes(int(layout.offsets[index]), count), layout.form)
+            return np.full((layout.form.height, layout.form.width, 3), self._white, np.uint8)
+        content = self._read_bytes(int(layout.offsets[index]), count)
+        tile = self._openslide.to_wanted(decode_tile(content, layout.form))
         if keep:
             TILES.put(key, tile)
         return tile

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.choices import LABELS_SUFFIX, MASK_SUFFIX, STORE_SUFFIX
+from wsi_pipeline.core.choices import LABELS_SUFFIX, MASK_SUFFIX, SRGB, STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import (
     MAX_MPP,
@@ -137,7 +137,8 @@ class TileJob:
 
     def _open(self) -> closing[SlideReader]:
         slide, scale = self.slide, self.config.scale_of(self.slide)
-        return closing(open_slide(slide.path, slide.slide_id, scale, self.config.reader))
+        reader, icc = self.config.reader, self.config.spec.icc
+        return closing(open_slide(slide.path, slide.slide_id, scale, reader, icc))
 
     def _stage(self, reader: SlideReader) -> Staging:
         chosen = (self.slide.label_file, self.slide.patient_id, self._mask)
@@ -229,7 +230,9 @@ def tile_recipe(
     mask_file: Path | None = None,
 ) -> dict[str, Any]:
     """Return everything that decides a slide's patches, their labels and their patient."""
-    return {
+    # The fingerprint need not cover the bytes of the profile.
+    colours = {"profile": slide.icc_digest} if config.spec.icc == SRGB else {}
+    return colours | {
         "slide": slide.fingerprint,
         "slide_mpp": slide.mpp,
         "patch": config.spec.to_json(),
@@ -342,7 +345,7 @@ def resolve_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, F
     levels = [(slide.mpp * float(level.downsample), level.downsample) for level in reader.levels]
     mpp, downsample = min(levels, key=lambda level: abs(level[0] - spec.mpp))
     if abs(mpp - spec.mpp) <= LEVEL_TOLERANCE * spec.mpp:
-        return PatchSpec(spec.side_px, spec.stride_px, mpp), downsample
+        return replace(spec, mpp=mpp), downsample
     if spec.mpp < slide.mpp and not config.allow_upsample:
         what = f"scanned at {slide.mpp:g} µm/px, patches at {spec.mpp:g} µm/px would be made up"
         remedy = f"use --mpp {slide.mpp:g} or more, or --allow-upsample"
