@@ -286,8 +286,8 @@ labels_option = click.option(
     multiple=True,
     metavar="FILE|DIR",
     help=(
-        "What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or"
-        " folders of them, matched by name."
+        "What is known of the slides: files of QuPath and other programs, label images, or folders"
+        " of them, matched by name; see docs/guides/labels.md."
     ),
 )
 

@@ -864,5 +864,5 @@ def test_every_label_source_is_tried_by_a_test() -> None:
     assert set(LABEL_SOURCES) == {
         *("geojson", "darwin", "cytomine"),
         *("asap", "halo", "ndpa", "imagescope"),
-        "mask",
+        *("sliderunner", "mask"),
     }

@@ -126,9 +126,9 @@ class LabelOptions:
     """Options of making labels from drawn regions and label images."""
 
     label_map: Path | None = option(
-        None, LABELS, "Meaning of each drawn class; see docs/guides/labels.md.", metavar="YAML")
+        None, LABELS, "Meaning of drawn classes and values; see docs/guides/labels.md.", metavar="YAML")
     map_classes: Sequence[str] = option((), LABELS,
-        "Meaning of one drawn class: a class, ignore or hole. May be repeated.",
+        "Meaning of one drawn class or value: a class, ignore or hole. May be repeated.",
         flag="--map", metavar="DRAWN=MEANING")
     min_label_area: float = option(
         0.5, LABELS, "A patch has a class if at least this share of its area has it, above 0 to 1.")
@@ -240,9 +240,9 @@ class TileOptions(CutOptions, TissueOptions, LabelOptions, RunOptions):
         None, SCALE, "Distance between patches in pixels. [default: the patch size]",
         low=1, metavar="PX")
     labels: Sequence[str | Path] = option((), LABELS,
-        "What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or"
-        " folders of them, matched by name; none: no labels. [default: the label file beside each"
-        " slide, where there is one; auto says which slides have none]",
+        "What is known of the slides: files of QuPath and other programs, label images, or folders"
+        " of them, matched by name; see docs/guides/labels.md; none: no labels. [default: the label"
+        " file beside each slide, where there is one; auto says which slides have none]",
         metavar="auto|none|FILE|DIR")
     patient_regex: str | None = option(None, INPUT,
         "Where the patient stands in a slide's file name; the part in parentheses. [default: every"

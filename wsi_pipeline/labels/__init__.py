@@ -19,8 +19,10 @@ from wsi_pipeline.labels import (
     imagescope_xml,
     ndpa_xml,
     platform_json,
+    sliderunner_db,
 )
 from wsi_pipeline.labels.annotation import (
+    DATABASE_SUFFIXES,
     IMAGE_SUFFIXES,
     JSON_SUFFIXES,
     describe_regions,
@@ -67,6 +69,9 @@ LABEL_SOURCES: dict[str, LabelSource] = {
     "imagescope": LabelSource(
         lambda path: peek_root(path) == imagescope_xml.ROOT,
         partial(assign_regions, imagescope_xml.read_imagescope, False),
+    ),
+    "sliderunner": LabelSource(
+        lambda path: path.suffix.lower() in DATABASE_SUFFIXES, sliderunner_db.assign_sliderunner
     ),
     "mask": LabelSource(lambda path: path.suffix.lower() in IMAGE_SUFFIXES, assign_mask),
 }

@@ -25,7 +25,8 @@ from wsi_pipeline.core.slide import SlideInfo
 JSON_SUFFIXES = (".geojson", ".json")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
 XML_SUFFIXES = (".xml", ".annotations", ".ndpa")
-LABEL_SUFFIXES = (*JSON_SUFFIXES, *XML_SUFFIXES, *IMAGE_SUFFIXES)
+DATABASE_SUFFIXES = (".sqlite", ".sqlite3")
+LABEL_SUFFIXES = (*JSON_SUFFIXES, *XML_SUFFIXES, *DATABASE_SUFFIXES, *IMAGE_SUFFIXES)
 
 UNCLASSIFIED = "unclassified"
 """Name of regions without a class."""

@@ -85,7 +85,10 @@ def _add_feature(path: Path, builder: AnnotationBuilder, feature: dict[str, Any]
 def _kind_of(feature: dict[str, Any], properties: dict[str, Any]) -> str:
     """Return what an object of QuPath is; an annotation where nothing says what."""
     stated = properties.get("objectType") or properties.get("object_type")
-    return str(stated or KINDS.get(str(feature.get("id"))) or ANNOTATION).casefold()
+    if not stated:
+        return KINDS.get(str(feature.get("id")), ANNOTATION)
+    kind = KINDS.get(str(stated), str(stated).casefold())
+    return kind if kind in KINDS.values() else f"object of kind {kind!r}"
 
 
 def _find_polygons(path: Path, builder: AnnotationBuilder, geometry: Any) -> Iterator[Any]:

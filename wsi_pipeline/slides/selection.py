@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 SHEET_SUFFIX = ".csv"
 SIDECAR_SUFFIXES = frozenset(
-    {".annotations", ".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"}
+    {".annotations", ".csv", ".dat", ".geojson", ".json", ".md", ".sqlite", ".xml"}
+    | {".yaml", ".yml"}
 )
 """Files beside slides (annotations, tables, MIRAX data) that are ignored in a folder."""
 
