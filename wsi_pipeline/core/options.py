@@ -126,7 +126,7 @@ class LabelOptions:
     """Options of making labels from drawn regions and label images."""
 
     label_map: Path | None = option(
-        None, LABELS, "Meaning of drawn classes and values; see docs/guides/labels.md.", metavar="YAML")
+        None, LABELS, "What drawn classes mean; see docs/guides/labels.md.", metavar="YAML")
     map_classes: Sequence[str] = option((), LABELS,
         "Meaning of one drawn class or value: a class, ignore or hole. May be repeated.",
         flag="--map", metavar="DRAWN=MEANING")
