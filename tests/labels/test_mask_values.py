@@ -83,6 +83,11 @@ def test_pixels_are_told_by_meaning_and_those_without_one_by_value(tmp_path: Pat
     )
 
 
+def test_the_record_of_an_earlier_version_is_told_by_value() -> None:
+    record = {"file": "m.png", "mask_pixels": {"100": 12, "200": 3400}}
+    assert describe_labels(record) == "m.png: 12 px of 100, 3,400 px of 200"
+
+
 @pytest.mark.parametrize("key", ["1", " 1", "#010101", "1,1,1", "1, 1, 1"])
 def test_the_label_map_names_values(key: str, tmp_path: Path) -> None:
     path = write_png(tmp_path / "m.png", paint_square(1))

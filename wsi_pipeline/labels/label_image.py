@@ -85,12 +85,16 @@ def read_label_image(path: Path) -> LabelImage:
         if path.suffix.lower() in TIFF_SUFFIXES and (large := _open_large(path)):
             return large
         with _open(path) as image:
-            samples = len(image.getbands())
-            if image.width * image.height * samples > MAX_PIXELS * (1 if samples == 1 else 2):
+            if _is_large(image.width, image.height, len(image.getbands())):
                 raise _too_large(path, image.size)
             return _hold(path, image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
+
+
+def _is_large(width: int, height: int, samples: int) -> bool:
+    """Return whether an image is too large to be held at once, by its bytes."""
+    return width * height * samples > MAX_PIXELS * (1 if samples == 1 else 2)
 
 
 def _too_large(path: Path, size: tuple[int, int]) -> LabelError:
@@ -191,7 +195,7 @@ def _open_large(path: Path) -> LabelImage | None:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
             width, height, samples = page.imagewidth, page.imagelength, page.samplesperpixel
-            if width * height * samples <= MAX_PIXELS:
+            if not _is_large(width, height, samples):
                 return None
             rows = page.tilelength if page.is_tiled else page.rowsperstrip
             is_known = page.dtype in (np.uint8, np.uint16, np.bool_) and samples in (1, 3, 4)

@@ -213,7 +213,10 @@ def describe_pixels(description: Mapping[str, Any]) -> str:
 
     Such as `400 px tumour, 90 px benign; 12 px of 37 mean nothing`.
     """
-    meant, others = description.get("meant_pixels", {}), description.get("other_pixels", {})
+    if "meant_pixels" not in description:  # a store of an earlier version
+        by_value = description["mask_pixels"].items()
+        return ", ".join(f"{number:,} px of {value}" for value, number in by_value)
+    meant, others = description["meant_pixels"], description["other_pixels"]
     if not (any(meant.values()) or others):
         return "nothing drawn"
     text = ", ".join(f"{number:,} px {MEANT.get(name, name)}" for name, number in meant.items())

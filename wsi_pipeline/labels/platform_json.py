@@ -18,6 +18,7 @@ from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.annotation import (
     JSON_SUFFIXES,
+    PEEK_BYTES,
     Affine,
     Annotation,
     AnnotationBuilder,
@@ -48,6 +49,9 @@ def is_cytomine(path: Path) -> bool:
 def _holds_only(path: Path, sign: re.Pattern[bytes]) -> bool:
     if path.suffix.lower() not in JSON_SUFFIXES:
         return False
+    with path.open("rb") as stream:  # most JSON is GeoJSON, and says so at once
+        if FEATURE.search(as_ascii(stream.read(PEEK_BYTES))):
+            return False
     text = as_ascii(read_text(path))
     return FEATURE.search(text) is None and sign.search(text) is not None
 
