@@ -108,12 +108,10 @@ def _match_exactly(
 
 def _list_names(stem: str) -> Iterator[tuple[str, int, str]]:
     """Yield the slides' names that a file's stem carries, each with its rank and suffix."""
-    for bare, rank in (
-        (stem, 0),
-        *((ending.sub("", stem), 2 * (number + 1)) for number, ending in enumerate(ENDINGS)),
-    ):
-        if rank and bare == stem:
-            continue
+    forms = {stem: 0}
+    for number, ending in enumerate(ENDINGS, start=1):
+        forms.setdefault(ending.sub("", stem), 2 * number)
+    for bare, rank in forms.items():
         yield bare, rank, ""
         if suffix := SLIDE_SUFFIX.search(bare):
             yield bare[: suffix.start()], rank + 1, suffix[0].casefold()

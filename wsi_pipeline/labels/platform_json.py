@@ -115,6 +115,8 @@ def _draw_ellipse(ellipse: dict[str, Any]) -> list[tuple[float, float]]:
     x, y = (float(ellipse["center"][axis]) for axis in "xy")
     rx, ry = (float(ellipse["radius"][axis]) for axis in "xy")
     angle = float(ellipse.get("angle") or 0)
+    if not abs(angle) <= 2 * np.pi:
+        raise ValueError(f"an ellipse is turned by {angle:g}, which is not an angle in radians")
     u, v = np.array(inscribe_ellipse([(-rx, -ry), (rx, ry)])).T
     cos, sin = np.cos(angle), np.sin(angle)
     corners = np.stack([x + u * cos - v * sin, y + u * sin + v * cos], axis=1)

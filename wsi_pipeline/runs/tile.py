@@ -140,13 +140,13 @@ def label_slides(
     of tissue.
     """
     named = [str(place) for place in labels]
-    if not named:
+    if not named and not all(slide.label_file for slide in slides):
         files = _match([slide.path for slide in slides], None, masks, is_mask_taken=False)
         slides = [
             slide if slide.label_file else replace(slide, label_file=file)
             for slide, file in zip(slides, files, strict=True)
         ]
-    elif named != [NO_LABELS]:
+    elif named and named != [NO_LABELS]:
         beside = named == [AUTO]
         places = None if beside else [Path(place) for place in labels]
         slides = add_labels(slides, places, masks)
