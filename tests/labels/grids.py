@@ -26,7 +26,8 @@ def label_all(path: Path, slide: SlideInfo = SLIDE, **rules: object) -> PatchLab
 def find_positive(path: Path, slide: SlideInfo = SLIDE, **rules: object) -> list[list[int]]:
     """(row, col) of the positive patches."""
     labels = label_all(path, slide, **rules).labels
-    return all_positions(GRID)[labels == 1].tolist()
+    found: list[list[int]] = all_positions(GRID)[labels == 1].tolist()
+    return found
 
 
 TOP_LEFT = [[0, 0], [0, 1], [1, 0], [1, 1]]

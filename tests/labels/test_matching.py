@@ -14,7 +14,7 @@ from wsi_pipeline.slides.selection import list_slides
 
 def match(slides: list[str], files: list[str], suffixes: tuple[str, ...] = ()) -> list[str | None]:
     found = match_labels(slides, [Path(name) for name in files], suffixes).files
-    return [path and path.name for path in found]
+    return [None if path is None else path.name for path in found]
 
 
 @pytest.mark.parametrize(

@@ -54,15 +54,18 @@ def make_feature(
     return value | ({"childObjects": children} if children else {})
 
 
+keys = st.sampled_from(["objectType", "object_type"])
+
+
 def features(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    keys = st.sampled_from(["objectType", "object_type"])
     return st.builds(
         make_feature, geometries, kinds, ids, names, keys, st.lists(children, max_size=2)
     )
 
 
-trees = st.recursive(features(st.nothing()), features, max_leaves=5)
-RULES = {"outside": "negative", "meanings": {"roi": "ignore", "edge": "hole"}}
+leaves = st.builds(make_feature, geometries, kinds, ids, names, keys, st.just([]))
+trees = st.recursive(leaves, features, max_leaves=5)
+RULES: dict[str, Any] = {"outside": "negative", "meanings": {"roi": "ignore", "edge": "hole"}}
 
 
 def check_told(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import struct
 from contextlib import closing
 from pathlib import Path
 
@@ -296,8 +297,16 @@ def test_asap_groups_in_a_circle_come_to_an_end(tmp_path: Path) -> None:
 
 
 def write_ndpi(path: Path, x_nm: int, y_nm: int) -> Path:
-    tags = [(65422, 9, 1, x_nm, True), (65423, 9, 1, y_nm, True)]
-    tifffile.imwrite(path, np.zeros((200, 200, 3), np.uint8), photometric="rgb", extratags=tags)
+    """A TIFF of one page as Hamamatsu writes it: offsets of 64 bits, their upper halves behind."""
+    long, signed, short = 4, 9, 3
+    tags = [
+        *((256, long, 200), (257, long, 200), (258, short, 8), (259, short, 1), (262, short, 1)),
+        *((273, long, 12), (277, short, 1), (278, long, 200), (279, long, 4)),
+        *((65420, long, 1), (65422, signed, x_nm), (65423, signed, y_nm)),
+    ]
+    entries = b"".join(struct.pack("<HHIi", code, kind, 1, value) for code, kind, value in tags)
+    page = struct.pack("<H", len(tags)) + entries + bytes(8) + bytes(4 * len(tags))
+    path.write_bytes(struct.pack("<2sHQ4x", b"II", 42, 16) + page)
     return path
 
 
@@ -317,6 +326,14 @@ def write_ndpa(
         f"<pointlist>{corners}</pointlist></annotation></ndpviewstate></annotations>"
     )
     return path
+
+
+def test_a_tiff_says_where_its_scan_lies(tmp_path: Path) -> None:
+    slide = tmp_path / "a.tif"
+    tags = [(65422, 9, 1, 500_000, True), (65423, 9, 1, -250_000, True)]
+    tifffile.imwrite(slide, np.zeros((200, 200, 3), np.uint8), photometric="rgb", extratags=tags)
+    path = write_ndpa(tmp_path / "a.ndpa", to_nm(SQUARE, 500_000, -250_000))
+    assert find_positive(path, slide_at(slide)) == TOP_LEFT
 
 
 @pytest.mark.parametrize("offset", [(0, 0), (1_234_500, -2_345_500), (-7_000_000, 30_000)])
@@ -381,7 +398,7 @@ def as_points(ring: list[list[int]]) -> list[dict[str, int]]:
 
 
 HOLE = [[0, 0], [50, 0], [50, 50], [0, 50]]
-DARWIN = {
+DARWIN: dict[str, dict[str, object]] = {
     "2.0": {"polygon": {"paths": [as_points(SQUARE)]}, "bounding_box": {}},
     "1.0": {"polygon": {"path": as_points(SQUARE)}},
     "a rectangle": {"bounding_box": {"x": 0, "y": 0, "w": 100, "h": 100}},
@@ -438,7 +455,7 @@ def test_cytomine_counts_from_the_bottom(tmp_path: Path) -> None:
     [
         ("POINT (1 1)", "1 point"),
         ("LINESTRING (0 0, 5 5)", "1 line"),
-        ("POLYGON EMPTY", "1 object without geometry"),
+        ("POLYGON EMPTY", "1 polygon of 0 points"),
     ],
 )
 def test_cytomine_objects_without_area_are_refused_alone_and_counted_with_others(

@@ -5,6 +5,7 @@ how far the centre of the scan lies from there (OpenSlide calls it XOffsetFromSl
 """
 
 import re
+import struct
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -74,7 +75,7 @@ def place_nm(slide: SlideInfo) -> Affine:
     path = Path(slide.path)
     try:
         offset = _read_vms(path) if path.suffix.lower() in VMS_SUFFIXES else _read_tags(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, struct.error) as error:
         raise LabelError(
             f"{path}: cannot be read ({error}), and the coordinates of .ndpa need it; give the"
             " slide its former place"
