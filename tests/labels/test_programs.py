@@ -18,7 +18,7 @@ from wsi_pipeline.labels.asap_xml import read_asap
 from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.halo_xml import read_halo
 from wsi_pipeline.labels.imagescope_xml import read_imagescope
-from wsi_pipeline.labels.ndpa_xml import read_ndpa
+from wsi_pipeline.labels.ndpa_xml import place_nm, read_ndpa
 from wsi_pipeline.labels.platform_json import read_cytomine, read_darwin
 from wsi_pipeline.labels.rules import LabelRules
 
@@ -552,3 +552,14 @@ def test_a_file_of_another_program_is_refused_by_name(
 ) -> None:
     with pytest.raises(LabelError, match=r"a\.json: "):
         label_all(write(tmp_path / name, content), outside="negative")
+
+
+def test_the_offset_of_a_real_slide_is_openslides(shared_data: Path) -> None:
+    import openslide
+
+    path = shared_data / "slides" / "test3-DAPI-2-387.ndpi"
+    with openslide.OpenSlide(path) as slide:
+        offset = [int(slide.properties[f"hamamatsu.{axis}OffsetFromSlideCentre"]) for axis in "XY"]
+    x, y = to_nm([[50, 50]], *offset)[0]
+    a, _, _, d, left, top = place_nm(slide_at(path))
+    assert (a * x + left, d * y + top) == pytest.approx((50, 50))

@@ -35,7 +35,7 @@ MAX_VALUE = 65_535
 MIN_IS_WHITE, PALETTE = 0, 3
 """TIFF's photometric interpretations."""
 
-Keys = NDArray[np.uint16] | NDArray[np.uint32]
+Keys = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
 
 
 class GreyImage(NamedTuple):
@@ -156,7 +156,7 @@ def make_keys(pixels: NDArray[Any]) -> Keys:
     What is wholly transparent has the key 0, as what is black.
     """
     if pixels.ndim == 2:
-        return pixels.astype(np.uint16)
+        return pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
     keys = pack_colours(pixels[..., :3])
     return np.where(pixels[..., 3] == 0, np.uint32(0), keys) if pixels.shape[2] == 4 else keys
 

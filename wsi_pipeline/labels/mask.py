@@ -21,7 +21,8 @@ CHANNELS = re.compile(r"(\d{1,3}),\s*(\d{1,3}),\s*(\d{1,3})")
 NUMBER = re.compile(r"\d{1,5}")
 GREY = 0x010101
 """A grey value times this is its colour."""
-COLUMNS_AT_ONCE = 4096
+COLUMNS_AT_ONCE = 256
+"""Of a band whose pixels are added up: few, so that they stay in the processor's cache."""
 MAX_KEYS = 256
 """Values that mean nothing and are told apart; the rest is counted together."""
 SHOWN_KEYS = 8
@@ -147,10 +148,12 @@ def _count(image: LabelImage, meanings: Meanings, cover: Cover) -> Counter[int]:
         is_known = keys == 0
         numbers[0] += int(np.count_nonzero(is_known))
         for meaning, known in meanings.items():
-            is_meant = np.isin(keys, known)
+            is_meant = np.zeros(keys.shape, np.bool_)
+            for key in known.tolist():
+                is_key = keys == key
+                numbers[key] += int(np.count_nonzero(is_key)) if key else 0
+                is_meant |= is_key
             cover.add(meaning, top, is_meant)
-            for key in known[known > 0]:
-                numbers[int(key)] += int(np.count_nonzero(keys == key))
             is_known |= is_meant
         if not is_known.all():
             for key, number in zip(*np.unique(keys[~is_known], return_counts=True), strict=True):
