@@ -18,7 +18,7 @@ from tests.labels.grids import (
     label_all,
     slide_at,
 )
-from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.core.geometry import all_positions
 from wsi_pipeline.labels import describe_labels, label_image, label_patches
 from wsi_pipeline.labels.label_image import read_label_image
@@ -105,6 +105,13 @@ def test_values_of_the_label_map_take_the_place_of_the_two_values(tmp_path: Path
         [0, 0, 0, 0],
         [0, 0, 0, -1],
     ]
+
+
+def test_a_value_of_two_meanings_is_refused(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "m.png", paint_square(255))
+    with pytest.raises(ConfigError, match="255 and #ffffff are one value of a label image"):
+        label_all(path, meanings={"255": "tumour", "#ffffff": "benign"})
+    assert find_positive(path, meanings={"255": "tumour", "#ffffff": "tumour"}) == TOP_LEFT
 
 
 def test_several_values_may_mean_one_class_and_one_a_hole(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.assignment import PatchLabels, decide
@@ -57,7 +57,7 @@ def read_meanings(image: LabelImage, rules: LabelRules) -> Meanings:
 
     Those are the numbers and colours in the label map, else the two values of the rules. A colour
     of a palette stands for every value that has it, and a grey value for its colour in a colour
-    image.
+    image. Raises ConfigError where one value has two meanings.
     """
     named = {name: _find_keys(image, name) for name in rules.meanings}
     if not any(map(_is_value, named)):
@@ -67,7 +67,15 @@ def read_meanings(image: LabelImage, rules: LabelRules) -> Meanings:
         }
         return {name: _find_keys(image, str(value)) for name, value in values.items()}
     found: dict[str, list[int]] = {}
+    first: dict[int, str] = {}
     for name, keys in named.items():
+        for key in keys.tolist():
+            other = first.setdefault(key, name)
+            if rules.meanings[other] != rules.meanings[name]:
+                raise ConfigError(
+                    f"{other} and {name} are one value of a label image, and the label map gives"
+                    " them two meanings; keep one"
+                )
         found.setdefault(rules.meanings[name], []).extend(keys.tolist())
     return {meaning: np.unique(np.array(keys, np.uint32)) for meaning, keys in found.items()}
 
