@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,15 @@ def test_the_mask_of_a_slide_of_exactly_its_name_is_none_whatever_it_is(tmp_path
     touch(tmp_path, "a.tif")
     tifffile.imwrite(tmp_path / "a_mask.tif", tissue(64, 64), compression="jpeg", photometric="rgb")
     assert [slide.path.name for slide in find_slides([tmp_path])] == ["a.tif"]
+
+
+def test_a_dicom_header_of_very_many_tags_costs_little(tmp_path: Path) -> None:
+    tags = b"".join(
+        struct.pack("<HH2sH", group, number, b"LO", 0)
+        for group in range(8)
+        for number in range(4000)
+    )
+    (tmp_path / "one.dcm").write_bytes(bytes(128) + b"DICM" + tags)
+    began = time.process_time()
+    assert read_header(tmp_path / "one.dcm") is None
+    assert time.process_time() - began < 2

@@ -235,6 +235,12 @@ def test_what_a_file_states_instead_of_a_scale_is_told(
     assert said in str(refused.value)
 
 
+def test_a_magnification_beyond_any_number_is_none(tmp_path: Path) -> None:
+    how = describe(SVS + "|AppMag = inf|MPP = 0.5")
+    slide = open_slide(write_pages(tmp_path / "a.svs", (tissue(SIDE, SIDE), how)))
+    assert (slide.info.mpp, slide.info.magnification) == (0.5, None)
+
+
 def test_an_image_without_a_scale_states_none(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="states no µm per pixel; give it"):
         open_slide(write_png(tmp_path / "a.png", tissue(50, 50)))

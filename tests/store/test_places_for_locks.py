@@ -5,6 +5,7 @@ line, with nothing left behind and nothing written elsewhere.
 import errno
 import fcntl
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.outputs import View
 from wsi_pipeline.runs.checks import Verdict, check_folder
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.lock import hold_lock, read_owner
+from wsi_pipeline.store.lock import LockHeld, hold_lock, read_owner, remove_lock
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -121,3 +122,13 @@ def test_a_link_to_a_results_folder_is_as_good_as_the_folder(results: Path) -> N
     link = results.with_name("link")
     link.symlink_to(results)
     assert run("aggregate", link, "--threshold", "0.2", "--outputs", "summary").exit_code == 0
+
+
+def test_a_writer_whose_lock_was_taken_by_force_leaves_its_successors(tmp_path: Path) -> None:
+    with ExitStack() as first:
+        first.enter_context(hold_lock(tmp_path / "a"))
+        remove_lock(tmp_path / "a")
+        with hold_lock(tmp_path / "a"):
+            first.close()
+            with pytest.raises(LockHeld), hold_lock(tmp_path / "a"):
+                pass

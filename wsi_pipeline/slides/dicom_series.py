@@ -68,11 +68,12 @@ def _text(value: bytes) -> str:
 def _read_values(content: bytes) -> dict[tuple[int, int], bytes]:
     """Return the values of a header's outer elements, as far as they can be followed."""
     values: dict[tuple[int, int], bytes] = {}
-    place = PREAMBLE + len(MAGIC)
+    place, latest = PREAMBLE + len(MAGIC), (0, 0)
     try:
-        while max(values, default=(0, 0)) <= COLUMNS:
+        while latest <= COLUMNS:
             tag, start, stop = _next(content, place, 0)
             values[tag] = content[start:stop]
+            latest = max(latest, tag)
             place = stop
     except (struct.error, ValueError):
         pass  # the end of what was read, or no DICOM

@@ -1,5 +1,6 @@
 """The one door to OpenSlide: every format that it opens."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -366,6 +367,7 @@ def _bounds(properties: Mapping[str, str], size_l0: tuple[int, int]) -> tuple[in
 
 def _float_or_none(text: str | None) -> float | None:
     try:
-        return None if text is None else float(text)
+        value = math.nan if text is None else float(text)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None

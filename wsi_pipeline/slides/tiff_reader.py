@@ -330,10 +330,17 @@ class TileCache:
             self._tiles[key] = tile
 
     def forget(self, owner: Hashable) -> None:
-        """Drop the tiles whose key begins with `owner`."""
-        with self._lock:
+        """Drop the tiles whose key begins with `owner`; where the cache is in use, later ones do.
+
+        A garbage collection may close a slide at any moment, also within `get` of this thread.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             for key in [key for key in self._tiles if isinstance(key, tuple) and key[0] == owner]:
                 del self._tiles[key]
+        finally:
+            self._lock.release()
 
 
 TILES = TileCache(MAX_BYTES)

@@ -53,8 +53,10 @@ def hold_lock(target: Path) -> Iterator[None]:
         yield
     finally:
         # While it is still held: another process that opened it meanwhile sees it gone and retries.
-        path.unlink(missing_ok=True)
-        stream.close()
+        # Never another file: where this one was removed by force, that is the lock of a successor.
+        with stream:
+            if _is_at(path, stream):
+                path.unlink(missing_ok=True)
         remove_empty(target)
 
 
@@ -122,10 +124,18 @@ def _lock_file(path: Path, target: Path) -> TextIO:
                 if os.fstat(stream.fileno()).st_size == 0:  # a holder has put its name in
                     path.unlink(missing_ok=True)
             raise _no_locks(target, error) from error
-        if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
+        if _is_at(path, stream):
             stream.truncate(0)
             return stream
         stream.close()
+
+
+def _is_at(path: Path, stream: TextIO) -> bool:
+    """Return whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _no_locks(target: Path, error: OSError) -> EnvironmentFault:
