@@ -11,6 +11,7 @@ from PIL import Image
 from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.labels.asap_xml import read_asap
 from wsi_pipeline.labels.geojson import read_geojson
+from wsi_pipeline.labels.halo_xml import is_halo
 from wsi_pipeline.labels.label_image import read_mask
 from wsi_pipeline.labels.rules import read_label_map
 from wsi_pipeline.scheduling.clusters import read_slurm_config
@@ -161,3 +162,11 @@ def test_a_slurm_configuration_that_would_unfold_for_ever_is_refused_at_once(
     (tmp_path / "a.yaml").write_text(ALIASES + "jobs: *j\n")
     with pytest.raises(ConfigError, match="jobs is 'a list'"):
         read_slurm_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.timeout(60)
+def test_annotations_of_very_many_open_regions_cost_little(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(f"<Annotations>{'<Region ' * 60_000}")
+    began = time.process_time()
+    assert not is_halo(tmp_path / "a.xml")
+    assert time.process_time() - began < 1

@@ -117,12 +117,15 @@ def test_what_a_library_prints_is_no_part_of_the_answer(
 def test_a_slide_over_which_anything_breaks_is_left_to_the_run(
     here: bool, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = (
-        "def broken(job):\n    if job.slide.slide_id == 'a':\n        raise IndexError('odd')\n"
-    )
-    patch = f"{broken}    return found(job)\n"
-    code = f"from wsi_pipeline.stages.infer import InferJob\nfound = InferJob.find_done\n{patch}"
-    code += "InferJob.find_done = broken\n"
+    code = """
+from wsi_pipeline.stages.infer import InferJob
+found = InferJob.find_done
+def broken(job):
+    if job.slide.slide_id == "a":
+        raise IndexError("odd")
+    return found(job)
+InferJob.find_done = broken
+"""
     monkeypatch.setattr(done, "CODE", f"{code}{done.CODE}")
     if here:
         monkeypatch.setattr(InferJob, "find_done", InferJob.find_done)

@@ -1,6 +1,7 @@
 """The status of folders that somebody else filled: what is wrong in them is told by slide."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from tests.builders import rewrite_manifest
 from tests.commands import run
 from tests.written_results import CASES, write_result
-from wsi_pipeline.core.choices import RUN_JSON
+from wsi_pipeline.core.choices import FAILURES_CSV, RUN_JSON
 from wsi_pipeline.core.errors import StoreError
 from wsi_pipeline.outputs import View
+from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.store.manifest import read_manifest
 
 
@@ -37,6 +39,16 @@ def test_an_account_of_unknown_words_is_told_without_them(results: Path) -> None
     told = run("status", results)
     assert told.exit_code == 0
     assert "splendid" not in told.output
+
+
+@pytest.mark.timeout(60)
+def test_a_reason_of_very_many_digits_costs_little(results: Path) -> None:
+    reason = f"'+{'1' * 100_000}x"
+    (results / FAILURES_CSV).write_text(f"slide_id,state,reason\na,failed,{reason}\n")
+    began = time.process_time()
+    (failure,) = read_status(results).failures
+    assert failure.reason == reason[1:]
+    assert time.process_time() - began < 1
 
 
 def test_a_name_that_no_file_can_have_is_damage(results: Path) -> None:

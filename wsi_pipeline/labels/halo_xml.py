@@ -20,7 +20,7 @@ from wsi_pipeline.labels.annotation import (
 from wsi_pipeline.labels.imagescope_xml import ROOT, cut_holes, inscribe_ellipse, span_rectangle
 
 CORNER = re.compile(rb"<V[\s/>]")
-TYPE = re.compile(rb"<Region[^>]*\sType\s*=\s*[\"'](?:Polygon|Rectangle|Ellipse|Ruler|Pin)[\"']")
+TYPE = re.compile(rb"<Region[^<>]*\sType\s*=\s*[\"'](?:Polygon|Rectangle|Ellipse|Ruler|Pin)[\"']")
 WITH_AREA = ("Polygon", "Rectangle", "Ellipse")
 
 

@@ -84,7 +84,7 @@ class LastRun:
     @property
     def sentence(self) -> str:
         """The account as people read it."""
-        counts = re.findall(r"([a-z]+) (\d{1,18})\b", self.account.partition("=")[2])
+        counts = re.findall(r"\b([a-z]++) (\d{1,18})\b", self.account.partition("=")[2])
         known = {state.value: state.word for state in SlideState}
         return describe_counts({known[s]: int(count) for s, count in counts if s in known})
 

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from wsi_pipeline.slides.base import DeclaredScale
 from wsi_pipeline.slides.tiff_structure import TiffFacts
 
-OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
-OME_OBJECTIVE = re.compile(r"<(?:\w+:)?Objective\b[^>]*>")
+# Possessive, and within one tag: a hostile description of megabytes is gone through once.
+OME_PIXELS = re.compile(r"<(?:\w++:)?+Pixels\b[^<>]*+>")
+OME_OBJECTIVE = re.compile(r"<(?:\w++:)?+Objective\b[^<>]*+>")
+ATTRIBUTE = re.compile(r"\b(\w++)\s*+=\s*+(?:\"([^\"]*+)\"|'([^']*+)')")
 IMAGEJ = "ImageJ="
 UM_PER_UNIT = {
     "Å": 1e-4,
@@ -68,10 +70,7 @@ def _read_ome(text: str) -> DeclaredScale | None:
 
 
 def _attributes(tag: str) -> dict[str, str]:
-    return {
-        name: one or other
-        for name, one, other in re.findall(r"(\w+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", tag)
-    }
+    return {name: one or other for name, one, other in ATTRIBUTE.findall(tag)}
 
 
 def _to_um(attributes: Mapping[str, str], name: str) -> str | None:
