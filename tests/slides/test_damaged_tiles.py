@@ -1,6 +1,5 @@
 """A damaged tile is what OpenSlide makes of it, or unreadable, with either reader."""
 
-import io
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from tests.slides.tile_mutations import (
     write_tiles,
 )
 from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.slides.base import UserScale
 from wsi_pipeline.slides.images import ImageReader, decode_sent, encode_jpeg, read_rgb
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 from wsi_pipeline.slides.tiff_reader import TiffReader
@@ -193,31 +193,17 @@ def test_a_tile_that_ends_in_its_frame_is_a_fault_of_that_tile(frame: bytes) -> 
         decode_tile(b"\xff\xd8" + frame + b"\0", TileFormat(8, 8, 7, 6, 1, None))
 
 
-def damage_png(pixels: np.ndarray) -> bytes:
-    """Return a PNG, in which nothing is packed, of which one pixel is another."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=0)
-    content = bytearray(stream.getvalue())
-    content[len(content) // 2] ^= 0x55
-    return bytes(content)
-
-
 def damage_jpeg(pixels: np.ndarray) -> bytes:
     """Return a JPEG of which a part is lost."""
     content = encode_jpeg(pixels)
     return content[: len(content) // 2] + content[len(content) // 2 + 50 :]
 
 
-@pytest.mark.parametrize("damage", [damage_png, damage_jpeg])
-def test_a_damaged_image_is_refused_as_slide_as_patch_and_as_upload(
-    damage: Callable[[np.ndarray], bytes], tmp_path: Path
-) -> None:
-    content = damage(tissue(64, 64))
-    kind = "png" if content.startswith(b"\x89") else "jpg"
-    path = tmp_path / f"one.{kind}"
+def test_a_damaged_image_is_refused_as_slide_as_patch_and_as_upload(tmp_path: Path) -> None:
+    content, path = damage_jpeg(tissue(64, 64)), tmp_path / "one.jpg"
     path.write_bytes(content)
     assert np.asarray(Image.open(path)).shape == (64, 64, 3)  # Pillow says nothing
-    for read in (lambda: ImageReader(path, "one", 0.5), lambda: read_rgb(path)):
+    for read in (lambda: ImageReader(path, "one", UserScale(0.5)), lambda: read_rgb(path)):
         with pytest.raises(SlideError, match="not a whole image"):
             read()
     with pytest.raises(SlideError, match="damaged"):

@@ -7,6 +7,7 @@ import fcntl
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,3 +133,18 @@ def test_a_writer_whose_lock_was_taken_by_force_leaves_its_successors(tmp_path: 
             first.close()
             with pytest.raises(LockHeld), hold_lock(tmp_path / "a"):
                 pass
+
+
+def test_a_folder_that_another_writer_removes_at_that_moment_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, refusals = Path.mkdir, [FileExistsError(errno.EEXIST, "File exists")] * 2
+
+    def make_later(folder: Path, *arguments: Any, **options: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+        make(folder, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", make_later)
+    with hold_lock(tmp_path / "a"):
+        assert not refusals

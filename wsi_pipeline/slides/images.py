@@ -6,7 +6,6 @@ display and decoded from requests.
 
 import io
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +41,6 @@ from wsi_pipeline.slides.tiff_structure import BrokenTiff, read_structure
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MODES = ("RGB", "RGBA", "L", "LA")
 SENT_FORMATS = ("PNG", "JPEG")
-PNG_START = b"\x89PNG\r\n\x1a\n"
 SENT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
 """Modes of at most 8 bits per channel; Pillow would clip deeper grey at 255, to white."""
 DESCRIPTION, RESOLUTION, RESOLUTION_UNIT = 270, (282, 283), 296
@@ -162,10 +160,10 @@ def _check_decodable(path: Path, image: Image.Image) -> None:
 
 
 def _check_whole(path: Path, image: Image.Image) -> None:
-    """Refuse a PNG, JPEG, or TIFF of JPEG strips, with damage of which Pillow says nothing."""
+    """Refuse a JPEG, or a TIFF of JPEG strips, with damaged data, of which Pillow says nothing."""
     complaints: list[str | None] = []
-    if image.format in SENT_FORMATS:
-        complaints = [_find_damage(path.read_bytes(), image.format)]
+    if image.format == "JPEG":
+        complaints = [find_complaint(path.read_bytes())]
     elif image.format == "TIFF" and image.info.get("compression") == "jpeg":
         page = read_structure(path).pages[0]
         with path.open("rb") as stream:
@@ -174,23 +172,6 @@ def _check_whole(path: Path, image: Image.Image) -> None:
                 complaints.append(find_complaint(stream.read(count), page.jpeg_tables))
     for complaint in filter(None, complaints):
         raise SlideError(f"{path}: not a whole image ({complaint}); copy it again")
-
-
-def _find_damage(content: bytes, kind: str | None) -> str | None:
-    """Return what is damaged in a PNG or JPEG that Pillow would show all the same; None: nothing.
-
-    Pillow compares no checksums of a PNG's pixels.
-    """
-    if kind == "JPEG":
-        return find_complaint(content)
-    place = len(PNG_START)
-    while (name := content[place + 4 : place + 8]) not in (b"IEND", b""):
-        stop = place + 8 + int.from_bytes(content[place : place + 4])
-        checksum = zlib.crc32(content[place + 4 : stop]).to_bytes(4)
-        if name == b"IDAT" and checksum != content[stop : stop + 4]:
-            return "its pixels are not those of their checksum"
-        place = stop + 4
-    return None
 
 
 def _check_mode(name: Path | str, image: Image.Image, modes: tuple[str, ...]) -> None:
@@ -275,8 +256,8 @@ def decode_sent(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
                 f"image: {width} × {height} px is more than {max_pixels:,} px; send smaller pieces"
             )
         _check_mode("image", image, SENT_MODES)
-        if (damage := _find_damage(content, image.format)) is not None:
-            raise SlideError(f"image: damaged ({damage}); send a whole PNG or JPEG")
+        if image.format == "JPEG" and (complaint := find_complaint(content)) is not None:
+            raise SlideError(f"image: damaged ({complaint}); send a whole PNG or JPEG")
         try:
             return composite_on_white(np.asarray(image.convert("RGBA")))
         except IMAGE_FAULTS as error:

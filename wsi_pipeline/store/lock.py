@@ -17,7 +17,7 @@ from typing import TextIO
 from wsi_pipeline.core.choices import HIDDEN
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.json_io import read_bounded
-from wsi_pipeline.store.files import MOST_ATTEMPTS, open_to_append
+from wsi_pipeline.store.files import FOLDER_VANISHED, MOST_ATTEMPTS, open_to_append
 
 MAX_OWNER_BYTES = 4096
 """Limit of the line in which a writer names itself, with a margin."""
@@ -108,7 +108,7 @@ def _lock_file(path: Path, target: Path) -> TextIO:
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = _open_lock(path)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
+            if isinstance(error, FOLDER_VANISHED) and attempt < MOST_ATTEMPTS:
                 continue  # a writer that just ended removed the folder; in /proc it never exists
             what = f"{path}: cannot be written ({error.strerror})"
             raise EnvironmentFault(f"{what}; name a folder that you may write to") from error
