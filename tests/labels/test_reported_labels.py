@@ -99,7 +99,7 @@ def test_label_images_beside_a_slide_are_no_slides(
     folder = make_case("09-label-image-beside-slide", tmp_path)
     result = tile(folder, *options)
     assert (result.exit_code, list_stores(folder)) == (0, [f"a{STORE_SUFFIX}"])
-    assert "2 label images and masks are no slides: a_labels.png, a_mask.png" in result.stderr
+    assert "left out as label images or masks (2): a_labels.png, a_mask.png" in result.stderr
     assert count(folder, "a")[1] == 16
 
 

@@ -114,7 +114,7 @@ def find_slides(
         logger.warning("passed over: %s", describe_passed(listing.passed))
     if images := [path.name for path in listing.images]:
         shown = ", ".join(images[:5]) + (", …" if images[5:] else "")
-        logger.warning("%d label images and masks are no slides: %s", len(images), shown)
+        logger.warning("left out as label images or masks (%d): %s", len(images), shown)
     return listing.slides
 
 
