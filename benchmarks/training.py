@@ -52,6 +52,7 @@ STEPS = 20
 CPU = torch.device("cpu")
 EPOCH = 5_400
 """Patches for which whole processes are compared: those of the public IDC sample, nearly."""
+PLAIN = Path(__file__).with_name("plain_training.py")
 PYTHON = [sys.executable, "-W", "ignore"]
 WSI = [*PYTHON, "-c", "import sys; sys.argv[0] = 'wsi'; from wsi_cli.main import wsi; wsi()"]
 EVERYTHING = Augmentation(affine=1.0, hed=0.05)
@@ -98,7 +99,12 @@ def compare_processes(stores: Path, out: Path, options: argparse.Namespace) -> N
     more = ["--arch", options.arch, "--epochs", str(options.epochs)]
     wsi = ["train", str(stores), "--out", str(out), *more]
     ways = {
-        "plain, eager, fp32": [*PYTHON, "benchmarks/plain_training.py", str(stores), *more],
+        "plain, eager, fp32": [
+            *PYTHON,
+            str(Path(__file__).with_name("plain_training.py")),
+            str(stores),
+            *more,
+        ],
         "wsi train": [*WSI, *wsi],
         "wsi train --precision fp32": [*WSI, *wsi, "--precision", "fp32"],
     }

@@ -14,11 +14,16 @@ from .options import options_of
 @click.argument("slide", type=click.Path(path_type=Path))
 @options_of(TileOptions, "slide_mpp", "reader")
 def info(slide: Path, slide_mpp: float | None, reader: str) -> None:
-    """Show a slide's size, scale and pyramid, as the other commands see them."""
+    """Show a slide's size, scale and pyramid, as the other commands see them.
+
+    A folder may be given that holds one slide, such as a DICOM series.
+    """
     from wsi_pipeline.core.errors import SlideError
     from wsi_pipeline.core.limits import limited_memory
     from wsi_pipeline.slides import describe_reader, open_slide
+    from wsi_pipeline.slides.selection import find_one
 
+    slide = find_one(slide)
     try:
         with limited_memory():
             opened = open_slide(slide, slide_mpp=slide_mpp, reader=reader)
@@ -37,6 +42,7 @@ def info(slide: Path, slide_mpp: float | None, reader: str) -> None:
     stated = f"{facts.magnification:g}x, as written in the file" if facts.magnification else ""
     click.echo(f"  magnification  {stated or 'not stated'}")
     click.echo(f"  vendor         {facts.vendor or 'not stated'}")
+    click.echo(f"  colour profile {printable(facts.colour_profile or 'none')}")
     if facts.bounds_l0 != (0, 0, width, height):
         click.echo(f"  scanned area   x, y, width, height = {facts.bounds_l0} px")
     for level in opened.levels:

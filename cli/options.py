@@ -144,10 +144,11 @@ def _read_patients(
     if value is None:
         return ()
     try:
-        text = Path(value).read_text(encoding="utf-8") if _is_file(value) else value
+        text = Path(value).read_text(encoding="utf-8-sig") if _is_file(value) else value
     except (OSError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{value}: not a readable list in UTF-8 ({error})") from error
-    return tuple(name.strip() for name in text.replace(",", "\n").splitlines() if name.strip())
+    names = (name.strip() for line in text.splitlines() for name in re.split("[,;\t]", line))
+    return tuple(filter(None, names))
 
 
 def _is_file(value: str) -> bool:
@@ -285,8 +286,8 @@ labels_option = click.option(
     multiple=True,
     metavar="FILE|DIR",
     help=(
-        "What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or"
-        " folders of them, matched by name."
+        "What is known of the slides: files of QuPath and other programs, label images, or folders"
+        " of them, matched by name; see docs/guides/labels.md."
     ),
 )
 

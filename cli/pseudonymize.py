@@ -1,11 +1,12 @@
 """`wsi pseudonymize`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from wsi_pipeline.core.options import PseudonymizeOptions
+from wsi_pipeline.core.pseudonym_options import PseudonymizeOptions
 
 from .options import options_of, out_option
 
@@ -37,11 +38,9 @@ def pseudonymize(places: tuple[str, ...], out: Path, **settings: Any) -> None:
     Only you can enter DIR, because links show where they lead. Write products elsewhere. Run again,
     it adds new slides and keeps every pseudonym.
     """  # noqa: D301 - click takes the character itself for "keep the lines"
-    from wsi_pipeline.labels.mask import list_masks
+    from wsi_pipeline.labels.tissue_mask import list_masks
     from wsi_pipeline.runs.pseudonymize import pseudonymize_patches, pseudonymize_slides
-    from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches, summarise
-
-    from .main import printable
+    from wsi_pipeline.stages.ingest_layouts import LayoutOptions, find_patches
 
     options = PseudonymizeOptions(**settings)
     if options.layout is not None:
@@ -53,10 +52,9 @@ def pseudonymize(places: tuple[str, ...], out: Path, **settings: Any) -> None:
             found, options.layout, options.key_file, out, options.split_file
         )
         click.echo(f"{made.patches} patches of {made.patients} patients linked in {out}")
-        if found.left_out:
-            click.echo(f"{len(found.left_out)} files left out")
-        for line in summarise(found.left_out):
-            click.echo(f"  left out: {printable(line)}")
+        # Without the files' names, which may be patients'.
+        for kind, count in Counter(entry.kind for entry in found.left_out).items():
+            click.echo(f"left out: {count} files: {kind}")
         names = " ".join(found.patients[0].class_names)
         click.echo(
             f"next: wsi ingest {out} --mpp UM_PER_PX --out STORES"

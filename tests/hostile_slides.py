@@ -494,8 +494,9 @@ CASES: dict[str, Case] = {
         lambda path: jpeg_2000(path, tissue(512, 512)), DAMAGED, BAD_TILE, "j2k.svs"
     ),
     # Kinds of pixels.
-    "16 bits": Case(
-        lambda path: write_tiled(path, tissue().astype(np.uint16) * 257), FAILED, NO_RGB
+    "16 bits": Case(lambda path: write_tiled(path, tissue().astype(np.uint16) * 257), OK, ALL),
+    "12 bits in 16": Case(
+        lambda path: write_tiled(path, tissue().astype(np.uint16) * 16), FAILED, "16 bits"
     ),
     "16 bits in strips": Case(sixteen_bit_colours, FAILED, NO_RGB),
     "16 bits of grey": Case(save_image("I;16"), FAILED, NO_RGB, "16.png"),

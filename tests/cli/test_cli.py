@@ -9,6 +9,7 @@ import click
 import numpy as np
 import pytest
 from wsi_cli.main import COMMANDS, wsi
+from wsi_cli.options import PARSERS
 
 from cli.main import printable
 from tests.builders import (
@@ -378,7 +379,8 @@ def test_run_json_says_what_was_done(slides: Path, tmp_path: Path) -> None:
     )
     record = json.loads((tmp_path / "results" / "run.json").read_text())
     assert record["parameters"]["batch_size"] == 7
-    assert record["parameters"]["tiling"]["spec"] == {"side_px": 50, "stride_px": 50, "mpp": 0.5}
+    spec = {"side_px": 50, "stride_px": 50, "mpp": 0.5, "icc": "raw"}
+    assert record["parameters"]["tiling"]["spec"] == spec
     assert set(record["seconds"]) == {"total", "read", "compute", "write"}
     assert len(record["model"]["digest"]) == 64
     assert record["tool"]["tool"] == "wsi-pipeline"
@@ -404,6 +406,12 @@ def test_a_long_list_of_patients_is_no_file_name(tmp_path: Path) -> None:
     )
     assert result.exit_code == 1
     assert "patients without a labelled patch" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["p0\np1\n", "\ufeffp0,,\r\np1;;\r\n", "p0\tp1"])
+def test_a_list_of_patients_is_read_as_spreadsheets_save_it(text: str, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(text)
+    assert PARSERS["patients"]["callback"](None, None, str(tmp_path / "list")) == ("p0", "p1")
 
 
 def test_a_list_that_is_no_text_is_a_usage_error(tmp_path: Path) -> None:

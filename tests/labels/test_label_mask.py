@@ -9,8 +9,8 @@ from tests.builders import make_slide_info, write_png
 from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.core.geometry import Grid, PatchSpec, all_positions
 from wsi_pipeline.labels import label_positions
-from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
-from wsi_pipeline.labels.mask import read_mask
+from wsi_pipeline.labels.discovery import list_label_files, match_beside, match_labels
+from wsi_pipeline.labels.label_image import read_mask
 from wsi_pipeline.labels.rules import LabelRules, MaskValues
 
 VALUES = MaskValues()
@@ -73,7 +73,11 @@ def test_what_has_no_mask_is_negative_where_the_rules_say_so(tmp_path: Path) -> 
     )
     assert labels.labels.tolist() == [0, 1, 0, 0]
     assert labels.fraction.tolist() == [0.5, 1.0, 0.75, 0.5]
-    assert labels.description == {"mask_pixels": {"100": 0, "200": 5625}}
+    assert labels.description == {
+        "mask_pixels": {"100": 0, "200": 5625},
+        "meant_pixels": {"negative": 0, "positive": 5625},
+        "other_pixels": {"37": 1875},
+    }
 
 
 def test_the_share_of_a_class_is_its_pixels_over_the_patchs(tmp_path: Path) -> None:
@@ -170,7 +174,7 @@ def test_a_mask_larger_than_the_slide_is_refused(tmp_path: Path) -> None:
         label(write_png(tmp_path / "m.png", np.zeros((200, 200), dtype=np.uint8)))
 
 
-def test_a_colour_image_is_no_mask(tmp_path: Path) -> None:
+def test_a_colour_image_is_no_mask_of_tissue(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="8-bit grey"):
         read_mask(write_png(tmp_path / "c.png", np.zeros((9, 9, 3), dtype=np.uint8)))
 
@@ -202,27 +206,26 @@ def test_every_byte_may_mean_a_class(negative: int, positive: int, tmp_path: Pat
     ]
 
 
-def test_masks_are_matched_by_name() -> None:
-    masks = [
-        Path("idc_8863_labels.png"),
-        Path("idc_8865_labels.png"),
-        Path("a_labels.png"),
-        Path("a_b_labels.png"),
-    ]
-    assert match_labels("idc_8863_mosaic", masks) == masks[0]
-    assert match_labels("idc_8865", masks) == masks[1]
-    assert match_labels("a_b_c", masks) == masks[3]
-    assert match_labels("a_c", masks) == masks[2]
-    assert match_labels("idc_88639", masks) is None
-    assert match_labels("ab", masks) is None
-    assert match_labels("_x", [Path("_labels.png")]) is None
+def match(slide: str, *files: str) -> Path | None:
+    return match_labels([slide], [Path(name) for name in files]).files[0]
+
+
+def test_masks_are_matched_by_the_beginning_of_a_name() -> None:
+    masks = ("idc_8863_labels.png", "idc_8865_labels.png", "a_labels.png", "a_b_labels.png")
+    assert match("idc_8863_mosaic", *masks) == Path(masks[0])
+    assert match("idc_8865", *masks) == Path(masks[1])
+    assert match("a_b_c", *masks) == Path(masks[3])
+    assert match("a_c", *masks) == Path(masks[2])
+    assert match("idc_88639", *masks) is None
+    assert match("ab", *masks) is None
+    assert match("_x", "_labels.png") is None
 
 
 def test_two_masks_for_one_slide_are_refused() -> None:
     with pytest.raises(
         LabelError, match=r"a: both x/a_labels.png and y/a_labels.tif could be its labels"
     ):
-        match_labels("a", [Path("x/a_labels.png"), Path("y/a_labels.tif")])
+        match("a", "x/a_labels.png", "y/a_labels.tif")
 
 
 def test_a_folder_gives_its_label_images_only(tmp_path: Path) -> None:
@@ -237,13 +240,13 @@ def test_a_folder_gives_its_label_images_only(tmp_path: Path) -> None:
 def test_a_label_file_lies_beside_its_slide(name: str, tmp_path: Path) -> None:
     for other in ("a.svs", "a.txt", "b.svs", name):
         (tmp_path / other).touch()
-    assert find_beside(tmp_path / "a.svs") == tmp_path / name
-    assert find_beside(tmp_path / "b.svs") is None
+    matches = match_beside([tmp_path / "a.svs", tmp_path / "b.svs"])
+    assert matches.files == (tmp_path / name, None)
 
 
 def test_a_slide_is_not_its_own_label_file(tmp_path: Path) -> None:
     (tmp_path / "a_labels.tif").touch()
-    assert find_beside(tmp_path / "a_labels.tif") is None
+    assert match_beside([tmp_path / "a_labels.tif"]).files == (None,)
 
 
 def test_label_files_that_are_named_are_taken_whatever_they_are_called(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from wsi_pipeline.core.errors import ConfigError, LabelError
 from wsi_pipeline.labels.asap_xml import read_asap
 from wsi_pipeline.labels.geojson import read_geojson
-from wsi_pipeline.labels.mask import read_mask
+from wsi_pipeline.labels.halo_xml import is_halo
+from wsi_pipeline.labels.label_image import read_mask
 from wsi_pipeline.labels.rules import read_label_map
 from wsi_pipeline.scheduling.clusters import read_slurm_config
 
@@ -60,14 +61,14 @@ GEOJSON = {
             '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[NaN, 0], [1, 1],'
             " [2, 0]]]}}"
         ),
-        "NaN is not JSON",
+        "a corner is not finite",
     ),
     "corners beyond any number": (
         (
             '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1e999, 0], [1,'
             " 1], [2, 0]]]}}"
         ),
-        "beyond any number",
+        "a corner is not finite",
     ),
     "properties in a list": (
         '{"type": "Feature", "geometry": {}, "properties": [1]}',
@@ -81,7 +82,7 @@ GEOJSON = {
                 "geometry": {"type": "MultiPolygon", "coordinates": [[[[[[[1]]]]]]]},
             }
         ),
-        "broken",
+        "a corner is not a pair of numbers",
     ),
 }
 
@@ -161,3 +162,11 @@ def test_a_slurm_configuration_that_would_unfold_for_ever_is_refused_at_once(
     (tmp_path / "a.yaml").write_text(ALIASES + "jobs: *j\n")
     with pytest.raises(ConfigError, match="jobs is 'a list'"):
         read_slurm_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.timeout(60)
+def test_annotations_of_very_many_open_regions_cost_little(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text(f"<Annotations>{'<Region ' * 60_000}")
+    began = time.process_time()
+    assert not is_halo(tmp_path / "a.xml")
+    assert time.process_time() - began < 1

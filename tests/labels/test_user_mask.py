@@ -12,7 +12,7 @@ from tests.builders import make_slide_info, write_png
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import Thumbnail
-from wsi_pipeline.labels.mask import TissueMask, list_masks, match_mask
+from wsi_pipeline.labels.tissue_mask import TissueMask, list_masks, match_mask
 
 SLIDE = replace(make_slide_info(size_l0=(120, 6200)), bounds_l0=(100, 200, 20, 6000))
 

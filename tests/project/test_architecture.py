@@ -29,7 +29,7 @@ FLOORS: dict[str, int] = {
 
 DOORS: dict[str, set[str]] = {
     "openslide": {"slides"},
-    "tifffile": {"outputs", "runs"},
+    "tifffile": {"labels", "outputs", "runs"},
     "imagecodecs": {"slides", "stages", "store"},
     "PIL": {"slides", "labels", "outputs"},
     "simplejpeg": {"slides"},

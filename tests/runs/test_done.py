@@ -76,7 +76,13 @@ def test_modules_of_the_users_folder_are_not_imported(
 
 
 @pytest.mark.parametrize(
-    "code", ["import os; os.abort()", "print('nonsense')", "import time; time.sleep(60)"]
+    "code",
+    [
+        "import os; os.abort()",
+        "print('nonsense')",
+        "print('INFO: none')",
+        "import time; time.sleep(60)",
+    ],
 )
 def test_a_look_that_ends_badly_finds_nothing_and_says_so(
     code: str, made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -97,3 +103,31 @@ def test_a_slide_that_cannot_be_opened_any_more_is_left_to_the_run(
         assert names(find_done(jobs, here=True)) == {2: "c"}
     finally:
         (tmp_path / "a.tiff").rename(made / "slides" / "a.tiff")
+
+
+@pytest.mark.parametrize("said", ["INFO: loaded", "(process:1): GLib-DEBUG", "L", ""])
+def test_what_a_library_prints_is_no_part_of_the_answer(
+    said: str, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(done, "CODE", f"print({said!r}, flush=True); {done.CODE}; print('end')")
+    assert names(find_done(list_jobs(made), here=False)) == {0: "a", 2: "c"}
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_slide_over_which_anything_breaks_is_left_to_the_run(
+    here: bool, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+from wsi_pipeline.stages.infer import InferJob
+found = InferJob.find_done
+def broken(job):
+    if job.slide.slide_id == "a":
+        raise IndexError("odd")
+    return found(job)
+InferJob.find_done = broken
+"""
+    monkeypatch.setattr(done, "CODE", f"{code}{done.CODE}")
+    if here:
+        monkeypatch.setattr(InferJob, "find_done", InferJob.find_done)
+        exec(code, {})
+    assert names(find_done(list_jobs(made), here=here)) == {2: "c"}

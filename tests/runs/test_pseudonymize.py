@@ -240,6 +240,17 @@ def test_patches_of_the_idc_layout_keep_it_with_pseudonyms_as_patients(tmp_path:
     assert stored.exit_code == 0, stored.output
 
 
+@pytest.mark.parametrize("copy", ["Copy of {}", "{} (1)", "{} - Copy"])
+def test_a_renamed_copy_of_a_patch_keeps_no_name_of_its_patient(copy: str, tmp_path: Path) -> None:
+    name = "smith_idx5_x1_y51_class0"
+    for stem in (name, copy.format(name)):
+        write_png(tmp_path / "data" / f"{stem}.png", tissue(50, 50))
+    link(tmp_path, tmp_path / "data", "--layout", "idc")
+    found = find_patches(tmp_path / "links", "idc", LayoutOptions())
+    assert [patient.patient_id for patient in found.patients] == [names_of(tmp_path).name("smith")]
+    assert not any("smith" in path.name for path in (tmp_path / "links").rglob("*"))
+
+
 def test_two_patches_of_one_name_in_two_folders_are_both_linked(tmp_path: Path) -> None:
     touch(*(tmp_path / "data" / place / "p_idx5_x1_y1_class0.png" for place in "ab"))
     link(tmp_path, tmp_path / "data", "--layout", "idc")

@@ -300,9 +300,9 @@ def test_where_no_worker_can_be_started_again_the_run_ends_or_starts_others(
 
 def start_nobody(workers: Workers) -> Any:
     """Return a cluster whose jobs wait in the queue."""
-    from distributed import LocalCluster
+    from wsi_pipeline.scheduling import clusters
 
-    return LocalCluster(n_workers=0, dashboard_address=None)
+    return clusters.STARTERS["local"](Workers(count=0))
 
 
 def test_slurm_jobs_that_never_start_are_waited_for_no_longer_than_told(

@@ -9,8 +9,9 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
-from tests.builders import write_model
+from tests.builders import tissue, write_model
 from tests.commands import PLAIN, run
 from tests.hostile_slides import put_tile
 from tests.slides.test_lost_tiles import TISSUE, tile_slide, write_scan
@@ -25,6 +26,8 @@ from tests.slides.tile_mutations import (
     write_tiles,
 )
 from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.slides.base import UserScale
+from wsi_pipeline.slides.images import ImageReader, decode_sent, encode_jpeg, read_rgb
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 from wsi_pipeline.slides.tiff_reader import TiffReader
 from wsi_pipeline.slides.tiff_tiles import TileFault, TileFormat, decode_tile
@@ -182,3 +185,26 @@ def test_a_warning_of_the_decoder_is_a_fault() -> None:
 def test_a_jpeg_that_ends_in_its_header_is_a_fault(content: bytes) -> None:
     with pytest.raises(TileFault, match="ends in its header"):
         decode_tile(content, TileFormat(SIDE, SIDE, 7, 6, 1, None))
+
+
+@pytest.mark.parametrize("frame", [b"\xff\xc0\x00\x02", b"\xff\xc2\x00\x06\x08\x00\x08\x00"])
+def test_a_tile_that_ends_in_its_frame_is_a_fault_of_that_tile(frame: bytes) -> None:
+    with pytest.raises(TileFault):
+        decode_tile(b"\xff\xd8" + frame + b"\0", TileFormat(8, 8, 7, 6, 1, None))
+
+
+def damage_jpeg(pixels: np.ndarray) -> bytes:
+    """Return a JPEG of which a part is lost."""
+    content = encode_jpeg(pixels)
+    return content[: len(content) // 2] + content[len(content) // 2 + 50 :]
+
+
+def test_a_damaged_image_is_refused_as_slide_as_patch_and_as_upload(tmp_path: Path) -> None:
+    content, path = damage_jpeg(tissue(64, 64)), tmp_path / "one.jpg"
+    path.write_bytes(content)
+    assert np.asarray(Image.open(path)).shape == (64, 64, 3)  # Pillow says nothing
+    for read in (lambda: ImageReader(path, "one", UserScale(0.5)), lambda: read_rgb(path)):
+        with pytest.raises(SlideError, match="not a whole image"):
+            read()
+    with pytest.raises(SlideError, match="damaged"):
+        decode_sent(content, 64 * 64)

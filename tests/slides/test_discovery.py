@@ -61,7 +61,6 @@ def test_a_folder_gives_its_files_in_order_without_sidecars(tmp_path: Path) -> N
     assert [slide.path.name for slide in find_slides([tmp_path])] == [
         "a.tiff",
         "b.svs",
-        "notes.txt",
     ]
 
 

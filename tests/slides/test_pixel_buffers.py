@@ -1,6 +1,9 @@
 """Memory that is used again."""
 
+import gc
+
 import numpy as np
+import pytest
 
 from wsi_pipeline.slides.patches import PixelBuffers
 
@@ -37,3 +40,19 @@ def test_two_arrays_at_a_time_share_nothing() -> None:
 def test_an_empty_block_takes_no_memory_of_another() -> None:
     buffers = PixelBuffers()
     assert buffers.take((0, 50, 50, 3)).shape == (0, 50, 50, 3)
+
+
+@pytest.mark.timeout(20)
+def test_memory_that_a_garbage_collection_gives_back_waits_for_nobody() -> None:
+    buffers = PixelBuffers()
+    thresholds = gc.get_threshold()
+    try:
+        for _ in range(20):
+            circle: list[object] = [buffers.take((4, 50, 50, 3))]
+            circle.append(circle)
+            del circle
+            gc.set_threshold(1)  # at every opportunity, also within `take`
+            assert buffers.take((4, 50, 50, 3)).shape == (4, 50, 50, 3)
+            gc.set_threshold(*thresholds)
+    finally:
+        gc.set_threshold(*thresholds)

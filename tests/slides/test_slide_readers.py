@@ -32,7 +32,25 @@ from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 def write_for(kind: str, folder: Path, pixels: np.ndarray) -> Path:
     if kind in ("openslide", "tiff"):
         return write_slide(folder / "slide.tiff", pixels, mpp=0.5)
+    if kind == "imagecodecs":
+        return write_webp(folder / "slide.tiff", pixels)
     return write_png(folder / "slide.png", pixels, mpp=0.5)
+
+
+def write_webp(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(
+        path,
+        pixels,
+        tile=(128, 128),
+        photometric="rgb",
+        compression="webp",
+        compressionargs={"lossless": True},
+        resolution=(20_000, 20_000),
+        resolutionunit="CENTIMETER",
+        metadata=None,
+    )
+    return path
 
 
 @pytest.mark.parametrize("kind", READERS)

@@ -1,5 +1,6 @@
 """Images of a TIFF: which are met, which are levels, and the scale that stands in words."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.cases import make_case
 from tests.commands import run
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.stated_scale import read_description
+from wsi_pipeline.slides.stated_scale import read_description, read_magnification
 from wsi_pipeline.slides.tiff_structure import BrokenTiff, read_structure
 
 SIDE = 300
@@ -233,6 +234,24 @@ def test_what_a_file_states_instead_of_a_scale_is_told(
     with pytest.raises(SlideError) as refused:
         open_slide(path)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["<Pixels" * 60_000, f"<Pixels {'a' * 120_000}>", f"<{'a' * 200_000}", "<a:" * 90_000],
+)
+@pytest.mark.timeout(60)
+def test_a_description_of_very_many_tags_costs_little(hostile: str) -> None:
+    began = time.process_time()
+    assert read_description(f"<OME>{hostile}", ("", "")) is None
+    assert read_magnification(hostile.replace("Pixels", "Objective")) is None
+    assert time.process_time() - began < 1
+
+
+def test_a_magnification_beyond_any_number_is_none(tmp_path: Path) -> None:
+    how = describe(SVS + "|AppMag = inf|MPP = 0.5")
+    slide = open_slide(write_pages(tmp_path / "a.svs", (tissue(SIDE, SIDE), how)))
+    assert (slide.info.mpp, slide.info.magnification) == (0.5, None)
 
 
 def test_an_image_without_a_scale_states_none(tmp_path: Path) -> None:

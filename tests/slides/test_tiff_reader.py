@@ -454,3 +454,14 @@ def test_merged_boxes_cover_what_the_boxes_cover(
         for x, y, width, height in rectangles:
             picture[y : y + height, x : x + width] = True
     assert np.array_equal(wanted, covered)
+
+
+@pytest.mark.timeout(20)
+def test_a_slide_that_is_closed_while_its_thread_uses_the_cache_waits_for_nobody() -> None:
+    """As a garbage collection may do it at any moment."""
+    cache = TileCache(100)
+    cache.put(("one", 0, 0), np.zeros(10, np.uint8))
+    with cache._lock:
+        cache.forget("one")
+    cache.forget("one")
+    assert cache.get(("one", 0, 0)) is None

@@ -165,7 +165,7 @@ def test_a_sheet_says_everything_at_once(tmp_path: Path) -> None:
     [
         ("slides/none.tiff,,,,", "line 2: wsi: slides/none.tiff: no such file"),
         (",,P1,,", "line 2: the column wsi is empty"),
-        ('slides/a.tiff,"0,5",,,', "line 2: mpp is '0,5', which is not a number"),
+        ("slides/a.tiff,half,,,", "line 2: mpp is 'half', which is not a number"),
         ("slides/a.tiff,99,,,", "line 2: mpp is 99"),
         ("slides/a.tiff,,,none.xml,", "line 2: labels: none.xml: no such file"),
         ("slides/a.tiff,,,,training", "line 2: split is 'training'"),
@@ -277,7 +277,10 @@ def test_mended_and_ignored_objects_are_counted_where_people_look(tmp_path: Path
     (tmp_path / "slides" / "s.geojson").write_text(json.dumps(features))
     options = ("--mpp", 0.5, "--workers", 0, "--labels", "auto")
     result = run("tile", tmp_path / "slides", "-o", tmp_path / "out", *options)
-    assert "1 invalid regions repaired, 1 objects without area ignored" in result.stderr
+    assert (
+        "s.geojson: 1 region, 1 positive, 1 of them invalid and repaired; 1 point passed over"
+        in result.stderr
+    )
     refused = run("tile", tmp_path / "slides", "-o", tmp_path / "strict", *options, "--strict")
     assert refused.exit_code == 4
     assert "an invalid region of class 'positive'" in refused.stderr

@@ -5,7 +5,9 @@ line, with nothing left behind and nothing written elsewhere.
 import errno
 import fcntl
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.outputs import View
 from wsi_pipeline.runs.checks import Verdict, check_folder
 from wsi_pipeline.store.commit import Staging
-from wsi_pipeline.store.lock import hold_lock, read_owner
+from wsi_pipeline.store.lock import LockHeld, hold_lock, read_owner, remove_lock
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -121,3 +123,28 @@ def test_a_link_to_a_results_folder_is_as_good_as_the_folder(results: Path) -> N
     link = results.with_name("link")
     link.symlink_to(results)
     assert run("aggregate", link, "--threshold", "0.2", "--outputs", "summary").exit_code == 0
+
+
+def test_a_writer_whose_lock_was_taken_by_force_leaves_its_successors(tmp_path: Path) -> None:
+    with ExitStack() as first:
+        first.enter_context(hold_lock(tmp_path / "a"))
+        remove_lock(tmp_path / "a")
+        with hold_lock(tmp_path / "a"):
+            first.close()
+            with pytest.raises(LockHeld), hold_lock(tmp_path / "a"):
+                pass
+
+
+def test_a_folder_that_another_writer_removes_at_that_moment_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, refusals = Path.mkdir, [FileExistsError(errno.EEXIST, "File exists")] * 2
+
+    def make_later(folder: Path, *arguments: Any, **options: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+        make(folder, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", make_later)
+    with hold_lock(tmp_path / "a"):
+        assert not refusals

@@ -207,6 +207,14 @@ def test_listed_patients_without_patches_and_patients_of_no_list_are_named(
     ]
 
 
+def test_patients_of_a_sheet_without_patches_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    names, labels = labelled(a=[0, 1], b=[0, 1])
+    listed = SplitChoice(("b",), 0.2, ignores_absent=True, listed=("a", "b", "z"))
+    assert split_patients(names, labels, listed).train == ("a",)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["split: 1 of 3 listed patients have no labelled patch: z"]
+
+
 def test_a_split_of_exactly_the_patients_is_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:
     names, labels = labelled(a=[0, 1], b=[0, 1])
     divide_patients(names, labels, ignores_absent=True, train_patients=("a",), val_patients=("b",))

@@ -11,9 +11,12 @@ PRECISIONS = (FP32, BF16, FP16)
 ENGINE_NAMES = ("torch", "torch-compile", "openvino")
 CLUSTERS = ("local", "slurm", "cuda")
 
-READER_NAMES = ("tiff", "openslide", "image")
+READER_NAMES = ("imagecodecs", "tiff", "openslide", "image")
 LAYOUT_NAMES = ("idc", "folders", "stacks", "csv")
 CODECS = ("none", "zstd", "jpeg")
+RAW, SRGB = "raw", "srgb"
+COLOURS = (RAW, SRGB)
+"""Colours of patches: as they stand in the file, or by its profile in sRGB."""
 QUALITY_FLAGS = {"pen": 1, "blur": 2, "fold": 4, "bubble": 8}
 """Faults of a patch by name; a patch's flags are the sum of their values."""
 LOCAL, OTSU = "local", "otsu"

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import COLOURS, RAW
 from wsi_pipeline.core.errors import ConfigError
 
 MIN_MPP = 0.05
@@ -51,6 +52,9 @@ def read_ratio(text: Any) -> Fraction:
     return ratio
 
 
+RAW_COLOURS = ("icc", RAW)
+
+
 @dataclass(frozen=True, slots=True)
 class PatchSpec:
     """The size, pitch and scale of patches; a model and the pixels it sees must share it."""
@@ -60,8 +64,12 @@ class PatchSpec:
     """Distance between neighbouring patches; `side_px` where they touch without overlap."""
     mpp: float = 0.25
     """µm per patch pixel; 0.25 is what scanners call 40x."""
+    icc: str = RAW
+    """Colours of the pixels: raw, or srgb by the slide's own profile."""
 
     def __post_init__(self) -> None:
+        if self.icc not in COLOURS:
+            raise ConfigError(f"icc is {self.icc!r}; it must be one of {', '.join(COLOURS)}")
         for name, value in (("patch size", self.side_px), ("stride", self.stride_px)):
             if not isinstance(value, int):
                 raise ConfigError(f"{name} is {value}; it must be a whole number of pixels")
@@ -77,8 +85,8 @@ class PatchSpec:
         return self.side_px * self.mpp
 
     def to_json(self) -> dict[str, Any]:
-        """Return the specification as JSON values."""
-        return asdict(self)
+        """Return the specification as JSON values; raw colours are not mentioned."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != RAW_COLOURS}
 
 
 MAX_POSITIONS = 256 * 1024 * 1024

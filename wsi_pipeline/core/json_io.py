@@ -22,11 +22,25 @@ def parse_json(content: bytes | str) -> Any:
     brackets that nest too deep.
     """
     text = content if isinstance(content, str) else content.decode()
+    return _parse(
+        text, parse_constant=_refuse_constant, parse_float=_parse_float, parse_int=_parse_int
+    )
+
+
+def parse_exported_json(content: bytes) -> Any:
+    """Return the value of a JSON file that a program exported, in UTF-8, UTF-16 or UTF-32.
+
+    A byte order mark is allowed, and so are NaN, infinities and numbers beyond float64, which some
+    programs write among measurements: whoever reads a number of it looks if it is finite. Raises
+    ValueError for anything else.
+    """
+    return _parse(content.decode(json.detect_encoding(content)))
+
+
+def _parse(text: str, **parsers: Any) -> Any:
     try:
-        value = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_parse_float, parse_int=_parse_int
-        )
-        written = json.dumps(value, ensure_ascii=False, allow_nan=False) if "\\u" in text else ""
+        value = json.loads(text, **parsers)
+        written = json.dumps(value, ensure_ascii=False) if "\\u" in text else ""
         if LONE_SURROGATE.search(written):
             raise ValueError("a text in it has half a character")
     except RecursionError as error:

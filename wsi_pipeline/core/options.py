@@ -1,8 +1,8 @@
 """Options of the commands and of the Python API: each is declared here once, with its help.
 
 A field is an option of the same name (`patch_size` is `--patch-size`), its annotation the type and
-its help the documentation. Options of training are in `training_options`,
-of the server in `serve_options`.
+its help the documentation. Options of training are in `training_options`, those of pseudonyms in
+`pseudonym_options`, of the server in `serve_options`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from wsi_pipeline.core.choices import (
     CLUSTERS,
     CODECS,
     COLORMAPS,
+    COLOURS,
     DEVICES,
     ENGINE_NAMES,
     LAYOUT_NAMES,
@@ -26,6 +27,7 @@ from wsi_pipeline.core.choices import (
     PRECISIONS,
     PRIORITIES,
     QUALITY_FLAGS,
+    RAW,
     READER_NAMES,
     TISSUE_DETECTORS,
 )
@@ -129,9 +131,9 @@ class LabelOptions:
     """Options of making labels from drawn regions and label images."""
 
     label_map: Path | None = option(
-        None, LABELS, "Meaning of each drawn class; see docs/guides/labels.md.", metavar="YAML")
+        None, LABELS, "What drawn classes mean; see docs/guides/labels.md.", metavar="YAML")
     map_classes: Sequence[str] = option((), LABELS,
-        "Meaning of one drawn class: a class, ignore or hole. May be repeated.",
+        "Meaning of one drawn class or value: a class, ignore or hole. May be repeated.",
         flag="--map", metavar="DRAWN=MEANING")
     min_label_area: float = option(
         0.5, LABELS, "A patch has a class if at least this share of its area has it, above 0 to 1.")
@@ -256,9 +258,9 @@ class TileOptions(CutOptions, TissueOptions, LabelOptions, RunOptions):
         None, SCALE, "Distance between patches in pixels. [default: the patch size]",
         low=1, metavar="PX")
     labels: Sequence[str | Path] = option((), LABELS,
-        "What is known of the slides: QuPath GeoJSON, ASAP or ImageScope XML, label images, or"
-        " folders of them, matched by name; none: no labels. [default: the label file beside each"
-        " slide, where there is one; auto says which slides have none]",
+        "What is known of the slides: files of QuPath and other programs, label images, or folders"
+        " of them, matched by name; see docs/guides/labels.md; none: no labels. [default: the label"
+        " file beside each slide, where there is one; auto says which slides have none]",
         metavar="auto|none|FILE|DIR")
     patient_regex: str | None = option(None, INPUT,
         "Where the patient stands in a slide's file name; the part in parentheses. [default: every"
@@ -270,6 +272,9 @@ class TileOptions(CutOptions, TissueOptions, LabelOptions, RunOptions):
         "Reader of slides: tiff decodes the tiles of TIFF and SVS itself, several times as fast"
         " and with the same pixels; auto: the fastest that knows the file.",
         choices=(AUTO, *READER_NAMES))
+    icc: str = option(RAW, SCALE,
+        "Colours: raw, as they stand in the file, or srgb, by the slide's own colour profile (ICC,"
+        " perceptual); slides without a profile stay as they are.", choices=COLOURS)
     codec: str = option("none", OUTPUT, "How pixels are stored; jpeg is lossy.", choices=CODECS)
     quality: int | None = option(None, OUTPUT, "Of --codec jpeg. [default: 90]", low=1, high=100)
 
@@ -359,32 +364,3 @@ class AggregateOptions(OutputOptions, ForceOptions):
         " log-odds to the model's validation patients.", metavar="SHARE")
     min_region_mm2: float = option(
         0.0, None, "Positive areas smaller than this do not count.", low=0, metavar="MM2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PseudonymizeOptions(SheetOptions):
-    """Options of `wsi pseudonymize`."""
-
-    recursive: bool = option(False, None, "Go into folders within folders.")
-    key_file: Path = option(MISSING, None,
-        "File with the secret key, outside of DIR; made if it does not exist. Keep it: the same key"
-        " gives the same pseudonyms.", flag="--key", metavar="KEYFILE", path="no folder")
-    patient_regex: str | None = option(None, None,
-        "Where the patient stands in a slide's file name; the part in parentheses. [default: every"
-        " slide is a patient of its own]", metavar="REGEX")
-    labels: Sequence[str] = option((), None,
-        "Label files to link, matched by name. [default: auto, the file beside each slide]",
-        metavar="auto|FILE|DIR")
-    mask: Path | None = option(
-        None, None, "Tissue masks to link, named like the slides.", metavar="DIR")
-    mpp_csv: Path | None = option(
-        None, None, "µm per pixel of single slides, columns wsi and mpp; goes into slides.csv.",
-        metavar="CSV", path="file")
-    split_file: Path | None = option(None, None,
-        "A published split of patients, as `wsi train` reads it; becomes split.json.",
-        metavar="DIR|JSON")
-    layout: str | None = option(
-        None, None, "Link ready-cut patches instead of slides; layouts as in `wsi ingest`.",
-        choices=("idc", "folders", "csv"))
-    class_names: tuple[str, str] | None = option(
-        None, None, "With --layout folders or csv: the names of the classes.", metavar=CLASSES)

@@ -139,7 +139,13 @@ class SlideSummary:
     mpp: float = _metric("µm per patch pixel", gt=0)
     patch_um: float | None = _metric("Side of a patch in µm; null: not recorded", gt=0)
     slide_mpp: float = _metric("µm per level-0 pixel", gt=0)
-    slide_mpp_source: str = _metric("Source of it: property, TIFF tag, image header or user")
+    slide_mpp_source: str = _metric(
+        "Source of it: property, TIFF tag, OME-XML, ImageJ, image header or user"
+    )
+    colour_profile: str | None = _metric(
+        "Name and beginning of the digest of the slide's colour profile (ICC); null: none, or not"
+        " recorded"
+    )
     model_digest: str = _metric("SHA-256 that names the model")
     colour_distance: float | None = _metric(
         "Distance of the stains from the training patches', in standard deviations; null: not"

@@ -21,11 +21,15 @@ from wsi_pipeline.core.geometry import (
 )
 
 MAX_LEVELS = 64
+ICC = ("icc_name", "icc_digest")
 
 
 @dataclass(frozen=True, slots=True)
 class SlideInfo:
-    """Everything that leaves a slide file besides pixels: no data of the patient or the scanner."""
+    """Everything that leaves a slide file besides pixels.
+
+    No data of the patient, and of the scanner the name of its colour profile alone.
+    """
 
     slide_id: str
     path: str
@@ -34,7 +38,8 @@ class SlideInfo:
     mpp: float
     """µm per level-0 pixel."""
     mpp_source: str
-    """Source of the scale: "property" (the slide's own), "TIFF tag", "image header" or "user"."""
+    """Source of the scale: "property" (the slide's own), "TIFF tag", "OME-XML", "ImageJ", "image
+    header" or "user"."""
     level_downsamples: tuple[Fraction, ...]
     """Level-0 pixels per pixel of each pyramid level, finest first."""
     bounds_l0: tuple[int, int, int, int]
@@ -44,10 +49,22 @@ class SlideInfo:
     magnification: float | None = None
     """Objective power as written in the file; shown to people, never computed with."""
     vendor: str | None = None
+    icc_name: str | None = None
+    """Name of its colour profile; None where it has none, as for the digest."""
+    icc_digest: str | None = None
+    """SHA-256 of the profile's bytes."""
+
+    @property
+    def colour_profile(self) -> str | None:
+        """The profile in words: its name, and the beginning of its digest."""
+        return self.icc_digest and f"{self.icc_name} ({self.icc_digest[:12]})"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the slide as JSON values."""
-        return asdict(self) | {"level_downsamples": [*map(str, self.level_downsamples)]}
+        """Return the slide as JSON values; a profile that it lacks is not mentioned."""
+        value = asdict(self) | {"level_downsamples": [*map(str, self.level_downsamples)]}
+        return {
+            name: entry for name, entry in value.items() if entry is not None or name not in ICC
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -59,7 +76,8 @@ class SlideInfo:
         }
         slide = cls(**{**value, **exact})
         texts = (slide.slide_id, slide.path, slide.mpp_source, slide.fingerprint)
-        if not all(isinstance(text, str) for text in (*texts, slide.vendor or "")):
+        or_none = (slide.vendor or "", slide.icc_name or "", slide.icc_digest or "")
+        if not all(isinstance(text, str) for text in (*texts, *or_none)):
             raise TypeError("a name of the slide is not a text")
         if slide.slide_id in ("", ".", "..") or set(slide.slide_id) & set("/\\\0"):
             raise ValueError(f"{slide.slide_id[:40]!r} cannot be the name of a slide")

@@ -1,5 +1,6 @@
 """Labels beside predictions, and two models paired on the same patches."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from wsi_pipeline.core.geometry import Grid, all_positions
 from wsi_pipeline.core.outcome import SlideSummary
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.labels import label_positions
-from wsi_pipeline.labels.discovery import list_label_files, match_labels
+from wsi_pipeline.labels.discovery import Matches, list_label_files, match_labels
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.models.card import hash_patient
 from wsi_pipeline.outputs.heatmap import Aggregation, place_on_grid, read_aggregation
@@ -30,6 +31,8 @@ from wsi_pipeline.outputs.run_files import read_finished
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 from wsi_pipeline.training.evaluate import Compared, compare
 from wsi_pipeline.training.metrics import Floats, Labels, Names
+
+logger = logging.getLogger(__name__)
 
 THRESHOLD_WORDS = {
     COUNT: "the model's for counting",
@@ -171,7 +174,11 @@ def label_results(
             f"{results}: its slides were predicted by different models; infer each model into a"
             " folder of its own"
         )
-    files = list_label_files(labels) if labels else []
+    names = [prediction.path.parent.name for prediction in predictions]
+    matches = match_labels(names, list_label_files(labels)) if labels else Matches((), ())
+    for note in matches.notes:
+        logger.warning(note)
+    files = dict(zip(names, matches.files, strict=False))
     slides: list[LabelledSlide] = []
     unlabelled: list[str] = []
     for prediction in predictions:
@@ -227,13 +234,16 @@ def _read_summaries(results: Path) -> dict[str, SlideSummary]:
 
 
 def _label_slide(
-    summary: SlideSummary, predictions: Predictions, files: Sequence[Path], rules: LabelRules
+    summary: SlideSummary,
+    predictions: Predictions,
+    files: Mapping[str, Path | None],
+    rules: LabelRules,
 ) -> LabelledSlide | None:
     table, slide_id = predictions.table, summary.slide_id
     positions, labels = table.positions, table.labels
     logit, probability = predictions.logit, predictions.probability
     if files:
-        label_file = match_labels(slide_id, files)
+        label_file = files[slide_id]
         if label_file is None:
             return None
         # Every position of the grid, so that labelled tissue that was not assessed counts too.

@@ -159,7 +159,9 @@ def _read_store(path: Path, table: PatchTable, positions: NDArray[np.int32]) -> 
 
 def _read_slide(path: Path, table: PatchTable, positions: NDArray[np.int32]) -> PatchBlock | None:
     slide_mpp = table.slide.mpp if table.slide.mpp_source == "user" else None
-    with limited_memory(), closing(open_slide(path, table.slide.slide_id, slide_mpp)) as reader:
+    icc = table.grid.spec.icc
+    opened = open_slide(path, table.slide.slide_id, slide_mpp, icc=icc)
+    with limited_memory(), closing(opened) as reader:
         if reader.info.fingerprint != table.slide.fingerprint:
             return None
         return SlidePatches(reader, table.grid, positions, len(positions)).read_block(0)

@@ -1,6 +1,6 @@
 """Labels of patches, from annotation files and label images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,24 @@ from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.recipe import file_sha256
 from wsi_pipeline.core.slide import SlideInfo
-from wsi_pipeline.labels import asap_xml, imagescope_xml
-from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, JSON_SUFFIXES, peek_root
+from wsi_pipeline.labels import (
+    asap_xml,
+    halo_xml,
+    imagescope_xml,
+    ndpa_xml,
+    platform_json,
+    sliderunner_db,
+)
+from wsi_pipeline.labels.annotation import (
+    DATABASE_SUFFIXES,
+    IMAGE_SUFFIXES,
+    JSON_SUFFIXES,
+    describe_regions,
+    peek_root,
+)
 from wsi_pipeline.labels.assignment import PatchLabels, assign_regions
 from wsi_pipeline.labels.geojson import read_geojson
-from wsi_pipeline.labels.mask import assign_mask
+from wsi_pipeline.labels.mask import assign_mask, describe_pixels
 from wsi_pipeline.labels.rules import UNKNOWN, LabelRules
 
 Assign = Callable[[Path, SlideInfo, Grid, NDArray[np.int32], LabelRules], PatchLabels]
@@ -32,6 +45,12 @@ class LabelSource:
 
 
 LABEL_SOURCES: dict[str, LabelSource] = {
+    "darwin": LabelSource(
+        platform_json.is_darwin, partial(assign_regions, platform_json.read_darwin, False)
+    ),
+    "cytomine": LabelSource(
+        platform_json.is_cytomine, partial(assign_regions, platform_json.read_cytomine, False)
+    ),
     # QuPath shows the scanned area only, so its coordinates start at that area's corner; those of
     # the other formats start at the slide's corner.
     "geojson": LabelSource(
@@ -42,9 +61,17 @@ LABEL_SOURCES: dict[str, LabelSource] = {
         lambda path: peek_root(path) == asap_xml.ROOT,
         partial(assign_regions, asap_xml.read_asap, False),
     ),
+    "halo": LabelSource(halo_xml.is_halo, partial(assign_regions, halo_xml.read_halo, False)),
+    "ndpa": LabelSource(
+        lambda path: peek_root(path) == ndpa_xml.ROOT,
+        partial(assign_regions, ndpa_xml.read_ndpa, False),
+    ),
     "imagescope": LabelSource(
         lambda path: peek_root(path) == imagescope_xml.ROOT,
         partial(assign_regions, imagescope_xml.read_imagescope, False),
+    ),
+    "sliderunner": LabelSource(
+        lambda path: path.suffix.lower() in DATABASE_SUFFIXES, sliderunner_db.assign_sliderunner
     ),
     "mask": LabelSource(lambda path: path.suffix.lower() in IMAGE_SUFFIXES, assign_mask),
 }
@@ -65,6 +92,18 @@ def label_positions(
         f"{path}: not a label file of a known kind ({', '.join(LABEL_SOURCES)}); export the"
         " annotation as one of them"
     )
+
+
+def describe_labels(description: Mapping[str, Any]) -> str:
+    """Return which file a store's labels are of, and what was read of it; empty where none was.
+
+    Such as `P1.geojson: 3 regions, 2 tumour, 1 ignored; 4 points passed over`.
+    """
+    if "file" not in description:
+        return ""
+    is_image = "mask_pixels" in description
+    text = describe_pixels(description) if is_image else describe_regions(description)
+    return f"{description['file']}: {text}"
 
 
 def label_recipe(rules: LabelRules, label_file: Path | None) -> dict[str, Any] | None:

@@ -18,10 +18,13 @@ SPLINE_STEPS = 16
 def read_asap(path: Path, is_strict: bool) -> Annotation:
     """Return the regions of an ASAP file; a class is a group's name, else its own.
 
-    Raises LabelError.
+    A group may lie in another one, whose meaning it has where it has none of its own. Raises
+    LabelError.
     """
     builder = AnnotationBuilder(path, is_strict)
-    for annotation in read_xml(path, ROOT).iter("Annotation"):
+    root = read_xml(path, ROOT)
+    around = {each.attrib.get("Name", ""): _group_of(each) for each in root.iter("Group")}
+    for annotation in root.iter("Annotation"):
         kind = annotation.attrib.get("Type", "")
         if kind in WITHOUT_AREA:
             builder.ignored[kind] += 1
@@ -34,8 +37,23 @@ def read_asap(path: Path, is_strict: bool) -> Annotation:
                 f"{path}: an annotation of type {kind!r}; only Polygon, Rectangle and Spline have"
                 " an area"
             )
-        builder.add_polygon(_class_of(annotation), corners)
+        name, *groups = _list_names(annotation, around)
+        builder.add_polygon(name, corners, groups=tuple(groups))
     return builder.finish()
+
+
+def _list_names(annotation: Element, around: dict[str, str]) -> list[str]:
+    """Return the group of an annotation and those around it; its own name where it has none."""
+    group = _group_of(annotation)
+    names: list[str] = []
+    while group != NO_GROUP and group not in names:  # a file may let two groups hold each other
+        names.append(group)
+        group = around.get(group, NO_GROUP)
+    return names or [annotation.attrib.get("Name", "")]
+
+
+def _group_of(element: Element) -> str:
+    return element.attrib.get("PartOfGroup") or NO_GROUP
 
 
 def _corners_in_order(path: Path, annotation: Element) -> list[tuple[float, float]]:
@@ -47,11 +65,6 @@ def _corners_in_order(path: Path, annotation: Element) -> list[tuple[float, floa
             f"{path}: an Order that is not a number ({error}); export it again"
         ) from error
     return read_corners(path, coordinates)
-
-
-def _class_of(annotation: Element) -> str:
-    group = annotation.attrib.get("PartOfGroup", NO_GROUP)
-    return annotation.attrib.get("Name", "") if group == NO_GROUP else group
 
 
 def close_spline(knots: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -3,22 +3,22 @@
 The share of a patch that lies in a region is an exact area.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from shapely.affinity import translate
+from shapely.affinity import affine_transform
 from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.annotation import Annotation, describe
-from wsi_pipeline.labels.rules import HOLE, NEGATIVE, POSITIVE, UNKNOWN, LabelRules
+from wsi_pipeline.labels.rules import HOLE, IGNORE, NEGATIVE, POSITIVE, UNKNOWN, LabelRules
 
 MPP_TOLERANCE = 0.05
 MANY_BOXES = 64
@@ -69,9 +69,12 @@ def assign_regions(
     """
     annotation = read(path, rules.is_strict)
     is_offset = is_from_bounds if rules.origin == "auto" else rules.origin == "bounds"
-    offset = slide.bounds_l0[:2] if is_offset else (0, 0)
-    _check_slide(path, annotation, offset, slide)
-    negative, positive, hole = _merge(path, annotation, offset, rules)
+    left, top = slide.bounds_l0[:2] if is_offset else (0, 0)
+    to_l0 = annotation.place(slide) if annotation.place else (1, 0, 0, 1, left, top)
+    placed = [affine_transform(region.geometry, to_l0) for region in annotation.regions]
+    _check_slide(path, annotation, placed, slide)
+    meanings = [rules.meaning_of(path, each.class_name, each.groups) for each in annotation.regions]
+    negative, positive, hole = _merge(zip(meanings, placed, strict=True), rules)
     boxes = positions_to_boxes_l0(positions, grid)
     positive_share = covered_shares(positive, boxes)
     if rules.outside == "negative":
@@ -79,17 +82,27 @@ def assign_regions(
     else:
         negative_share = covered_shares(negative, boxes)
     labels, fraction = decide((negative_share, positive_share), rules)
-    return PatchLabels(labels, fraction, describe(annotation))
+    described = describe(annotation) | {"meanings": count_meanings(meanings, rules)}
+    return PatchLabels(labels, fraction, described)
+
+
+def count_meanings(meanings: Iterable[str], rules: LabelRules) -> dict[str, int]:
+    """Return how many regions mean what: always the positive class, others where they occur."""
+    counts = Counter(meanings)
+    words = {rules.class_names[POSITIVE]: rules.class_names[POSITIVE]}
+    words |= {rules.class_names[NEGATIVE]: rules.class_names[NEGATIVE]}
+    words |= {IGNORE: "ignored", HOLE: "cut out"}
+    is_told = {name for name in words if counts[name]} | {rules.class_names[POSITIVE]}
+    return {word: counts[name] for name, word in words.items() if name in is_told}
 
 
 def _merge(
-    path: Path, annotation: Annotation, offset: tuple[int, int], rules: LabelRules
+    regions: Iterable[tuple[str, BaseGeometry]], rules: LabelRules
 ) -> tuple[BaseGeometry, BaseGeometry, BaseGeometry]:
-    """Return all negative, positive and hole area, without overlap, in level-0 pixels."""
+    """Return all negative, positive and hole area of (meaning, geometry), without overlap."""
     by_meaning: defaultdict[str, list[BaseGeometry]] = defaultdict(list)
-    for region in annotation.regions:
-        meaning = rules.meaning_of(path, region.class_name)
-        by_meaning[meaning].append(translate(region.geometry, *offset))
+    for meaning, geometry in regions:
+        by_meaning[meaning].append(geometry)
     areas = {name: shapely.union_all(by_meaning[name]) for name in (*rules.class_names, HOLE)}
     hole = areas[HOLE]
     negative, positive = (shapely.difference(areas[name], hole) for name in rules.class_names)
@@ -101,7 +114,7 @@ def _merge(
 
 
 def _check_slide(
-    path: Path, annotation: Annotation, offset: tuple[int, int], slide: SlideInfo
+    path: Path, annotation: Annotation, placed: Sequence[BaseGeometry], slide: SlideInfo
 ) -> None:
     """Raise LabelError for an annotation of another scale, or with regions beyond the slide."""
     if annotation.mpp is not None and abs(annotation.mpp - slide.mpp) > MPP_TOLERANCE * slide.mpp:
@@ -109,12 +122,8 @@ def _check_slide(
             f"{path}: drawn on a slide of {annotation.mpp:g} µm/px, {slide.slide_id} has"
             f" {slide.mpp:g}; name its own annotation"
         )
-    if not annotation.regions:
-        return
     width, height = slide.size_l0
-    bounds = np.array([region.geometry.bounds for region in annotation.regions]) + np.tile(
-        offset, 2
-    )
+    bounds = np.array([geometry.bounds for geometry in placed])
     is_before, is_behind = bounds[:, 2:] <= 0, bounds[:, :2] >= [width, height]
     is_beyond = (is_before | is_behind).any(axis=1)
     if is_beyond.any():

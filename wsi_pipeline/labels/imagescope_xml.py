@@ -5,6 +5,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 import shapely
+from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.labels.annotation import (
@@ -42,18 +43,36 @@ def _add_layer(path: Path, builder: AnnotationBuilder, layer: Element, is_strict
         if kind == ELLIPSE and 2 <= len(corners) <= 4:
             corners = inscribe_ellipse(corners)
         elif len(corners) == 2:
-            (x0, y0), (x1, y1) = corners
-            corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+            corners = span_rectangle(corners)
         is_hole = region.attrib.get("NegativeROA", "0") == "1"
         (holes if is_hole else shapes).add_polygon(_name_of(layer), corners)
-    cut = shapely.union_all([hole.geometry for hole in holes.regions])
+    cut_holes(builder, shapes, holes)
+
+
+def cut_holes(
+    builder: AnnotationBuilder, shapes: AnnotationBuilder, holes: AnnotationBuilder
+) -> None:
+    """Add a layer's shapes without its holes; a shape within a hole is an island and stays."""
     for shape in shapes.regions:
         rest = shape.geometry
-        if holes.regions:
-            rest = keep_areas(shapely.difference(rest, cut))
+        cuts = [hole.geometry for hole in holes.regions if not _holds(hole.geometry, rest)]
+        if cuts:
+            rest = keep_areas(shapely.difference(rest, shapely.union_all(cuts)))
         builder.add_geometry(shape.class_name, rest)
+    if holes.regions and not shapes.regions:
+        builder.ignored["hole of no region"] += len(holes.regions)
     builder.ignored += shapes.ignored + holes.ignored
     builder.repaired += shapes.repaired + holes.repaired
+
+
+def _holds(hole: BaseGeometry, shape: BaseGeometry) -> bool:
+    return bool(hole.area > shape.area and shapely.covers(hole, shape))
+
+
+def span_rectangle(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the four corners of a rectangle from two opposite ones."""
+    (x0, y0), (x1, y1) = corners
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
 def _name_of(layer: Element) -> str:

@@ -1,84 +1,34 @@
-"""Images that lie over a slide: label images, and the user's own tissue masks.
-
-A label image gives the class of each pixel. A tissue mask is an image whose pixels above 0 are
-tissue, or regions drawn in QuPath.
-"""
+"""Label images: a value or a colour per pixel over the slide, and what each of them means."""
 
 import re
-import warnings
-from collections.abc import Iterable
-from fractions import Fraction
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
-from PIL import Image
-from shapely.affinity import translate
 
-from wsi_pipeline.core.errors import LabelError
-from wsi_pipeline.core.geometry import MAX_MPP, UM_PER_INCH, Grid, positions_to_boxes_l0
-from wsi_pipeline.core.slide import SlideInfo, Thumbnail
-from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, JSON_SUFFIXES
-from wsi_pipeline.labels.assignment import PatchLabels, covered_shares, decide
-from wsi_pipeline.labels.geojson import read_geojson
-from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.core.errors import ConfigError, LabelError
+from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
+from wsi_pipeline.core.slide import SlideInfo
+from wsi_pipeline.labels.assignment import PatchLabels, decide
+from wsi_pipeline.labels.label_image import LabelImage, read_label_image
+from wsi_pipeline.labels.rules import HOLE, IGNORE, NEGATIVE, POSITIVE, LabelRules
 
-MAX_PIXELS = 170_000_000
-FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
-"""Pillow reads dozens of other formats, and most of its faults were in those."""
-IMAGE_DESCRIPTION_TAG = 270
-PHYSICAL_SIZE = re.compile(r'PhysicalSizeX="([0-9.eE+-]+)"')
-"""OME-TIFF's µm per pixel."""
+COLOUR = re.compile(r"#([0-9a-fA-F]{6})")
+CHANNELS = re.compile(r"(\d{1,3}),\s*(\d{1,3}),\s*(\d{1,3})")
+NUMBER = re.compile(r"\d{1,5}")
+GREY = 0x010101
+"""A grey value times this is its colour."""
+COLUMNS_AT_ONCE = 256
+"""Of a band whose pixels are added up: few, so that they stay in the processor's cache."""
+MAX_KEYS = 256
+"""Values that mean nothing and are told apart; the rest is counted together."""
+SHOWN_KEYS = 8
 
-
-class LabelImage(NamedTuple):
-    """A label image and the scale that its file states."""
-
-    values: NDArray[np.uint8]
-    """(h, w)"""
-    mpp: float | None
-
-
-def read_mask(path: Path) -> LabelImage:
-    """Return an 8-bit grey or palette image; of a palette image, the indices. Raises LabelError."""
-    try:
-        with _open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise LabelError(
-                    f"{path}: {image.width} × {image.height} px is too large for a label image;"
-                    " reduce it"
-                )
-            if image.mode not in ("L", "P", "1"):
-                raise LabelError(
-                    f"{path}: a label image holds one 8-bit value per pixel, this has"
-                    f" {image.mode!r}; save it as 8-bit grey"
-                )
-            values = np.array(image.convert("L") if image.mode == "1" else image, dtype=np.uint8)
-            return LabelImage(values, _stated_mpp(image))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise LabelError(
-            f"{path}: not a readable label image ({error}); give a PNG or TIFF"
-        ) from error
-
-
-def _open(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        # Pillow warns of large images; MAX_PIXELS is the limit that counts.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FORMATS)
-
-
-def _stated_mpp(image: Image.Image) -> float | None:
-    """Return the file's µm per pixel by OME-XML or resolution tags; None: nothing plausible."""
-    tags = getattr(image, "tag_v2", {})
-    if described := PHYSICAL_SIZE.search(str(tags.get(IMAGE_DESCRIPTION_TAG, ""))):
-        mpp = float(described[1])
-    else:
-        dpi = float((image.info.get("dpi") or [0])[0])
-        mpp = UM_PER_INCH / dpi if dpi > 0 else 0.0
-    return mpp if 0 < mpp <= 100 * MAX_MPP else None
+Meanings = dict[str, NDArray[np.uint32]]
+"""The keys of a label image that have a meaning."""
 
 
 def assign_mask(
@@ -86,50 +36,224 @@ def assign_mask(
 ) -> PatchLabels:
     """Label positions (n, 2) by the share of each class's pixels under them.
 
-    Raises LabelError where the image does not fit the slide.
+    Raises LabelError where the image does not fit the slide, or none of its pixels has a value that
+    means something although some have a value.
     """
-    image = read_mask(path)
-    boxes = positions_to_boxes_l0(positions, grid) / register_image(path, image, slide)
-    values = (rules.mask_values.negative, rules.mask_values.positive)
-    negative, positive = (_covered(image.values == value, boxes) for value in values)
+    image = read_label_image(path)
+    scale = register_image(path, image.size, image.mpp, slide)
+    meanings = read_meanings(image, rules)
+    cover = Cover.over(positions_to_boxes_l0(positions, grid) / scale, image.size)
+    numbers = _count(image, meanings, cover)
+    _check_values(path, image, meanings, numbers)
+    negative, positive, hole = (cover.share(name) for name in (*rules.class_names, HOLE))
     if rules.outside == "negative":
-        negative = 1 - positive
+        negative = np.clip(1 - positive - hole, 0, 1)
     labels, fraction = decide((negative, positive), rules)
-    counts = {str(value): int(np.count_nonzero(image.values == value)) for value in values}
-    return PatchLabels(labels, fraction, {"mask_pixels": counts})
+    return PatchLabels(labels, fraction, _describe(image, meanings, numbers, rules))
 
 
-def register_image(path: Path, image: LabelImage, slide: SlideInfo) -> float:
-    """Return level-0 pixels per image pixel.
+def read_meanings(image: LabelImage, rules: LabelRules) -> Meanings:
+    """Return the keys of an image by what they mean.
+
+    Those are the numbers and colours in the label map, else the two values of the rules. A colour
+    of a palette stands for every value that has it, and a grey value for its colour in a colour
+    image. Raises ConfigError where one value has two meanings.
+    """
+    named = {name: _find_keys(image, name) for name in rules.meanings}
+    if not any(map(_is_value, named)):
+        values = {
+            rules.class_names[NEGATIVE]: rules.mask_values.negative,
+            rules.class_names[POSITIVE]: rules.mask_values.positive,
+        }
+        return {name: _find_keys(image, str(value)) for name, value in values.items()}
+    found: dict[str, list[int]] = {}
+    first: dict[int, str] = {}
+    for name, keys in named.items():
+        for key in keys.tolist():
+            other = first.setdefault(key, name)
+            if rules.meanings[other] != rules.meanings[name]:
+                raise ConfigError(
+                    f"{other} and {name} are one value of a label image, and the label map gives"
+                    " them two meanings; keep one"
+                )
+        found.setdefault(rules.meanings[name], []).extend(keys.tolist())
+    return {meaning: np.unique(np.array(keys, np.uint32)) for meaning, keys in found.items()}
+
+
+def _is_value(name: str) -> bool:
+    return any(form.fullmatch(name.strip()) for form in (COLOUR, CHANNELS, NUMBER))
+
+
+def _find_keys(image: LabelImage, name: str) -> NDArray[np.uint32]:
+    """Return the keys that a number (`2`) or a colour (`#ff0000`, `255,0,0`) names in an image."""
+    text = name.strip()
+    if NUMBER.fullmatch(text):
+        value = int(text)
+        if image.is_colour:
+            return np.array([value * GREY] if value <= 255 else [], np.uint32)
+        return np.array([value], np.uint32)
+    if hexadecimal := COLOUR.fullmatch(text):
+        colour = int(hexadecimal[1], 16)
+    elif channels := CHANNELS.fullmatch(text):
+        red, green, blue = map(int, channels.groups())
+        colour = red << 16 | green << 8 | blue
+    else:
+        return np.array([], np.uint32)
+    if image.is_colour:
+        return np.array([colour], np.uint32)
+    if image.palette:
+        return np.flatnonzero(np.array(image.palette) == colour).astype(np.uint32)
+    return np.array([colour // GREY] if colour % GREY == 0 else [], np.uint32)
+
+
+class Cover:
+    """Pixels of each meaning under each box, added up band by band."""
+
+    def __init__(self, corners: NDArray[np.int64], area: NDArray[np.int64]) -> None:
+        self._corners, self._area = corners, area
+        """(n, 4: x0, y0, x1, y1) within the image; (n,) pixels of the whole box."""
+        self._pixels: dict[str, NDArray[np.int64]] = {}
+
+    @classmethod
+    def over(cls, boxes: NDArray[np.float64], size: tuple[int, int]) -> Self:
+        """Return the cover of boxes (n, 4: x, y, width, height in pixels of the image).
+
+        Edges are rounded to the nearest pixel.
+        """
+        (x0, x1), (y0, y1) = (
+            _nearest_pixels(boxes[:, axis], boxes[:, axis + 2]) for axis in (0, 1)
+        )
+        corners = np.stack([x0, y0, x1, y1], axis=1)
+        area = (x1 - x0) * (y1 - y0)  # what lies beyond the image belongs to no class
+        return cls(np.clip(corners, 0, np.tile(size, 2)), area)
+
+    def add(self, meaning: str, top: int, is_meant: NDArray[np.bool_]) -> None:
+        """Add a band of whole rows (rows, width), of which the first is row `top`."""
+        pixels = self._pixels.setdefault(meaning, np.zeros(len(self._area), np.int64))
+        x0, y0, x1, y1 = self._corners.T
+        in_band = np.flatnonzero((y1 > top) & (y0 < top + len(is_meant)))
+        for left in range(0, is_meant.shape[1], COLUMNS_AT_ONCE):
+            part = is_meant[:, left : left + COLUMNS_AT_ONCE]
+            if not part.any():
+                continue
+            rows, cols = part.shape
+            members = in_band[(x1[in_band] > left) & (x0[in_band] < left + cols)]
+            sums = np.pad(part.cumsum(axis=0, dtype=np.int32).cumsum(axis=1), ((1, 0), (1, 0)))
+            a, c = (np.clip(each[members] - left, 0, cols) for each in (x0, x1))
+            b, d = (np.clip(each[members] - top, 0, rows) for each in (y0, y1))
+            pixels[members] += sums[d, c] - sums[b, c] - sums[d, a] + sums[b, a]
+
+    def share(self, meaning: str) -> NDArray[np.float64]:
+        """Return the share of each box that has a meaning, (n,) 0 to 1."""
+        none = np.zeros(len(self._area), np.int64)
+        return np.asarray(self._pixels.get(meaning, none) / self._area)
+
+
+def _count(image: LabelImage, meanings: Meanings, cover: Cover) -> Counter[int]:
+    """Add every band to the cover; return the number of pixels by key."""
+    numbers: Counter[int] = Counter()
+    for top, keys in image.bands():
+        is_known = keys == 0
+        numbers[0] += int(np.count_nonzero(is_known))
+        for meaning, known in meanings.items():
+            is_meant = np.zeros(keys.shape, np.bool_)
+            for key in known.tolist():
+                is_key = keys == key
+                numbers[key] += int(np.count_nonzero(is_key)) if key else 0
+                is_meant |= is_key
+            cover.add(meaning, top, is_meant)
+            is_known |= is_meant
+        if not is_known.all():
+            for key, number in zip(*np.unique(keys[~is_known], return_counts=True), strict=True):
+                is_told = key in numbers or len(numbers) < MAX_KEYS
+                numbers[int(key) if is_told else OTHERS] += int(number)
+    return numbers
+
+
+OTHERS = -1
+"""Key under which values are counted that are too many to be told apart."""
+
+
+def _check_values(path: Path, image: LabelImage, meanings: Meanings, numbers: Counter[int]) -> None:
+    """Raise LabelError where pixels are drawn, and none of them with a value that has a meaning."""
+    known = {int(key) for keys in meanings.values() for key in keys}
+    drawn = [key for key, number in numbers.items() if number and key]
+    if not drawn or known & set(drawn):
+        return
+    told = [_name_key(image, key) for key in sorted({0, *drawn} if numbers[0] else drawn)]
+    more = " and others" if len(told) > SHOWN_KEYS else ""
+    wanted = " and ".join(_name_key(image, key) for key in sorted(known)) or "none of this image"
+    example = _name_key(image, drawn[0]).partition(" ")[0]
+    raise LabelError(
+        f"{path}: no pixel has a value that means something ({wanted}); its values are"
+        f" {', '.join(told[:SHOWN_KEYS])}{more}: say what they mean with --map '{example}=…', a"
+        " label map, or --positive-value and --negative-value"
+    )
+
+
+def _name_key(image: LabelImage, key: int) -> str:
+    if key == OTHERS:
+        return "many more"
+    if image.is_colour:
+        return f"#{key:06x}"
+    return f"{key} (#{image.palette[key]:06x})" if key < len(image.palette) else str(key)
+
+
+def _describe(
+    image: LabelImage, meanings: Meanings, numbers: Counter[int], rules: LabelRules
+) -> dict[str, Any]:
+    """Return the record of a label image: its pixels by value, by meaning, and without one."""
+    by_value = {
+        _name_key(image, int(key)): numbers[int(key)] for keys in meanings.values() for key in keys
+    }
+    by_meaning = {name: sum(numbers[int(key)] for key in keys) for name, keys in meanings.items()}
+    known = {0, *(int(key) for keys in meanings.values() for key in keys)}
+    others = {key: number for key, number in numbers.items() if key not in known}
+    told = dict(sorted(others.items(), key=lambda item: -item[1])[:SHOWN_KEYS])
+    rest = sum(others.values()) - sum(told.values())
+    passed = {_name_key(image, key): number for key, number in told.items()}
+    return {
+        "mask_pixels": by_value,
+        "meant_pixels": {rules.class_names[POSITIVE]: 0} | by_meaning,
+        "other_pixels": passed | ({"others": rest} if rest else {}),
+    }
+
+
+def describe_pixels(description: Mapping[str, Any]) -> str:
+    """Return what was read of a label image as text, by the record that was made of it.
+
+    Such as `400 px tumour, 90 px benign; 12 px of 37 mean nothing`.
+    """
+    if "meant_pixels" not in description:  # a store of an earlier version
+        by_value = description["mask_pixels"].items()
+        return ", ".join(f"{number:,} px of {value}" for value, number in by_value)
+    meant, others = description["meant_pixels"], description["other_pixels"]
+    if not (any(meant.values()) or others):
+        return "nothing drawn"
+    text = ", ".join(f"{number:,} px {MEANT.get(name, name)}" for name, number in meant.items())
+    passed = ", ".join(f"{number:,} px of {name}" for name, number in others.items())
+    return text + (f"; {passed} mean nothing" if passed else "")
+
+
+MEANT = {IGNORE: "ignored", HOLE: "cut out"}
+
+
+def register_image(path: Path, size: tuple[int, int], mpp: float | None, slide: SlideInfo) -> float:
+    """Return level-0 pixels per pixel of an image of (width, height).
 
     The image shows the whole slide, or states its own µm per pixel. Raises LabelError otherwise.
     """
-    (height, width), (width_l0, height_l0) = image.values.shape, slide.size_l0
+    (width, height), (width_l0, height_l0) = size, slide.size_l0
     scale: float = width_l0 / width
     if scale >= 1 and abs(height_l0 / scale - height) <= 1:
         return scale
-    stated = (image.mpp or 0.0) / slide.mpp
+    stated = (mpp or 0.0) / slide.mpp
     if stated >= 0.5 and (width - 1) * stated <= width_l0 and (height - 1) * stated <= height_l0:
         return stated
     raise LabelError(
         f"{path}: an image of {width} × {height} px does not lie over a slide of {width_l0} ×"
         f" {height_l0} px; it must show the whole slide, not enlarged, or state its µm per pixel"
     )
-
-
-def _covered(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the share of each box (n, 4: x, y, width, height in mask pixels) that is True.
-
-    Edges are rounded to the nearest pixel.
-    """
-    height, width = mask.shape
-    integral = np.pad(mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
-    (x0, x1), (y0, y1) = (_nearest_pixels(boxes[:, axis], boxes[:, axis + 2]) for axis in (0, 1))
-    area = (x1 - x0) * (y1 - y0)  # what lies beyond the image belongs to no class
-    x0, x1 = np.clip(x0, 0, width), np.clip(x1, 0, width)
-    y0, y1 = np.clip(y0, 0, height), np.clip(y1, 0, height)
-    inside = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
-    return np.asarray(inside / area)
 
 
 def _nearest_pixels(
@@ -142,102 +266,3 @@ def _nearest_pixels(
     first, behind = np.floor(start + 0.5), np.floor(start + extent + 0.5)
     first = np.where(behind > first, first, np.floor(start + extent / 2))
     return first.astype(np.int64), np.maximum(behind, first + 1).astype(np.int64)
-
-
-MASK_ENDING = re.compile(r"[_.-]mask\Z")
-ROWS_AT_ONCE = 256
-
-
-def list_masks(folder: Path) -> list[Path]:
-    """Return the masks in a folder, or the one mask that is named. Raises LabelError for none."""
-    if folder.is_file():
-        return [folder]
-    suffixes = (*IMAGE_SUFFIXES, *JSON_SUFFIXES)
-    files = [path for path in folder.iterdir() if path.is_file()]
-    found = sorted(path for path in files if path.suffix.lower() in suffixes)
-    if not found:
-        raise LabelError(
-            f"{folder}: no masks; give a folder of PNG, TIFF or GeoJSON named like the slides"
-        )
-    return found
-
-
-def match_mask(stem: str, masks: Iterable[Path]) -> Path:
-    """Return the mask whose name is the slide's, with or without `_mask` at its end.
-
-    Raises LabelError where there is none, or several.
-    """
-    fitting = [path for path in masks if MASK_ENDING.sub("", path.stem) == stem]
-    if len(fitting) != 1:
-        names = ", ".join(path.name for path in fitting)
-        what = f"several masks ({names})" if names else "no mask of that name"
-        raise LabelError(
-            f"{stem}: {what}; name one of the masks {stem}.png, .tif or .geojson, or leave"
-            " --mask out"
-        )
-    return fitting[0]
-
-
-class TissueMask:
-    """A tissue mask over a slide: an image for exact areas, or regions."""
-
-    def __init__(self, path: Path, slide: SlideInfo) -> None:
-        """Read the mask. Raises LabelError where it is damaged or of another slide."""
-        self.path = path
-        self.thumbnail: Thumbnail | None = None
-        """The mask image over the slide, its pixels (h, w, 1) 0 or 1; None for regions."""
-        self._regions: shapely.Geometry | None = None
-        if path.suffix.lower() in JSON_SUFFIXES:
-            self._regions = _read_regions(path, slide)
-        else:
-            image = read_mask(path)
-            scale = Fraction(register_image(path, image, slide)).limit_denominator(10_000)
-            pixels = (image.values > 0).astype(np.uint8)[..., None]
-            self.thumbnail = Thumbnail(pixels, scale, (0, 0))
-
-    def region_fraction(self, grid: Grid) -> NDArray[np.float32]:
-        """Return the share of every patch inside the regions, float32 (rows, cols)."""
-        fraction = np.zeros((grid.rows, grid.cols), dtype=np.float32)
-        for top in range(0, grid.rows, ROWS_AT_ONCE):
-            rows, cols = np.indices((min(ROWS_AT_ONCE, grid.rows - top), grid.cols), dtype=np.int32)
-            positions = np.stack([rows.ravel() + top, cols.ravel()], axis=1)
-            shares = covered_shares(self._regions, positions_to_boxes_l0(positions, grid))
-            fraction[top : top + len(rows)] = shares.reshape(rows.shape)
-        return fraction
-
-    def mask_thumbnail(self, other: Thumbnail) -> NDArray[np.bool_]:
-        """Return the tissue in a thumbnail, by the centres of its pixels: bool (height, width)."""
-        y, x = (
-            float(other.downsample) * (np.arange(extent) + 0.5) + origin
-            for extent, origin in zip(other.pixels.shape[:2], other.origin_xy_l0[::-1], strict=True)
-        )
-        if self.thumbnail is None:
-            return self._contains(x, y)
-        height, width = self.thumbnail.pixels.shape[:2]
-        downsample = float(self.thumbnail.downsample)
-        col, row = ((places / downsample).astype(np.int64) for places in (x, y))
-        nearest = np.ix_(np.minimum(row, height - 1), np.minimum(col, width - 1))
-        mask: NDArray[np.bool_] = self.thumbnail.pixels[..., 0][nearest] > 0
-        mask[row >= height], mask[:, col >= width] = False, False
-        return mask
-
-    def _contains(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
-        mask = np.zeros((len(y), len(x)), dtype=np.bool_)
-        shapely.prepare(self._regions)
-        for top in range(0, len(y), ROWS_AT_ONCE):
-            points = np.meshgrid(x, y[top : top + ROWS_AT_ONCE])
-            mask[top : top + ROWS_AT_ONCE] = shapely.contains_xy(self._regions, *points)
-        return mask
-
-
-def _read_regions(path: Path, slide: SlideInfo) -> shapely.Geometry:
-    left, top = slide.bounds_l0[:2]  # QuPath counts from the scanned area
-    found = read_geojson(path, is_strict=False).regions
-    regions = shapely.union_all([translate(region.geometry, left, top) for region in found])
-    width, height = slide.size_l0
-    if not shapely.intersects(regions, shapely.box(0, 0, width, height)):
-        raise LabelError(
-            f"{path}: nothing of it lies on the slide of {width} × {height} px; this looks like"
-            " another slide's mask"
-        )
-    return regions

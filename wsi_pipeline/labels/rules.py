@@ -90,12 +90,16 @@ class LabelRules:
                     f" {', '.join(possible)}"
                 )
 
-    def meaning_of(self, path: Path, drawn: str) -> str:
-        """Return the meaning of an annotated class. Raises LabelError for an unmapped class."""
-        if drawn in self.meanings:
-            return self.meanings[drawn]
-        if (meaning := self._folded.get(fold_name(drawn))) is not None:
-            return meaning
+    def meaning_of(self, path: Path, drawn: str, groups: Sequence[str] = ()) -> str:
+        """Return the meaning of an annotated class, else of the groups that it lies in.
+
+        Raises LabelError for an unmapped class.
+        """
+        for name in (drawn, *groups):
+            if name in self.meanings:
+                return self.meanings[name]
+            if (meaning := self._folded.get(fold_name(name))) is not None:
+                return meaning
         line = shlex.quote(f"{drawn}={self.class_names[0]}")
         raise LabelError(
             f"{path}: class {drawn!r} is unknown; add --map {line} or another meaning of"

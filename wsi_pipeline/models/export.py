@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_pipeline.core.choices import TORCHSCRIPT
+from wsi_pipeline.core.choices import RAW, TORCHSCRIPT
 from wsi_pipeline.core.errors import ModelError, one_line
 from wsi_pipeline.models.architectures.network import positive_logit
 from wsi_pipeline.models.card import Normalisation
@@ -152,7 +152,15 @@ FORMATS: dict[str, ExportFormat] = {
 
 
 def describe_export(checkpoint: Checkpoint, *, is_normalised_inside: bool) -> ZooConfig:
-    """Return the configuration that goes beside an exported network."""
+    """Return the configuration that goes beside an exported network.
+
+    Raises ModelError for a network of sRGB: nobody would convert its patches.
+    """
+    if checkpoint.spec.icc != RAW:
+        raise ModelError(
+            f"the model takes patches in {checkpoint.spec.icc}, which the folder of an exported"
+            " model cannot say; export one that was trained on raw colours"
+        )
     return ZooConfig(
         architecture=checkpoint.architecture,
         class_names=checkpoint.class_names,

@@ -258,6 +258,7 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         patch_um=table.grid.spec.field_um,
         slide_mpp=table.slide.mpp,
         slide_mpp_source=table.slide.mpp_source,
+        colour_profile=table.slide.colour_profile,
         model_digest=predictions.model_digest,
         colour_distance=predictions.distance.colour,
         colour_limit=predictions.limits.colour,

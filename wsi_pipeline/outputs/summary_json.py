@@ -69,12 +69,14 @@ def read_summary(folder: Path) -> SlideSummary:
 def _update(value: Any) -> Any:
     """Return a summary as this version writes it.
 
-    One from before distances has none, one from before contexts has other names.
+    One from before distances has none, nor a colour profile; one from before contexts has other
+    names.
     """
     if not isinstance(value, dict):
         return value
     if "unlike_training" not in value:
         value = value | dict.fromkeys(ADDED)
+    value = {"colour_profile": None} | value
     if "smooth_um" not in value:
         return value
     renamed = {name: entry for name, entry in value.items() if name != "smooth_um"}

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.limits import available_cores, limited_memory
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.stages.infer import InferJob
@@ -20,6 +19,8 @@ from wsi_pipeline.store.manifest import is_product
 PATIENCE_S, PATIENCE_PER_SLIDE_S = 60.0, 2.0
 """After that the process is ended, and all slides count as not done."""
 CODE = "from wsi_pipeline.runs.done import answer; answer()"
+ANSWER = b"\nwhat is done: "
+"""Before the answer may stand what a library, or Python's start, prints."""
 logger = logging.getLogger(__name__)
 
 
@@ -44,18 +45,28 @@ def find_done(jobs: Sequence[InferJob], *, here: bool) -> dict[int, SlideOutcome
             start_new_session=True,  # Ctrl-C is for this process, which ends the other
             timeout=PATIENCE_S + PATIENCE_PER_SLIDE_S * len(begun),
         )
-        found: dict[int, SlideOutcome] = pickle.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, pickle.UnpicklingError, EOFError) as error:
+        found = _unpack(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
         logger.warning("finished slides were not looked for (%s); all are opened again", error)
         return {}
     return found
+
+
+def _unpack(said: bytes) -> dict[int, SlideOutcome]:
+    """Return what `answer` sent; ValueError for anything else, or for an end before that."""
+    _, mark, found = said.partition(ANSWER)
+    try:
+        outcomes: dict[int, SlideOutcome] = pickle.loads(mark and found)
+    except Exception as error:
+        raise ValueError(f"no answer ({type(error).__name__})") from error
+    return outcomes
 
 
 def answer() -> None:
     """Look for the jobs that come by standard input, and send what was found."""
     with limited_memory():
         found = look(pickle.loads(sys.stdin.buffer.read()))
-    sys.stdout.buffer.write(pickle.dumps(found))
+    sys.stdout.buffer.write(ANSWER + pickle.dumps(found))
 
 
 def look(jobs: Mapping[int, InferJob]) -> dict[int, SlideOutcome]:
@@ -68,6 +79,6 @@ def look(jobs: Mapping[int, InferJob]) -> dict[int, SlideOutcome]:
 def _find_done(job: InferJob) -> SlideOutcome | None:
     try:
         return job.find_done()
-    except (WsiError, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001 - a run that opens it again names the fault
         logger.debug("%s: looked at in vain (%s)", job.slide.slide_id, error)
         return None

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.core.choices import AUTO, LEAK_WARNING, STORE_SUFFIX
+from wsi_pipeline.core.choices import AUTO, LEAK_WARNING, RAW, SRGB, STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import RunAccount
@@ -43,6 +43,7 @@ from wsi_pipeline.runs.done import find_done
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
+from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.infer import InferJob
@@ -107,7 +108,7 @@ def infer_slides(
         listener.working_on("writing the tables and the page of all slides")
         seconds = {"total": time.perf_counter() - started} | batch.seconds
         record = describe_run(batch, facts, parameters, seconds)
-        account = write_tables(results, batch.account, record, suffix)
+        account = write_tables(results, batch.account, record, suffix, facts.spec.icc)
         for folder in (results, options.keep_patches):
             if folder is not None and folder.is_dir():
                 remove_dead_asides(folder)
@@ -164,9 +165,10 @@ def resolve_engine(path: Path, request: EngineRequest, terms: ExternalModelTerms
 def describe_model(model: ModelFacts) -> str:
     """Return the terms on which a model is run, in one line."""
     terms = model.terms.on_grid
+    colours = " in sRGB" if model.spec.icc == SRGB else ""
     return (
         f"model {model.architecture}: patches of {model.spec.side_px} px at"
-        f" {model.spec.mpp:g} µm/px, {model.positive_class} counted from probability"
+        f" {model.spec.mpp:g} µm/px{colours}, {model.positive_class} counted from probability"
         f" {terms.count:.3f} on, context {terms.context_um:g} µm"
         f" ({model.threshold_source}){f'; LEAKY: {LEAK_WARNING}' if model.is_leaky else ''}"
     )
@@ -202,7 +204,7 @@ def describe_run(
 
 
 def write_tables(
-    results: Path, account: RunAccount, record: Mapping[str, Any], suffix: str
+    results: Path, account: RunAccount, record: Mapping[str, Any], suffix: str, icc: str = RAW
 ) -> RunAccount:
     """failures.csv and run.json of this run, the tables and the page of all finished slides.
 
@@ -218,6 +220,8 @@ def write_tables(
     outcomes = [asdict(outcome) for outcome in account.outcomes]
     whole = {"account": account.closing_line, "outcomes": outcomes, **record}
     write_run_json(results, whole, suffix)
+    ours = [summary for summary in finished.summaries if summary.slide_id in own]
+    warn_of_mixture([summary.colour_profile for summary in ours], icc)
     write_slides_tables(results, finished.summaries)
     write_index(results, finished)
     return account

@@ -19,7 +19,7 @@ from wsi_pipeline.core.csv_io import format_csv, unshield
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, LabelError
 from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES
 from wsi_pipeline.labels.discovery import LABEL_ENDING
-from wsi_pipeline.labels.mask import match_mask
+from wsi_pipeline.labels.tissue_mask import match_mask
 from wsi_pipeline.runs.pseudonym_key import Pseudonyms, open_key
 from wsi_pipeline.slides.selection import MAPPING_COLUMNS, MAPPING_CSV
 from wsi_pipeline.slides.sheet import COLUMNS as SHEET_COLUMNS

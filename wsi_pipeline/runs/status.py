@@ -13,7 +13,7 @@ from typing import Any
 
 from wsi_pipeline.core.choices import FAILURES_CSV, HIDDEN, PREDICTIONS, RUN_JSON, STORE_SUFFIX
 from wsi_pipeline.core.csv_io import unshield
-from wsi_pipeline.core.errors import EnvironmentFault, StoreError
+from wsi_pipeline.core.errors import DAMAGES, EnvironmentFault, StoreError, damage_error
 from wsi_pipeline.core.geometry import count_blocks
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_bounded, read_json
 from wsi_pipeline.core.outcome import SlideState, describe_counts, state_of
@@ -84,8 +84,9 @@ class LastRun:
     @property
     def sentence(self) -> str:
         """The account as people read it."""
-        counts = re.findall(r"(\w+) (\d+)", self.account.partition("=")[2])
-        return describe_counts({SlideState(state).word: int(count) for state, count in counts})
+        counts = re.findall(r"\b([a-z]++) (\d{1,18})\b", self.account.partition("=")[2])
+        known = {state.value: state.word for state in SlideState}
+        return describe_counts({known[s]: int(count) for s, count in counts if s in known})
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +148,11 @@ def _read_finished(product: Path) -> Finished | None:
         is_store = manifest.kind == STORE_KIND
         state = state_of(patches, unreadable) if is_store else read_summary(product).state
         return Finished(slide_id, state, patches, unreadable)
-    except (StoreError, KeyError, TypeError) as error:
+    except StoreError as error:
         return Finished(slide_id, SlideState.FAILED, 0, fault=str(error))
+    except DAMAGES as error:
+        fault = str(damage_error(product, f"its counts are no counts ({error})"))
+        return Finished(slide_id, SlideState.FAILED, 0, fault=fault)
     except MemoryError:
         fault = f"{product}: needs more memory than there is; look at it on a larger machine"
         return Finished(slide_id, SlideState.FAILED, 0, fault=fault)
@@ -185,10 +189,10 @@ def _count_blocks(folder: Path) -> tuple[int, int | None]:
         is_prediction = (product / PREDICTIONS).is_dir()
         place = (product / PREDICTIONS, LOGIT) if is_prediction else (product, "patches")
         array = open_array(*place)
-    except (StoreError, EnvironmentFault, OSError):
-        return 0, None  # finished or thrown away while we looked, or for others' eyes
-    done = sum(1 for _ in (folder / "blocks").glob("*.json"))
-    return done, count_blocks(int(array.shape[0]), int(array.chunks[0]))
+        blocks = count_blocks(int(array.shape[0]), int(array.chunks[0]))
+    except (StoreError, EnvironmentFault, OSError, *DAMAGES):
+        return 0, None  # finished or thrown away while we looked, damaged, or for others' eyes
+    return sum(1 for _ in (folder / "blocks").glob("*.json")), blocks
 
 
 def is_owner_alive(owner: str | None) -> bool | None:

@@ -12,15 +12,17 @@ from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.options import IngestOptions, TileOptions
 from wsi_pipeline.core.outcome import RunAccount, SlideState
 from wsi_pipeline.core.progress import Listener
-from wsi_pipeline.labels.discovery import find_beside, list_label_files, match_labels
-from wsi_pipeline.labels.mask import list_masks
+from wsi_pipeline.core.slide import SlideInfo
+from wsi_pipeline.labels.discovery import list_label_files, match_beside, match_labels
 from wsi_pipeline.labels.rules import read_rules
+from wsi_pipeline.labels.tissue_mask import list_masks
 from wsi_pipeline.outputs.run_files import write_csv, write_failures_csv
 from wsi_pipeline.runs.batch import run_batch
 from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.slides.quality import QualityParameters
 from wsi_pipeline.slides.sheet import scale_slides
@@ -33,6 +35,7 @@ from wsi_pipeline.stages.ingest_layouts import (
     find_patches,
     find_patient,
 )
+from wsi_pipeline.stages.relabel import warn_missing_classes
 from wsi_pipeline.stages.tile import TileConfig, TileJob
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
@@ -57,7 +60,7 @@ def read_tiling(options: TileOptions) -> TileConfig:
         mpp = UM_PER_PX_AT_1X / options.magnification
     drop = tuple(sorted({*options.drop}))
     return TileConfig(
-        spec=PatchSpec(options.patch_size, options.stride or options.patch_size, mpp),
+        spec=PatchSpec(options.patch_size, options.stride or options.patch_size, mpp, options.icc),
         tissue=TissueParameters(
             detector=options.tissue,
             min_width_um=options.min_width,
@@ -97,11 +100,11 @@ def tile_slides(
     """Cut every slide into a patch store in `out`."""
     options, listener = options or TileOptions(), listener or Listener()
     tiling, codec = read_tiling(options), read_pixel_codec(options)
-    slides = label_slides(slides, options.labels, options.patient_regex)
+    masks = tuple(path.absolute() for path in list_masks(options.mask)) if options.mask else ()
+    slides = label_slides(slides, options.labels, options.patient_regex, masks)
     slides = scale_slides(slides, options.mpp_csv) if options.mpp_csv else slides
     slides, suffix = take_share(slides, options.shard)
     workers = choose_workers(options, tiled=max(len(slides), 1))
-    masks = tuple(path.absolute() for path in list_masks(options.mask)) if options.mask else ()
     make_folder(out)
     jobs = [TileJob(slide, out.absolute(), tiling, options.force, codec, masks) for slide in slides]
     parameters = {"tiling": asdict(tiling), "codec": codec.to_json(), "force": options.force}
@@ -109,8 +112,18 @@ def tile_slides(
         batch = run_batch(jobs, workers, listener, events, DiskSpace(options.min_free))
         write_failures_csv(out, batch.account.outcomes, suffix=suffix)
         remove_dead_asides(out)
+        warn_of_mixture(_list_profiles(jobs, batch.account), tiling.spec.icc)
         events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
+    warn_missing_classes(job.target for job in jobs if job.slide.label_file)
     return batch.account
+
+
+def _list_profiles(jobs: Sequence[TileJob], account: RunAccount) -> list[str | None]:
+    """Return the colour profile of each slide that has a store."""
+    made = zip(jobs, account.outcomes, strict=True)
+    targets = [job.target for job, outcome in made if outcome.state is not SlideState.FAILED]
+    slides = [SlideInfo.from_json(read_attributes(target)["slide"]) for target in targets]
+    return [slide.colour_profile for slide in slides]
 
 
 def has_labels(out: Path) -> bool:
@@ -128,20 +141,25 @@ def label_slides(
     slides: Sequence[FoundSlide],
     labels: Sequence[Path | str] = (),
     patient_regex: str | None = None,
+    masks: Sequence[Path] = (),
 ) -> list[FoundSlide]:
     """Return the slides with their label files, and with the patients that their names tell.
 
-    Without `labels`, a slide that has no label file takes the one beside it, if there is one.
+    Without `labels`, a slide that has no label file takes the one beside it, if there is one; an
+    image called `*_mask` may be of tissue and is taken only where `labels` ask for it. `masks` are
+    of tissue.
     """
     named = [str(place) for place in labels]
-    if not named:
+    if not named and not all(slide.label_file for slide in slides):
+        files = _match([slide.path for slide in slides], None, masks, is_mask_taken=False)
         slides = [
-            slide if slide.label_file else replace(slide, label_file=find_beside(slide.path))
-            for slide in slides
+            slide if slide.label_file else replace(slide, label_file=file)
+            for slide, file in zip(slides, files, strict=True)
         ]
-    elif named != [NO_LABELS]:
+    elif named and named != [NO_LABELS]:
         beside = named == [AUTO]
-        slides = add_labels(slides, None if beside else [Path(place) for place in labels])
+        places = None if beside else [Path(place) for place in labels]
+        slides = add_labels(slides, places, masks)
     if patient_regex is None:
         return list(slides)
     check_regex(patient_regex)
@@ -197,16 +215,14 @@ def ingest_patches(
     return IngestAccount(batch.account, tuple(left_out))
 
 
-def add_labels(slides: Sequence[FoundSlide], labels: Sequence[Path] | None) -> list[FoundSlide]:
+def add_labels(
+    slides: Sequence[FoundSlide], labels: Sequence[Path] | None, masks: Sequence[Path] = ()
+) -> list[FoundSlide]:
     """Return the slides with their label files, matched by name; None takes those beside a slide.
 
     Raises LabelError where one file could belong to several slides.
     """
-    files = list_label_files(labels) if labels else []
-    found = [
-        find_beside(slide.path) if labels is None else match_labels(slide.path.stem, files)
-        for slide in slides
-    ]
+    found = _match([slide.path for slide in slides], labels, masks)
     pairs = list(zip(slides, found, strict=True))
     for path, count in Counter(found).items():
         if path is not None and count > 1:
@@ -216,7 +232,26 @@ def add_labels(slides: Sequence[FoundSlide], labels: Sequence[Path] | None) -> l
                 " sheet, with --sheet"
             )
     without = [slide.slide_id for slide, file in pairs if file is None]
-    if without and (labels is None or labels):
+    if without:
         shown = ", ".join(without[:5])
         logger.warning("no label file for %d of %d slides: %s", len(without), len(slides), shown)
     return [replace(slide, label_file=file) for slide, file in pairs]
+
+
+def _match(
+    slides: Sequence[Path],
+    labels: Sequence[Path] | None,
+    masks: Sequence[Path],
+    is_mask_taken: bool = True,
+) -> tuple[Path | None, ...]:
+    """Return the label file of each slide, and say what was taken by the beginning of a name."""
+    if labels is None:
+        matches = match_beside(slides, masks, is_mask_taken)
+    else:
+        others = {path.absolute() for path in (*slides, *masks)}
+        files = [path for path in list_label_files(labels) if path.absolute() not in others]
+        stems, suffixes = [path.stem for path in slides], [path.suffix for path in slides]
+        matches = match_labels(stems, files, suffixes)
+    for note in matches.notes:
+        logger.warning(note)
+    return matches.files

@@ -24,8 +24,18 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from wsi_pipeline.core.errors import EnvironmentFault
-from wsi_pipeline.core.limits import limit_memory
-from wsi_pipeline.scheduling.jobs import Deadlines, Step, Workers
+from wsi_pipeline.scheduling.jobs import Step, Workers
+from wsi_pipeline.scheduling.piped_steps import (
+    ALIVE,
+    CONNECTION_LOST,
+    FAREWELL,
+    HUNG,
+    READY,
+    SIGNS_OF_LIFE,
+    read_message,
+    to_message,
+    work_for,
+)
 from wsi_pipeline.scheduling.worker_process import (
     ALLOCATOR,
     CHECK_LIMITS,
@@ -35,29 +45,18 @@ from wsi_pipeline.scheduling.worker_process import (
     environment,
     gpu_environment,
     is_hopeless,
-    run_watched,
     share_memory,
     start_tracker,
 )
 
 SENT_AHEAD = 1
 """Steps that wait in the worker, so that it never waits for this process."""
-SIGNS_OF_LIFE = 4
-"""Signs that a worker gives within the time after which it is given up."""
 STARTS = 4
 """Workers in a row that may end before they are ready."""
 PAUSE_S = 1.0
 """Seconds before the second start; each further pause is twice as long."""
 END_S = 5.0
 """Seconds that a worker gets to end."""
-CONNECTION_LOST = (EOFError, OSError)
-NUMBER_BYTES = 8
-"""Each message begins with the number of its step, so that it is known whose the rest is."""
-
-ALIVE, READY = -1, -2
-"""Numbers of messages that belong to no step."""
-HUNG, DONE = b"h", b"d"
-FAREWELL = b""
 
 
 @contextmanager
@@ -97,20 +96,24 @@ class _Child:
 
     def listen(self, inbox: "SimpleQueue[_Message]", silence_s: float) -> None:
         """Pass on what it says until it is gone; one that is silent for too long is killed."""
-        with suppress(*CONNECTION_LOST):
-            while self.pipe.poll(silence_s):
+        with suppress(*CONNECTION_LOST, MemoryError):  # no memory for what it says
+            while self._speaks(silence_s):
                 message = self.pipe.recv_bytes()
-                number = int.from_bytes(message[:NUMBER_BYTES], "big", signed=True)
+                number, body = read_message(message)
                 if number != ALIVE:
-                    inbox.put(_Message(self, number, message[NUMBER_BYTES:]))
+                    inbox.put(_Message(self, number, body))
         self.process.kill()
-        self.pipe.close()
+        # The pipe closes with its last user: a step may be on its way into it in another thread.
         inbox.put(_Message(self, ALIVE, None))
+
+    def _speaks(self, silence_s: float) -> bool:
+        """Wait for a message; in parts, of which one alone passes while this process is stopped."""
+        return any(self.pipe.poll(silence_s / SIGNS_OF_LIFE) for _ in range(SIGNS_OF_LIFE))
 
     def send(self, number: int, work: Any) -> None:
         """Send a step. One that cannot be sent is among what the worker had when it was lost."""
         with suppress(*CONNECTION_LOST):
-            self.pipe.send_bytes(_numbered(number, pickle.dumps(work)))
+            self.pipe.send_bytes(to_message(number, pickle.dumps(work)))
 
     def end(self) -> int | None:
         """End the process; its exit code, or minus the signal that ended it."""
@@ -263,7 +266,7 @@ def _start_child(workers: Workers) -> _Child:
     # Ctrl-C reaches the process that asks; what that had blocked stays blocked in its child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with theirs, environment(allocator | gpu_environment(workers, 0)):
+        with theirs, environment(allocator | gpu_environment(workers, 0)), _script_without_file():
             process.start()
     except BaseException:
         ours.close()
@@ -285,8 +288,19 @@ def _describe_exit(exit_code: int | None) -> str:
     return f"ended at its start with exit code {exit_code}{script}"
 
 
-def _numbered(number: int, body: bytes) -> bytes:
-    return number.to_bytes(NUMBER_BYTES, "big", signed=True) + body
+@contextmanager
+def _script_without_file() -> Iterator[None]:
+    """Hide the name of a script that has no file (`python - < …`), which no process can import."""
+    script = sys.modules["__main__"]
+    name = getattr(script, "__file__", None)
+    if name is None or os.path.exists(name):  # noqa: PTH110 - any text may stand there
+        yield
+        return
+    script.__file__ = None
+    try:
+        yield
+    finally:
+        script.__file__ = name
 
 
 def _unpack(body: bytes) -> Any:
@@ -294,83 +308,3 @@ def _unpack(body: bytes) -> Any:
         return pickle.loads(body)
     except Exception as error:  # noqa: BLE001 - an error class that cannot be rebuilt here
         return RuntimeError(f"its answer cannot be read ({error})")
-
-
-def work_for(pipe: Connection, threads: int, most_bytes: int, deadlines: Deadlines) -> None:
-    """Do the steps of the process at the other end of the pipe, until that is gone."""
-    limit_memory(most_bytes)
-    worker = _Work(pipe, deadlines.silence_s / SIGNS_OF_LIFE)
-    for _ in range(threads):
-        threading.Thread(target=worker.do_steps, daemon=True).start()
-    threading.Thread(target=worker.show_life, daemon=True).start()
-    worker.say(READY, b"")
-    with suppress(*CONNECTION_LOST):
-        while (message := pipe.recv_bytes()) != FAREWELL:
-            worker.take(message)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(0)  # at once: what is on disk is whole at any moment
-
-
-class _Work:
-    """The inside of a worker process."""
-
-    def __init__(self, pipe: Connection, every_s: float) -> None:
-        self._steps: SimpleQueue[tuple[int, tuple[Any, ...]]] = SimpleQueue()
-        self._pipe = pipe
-        self._every_s = every_s
-        self._lock = threading.Lock()
-
-    def say(self, number: int, body: bytes) -> None:
-        """Send a message; nothing is done where nobody listens any more."""
-        with self._lock, suppress(*CONNECTION_LOST):
-            self._pipe.send_bytes(_numbered(number, body))
-
-    def show_life(self) -> None:
-        """Send a sign of life every so often."""
-        while True:
-            time.sleep(self._every_s)
-            self.say(ALIVE, b"")
-
-    def take(self, message: bytes) -> None:
-        """Queue a step. It is read in the main thread, where modules expect to be imported."""
-        number = int.from_bytes(message[:NUMBER_BYTES], "big", signed=True)
-        try:
-            self._steps.put((number, pickle.loads(message[NUMBER_BYTES:])))
-        except Exception as error:  # noqa: BLE001 - a step that cannot be read fails
-            self.say(number, DONE + _pack(error))
-
-    def do_steps(self) -> None:
-        """Do one step after another."""
-        while True:
-            number, work = self._steps.get()
-            self.say(number, DONE + _pack(self._do(number, *work)))
-
-    def _do(
-        self,
-        number: int,
-        step: Step,
-        deadline_s: float,
-        deadlines: Deadlines,
-        function: Callable[..., Any],
-        *arguments: Any,
-    ) -> Timed | Exception:
-        def report_hang(seconds: float) -> None:
-            self.say(number, HUNG + str(seconds).encode())
-
-        try:
-            return run_watched(step, deadline_s, deadlines, report_hang, function, *arguments)
-        except Exception as error:  # noqa: BLE001 - a fault is the step's result
-            return error
-
-
-def _pack(result: Timed | Exception) -> bytes:
-    """Pickle a result; an error that cannot be rebuilt elsewhere is sent as its text."""
-    try:
-        packed = pickle.dumps(result)
-        pickle.loads(packed)
-    except Exception as error:  # noqa: BLE001 - any error class may refuse
-        said = result if isinstance(result, Exception) else error
-        packed = pickle.dumps(RuntimeError(f"{type(said).__name__}: {said}"))
-    return packed

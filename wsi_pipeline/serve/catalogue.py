@@ -21,7 +21,7 @@ from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.counting.review_file import review_path
 from wsi_pipeline.outputs.heatmap import read_aggregation
 from wsi_pipeline.outputs.summary_json import add_review, read_summary
-from wsi_pipeline.slides.selection import find_slides
+from wsi_pipeline.slides.selection import list_slides
 from wsi_pipeline.store.manifest import read_manifest
 from wsi_pipeline.store.predictions import find_results
 from wsi_pipeline.store.zarr_io import read_attributes
@@ -249,7 +249,7 @@ def _list_results(run: Run) -> list[Path]:
 
 def _list_files(slides: Path | None) -> dict[str, Path]:
     try:
-        found = find_slides([slides]) if slides else []
+        found = list_slides([slides]).slides if slides else []
     except (WsiError, OSError):  # an empty folder, or one that is not there now
         return {}
     return {one.slide_id: one.path.absolute() for one in found}

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_pipeline.core.choices import AUTO
+from wsi_pipeline.core.choices import AUTO, RAW, SRGB
 from wsi_pipeline.core.errors import ConfigError, SlideError
-from wsi_pipeline.slides import images, openslide_reader, tiff_reader
+from wsi_pipeline.slides import codec_reader, images, openslide_reader, tiff_reader
 from wsi_pipeline.slides.base import SlideReader, UserScale
 from wsi_pipeline.slides.checks import check_slide_file
 
@@ -20,6 +20,7 @@ class ReaderKind:
 
 
 READERS: dict[str, ReaderKind] = {
+    "imagecodecs": ReaderKind(codec_reader.recognises, codec_reader.CodecReader),
     "tiff": ReaderKind(tiff_reader.recognises, tiff_reader.TiffReader),
     "openslide": ReaderKind(openslide_reader.recognises, openslide_reader.OpenSlideReader),
     "image": ReaderKind(images.recognises, images.ImageReader),
@@ -33,11 +34,12 @@ def open_slide(
     slide_id: str | None = None,
     slide_mpp: float | UserScale | None = None,
     reader: str = AUTO,
+    icc: str = RAW,
 ) -> SlideReader:
     """Open a slide file with the first reader that recognises it, or with the named one.
 
-    `slide_mpp`, µm per level-0 pixel, overrules the file. Raises SlideError, naming the file and
-    the remedy.
+    `slide_mpp`, µm per level-0 pixel, overrules the file; with `icc` "srgb" its colour profile
+    is applied. Raises SlideError, naming the file and the remedy.
     """
     check_slide_file(path)
     if reader not in (AUTO, *READERS):
@@ -46,6 +48,8 @@ def open_slide(
     for name, kind in READERS.items():
         if reader in (AUTO, name) and kind.recognises(path):
             opened = kind.open(path, slide_id if slide_id is not None else path.stem, scale)
+            if icc == SRGB:
+                opened.use_srgb()
             return _check_direct(path, opened) if reader == "tiff" else opened
     if reader != AUTO:
         raise SlideError(f"{path}: the reader {reader!r} does not know this kind; {LEAVE_TO_AUTO}")

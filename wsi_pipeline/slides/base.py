@@ -58,6 +58,13 @@ class SlideReader(Protocol):
         """
         ...
 
+    def use_srgb(self) -> None:
+        """Give pixels in sRGB from now on, by the slide's colour profile where it has one.
+
+        Raises SlideError where the profile cannot be used.
+        """
+        ...
+
     def close(self) -> None: ...
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from wsi_pipeline.core.errors import SlideError, machine_fault
 from wsi_pipeline.slides.base import check_size
+from wsi_pipeline.slides.tiff_pages import describe_other
 from wsi_pipeline.slides.tiff_structure import (
     IMPOSSIBLE,
     MAX_TILES,
@@ -16,7 +17,6 @@ from wsi_pipeline.slides.tiff_structure import (
     TIFF_MAGIC,
     BrokenTiff,
     TiffPage,
-    describe_other,
     read_structure,
 )
 

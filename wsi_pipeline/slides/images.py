@@ -29,13 +29,14 @@ from wsi_pipeline.slides.base import (
     resolve_mpp,
     show_reader,
 )
+from wsi_pipeline.slides.colour_profile import describe_profile, make_conversion
 from wsi_pipeline.slides.jpeg_tiles import find_complaint
 from wsi_pipeline.slides.stated_scale import (
     describe_instead,
     read_description,
     read_magnification,
 )
-from wsi_pipeline.slides.tiff_structure import read_structure
+from wsi_pipeline.slides.tiff_structure import BrokenTiff, read_structure
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 MODES = ("RGB", "RGBA", "L", "LA")
@@ -65,7 +66,10 @@ class ImageReader:
             mpp, mpp_source = resolve_mpp(path, _declared_scale(image), scale)
             _check_whole(path, image)
             self._pixels = composite_on_white(np.asarray(image.convert("RGBA")))
+            self._profile: bytes | None = image.info.get("icc_profile")
+        self._path = path
         height, width = self._pixels.shape[:2]
+        profile = describe_profile(self._profile)
         self.levels = resolve_levels([(width, height)])
         self.info = SlideInfo(
             slide_id=slide_id,
@@ -76,7 +80,14 @@ class ImageReader:
             level_downsamples=(self.levels[0].downsample,),
             bounds_l0=(0, 0, width, height),
             fingerprint=fingerprint_file(path),
+            icc_name=profile and profile.name,
+            icc_digest=profile and profile.digest,
         )
+
+    def use_srgb(self) -> None:
+        """Give pixels in sRGB from now on, where the image has a profile. Raises SlideError."""
+        if self._profile:
+            self._pixels = make_conversion(self._path, self._profile)(self._pixels)
 
     def read(
         self, level: Level, x: int, y: int, width: int, height: int, only: Boxes | None = None
@@ -107,6 +118,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     """Return the pixels of a plain image on white, RGB (height, width, 3). Raises SlideError."""
     with _opened(path) as image:
         _check_decodable(path, image)
+        _check_whole(path, image)
         return composite_on_white(np.asarray(image.convert("RGBA")))
 
 
@@ -126,7 +138,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise SlideError(
             f"{path}: too large for a plain image ({error}); convert it to a pyramidal TIFF"
         ) from error
-    except IMAGE_FAULTS as error:
+    except (*IMAGE_FAULTS, BrokenTiff) as error:
         raise SlideError(f"{path}: not a whole image ({error}); copy it again") from error
 
 
@@ -244,6 +256,8 @@ def decode_sent(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
                 f"image: {width} × {height} px is more than {max_pixels:,} px; send smaller pieces"
             )
         _check_mode("image", image, SENT_MODES)
+        if image.format == "JPEG" and (complaint := find_complaint(content)) is not None:
+            raise SlideError(f"image: damaged ({complaint}); send a whole PNG or JPEG")
         try:
             return composite_on_white(np.asarray(image.convert("RGBA")))
         except IMAGE_FAULTS as error:

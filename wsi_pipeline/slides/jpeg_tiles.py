@@ -109,8 +109,8 @@ def _strip_applications(content: bytes) -> bytes:
             return b"".join([*kept, content[place:]])
         if marker in APPLICATIONS or marker == COMMENT:
             _check_application(marker, content[place + 4 : stop])
-        elif marker in FRAMES and content[place + FRAME_COMPONENTS_AT] != 3:
-            raise ValueError(f"a JPEG of {content[place + FRAME_COMPONENTS_AT]} components")
+        elif marker in FRAMES and content[place:stop][FRAME_COMPONENTS_AT:][:1] != b"\3":
+            raise ValueError("a JPEG of other components than three")
         elif marker not in (QUANTISATION, HUFFMAN, RESTART, *FRAMES):
             raise ValueError(f"a JPEG with a marker {marker:#x}")
         else:

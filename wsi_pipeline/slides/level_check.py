@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import Box, Level, SlideReader
-from wsi_pipeline.slides.tiff_structure import BrokenTiff, find_page, read_structure
+from wsi_pipeline.slides.tiff_pages import find_page
+from wsi_pipeline.slides.tiff_structure import BrokenTiff, read_structure
 
 SIDE_L0_PX = 256
 """Side of a place on level 0: a few tiles."""

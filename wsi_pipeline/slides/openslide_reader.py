@@ -1,5 +1,6 @@
 """The one door to OpenSlide: every format that it opens."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -25,21 +26,24 @@ from wsi_pipeline.slides.base import (
     resolve_mpp,
     show_reader,
 )
+from wsi_pipeline.slides.colour_profile import (
+    Conversion,
+    describe_profile,
+    make_conversion,
+)
 from wsi_pipeline.slides.lost_tiles import LostTiles
 from wsi_pipeline.slides.stated_scale import (
     describe_instead,
     read_description,
     read_magnification,
 )
-from wsi_pipeline.slides.tiff_structure import (
-    BrokenTiff,
-    describe_other,
-    list_others,
-    read_structure,
-)
+from wsi_pipeline.slides.tiff_pages import find_others, is_deep, list_pages
+from wsi_pipeline.slides.tiff_structure import TiffPage
 
-PAGE_VENDORS = ("aperio", "generic-tiff")
-"""OpenSlide's formats whose levels are whole pages of tiles, without overlap or padding."""
+DEEP_LOOK_PX = 2048
+"""Side of the part of a slide of 16 bits in which its brightest pixel is looked for."""
+TWELVE_BITS = 16
+"""The brightest value of 12 bits in 16, when these are reduced to 8."""
 LATTICE_PX = 512
 """Side of the pieces in which levels of a broken downsample are read."""
 
@@ -70,11 +74,15 @@ class OpenSlideReader:
         check_size(path, handle.dimensions)
         self._level_downsamples = handle.level_downsamples
         properties = handle.properties
-        levels = _choose_levels(path, properties, handle.level_dimensions)
+        pages = list_pages(path)
+        levels = _choose_levels(path, pages, properties, handle.level_dimensions)
         self.levels = tuple(
             level._replace(tile=_tile_size(properties, level.number)) for level in levels
         )
         mpp, mpp_source = resolve_mpp(path, _declared_scale(properties), scale)
+        self._profile = _read_profile(handle)
+        profile = describe_profile(self._profile)
+        self._convert: Conversion | None = None
         self.info = SlideInfo(
             slide_id=slide_id,
             path=str(path),
@@ -86,7 +94,31 @@ class OpenSlideReader:
             fingerprint=fingerprint_file(path, extra=properties.get("openslide.quickhash-1", "")),
             magnification=_float_or_none(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
             vendor=properties.get(openslide.PROPERTY_NAME_VENDOR),
+            icc_name=profile and profile.name,
+            icc_digest=profile and profile.digest,
         )
+        if any(map(is_deep, pages)):
+            self._refuse_few_bits()
+
+    def _refuse_few_bits(self) -> None:
+        """Raise SlideError where 16 bits hold 12 or fewer, which come out black."""
+        level = self.levels[-1]
+        width, height = (min(side, DEEP_LOOK_PX) for side in level.size)
+        x, y = (level.size[0] - width) // 2, (level.size[1] - height) // 2
+        if self.read(level, x, y, width, height).max() <= TWELVE_BITS:
+            raise SlideError(
+                f"{self._path}: its 16 bits hold 12 at most, so that it would be black; convert it"
+                " to 8-bit RGB"
+            )
+
+    def use_srgb(self) -> None:
+        """Give pixels in sRGB from now on, where the slide has a profile. Raises SlideError."""
+        if self._profile:
+            self._convert = make_conversion(self._path, self._profile)
+
+    def to_wanted(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return RGB (h, w, 3) of the file in the colours that are asked for."""
+        return pixels if self._convert is None else self._convert(pixels)
 
     def is_whole(self, level: Level) -> bool:
         """Return whether OpenSlide reduces the level by a whole number, without blending pixels."""
@@ -102,7 +134,8 @@ class OpenSlideReader:
         box = (x, y, width, height)
         parts = [box] if only is None else merge_boxes(only)
         self.lost_tiles.refuse(level, parts)
-        return self._try(level, box, lambda handle: self._read_with(handle, level, box, parts))
+        read = self._try(level, box, lambda handle: self._read_with(handle, level, box, parts))
+        return self.to_wanted(read)
 
     def read_rgba(self, level: Level, box: Box) -> NDArray[np.uint8]:
         """Return RGBA (height, width, 4) of a box of a level; alpha is 0 where pixels are absent.
@@ -253,6 +286,16 @@ def _open_handle(path: Path) -> openslide.OpenSlide:
         ) from error
 
 
+def _read_profile(handle: openslide.OpenSlide) -> bytes | None:
+    """Return the bytes of the slide's colour profile, None where it has none."""
+    # openslide-python's own property gives an opened profile, and raises for a broken one.
+    try:
+        content: bytes | None = openslide.lowlevel.read_icc_profile(handle._osr)
+    except OPENSLIDE_FAULTS:
+        return None
+    return content or None
+
+
 def _declared_scale(properties: Mapping[str, str]) -> DeclaredScale:
     from_tags = properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff"
     text = properties.get("tiff.ImageDescription", "")
@@ -274,36 +317,20 @@ def _declared_scale(properties: Mapping[str, str]) -> DeclaredScale:
 
 
 def _choose_levels(
-    path: Path, properties: Mapping[str, str], sizes: Sequence[tuple[int, int]]
+    path: Path,
+    pages: Sequence[TiffPage],
+    properties: Mapping[str, str],
+    sizes: Sequence[tuple[int, int]],
 ) -> list[Level]:
     """Return the levels that are smaller pictures of level 0, finest first.
 
     Masks and scores, whose pixels are no 8-bit grey or colours, are passed over. Raises SlideError
     where a level shows something else.
     """
-    others = _find_others(path, properties.get(openslide.PROPERTY_NAME_VENDOR), sizes)
+    others = find_others(path, pages, properties.get(openslide.PROPERTY_NAME_VENDOR), sizes)
     levels = resolve_levels(sizes)
     _refuse_other_shapes(path, sizes, {level.number for level in levels} | others)
     return [level for level in levels if level.number not in others]
-
-
-def _find_others(path: Path, vendor: str | None, sizes: Sequence[tuple[int, int]]) -> set[int]:
-    """Return the levels that may be images of other pixels than level 0's. Raises SlideError."""
-    try:
-        structure = read_structure(path)
-    except (BrokenTiff, OSError):
-        return set()  # no TIFF: `check_slide_file` has looked
-    pages = list_others(structure)
-    others = {number for number, size in enumerate(sizes) if size in {page.size for page in pages}}
-    first = next((page for page in structure.pages if page.is_tiled), None)
-    is_first = first is not None and first.size == sizes[0] and sizes.count(sizes[0]) == 1
-    if pages and (vendor not in PAGE_VENDORS or (0 in others and not is_first)):
-        what = describe_other(pages[0])
-        raise SlideError(
-            f"{path}: pixels {what} are not 8-bit grey or RGB, in an image beside level 0; convert"
-            " it to 8-bit RGB"
-        )
-    return others - {0}
 
 
 def _refuse_other_shapes(
@@ -340,6 +367,7 @@ def _bounds(properties: Mapping[str, str], size_l0: tuple[int, int]) -> tuple[in
 
 def _float_or_none(text: str | None) -> float | None:
     try:
-        return None if text is None else float(text)
+        value = math.nan if text is None else float(text)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None

@@ -5,8 +5,9 @@ the operating system page by page, each cleared first, and on virtual machines t
 than decoding a third of the block; memory that was used before costs nothing.
 """
 
-import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from math import prod
@@ -280,28 +281,30 @@ def macro_tiles_per_patch(view: ScaledView, grid: Grid) -> tuple[Fraction, Fract
 
 
 class PixelBuffers:
-    """Arrays whose memory is used again when the last of their views is gone; thread-safe."""
+    """Arrays whose memory is used again when the last of their views is gone; thread-safe.
+
+    Without a lock: a garbage collection may give a buffer back at any moment, also within `take`.
+    """
 
     def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
-        self._lock = threading.Lock()
+        self._free: deque[NDArray[np.uint8]] = deque(maxlen=KEPT)
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Return an array of that shape; its content is arbitrary, as of `numpy.empty`."""
         return np.asarray(_Lease(self, self._find(prod(shape)), shape))
 
     def _find(self, size: int) -> NDArray[np.uint8]:
-        with self._lock:
-            for index, buffer in enumerate(self._free):
+        with suppress(IndexError):  # none is left
+            for _ in range(len(self._free)):
+                buffer = self._free.popleft()
                 if size <= buffer.nbytes <= 2 * size:
-                    return self._free.pop(index)
+                    return buffer
+                self._free.append(buffer)
         return np.empty(size, np.uint8)
 
     def give_back(self, buffer: NDArray[np.uint8]) -> None:
         """Keep a buffer for the next one who needs its size; the one that waited longest goes."""
-        with self._lock:
-            self._free.append(buffer)
-            del self._free[:-KEPT]
+        self._free.append(buffer)
 
 
 class _Lease:

@@ -1,12 +1,14 @@
 """The slides of a run: folders, patterns, sample sheets, and shards of array jobs."""
 
 import glob
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from wsi_pipeline.core.choices import (
     HIDDEN,
@@ -17,12 +19,34 @@ from wsi_pipeline.core.choices import (
 )
 from wsi_pipeline.core.errors import ConfigError, machine_fault
 from wsi_pipeline.core.recipe import TOOL
+from wsi_pipeline.slides.dicom_series import holds_series, merge_series
 from wsi_pipeline.slides.found_slide import SYSTEM_FOLDERS, FoundSlide, locate_files, name_slides
-from wsi_pipeline.slides.sheet import read_sheet
+from wsi_pipeline.slides.sheet import read_sheet, show_names
+from wsi_pipeline.slides.tiff_pages import is_photograph
+
+logger = logging.getLogger(__name__)
 
 SHEET_SUFFIX = ".csv"
-SIDECAR_SUFFIXES = frozenset({".csv", ".dat", ".geojson", ".json", ".md", ".xml", ".yaml", ".yml"})
+SIDECAR_SUFFIXES = frozenset(
+    {".annotations", ".csv", ".dat", ".geojson", ".json", ".md", ".sqlite", ".xml"}
+    | {".yaml", ".yml"}
+)
 """Files beside slides (annotations, tables, MIRAX data) that are ignored in a folder."""
+
+SIDE_SUFFIXES = frozenset(
+    {
+        *(".ndpa", ".ndpis", ".md5", ".sha1", ".sha256", ".sha512", ".txt", ".log", ".qpdata"),
+        *(".partial", ".part", ".crdownload", ".download", ".tmp", ".bak", ".lock", ".ini", ".lnk"),
+    }
+)
+SIDE_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+"""Files that scanners, viewers, downloads and systems leave beside slides; they are counted."""
+
+LABEL_IMAGE = re.compile(
+    r"(?P<name>.+)[_.-](labels?|masks?)(\.ome)?\.(png|tiff?|jpe?g|bmp)", re.IGNORECASE
+)
+"""Names of label images and masks, which are no slides where the slide lies among the others."""
+SEPARATORS = ("_", "-", ".", " ")
 
 SHARD = re.compile(r"\.\d+-of-\d+(?=\.\w+$)")
 HEAD_BYTES = 256
@@ -63,33 +87,115 @@ class Shard:
         return f".{self.number}-of-{self.count}"
 
 
+class Listing(NamedTuple):
+    """What a run finds."""
+
+    slides: list[FoundSlide]
+    passed: list[Path]
+    """Side files of scanners and systems."""
+    images: tuple[Path, ...] = ()
+    """Label images and masks of the slides."""
+
+
 def find_slides(
     places: Sequence[Path | str] = (), *, recursive: bool = False, sheet: Path | None = None
 ) -> list[FoundSlide]:
     """Return the slides among files, folders and patterns (`scans/*.svs`), or of a sample sheet.
 
     A `.csv` among `places` is a sample sheet too. Each `slide_id` is the file's stem where that is
-    unique and safe as a file name, else stem and a hash of the path. `recursive` includes folders
-    within folders. Files written by wsi are taken only where they are named. Raises ConfigError
-    where a place does not exist or nothing is found, and EnvironmentFault where a folder may not be
-    entered.
+    unique and safe as a file name, else stem and a hash of the path. The files of a DICOM series
+    are one slide. `recursive` includes folders within folders; folders of a DICOM series are
+    entered anyway. Files written by wsi are taken only where they are named, and side files, which
+    are counted in a warning. Raises ConfigError where a place does not exist or nothing is found,
+    and EnvironmentFault where a folder may not be entered.
     """
+    listing = list_slides(places, recursive=recursive, sheet=sheet)
+    if listing.passed:
+        logger.warning("passed over: %s", describe_passed(listing.passed))
+    if images := [path.name for path in listing.images]:
+        shown = ", ".join(images[:5]) + (", …" if images[5:] else "")
+        logger.warning("left out as label images or masks (%d): %s", len(images), shown)
+    return listing.slides
+
+
+def find_one(place: Path) -> Path:
+    """Return the file of the slide that a path means: itself, or the only one of a folder.
+
+    Raises ConfigError where the folder holds several.
+    """
+    if not place.is_dir():
+        return place
+    slides = list_slides([place]).slides
+    if len(slides) > 1:
+        names = show_names(str(slide.path.relative_to(place)) for slide in slides)
+        raise ConfigError(f"{place}: holds {len(slides)} slides ({names}); name one")
+    return slides[0].path
+
+
+def describe_passed(paths: Sequence[Path]) -> str:
+    """Return how many side files of each kind there are, as text."""
+    kinds = Counter(
+        path.name if path.name.lower() in SIDE_NAMES else path.suffix.lower() for path in paths
+    )
+    what = "file that is no slide" if len(paths) == 1 else "files that are no slides"
+    of_kinds = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
+    return f"{len(paths):,} {what} ({of_kinds})"
+
+
+def list_slides(
+    places: Sequence[Path | str] = (), *, recursive: bool = False, sheet: Path | None = None
+) -> Listing:
+    """Return the slides as `find_slides`, and the side files that were passed over."""
     sheets = [Path(place) for place in places if str(place).lower().endswith(SHEET_SUFFIX)]
     if sheets and len(places) > 1:
         raise ConfigError(
             f"{sheets[0]}: a sample sheet names all slides of a run; give nothing beside it"
         )
     if sheet or sheets:
-        return [row.slide for row in read_sheet(sheet or sheets[0])]
-    found = [path for place in places for path in _list_place(place, recursive)]
+        return Listing([row.slide for row in read_sheet(sheet or sheets[0])], [])
+    found, passed = [], []
+    for place in places:
+        listed = _list_place(place, recursive)
+        is_named = listed == [Path(place)]
+        passed += [path for path in listed if _is_side(path.name) and not is_named]
+        found += [path for path in listed if is_named or not _is_side(path.name)]
+    images = dict.fromkeys(find_label_images(found))
+    found = [path for path in found if path not in images]
     once: dict[tuple[str, str], Path] = {}
     for path, entry in zip(found, locate_files(found), strict=True):
         once.setdefault(entry, path)
     if not once:
         where = ", ".join(map(str, places))
-        raise ConfigError(f"{where}: no slide files; name a folder that holds some")
-    paths = list(once.values())
-    return [FoundSlide(name, path) for name, path in zip(name_slides(paths), paths, strict=True)]
+        beside = f" ({describe_passed(passed)})" if passed else ""
+        raise ConfigError(f"{where}: no slide files{beside}; name a folder that holds some")
+    named = merge_series(list(once.values()))
+    names = name_slides(list(named.values()))
+    slides = [FoundSlide(name, path) for name, path in zip(names, named, strict=True)]
+    return Listing(slides, passed, tuple(images))
+
+
+def find_label_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the label images and masks of slides among the paths, by their names.
+
+    Where the name is only the beginning of a slide's, a file that is compressed as photographs are
+    is a slide itself: no label survives that.
+    """
+    named = {path: LABEL_IMAGE.fullmatch(path.name) for path in paths}
+    slides = {path.name for path, match in named.items() if match is None}
+    slides |= {Path(name).stem for name in slides}
+    return [
+        path
+        for path, match in named.items()
+        if match
+        and _begins_any(match["name"], slides)
+        and (match["name"] in slides or not is_photograph(path))
+    ]
+
+
+def _begins_any(name: str, slides: Collection[str]) -> bool:
+    """Return whether slides carry a name, or begin with it."""
+    beginnings = tuple(name + separator for separator in SEPARATORS)
+    return name in slides or any(slide.startswith(beginnings) for slide in slides)
 
 
 def _list_place(place: Path | str, recursive: bool) -> list[Path]:
@@ -116,15 +222,20 @@ def _list_place(place: Path | str, recursive: bool) -> list[Path]:
 def _list_folder(folder: Path, recursive: bool) -> list[Path]:
     """Return every file of a folder that may be a slide, sorted.
 
-    These are visible files, without sidecars and files written by wsi; `recursive` includes the
-    folders within. Raises EnvironmentFault where a folder may not be entered.
+    These are visible files, without sidecars and files written by wsi, but with side files;
+    `recursive` includes the folders within. Raises EnvironmentFault where a folder may not be
+    entered.
     """
     found: list[Path] = []
     for where, folders, files in os.walk(folder, onerror=_refuse):
         if is_work_of_wsi(Path(where)) or _holds_pseudonyms(Path(where), folder):
             folders.clear()
             continue
-        folders[:] = [name for name in folders if recursive and _may_be_entered(name, files)]
+        folders[:] = [
+            name
+            for name in folders
+            if _may_be_entered(name, files) and (recursive or holds_series(Path(where, name)))
+        ]
         found += [Path(where, name) for name in files if _may_be_slide(name)]
     return sorted(found)
 
@@ -153,6 +264,10 @@ def _holds_pseudonyms(folder: Path, top: Path) -> bool:
 def _may_be_slide(name: str) -> bool:
     is_sidecar = Path(name).suffix.lower() in SIDECAR_SUFFIXES
     return not (name.startswith(".") or is_sidecar or is_written(name))
+
+
+def _is_side(name: str) -> bool:
+    return name.lower() in SIDE_NAMES or Path(name).suffix.lower() in SIDE_SUFFIXES
 
 
 def is_written(name: str) -> bool:

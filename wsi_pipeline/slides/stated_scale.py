@@ -9,9 +9,12 @@ import re
 from collections.abc import Mapping
 
 from wsi_pipeline.slides.base import DeclaredScale
+from wsi_pipeline.slides.tiff_structure import TiffFacts
 
-OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
-OME_OBJECTIVE = re.compile(r"<(?:\w+:)?Objective\b[^>]*>")
+# Possessive, and within one tag: a hostile description of megabytes is gone through once.
+OME_PIXELS = re.compile(r"<(?:\w++:)?+Pixels\b[^<>]*+>")
+OME_OBJECTIVE = re.compile(r"<(?:\w++:)?+Objective\b[^<>]*+>")
+ATTRIBUTE = re.compile(r"\b(\w++)\s*+=\s*+(?:\"([^\"]*+)\"|'([^']*+)')")
 IMAGEJ = "ImageJ="
 UM_PER_UNIT = {
     "Å": 1e-4,
@@ -47,6 +50,18 @@ def read_description(text: str, resolution: tuple[str, str]) -> DeclaredScale | 
     return _read_imagej(text, resolution) if text.startswith(IMAGEJ) else None
 
 
+def scale_of(facts: TiffFacts) -> DeclaredScale:
+    """Return the scale that a TIFF's description or tags state."""
+    if stated := read_description(facts.description, facts.resolution):
+        return stated
+    um = {2: UM_PER_UNIT["in"], 3: UM_PER_UNIT["cm"]}.get(facts.unit)
+    per_unit = [_positive(text) for text in facts.resolution]
+    mpp_x, mpp_y = (f"{um / number:.10g}" if um and number else None for number in per_unit)
+    magnification = read_magnification(facts.description)
+    instead = describe_instead(magnification, None, "" if um else facts.resolution[0])
+    return DeclaredScale("TIFF tag", mpp_x, mpp_y, instead)
+
+
 def _read_ome(text: str) -> DeclaredScale | None:
     found = OME_PIXELS.search(text)  # of the first image, which level 0 is
     attributes = _attributes(found[0]) if found else {}
@@ -55,10 +70,7 @@ def _read_ome(text: str) -> DeclaredScale | None:
 
 
 def _attributes(tag: str) -> dict[str, str]:
-    return {
-        name: one or other
-        for name, one, other in re.findall(r"(\w+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", tag)
-    }
+    return {name: one or other for name, one, other in ATTRIBUTE.findall(tag)}
 
 
 def _to_um(attributes: Mapping[str, str], name: str) -> str | None:

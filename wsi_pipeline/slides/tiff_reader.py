@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides.base import Box, Boxes, Level, UserScale, show_reader, tiles_touched
 from wsi_pipeline.slides.openslide_reader import (
-    PAGE_VENDORS,
     OpenSlideReader,
     detect_vendor,
 )
 from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region
+from wsi_pipeline.slides.tiff_pages import PAGE_VENDORS
 from wsi_pipeline.slides.tiff_tiles import (
     ForgedTile,
     LevelLayout,
@@ -72,6 +72,7 @@ class TiffReader:
         self._probed: dict[int, LevelLayout | None] = {}
         self._file: int | None = None
         self._here = threading.local()
+        self._white: NDArray[np.uint8] = np.full(3, 255, np.uint8)
 
     @property
     def direct_levels(self) -> tuple[int, ...]:
@@ -97,6 +98,12 @@ class TiffReader:
             except TileFault as fault:
                 self._note(level, (x, y, width, height), fault)
         return self._openslide.read(level, x, y, width, height, only)
+
+    def use_srgb(self) -> None:
+        """Give pixels in sRGB from now on, where the slide has a profile. Raises SlideError."""
+        self._openslide.use_srgb()
+        white = np.full((1, 1, 3), 255, np.uint8)
+        self._white = self._openslide.to_wanted(white)[0, 0]
 
     def read_rgba(self, level: Level, box: Box) -> NDArray[np.uint8]:
         """Return RGBA (height, width, 4) of a box of a level; alpha is 0 where pixels are absent.
@@ -164,7 +171,11 @@ class TiffReader:
 
         A single tile that only OpenSlide can read may be damaged; several are of another format.
         """
-        found = [self._is_equal(level, layout, index) for index in _choose_probes(layout)]
+        # Above a missing tile OpenSlide draws the finer level, which takes it minutes where many
+        # are missing; the stored tile shows what was there.
+        is_drawn = self._openslide.lost_tiles.is_drawn
+        probes = [index for index in _choose_probes(layout) if not is_drawn(level, index)]
+        found = [self._is_equal(level, layout, index) for index in probes]
         return False not in found and not (len(found) > 1 and set(found) == {None})
 
     def _is_equal(self, level: Level, layout: LevelLayout, index: int) -> bool | None:
@@ -194,7 +205,7 @@ class TiffReader:
         region = np.empty((height, width, 3), np.uint8)
         rows, cols = layout.tiles_under(*box)
         if len(indices) < len(rows) * len(cols) or not _is_within(box, (0, 0, *layout.size)):
-            region[:] = 255
+            region[:] = self._white
 
         def place(index: int) -> None:
             left, top = layout.corner(index)
@@ -238,12 +249,13 @@ class TiffReader:
         lost_tiles = self._openslide.lost_tiles
         if level.number == 0 and lost_tiles.holds(index):
             raise TileFault("a lost tile")
-        if level.number > 0 and lost_tiles.is_drawn(level, index):
-            raise TileFault("a tile that OpenSlide draws from a finer level")
         count = int(layout.counts[index])
+        if count == 0 and self.info.vendor == "aperio" and level.number > 0:
+            raise TileFault("a missing tile, which OpenSlide draws from a finer level")
         if count == 0:
-            return np.full((layout.form.height, layout.form.width, 3), 255, np.uint8)
-        tile = decode_tile(self._read_bytes(int(layout.offsets[index]), count), layout.form)
+            return np.full((layout.form.height, layout.form.width, 3), self._white, np.uint8)
+        content = self._read_bytes(int(layout.offsets[index]), count)
+        tile = self._openslide.to_wanted(decode_tile(content, layout.form))
         if keep:
             TILES.put(key, tile)
         return tile
@@ -318,10 +330,17 @@ class TileCache:
             self._tiles[key] = tile
 
     def forget(self, owner: Hashable) -> None:
-        """Drop the tiles whose key begins with `owner`."""
-        with self._lock:
+        """Drop the tiles whose key begins with `owner`; where the cache is in use, later ones do.
+
+        A garbage collection may close a slide at any moment, also within `get` of this thread.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             for key in [key for key in self._tiles if isinstance(key, tuple) and key[0] == owner]:
                 del self._tiles[key]
+        finally:
+            self._lock.release()
 
 
 TILES = TileCache(MAX_BYTES)

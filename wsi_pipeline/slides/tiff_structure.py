@@ -41,20 +41,17 @@ NUMBERS = {SUBFILE, WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, O
 NUMBERS |= {ROWS_PER_STRIP, PLANES, PREDICTOR, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT}
 NUMBERS |= {IMAGE_DEPTH, TILE_DEPTH}
 TABLES = {STRIP_OFFSETS, STRIP_COUNTS, TILE_OFFSETS, TILE_COUNTS, OLD_JPEG_OFFSET, OLD_JPEG_COUNT}
-KNOWN = NUMBERS | TABLES | {DESCRIPTION, SUB_IFDS, JPEG_TABLES, NDPI}
-
-PHOTOMETRICS = (0, 1, 2, 6)
-"""Grey (either way), RGB, YCbCr."""
-OTHER_PHOTOMETRICS = {3: "with a palette", 4: "of a mask", 5: "of CMYK", 8: "of CIELab"}
-UNSIGNED = (1, 4)
-"""Whole numbers, or not stated."""
-MASK = 4
-"""The bit of the kind of image that says that it is a mask of another one."""
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, ICC_PROFILE = 282, 283, 296, 34675
+NUMBERS |= {RESOLUTION_UNIT}
+FACTS = {DESCRIPTION, X_RESOLUTION, Y_RESOLUTION, ICC_PROFILE}
+KNOWN = NUMBERS | TABLES | FACTS | {SUB_IFDS, JPEG_TABLES, NDPI}
+MAX_FACT_BYTES = 16 * 1024 * 1024
+"""Of a description or a colour profile."""
 
 TYPES = dict(zip((1, 3, 4, 6, 7, 8), ("u1", "u2", "u4", "i1", "u1", "i2"), strict=True))
 TYPES |= dict(zip((9, 13, 16, 17, 18), ("i4", "u4", "u8", "i8", "u8"), strict=True))
 """NumPy's names of TIFF's kinds of whole numbers, without the byte order."""
-TEXT = 2
+TEXT, RATIO = 2, 5
 CIRCLE = "its images go round in a circle; export it again"
 IMPOSSIBLE = "which is impossible; copy or export it again"
 
@@ -123,39 +120,31 @@ def read_structure(path: Path) -> TiffStructure:
         return TiffStructure(list(walk.pages()), walk.size)
 
 
-def describe_other(page: TiffPage) -> str | None:
-    """Return what an image's pixels are where they are no 8-bit grey or colours, else None."""
-    bits = page.numbers.get(BITS, (1,))
-    photometric = page.number(PHOTOMETRIC, 2)
-    forms = page.numbers.get(SAMPLE_FORMAT, (1,))
-    samples = page.number(SAMPLES, 1)
-    if any(form not in UNSIGNED for form in forms):
-        return "of floating point" if 3 in forms else "with a sign"
-    if photometric in OTHER_PHOTOMETRICS:
-        return OTHER_PHOTOMETRICS[photometric]
-    if page.number(SUBFILE, 0) & MASK:
-        return "of a mask"
-    if set(bits) != {8}:
-        return f"of {max(bits)} bits"
-    if photometric not in PHOTOMETRICS or not 1 <= samples <= 4:
-        return f"of {samples} samples and interpretation {photometric}"
-    return None
+class TiffFacts(NamedTuple):
+    """What an image's tags say besides its pixels."""
+
+    description: str
+    resolution: tuple[str, str]
+    """Pixels per unit in x and y; "" where there is none."""
+    unit: int
+    """1: unknown, 2: inch, 3: centimetre."""
+    profile: bytes | None
+    """Its colour profile."""
 
 
-def list_others(structure: TiffStructure) -> list[TiffPage]:
-    """Return the tiled images in the file's row behind its first that are no 8-bit grey or colours.
+def starts_tiff(path: Path) -> bool:
+    """Return whether a file begins as a TIFF; False where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) in TIFF_MAGIC
+    except OSError:
+        return False
 
-    These are masks and scores, and no reader makes levels of them.
-    """
-    row = [page for page in structure.pages if page.is_tiled and not page.is_sub]
-    return [page for page in row[1:] if describe_other(page) is not None]
 
-
-def find_page(structure: TiffStructure, size: tuple[int, int]) -> TiffPage | None:
-    """Return the one tiled image of that size; None where there are none or several."""
-    pages = [page for page in structure.pages if page.is_tiled and not page.is_sub]
-    matching = [page for page in pages if page.size == size and describe_other(page) is None]
-    return matching[0] if len(matching) == 1 else None
+def read_facts(path: Path, page: TiffPage) -> TiffFacts:
+    """Read what an image of a file says of itself. Raises BrokenTiff and OSError."""
+    with path.open("rb", buffering=0) as stream:
+        return _Walk(stream.fileno()).facts(page)
 
 
 class _Walk:
@@ -231,6 +220,31 @@ class _Walk:
         self._is_ndpi = any(code == NDPI for code, *_ in struct.iter_unpack("<HHII", content))
         return long_start if self._is_ndpi else start
 
+    def facts(self, page: TiffPage) -> TiffFacts:
+        """Return what the tags of an image say."""
+        entries, _ = self._read_entries(page.place)
+        description = self._bytes_of(entries, DESCRIPTION).decode(errors="replace")
+        resolution = [self._ratio_of(entries, tag) for tag in (X_RESOLUTION, Y_RESOLUTION)]
+        return TiffFacts(
+            description.rstrip("\0"),
+            (resolution[0], resolution[1]),
+            page.number(RESOLUTION_UNIT, 2),
+            self._bytes_of(entries, ICC_PROFILE) or None,
+        )
+
+    def _bytes_of(self, entries: dict[int, Entry], code: int) -> bytes:
+        entry = entries.get(code)
+        if entry is None or entry.kind not in (TEXT, 1, 7):
+            return b""
+        return self._read(entry.place, min(entry.length, MAX_FACT_BYTES))
+
+    def _ratio_of(self, entries: dict[int, Entry], code: int) -> str:
+        entry = entries.get(code)
+        if entry is None or entry.kind != RATIO:
+            return ""
+        above, below = struct.unpack(self._order + "II", self._read(entry.place, 8))
+        return f"{above / below:.17g}" if below else ""
+
     def _read_entries(self, place: int) -> tuple[dict[int, Entry], int]:
         """Return the tags of the image at `place`, and where the next image is."""
         self._images += 1
@@ -254,7 +268,8 @@ class _Walk:
         return entries, self._unpack("Q" if is_long else "I", self._read(end, 8 if is_long else 4))
 
     def _entry(self, kind: int, count: int, inline: bytes, at: int) -> Entry:
-        width = 1 if kind == TEXT else np.dtype(TYPES[kind]).itemsize if kind in TYPES else 0
+        width = {TEXT: 1, RATIO: 8}.get(kind, 0)
+        width = np.dtype(TYPES[kind]).itemsize if kind in TYPES else width
         is_inline = count * width <= len(inline)
         place = at if is_inline else self._unpack("Q" if self._is_big else "I", inline)
         return Entry(kind, count, place, is_inline)

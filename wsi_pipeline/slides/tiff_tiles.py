@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.jpeg_tiles import can_share, decode_jpeg
+from wsi_pipeline.slides.tiff_pages import find_page
 from wsi_pipeline.slides.tiff_structure import (
     BITS,
     COMPRESSION,
@@ -35,11 +36,10 @@ from wsi_pipeline.slides.tiff_structure import (
     BrokenTiff,
     TiffPage,
     TiffStructure,
-    find_page,
     read_structure,
 )
 
-JPEG, LZW, DEFLATE, OLD_DEFLATE, UNCOMPRESSED = 7, 5, 8, 32946, 1
+JPEG, LZW, DEFLATE, OLD_DEFLATE, ZSTD, UNCOMPRESSED = 7, 5, 8, 32946, 50000, 1
 JPEG_2000_YCBCR, JPEG_2000_RGB = 33003, 33005
 """Compression schemes, by TIFF's numbers; the last two are Aperio's own."""
 
@@ -113,6 +113,10 @@ def _decode_deflate(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     return _to_pixels(imagecodecs.zlib_decode(content, out=form.height * form.width * 3), form)
 
 
+def _decode_zstd(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+    return _to_pixels(imagecodecs.zstd_decode(content, out=form.height * form.width * 3), form)
+
+
 LZW_END = 257
 """The code that ends a stream, in nine bits or more; zeros fill its last byte or two."""
 
@@ -171,6 +175,7 @@ DECODERS: dict[int, Callable[[bytes, TileFormat], NDArray[np.uint8]]] = {
     LZW: _decode_lzw,
     DEFLATE: _decode_deflate,
     OLD_DEFLATE: _decode_deflate,
+    ZSTD: _decode_zstd,
     UNCOMPRESSED: _to_pixels,
     JPEG_2000_RGB: _decode_jpeg_2000,
 }
@@ -256,8 +261,13 @@ def find_tables(path: Path, levels: Sequence[Level]) -> dict[int, LevelLayout]:
 def _layout_of(level: Level, structure: TiffStructure) -> LevelLayout | None:
     """Return the layout of the one tiled page of the level's size; None if there is none."""
     page = find_page(structure, level.size)
-    if page is None or not _is_plain_rgb(page):
+    if page is None or not is_plain_rgb(page):
         return None
+    return lay_out(page, structure.file_size)
+
+
+def lay_out(page: TiffPage, file_size: int) -> LevelLayout | None:
+    """Return the layout of a tiled page; None where its tables do not fit its size or the file."""
     form = TileFormat(
         *page.tile,
         compression=page.number(COMPRESSION, 1),
@@ -265,14 +275,14 @@ def _layout_of(level: Level, structure: TiffStructure) -> LevelLayout | None:
         predictor=page.number(PREDICTOR, 1),
         jpeg_tables=page.jpeg_tables,
     )
-    across, down = -(-level.size[0] // form.width), -(-level.size[1] // form.height)
+    across, down = -(-page.size[0] // form.width), -(-page.size[1] // form.height)
     if len(page.offsets) != across * down:
         return None
-    layout = LevelLayout(form, level.size, across, page.offsets, page.counts)
-    return layout if _is_within(layout, structure.file_size) else None
+    layout = LevelLayout(form, page.size, across, page.offsets, page.counts)
+    return layout if _is_within(layout, file_size) else None
 
 
-def _is_plain_rgb(page: TiffPage) -> bool:
+def is_plain_rgb(page: TiffPage) -> bool:
     """Return whether pixels are three adjacent bytes, upright, in tiles of a reasonable size."""
     plain = (PLANES, FILL_ORDER, ORIENTATION, IMAGE_DEPTH, TILE_DEPTH)
     return (

@@ -114,7 +114,8 @@ class InferJob:
         return self.slide.slide_mpp or self.config.slide_mpp
 
     def _open(self) -> closing[SlideReader]:
-        return closing(open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp))
+        icc = self.config.spec.icc
+        return closing(open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp, icc=icc))
 
     def _load(self) -> "Predictor":
         """Return the predictor, loaded once per process. Raises ModelError, EnvironmentFault."""

@@ -165,7 +165,7 @@ def _open_slide_patches(
     reader: str,
 ) -> PatchSource:
     table = _read_staged_table(folder, stamp)
-    opened = open_slide(slide.path, slide.slide_id, scale, reader)
+    opened = open_slide(slide.path, slide.slide_id, scale, reader, table.grid.spec.icc)
     if opened.info.fingerprint != table.slide.fingerprint:
         opened.close()
         raise SlideError(f"{slide.path}: {CHANGED}")

@@ -45,6 +45,9 @@ def check_table(table: PatchTable, model: ModelFacts) -> None:
     if abs(spec.mpp - wanted.mpp) > SCALE_TOLERANCE * wanted.mpp:
         what = f"patches at {spec.mpp:g} µm/px, the model was trained at {wanted.mpp:g} µm/px"
         raise ModelError(f"{name}: {what}; tile with --mpp {wanted.mpp:g}")
+    if spec.icc != wanted.icc:
+        what = f"patches in {spec.icc} colours, the model was trained on {wanted.icc}"
+        raise ModelError(f"{name}: {what}; tile with --icc {wanted.icc}")
     if (table.labels >= 0).any() and table.class_names != model.class_names:
         ours, its = " and ".join(table.class_names), " from ".join(model.class_names)
         what = f"its labels mean {ours}, the model tells {its}"

@@ -4,7 +4,8 @@ A store with new labels is a new generation of it, made without reading the slid
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_pipeline.core.choices import LABELS_SUFFIX, STORE_SUFFIX
-from wsi_pipeline.core.errors import LabelError, StoreError, WsiError
+from wsi_pipeline.core.errors import EnvironmentFault, LabelError, StoreError, WsiError
 from wsi_pipeline.core.outcome import (
     RunAccount,
     SlideOutcome,
@@ -23,8 +24,7 @@ from wsi_pipeline.core.outcome import (
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.counting.review import Review
 from wsi_pipeline.counting.review_file import list_reviews, read_review
-from wsi_pipeline.labels import label_patches, label_recipe
-from wsi_pipeline.labels.annotation import describe_repairs
+from wsi_pipeline.labels import describe_labels, label_patches, label_recipe
 from wsi_pipeline.labels.assignment import PatchLabels
 from wsi_pipeline.labels.discovery import list_label_files, match_labels
 from wsi_pipeline.labels.geojson import write_labels_geojson
@@ -36,6 +36,8 @@ from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.patches import KIND, PatchStore, find_stores, write_generation
 
+logger = logging.getLogger(__name__)
+
 
 def relabel_stores(
     places: Sequence[Path],
@@ -44,17 +46,49 @@ def relabel_stores(
     listener: Listener | None = None,
 ) -> RunAccount:
     """Relabel every store among `places` for which `labels` hold a file of its slide's name."""
-    files = list_label_files(labels)
+    stores = find_stores(places)
+    names = [store.name.removesuffix(STORE_SUFFIX) for store in stores]
+    matches = match_labels(names, list_label_files(labels))
+    for note in matches.notes:
+        logger.warning(note)
     outcomes: list[SlideOutcome] = []
-    for store in find_stores(places):
-        slide_id = store.name.removesuffix(STORE_SUFFIX)
+    for store, slide_id, label_file in zip(stores, names, matches.files, strict=True):
         try:
-            outcomes.append(_relabel(store, slide_id, match_labels(slide_id, files), rules))
+            outcomes.append(_relabel(store, slide_id, label_file, rules))
         except WsiError as error:
             outcomes.append(describe_failure(slide_id, str(store), error))
         if listener is not None:
             listener.slide_ended(outcomes[-1])
+    warn_missing_classes(path for path, file in zip(stores, matches.files, strict=True) if file)
     return RunAccount(tuple(outcomes), "store")
+
+
+def warn_missing_classes(stores: Iterable[Path]) -> None:
+    """Warn where stores that were labelled have no patch of a class, which training needs."""
+    found = np.zeros(2, dtype=np.int64)
+    names: tuple[str, str] | None = None
+    for path in stores:
+        try:
+            store = PatchStore(path)
+        except (StoreError, EnvironmentFault):  # said with its slide
+            continue
+        names = store.class_names
+        found += np.bincount(store.labels[store.labels >= 0], minlength=2)
+        if found.all():
+            return
+    if names is not None:
+        missing = " or ".join(
+            repr(name) for name, number in zip(names, found, strict=True) if not number
+        )
+        logger.warning(
+            "NO PATCH of class %s in the whole run: %d %s and %d %s; check the label files and what"
+            " their classes mean, for a model needs both",
+            missing,
+            found[0],
+            names[0],
+            found[1],
+            names[1],
+        )
 
 
 def _relabel(path: Path, slide_id: str, label_file: Path | None, rules: LabelRules) -> SlideOutcome:
@@ -72,7 +106,8 @@ def _describe_labels(path: Path, slide_id: str, is_new: bool) -> SlideOutcome:
     counts = np.bincount(table.labels + 1, minlength=3).tolist()
     names = ("unknown", *table.class_names)
     message = ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
-    message += describe_repairs(store.attributes["labels"])
+    if described := describe_labels(store.attributes.get("labels") or {}):
+        message += f"; {described}"
     state = state_of(table.patches, int(np.count_nonzero(~store.readable)))
     return SlideOutcome(slide_id, str(path), state, message, table.patches, not is_new)
 

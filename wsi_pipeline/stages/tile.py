@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.choices import LABELS_SUFFIX, LOCAL, MASK_SUFFIX, STORE_SUFFIX
+from wsi_pipeline.core.choices import LABELS_SUFFIX, LOCAL, MASK_SUFFIX, SRGB, STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import (
     MAX_MPP,
@@ -36,10 +36,9 @@ from wsi_pipeline.core.slide import (
     Thumbnail,
     describe_doubts,
 )
-from wsi_pipeline.labels import label_patches, label_recipe
-from wsi_pipeline.labels.annotation import describe_repairs
-from wsi_pipeline.labels.mask import TissueMask, match_mask
+from wsi_pipeline.labels import describe_labels, label_patches, label_recipe
 from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.labels.tissue_mask import TissueMask, match_mask
 from wsi_pipeline.outputs.previews import write_label_preview, write_mask_preview
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import SlideReader, UserScale, choose_level
@@ -148,7 +147,8 @@ class TileJob:
 
     def _open(self) -> closing[SlideReader]:
         slide, scale = self.slide, self.config.scale_of(self.slide)
-        return closing(open_slide(slide.path, slide.slide_id, scale, self.config.reader))
+        reader, icc = self.config.reader, self.config.spec.icc
+        return closing(open_slide(slide.path, slide.slide_id, scale, reader, icc))
 
     def _stage(self, reader: SlideReader) -> Staging:
         chosen = (self.slide.label_file, self.slide.patient_id, self._mask)
@@ -181,10 +181,10 @@ class TileJob:
             message += f", {fallbacks} regions read by OpenSlide after a fault"
         if self.codec.is_lossy:
             message += f", lossy (JPEG quality {self.codec.quality})"
-        if self.slide.label_file is not None:
-            message += describe_repairs(store.attributes["labels"])
         flags = store.table.count_flags().items()
         message += "".join(f", {count} flagged {name}" for name, count in flags if count)
+        if described := describe_labels(store.attributes.get("labels") or {}):
+            message += f"; {described}"
         message += describe_doubts(store.table)
         return replace(outcome, message=message)
 
@@ -241,7 +241,9 @@ def tile_recipe(
     mask_file: Path | None = None,
 ) -> dict[str, Any]:
     """Return everything that decides a slide's patches, their labels and their patient."""
-    return {
+    # The fingerprint need not cover the bytes of the profile.
+    colours = {"profile": slide.icc_digest} if config.spec.icc == SRGB else {}
+    return colours | {
         "slide": slide.fingerprint,
         "slide_mpp": slide.mpp,
         "patch": config.spec.to_json(),
@@ -289,10 +291,9 @@ def plan_patches(
     thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
     mpp = slide.mpp * float(thumbnail.downsample)
     found = find_tissue(thumbnail.pixels, mpp, config.tissue)
+    # What cannot be decoded may be tissue: such patches are tried, counted as unreadable.
+    tissue, tissue_mm2 = found.tissue | unreadable, float(found.tissue.sum()) * (mpp / 1000) ** 2
     if mask_file is None:
-        # What cannot be decoded may be tissue: such patches are tried, counted as unreadable.
-        tissue = found.tissue | unreadable
-        tissue_mm2 = float(found.tissue.sum()) * (mpp / 1000) ** 2
         fraction = tissue_fraction(tissue, thumbnail, grid)
     else:
         mask = TissueMask(mask_file, slide)
@@ -302,9 +303,8 @@ def plan_patches(
     _check_levels(reader, grid, positions, thumbnail)
     if tissue_mm2 and not len(positions):  # it must not pass for an empty slide
         raise _no_patch_error(slide, tissue_mm2, config)
-    positions, quality = flag_patches(
-        reader, grid, positions, thumbnail, found.faults, config.quality
-    )
+    chosen = (grid, positions, thumbnail, found.faults, config.quality)
+    positions, quality = flag_patches(reader, *chosen)
     labels = label_patches(label_file, slide, grid, positions, config.rules)
     table = PatchTable(
         slide,
@@ -351,7 +351,7 @@ def resolve_scale(reader: SlideReader, config: TileConfig) -> tuple[PatchSpec, F
     levels = [(slide.mpp * float(level.downsample), level.downsample) for level in reader.levels]
     mpp, downsample = min(levels, key=lambda level: abs(level[0] - spec.mpp))
     if abs(mpp - spec.mpp) <= LEVEL_TOLERANCE * spec.mpp:
-        return PatchSpec(spec.side_px, spec.stride_px, mpp), downsample
+        return replace(spec, mpp=mpp), downsample
     if spec.mpp < slide.mpp and not config.allow_upsample:
         what = f"scanned at {slide.mpp:g} µm/px, patches at {spec.mpp:g} µm/px would be made up"
         remedy = f"use --mpp {slide.mpp:g} or more, or --allow-upsample"

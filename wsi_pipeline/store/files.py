@@ -20,6 +20,10 @@ from wsi_pipeline.core.errors import EnvironmentFault, machine_fault
 
 CHECKSUM_PIECE_BYTES = 4 * 1024 * 1024
 MOST_ATTEMPTS = 100
+FOLDER_VANISHED = (FileNotFoundError, FileExistsError)
+"""Errors of making a folder that another process removes at that moment: also that it exists, where
+it is gone when Python looks what exists.
+"""
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
 """Tells machines that share a folder apart."""
 ASIDE = re.compile(rf"\..+\.{HOST}\.(\d+)")
@@ -138,7 +142,7 @@ def make_folder(folder: Path) -> None:
             break
         except OSError as error:
             # Not found: another process has removed the empty parent meanwhile.
-            if not isinstance(error, FileNotFoundError) or attempt == MOST_ATTEMPTS - 1:
+            if not isinstance(error, FOLDER_VANISHED) or attempt == MOST_ATTEMPTS - 1:
                 what = f"{folder}: cannot be made ({error.strerror or error})"
                 raise EnvironmentFault(f"{what}; name a folder that you may write to") from error
 

@@ -17,7 +17,7 @@ from typing import TextIO
 from wsi_pipeline.core.choices import HIDDEN
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.json_io import read_bounded
-from wsi_pipeline.store.files import MOST_ATTEMPTS, open_to_append
+from wsi_pipeline.store.files import FOLDER_VANISHED, MOST_ATTEMPTS, open_to_append
 
 MAX_OWNER_BYTES = 4096
 """Limit of the line in which a writer names itself, with a margin."""
@@ -53,8 +53,10 @@ def hold_lock(target: Path) -> Iterator[None]:
         yield
     finally:
         # While it is still held: another process that opened it meanwhile sees it gone and retries.
-        path.unlink(missing_ok=True)
-        stream.close()
+        # Never another file: where this one was removed by force, that is the lock of a successor.
+        with stream:
+            if _is_at(path, stream):
+                path.unlink(missing_ok=True)
         remove_empty(target)
 
 
@@ -106,7 +108,7 @@ def _lock_file(path: Path, target: Path) -> TextIO:
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = _open_lock(path)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and attempt < MOST_ATTEMPTS:
+            if isinstance(error, FOLDER_VANISHED) and attempt < MOST_ATTEMPTS:
                 continue  # a writer that just ended removed the folder; in /proc it never exists
             what = f"{path}: cannot be written ({error.strerror})"
             raise EnvironmentFault(f"{what}; name a folder that you may write to") from error
@@ -122,10 +124,18 @@ def _lock_file(path: Path, target: Path) -> TextIO:
                 if os.fstat(stream.fileno()).st_size == 0:  # a holder has put its name in
                     path.unlink(missing_ok=True)
             raise _no_locks(target, error) from error
-        if path.exists() and os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
+        if _is_at(path, stream):
             stream.truncate(0)
             return stream
         stream.close()
+
+
+def _is_at(path: Path, stream: TextIO) -> bool:
+    """Return whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _no_locks(target: Path, error: OSError) -> EnvironmentFault:

@@ -4,6 +4,7 @@ Sizes are compared at every opening, checksums of a file before it is used, and 
 `wsi verify` and before training. A product's files are regular files in its own folders, not links.
 """
 
+import errno
 import json
 import os
 import stat
@@ -223,8 +224,17 @@ def check_contained(product: Path, names: Iterable[str]) -> None:
             raise StoreError(f"{product}: names a file outside the product, {shown}; do not use it")
         folders.update(path.parents)
     for folder in sorted(folders, key=lambda path: len(path.parts)):
-        if folder.parts and (product / folder).is_symlink():
+        if folder.parts and _is_link(product / folder):
             raise StoreError(f"{product}: {folder} is a link; copy the product with its files")
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # no file has such a name
+            return False
+        raise
 
 
 def size_of_own(path: Path) -> int | None:

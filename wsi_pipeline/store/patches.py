@@ -291,6 +291,8 @@ def describe_store(store: PatchStore) -> dict[str, str]:
             (provenance if isinstance(provenance, dict) else {}).get("version", "unknown")
         ),
     }
+    if slide.colour_profile:
+        described["colours"] = f"{spec.icc}; the slide's profile is {slide.colour_profile}"
     if flags := table.count_flags():
         described["flags"] = ", ".join(f"{count} {name}" for name, count in flags.items())
     return described

@@ -128,6 +128,7 @@ def read_split(options: TrainOptions) -> SplitChoice:
             tuple(sorted({row.patient_id for row in rows if row.split == part}))
             for part in ("val", "test")
         )
-        return SplitChoice(val, options.val_fraction, test, ignores_absent=True)
+        listed = tuple(sorted({row.patient_id for row in rows}))
+        return SplitChoice(val, options.val_fraction, test, ignores_absent=True, listed=listed)
     val, test = tuple(options.val_patients), tuple(options.test_patients)
     return SplitChoice(val, options.val_fraction, test, is_random=options.i_know_this_leaks)

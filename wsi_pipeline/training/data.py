@@ -14,6 +14,7 @@ from torch import Tensor
 from wsi_pipeline.core.choices import SCALE_TOLERANCE
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import PatchSpec
+from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.store.manifest import check_whole
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.zarr_io import read_rows
@@ -27,6 +28,7 @@ READ_THREADS = 2
 COMMON: tuple[tuple[str, str, Callable[[PatchStore], Any]], ...] = (
     ("patch size", " px", lambda store: store.grid.spec.side_px),
     ("stride", " px", lambda store: store.grid.spec.stride_px),
+    ("kind of colours", "", lambda store: store.grid.spec.icc),
     ("pair of classes", "", lambda store: store.table.class_names),
 )
 """Properties that all stores of a training share: name, unit, value."""
@@ -82,6 +84,7 @@ def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
         key=lambda store: (store.table.patient_id, store.slide.slide_id),
     )
     _check_alike(stores)
+    warn_of_mixture([store.slide.colour_profile for store in stores], stores[0].grid.spec.icc)
     digests = tuple(check_whole(store.path).content_digest for store in stores)
     chosen = [_choose_in_raster_order(store) for store in stores]
     counts = list(map(len, chosen))

@@ -107,6 +107,8 @@ class SplitChoice:
     """Named training patients; none: all others."""
     ignores_absent: bool = False
     """Ignore named patients without patches, as in a published split of a larger data set."""
+    listed: tuple[str, ...] = ()
+    """All patients of a sample sheet, also those of no named part."""
     is_random: bool = False
     """Split patches and not patients, which leaks: only for measuring the leak."""
 
@@ -128,7 +130,7 @@ def split_patients(
     """
     named = PatientSplit(choice.train_patients, choice.val_patients, choice.test_patients)
     if choice.ignores_absent:
-        _warn_of_others(named, {*patients.tolist()})
+        _warn_of_others(named, choice.listed, {*patients.tolist()})
         named = named.keep_present(patients)
     rest = _leave_out(patients, named.test, [*named.train, *named.val])
     val = tuple(sorted({*named.val})) or _choose_share(
@@ -140,13 +142,13 @@ def split_patients(
     return split
 
 
-def _warn_of_others(listed: PatientSplit, present: set[str]) -> None:
+def _warn_of_others(split: PatientSplit, others: Sequence[str], present: set[str]) -> None:
     """Name the listed patients who have no patches, and those with patches whom no list has."""
-    names = [*listed.train, *listed.val, *listed.test]
+    names = list(dict.fromkeys((*split.train, *split.val, *split.test, *others)))
     if absent := [name for name in names if name not in present]:
         what = "listed patients have no labelled patch"
         logger.warning("split: %d of %d %s: %s", len(absent), len(names), what, show_names(absent))
-    if listed.train and (unlisted := sorted(present - {*names})):
+    if split.train and (unlisted := sorted(present - {*names})):
         what = "patients with labelled patches are in no part of it, and not used"
         logger.warning("split: %d %s: %s", len(unlisted), what, show_names(unlisted))
 

@@ -1,0 +1,120 @@
+"""The user's own tissue: images whose pixels above 0 are tissue, or regions drawn in QuPath."""
+
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely.affinity import translate
+
+from wsi_pipeline.core.errors import LabelError
+from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
+from wsi_pipeline.core.slide import SlideInfo, Thumbnail
+from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, JSON_SUFFIXES
+from wsi_pipeline.labels.assignment import covered_shares
+from wsi_pipeline.labels.geojson import read_geojson
+from wsi_pipeline.labels.label_image import read_mask
+from wsi_pipeline.labels.mask import register_image
+
+MASK_ENDING = re.compile(r"[_.-]mask\Z")
+ROWS_AT_ONCE = 256
+
+
+def list_masks(folder: Path) -> list[Path]:
+    """Return the masks in a folder, or the one mask that is named. Raises LabelError for none."""
+    if folder.is_file():
+        return [folder]
+    suffixes = (*IMAGE_SUFFIXES, *JSON_SUFFIXES)
+    files = [path for path in folder.iterdir() if path.is_file()]
+    found = sorted(path for path in files if path.suffix.lower() in suffixes)
+    if not found:
+        raise LabelError(
+            f"{folder}: no masks; give a folder of PNG, TIFF or GeoJSON named like the slides"
+        )
+    return found
+
+
+def match_mask(stem: str, masks: Iterable[Path]) -> Path:
+    """Return the mask whose name is the slide's, with or without `_mask` at its end.
+
+    Raises LabelError where there is none, or several.
+    """
+    fitting = [path for path in masks if MASK_ENDING.sub("", path.stem) == stem]
+    if len(fitting) != 1:
+        names = ", ".join(path.name for path in fitting)
+        what = f"several masks ({names})" if names else "no mask of that name"
+        raise LabelError(
+            f"{stem}: {what}; name one of the masks {stem}.png, .tif or .geojson, or leave"
+            " --mask out"
+        )
+    return fitting[0]
+
+
+class TissueMask:
+    """A tissue mask over a slide: an image for exact areas, or regions."""
+
+    def __init__(self, path: Path, slide: SlideInfo) -> None:
+        """Read the mask. Raises LabelError where it is damaged or of another slide."""
+        self.path = path
+        self.thumbnail: Thumbnail | None = None
+        """The mask image over the slide, its pixels (h, w, 1) 0 or 1; None for regions."""
+        self._regions: shapely.Geometry | None = None
+        if path.suffix.lower() in JSON_SUFFIXES:
+            self._regions = _read_regions(path, slide)
+        else:
+            image = read_mask(path)
+            size = image.values.shape[1], image.values.shape[0]
+            scale = Fraction(register_image(path, size, image.mpp, slide)).limit_denominator(10_000)
+            pixels = (image.values > 0).astype(np.uint8)[..., None]
+            self.thumbnail = Thumbnail(pixels, scale, (0, 0))
+
+    def region_fraction(self, grid: Grid) -> NDArray[np.float32]:
+        """Return the share of every patch inside the regions, float32 (rows, cols)."""
+        fraction = np.zeros((grid.rows, grid.cols), dtype=np.float32)
+        for top in range(0, grid.rows, ROWS_AT_ONCE):
+            rows, cols = np.indices((min(ROWS_AT_ONCE, grid.rows - top), grid.cols), dtype=np.int32)
+            positions = np.stack([rows.ravel() + top, cols.ravel()], axis=1)
+            shares = covered_shares(self._regions, positions_to_boxes_l0(positions, grid))
+            fraction[top : top + len(rows)] = shares.reshape(rows.shape)
+        return fraction
+
+    def mask_thumbnail(self, other: Thumbnail) -> NDArray[np.bool_]:
+        """Return the tissue in a thumbnail, by the centres of its pixels: bool (height, width)."""
+        y, x = (
+            float(other.downsample) * (np.arange(extent) + 0.5) + origin
+            for extent, origin in zip(other.pixels.shape[:2], other.origin_xy_l0[::-1], strict=True)
+        )
+        if self.thumbnail is None:
+            return self._contains(x, y)
+        height, width = self.thumbnail.pixels.shape[:2]
+        downsample = float(self.thumbnail.downsample)
+        col, row = ((places / downsample).astype(np.int64) for places in (x, y))
+        nearest = np.ix_(np.minimum(row, height - 1), np.minimum(col, width - 1))
+        mask: NDArray[np.bool_] = self.thumbnail.pixels[..., 0][nearest] > 0
+        mask[row >= height], mask[:, col >= width] = False, False
+        return mask
+
+    def _contains(self, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
+        mask = np.zeros((len(y), len(x)), dtype=np.bool_)
+        shapely.prepare(self._regions)
+        for top in range(0, len(y), ROWS_AT_ONCE):
+            points = np.meshgrid(x, y[top : top + ROWS_AT_ONCE])
+            mask[top : top + ROWS_AT_ONCE] = shapely.contains_xy(self._regions, *points)
+        return mask
+
+
+def _read_regions(path: Path, slide: SlideInfo) -> shapely.Geometry:
+    left, top = slide.bounds_l0[:2]  # QuPath counts from the scanned area
+    found = read_geojson(path, is_strict=False).regions
+    regions = shapely.union_all([translate(region.geometry, left, top) for region in found])
+    width, height = slide.size_l0
+    if not shapely.intersects(regions, shapely.box(0, 0, width, height)):
+        raise LabelError(
+            f"{path}: nothing of it lies on the slide of {width} × {height} px; this looks like"
+            " another slide's mask"
+        )
+    return regions
