@@ -128,6 +128,15 @@ def test_a_small_core_under_transparent_ink_stays_tissue() -> None:
     assert found.faults["pen"][core].mean() > 0.8
 
 
+def test_a_second_stroke_across_the_first_is_no_tissue() -> None:
+    picture = slide(tissue=None)
+    picture[60:85, 20:200] *= np.array(BLUE_INK) / 243
+    picture[30:190, 100:118] *= np.array((40, 140, 80)) / 243
+    found = look(picture)
+    assert not found.tissue.any()
+    assert found.faults["pen"][65:80, 25:195].all()
+
+
 def test_hairs_and_edges_of_cover_slips_are_no_tissue() -> None:
     picture = slide()
     picture[20:22] = 150

@@ -24,7 +24,9 @@ USUAL_GLASS = 244.0
 STRONGEST_TINT = 1.35
 """Of glass, its largest channel over its smallest."""
 PINKEST = 0.89
-"""Of glass, green over the smaller of red and blue: below, it is pale eosin."""
+"""Of glass, green over the smaller of red and blue; pinker is pale eosin, unless all round."""
+SURROUNDING = 0.7
+"""Share of the picture's edge."""
 MODE_HALF_WIDTH = 7
 """Grey levels around the glass's commonest value that are the glass's own."""
 COARSE_MPP = 12.0
@@ -120,7 +122,8 @@ def _find_glass(
         if (10**top).mean() > (10**glass).mean() + 10:
             glass, near = top.astype(np.float64), nowhere
     red, green, blue = 10**glass
-    is_pink = green < PINKEST * min(red, blue)
+    edge = np.concatenate([near[0], near[-1], near[:, 0], near[:, -1]])
+    is_pink = green < PINKEST * min(red, blue) and edge.mean() < SURROUNDING
     if is_pink or max(red, green, blue) > STRONGEST_TINT * min(red, green, blue):
         return usual, nowhere
     return glass, near

@@ -64,6 +64,8 @@ class Ink(NamedTuple):
     mask: Mask
     strokes: list[NDArray[np.float32]]
     """OD (3,) of each colour and density."""
+    rough: Plane
+    """Deviation of OD close by as a share of OD, of every pixel."""
 
 
 def find_ink(picture: Picture, density: Density, free: Mask, mpp: float) -> Ink:
@@ -96,7 +98,7 @@ def find_ink(picture: Picture, density: Density, free: Mask, mpp: float) -> Ink:
             ink[place] |= part
             strokes.append(_color_of(od[:, *place], size[place], part))
     strokes = _distinct(strokes)
-    return Ink(_with_rims(ink, strokes, density, size, free, mpp), strokes)
+    return Ink(_with_rims(ink, strokes, density, size, free, mpp), strokes, rough)
 
 
 def _color_of(od: NDArray[np.float32], size: Plane, part: Mask) -> NDArray[np.float32]:
@@ -110,7 +112,7 @@ def _color_of(od: NDArray[np.float32], size: Plane, part: Mask) -> NDArray[np.fl
 def _measure_grain(grey: Plane, size: Plane) -> Plane:
     """Return roughness without slopes: a blurred edge has none, tissue has."""
     rest = grey - box(grey, 5)
-    grain = np.sqrt(box(np.square(rest), 5)) * 0.434 / np.maximum(grey, 4) / size
+    grain = np.sqrt(np.maximum(box(np.square(rest), 5), 0)) * 0.434 / np.maximum(grey, 4) / size
     return np.asarray(grain, dtype=np.float32)
 
 
@@ -198,4 +200,8 @@ def _of_other_color(ink: Ink, density: Density, mpp: float) -> Mask:
         return np.zeros_like(ink.mask)
     core = ndimage.binary_erosion(ink.mask, iterations=3)  # at rims colours are mixed
     other = core & (box(least, 5) > OTHER_COLOR)
-    return drop_small(ndimage.binary_opening(other, SQUARE), LEAST_UNDER_UM2 / mpp**2)
+    found = drop_small(ndimage.binary_opening(other, SQUARE), LEAST_UNDER_UM2 / mpp**2)
+    for place, part in parts_of(found):  # a second stroke has another colour, too, but is smooth
+        if np.median(ink.rough[place][part]) < ROUGHNESS:
+            found[place] &= ~part
+    return found
