@@ -46,9 +46,10 @@ def make_full_table() -> PatchTable:
         np.arange(5, dtype=np.float32),
         np.array([0, 1, 2, 3, 0], dtype=np.uint8),
     )
-    tissue = np.zeros(table.thumbnail.pixels.shape[:2], dtype=np.bool_)
+    height, width, _ = table.thumbnail.pixels.shape
+    tissue = np.zeros((height, width), dtype=np.bool_)
     tissue[2:5, 3:] = True
-    areas = np.where(tissue, 1, np.arange(tissue.shape[1]) % 7).astype(np.uint8)
+    areas = np.where(tissue, 1, np.arange(width) % 7).astype(np.uint8)
     known = replace(table, quality=quality, tissue=tissue, areas=areas)
     return replace(known, class_names=("not tumour", "tumour"))
 
