@@ -106,7 +106,7 @@ def _look(rgb: NDArray[np.uint8], mpp: float, limits: Limits) -> FoundTissue:
     solid = open_square(_close(raw, mpp, limits), max(1, round(limits.min_width_um / mpp)))
     colored = raw & (density.chroma > np.maximum(0.015, 0.12 * density.strongest))
     wide = (solid | _close(colored, mpp, limits)) & free
-    tissue = _without_specks(wide, raw, free | fill, mpp, limits)
+    tissue = _without_specks(wide, raw, (free, free | fill), mpp, limits)
     over = find_tissue_under_ink(tissue, ink, density, mpp)
     tissue |= over & ink.mask
     areas = np.zeros(tissue.shape, dtype=np.uint8)
@@ -150,9 +150,9 @@ def _close(mask: Mask, mpp: float, limits: Limits) -> Mask:
 
 
 def _without_specks(
-    mask: Mask, raw: Mask, closable: Mask | bool, mpp: float, limits: Limits
+    mask: Mask, raw: Mask, closable: tuple[Mask | bool, ...], mpp: float, limits: Limits
 ) -> Mask:
-    """Return the mask without small parts and small holes.
+    """Return the mask without small parts and small holes; holes are what is `closable`.
 
     A part that closing made of scattered dust is small, too. In a picture smaller than two of the
     smallest parts the larger half counts.
@@ -160,9 +160,12 @@ def _without_specks(
     least = min(limits.min_object_um2 / mpp**2, mask.size / 2)
     mask = drop_small(mask, least)
     mask = drop_small(mask, 0.15 * least, weights=raw)
-    holes = ~mask & closable
-    filled = holes & ~drop_small(holes, min(limits.max_hole_um2 / mpp**2, mask.size / 2))
-    return np.asarray(mask | (filled & mask.any()))
+    if not mask.any():
+        return mask
+    for where in closable:
+        holes = ~mask & where
+        mask |= holes & ~drop_small(holes, min(limits.max_hole_um2 / mpp**2, holes.size / 2))
+    return mask
 
 
 def _find_glow(most: Plane, mpp: float, limits: Limits) -> FoundTissue:
@@ -172,7 +175,7 @@ def _find_glow(most: Plane, mpp: float, limits: Limits) -> FoundTissue:
     least = float(np.clip(7.4 * (level - np.percentile(quiet, 16)), 2, 10))
     glow = most - np.float32(level)
     raw = glow > np.maximum(least, GLOW_SHARE * ndimage.maximum_filter(glow, 5))
-    tissue = _without_specks(_close(raw, mpp, limits), raw, True, mpp, limits)
+    tissue = _without_specks(_close(raw, mpp, limits), raw, (True,), mpp, limits)
     areas = np.where(tissue, AREAS.index("tissue"), AREAS.index("dark")).astype(np.uint8)
     nothing = np.zeros_like(tissue)
     return FoundTissue(tissue, areas, dict.fromkeys(("pen", "fold", "bubble"), nothing))
