@@ -148,7 +148,7 @@ def test_a_form_that_does_not_come_has_no_longer_than_a_head(url: str) -> None:
 
 
 def test_whoever_does_not_take_an_answer_loses_the_connection(tmp_path: Path) -> None:
-    with serve(tmp_path, visits=1, answer_s=SOON_S) as url, socket.socket() as stream:
+    with serve(tmp_path, visits=1, answer_s=5.0) as url, socket.socket() as stream:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         host, port = url.removeprefix("http://").split(":")
         stream.connect((host, int(port)))
