@@ -55,7 +55,7 @@ def test_store_8863_holds_its_pngs_pixel_for_pixel(
     )
     compared = 0
     for path in (shared_data / "idc" / "8863").glob("*/*.png"):
-        match = IDC_NAME.fullmatch(path.name)
+        match = IDC_NAME.fullmatch(path.stem)
         assert match
         pixels = np.asarray(Image.open(path).convert("RGB"))
         if pixels.shape == (50, 50, 3):
