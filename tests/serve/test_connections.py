@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.served import ALLOWED, TOKEN, run_server, wait_until
+from wsi_pipeline.serve.connections import Connection
 from wsi_pipeline.serve.settings import Limits, ServeSettings
 
 KNOWN = f"Host: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -147,13 +148,25 @@ def test_a_form_that_does_not_come_has_no_longer_than_a_head(url: str) -> None:
     assert send(url, f"{FORM}Content-Length: 9\r\n\r\n").startswith(b"HTTP/1.1 408 ")
 
 
-def test_whoever_does_not_take_an_answer_loses_the_connection(tmp_path: Path) -> None:
-    with serve(tmp_path, visits=1, answer_s=SOON_S) as url, socket.socket() as stream:
+def test_whoever_does_not_take_an_answer_loses_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Connection.connection_made
+
+    def hold_little(self: Connection, transport: Any) -> None:
+        """Let the system's buffers hold less than the answer, which else is as good as taken."""
+        sender = transport.get_extra_info("socket")
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        begin(self, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", hold_little)
+    with serve(tmp_path, visits=1, answer_s=3.0) as url, socket.socket() as stream:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         host, port = url.removeprefix("http://").split(":")
         stream.connect((host, int(port)))
         stream.sendall(f"GET {SCRIPT} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-        wait_until(lambda: httpx.get(f"{url}/static/list.js").status_code == 503)
+        assert stream.recv(12) == b"HTTP/1.1 200"  # before anybody else asks
+        assert httpx.get(f"{url}/static/list.js").status_code == 503
         wait_until(lambda: httpx.get(f"{url}/static/list.js").status_code == 200)
 
 

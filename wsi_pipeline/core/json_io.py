@@ -40,7 +40,7 @@ def parse_exported_json(content: bytes) -> Any:
 def _parse(text: str, **parsers: Any) -> Any:
     try:
         value = json.loads(text, **parsers)
-        written = json.dumps(value, ensure_ascii=False) if "\\u" in text else ""
+        written = json.dumps(value, ensure_ascii=False, allow_nan=True) if "\\u" in text else ""
         if LONE_SURROGATE.search(written):
             raise ValueError("a text in it has half a character")
     except RecursionError as error:

@@ -113,6 +113,8 @@ def clean(
 
 def _clean_work(target: Path, latest: float, is_dry: bool) -> Iterator[Leftover]:
     staging = target.parent / HIDDEN / "staging"
+    if not any(map(_is_folder, list_staged(target))):
+        return  # something that is only called like begun work
     try:
         with hold_lock(target):
             staged = list_staged(target)

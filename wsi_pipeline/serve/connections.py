@@ -126,7 +126,7 @@ class Connection(H11Protocol):
 
 
 class _Transport:
-    """What uvicorn sends through: closing it ends the connection as above."""
+    """A transport whose closing ends the connection by `Connection.end`."""
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         self._transport = transport

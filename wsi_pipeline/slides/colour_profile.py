@@ -28,7 +28,7 @@ PROFILE_FAULTS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 class ColourProfile(NamedTuple):
-    """What is told of a slide's profile."""
+    """Name and digest of a slide's ICC profile."""
 
     name: str
     """As the profile calls itself."""

@@ -26,7 +26,7 @@ MAX_NESTING = 16
 
 
 class DicomFile(NamedTuple):
-    """What a file's header says of its place in a series."""
+    """A DICOM file's place in its series, by its header."""
 
     series: str
     """The series' unique identifier."""

@@ -88,7 +88,7 @@ class Shard:
 
 
 class Listing(NamedTuple):
-    """What a run finds."""
+    """The files that a run finds: its slides, and those that it leaves out."""
 
     slides: list[FoundSlide]
     passed: list[Path]

@@ -1,4 +1,4 @@
-"""Which images of a TIFF are pictures of a slide, by the kind of their pixels."""
+"""Choice of the images of a TIFF that are pictures of a slide, by the kind of their pixels."""
 
 from collections.abc import Sequence
 from pathlib import Path

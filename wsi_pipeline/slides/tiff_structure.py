@@ -121,7 +121,7 @@ def read_structure(path: Path) -> TiffStructure:
 
 
 class TiffFacts(NamedTuple):
-    """What an image's tags say besides its pixels."""
+    """Facts that an image's tags state about it."""
 
     description: str
     resolution: tuple[str, str]

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from wsi_pipeline.core.choices import (
     AUTO,
     CACHES,
@@ -132,3 +134,12 @@ def read_split(options: TrainOptions) -> SplitChoice:
         return SplitChoice(val, options.val_fraction, test, ignores_absent=True, listed=listed)
     val, test = tuple(options.val_patients), tuple(options.test_patients)
     return SplitChoice(val, options.val_fraction, test, is_random=options.i_know_this_leaks)
+
+
+def derive_seed(seed: int, epoch: int, stream: int) -> int:
+    """Return the seed of one stream of random numbers of one epoch.
+
+    It does not depend on numbers drawn before, so that training can resume at any epoch.
+    """
+    sequence = np.random.SeedSequence([seed, epoch, stream % 2**32])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -28,7 +28,7 @@ from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import choose_device, compute_exactly, find_bf16_unit
 from wsi_pipeline.models.model import count_levels, normalisation_of
-from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.config import TrainConfig, derive_seed
 from wsi_pipeline.training.data import (
     LabelledPatches,
     PixelSource,
@@ -42,7 +42,6 @@ from wsi_pipeline.training.loop import (
     FitHistory,
     Learner,
     SplitPart,
-    derive_seed,
     fit,
     unpack_history,
 )

@@ -12,7 +12,7 @@ from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures.network import Network
 from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.model import normalise
-from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.config import TrainConfig, derive_seed
 from wsi_pipeline.training.data import MemoryPixels
 from wsi_pipeline.training.fit import count_steps, make_fabric, measure_normalisation
 from wsi_pipeline.training.loop import (
@@ -20,7 +20,6 @@ from wsi_pipeline.training.loop import (
     FitHistory,
     Learner,
     SplitPart,
-    derive_seed,
     fit,
 )
 from wsi_pipeline.training.lr_finder import Sweep, rise_to, sweep_learner

@@ -20,7 +20,7 @@ from wsi_pipeline.core.limits import kept_memory
 from wsi_pipeline.core.progress import Listener, describe_rate
 from wsi_pipeline.models.card import Normalisation
 from wsi_pipeline.models.predictor import choose_cpu_batch
-from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.config import TrainConfig, derive_seed
 from wsi_pipeline.training.data import PixelSource, cut_batches, sample_epoch
 from wsi_pipeline.training.metrics import Floats, Labels, Names
 from wsi_pipeline.training.optimise import (
@@ -347,15 +347,6 @@ def _prepare(
     for indices, pixels in zip(batches, train.pixels.stream(batches), strict=True):
         labels = all_labels[indices].to(learner.fabric.device)
         yield learner.prepare(pixels, generator), labels
-
-
-def derive_seed(seed: int, epoch: int, stream: int) -> int:
-    """Return the seed of one stream of random numbers of one epoch.
-
-    It does not depend on numbers drawn before, so that training can resume at any epoch.
-    """
-    sequence = np.random.SeedSequence([seed, epoch, stream % 2**32])
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 def predict_logits(learner: Learner, part: SplitPart) -> Floats:

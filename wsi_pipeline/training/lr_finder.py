@@ -21,7 +21,7 @@ from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.store.commit import Staging, find_finished
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import find_stores
-from wsi_pipeline.training.config import TrainConfig
+from wsi_pipeline.training.config import TrainConfig, derive_seed
 from wsi_pipeline.training.data import choose_cache, cut_batches, load_labelled, sample_epoch
 from wsi_pipeline.training.fit import (
     FitJob,
@@ -30,7 +30,7 @@ from wsi_pipeline.training.fit import (
     measure_normalisation,
     open_part,
 )
-from wsi_pipeline.training.loop import Learner, SplitPart, derive_seed
+from wsi_pipeline.training.loop import Learner, SplitPart
 from wsi_pipeline.training.optimise import Schedule, Steps
 from wsi_pipeline.training.run import make_recipe
 from wsi_pipeline.training.split import SplitChoice

@@ -48,7 +48,7 @@ def map_in_lanes(
 ) -> Generator[Result, None, None]:
     """Yield the result of each item in order, several computed side by side."""
     coming: deque[Future[Result]] = deque()
-    with _open_pool(lanes, "predict") as pool:
+    with _open_pool(lanes, "validate") as pool:
         try:
             for item in items:
                 coming.append(pool.submit(compute, item))
