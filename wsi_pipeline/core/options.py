@@ -19,7 +19,6 @@ from wsi_pipeline.core.choices import (
     DEVICES,
     ENGINE_NAMES,
     LAYOUT_NAMES,
-    LOCAL,
     ON_REQUEST,
     ORIGINS,
     OUTPUT_GROUPS,
@@ -119,9 +118,10 @@ class CutOptions(SlideScaleOptions):
     min_tissue: float = option(
         0.5, TISSUE, "Keep a patch if at least this fraction of it is tissue (0: keep all).",
         low=0, high=1)
-    tissue: str = option(LOCAL, TISSUE,
+    tissue: str | None = option(None, TISSUE,
         "How tissue is found: by density over the slide's own glass, in each place (local), or by"
-        " one threshold of saturation (otsu).", choices=TISSUE_DETECTORS)
+        " one threshold of saturation (otsu). [default: local, and what otsu made is taken]",
+        choices=TISSUE_DETECTORS)
     allow_upsample: bool = option(
         False, SCALE, "Cut finer than the scan, which adds pixels but no detail.")
 

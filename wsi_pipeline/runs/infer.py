@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_pipeline.core.choices import AUTO, LEAK_WARNING, RAW, SRGB, STORE_SUFFIX
+from wsi_pipeline.core.choices import AUTO, LEAK_WARNING, LOCAL, RAW, SRGB, STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import RunAccount
@@ -47,7 +47,8 @@ from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.infer import InferJob
-from wsi_pipeline.stages.tile import TileConfig, TileJob
+from wsi_pipeline.stages.tile import TileJob
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.store.patches import find_stores
 
@@ -64,10 +65,11 @@ def read_tiling(options: InferOptions, model: ModelFacts) -> TileConfig:
     """Return how slides are cut for a model: with its patch size, at its scale."""
     return TileConfig(
         spec=model.spec,
-        tissue=TissueParameters(detector=options.tissue, min_tissue=options.min_tissue),
+        tissue=TissueParameters(options.tissue or LOCAL, min_tissue=options.min_tissue),
         slide_mpp=options.slide_mpp,
         allow_upsample=options.allow_upsample,
         rules=LabelRules(class_names=model.class_names),
+        takes_otsu=options.tissue is None,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from wsi_pipeline.core.choices import AUTO, LEFT_OUT_CSV, STORE_SUFFIX
+from wsi_pipeline.core.choices import AUTO, LEFT_OUT_CSV, LOCAL, STORE_SUFFIX
 from wsi_pipeline.core.errors import EnvironmentFault, LabelError, StoreError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.options import IngestOptions, TileOptions
@@ -36,7 +36,8 @@ from wsi_pipeline.stages.ingest_layouts import (
     find_patient,
 )
 from wsi_pipeline.stages.relabel import warn_missing_classes
-from wsi_pipeline.stages.tile import TileConfig, TileJob
+from wsi_pipeline.stages.tile import TileJob
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.store.patches import PatchStore
@@ -62,7 +63,7 @@ def read_tiling(options: TileOptions) -> TileConfig:
     return TileConfig(
         spec=PatchSpec(options.patch_size, options.stride or options.patch_size, mpp, options.icc),
         tissue=TissueParameters(
-            detector=options.tissue,
+            detector=options.tissue or LOCAL,
             min_width_um=options.min_width,
             sure_density=options.min_density,
             closing_radius_um=options.closing,
@@ -82,6 +83,7 @@ def read_tiling(options: TileOptions) -> TileConfig:
             drop=drop,
         ),
         reader=options.reader,
+        takes_otsu=options.tissue is None,
     )
 
 
