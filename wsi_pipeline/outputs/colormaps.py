@@ -144,7 +144,8 @@ def _centre(values: NDArray[np.float64], threshold: float) -> NDArray[np.intp]:
     """Return the number of each value's colour (n,), 0 to 255, with the threshold in the middle."""
     below = 0.5 * values / max(threshold, 1e-9)
     above = 0.5 + 0.5 * (values - threshold) / max(1 - threshold, 1e-9)
-    return np.rint(255 * np.where(values < threshold, below, above)).clip(0, 255).astype(np.intp)
+    places: NDArray[np.float64] = np.where(values < threshold, below, above)
+    return (255 * places).round().clip(0, 255).astype(np.intp)
 
 
 @cache
