@@ -4,7 +4,7 @@
 const POLL_MS = 5000;
 const REGIONS_WAIT_MS = 150;
 const slideId = document.body.dataset.slide;
-const api = `/api/v1/slides/${encodeURIComponent(slideId)}`;
+const api = at(`/api/v1/slides/${encodeURIComponent(slideId)}`);
 const byId = (id) => document.getElementById(id);
 
 async function getJson(address) {

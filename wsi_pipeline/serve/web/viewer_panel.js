@@ -85,7 +85,7 @@ class Panel {
     byId("reset-second").hidden = !second;
     if (second) byId("reset-second").textContent = `${second.name}'s ${second.threshold.toFixed(3)}`;
     byId("report").href = `${api}/report.html${viewer.runs[0] ? `?run=${encodeURIComponent(viewer.runs[0])}` : ""}`;
-    if (byId("review") && viewer.runs[0]) byId("review").href = `/review/${encodeURIComponent(viewer.runs[0])}/${encodeURIComponent(slideId)}`;
+    if (byId("review") && viewer.runs[0]) byId("review").href = at(`/review/${encodeURIComponent(viewer.runs[0])}/${encodeURIComponent(slideId)}`);
     this.showCounts();
     this.showRegions();
     this.showPatch();
