@@ -8,9 +8,10 @@ from wsi_pipeline.core.choices import MODEL_FORMATS, NORMALISATIONS
 from wsi_pipeline.core.options import ForceOptions
 
 from .options import mode_option, options_of, out_option
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--to",

@@ -98,7 +98,7 @@ STATEFUL = {
 entered.
 """
 
-STANDARD_CLI_LIBRARIES = {"click", "rich", "rich_click"}
+STANDARD_CLI_LIBRARIES = {"click", "rich", "rich_click", "yaml"}
 
 
 def modules(package: str) -> list[Path]:
@@ -168,7 +168,7 @@ def test_floor_zero_needs_numpy_only() -> None:
 
 
 @pytest.mark.parametrize("path", modules("cli"), ids=lambda path: path.name)
-def test_commands_use_click_and_rich_only(path: Path) -> None:
+def test_commands_use_click_rich_and_yaml_only(path: Path) -> None:
     assert outside_libraries(path) <= STANDARD_CLI_LIBRARIES
 
 
