@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, select_autoescape
 from prometheus_client import generate_latest
 
-from wsi_pipeline.outputs.report_html import read_web_file
+from wsi_pipeline.outputs.report_html import STYLE, VIEW_SCRIPTS, read_web_file
 from wsi_pipeline.serve.auth import HEALTH_PATH, is_length
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.reviews import NO_REVIEWS
@@ -30,10 +30,15 @@ def load_web_files() -> dict[str, str]:
     """Return every script and style sheet by name."""
     folder = resources.files("wsi_pipeline.serve") / "web"
     own = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
-    shared = ("map_layer.js", "slide_view.js", "slide_view.css")
-    return own | {name: read_web_file(name) for name in shared}
+    return own | {name: read_web_file(name) for name in (*VIEW_SCRIPTS, STYLE)}
 
 
+VIEWER_SCRIPTS = (
+    *("address.js", *VIEW_SCRIPTS),
+    *("tile_layer.js", "overview_map.js", "measure_tool.js"),
+    *("viewer_address.js", "viewer_keys.js", "viewer_panel.js", "viewer.js"),
+)
+"""Of the viewer, in the order in which its page needs them."""
 WEB_FILES = load_web_files()
 """A table, so that no name in a request becomes a path."""
 WEB_TYPES = {"js": "text/javascript", "css": "text/css"}
@@ -56,7 +61,13 @@ def show_list(request: Request, services: Here) -> HTMLResponse:
 def show_viewer(request: Request, services: Here, entry: NamedSlide) -> HTMLResponse:
     """Show the viewer of one slide."""
     can_review = services.reviews is not None and bool(entry.results)
-    return render(request, "viewer.html", slide_id=entry.slide_id, can_review=can_review)
+    return render(
+        request,
+        "viewer.html",
+        slide_id=entry.slide_id,
+        can_review=can_review,
+        scripts=VIEWER_SCRIPTS,
+    )
 
 
 @router.get("/review/{run_id}/{slide_id}")
