@@ -101,6 +101,28 @@ class PatchBlock(NamedTuple):
     """Regions that another reader than the slide's own read, because of a fault; same pixels."""
 
 
+@dataclass(frozen=True, slots=True)
+class TiledBlock:
+    """A block's patches as the decoded tiles under them, and their places there.
+
+    All of them could be read.
+    """
+
+    tiles: NDArray[np.uint8]
+    """RGB, (t, height, width, 3)."""
+    under: NDArray[np.int32]
+    """(b, rows, cols) numbers of the tiles under each patch, from its top left to the right; as
+    many as a patch can touch. What it does not touch repeats what it touches.
+    """
+    corners: NDArray[np.int32]
+    """(b, 2) row and column of each patch's corner in the first of its tiles."""
+    side_px: int
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        return len(self.under)
+
+
 class PatchQuality(NamedTuple):
     """Measurements of patches besides their tissue."""
 
