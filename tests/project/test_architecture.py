@@ -28,6 +28,7 @@ FLOORS: dict[str, int] = {
 """Every room of wsi_pipeline with its floor; a room imports only from floors below its own."""
 
 DOORS: dict[str, set[str]] = {
+    "fastslide": {"slides"},
     "openslide": {"slides"},
     "tifffile": {"labels", "outputs", "runs"},
     "imagecodecs": {"slides", "stages", "store"},

@@ -11,7 +11,7 @@ PRECISIONS = (FP32, BF16, FP16)
 ENGINE_NAMES = ("torch", "torch-compile", "openvino")
 CLUSTERS = ("local", "slurm", "cuda")
 
-READER_NAMES = ("imagecodecs", "tiff", "openslide", "image")
+READER_NAMES = ("imagecodecs", "tiff", "openslide", "image", "fastslide")
 LAYOUT_NAMES = ("idc", "folders", "stacks", "csv")
 CODECS = ("none", "zstd", "jpeg")
 RAW, SRGB = "raw", "srgb"

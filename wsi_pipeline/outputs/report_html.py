@@ -36,6 +36,7 @@ def describe_slide(slide: SlideInfo) -> dict[str, Any]:
         "mpp_source": slide.mpp_source,
         "magnification": slide.magnification,
         "vendor": slide.vendor,
+        "reader_note": slide.reader_note,
     }
 
 
