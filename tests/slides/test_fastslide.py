@@ -7,6 +7,7 @@ import importlib.util
 import json
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from wsi_pipeline.slides import describe_reader, fastslide_reader, open_slide
 from wsi_pipeline.slides.fastslide_reader import FastSlideReader
 from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 from wsi_pipeline.slides.selection import find_slides
-from wsi_pipeline.store.commit import read_manifest
+from wsi_pipeline.store.manifest import read_manifest
 
 NOTE = "damage cannot be seen by this reader"
 needs_fastslide = pytest.mark.skipif(
@@ -30,11 +31,11 @@ needs_fastslide = pytest.mark.skipif(
 
 
 def write_ome_zarr(
-    folder: Path, pixels: np.ndarray, mpp: float | None = 0.5, version: int = 3
+    folder: Path, pixels: np.ndarray, mpp: float | None = 0.5, version: Literal[2, 3] = 3
 ) -> Path:
     """Write (h, w, c) as OME-Zarr 0.5 (or 0.4 in Zarr 2) with a level of every second pixel."""
     group = zarr.open_group(folder, mode="w", zarr_format=version)
-    datasets = []
+    datasets: list[Any] = []
     for number, step in enumerate((1, 2)):
         level = np.moveaxis(pixels[::step, ::step], 2, 0)
         array = group.create_array(
@@ -49,9 +50,9 @@ def write_ome_zarr(
             }
         )
     unit = {"unit": "micrometer"} if mpp else {}
-    axes = [{"name": "c", "type": "channel"}]
+    axes: list[Any] = [{"name": "c", "type": "channel"}]
     axes += [{"name": name, "type": "space"} | unit for name in "yx"]
-    images = [{"axes": axes, "datasets": datasets, "name": "slide"}]
+    images: list[Any] = [{"axes": axes, "datasets": datasets, "name": "slide"}]
     if version == 3:
         group.attrs["ome"] = {"version": "0.5", "multiscales": images}
     else:

@@ -118,8 +118,8 @@ def find_slides(
     unique and safe as a file name, else stem and a hash of the path. The files of a DICOM series
     are one slide, as are those of an OME-Zarr image. `recursive` includes folders within folders;
     the folder of such a slide is found anyway. Files written by wsi are taken only where they are
-    named, and side files, which are counted in a warning. Raises ConfigError where a place does not exist or nothing is found,
-    and EnvironmentFault where a folder may not be entered.
+    named, and side files, which are counted in a warning. Raises ConfigError where a place does not
+    exist or nothing is found, and EnvironmentFault where a folder may not be entered.
     """
     listing = list_slides(places, recursive=recursive, sheet=sheet)
     if listing.passed:
