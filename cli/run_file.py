@@ -120,7 +120,7 @@ def _read(path: Path, parameters: Iterable[plain_click.Parameter]) -> dict[str, 
     from wsi_pipeline.core.json_io import read_bounded
 
     try:
-        text = read_bounded(path, MAX_BYTES).decode("utf-8-sig")
+        text = read_bounded(path.resolve(), MAX_BYTES).decode("utf-8-sig")
         # Words stay as they are typed: a patient called 012 is not the number ten.
         settings = yaml.load(text, Loader=yaml.BaseLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
