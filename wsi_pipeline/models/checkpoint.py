@@ -110,7 +110,7 @@ def load_checkpoint(path: Path, terms: ExternalModelTerms | None = None) -> Chec
     One whose network is its maker's code needs `terms` that name and trust it.
     """
     card = read_card(path)
-    code = take_own_code(path, card, terms or ExternalModelTerms())
+    code = take_own_code(path, card.architecture, card.code, terms or ExternalModelTerms())
     if not is_own(card.architecture):
         _check_others_shapes(path, card, code)
     tensors = read_tensors(path)

@@ -55,7 +55,7 @@ def read_model(path: Path, terms: ExternalModelTerms | None = None) -> ModelFact
         return _load_external(path, terms)
     model = _read_own(path)
     for card in [model] if isinstance(model, Card) else model.members:
-        take_own_code(path, card, terms)
+        take_own_code(path, card.architecture, card.code, terms)
     return model
 
 

@@ -21,8 +21,6 @@ from wsi_pipeline.models.choice import ExternalModelTerms
 if TYPE_CHECKING:
     from torch import nn
 
-    from wsi_pipeline.models.card import Card
-
 NAME = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 MAX_BYTES = 1_000_000
 CLASSES = 2
@@ -99,14 +97,17 @@ def read_code(name: str) -> OwnCode:
     return OwnCode(path.resolve(), match[2], source)
 
 
-def take_own_code(path: Path, card: "Card", terms: ExternalModelTerms) -> OwnCode | None:
+def take_own_code(
+    path: Path, architecture: str, recorded: Mapping[str, Any] | None, terms: ExternalModelTerms
+) -> OwnCode | None:
     """Return the code of a checkpoint's network where the user names and trusts it; None: no code.
 
+    `recorded` is what the checkpoint's card says of its code.
     The file of the user, --trust-model and the checkpoint must have one digest. Raises ModelError
     where they have not or one is missing, and ConfigError for terms that the checkpoint does not
     need; nothing of the file has run then.
     """
-    if card.code is None:
+    if recorded is None:
         if terms != ExternalModelTerms():
             raise ConfigError(
                 f"{path}: holds no {CONFIG_JSON} and no code of its maker; leave out --trust-model,"
@@ -115,11 +116,11 @@ def take_own_code(path: Path, card: "Card", terms: ExternalModelTerms) -> OwnCod
         return None
     if terms.positive_class is not None:
         raise ConfigError(f"{path}: names its positive class itself; leave out --positive-class")
-    function = card.architecture.rpartition(":")[2]
-    wanted = f"sha256:{card.code.get('sha256')}"
+    function = architecture.rpartition(":")[2]
+    wanted = f"sha256:{recorded.get('sha256')}"
     if terms.code is None or terms.trust is None:
         raise ModelError(
-            f"{path}: its network is built by code of its maker, {card.architecture}, which would"
+            f"{path}: its network is built by code of its maker, {architecture}, which would"
             f" run with your rights; if you trust it, add --arch FILE.py:{function} --trust-model"
             f" {wanted}; `wsi model info --json` shows the code"
         )
