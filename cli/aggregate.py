@@ -17,9 +17,10 @@ from .options import (
     results_argument,
     unless_default,
 )
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @results_argument()
 @click.option(
     "--out",

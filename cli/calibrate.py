@@ -7,9 +7,10 @@ import rich_click as click
 from wsi_pipeline.core.choices import INDEX_HTML
 
 from .options import DEFAULT_RESULTS, mode_option, results_argument, unless_default
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @results_argument()
 @click.option(
     "--reviewed",

@@ -5,9 +5,10 @@ from pathlib import Path
 import rich_click as click
 
 from .main import printable
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH…")
 @click.option(
     "--older-than",

@@ -5,9 +5,10 @@ from pathlib import Path
 import rich_click as click
 
 from .options import FOLDER, mode_option
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.option("--out", "-o", type=FOLDER, default=Path("wsi-demo"), help="Folder to write to.")
 @mode_option
 def demo(out: Path) -> None:

@@ -9,9 +9,10 @@ from wsi_pipeline.core.options import ExternalModelOptions
 
 from .main import leave, printable
 from .options import FOLDER, options_of
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.option(
     "--model",
     "-m",

@@ -17,9 +17,10 @@ from .options import (
     say_next,
     unless_default,
 )
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @results_argument()
 @labels_option
 @options_of(LabelOptions)

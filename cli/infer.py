@@ -20,6 +20,7 @@ from .options import (
     options_of,
     unless_default,
 )
+from .run_file import ConfigCommand
 
 if TYPE_CHECKING:
     from wsi_pipeline.runs.dry_run import RunPreview
@@ -29,7 +30,7 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 STEP = 1000
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("places", nargs=-1, type=EXISTING, metavar="[SLIDE_OR_FOLDER…]")
 @click.option(
     "--slides",

@@ -8,9 +8,10 @@ from wsi_pipeline.core.options import TileOptions
 
 from .main import printable
 from .options import options_of
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("slide", type=click.Path(path_type=Path))
 @options_of(TileOptions, "slide_mpp", "reader")
 def info(slide: Path, slide_mpp: float | None, reader: str) -> None:

@@ -18,9 +18,10 @@ from .options import (
     say_taken,
     unless_default,
 )
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("place", type=EXISTING, metavar="DIR")
 @make_out_option(DEFAULT_STORES)
 @options_of(IngestOptions)

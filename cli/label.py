@@ -9,9 +9,10 @@ from wsi_pipeline.core.options import LabelOptions
 
 from .main import leave
 from .options import EXISTING, FOLDER, RESULTS, labels_option, mode_option, options_of
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("stores", nargs=-1, required=True, type=EXISTING, metavar="STORE_OR_FOLDER…")
 @labels_option
 @click.option(

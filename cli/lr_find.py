@@ -9,9 +9,10 @@ from wsi_pipeline.core.limits import limit_spinning
 from wsi_pipeline.core.training_options import FitOptions, TrainOptions
 
 from .options import FOLDER, build, mode_option, options_of, preset_option, stores_argument
+from .run_file import ConfigCommand
 
 
-@click.command("lr-find")
+@click.command("lr-find", cls=ConfigCommand)
 @stores_argument
 @options_of(FitOptions)
 @preset_option

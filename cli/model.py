@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import rich_click as click
 
 from wsi_pipeline.core.options import ExternalModelOptions
 
-from .main import printable
+from .main import leave, printable
 from .options import options_of
 
 
@@ -54,8 +54,23 @@ def info(model: Path, is_json: bool) -> None:
 @model.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @options_of(ExternalModelOptions)
-def check(model: Path, **terms: Any) -> None:
-    """Load MODEL, verify its checksums and run a batch: says ok, or the fault, with exit code 1."""
+@click.option(
+    "--patch-size",
+    type=click.IntRange(1),
+    default=50,
+    metavar="PX",
+    help="Of FILE.py:FUNCTION: side of the patches that it is tried with.",
+)
+def check(model: Path, patch_size: int, **terms: Any) -> None:
+    """Load MODEL, verify its checksums and run a batch: says ok, or the fault, with exit code 1.
+
+    A network of your own, FILE.py:FUNCTION, is built and tried in all that training, inference and
+    export ask of it; the file runs.
+    """
+    from wsi_pipeline.models.own_code import is_own_code
+
+    if is_own_code(str(model)):
+        _check_own(str(model), patch_size)
     from wsi_pipeline.models.choice import read_terms
     from wsi_pipeline.models.loading import find_model
     from wsi_pipeline.models.opening import check_model
@@ -68,3 +83,18 @@ def check(model: Path, **terms: Any) -> None:
             f" µm/px, digest {found.digest[:16]}"
         )
     )
+
+
+def _check_own(name: str, side_px: int) -> NoReturn:
+    """Print a line for each thing that is asked of a user's network; end with 1 for a fault."""
+    from wsi_pipeline.models.conformance import check_conformance
+    from wsi_pipeline.models.own_code import read_code
+
+    code = read_code(name)
+    findings = check_conformance(code, side_px)
+    for finding in findings:
+        click.echo(printable(f"{'no' if finding.fault else 'ok':<3} {finding.name}"))
+        if finding.fault:
+            click.echo(printable(f"    {finding.fault}"))
+    click.echo(printable(f"{code.name}: sha256:{code.sha256}"))
+    leave(1 if any(finding.fault for finding in findings) else 0)

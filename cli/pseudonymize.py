@@ -9,12 +9,13 @@ import rich_click as click
 from wsi_pipeline.core.pseudonym_options import PseudonymizeOptions
 
 from .options import options_of, out_option
+from .run_file import ConfigCommand
 
 if TYPE_CHECKING:
     from wsi_pipeline.slides.sheet import SheetRow
 
 
-@click.command()
+@click.command(cls=ConfigCommand, is_kept=False)
 @click.argument("places", nargs=-1, metavar="SLIDE_OR_FOLDER…")
 @out_option
 @options_of(PseudonymizeOptions)

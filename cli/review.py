@@ -8,10 +8,11 @@ import rich_click as click
 
 from .main import leave, printable
 from .options import EXISTING, mode_option, port_option, results_argument, slides_option
+from .run_file import ConfigCommand
 from .view import login_name, show_in_browser
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @results_argument()
 @click.argument("slide", required=False)
 @click.option(

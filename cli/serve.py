@@ -8,12 +8,13 @@ from wsi_pipeline.core.serve_options import ServeOptions
 
 from .main import printable
 from .options import DEFAULT_RESULTS, build, mode_option, options_of, say_taken
+from .run_file import ConfigCommand
 
 if TYPE_CHECKING:
     from wsi_pipeline.serve.settings import ServeSettings
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @options_of(ServeOptions)
 @mode_option
 def serve(**options: Any) -> None:

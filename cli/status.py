@@ -8,6 +8,7 @@ import rich_click as click
 
 from .main import leave, printable
 from .options import results_argument
+from .run_file import ConfigCommand
 
 if TYPE_CHECKING:
     from wsi_pipeline.runs.status import LastRun, Status, UnderWay
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 DAMAGED = 3
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @results_argument()
 @click.option("--json", "is_json", is_flag=True, help="As JSON, for machines.")
 def status(results: Path, is_json: bool) -> None:

@@ -18,9 +18,10 @@ from .options import (
     options_of,
     unless_default,
 )
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("places", nargs=-1, metavar="SLIDE_OR_FOLDER…")
 @click.option(
     "--slides",

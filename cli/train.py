@@ -22,9 +22,10 @@ from .options import (
     stores_argument,
     unless_default,
 )
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @stores_argument
 @options_of(TrainOptions)
 @preset_option

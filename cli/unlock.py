@@ -7,9 +7,10 @@ import rich_click as click
 from wsi_pipeline.core.errors import EnvironmentFault
 
 from .main import leave, printable
+from .run_file import ConfigCommand
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH…")
 @click.option(
     "--force",

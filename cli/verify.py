@@ -10,6 +10,7 @@ import rich_click as click
 
 from .main import leave, printable
 from .options import EXISTING
+from .run_file import ConfigCommand
 
 if TYPE_CHECKING:
     from wsi_pipeline.runs.verify import Verified
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 DAMAGED = 3
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @click.argument("paths", nargs=-1, required=True, type=EXISTING, metavar="PATH…")
 @click.option("--json", "is_json", is_flag=True, help="As JSON, for machines.")
 def verify(paths: tuple[Path, ...], is_json: bool) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from .options import mode_option, port_option, results_argument, slides_option
+from .run_file import ConfigCommand
 
 if TYPE_CHECKING:
     from wsi_pipeline.serve.services import Services
     from wsi_pipeline.serve.settings import ServeSettings
 
 
-@click.command()
+@click.command(cls=ConfigCommand)
 @results_argument(nargs=-1)
 @slides_option
 @port_option

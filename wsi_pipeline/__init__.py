@@ -224,16 +224,19 @@ def load_model(
     batch_size: int | None = None,
     trust_model: str | None = None,
     positive_class: str | None = None,
+    arch: str | None = None,
 ) -> "Predictor":
     """Load a model as a function: patches uint8 (n, side, side, 3) → probabilities float32 (n,).
 
     Its size of patches, scale in µm per pixel and threshold are in `.model`. Raises ModelError.
     """
-    from wsi_pipeline.models.choice import ExternalModelTerms
+    from wsi_pipeline.core.options import ExternalModelOptions
+    from wsi_pipeline.models.choice import read_terms
     from wsi_pipeline.models.loading import load_model as load
     from wsi_pipeline.models.opening import open_predictor
 
-    loaded = load(Path(model), ExternalModelTerms(trust_model, positive_class))
+    named = ExternalModelOptions(trust_model=trust_model, positive_class=positive_class, arch=arch)
+    loaded = load(Path(model), read_terms(named))
     return open_predictor(loaded, device, engine, precision, batch_size).predictor
 
 

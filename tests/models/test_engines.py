@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +18,15 @@ from torch import Tensor, nn
 from tests import ROOT
 from tests.builders import make_checkpoint, make_patches, write_model
 from wsi_pipeline.core.choices import BF16, FP16, FP32
-from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, GpuLost, ModelError
+from wsi_pipeline.core.errors import ConfigError, EnvironmentFault, ModelError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.models import device, engines
 from wsi_pipeline.models.architectures import build_network
+from wsi_pipeline.models.batch_sizes import SIZES_MEASURED, choose_cpu_batch, measure_batch
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.engines import ENGINES, list_candidates
-from wsi_pipeline.models.engines.engine import Engine, EngineFault, Run
+from wsi_pipeline.models.engines.engine import EngineFault, Run
 from wsi_pipeline.models.engines.torch_eager import fold_batch_norm
 from wsi_pipeline.models.model import (
     Model,
@@ -36,7 +36,7 @@ from wsi_pipeline.models.model import (
     make_test_patches,
 )
 from wsi_pipeline.models.opening import check_answers, open_first, open_predictor
-from wsi_pipeline.models.predictor import SIZES_MEASURED, Predictor, choose_cpu_batch, measure_batch
+from wsi_pipeline.models.predictor import Predictor
 
 SIDE, BATCH = 12, 4
 
@@ -504,115 +504,6 @@ def test_what_failed_for_another_reason_is_not_measured_smaller() -> None:
 
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         measure_batch(compute)
-
-
-@pytest.fixture
-def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """An engine `narrow` with memory for five patches; gives the sizes that it was asked for."""
-    error = getattr(request, "param", FULL[0])
-    asked: list[int] = []
-
-    def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
-        run = ENGINES["torch"].load(model, setting, batch_size)
-
-        def compute(pixels: NDArray[np.uint8]) -> Tensor:
-            asked.append(len(pixels))
-            if len(pixels) > 5:
-                raise type(error)(str(error))
-            return run(pixels)
-
-        return compute
-
-    monkeypatch.setitem(
-        ENGINES, "narrow", Engine("narrow", {"cpu": (FP32,)}, lambda model, place: None, load)
-    )
-    return asked
-
-
-@pytest.mark.parametrize("narrow", FULL, ids=lambda error: str(error)[:30], indirect=True)
-def test_a_batch_that_runs_out_of_memory_is_halved_and_remembered(narrow: list[int]) -> None:
-    predictor, pixels = Predictor(make_lively(), EngineSetting("narrow")), make_patches(40, SIDE)
-    assert np.array_equal(predictor(pixels), Predictor(make_lively(), batch_size=4)(pixels))
-    assert predictor.batch_size == 4
-    narrow.clear()
-    predictor(pixels)
-    assert max(narrow) == 4
-
-
-def test_what_a_failed_batch_held_is_given_back_before_the_next(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The frames of an error hold the tensors of the batch that did not fit."""
-    held: list[weakref.ref[NDArray[np.float32]]] = []
-
-    def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
-        run = ENGINES["torch"].load(model, setting, batch_size)
-
-        def compute(pixels: NDArray[np.uint8]) -> Tensor:
-            activations = np.zeros(pixels.shape, np.float32)
-            if not held:
-                held.append(weakref.ref(activations))
-                raise torch.OutOfMemoryError("out of memory")
-            assert held[0]() is None
-            return run(pixels)
-
-        return compute
-
-    greedy = Engine("greedy", {"cpu": (FP32,)}, lambda model, place: None, load)
-    monkeypatch.setitem(ENGINES, "greedy", greedy)
-    Predictor(make_lively(), EngineSetting("greedy"))(make_patches(8, SIDE))
-    assert held
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "message"),
-    [
-        ("CUDA error: an illegal memory access was encountered", GpuLost, "the GPU failed"),
-        ("CUDA error: uncorrectable ECC error encountered", GpuLost, "see nvidia-smi"),
-        ("CUDA error: device-side assert triggered", GpuLost, "Xid"),
-        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", GpuLost, "EXECUTION_FAILED"),
-        ("CUDA error: no kernel image is available", EnvironmentFault, "no kernel image"),
-        ("CUDA error: out of memory", EnvironmentFault, "out of memory.*end other programs"),
-    ],
-)
-@pytest.mark.parametrize("is_loading", [True, False])
-def test_a_gpu_that_fails_is_told_as_one(
-    is_loading: bool, text: str, kind: type, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(pixels: NDArray[np.uint8]) -> Tensor:
-        raise RuntimeError(text)
-
-    def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
-        return fail(np.empty(0, np.uint8)) if is_loading else fail  # type: ignore[return-value]
-
-    engine = Engine("failing", {"cpu": (FP32,)}, lambda model, place: None, load)
-    monkeypatch.setitem(ENGINES, "failing", engine)
-    if "memory" in text and "illegal" not in text and not is_loading:
-        message = "does not hold the model and one patch"
-    with pytest.raises(EnvironmentFault, match=message) as caught:
-        Predictor(make_lively(), EngineSetting("failing"))(make_patches(2, SIDE))
-    assert caught.type is kind
-
-
-def test_a_batch_that_the_user_chose_is_not_changed_in_silence(narrow: list[int]) -> None:
-    with pytest.raises(
-        EnvironmentFault,
-        match="does not hold batches of 8 patches; give a smaller --batch-size, or auto",
-    ):
-        Predictor(make_lively(), EngineSetting("narrow"), 8)(make_patches(40, SIDE))
-
-
-def test_measuring_happens_once_and_on_the_device(
-    narrow: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predictor = Predictor(make_lively(), EngineSetting("narrow"))
-    monkeypatch.setattr(predictor, "_is_to_be_measured", True)  # as on a GPU
-    predictor(make_patches(10, SIDE))
-    assert predictor.batch_size == 4
-    assert narrow[:3] == [256, 128, 64]
-    narrow.clear()
-    predictor(make_patches(10, SIDE))
-    assert sorted(narrow) == [2, 4, 4]
 
 
 def test_a_setting_tells_itself() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import fx
 
 from tests.builders import make_checkpoint, make_patches, write_folds, write_model
@@ -236,7 +237,9 @@ def test_an_ensemble_is_not_exported(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_network_has_its_batch_normalisation_folded_in_every_member() -> None:
-    placed = place_network(Ensemble((make_checkpoint(), make_checkpoint(seed=1))), "cpu")
+    placed = place_network(
+        Ensemble((make_checkpoint(), make_checkpoint(seed=1))), torch.device("cpu")
+    )
     parts = [part for part in placed.modules() if isinstance(part, PatchNetwork)]
     assert len(parts) == 2
     assert all(isinstance(part.network, fx.GraphModule) for part in parts)

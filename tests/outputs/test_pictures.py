@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.builders import make_table, paint
 from tests.outputs.test_outputs import CASES, PICTURES, make_result
-from wsi_pipeline.core.choices import COLORMAPS
+from wsi_pipeline.core.choices import COLORMAPS, EVERYTHING, POSITIVE_ONLY
 from wsi_pipeline.core.geometry import Grid, PatchSpec
 from wsi_pipeline.core.slide import PatchTable, Thumbnail
 from wsi_pipeline.outputs.canvas import (
@@ -24,7 +24,7 @@ from wsi_pipeline.outputs.canvas import (
     list_ticks,
     show_thumbnail,
 )
-from wsi_pipeline.outputs.colormaps import colour_table
+from wsi_pipeline.outputs.colormaps import FAINTEST, colour_table, opacity_table
 from wsi_pipeline.outputs.lettering import (
     MAX_LINES,
     Face,
@@ -53,12 +53,47 @@ def with_thumbnail(
     return replace(table, thumbnail=Thumbnail(paint(*size_px), Fraction(downsample), origin))
 
 
-@pytest.mark.parametrize("name", COLORMAPS[:-1])
+@pytest.mark.parametrize("name", COLORMAPS[3:-1])
 def test_colormaps_are_the_published_ones(name: str) -> None:
     from matplotlib import colormaps
 
     published = colormaps[name](np.arange(256), bytes=True)[:, :3]
     assert np.array_equal(colour_table(name), published)
+
+
+def test_turbo_is_within_four_levels_of_the_published_one() -> None:
+    from matplotlib import colormaps
+
+    published = colormaps["turbo"](np.arange(256), bytes=True)[:, :3].astype(int)
+    assert np.abs(colour_table("turbo") - published).max() <= 4
+
+
+def test_orange_red_darkens_all_the_way() -> None:
+    """Lightness alone tells its colours apart, as with every kind of colour blindness."""
+    luma = colour_table("orange-red") @ np.array([0.299, 0.587, 0.114])
+    assert (np.diff(luma) < 0).all()
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
+def test_white_lies_at_the_threshold(threshold: float) -> None:
+    table = colour_table("blue-white-red", threshold).astype(int)
+    assert table[round(threshold * 255)].min() >= 240
+    assert table[0].tolist() == [16, 62, 170]
+    assert table[255].tolist() == [176, 8, 32]
+
+
+def test_nothing_below_the_threshold_hides_tissue() -> None:
+    """Half of 256 colour numbers; from there opacity rises from 0.3 by 0.7 · 2 · (v − 0.5)."""
+    table = opacity_table(0.5)
+    assert not table[:128].any()
+    assert table[128] == FAINTEST
+    assert table[192] == pytest.approx(0.3 + 0.7 * 0.5)
+    assert opacity_table(0.5, POSITIVE_ONLY).tolist() == [0.0] * 128 + [1.0] * 128
+    assert opacity_table(0.5, EVERYTHING).tolist() == [1.0] * 256
+
+
+def test_the_highest_value_is_seen_at_any_threshold() -> None:
+    assert opacity_table(1.0)[255] > 0
 
 
 def test_grey_rises_by_one_from_black_to_white() -> None:

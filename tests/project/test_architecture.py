@@ -28,6 +28,7 @@ FLOORS: dict[str, int] = {
 """Every room of wsi_pipeline with its floor; a room imports only from floors below its own."""
 
 DOORS: dict[str, set[str]] = {
+    "fastslide": {"slides"},
     "openslide": {"slides"},
     "tifffile": {"labels", "outputs", "runs"},
     "imagecodecs": {"slides", "stages", "store"},
@@ -98,7 +99,7 @@ STATEFUL = {
 entered.
 """
 
-STANDARD_CLI_LIBRARIES = {"click", "rich", "rich_click"}
+STANDARD_CLI_LIBRARIES = {"click", "rich", "rich_click", "yaml"}
 
 
 def modules(package: str) -> list[Path]:
@@ -168,7 +169,7 @@ def test_floor_zero_needs_numpy_only() -> None:
 
 
 @pytest.mark.parametrize("path", modules("cli"), ids=lambda path: path.name)
-def test_commands_use_click_and_rich_only(path: Path) -> None:
+def test_commands_use_click_rich_and_yaml_only(path: Path) -> None:
     assert outside_libraries(path) <= STANDARD_CLI_LIBRARIES
 
 

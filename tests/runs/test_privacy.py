@@ -465,7 +465,7 @@ def test_without_pseudonyms_metadata_and_folders_stay_out_of_pages_events_and_an
     )
     assert find_marks(results) == find_marks(tmp_path / "stores") == []
     assert "QZ" not in printed.replace(str(tmp_path), "")
-    where_paths_may_stand = {"zarr.json", "run.json"}
+    where_paths_may_stand = {"zarr.json", "run.json", "run.yaml"}
     named = {
         Path(found.removeprefix("name ")).name for found in find_marks(results, mark=b"QZFOLDER")
     }

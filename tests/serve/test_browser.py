@@ -9,15 +9,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.browsing import (
+    CHROMIUM,
+    IN_BROWSER,
+    PATIENCE_MS,
+    Watched,
+    open_viewer,
+    picture_of,
+    set_slider,
+    viewport,
+    wait_for,
+)
 from tests.runs.test_unlike_slides import infer_with_domain
 from tests.served import TOKEN, replace_probabilities, run_server, wait_until
 from wsi_pipeline.core.calibration import Calibration
@@ -31,121 +40,7 @@ from wsi_pipeline.serve.services import Services
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.store.predictions import open_result
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="no Chromium on this machine; apt install chromium"
-    ),
-]
-PATIENCE_MS = 60_000
-
-
-def known_map() -> np.ndarray:
-    """12 × 10 cells of 0.025 mm: eight at or above 0.5, four at or above 0.7, one at or above 0.92;
-    one not assessed.
-    """
-    probability = np.full((10, 12), 0.1, dtype=np.float32)
-    probability[1:3, 1:3] = 0.6  # mean · area 2.4
-    probability[6, 5:8] = 0.9  # 2.7: the strongest region
-    probability[9, 11] = 0.95  # 0.95
-    probability[0, 11] = np.nan
-    return probability
-
-
-@dataclass
-class Watched:
-    """A page, and everything on it that should not have been."""
-
-    page: Page
-    origin: str
-    faults: list[str] = field(default_factory=list)
-
-    def watch(self) -> "Watched":
-        allowed = (self.origin, "data:", "blob:")
-
-        def blame(is_fault: bool, words: str) -> None:
-            if is_fault:
-                self.faults.append(words)
-
-        self.page.on(
-            "request",
-            lambda request: blame(not request.url.startswith(allowed), f"external: {request.url}"),
-        )
-        self.page.on(
-            "response", lambda answer: blame(answer.status >= 400, f"{answer.status}: {answer.url}")
-        )
-        self.page.on("pageerror", lambda error: blame(True, f"script: {error}"))
-        self.page.on(
-            "console", lambda message: blame(message.type == "error", f"console: {message.text}")
-        )
-        return self
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(
-    served_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, Services]]:
-    root = tmp_path_factory.mktemp("browser") / "served"
-    shutil.copytree(served_root, root)
-    replace_probabilities(root / "results", "one", known_map())
-    replace_probabilities(root / "other", "one", np.full((10, 12), 0.8, dtype=np.float32))
-    settings = ServeSettings(
-        results=(root / "results", root / "other"), slides=root / "slides", token=TOKEN, decoders=1
-    )
-    with run_server(settings) as running:
-        yield running
-
-
-@pytest.fixture
-def watched(browser: Browser, server: tuple[str, Services]) -> Iterator[Watched]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    context.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
-    watched = Watched(context.new_page(), server[0]).watch()
-    watched.page.goto(f"{server[0]}/?token={TOKEN}")
-    yield watched
-    context.close()
-    assert watched.faults == []
-
-
-def open_viewer(watched: Watched, address: str = "/slides/one") -> Page:
-    watched.page.goto(watched.origin + address)
-    watched.page.wait_for_selector("body[data-ready=yes]")
-    return watched.page
-
-
-def set_slider(page: Page, name: str, value: float) -> None:
-    page.locator(f"#{name}").evaluate(
-        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }",
-        value,
-    )
-
-
-def wait_for(page: Page, expression: str) -> None:
-    """Wait until a script's expression is true; Playwright's own way polls with eval, which the
-    content policy forbids.
-    """
-    wait_until(lambda: page.evaluate(expression), PATIENCE_MS / 1000)
-
-
-def viewport(page: Page) -> list[float]:
-    place: list[float] = page.evaluate(
-        "[viewer.viewport.x, viewer.viewport.y, viewer.viewport.scale]"
-    )
-    return place
+pytestmark = IN_BROWSER
 
 
 def test_from_the_list_to_a_restored_view(watched: Watched) -> None:
@@ -198,13 +93,6 @@ def test_the_pointer_tells_probability_and_place(watched: Watched) -> None:
     wait_for(page, "byId('patch').naturalWidth === 50")
 
 
-def picture_of(page: Page) -> Any:
-    return page.evaluate(
-        "(async () => { await nextFrame(); await nextFrame(); return"
-        " viewer.views[0].canvas.toDataURL(); })()"
-    )
-
-
 def test_keys_switch_every_layer_and_move(watched: Watched) -> None:
     page = open_viewer(watched)
     wait_for(page, "viewer.tiles.isIdle")
@@ -213,7 +101,6 @@ def test_keys_switch_every_layer_and_move(watched: Watched) -> None:
         ("h", "show-map"),
         ("r", "show-regions"),
         ("m", "show-tissue"),
-        ("o", "only-positive"),
     ):
         was = page.locator(f"#{box}").is_checked()
         page.keyboard.press(key)
@@ -241,6 +128,7 @@ def test_keys_switch_every_layer_and_move(watched: Watched) -> None:
 def test_the_map_lies_where_its_cells_are(watched: Watched) -> None:
     page = open_viewer(watched)
     set_slider(page, "opacity", 1)
+    page.select_option("#mode", "everything")
     page.keyboard.press("r")
     wait_for(page, "viewer.tiles.isIdle")
     picture_of(page)

@@ -22,6 +22,7 @@ from tests.builders import (
     write_png,
     write_slide,
 )
+from tests.slides.czi_files import write_czi
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.slides import READERS, open_slide
 from wsi_pipeline.slides.base import UserScale
@@ -32,6 +33,9 @@ from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 def write_for(kind: str, folder: Path, pixels: np.ndarray) -> Path:
     if kind in ("openslide", "tiff"):
         return write_slide(folder / "slide.tiff", pixels, mpp=0.5)
+    if kind == "fastslide":
+        pytest.importorskip("fastslide", reason="no fastslide here; its extra is formats")
+        return write_czi(folder / "slide.czi", pixels, mpp=0.5)
     if kind == "imagecodecs":
         return write_webp(folder / "slide.tiff", pixels)
     return write_png(folder / "slide.png", pixels, mpp=0.5)

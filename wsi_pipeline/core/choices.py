@@ -11,7 +11,7 @@ PRECISIONS = (FP32, BF16, FP16)
 ENGINE_NAMES = ("torch", "torch-compile", "openvino")
 CLUSTERS = ("local", "slurm", "cuda")
 
-READER_NAMES = ("imagecodecs", "tiff", "openslide", "image")
+READER_NAMES = ("imagecodecs", "tiff", "openslide", "image", "fastslide")
 LAYOUT_NAMES = ("idc", "folders", "stacks", "csv")
 CODECS = ("none", "zstd", "jpeg")
 RAW, SRGB = "raw", "srgb"
@@ -61,8 +61,15 @@ PRESET_NAMES = ("article-cnn", "article-wideresnet")
 KEPT_EPOCHS = (LAST, *STOP_METRICS)
 """Epochs whose weights a training may keep: the last one, or the best one by a metric."""
 
-COLORMAPS = ("viridis", "cividis", "magma", "inferno", "plasma", "gray")
-"""Perceptually even, and readable with every kind of colour blindness and in grey."""
+COLORMAPS = (
+    *("orange-red", "blue-white-red", "turbo"),
+    *("viridis", "cividis", "magma", "inferno", "plasma", "gray"),
+)
+"""The first three are made for maps over tissue; the others are perceptually even. All but turbo
+are readable with every kind of colour blindness."""
+BY_PROBABILITY, POSITIVE_ONLY, EVERYTHING = "probability", "positive", "everything"
+MAP_MODES = (BY_PROBABILITY, POSITIVE_ONLY, EVERYTHING)
+"""How a map lies on its slide: from the threshold on, opaque by probability or evenly; or all."""
 OUTPUT_GROUPS = {
     "all": (
         *("heatmap", "overlay", "spread", "gallery", "report", "summary", "csv", "parquet"),

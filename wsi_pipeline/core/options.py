@@ -92,11 +92,14 @@ class DeviceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalModelOptions:
-    """Terms for a model that others trained."""
+    """Terms for a model that runs code of its maker."""
 
     trust_model: str | None = option(None, INPUT,
-        "Trust an external model whose torchscript_model.pt (TorchScript is code) has"
-        " this digest.", metavar="sha256:…")
+        "Trust an external model whose torchscript_model.pt (TorchScript is code) has this digest,"
+        " or a network of your own whose file has it.", metavar="sha256:…")
+    arch: str | None = option(None, INPUT,
+        "The file and function that a network of your own was trained with, once more.",
+        metavar="FILE.py:FUNCTION")
     positive_class: str | None = option(None, INPUT,
         "Positive class of an external model. [default: the last of two]",
         metavar="NAME")

@@ -146,6 +146,9 @@ class SlideSummary:
         "Name and beginning of the digest of the slide's colour profile (ICC); null: none, or not"
         " recorded"
     )
+    reader_note: str | None = _metric(
+        "Reader that cannot see damage; null: damage was looked for, or not recorded"
+    )
     model_digest: str = _metric("SHA-256 that names the model")
     colour_distance: float | None = _metric(
         "Distance of the stains from the training patches', in standard deviations; null: not"

@@ -39,6 +39,12 @@ class ServeOptions(ExternalModelOptions, SlideScaleOptions, DeviceOptions, Worke
         (), None, "A further host name by which the server may be called.", metavar="NAME")
     cors_origin: Sequence[str] = option(
         (), None, "Origin of another page that may call the REST endpoint.", metavar="URL")
+    root_path: str = option(
+        "", None, "Path below which a proxy shows the server, as /user/name/proxy/8765 of a"
+        " JupyterHub.", metavar="PATH")
+    trusted_proxy: Sequence[str] = option(
+        (), None, "Address or network of a proxy whose X-Forwarded-Prefix is believed.",
+        metavar="ADDRESS")
     cache_mb: int = option(256, None, "Memory for tiles, in MiB.", low=1)
     decoders: int | None = option(
         None, None, "Processes that read slides. [default: one per core]", low=1)

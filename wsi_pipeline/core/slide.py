@@ -21,7 +21,8 @@ from wsi_pipeline.core.geometry import (
 )
 
 MAX_LEVELS = 64
-ICC = ("icc_name", "icc_digest")
+OPTIONAL = ("icc_name", "icc_digest", "blind_reader")
+BLIND = "damage cannot be seen by this reader"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +54,26 @@ class SlideInfo:
     """Name of its colour profile; None where it has none, as for the digest."""
     icc_digest: str | None = None
     """SHA-256 of the profile's bytes."""
+    blind_reader: str | None = None
+    """Name and version of a reader that cannot see damage; None: the reader looks for it."""
 
     @property
     def colour_profile(self) -> str | None:
         """The profile in words: its name, and the beginning of its digest."""
         return self.icc_digest and f"{self.icc_name} ({self.icc_digest[:12]})"
 
+    @property
+    def reader_note(self) -> str | None:
+        """The warning about its reader in words."""
+        return self.blind_reader and f"{self.blind_reader}: {BLIND}"
+
     def to_json(self) -> dict[str, Any]:
-        """Return the slide as JSON values; a profile that it lacks is not mentioned."""
+        """Return the slide as JSON values; what is optional and None is not mentioned."""
         value = asdict(self) | {"level_downsamples": [*map(str, self.level_downsamples)]}
         return {
-            name: entry for name, entry in value.items() if entry is not None or name not in ICC
+            name: entry
+            for name, entry in value.items()
+            if entry is not None or name not in OPTIONAL
         }
 
     @classmethod
@@ -76,8 +86,8 @@ class SlideInfo:
         }
         slide = cls(**{**value, **exact})
         texts = (slide.slide_id, slide.path, slide.mpp_source, slide.fingerprint)
-        or_none = (slide.vendor or "", slide.icc_name or "", slide.icc_digest or "")
-        if not all(isinstance(text, str) for text in (*texts, *or_none)):
+        or_none = (slide.vendor, slide.icc_name, slide.icc_digest, slide.blind_reader)
+        if not all(isinstance(text, str) for text in (*texts, *filter(None, or_none))):
             raise TypeError("a name of the slide is not a text")
         if slide.slide_id in ("", ".", "..") or set(slide.slide_id) & set("/\\\0"):
             raise ValueError(f"{slide.slide_id[:40]!r} cannot be the name of a slide")
@@ -103,6 +113,28 @@ class PatchBlock(NamedTuple):
     """(b,)"""
     fallbacks: int = 0
     """Regions that another reader than the slide's own read, because of a fault; same pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class TiledBlock:
+    """A block's patches as the decoded tiles under them, and their places there.
+
+    All of them could be read.
+    """
+
+    tiles: NDArray[np.uint8]
+    """RGB, (t, height, width, 3)."""
+    under: NDArray[np.int32]
+    """(b, rows, cols) numbers of the tiles under each patch, from its top left to the right; as
+    many as a patch can touch. What it does not touch repeats what it touches.
+    """
+    corners: NDArray[np.int32]
+    """(b, 2) row and column of each patch's corner in the first of its tiles."""
+    side_px: int
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        return len(self.under)
 
 
 class PatchQuality(NamedTuple):

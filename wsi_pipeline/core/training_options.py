@@ -45,8 +45,8 @@ class FitOptions(SheetOptions, DeviceOptions, ForceOptions):
     batch_size: int = option(64, COMPUTE, "Patches per step.", low=2)
     lr: float = option(2e-3, TRAINING, "Highest learning rate of the schedule.")
     arch: str = option(DEFAULT_ARCHITECTURE, NETWORK,
-        f"Network: {', '.join(ARCHITECTURE_NAMES)}, "
-        "wide_resnet_<depth>_<width>, or timm:NAME; docs/guides/models.md lists them.")
+        f"Network: {', '.join(ARCHITECTURE_NAMES)}, wide_resnet_<depth>_<width>, timm:NAME, or a"
+        " function of yours, FILE.py:FUNCTION; docs/guides/models.md lists them.")
     split_file: Path | None = option(None, INPUT,
         "A published split: a folder with the patients of …train.txt, …val.txt and …test.txt, or a"
         " split.json of `wsi train`.", metavar="DIR|JSON")

@@ -23,6 +23,7 @@ from wsi_pipeline.models.outlines import (
     count_features,
     outline_own,
 )
+from wsi_pipeline.models.own_code import is_own_code
 from wsi_pipeline.models.weight_file import COPY, check_weights, read_safetensors_card
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -135,6 +136,12 @@ class Card:
         return self.class_names[1]
 
     @property
+    def code(self) -> Mapping[str, Any] | None:
+        """Text and SHA-256 of its maker's code that builds the network; None: a known network."""
+        code: Mapping[str, Any] | None = self.training.get("code")
+        return code
+
+    @property
     def seen_patients(self) -> tuple[str, ...]:
         """Hashes of the patients that it was trained on or its threshold chosen by, if known."""
         split = self.training.get("split", {})
@@ -233,8 +240,10 @@ def _read_entry(record: Mapping[str, Any], name: str, kind: type = dict) -> Any:
 def _read_training(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `training` entry of a card. Raises TypeError for entries of another type."""
     training: dict[str, Any] = _read_entry(card, "training")
-    for name in ("parameters", "split", "patches", "tool", "about"):
+    for name in ("parameters", "split", "patches", "tool", "about", "code"):
         _read_entry(training, name)
+    if ("code" in training) != is_own_code(str(card["architecture"])):
+        raise TypeError("code is named without its text, or the other way round")
     _read_entry(training, "stores", list)
     for counts in training.get("patches", {}).values():
         if not isinstance(counts, dict):
@@ -264,7 +273,9 @@ def check_shapes(path: Path, name: str, wanted: Shapes | None, shapes: Shapes) -
         )
     if sum(map(math.prod, shapes.values())) > 2 * MAX_PARAMETERS:
         raise ModelError(f"{path}: declares more weights than any network has; {COPY}")
-    _check_domain(path, found if wanted is None else wanted, shapes)
+    if wanted is not None or not is_own_code(name):
+        features = count_features(found if wanted is None else wanted)
+        check_domain(path, features, shapes)
     tests = [key for key in shapes if key.startswith(SELF_TEST_PREFIX) and shapes[key]]
     tested = max((shapes[key][0] for key in tests), default=0)
     if tested > MAX_TESTED:
@@ -273,12 +284,12 @@ def check_shapes(path: Path, name: str, wanted: Shapes | None, shapes: Shapes) -
         )
 
 
-def _check_domain(path: Path, wanted: Shapes, shapes: Shapes) -> None:
-    """Raise ModelError where the domain is of other features than the network's."""
+def check_domain(path: Path, features: int | None, shapes: Shapes) -> None:
+    """Raise ModelError where the domain is of another number of features than the network's."""
     found = {key: shape for key, shape in shapes.items() if key.startswith(DOMAIN_PREFIX)}
     if not found:
         return
-    features = count_features(wanted) or 0
+    features = features or 0
     if found.get(f"{DOMAIN_PREFIX}means") != (2, features) or any(
         max(shape, default=0) > max(features, STAIN_MEASURES) + 1 for shape in found.values()
     ):

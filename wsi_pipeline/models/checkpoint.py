@@ -22,13 +22,16 @@ from wsi_pipeline.models.card import (
     TEST_PIXELS,
     TEST_PROBABILITY,
     Card,
+    check_domain,
     check_shapes,
     misread,
     read_card,
 )
-from wsi_pipeline.models.domain import Domain, show_features
+from wsi_pipeline.models.choice import ExternalModelTerms
+from wsi_pipeline.models.domain import Domain, find_last_linear, show_features
 from wsi_pipeline.models.model import PatchNetwork, SelfTest
 from wsi_pipeline.models.outlines import is_own
+from wsi_pipeline.models.own_code import OwnCode, take_own_code
 from wsi_pipeline.models.weight_file import broken_file, read_safetensors_card, unreadable_file
 
 
@@ -41,6 +44,8 @@ class Checkpoint(Card):
     """Patches with the probabilities that any engine must give for them."""
     domain: Domain | None = None
     """Colours and features of its training patches; None: not known. `limits` are its own."""
+    own_code: OwnCode | None = field(default=None, repr=False, compare=False)
+    """The user's code that builds the network; None: a known network."""
     is_ensemble: ClassVar[bool] = False
     is_script: ClassVar[bool] = False
     resizes_patches: ClassVar[bool] = False
@@ -50,7 +55,7 @@ class Checkpoint(Card):
 
     def build(self) -> nn.Module:
         """Return the network with these weights for inference. Raises ModelError for a misfit."""
-        network = build_network(self.architecture, self.spec.side_px, self.options)
+        network = build_network(self.architecture, self.spec.side_px, self.options, self.own_code)
         try:
             network.load_state_dict(dict(self.weights), strict=True)
         except RuntimeError as error:
@@ -99,11 +104,15 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     path.write_bytes(save(tensors, metadata={CARD_KEY: canonical_json(card)}))
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint and check it through. Raises ModelError, naming the file and the fault."""
+def load_checkpoint(path: Path, terms: ExternalModelTerms | None = None) -> Checkpoint:
+    """Read a checkpoint and check it through. Raises ModelError, naming the file and the fault.
+
+    One whose network is its maker's code needs `terms` that name and trust it.
+    """
     card = read_card(path)
+    code = take_own_code(path, card.architecture, card.code, terms or ExternalModelTerms())
     if not is_own(card.architecture):
-        _check_others_shapes(path, card)
+        _check_others_shapes(path, card, code)
     tensors = read_tensors(path)
     try:
         checkpoint = Checkpoint(
@@ -111,6 +120,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             self_test=_take_self_test(tensors, card.spec.side_px),
             domain=Domain.take(tensors, None if card.limits is None else card.limits._asdict()),
             weights=tensors,
+            own_code=code,
         )
         checkpoint.build()
     except DAMAGED as error:
@@ -118,13 +128,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _check_others_shapes(path: Path, card: Card) -> None:
+def _check_others_shapes(path: Path, card: Card, code: OwnCode | None) -> None:
     """Raise ModelError, before any tensor is loaded, where they fit no network of their library."""
+    shapes = read_safetensors_card(path, CARD_KEY).shapes
+    if code is not None:
+        network = build_network(card.architecture, card.spec.side_px, card.options, code)
+        features = find_last_linear(network)[1].in_features if card.limits is not None else None
+        check_domain(path, features, shapes)
+        return
     try:
         wanted = outline_network(card.architecture, card.spec.side_px, card.options)
     except DAMAGED as error:
         raise misread(path, error) from error
-    check_shapes(path, card.architecture, wanted, read_safetensors_card(path, CARD_KEY).shapes)
+    check_shapes(path, card.architecture, wanted, shapes)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -54,11 +54,17 @@ class ExternalModelTerms:
     """`sha256:…` of the TorchScript file that may run."""
     positive_class: str | None = None
     """None: the last of at most two."""
+    code: str | None = None
+    """FILE.py:FUNCTION of the user's own network."""
 
 
 def read_terms(options: ExternalModelOptions) -> ExternalModelTerms:
     """Return the terms that options state."""
-    return ExternalModelTerms(options.trust_model, options.positive_class)
+    named = options.arch
+    if named is not None:
+        file, colon, function = named.rpartition(":")
+        named = f"{Path(file).resolve()}{colon}{function}"  # workers may have another folder
+    return ExternalModelTerms(options.trust_model, options.positive_class, named)
 
 
 @dataclass(frozen=True, slots=True)

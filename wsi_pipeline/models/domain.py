@@ -55,6 +55,25 @@ def show_features(network: nn.Module) -> nn.Module:
     return network
 
 
+def gives_features(network: nn.Module, side_px: int) -> bool:
+    """Return whether the last linear layer of a network gives its logits; the network is changed.
+
+    Of networks that users wrote that is not known beforehand.
+    """
+    linear = [part for part in network.modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        return False
+    x, logits = torch.zeros(2, 3, side_px, side_px), linear[-1].out_features
+    try:
+        with torch.inference_mode():
+            plain = network.eval()(x).reshape(2, -1)
+            output = show_features(network)(x)
+    except (RuntimeError, ValueError):
+        return False
+    is_whole = tuple(output.shape) == (2, logits + linear[-1].in_features)
+    return is_whole and torch.equal(output[:, :logits], plain)
+
+
 @dataclass(frozen=True)
 class Domain:
     """Stains and features of training patches, and the limits for a slide's distance from them."""

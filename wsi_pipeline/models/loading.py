@@ -18,6 +18,7 @@ from wsi_pipeline.core.recipe import file_sha256
 from wsi_pipeline.models.card import Card, ModelFacts, read_card
 from wsi_pipeline.models.choice import ExternalModelTerms
 from wsi_pipeline.models.ensemble import EnsembleCard, is_ensemble_folder, read_ensemble
+from wsi_pipeline.models.own_code import take_own_code
 
 if TYPE_CHECKING:
     from wsi_pipeline.models.model import Model
@@ -39,10 +40,9 @@ def load_model(path: Path, terms: ExternalModelTerms | None = None) -> "Model":
     terms = terms or ExternalModelTerms()
     if (path / CONFIG_JSON).is_file():
         return _load_external(path, terms)
-    _refuse_terms(path, terms)
     if is_ensemble_folder(path):
-        return load_ensemble(path)
-    return load_checkpoint(find_checkpoint(path))
+        return load_ensemble(path, terms)
+    return load_checkpoint(find_checkpoint(path), terms)
 
 
 def read_model(path: Path, terms: ExternalModelTerms | None = None) -> ModelFacts:
@@ -53,22 +53,18 @@ def read_model(path: Path, terms: ExternalModelTerms | None = None) -> ModelFact
     terms = terms or ExternalModelTerms()
     if (path / CONFIG_JSON).is_file():
         return _load_external(path, terms)
-    _refuse_terms(path, terms)
-    return _read_own(path)
+    model = _read_own(path)
+    for card in [model] if isinstance(model, Card) else model.members:
+        take_own_code(path, card.architecture, card.code, terms)
+    return model
 
 
 def _load_external(path: Path, terms: ExternalModelTerms) -> "Model":
+    if terms.code is not None:
+        raise ConfigError(f"{path}: is TorchScript, which needs no --arch; leave it out")
     from wsi_pipeline.models.zoo import load_external
 
     return load_external(path, terms.trust, terms.positive_class)
-
-
-def _refuse_terms(path: Path, terms: ExternalModelTerms) -> None:
-    if terms != ExternalModelTerms():
-        raise ConfigError(
-            f"{path}: holds no {CONFIG_JSON}; leave out --trust-model and --positive-class, which"
-            " are for such folders only"
-        )
 
 
 def _read_own(path: Path) -> Card | EnsembleCard[Card]:

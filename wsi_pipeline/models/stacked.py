@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wsi_pipeline.models.architectures.network import positive_logit, squeeze_logits
 from wsi_pipeline.models.checkpoint import Checkpoint, load_checkpoint
+from wsi_pipeline.models.choice import ExternalModelTerms
 from wsi_pipeline.models.domain import Domains
 from wsi_pipeline.models.ensemble import EnsembleCard, read_members
 from wsi_pipeline.models.model import SelfTest
@@ -68,6 +69,6 @@ class Ensemble(EnsembleCard[Checkpoint]):
         return features if features.shape[1] else None
 
 
-def load_ensemble(folder: Path) -> Ensemble:
+def load_ensemble(folder: Path, terms: ExternalModelTerms | None = None) -> Ensemble:
     """Load all models of a folder of `wsi train --folds`. Raises ModelError as `read_members`."""
-    return Ensemble(read_members(folder, load_checkpoint))
+    return Ensemble(read_members(folder, lambda path: load_checkpoint(path, terms)))

@@ -1,8 +1,11 @@
-"""The colours of maps: 256 of each colormap, for values from 0 to 1.
+"""The colours of maps, 256 of each colormap for values from 0 to 1, and their opacity on a slide.
+
+One table for the pictures on disk and for the pages in the browser.
 
 viridis, magma, inferno and plasma are by Nathaniel Smith, Stéfan van der Walt and Eric Firing;
 cividis is by Jamie Nuñez, Christopher Anderton and Ryan Renslow. They gave them to the public
-domain (CC0). Importing matplotlib for them would take a third of a second.
+domain (CC0). Importing matplotlib for them would take a third of a second. turbo is by Anton
+Mikhailov; here it is a polynomial of our own through its colours.
 """
 
 import base64
@@ -11,9 +14,28 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.choices import COLORMAPS
+from wsi_pipeline.core.choices import BY_PROBABILITY, COLORMAPS, EVERYTHING
 
-GRAY = "gray"
+GRAY, TURBO, BLUE_WHITE_RED = "gray", "turbo", "blue-white-red"
+CENTRED = frozenset({BLUE_WHITE_RED})
+"""Colormaps whose middle stands for the threshold."""
+ANCHORS = {
+    "orange-red": ((255, 236, 170), (255, 196, 60), (248, 128, 16), (214, 52, 20), (150, 0, 30)),
+    BLUE_WHITE_RED: ((16, 62, 170), (110, 158, 236), (250, 250, 250), (240, 128, 96), (176, 8, 32)),
+}
+"""RGB at equal steps from 0 to 1; between them colours change evenly.
+
+The lightness of orange-red falls all the way, and blue and red of the other differ in blue: both
+are read with every kind of colour blindness.
+"""
+TURBO_TERMS = (
+    (128.3, 78.8, -30.7, -59.4, -12, 24.6, -4.2, -9.1, 6.1, 0.6, -3.8, 2.1, 1.1, -2.4),
+    (111, -24.7, -117.5, 17.3, 20.8, 1, -2.8, -0.8, -0.6, 0.1, 0.8, 0.3, 0.6, -0.1),
+    (89.8, -91.6, -30.9, 57.5, -37.4, 10.5, 11.5, -6, -4.9, 0.2, 2.3, 1.7, -2.7, -1.1),
+)
+"""Chebyshev coefficients of red, green and blue; within 4 of 255 of the published colours."""
+FAINTEST = 0.3
+"""Opacity of a value at the threshold, as a share of that of a value of 1."""
 ENCODED = {
     "viridis": (
         "RAFURAJVRANXRQVYRQZaRQhbRglcRgteRgxfRg5hRw9iRxFjRxJlRxRmRxVnRxZpRxhqSBlrSBpsSBxuSB1vSB5w"
@@ -90,11 +112,54 @@ ENCODED = {
 
 
 @cache
-def colour_table(name: str = COLORMAPS[0]) -> NDArray[np.uint8]:
-    """RGB (256, 3) of a colormap: colour number k stands for values from k/256 on."""
+def colour_table(name: str = COLORMAPS[0], threshold: float = 0.5) -> NDArray[np.uint8]:
+    """Return RGB (256, 3) of a colormap: colour number k stands for values from k/256 on.
+
+    The middle of a centred colormap lies at the threshold; others do not depend on it.
+    """
     if name == GRAY:
         table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    elif name == TURBO:
+        place = np.linspace(-1, 1, 256)
+        channels = [np.polynomial.chebyshev.chebval(place, terms) for terms in TURBO_TERMS]
+        table = np.stack(channels, axis=1).round().clip(0, 255).astype(np.uint8)
+    elif name in ANCHORS:
+        table = _join_anchors(np.array(ANCHORS[name], dtype=np.float64))
     else:
         table = np.frombuffer(base64.b64decode(ENCODED[name]), dtype=np.uint8).reshape(256, 3)
+    if name in CENTRED:
+        table = table[_centre(np.linspace(0, 1, 256), threshold)]
     table.flags.writeable = False  # one array for all callers
+    return table
+
+
+def _join_anchors(anchors: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return 256 colours (256, 3) that change evenly from each anchor (n, 3) to the next."""
+    places, steps = np.linspace(0, 1, 256), np.linspace(0, 1, len(anchors))
+    channels = [np.interp(places, steps, channel) for channel in anchors.T]
+    return np.stack(channels, axis=1).round().astype(np.uint8)
+
+
+def _centre(values: NDArray[np.float64], threshold: float) -> NDArray[np.intp]:
+    """Return the number of each value's colour (n,), 0 to 255, with the threshold in the middle."""
+    below = 0.5 * values / max(threshold, 1e-9)
+    above = 0.5 + 0.5 * (values - threshold) / max(1 - threshold, 1e-9)
+    places: NDArray[np.float64] = np.where(values < threshold, below, above)
+    return (255 * places).round().clip(0, 255).astype(np.intp)
+
+
+@cache
+def opacity_table(threshold: float, mode: str = BY_PROBABILITY) -> NDArray[np.float64]:
+    """Return the opacity (256,), 0 to 1, of each colour number, as a share of the map's own.
+
+    Nothing below the threshold is seen, unless the mode is that of everything; by probability,
+    opacity rises from FAINTEST at the threshold to 1.
+    """
+    table = np.ones(256)
+    if mode == BY_PROBABILITY:
+        above = (np.arange(256) / 256 - threshold) / max(1 - threshold, 1e-9)
+        table = FAINTEST + (1 - FAINTEST) * above.clip(0, 1)
+    if mode != EVERYTHING:
+        table[: min(int(threshold * 256), 255)] = 0
+    table.flags.writeable = False
     return table

@@ -259,6 +259,7 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         slide_mpp=table.slide.mpp,
         slide_mpp_source=table.slide.mpp_source,
         colour_profile=table.slide.colour_profile,
+        reader_note=table.slide.reader_note,
         model_digest=predictions.model_digest,
         colour_distance=predictions.distance.colour,
         colour_limit=predictions.limits.colour,

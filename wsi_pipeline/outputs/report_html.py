@@ -18,7 +18,7 @@ from wsi_pipeline.core.choices import COLORMAPS, REPORT_HTML
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.outcome import describe_counting, describe_distance, describe_interval
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
-from wsi_pipeline.outputs.colormaps import colour_table
+from wsi_pipeline.outputs.colormaps import CENTRED, colour_table
 from wsi_pipeline.outputs.heatmap import Heatmap
 from wsi_pipeline.outputs.regions import Region
 from wsi_pipeline.outputs.result import SlideResult
@@ -36,6 +36,7 @@ def describe_slide(slide: SlideInfo) -> dict[str, Any]:
         "mpp_source": slide.mpp_source,
         "magnification": slide.magnification,
         "vendor": slide.vendor,
+        "reader_note": slide.reader_note,
     }
 
 
@@ -92,6 +93,16 @@ def encode_colours(colormap: str = COLORMAPS[0]) -> str:
     return base64.b64encode(colour_table(colormap).tobytes()).decode()
 
 
+def describe_colours(first: str = COLORMAPS[0]) -> dict[str, Any]:
+    """Return every colormap as base64 of RGB, and which have their middle at the threshold.
+
+    The first is the one that a page shows unless told otherwise.
+    """
+    names = (first, *(name for name in COLORMAPS if name != first))
+    tables = {name: encode_colours(name) for name in names}
+    return {"colormaps": tables, "centred": sorted(CENTRED)}
+
+
 def describe_result(result: SlideResult, regions: Sequence[Region]) -> dict[str, Any]:
     """Return everything that a page needs to show one result without the slide's pixels."""
     return {
@@ -102,7 +113,7 @@ def describe_result(result: SlideResult, regions: Sequence[Region]) -> dict[str,
         "threshold": result.heatmap.threshold,
         "positive_class": result.heatmap.positive_class,
         "map": encode_map(result.heatmap),
-        "colours": encode_colours(result.plot_style.colormap),
+        **describe_colours(result.plot_style.colormap),
         "regions": [describe_region(region) for region in order_regions(regions)],
     }
 
@@ -111,7 +122,9 @@ MAX_REGIONS = 500
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
-SCRIPTS = ("map_layer.js", "slide_view.js", "report.js")
+VIEW_SCRIPTS = ("colours.js", "map_layer.js", "view_marks.js", "view_input.js", "slide_view.js")
+"""Shared with the viewer of `serve`, in the order in which a page needs them."""
+SCRIPTS = (*VIEW_SCRIPTS, "report.js")
 STYLE = "slide_view.css"
 
 

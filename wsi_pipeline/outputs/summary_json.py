@@ -76,7 +76,7 @@ def _update(value: Any) -> Any:
         return value
     if "unlike_training" not in value:
         value = value | dict.fromkeys(ADDED)
-    value = {"colour_profile": None} | value
+    value = {"colour_profile": None, "reader_note": None} | value
     if "smooth_um" not in value:
         return value
     renamed = {name: entry for name, entry in value.items() if name != "smooth_um"}

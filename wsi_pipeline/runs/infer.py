@@ -44,6 +44,7 @@ from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import WorkerPool, Workers, open_workers
 from wsi_pipeline.slides.colour_profile import warn_of_mixture
+from wsi_pipeline.slides.fastslide_reader import warn_of_unseen_damage
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.infer import InferJob
@@ -224,6 +225,7 @@ def write_tables(
     write_run_json(results, whole, suffix)
     ours = [summary for summary in finished.summaries if summary.slide_id in own]
     warn_of_mixture([summary.colour_profile for summary in ours], icc)
+    warn_of_unseen_damage(summary.reader_note for summary in ours)
     write_slides_tables(results, finished.summaries)
     write_index(results, finished)
     return account

@@ -23,6 +23,7 @@ from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers, take_share
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.colour_profile import warn_of_mixture
+from wsi_pipeline.slides.fastslide_reader import warn_of_unseen_damage
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.slides.quality import QualityParameters
 from wsi_pipeline.slides.sheet import scale_slides
@@ -114,18 +115,19 @@ def tile_slides(
         batch = run_batch(jobs, workers, listener, events, DiskSpace(options.min_free))
         write_failures_csv(out, batch.account.outcomes, suffix=suffix)
         remove_dead_asides(out)
-        warn_of_mixture(_list_profiles(jobs, batch.account), tiling.spec.icc)
+        made = _list_made(jobs, batch.account)
+        warn_of_mixture([slide.colour_profile for slide in made], tiling.spec.icc)
+        warn_of_unseen_damage(slide.reader_note for slide in made)
         events.run_ended(batch.account, batch.pace.patches_done, batch.seconds)
     warn_missing_classes(job.target for job in jobs if job.slide.label_file)
     return batch.account
 
 
-def _list_profiles(jobs: Sequence[TileJob], account: RunAccount) -> list[str | None]:
-    """Return the colour profile of each slide that has a store."""
+def _list_made(jobs: Sequence[TileJob], account: RunAccount) -> list[SlideInfo]:
+    """Return each slide that has a store."""
     made = zip(jobs, account.outcomes, strict=True)
     targets = [job.target for job, outcome in made if outcome.state is not SlideState.FAILED]
-    slides = [SlideInfo.from_json(read_attributes(target)["slide"]) for target in targets]
-    return [slide.colour_profile for slide in slides]
+    return [SlideInfo.from_json(read_attributes(target)["slide"]) for target in targets]
 
 
 def has_labels(out: Path) -> bool:

@@ -20,6 +20,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wsi_pipeline.serve.errors import Refusal, answer_fault
+from wsi_pipeline.serve.root_path import place_under_root, root_of, route_of
 from wsi_pipeline.serve.settings import ServeSettings
 
 CONTENT_POLICY = (
@@ -73,13 +74,15 @@ class TokenAuth:
         self._is_ticket_used = True
         return True
 
-    def let_in(self, place: str) -> Response:
-        """Return the redirect that lets a browser in.
+    def let_in(self, root: str, place: str) -> Response:
+        """Return the redirect that lets a browser in, to a place below the root.
 
-        No script can read its cookie, and no page of another site can send it.
+        No script can read its cookie, no page of another site can send it, and servers beside this
+        one, below other roots of the same proxy, never see it.
         """
-        cookie = f"{self.cookie_name}={self._token or ''}; Path=/; HttpOnly; SameSite=Strict"
-        return RedirectResponse(place, 303, {"set-cookie": cookie})
+        path = root or "/"
+        cookie = f"{self.cookie_name}={self._token or ''}; Path={path}; HttpOnly; SameSite=Strict"
+        return RedirectResponse(root + place, 303, {"set-cookie": cookie})
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Guard:
         answer = _Answer(send, body)
         started = time.perf_counter()
         try:
+            request = Request(scope := place_under_root(scope, self.settings))
             if (response := self._check(request, is_known)) is not None:
                 await response(scope, body, answer)
                 return
@@ -144,7 +148,7 @@ class Guard:
     @contextmanager
     def _take_place(self, request: Request, is_known: bool) -> Iterator[None]:
         """Count a request while it is answered. Raises Refusal where there are too many."""
-        if request.scope["path"] == HEALTH_PATH:
+        if route_of(request) == HEALTH_PATH:
             yield
             return
         name = "connections" if is_known else "visits"
@@ -171,9 +175,9 @@ class Guard:
     def _let_in(self, request: Request) -> Response:
         """Return the way in for a browser without the token. Raises Refusal for others."""
         if request.method == "GET" and (place := self._place_without_token(request)) is not None:
-            return self.auth.let_in(place)
+            return self.auth.let_in(root_of(request), place)
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("/enter", 303)
+            return RedirectResponse(f"{root_of(request)}/enter", 303)
         raise Refusal(401, "a token is needed, as printed at the start: Authorization: Bearer …")
 
     def _place_without_token(self, request: Request) -> str | None:
@@ -183,7 +187,7 @@ class Guard:
         if len(tokens) != 1 or not self.auth.accepts(tokens[0]):
             return None
         rest = urlencode([(name, value) for name, value in query if name != "token"])
-        raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+        raw: bytes = request.scope["raw_path"]
         # Browsers take two slashes at the start for another host; a backslash, which they take for
         # a slash, is escaped by RedirectResponse.
         return "/" + raw.decode("latin-1").lstrip("/") + (f"?{rest}" if rest else "")
@@ -238,7 +242,7 @@ class _Body:
 
 def needs_no_token(request: Request) -> bool:
     """Return True for health, the form that asks for the token, scripts, and preflights."""
-    path, method = request.scope["path"], request.method
+    path, method = route_of(request), request.method
     is_preflight = method == "OPTIONS" and "access-control-request-method" in request.headers
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or is_preflight
 

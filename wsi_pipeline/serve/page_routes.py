@@ -12,10 +12,11 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, select_autoescape
 from prometheus_client import generate_latest
 
-from wsi_pipeline.outputs.report_html import read_web_file
+from wsi_pipeline.outputs.report_html import STYLE, VIEW_SCRIPTS, read_web_file
 from wsi_pipeline.serve.auth import HEALTH_PATH, is_length
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.reviews import NO_REVIEWS
+from wsi_pipeline.serve.root_path import root_of
 from wsi_pipeline.serve.services import Here, NamedSlide, find_result
 
 router = APIRouter(include_in_schema=False)
@@ -29,41 +30,53 @@ def load_web_files() -> dict[str, str]:
     """Return every script and style sheet by name."""
     folder = resources.files("wsi_pipeline.serve") / "web"
     own = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
-    shared = ("map_layer.js", "slide_view.js", "slide_view.css")
-    return own | {name: read_web_file(name) for name in shared}
+    return own | {name: read_web_file(name) for name in (*VIEW_SCRIPTS, STYLE)}
 
 
+VIEWER_SCRIPTS = (
+    *("address.js", *VIEW_SCRIPTS),
+    *("tile_layer.js", "overview_map.js", "measure_tool.js"),
+    *("viewer_address.js", "viewer_keys.js", "viewer_panel.js", "viewer.js"),
+)
+"""Of the viewer, in the order in which its page needs them."""
 WEB_FILES = load_web_files()
 """A table, so that no name in a request becomes a path."""
 WEB_TYPES = {"js": "text/javascript", "css": "text/css"}
 TEMPLATES = Environment(loader=PackageLoader("wsi_pipeline.serve"), autoescape=select_autoescape())
 
 
-def render(name: str, **values: object) -> HTMLResponse:
-    """Return a page from its template."""
-    return HTMLResponse(TEMPLATES.get_template(name).render(**values))
+def render(request: Request, name: str, **values: object) -> HTMLResponse:
+    """Return a page from its template, whose addresses begin with the root."""
+    page = TEMPLATES.get_template(name).render(root=root_of(request), **values)
+    return HTMLResponse(page)
 
 
 @router.get("/")
-def show_list(services: Here) -> HTMLResponse:
+def show_list(request: Request, services: Here) -> HTMLResponse:
     """Show the slide list."""
-    return render("list.html", runs=services.catalogue.runs)
+    return render(request, "list.html", runs=services.catalogue.runs)
 
 
 @router.get("/slides/{slide_id}")
-def show_viewer(services: Here, entry: NamedSlide) -> HTMLResponse:
+def show_viewer(request: Request, services: Here, entry: NamedSlide) -> HTMLResponse:
     """Show the viewer of one slide."""
     can_review = services.reviews is not None and bool(entry.results)
-    return render("viewer.html", slide_id=entry.slide_id, can_review=can_review)
+    return render(
+        request,
+        "viewer.html",
+        slide_id=entry.slide_id,
+        can_review=can_review,
+        scripts=VIEWER_SCRIPTS,
+    )
 
 
 @router.get("/review/{run_id}/{slide_id}")
-def show_review(services: Here, run_id: str, entry: NamedSlide) -> HTMLResponse:
+def show_review(request: Request, services: Here, run_id: str, entry: NamedSlide) -> HTMLResponse:
     """Show the page on which a slide's drawn patches are called positive or negative."""
     if services.reviews is None:
         raise Refusal(404, NO_REVIEWS)
     find_result(services, entry, run_id)
-    return render("review.html", run_id=run_id, slide_id=entry.slide_id)
+    return render(request, "review.html", run_id=run_id, slide_id=entry.slide_id)
 
 
 @router.get("/static/{name}")
@@ -76,17 +89,18 @@ def send_web_file(name: str) -> Response:
 
 
 @router.get("/docs")
-def show_docs() -> HTMLResponse:
+def show_docs(request: Request) -> HTMLResponse:
     """Show the REST endpoint, to read and to try out.
 
     The content policy names the page's one inline script by its hash.
     """
+    files = root_of(request) + DOCS_FILES
     page = get_swagger_ui_html(
-        openapi_url="/openapi.json",
+        openapi_url=f"{root_of(request)}/openapi.json",
         title="wsi serve",
-        swagger_js_url=f"{DOCS_FILES}/swagger-ui-bundle.js",
-        swagger_css_url=f"{DOCS_FILES}/swagger-ui.css",
-        swagger_favicon_url=f"{DOCS_FILES}/favicon.png",
+        swagger_js_url=f"{files}/swagger-ui-bundle.js",
+        swagger_css_url=f"{files}/swagger-ui.css",
+        swagger_favicon_url=f"{files}/favicon.png",
     )
     scripts = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in scripts]
@@ -99,11 +113,11 @@ def show_docs() -> HTMLResponse:
 
 
 @router.get("/enter")
-async def ask_token(services: Here, ticket: str | None = None) -> Response:
+async def ask_token(request: Request, services: Here, ticket: str | None = None) -> Response:
     """Ask for the token, or take the browser's ticket, once."""
     if ticket is not None and services.auth.use_ticket(ticket):
-        return services.auth.let_in(services.settings.start_page)
-    return render("enter.html", is_wrong=False)
+        return services.auth.let_in(root_of(request), services.settings.start_page)
+    return render(request, "enter.html", is_wrong=False)
 
 
 @router.post("/enter")
@@ -111,10 +125,10 @@ async def take_token(request: Request, services: Here) -> Response:
     """Check the token that was typed in."""
     fields = await _read_form(request)
     if not services.auth.accepts(fields.get("token", [""])[0].strip()):
-        page = render("enter.html", is_wrong=True)
+        page = render(request, "enter.html", is_wrong=True)
         page.status_code = 401
         return page
-    return services.auth.let_in("/")
+    return services.auth.let_in(root_of(request), "/")
 
 
 async def _read_form(request: Request) -> dict[str, list[str]]:

@@ -82,6 +82,8 @@ class SlideBody(BaseModel):
     results: list[ResultBody]
     damaged_runs: list[RunBody] = Field(description="Left out: their results are damaged.")
     colours: str = Field(description="The 256 colours of the map, base64 of RGB.")
+    colormaps: dict[str, str] = Field(description="All that can be chosen, the first shown first.")
+    centred: list[str] = Field(description="Colormaps whose middle stands for the threshold.")
 
 
 class RegionBody(BaseModel):

@@ -97,7 +97,8 @@ def bind(settings: ServeSettings) -> socket.socket:
 def base_url(settings: ServeSettings) -> str:
     """Return the URL of the server for a browser on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{settings.port}{settings.root_path}"
 
 
 def log_to_stderr() -> None:
@@ -120,6 +121,7 @@ def build_app(services: Services) -> ASGIApp:
         redoc_url=None,
         static_url=page_routes.DOCS_FILES,
         default_response_class=JsonAnswer,
+        redirect_slashes=False,  # its redirects would name the host and the scheme behind a proxy
     )
     app.state.services = services
     bearer = HTTPBearer(auto_error=False, description="The token printed at the start.")

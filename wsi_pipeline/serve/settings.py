@@ -1,10 +1,12 @@
 """Settings and limits of a server."""
 
 import ipaddress
+import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.limits import available_cores
@@ -18,6 +20,8 @@ from wsi_pipeline.scheduling import Workers
 
 MIB = 1024 * 1024
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+SEGMENT = re.compile(r"(?:[A-Za-z0-9._~@:+=-]|%[0-9A-Fa-f]{2})+")
+"""A segment of a root path: what may stand in addresses and in the Path of a cookie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,10 @@ class ServeSettings:
     """Patch stores, shown to a reviewer where the slide's file is not here."""
     start_page: str = "/"
     """Page on which the browser's ticket ends."""
+    root_path: str = ""
+    """Path below which a proxy shows the server, without a slash at its end."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies whose X-Forwarded-Prefix is believed."""
 
     def __post_init__(self) -> None:
         if not self.results and self.slides is None:
@@ -114,6 +122,7 @@ class ServeSettings:
                 f"host {self.host} is reachable from elsewhere; a token is needed there, leave out"
                 " --no-token"
             )
+        self._check_proxies()
         if self.reviewer is not None:
             try:
                 check_reviewer(self.reviewer)
@@ -123,6 +132,21 @@ class ServeSettings:
             raise ConfigError("the token is empty; leave it out to have one made")
         if "*" in (*self.allowed_hosts, *self.cors_origins):
             raise ConfigError("'*' lets everybody in; name the hosts and origins that may call")
+
+    def _check_proxies(self) -> None:
+        try:
+            if self.root_path != check_root_path(self.root_path):
+                raise ValueError("it must not end with a slash")
+        except ValueError as error:
+            raise ConfigError(f"root path: {error}") from error
+        for proxy in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ConfigError(
+                    f"trusted proxy {proxy!r}: not an address such as 127.0.0.1, nor a network"
+                    " such as 10.0.0.0/8"
+                ) from error
 
     @property
     def is_loopback(self) -> bool:
@@ -139,6 +163,22 @@ class ServeSettings:
         return frozenset(named | LOOPBACK_NAMES) - {"0.0.0.0", "::"}
 
 
+def check_root_path(text: str) -> str:
+    """Return a root path without a slash at its end. Raises ValueError where it cannot be one."""
+    root = text.rstrip("/")
+    first, *segments = root.split("/")
+    fits = all(
+        SEGMENT.fullmatch(segment) and unquote(segment).strip(".") and "/" not in unquote(segment)
+        for segment in segments
+    )
+    if first or not fits:
+        raise ValueError(
+            f"{text!r} is no path of an address; give one as the browser shows it, such as"
+            " /user/name/proxy/8765"
+        )
+    return root
+
+
 def read_settings(options: ServeOptions) -> ServeSettings:
     """Return the settings that options state. Raises ConfigError."""
     optional: dict[str, Any] = {} if options.has_token else {"token": None}
@@ -152,6 +192,8 @@ def read_settings(options: ServeOptions) -> ServeSettings:
         port=options.port,
         allowed_hosts=tuple(options.allow_host),
         cors_origins=tuple(options.cors_origin),
+        root_path=options.root_path.rstrip("/"),
+        trusted_proxies=tuple(options.trusted_proxy),
         slide_mpp=options.slide_mpp,
         device=options.device,
         workers=choose_workers(options, options.device) if options.model else None,

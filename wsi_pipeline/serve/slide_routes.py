@@ -21,6 +21,7 @@ from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.map_image import paint_map
 from wsi_pipeline.outputs.report_html import (
     CONTENT_POLICY,
+    describe_colours,
     describe_grid,
     describe_overview,
     describe_region,
@@ -124,6 +125,7 @@ def describe_one(services: Here, entry: NamedSlide, request: Request) -> Respons
         results=[describe_result(run, one) for run, one in loaded],
         damaged_runs=damaged,
         colours=encode_colours(),
+        **describe_colours(),
     )
     return JsonAnswer(body.model_dump(mode="json"), headers=headers)
 

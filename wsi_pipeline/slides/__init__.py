@@ -6,8 +6,14 @@ from pathlib import Path
 
 from wsi_pipeline.core.choices import AUTO, RAW, SRGB
 from wsi_pipeline.core.errors import ConfigError, SlideError
-from wsi_pipeline.slides import codec_reader, images, openslide_reader, tiff_reader
-from wsi_pipeline.slides.base import SlideReader, UserScale
+from wsi_pipeline.slides import (
+    codec_reader,
+    fastslide_reader,
+    images,
+    openslide_reader,
+    tiff_reader,
+)
+from wsi_pipeline.slides.base import SlideReader, UnsupportedKind, UserScale
 from wsi_pipeline.slides.checks import check_slide_file
 
 
@@ -24,8 +30,9 @@ READERS: dict[str, ReaderKind] = {
     "tiff": ReaderKind(tiff_reader.recognises, tiff_reader.TiffReader),
     "openslide": ReaderKind(openslide_reader.recognises, openslide_reader.OpenSlideReader),
     "image": ReaderKind(images.recognises, images.ImageReader),
+    "fastslide": ReaderKind(fastslide_reader.recognises, fastslide_reader.FastSlideReader),
 }
-"""Asked in this order; the first that recognises a file reads it."""
+"""Asked in this order; the first that recognises a file and can read its kind reads it."""
 LEAVE_TO_AUTO = "leave the choice to --reader auto"
 
 
@@ -45,12 +52,19 @@ def open_slide(
     if reader not in (AUTO, *READERS):
         raise ConfigError(f"reader is {reader!r}; it must be one of {', '.join((AUTO, *READERS))}")
     scale = UserScale(slide_mpp) if isinstance(slide_mpp, int | float) else slide_mpp
+    unsupported: UnsupportedKind | None = None
     for name, kind in READERS.items():
         if reader in (AUTO, name) and kind.recognises(path):
-            opened = kind.open(path, slide_id if slide_id is not None else path.stem, scale)
+            try:
+                opened = kind.open(path, slide_id if slide_id is not None else path.stem, scale)
+            except UnsupportedKind as error:
+                unsupported = error
+                continue
             if icc == SRGB:
                 opened.use_srgb()
             return _check_direct(path, opened) if reader == "tiff" else opened
+    if unsupported is not None:
+        raise unsupported
     if reader != AUTO:
         raise SlideError(f"{path}: the reader {reader!r} does not know this kind; {LEAVE_TO_AUTO}")
     raise SlideError(
@@ -71,6 +85,8 @@ def _check_direct(path: Path, reader: SlideReader) -> SlideReader:
 
 def describe_reader(reader: SlideReader) -> str:
     """Return the readers of a slide's levels, as text."""
+    if reader.info.reader_note:
+        return reader.info.reader_note
     if not isinstance(reader, tiff_reader.TiffReader):
         return next(name for name, kind in READERS.items() if kind.open is type(reader))
     levels: dict[str, list[str]] = {"tiff": [], "openslide": []}

@@ -20,6 +20,10 @@ Boxes = NDArray[np.int64]
 """Many of them, (n, 4)."""
 
 
+class UnsupportedKind(SlideError):
+    """A file that a reader knows, but of a kind that it cannot read; another one may."""
+
+
 class Level(NamedTuple):
     """One level of a slide's pyramid."""
 

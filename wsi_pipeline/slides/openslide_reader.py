@@ -18,6 +18,7 @@ from wsi_pipeline.slides.base import (
     Boxes,
     DeclaredScale,
     Level,
+    UnsupportedKind,
     UserScale,
     check_size,
     composite_on_white,
@@ -50,6 +51,8 @@ LATTICE_PX = 512
 CACHE_BYTES = 96 * 1024 * 1024
 """Decoded tiles that OpenSlide keeps for neighbours; its own 32 MB hold 130 tiles of 256 px."""
 
+UNSUPPORTED = "not supported"
+"""In the words of OpenSlide about a file that is whole, but of a kind that it does not read."""
 OPENSLIDE_FAULTS = (openslide.OpenSlideError, OSError, ValueError)
 
 
@@ -280,7 +283,8 @@ def _open_handle(path: Path) -> openslide.OpenSlide:
         handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
         return handle
     except OPENSLIDE_FAULTS as error:
-        raise SlideError(
+        kind = UnsupportedKind if UNSUPPORTED in str(error) else SlideError
+        raise kind(
             f"{path}: OpenSlide cannot open it ({error}); copy it again or convert it to a"
             " pyramidal TIFF"
         ) from error

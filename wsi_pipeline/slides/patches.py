@@ -1,21 +1,14 @@
-"""Patches cut straight from a slide: each macro-tile is read once and cut up in memory.
+"""Patches cut straight from a slide: each macro-tile is read once and cut up in memory."""
 
-Memory for the pixels of blocks is used again and again: a block is 31 MB. Fresh memory comes from
-the operating system page by page, each cleared first, and on virtual machines that takes longer
-than decoding a third of the block; memory that was used before costs nothing.
-"""
-
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
-from math import prod
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import Grid, block_slice, macro_tile_codes
 from wsi_pipeline.core.slide import PatchBlock, SlideInfo
@@ -194,8 +187,6 @@ MACRO_TILE_LEVEL_PX = 2048
 """Approximate side of a macro-tile in pixels of the level: 12 MB of RGB, many JPEG tiles."""
 REDUCED_MACRO_TILE_LEVEL_PX = 1024
 """The same where pixels are averaged, which takes several times the memory."""
-KEPT = 4
-"""Buffers that wait to be used again: as many as blocks are under way."""
 
 
 class SlidePatches:
@@ -278,48 +269,6 @@ def macro_tiles_per_patch(view: ScaledView, grid: Grid) -> tuple[Fraction, Fract
     wanted = MACRO_TILE_LEVEL_PX if view.reduction == 1 else REDUCED_MACRO_TILE_LEVEL_PX
     width, height = (wanted // side * side or wanted for side in view.level.tile or (1, 1))
     return step / height, step / width
-
-
-class PixelBuffers:
-    """Arrays whose memory is used again when the last of their views is gone; thread-safe.
-
-    Without a lock: a garbage collection may give a buffer back at any moment, also within `take`.
-    """
-
-    def __init__(self) -> None:
-        self._free: deque[NDArray[np.uint8]] = deque(maxlen=KEPT)
-
-    def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Return an array of that shape; its content is arbitrary, as of `numpy.empty`."""
-        return np.asarray(_Lease(self, self._find(prod(shape)), shape))
-
-    def _find(self, size: int) -> NDArray[np.uint8]:
-        with suppress(IndexError):  # none is left
-            for _ in range(len(self._free)):
-                buffer = self._free.popleft()
-                if size <= buffer.nbytes <= 2 * size:
-                    return buffer
-                self._free.append(buffer)
-        return np.empty(size, np.uint8)
-
-    def give_back(self, buffer: NDArray[np.uint8]) -> None:
-        """Keep a buffer for the next one who needs its size; the one that waited longest goes."""
-        self._free.append(buffer)
-
-
-class _Lease:
-    """The owner of one array's memory, as NumPy sees it."""
-
-    def __init__(
-        self, owner: PixelBuffers, buffer: NDArray[np.uint8], shape: tuple[int, ...]
-    ) -> None:
-        self._owner = owner
-        self._buffer = buffer
-        place = buffer.ctypes.data, False
-        self.__array_interface__ = {"shape": shape, "typestr": "|u1", "data": place, "version": 3}
-
-    def __del__(self) -> None:
-        self._owner.give_back(self._buffer)
 
 
 BUFFERS = PixelBuffers()

@@ -23,6 +23,7 @@ from wsi_pipeline.slides.dicom_series import holds_series, merge_series
 from wsi_pipeline.slides.found_slide import SYSTEM_FOLDERS, FoundSlide, locate_files, name_slides
 from wsi_pipeline.slides.sheet import read_sheet, show_names
 from wsi_pipeline.slides.tiff_pages import is_photograph
+from wsi_pipeline.slides.zarr_folder import find_image_file
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,18 @@ SIDECAR_SUFFIXES = frozenset(
 
 SIDE_SUFFIXES = frozenset(
     {
-        *(".ndpa", ".ndpis", ".md5", ".sha1", ".sha256", ".sha512", ".txt", ".log", ".qpdata"),
+        *(
+            ".ets",
+            ".ndpa",
+            ".ndpis",
+            ".md5",
+            ".sha1",
+            ".sha256",
+            ".sha512",
+            ".txt",
+            ".log",
+            ".qpdata",
+        ),
         *(".partial", ".part", ".crdownload", ".download", ".tmp", ".bak", ".lock", ".ini", ".lnk"),
     }
 )
@@ -104,10 +116,10 @@ def find_slides(
 
     A `.csv` among `places` is a sample sheet too. Each `slide_id` is the file's stem where that is
     unique and safe as a file name, else stem and a hash of the path. The files of a DICOM series
-    are one slide. `recursive` includes folders within folders; folders of a DICOM series are
-    entered anyway. Files written by wsi are taken only where they are named, and side files, which
-    are counted in a warning. Raises ConfigError where a place does not exist or nothing is found,
-    and EnvironmentFault where a folder may not be entered.
+    are one slide, as are those of an OME-Zarr image. `recursive` includes folders within folders;
+    the folder of such a slide is found anyway. Files written by wsi are taken only where they are
+    named, and side files, which are counted in a warning. Raises ConfigError where a place does not
+    exist or nothing is found, and EnvironmentFault where a folder may not be entered.
     """
     listing = list_slides(places, recursive=recursive, sheet=sheet)
     if listing.passed:
@@ -168,10 +180,15 @@ def list_slides(
         where = ", ".join(map(str, places))
         beside = f" ({describe_passed(passed)})" if passed else ""
         raise ConfigError(f"{where}: no slide files{beside}; name a folder that holds some")
-    named = merge_series(list(once.values()))
+    named = {path: _named_as(path, name) for path, name in merge_series([*once.values()]).items()}
     names = name_slides(list(named.values()))
     slides = [FoundSlide(name, path) for name, path in zip(names, named, strict=True)]
     return Listing(slides, passed, tuple(images))
+
+
+def _named_as(path: Path, name: Path) -> Path:
+    """Return the path by whose stem a slide is named: an OME-Zarr image by its folder."""
+    return path.parent if find_image_file(path.parent) == path else name
 
 
 def find_label_images(paths: Sequence[Path]) -> list[Path]:
@@ -231,13 +248,22 @@ def _list_folder(folder: Path, recursive: bool) -> list[Path]:
         if is_work_of_wsi(Path(where)) or _holds_pseudonyms(Path(where), folder):
             folders.clear()
             continue
+        if image := find_image_file(Path(where)):
+            found.append(image)
+            folders.clear()
+            continue
         folders[:] = [
             name
             for name in folders
-            if _may_be_entered(name, files) and (recursive or holds_series(Path(where, name)))
+            if _may_be_entered(name, files) and (recursive or _holds_slide(Path(where, name)))
         ]
         found += [Path(where, name) for name in files if _may_be_slide(name)]
     return sorted(found)
+
+
+def _holds_slide(folder: Path) -> bool:
+    """Return whether a folder holds one slide in many files."""
+    return holds_series(folder) or find_image_file(folder) is not None
 
 
 def _refuse(error: OSError) -> None:

@@ -12,6 +12,7 @@ from wsi_pipeline.core.choices import CONFIG_JSON
 from wsi_pipeline.core.errors import ConfigError, ModelError
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.models.checkpoint import load_checkpoint
+from wsi_pipeline.models.choice import ExternalModelTerms
 from wsi_pipeline.models.export import FORMATS, compare_export, describe_export, write_export
 from wsi_pipeline.models.loading import find_checkpoint
 from wsi_pipeline.models.zoo import read_zoo_config
@@ -41,6 +42,7 @@ def export_model(
     *,
     is_normalised_inside: bool = False,
     force: bool = False,
+    terms: ExternalModelTerms | None = None,
 ) -> Exported:
     """Commit `out` with the model in every format and `config.json` beside them.
 
@@ -51,7 +53,7 @@ def export_model(
     names = sorted({*formats})
     if unknown := [name for name in names if name not in FORMATS]:
         raise ConfigError(f"format {unknown[0]!r}; it must be one of {', '.join(FORMATS)}")
-    checkpoint = load_checkpoint(find_checkpoint(model))
+    checkpoint = load_checkpoint(find_checkpoint(model), terms)
     recipe = {
         "model": checkpoint.digest,
         "formats": names,

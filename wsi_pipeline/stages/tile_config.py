@@ -89,7 +89,10 @@ def tile_recipe(
         quality = {name: quality[name] for name in quality.keys() - config.quality.of_local.keys()}
     # The fingerprint need not cover the bytes of the profile.
     colours = {"profile": slide.icc_digest} if config.spec.icc == SRGB else {}
-    return colours | {
+    reader = {"reader": slide.blind_reader} if slide.blind_reader else {}
+    return {
+        **colours,
+        **reader,
         "slide": slide.fingerprint,
         "slide_mpp": slide.mpp,
         "patch": config.spec.to_json(),

@@ -17,6 +17,7 @@ from wsi_pipeline.core.choices import (
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.training_options import TrainOptions
 from wsi_pipeline.models.outlines import NetworkOptions
+from wsi_pipeline.models.own_code import OwnCode, is_own_code, read_code
 from wsi_pipeline.slides.sheet import read_sheet
 from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation
 from wsi_pipeline.training.optimise import Optimisation, Schedule, check_choice
@@ -32,6 +33,8 @@ class TrainConfig:
     """Settings of a training run; all but device, cache and compilation decide the weights."""
 
     architecture: str = DEFAULT_ARCHITECTURE
+    code: OwnCode | None = None
+    """The user's code that builds the network; `architecture` is its name then."""
     network: NetworkOptions = field(default_factory=NetworkOptions)
     pretrained: str | None = None
     """Source of the first weights: `file`, `download` (the library's own), or None: random."""
@@ -84,9 +87,10 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings that decide the weights, as they are recorded."""
-        left_out = ("device", "cache", "is_compiled")
+        left_out = ("device", "cache", "is_compiled", "code")
         value = {name: value for name, value in asdict(self).items() if name not in left_out}
-        return value | {"network": self.network.to_json()}
+        code = {} if self.code is None else {"code_sha256": self.code.sha256}
+        return value | {"network": self.network.to_json()} | code
 
 
 def read_config(options: TrainOptions) -> TrainConfig:
@@ -97,9 +101,11 @@ def read_config(options: TrainOptions) -> TrainConfig:
 
     changes = ("flips", "turns", "affine", "brightness", "contrast", "hed")
     penalties = ("weight_decay", "l1", "label_smoothing", "class_weights", "clip_norm", "ema")
+    code = read_code(options.arch) if is_own_code(options.arch) else None
     same = ("epochs", "stop_on", "batch_size", "sampling", "precision", "seed")
     return TrainConfig(
-        architecture=options.arch,
+        architecture=options.arch if code is None else code.name,
+        code=code,
         network=NetworkOptions(options.dropout, options.head, options.batch_norm, options.logits),
         pretrained="download" if options.download_weights else "file" if options.weights else None,
         optimisation=Optimisation(

@@ -19,7 +19,7 @@ from wsi_pipeline.core.outcome import Distance, Limits
 from wsi_pipeline.counting.interval import FEWEST_PATCHES
 from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.choice import EngineSetting
-from wsi_pipeline.models.domain import Domain, show_features
+from wsi_pipeline.models.domain import Domain, gives_features, show_features
 from wsi_pipeline.models.engines.torch_eager import in_precision, send
 from wsi_pipeline.models.model import PatchNetwork
 from wsi_pipeline.models.stains import MOST_SAMPLED, measure_stains, sample_patches
@@ -55,8 +55,12 @@ def learn_domain(
 ) -> Domain | None:
     """Return the domain of a trained network's training patches, computed as `setting` says.
 
-    None where the training patches are of fewer than five patients.
+    None where the training patches are of fewer than five patients, or a user's network has no
+    features to compare.
     """
+    own = checkpoint.own_code
+    if own is not None and not gives_features(checkpoint.build(), checkpoint.spec.side_px):
+        return None
     network = PatchNetwork(show_features(checkpoint.build()), checkpoint.normalisation).eval()
     network = network.to(torch.device(setting.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
 

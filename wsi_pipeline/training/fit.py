@@ -102,12 +102,12 @@ def run_fit(job: FitJob, listener: Listener) -> FitHistory:
 def is_unsteady(config: TrainConfig) -> bool:
     """Return True for a constant learning rate in a network without batch normalisation."""
     return config.schedule.name == "constant" and not (
-        config.network.batch_norm or _has_own_batch_norm(config.architecture)
+        config.network.batch_norm or _has_own_batch_norm(config)
     )
 
 
-def _has_own_batch_norm(architecture: str) -> bool:
-    return not find_architecture(architecture).may_lack_batch_norm
+def _has_own_batch_norm(config: TrainConfig) -> bool:
+    return not find_architecture(config.architecture, config.code).may_lack_batch_norm
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -225,12 +225,13 @@ def make_network(job: FitJob) -> nn.Module:
     Raises ModelError where its name, the patch size or given weights do not fit.
     """
     name = job.config.architecture
-    if not job.config.network.batch_norm and _has_own_batch_norm(name):
+    if not job.config.network.batch_norm and _has_own_batch_norm(job.config):
         raise ModelError(
             f"{name}: always has its own batch normalisation; leave --no-batch-norm out"
         )
     torch.manual_seed(derive_seed(job.config.seed, 0, 0))
-    network = build_network(name, job.patches.spec.side_px, job.config.network)
+    side_px, options = job.patches.spec.side_px, job.config.network
+    network = build_network(name, side_px, options, job.config.code)
     initialise(network, job.config.optimisation.initialisation)
     if job.config.pretrained is not None:
         is_downloaded = job.pretrained is None

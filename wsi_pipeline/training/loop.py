@@ -18,8 +18,8 @@ from wsi_pipeline.core.choices import LAST
 from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.limits import kept_memory
 from wsi_pipeline.core.progress import Listener, describe_rate
+from wsi_pipeline.models.batch_sizes import choose_cpu_batch
 from wsi_pipeline.models.card import Normalisation
-from wsi_pipeline.models.predictor import choose_cpu_batch
 from wsi_pipeline.training.config import TrainConfig, derive_seed
 from wsi_pipeline.training.data import PixelSource, cut_batches, sample_epoch
 from wsi_pipeline.training.metrics import Floats, Labels, Names

@@ -220,13 +220,11 @@ def describe_split(patches: LabelledPatches, division: Division) -> str:
 
 def _finish(staging: Staging, job: FitJob, history: FitHistory, rule: ThresholdRule) -> Metrics:
     """Fit the terms on the validation patches; commit model and report."""
-    val, folder = job.division.val, staging.product
+    val, folder, logits = job.division.val, staging.product, history.kept_logits
     labels, patients = job.patches.labels[val], job.patches.patients[val]
-    logits = history.kept_logits
     known = place_patches(job.patches, val, logits)
     terms, how = fit_terms(known, rule)
-    probability = known.apply(terms.on_grid)
-    alone = known.apply(terms.alone)
+    probability, alone = known.apply(terms.on_grid), known.apply(terms.alone)
     metrics = evaluate_predictions(
         labels,
         patients,
@@ -287,6 +285,7 @@ def _make_checkpoint(
         terms=terms,
         threshold_source=how + ("; patients on both sides" if division.is_leaky else ""),
         weights=history.kept_weights,
+        own_code=job.config.code,
         is_leaky=division.is_leaky,
         scores={"validation": asdict(metrics.scores), "validation, alone": asdict(metrics.alone)},
         training={
@@ -298,6 +297,7 @@ def _make_checkpoint(
             "epochs": len(history.epochs),
             **({} if job.config.stop_on == LAST else {"best_epoch": history.kept_epoch}),
             "tool": describe_tool(),
+            **({} if job.config.code is None else {"code": job.config.code.to_json()}),
         },
     )
 

@@ -24,7 +24,9 @@ from wsi_pipeline.models.architectures.network import (
     fits_patches,
     read_weights,
 )
+from wsi_pipeline.models.architectures.own_network import build_own
 from wsi_pipeline.models.outlines import NetworkOptions, Shapes
+from wsi_pipeline.models.own_code import OwnCode, is_own_code
 
 OUTLINES_KEPT = 16
 """Every start of a run needs the same one several times."""
@@ -75,8 +77,18 @@ ARCHITECTURES: dict[str, Architecture] = {
 """Networks by name; `wide_resnet_<depth>_<widening>` and `timm:NAME` exist besides."""
 
 
-def find_architecture(name: str) -> Architecture:
-    """Return the architecture of that name. Raises ModelError where there is none."""
+def find_architecture(name: str, code: OwnCode | None = None) -> Architecture:
+    """Return the architecture of that name, or of a user's code. Raises ModelError for none."""
+    if code is not None:
+        return Architecture(
+            lambda side_px, options: build_own(code, side_px, options),
+            min_side_px=1,
+            summary=f"the function {code.function} of {code.path.name}",
+            heads=HEADS,
+            may_lack_batch_norm=True,
+        )
+    if is_own_code(name):
+        raise ModelError(f"{name}: is code of its maker, and runs only where its file is named")
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     if shape := outlines.parse_wide_resnet(name):
@@ -90,13 +102,17 @@ def find_architecture(name: str) -> Architecture:
     )
 
 
-def build_network(name: str, side_px: int, options: NetworkOptions | None = None) -> nn.Module:
+def build_network(
+    name: str, side_px: int, options: NetworkOptions | None = None, code: OwnCode | None = None
+) -> nn.Module:
     """Return a network with fresh weights: (b, 3, side, side) → (b,) for one logit, (b, 2) for two.
 
-    Raises ModelError as `outline_network` does, before memory is taken for it.
+    Raises ModelError as `outline_network` does, before memory is taken for it; a user's `code` is
+    run at once.
     """
-    outline_network(name, side_px, options)
-    return find_architecture(name).build(side_px, options or NetworkOptions())
+    if code is None:
+        outline_network(name, side_px, options)
+    return find_architecture(name, code).build(side_px, options or NetworkOptions())
 
 
 @lru_cache(maxsize=OUTLINES_KEPT)

@@ -15,10 +15,11 @@ from wsi_pipeline.models.model import Model
 
 ENGINES: dict[str, Engine] = {
     "torch": Engine(
-        "PyTorch, channels last; on a GPU with AMP",
+        "PyTorch, channels last",
         {"cpu": (FP32, BF16), "cuda": (BF16, FP16, FP32)},
         torch_eager.find_fault,
         torch_eager.load,
+        place=torch_eager.place,
     ),
     "torch-compile": Engine(
         "PyTorch's compiler, weights frozen",
@@ -26,6 +27,7 @@ ENGINES: dict[str, Engine] = {
         torch_compiled.find_fault,
         torch_compiled.load,
         is_fixed_shape=True,
+        place=torch_compiled.place,
     ),
     "openvino": Engine(
         "OpenVINO, on the CPU",

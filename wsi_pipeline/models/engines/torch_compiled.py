@@ -11,8 +11,8 @@ from torch import Tensor
 
 from wsi_pipeline.core.errors import one_line
 from wsi_pipeline.models.choice import EngineSetting
-from wsi_pipeline.models.engines.engine import EngineFault, Run
-from wsi_pipeline.models.engines.torch_eager import in_precision, place_network, send
+from wsi_pipeline.models.engines.engine import EngineFault, Forward, Run
+from wsi_pipeline.models.engines.torch_eager import in_precision, place_network
 from wsi_pipeline.models.model import Model
 
 
@@ -28,29 +28,38 @@ def find_fault(model: Model, device: str) -> str | None:
 
 def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
     """Return the compiled network; the first batch compiles it, for seconds to a minute."""
-    network = torch.compile(
-        place_network(model, setting.device), dynamic=False, options={"freezing": True}
-    )
+    forward = place(model, setting, torch.device("cpu"))
     compiling = threading.Lock()
     is_compiled = threading.Event()
 
     def compute(pixels: NDArray[np.uint8]) -> Tensor:
-        with torch.inference_mode(), in_precision(setting):
-            output: Tensor = network(send(pixels, setting.device))
-        return output.float().cpu()
+        with torch.inference_mode():
+            return forward(torch.from_numpy(np.ascontiguousarray(pixels))).float()
 
     def run(pixels: NDArray[np.uint8]) -> Tensor:
         if is_compiled.is_set():
             return compute(pixels)
         with compiling:
-            try:
-                output = compute(pixels)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                raise EngineFault(
-                    f"{model.architecture}: torch cannot compile it ({one_line(error)}); use"
-                    " --engine torch"
-                ) from error
+            output = compute(pixels)
             is_compiled.set()
             return output
 
     return run
+
+
+def place(model: Model, setting: EngineSetting, device: torch.device) -> Forward:
+    """Return the compiled network on a device; its first batch compiles it."""
+    network = torch.compile(place_network(model, device), dynamic=False, options={"freezing": True})
+
+    def forward(pixels: Tensor) -> Tensor:
+        try:
+            with in_precision(setting):
+                output: Tensor = network(pixels)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise EngineFault(
+                f"{model.architecture}: torch cannot compile it ({one_line(error)}); use"
+                " --engine torch"
+            ) from error
+        return output
+
+    return forward

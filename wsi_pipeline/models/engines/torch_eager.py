@@ -9,7 +9,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from wsi_pipeline.core.choices import BF16, FP16
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import compute_exactly
-from wsi_pipeline.models.engines.engine import Run
+from wsi_pipeline.models.engines.engine import Forward, Run
 from wsi_pipeline.models.model import Model, PatchNetwork
 
 DTYPES = {BF16: torch.bfloat16, FP16: torch.float16}
@@ -21,30 +21,50 @@ def find_fault(model: Model, device: str) -> str | None:
 
 
 def load(model: Model, setting: EngineSetting, batch_size: int) -> Run:
-    """Return the model's network on the device; pixels are copied there as uint8."""
-    network = place_network(model, setting.device)
+    """Return the model's network on the CPU."""
+    network = place_network(model, torch.device("cpu"))
 
     def run(pixels: NDArray[np.uint8]) -> Tensor:
         with torch.inference_mode(), in_precision(setting):
             output: Tensor = network(send(pixels, setting.device))
-        return output.float().cpu()
+        return output.float()
 
     return run
 
 
-def place_network(model: Model, device: str) -> nn.Module:
-    """Return the network for inference on a type of device, channels last in memory.
+def place(model: Model, setting: EngineSetting, device: torch.device) -> Forward:
+    """Return the model's network on a GPU; a lower precision is that of its weights.
+
+    The code of a script may name the precision of its numbers: torch chooses there, step by step.
+    """
+    network = place_network(model, device)
+    dtype = DTYPES.get(setting.precision)
+    if dtype is None:
+        return network
+    if not model.is_script:
+        return lower_precision(network, dtype)
+
+    def forward(pixels: Tensor) -> Tensor:
+        with in_precision(setting):
+            output: Tensor = network(pixels)
+        return output
+
+    return forward
+
+
+def place_network(model: Model, device: torch.device) -> nn.Module:
+    """Return the network for inference on a device, channels last in memory.
 
     Batch normalisation is folded where the network's graph can be traced.
     """
-    if device == "cuda":
+    if device.type == "cuda":
         compute_exactly()
     network = model.network(has_features=True)
     for part in list(network.modules()):
         if isinstance(part, PatchNetwork):
             part.network = fold_batch_norm(part.network)
     placed: nn.Module = network.to(  # type: ignore[call-overload]
-        torch.device(device), memory_format=torch.channels_last
+        device, memory_format=torch.channels_last
     )
     return placed.eval()
 
@@ -59,6 +79,41 @@ def send(pixels: NDArray[np.uint8], device: str) -> Tensor:
     """Return the pixels on the device; pinned memory lets the copy overlap other work."""
     x = torch.from_numpy(np.ascontiguousarray(pixels))
     return x.pin_memory().to(device, non_blocking=True) if device == "cuda" else x
+
+
+class LowerNetwork(nn.Module):
+    """A `PatchNetwork` whose weights are of a lower precision; pixels are normalised in one step.
+
+    What is not folded of batch normalisation keeps its fp32 statistics.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, exact: PatchNetwork, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = exact.network.to(dtype)
+        for part in self.network.modules():
+            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+                part.float()
+        self._dtype = dtype
+        self.register_buffer("scale", 1 / exact.std)
+        self.register_buffer("shift", -exact.mean / exact.std)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = torch.addcmul(self.shift, pixels, self.scale)  # fp32 (b, side, side, 3)
+        # (b, 3, side, side), channels last in memory
+        output: Tensor = self.network(x.to(self._dtype).permute(0, 3, 1, 2))
+        return output
+
+
+def lower_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the network with every `PatchNetwork` in it in a lower precision."""
+    if isinstance(network, PatchNetwork):
+        return LowerNetwork(network, dtype)
+    for name, part in list(network.named_children()):
+        setattr(network, name, lower_precision(part, dtype))
+    return network
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:

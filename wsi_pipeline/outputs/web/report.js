@@ -2,8 +2,9 @@
 // The page of one slide that opens from a file: everything it shows is in it.
 
 const report = JSON.parse(document.getElementById("view").textContent);
-const reportDisplay = { ...DEFAULT_DISPLAY, threshold: report.threshold };
-const reportMap = new MapLayer(new Float32Array(decodeBase64(report.map).buffer), report.grid, decodeBase64(report.colours), report.summary);
+const reportColours = new Colours(report.colormaps, report.centred);
+const reportDisplay = { ...DEFAULT_DISPLAY, threshold: report.threshold, colormap: reportColours.choose("") };
+const reportMap = new MapLayer(new Float32Array(decodeBase64(report.map).buffer), report.grid, reportColours, report.summary);
 const reportPort = new Viewport();
 const reportImage = new Image();
 reportImage.src = report.overview.image;
@@ -55,11 +56,29 @@ function bindCheck(id, name) {
   });
 }
 
+/** A list of choices; those that have words in the page already keep them. */
+function bindChoice(id, name, values) {
+  if (!byId(id).options.length) byId(id).replaceChildren(...values.map((value) => new Option(value)));
+  byId(id).value = reportDisplay[name];
+  byId(id).addEventListener("change", () => {
+    reportDisplay[name] = byId(id).value;
+    reportView.redraw();
+  });
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key !== " " || ["INPUT", "SELECT", "BUTTON"].includes(event.target.tagName)) return;
+  event.preventDefault();
+  reportDisplay.isBare = !reportDisplay.isBare;
+  reportView.redraw();
+});
+
 bindSlider("opacity", "opacity");
 bindSlider("threshold", "threshold");
 bindCheck("show-map", "showMap");
 bindCheck("show-regions", "showRegions");
-bindCheck("only-positive", "onlyPositive");
+bindChoice("mode", "mode", MAP_MODES);
+bindChoice("colormap", "colormap", reportColours.names);
 byId("reset").addEventListener("click", () => {
   reportDisplay.threshold = report.threshold;
   byId("threshold").value = report.threshold;

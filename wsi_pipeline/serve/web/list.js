@@ -46,7 +46,7 @@ const STATES = {
 const list = { body: null, jobs: new Map(), column: 8, isRising: false, drawn: "" };
 
 async function load() {
-  const answer = await fetch("/api/v1/slides").catch(() => null);
+  const answer = await fetch(at("/api/v1/slides")).catch(() => null);
   if (!answer || !answer.ok) {
     byId("message").textContent = "the server does not answer";
     return;
@@ -62,7 +62,7 @@ async function load() {
 }
 
 async function loadJobs() {
-  const answer = await fetch("/api/v1/jobs").catch(() => null);
+  const answer = await fetch(at("/api/v1/jobs")).catch(() => null);
   if (answer?.ok) list.jobs = new Map((await answer.json()).map((job) => [job.slide_id, job]));
 }
 
@@ -123,13 +123,13 @@ function drawHeads() {
 function drawRow(slide) {
   const row = document.createElement("tr");
   const link = document.createElement("a");
-  link.href = `/slides/${encodeURIComponent(slide.slide_id)}`;
+  link.href = at(`/slides/${encodeURIComponent(slide.slide_id)}`);
   link.textContent = slide.slide_id;
   const picture = document.createElement("img");
   picture.loading = "lazy";
   picture.decoding = "sync"; // small ones: shown with the row, not after it
   picture.alt = "";
-  if (slide.summary || slide.has_file) picture.src = `/api/v1/slides/${encodeURIComponent(slide.slide_id)}/thumbnail.jpg?side=224`;
+  if (slide.summary || slide.has_file) picture.src = at(`/api/v1/slides/${encodeURIComponent(slide.slide_id)}/thumbnail.jpg?side=224`);
   picture.addEventListener("click", () => link.click());
   const state = document.createElement("span");
   state.className = `state ${slide.state}`;
@@ -150,7 +150,7 @@ function drawRow(slide) {
 function drawReviewLink(slideId) {
   const link = document.createElement("a");
   link.className = "review-link";
-  link.href = `/review/${encodeURIComponent(byId("run").value)}/${encodeURIComponent(slideId)}`;
+  link.href = at(`/review/${encodeURIComponent(byId("run").value)}/${encodeURIComponent(slideId)}`);
   link.textContent = "review";
   link.title = "Call patches that are drawn at random, and learn how many are positive.";
   return link;
@@ -181,8 +181,8 @@ function drawJob(slide) {
     holder.append(`${job.state}${isUnderWay ? share : ""} `);
     if (job.message) holder.title = job.message;
   }
-  if (isUnderWay) holder.append(makeButton("cancel", () => send("DELETE", `/api/v1/jobs/${job.job_id}`)));
-  else if (slide.state === "none") holder.append(makeButton("infer", () => send("POST", "/api/v1/jobs", { slide_id: slide.slide_id })));
+  if (isUnderWay) holder.append(makeButton("cancel", () => send("DELETE", at(`/api/v1/jobs/${job.job_id}`))));
+  else if (slide.state === "none") holder.append(makeButton("infer", () => send("POST", at("/api/v1/jobs"), { slide_id: slide.slide_id })));
   return holder;
 }
 

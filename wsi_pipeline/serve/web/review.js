@@ -2,7 +2,7 @@
 // One patch at a time, called by one key. An answer is on disk before the next patch is shown.
 
 const { run, slide } = document.body.dataset;
-const api = `/api/v1/reviews/${encodeURIComponent(run)}/${encodeURIComponent(slide)}`;
+const api = at(`/api/v1/reviews/${encodeURIComponent(run)}/${encodeURIComponent(slide)}`);
 const byId = (id) => document.getElementById(id);
 const MOST_MORE = 200;
 const page = { body: null, isBusy: false, ahead: [] };

@@ -41,8 +41,7 @@ class TileLayer {
 
   _inSight(view, level) {
     const side = this.tilePx * 2 ** level;
-    const [x0, y0] = view.toSlide(0, 0);
-    const [x1, y1] = view.toSlide(view.width, view.height);
+    const [x0, y0, x1, y1] = view.boundsInSight;
     const tiles = [];
     const [cols, rows] = this.size.map((extent) => Math.ceil(Math.ceil(extent / 2 ** level) / this.tilePx));
     for (let row = Math.max(0, Math.floor(y0 / side)); row <= Math.min(rows - 1, Math.floor(y1 / side)); row++)
@@ -61,11 +60,12 @@ class TileLayer {
     this.loaded.set(key, image);
     const unit = 2 ** tile.level;
     const [x, y] = [tile.col * this.tilePx * unit, tile.row * this.tilePx * unit];
-    const start = view.toScreen(x, y);
-    const stop = view.toScreen(Math.min(x + image.width * unit, this.size[0]), Math.min(y + image.height * unit, this.size[1]));
+    const start = view.toFlat(x, y);
+    const stop = view.toFlat(Math.min(x + image.width * unit, this.size[0]), Math.min(y + image.height * unit, this.size[1]));
     const [left, top, right, bottom] = [...start, ...stop].map(Math.round); // shared edges fall on the same pixel: no seams
     context.imageSmoothingEnabled = view.viewport.scale < 4;
-    context.drawImage(image, left, top, right - left, bottom - top);
+    const over = view.viewport.angle % 90 ? 0.5 : 0; // at an angle edges are smoothed: tiles lap over
+    context.drawImage(image, left, top, right - left + over, bottom - top + over);
     context.imageSmoothingEnabled = true;
   }
 

@@ -4,7 +4,7 @@
 const POLL_MS = 5000;
 const REGIONS_WAIT_MS = 150;
 const slideId = document.body.dataset.slide;
-const api = `/api/v1/slides/${encodeURIComponent(slideId)}`;
+const api = at(`/api/v1/slides/${encodeURIComponent(slideId)}`);
 const byId = (id) => document.getElementById(id);
 
 async function getJson(address) {
@@ -47,7 +47,7 @@ class Viewer {
     this.body = await getJson(api);
     this.version = this.body.version;
     await this._loadPictures();
-    const state = readAddress(location.hash);
+    const state = readAddress(location.hash, this.colours);
     const runs = this.body.results.map((result) => result.run_id);
     const first = runs.includes(state.run) ? state.run : runs[0] || null;
     const second = runs.includes(state.with) && state.with !== first ? state.with : null;
@@ -59,7 +59,9 @@ class Viewer {
     else this.showWhole();
     if (state.cell) this.select(state.cell);
     this.viewport.listeners.push(() => this.keepAddress());
+    this.overviewMap = new OverviewMap(byId("overview"), this.views[0]);
     this.panel = new Panel(this);
+    this.overviewMap.redraw();
     this.keepAddress();
     setInterval(() => this.poll(), POLL_MS);
     document.body.dataset.ready = "yes";
@@ -70,7 +72,7 @@ class Viewer {
     this.overview = { image: await loadImage(`${api}/thumbnail.jpg?side=4096`), box_l0: body.overview.box_l0 };
     const address = (level, col, row) => `${api}/tiles/${level}/${col}/${row}.jpg`;
     this.tiles = body.tiles && new TileLayer(address, body.tiles, body.slide.size_l0, () => this.redraw());
-    this.colours = decodeBase64(body.colours);
+    this.colours = new Colours(body.colormaps, body.centred);
   }
 
   resultOf(runId) {
@@ -147,6 +149,18 @@ class Viewer {
 
   redraw() {
     for (const view of this.shownViews) if (view.scene) view.redraw();
+    this.overviewMap?.redraw();
+  }
+
+  get tool() {
+    return this.views[0].tool;
+  }
+
+  /** Take up a tool, or lay it down. */
+  useTool(tool) {
+    for (const view of this.views) view.tool = tool;
+    this.panel.showTool();
+    this.redraw();
   }
 
   setThreshold(value) {
@@ -239,45 +253,6 @@ class Viewer {
 
 function nextFrame() {
   return new Promise((resolve) => requestAnimationFrame(() => resolve()));
-}
-
-/** The address holds the view: place, threshold, opacity, what is shown, runs, patch. */
-function writeAddress(viewer) {
-  const { viewport, display } = viewer;
-  const layers = ["showMap", "showRegions", "showTissue", "onlyPositive"].filter((name) => display[name]);
-  const parts = new URLSearchParams({
-    x: viewport.x.toFixed(1),
-    y: viewport.y.toFixed(1),
-    s: viewport.scale.toPrecision(7),
-    t: display.threshold,
-    o: display.opacity,
-    l: layers.join("."),
-  });
-  if (viewer.runs[0]) parts.set("run", viewer.runs[0]);
-  if (viewer.runs[1]) parts.set("with", viewer.runs[1]);
-  if (viewer.selected) parts.set("p", `${viewer.selected.row}.${viewer.selected.col}`);
-  return `#${parts}`;
-}
-
-function readAddress(hash) {
-  const parts = new URLSearchParams(hash.slice(1));
-  const number = (name) => (parts.has(name) && Number.isFinite(+parts.get(name)) ? +parts.get(name) : null);
-  const display = {};
-  if (number("t") !== null) display.threshold = Math.min(1, Math.max(0, number("t")));
-  if (number("o") !== null) display.opacity = Math.min(1, Math.max(0, number("o")));
-  if (parts.has("l")) {
-    const layers = parts.get("l").split(".");
-    for (const name of ["showMap", "showRegions", "showTissue", "onlyPositive"]) display[name] = layers.includes(name);
-  }
-  const place = ["x", "y", "s"].map(number);
-  const [row, col] = (parts.get("p") || "").split(".").map(Number);
-  return {
-    run: parts.get("run"),
-    with: parts.get("with"),
-    display,
-    place: place.includes(null) || place[2] <= 0 ? null : place,
-    cell: Number.isInteger(row) && Number.isInteger(col) ? { row, col } : null,
-  };
 }
 
 const viewer = new Viewer();

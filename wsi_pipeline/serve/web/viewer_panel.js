@@ -1,7 +1,6 @@
 "use strict";
 // The panel beside the slide: sliders, counts, regions, the patch under the pointer, and the keyboard.
 
-const PAN_PX = 120;
 const SHOWN_REGIONS = 100;
 const HINT = "drag to move · wheel to zoom · click for a patch · ? for keys";
 
@@ -14,10 +13,12 @@ class Panel {
       viewer.changed();
     });
     for (const [id, name] of LAYERS) this._bindCheck(id, name);
+    for (const name of ["mode", "colormap"]) this._bindChoice(name);
+    byId("colormap").replaceChildren(...viewer.colours.names.map((name) => new Option(name)));
     this._bindButtons();
     this._bindRuns();
     for (const view of viewer.views) {
-      view.onHover = (x, y) => (byId("place").textContent = describePlace(viewer.body.slide, view.scene?.map, x, y) || HINT);
+      view.onHover = (x, y) => (byId("place").textContent = viewer.tool?.words ?? (describePlace(viewer.body.slide, view.scene?.map, x, y) || HINT));
       view.onPick = (x, y) => {
         const cell = view.scene?.map?.cellAt(x, y);
         if (cell) viewer.select(cell);
@@ -39,9 +40,20 @@ class Panel {
     });
   }
 
+  _bindChoice(name) {
+    byId(name).addEventListener("change", () => {
+      this.viewer.display[name] = byId(name).value;
+      this.viewer.changed();
+    });
+  }
+
   _bindButtons() {
     for (const [id, action] of Object.entries(BUTTONS)) byId(id).addEventListener("click", () => action(this.viewer, this));
     byId("close-help").addEventListener("click", () => byId("help").close());
+    document.addEventListener("click", ({ detail, target }) => {
+      const isSwitch = target.matches("button, input[type=checkbox]");
+      if (detail && isSwitch && !byId("help").open) byId("first").focus(); // after a click, not after a key: the space bar hides again
+    });
   }
 
   _bindRuns() {
@@ -85,7 +97,7 @@ class Panel {
     byId("reset-second").hidden = !second;
     if (second) byId("reset-second").textContent = `${second.name}'s ${second.threshold.toFixed(3)}`;
     byId("report").href = `${api}/report.html${viewer.runs[0] ? `?run=${encodeURIComponent(viewer.runs[0])}` : ""}`;
-    if (byId("review") && viewer.runs[0]) byId("review").href = `/review/${encodeURIComponent(viewer.runs[0])}/${encodeURIComponent(slideId)}`;
+    if (byId("review") && viewer.runs[0]) byId("review").href = at(`/review/${encodeURIComponent(viewer.runs[0])}/${encodeURIComponent(slideId)}`);
     this.showCounts();
     this.showRegions();
     this.showPatch();
@@ -99,6 +111,8 @@ class Panel {
     byId("threshold-value").textContent = display.threshold.toFixed(3);
     byId("opacity-value").textContent = `${Math.round(100 * display.opacity)} %`;
     for (const [id, name] of LAYERS) byId(id).checked = display[name];
+    for (const name of ["mode", "colormap"]) byId(name).value = display[name];
+    byId("bare").setAttribute("aria-pressed", String(display.isBare));
     const hasMask = viewer.shownViews.some((view) => view.scene?.tissue);
     byId("show-tissue").disabled = !hasMask;
     byId("tissue-note").textContent = hasMask ? "" : "(these results hold none)";
@@ -143,6 +157,13 @@ class Panel {
     return views.length > 1 ? views.map((view, index) => `\n${view.scene.title}: ${words[index]}`).join("") : words[0];
   }
 
+  /** The tool in use: its button, and what it says. */
+  showTool() {
+    const { tool } = this.viewer;
+    byId("measure").setAttribute("aria-pressed", String(tool instanceof MeasureTool));
+    byId("place").textContent = tool?.words ?? HINT;
+  }
+
   say(text) {
     byId("message").textContent = text;
     clearTimeout(this.messageTimer);
@@ -150,8 +171,7 @@ class Panel {
   }
 
   _onKey(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
-    if (["INPUT", "SELECT"].includes(event.target.tagName) && (event.key.startsWith("Arrow") || event.key.length > 1)) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open || isTaken(event)) return;
     const action = KEYS[event.key];
     if (!action) return;
     event.preventDefault();
@@ -159,7 +179,7 @@ class Panel {
   }
 }
 
-const LAYERS = [["show-map", "showMap"], ["only-positive", "onlyPositive"], ["show-regions", "showRegions"], ["show-tissue", "showTissue"]];
+const LAYERS = [["show-map", "showMap"], ["show-regions", "showRegions"], ["show-tissue", "showTissue"]];
 
 /** What the model said of a patch and how it counts, in words. */
 function describePatch(map, cell, threshold) {
@@ -168,89 +188,3 @@ function describePatch(map, cell, threshold) {
   const alone = map.contextUm ? `, alone ${own.toFixed(4)}` : "";
   return `probability ${value.toFixed(4)}${alone}, ${map.judge(cell, threshold)}`;
 }
-
-function toggle(name) {
-  return (viewer) => {
-    viewer.display[name] = !viewer.display[name];
-    viewer.changed();
-  };
-}
-
-function nudge(name, step) {
-  return (viewer) => {
-    const value = +Math.min(1, Math.max(0, viewer.display[name] + step)).toFixed(3);
-    if (name === "threshold") viewer.setThreshold(value);
-    else {
-      viewer.display[name] = value;
-      viewer.changed();
-    }
-  };
-}
-
-function zoom(factor) {
-  return (viewer) => viewer.views[0].zoomAt(viewer.views[0].width / 2, viewer.views[0].height / 2, factor);
-}
-
-function pan(dx, dy) {
-  return (viewer) => viewer.views[0].pan(dx * PAN_PX, dy * PAN_PX);
-}
-
-async function copyLink(viewer, panel) {
-  viewer.keepAddress();
-  try {
-    await navigator.clipboard.writeText(location.href);
-    panel.say("link copied: it opens this very view");
-  } catch {
-    panel.say("the address bar holds a link to this very view");
-  }
-}
-
-function savePicture(viewer) {
-  viewer.picture().toBlob((blob) => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
-    link.download = `${slideId}.view.png`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  }, "image/png");
-}
-
-const BUTTONS = {
-  reset: (viewer) => viewer.setThreshold(viewer.resultOf(viewer.runs[0])?.threshold ?? 0.5),
-  "reset-model": (viewer) => viewer.setThreshold(viewer.resultOf(viewer.runs[0])?.model_threshold ?? 0.5),
-  "reset-second": (viewer) => viewer.setThreshold(viewer.resultOf(viewer.runs[1])?.threshold ?? 0.5),
-  strongest: (viewer) => viewer.showRegion(0),
-  next: (viewer) => viewer.showRegion(viewer.regionIndex + 1),
-  previous: (viewer) => viewer.showRegion(viewer.regionIndex <= 0 ? -1 : viewer.regionIndex - 1),
-  whole: (viewer) => viewer.showWhole(),
-  link: copyLink,
-  save: savePicture,
-  keys: () => byId("help").showModal(),
-};
-
-const KEYS = {
-  ArrowLeft: pan(-1, 0),
-  ArrowRight: pan(1, 0),
-  ArrowUp: pan(0, -1),
-  ArrowDown: pan(0, 1),
-  "+": zoom(1.5),
-  "=": zoom(1.5),
-  "-": zoom(1 / 1.5),
-  0: BUTTONS.whole,
-  1: (viewer) => viewer.viewport.set(viewer.viewport.x, viewer.viewport.y, 1),
-  h: toggle("showMap"),
-  r: toggle("showRegions"),
-  m: toggle("showTissue"),
-  o: toggle("onlyPositive"),
-  "[": nudge("opacity", -0.05),
-  "]": nudge("opacity", 0.05),
-  ",": nudge("threshold", -0.01),
-  ".": nudge("threshold", 0.01),
-  t: BUTTONS.reset,
-  g: BUTTONS.strongest,
-  n: BUTTONS.next,
-  p: BUTTONS.previous,
-  s: BUTTONS.save,
-  l: BUTTONS.link,
-  "?": BUTTONS.keys,
-};

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 
-from wsi_pipeline.slides.patches import PixelBuffers
+from wsi_pipeline.core.buffers import PixelBuffers
 
 
 def address(array: np.ndarray) -> int:
