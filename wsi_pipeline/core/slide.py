@@ -1,7 +1,7 @@
 """Slides and their patches as data, and where patches come from."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -181,6 +181,8 @@ class PatchTable:
 
     Found, or the user's mask; None where there was neither.
     """
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Values of the free columns of the sample sheet, such as the site; empty ones are absent."""
 
     @property
     def patches(self) -> int:
@@ -204,9 +206,10 @@ class PatchTable:
         return {name: int(np.count_nonzero(flags & bit)) for name, bit in QUALITY_FLAGS.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the arrays as JSON values."""
+        """Return everything but the arrays as JSON values; without columns none are mentioned."""
         _, downsample, origin_xy_l0 = self.thumbnail
-        return {
+        columns = {"columns": dict(self.columns)} if self.columns else {}
+        return columns | {
             "slide": self.slide.to_json(),
             "grid": self.grid.to_json(),
             "block_size": self.block_size,
@@ -248,6 +251,9 @@ class PatchTable:
         names = value["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("the names of its classes are not a list of texts")
+        columns = value.get("columns", {})
+        if not isinstance(columns, dict) or not all(isinstance(v, str) for v in columns.values()):
+            raise TypeError("the values of its columns are not texts")
         quality, tissue = None, None
         if value.get("has_quality"):
             quality = PatchQuality(*(arrays[name] for name in PatchQuality._fields))
@@ -266,6 +272,7 @@ class PatchTable:
             class_names=(names[0], names[1]),
             quality=quality,
             tissue=tissue,
+            columns=columns,
         )
 
 

@@ -249,13 +249,15 @@ class InferJob:
             recipe = {"store": store.manifest.content_digest}
             yield _Source(store.slide, recipe, lambda: store.table)
             return
-        patient_id = self.slide.patient_id
+        patient_id, columns = self.slide.patient_id, dict(self.slide.columns)
         with self._open() as reader:
-            yield _Source(
-                reader.info,
-                tile_recipe(reader.info, self.config, patient_id=patient_id),
-                lambda: plan_patches(reader, self.config, patient_id=patient_id)[0],
-            )
+            recipe = tile_recipe(reader.info, self.config, patient_id=patient_id)
+
+            def choose() -> PatchTable:
+                table, _ = plan_patches(reader, self.config, patient_id=patient_id)
+                return replace(table, columns=columns)
+
+            yield _Source(reader.info, recipe | self.slide.columns_entry, choose)
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
         new = self.model.setting.to_json()  # not the size of batches, which changes the last bits
