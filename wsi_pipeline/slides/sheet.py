@@ -75,6 +75,11 @@ def read_sheet(path: Path) -> list[SheetRow]:
     return rows
 
 
+def read_columns(path: Path) -> dict[str, dict[str, str]]:
+    """Return the free columns of a sample sheet, by the slide's name. Raises ConfigError."""
+    return {row.slide.slide_id: dict(row.slide.columns) for row in read_sheet(path)}
+
+
 def read_table(path: Path) -> tuple[Sequence[str], dict[str, dict[str, str]]]:
     """Return a table's columns and its lines that are not empty, by `path: line number`.
 
