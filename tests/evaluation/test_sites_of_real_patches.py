@@ -13,7 +13,7 @@ from wsi_pipeline.stages.ingest_layouts import IDC_NAME
 SITES = ("north", "east", "west")
 TINT = np.array([1.0, 0.8, 0.9])
 """Of red, green and blue in the patches of the west: a stain with more pink."""
-MOST = 60
+MOST = 115
 """Patches of a patient."""
 
 
