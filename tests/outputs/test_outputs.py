@@ -168,9 +168,9 @@ def test_every_link_of_the_page_leads_to_a_file(tmp_path: Path) -> None:
     links = Links()
     links.feed(write_index(tmp_path).read_text())
     files = [unquote(target) for target in links.targets if not target.startswith("#")]
-    # slides.csv and slides.parquet; per slide three pictures twice each (shown, opened by a click),
-    # and a list of all.
-    assert len(files) == 2 + 2 * (6 + 5)
+    # slides.csv, slides.parquet, patients.csv; per slide three pictures twice each (shown, opened
+    # by a click), and a list of all.
+    assert len(files) == 3 + 2 * (6 + 5)
     assert all((tmp_path / name).exists() for name in files)
 
 

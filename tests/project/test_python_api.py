@@ -37,7 +37,7 @@ GIVEN_BY_NAME = {
     "ingest": {"place", "out"},
     "train": {"stores", "out", "preset"},
     "infer": {"places", "slides", "stores", "sheet", "model", "out"},
-    "evaluate": {"results", "labels", "threshold", "compare"},
+    "evaluate": {"results", "labels", "threshold", "compare", "by", "sheet"},
     "aggregate": {"results", "out"},
 }
 """Parameters that the function itself has."""

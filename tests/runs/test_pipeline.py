@@ -350,7 +350,7 @@ def test_evaluation_by_hand(tmp_path: Path) -> None:
     evaluation = evaluate_results(results, [tmp_path / "labels"])
     assert evaluation.unlabelled == ("b",)
     only = evaluation.slides[0]
-    assert (only.slide_id, only.labelled, only.not_assessed) == ("a_mosaic", 3, 0)
+    assert (only.name, only.labelled, only.not_assessed) == ("a_mosaic", 3, 0)
     scores = only.scores
     assert (
         scores.true_positives,

@@ -79,7 +79,7 @@ class SheetOptions:
 
     sheet: Path | None = option(None, INPUT,
         "Sample sheet: a slide per line with the columns wsi, mpp, patient_id, labels, split,"
-        " label.", metavar="CSV", path="file")
+        " label; any further column is kept with the slide.", metavar="CSV", path="file")
 
 
 @dataclass(frozen=True, kw_only=True)

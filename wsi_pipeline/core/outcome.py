@@ -81,6 +81,9 @@ class SlideSummary:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     slide_id: str = _metric("Name of the slide's folder", json_schema_extra={"minLength": 1})
+    patient_id: str | None = _metric(
+        "The patient; where none was named, the slide itself; null: not recorded"
+    )
     state: SlideState = _metric(
         "ok; zero: no tissue; damaged: some patches unreadable; failed: all of them", strict=False
     )
@@ -166,6 +169,9 @@ class SlideSummary:
         "What is beyond its limit, and so unlike the training patches; empty: nothing; null: not"
         " known",
         pattern="^(|colour|features|colour and features)$",
+    )
+    columns: Mapping[str, str] = _metric(
+        "Free columns of the sample sheet and the slide's values of them; empty ones are absent"
     )
 
 

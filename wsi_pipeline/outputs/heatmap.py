@@ -237,6 +237,8 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
     positives, positions = int(np.count_nonzero(positive)), heatmap.probability.size
     return SlideSummary(
         slide_id=table.slide.slide_id,
+        patient_id=table.patient_id,
+        columns=dict(table.columns),
         state=state_of(table.patches, unreadable),
         patches=table.patches,
         unreadable=unreadable,

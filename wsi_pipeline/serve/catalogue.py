@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,10 @@ class SlideEntry:
     """By run."""
     recorded: SlideInfo | None
     """The slide as its first readable results have it."""
+    patient_id: str | None = None
+    """By the same results; None where there are none."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Free columns of the sample sheet, by the same results."""
 
     @property
     def has_file(self) -> bool:
@@ -256,6 +260,8 @@ def _list_files(slides: Path | None) -> dict[str, Path]:
 
 
 def _make_entry(slide_id: str, file: Path | None, results: dict[str, Result]) -> SlideEntry:
-    recorded = next((result.slide for result in results.values() if result.slide), None)
+    readable = next((result for result in results.values() if result.slide), None)
+    recorded, summary = (readable.slide, readable.summary) if readable else (None, None)
     path = file or (Path(recorded.path) if recorded else None)
-    return SlideEntry(slide_id, path, file is not None, results, recorded)
+    patient, columns = (summary.patient_id, summary.columns) if summary else (None, {})
+    return SlideEntry(slide_id, path, file is not None, results, recorded, patient, columns)

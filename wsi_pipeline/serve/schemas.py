@@ -29,6 +29,10 @@ class SlideRow(BaseModel):
     version: str = Field(description="Changes whenever the results on disk do.")
     has_file: bool
     can_run: bool = Field(description="True if POST /jobs may run it.")
+    patient_id: str | None = Field(description="By its first readable results; null: none.")
+    columns: dict[str, str] = Field(
+        description="Free columns of the sample sheet, such as the site; by the same results."
+    )
     summaries: dict[str, SlideSummary | None] = Field(description="By run; null where damaged.")
 
 

@@ -92,6 +92,8 @@ def list_slides(services: Here) -> SlideList:
                 version=entry.version,
                 has_file=entry.has_file,
                 can_run=can_run_jobs and entry.is_in_folder,
+                patient_id=entry.patient_id,
+                columns=dict(entry.columns),
                 summaries={run_id: result.summary for run_id, result in entry.results.items()},
             )
             for entry in services.catalogue.entries()

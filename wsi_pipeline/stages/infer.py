@@ -266,20 +266,25 @@ class InferJob:
             recipe = {"store": store.manifest.content_digest}
             yield _Source(store.slide, recipe, lambda: store.table)
             return
-        patient_id = self.slide.patient_id
+        patient_id, columns = self.slide.patient_id, dict(self.slide.columns)
         with self._open() as reader:
             config = self._settle(reader.info)
-            yield _Source(
-                reader.info,
-                tile_recipe(reader.info, config, patient_id=patient_id),
-                lambda: plan_patches(reader, config, patient_id=patient_id)[0],
-            )
+
+            def choose() -> PatchTable:
+                table, _ = plan_patches(reader, config, patient_id=patient_id)
+                return replace(table, columns=columns)
+
+            yield _Source(reader.info, self._recipe_by(reader.info, config), choose)
+
+    def _recipe_by(self, slide: SlideInfo, config: TileConfig) -> dict[str, Any]:
+        recipe = tile_recipe(slide, config, patient_id=self.slide.patient_id)
+        return recipe | self.slide.columns_entry
 
     def _settle(self, slide: SlideInfo) -> TileConfig:
         """Return how the slide is cut: by otsu where that made what is here and is taken, too."""
 
         def stage(config: TileConfig) -> Staging:
-            return self._stage(tile_recipe(slide, config, patient_id=self.slide.patient_id))
+            return self._stage(self._recipe_by(slide, config))
 
         if self.force:
             return replace(self.config, takes_otsu=False)

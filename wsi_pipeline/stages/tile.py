@@ -100,6 +100,7 @@ class TileJob:
             if not staging.is_prepared:
                 chosen = (slide.label_file, slide.patient_id, self._mask)
                 table, record = plan_patches(reader, self.config, *chosen)
+                table = replace(table, columns=dict(slide.columns))
                 record |= {"slide_label": slide.slide_label}
                 prepare_patch_store(staging, table, record, self.codec)
         return SlidePlan.of_staged(staging, staged_table(staging.product), slide.path)
@@ -127,7 +128,8 @@ class TileJob:
     def _stage_by(self, slide: SlideInfo, config: TileConfig) -> Staging:
         chosen = (self.slide.label_file, self.slide.patient_id, self._mask)
         recipe = tile_recipe(slide, config, *chosen)
-        return Staging(self.target, recipe | {"codec": self.codec.to_json()})
+        recipe |= {"codec": self.codec.to_json()} | self.slide.columns_entry
+        return Staging(self.target, recipe)
 
     @property
     def _mask(self) -> Path | None:
