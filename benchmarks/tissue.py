@@ -1,10 +1,12 @@
 """Dice of the detectors of tissue on drawn thumbnails, by kind, with their flags and their cost.
 
-python benchmarks/tissue.py [--per-kind 6] [--reduce 1] [--worst FOLDER]
+python benchmarks/tissue.py [--per-kind 6] [--reduce 1] [--worst FOLDER] [--tiatoolbox]
+                            [--hand first|second]
 
 Two hands drew them: the detector `local` was tuned on even seeds of the first generator only; odd
 seeds of it and everything of the second are new to it. --reduce 2 looks at 16 µm/px instead of 8,
---worst writes the picture of every kind's worst slide beside its truth and what was found.
+--worst writes the picture of every kind's worst slide beside its truth and what was found,
+--tiatoolbox also asks TIAToolbox's morphological masker, in an environment that has it.
 """
 
 import argparse
@@ -17,15 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
-from skimage.color import rgb2gray
-from skimage.filters import threshold_otsu
-from skimage.morphology import remove_small_objects
 
 from tests import drawn_thumbnails, stained_glass
+from wsi_pipeline.core.choices import TISSUE_DETECTORS
 from wsi_pipeline.slides.tissue import TissueParameters, find_tissue
 
-DETECTORS = ("grey", "otsu", "local")
+TIATOOLBOX = "tiatoolbox"
 
 
 def main() -> None:
@@ -34,14 +33,23 @@ def main() -> None:
     parser.add_argument("--per-kind", type=int, default=6)
     parser.add_argument("--reduce", type=int, default=1)
     parser.add_argument("--worst", type=Path)
+    parser.add_argument("--tiatoolbox", action="store_true")
+    parser.add_argument("--hand", choices=("first", "second"))
     options = parser.parse_args()
-    first = [2 * number + 1 for number in range(19 * options.per_kind)]
+    first = [2 * number + 1 for number in range(len(drawn_thumbnails.KINDS) * options.per_kind)]
+    later = range(len(drawn_thumbnails.LATER_KINDS) * options.per_kind)
+    first += [drawn_thumbnails.LATER + 2 * number + 1 for number in later]
     second = range(len(stained_glass.KINDS) * options.per_kind)
-    compare(drawn_thumbnails, first, options.reduce, options.worst)
-    compare(stained_glass, second, options.reduce, options.worst)
+    detectors = (*([TIATOOLBOX] if options.tiatoolbox else []), *TISSUE_DETECTORS[::-1])
+    if options.hand != "second":
+        compare(drawn_thumbnails, first, detectors, options.reduce, options.worst)
+    if options.hand != "first":
+        compare(stained_glass, second, detectors, options.reduce, options.worst)
 
 
-def compare(generator: Any, seeds: Any, reduce: int, worst: Path | None) -> None:
+def compare(
+    generator: Any, seeds: Any, detectors: tuple[str, ...], reduce: int, worst: Path | None
+) -> None:
     """Print Dice by kind, median and worst, for each detector."""
     dice: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     faults: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
@@ -50,10 +58,10 @@ def compare(generator: Any, seeds: Any, reduce: int, worst: Path | None) -> None
     for seed in seeds:
         drawn = generator.draw(seed)
         small = shrink(drawn.rgb, reduce)
-        for detector in DETECTORS:
+        for detector in detectors:
             started = time.process_time()
             mpp = generator.UM_PER_PX * reduce
-            if detector == "grey":
+            if detector == TIATOOLBOX:
                 mask = find_dark(small, mpp)
             else:
                 found = find_tissue(small, mpp, TissueParameters(detector=detector))
@@ -67,11 +75,11 @@ def compare(generator: Any, seeds: Any, reduce: int, worst: Path | None) -> None
         if value < lowest.get(drawn.kind, (2.0,))[0]:
             lowest[drawn.kind] = (value, show(drawn, found.areas, reduce), seed)
     print(f"\n{generator.__name__}: {len(seeds)} slides, local {seconds / len(seeds):.3f} s of CPU")
-    print(f"{'kind':22}" + "".join(f"{name + ' median':>14}{'worst':>8}" for name in DETECTORS))
-    for kind in generator.KINDS:
-        print(f"{kind:22}" + "".join(describe(dice[name][kind]) for name in DETECTORS))
-    every = {name: [*chain(*dice[name].values())] for name in DETECTORS}
-    print(f"{'all':22}" + "".join(describe(every[name]) for name in DETECTORS))
+    print(f"{'kind':22}" + "".join(f"{name + ' median':>14}{'worst':>8}" for name in detectors))
+    for kind in dice[detectors[0]]:
+        print(f"{kind:22}" + "".join(describe(dice[name][kind]) for name in detectors))
+    every = {name: [*chain(*dice[name].values())] for name in detectors}
+    print(f"{'all':22}" + "".join(describe(every[name]) for name in detectors))
     for name, counts in faults.items():
         seen, truth, right = np.sum(counts, axis=0)
         print(f"{name}: recall {right / max(1, truth):.2f}, precision {right / max(1, seen):.2f}")
@@ -83,14 +91,10 @@ def compare(generator: Any, seeds: Any, reduce: int, worst: Path | None) -> None
 
 
 def find_dark(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
-    """Return what is darker than Otsu's threshold, as the usual morphological maskers do.
+    """Return what TIAToolbox's morphological masker takes for tissue."""
+    from tiatoolbox.tools.tissuemask import MorphologicalMasker
 
-    Parts smaller than a square of 32 µm are dropped, the others dilated by it.
-    """
-    grey = rgb2gray(rgb)
-    side = max(1, round(32 / mpp))
-    mask = remove_small_objects(grey < threshold_otsu(grey), max_size=side * side)
-    return np.asarray(ndimage.binary_dilation(mask, np.ones((side, side))))
+    return np.asarray(MorphologicalMasker(mpp=mpp).fit_transform([rgb])[0])
 
 
 def score(mask: NDArray[np.bool_], drawn: Any) -> float:

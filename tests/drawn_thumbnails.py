@@ -1,7 +1,8 @@
-"""Drawn thumbnails of slides with known tissue, of 19 kinds: what the detector was tuned on.
+"""Drawn thumbnails of slides with known tissue, of 24 kinds: what the detector was tuned on.
 
 A picture is glass (tinted, vignetted) times 10^-OD of every layer that lies on it, then blur, noise
-and JPEG. Even seeds are for tuning. `tests/stained_glass.py` draws other ones.
+and JPEG. Even seeds are for tuning. `tests/stained_glass.py` draws other ones. Seeds from `LATER`
+on are of `LATER_KINDS`, which were added after faults were seen.
 """
 
 import io
@@ -19,6 +20,8 @@ KINDS = (
     *("dust + edge line", "border", "black fill", "white fill", "no glass", "empty"),
     "dark background",
 )
+LATER = 10_000
+LATER_KINDS = ("uneven lamp", "fat + pen", "violet pen", "bubbles over", "dusty glow")
 STAINS = {
     "HE": ((0.60, 0.72, 0.28), (0.08, 0.55, 0.16)),
     "IHC": ((0.55, 0.50, 0.22), (0.22, 0.38, 0.62)),
@@ -32,6 +35,8 @@ INKS = {
     "black": (1.2, 1.2, 1.15),
     "pale blue": (0.42, 0.25, 0.06),
 }
+VIOLET = (0.62, 0.70, 0.25)
+"""As haematoxylin."""
 ys, xs = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
 Mask = NDArray[np.bool_]
 
@@ -47,6 +52,13 @@ class Drawn(NamedTuple):
     """False where either answer is right: tissue's outermost pixels, gaps, opaque ink, rims."""
     ink: Mask
     folds: Mask
+    bubbles: Mask
+
+
+def kind_of(seed: int) -> str:
+    """Return the kind of a picture."""
+    kinds = KINDS if seed < LATER else LATER_KINDS
+    return kinds[(seed // 2) % len(kinds)]
 
 
 def cloud(rng: np.random.Generator, scale: float) -> NDArray[np.float32]:
@@ -135,20 +147,22 @@ class Scene:
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(1000 + seed)
-        self.kind = KINDS[(seed // 2) % len(KINDS)]
+        self.kind = kind_of(seed)
         rng, kind = self.rng, self.kind
         area = outline(rng, kind if kind in ("TMA", "needle") else "section")
         stain = {"IHC brown": "IHC", "grey stain": "grey"}.get(kind)
         stain = stain or str(rng.choice(["HE", "HE", "IHC", "pas"]))
         if kind in ("very pale", "pale + pen"):
             strength = rng.uniform(0.03, 0.06)
+        elif kind in ("uneven lamp", "fat + pen"):
+            strength = float(np.exp(rng.uniform(np.log(0.04), np.log(0.25))))
         else:
             strength = float(np.exp(rng.uniform(np.log(0.08), np.log(0.7))))
         self.area: Mask = area & (kind != "empty") | (kind == "no glass")
         self.strength = strength
         self.od = stain_od(rng, self.area, stain, strength)
         self.matters = np.ones((HEIGHT, WIDTH), dtype=np.bool_)
-        self.ink, self.folds = np.zeros((2, HEIGHT, WIDTH), dtype=np.bool_)
+        self.ink, self.folds, self.bubbles = np.zeros((3, HEIGHT, WIDTH), dtype=np.bool_)
 
     def add_structure(self) -> None:
         """Add brown in places, fat, and gaps."""
@@ -157,7 +171,7 @@ class Scene:
             self.od = stain_od(rng, area, "IHC", rng.uniform(0.05, 0.10))
             spots = (cloud(rng, 50) > 0.8) & area
             self.od += spots[..., None] * np.array((0.3, 0.55, 0.8)) * rng.uniform(0.7, 1.5)
-        if self.kind == "fat" or rng.random() < 0.1:
+        if self.kind in ("fat", "fat + pen") or rng.random() < 0.1:
             self.od *= fat_cells(rng, area & (cloud(rng, 90) > 0.1))[..., None]
         lumen = ndimage.binary_opening(area & (cloud(rng, 18) > 2.0), iterations=1)
         self.od[lumen] *= 0.05
@@ -175,8 +189,11 @@ class Scene:
         self.od[self.folds] *= rng.uniform(2.2, 3.0)
         for _ in range(rng.integers(1, 4)):
             cy, cx = rng.uniform(60, HEIGHT - 60), rng.uniform(60, WIDTH - 60)
-            away = np.abs(np.hypot(ys - cy, xs - cx) - rng.uniform(18, 55))
-            rim = away < rng.uniform(1.2, 2.5)
+            if self.kind == "bubbles over" and self.area.any():
+                cy, cx = rng.choice(np.argwhere(self.area))
+            radius, away = rng.uniform(18, 55), np.hypot(ys - cy, xs - cx)
+            rim = np.abs(away - radius) < rng.uniform(1.2, 2.5)
+            self.bubbles |= away < radius
             self.od[rim] += rng.uniform(0.1, 0.5)
             self.matters &= ~(rim & self.area)
 
@@ -184,12 +201,12 @@ class Scene:
         """Draw one pen or two."""
         rng, spots = self.rng, np.argwhere(self.area)
         for _ in range(rng.integers(1, 3)):
-            name = str(rng.choice(list(INKS)))
+            name = "violet" if self.kind == "violet pen" else str(rng.choice(list(INKS)))
             over = self.kind == "pen over" and len(spots) > 0
             mark = stroke(rng, spots[rng.integers(len(spots))] if over else None)
-            if self.kind == "pale + pen":
+            if self.kind in ("pale + pen", "fat + pen", "violet pen"):
                 mark &= ~ndimage.binary_dilation(self.area, iterations=4)
-            dye = np.array(INKS[name]) * rng.uniform(0.7, 1.3)
+            dye = np.array(VIOLET if name == "violet" else INKS[name]) * rng.uniform(0.7, 1.3)
             self.od[mark] += dye * (1 + 0.08 * cloud(rng, 14)[mark])[:, None]
             self.ink |= mark
             if name == "black":
@@ -217,14 +234,35 @@ class Scene:
             cy, cx = HEIGHT * rng.uniform(0.3, 0.7), WIDTH * rng.uniform(0.3, 0.7)
             off = np.hypot((ys - cy) / HEIGHT, (xs - cx) / WIDTH)
             self.od += (off**2 * rng.uniform(0.03, 0.14))[..., None]
+        if self.kind == "uneven lamp":
+            angle, tilt = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.1)
+            slope = xs / WIDTH * np.cos(angle) + ys / HEIGHT * np.sin(angle)
+            cy, cx = HEIGHT * rng.uniform(0, 1), WIDTH * rng.uniform(0, 1)
+            off = np.hypot((ys - cy) / HEIGHT, (xs - cx) / WIDTH)
+            lamp = (slope - slope.min()) * tilt + off**2 * rng.uniform(0, 0.08)
+            self.od += lamp[..., None] * np.array((1, 1, 1 + rng.uniform(-0.2, 0.2)))
         out = base * 10 ** -ndimage.gaussian_filter(self.od, (0.7, 0.7, 0))
-        if self.kind == "dark background":
-            glow = ndimage.gaussian_filter(self.od.max(-1) * (~self.ink), 0.7)
+        if self.kind in ("dark background", "dusty glow"):
+            lit = ~self.ink & (self.area | (self.kind != "dusty glow"))
+            glow = ndimage.gaussian_filter(self.od.max(-1) * lit, 0.7)
             glow = glow / max(self.strength, 0.05) * rng.uniform(15, 90)
             tint = rng.permutation([1.0, rng.uniform(0, 0.3), rng.uniform(0, 0.3)])
             out = rng.uniform(2, 12) + glow[..., None] * tint
+            if self.kind == "dusty glow":
+                out += self.glowing_dust()[..., None] * rng.permutation([1.0, 0.8, 0.5])
         out += rng.standard_normal((HEIGHT, WIDTH, 1)) * rng.uniform(0.3, 1.5)
         return np.asarray(out + rng.standard_normal((HEIGHT, WIDTH, 3)) * 0.5)
+
+    def glowing_dust(self) -> NDArray[Any]:
+        """Return specks and a fibre that glow."""
+        rng, dust = self.rng, np.zeros((HEIGHT, WIDTH))
+        for _ in range(rng.poisson(40)):
+            away = np.hypot(ys - rng.uniform(0, HEIGHT), xs - rng.uniform(0, WIDTH))
+            dust[away < rng.uniform(0.8, 7)] += rng.uniform(15, 200)
+        bent = ys - rng.uniform(40, HEIGHT - 40) - 25 * np.sin(xs / rng.uniform(40, 120))
+        fibre = (np.abs(bent) < rng.uniform(0.8, 2)) & (np.abs(xs - rng.uniform(0, WIDTH)) < 90)
+        dust[fibre] += rng.uniform(20, 120)
+        return np.asarray(ndimage.gaussian_filter(dust, 0.8))
 
     def add_frame(self, out: NDArray[Any]) -> Mask:
         """Add a border or fill in place; return where."""
@@ -251,9 +289,9 @@ def draw(seed: int) -> Drawn:
     scene = Scene(seed)
     rng = scene.rng
     scene.add_structure()
-    if scene.kind == "folds + bubbles":
+    if scene.kind in ("folds + bubbles", "bubbles over"):
         scene.add_folds_and_bubbles()
-    if scene.kind in ("pale + pen", "pen over") or rng.random() < 0.15:
+    if scene.kind in ("pale + pen", "pen over", "fat + pen", "violet pen") or rng.random() < 0.15:
         scene.add_ink()
     scene.add_dirt()
     light = scene.expose()
@@ -266,4 +304,6 @@ def draw(seed: int) -> Drawn:
     truth = scene.area & ~frame
     inner = ndimage.binary_erosion(truth, iterations=2, border_value=1)
     rim = ndimage.binary_dilation(truth, iterations=2) & ~inner
-    return Drawn(scene.kind, rgb, truth, scene.matters & ~rim, scene.ink, scene.folds & truth)
+    return Drawn(
+        scene.kind, rgb, truth, scene.matters & ~rim, scene.ink, scene.folds & truth, scene.bubbles
+    )

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from wsi_pipeline.slides.masks import (
     COARSE,
+    SQUARE,
     Mask,
     Plane,
     box,
@@ -20,9 +21,10 @@ from wsi_pipeline.slides.masks import (
 
 AROUND_UM = 300.0
 """Width of the window that a fold is compared with."""
-FOLD_EXCESS, FOLD_LENGTH = 1.5, 2.5
-"""Density of a fold over that of the tissue around, and its length in widths."""
-LEAST_FOLD, LEAST_FOLD_UM2 = 0.15, 4_000.0
+FOLD_EXCESS, EDGE_EXCESS, FOLD_LENGTH = 1.5, 1.35, 2.5
+"""Density of a fold, and of its edges, over that of the tissue around; its length in widths."""
+EDGE_PX = 1
+LEAST_FOLD, LEAST_FOLD_UM2 = 0.1, 4_000.0
 """OD, and area."""
 LEAST_BUBBLE_UM = 120.0
 RIM_OD, RIM_PX = 0.05, 7
@@ -36,12 +38,14 @@ def find_folds(mean_od: Plane, tissue: Mask, mpp: float) -> Mask:
         return stained
     around = _median_around(mean_od, stained, mpp)
     usual = float(np.median(mean_od[stained]))
-    dense = box(mean_od, 3) > np.maximum(FOLD_EXCESS * around, max(LEAST_FOLD, 1.2 * usual))
+    smooth = box(mean_od, 3)
+    dense = smooth > np.maximum(FOLD_EXCESS * around, max(LEAST_FOLD, 1.2 * usual))
     found = np.zeros_like(tissue)
     for place, part in parts_of(drop_small(dense & stained, LEAST_FOLD_UM2 / mpp**2)):
         if ribbon_length(part) >= FOLD_LENGTH:
             found[place] |= part
-    return found
+    edges = stained & (smooth > np.maximum(EDGE_EXCESS * around, LEAST_FOLD))
+    return np.asarray(ndimage.binary_dilation(found, SQUARE, EDGE_PX, mask=edges | found))
 
 
 def _median_around(mean_od: Plane, stained: Mask, mpp: float) -> Plane:

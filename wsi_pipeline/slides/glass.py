@@ -32,6 +32,12 @@ MODE_HALF_WIDTH = 7
 COARSE_MPP = 12.0
 """µm/px from which on a stroke is only some pixels wide."""
 SURFACE_SAMPLES = 40_000
+TOP_OD = 0.012
+"""Pixels so near to the brightest colour are glass where hardly any colour is common."""
+COMMON, LEAST_GROWN = 0.03, 0.4
+"""Shares of smooth pixels: glass of less must have grown to that on the fitted surface."""
+DARKEST_LAMP = 0.2
+"""OD to which the lamp may fall off over the slide."""
 
 
 class Picture(NamedTuple):
@@ -91,7 +97,7 @@ def measure_density(picture: Picture, usable: Mask) -> Density:
     smooth = usable & (texture < np.clip(2 * np.percentile(texture[usable], 20), 1.5, 4))
     glass, is_glass = _find_glass(logs, grey, smooth, usable)
     od = (glass[:, None, None] - logs).astype(np.float32)
-    if is_glass.sum() > 200:
+    if is_glass.any():
         od += _fit_surface(logs, is_glass, smooth, glass)
     strongest = od.max(0)
     bare = smooth & (strongest < 0.02)
@@ -120,7 +126,8 @@ def _find_glass(
         some = logs[:, usable][:, :: 1 + int(usable.sum()) // 50_000]
         top = np.percentile(some, 99.7, axis=1)
         if (10**top).mean() > (10**glass).mean() + 10:
-            glass, near = top.astype(np.float64), nowhere
+            glass = top.astype(np.float64)
+            near = smooth & (np.abs(logs - glass[:, None, None]) < TOP_OD).all(0)
     red, green, blue = 10**glass
     edge = np.concatenate([near[0], near[-1], near[:, 0], near[:, -1]])
     is_pink = green < PINKEST * min(red, blue) and edge.mean() < SURROUNDING
@@ -148,16 +155,18 @@ def _fit_surface(
     )
     values = logs[:, ::step, ::step].reshape(3, -1).T - glass
     can, taken = smooth[::step, ::step].ravel(), is_glass[::step, ::step].ravel()
-    weights = np.zeros((6, 3))
-    for _ in range(6):  # from the commonest colour outwards
+    weights, is_common = np.zeros((6, 3)), taken.sum() > COMMON * can.sum()
+    for _ in range(15):  # from the commonest colour outwards
         part, wanted = design[taken], values[taken]
         stiffness = np.diag([0.0, 1, 1, 1, 1, 1]) * 0.003 * len(part)
         weights = np.linalg.lstsq(part.T @ part + stiffness, part.T @ wanted, rcond=None)[0]
         off = values - design @ weights
-        taken = can & (off > -0.014).all(axis=1) & (off < 0.03).all(axis=1)
-        if taken.sum() < 50:
-            return np.zeros((3, 1, 1), dtype=np.float32)
+        before, taken = taken, can & (off > -0.014).all(axis=1) & (off < 0.03).all(axis=1)
+        if np.array_equal(before, taken):
+            break
+    if taken.sum() < max(50, 0 if is_common else LEAST_GROWN * can.sum()):
+        return np.zeros((3, 1, 1), dtype=np.float32)
     surface = np.zeros((3, height, width), dtype=np.float32)
     for term, weight in zip(terms, weights.astype(np.float32), strict=True):
         surface += term * weight[:, None, None]
-    return np.clip(surface, -0.16, 0.03, out=surface)
+    return np.clip(surface, -DARKEST_LAMP, 0.03, out=surface)

@@ -121,7 +121,8 @@ def _dense_and_smooth(size: Plane, rough: Plane) -> Mask:
     stained = size > 0.1
     if not stained.any():
         return stained
-    usual = float(np.median(size[stained]))
+    tissue = size[stained & (rough > ROUGHNESS)]
+    usual = float(np.median(tissue if tissue.size else size[stained]))
     return (size > max(LEAST_RIBBON, RIBBON_EXCESS * usual)) & (box(rough, 3) < ROUGHNESS)
 
 

@@ -35,6 +35,8 @@ from wsi_pipeline.slides.scan_frame import WHITE, find_border, find_fill
 MAX_PX = 4_000_000
 HALO_SHARE, GLOW_SHARE = 0.2, 0.12
 """What is dense, or glows, raises the threshold close by to this share of itself."""
+WIDE_GLOW_SHARE, JPEG_PX = 0.04, 17
+"""So far JPEG spreads what is bright in the dark, and to this share of it."""
 NEARLY_WHITE = 4
 """Pixels around fill that are not looked at for the glass."""
 
@@ -174,7 +176,9 @@ def _find_glow(most: Plane, mpp: float, limits: Limits) -> FoundTissue:
     level = float(np.percentile(quiet, 40))
     least = float(np.clip(7.4 * (level - np.percentile(quiet, 16)), 2, 10))
     glow = most - np.float32(level)
-    raw = glow > np.maximum(least, GLOW_SHARE * ndimage.maximum_filter(glow, 5))
+    halo = GLOW_SHARE * ndimage.maximum_filter(glow, 5)
+    halo = np.maximum(halo, WIDE_GLOW_SHARE * ndimage.maximum_filter(glow, JPEG_PX))
+    raw = glow > np.maximum(least, halo)
     tissue = _without_specks(_close(raw, mpp, limits), raw, (True,), mpp, limits)
     areas = np.where(tissue, AREAS.index("tissue"), AREAS.index("dark")).astype(np.uint8)
     nothing = np.zeros_like(tissue)
