@@ -40,6 +40,7 @@ def main() -> None:
     later = range(len(drawn_thumbnails.LATER_KINDS) * options.per_kind)
     first += [drawn_thumbnails.LATER + 2 * number + 1 for number in later]
     second = range(len(stained_glass.KINDS) * options.per_kind)
+    measure_cost()
     detectors = (*([TIATOOLBOX] if options.tiatoolbox else []), *TISSUE_DETECTORS[::-1])
     if options.hand != "second":
         compare(drawn_thumbnails, first, detectors, options.reduce, options.worst)
@@ -88,6 +89,23 @@ def compare(
     for kind, (value, picture, seed) in lowest.items():
         name = f"{generator.__name__.split('.')[-1]}_{value:.3f}_{kind.replace(' ', '_')}_{seed}"
         Image.fromarray(picture).save(worst / f"{name}.png")
+
+
+def measure_cost() -> None:
+    """Print the CPU seconds of `local` for a slide of 40,000 × 30,000 px, and for a thousand patches.
+
+    The thumbnail of the first is 1,250 × 940 px.
+    """
+    drawn = [drawn_thumbnails.draw(seed).rgb for seed in (0, 10, 12, 24)]
+    large = np.vstack([np.hstack(drawn[:2]), np.hstack(drawn[2:])])[:940, :1250]
+    for rgb in (large, large[:200, :200]):
+        seconds = []
+        for _ in range(5):
+            started = time.process_time()
+            find_tissue(rgb, drawn_thumbnails.UM_PER_PX, TissueParameters())
+            seconds.append(time.process_time() - started)
+        height, width, _ = rgb.shape
+        print(f"local, {width} × {height} px: {min(seconds):.3f} s of CPU")
 
 
 def find_dark(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:

@@ -37,6 +37,10 @@ HALO_SHARE, GLOW_SHARE = 0.2, 0.12
 """What is dense, or glows, raises the threshold close by to this share of itself."""
 WIDE_GLOW_SHARE, JPEG_PX = 0.04, 17
 """So far JPEG spreads what is bright in the dark, and to this share of it."""
+LACE_UM, LACE_WIDTH_UM = 72.0, 128.0
+LACE_OD, DENSEST_LACE = 0.003, 0.12
+LACE_ROUGHNESS, LACE_SHARE = 1.6, 0.6
+"""Mean OD, densest pixel; texture over that of the glass, and the share of pixels that have it."""
 NEARLY_WHITE = 4
 """Pixels around fill that are not looked at for the glass."""
 
@@ -105,6 +109,7 @@ def _look(rgb: NDArray[np.uint8], mpp: float, limits: Limits) -> FoundTissue:
     free = ~(border | fill | ink.mask)
     stained = _is_stained(density, picture.near_px)
     raw = stained & _is_backed(picture, density, limits) & free
+    raw |= _find_lace(picture, density, mpp) & free
     solid = open_square(_close(raw, mpp, limits), max(1, round(limits.min_width_um / mpp)))
     colored = raw & (density.chroma > np.maximum(0.015, 0.12 * density.strongest))
     wide = (solid | _close(colored, mpp, limits)) & free
@@ -145,6 +150,19 @@ def _is_backed(picture: Picture, density: Density, limits: Limits) -> Mask:
     backed |= density.chroma > least_chroma
     backed |= box(picture.texture, picture.near_px) > 2 * density.grain + 0.5
     return np.asarray(backed)
+
+
+def _find_lace(picture: Picture, density: Density, mpp: float) -> Mask:
+    """Return pale tissue with thin walls: rough all over, and denser than glass on average.
+
+    A wall of pale fat is fainter than noise; within `LACE_UM` there are many. Surroundings of dust,
+    lines and strokes are rough, too, but are beside something dense.
+    """
+    side = max(3, round(LACE_UM / mpp) | 1)
+    is_rough = picture.texture > LACE_ROUGHNESS * density.grain
+    lace = (box(is_rough, side) > LACE_SHARE) & (box(density.strongest, side) > LACE_OD)
+    lace &= ndimage.maximum_filter(density.strongest, side) < DENSEST_LACE
+    return open_square(lace, max(1, round(LACE_WIDTH_UM / 2 / mpp)))
 
 
 def _close(mask: Mask, mpp: float, limits: Limits) -> Mask:
