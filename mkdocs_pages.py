@@ -34,6 +34,7 @@ PYTHON_PAGES = {
     ),
     "Training": (
         "core.training_options",
+        "core.serve_options",
         "training.run",
         "training.config",
         "training.optimise",

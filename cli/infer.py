@@ -135,7 +135,8 @@ def describe_preview(slide: "SlidePreview") -> str:
     width, height = slide.size_l0
     parts = [
         f"{describe_bytes(slide.file_bytes)}, {width} × {height} px at {slide.mpp:g} µm/px",
-        f"{slide.patches:,} patches, predictions {describe_bytes(slide.prediction_bytes)}",
+        f"{slide.patches:,} patches{slide.doubts}, predictions"
+        f" {describe_bytes(slide.prediction_bytes)}",
     ]
     if slide.patch_bytes:
         parts.append(f"patches to keep {describe_bytes(slide.patch_bytes)}")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from wsi_pipeline.core.options import ServeOptions
+from wsi_pipeline.core.serve_options import ServeOptions
 
 from .main import printable
 from .options import DEFAULT_RESULTS, build, mode_option, options_of, say_taken

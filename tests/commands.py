@@ -86,6 +86,10 @@ def tile(
         "patch_size": cut.spec.side_px,
         "stride": cut.spec.stride_px,
         "min_tissue": cut.tissue.min_tissue,
+        "tissue": cut.tissue.detector,
+        "closing": cut.tissue.closing_radius_um,
+        "min_width": cut.tissue.min_width_um,
+        "min_density": cut.tissue.sure_density,
         "min_object": cut.tissue.min_object_um2,
         "slide_mpp": cut.slide_mpp,
         "mask_mpp": cut.tissue.mask_mpp,
@@ -94,6 +98,8 @@ def tile(
         "reader": cut.reader,
         "drop": cut.quality.drop,
         "max_pen": cut.quality.max_pen,
+        "max_fold": cut.quality.max_fold,
+        "max_bubble": cut.quality.max_bubble,
         "min_sharpness": cut.quality.min_sharpness,
     }
     chosen = TileOptions(**settings | options)

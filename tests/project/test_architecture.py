@@ -53,7 +53,7 @@ DOORS: dict[str, set[str]] = {
     "lightning_fabric": {"training"},
     "tensorboard": {"training"},
     "shapely": {"labels", "outputs"},
-    "scipy": {"counting", "labels", "outputs", "training"},
+    "scipy": {"counting", "labels", "outputs", "slides", "training"},
     "defusedxml": {"labels"},
     "yaml": {"labels", "scheduling"},
     "sklearn": {"training"},

@@ -21,7 +21,13 @@ from wsi_pipeline.slides.tissue import (
     tissue_fraction,
 )
 
-PARAMETERS = TissueParameters()
+LOCAL, OTSU = TissueParameters(), TissueParameters(detector="otsu")
+of_each_detector = pytest.mark.parametrize("detector", [LOCAL, OTSU], ids=["local", "otsu"])
+
+
+def find_mask(picture: np.ndarray, mpp: float, parameters: TissueParameters) -> np.ndarray:
+    """The tissue alone."""
+    return find_tissue(picture, mpp, parameters).tissue
 
 
 def glass(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -30,23 +36,26 @@ def glass(width: int, height: int, seed: int = 0) -> np.ndarray:
     return np.clip(242 + noise, 0, 255).astype(np.uint8)
 
 
-def test_stained_tissue_is_found_and_glass_is_not() -> None:
+@of_each_detector
+def test_stained_tissue_is_found_and_glass_is_not(detector: TissueParameters) -> None:
     picture = glass(200, 200)
     picture[60:140, 40:160] = PINK
-    mask = find_tissue(picture, 8.0, PARAMETERS)
+    mask = find_mask(picture, 8.0, detector)
     assert mask[70:130, 50:150].all()
     assert not mask[:50].any()
     assert not mask[:, 170:].any()
 
 
-def test_bare_glass_holds_no_tissue() -> None:
-    assert not find_tissue(glass(300, 300), 8.0, PARAMETERS).any()
+@of_each_detector
+def test_bare_glass_holds_no_tissue(detector: TissueParameters) -> None:
+    assert not find_mask(glass(300, 300), 8.0, detector).any()
 
 
-def test_a_slide_full_of_tissue_is_tissue_everywhere() -> None:
+@of_each_detector
+def test_a_slide_full_of_tissue_is_tissue_everywhere(detector: TissueParameters) -> None:
     picture = paint(200, 200, (235, 195, 220))
     picture[:, 100:] = (170, 90, 160)  # Otsu alone would keep this half only
-    assert find_tissue(picture, 8.0, PARAMETERS).all()
+    assert find_mask(picture, 8.0, detector).all()
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
@@ -54,52 +63,62 @@ def grey(picture: np.ndarray) -> np.ndarray:
     return np.repeat(picture[..., 1:2], 3, axis=2)
 
 
-def test_without_colour_tissue_is_what_is_darker_than_glass() -> None:
+@of_each_detector
+def test_without_colour_tissue_is_what_is_darker_than_glass(detector: TissueParameters) -> None:
     picture = glass(200, 200)
     picture[60:140, 40:160] = PINK
-    mask = find_tissue(grey(picture), 8.0, PARAMETERS)
+    mask = find_mask(grey(picture), 8.0, detector)
     assert mask[70:130, 50:150].all()
     assert not mask[:50].any()
     assert not mask[:, 170:].any()
 
 
+@of_each_detector
 @pytest.mark.parametrize("level", [242, 210])
-def test_bare_glass_without_colour_holds_no_tissue(level: int) -> None:
-    assert not find_tissue(grey(glass(300, 300) - np.uint8(242 - level)), 8.0, PARAMETERS).any()
+def test_bare_glass_without_colour_holds_no_tissue(level: int, detector: TissueParameters) -> None:
+    assert not find_mask(grey(glass(300, 300) - np.uint8(242 - level)), 8.0, detector).any()
 
 
-def test_what_was_not_scanned_is_no_tissue_where_there_is_no_colour() -> None:
+@of_each_detector
+def test_what_was_not_scanned_is_no_tissue_where_there_is_no_colour(
+    detector: TissueParameters,
+) -> None:
     picture = grey(glass(300, 300))
     picture[:, :150] = 0
-    assert not find_tissue(picture, 8.0, PARAMETERS)[:, :140].any()
+    assert not find_mask(picture, 8.0, detector)[:, :140].any()
 
 
-def test_one_colour_everywhere_does_not_fail() -> None:
-    assert not find_tissue(paint(50, 50, (255, 255, 255)), 8.0, PARAMETERS).any()
+@of_each_detector
+def test_one_colour_everywhere_does_not_fail(detector: TissueParameters) -> None:
+    assert not find_mask(paint(50, 50, (255, 255, 255)), 8.0, detector).any()
 
 
-def test_a_picture_of_one_pixel_does_not_fail() -> None:
-    assert find_tissue(paint(1, 1), 8.0, PARAMETERS).shape == (1, 1)
+@of_each_detector
+def test_a_picture_of_one_pixel_does_not_fail(detector: TissueParameters) -> None:
+    assert find_mask(paint(1, 1), 8.0, detector).shape == (1, 1)
 
 
-def test_dust_is_removed_and_small_holes_are_filled() -> None:
+@of_each_detector
+def test_dust_is_removed_and_small_holes_are_filled(detector: TissueParameters) -> None:
     picture = glass(300, 300)
     picture[100:250, 100:250] = PINK
     picture[170:178, 170:178] = 243  # 64 px = 4,096 µm²
     picture[20:30, 20:30] = PINK  # 100 px = 6,400 µm²
-    mask = find_tissue(picture, 8.0, PARAMETERS)
+    mask = find_mask(picture, 8.0, detector)
     assert mask[165:185, 165:185].all()
     assert not mask[10:40, 10:40].any()
 
 
-def test_what_counts_as_dust_is_an_area_not_a_number_of_pixels() -> None:
+@of_each_detector
+def test_what_counts_as_dust_is_an_area_not_a_number_of_pixels(detector: TissueParameters) -> None:
     fine = glass(300, 300)
     fine[100:180, 100:180] = PINK  # 80 px at 2 µm/px = 25,600 µm², above the limit
-    assert find_tissue(fine, 2.0, PARAMETERS).any()
+    assert find_mask(fine, 2.0, detector).any()
 
 
-def test_black_has_no_saturation() -> None:
-    assert not find_tissue(paint(100, 100, (0, 0, 0)), 8.0, PARAMETERS).any()
+@of_each_detector
+def test_black_has_no_saturation(detector: TissueParameters) -> None:
+    assert not find_mask(paint(100, 100, (0, 0, 0)), 8.0, detector).any()
 
 
 def test_area_fractions_by_hand() -> None:

@@ -46,9 +46,12 @@ def make_full_table() -> PatchTable:
         np.arange(5, dtype=np.float32),
         np.array([0, 1, 2, 3, 0], dtype=np.uint8),
     )
-    tissue = np.zeros(table.thumbnail.pixels.shape[:2], dtype=np.bool_)
+    height, width, _ = table.thumbnail.pixels.shape
+    tissue = np.zeros((height, width), dtype=np.bool_)
     tissue[2:5, 3:] = True
-    return replace(table, quality=quality, tissue=tissue, class_names=("not tumour", "tumour"))
+    areas = np.where(tissue, 1, np.arange(width) % 7).astype(np.uint8)
+    known = replace(table, quality=quality, tissue=tissue, areas=areas)
+    return replace(known, class_names=("not tumour", "tumour"))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +158,10 @@ def test_labels_and_flags_are_named_as_in_cf(store: Path) -> None:
     found = xr.open_zarr(store)
     assert found.labels.flag_values == [-1, 0, 1]
     assert found.labels.flag_meanings == "unknown not_tumour tumour"
-    assert (found["flags"].flag_masks, found["flags"].flag_meanings) == ([1, 2], "pen blur")
+    assert (found["flags"].flag_masks, found["flags"].flag_meanings) == (
+        [1, 2, 4, 8],
+        "pen blur fold bubble",
+    )
 
 
 def test_the_tissue_has_a_value_for_every_pixel_of_the_thumbnail(store: Path) -> None:

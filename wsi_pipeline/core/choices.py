@@ -17,8 +17,12 @@ CODECS = ("none", "zstd", "jpeg")
 RAW, SRGB = "raw", "srgb"
 COLOURS = (RAW, SRGB)
 """Colours of patches: as they stand in the file, or by its profile in sRGB."""
-QUALITY_FLAGS = {"pen": 1, "blur": 2}
+QUALITY_FLAGS = {"pen": 1, "blur": 2, "fold": 4, "bubble": 8}
 """Faults of a patch by name; a patch's flags are the sum of their values."""
+LOCAL, OTSU = "local", "otsu"
+TISSUE_DETECTORS = (LOCAL, OTSU)
+AREAS = ("glass", "tissue", "pen", "border", "fill", "uncertain", "dark")
+"""What a pixel of a thumbnail was taken for, by its number."""
 SCALE_TOLERANCE = 0.05
 """Patches whose scale differs by no more than this share are of one scale to a model."""
 

@@ -2,7 +2,7 @@
 
 A field is an option of the same name (`patch_size` is `--patch-size`), its annotation the type and
 its help the documentation. Options of training are in `training_options`, those of pseudonyms in
-`pseudonym_options`.
+`pseudonym_options`, of the server in `serve_options`.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from wsi_pipeline.core.choices import (
     DEVICES,
     ENGINE_NAMES,
     LAYOUT_NAMES,
+    LOCAL,
     ON_REQUEST,
     ORIGINS,
     OUTPUT_GROUPS,
@@ -28,6 +29,7 @@ from wsi_pipeline.core.choices import (
     QUALITY_FLAGS,
     RAW,
     READER_NAMES,
+    TISSUE_DETECTORS,
 )
 from wsi_pipeline.core.errors import ConfigError
 
@@ -120,6 +122,9 @@ class CutOptions(SlideScaleOptions):
     min_tissue: float = option(
         0.5, TISSUE, "Keep a patch if at least this fraction of it is tissue (0: keep all).",
         low=0, high=1)
+    tissue: str = option(LOCAL, TISSUE,
+        "How tissue is found: by density over the slide's own glass, in each place (local), or by"
+        " one threshold of saturation (otsu).", choices=TISSUE_DETECTORS)
     allow_upsample: bool = option(
         False, SCALE, "Cut finer than the scan, which adds pixels but no detail.")
 
@@ -218,8 +223,21 @@ class TissueOptions:
         20_000.0, TISSUE, "Smaller pieces of tissue are dust, in µm².", metavar="UM2")
     max_hole: float = option(
         20_000.0, TISSUE, "Smaller holes belong to the tissue, in µm².", metavar="UM2")
+    closing: float = option(48.0, TISSUE,
+        "Gaps in tissue up to about twice this wide are closed, as in fat.", metavar="UM")
+    min_width: float = option(32.0, TISSUE,
+        "Without colour, what is narrower than twice this is a hair or a line; local only.",
+        metavar="UM")
+    min_density: float = option(0.12, TISSUE,
+        "Optical density from which on anything is tissue; paler, it needs a colour or a texture;"
+        " local only.", metavar="OD")
     max_pen: float = option(
         0.1, TISSUE, "Flag a patch if more than this fraction of it is pen ink.", low=0, high=1)
+    max_fold: float = option(0.1, TISSUE,
+        "Flag a patch if more than this fraction of it is folded; local only.", low=0, high=1)
+    max_bubble: float = option(0.5, TISSUE,
+        "Flag a patch if more than this fraction of it lies in a bubble; local only.",
+        low=0, high=1)
     min_sharpness: float | None = option(None, TISSUE,
         "Flag patches below this variance of the Laplacian (brightness 0 to 255, at 1 µm/px) as"
         " blurred. [default: not measured]", metavar="VARIANCE")
@@ -349,38 +367,3 @@ class AggregateOptions(OutputOptions, ForceOptions):
         " log-odds to the model's validation patients.", metavar="SHARE")
     min_region_mm2: float = option(
         0.0, None, "Positive areas smaller than this do not count.", low=0, metavar="MM2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeOptions(ExternalModelOptions, SlideScaleOptions, DeviceOptions, WorkerOptions):
-    """Options of `wsi serve`."""
-
-    results: Sequence[Path] = option(
-        (), None, "Results of `wsi infer`; two of them can be compared.",
-        metavar="DIR", path="folder")
-    slides: Path | None = option(
-        None, None, "Where the slides are. [default: where the results say]",
-        metavar="DIR", path="folder")
-    model: Path | None = option(
-        None, None, "A model, as of `wsi infer`: predicts for images that are sent, and for jobs.",
-        flags=("-m",), path="unchecked")
-    host: str = option(
-        "127.0.0.1", None, "Address to listen on; this machine only unless said otherwise.")
-    port: int = option(8765, None, "Port to listen on; 0: any free one.", low=0, high=65535)
-    has_token: bool = option(
-        True, None, "Ask for the random token that is printed; without: this machine only.",
-        flag="--token")
-    allow_host: Sequence[str] = option(
-        (), None, "A further host name by which the server may be called.", metavar="NAME")
-    cors_origin: Sequence[str] = option(
-        (), None, "Origin of another page that may call the REST endpoint.", metavar="URL")
-    root_path: str = option(
-        "", None, "Path below which a proxy shows the server, as /user/name/proxy/8765 of a"
-        " JupyterHub.", metavar="PATH")
-    trusted_proxy: Sequence[str] = option(
-        (), None, "Address or network of a proxy whose X-Forwarded-Prefix is believed.",
-        metavar="ADDRESS")
-    cache_mb: int = option(256, None, "Memory for tiles, in MiB.", low=1)
-    decoders: int | None = option(
-        None, None, "Processes that read slides. [default: one per core]", low=1)
-    max_upload_mb: int = option(32, None, "Largest request that is taken, in MiB.", low=1)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.choices import QUALITY_FLAGS
+from wsi_pipeline.core.choices import AREAS, MASK_SUFFIX, QUALITY_FLAGS
 from wsi_pipeline.core.geometry import (
     MAX_MPP,
     MIN_MPP,
@@ -100,6 +100,10 @@ class SlideInfo:
         return slide
 
 
+LEAST_SEEN = 0.01
+"""Share of the picture from which on a slide without patches names what is there instead."""
+
+
 class PatchBlock(NamedTuple):
     """The pixels of consecutive patches, and which of them could be read."""
 
@@ -181,6 +185,8 @@ class PatchTable:
 
     Found, or the user's mask; None where there was neither.
     """
+    areas: NDArray[np.uint8] | None = None
+    """(height, width) of the thumbnail: index into `AREAS` of what a pixel was taken for."""
 
     @property
     def patches(self) -> int:
@@ -203,6 +209,13 @@ class PatchTable:
         flags = self.quality.flags
         return {name: int(np.count_nonzero(flags & bit)) for name, bit in QUALITY_FLAGS.items()}
 
+    def share_areas(self) -> dict[str, float]:
+        """Return the share of the thumbnail that was taken for each of `AREAS`; empty: unknown."""
+        if self.areas is None:
+            return {}
+        counts = np.bincount(self.areas.ravel(), minlength=len(AREAS))
+        return dict(zip(AREAS, (counts / max(1, counts.sum())).tolist(), strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """Return everything but the arrays as JSON values."""
         _, downsample, origin_xy_l0 = self.thumbnail
@@ -215,6 +228,7 @@ class PatchTable:
             "thumbnail": {"downsample": str(downsample), "origin_xy_l0": list(origin_xy_l0)},
             "has_quality": self.quality is not None,
             "has_tissue": self.tissue is not None,
+            "has_areas": self.areas is not None,
         }
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -238,6 +252,8 @@ class PatchTable:
         }
         if self.tissue is not None:
             arrays["tissue"] = self.tissue
+        if self.areas is not None:
+            arrays["areas"] = self.areas
         return arrays if self.quality is None else arrays | self.quality._asdict()
 
     @classmethod
@@ -266,7 +282,23 @@ class PatchTable:
             class_names=(names[0], names[1]),
             quality=quality,
             tissue=tissue,
+            areas=arrays["areas"] if value.get("has_areas") else None,
         )
+
+
+def describe_doubts(table: PatchTable) -> str:
+    """Return what casts doubt on a slide's tissue, to be added to its line; "" where nothing does.
+
+    That is a dark background, or, of a slide without patches, what else its picture holds.
+    """
+    shares = table.share_areas()
+    if shares.get("dark"):
+        return ", dark background (fluorescence?): no H&E can be read from it"
+    seen = {name: shares.get(name, 0.0) for name in ("uncertain", "pen", "border", "fill")}
+    parts = [f"{share:.0%} {name}" for name, share in seen.items() if share >= LEAST_SEEN]
+    if table.patches or not parts:
+        return ""
+    return f" (the picture is {', '.join(parts)}; see its {MASK_SUFFIX[1:]})"
 
 
 class PatchSource(Protocol):

@@ -1,5 +1,7 @@
 """<slide>.mask.png: the slide's thumbnail with its patches in colour and all else pale.
 
+What was taken for ink, border, fill, or is uncertain, has a colour; tissue has an outline.
+
 <slide>.labels.png: labelled patches over the slide's thumbnail, with counts per class and mm².
 """
 
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import AREAS
 from wsi_pipeline.core.geometry import positions_to_boxes_l0
 from wsi_pipeline.core.slide import PatchTable
 from wsi_pipeline.outputs.canvas import (
@@ -28,6 +31,14 @@ PALE = 0.45
 OUTLINE = (0, 120, 60)
 FLAGGED = (230, 60, 0)
 """Patches that carry a flag are framed in this."""
+AREA_COLORS = {
+    "pen": (150, 70, 220),
+    "border": (110, 110, 110),
+    "fill": (110, 110, 110),
+    "uncertain": (245, 190, 0),
+}
+HATCH_PX = 12
+TISSUE_OUTLINE = (0, 150, 210)
 COLORS = ((187, 187, 187), (44, 127, 184), (217, 95, 14))
 """Unknown, negative, positive: distinct with every kind of colour blindness."""
 OPACITY = 128
@@ -48,9 +59,27 @@ def write_mask_preview(table: PatchTable, path: Path) -> None:
     suspect = _cover(table, flagged, scale, image.shape[:2])
     covered = taken | suspect
     drawn = np.where(covered[..., None], image, 255 - (255 - image) * PALE)
+    if table.areas is not None:
+        _color_areas(drawn, table.areas[::step, ::step], covered)
     drawn[covered & ~binary_erosion(covered, border_value=1)] = OUTLINE
     drawn[suspect] = 0.5 * drawn[suspect] + 0.5 * np.array(FLAGGED)
     write_file(path, pack_png(drawn.astype(np.uint8)))
+
+
+def _color_areas(
+    drawn: NDArray[np.float32], areas: NDArray[np.uint8], covered: NDArray[np.bool_]
+) -> None:
+    """Draw what the picture's pixels were taken for, where no patch lies."""
+    from scipy.ndimage import binary_erosion
+
+    y, x = np.ogrid[: areas.shape[0], : areas.shape[1]]
+    for name, color in AREA_COLORS.items():
+        where = (areas == AREAS.index(name)) & ~covered
+        if name == "fill":  # hatched: it has no colour of its own
+            where &= (x + y) % HATCH_PX == 0
+        drawn[where] = 0.5 * drawn[where] + 0.5 * np.array(color)
+    tissue = areas == AREAS.index("tissue")
+    drawn[tissue & ~binary_erosion(tissue, border_value=1)] = TISSUE_OUTLINE
 
 
 def _cover(

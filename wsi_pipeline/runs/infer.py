@@ -65,7 +65,7 @@ def read_tiling(options: InferOptions, model: ModelFacts) -> TileConfig:
     """Return how slides are cut for a model: with its patch size, at its scale."""
     return TileConfig(
         spec=model.spec,
-        tissue=TissueParameters(min_tissue=options.min_tissue),
+        tissue=TissueParameters(detector=options.tissue, min_tissue=options.min_tissue),
         slide_mpp=options.slide_mpp,
         allow_upsample=options.allow_upsample,
         rules=LabelRules(class_names=model.class_names),

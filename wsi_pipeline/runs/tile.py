@@ -63,6 +63,10 @@ def read_tiling(options: TileOptions) -> TileConfig:
     return TileConfig(
         spec=PatchSpec(options.patch_size, options.stride or options.patch_size, mpp, options.icc),
         tissue=TissueParameters(
+            detector=options.tissue,
+            min_width_um=options.min_width,
+            sure_density=options.min_density,
+            closing_radius_um=options.closing,
             mask_mpp=options.mask_mpp,
             min_object_um2=options.min_object,
             max_hole_um2=options.max_hole,
@@ -71,7 +75,13 @@ def read_tiling(options: TileOptions) -> TileConfig:
         slide_mpp=options.slide_mpp,
         allow_upsample=options.allow_upsample,
         rules=read_rules(options),
-        quality=QualityParameters(options.max_pen, options.min_sharpness, drop),
+        quality=QualityParameters(
+            max_pen=options.max_pen,
+            max_fold=options.max_fold,
+            max_bubble=options.max_bubble,
+            min_sharpness=options.min_sharpness,
+            drop=drop,
+        ),
         reader=options.reader,
     )
 

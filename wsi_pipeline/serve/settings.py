@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.limits import available_cores
-from wsi_pipeline.core.options import ServeOptions
+from wsi_pipeline.core.serve_options import ServeOptions
 from wsi_pipeline.counting.review import FIRST_WANTED
 from wsi_pipeline.counting.review_file import check_reviewer
 from wsi_pipeline.models.choice import ExternalModelTerms, read_terms

@@ -1,12 +1,14 @@
-"""Pen marks and blur: measured, flagged, and left to the user to act upon.
+"""Pen marks, folds, bubbles and blur: measured, flagged, and left to the user to act upon.
 
-Ink is found on the thumbnail, by colours that are saturated as no stain is at that scale. Sharpness
+What lies on the thumbnail the detector of tissue finds; beside a detector that finds no ink, ink is
+what has colours that are saturated as no stain is at that scale. Sharpness
 is the variance of the Laplacian of brightness (0–255) at a fixed scale, so that a threshold means
 the same for every patch size and scanner; it is looked at in a window of at least 64 µm, because a
 patch of 12.5 µm may be smooth and in focus.
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,14 +50,19 @@ class QualityParameters:
 
     max_pen: float = 0.1
     """Flag a patch if more than this fraction of it is pen ink, 0 to 1."""
+    max_fold: float = 0.1
+    """The same of folded tissue."""
+    max_bubble: float = 0.5
+    """The same of air bubbles."""
     min_sharpness: float | None = None
     """Flag a patch as blurred below this variance of the Laplacian; None: not measured."""
     drop: tuple[str, ...] = ()
     """Names of flags whose patches are left out."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_pen <= 1:
-            raise ConfigError(f"max_pen is {self.max_pen}; it must lie between 0 and 1")
+        for name, share in self.most.items():
+            if not 0 <= share <= 1:
+                raise ConfigError(f"max_{name} is {share}; it must lie between 0 and 1")
         if self.min_sharpness is not None and not 0 < self.min_sharpness < math.inf:
             raise ConfigError(f"min_sharpness is {self.min_sharpness}; it must be above 0")
         if unknown := set(self.drop) - set(QUALITY_FLAGS):
@@ -66,6 +73,11 @@ class QualityParameters:
                 "blurred patches can only be left out where sharpness is measured; give"
                 " --min-sharpness"
             )
+
+    @property
+    def most(self) -> dict[str, float]:
+        """Shares of a patch, by the fault that is seen on the thumbnail."""
+        return {"pen": self.max_pen, "fold": self.max_fold, "bubble": self.max_bubble}
 
     def to_json(self) -> dict[str, Any]:
         """Return the parameters as they are recorded in stores and recipes."""
@@ -152,13 +164,21 @@ def flag_patches(
     grid: Grid,
     positions: NDArray[np.int32],
     thumbnail: Thumbnail,
+    faults: Mapping[str, NDArray[np.bool_]],
     parameters: QualityParameters,
 ) -> tuple[NDArray[np.int32], PatchQuality]:
-    """Return the positions that are kept, and the quality of their patches."""
-    mpp = reader.info.mpp * float(thumbnail.downsample)
-    ink = tissue_fraction(find_pen(thumbnail.pixels, mpp), thumbnail, grid)
-    pen = ink[positions[:, 0], positions[:, 1]]
-    flags = np.where(pen > parameters.max_pen, np.uint8(QUALITY_FLAGS["pen"]), np.uint8(0))
+    """Return the positions that are kept, and the quality of their patches.
+
+    `faults` are masks (h, w) of the thumbnail by the names of flags.
+    """
+    if "pen" not in faults:
+        mpp = reader.info.mpp * float(thumbnail.downsample)
+        faults = {**faults, "pen": find_pen(thumbnail.pixels, mpp)}
+    flags, pen = np.zeros(len(positions), dtype=np.uint8), np.zeros(len(positions), np.float32)
+    for name, mask in faults.items():
+        share = tissue_fraction(mask, thumbnail, grid)[positions[:, 0], positions[:, 1]]
+        flags[share > parameters.most[name]] |= np.uint8(QUALITY_FLAGS[name])
+        pen = share if name == "pen" else pen
     sharpness = np.full(len(positions), np.nan, dtype=np.float32)
     if parameters.min_sharpness is not None and len(positions):
         sharpness = measure_sharpness(reader, grid, positions)

@@ -1,12 +1,13 @@
 """Tissue: a mask on a thumbnail, and the share of each patch that it covers.
 
-Method: median filter, Otsu's threshold on HSV saturation, morphological closing, then removal of
-small objects and filling of small holes, with scikit-image. Glass is grey and unsaturated however
-bright the lamp; haematoxylin and eosin are not. Fat is as clear as glass, but its cells have
-stained walls: closing joins them, so that fatty tissue counts as tissue.
+Two detectors: `local`, in `local_tissue`, is relative to the slide's own glass. `otsu` has one
+threshold for the whole slide: median filter, Otsu's threshold on HSV saturation, morphological
+closing, then removal of small objects and filling of small holes, with scikit-image. Glass is grey
+and unsaturated however bright the lamp; haematoxylin and eosin are not. Fat is as clear as glass,
+but its cells have stained walls: closing joins them, so that fatty tissue counts as tissue.
 
-A scan without any colour has no saturation: there tissue is darker than the glass, also by Otsu's
-threshold, and black was not scanned.
+To `otsu` a scan without any colour has no saturation: there tissue is darker than the glass, also
+by Otsu's threshold, and black was not scanned.
 """
 
 import math
@@ -17,9 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.choices import AREAS, LOCAL, OTSU, TISSUE_DETECTORS
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.slide import Thumbnail
+from wsi_pipeline.slides.local_tissue import FoundTissue, Limits, find_local_tissue
 
 STRIP_PX = 256
 """Rows of a thumbnail, or of a grid, whose intermediate values are in memory at a time."""
@@ -30,17 +33,28 @@ GLASS_PERCENTILE, DARKEST_GLASS = 99, 200
 BLACK = 8
 """Up to this value (of 255) a grey pixel is outside the scan: no stain is as dark."""
 
+OF_OTSU = ("median_radius_px", "min_saturation", "max_saturation")
+OF_LOCAL = ("min_width_um", "sure_density")
+"""Parameters that one detector alone has."""
+MAX_REACH_UM = 1000.0
+
 
 @dataclass(frozen=True, slots=True)
 class TissueParameters:
     """Parameters of the separation of tissue from glass."""
 
+    detector: str = LOCAL
+    """One of `TISSUE_DETECTORS`."""
     mask_mpp: float = 8.0
     """µm per mask pixel."""
     median_radius_px: int = 1
     min_saturation: float = 0.03
     max_saturation: float = 0.08
     """Limits of Otsu's threshold: alone it would find noise on glass, the darker half in tissue."""
+    min_width_um: float = 32.0
+    """Half of the least width of tissue that has no colour; narrower is a line or a hair."""
+    sure_density: float = 0.12
+    """From this optical density on anything is tissue; paler, it needs a colour or a texture."""
     closing_radius_um: float = 48.0
     """Gaps up to about twice this wide are closed: a fat cell is 50 to 100 µm across."""
     min_object_um2: float = 20_000.0
@@ -51,6 +65,9 @@ class TissueParameters:
     """Keep a patch if at least this fraction of it is tissue, 0 to 1."""
 
     def __post_init__(self) -> None:
+        if self.detector not in TISSUE_DETECTORS:
+            known = ", ".join(TISSUE_DETECTORS)
+            raise ConfigError(f"there is no tissue detector {self.detector!r}; give one of {known}")
         if not 0 <= self.min_tissue <= 1:
             raise ConfigError(f"min_tissue is {self.min_tissue}; it must lie between 0 and 1")
         if not 0.5 <= self.mask_mpp <= 64:
@@ -59,16 +76,35 @@ class TissueParameters:
         for name, area in areas.items():
             if not 0 <= area < float("inf"):
                 raise ConfigError(f"{name} is {area}; it must be an area of 0 µm² or more")
+        for name in ("closing_radius_um", "min_width_um"):
+            if not 0 <= getattr(self, name) <= MAX_REACH_UM:
+                what = f"{name} is {getattr(self, name)} µm"
+                raise ConfigError(f"{what}; it must lie between 0 and {MAX_REACH_UM:g}")
+        if not 0 < self.sure_density < float("inf"):
+            raise ConfigError(f"sure_density is {self.sure_density}; it must be above 0")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the parameters as they are recorded in stores and recipes."""
-        return asdict(self)
+        """Return the detector's parameters as they are recorded in stores and recipes."""
+        others = OF_LOCAL if self.detector == OTSU else OF_OTSU
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
 
-def find_tissue(
+def find_tissue(rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters) -> FoundTissue:
+    """Return what every pixel of a thumbnail (h, w, 3) at `mpp` µm/px is.
+
+    Detector otsu tells tissue from everything else only, and finds no faults.
+    """
+    if parameters.detector == OTSU:
+        mask = find_saturated(rgb, mpp, parameters)
+        return FoundTissue(mask, mask.astype(np.uint8) * np.uint8(AREAS.index("tissue")), {})
+    limits = Limits(*(getattr(parameters, name) for name in Limits._fields))
+    return find_local_tissue(rgb, mpp, limits)
+
+
+def find_saturated(
     rgb: NDArray[np.uint8], mpp: float, parameters: TissueParameters
 ) -> NDArray[np.bool_]:
-    """Return the tissue mask (h, w) of a thumbnail (h, w, 3) at `mpp` µm/px."""
+    """Return the mask (h, w) of what is more saturated than Otsu's threshold."""
     from skimage.filters import median
     from skimage.morphology import disk, remove_small_holes, remove_small_objects
 

@@ -19,6 +19,7 @@ from wsi_pipeline.core.json_io import format_json
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideSummary, describe_failure
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.recipe import describe_tool
+from wsi_pipeline.core.slide import describe_doubts
 from wsi_pipeline.counting.context import average_context
 from wsi_pipeline.counting.interval import conformal_radius
 from wsi_pipeline.counting.review_file import read_review, review_path
@@ -183,7 +184,8 @@ def describe_result(
 ) -> SlideOutcome:
     """Return the outcome of a slide by the summary in its committed folder."""
     summary = read_summary(target)
-    state, message, patches = summary.state, describe_summary(summary), summary.patches
+    doubts = describe_doubts(Predictions(target / PREDICTIONS).table)
+    state, message, patches = summary.state, describe_summary(summary) + doubts, summary.patches
     return SlideOutcome(slide_id, str(path), state, message, patches, is_resumed_whole)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from wsi_pipeline.core.choices import AUTO, PREDICTIONS, ZARR_JSON
 from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.outcome import SlideOutcome, SlideState, state_of
-from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
+from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo, describe_doubts
 from wsi_pipeline.scheduling import Job
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.base import UserScale
@@ -214,6 +214,8 @@ class SlidePreview:
     """Size of the patch store that is still to be finished."""
     reason: str = ""
     """Reason why it cannot be run."""
+    doubts: str = ""
+    """What casts doubt on its tissue."""
 
     @classmethod
     def of_finished(
@@ -254,6 +256,7 @@ class SlidePreview:
             missing_patches=sum(part.stop - part.start for part in rows),
             blocks=table.blocks,
             blocks_done=table.blocks - len(rows),
+            doubts=describe_doubts(table),
             prediction_bytes=len(name_arrays(has_spread)) * table.blocks * chunk_bytes
             + sum(array.nbytes + CHECKSUM_BYTES for array in arrays),
         )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.choices import LABELS_SUFFIX, MASK_SUFFIX, SRGB, STORE_SUFFIX
+from wsi_pipeline.core.choices import LABELS_SUFFIX, LOCAL, MASK_SUFFIX, SRGB, STORE_SUFFIX
 from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import (
     MAX_MPP,
@@ -29,7 +29,13 @@ from wsi_pipeline.core.geometry import (
 )
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
-from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo, Thumbnail
+from wsi_pipeline.core.slide import (
+    PatchSource,
+    PatchTable,
+    SlideInfo,
+    Thumbnail,
+    describe_doubts,
+)
 from wsi_pipeline.labels import describe_labels, label_patches, label_recipe
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.labels.tissue_mask import TissueMask, match_mask
@@ -81,6 +87,10 @@ class TileConfig:
         if self.slide_mpp is not None and not MIN_MPP <= self.slide_mpp <= MAX_MPP:
             limits = f"{MIN_MPP:g} and {MAX_MPP:g}"
             raise ConfigError(f"slide mpp is {self.slide_mpp} µm/px; it must lie between {limits}")
+        unseen = {"fold", "bubble"} & {*self.quality.drop}
+        if unseen and self.tissue.detector != LOCAL:
+            what = f"--drop {min(unseen)} needs --tissue {LOCAL}"
+            raise ConfigError(f"{what}: --tissue {self.tissue.detector} does not look for it")
 
     def scale_of(self, slide: FoundSlide) -> UserScale | None:
         """Return the scale that the user gave for a slide, or for all."""
@@ -175,6 +185,7 @@ class TileJob:
         message += "".join(f", {count} flagged {name}" for name, count in flags if count)
         if described := describe_labels(store.attributes.get("labels") or {}):
             message += f"; {described}"
+        message += describe_doubts(store.table)
         return replace(outcome, message=message)
 
     def draw_previews(self, only_missing: bool = True) -> PatchStore:
@@ -281,8 +292,11 @@ def plan_patches(
     if not grid.rows * grid.cols:
         raise _too_small_error(slide, spec)
     thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
+    mpp = slide.mpp * float(thumbnail.downsample)
+    found = find_tissue(thumbnail.pixels, mpp, config.tissue)
+    # What cannot be decoded may be tissue: such patches are tried, counted as unreadable.
+    tissue, tissue_mm2 = found.tissue | unreadable, float(found.tissue.sum()) * (mpp / 1000) ** 2
     if mask_file is None:
-        tissue, tissue_mm2 = _find_tissue(slide, thumbnail, unreadable, config)
         fraction = tissue_fraction(tissue, thumbnail, grid)
     else:
         mask = TissueMask(mask_file, slide)
@@ -292,7 +306,8 @@ def plan_patches(
     _check_levels(reader, grid, positions, thumbnail)
     if tissue_mm2 and not len(positions):  # it must not pass for an empty slide
         raise _no_patch_error(slide, tissue_mm2, config)
-    positions, quality = flag_patches(reader, grid, positions, thumbnail, config.quality)
+    chosen = (grid, positions, thumbnail, found.faults, config.quality)
+    positions, quality = flag_patches(reader, *chosen)
     labels = label_patches(label_file, slide, grid, positions, config.rules)
     table = PatchTable(
         slide,
@@ -307,6 +322,7 @@ def plan_patches(
         class_names=config.rules.class_names,
         quality=quality,
         tissue=tissue,
+        areas=found.areas if mask_file is None else None,
     )
     mask_name = None if mask_file is None else mask_file.name
     return table, {
@@ -315,16 +331,6 @@ def plan_patches(
         "labels": labels.description,
         "provenance": describe_tool(),
     }
-
-
-def _find_tissue(
-    slide: SlideInfo, thumbnail: Thumbnail, unreadable: NDArray[np.bool_], config: TileConfig
-) -> tuple[NDArray[np.bool_], float]:
-    """Return the tissue found on the thumbnail, and its area in mm²."""
-    mpp = slide.mpp * float(thumbnail.downsample)
-    mask = find_tissue(thumbnail.pixels, mpp, config.tissue)
-    # What cannot be decoded may be tissue: such patches are tried, and counted as unreadable.
-    return mask | unreadable, float(mask.sum()) * (mpp / 1000) ** 2
 
 
 def _take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:

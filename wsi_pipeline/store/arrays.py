@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wsi_pipeline.core.choices import QUALITY_FLAGS
+from wsi_pipeline.core.choices import AREAS, QUALITY_FLAGS
 
 PATCH = ("patch",)
 PIXELS = ("patch", "y", "x", "channel")
@@ -46,6 +46,7 @@ ON_SLIDE = "measured from the top left of the scan"
 NOT_READ = "NaN where the patch could not be read"
 NOT_KNOWN = "NaN where it is not known"
 QUALITY = {"flag_masks": [*QUALITY_FLAGS.values()], "flag_meanings": " ".join(QUALITY_FLAGS)}
+AREA_VALUES = {"flag_values": [*range(len(AREAS))], "flag_meanings": " ".join(AREAS)}
 MEANINGS = {
     "row": Meaning("row of the patch", ON_GRID, is_coordinate=True),
     "col": Meaning("column of the patch", ON_GRID, is_coordinate=True),
@@ -60,6 +61,9 @@ MEANINGS = {
     "flags": Meaning("faults of the patch", flags=QUALITY),
     "thumbnail": Meaning("the whole slide", "red, green, blue", (*THUMBNAIL, "channel")),
     "tissue": Meaning("whether the thumbnail's pixel is tissue", dimension_names=THUMBNAIL),
+    "areas": Meaning(
+        "what the thumbnail's pixel was taken for", dimension_names=THUMBNAIL, flags=AREA_VALUES
+    ),
     "logit": Meaning("logit of the network", NOT_READ),
     "raw_probability": Meaning("probability of the positive class, patch alone", NOT_READ),
     "probability": Meaning("probability of the positive class", NOT_READ),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.choices import ZARR_JSON
+from wsi_pipeline.core.choices import AREAS, ZARR_JSON
 from wsi_pipeline.core.errors import DAMAGES, MAKE_AGAIN, StoreError, damage_error
 from wsi_pipeline.core.geometry import MAX_BLOCK_BYTES, Grid
 from wsi_pipeline.core.slide import PatchQuality, PatchTable
@@ -125,6 +125,8 @@ def _check_arrays(path: Path, attributes: Mapping[str, Any]) -> dict[str, tuple[
     if attributes.get("has_tissue"):
         bits = ("uint8", (height, -(-width // 8)))
         layouts["tissue"] = bits if is_first else ("bool", (height, width))
+    if attributes.get("has_areas"):
+        layouts["areas"] = ("uint8", (height, width))
     if attributes.get("has_quality"):
         layouts |= dict.fromkeys(PatchQuality._fields, ("float32", (patches,)))
         layouts["flags"] = ("uint8", (patches,))
@@ -147,6 +149,9 @@ def _check_table(path: Path, table: PatchTable) -> None:
         "a tissue fraction lies outside 0 to 1": _has_outsiders(table.tissue_fraction, 1),
         "a measure of quality is out of its range": any(
             map(_has_outsiders, quality, (1, math.inf))
+        ),
+        "an area of the thumbnail is none of those known": (
+            table.areas is not None and int(table.areas.max(initial=0)) >= len(AREAS)
         ),
         "a position lies outside the grid": bool(
             ((positions < 0) | (positions >= [grid.rows, grid.cols])).any()
