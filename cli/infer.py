@@ -50,6 +50,7 @@ STEP = 1000
     metavar="DIR",
     help="Patch stores, or folders of them, instead of slides.",
 )
+@click.option("--recursive", panel="Input", is_flag=True, help="Go into folders within folders.")
 @options_of(SheetOptions)
 @click.option(
     "--model",
@@ -77,6 +78,7 @@ def infer(
     slides: tuple[Path, ...],
     stores: tuple[Path, ...],
     sheet: Path | None,
+    recursive: bool,
     model: Path | None,
     out: Path,
     dry_run: bool,
@@ -103,7 +105,9 @@ def infer(
         from wsi_pipeline.slides.selection import find_slides
 
         settings = build(InferOptions, options)
-        found = list_stores(stores) if stores else find_slides(slides, sheet=sheet)
+        found = (
+            list_stores(stores) if stores else find_slides(slides, recursive=recursive, sheet=sheet)
+        )
         model = find_model(model)
         taken = f"{count_slides(found)}, {describe_place(model)}"
         progress.warn(printable(describe_taken(taken, None if dry_run else out)))

@@ -1,4 +1,4 @@
-"""The user's own tissue: images whose pixels above 0 are tissue, or regions drawn in QuPath."""
+"""The user's own tissue: images whose pixels above 0 are tissue, or drawn regions."""
 
 import re
 from collections.abc import Iterable
@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from shapely.affinity import translate
 
 from wsi_pipeline.core.errors import LabelError
 from wsi_pipeline.core.geometry import Grid, positions_to_boxes_l0
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
-from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, JSON_SUFFIXES
+from wsi_pipeline.labels import read_regions
+from wsi_pipeline.labels.annotation import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from wsi_pipeline.labels.assignment import covered_shares
-from wsi_pipeline.labels.geojson import read_geojson
 from wsi_pipeline.labels.label_image import read_mask
 from wsi_pipeline.labels.mask import register_image
 
@@ -28,12 +27,11 @@ def list_masks(folder: Path) -> list[Path]:
     """Return the masks in a folder, or the one mask that is named. Raises LabelError for none."""
     if folder.is_file():
         return [folder]
-    suffixes = (*IMAGE_SUFFIXES, *JSON_SUFFIXES)
     files = [path for path in folder.iterdir() if path.is_file()]
-    found = sorted(path for path in files if path.suffix.lower() in suffixes)
+    found = sorted(path for path in files if path.suffix.lower() in LABEL_SUFFIXES)
     if not found:
         raise LabelError(
-            f"{folder}: no masks; give a folder of PNG, TIFF or GeoJSON named like the slides"
+            f"{folder}: no masks; give a folder of images or annotations named like the slides"
         )
     return found
 
@@ -63,8 +61,8 @@ class TissueMask:
         self.thumbnail: Thumbnail | None = None
         """The mask image over the slide, its pixels (h, w, 1) 0 or 1; None for regions."""
         self._regions: shapely.Geometry | None = None
-        if path.suffix.lower() in JSON_SUFFIXES:
-            self._regions = _read_regions(path, slide)
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            self._regions = shapely.union_all(read_regions(path, slide))
         else:
             image = read_mask(path)
             size = image.values.shape[1], image.values.shape[0]
@@ -105,16 +103,3 @@ class TissueMask:
             points = np.meshgrid(x, y[top : top + ROWS_AT_ONCE])
             mask[top : top + ROWS_AT_ONCE] = shapely.contains_xy(self._regions, *points)
         return mask
-
-
-def _read_regions(path: Path, slide: SlideInfo) -> shapely.Geometry:
-    left, top = slide.bounds_l0[:2]  # QuPath counts from the scanned area
-    found = read_geojson(path, is_strict=False).regions
-    regions = shapely.union_all([translate(region.geometry, left, top) for region in found])
-    width, height = slide.size_l0
-    if not shapely.intersects(regions, shapely.box(0, 0, width, height)):
-        raise LabelError(
-            f"{path}: nothing of it lies on the slide of {width} × {height} px; this looks like"
-            " another slide's mask"
-        )
-    return regions

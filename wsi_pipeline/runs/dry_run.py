@@ -11,6 +11,7 @@ from wsi_pipeline.core.limits import available_cores, limited_memory
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.outcome import RunAccount, SlideOutcome, SlideState, describe_failure
 from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.runs.cutting import scale_by_table
 from wsi_pipeline.runs.disk_space import find_existing
 from wsi_pipeline.runs.infer import choose_engine, make_jobs, open_model, read_tiling
 from wsi_pipeline.runs.workers import take_share
@@ -58,6 +59,7 @@ def preview_run(
     """Open every slide and read what earlier runs left; writes nothing, raises as the run would."""
     options, listener = options or InferOptions(), listener or Listener()
     loaded = open_model(model, options, listener)
+    slides = scale_by_table(slides, options)
     choice = choose_engine(model, options, Listener())
     slides, _ = take_share(slides, options.shard)
     jobs = make_jobs(slides, choice, read_tiling(options, loaded), results, options)

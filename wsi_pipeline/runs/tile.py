@@ -15,9 +15,9 @@ from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.labels.discovery import list_label_files, match_beside, match_labels
 from wsi_pipeline.labels.rules import read_rules
-from wsi_pipeline.labels.tissue_mask import list_masks
 from wsi_pipeline.outputs.run_files import write_csv, write_failures_csv
 from wsi_pipeline.runs.batch import run_batch
+from wsi_pipeline.runs.cutting import read_cutting, read_masks, scale_by_table
 from wsi_pipeline.runs.disk_space import DiskSpace
 from wsi_pipeline.runs.events import log_events
 from wsi_pipeline.runs.workers import choose_workers, take_share
@@ -25,9 +25,6 @@ from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.slides.fastslide_reader import warn_of_unseen_damage
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
-from wsi_pipeline.slides.quality import QualityParameters
-from wsi_pipeline.slides.sheet import scale_slides
-from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.ingest import IngestJob
 from wsi_pipeline.stages.ingest_layouts import (
     LayoutOptions,
@@ -59,31 +56,9 @@ def read_tiling(options: TileOptions) -> TileConfig:
     mpp = MPP_OF_40X if options.mpp is None else options.mpp
     if options.magnification is not None:
         mpp = UM_PER_PX_AT_1X / options.magnification
-    drop = tuple(sorted({*options.drop}))
-    return TileConfig(
-        spec=PatchSpec(options.patch_size, options.stride or options.patch_size, mpp, options.icc),
-        tissue=TissueParameters(
-            detector=options.tissue,
-            min_width_um=options.min_width,
-            sure_density=options.min_density,
-            closing_radius_um=options.closing,
-            mask_mpp=options.mask_mpp,
-            min_object_um2=options.min_object,
-            max_hole_um2=options.max_hole,
-            min_tissue=options.min_tissue,
-        ),
-        slide_mpp=options.slide_mpp,
-        allow_upsample=options.allow_upsample,
-        rules=read_rules(options),
-        quality=QualityParameters(
-            max_pen=options.max_pen,
-            max_fold=options.max_fold,
-            max_bubble=options.max_bubble,
-            min_sharpness=options.min_sharpness,
-            drop=drop,
-        ),
-        reader=options.reader,
-    )
+    side_px = options.patch_size
+    spec = PatchSpec(side_px, options.stride or side_px, mpp, options.icc)
+    return read_cutting(options, spec, read_rules(options))
 
 
 def read_pixel_codec(options: TileOptions) -> PixelCodec:
@@ -101,10 +76,9 @@ def tile_slides(
     """Cut every slide into a patch store in `out`."""
     options, listener = options or TileOptions(), listener or Listener()
     tiling, codec = read_tiling(options), read_pixel_codec(options)
-    masks = tuple(path.absolute() for path in list_masks(options.mask)) if options.mask else ()
+    masks = read_masks(options)
     slides = label_slides(slides, options.labels, options.patient_regex, masks)
-    slides = scale_slides(slides, options.mpp_csv) if options.mpp_csv else slides
-    slides, suffix = take_share(slides, options.shard)
+    slides, suffix = take_share(scale_by_table(slides, options), options.shard)
     workers = choose_workers(options, tiled=max(len(slides), 1))
     make_folder(out)
     jobs = [TileJob(slide, out.absolute(), tiling, options.force, codec, masks) for slide in slides]

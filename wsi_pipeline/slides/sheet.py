@@ -2,8 +2,8 @@
 
 A sample sheet is one CSV for a whole cohort, a slide per line. Columns, of which only `wsi` is
 required: wsi (path, relative to the sheet), mpp (µm per level-0 pixel, overrules the file),
-patient_id, labels (path of a label file), split (train, val or test), label (of the whole slide,
-kept in its store).
+patient_id, labels (path of a label file), mask (path of a tissue mask), split (train, val or test),
+label (of the whole slide, kept in its store).
 
 Tables are read as spreadsheets save them: with commas, semicolons or tabs, a byte order mark, and
 empty columns and lines behind the last.
@@ -25,7 +25,7 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
 from wsi_pipeline.slides.found_slide import FoundSlide, locate_files, name_slides
 
-COLUMNS = ("wsi", "mpp", "patient_id", "labels", "split", "label")
+COLUMNS = ("wsi", "mpp", "patient_id", "labels", "mask", "split", "label")
 SEPARATORS = (",", ";", "\t")
 """Of columns; the first that occurs in the header counts."""
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -133,6 +133,7 @@ def _read_row(path: Path, at: str, line: dict[str, str], slide: Path, name: str)
         slide_mpp=_parse_mpp(at, line.get("mpp", "")),
         patient_id=line.get("patient_id", "").strip() or None,
         label_file=_find_file(path, at, line, "labels"),
+        mask_file=_find_file(path, at, line, "mask"),
         slide_label=unshield(line.get("label", "").strip()) or None,
         mpp_source=f"user ({path.name})",
     )

@@ -47,7 +47,14 @@ from wsi_pipeline.stages.predict import (
     close_predictions,
     predict_block,
 )
-from wsi_pipeline.stages.tile import TileConfig, TileJob, plan_patches, store_block, tile_recipe
+from wsi_pipeline.stages.tile import (
+    TileConfig,
+    TileJob,
+    find_mask,
+    plan_patches,
+    store_block,
+    tile_recipe,
+)
 from wsi_pipeline.store.commit import VIEW, Staging, check_finished, find_finished, without_view
 from wsi_pipeline.store.lock import hold_lock, remove_remains
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
@@ -96,6 +103,8 @@ class InferJob:
     """The job of the patch store that is made along, or read if it exists."""
     takes_any_engine: bool = False
     """True if a finished slide is done whichever engine computed it."""
+    masks: tuple[Path, ...] = ()
+    """The user's masks, one of them this slide's; empty where tissue is found here."""
 
     @property
     def target(self) -> Path:
@@ -109,13 +118,10 @@ class InferJob:
         store = {} if keep is None or is_product(keep.target) else keep.patch_bytes
         return {**store, self.out: PATCH_BYTES + store.get(self.out, 0)}
 
-    @property
-    def _slide_mpp(self) -> float | None:
-        return self.slide.slide_mpp or self.config.slide_mpp
-
     def _open(self) -> closing[SlideReader]:
-        icc = self.config.spec.icc
-        return closing(open_slide(self.slide.path, self.slide.slide_id, self._slide_mpp, icc=icc))
+        slide, scale = self.slide, self.config.scale_of(self.slide)
+        reader, icc = self.config.reader, self.config.spec.icc
+        return closing(open_slide(slide.path, slide.slide_id, scale, reader, icc))
 
     def _load(self) -> "Predictor":
         """Return the predictor, loaded once per process. Raises ModelError, EnvironmentFault."""
@@ -249,12 +255,12 @@ class InferJob:
             recipe = {"store": store.manifest.content_digest}
             yield _Source(store.slide, recipe, lambda: store.table)
             return
-        patient_id = self.slide.patient_id
+        chosen = (None, self.slide.patient_id, find_mask(self.slide, self.masks))
         with self._open() as reader:
             yield _Source(
                 reader.info,
-                tile_recipe(reader.info, self.config, patient_id=patient_id),
-                lambda: plan_patches(reader, self.config, patient_id=patient_id)[0],
+                tile_recipe(reader.info, self.config, *chosen),
+                lambda: plan_patches(reader, self.config, *chosen)[0],
             )
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
@@ -296,7 +302,8 @@ class InferJob:
         if self.is_store:
             return open_store(self.slide.path, plan.staging.folder.name)
         if self.keep is None or plan.store is None:
-            return open_patches(self.slide, self._slide_mpp, plan.staging.product / PREDICTIONS)
+            folder, scale = plan.staging.product / PREDICTIONS, self.config.scale_of(self.slide)
+            return open_patches(self.slide, scale, folder, self.config.reader)
         if plan.store.is_finished:
             return open_store(self.keep.target, plan.store.staging.folder.name)
         return self.keep.open_patches(plan.store)

@@ -157,7 +157,7 @@ class TileJob:
 
     @property
     def _mask(self) -> Path | None:
-        return match_mask(self.slide.path.stem, self.masks) if self.masks else None
+        return find_mask(self.slide, self.masks)
 
     def run_block(self, plan: SlidePlan, block: int) -> BlockReport:
         """Cut and store one block."""
@@ -231,6 +231,16 @@ def finish_store(plan: SlidePlan, slide_id: str, path: Path) -> SlideOutcome:
     message += f", {unreadable} unreadable" if unreadable else ""
     state = state_of(patches, unreadable)
     return SlideOutcome(slide_id, str(path), state, message, patches, plan.is_finished)
+
+
+def find_mask(slide: FoundSlide, masks: Sequence[Path]) -> Path | None:
+    """Return the slide's mask by the sample sheet, or by name; None where no masks are given.
+
+    Raises LabelError where masks are given and none, or several, are the slide's.
+    """
+    if slide.mask_file is not None:
+        return slide.mask_file
+    return match_mask(slide.path.stem, masks) if masks else None
 
 
 def tile_recipe(
