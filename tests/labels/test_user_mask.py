@@ -86,7 +86,7 @@ def test_drawn_shares_begin_with_the_first_row(tmp_path: Path) -> None:
 def test_a_drawn_mask_beside_the_slide_is_refused(
     box: tuple[float, float, float, float], tmp_path: Path
 ) -> None:
-    with pytest.raises(LabelError, match="nothing of it lies on the slide of 120 × 6200 px"):
+    with pytest.raises(LabelError, match="1 of 1 regions lie beyond the slide of 120 × 6200 px"):
         TissueMask(write_box(tmp_path / "a.geojson", *box), SLIDE)
 
 
