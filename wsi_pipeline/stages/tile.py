@@ -286,7 +286,7 @@ def _take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[
     """Return the share of tissue in every patch by the user's mask, and its area in mm²."""
     image = mask.thumbnail
     if image is None:
-        fraction = mask.region_fraction(grid)
+        fraction = mask.fraction(grid)
     else:
         fraction = tissue_fraction(image.pixels[..., 0] > 0, image, grid)
     pitch_mm = grid.spec.stride_px * float(grid.downsample) * slide.mpp / 1000
