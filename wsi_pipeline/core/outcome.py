@@ -42,6 +42,8 @@ def _metric(description: str, **limits: Any) -> Any:
 
 
 SHARE = {"ge": 0, "le": 1}
+NEAR = 0.1
+"""A patch whose probability is no further than this from the threshold is near it."""
 
 
 class Distance(NamedTuple):
@@ -124,6 +126,11 @@ class SlideSummary:
     )
     positives_left_out: int = _metric(
         "Patches that reach the threshold in regions smaller than min_region_mm2", ge=0
+    )
+    near_threshold: int | None = _metric(
+        f"Assessed patches whose probability lies within {NEAR} of the threshold; null: not"
+        " recorded",
+        ge=0,
     )
     threshold: float = _metric("Probability from which on a patch is positive", **SHARE)
     threshold_source: str = _metric(
@@ -217,6 +224,24 @@ def describe_distance(summary: SlideSummary) -> str:
 def describe_unlike(summary: SlideSummary) -> str:
     """Return the same for a slide beyond the limits; "" for any other."""
     return describe_distance(summary) if summary.unlike_training else ""
+
+
+def list_concerns(summary: SlideSummary) -> dict[str, str]:
+    """Return why to look at a slide before others, by kind, most pressing first.
+
+    Kinds: damaged; unlike, further from the training patches than the model's limits; near, where
+    the patches near the threshold are at least half as many as the positive ones.
+    """
+    found: dict[str, str] = {}
+    if summary.unreadable:
+        found["damaged"] = f"{summary.unreadable:,} of {summary.patches:,} patches unreadable"
+    if summary.unlike_training:
+        found["unlike"] = describe_unlike(summary)
+    near, positives = summary.near_threshold or 0, summary.positives
+    if near and 2 * near >= positives:
+        others = f"{positives:,} are positive" if positives else "none is positive"
+        found["near"] = f"{near:,} patches within {NEAR} of the threshold, {others}"
+    return found
 
 
 def describe_counting(summary: SlideSummary) -> str:

@@ -1,5 +1,6 @@
 """slides.csv, slides.parquet, failures.csv and run.json: what a run came to."""
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,8 +26,8 @@ from wsi_pipeline.core.choices import (
     SLIDES_CSV,
     SLIDES_PARQUET,
 )
-from wsi_pipeline.core.csv_io import format_csv
-from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.csv_io import format_csv, round_number
+from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.outcome import (
     SlideOutcome,
     SlideSummary,
@@ -110,6 +111,31 @@ def tabulate_slides(
     free = {name for summary in summaries for name in summary.columns} - set(own)
     rows = [dict.fromkeys(free) | dict(each.columns) | asdict(each) for each in summaries]
     return own | dict.fromkeys(sorted(free), str), rows
+
+
+def format_workbook(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return an Excel workbook of one sheet; no text is run as a formula or becomes a link.
+
+    Raises ConfigError where XlsxWriter is not installed.
+    """
+    try:
+        from xlsxwriter import Workbook
+    except ImportError as error:
+        what = "Excel files need XlsxWriter, which is not installed"
+        raise ConfigError(f"{what}; pip install 'wsi-pipeline[excel]'") from error
+    stream = io.BytesIO()
+    with Workbook(stream, {"in_memory": True}) as book:
+        sheet = book.add_worksheet("slides")
+        sheet.freeze_panes(1, 1)
+        sheet.autofilter(0, 0, len(rows), len(header) - 1)
+        for row, values in enumerate((header, *rows)):
+            for column, value in enumerate(values):
+                if isinstance(value, int | float):
+                    sheet.write_number(row, column, round_number(value))
+                elif value is not None:
+                    sheet.write_string(row, column, _clean(value))
+        sheet.autofit()
+    return stream.getvalue()
 
 
 def _plain_type(annotation: Any) -> type:
