@@ -236,11 +236,11 @@ def list_concerns(summary: SlideSummary) -> dict[str, str]:
     if summary.unreadable:
         found["damaged"] = f"{summary.unreadable:,} of {summary.patches:,} patches unreadable"
     if summary.unlike_training:
-        found["unlike"] = describe_unlike(summary)
+        found["unlike"] = describe_unlike(summary).partition(": ")[2]
     near, positives = summary.near_threshold or 0, summary.positives
     if near and 2 * near >= positives:
-        others = f"{positives:,} are positive" if positives else "none is positive"
-        found["near"] = f"{near:,} patches within {NEAR} of the threshold, {others}"
+        word = "patch" if near == 1 else "patches"
+        found["near"] = f"{near:,} {word} within {NEAR} of the threshold, {positives:,} positive"
     return found
 
 

@@ -109,7 +109,6 @@ class Pace:
         """Return the figures as pages show them."""
         return {
             "slides": self.slides,
-            "slides_done": self.slides_done,
             "patches_done": self.patches_done,
             "patches_expected": self.patches_expected,
             "rate": self.rate,

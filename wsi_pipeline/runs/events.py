@@ -176,6 +176,7 @@ def log_events(
         "host": socket.gethostname(),
     }
     events.write("run begun", command=command, **who, slides=slides, parameters=dict(parameters))
+    events.progress.show({"slides": slides})
     started = time.perf_counter()
     try:
         yield events

@@ -247,25 +247,28 @@ def read_live(folder: Path, events: Sequence[Mapping[str, Any]]) -> LiveRun | No
     shares = read_progress(folder)
     runs = {str(share.get("run")) for share in shares} or {begun["run"]}
     failures = [
-        Failure(str(event.get("slide")), SlideState.FAILED, str(event.get("message", "")))
+        _take_failure(str(event.get("slide")), str(event.get("message", "")))
         for event in events
         if event["run"] in runs
         and event["event"] == "slide ended"
         and event.get("state") == SlideState.FAILED
     ]
-    figures = {name: _add_up(shares, name) for name in ("slides", "slides_done", "patches_done")}
     return LiveRun(
         is_under_way=bool(shares),
         ending=run.ending,
-        slides=int(figures["slides"] or run.slides),
-        slides_ended=run.slides_ended if not shares else int(figures["slides_done"] or 0),
-        patches_done=int(figures["patches_done"] or 0) if shares else None,
+        slides=int(_add_up(shares, "slides") or run.slides),
+        slides_ended=sum(e["run"] in runs and e["event"] == "slide ended" for e in events),
+        patches_done=int(_add_up(shares, "patches_done") or 0) if shares else None,
         patches_expected=_add_up(shares, "patches_expected"),
         rate=_add_up(shares, "rate"),
         seconds_left=max(_list_numbers(shares, "seconds_left"), default=None),
         slides_under_way=_list_under_way(folder) if shares else (),
         failures=tuple(failures),
     )
+
+
+def _take_failure(slide_id: str, message: str) -> Failure:
+    return Failure(slide_id, SlideState.FAILED, message.removeprefix(f"{slide_id}: "))
 
 
 def _list_numbers(shares: Sequence[Mapping[str, Any]], name: str) -> list[float]:
