@@ -16,18 +16,16 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.browsing import IN_BROWSER, PATIENCE_MS, Watched
 from tests.builders import tissue, write_slide
 from tests.commands import infer
 from tests.readable import find_cut, find_pale
-from tests.serve import test_browser
 from tests.served import TOKEN, connect, replace_probabilities, run_server, wait_until
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.serve.settings import ServeSettings
 
-pytestmark = test_browser.pytestmark
-browser = test_browser.browser
-PATIENCE_MS = test_browser.PATIENCE_MS
+pytestmark = IN_BROWSER
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +38,8 @@ def root(served_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(served_root, root)
     write_slide(root / "slides" / "three.tiff", tissue(600, 500, seed=3))
     (root / "slides" / "broken.svs").write_bytes(b"no slide")
-    chosen = {"engine": "auto", "precision": "auto"}  # as the results that are there already
-    infer(root / "slides", root / "results.safetensors", root / "results", **chosen)
+    places = (root / "slides", root / "results.safetensors", root / "results")
+    infer(*places, engine="auto", precision="auto")  # as the results that are there already
     some = np.full((10, 12), 0.1, dtype=np.float32)
     some[1:3, 1:3], some[6, 5:9] = 0.55, 0.9
     replace_probabilities(root / "results", "one", some)
@@ -59,15 +57,14 @@ def origin(root: Path) -> Iterator[str]:
         yield origin
 
 
-def open_list(browser: Browser, address: str, **options: Any) -> test_browser.Watched:
+def open_list(browser: Browser, address: str, **options: Any) -> Watched:
     """The list at an address, watched; 1,280 px wide unless `options` say otherwise."""
-    context = browser.new_context(
-        **{"viewport": {"width": 1280, "height": 800}, "accept_downloads": True} | options
-    )
+    settings: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}} | options
+    context = browser.new_context(accept_downloads=True, **settings)
     context.set_default_timeout(PATIENCE_MS)
     expect.set_options(timeout=PATIENCE_MS)
     origin = "/".join(address.split("/")[:3])
-    watched = test_browser.Watched(context.new_page(), origin).watch()
+    watched = Watched(context.new_page(), origin).watch()
     watched.page.goto(f"{address}{'&' if '?' in address else '?'}token={TOKEN}")
     return watched
 
