@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.outcome import SlideSummary
-from wsi_pipeline.outputs.run_files import SUMMARY_COLUMNS, format_workbook, list_rows
+from wsi_pipeline.outputs.run_files import format_workbook, tabulate_slides
 from wsi_pipeline.serve.errors import Refusal
 from wsi_pipeline.serve.schemas import TableRequest
 from wsi_pipeline.serve.services import Here, Services
@@ -26,7 +26,7 @@ def send_csv(services: Here, wanted: TableRequest) -> Response:
 
     It begins with a byte order mark, by which Excel knows UTF-8.
     """
-    text = format_csv(SUMMARY_COLUMNS, list_rows(_find_summaries(services, wanted)))
+    text = format_csv(*_tabulate(services, wanted))
     return _send(text.encode("utf-8-sig", errors="replace"), "slides.csv", CSV_TYPE)
 
 
@@ -34,10 +34,15 @@ def send_csv(services: Here, wanted: TableRequest) -> Response:
 def send_workbook(services: Here, wanted: TableRequest) -> Response:
     """Send the same as an Excel workbook."""
     try:
-        content = format_workbook(SUMMARY_COLUMNS, list_rows(_find_summaries(services, wanted)))
+        content = format_workbook(*_tabulate(services, wanted))
     except ConfigError as error:
         raise Refusal(404, str(error)) from error
     return _send(content, "slides.xlsx", XLSX_TYPE)
+
+
+def _tabulate(services: Services, wanted: TableRequest) -> tuple[list[str], list[list[Any]]]:
+    types, rows = tabulate_slides(_find_summaries(services, wanted))
+    return list(types), [[row[name] for name in types] for row in rows]
 
 
 def _find_summaries(services: Services, wanted: TableRequest) -> list[SlideSummary]:
