@@ -28,6 +28,7 @@ PYTHON_PAGES = {
         "core.slide",
         "slides",
         "stages.tile",
+        "stages.tile_config",
         "slides.tissue",
         "store.patches",
         "store.predictions",

@@ -46,7 +46,8 @@ from wsi_pipeline.scheduling import Workers, run_jobs
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.selection import find_slides
-from wsi_pipeline.stages.tile import TileConfig, plan_patches
+from wsi_pipeline.stages.tile import plan_patches
+from wsi_pipeline.stages.tile_config import TileConfig
 
 MPP = 0.25
 NULL_BLOCKS = 400

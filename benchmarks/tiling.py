@@ -39,7 +39,8 @@ from wsi_pipeline.core.slide import PatchBlock, PatchTable
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.tiff_reader import TiffReader
-from wsi_pipeline.stages.tile import TileConfig, plan_patches
+from wsi_pipeline.stages.tile import plan_patches
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.commit import Staging
 from wsi_pipeline.store.patches import (
     PatchStore,

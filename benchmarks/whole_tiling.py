@@ -28,7 +28,8 @@ from tiling import MPP, SIDE, TilesOnce, describe_machine, read_singly
 
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.slides.tiff_reader import TiffReader
-from wsi_pipeline.stages.tile import TileConfig, plan_patches
+from wsi_pipeline.stages.tile import plan_patches
+from wsi_pipeline.stages.tile_config import TileConfig
 
 SINGLY = 20_000
 """Patches that are read one by one in each turn, row by row from the middle of the slide."""

@@ -9,6 +9,7 @@ from wsi_pipeline.core.options import LabelOptions
 
 from .options import (
     DEFAULT_RESULTS,
+    PATHS,
     RESULTS,
     labels_option,
     mode_option,
@@ -38,19 +39,35 @@ from .run_file import ConfigCommand
     metavar="OTHER_RESULTS",
     help="Another model's results: both on the patients and patches they share.",
 )
+@click.option(
+    "--by",
+    metavar="COLUMN",
+    help=(
+        "Compare the groups of a column of the sample sheet, such as site, and test if they differ."
+    ),
+)
+@click.option(
+    "--sheet",
+    type=PATHS["file"],
+    metavar="CSV",
+    help="Sample sheet with that column. [default: the columns that the results record]",
+)
 @mode_option
 def evaluate(
     results: Path,
     labels: tuple[Path, ...],
     threshold: str | None,
     compare: Path | None,
+    by: str | None,
+    sheet: Path | None,
     **rules: Any,
 ) -> None:
     """Compare the predictions in RESULTS with known labels, per slide and pooled.
 
     Labels are those of the patch stores that were inferred, or files given with --labels. Writes
     evaluation.html, evaluation.csv and evaluation.json into RESULTS, with 95 % intervals from
-    resampling patients, and judges each slide's count; with --compare also comparison.csv.
+    resampling patients, and judges each slide's count; evaluation_patients.csv has the same of each
+    patient. With --by also evaluation_groups.csv, with --compare comparison.csv.
     """
     from wsi_pipeline.core.choices import EVALUATION_CSV, EVALUATION_HTML
     from wsi_pipeline.evaluation import evaluate_results, find_class_names
@@ -63,6 +80,8 @@ def evaluate(
         read_rules(LabelOptions(**rules), find_class_names(results)),
         threshold=None if threshold is None else parse_threshold_rule(threshold),
         compare_with=compare,
+        by=by,
+        sheet=sheet,
     )
     click.echo(str(evaluation))
     click.echo(f"→  {results / EVALUATION_CSV}  {results / EVALUATION_HTML}")

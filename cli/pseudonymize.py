@@ -73,6 +73,8 @@ def pseudonymize(places: tuple[str, ...], out: Path, **settings: Any) -> None:
             f"{made.slides} slides of {made.patients} patients linked in {out}, with"
             f" {made.labels} label files and {made.masks} masks"
         )
+        if free := sorted({name for row in rows for name, _ in row.slide.columns}):
+            click.echo(f"left out: columns of the sheet: {', '.join(free)}")
         click.echo(f"next: wsi tile --sheet {made.table} --out STORES")
     click.echo(f"keep to yourself: {options.key_file}, and {out} with its mapping.csv")
 

@@ -57,7 +57,7 @@ def tile(
         raise click.UsageError("give either slides, with or without --labels, or --sheet")
     with show_progress(out) as progress:
         progress.working_on("finding the slides")
-        from wsi_pipeline.runs.tile import has_labels, read_tiling, tile_slides
+        from wsi_pipeline.runs.tile import find_classes, read_tiling, tile_slides
         from wsi_pipeline.slides.selection import find_slides
 
         settings = build(TileOptions, options)
@@ -67,6 +67,9 @@ def tile(
         found = find_slides([*places, *slides], recursive=recursive, sheet=sheet)
         progress.warn(printable(describe_taken(count_slides(found), out)))
         account = tile_slides(found, out, settings, progress)
-    if has_labels(out):
+    classes = find_classes(out)
+    if len(classes) == 2:
         end_run(account, out, "wsi train", *unless_default(out, DEFAULT_STORES))
+    if classes:  # a model needs both
+        end_run(account, out, "wsi label", out, "--labels", "DIR")
     end_run(account, out, "wsi infer", *(("--sheet", sheet) if sheet else (*places, *slides)))

@@ -70,7 +70,7 @@ def main() -> None:
     evaluation = evaluate_results(options.out / "results", [options.labels])
     for slide in (*evaluation.slides, evaluation.pooled):
         print(
-            f"{slide.slide_id}: {describe_scores(slide.scores)} ({slide.not_assessed} of"
+            f"{slide.name}: {describe_scores(slide.scores)} ({slide.not_assessed} of"
             f" {slide.labelled} labelled patches not assessed)"
         )
 

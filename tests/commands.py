@@ -23,7 +23,7 @@ from wsi_pipeline.runs.infer import infer_slides, list_stores
 from wsi_pipeline.runs.tile import read_tiling, tile_slides
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.selection import find_slides
-from wsi_pipeline.stages.tile import TileConfig
+from wsi_pipeline.stages.tile_config import TileConfig
 
 wsi_cli.progress.PATIENCE_S = 3600.0
 """How fast a machine is changes nothing that a command prints in tests."""

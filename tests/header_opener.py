@@ -18,7 +18,8 @@ from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.stages.tile import TileConfig, plan_patches
+from wsi_pipeline.stages.tile import plan_patches
+from wsi_pipeline.stages.tile_config import TileConfig
 
 MEMORY_BYTES = 3 * 1024**3 // 2
 DEADLINE_S = 5.0

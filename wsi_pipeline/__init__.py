@@ -142,11 +142,14 @@ def evaluate(
     *,
     threshold: str | float | None = None,
     compare: Place | None = None,
+    by: str | None = None,
+    sheet: Place | None = None,
     **options: Any,
 ) -> "Evaluation":
     """Compare predictions with known labels and write the report, as `wsi evaluate`.
 
-    `options` are those of labels, such as `label_map`. Raises LabelError where no slide has labels.
+    `by` compares the groups of a column, of the results or of a sample `sheet`. `options` are
+    those of labels, such as `label_map`. Raises LabelError where no slide has labels.
     """
     from wsi_pipeline.core.options import LabelOptions
     from wsi_pipeline.evaluation import evaluate_results, find_class_names
@@ -160,6 +163,8 @@ def evaluate(
         read_rules(_read(LabelOptions, options), find_class_names(place)),
         threshold=None if threshold is None else parse_threshold_rule(str(threshold)),
         compare_with=_path(compare),
+        by=by,
+        sheet=_path(sheet),
     )
 
 

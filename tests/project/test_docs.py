@@ -30,7 +30,7 @@ from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.runs.synthetic_slides import draw_phantom
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.images import write_grey
-from wsi_pipeline.stages.tile import TileConfig
+from wsi_pipeline.stages.tile_config import TileConfig
 
 PAGES = (
     ROOT / "README.md",

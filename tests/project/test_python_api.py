@@ -37,12 +37,12 @@ GIVEN_BY_NAME = {
     "ingest": {"place", "out"},
     "train": {"stores", "out", "preset"},
     "infer": {"places", "slides", "stores", "sheet", "model", "out"},
-    "evaluate": {"results", "labels", "threshold", "compare"},
+    "evaluate": {"results", "labels", "threshold", "compare", "by", "sheet"},
     "aggregate": {"results", "out"},
 }
 """Parameters that the function itself has."""
-ONLY_OF_THE_COMMAND = {"dry_run", "mode", "help"}
-"""A preview is printed; permissions of files are the process's own in Python."""
+ONLY_OF_THE_COMMAND = {"dry_run", "is_viewed", "mode", "help"}
+"""A preview is printed, a browser opened; permissions of files are the process's own in Python."""
 
 
 def parameters(name: str) -> dict[str, click.Parameter]:

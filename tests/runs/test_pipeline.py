@@ -37,7 +37,7 @@ from wsi_pipeline.models.checkpoint import load_checkpoint
 from wsi_pipeline.outputs import View, choose_formats
 from wsi_pipeline.outputs.summary_json import read_summary
 from wsi_pipeline.scheduling import Workers
-from wsi_pipeline.stages.tile import TileConfig
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.manifest import find_damage
 from wsi_pipeline.store.patches import PatchStore
 from wsi_pipeline.store.predictions import open_result
@@ -350,7 +350,7 @@ def test_evaluation_by_hand(tmp_path: Path) -> None:
     evaluation = evaluate_results(results, [tmp_path / "labels"])
     assert evaluation.unlabelled == ("b",)
     only = evaluation.slides[0]
-    assert (only.slide_id, only.labelled, only.not_assessed) == ("a_mosaic", 3, 0)
+    assert (only.name, only.labelled, only.not_assessed) == ("a_mosaic", 3, 0)
     scores = only.scores
     assert (
         scores.true_positives,

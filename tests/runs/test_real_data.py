@@ -20,7 +20,7 @@ from wsi_pipeline.slides.openslide_reader import OpenSlideReader
 from wsi_pipeline.slides.tiff_reader import TiffReader
 from wsi_pipeline.slides.tissue import TissueParameters
 from wsi_pipeline.stages.ingest_layouts import IDC_NAME
-from wsi_pipeline.stages.tile import TileConfig
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.patches import PatchStore
 
 EVERY_CELL = TissueParameters(min_tissue=0.0)

@@ -16,7 +16,6 @@ ASAP = """<ASAP_Annotations><Annotations><Annotation Name="a" Type="Polygon" Par
 <Coordinates><Coordinate Order="0" X="0" Y="0"/><Coordinate Order="1" X="200" Y="0"/>
 <Coordinate Order="2" X="200" Y="100"/><Coordinate Order="3" X="0" Y="100"/></Coordinates>
 </Annotation></Annotations></ASAP_Annotations>"""
-CONTEXT_FREE = ("--min-tissue", 0.5)
 
 
 @pytest.fixture
@@ -170,14 +169,15 @@ def test_folders_within_folders_are_found_where_that_is_asked_for(
     assert found.table.patches == 6
 
 
-def test_flagged_patches_are_left_out_where_that_is_asked_for(model: Path, tmp_path: Path) -> None:
+def test_flagged_patches_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
     pixels = paint(600, 400)
-    pixels[:, :50] = (30, 60, 200)  # blue ink over the first column
-    slide = write_slide(tmp_path / "slides" / "one.tiff", pixels)
+    pixels[:, :100] = (30, 60, 200)  # blue ink over the first two columns
+    slide = write_slide(tmp_path / "slides" / "one.tiff", pixels, mpp=4.0)
+    model = write_model(tmp_path / "m.safetensors", make_checkpoint(mpp=4.0))
     words = ("--tissue", "otsu", "--min-tissue", 0)
     whole = cells(infer(slide, model, tmp_path / "whole", *words))
     left = cells(infer(slide, model, tmp_path / "left", *words, "--drop", "pen"))
-    assert (0, 0) in whole - left
+    assert whole - left == {(row, col) for row in range(8) for col in range(2)}
 
 
 def test_the_reader_is_chosen(slide: Path, model: Path, tmp_path: Path) -> None:

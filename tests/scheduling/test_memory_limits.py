@@ -83,7 +83,7 @@ from wsi_pipeline.stages.tile import TileJob
 from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.core import limits
 from wsi_pipeline.slides.selection import find_slides
-from wsi_pipeline.stages.tile import TileConfig
+from wsi_pipeline.stages.tile_config import TileConfig
 
 slides, out = find_slides([Path(sys.argv[1])]), Path(sys.argv[2])
 out.mkdir()

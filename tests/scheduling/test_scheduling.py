@@ -436,7 +436,8 @@ def test_a_product_that_is_not_here_is_not_called_done(tmp_path: Path) -> None:
     from tests.builders import paint
     from tests.builders import write_slide as write
     from wsi_pipeline.core.geometry import PatchSpec
-    from wsi_pipeline.stages.tile import TileConfig, TileJob
+    from wsi_pipeline.stages.tile import TileJob
+    from wsi_pipeline.stages.tile_config import TileConfig
 
     write(tmp_path / "s.tiff", paint(60, 60))
     finish = TileJob.finish

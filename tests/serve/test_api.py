@@ -59,7 +59,7 @@ from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.images import encode_png
 from wsi_pipeline.stages.aggregate import aggregate_slide
 from wsi_pipeline.stages.export_model import export_model
-from wsi_pipeline.stages.tile import TileConfig
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.predictions import open_result
 
 LIMITS = Limits(

@@ -341,7 +341,7 @@ def test_view_opens_the_browser_and_lets_it_in(served_root: Path, tmp_path: Path
         finally:
             view.send_signal(signal.SIGINT)
         told = view.communicate(timeout=30)[1]
-    assert '<a href="/slides/one">one</a>' in seen.read_text()
+    assert '<a class="name" href="/slides/one">one</a>' in seen.read_text()
     assert (view.returncode, b"Traceback" in told) == (0, False)
 
 

@@ -44,7 +44,8 @@ from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.selection import find_slides
-from wsi_pipeline.stages.tile import TileConfig, TileJob, plan_patches
+from wsi_pipeline.stages.tile import TileJob, plan_patches
+from wsi_pipeline.stages.tile_config import TileConfig
 
 CONFIG = TileConfig(spec=PatchSpec(mpp=0.5))
 

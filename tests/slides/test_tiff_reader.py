@@ -25,7 +25,7 @@ from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.tiff_reader import TiffReader, TileCache
 from wsi_pipeline.slides.tiff_tiles import TileFault, TileFormat, decode_tile, find_layouts
 from wsi_pipeline.slides.tissue import TissueParameters
-from wsi_pipeline.stages.tile import TileConfig
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.patches import PatchStore
 
 APERIO = (

@@ -26,7 +26,7 @@ from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.stages import infer as inference
 from wsi_pipeline.stages import tile as tiling
 from wsi_pipeline.stages.predict import predict_block
-from wsi_pipeline.stages.tile import TileConfig
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.files import HOST
 from wsi_pipeline.store.lock import hold_lock
 from wsi_pipeline.store.patches import PatchStore

@@ -11,7 +11,7 @@ from tests.commands import HERE, PLAIN, run, tile
 from wsi_pipeline.core.errors import ConfigError, EnvironmentFault
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.runs.disk_space import DiskSpace
-from wsi_pipeline.stages.tile import TileConfig
+from wsi_pipeline.stages.tile_config import TileConfig
 
 CONFIG = TileConfig(spec=PatchSpec(mpp=0.5))
 

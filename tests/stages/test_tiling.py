@@ -9,7 +9,8 @@ from wsi_pipeline.core.errors import ConfigError, SlideError
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.tissue import TissueParameters
-from wsi_pipeline.stages.tile import TileConfig, plan_patches, resolve_scale, tile_recipe
+from wsi_pipeline.stages.tile import plan_patches, resolve_scale
+from wsi_pipeline.stages.tile_config import TileConfig, tile_recipe
 
 
 def config(mpp: float, **other: object) -> TileConfig:

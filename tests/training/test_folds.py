@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.builders import folder_bytes, make_training_stores
+from tests.builders import folder_bytes, make_store, make_training_stores
 from wsi_pipeline.core.errors import ConfigError, ModelError, StoreError
 from wsi_pipeline.core.progress import Listener
+from wsi_pipeline.core.training_options import TrainOptions
+from wsi_pipeline.store.patches import PatchStore, find_stores
 from wsi_pipeline.training.config import TrainConfig
-from wsi_pipeline.training.folds import train_folds
+from wsi_pipeline.training.data import load_labelled
+from wsi_pipeline.training.folds import train_folds, train_held_out
 from wsi_pipeline.training.loop import Epoch
 from wsi_pipeline.training.lr_finder import Sweep, sweep_stores
-from wsi_pipeline.training.split import SplitChoice
+from wsi_pipeline.training.split import SplitChoice, hold_out_groups
 
 pytestmark = pytest.mark.usefixtures("plots_left_out")
 
@@ -174,3 +177,69 @@ def test_a_sweep_of_a_few_steps_is_refused(stores: Path, tmp_path: Path) -> None
             steps=20,
             highest=10.0,
         )
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores of seven patients: p0 to p2 of the north, p3 to p5 of the south, p6 of no site."""
+    folder = tmp_path_factory.mktemp("sites")
+    plain = make_training_stores(folder / "plain", patients=7, patches=12)
+    for number, path in enumerate(find_stores([plain])):
+        store = PatchStore(path)
+        site = {"site": "north" if number < 3 else "south"} if number < 6 else {}
+        table = replace(store.table, columns=site)
+        pixels = store.read_patches(range(len(store)))
+        make_store(folder / "stores" / path.name, table, pixels)
+    return folder / "stores"
+
+
+def read_split(folder: Path) -> dict[str, list[str]]:
+    split: dict[str, list[str]] = json.loads((folder / "split.json").read_text())
+    return split
+
+
+def test_each_group_is_held_out_in_turn_and_judged_by_the_model_without_it(
+    sites: Path, tmp_path: Path
+) -> None:
+    result = train_held_out([sites], tmp_path / "out", QUICK, "site", SplitChoice())
+    splits = [read_split(tmp_path / "out" / f"fold-{number}") for number in (1, 2)]
+    assert [split["test"] for split in splits] == [["p0", "p1", "p2"], ["p3", "p4", "p5"]]
+    for split in splits:
+        assert sorted(split["train"] + split["val"] + split["test"]) == [f"p{k}" for k in range(7)]
+    assert [(each.value, each.patients) for each in result.held_out] == [("north", 3), ("south", 3)]
+    with (tmp_path / "out" / "summary" / "held_out.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["held_out"] for row in rows] == ["north", "south"]
+    assert float(rows[0]["auroc"]) == result.held_out[0].scores["auroc"]
+    mean = (float(rows[0]["auroc"]) + float(rows[1]["auroc"])) / 2
+    assert result.metrics["auroc"].mean == pytest.approx(mean)
+    assert "fold-1, 3 patients held out: AUROC" in str(result)
+    assert not {"north", "south"} & set(str(result).split())
+    again = train_held_out([sites], tmp_path / "out", QUICK, "site", SplitChoice())
+    assert again == result
+
+
+def test_a_patient_of_two_groups_is_trained_on_in_neither(sites: Path) -> None:
+    patches = load_labelled(find_stores([sites]))
+    patients = np.where(patches.patients == "p3", "p0", patches.patients)  # of both sites
+    both = replace(patches, patients=patients)
+    north, south = hold_out_groups(both, "site", both.columns, SplitChoice())
+    for group in (north, south):
+        assert "p0" in group.split.test
+        assert "p0" not in group.split.train + group.split.val
+    # Judged in each group with its own slides alone.
+    assert (len(north.members), len(south.members)) == (36, 36)
+    assert not {*north.members.tolist()} & {*south.members.tolist()}
+
+
+def test_a_column_without_two_groups_is_refused_with_those_that_there_are(sites: Path) -> None:
+    patches = load_labelled(find_stores([sites]))
+    with pytest.raises(ConfigError, match=r"--hold-out-by stain: 0 group .* are site;"):
+        hold_out_groups(patches, "stain", patches.columns, SplitChoice())
+
+
+def test_folds_and_groups_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="--hold-out-by once for each group"):
+        TrainOptions(folds=3, hold_out_by="site")
+    with pytest.raises(ConfigError, match="--hold-out-by draws the validation patients itself"):
+        TrainOptions(hold_out_by="site", val_patients=("p1",))

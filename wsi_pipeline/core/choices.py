@@ -102,15 +102,19 @@ REPORT_HTML = "report.html"
 
 SLIDES_CSV = "slides.csv"
 SLIDES_PARQUET = "slides.parquet"
+PATIENTS_CSV = "patients.csv"
 FAILURES_CSV = "failures.csv"
 RUN_JSON = "run.json"
 INDEX_HTML = "index.html"
 AGGREGATE_JSON = "aggregate.json"
 EVALUATION_CSV = "evaluation.csv"
+EVALUATION_PATIENTS_CSV = "evaluation_patients.csv"
+EVALUATION_GROUPS_CSV = "evaluation_groups.csv"
 EVALUATION_JSON = "evaluation.json"
 EVALUATION_HTML = "evaluation.html"
 COMPARISON_CSV = "comparison.csv"
 EVENTS_JSONL = "events.jsonl"
+PROGRESS_JSON = "progress.json"
 LEFT_OUT_CSV = "left_out.csv"
 LOG = "wsi.log"
 REVIEWS = "reviews"
@@ -120,6 +124,7 @@ RESERVED = frozenset(
         REVIEWS,
         *(SLIDES_CSV, FAILURES_CSV, RUN_JSON, INDEX_HTML, EVENTS_JSONL, LEFT_OUT_CSV, LOG),
         *(EVALUATION_CSV, EVALUATION_JSON, EVALUATION_HTML, COMPARISON_CSV),
+        *(PATIENTS_CSV, EVALUATION_PATIENTS_CSV, EVALUATION_GROUPS_CSV),
     }
 )
 """Names of a run's own files, which no slide's folder may have."""

@@ -19,7 +19,6 @@ from wsi_pipeline.core.choices import (
     DEVICES,
     ENGINE_NAMES,
     LAYOUT_NAMES,
-    LOCAL,
     ON_REQUEST,
     ORIGINS,
     OUTPUT_GROUPS,
@@ -79,8 +78,8 @@ class SheetOptions:
     """A sample sheet."""
 
     sheet: Path | None = option(None, INPUT,
-        "Sample sheet: a slide per line with the columns wsi, mpp, patient_id, labels, mask,"
-        " split, label.", metavar="CSV", path="file")
+        "Sample sheet: a slide per line with the columns wsi, mpp, patient_id, labels, mask, split,"
+        " label; any further column is kept with the slide.", metavar="CSV", path="file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +121,10 @@ class TissueOptions:
     min_tissue: float = option(
         0.5, TISSUE, "Keep a patch if at least this fraction of it is tissue (0: keep all).",
         low=0, high=1)
-    tissue: str = option(LOCAL, TISSUE,
+    tissue: str | None = option(None, TISSUE,
         "How tissue is found: by density over the slide's own glass, in each place (local), or by"
-        " one threshold of saturation (otsu).", choices=TISSUE_DETECTORS)
+        " one threshold of saturation (otsu). [default: local, and what otsu made is taken]",
+        choices=TISSUE_DETECTORS)
     mask: Path | None = option(None, TISSUE,
         "Where to look, per slide: images (above 0 is tissue) or regions of any label format, named"
         " like the slides. What lies outside is not assessed.", metavar="DIR")

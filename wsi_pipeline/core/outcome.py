@@ -42,6 +42,8 @@ def _metric(description: str, **limits: Any) -> Any:
 
 
 SHARE = {"ge": 0, "le": 1}
+NEAR = 0.1
+"""A patch whose probability is no further than this from the threshold is near it."""
 
 
 class Distance(NamedTuple):
@@ -81,6 +83,9 @@ class SlideSummary:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     slide_id: str = _metric("Name of the slide's folder", json_schema_extra={"minLength": 1})
+    patient_id: str | None = _metric(
+        "The patient; where none was named, the slide itself; null: not recorded"
+    )
     state: SlideState = _metric(
         "ok; zero: no tissue; damaged: some patches unreadable; failed: all of them", strict=False
     )
@@ -121,6 +126,11 @@ class SlideSummary:
     )
     positives_left_out: int = _metric(
         "Patches that reach the threshold in regions smaller than min_region_mm2", ge=0
+    )
+    near_threshold: int | None = _metric(
+        f"Assessed patches whose probability lies within {NEAR} of the threshold; null: not"
+        " recorded",
+        ge=0,
     )
     threshold: float = _metric("Probability from which on a patch is positive", **SHARE)
     threshold_source: str = _metric(
@@ -167,6 +177,9 @@ class SlideSummary:
         " known",
         pattern="^(|colour|features|colour and features)$",
     )
+    columns: Mapping[str, str] = _metric(
+        "Free columns of the sample sheet and the slide's values of them; empty ones are absent"
+    )
 
 
 SOURCES = {
@@ -211,6 +224,24 @@ def describe_distance(summary: SlideSummary) -> str:
 def describe_unlike(summary: SlideSummary) -> str:
     """Return the same for a slide beyond the limits; "" for any other."""
     return describe_distance(summary) if summary.unlike_training else ""
+
+
+def list_concerns(summary: SlideSummary) -> dict[str, str]:
+    """Return why to look at a slide before others, by kind, most pressing first.
+
+    Kinds: damaged; unlike, further from the training patches than the model's limits; near, where
+    the patches near the threshold are at least half as many as the positive ones.
+    """
+    found: dict[str, str] = {}
+    if summary.unreadable:
+        found["damaged"] = f"{summary.unreadable:,} of {summary.patches:,} patches unreadable"
+    if summary.unlike_training:
+        found["unlike"] = describe_unlike(summary).partition(": ")[2]
+    near, positives = summary.near_threshold or 0, summary.positives
+    if near and 2 * near >= positives:
+        word = "patch" if near == 1 else "patches"
+        found["near"] = f"{near:,} {word} within {NEAR} of the threshold, {positives:,} positive"
+    return found
 
 
 def describe_counting(summary: SlideSummary) -> str:

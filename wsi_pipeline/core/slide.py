@@ -1,7 +1,7 @@
 """Slides and their patches as data, and where patches come from."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -187,6 +187,8 @@ class PatchTable:
     """
     areas: NDArray[np.uint8] | None = None
     """(height, width) of the thumbnail: index into `AREAS` of what a pixel was taken for."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Values of the free columns of the sample sheet, such as the site; empty ones are absent."""
 
     @property
     def patches(self) -> int:
@@ -217,9 +219,10 @@ class PatchTable:
         return dict(zip(AREAS, (counts / max(1, counts.sum())).tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the arrays as JSON values."""
+        """Return everything but the arrays as JSON values; without columns none are mentioned."""
         _, downsample, origin_xy_l0 = self.thumbnail
-        return {
+        columns = {"columns": dict(self.columns)} if self.columns else {}
+        return columns | {
             "slide": self.slide.to_json(),
             "grid": self.grid.to_json(),
             "block_size": self.block_size,
@@ -264,6 +267,9 @@ class PatchTable:
         names = value["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("the names of its classes are not a list of texts")
+        columns = value.get("columns", {})
+        if not isinstance(columns, dict) or not all(isinstance(v, str) for v in columns.values()):
+            raise TypeError("the values of its columns are not texts")
         quality, tissue = None, None
         if value.get("has_quality"):
             quality = PatchQuality(*(arrays[name] for name in PatchQuality._fields))
@@ -283,6 +289,7 @@ class PatchTable:
             quality=quality,
             tissue=tissue,
             areas=arrays["areas"] if value.get("has_areas") else None,
+            columns=columns,
         )
 
 

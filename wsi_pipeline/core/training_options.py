@@ -156,6 +156,9 @@ class TrainOptions(FitOptions):
         metavar="RULE")
     folds: int | None = option(
         None, INPUT, "Cross-validate: train once per fold, every patient validates once.", low=2)
+    hold_out_by: str | None = option(None, INPUT,
+        "Train once for each group of this column of the sample sheet, such as site, without its"
+        " patients, and judge the model on them.", metavar="COLUMN")
     devices: int = option(
         1, COMPUTE, "GPUs (or processes on the CPU) that share every batch.", low=1)
     resume: bool = option(
@@ -168,9 +171,16 @@ class TrainOptions(FitOptions):
                 "--patience needs a metric by which epochs are compared, such as --stop-on auroc;"
                 " without one every epoch is trained and the last is kept"
             )
-        if self.folds is not None and (self.val_patients or self.i_know_this_leaks):
+        if self.folds is not None and self.hold_out_by is not None:
             raise ConfigError(
-                "--folds draws the validation patients itself, by patient; leave out the options"
+                "--folds trains once for each fold, --hold-out-by once for each group; give one of"
+                " them"
+            )
+        several = "--hold-out-by" if self.folds is None else "--folds"
+        is_several = self.folds is not None or self.hold_out_by is not None
+        if is_several and (self.val_patients or self.i_know_this_leaks):
+            raise ConfigError(
+                f"{several} draws the validation patients itself, by patient; leave out the options"
                 " that name them"
             )
 

@@ -265,6 +265,11 @@ def pool_slides(slides: Sequence[LabelledSlide]) -> tuple[Labels, Floats, Names]
     )
 
 
+def pool_logits(slides: Sequence[LabelledSlide]) -> Floats:
+    """Return the logits of all slides, (n,), as the network gave them."""
+    return np.concatenate([slide.logit for slide in slides])
+
+
 def compare_results(
     one: LabelledResults, other: LabelledResults, thresholds: tuple[float, float]
 ) -> Compared:

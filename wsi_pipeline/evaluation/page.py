@@ -16,6 +16,7 @@ from wsi_pipeline.core.errors import WsiError
 from wsi_pipeline.core.json_io import MAX_RECORD_BYTES, read_json
 from wsi_pipeline.core.limits import limited_memory
 from wsi_pipeline.core.slide import PatchBlock, PatchTable
+from wsi_pipeline.evaluation.groups import Grouped
 from wsi_pipeline.evaluation.labelled import LabelledResults, pool_slides
 from wsi_pipeline.models.loading import describe_terms
 from wsi_pipeline.slides import open_slide
@@ -45,6 +46,7 @@ def write_evaluation_page(
     threshold_source: str,
     compared: Compared | None,
     notes: Sequence[str],
+    grouped: Grouped | None = None,
 ) -> None:
     """Write the report of all labelled slides together."""
     count = len(labelled.slides)
@@ -63,6 +65,7 @@ def write_evaluation_page(
         worst_note=worst_note,
         is_leaky=labelled.is_leaky,
         comparison=compared,
+        tables=() if grouped is None else (grouped.to_table(),),
         notes=notes,
     )
     write_report_page(path, content)

@@ -2,31 +2,40 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from wsi_pipeline.core.choices import (
     COMPARISON_CSV,
     EVALUATION_CSV,
+    EVALUATION_GROUPS_CSV,
     EVALUATION_HTML,
     EVALUATION_JSON,
+    EVALUATION_PATIENTS_CSV,
     LEAK_WARNING,
 )
+from wsi_pipeline.evaluation.groups import Grouped, group_slides
 from wsi_pipeline.evaluation.labelled import (
     LabelledResults,
     compare_results,
     label_results,
+    pool_logits,
     pool_slides,
 )
 from wsi_pipeline.evaluation.page import write_evaluation_page
+from wsi_pipeline.evaluation.units import (
+    NO_INTERVAL,
+    UnitEvaluation,
+    evaluate_patients,
+    evaluate_slides,
+)
 from wsi_pipeline.labels.rules import LabelRules
 from wsi_pipeline.outputs.run_files import write_csv
+from wsi_pipeline.slides.sheet import read_columns
 from wsi_pipeline.store.files import write_file
 from wsi_pipeline.training.calibrate import ThresholdRule
-from wsi_pipeline.training.counts import Count, Counts, judge_count
+from wsi_pipeline.training.counts import Count, Counts
 from wsi_pipeline.training.evaluate import (
     Compared,
     Comparison,
@@ -34,40 +43,28 @@ from wsi_pipeline.training.evaluate import (
     evaluate_predictions,
     format_metrics,
 )
-from wsi_pipeline.training.metrics import METRIC_NAMES, Scores, describe_scores, score, show_metric
+from wsi_pipeline.training.metrics import Scores, describe_scores, score, show_metric
 
 POOLED = "all slides"
 HEADINGS = (
     *("slide", "labelled", "not assessed", "counted", "true", "interval"),
     *("AUROC", "F1", "bal. acc."),
 )
-NO_INTERVAL: tuple[float | None, float | None] = (None, None)
-
-
-@dataclass(frozen=True, slots=True)
-class SlideEvaluation:
-    """Metrics of one slide's predictions, or of all slides together."""
-
-    slide_id: str
-    labelled: int
-    """Patches whose class is known."""
-    not_assessed: int
-    """Labelled patches without a probability (no tissue, or unreadable); metrics leave them out."""
-    scores: Scores
-    count: Count
-    """Counted and true positives, of the same patches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Metrics of every slide with labels and of all together, and the slides without labels."""
 
-    slides: tuple[SlideEvaluation, ...]
-    pooled: SlideEvaluation
+    slides: tuple[UnitEvaluation, ...]
+    patients: tuple[UnitEvaluation, ...]
+    pooled: UnitEvaluation
     metrics: Metrics
     """Of all slides together, with intervals from resampling patients."""
     counts: Counts
     """Of all slides, with their mean errors."""
+    patient_counts: Counts
+    """Of all patients."""
     class_names: tuple[str, str]
     unlabelled: tuple[str, ...]
     warnings: tuple[str, ...] = ()
@@ -75,10 +72,15 @@ class Evaluation:
     compared: Compared | None = None
     at_models: Scores | None = None
     """Scores at the model's threshold for counting, where these results show another."""
+    grouped: Grouped | None = None
+    """The groups of a column, compared."""
 
     def __str__(self) -> str:
         lines = [f"WARNING: {warning}" for warning in self.warnings]
-        lines += [*_format_slides([*self.slides, self.pooled]), "", *self.counts.sentences, ""]
+        lines += [*_format_slides([*self.slides, self.pooled]), "", *self.counts.sentences]
+        if len(self.patients) < len(self.slides):
+            lines += self.patient_counts.sentences[1:]
+        lines += ["", str(self.grouped), ""] if self.grouped else [""]
         lines.append(format_metrics(self.metrics, POOLED, self.class_names))
         lines += [] if self.at_models is None else ["", describe_at_models(self.at_models)]
         if self.unlabelled:
@@ -93,43 +95,65 @@ def evaluate_results(
     *,
     threshold: ThresholdRule | None = None,
     compare_with: Path | None = None,
+    by: str | None = None,
+    sheet: Path | None = None,
 ) -> Evaluation:
     """Evaluate every finished slide in `results`; write evaluation.csv, .json and .html there.
 
     Labels are the label files or folders given, else those that came with the stores. The threshold
     is that of the results unless a rule is given. With `compare_with`, another results folder, both
-    models are compared on the patches that they share (comparison.csv). Raises LabelError where no
-    slide has labels, StoreError where slides were predicted by different models, aggregated in
-    different ways, or nothing is shared.
+    models are compared on the patches that they share (comparison.csv). With `by`, the groups of
+    that column are compared (evaluation_groups.csv): of the results, or of a sample sheet. Raises
+    LabelError where no slide has labels, StoreError where slides were predicted by different
+    models, aggregated in different ways, or nothing is shared.
     """
     labelled = label_results(results, labels, rules)
     other = None if compare_with is None else label_results(compare_with, labels, rules)
     metrics = _measure(labelled, threshold)
     at = metrics.scores.threshold
-    slides = _evaluate_slides(labelled, (at, metrics.alone.threshold))
-    rows = tuple(slide.count for slide in slides)
+    thresholds = (at, metrics.alone.threshold)
+    slides = evaluate_slides(labelled, thresholds)
+    patients = evaluate_patients(labelled, slides, thresholds)
+    grouped = None
+    if by is not None:
+        columns = None if sheet is None else read_columns(sheet)
+        grouped = group_slides(by, labelled.assessed, slides, at, columns)
     compared = None
     if other is not None:
         compared = compare_results(labelled, other, (at, _choose_threshold(other, threshold)))
     evaluation = Evaluation(
         slides=slides,
+        patients=patients,
         pooled=_pool(slides, metrics),
         metrics=metrics,
-        counts=Counts(labelled.patch_um, at, rows, len(metrics.patients)),
+        counts=_count(labelled, slides, metrics),
+        patient_counts=_count(labelled, patients, metrics, "patient"),
         class_names=labelled.class_names,
         unlabelled=labelled.unlabelled,
         warnings=tuple(_warn(labelled, other, threshold)),
         compared=compared,
         at_models=_score_at_models(labelled, at),
+        grouped=grouped,
     )
     _write(results, labelled, evaluation, threshold)
     return evaluation
 
 
+def _count(
+    labelled: LabelledResults,
+    units: Sequence[UnitEvaluation],
+    metrics: Metrics,
+    noun: str = "slide",
+) -> Counts:
+    rows = tuple(unit.count for unit in units)
+    at = metrics.scores.threshold
+    return Counts(labelled.patch_um, at, rows, len(metrics.patients), noun)
+
+
 def _measure(labelled: LabelledResults, rule: ThresholdRule | None) -> Metrics:
     """Return the metrics of all slides together: final, and of each patch alone."""
     labels, probability, patients = pool_slides(labelled.assessed)
-    logits = np.concatenate([slide.logit for slide in labelled.assessed])
+    logits = pool_logits(labelled.assessed)
     alone = labelled.calibration_alone.apply(logits)
     at_alone = labelled.threshold_alone if rule is None else rule.choose(labels, alone)
     return evaluate_predictions(
@@ -161,29 +185,14 @@ def describe_at_models(scores: Scores) -> str:
     )
 
 
-def _pool(slides: Sequence[SlideEvaluation], metrics: Metrics) -> SlideEvaluation:
-    return SlideEvaluation(
+def _pool(slides: Sequence[UnitEvaluation], metrics: Metrics) -> UnitEvaluation:
+    return UnitEvaluation(
         POOLED,
         sum(slide.labelled for slide in slides),
         sum(slide.not_assessed for slide in slides),
         metrics.scores,
         Count(POOLED, metrics.scores, metrics.alone),
     )
-
-
-def _evaluate_slides(
-    labelled: LabelledResults, thresholds: tuple[float, float]
-) -> tuple[SlideEvaluation, ...]:
-    """Return the metrics of each slide at the thresholds of final probabilities and of alone."""
-    found = []
-    for slide, assessed in zip(labelled.slides, labelled.assessed, strict=True):
-        labels, known = assessed.labels, len(assessed.labels)
-        scores = score(labels, assessed.probability, thresholds[0])
-        alone = score(labels, labelled.calibration_alone.apply(assessed.logit), thresholds[1])
-        count = judge_count(Count(slide.slide_id, scores, alone), slide.summary)
-        left_out = len(slide.labels) - known
-        found.append(SlideEvaluation(slide.slide_id, len(slide.labels), left_out, scores, count))
-    return tuple(found)
 
 
 def _warn(
@@ -216,43 +225,51 @@ def _write(
     threshold: ThresholdRule | None,
 ) -> None:
     metrics, compared = evaluation.metrics, evaluation.compared
-    _write_csv(results / EVALUATION_CSV, evaluation)
+    # Slides and patients have no intervals of their own: these come from resampling patients.
+    _write_units(results / EVALUATION_CSV, "slide_id", evaluation.slides, evaluation)
+    _write_units(results / EVALUATION_PATIENTS_CSV, "patient_id", evaluation.patients, evaluation)
     record: dict[str, Any] = {
         "model": dict(labelled.model),
         "warnings": list(evaluation.warnings),
     }
     record |= {**asdict(metrics), "counts": evaluation.counts.to_json()}
-    at_models = evaluation.at_models
+    record["counts_of_patients"] = evaluation.patient_counts.to_json()
+    at_models, grouped = evaluation.at_models, evaluation.grouped
     record["at_models_threshold"] = None if at_models is None else asdict(at_models)
+    record["by"] = None if grouped is None else grouped.to_json()
     text = json.dumps(record, indent=1, allow_nan=False)
     write_file(results / EVALUATION_JSON, f"{text}\n".encode())
-    # One of an earlier evaluation would not belong to the new page.
+    # Those of an earlier evaluation would not belong to the new page.
     (results / COMPARISON_CSV).unlink(missing_ok=True)
+    (results / EVALUATION_GROUPS_CSV).unlink(missing_ok=True)
     if compared is not None:
         _write_comparison(results / COMPARISON_CSV, compared.comparison)
+    if grouped is not None:
+        _write_groups(results / EVALUATION_GROUPS_CSV, grouped)
     source = labelled.threshold_words if threshold is None else threshold.describe()
     page = results / EVALUATION_HTML
     counts, notes = evaluation.counts, list(evaluation.warnings)
     notes += [] if at_models is None else [describe_at_models(at_models)]
-    write_evaluation_page(page, labelled, metrics, counts, source, compared, notes)
+    write_evaluation_page(page, labelled, metrics, counts, source, compared, notes, grouped)
 
 
-def _write_csv(path: Path, evaluation: Evaluation) -> None:
-    intervals = evaluation.metrics.intervals
-    ends = [end for name in METRIC_NAMES for end in intervals.get(name) or NO_INTERVAL]
-    # Slides have no intervals of their own, because these come from resampling patients.
-    filled = [(slide, [*NO_INTERVAL] * len(METRIC_NAMES)) for slide in evaluation.slides]
-    rows = [
-        [
-            *(item.slide_id, item.labelled, item.not_assessed),
-            *(*asdict(item.scores).values(), *own, *item.count.to_row().values()),
-        ]
-        for item, own in [*filled, (evaluation.pooled, ends)]
-    ]
-    names = [field.name for field in fields(Scores)]
-    names += [f"{name}_{end}" for name in METRIC_NAMES for end in ("low", "high")]
-    names += evaluation.pooled.count.to_row()
-    write_csv(path, ["slide_id", "labelled", "not_assessed", *names], rows)
+def _write_units(
+    path: Path, key: str, units: Sequence[UnitEvaluation], evaluation: Evaluation
+) -> None:
+    rows = [{key: unit.name} | unit.to_row() for unit in units]
+    pooled = evaluation.pooled
+    rows.append({key: POOLED} | pooled.to_row(evaluation.metrics.intervals))
+    write_csv(path, list(rows[0]), (list(row.values()) for row in rows))
+
+
+def _write_groups(path: Path, grouped: Grouped) -> None:
+    """Write a row for each group, then the difference of each metric and its p."""
+    rows = [{grouped.column: group.value} | group.to_row() for group in grouped.groups]
+    header = list(rows[0])
+    for name in ("difference", "p"):
+        values = {test.metric: getattr(test, name) for test in grouped.tests}
+        rows.append(dict.fromkeys(header) | {grouped.column: f"({name})"} | values)
+    write_csv(path, header, (list(row.values()) for row in rows))
 
 
 def _write_comparison(path: Path, comparison: Comparison) -> None:
@@ -272,14 +289,14 @@ def _write_comparison(path: Path, comparison: Comparison) -> None:
     write_csv(path, names, rows)
 
 
-def _format_slides(slides: list[SlideEvaluation]) -> list[str]:
+def _format_slides(slides: Sequence[UnitEvaluation]) -> list[str]:
     rows: list[tuple[str, ...]] = [HEADINGS]
     for slide in slides:
         scores, count = slide.scores, slide.count
         patches = (slide.labelled, slide.not_assessed, count.counted, count.true)
         ratios = (scores.auroc, scores.f1, scores.balanced_accuracy)
         rows.append(
-            (slide.slide_id, *map(str, patches), count.interval_text, *map(show_metric, ratios))
+            (slide.name, *map(str, patches), count.interval_text, *map(show_metric, ratios))
         )
     first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [

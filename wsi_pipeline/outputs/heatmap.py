@@ -19,6 +19,7 @@ from wsi_pipeline.core.calibration import (
 from wsi_pipeline.core.errors import DAMAGES, ConfigError, ModelError, damage_error
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.core.outcome import (
+    NEAR,
     SlideState,
     SlideSummary,
     describe_interval,
@@ -237,17 +238,20 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
     positives, positions = int(np.count_nonzero(positive)), heatmap.probability.size
     return SlideSummary(
         slide_id=table.slide.slide_id,
+        patient_id=table.patient_id,
+        columns=dict(table.columns),
         state=state_of(table.patches, unreadable),
         patches=table.patches,
         unreadable=unreadable,
         positives=positives,
         **_estimate_positives(positives, len(known), heatmap.count_error),
         positive_fraction=positives / len(known) if len(known) else None,
-        assessed_mm2=len(known) * table.grid.patch_area_mm2,
-        positive_mm2=positives * table.grid.patch_area_mm2,
+        assessed_mm2=round_area(len(known) * table.grid.patch_area_mm2),
+        positive_mm2=round_area(positives * table.grid.patch_area_mm2),
         unreadable_fraction=unreadable / table.patches if table.patches else None,
         unassessed_fraction=1 - len(known) / positions if positions else None,
         positives_left_out=int(np.count_nonzero(above)) - positives,
+        near_threshold=int(np.count_nonzero(np.abs(known - heatmap.threshold) <= NEAR)),
         threshold=heatmap.threshold,
         threshold_source=heatmap.threshold_source,
         context_um=heatmap.context_um,
@@ -273,6 +277,11 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
     )
 
 
+def round_area(area_mm2: float) -> float:
+    """Return an area in mm² to a thousandth of a µm²: what follows is noise of the arithmetic."""
+    return round(float(area_mm2), 9)
+
+
 def _estimate_positives(positives: int, assessed: int, error: CountError | None) -> dict[str, Any]:
     """Return the counted number as the estimate, with the interval that its error gives."""
     low = high = None
@@ -295,9 +304,9 @@ def _describe_regions(positive: NDArray[np.bool_], grid: Grid) -> dict[str, Any]
     spot = find_hot_spot(positive, grid)
     return {
         "positive_regions": len(sizes),
-        "mean_positive_region_mm2": float(sizes.mean() * area_mm2) if len(sizes) else None,
-        "largest_positive_region_mm2": float(sizes.max(initial=0) * area_mm2),
-        "hot_spot_positive_mm2": spot and spot.positives * area_mm2,
+        "mean_positive_region_mm2": round_area(sizes.mean() * area_mm2) if len(sizes) else None,
+        "largest_positive_region_mm2": round_area(sizes.max(initial=0) * area_mm2),
+        "hot_spot_positive_mm2": spot and round_area(spot.positives * area_mm2),
         "hot_spot_x_l0": spot and spot.x_l0,
         "hot_spot_y_l0": spot and spot.y_l0,
     }

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from shapely.geometry import MultiPolygon, Polygon
 
 from wsi_pipeline.core.geometry import Grid
-from wsi_pipeline.outputs.heatmap import Heatmap, find_positive, is_large, number_groups
+from wsi_pipeline.outputs.heatmap import (
+    Heatmap,
+    find_positive,
+    is_large,
+    number_groups,
+    round_area,
+)
 
 TOP, RIGHT, BOTTOM, LEFT = range(4)
 STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
@@ -69,7 +75,7 @@ def find_regions(
         Region(
             number=number,
             patches=int(patches[index]),
-            area_mm2=float(patches[index] * heatmap.grid.patch_area_mm2),
+            area_mm2=round_area(patches[index] * heatmap.grid.patch_area_mm2),
             mean_probability=float(mean[index]),
             max_probability=float(probability[peak[index]]),
             bounds_l0=tuple(bounds[index].tolist()),

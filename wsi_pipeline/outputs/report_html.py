@@ -37,6 +37,7 @@ def describe_slide(slide: SlideInfo) -> dict[str, Any]:
         "magnification": slide.magnification,
         "vendor": slide.vendor,
         "reader_note": slide.reader_note,
+        "colour_profile": slide.colour_profile,
     }
 
 

@@ -6,7 +6,7 @@ patches = slide.to_frame()                       # pandas, a row per patch
 image = slide.to_xarray().sel(x=1200, y=800, method="nearest")     # µm of the slide
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ from wsi_pipeline.outputs.patches_parquet import tabulate_patches
 from wsi_pipeline.outputs.pyramid import find_place
 from wsi_pipeline.outputs.regions import Region
 from wsi_pipeline.outputs.result import SlideResult
-from wsi_pipeline.outputs.run_files import read_finished
+from wsi_pipeline.outputs.run_files import read_finished, tabulate_slides
 from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
 from wsi_pipeline.store.predictions import Predictions, find_results, open_result
 
@@ -123,9 +123,8 @@ def slides_frame(results: Path) -> "pd.DataFrame":
     check_extra("pandas")
     import pandas as pd
 
-    rows = [asdict(summary) for summary in read_finished(results).summaries]
-    columns = [field.name for field in fields(SlideSummary)]
-    return pd.DataFrame(rows, columns=columns).set_index("slide_id")
+    types, rows = tabulate_slides(read_finished(results).summaries)
+    return pd.DataFrame(rows, columns=list(types)).set_index("slide_id")
 
 
 def check_extra(library: str) -> None:

@@ -1,5 +1,6 @@
 """slides.csv, slides.parquet, failures.csv and run.json: what a run came to."""
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,16 +15,19 @@ from wsi_pipeline.core.choices import (
     AGGREGATE_JSON,
     COMPARISON_CSV,
     EVALUATION_CSV,
+    EVALUATION_GROUPS_CSV,
     EVALUATION_HTML,
+    EVALUATION_PATIENTS_CSV,
     FAILURES_CSV,
     INDEX_HTML,
     MANIFEST,
+    PATIENTS_CSV,
     RUN_JSON,
     SLIDES_CSV,
     SLIDES_PARQUET,
 )
-from wsi_pipeline.core.csv_io import format_csv
-from wsi_pipeline.core.errors import StoreError
+from wsi_pipeline.core.csv_io import format_csv, round_number
+from wsi_pipeline.core.errors import ConfigError, StoreError
 from wsi_pipeline.core.outcome import (
     SlideOutcome,
     SlideSummary,
@@ -32,6 +36,7 @@ from wsi_pipeline.core.outcome import (
     find_failures,
 )
 from wsi_pipeline.outputs.dicom import SOURCE_JSON
+from wsi_pipeline.outputs.patients import PatientSummary, summarise_patients
 from wsi_pipeline.outputs.png import GALLERY_PNG, HEATMAP_PNG, OVERLAY_PNG, SPREAD_LABEL, SPREAD_PNG
 from wsi_pipeline.outputs.summary_json import add_saved_review, read_summary
 from wsi_pipeline.store.files import write_file
@@ -85,11 +90,52 @@ class Finished:
 
 
 def write_slides_tables(results: Path, summaries: Sequence[SlideSummary]) -> None:
-    """Write slides.csv and slides.parquet: one row for every finished slide in the folder."""
-    rows = [asdict(summary) for summary in summaries]
-    types = {field.name: _plain_type(field.type) for field in fields(SlideSummary)}
+    """Write slides.csv and slides.parquet, a row for every finished slide, and patients.csv."""
+    types, rows = tabulate_slides(summaries)
     write_csv(results / SLIDES_CSV, list(types), ([row[name] for name in types] for row in rows))
     write_parquet(results / SLIDES_PARQUET, types, rows)
+    names = [field.name for field in fields(PatientSummary)]
+    patients = (asdict(patient).values() for patient in summarise_patients(summaries))
+    write_csv(results / PATIENTS_CSV, names, map(list, patients))
+
+
+def tabulate_slides(
+    summaries: Sequence[SlideSummary],
+) -> tuple[dict[str, type], list[dict[str, Any]]]:
+    """Return the columns of slides.csv with their types, and its rows.
+
+    The free columns of sample sheets stand behind the others, sorted by name.
+    """
+    own = {field.name: _plain_type(field.type) for field in fields(SlideSummary)}
+    del own["columns"]
+    free = {name for summary in summaries for name in summary.columns} - set(own)
+    rows = [dict.fromkeys(free) | dict(each.columns) | asdict(each) for each in summaries]
+    return own | dict.fromkeys(sorted(free), str), rows
+
+
+def format_workbook(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return an Excel workbook of one sheet; no text is run as a formula or becomes a link.
+
+    Raises ConfigError where XlsxWriter is not installed.
+    """
+    try:
+        from xlsxwriter import Workbook
+    except ImportError as error:
+        what = "Excel files need XlsxWriter, which is not installed"
+        raise ConfigError(f"{what}; pip install 'wsi-pipeline[excel]'") from error
+    stream = io.BytesIO()
+    with Workbook(stream, {"in_memory": True}) as book:
+        sheet = book.add_worksheet("slides")
+        sheet.freeze_panes(1, 1)
+        sheet.autofilter(0, 0, len(rows), len(header) - 1)
+        for row, values in enumerate((header, *rows)):
+            for column, value in enumerate(values):
+                if isinstance(value, int | float):
+                    sheet.write_number(row, column, round_number(value))
+                elif value is not None:
+                    sheet.write_string(row, column, _clean(value))
+        sheet.autofit()
+    return stream.getvalue()
 
 
 def _plain_type(annotation: Any) -> type:
@@ -128,8 +174,9 @@ def write_run_json(results: Path, record: Mapping[str, Any], suffix: str = "") -
 
 
 RUN_FILES = (
-    *(SLIDES_CSV, SLIDES_PARQUET, FAILURES_CSV, RUN_JSON, AGGREGATE_JSON),
-    *(EVALUATION_HTML, EVALUATION_CSV, COMPARISON_CSV),
+    *(SLIDES_CSV, SLIDES_PARQUET, PATIENTS_CSV, FAILURES_CSV, RUN_JSON, AGGREGATE_JSON),
+    *(EVALUATION_HTML, EVALUATION_CSV, EVALUATION_PATIENTS_CSV, EVALUATION_GROUPS_CSV),
+    COMPARISON_CSV,
 )
 PICTURES = {
     OVERLAY_PNG: "on the slide",

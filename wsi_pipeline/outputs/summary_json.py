@@ -19,6 +19,7 @@ from wsi_pipeline.counting.review_file import read_estimate, review_path
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.store.manifest import check_files, is_product, read_manifest
 from wsi_pipeline.store.predictions import Predictions
+from wsi_pipeline.store.zarr_io import read_attributes
 
 logger = logging.getLogger(__name__)
 MAX_BYTES = 1024 * 1024
@@ -59,24 +60,37 @@ def read_summary(folder: Path) -> SlideSummary:
             raise damage_error(path, f"has more than {MAX_BYTES} bytes")
         check_files(folder, manifest, [SUMMARY_JSON])
     try:
-        return _adapter().validate_python(_update(read_json(path, MAX_BYTES)))
+        value = _update(read_json(path, MAX_BYTES))
+        if isinstance(value, dict) and "patient_id" not in value:
+            value = value | _read_patient(folder)
+        return _adapter().validate_python(value)
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{path}: missing or damaged ({_describe(error)}); {MAKE_AGAIN}"
         ) from error
 
 
-def _update(value: Any) -> Any:
-    """Return a summary as this version writes it.
+def _read_patient(folder: Path) -> dict[str, str | None]:
+    """Return the patient of a slide whose summary is from before it named them."""
+    try:
+        patient = read_attributes(folder / PREDICTIONS).get("patient_id")
+    except StoreError:
+        patient = None
+    return {"patient_id": patient if isinstance(patient, str) else None}
 
-    One from before distances has none, nor a colour profile; one from before contexts has other
-    names.
+
+def _update(value: Any) -> Any:
+    """Return a summary as this version writes it, but for the patient.
+
+    One from before distances has none, nor a colour profile, columns, or a number of patches near
+    the threshold; one from before contexts has other names.
     """
     if not isinstance(value, dict):
         return value
     if "unlike_training" not in value:
         value = value | dict.fromkeys(ADDED)
-    value = {"colour_profile": None, "reader_note": None} | value
+    value = dict.fromkeys(("colour_profile", "reader_note", "near_threshold")) | value
+    value = {"columns": {}} | value
     if "smooth_um" not in value:
         return value
     renamed = {name: entry for name, entry in value.items() if name != "smooth_um"}

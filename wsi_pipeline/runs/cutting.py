@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsi_pipeline.core.choices import LOCAL
 from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.options import CutOptions
 from wsi_pipeline.labels.rules import LabelRules
@@ -11,7 +12,7 @@ from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.quality import QualityParameters
 from wsi_pipeline.slides.sheet import scale_slides
 from wsi_pipeline.slides.tissue import TissueParameters
-from wsi_pipeline.stages.tile import TileConfig
+from wsi_pipeline.stages.tile_config import TileConfig
 
 
 def read_cutting(options: CutOptions, spec: PatchSpec, rules: LabelRules) -> TileConfig:
@@ -19,7 +20,7 @@ def read_cutting(options: CutOptions, spec: PatchSpec, rules: LabelRules) -> Til
     return TileConfig(
         spec=spec,
         tissue=TissueParameters(
-            detector=options.tissue,
+            detector=options.tissue or LOCAL,
             min_width_um=options.min_width,
             sure_density=options.min_density,
             closing_radius_um=options.closing,
@@ -39,6 +40,7 @@ def read_cutting(options: CutOptions, spec: PatchSpec, rules: LabelRules) -> Til
             drop=tuple(sorted({*options.drop})),
         ),
         reader=options.reader,
+        takes_otsu=options.tissue is None,
     )
 
 

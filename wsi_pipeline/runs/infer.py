@@ -48,7 +48,8 @@ from wsi_pipeline.slides.colour_profile import warn_of_mixture
 from wsi_pipeline.slides.fastslide_reader import warn_of_unseen_damage
 from wsi_pipeline.slides.found_slide import FoundSlide, name_slides
 from wsi_pipeline.stages.infer import InferJob
-from wsi_pipeline.stages.tile import TileConfig, TileJob
+from wsi_pipeline.stages.tile import TileJob
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.store.patches import find_stores
 

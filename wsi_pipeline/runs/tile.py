@@ -3,8 +3,11 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from wsi_pipeline.core.choices import AUTO, LEFT_OUT_CSV, STORE_SUFFIX
 from wsi_pipeline.core.errors import EnvironmentFault, LabelError, StoreError
@@ -34,7 +37,8 @@ from wsi_pipeline.stages.ingest_layouts import (
     find_patient,
 )
 from wsi_pipeline.stages.relabel import warn_missing_classes
-from wsi_pipeline.stages.tile import TileConfig, TileJob
+from wsi_pipeline.stages.tile import TileJob
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.files import make_folder, remove_dead_asides
 from wsi_pipeline.store.patches import PatchStore
@@ -102,15 +106,19 @@ def _list_made(jobs: Sequence[TileJob], account: RunAccount) -> list[SlideInfo]:
     return [SlideInfo.from_json(read_attributes(target)["slide"]) for target in targets]
 
 
-def has_labels(out: Path) -> bool:
-    """Return True if any of the first stores in a folder has a labelled patch."""
-    for path in sorted(out.glob(f"*{STORE_SUFFIX}"))[:LOOKED_AT]:
-        try:
-            if (PatchStore(path).labels >= 0).any():
-                return True
-        except (StoreError, EnvironmentFault):
-            continue
-    return False
+def find_classes(out: Path) -> set[int]:
+    """Return the classes, 0 and 1, of which the stores in a folder have patches.
+
+    Where the first of them have none, the others are not looked at.
+    """
+    found: set[int] = set()
+    for number, path in enumerate(sorted(out.glob(f"*{STORE_SUFFIX}"))):
+        if len(found) == 2 or (number >= LOOKED_AT and not found):
+            break
+        with suppress(StoreError, EnvironmentFault):  # said with its slide
+            labels = PatchStore(path).labels
+            found |= {*np.unique(labels[labels >= 0]).tolist()}
+    return found
 
 
 def label_slides(

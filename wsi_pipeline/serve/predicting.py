@@ -30,7 +30,8 @@ from wsi_pipeline.serve.settings import Limits
 from wsi_pipeline.slides.base import Level
 from wsi_pipeline.slides.images import ImageReader
 from wsi_pipeline.slides.patches import SlidePatches
-from wsi_pipeline.stages.tile import TileConfig, resolve_scale
+from wsi_pipeline.stages.tile import resolve_scale
+from wsi_pipeline.stages.tile_config import TileConfig
 
 
 class SentImage(ImageReader):

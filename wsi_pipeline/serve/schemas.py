@@ -22,6 +22,42 @@ class RunBody(BaseModel):
     name: str
 
 
+class FailureBody(BaseModel):
+    """A slide of the last run that failed."""
+
+    slide_id: str
+    reason: str
+
+
+class SlideUnderWay(BaseModel):
+    """A slide that is being inferred."""
+
+    slide_id: str
+    blocks_done: int
+    blocks: int | None = Field(description="Null until its patches are chosen.")
+
+
+class LiveBody(BaseModel):
+    """The last `wsi` run over a results folder, while it is under way and afterwards."""
+
+    is_under_way: bool
+    ending: str = Field(description="ended, stopped, killed, under way, or begun (not known).")
+    slides: int
+    slides_ended: int
+    patches_done: int | None = Field(description="Null unless under way, as the next ones.")
+    patches_expected: float | None
+    rate: float | None = Field(description="Patches per second, over the last five minutes.")
+    seconds_left: float | None
+    slides_under_way: list[SlideUnderWay]
+    failures: list[FailureBody] = Field(description="As they came; the first thousand.")
+
+
+class ListedRun(RunBody):
+    """One results folder in the list."""
+
+    live: LiveBody | None = Field(description="Null where no run has left a log of events.")
+
+
 class SlideRow(BaseModel):
     """One line of the slide list."""
 
@@ -29,17 +65,36 @@ class SlideRow(BaseModel):
     version: str = Field(description="Changes whenever the results on disk do.")
     has_file: bool
     can_run: bool = Field(description="True if POST /jobs may run it.")
+    patient_id: str | None = Field(description="By its first readable results; null: none.")
+    columns: dict[str, str] = Field(
+        description="Free columns of the sample sheet, such as the site; by the same results."
+    )
     summaries: dict[str, SlideSummary | None] = Field(description="By run; null where damaged.")
+    concerns: dict[str, dict[str, str]] = Field(
+        description="By run and kind (damaged, unlike, near): why to look at it before others."
+    )
 
 
 class SlideList(BaseModel):
     """Every slide that is served."""
 
-    runs: list[RunBody]
+    runs: list[ListedRun]
     can_predict: bool
     can_run_jobs: bool
     can_review: bool = Field(description="True if patches may be called on the page /review.")
+    can_write_excel: bool = Field(description="True if POST /tables/xlsx is possible here.")
     slides: list[SlideRow]
+
+
+class TableRequest(BaseModel):
+    """The slides of a table of metrics."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str = Field(max_length=200)
+    slide_ids: list[str] | None = Field(
+        None, max_length=100_000, description="In this order; null: every slide of the run."
+    )
 
 
 class TilesBody(BaseModel):

@@ -18,7 +18,13 @@ from starlette.types import ASGIApp
 
 from wsi_pipeline.core.errors import EnvironmentFault, WsiError
 from wsi_pipeline.core.recipe import tool_version
-from wsi_pipeline.serve import page_routes, review_routes, slide_routes, work_routes
+from wsi_pipeline.serve import (
+    page_routes,
+    review_routes,
+    slide_routes,
+    table_routes,
+    work_routes,
+)
 from wsi_pipeline.serve.auth import Guard
 from wsi_pipeline.serve.connections import limited_connection
 from wsi_pipeline.serve.errors import JsonAnswer, Refusal, answer_fault
@@ -129,6 +135,7 @@ def build_app(services: Services) -> ASGIApp:
     api.include_router(slide_routes.router)
     api.include_router(review_routes.router)
     api.include_router(work_routes.router)
+    api.include_router(table_routes.router)
     app.include_router(api)
     app.include_router(page_routes.router)
     _answer_faults(app)

@@ -3,6 +3,7 @@
 import io
 import logging
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from wsi_pipeline.core.outcome import (
     describe_counting,
     describe_distance,
     describe_interval,
+    list_concerns,
 )
 from wsi_pipeline.core.slide import SlideInfo
 from wsi_pipeline.outputs.map_image import paint_map
@@ -36,6 +38,8 @@ from wsi_pipeline.serve.errors import JsonAnswer, Refusal
 from wsi_pipeline.serve.result_reader import DAMAGED, LoadedResult, require_summary
 from wsi_pipeline.serve.schemas import (
     Fault,
+    ListedRun,
+    LiveBody,
     RegionsBody,
     ResultBody,
     RunBody,
@@ -60,6 +64,8 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 503)
 }
 DEFAULT_REGIONS = 500
+MAX_FAILURES, MAX_REASON = 1000, 500
+"""Failures of a run in the list, and characters of a reason."""
 REPORT_POLICY = f"{CONTENT_POLICY}; sandbox allow-scripts"
 
 router = APIRouter(prefix="/slides", tags=["slides"], responses=FAULTS)
@@ -82,21 +88,38 @@ def list_slides(services: Here) -> SlideList:
     """List every slide with its metrics in every run."""
     can_run_jobs = services.jobs is not None
     return SlideList(
-        runs=[_describe_run(run) for run in services.catalogue.runs],
+        runs=[_list_run(services, run) for run in services.catalogue.runs],
         can_predict=services.predictions is not None,
         can_run_jobs=can_run_jobs,
         can_review=services.reviews is not None,
+        can_write_excel=find_spec("xlsxwriter") is not None,
         slides=[
             SlideRow(
                 slide_id=entry.slide_id,
                 version=entry.version,
                 has_file=entry.has_file,
                 can_run=can_run_jobs and entry.is_in_folder,
+                patient_id=entry.patient_id,
+                columns=dict(entry.columns),
                 summaries={run_id: result.summary for run_id, result in entry.results.items()},
+                concerns={
+                    run_id: list_concerns(result.summary)
+                    for run_id, result in entry.results.items()
+                    if result.summary is not None
+                },
             )
             for entry in services.catalogue.entries()
         ],
     )
+
+
+def _list_run(services: Services, run: Run) -> ListedRun:
+    if (live := services.catalogue.live(run)) is None:
+        return ListedRun(run_id=run.run_id, name=run.name, live=None)
+    figures = asdict(live) | {"failures": [asdict(one) for one in live.failures[:MAX_FAILURES]]}
+    for failure in figures["failures"]:
+        failure["reason"] = failure["reason"][:MAX_REASON]
+    return ListedRun(run_id=run.run_id, name=run.name, live=LiveBody(**figures))
 
 
 def _describe_run(run: Run) -> RunBody:

@@ -38,6 +38,13 @@ class FoundSlide:
     """Mask of the tissue to look at, by the sample sheet."""
     is_store: bool = False
     """A patch store instead of a slide."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Name and value of each free column of the sample sheet that is not empty."""
+
+    @property
+    def columns_entry(self) -> dict[str, dict[str, str]]:
+        """The entry of the columns in a recipe; nothing where there are none, as before them."""
+        return {"columns": dict(self.columns)} if self.columns else {}
 
 
 def locate_files(paths: Sequence[Path]) -> list[tuple[str, str]]:

@@ -79,6 +79,11 @@ class QualityParameters:
         """Shares of a patch, by the fault that is seen on the thumbnail."""
         return {"pen": self.max_pen, "fold": self.max_fold, "bubble": self.max_bubble}
 
+    @property
+    def of_local(self) -> dict[str, float]:
+        """Return the limits of flags that only the detector `local` looks for."""
+        return {"max_fold": self.max_fold, "max_bubble": self.max_bubble}
+
     def to_json(self) -> dict[str, Any]:
         """Return the parameters as they are recorded in stores and recipes."""
         return asdict(self) | {"drop": sorted(self.drop), "sharpness_mpp": SHARPNESS_MPP}

@@ -3,7 +3,8 @@
 A sample sheet is one CSV for a whole cohort, a slide per line. Columns, of which only `wsi` is
 required: wsi (path, relative to the sheet), mpp (µm per level-0 pixel, overrules the file),
 patient_id, labels (path of a label file), mask (path of a tissue mask), split (train, val or test),
-label (of the whole slide, kept in its store).
+label (of the whole slide, kept in its store). Any further column is kept with the slide
+(`free_columns`).
 
 Tables are read as spreadsheets save them: with commas, semicolons or tabs, a byte order mark, and
 empty columns and lines behind the last.
@@ -24,8 +25,11 @@ from wsi_pipeline.core.csv_io import unshield
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.geometry import MAX_MPP, MIN_MPP
 from wsi_pipeline.slides.found_slide import FoundSlide, locate_files, name_slides
+from wsi_pipeline.slides.free_columns import find_free, take_free
 
 COLUMNS = ("wsi", "mpp", "patient_id", "labels", "mask", "split", "label")
+SYNONYMS = {"patient": "patient_id", "patients": "patient_id"}
+"""Other names of columns, which are refused."""
 SEPARATORS = (",", ";", "\t")
 """Of columns; the first that occurs in the header counts."""
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -51,10 +55,11 @@ class SheetRow:
 def read_sheet(path: Path) -> list[SheetRow]:
     """Return the rows of a sample sheet. Raises ConfigError naming the line and the fault."""
     header, lines = read_table(path)
-    if "wsi" not in header or not set(header) <= set(COLUMNS):
+    free = find_free(path, header, COLUMNS, SYNONYMS)
+    if "wsi" not in header:
         raise ConfigError(
-            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; they may be"
-            f" {', '.join(COLUMNS)}, and wsi must be one"
+            f"{path}: line 1: the columns are {', '.join(header) or 'none'}; wsi must be one, with"
+            f" the path of the slide, and {', '.join(COLUMNS[1:])} have a meaning"
         )
     if not lines:
         raise ConfigError(f"{path}: names no slide; add a line for each")
@@ -66,9 +71,14 @@ def read_sheet(path: Path) -> list[SheetRow]:
         slides.append(slide)
     _check_once(list(lines), slides)
     named = zip(lines.items(), slides, name_slides(slides), strict=True)
-    rows = [_read_row(path, at, line, slide, name) for (at, line), slide, name in named]
+    rows = [_read_row(path, at, line, slide, name, free) for (at, line), slide, name in named]
     _check_splits(path, rows)
     return rows
+
+
+def read_columns(path: Path) -> dict[str, dict[str, str]]:
+    """Return the free columns of a sample sheet, by the slide's name. Raises ConfigError."""
+    return {row.slide.slide_id: dict(row.slide.columns) for row in read_sheet(path)}
 
 
 def read_table(path: Path) -> tuple[Sequence[str], dict[str, dict[str, str]]]:
@@ -121,7 +131,9 @@ def _check_once(lines: Sequence[str], slides: Sequence[Path]) -> None:
             )
 
 
-def _read_row(path: Path, at: str, line: dict[str, str], slide: Path, name: str) -> SheetRow:
+def _read_row(
+    path: Path, at: str, line: dict[str, str], slide: Path, name: str, free: Sequence[str]
+) -> SheetRow:
     split = line.get("split", "").strip() or None
     if split is not None and split not in SPLIT_PARTS:
         raise ConfigError(
@@ -136,6 +148,7 @@ def _read_row(path: Path, at: str, line: dict[str, str], slide: Path, name: str)
         mask_file=_find_file(path, at, line, "mask"),
         slide_label=unshield(line.get("label", "").strip()) or None,
         mpp_source=f"user ({path.name})",
+        columns=tuple(take_free(at, line, free).items()),
     )
     return SheetRow(found, split)
 

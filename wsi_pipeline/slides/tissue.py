@@ -83,6 +83,11 @@ class TissueParameters:
         if not 0 < self.sure_density < float("inf"):
             raise ConfigError(f"sure_density is {self.sure_density}; it must be above 0")
 
+    @property
+    def of_local(self) -> dict[str, Any]:
+        """Return the parameters that only `local` has."""
+        return {name: getattr(self, name) for name in OF_LOCAL}
+
     def to_json(self) -> dict[str, Any]:
         """Return the detector's parameters as they are recorded in stores and recipes."""
         others = OF_LOCAL if self.detector == OTSU else OF_OTSU

@@ -47,14 +47,8 @@ from wsi_pipeline.stages.predict import (
     close_predictions,
     predict_block,
 )
-from wsi_pipeline.stages.tile import (
-    TileConfig,
-    TileJob,
-    find_mask,
-    plan_patches,
-    store_block,
-    tile_recipe,
-)
+from wsi_pipeline.stages.tile import TileJob, find_mask, plan_patches, store_block
+from wsi_pipeline.stages.tile_config import TileConfig, describe_maker, settle, tile_recipe
 from wsi_pipeline.store.commit import VIEW, Staging, check_finished, find_finished, without_view
 from wsi_pipeline.store.lock import hold_lock, remove_remains
 from wsi_pipeline.store.manifest import Manifest, is_product, read_manifest
@@ -144,8 +138,10 @@ class InferJob:
         self._load()
         if self.keep is None:
             return self._prepare_predictions()
-        store = self._prepare_store(self.keep)
-        target, product = self.keep.target, store.staging.product
+        with self._open() as reader:
+            keep = self._settle_kept(self.keep, self._settle(reader.info))
+        store = self._prepare_store(keep)
+        target, product = keep.target, store.staging.product
         table = PatchStore(target).table if store.is_finished else staged_table(product)
         plan = self._prepare_predictions(replace(table, class_names=self.config.rules.class_names))
         return replace(
@@ -200,7 +196,14 @@ class InferJob:
             return None
         with self.hold():
             find_finished(staging, RESULT_KIND, self.force, inputs)
-            return describe_result(self.slide.slide_id, self.slide.path, self.target, True)
+            return self._describe(is_resumed_whole=True)
+
+    def _describe(self, *, is_resumed_whole: bool) -> SlideOutcome:
+        outcome = describe_result(
+            self.slide.slide_id, self.slide.path, self.target, is_resumed_whole
+        )
+        source = read_manifest(self.target).recipe.get("source") or {}
+        return replace(outcome, message=outcome.message + describe_maker(source, self.config))
 
     def _is_shown(self, manifest: Manifest) -> bool:
         """Return whether the finished outputs are those of this view."""
@@ -222,6 +225,8 @@ class InferJob:
         )
 
     def _is_kept(self, keep: TileJob) -> bool:
+        with self._open() as reader:
+            keep = self._settle_kept(keep, self._settle(reader.info))
         try:
             return keep.is_finished()
         except StoreError:
@@ -236,7 +241,8 @@ class InferJob:
             if manifest := check_finished(staging, RESULT_KIND, self.force, inputs):
                 is_shown = self._is_shown(manifest)
                 state = PreviewState.DONE if is_shown else PreviewState.PREDICTED
-                return SlidePreview.of_finished(self.slide, source.slide, state, manifest)
+                found = SlidePreview.of_finished(self.slide, source.slide, state, manifest)
+                return self._note_maker(found, source)
             model = self._load().model
             done: dict[int, dict[str, Any]] = {}
             if staging.is_prepared and not self.force:
@@ -245,7 +251,11 @@ class InferJob:
             else:
                 table = source.choose_patches()
                 check_table(table, model)
-            return SlidePreview.of_started(self.slide, table, done, model.is_ensemble)
+            found = SlidePreview.of_started(self.slide, table, done, model.is_ensemble)
+            return self._note_maker(found, source)
+
+    def _note_maker(self, preview: SlidePreview, source: "_Source") -> SlidePreview:
+        return replace(preview, doubts=preview.doubts + describe_maker(source.recipe, self.config))
 
     @contextmanager
     def _open_source(self) -> Iterator["_Source"]:
@@ -255,13 +265,40 @@ class InferJob:
             recipe = {"store": store.manifest.content_digest}
             yield _Source(store.slide, recipe, lambda: store.table)
             return
-        chosen = (None, self.slide.patient_id, find_mask(self.slide, self.masks))
+        columns = dict(self.slide.columns)
         with self._open() as reader:
-            yield _Source(
-                reader.info,
-                tile_recipe(reader.info, self.config, *chosen),
-                lambda: plan_patches(reader, self.config, *chosen)[0],
-            )
+            config = self._settle(reader.info)
+
+            def choose() -> PatchTable:
+                table, _ = plan_patches(reader, config, *self._chosen)
+                return replace(table, columns=columns)
+
+            yield _Source(reader.info, self._recipe_by(reader.info, config), choose)
+
+    def _recipe_by(self, slide: SlideInfo, config: TileConfig) -> dict[str, Any]:
+        return tile_recipe(slide, config, *self._chosen) | self.slide.columns_entry
+
+    @property
+    def _chosen(self) -> tuple[None, str | None, Path | None]:
+        """No labels, the patient, and the mask of the slide."""
+        return None, self.slide.patient_id, find_mask(self.slide, self.masks)
+
+    def _settle(self, slide: SlideInfo) -> TileConfig:
+        """Return how the slide is cut: by otsu where that made what is here and is taken, too."""
+
+        def stage(config: TileConfig) -> Staging:
+            return self._stage(self._recipe_by(slide, config))
+
+        if self.force:
+            return replace(self.config, takes_otsu=False)
+        config = settle(self.config, stage)
+        if self.keep is None or stage(config).is_begun:
+            return config
+        return replace(config, tissue=self.keep.settle(slide).tissue)
+
+    def _settle_kept(self, keep: TileJob, config: TileConfig) -> TileJob:
+        """Return the job of the kept store, of the very patches that are predicted."""
+        return replace(keep, config=replace(keep.config, tissue=config.tissue, takes_otsu=False))
 
     def _stage(self, source_recipe: dict[str, Any]) -> Staging:
         new = self.model.setting.to_json()  # not the size of batches, which changes the last bits
@@ -324,7 +361,7 @@ class InferJob:
                 plan.staging.discard()
             raise
         is_resumed_whole = plan.is_finished and (store is None or store.is_finished)
-        return describe_result(self.slide.slide_id, self.slide.path, self.target, is_resumed_whole)
+        return self._describe(is_resumed_whole=is_resumed_whole)
 
     def _finish_predictions(self, plan: SlidePlan) -> None:
         if plan.is_finished:

@@ -72,7 +72,7 @@ class IngestJob:
     @property
     def slide(self) -> FoundSlide:
         """The patient, in the place of a slide."""
-        return FoundSlide(self.store_name, self.patient.folder)
+        return FoundSlide(self.store_name, self.patient.folder, columns=self.patient.columns)
 
     @property
     def patch_bytes(self) -> dict[Path, int]:
@@ -85,7 +85,7 @@ class IngestJob:
         fingerprint = fingerprint_patches(patient)
         classes = list(patient.class_names)
         recipe = {"slide": fingerprint, "patch": spec.to_json(), "class_names": classes}
-        staging = Staging(self.target, recipe)
+        staging = Staging(self.target, recipe | self.slide.columns_entry)
         if manifest := find_finished(staging, KIND, self.force, [patient.folder]):
             return SlidePlan.of_finished(staging, manifest)
         if not staging.is_prepared:
@@ -221,6 +221,7 @@ def plan_ingestion(
         block_size=choose_block_size(len(files), spec.side_px),
         patient_id=patient.patient_id,
         class_names=patient.class_names,
+        columns=dict(patient.columns),
     )
 
 

@@ -6,8 +6,8 @@ Stacks of patches come in NumPy files. Nothing pickled is ever loaded.
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from wsi_pipeline.core.choices import DEFAULT_CLASS_NAMES
 from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.slides.found_slide import SYSTEM_FOLDERS
+from wsi_pipeline.slides.free_columns import find_free, take_free
 from wsi_pipeline.slides.sheet import find_named, read_table
 
 IDC_NAME = re.compile(
@@ -29,6 +30,8 @@ COPY_BEHIND = re.compile(r"(( ?\(\d+\))|([ _-]+(copy|kopie)( ?\(?\d+\)?)?))+", r
 IDC_CLASS_NAMES = ("non_idc", "idc")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 TABLE_COLUMNS = ("path", "patient", "label", "x", "y")
+SYNONYMS = {"patientid": "patient"}
+"""Other names of columns, which are refused."""
 STACK_SUFFIXES = (".npy", ".npz")
 IMAGES, LABELS, PATIENTS = ("images", "x"), ("labels", "y"), ("patients",)
 ELSEWHERE = "lies where "
@@ -85,6 +88,8 @@ class PatientPatches:
     folder: Path
     entries: tuple[PatchEntry, ...]
     class_names: tuple[str, str] = DEFAULT_CLASS_NAMES
+    columns: tuple[tuple[str, str], ...] = ()
+    """Name and value of each free column of the table that is not empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +197,13 @@ def find_stacks(folder: Path, options: LayoutOptions) -> Found:
 def find_table(table: Path, options: LayoutOptions) -> Found:
     """Find the patches of a CSV with the columns path, patient, label, and perhaps x and y.
 
-    Paths are relative to the CSV; labels are 0, 1 or a class name; x and y count from 0.
+    Paths are relative to the CSV; labels are 0, 1 or a class name; x and y count from 0. Any
+    further column is kept; a patient has one value of it.
     """
     class_names = options.class_names or DEFAULT_CLASS_NAMES
     header, lines = read_table(table)
-    if not {"path", "patient", "label"} <= set(header) <= set(TABLE_COLUMNS):
+    free = find_free(table, header, TABLE_COLUMNS, SYNONYMS)
+    if not {"path", "patient", "label"} <= set(header):
         what = f"line 1: the columns are {', '.join(header) or 'none'}"
         raise ConfigError(f"{table}: {what}; path, patient and label are needed, x and y allowed")
     if not lines:
@@ -206,7 +213,26 @@ def find_table(table: Path, options: LayoutOptions) -> Found:
         (line["patient"].strip(), _read_line(at, folder, line, class_names))
         for at, line in lines.items()
     ]
-    return _gather(folder, found, class_names)
+    patients, left_out = _gather(folder, found, class_names)
+    columns = _gather_columns(lines, free)
+    kept = [replace(each, columns=columns[each.patient_id]) for each in patients]
+    return Found(kept, left_out)
+
+
+def _gather_columns(
+    lines: Mapping[str, dict[str, str]], free: Sequence[str]
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Return the free columns of each patient. Raises ConfigError where one has two values."""
+    first: dict[str, dict[str, str]] = {}
+    for at, line in lines.items():
+        own = take_free(at, line, free)
+        other = first.setdefault(line["patient"].strip(), own)
+        if differing := [name for name in free if own.get(name) != other.get(name)]:
+            raise ConfigError(
+                f"{at}: its {differing[0]} is another than in the patient's first line; patches of"
+                " one patient become one store, so give them one value"
+            )
+    return {patient: tuple(own.items()) for patient, own in first.items()}
 
 
 LAYOUTS: dict[str, Callable[[Path, LayoutOptions], Found]] = {

@@ -6,7 +6,7 @@ Predictions choose their patches in the same way.
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.core.choices import LABELS_SUFFIX, LOCAL, MASK_SUFFIX, SRGB, STORE_SUFFIX
-from wsi_pipeline.core.errors import ConfigError, SlideError
+from wsi_pipeline.core.choices import LABELS_SUFFIX, MASK_SUFFIX, STORE_SUFFIX
+from wsi_pipeline.core.errors import SlideError
 from wsi_pipeline.core.geometry import (
-    MAX_MPP,
-    MIN_MPP,
     Grid,
     PatchSpec,
     choose_block_size,
@@ -28,7 +26,7 @@ from wsi_pipeline.core.geometry import (
     positions_to_boxes_l0,
 )
 from wsi_pipeline.core.outcome import SlideOutcome, state_of
-from wsi_pipeline.core.recipe import describe_tool, file_sha256
+from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import (
     PatchSource,
     PatchTable,
@@ -36,19 +34,19 @@ from wsi_pipeline.core.slide import (
     Thumbnail,
     describe_doubts,
 )
-from wsi_pipeline.labels import describe_labels, label_patches, label_recipe
-from wsi_pipeline.labels.rules import LabelRules
+from wsi_pipeline.labels import describe_labels, label_patches
 from wsi_pipeline.labels.tissue_mask import TissueMask, match_mask
 from wsi_pipeline.outputs.previews import write_label_preview, write_mask_preview
 from wsi_pipeline.slides import open_slide
-from wsi_pipeline.slides.base import SlideReader, UserScale, choose_level
+from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.level_check import check_level
 from wsi_pipeline.slides.patches import macro_tiles_per_patch, view_grid
-from wsi_pipeline.slides.quality import QualityParameters, flag_patches
+from wsi_pipeline.slides.quality import flag_patches
 from wsi_pipeline.slides.scaling import read_thumbnail
-from wsi_pipeline.slides.tissue import TissueParameters, find_tissue, tissue_fraction
+from wsi_pipeline.slides.tissue import find_tissue, tissue_fraction
 from wsi_pipeline.stages.plan import BlockReport, SlidePlan, open_patches, staged_table
+from wsi_pipeline.stages.tile_config import TileConfig, describe_maker, settle, tile_recipe
 from wsi_pipeline.store.codecs import PixelCodec
 from wsi_pipeline.store.commit import Staging, check_finished, find_finished
 from wsi_pipeline.store.lock import hold_lock
@@ -64,39 +62,6 @@ from wsi_pipeline.store.zarr_io import AS_THEY_ARE
 
 LEVEL_TOLERANCE = 0.02
 """A pyramid level this close to the wanted scale is read as it is; its own scale is recorded."""
-
-
-@dataclass(frozen=True, slots=True)
-class TileConfig:
-    """Scale, tissue, labels and quality of the patches that a slide is cut into."""
-
-    spec: PatchSpec = field(default_factory=PatchSpec)
-    tissue: TissueParameters = field(default_factory=TissueParameters)
-    slide_mpp: float | None = None
-    """µm per level-0 pixel, instead of the scale in the slide files."""
-    allow_upsample: bool = False
-    """Cut finer than the scan, which adds pixels but no detail."""
-    rules: LabelRules = field(default_factory=LabelRules)
-    """Meaning of labels, and names of the two classes."""
-    quality: QualityParameters = field(default_factory=QualityParameters)
-    """Limits for pen and blur flags, and the flags that leave a patch out."""
-    reader: str = "auto"
-    """Reader of the slides; it changes no pixel."""
-
-    def __post_init__(self) -> None:
-        if self.slide_mpp is not None and not MIN_MPP <= self.slide_mpp <= MAX_MPP:
-            limits = f"{MIN_MPP:g} and {MAX_MPP:g}"
-            raise ConfigError(f"slide mpp is {self.slide_mpp} µm/px; it must lie between {limits}")
-        unseen = {"fold", "bubble"} & {*self.quality.drop}
-        if unseen and self.tissue.detector != LOCAL:
-            what = f"--drop {min(unseen)} needs --tissue {LOCAL}"
-            raise ConfigError(f"{what}: --tissue {self.tissue.detector} does not look for it")
-
-    def scale_of(self, slide: FoundSlide) -> UserScale | None:
-        """Return the scale that the user gave for a slide, or for all."""
-        if slide.slide_mpp is not None:
-            return UserScale(slide.slide_mpp, slide.mpp_source)
-        return None if self.slide_mpp is None else UserScale(self.slide_mpp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +100,7 @@ class TileJob:
             if not staging.is_prepared:
                 chosen = (slide.label_file, slide.patient_id, self._mask)
                 table, record = plan_patches(reader, self.config, *chosen)
+                table = replace(table, columns=dict(slide.columns))
                 record |= {"slide_label": slide.slide_label}
                 prepare_patch_store(staging, table, record, self.codec)
         return SlidePlan.of_staged(staging, staged_table(staging.product), slide.path)
@@ -150,10 +116,20 @@ class TileJob:
         reader, icc = self.config.reader, self.config.spec.icc
         return closing(open_slide(slide.path, slide.slide_id, scale, reader, icc))
 
+    def settle(self, slide: SlideInfo) -> TileConfig:
+        """Return how the slide is cut: by otsu where that made what is here and is taken, too."""
+        if self.force:
+            return replace(self.config, takes_otsu=False)
+        return settle(self.config, lambda config: self._stage_by(slide, config))
+
     def _stage(self, reader: SlideReader) -> Staging:
+        return self._stage_by(reader.info, self.settle(reader.info))
+
+    def _stage_by(self, slide: SlideInfo, config: TileConfig) -> Staging:
         chosen = (self.slide.label_file, self.slide.patient_id, self._mask)
-        recipe = tile_recipe(reader.info, self.config, *chosen)
-        return Staging(self.target, recipe | {"codec": self.codec.to_json()})
+        recipe = tile_recipe(slide, config, *chosen)
+        recipe |= {"codec": self.codec.to_json()} | self.slide.columns_entry
+        return Staging(self.target, recipe)
 
     @property
     def _mask(self) -> Path | None:
@@ -185,7 +161,7 @@ class TileJob:
         message += "".join(f", {count} flagged {name}" for name, count in flags if count)
         if described := describe_labels(store.attributes.get("labels") or {}):
             message += f"; {described}"
-        message += describe_doubts(store.table)
+        message += describe_doubts(store.table) + describe_maker(plan.staging.recipe, self.config)
         return replace(outcome, message=message)
 
     def draw_previews(self, only_missing: bool = True) -> PatchStore:
@@ -241,33 +217,6 @@ def find_mask(slide: FoundSlide, masks: Sequence[Path]) -> Path | None:
     if slide.mask_file is not None:
         return slide.mask_file
     return match_mask(slide.path.stem, masks) if masks else None
-
-
-def tile_recipe(
-    slide: SlideInfo,
-    config: TileConfig,
-    label_file: Path | None = None,
-    patient_id: str | None = None,
-    mask_file: Path | None = None,
-) -> dict[str, Any]:
-    """Return everything that decides a slide's patches, their labels and their patient."""
-    # The fingerprint need not cover the bytes of the profile.
-    colours = {"profile": slide.icc_digest} if config.spec.icc == SRGB else {}
-    reader = {"reader": slide.blind_reader} if slide.blind_reader else {}
-    return {
-        **colours,
-        **reader,
-        "slide": slide.fingerprint,
-        "slide_mpp": slide.mpp,
-        "patch": config.spec.to_json(),
-        "tissue": config.tissue.to_json(),
-        "mask": None if mask_file is None else file_sha256(mask_file),
-        "quality": config.quality.to_json(),
-        "allow_upsample": config.allow_upsample,
-        "class_names": list(config.rules.class_names),
-        "labels": label_recipe(config.rules, label_file),
-        "patient_id": patient_id,
-    }
 
 
 def _no_patch_error(slide: SlideInfo, tissue_mm2: float, config: TileConfig) -> SlideError:
@@ -347,7 +296,7 @@ def _take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[
     """Return the share of tissue in every patch by the user's mask, and its area in mm²."""
     image = mask.thumbnail
     if image is None:
-        fraction = mask.region_fraction(grid)
+        fraction = mask.fraction(grid)
     else:
         fraction = tissue_fraction(image.pixels[..., 0] > 0, image, grid)
     pitch_mm = grid.spec.stride_px * float(grid.downsample) * slide.mpp / 1000

@@ -82,6 +82,13 @@ class Staging:
         is_there = (self.folder / "prepared").exists() and self.product.is_dir()
         return is_there and not self._holds_replaced_product()
 
+    @property
+    def is_begun(self) -> bool:
+        """True where this recipe made the product, or an earlier run prepared it where none is."""
+        if not is_product(self.target):
+            return self.is_prepared
+        return not _find_changes(without_view(read_manifest(self.target).recipe), self.recipe)
+
     def _holds_replaced_product(self) -> bool:
         """Return True where the product was published and this folder holds the one it replaced."""
         try:
@@ -257,12 +264,17 @@ def check_finished(
 
 
 def _find_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted names of the entries in which two recipes differ."""
+    """Return the dotted names of the entries in which two recipes differ.
+
+    A part that has other entries is named as a whole.
+    """
     changes: list[str] = []
     for key in sorted({*old, *new}):
         one, other = old.get(key), new.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            changes += _find_changes(one, other, f"{prefix}{key}.")
+            inner = _find_changes(one, other, f"{prefix}{key}.")
+            is_another_kind = any(one.get(k) != other.get(k) for k in one.keys() ^ other.keys())
+            changes += [f"{prefix}{key}"] if is_another_kind else inner
         elif one != other:
             changes.append(f"{prefix}{key}")
     return changes

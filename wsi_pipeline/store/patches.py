@@ -295,6 +295,8 @@ def describe_store(store: PatchStore) -> dict[str, str]:
         described["colours"] = f"{spec.icc}; the slide's profile is {slide.colour_profile}"
     if slide.reader_note:
         described["reader"] = slide.reader_note
+    if table.columns:
+        described["columns"] = f"{', '.join(table.columns)} (values are not shown)"
     if flags := table.count_flags():
         described["flags"] = ", ".join(f"{count} {name}" for name, count in flags.items())
     return described

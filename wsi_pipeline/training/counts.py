@@ -158,7 +158,7 @@ class Counts:
         return any(row.alone not in (None, row.final) for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object `counts` of evaluation.json."""
+        """Return the object `counts` of evaluation.json, or `counts_of_patients`."""
         (final, alone), (final_large, alone_large) = self.errors(), self.errors(LARGE)
         return {
             "patch_um": self.patch_um,
@@ -170,8 +170,8 @@ class Counts:
             "intervals": self.judged,
             "intervals_that_hold": self.held,
             "coverage": self.held / self.judged if self.judged else None,
-            "slides": [
-                {"slide_id": row.name, "patches": row.final.patches, **row.to_row()}
+            f"{self.noun}s": [
+                {f"{self.noun}_id": row.name, "patches": row.final.patches, **row.to_row()}
                 for row in self.rows
             ],
         }

@@ -1,6 +1,6 @@
 """Labelled patches of many stores, their pixels, and the order in which an epoch shows them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,8 @@ class LabelledPatches:
     """Content digest of each store."""
     skipped: int
     """Number of patches without a label, or unreadable."""
+    columns: tuple[Mapping[str, str], ...] = ()
+    """Free columns of each store's sample sheet."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,6 +109,7 @@ def load_labelled(paths: Sequence[Path]) -> LabelledPatches:
         block_sizes=np.array([store.block_size for store in stores], dtype=np.int64),
         stores=digests,
         skipped=sum(table.patches for table in tables) - sum(counts),
+        columns=tuple(table.columns for table in tables),
     )
 
 

@@ -63,6 +63,16 @@ class WorstPatch:
     caption: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReportTable:
+    """A further table of a report; every text in it may be untrusted."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class ReportContent:
     """The content of a report; every text in it may be untrusted."""
@@ -84,6 +94,7 @@ class ReportContent:
     """The reason why patches have no image, if some have none."""
     is_leaky: bool = False
     comparison: Compared | None = None
+    tables: Sequence[ReportTable] = ()
     counts: Counts | None = None
     """Counted against true positives, of each slide or patient."""
     notes: Sequence[str] = ()

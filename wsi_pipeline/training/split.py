@@ -6,7 +6,7 @@ result. Published splits are three lists of patients in a folder, or the split.j
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,50 @@ def split_folds(
         )
         for val in _choose_folds(patients[rest], labels[rest], folds, seed)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A split without the patients of one group."""
+
+    value: str
+    """The group's value of the column."""
+    split: PatientSplit
+    """Its test patients are those of the group, and those that are kept out of everything."""
+    members: NDArray[np.intp]
+    """Indices of the group's patches."""
+
+
+def hold_out_groups(
+    patches: LabelledPatches,
+    column: str,
+    columns: Sequence[Mapping[str, str]],
+    choice: SplitChoice,
+    seed: int = 0,
+) -> list[HeldOut]:
+    """Return a split for each value of a column, by value; `columns` are those of each store.
+
+    A patient with slides in several groups is in training or validation of none of them, and in
+    each group with its own slides. Validation patients are drawn from the other groups. Slides
+    without a value are trained on and never held out. Raises ConfigError for fewer than two groups.
+    """
+    values = np.array([own.get(column, "") for own in columns])[patches.places[:, 0]]
+    is_free = ~np.isin(patches.patients, list(choice.test_patients))
+    groups = sorted({*values[is_free].tolist()} - {""})
+    if len(groups) < 2:
+        known = show_names(sorted({name for own in columns for name in own})) or "none"
+        raise ConfigError(
+            f"--hold-out-by {column}: {len(groups)} group of it has labelled patches, two are"
+            f" needed; the columns of the stores are {known}; name the sheet with --sheet"
+        )
+    found = []
+    for value in groups:
+        members = np.flatnonzero((values == value) & is_free)
+        tested = {*patches.patients[members].tolist(), *choice.test_patients}
+        own = SplitChoice(val_fraction=choice.val_fraction, test_patients=tuple(sorted(tested)))
+        split = split_patients(patches.patients, patches.labels, own, seed)
+        found.append(HeldOut(value, split, members))
+    return found
 
 
 def split_at_random(

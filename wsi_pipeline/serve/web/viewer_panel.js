@@ -80,7 +80,7 @@ class Panel {
     byId("regions-section").hidden = !viewer.map;
     byId("patch-section").hidden = !viewer.map;
     const damaged = body.damaged_runs.map((run) => run.name).join(", ");
-    byId("note").textContent = [body.tiles_note && `Only the overview: ${body.tiles_note}.`, damaged && `The results of ${damaged} are damaged: infer the slide again.`, !viewer.map && "No results for this slide yet."].filter(Boolean).join(" ");
+    byId("note").textContent = [body.tiles_note && `Only the overview: ${body.tiles_note}.`, damaged && `The results of ${damaged} are damaged: infer the slide again.`, !viewer.map && "No results for this slide yet.", body.slide.colour_profile && `Colours are the file's own: its colour profile, ${body.slide.colour_profile}, is not applied here.`, body.slide.reader_note && `Read by ${body.slide.reader_note}.`].filter(Boolean).join(" ");
     const { slide } = body;
     const [width, height] = slide.size_l0;
     byId("facts").textContent = `${width.toLocaleString()} × ${height.toLocaleString()} px · ${+slide.mpp.toPrecision(4)} µm/px (${slide.mpp_source}) · ${((width * slide.mpp) / 1000).toFixed(2)} × ${((height * slide.mpp) / 1000).toFixed(2)} mm`;
