@@ -11,6 +11,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from shapely.geometry import MultiPolygon, Polygon
+from shapely.geometry.base import BaseGeometry
 
 from wsi_pipeline.core.geometry import Grid
 from wsi_pipeline.outputs.heatmap import (
@@ -21,6 +22,8 @@ from wsi_pipeline.outputs.heatmap import (
     round_area,
 )
 
+Polygons = list[list[list[list[float]]]]
+"""Polygons of rings of x, y in level-0 pixels; the first ring is the outer."""
 TOP, RIGHT, BOTTOM, LEFT = range(4)
 STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
 """Direction (row, col) of a border of each side: clockwise, with its patch to the right."""
@@ -109,6 +112,16 @@ def outline_groups(groups: NDArray[Any], grid: Grid) -> NDArray[Any]:
     is_single = shapely.get_num_geometries(outlines) == 1
     outlines[is_single] = shapely.get_geometry(outlines[is_single], 0)
     return outlines
+
+
+def list_polygons(area: BaseGeometry) -> Polygons:
+    """Return the polygons of an area for JSON."""
+    pieces = shapely.get_parts(shapely.get_parts(area))
+    polygons = [each for each in pieces if each.geom_type == "Polygon" and not each.is_empty]
+    return [
+        [shapely.get_coordinates(ring).tolist() for ring in (each.exterior, *each.interiors)]
+        for each in polygons
+    ]
 
 
 def grid_lines(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -7,7 +7,7 @@ tables; a name that is in no table does not exist.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
@@ -18,6 +18,7 @@ from wsi_pipeline.core.errors import ConfigError
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.models.loading import load_model
 from wsi_pipeline.models.opening import open_predictor
+from wsi_pipeline.serve.annotations import CorrectionService, TruthReader
 from wsi_pipeline.serve.auth import TokenAuth
 from wsi_pipeline.serve.catalogue import Catalogue, Result, SlideEntry
 from wsi_pipeline.serve.decoding import DecoderPool
@@ -76,6 +77,8 @@ class Services:
     """None without a model, slides and a results folder."""
     reviews: ReviewService | None = None
     """None where nobody reviews."""
+    truths: TruthReader = field(default_factory=TruthReader)
+    corrections: CorrectionService = field(default_factory=CorrectionService)
 
 
 @contextmanager

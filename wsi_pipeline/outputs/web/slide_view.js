@@ -53,6 +53,8 @@ const DEFAULT_DISPLAY = {
   showMap: true,
   showRegions: true,
   showTissue: false,
+  showTruth: false,
+  showCorrections: true,
   isBare: false, // nothing but the slide
 };
 
