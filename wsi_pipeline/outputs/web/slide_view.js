@@ -46,7 +46,7 @@ class Viewport {
 
 /** Settings that every view of a page shares. */
 const DEFAULT_DISPLAY = {
-  opacity: 0.6,
+  opacity: 0.5,
   threshold: 0.5,
   mode: BY_PROBABILITY,
   colormap: "",
