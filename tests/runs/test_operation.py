@@ -5,7 +5,8 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from cli.infer import describe_bytes
 from tests.builders import SMALL, make_checkpoint, paint, write_model, write_slide
 from tests.commands import PLAIN, infer, plain_options, run
 from wsi_pipeline.core.choices import EVENTS_JSONL, RUN_JSON
+from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.progress import describe_duration
 from wsi_pipeline.evaluation.page import read_sources
+from wsi_pipeline.models.choice import EngineRequest, Gpu
+from wsi_pipeline.models.opening import resolve_engine
 from wsi_pipeline.outputs import View
 from wsi_pipeline.runs.batch import Pace
 from wsi_pipeline.runs.checks import (
@@ -35,6 +39,7 @@ from wsi_pipeline.runs.doctor import Speed, examine_safely
 from wsi_pipeline.runs.dry_run import preview_run
 from wsi_pipeline.runs.events import EventLog, hide_path, log_events, read_events, to_plain
 from wsi_pipeline.runs.status import read_status
+from wsi_pipeline.scheduling import Workers
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.plan import PreviewState
 from wsi_pipeline.store.lock import hold_lock
@@ -331,6 +336,27 @@ def test_a_dry_run_writes_nothing_at_all(slides: Path, model: Path, tmp_path: Pa
     assert lines[2].startswith("two: cannot be run: ")
     assert lines[3] == "2 slides: 1 new, 1 failed"
     assert lines[4].startswith("to predict: 24 patches")
+
+
+def test_a_dry_run_leaves_the_gpu_to_a_worker(
+    slides: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Worker:
+        def call(self, function: object, path: Path, request: EngineRequest, terms: object) -> Any:
+            assert request.device == "cuda"
+            return resolve_engine(path, EngineRequest("cpu", "torch", "fp32"))
+
+    @contextmanager
+    def start(workers: Workers) -> Iterator[Worker]:
+        assert (workers.gpus, workers.processes) == (("0",), 1)
+        yield Worker()
+
+    found = [Gpu("0", "GPU-aa"), Gpu("1", "GPU-bb")]
+    monkeypatch.setattr("wsi_pipeline.models.gpus.ask_gpus", lambda: found)
+    monkeypatch.setattr("wsi_pipeline.runs.dry_run.open_workers", start)
+    options = InferOptions(device="cuda")
+    preview = preview_run(find_slides([slides]), model, tmp_path / "results", options)
+    assert preview.count(PreviewState.NEW) > 0
 
 
 def test_a_dry_run_of_nothing_that_opens_is_exit_code_4(

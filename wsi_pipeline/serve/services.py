@@ -104,7 +104,7 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
             cache=cache,
             pixels=SlidePixels(readers, cache, limits, settings.slide_mpp),
             metrics=Metrics(),
-            predictions=_open_predictions(settings, uploads),
+            predictions=_open_predictions(settings, uploads, has_jobs=jobs is not None),
             jobs=jobs,
             reviews=None if settings.reviewer is None else ReviewService(settings),
         )
@@ -112,10 +112,14 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
         yield services
 
 
-def _open_predictions(settings: ServeSettings, uploads: DecoderPool) -> PredictionService | None:
+def _open_predictions(
+    settings: ServeSettings, uploads: DecoderPool, has_jobs: bool
+) -> PredictionService | None:
     if settings.model is None:
         return None
-    opened = open_predictor(load_model(settings.model, settings.terms), settings.device)
+    # The GPUs are those of the workers that run jobs; this process would hold memory of the first.
+    device = "cpu" if has_jobs else settings.device
+    opened = open_predictor(load_model(settings.model, settings.terms), device)
     logger.info(opened.line)
     return PredictionService(opened.predictor, uploads, settings.limits)
 

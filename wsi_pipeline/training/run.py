@@ -19,6 +19,7 @@ from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.progress import Listener, relay
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_pipeline.models.domain import Domain
 from wsi_pipeline.models.loading import describe_terms
 from wsi_pipeline.models.model import make_self_test
 from wsi_pipeline.store.commit import Staging, find_finished
@@ -30,15 +31,11 @@ from wsi_pipeline.training.counts import count_patients
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
 from wsi_pipeline.training.domain import learn_domain
 from wsi_pipeline.training.evaluate import Metrics, evaluate_predictions, format_metrics
-from wsi_pipeline.training.fit import (
-    FitJob,
-    choose_setting,
-    make_fabric,
-    make_network,
-    run_fit,
-)
+from wsi_pipeline.training.faults import explained
+from wsi_pipeline.training.fit import FitJob, choose_setting, make_network
 from wsi_pipeline.training.loop import Epoch, FitHistory
 from wsi_pipeline.training.metrics import Floats
+from wsi_pipeline.training.ranks import check_devices, compute_where_trained, run_fit
 from wsi_pipeline.training.report import (
     ReportContent,
     WorstPatch,
@@ -147,7 +144,7 @@ def train_division(
         if find_finished(staging, KIND, settings.get("force", False), inputs):
             return Trained(out / MODEL_FILE, None, patches.class_names, division.is_leaky)
         job = FitJob(config, patches, division, pretrained, staging.folder / STATE_FILE)
-        make_fabric(config)
+        check_devices(config)
         make_network(job)
         events = staging.product / EVENTS
         if not (settings.get("resume", True) and staging.is_prepared):
@@ -238,7 +235,7 @@ def _finish(staging: Staging, job: FitJob, history: FitHistory, rule: ThresholdR
     checkpoint = replace(
         checkpoint,
         self_test=make_self_test(checkpoint),
-        domain=learn_domain(checkpoint, job.patches, job.division, choose_setting(job.config)),
+        domain=compute_where_trained(job.config, _learn_domain, checkpoint, job),
     )
     save_checkpoint(checkpoint, folder / MODEL_FILE)
     write_events(folder / EVENTS, history.epochs)
@@ -251,6 +248,13 @@ def _finish(staging: Staging, job: FitJob, history: FitHistory, rule: ThresholdR
     write_report_page(folder / REPORT_HTML, report)
     staging.commit(KIND, {"patches": len(job.patches), "epochs": len(history.epochs)})
     return metrics
+
+
+def _learn_domain(checkpoint: Checkpoint, job: FitJob) -> Domain | None:
+    """Return the domain of the training patches, computed as the network was trained."""
+    with explained(job.config):
+        setting = choose_setting(job.config)
+        return learn_domain(checkpoint, job.patches, job.division, setting)
 
 
 def place_patches(
