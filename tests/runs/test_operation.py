@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,15 @@ from cli.infer import describe_bytes
 from tests.builders import SMALL, make_checkpoint, paint, write_model, write_slide
 from tests.commands import PLAIN, infer, plain_options, run
 from wsi_pipeline.core.choices import EVENTS_JSONL, RUN_JSON
+from wsi_pipeline.core.geometry import PatchSpec
 from wsi_pipeline.core.options import InferOptions
 from wsi_pipeline.core.progress import describe_duration
+from wsi_pipeline.core.slide import PatchBlock
 from wsi_pipeline.evaluation.page import read_sources
 from wsi_pipeline.models.choice import EngineRequest, Gpu
 from wsi_pipeline.models.opening import resolve_engine
 from wsi_pipeline.outputs import View
+from wsi_pipeline.runs import doctor
 from wsi_pipeline.runs.batch import Pace
 from wsi_pipeline.runs.checks import (
     Check,
@@ -38,8 +42,10 @@ from wsi_pipeline.runs.checks import (
 from wsi_pipeline.runs.doctor import Speed, examine_safely
 from wsi_pipeline.runs.dry_run import preview_run
 from wsi_pipeline.runs.events import EventLog, hide_path, log_events, read_events, to_plain
+from wsi_pipeline.runs.reading_speed import measure_reading
 from wsi_pipeline.runs.status import read_status
 from wsi_pipeline.scheduling import Workers
+from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.selection import find_slides
 from wsi_pipeline.stages.plan import PreviewState
 from wsi_pipeline.store.lock import hold_lock
@@ -629,7 +635,7 @@ def test_doctor_says_what_is_to_be_expected(tmp_path: Path) -> None:
         "inodes",
         "shared memory",
         "open files",
-        "decoding",
+        "reading",
         "model",
     ):
         assert any(line[5:].startswith(name) for line in result.stdout.splitlines()), name
@@ -649,6 +655,37 @@ def test_doctor_measures_the_model_that_is_named(model: Path, tmp_path: Path) ->
     assert (refused.exit_code, "no such model file" in refused.stderr) == (1, True)
 
 
+def test_doctor_measures_what_a_worker_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the threads of one worker of several, through the slide's reader and the cutter."""
+    found = [Gpu(str(index), "") for index in range(4)]
+    asked: list[int] = []
+    monkeypatch.setattr(doctor, "choose_device", lambda name: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(doctor, "list_gpus", lambda: found)
+    monkeypatch.setattr(doctor, "available_cores", lambda: 16)
+    monkeypatch.setattr(doctor, "measure_reading", lambda *given: asked.append(given[1]) or 900.0)
+    monkeypatch.setattr(doctor, "measure_model", lambda *given: 5000.0)
+    lines = [check.line for check in doctor._measure(make_checkpoint(), 0.1)]
+    assert asked == [4]
+    assert "900 patches/s from JPEG tiles by the 4 threads of one worker" in lines[0]
+    assert "about 900 patches/s on each of 4 GPUs of slides" in lines[2]
+    assert lines[2].endswith("the bottleneck is reading the slides")
+
+
+def test_the_drawn_slide_is_read_as_a_slide(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, ...]] = []
+    real = SlidePatches.read_block
+
+    def note(source: SlidePatches, block: int) -> PatchBlock:
+        patches = real(source, block)
+        read.append(patches.pixels.shape)
+        assert patches.readable.all()
+        return patches
+
+    monkeypatch.setattr(SlidePatches, "read_block", note)
+    assert measure_reading(PatchSpec(200, 200, 0.5), 2, 0.01) > 0
+    assert read == [(400, 200, 200, 3)] * 3  # 20 × 20 of them in 4,096 px; one to make ready
+
+
 def test_a_folder_that_cannot_be_written_is_bad() -> None:
     result = run("doctor", "--out", "/proc/results", "--seconds", 0.2)
     assert result.exit_code == 5
@@ -661,7 +698,7 @@ def test_what_is_expected_by_hand() -> None:
     assert apart.expected == 3000
     assert (shared.bottleneck, Speed(10, 30, shares_cores=False).bottleneck) == (
         "the model",
-        "decoding the slides",
+        "reading the slides",
     )
 
 
