@@ -659,10 +659,15 @@ def test_doctor_measures_what_a_worker_reads(monkeypatch: pytest.MonkeyPatch) ->
     """By the threads of one worker of several, through the slide's reader and the cutter."""
     found = [Gpu(str(index), "") for index in range(4)]
     asked: list[int] = []
+
+    def read(spec: PatchSpec, threads: int, seconds: float) -> float:
+        asked.append(threads)
+        return 900.0
+
     monkeypatch.setattr(doctor, "choose_device", lambda name: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(doctor, "list_gpus", lambda: found)
     monkeypatch.setattr(doctor, "available_cores", lambda: 16)
-    monkeypatch.setattr(doctor, "measure_reading", lambda *given: asked.append(given[1]) or 900.0)
+    monkeypatch.setattr(doctor, "measure_reading", read)
     monkeypatch.setattr(doctor, "measure_model", lambda *given: 5000.0)
     lines = [check.line for check in doctor._measure(make_checkpoint(), 0.1)]
     assert asked == [4]

@@ -11,7 +11,7 @@ from tests.builders import make_checkpoint, make_patches, write_model
 from wsi_pipeline.core.errors import EnvironmentFault, GpuLost
 from wsi_pipeline.models.opening import OpenedPredictor, open_predictor
 from wsi_pipeline.models.predictor import Predictor
-from wsi_pipeline.serve import predicting, services
+from wsi_pipeline.serve import services
 from wsi_pipeline.serve.decoding import DecoderPool
 from wsi_pipeline.serve.errors import answer_fault
 from wsi_pipeline.serve.predicting import PredictionService
@@ -78,4 +78,3 @@ def test_a_server_with_workers_leaves_the_gpus_to_them(
     with open_services(settings) as opened:
         assert (opened.jobs is not None) is has_slides
     assert asked == [device]
-    assert predicting.open_predictor is open_predictor
