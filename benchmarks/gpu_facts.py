@@ -19,13 +19,14 @@ from slide_maker import make_slide
 from wsi_pipeline.core.choices import AUTO, RUN_JSON
 from wsi_pipeline.core.errors import EnvironmentFault
 from wsi_pipeline.core.options import InferOptions
+from wsi_pipeline.models.batch_sizes import give_memory_back
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import compute_exactly
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.model import make_self_test
 from wsi_pipeline.models.opening import make_random_checkpoint, open_predictor
-from wsi_pipeline.models.predictor import Predictor, give_memory_back
+from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.store.predictions import open_result
 
 GIB = 1024**3
@@ -45,10 +46,13 @@ import numpy as np
 def run(pixels):
     if "{device}" == "cpu":
         raise RuntimeError("CUDA error: device-side assert triggered")
-    torch.zeros(4, device="cuda")[torch.full((1,), 9, device="cuda")].sum().item()
-ENGINES["breaking"] = Engine("", dict(cpu=("fp32",)), lambda m, d: None, lambda m, s, b: run)
+    return torch.zeros(4, device="cuda")[torch.full((len(pixels),), 9, device="cuda")]
+ENGINES["breaking"] = Engine(
+    "", {"{device}": ("fp32",)}, lambda m, d: None, lambda m, s, b: run, place=lambda m, s, d: run
+)
 try:
-    Predictor(make_random_checkpoint(), EngineSetting("breaking"))(np.zeros((2, 50, 50, 3), "u1"))
+    setting = EngineSetting("breaking", "fp32", "{device}")
+    Predictor(make_random_checkpoint(), setting, 2)(np.zeros((2, 50, 50, 3), "u1"))
 except GpuLost as error:
     print("lost:", error)
 """

@@ -1,6 +1,8 @@
 """What benchmarks measure, by hand; and the check of a GPU machine, rehearsed without one."""
 
 import importlib
+import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,3 +39,31 @@ def test_fewer_than_five_waves_are_no_steady_state(threads: int, steady: Any) ->
     ends = [steady.BlockEnd(float(number), 10) for number in range(count)]
     with pytest.raises(ValueError, match="too few for"):
         steady.steady_seconds(ends, threads)
+
+
+@pytest.mark.system
+def test_the_check_of_a_gpu_machine_is_rehearsed_without_one(tmp_path: Path) -> None:
+    """Every section, with little to do; what only a GPU can show is named as left out."""
+    line = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--device", "cpu"]
+    done = subprocess.run([*line, "--out", str(tmp_path)], capture_output=True, text=True)
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    logs = "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    assert (done.returncode, found["failed"], found["left_out"]) == (0, [], {}), logs
+    assert found["rehearsal"]
+    facts = [fact for each in found["sections"].values() for fact in each["facts"]]
+    assert {fact["holds"] for fact in facts} == {True, None}
+    assert {fact["found"] for fact in facts if fact["holds"] is None} == {"needs a GPU"}
+    assert done.stdout == (tmp_path / "gpu_check.txt").read_text()
+    assert done.stdout.startswith("a rehearsal on the CPU: ")
+    assert "  ok   fp32: the first epoch's loss as on the CPU" in done.stdout
+
+
+@pytest.mark.system
+def test_without_a_gpu_the_check_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    line = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 5
+    assert "no GPU here that torch can use" in done.stderr
+    assert "rehearse the check without one by --device cpu" in done.stderr
+    assert not (tmp_path / "out").exists()
