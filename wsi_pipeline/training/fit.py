@@ -19,8 +19,10 @@ from wsi_pipeline.models.architectures import (
     load_pretrained,
 )
 from wsi_pipeline.models.card import Normalisation
+from wsi_pipeline.models.checkpoint import Checkpoint
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device import choose_device, compute_exactly, find_bf16_unit
+from wsi_pipeline.models.domain import Domain
 from wsi_pipeline.models.model import count_levels, normalisation_of
 from wsi_pipeline.training.config import TrainConfig, derive_seed
 from wsi_pipeline.training.data import (
@@ -31,6 +33,7 @@ from wsi_pipeline.training.data import (
     open_pixels,
     weigh_classes,
 )
+from wsi_pipeline.training.domain import learn_domain
 from wsi_pipeline.training.faults import explained
 from wsi_pipeline.training.learner import Learner
 from wsi_pipeline.training.loop import (
@@ -165,6 +168,13 @@ def _choose_cache(job: FitJob, fabric: Fabric, state: SavedState | None) -> str:
         return choose_cache(job.config.cache, job.patches, device, copies=fabric.world_size)
     cache = str(state.plain["cache"])
     return "memory" if cache == "device" and device.type != "cuda" else cache
+
+
+def find_domain(checkpoint: Checkpoint, job: FitJob) -> Domain | None:
+    """Return the domain of the training patches, computed as the network was trained."""
+    with explained(job.config):
+        setting = choose_setting(job.config)
+        return learn_domain(checkpoint, job.patches, job.division, setting)
 
 
 def agree_on_cache(fabric: Fabric, cache: str) -> str:

@@ -19,7 +19,6 @@ from wsi_pipeline.core.csv_io import format_csv
 from wsi_pipeline.core.progress import Listener, relay
 from wsi_pipeline.core.recipe import describe_tool, file_sha256
 from wsi_pipeline.models.checkpoint import Checkpoint, save_checkpoint
-from wsi_pipeline.models.domain import Domain
 from wsi_pipeline.models.loading import describe_terms
 from wsi_pipeline.models.model import make_self_test
 from wsi_pipeline.store.commit import Staging, find_finished
@@ -29,10 +28,8 @@ from wsi_pipeline.training.calibrate import ThresholdRule
 from wsi_pipeline.training.config import TrainConfig
 from wsi_pipeline.training.counts import count_patients
 from wsi_pipeline.training.data import LabelledPatches, load_labelled, read_pixels
-from wsi_pipeline.training.domain import learn_domain
 from wsi_pipeline.training.evaluate import Metrics, evaluate_predictions, format_metrics
-from wsi_pipeline.training.faults import explained
-from wsi_pipeline.training.fit import FitJob, choose_setting, make_network
+from wsi_pipeline.training.fit import FitJob, find_domain, make_network
 from wsi_pipeline.training.loop import Epoch, FitHistory
 from wsi_pipeline.training.metrics import Floats
 from wsi_pipeline.training.ranks import check_devices, compute_where_trained, run_fit
@@ -235,7 +232,7 @@ def _finish(staging: Staging, job: FitJob, history: FitHistory, rule: ThresholdR
     checkpoint = replace(
         checkpoint,
         self_test=make_self_test(checkpoint),
-        domain=compute_where_trained(job.config, _learn_domain, checkpoint, job),
+        domain=compute_where_trained(job.config, find_domain, checkpoint, job),
     )
     save_checkpoint(checkpoint, folder / MODEL_FILE)
     write_events(folder / EVENTS, history.epochs)
@@ -248,13 +245,6 @@ def _finish(staging: Staging, job: FitJob, history: FitHistory, rule: ThresholdR
     write_report_page(folder / REPORT_HTML, report)
     staging.commit(KIND, {"patches": len(job.patches), "epochs": len(history.epochs)})
     return metrics
-
-
-def _learn_domain(checkpoint: Checkpoint, job: FitJob) -> Domain | None:
-    """Return the domain of the training patches, computed as the network was trained."""
-    with explained(job.config):
-        setting = choose_setting(job.config)
-        return learn_domain(checkpoint, job.patches, job.division, setting)
 
 
 def place_patches(
