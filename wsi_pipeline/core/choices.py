@@ -73,7 +73,7 @@ MAP_MODES = (BY_PROBABILITY, POSITIVE_ONLY, EVERYTHING)
 OUTPUT_GROUPS = {
     "all": (
         *("heatmap", "overlay", "spread", "gallery", "report", "summary", "csv", "parquet"),
-        *("regions", "geojson", "ome-zarr", "ome-tiff"),
+        *("regions", "geojson", "tissue", "ome-zarr", "ome-tiff"),
     ),
     "png": ("heatmap", "overlay", "spread", "gallery"),
 }

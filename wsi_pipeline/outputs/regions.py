@@ -102,8 +102,17 @@ def outline_groups(groups: NDArray[Any], grid: Grid) -> NDArray[Any]:
 
     An outline is a MultiPolygon where parts meet only at corners.
     """
-    parts = number_groups(groups > 0, corners=False)
-    x, y = grid_lines(grid)
+    return outline_numbers(groups, *grid_lines(grid))
+
+
+def outline_numbers(
+    groups: NDArray[Any], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[Any]:
+    """Return the outline of each number 1 … n of a raster: shapely (n,), all of them present.
+
+    x (cols + 1,) and y (rows + 1,) are its lines. A number may be of several parts.
+    """
+    parts = number_groups(groups, corners=False)
     polygons = trace_outlines(parts, x, y)
     numbers, first = np.unique(parts, return_index=True)
     owner = groups.ravel()[first[numbers > 0]]

@@ -166,6 +166,29 @@ class RegionsBody(BaseModel):
     regions: list[RegionBody]
 
 
+class PieceBody(BaseModel):
+    """A piece of tissue: a section, a core, a spot; or the rest, which is specks."""
+
+    tissue_id: int = Field(description="1 … in rows from top to bottom; 0: the rest.")
+    name: str
+    area_mm2: float
+    patches: int
+    assessed: int = Field(description="Patches with a probability.")
+    positives: int
+    positive_mm2: float
+    positive_fraction: float | None = Field(description="Of the assessed patches.")
+    bounds_l0: list[float] | None = Field(description="x0, y0, x1, y1; null without tissue.")
+    outline: list[list[list[list[float]]]] = Field(
+        description="Polygons of rings of x, y in level-0 pixels; the first ring is the outer."
+    )
+
+
+class TissueBody(BaseModel):
+    """The pieces of tissue on the glass, by number, the rest last; none without a tissue mask."""
+
+    pieces: list[PieceBody]
+
+
 class ImagePrediction(BaseModel):
     """One image: `probability` where it is a patch, else `grid` and `probabilities` by row."""
 
