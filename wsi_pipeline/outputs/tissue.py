@@ -149,8 +149,7 @@ def _describe(result: SlideResult, piece: TissuePiece) -> str:
         "name": piece.name,
         "classification": {"name": "Tissue", "color": list(TISSUE_COLOR)},
         "isLocked": True,
-        "measurements": measure_piece(piece)
-        | ({} if share is None else {"positive_fraction": share}),
+        "measurements": measure_piece(piece) | shares,
     }
     left, top = result.table.slide.bounds_l0[:2]
     outline = shapely.transform(piece.outline, lambda points: points - (left, top))

@@ -127,4 +127,4 @@ def _number_patches(numbers: NDArray[np.int32], table: PatchTable) -> NDArray[np
         within = numbers[y0:y1, x0:x1]
         known = within[within > 0]
         found[patch] = np.bincount(known).argmax() if len(known) else REST
-    return np.maximum(found, REST)
+    return np.asarray(np.maximum(found, REST), dtype=np.int32)
