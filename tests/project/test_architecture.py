@@ -52,7 +52,7 @@ DOORS: dict[str, set[str]] = {
     "safetensors": {"models", "training"},
     "lightning_fabric": {"training"},
     "tensorboard": {"training"},
-    "shapely": {"labels", "outputs"},
+    "shapely": {"evaluation", "labels", "outputs"},
     "scipy": {"counting", "labels", "outputs", "slides", "training"},
     "defusedxml": {"labels"},
     "yaml": {"labels", "scheduling"},

@@ -54,7 +54,7 @@ def test_below_the_threshold_tissue_is_as_it_is_and_above_it_is_tinted(watched: 
     page.keyboard.press("Space")
     bare = [colour_at(page, place) for place in (BELOW, ABOVE)]
     assert shown[0] == bare[0]
-    share = 0.6 * (FAINTEST + (1 - FAINTEST) * (CELL_09 / 256 - 0.5) / 0.5)
+    share = 0.5 * (FAINTEST + (1 - FAINTEST) * (CELL_09 / 256 - 0.5) / 0.5)
     mixed = share * colour_table()[CELL_09] + (1 - share) * np.array(bare[1])
     assert np.abs(np.array(shown[1]) - mixed).max() <= 3
 

@@ -73,7 +73,7 @@ MAP_MODES = (BY_PROBABILITY, POSITIVE_ONLY, EVERYTHING)
 OUTPUT_GROUPS = {
     "all": (
         *("heatmap", "overlay", "spread", "gallery", "report", "summary", "csv", "parquet"),
-        *("regions", "geojson", "ome-zarr", "ome-tiff"),
+        *("regions", "geojson", "tissue", "ome-zarr", "ome-tiff"),
     ),
     "png": ("heatmap", "overlay", "spread", "gallery"),
 }
@@ -119,16 +119,21 @@ LEFT_OUT_CSV = "left_out.csv"
 LOG = "wsi.log"
 REVIEWS = "reviews"
 """Folder in a results folder with what people have called: `<slide_id>.json`."""
+TRUTH = "truth"
+"""Folder in a results folder with the labels that it was evaluated by."""
+CORRECTIONS = "corrections"
+"""Folder in a results folder with regions that people drew in the viewer: `<slide_id>.geojson`."""
+FOLDERS = frozenset({REVIEWS, TRUTH, CORRECTIONS})
 RESERVED = frozenset(
     {
-        REVIEWS,
+        *FOLDERS,
         *(SLIDES_CSV, FAILURES_CSV, RUN_JSON, INDEX_HTML, EVENTS_JSONL, LEFT_OUT_CSV, LOG),
         *(EVALUATION_CSV, EVALUATION_JSON, EVALUATION_HTML, COMPARISON_CSV),
         *(PATIENTS_CSV, EVALUATION_PATIENTS_CSV, EVALUATION_GROUPS_CSV),
     }
 )
 """Names of a run's own files, which no slide's folder may have."""
-WRITTEN = (RESERVED - {REVIEWS}) | {AGGREGATE_JSON, SLIDES_PARQUET}
+WRITTEN = (RESERVED - FOLDERS) | {AGGREGATE_JSON, SLIDES_PARQUET}
 """Files that runs leave beside their products; shards put `.I-of-N` before the suffix."""
 MASK_SUFFIX = ".mask.png"
 LABELS_SUFFIX = ".labels.png"

@@ -319,7 +319,9 @@ class OutputOptions:
     outputs: str = option("all", OUTPUT, FORMATS_HELP, metavar="NAMES")
     colormap: str = option(
         COLORMAPS[0], OUTPUT, "Colours of heatmap and overlay.", choices=COLORMAPS)
-    alpha: float = option(0.45, OUTPUT, "Opacity of the map in overlay.png, 0 to 1.", low=0, high=1)
+    alpha: float = option(
+        0.6, OUTPUT, "Opacity of the map in overlay.png where the probability is 1, 0 to 1.",
+        low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,6 +189,11 @@ class PatchTable:
     """(height, width) of the thumbnail: index into `AREAS` of what a pixel was taken for."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Values of the free columns of the sample sheet, such as the site; empty ones are absent."""
+    tissue_id: NDArray[np.int32] | None = None
+    """(n,) piece of tissue that each patch lies on, as `slides/pieces` numbers them; 0: the rest.
+
+    None where patches were chosen by no mask, or the store is from before pieces.
+    """
 
     @property
     def patches(self) -> int:
@@ -222,7 +227,8 @@ class PatchTable:
         """Return everything but the arrays as JSON values; without columns none are mentioned."""
         _, downsample, origin_xy_l0 = self.thumbnail
         columns = {"columns": dict(self.columns)} if self.columns else {}
-        return columns | {
+        pieces = {} if self.tissue_id is None else {"has_tissue_id": True}
+        own = {
             "slide": self.slide.to_json(),
             "grid": self.grid.to_json(),
             "block_size": self.block_size,
@@ -233,6 +239,7 @@ class PatchTable:
             "has_tissue": self.tissue is not None,
             "has_areas": self.areas is not None,
         }
+        return columns | pieces | own
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by their names on disk.
@@ -257,6 +264,8 @@ class PatchTable:
             arrays["tissue"] = self.tissue
         if self.areas is not None:
             arrays["areas"] = self.areas
+        if self.tissue_id is not None:
+            arrays["tissue_id"] = self.tissue_id
         return arrays if self.quality is None else arrays | self.quality._asdict()
 
     @classmethod
@@ -290,6 +299,7 @@ class PatchTable:
             tissue=tissue,
             areas=arrays["areas"] if value.get("has_areas") else None,
             columns=columns,
+            tissue_id=arrays["tissue_id"] if value.get("has_tissue_id") else None,
         )
 
 

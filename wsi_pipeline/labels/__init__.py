@@ -142,4 +142,4 @@ def label_patches(
         return PatchLabels(unknown, np.full(len(positions), np.nan, np.float32), {})
     labels = label_positions(label_file, slide, grid, positions, rules)
     source = {"file": label_file.name, "sha256": file_sha256(label_file)}
-    return labels._replace(description=source | labels.description)
+    return labels._replace(description=source | labels.description, areas=None)

@@ -36,6 +36,8 @@ class PatchLabels(NamedTuple):
     """(n,) share of the patch that has its label's class; unknown: the larger share."""
     description: dict[str, Any]
     """Counts of regions, ignored and repaired objects."""
+    areas: tuple[BaseGeometry, BaseGeometry] | None = None
+    """All negative and all positive area in level-0 pixels; None where labels are of pixels."""
 
 
 def decide(
@@ -78,7 +80,7 @@ def assign_regions(
         negative_share = covered_shares(negative, boxes)
     labels, fraction = decide((negative_share, positive_share), rules)
     described = describe(annotation) | {"meanings": count_meanings(meanings, rules)}
-    return PatchLabels(labels, fraction, described)
+    return PatchLabels(labels, fraction, described, (negative, positive))
 
 
 def place_regions(

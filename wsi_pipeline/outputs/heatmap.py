@@ -342,8 +342,11 @@ def find_hot_spot(positive: NDArray[np.bool_], grid: Grid) -> HotSpot | None:
     return HotSpot(int(counts[row, col]), x, y)
 
 
-def number_groups(mask: NDArray[np.bool_], corners: bool) -> NDArray[Any]:
-    """Return groups that touch at edges, or also at corners, numbered from 1 in raster order."""
+def number_groups(mask: NDArray[Any], corners: bool) -> NDArray[Any]:
+    """Return groups that touch at edges, or also at corners, numbered from 1 in raster order.
+
+    Where `mask` is of numbers, only equal ones are a group.
+    """
     from skimage.measure import label
 
     groups: NDArray[Any] = label(mask, connectivity=2 if corners else 1)

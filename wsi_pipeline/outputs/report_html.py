@@ -20,7 +20,7 @@ from wsi_pipeline.core.outcome import describe_counting, describe_distance, desc
 from wsi_pipeline.core.slide import SlideInfo, Thumbnail
 from wsi_pipeline.outputs.colormaps import CENTRED, colour_table
 from wsi_pipeline.outputs.heatmap import Heatmap
-from wsi_pipeline.outputs.regions import Region
+from wsi_pipeline.outputs.regions import Region, list_polygons
 from wsi_pipeline.outputs.result import SlideResult
 from wsi_pipeline.slides.images import encode_jpeg
 from wsi_pipeline.store.files import write_file
@@ -65,8 +65,6 @@ def describe_overview(thumbnail: Thumbnail) -> dict[str, Any]:
 
 def describe_region(region: Region) -> dict[str, Any]:
     """One region; its outline as polygons of rings of x, y in level-0 pixels."""
-    shape = region.outline.__geo_interface__
-    polygons = [shape["coordinates"]] if shape["type"] == "Polygon" else shape["coordinates"]
     return {
         "number": region.number,
         "patches": region.patches,
@@ -75,7 +73,7 @@ def describe_region(region: Region) -> dict[str, Any]:
         "max_probability": region.max_probability,
         "bounds_l0": list(region.bounds_l0),
         "peak_xy_l0": list(region.peak_xy_l0),
-        "outline": [[[list(point) for point in ring] for ring in polygon] for polygon in polygons],
+        "outline": list_polygons(region.outline),
     }
 
 

@@ -34,6 +34,7 @@ from wsi_pipeline.core.outcome import (
     describe_counting,
     describe_failure,
     find_failures,
+    list_concerns,
 )
 from wsi_pipeline.outputs.dicom import SOURCE_JSON
 from wsi_pipeline.outputs.patients import PatientSummary, summarise_patients
@@ -210,12 +211,19 @@ def write_index(results: Path, finished: Finished | None = None) -> Path:
         slides=[(summary, _list_outputs(results / summary.slide_id)) for summary in order],
         states=sorted({summary.state.value for summary in finished.summaries}),
         damaged=finished.damaged,
+        first=[(each.slide_id, "; ".join(why)) for each, why in _find_first(order)],
         counting=_describe_counts(order),
         files=[name for name in RUN_FILES if (results / name).exists()],
         pictures=PICTURES,
     )
     write_file(results / INDEX_HTML, page.encode())
     return results / INDEX_HTML
+
+
+def _find_first(summaries: Sequence[SlideSummary]) -> list[tuple[SlideSummary, list[str]]]:
+    """Return the slides to look at first, each with the reasons."""
+    concerns = [(summary, list_concerns(summary)) for summary in summaries]
+    return [(summary, [*found.values()]) for summary, found in concerns if found]
 
 
 def _describe_counts(summaries: Sequence[SlideSummary]) -> str:

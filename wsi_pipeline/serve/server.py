@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from wsi_pipeline.core.errors import EnvironmentFault, WsiError
 from wsi_pipeline.core.recipe import tool_version
 from wsi_pipeline.serve import (
+    annotation_routes,
     page_routes,
     review_routes,
     slide_routes,
@@ -133,6 +134,7 @@ def build_app(services: Services) -> ASGIApp:
     bearer = HTTPBearer(auto_error=False, description="The token printed at the start.")
     api = APIRouter(prefix="/api/v1", dependencies=[Depends(bearer)])
     api.include_router(slide_routes.router)
+    api.include_router(annotation_routes.router)
     api.include_router(review_routes.router)
     api.include_router(work_routes.router)
     api.include_router(table_routes.router)

@@ -33,6 +33,7 @@ from wsi_pipeline.outputs.report_html import (
     render_report,
 )
 from wsi_pipeline.outputs.result import SlideResult
+from wsi_pipeline.outputs.tissue import describe_piece
 from wsi_pipeline.serve.catalogue import Run, SlideEntry
 from wsi_pipeline.serve.errors import JsonAnswer, Refusal
 from wsi_pipeline.serve.result_reader import DAMAGED, LoadedResult, require_summary
@@ -47,6 +48,7 @@ from wsi_pipeline.serve.schemas import (
     SlideList,
     SlideRow,
     TilesBody,
+    TissueBody,
 )
 from wsi_pipeline.serve.services import (
     Here,
@@ -242,6 +244,14 @@ def show_regions(
     content = {"threshold": at, "min_area_mm2": smallest, "found": len(regions)}
     shown = [describe_region(region) for region in first]
     return JsonAnswer(content | {"regions": shown}, headers=headers)
+
+
+@router.get("/{slide_id}/tissue", response_model=TissueBody, responses=UNCHANGED)
+def show_pieces(services: Here, loaded: NamedResult, request: Request) -> Response:
+    """List the pieces of tissue on the glass, what was found on each, and their outlines."""
+    headers = tag_version(request, loaded.result.digest)
+    pieces = services.results.pieces(loaded.result)
+    return JsonAnswer({"pieces": [describe_piece(piece) for piece in pieces]}, headers=headers)
 
 
 @router.get("/{slide_id}/map.npy", response_class=Response, responses=NPY)

@@ -4,13 +4,10 @@ OpenSlide decodes JPEG with libjpeg-turbo's defaults (slow integer DCT, fancy up
 codecs with libtiff and JPEG 2000 with OpenJPEG. simplejpeg and imagecodecs call the same libraries
 with the same settings, or raise where OpenSlide may. OpenSlide reads the rest: JPEG 2000 in YCbCr
 (Aperio's 33003), tiles with alpha, separate planes, more than 8 bits. Places are compared with the
-file's size first, so that a hostile file costs little. The speed of this machine at JPEG tiles is
-measured with the same codec.
+file's size first, so that a hostile file costs little.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,11 +49,6 @@ DIFFERENCES = 2
 DECODER_FAULTS = (RuntimeError, ValueError, TypeError, OSError, MemoryError)
 """Errors of the decoders for invalid data: imagecodecs raises RuntimeErrors, simplejpeg
 ValueErrors."""
-TILE_PX = 256
-QUALITY = 87
-"""About what scanners write."""
-DRAWN_TILES = 8
-GRAIN_PX = 8
 
 
 class TileFault(Exception):
@@ -179,35 +171,6 @@ DECODERS: dict[int, Callable[[bytes, TileFormat], NDArray[np.uint8]]] = {
     UNCOMPRESSED: _to_pixels,
     JPEG_2000_RGB: _decode_jpeg_2000,
 }
-
-
-def _draw_tile(seed: int) -> NDArray[np.uint8]:
-    """Return synthetic stained tissue, RGB (256, 256, 3): pink and violet blots with grain."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.random((TILE_PX // GRAIN_PX, TILE_PX // GRAIN_PX))
-    blots = np.kron(coarse, np.ones((GRAIN_PX, GRAIN_PX)))[..., None]
-    colours = blots * np.array([220, 130, 190]) + (1 - blots) * np.array([110, 70, 150])
-    grain = rng.normal(0, 6, (TILE_PX, TILE_PX, 3))
-    return np.asarray(np.clip(colours + grain, 0, 255).astype(np.uint8))
-
-
-def measure_decoding(seconds: float, threads: int) -> float:
-    """Return pixels per second that `threads` threads decode together; takes about `seconds`."""
-    form = TileFormat(TILE_PX, TILE_PX, JPEG, YCBCR, 1, None)
-    drawn = [_draw_tile(seed) for seed in range(DRAWN_TILES)]
-    tiles = [bytes(imagecodecs.jpeg8_encode(tile, level=QUALITY)) for tile in drawn]
-
-    def decode_until(stop: float) -> int:
-        count = 0
-        while time.perf_counter() < stop:
-            decode_tile(tiles[count % DRAWN_TILES], form)
-            count += 1
-        return count
-
-    with ThreadPoolExecutor(threads, "measure") as pool:
-        started = time.perf_counter()
-        count = sum(pool.map(decode_until, [started + seconds] * threads))
-        return count * TILE_PX * TILE_PX / (time.perf_counter() - started)
 
 
 MAX_TILE_PX = 4096

@@ -15,7 +15,9 @@ from wsi_pipeline.core.errors import SlideError, StoreError
 from wsi_pipeline.core.geometry import choose_block_size, count_blocks
 from wsi_pipeline.core.outcome import SlideOutcome
 from wsi_pipeline.core.slide import PatchSource, PatchTable, SlideInfo
+from wsi_pipeline.models.card import ModelFacts
 from wsi_pipeline.models.choice import ModelChoice
+from wsi_pipeline.models.loading import read_unchanged
 from wsi_pipeline.outputs import View
 from wsi_pipeline.outputs.result import Sample
 from wsi_pipeline.slides import open_slide
@@ -117,8 +119,15 @@ class InferJob:
         reader, icc = self.config.reader, self.config.spec.icc
         return closing(open_slide(slide.path, slide.slide_id, scale, reader, icc))
 
+    def _read_facts(self) -> ModelFacts:
+        """Return what the model states, read without its engine. Raises ModelError."""
+        return read_unchanged(self.model.path, self.model.digest, self.model.terms)
+
     def _load(self) -> "Predictor":
-        """Return the predictor, loaded once per process. Raises ModelError, EnvironmentFault."""
+        """Return the predictor, loaded once per process, its answers checked.
+
+        Raises ModelError, EnvironmentFault.
+        """
         from wsi_pipeline.models.opening import open_choice
 
         return open_choice(self.model)[0]
@@ -134,8 +143,7 @@ class InferJob:
             remove_remains(keep.target)
 
     def prepare(self) -> SlidePlan:
-        """Check the engine's answers, choose the patches or take the kept ones; lay them out."""
-        self._load()
+        """Choose the patches or take the kept ones, and lay them out; loads no model."""
         if self.keep is None:
             return self._prepare_predictions()
         with self._open() as reader:
@@ -177,7 +185,8 @@ class InferJob:
             if not is_begun or (
                 kept is not None and read_staged_table(folder).block_size != kept.block_size
             ):
-                begin_predictions(staging, kept or source.choose_patches(), self._load())
+                table = kept or source.choose_patches()
+                begin_predictions(staging, table, self._read_facts(), self.model.setting)
         slide = None if self.is_store else self.slide.path
         return SlidePlan.of_staged(staging, staged_table(folder), slide)
 
@@ -243,7 +252,7 @@ class InferJob:
                 state = PreviewState.DONE if is_shown else PreviewState.PREDICTED
                 found = SlidePreview.of_finished(self.slide, source.slide, state, manifest)
                 return self._note_maker(found, source)
-            model = self._load().model
+            model = self._read_facts()
             done: dict[int, dict[str, Any]] = {}
             if staging.is_prepared and not self.force:
                 table = read_staged_table(staging.product / PREDICTIONS)

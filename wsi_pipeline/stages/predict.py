@@ -16,6 +16,7 @@ from wsi_pipeline.core.errors import ModelError
 from wsi_pipeline.core.recipe import describe_tool
 from wsi_pipeline.core.slide import PatchSource, PatchTable
 from wsi_pipeline.models.card import STAIN_MEASURES, ModelFacts
+from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.stains import measure_stains, sample_patches
 from wsi_pipeline.stages.plan import BlockReport
 from wsi_pipeline.store.commit import Staging
@@ -54,16 +55,20 @@ def check_table(table: PatchTable, model: ModelFacts) -> None:
         raise ModelError(f"{name}: {what}; label the store with the model's --class-names")
 
 
-def begin_predictions(staging: Staging, table: PatchTable, predictor: "Predictor") -> None:
-    """Lay out the predictions of a slide. Raises ModelError where patches do not fit the model."""
-    check_table(table, predictor.model)
+def begin_predictions(
+    staging: Staging, table: PatchTable, model: ModelFacts, setting: EngineSetting
+) -> None:
+    """Lay out the predictions of a slide by an engine.
+
+    Raises ModelError where patches do not fit the model.
+    """
+    check_table(table, model)
     attributes = {
-        "model": predictor.model.to_json(),
-        ENGINE: predictor.setting.to_json(),
+        "model": model.to_json(),
+        ENGINE: setting.to_json(),
         "provenance": describe_tool(),
     }
-    has_spread = predictor.model.is_ensemble
-    prepare_predictions(staging, table, attributes, has_spread=has_spread)
+    prepare_predictions(staging, table, attributes, has_spread=model.is_ensemble)
 
 
 def predict_block(

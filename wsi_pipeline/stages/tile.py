@@ -42,6 +42,7 @@ from wsi_pipeline.slides.base import SlideReader, choose_level
 from wsi_pipeline.slides.found_slide import FoundSlide
 from wsi_pipeline.slides.level_check import check_level
 from wsi_pipeline.slides.patches import macro_tiles_per_patch, view_grid
+from wsi_pipeline.slides.pieces import number_tissue
 from wsi_pipeline.slides.quality import flag_patches
 from wsi_pipeline.slides.scaling import read_thumbnail
 from wsi_pipeline.slides.tissue import find_tissue, tissue_fraction
@@ -284,7 +285,7 @@ def plan_patches(
         areas=found.areas if mask_file is None else None,
     )
     mask_name = None if mask_file is None else mask_file.name
-    return table, {
+    return number_tissue(table), {
         "tissue": config.tissue.to_json() | {"mask": mask_name, "tissue_mm2": tissue_mm2},
         "quality": config.quality.to_json(),
         "labels": labels.description,

@@ -62,6 +62,8 @@ class Panel {
       byId(id).addEventListener("change", async () => {
         await viewer.showRuns(byId("run").value || null, byId("with").value === byId("run").value ? null : byId("with").value || null);
         this.showAll();
+        viewer.truthPanel.refresh();
+        await viewer.corrections.load();
         viewer.keepAddress();
       });
     }
@@ -160,7 +162,15 @@ class Panel {
   /** The tool in use: its button, and what it says. */
   showTool() {
     const { tool } = this.viewer;
-    byId("measure").setAttribute("aria-pressed", String(tool instanceof MeasureTool));
+    const isDrawing = tool instanceof DrawTool;
+    const names = this.viewer.corrections.body?.class_names ?? [];
+    const inUse = {
+      measure: tool instanceof MeasureTool,
+      erase: isDrawing && tool.action === "erase",
+      "draw-negative": isDrawing && tool.action === "draw" && tool.className === names[0],
+      "draw-positive": isDrawing && tool.action === "draw" && tool.className === names[1],
+    };
+    for (const [id, isPressed] of Object.entries(inUse)) byId(id).setAttribute("aria-pressed", String(isPressed));
     byId("place").textContent = tool?.words ?? HINT;
   }
 
@@ -179,7 +189,7 @@ class Panel {
   }
 }
 
-const LAYERS = [["show-map", "showMap"], ["show-regions", "showRegions"], ["show-tissue", "showTissue"]];
+const LAYERS = [["show-map", "showMap"], ["show-regions", "showRegions"], ["show-tissue", "showTissue"], ["show-corrections", "showCorrections"]];
 
 /** What the model said of a patch and how it counts, in words. */
 function describePatch(map, cell, threshold) {
