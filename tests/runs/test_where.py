@@ -184,3 +184,17 @@ def test_the_reader_is_chosen(slide: Path, model: Path, tmp_path: Path) -> None:
     one = logits(infer(slide, model, tmp_path / "one", "--reader", "openslide"))
     two = logits(infer(slide, model, tmp_path / "two", "--reader", "tiff"))
     assert one == two
+
+
+def test_results_say_that_nothing_else_was_assessed(
+    slide: Path, model: Path, tmp_path: Path
+) -> None:
+    write_geojson(tmp_path / "masks")
+    words = ("--model", model, "--out", tmp_path / "out", *PLAIN, "--mask", tmp_path / "masks")
+    done = run("infer", slide, *words)
+    assert "only inside one.geojson was assessed" in " ".join(done.output.split())
+    summary = json.loads((tmp_path / "out" / "one" / "summary.json").read_text())
+    # 8 patches of 25 µm; the other 88 of the 96 positions are not assessed.
+    assert (summary["mask"], summary["patches"]) == ("one.geojson", 8)
+    assert summary["assessed_mm2"] == pytest.approx(0.005)
+    assert summary["unassessed_fraction"] == pytest.approx(88 / 96)

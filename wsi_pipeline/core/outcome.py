@@ -159,6 +159,9 @@ class SlideSummary:
     reader_note: str | None = _metric(
         "Reader that cannot see damage; null: damage was looked for, or not recorded"
     )
+    mask: str | None = _metric(
+        "Name of the user's mask; nothing outside of it was assessed; null: none, or not recorded"
+    )
     model_digest: str = _metric("SHA-256 that names the model")
     colour_distance: float | None = _metric(
         "Distance of the stains from the training patches', in standard deviations; null: not"

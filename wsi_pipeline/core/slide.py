@@ -194,6 +194,8 @@ class PatchTable:
 
     None where patches were chosen by no mask, or the store is from before pieces.
     """
+    mask_name: str | None = None
+    """Name of the user's mask, outside of which nothing was looked at; None: no mask was given."""
 
     @property
     def patches(self) -> int:
@@ -228,6 +230,7 @@ class PatchTable:
         _, downsample, origin_xy_l0 = self.thumbnail
         columns = {"columns": dict(self.columns)} if self.columns else {}
         pieces = {} if self.tissue_id is None else {"has_tissue_id": True}
+        mask = {} if self.mask_name is None else {"mask": self.mask_name}
         own = {
             "slide": self.slide.to_json(),
             "grid": self.grid.to_json(),
@@ -239,7 +242,7 @@ class PatchTable:
             "has_tissue": self.tissue is not None,
             "has_areas": self.areas is not None,
         }
-        return columns | pieces | own
+        return columns | pieces | mask | own
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by their names on disk.
@@ -279,6 +282,9 @@ class PatchTable:
         columns = value.get("columns", {})
         if not isinstance(columns, dict) or not all(isinstance(v, str) for v in columns.values()):
             raise TypeError("the values of its columns are not texts")
+        mask_name = value.get("mask")
+        if not isinstance(mask_name, str | None):
+            raise TypeError("the name of its mask is not a text")
         quality, tissue = None, None
         if value.get("has_quality"):
             quality = PatchQuality(*(arrays[name] for name in PatchQuality._fields))
@@ -300,6 +306,7 @@ class PatchTable:
             areas=arrays["areas"] if value.get("has_areas") else None,
             columns=columns,
             tissue_id=arrays["tissue_id"] if value.get("has_tissue_id") else None,
+            mask_name=mask_name,
         )
 
 

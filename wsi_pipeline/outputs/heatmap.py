@@ -264,6 +264,7 @@ def summarise(predictions: Predictions, heatmap: Heatmap) -> SlideSummary:
         slide_mpp_source=table.slide.mpp_source,
         colour_profile=table.slide.colour_profile,
         reader_note=table.slide.reader_note,
+        mask=table.mask_name,
         model_digest=predictions.model_digest,
         colour_distance=predictions.distance.colour,
         colour_limit=predictions.limits.colour,
@@ -360,9 +361,10 @@ def describe_summary(summary: SlideSummary) -> str:
     share = "" if summary.positive_fraction is None else f" ({summary.positive_fraction:.1%})"
     unreadable = f", {summary.unreadable} unreadable" if summary.unreadable else ""
     interval = "" if summary.positives_low is None else f", {describe_interval(summary)}"
-    unlike = describe_unlike(summary)
+    unlike, mask = describe_unlike(summary), summary.mask
+    inside = "" if mask is None else f"; only inside {mask} was assessed"
     return (
         f"{summary.patches} patches, {summary.positives} {summary.positive_class}{share}{interval},"
         f" {summary.positive_mm2:.2f} of {summary.assessed_mm2:.2f} mm²{unreadable}"
-        f"{unlike and f'; {unlike}'}"
+        f"{inside}{unlike and f'; {unlike}'}"
     )

@@ -89,7 +89,7 @@ def _update(value: Any) -> Any:
         return value
     if "unlike_training" not in value:
         value = value | dict.fromkeys(ADDED)
-    value = dict.fromkeys(("colour_profile", "reader_note", "near_threshold")) | value
+    value = dict.fromkeys(("colour_profile", "reader_note", "near_threshold", "mask")) | value
     value = {"columns": {}} | value
     if "smooth_um" not in value:
         return value

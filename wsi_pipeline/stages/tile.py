@@ -283,10 +283,10 @@ def plan_patches(
         quality=quality,
         tissue=tissue,
         areas=found.areas if mask_file is None else None,
+        mask_name=None if mask_file is None else mask_file.name,
     )
-    mask_name = None if mask_file is None else mask_file.name
     return number_tissue(table), {
-        "tissue": config.tissue.to_json() | {"mask": mask_name, "tissue_mm2": tissue_mm2},
+        "tissue": config.tissue.to_json() | {"mask": table.mask_name, "tissue_mm2": tissue_mm2},
         "quality": config.quality.to_json(),
         "labels": labels.description,
         "provenance": describe_tool(),
