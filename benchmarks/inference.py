@@ -270,7 +270,7 @@ class Comparison(NamedTuple):
     model_per_s: float
     whole_per_s: float
     bound: str
-    """What the end-to-end time is compared with, in words."""
+    """The other way of the comparison, in words."""
     ratio: float
     shares: dict[str, float]
     """Of the threads' time, by what they were at."""

@@ -22,7 +22,7 @@ QUALITY_FLAGS = {"pen": 1, "blur": 2, "fold": 4, "bubble": 8}
 LOCAL, OTSU = "local", "otsu"
 TISSUE_DETECTORS = (LOCAL, OTSU)
 AREAS = ("glass", "tissue", "pen", "border", "fill", "uncertain", "dark")
-"""What a pixel of a thumbnail was taken for, by its number."""
+"""Areas that pixels of a thumbnail are taken for, by their number."""
 SCALE_TOLERANCE = 0.05
 """Patches whose scale differs by no more than this share are of one scale to a model."""
 
@@ -69,7 +69,7 @@ COLORMAPS = (
 are readable with every kind of colour blindness."""
 BY_PROBABILITY, POSITIVE_ONLY, EVERYTHING = "probability", "positive", "everything"
 MAP_MODES = (BY_PROBABILITY, POSITIVE_ONLY, EVERYTHING)
-"""How a map lies on its slide: from the threshold on, opaque by probability or evenly; or all."""
+"""Ways to lay a map on its slide: from the threshold on, opaque by probability or evenly; or all."""
 OUTPUT_GROUPS = {
     "all": (
         *("heatmap", "overlay", "spread", "gallery", "report", "summary", "csv", "parquet"),

@@ -82,7 +82,7 @@ class LabelledResults:
     slides: tuple[LabelledSlide, ...]
     unlabelled: tuple[str, ...]
     aggregation: Aggregation = field(default_factory=Aggregation)
-    """What made the probabilities of the logits, alike for all slides."""
+    """The terms by which logits became probabilities, alike for all slides."""
 
     @cached_property
     def assessed(self) -> tuple[LabelledSlide, ...]:

@@ -41,7 +41,7 @@ FINEST_SHARE = 50
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is known of one slide."""
+    """The known regions and labels of one slide."""
 
     source: str
     """Name of the label file, or words for where else the labels are from."""

@@ -1,4 +1,4 @@
-"""Where and how the slides of a run are cut, by the options that tiling and inference share."""
+"""The cutting of a run's slides, by the options that tiling and inference share."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What people know of slides: their labels, and the corrections that are drawn in the viewer."""
+"""Annotations of slides: label files, and the corrections that are drawn in the viewer."""
 
 import hashlib
 import shlex

@@ -86,7 +86,7 @@ class DeclaredScale(NamedTuple):
     mpp_x: str | None
     mpp_y: str | None
     instead: str = ""
-    """What the file states in its place, as the end of a sentence."""
+    """The words of the file in its place, as the end of a sentence."""
 
 
 class UserScale(NamedTuple):

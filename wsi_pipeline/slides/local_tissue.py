@@ -34,7 +34,7 @@ from wsi_pipeline.slides.scan_frame import WHITE, find_border, find_fill
 
 MAX_PX = 4_000_000
 HALO_SHARE, GLOW_SHARE = 0.2, 0.12
-"""What is dense, or glows, raises the threshold close by to this share of itself."""
+"""Dense and glowing parts raise the threshold close by to this share of themselves."""
 NEARLY_WHITE = 4
 """Pixels around fill that are not looked at for the glass."""
 
@@ -52,7 +52,7 @@ class Limits(NamedTuple):
 
 
 class FoundTissue(NamedTuple):
-    """What every pixel of a thumbnail is, (h, w)."""
+    """The areas of a thumbnail, (h, w) each."""
 
     tissue: Mask
     areas: NDArray[np.uint8]

@@ -99,7 +99,7 @@ class FoldsResult:
     folder: Path
     metrics: dict[str, Spread]
     held_out: tuple[HeldOutScores, ...] = ()
-    """Where the folds are groups that were held out."""
+    """The column whose groups were held out; None: folds were drawn."""
 
     def __str__(self) -> str:
         rows = [
