@@ -69,7 +69,7 @@ COLORMAPS = (
 are readable with every kind of colour blindness."""
 BY_PROBABILITY, POSITIVE_ONLY, EVERYTHING = "probability", "positive", "everything"
 MAP_MODES = (BY_PROBABILITY, POSITIVE_ONLY, EVERYTHING)
-"""Ways to lay a map on its slide: from the threshold on, opaque by probability or evenly; or all."""
+"""Ways to lay a map on its slide: opaque by probability or evenly from the threshold on; or all."""
 OUTPUT_GROUPS = {
     "all": (
         *("heatmap", "overlay", "spread", "gallery", "report", "summary", "csv", "parquet"),

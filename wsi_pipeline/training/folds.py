@@ -99,7 +99,7 @@ class FoldsResult:
     folder: Path
     metrics: dict[str, Spread]
     held_out: tuple[HeldOutScores, ...] = ()
-    """The column whose groups were held out; None: folds were drawn."""
+    """Scores of each held-out group; empty where folds were drawn."""
 
     def __str__(self) -> str:
         rows = [
