@@ -107,7 +107,7 @@ def test_a_pseudonymised_folder_has_no_further_columns(place: Path, tmp_path: Pa
     assert answer.exit_code == 0, answer.output
     assert "left out: columns of the sheet: site, stain" in answer.output
     assert list(read_rows(tmp_path / "links" / "slides.csv")[0]) == [
-        *("wsi", "mpp", "patient_id", "labels", "split", "label"),
+        *("wsi", "mpp", "patient_id", "labels", "mask", "split", "label"),
     ]
 
 
