@@ -137,6 +137,7 @@ WRITTEN = (RESERVED - FOLDERS) | {AGGREGATE_JSON, SLIDES_PARQUET}
 """Files that runs leave beside their products; shards put `.I-of-N` before the suffix."""
 MASK_SUFFIX = ".mask.png"
 LABELS_SUFFIX = ".labels.png"
+PREVIEW_SUFFIX = ".preview.html"
 CONFIG_JSON, TORCHSCRIPT = "config.json", "torchscript_model.pt"
 """Files of an external model's folder, as in the WSInfer zoo."""
 EXTERNAL_THRESHOLD = 0.5

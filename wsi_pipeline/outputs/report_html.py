@@ -146,7 +146,7 @@ def render_report(result: SlideResult) -> str:
         policy=CONTENT_POLICY,
         style=read_web_file(STYLE),
         scripts=[read_web_file(name) for name in SCRIPTS],
-        view=_script_safe(json.dumps(view, allow_nan=False)),
+        view=script_safe(json.dumps(view, allow_nan=False)),
     )
 
 
@@ -165,6 +165,6 @@ def read_web_file(name: str) -> str:
     return (resources.files("wsi_pipeline.outputs") / "web" / name).read_text(encoding="utf-8")
 
 
-def _script_safe(text: str) -> str:
-    """JSON that cannot end the script element that it stands in."""
+def script_safe(text: str) -> str:
+    """Return JSON that cannot end the script element that it stands in."""
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -15,6 +15,7 @@ from wsi_pipeline.core.choices import (
     LABELS_SUFFIX,
     MANIFEST,
     MASK_SUFFIX,
+    PREVIEW_SUFFIX,
     WRITTEN,
 )
 from wsi_pipeline.core.errors import ConfigError, machine_fault
@@ -305,7 +306,10 @@ def _is_side(name: str) -> bool:
 
 def is_written(name: str) -> bool:
     """Return whether wsi writes files of that name beside its products."""
-    return name.endswith((MASK_SUFFIX, LABELS_SUFFIX)) or SHARD.sub("", name) in WRITTEN
+    return (
+        name.endswith((MASK_SUFFIX, LABELS_SUFFIX, PREVIEW_SUFFIX))
+        or SHARD.sub("", name) in WRITTEN
+    )
 
 
 def is_work_of_wsi(folder: Path) -> bool:

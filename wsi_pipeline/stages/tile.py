@@ -228,7 +228,8 @@ def _no_patch_error(slide: SlideInfo, tissue_mm2: float, config: TileConfig) -> 
     )
 
 
-def _too_small_error(slide: SlideInfo, spec: PatchSpec) -> SlideError:
+def too_small_error(slide: SlideInfo, spec: PatchSpec) -> SlideError:
+    """Return the fault of a slide that holds no patch."""
     _, _, width, height = slide.bounds_l0
     size = f"{width * slide.mpp:g} × {height * slide.mpp:g} µm"
     remedy = "use smaller patches or a finer scale, or leave it out"
@@ -250,7 +251,7 @@ def plan_patches(
     spec, downsample = resolve_scale(reader, config)
     grid = lay_grid(slide.bounds_l0, downsample, spec)
     if not grid.rows * grid.cols:
-        raise _too_small_error(slide, spec)
+        raise too_small_error(slide, spec)
     thumbnail, unreadable = read_thumbnail(reader, config.tissue.mask_mpp)
     mpp = slide.mpp * float(thumbnail.downsample)
     found = find_tissue(thumbnail.pixels, mpp, config.tissue)
@@ -260,7 +261,7 @@ def plan_patches(
         fraction = tissue_fraction(tissue, thumbnail, grid)
     else:
         mask = TissueMask(mask_file, slide)
-        fraction, tissue_mm2 = _take_mask(mask, slide, grid)
+        fraction, tissue_mm2 = take_mask(mask, slide, grid)
         tissue = mask.mask_thumbnail(thumbnail)
     positions = _take_positions(reader, grid, fraction, config.tissue.min_tissue)
     _check_levels(reader, grid, positions, thumbnail)
@@ -293,7 +294,7 @@ def plan_patches(
     }
 
 
-def _take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:
+def take_mask(mask: TissueMask, slide: SlideInfo, grid: Grid) -> tuple[NDArray[np.float32], float]:
     """Return the share of tissue in every patch by the user's mask, and its area in mm²."""
     image = mask.thumbnail
     if image is None:
