@@ -119,11 +119,11 @@ function drawPicture() {
   const context = canvas.getContext("2d");
   context.globalAlpha = 1;
   context.drawImage(image, 0, 0);
-  const side = Math.max(view.pitch_px, 1);
+  const side = Math.max(Math.round(view.pitch_px), 1); // whole pixels, so that frames are sharp
   const isFramed = side > 6; // smaller ones are told apart by a stronger tint
   for (let patch = 0; patch < count; patch += 1) {
     const { name, color, opacity } = REASONS[reasons[patch]];
-    const [x, y] = placeOf(patch);
+    const [x, y] = placeOf(patch).map(Math.round);
     context.fillStyle = context.strokeStyle = color;
     context.globalAlpha = name === "kept" && !isFramed ? 0.35 : opacity;
     context.fillRect(x, y, side, side);
