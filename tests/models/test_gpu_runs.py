@@ -22,12 +22,13 @@ from tests.models.test_engines import FULL, SIDE, make_lively
 from wsi_pipeline.core.choices import BF16, FP16, FP32
 from wsi_pipeline.core.errors import EnvironmentFault, GpuLost, ModelError
 from wsi_pipeline.models import device_run
+from wsi_pipeline.models.architectures.own_network import OwnNetwork
 from wsi_pipeline.models.choice import EngineSetting
 from wsi_pipeline.models.device_queue import Cuda, DeviceQueue, Slot
 from wsi_pipeline.models.engines import ENGINES
 from wsi_pipeline.models.engines.engine import Engine, Forward
-from wsi_pipeline.models.engines.torch_eager import LowerNetwork, place
-from wsi_pipeline.models.model import Model
+from wsi_pipeline.models.engines.torch_eager import LowerNetwork, lower_precision, place
+from wsi_pipeline.models.model import Model, PatchNetwork
 from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.models.stacked import Ensemble
 
@@ -322,6 +323,20 @@ def test_a_lower_precision_is_that_of_the_weights_but_for_statistics(cuda: Prete
              for part in network.modules() if list(part.parameters(recurse=False))}  # fmt: skip
     assert kinds[nn.Conv2d] == {torch.bfloat16}
     assert kinds.get(nn.BatchNorm2d, {torch.float32}) == {torch.float32}
+
+
+def test_the_precision_of_a_users_code_is_left_to_torch(cuda: PretendedCuda) -> None:
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.linear(x.mean(dim=(2, 3)).float())
+            return output
+
+    patches = PatchNetwork(OwnNetwork(Stubborn()), make_lively().normalisation)
+    assert lower_precision(patches, torch.bfloat16) is patches
 
 
 @pytest.mark.parametrize("precision", [BF16, FP16])

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.choices import AREAS, MASK_SUFFIX, QUALITY_FLAGS
 from wsi_pipeline.core.geometry import (
     MAX_MPP,
@@ -329,3 +330,12 @@ class PatchSource(Protocol):
     """Patches of one slide in a fixed order, read block by block: a store, or the slide itself."""
 
     def read_block(self, block: int) -> PatchBlock: ...
+
+
+@runtime_checkable
+class TileSource(Protocol):
+    """A source that can also give the decoded tiles from which its patches are cut."""
+
+    def read_tiles(self, block: int, buffers: PixelBuffers) -> TiledBlock | None:
+        """Return a block in memory of `buffers`, or None where `read_block` must cut it."""
+        ...

@@ -17,19 +17,22 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from wsi_pipeline.core.buffers import PixelBuffers
 from wsi_pipeline.core.errors import SlideError
+from wsi_pipeline.core.slide import TiledBlock
 from wsi_pipeline.slides.base import Box, Boxes, Level, UserScale, show_reader, tiles_touched
 from wsi_pipeline.slides.openslide_reader import (
     OpenSlideReader,
     detect_vendor,
 )
-from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region
+from wsi_pipeline.slides.patches import Cut, TileCutter, cut_region, find_tiles
 from wsi_pipeline.slides.tiff_pages import PAGE_VENDORS
 from wsi_pipeline.slides.tiff_tiles import (
     ForgedTile,
@@ -45,6 +48,8 @@ PROBED_TILES = 2
 _numbers = itertools.count()
 MAX_BYTES = 128 * 1024 * 1024
 """About 650 tiles of 256 px: the borders of neighbouring macro-tiles, in the order of the store."""
+MOST_LENT_BYTES = 128 * 1024 * 1024
+"""Tiles of one block: where patches lie close together, about a third of it."""
 logger = logging.getLogger(__name__)
 
 
@@ -241,11 +246,52 @@ class TiffReader:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
 
-    def _tile(self, level: Level, layout: LevelLayout, index: int, keep: bool) -> NDArray[np.uint8]:
-        """Return one tile's pixels, white where missing; kept where a region takes a part of it."""
+    def lend_tiles(self, level: Level, cut: Cut, buffers: PixelBuffers) -> TiledBlock | None:
+        """Return patches as the tiles under them, or None where `cut` or `read` must cut them."""
+        layout = self.layout_of(level)
+        if layout is None or not _is_within(cut.box, (0, 0, *layout.size)):
+            return None
+        form = layout.form
+        found = find_tiles(cut, (form.width, form.height), layout.across)
+        shape = len(found.numbers), form.height, form.width, 3
+        if prod(shape) > MOST_LENT_BYTES:
+            return None
+        tiles = buffers.take(shape)
+
+        try:
+            for number, is_shared, tile in zip(
+                found.numbers.tolist(), found.is_shared.tolist(), tiles, strict=True
+            ):
+                self._tile(level, layout, number, is_shared, tile)
+        except TileFault:
+            return None
+        return TiledBlock(tiles, found.under, found.corners, cut.side)
+
+    def _tile(
+        self,
+        level: Level,
+        layout: LevelLayout,
+        index: int,
+        keep: bool,
+        into: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Return one tile's pixels, white where missing; kept where a region takes a part of it.
+
+        They are put `into` memory of that shape, where it is given. Raises TileFault.
+        """
         key = (self._key, level.number, index)
-        if (kept := TILES.get(key)) is not None:
-            return kept
+        tile = TILES.get(key)
+        if tile is None:
+            tile = self._decode(level, layout, index, into)
+            if keep:
+                TILES.put(key, tile if into is None else tile.copy())
+        if into is not None and tile is not into:
+            np.copyto(into, tile)
+        return tile
+
+    def _decode(
+        self, level: Level, layout: LevelLayout, index: int, into: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8]:
         lost_tiles = self._openslide.lost_tiles
         if level.number == 0 and lost_tiles.holds(index):
             raise TileFault("a lost tile")
@@ -255,10 +301,7 @@ class TiffReader:
         if count == 0:
             return np.full((layout.form.height, layout.form.width, 3), self._white, np.uint8)
         content = self._read_bytes(int(layout.offsets[index]), count)
-        tile = self._openslide.to_wanted(decode_tile(content, layout.form))
-        if keep:
-            TILES.put(key, tile)
-        return tile
+        return self._openslide.to_wanted(decode_tile(content, layout.form, into))
 
     def _read_bytes(self, offset: int, count: int) -> bytes:
         # Read, not mapped: a file that is cut short meanwhile is a fault here and would kill the

@@ -78,14 +78,19 @@ def can_decode(form: TileFormat) -> bool:
     return is_simple and form.compression in DECODERS
 
 
-def decode_tile(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+def decode_tile(
+    content: bytes, form: TileFormat, into: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """Return the pixels of a tile, RGB (height, width, 3). Raises TileFault.
 
     The result's memory is set aside beforehand, so that a tile that claims to be larger than its
-    level's tiles is a fault.
+    level's tiles is a fault. JPEG is decoded straight into `into`, where that is given.
     """
     try:
-        pixels = DECODERS[form.compression](content, form)
+        if form.compression == JPEG:
+            pixels = _decode_jpeg(content, form, into)
+        else:
+            pixels = DECODERS[form.compression](content, form)
     except DECODER_FAULTS as error:
         raise TileFault(f"{type(error).__name__}: {error}") from error
     if pixels.shape != (form.height, form.width, 3) or pixels.dtype != np.uint8:
@@ -95,10 +100,12 @@ def decode_tile(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
     return pixels
 
 
-def _decode_jpeg(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
+def _decode_jpeg(
+    content: bytes, form: TileFormat, into: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     # The TIFF's tag counts, as for OpenSlide, not the markers of the JPEG.
     is_ycbcr = form.photometric == YCBCR
-    return decode_jpeg(content, form.jpeg_tables, is_ycbcr, (form.width, form.height))
+    return decode_jpeg(content, form.jpeg_tables, is_ycbcr, (form.width, form.height), into)
 
 
 def _decode_deflate(content: bytes, form: TileFormat) -> NDArray[np.uint8]:
