@@ -33,7 +33,8 @@ from wsi_pipeline.models.gathering import cut_patches
 from wsi_pipeline.slides import jpeg_tiles
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.slides.tiff_reader import TiffReader
-from wsi_pipeline.stages.tile import TileConfig, plan_patches
+from wsi_pipeline.stages.tile import plan_patches
+from wsi_pipeline.stages.tile_config import TileConfig
 
 MPP = 0.25
 PINNED_BUFFERS = 64

@@ -17,7 +17,8 @@ from wsi_pipeline.models.predictor import Predictor
 from wsi_pipeline.slides import open_slide
 from wsi_pipeline.slides.patches import SlidePatches
 from wsi_pipeline.stages import predict
-from wsi_pipeline.stages.tile import TileConfig, plan_patches
+from wsi_pipeline.stages.tile import plan_patches
+from wsi_pipeline.stages.tile_config import TileConfig
 from wsi_pipeline.store.commit import Staging
 
 BLOCK = 0
