@@ -173,6 +173,24 @@ def test_tiles_that_neighbouring_blocks_need_are_decoded_once(
     assert len(decoded) == len(set(decoded)) == 6 * 4 - 1  # of 6 × 5 the patches touch 4 rows
 
 
+def test_tiles_that_follow_one_another_in_the_file_are_read_at_once(
+    slides: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patches touch 4 rows of 6 tiles; tile 1 is missing, and a read ends with the sixteenth."""
+    source = patches_of(TiffReader(slides[128], "s"))
+    read_tiles(source)
+    counts: list[int] = []
+    read = TiffReader._read_bytes
+
+    def note(reader: TiffReader, offset: int, count: int) -> bytes:
+        counts.append(count)
+        return read(reader, offset, count)
+
+    monkeypatch.setattr(TiffReader, "_read_bytes", note)
+    read_tiles(source)
+    assert len([count for count in counts if count]) == 3  # tile 0, 2 to 15, 16 to 23
+
+
 def test_a_tile_that_cannot_be_decoded_leaves_the_block_to_the_cutter(tmp_path: Path) -> None:
     path = spoil_tile(write_tiles(tmp_path / "s.tiff", *ODD_SIZE, tile=240, **JPEG_YCC), 1)
     source = patches_of(TiffReader(path, "s"))

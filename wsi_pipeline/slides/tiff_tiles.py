@@ -15,7 +15,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_pipeline.slides.base import Level
+from wsi_pipeline.slides.base import Box, Boxes, Level, tiles_touched
 from wsi_pipeline.slides.jpeg_tiles import can_share, decode_jpeg
 from wsi_pipeline.slides.tiff_pages import find_page
 from wsi_pipeline.slides.tiff_structure import (
@@ -207,6 +207,17 @@ class LevelLayout(NamedTuple):
         rows = range(max(y, 0) // self.form.height, -(-y_stop // self.form.height))
         cols = range(max(x, 0) // self.form.width, -(-x_stop // self.form.width))
         return rows, cols
+
+    def tiles_wanted(self, box: Box, only: Boxes | None) -> list[int]:
+        """Return the numbers of the tiles under a box, or under those of `only` (n, 4), by rows."""
+        rows, cols = self.tiles_under(*box)
+        if only is None or not rows or not cols:
+            return [row * self.across + col for row in rows for col in cols]
+        tile = self.form.width, self.form.height
+        corner = [cols.start * tile[0], rows.start * tile[1], 0, 0]
+        row, col = np.nonzero(tiles_touched(only - corner, tile, (len(rows), len(cols))))
+        wanted: list[int] = ((row + rows.start) * self.across + col + cols.start).tolist()
+        return wanted
 
 
 def find_layouts(path: Path, levels: Sequence[Level]) -> dict[int, LevelLayout]:
