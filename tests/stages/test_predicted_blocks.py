@@ -42,9 +42,9 @@ def predict_first(
     """Return logits, unreadable patches, fallbacks and compared values of the first block."""
     reader = open_slide(slide)
     table, _ = plan_patches(reader, TileConfig(spec=PatchSpec(50, 50, 0.5)))
-    predictor = Predictor(with_domain(), setting, 32)
+    predictor = Predictor(with_domain(), setting, 1)
     staging = Staging(folder / setting.device, {})
-    predict.begin_predictions(staging, table, predictor)
+    predict.begin_predictions(staging, table, predictor.model, predictor.setting)
     written: list[Any] = []
     monkeypatch.setattr(predict, "write_prediction_block", lambda *given: written.append(given[3]))
     source = SlidePatches(reader, table.grid, table.positions, table.block_size)
@@ -90,7 +90,7 @@ def test_patches_that_are_also_stored_are_cut_on_the_cpu(
     predictor, staging, store = Predictor(with_domain(), gpu(), 32), *(
         Staging(tmp_path / name, {}) for name in ("predictions", "store")
     )  # fmt: skip
-    predict.begin_predictions(staging, table, predictor)
+    predict.begin_predictions(staging, table, predictor.model, predictor.setting)
     stored: list[Any] = []
     monkeypatch.setattr(predict, "write_patch_block", lambda *given: stored.append(given[3].pixels))
     source = SlidePatches(reader, table.grid, table.positions, table.block_size)
