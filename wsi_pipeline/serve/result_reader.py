@@ -39,6 +39,8 @@ class LoadedResult:
     """The model's own for counting."""
     own: NDArray[np.float32]
     """(rows, cols) probability of each patch alone, without its neighbours."""
+    spread: NDArray[np.float32] | None = None
+    """(rows, cols) standard deviation of the logits of an ensemble's members; None: one model."""
 
 
 class ResultReader:
@@ -96,7 +98,8 @@ def _load(result: Result) -> LoadedResult:
     own = place_on_grid(table, predictions.alone)
     threshold = predictions.terms.choose(view.context_um).count
     described = describe_model(model)
-    return LoadedResult(result, summary, table, heatmap, described, threshold, own)
+    spread = None if predictions.spread is None else place_on_grid(table, predictions.spread)
+    return LoadedResult(result, summary, table, heatmap, described, threshold, own, spread)
 
 
 def require_summary(result: Result) -> SlideSummary:

@@ -367,3 +367,32 @@ class CorrectionBody(BaseModel):
     geometry: dict[str, Any] | None = Field(
         default=None, description="GeoJSON of polygons, in level-0 pixels."
     )
+
+
+class TrainingAnswer(AnswerBody):
+    """The reviewer's call of one patch, for training."""
+
+    seconds: float = Field(ge=0, le=86400, description="Time that the answer took.")
+
+
+class TrainingPatch(PatchPlace):
+    """A patch to call for training."""
+
+    queue: Literal["top", "unsure"] = Field(description="Among the most probable, or least sure.")
+
+
+class TrainingBody(BaseModel):
+    """What was called for training, which no count is made of, and what comes next."""
+
+    reviewer: str
+    positive_class: str
+    field_um: float
+    called: int
+    positives: int
+    hard_negatives: int = Field(description="Called negative from the top of the ranking.")
+    seconds: float = Field(description="Time that all answers took.")
+    upcoming: list[TrainingPatch]
+    lines: list[str] = Field(description="The commands that train with the answers.")
+    undone: PatchPlace | None = Field(
+        default=None, description="The patch of the answer that was removed."
+    )

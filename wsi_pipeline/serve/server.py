@@ -24,6 +24,7 @@ from wsi_pipeline.serve import (
     review_routes,
     slide_routes,
     table_routes,
+    training_routes,
     work_routes,
 )
 from wsi_pipeline.serve.auth import Guard
@@ -136,6 +137,7 @@ def build_app(services: Services) -> ASGIApp:
     api.include_router(slide_routes.router)
     api.include_router(annotation_routes.router)
     api.include_router(review_routes.router)
+    api.include_router(training_routes.router)
     api.include_router(work_routes.router)
     api.include_router(table_routes.router)
     app.include_router(api)

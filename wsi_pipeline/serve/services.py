@@ -29,6 +29,7 @@ from wsi_pipeline.serve.result_reader import LoadedResult, ResultReader
 from wsi_pipeline.serve.reviews import ReviewService
 from wsi_pipeline.serve.settings import ServeSettings
 from wsi_pipeline.serve.slide_pixels import SlidePixels, TileCache
+from wsi_pipeline.serve.training_queue import TrainingQueue
 
 BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 MAX_NAME = 200
@@ -77,6 +78,8 @@ class Services:
     """None without a model, slides and a results folder."""
     reviews: ReviewService | None = None
     """None where nobody reviews."""
+    training: TrainingQueue | None = None
+    """None where nobody reviews."""
     truths: TruthReader = field(default_factory=TruthReader)
     corrections: CorrectionService = field(default_factory=CorrectionService)
 
@@ -107,6 +110,7 @@ def open_services(settings: ServeSettings) -> Iterator[Services]:
             predictions=_open_predictions(settings, uploads, has_jobs=jobs is not None),
             jobs=jobs,
             reviews=None if settings.reviewer is None else ReviewService(settings),
+            training=None if settings.reviewer is None else TrainingQueue(settings.reviewer),
         )
         _watch(services, readers, uploads)
         yield services
