@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.builders import make_patches, make_training_stores
+from tests.pretended_gpus import elsewhere, refuse_cuda
 from wsi_pipeline.core.errors import EnvironmentFault, GpuLost
 from wsi_pipeline.core.progress import Listener
 from wsi_pipeline.models.architectures import build_network
 from wsi_pipeline.models.card import Normalisation
-from wsi_pipeline.models.choice import Gpu
 from wsi_pipeline.models.outlines import NetworkOptions
 from wsi_pipeline.training import captured_step, ranks
 from wsi_pipeline.training.augment import NO_AUGMENTATION, Augmentation, turn
@@ -237,23 +237,6 @@ def test_one_patch_that_does_not_fit_is_the_fault_itself() -> None:
 
 # --- several GPUs
 
-TWO = [Gpu("0", "GPU-aa"), Gpu("1", "GPU-bb")]
-
-
-@pytest.fixture
-def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two GPUs on a machine where this process must not use torch.cuda at all."""
-
-    def refuse(*given: object, **options: object) -> Any:
-        raise AssertionError("this process touched CUDA")
-
-    for name in (
-        *("is_available", "device_count", "mem_get_info", "get_device_properties"),
-        *("is_bf16_supported", "get_device_capability", "empty_cache", "set_device", "_lazy_init"),
-    ):
-        monkeypatch.setattr(torch.cuda, name, refuse)
-    monkeypatch.setattr("wsi_pipeline.models.gpus.ask_gpus", lambda: TWO)
-
 
 class Elsewhere:
     """A process that is started, with a CPU in the place of a GPU."""
@@ -268,7 +251,8 @@ class Elsewhere:
         pass
 
     def submit(self, function: Callable[..., Any], checkpoint: Any, job: FitJob) -> "Elsewhere":
-        self.answer = with_cuda(lambda: function(checkpoint, replace(job, config=on_cpu(job))))
+        with elsewhere():
+            self.answer = function(checkpoint, replace(job, config=on_cpu(job)))
         return self
 
     def result(self) -> Any:
@@ -279,31 +263,20 @@ def on_cpu(job: FitJob) -> TrainConfig:
     return replace(job.config, device="cpu", devices=1)
 
 
-def with_cuda(run: Callable[[], Any]) -> Any:
-    """Run what happens in another process, where torch.cuda may be used."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(torch.cuda, "device_count", lambda: 0)
-        patch.setattr(torch.cuda, "empty_cache", lambda: None)
-        return run()
-
-
 @pytest.mark.usefixtures("plots_left_out")
 def test_the_process_that_starts_others_never_touches_cuda(
-    no_cuda: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    refuse_cuda(monkeypatch)
     started: list[int] = []
 
     def start(rank: object, given: tuple[Any, ...], count: int) -> None:
         started.append(count)
         job = replace(given[1], config=on_cpu(given[1]))
-
-        def run() -> None:
+        with elsewhere():
             fabric = make_fabric(job.config)
             fabric.launch()
             fit_here(fabric, job, Listener())
-
-        with_cuda(run)
 
     monkeypatch.setattr(ranks, "start_processes", start)
     monkeypatch.setattr(ranks, "ProcessPoolExecutor", Elsewhere)
@@ -315,8 +288,9 @@ def test_the_process_that_starts_others_never_touches_cuda(
 
 
 def test_more_gpus_than_there_are_is_refused_before_anything_begins(
-    no_cuda: None, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    refuse_cuda(monkeypatch)
     config = replace(QUICK, device="cuda", devices=3)
     stores = make_training_stores(tmp_path / "stores")
     with pytest.raises(EnvironmentFault, match="3 GPUs: this machine has 2; give fewer"):
