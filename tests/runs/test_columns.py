@@ -95,6 +95,12 @@ def test_columns_and_patient_are_in_every_table(results: Path) -> None:
     assert json.loads(patches.schema.metadata[b"wsi"])["columns"]["site"] == "north"
 
 
+@pytest.mark.parametrize("name", ["run.json", "events.jsonl", "failures.csv"])
+def test_the_records_of_the_run_have_no_values(name: str, results: Path) -> None:
+    text = (results / name).read_text()
+    assert not [value for value in ("north", "south", "H&E") if value in text]
+
+
 def test_the_list_of_the_viewer_has_both(results: Path) -> None:
     one, other = Catalogue([results], None).entries()
     assert (one.patient_id, dict(one.columns)) == ("p1", {"site": "north", "stain": "H&E"})
