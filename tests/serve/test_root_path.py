@@ -75,6 +75,15 @@ def test_the_description_for_programs_names_the_prefix(shown: str) -> None:
     assert "/api/v1/slides" in described["paths"]
 
 
+def test_every_request_is_summarised_in_words_of_its_own(shown: str) -> None:
+    paths = httpx.get(f"{shown}/openapi.json", headers=ALLOWED).json()["paths"]
+    said = [each for operations in paths.values() for each in operations.values()]
+    assert len({each["summary"] for each in said}) == len(said)
+    for each in said:
+        of_its_name = each["operationId"].partition("_api_v1")[0].replace("_", " ")
+        assert each["summary"].lower() != of_its_name, each["summary"]
+
+
 def test_health_needs_no_token_behind_a_proxy(shown: str) -> None:
     assert httpx.get(f"{shown}/healthz").json() == {"status": "ok"}
 
