@@ -46,6 +46,11 @@ def run_proxy(
 
         do_GET = do_POST = do_DELETE = hand_on  # noqa: N815 – http.server looks for these names
 
+        def handle(self) -> None:
+            """Take no notice of a browser that goes away."""
+            with contextlib.suppress(ConnectionError):
+                super().handle()
+
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 

@@ -31,9 +31,11 @@ ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @contextlib.contextmanager
-def run_server(settings: ServeSettings) -> Iterator[tuple[str, Services]]:
-    """A server on a free port until the block ends: its address, and what it works with."""
-    with bind(replace(settings, port=0)) as listener:
+def run_server(settings: ServeSettings, port: int = 0) -> Iterator[tuple[str, Services]]:
+    """A server on a port (0: any free one) until the block ends: its address, and what it works
+    with.
+    """
+    with bind(replace(settings, port=port)) as listener:
         bound = replace(settings, port=listener.getsockname()[1])
         with open_services(bound) as services:
             server = uvicorn.Server(configure(services))
