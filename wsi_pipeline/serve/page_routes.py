@@ -116,7 +116,7 @@ def show_docs(request: Request) -> HTMLResponse:
 async def ask_token(request: Request, services: Here, ticket: str | None = None) -> Response:
     """Ask for the token, or take the browser's ticket, once."""
     if ticket is not None and services.auth.use_ticket(ticket):
-        return services.auth.let_in(root_of(request), services.settings.start_page)
+        return services.auth.let_in(request, services.settings.start_page)
     return _show_form(request, is_wrong=False)
 
 
@@ -128,7 +128,7 @@ async def take_token(request: Request, services: Here) -> Response:
         page = _show_form(request, is_wrong=True)
         page.status_code = 401
         return page
-    return services.auth.let_in(root_of(request), "/")
+    return services.auth.let_in(request, "/")
 
 
 def _show_form(request: Request, is_wrong: bool) -> HTMLResponse:
