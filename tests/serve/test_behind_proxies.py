@@ -7,13 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+import wsi_pipeline as wsi
 from tests.browsing import IN_BROWSER, PATIENCE_MS, Watched, wait_for
 from tests.proxied import run_proxy
 from tests.served import TOKEN, run_server, wait_until
@@ -151,3 +154,46 @@ def test_every_page_works_behind_jupyter_server_proxy(
         assert url.startswith(f"http://127.0.0.1:{port}")
         watched.page.goto(f"{jupyter}/api?token={JUPYTER_TOKEN}")
         walk_through(watched)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A page of another site that holds a frame."""
+
+    frame = ""
+
+    def do_GET(self) -> None:
+        """Send the page."""
+        content = f"<!doctype html><link rel=icon href=data:,><body>{self.frame}".encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("is_served", [True, False], ids=["viewer", "report"])
+def test_a_notebook_of_another_site_shows_the_slide(
+    browser: Browser, served_root: Path, is_served: bool
+) -> None:
+    Handler.frame = (
+        wsi.open_results(served_root / "results")["one"].show(is_served=is_served)._repr_html_()
+    )
+    page_of_cells = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=page_of_cells.serve_forever, daemon=True).start()
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    faults: list[str] = []
+    page = context.new_page()
+    page.on(
+        "console", lambda message: faults.append(message.text) if message.type == "error" else None
+    )
+    page.goto(f"http://localhost:{page_of_cells.server_address[1]}/")  # another site than 127.0.0.1
+    frame = page.frame_locator("iframe")
+    expect(frame.locator("#count")).to_contain_text("patches positive", timeout=PATIENCE_MS)
+    expect(frame.locator("h1")).to_have_text("one")
+    context.close()
+    page_of_cells.shutdown()
+    page_of_cells.server_close()
+    assert faults == []
