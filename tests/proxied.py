@@ -44,7 +44,7 @@ def run_proxy(
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_DELETE = hand_on  # noqa: N815 – http.server looks for these names
+        do_GET = do_POST = do_PUT = do_DELETE = hand_on  # noqa: N815 – http.server looks for these names
 
         def handle(self) -> None:
             """Take no notice of a browser that goes away."""
