@@ -140,6 +140,7 @@ def _take(table: PatchTable, positions: NDArray[np.int32]) -> PatchTable:
         labels=np.full(count, -1, dtype=np.int8),
         label_fraction=np.full(count, np.nan, dtype=np.float32),
         tissue_fraction=np.ones(count, dtype=np.float32),
+        tissue_id=None,
         block_size=max(count, 1),
         quality=None,
     )
